@@ -1,0 +1,68 @@
+"""How commands print: one JSON document on stdout, or a table; everything else goes to stderr."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console()
+err = Console(stderr=True)
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document on stdout; numbers that JSON has no word for become null."""
+    print(json.dumps(_without_nan(document), indent=2))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows as a table; numbers stand to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    cells = [list(row) for row in rows]
+    for position, column in enumerate(columns):
+        numeric = bool(cells) and all(isinstance(row[position], int | float) for row in cells)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in cells:
+        table.add_row(*(_cell(value) for value in row))
+    out.print(table)
+
+
+def print_fields(title: str, fields: Mapping[str, object]) -> None:
+    """Print names and values, one a line."""
+    print_table(title, ("", ""), list(fields.items()))
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr that counts things done, with the time that remains."""
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return str(value)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
