@@ -1,9 +1,14 @@
 """What tests of several parts share."""
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from hypothesis import settings
+
+from shared.adapters.bus import Bus
+from shared.runtime.redis_server import RedisServer, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,3 +23,24 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real market data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis of the tests' own; `bus` empties it before each test."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"), free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest_asyncio.fixture
+async def bus(redis_server: RedisServer) -> AsyncIterator[Bus]:
+    """A bus to an empty Redis."""
+    from redis.asyncio import Redis
+
+    async with Redis.from_url(redis_server.url) as client:
+        await client.flushall()
+    bus = Bus(redis_server.url)
+    yield bus
+    await bus.close()

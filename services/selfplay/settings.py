@@ -1,0 +1,7 @@
+"""A self-play worker's settings."""
+
+from shared.runtime.settings import ServiceSettings
+
+
+class SelfPlaySettings(ServiceSettings):
+    """A self-play worker's settings."""

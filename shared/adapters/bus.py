@@ -1,0 +1,382 @@
+"""Redis streams: append, read, acknowledge, reclaim, dead-letter, announce.
+
+What holds here, and why (docs/messages.md): redis-py's own retries are off, since a hidden retry of
+XADD repeats the entry; every operation is retried in one place, with capped exponential back-off and
+jitter, for as long as Redis is away; a socket waits longer than a blocking read blocks; only
+acknowledged trajectories leave their stream; what cannot be read goes to the dead letters in the same
+transaction that takes it off its stream.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+
+import stamina
+import structlog
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from shared.errors import MessageError
+from shared.messages.codec import decode, encode
+from shared.messages.schemas import DeadLettered, Heartbeat, Message
+from shared.messages.streams import (
+    DEAD,
+    HEARTBEAT_PREFIX,
+    HEARTBEAT_TTL_SECONDS,
+    Stream,
+    heartbeat_key,
+)
+
+log = structlog.get_logger()
+
+BLOCK_MS = 2_000
+SOCKET_TIMEOUT_SECONDS = 10.0
+READ_COUNT = 32
+EXCERPT_BYTES = 1_024
+
+#: An entry that was delivered this often and never acknowledged is poison.
+MAX_DELIVERIES = 3
+
+#: What is worth waiting for: Redis is away, starting, full, or was just failed over.
+TRANSIENT = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.BusyLoadingError,
+    redis_errors.OutOfMemoryError,
+    redis_errors.ReadOnlyError,
+    OSError,
+    asyncio.IncompleteReadError,
+)
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R")
+
+_Entry = tuple[bytes, Mapping[bytes, bytes]]
+
+
+@dataclass(frozen=True)
+class Entry(Generic[M]):
+    """One message of a stream, with its entry id and the bytes of its arrays."""
+
+    entry_id: str
+    message: M
+    arrays: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Batch(Generic[M]):
+    """Messages delivered to one consumer; acknowledge them after their effect is safe, never before."""
+
+    entries: Sequence[Entry[M]]
+    ack: Callable[[], Awaitable[None]]
+
+
+class Bus:
+    """One process's way to the streams."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_connect_timeout=5.0,
+            health_check_interval=15,
+            protocol=2,
+            decode_responses=False,
+        )
+        self._down = False
+
+    @property
+    def degraded(self) -> bool:
+        """True while Redis does not answer."""
+        return self._down
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        """One try, no waiting.
+
+        Raises:
+            redis.exceptions.RedisError: Redis does not answer.
+        """
+        await self._redis.ping()
+
+    async def append(self, stream: Stream[M], message: M, arrays: bytes = b"") -> str:
+        """Append one message, waiting for Redis as long as it takes; at least once.
+
+        A reply that was lost makes the entry appear twice, so readers count ids, not entries.
+        """
+        fields = encode(message, arrays)
+
+        async def add() -> bytes:
+            return cast("bytes", await self._redis.xadd(stream.key, cast("Any", fields), **_trim(stream)))
+
+        return (await self._retried(f"append to {stream.key}", add)).decode()
+
+    async def announce(self, stream: Stream[M], message: M, *, name: str = "latest") -> None:
+        """Append a message and keep it under `<key>:<name>` too, both or neither.
+
+        A reader that was away finds the newest one without reading the history.
+        """
+        fields = encode(message)
+
+        async def transaction() -> None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.xadd(stream.key, cast("Any", fields), **_trim(stream))
+                pipe.hset(f"{stream.key}:{name}", mapping=cast("Any", fields))
+                await pipe.execute()
+
+        await self._retried(f"announce on {stream.key}", transaction)
+
+    async def newest(self, stream: Stream[M], *, name: str = "latest") -> M | None:
+        """The last message announced under a name, or None when there was none."""
+        fields = await self._retried(
+            f"read {stream.key}:{name}",
+            lambda: cast("Awaitable[Mapping[bytes, bytes]]", self._redis.hgetall(f"{stream.key}:{name}")),
+        )
+        return decode(stream, fields)[0] if fields else None
+
+    async def length(self, stream: Stream[Message]) -> int:
+        """Number of entries in a stream."""
+        return int(await self._retried(f"length of {stream.key}", lambda: self._redis.xlen(stream.key)))
+
+    async def last_id(self, stream: Stream[Message]) -> str:
+        """Id of a stream's last entry, or "0-0" of an empty one: where a reader of news alone begins."""
+        rows = await self._retried(f"read {stream.key}", lambda: self._redis.xrevrange(stream.key, count=1))
+        return cast("list[_Entry]", rows)[0][0].decode() if rows else "0-0"
+
+    async def recent(self, stream: Stream[M], *, count: int, before: str = "+") -> list[Entry[M]]:
+        """Up to `count` messages, newest first; with `before` an entry id, those older than it.
+
+        Entries that cannot be read are left out: their reader puts them with the dead letters.
+        """
+        upper = before if before == "+" else f"({before}"
+        rows = await self._retried(
+            f"read {stream.key}", lambda: self._redis.xrevrange(stream.key, max=upper, count=count)
+        )
+        entries = []
+        for raw in cast("list[_Entry]", rows):
+            with contextlib.suppress(MessageError):
+                entries.append(_entry(stream, raw))
+        return entries
+
+    async def follow(
+        self, stream: Stream[M], after: str = "0-0", *, block_ms: int = BLOCK_MS
+    ) -> AsyncIterator[list[Entry[M]]]:
+        """Messages behind an entry id as they come, for a reader that keeps its own place.
+
+        Yields an empty list whenever nothing came for `block_ms`, so that the reader can look around.
+        """
+        while True:
+            rows = await self._retried(
+                f"follow {stream.key}",
+                lambda: self._redis.xread({stream.key: after}, count=READ_COUNT, block=block_ms),  # noqa: B023
+            )
+            entries = []
+            for raw in _rows(rows):
+                after = raw[0].decode()
+                try:
+                    entries.append(_entry(stream, raw))
+                except MessageError as unreadable:
+                    await self.append(DEAD, _dead(stream, raw, str(unreadable)))
+            yield entries
+
+    async def consume(
+        self, stream: Stream[M], group: str, consumer: str, *, reclaim_after_ms: int = 60_000
+    ) -> AsyncIterator[Batch[M]]:
+        """Batches for one consumer of a group: its own pending ones first, then abandoned and new ones.
+
+        Yields an empty batch whenever nothing came for a while. The group begins at the stream's
+        start, so that nothing sent before the first consumer is missed.
+        """
+        await self._retried(f"group {group}", lambda: self._ensure_group(stream, group))
+        pending_from = "0-0"
+        while pending_from:
+            rows = await self._read_group(stream, group, consumer, pending_from, block_ms=None)
+            pending_from = rows[-1][0].decode() if rows else ""
+            if rows:
+                yield await self._batch(stream, group, rows)
+        claim_from = "0-0"
+        while True:
+            claim_from, claimed = await self._claim(stream, group, consumer, claim_from, reclaim_after_ms)
+            if claimed:
+                yield await self._batch(stream, group, claimed)
+            rows = await self._read_group(stream, group, consumer, ">", block_ms=BLOCK_MS)
+            yield await self._batch(stream, group, rows)
+
+    async def dead_letter(self, stream: Stream[M], group: str, entry: Entry[M], reason: str) -> None:
+        """Move one delivered entry to the dead letters, in one transaction."""
+        raw = (entry.entry_id.encode(), {k.encode(): v for k, v in encode(entry.message).items()})
+        await self._bury(stream, group, raw, reason)
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Say once that an instance lives; one try, since the next beat comes soon anyway.
+
+        Raises:
+            redis.exceptions.RedisError: Redis does not answer.
+        """
+        key = heartbeat_key(heartbeat.service, heartbeat.instance)
+        await self._redis.set(key, heartbeat.model_dump_json(), ex=HEARTBEAT_TTL_SECONDS)
+
+    async def still(self, service: str, instance: str) -> None:
+        """Take an instance's heartbeat away: it stopped in good order."""
+        await self._redis.delete(heartbeat_key(service, instance))
+
+    async def heartbeats(self) -> list[Heartbeat]:
+        """All instances that say they live, by service and instance."""
+
+        async def read() -> list[bytes | None]:
+            keys = [key async for key in self._redis.scan_iter(f"{HEARTBEAT_PREFIX}:*", count=500)]
+            return cast("list[bytes | None]", await self._redis.mget(keys)) if keys else []
+
+        values = await self._retried("read heartbeats", read)
+        found = [Heartbeat.model_validate_json(value) for value in values if value]
+        return sorted(found, key=lambda beat: (beat.service, beat.instance))
+
+    async def _ensure_group(self, stream: Stream[M], group: str) -> None:
+        try:
+            await self._redis.xgroup_create(stream.key, group, id="0", mkstream=True)
+        except redis_errors.ResponseError as refused:
+            if "BUSYGROUP" not in str(refused):
+                raise
+
+    async def _read_group(
+        self, stream: Stream[M], group: str, consumer: str, start: str, *, block_ms: int | None
+    ) -> list[_Entry]:
+        async def read() -> object:
+            try:
+                return await self._redis.xreadgroup(
+                    group, consumer, {stream.key: start}, count=READ_COUNT, block=block_ms
+                )
+            except redis_errors.ResponseError as refused:
+                if "NOGROUP" not in str(refused):
+                    raise
+                await self._ensure_group(stream, group)  # Redis came back without its data
+                return []
+
+        return _rows(await self._retried(f"consume {stream.key}", read))
+
+    async def _claim(
+        self, stream: Stream[M], group: str, consumer: str, start: str, idle_ms: int
+    ) -> tuple[str, list[_Entry]]:
+        async def claim() -> Sequence[Any]:
+            try:
+                return cast(
+                    "Sequence[Any]",
+                    await self._redis.xautoclaim(
+                        stream.key, group, consumer, min_idle_time=idle_ms, start_id=start, count=READ_COUNT
+                    ),
+                )
+            except redis_errors.ResponseError as refused:
+                if "NOGROUP" not in str(refused):
+                    raise
+                await self._ensure_group(stream, group)
+                return (b"0-0", [])
+
+        reply = await self._retried(f"reclaim {stream.key}", claim)
+        rows = [row for row in reply[1] if row[1]]
+        poison = set()
+        if rows:
+            pending = await self._retried(
+                f"pending of {stream.key}",
+                lambda: self._redis.xpending_range(
+                    stream.key,
+                    group,
+                    min=rows[0][0],
+                    max=rows[-1][0],
+                    count=READ_COUNT,
+                    consumername=consumer,
+                ),
+            )
+            poison = {p["message_id"] for p in pending if int(p["times_delivered"]) > MAX_DELIVERIES}
+            for row in rows:
+                if row[0] in poison:
+                    reason = f"delivered more than {MAX_DELIVERIES} times and never acknowledged"
+                    await self._bury(stream, group, row, reason)
+        return reply[0].decode(), [row for row in rows if row[0] not in poison]
+
+    async def _batch(self, stream: Stream[M], group: str, rows: Sequence[_Entry]) -> Batch[M]:
+        entries = []
+        for raw in rows:
+            if not raw[1]:  # deleted while it was pending: nothing is left to read
+                continue
+            try:
+                entries.append(_entry(stream, raw))
+            except MessageError as unreadable:
+                await self._bury(stream, group, raw, str(unreadable))
+
+        async def ack() -> None:
+            ids = [entry.entry_id for entry in entries]
+            if ids:
+                await self._retried(f"acknowledge {stream.key}", lambda: self._remove(stream, group, ids))
+
+        return Batch(entries, ack)
+
+    async def _remove(self, stream: Stream[M], group: str, ids: Sequence[str]) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xack(stream.key, group, *ids)
+            pipe.xdel(stream.key, *ids)
+            await pipe.execute()
+
+    async def _bury(self, stream: Stream[M], group: str, raw: _Entry, reason: str) -> None:
+        letter = _dead(stream, raw, reason)
+
+        async def transaction() -> None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.xadd(DEAD.key, cast("Any", encode(letter)), **_trim(DEAD))
+                pipe.xack(stream.key, group, raw[0])
+                pipe.xdel(stream.key, raw[0])
+                await pipe.execute()
+
+        await self._retried(f"dead-letter from {stream.key}", transaction)
+        log.warning("dead_lettered", stream=stream.key, entry_id=letter.entry_id, reason=reason)
+
+    async def _retried(self, what: str, operation: Callable[[], Awaitable[R]]) -> R:
+        """Try until Redis answers; a cancelled task stops trying."""
+        async for attempt in stamina.retry_context(
+            on=TRANSIENT, attempts=None, timeout=None, wait_initial=0.05, wait_max=5.0, wait_jitter=0.5
+        ):
+            with attempt:
+                try:
+                    result = await operation()
+                except TRANSIENT as away:
+                    if not self._down:
+                        log.warning("redis_away", during=what, error=str(away))
+                    self._down = True
+                    raise
+                if self._down:
+                    log.info("redis_back", during=what)
+                self._down = False
+                return result
+        raise AssertionError("a retry loop without an end came to its end")
+
+
+def _trim(stream: Stream[Message]) -> dict[str, Any]:
+    return {} if stream.max_length is None else {"maxlen": stream.max_length, "approximate": True}
+
+
+def _rows(reply: object) -> list[_Entry]:
+    """Entries of the one stream in a reply of XREAD or XREADGROUP (RESP2: a list of pairs)."""
+    return list(cast("list[tuple[bytes, list[_Entry]]]", reply)[0][1]) if reply else []
+
+
+def _entry(stream: Stream[M], raw: _Entry) -> Entry[M]:
+    message, arrays = decode(stream, raw[1])
+    return Entry(raw[0].decode(), message, arrays)
+
+
+def _dead(stream: Stream[Message], raw: _Entry, reason: str) -> DeadLettered:
+    excerpt = b" ".join(name + b"=" + value[:EXCERPT_BYTES] for name, value in raw[1].items())
+    return DeadLettered(
+        stream=stream.key,
+        entry_id=raw[0].decode(),
+        reason=reason[:2048],
+        excerpt=excerpt[: EXCERPT_BYTES * 2].decode("ascii", "replace"),
+    )

@@ -1,0 +1,164 @@
+"""Messages and trajectories to the bytes of a stream entry, and back with every claim checked.
+
+An entry has the fields `type` (message name), `version` (schema), `body` (JSON) and, for a
+trajectory, `arrays`: the raw little-endian bytes of its arrays one after the other. Sizes, names,
+shapes and the hash are checked before an array is made, so that a hostile entry costs nothing.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from shared.agent.trajectory import Trajectory
+from shared.environment.action import NUM_ACTIONS
+from shared.environment.environment import Trade
+from shared.environment.outcome import NUM_OUTCOMES
+from shared.environment.position import NUM_STATIC
+from shared.errors import MessageError, ShapeError
+from shared.messages.schemas import ArrayField, Message, TradeRecord, TrajectoryFinished
+from shared.messages.streams import Stream
+
+#: A session of 360 steps takes about 22 kB; anything near this is not a trajectory.
+MAX_ARRAYS_BYTES = 4_000_000
+MAX_BODY_BYTES = 1_000_000
+MAX_STEPS = 100_000
+
+#: Name, dtype and width (0: a vector) of each array, in the order of the blob.
+_LAYOUT: tuple[tuple[str, str, int], ...] = (
+    ("static", "<f4", NUM_STATIC),
+    ("actions", "|i1", 0),
+    ("rewards", "<f4", 0),
+    ("policies", "<f4", NUM_ACTIONS),
+    ("values", "<f4", 0),
+    ("outcomes", "|i1", 0),
+    ("outcome_probabilities", "<f4", NUM_OUTCOMES),
+)
+
+_M = TypeVar("_M", bound=Message)
+
+
+def encode(message: Message, arrays: bytes = b"") -> dict[str, bytes]:
+    """The fields of a stream entry."""
+    fields = {
+        "type": type(message).__name__.encode(),
+        "version": str(message.model_dump(include={"schema_version"})["schema_version"]).encode(),
+        "body": message.model_dump_json(exclude={"schema_version"}).encode(),
+    }
+    return {**fields, "arrays": arrays} if arrays else fields
+
+
+def decode(stream: Stream[_M], fields: Mapping[bytes, bytes]) -> tuple[_M, bytes]:
+    """The message of an entry and the bytes of its arrays.
+
+    Raises:
+        MessageError: another type, an unknown schema version, too large, or not what the schema says.
+    """
+    wanted = stream.message.__name__
+    got = fields.get(b"type", b"").decode("ascii", "replace")[:64]
+    if got != wanted:
+        raise MessageError(f"{stream.key}: type is {got!r}, expected {wanted!r}")
+    version = fields.get(b"version", b"").decode("ascii", "replace")[:16]
+    known = str(stream.message.model_fields["schema_version"].default)
+    if version != known:
+        raise MessageError(f"{stream.key}: {wanted} of schema version {version!r}, known is {known}")
+    body, arrays = fields.get(b"body", b""), fields.get(b"arrays", b"")
+    if len(body) > MAX_BODY_BYTES or len(arrays) > MAX_ARRAYS_BYTES:
+        raise MessageError(
+            f"{stream.key}: {len(body)} bytes of body and {len(arrays)} of arrays, "
+            f"at most {MAX_BODY_BYTES} and {MAX_ARRAYS_BYTES} are read"
+        )
+    try:
+        return stream.message.model_validate_json(body), bytes(arrays)
+    except ValidationError as invalid:
+        problem = invalid.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "body"
+        raise MessageError(f"{stream.key}: {wanted}.{where}: {problem['msg']}") from invalid
+
+
+def encode_trajectory(trajectory: Trajectory) -> tuple[TrajectoryFinished, bytes]:
+    """The header of a trajectory and the bytes of its arrays."""
+    columns = [np.ascontiguousarray(getattr(trajectory, name), dtype) for name, dtype, _ in _LAYOUT]
+    blob = b"".join(column.tobytes() for column in columns)
+    header = TrajectoryFinished(
+        trajectory_id=trajectory.trajectory_id,
+        worker=trajectory.worker,
+        checkpoint_version=trajectory.checkpoint_version,
+        dataset=trajectory.dataset,
+        start_bar=trajectory.start_bar,
+        seed=trajectory.seed,
+        trades=tuple(TradeRecord(**asdict(trade)) for trade in trajectory.trades),
+        arrays=tuple(
+            ArrayField(name=name, dtype=dtype, shape=column.shape)  # type: ignore[arg-type]
+            for (name, dtype, _), column in zip(_LAYOUT, columns, strict=True)
+        ),
+        arrays_sha256=hashlib.sha256(blob).hexdigest(),
+    )
+    return header, blob
+
+
+def decode_trajectory(header: TrajectoryFinished, blob: bytes) -> Trajectory:
+    """The trajectory of a header and its arrays' bytes.
+
+    Raises:
+        MessageError: names, shapes, sizes, hash or values do not fit.
+    """
+    steps = _checked_steps(header, blob)
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
+    offset = 0
+    for name, dtype, width in _LAYOUT:
+        count = steps * max(width, 1)
+        column = np.frombuffer(blob, dtype, count, offset).copy()
+        offset += column.nbytes
+        arrays[name] = column.reshape(steps, width) if width else column
+    _check_values(header, arrays)
+    try:
+        return Trajectory(
+            trajectory_id=header.trajectory_id,
+            worker=header.worker,
+            checkpoint_version=header.checkpoint_version,
+            dataset=header.dataset,
+            start_bar=header.start_bar,
+            seed=header.seed,
+            trades=tuple(Trade(**trade.model_dump()) for trade in header.trades),
+            **arrays,  # type: ignore[arg-type]
+        )
+    except ShapeError as wrong:
+        raise MessageError(f"trajectory {header.trajectory_id}: {wrong}") from wrong
+
+
+def _checked_steps(header: TrajectoryFinished, blob: bytes) -> int:
+    where = f"trajectory {header.trajectory_id}"
+    steps = header.arrays[0].shape[0] if header.arrays and header.arrays[0].shape else 0
+    if not 1 <= steps <= MAX_STEPS:
+        raise MessageError(f"{where}: {steps} steps, expected 1 to {MAX_STEPS}")
+    declared = [(field.name, field.dtype, field.shape) for field in header.arrays]
+    wanted = [(name, dtype, (steps, width) if width else (steps,)) for name, dtype, width in _LAYOUT]
+    if declared != wanted:
+        raise MessageError(f"{where}: arrays are {declared}, expected {wanted}")
+    size = sum(np.dtype(dtype).itemsize * math.prod(shape) for _, dtype, shape in wanted)
+    if len(blob) != size:
+        raise MessageError(f"{where}: {len(blob)} bytes of arrays, the shapes say {size}")
+    if hashlib.sha256(blob).hexdigest() != header.arrays_sha256:
+        raise MessageError(f"{where}: the arrays' SHA-256 is not the header's; damaged on the way")
+    return steps
+
+
+def _check_values(header: TrajectoryFinished, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    where = f"trajectory {header.trajectory_id}"
+    for name, column in arrays.items():
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            raise MessageError(f"{where}: {name} holds a value that is not finite")
+    for name, bound in (("actions", NUM_ACTIONS), ("outcomes", NUM_OUTCOMES)):
+        codes = arrays[name].astype(np.int64)
+        if codes.min() < 0 or codes.max() >= bound:
+            raise MessageError(f"{where}: {name} reach {codes.min()}..{codes.max()}, expected 0..{bound - 1}")
+    for name in ("policies", "outcome_probabilities"):
+        rows = arrays[name].astype(np.float64)
+        if rows.min() < 0 or not np.allclose(rows.sum(axis=1), 1.0, atol=1e-3):
+            raise MessageError(f"{where}: a row of {name} is not a probability distribution")

@@ -1,0 +1,180 @@
+"""Every message that crosses a process: immutable facts in the past tense, each with its schema version.
+
+A reader refuses a version that it does not know; nothing is guessed. Times are UTC.
+"""
+
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+#: SHA-256 in hex: of a data set's bars, or of a file.
+Fingerprint = str
+
+
+def now() -> datetime:
+    """The present moment in UTC; the default of every message's `created_at`."""
+    return datetime.now(UTC)
+
+
+class Message(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    created_at: AwareDatetime = Field(default_factory=now)
+
+
+class ArrayField(BaseModel):
+    """One array of the blob that rides beside a message: raw little-endian bytes, in this order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(max_length=64)
+    dtype: Literal["<f4", "|i1"]
+    shape: tuple[int, ...] = Field(max_length=3)
+
+
+class TradeRecord(BaseModel):
+    """One closed trade of an episode."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    entry_bar: int = Field(ge=0)
+    exit_bar: int = Field(ge=0)
+    side: Literal[-1, 1]
+    entry_price: float = Field(gt=0)
+    exit_price: float = Field(gt=0)
+    pips: float
+    max_drawdown_pips: float = Field(ge=0)
+    bars_held: int = Field(ge=0)
+
+
+class TrajectoryFinished(Message):
+    """A self-play worker finished one session; the arrays ride beside this header."""
+
+    schema_version: Literal[1] = 1
+    trajectory_id: UUID  # counted once, however often delivered
+    worker: str = Field(max_length=128)
+    checkpoint_version: int = Field(ge=0)  # the weights that acted, hence the policy lag
+    dataset: Fingerprint = Field(min_length=64, max_length=64)  # the trainer refuses another one
+    start_bar: int = Field(ge=0)
+    seed: int
+    trades: tuple[TradeRecord, ...] = Field(max_length=1024)
+    arrays: tuple[ArrayField, ...] = Field(max_length=16)
+    arrays_sha256: Fingerprint
+
+
+class CheckpointPublished(Message):
+    """The trainer published one version; weights and manifest are complete in the store."""
+
+    schema_version: Literal[1] = 1
+    version: int = Field(ge=0)
+    episode: int = Field(ge=0)
+    update: int = Field(ge=0)
+    weights_sha256: Fingerprint
+    metrics: dict[str, float] = {}
+
+
+class ValidationReported(Message):
+    """The validator judged one version out of sample."""
+
+    schema_version: Literal[1] = 1
+    version: int = Field(ge=0)
+    split: str
+    num_sessions: int = Field(ge=0)
+    num_trades: int = Field(ge=0)
+    expectancy_pips: float | None
+    sqn: float | None
+    net_pips: float
+    max_drawdown_pips: float
+    passed_gates: tuple[str, ...]
+    reasons: tuple[str, ...] = ()  # why a gate was not passed
+    seconds: float = Field(ge=0)
+
+
+class VersionPromoted(Message):
+    """A version now decides in paper or live trading; a roll-back is a promotion of an earlier version."""
+
+    schema_version: Literal[1] = 1
+    version: int = Field(ge=0)
+    stage: Literal["paper", "live"]
+    by: str = Field(max_length=128)
+    rolled_back_from: int | None = None
+
+
+class DecisionMade(Message):
+    """The trader asked for a decision at a bar's close, and what became of it."""
+
+    schema_version: Literal[1] = 1
+    bar_time: AwareDatetime
+    action: Literal["HOLD", "BUY", "SELL", "CLOSE"]
+    executed: bool
+    reason: str = ""  # why a decision was not carried out, or why there was none
+    version: int | None = None
+    value: float | None = None
+    visit_policy: tuple[float, ...] = Field((), max_length=4)
+    q_values: tuple[float | None, ...] = Field((), max_length=4)
+    outcome_probabilities: tuple[float, ...] = Field((), max_length=3)
+    side: Literal[-1, 0, 1]
+    pnl_pips: float
+    close: float
+    latency_ms: float | None = None
+
+
+class TradeClosed(Message):
+    """The trader's position was closed at the broker."""
+
+    schema_version: Literal[1] = 1
+    trade_id: str = Field(max_length=64)
+    instrument: str
+    side: Literal[-1, 1]
+    units: int = Field(gt=0)
+    entry_time: AwareDatetime
+    exit_time: AwareDatetime
+    entry_price: float = Field(gt=0)
+    exit_price: float = Field(gt=0)
+    pips: float
+    reason: str = ""
+
+
+class ControlIssued(Message):
+    """An operator changed what a part may do; the newest one of a target holds until the next."""
+
+    schema_version: Literal[1] = 1
+    target: Literal["training", "trader"]
+    state: Literal["running", "paused", "killed"]
+    by: str = Field(max_length=128)
+    reason: str = Field("", max_length=1024)
+
+
+class AlertRaised(Message):
+    """Something an operator must know: a guard tripped, a collapse was seen."""
+
+    schema_version: Literal[1] = 1
+    source: str = Field(max_length=128)
+    name: str = Field(max_length=128)
+    detail: str = Field("", max_length=2048)
+
+
+class DeadLettered(Message):
+    """An entry that could not be processed, with the reason and the first bytes of what it held."""
+
+    schema_version: Literal[1] = 1
+    stream: str
+    entry_id: str
+    reason: str = Field(max_length=2048)
+    excerpt: str = Field("", max_length=4096)
+
+
+class Heartbeat(Message):
+    """A service instance is alive; the key expires when it stops saying so."""
+
+    schema_version: Literal[1] = 1
+    service: str
+    instance: str
+    state: Literal["starting", "running", "degraded", "stopping"]
+    pid: int
+    started_at: AwareDatetime
+    detail: dict[str, int | float | str | bool | None] = {}

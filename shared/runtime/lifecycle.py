@@ -1,0 +1,197 @@
+"""How every service lives: settings in, logs on, heartbeat, one signal to stop, everything drained.
+
+A service is a coroutine that takes its `Lifecycle` and returns when `stopping` is set and its work is
+safe. Starting, and starting after a crash, are the same path.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import datetime
+from typing import TypeVar
+
+import structlog
+import uvicorn
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from redis.exceptions import RedisError
+from starlette.types import ASGIApp
+
+from shared.adapters.bus import Bus
+from shared.errors import MuZeroError
+from shared.messages.schemas import Heartbeat, now
+from shared.runtime.logs import configure_logs
+from shared.runtime.settings import ServiceSettings
+
+log = structlog.get_logger()
+
+#: A service that is asked twice to stop, stops at once.
+EXIT_INTERRUPTED = 130
+
+T = TypeVar("T")
+
+
+class Lifecycle:
+    """One service instance: its name, its bus, when to stop, and what its heartbeat tells."""
+
+    def __init__(self, service: str, settings: ServiceSettings) -> None:
+        self.service = service
+        self.instance = settings.instance or f"{socket.gethostname()}-{os.getpid()}"
+        self.bus = Bus(settings.redis_url.get_secret_value())
+        self.stopping = asyncio.Event()
+        self.started_at: datetime = now()
+        self._state: str = "starting"
+        self._detail: dict[str, int | float | str | bool | None] = {}
+
+    def report(self, **detail: int | float | str | bool | None) -> None:
+        """Tell, from the next heartbeat on, how things stand; the first report says that it runs."""
+        self._state = "running"
+        self._detail.update(detail)
+
+    def stop(self) -> None:
+        """Ask the service to finish what it is at and return."""
+        self._state = "stopping"
+        self.stopping.set()
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """What the instance says of itself now."""
+        state = "degraded" if self.bus.degraded and self._state == "running" else self._state
+        return Heartbeat.model_validate(
+            {
+                "service": self.service,
+                "instance": self.instance,
+                "state": state,
+                "pid": os.getpid(),
+                "started_at": self.started_at,
+                "detail": dict(self._detail),
+            }
+        )
+
+    async def until_stopping(self, awaitable: Awaitable[T]) -> T | None:
+        """The result of an awaitable, or None when the service is asked to stop first.
+
+        What is given up is cancelled, so only waiting belongs here, never work that must be finished.
+        """
+        work = asyncio.ensure_future(awaitable)
+        stop = asyncio.ensure_future(self.stopping.wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            stop.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep, but not past the moment when the service is asked to stop."""
+        await self.until_stopping(asyncio.sleep(seconds))
+
+
+Main = Callable[[Lifecycle], Awaitable[None]]
+
+
+def run_service(
+    service: str, settings: ServiceSettings, main: Main, *, registry: CollectorRegistry = REGISTRY
+) -> int:
+    """Run one service until SIGTERM or SIGINT, or until it returns; the process's exit status.
+
+    0 when it ended in good order, 1 on a failure, 2 when the user's input is at fault.
+    """
+    return asyncio.run(_run(service, settings, main, registry))
+
+
+async def _run(service: str, settings: ServiceSettings, main: Main, registry: CollectorRegistry) -> int:
+    lifecycle = Lifecycle(service, settings)
+    configure_logs(service, lifecycle.instance, level=settings.log_level, form=settings.log_format)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, _on_signal, lifecycle, signum)
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr="0.0.0.0", registry=registry)  # noqa: S104  scraped from other hosts
+    log.info("service_started", pid=os.getpid())
+    beats = asyncio.create_task(_beat(lifecycle, settings.heartbeat_seconds))
+    try:
+        await main(lifecycle)
+    except MuZeroError as failure:
+        log.error("service_failed", error=str(failure), kind=type(failure).__name__)  # noqa: TRY400  the text says it all
+        return 2 if failure.user_fault else 1
+    except Exception:
+        log.exception("service_crashed")
+        return 1
+    finally:
+        await _farewell(lifecycle, beats)
+    return 0
+
+
+def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
+    if lifecycle.stopping.is_set():
+        log.warning("service_stopped_at_once", signal=signal.Signals(signum).name)
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)
+    log.info("service_stopping", signal=signal.Signals(signum).name)
+    lifecycle.stop()
+
+
+async def _beat(lifecycle: Lifecycle, every_seconds: float) -> None:
+    while True:
+        try:
+            await lifecycle.bus.beat(lifecycle.heartbeat)
+        except (RedisError, OSError) as away:
+            log.debug("heartbeat_missed", error=str(away))
+        await asyncio.sleep(every_seconds)
+
+
+async def _farewell(lifecycle: Lifecycle, beats: asyncio.Task[None]) -> None:
+    beats.cancel()
+    await asyncio.gather(beats, return_exceptions=True)
+    try:
+        await lifecycle.bus.still(lifecycle.service, lifecycle.instance)
+    except (RedisError, OSError) as away:
+        log.debug("farewell_missed", error=str(away))
+    await lifecycle.bus.close()
+    log.info("service_stopped")
+
+
+async def serve_app(app: ASGIApp, lifecycle: Lifecycle, *, host: str, port: int) -> None:
+    """Serve an ASGI application until the service is asked to stop.
+
+    Raises:
+        MuZeroError: the port cannot be had.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        timeout_keep_alive=30,
+        lifespan="on",
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve())
+    stop = asyncio.create_task(lifecycle.stopping.wait())
+    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    stop.cancel()
+    try:
+        await serving
+    except SystemExit:  # uvicorn's word for a port that it cannot have
+        log.debug("server_gave_up")
+    if not lifecycle.stopping.is_set():
+        raise MuZeroError(f"{lifecycle.service}: cannot serve on {host}:{port}; is the port taken?")
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the lifecycle."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield

@@ -1,0 +1,204 @@
+"""Where a service's numbers come from: environment, `.env`, then a TOML profile, then defaults.
+
+One profile serves every service. A table of it is one group (`[search]`, `[learner]` ...), and a
+service names the groups that it uses as fields. In the environment a group's field is spelled
+`MM_SEARCH__SIMULATIONS`, a field of its own `MM_LOG_LEVEL`. A name that no service knows stops the
+start, so that a misspelt setting is never silently a default.
+"""
+
+import dataclasses
+import importlib
+import os
+import tomllib
+import types
+from pathlib import Path
+from typing import TypeVar
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from shared.errors import SettingsError
+
+PREFIX = "MM_"
+DELIMITER = "__"
+ENV_FILE = Path(".env")
+
+#: Modules that define a settings class each; together they are all the names there are.
+SETTINGS_MODULES = (
+    "services.trainer.settings",
+    "services.selfplay.settings",
+    "services.validator.settings",
+    "services.inference.settings",
+    "services.trader.settings",
+    "services.broker.settings",
+    "services.api.settings",
+    "cli.settings",
+)
+
+
+class ServiceSettings(BaseSettings):
+    """What every service needs; each service adds its own fields and groups."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter=DELIMITER,
+        frozen=True,
+        extra="ignore",
+        validate_default=True,
+        populate_by_name=True,
+    )
+
+    profile: Path | None = Field(None, description="TOML file with a table per group of settings")
+    home: Path = Field(Path(".micro-muzero"), description="folder that holds all state of a local run")
+    redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="where the streams live")
+    instance: str = Field("", description="name of this instance; empty means host and process id")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_format: str = Field("json", pattern="^(json|console)$")
+    heartbeat_seconds: float = Field(5.0, gt=0, le=15)
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
+    dataset: Path = Field(Path("data/dataset.duckdb"), description="the DuckDB file of bars")
+    checkpoints: Path | None = Field(None, description="checkpoint store; `<home>/checkpoints` when unset")
+
+    @property
+    def checkpoint_root(self) -> Path:
+        """Folder of the checkpoint store."""
+        return self.checkpoints or self.home / "checkpoints"
+
+    @property
+    def validation_root(self) -> Path:
+        """Folder of the validator's reports."""
+        return self.home / "validations"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over `.env` over the profile."""
+        return (init_settings, env_settings, dotenv_settings, _ProfileSource(settings_cls, init_settings))
+
+
+class _ProfileSource(InitSettingsSource):
+    """The tables of the profile that `profile` or MM_PROFILE names."""
+
+    def __init__(self, settings_cls: type[BaseSettings], init: PydanticBaseSettingsSource) -> None:
+        path = init().get("profile") or _environment().get(f"{PREFIX}PROFILE")
+        super().__init__(settings_cls, _read_profile(Path(path)) if path else {})
+
+
+_S = TypeVar("_S", bound=ServiceSettings)
+
+
+def load(settings_class: type[_S], **overrides: object) -> _S:
+    """Read one service's settings.
+
+    Raises:
+        SettingsError: a name is unknown, a value invalid, or the profile unreadable.
+    """
+    _refuse_unknown_names(overrides.get("profile"))
+    try:
+        return settings_class(_env_file=ENV_FILE if ENV_FILE.is_file() else None, **overrides)  # type: ignore[arg-type]
+    except ValidationError as invalid:
+        problem = invalid.errors(include_url=False)[0]
+        name = DELIMITER.join(str(part) for part in problem["loc"])
+        raise SettingsError(
+            f"setting {PREFIX}{name.upper()} is {problem['input']!r}: {problem['msg']}"
+        ) from invalid
+
+
+def known_names() -> dict[str, frozenset[str]]:
+    """Every setting of every service: field names under "", and the fields of each group under its name."""
+    names: dict[str, set[str]] = {"": set()}
+    for module in SETTINGS_MODULES:
+        for settings_class in _settings_classes(importlib.import_module(module)):
+            for name, field in settings_class.model_fields.items():
+                members = _group_members(field.annotation)
+                if members is None:
+                    names[""].add(name)
+                else:
+                    names.setdefault(name, set()).update(members)
+    return {group: frozenset(members) for group, members in names.items()}
+
+
+def _settings_classes(module: types.ModuleType) -> list[type[ServiceSettings]]:
+    return [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, ServiceSettings) and item.__module__ == module.__name__
+    ]
+
+
+def _group_members(annotation: object) -> list[str] | None:
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return [field.name for field in dataclasses.fields(annotation)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return list(annotation.model_fields)
+    return None
+
+
+def _environment() -> dict[str, str]:
+    """The process environment over `.env`."""
+    from_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
+    return {name: value for name, value in {**from_file, **os.environ}.items() if value is not None}
+
+
+def _read_profile(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as missing:
+        raise SettingsError(f"profile {path}: {missing.strerror}; expected a TOML file") from missing
+    except tomllib.TOMLDecodeError as broken:
+        raise SettingsError(f"profile {path}: {broken}") from broken
+
+
+def _refuse_unknown_names(profile: object) -> None:
+    known = known_names()
+    environment = _environment()
+    for variable in environment:
+        if not variable.startswith(PREFIX):
+            continue
+        group, _, field = variable[len(PREFIX) :].lower().rpartition(DELIMITER)
+        if field not in known.get(group, ()):
+            raise SettingsError(f"unknown setting {variable}; {_suggestion(known, group, field)}")
+    path = profile or environment.get(f"{PREFIX}PROFILE")
+    if path is None:
+        return
+    for name, value in _read_profile(Path(str(path))).items():
+        members = value if isinstance(value, dict) else {name: value}
+        group = name if isinstance(value, dict) else ""
+        for field in members:
+            if field not in known.get(group, ()):
+                where = f"[{group}] {field}" if group else field
+                raise SettingsError(
+                    f"profile {path}: unknown setting {where}; {_suggestion(known, group, field)}"
+                )
+
+
+def _suggestion(known: dict[str, frozenset[str]], group: str, field: str) -> str:
+    import difflib
+
+    if group not in known:
+        close = difflib.get_close_matches(group, known, n=1) or [sorted(known)[1]]
+        return f"there is no group {group!r}, did you mean {close[0]!r}?"
+    close = difflib.get_close_matches(field, known[group], n=1)
+    if close:
+        return f"did you mean {PREFIX}{(group + DELIMITER if group else '') + close[0]}?".replace(
+            close[0], close[0].upper()
+        )
+    return f"known here: {', '.join(sorted(known[group]))}"
+
+
+def with_environment_name(name: str) -> AliasChoices:
+    """A field read from a variable that keeps a name of its own, such as OANDA_TOKEN."""
+    return AliasChoices(name, f"{PREFIX}{name}")
