@@ -1,0 +1,78 @@
+"""Sizes of the networks; a checkpoint's manifest records them, so that its weights can be read again."""
+
+from dataclasses import dataclass
+
+from shared.errors import SettingsError
+
+#: Temporal encoders by name.
+ENCODERS = ("tcn",)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of representation, afterstate, dynamics, policy and value networks (SPEC section 7)."""
+
+    encoder: str = "tcn"
+    window_bars: int = 32
+    temporal_features: int = 9
+    static_features: int = 6
+    num_actions: int = 4
+    num_outcomes: int = 3
+    temporal_channels: int = 240
+    static_channels: int = 16
+    encoder_blocks: int = 3  # dilation doubles from block to block: 1, 2, 4
+    kernel_size: int = 3
+    dropout: float = 0.1
+    afterstate_blocks: int = 1
+    dynamics_blocks: int = 3
+    policy_blocks: int = 2
+    value_blocks: int = 2
+    value_bins: int = 601
+    value_bound_pips: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Check names, signs and that the last bar of a window never sees padding."""
+        if self.encoder not in ENCODERS:
+            raise SettingsError(f"model.encoder is {self.encoder!r}, expected one of {', '.join(ENCODERS)}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise SettingsError(f"model.{name} is {getattr(self, name)}, expected {least} or more")
+        if not 0.0 <= self.dropout < 1.0:
+            raise SettingsError(f"model.dropout is {self.dropout}, expected 0 or more and below 1")
+        if not 0.0 < self.value_bound_pips < float("inf"):
+            raise SettingsError(
+                f"model.value_bound_pips is {self.value_bound_pips}, expected a positive number"
+            )
+        if self.receptive_field > self.window_bars:
+            raise SettingsError(
+                f"model.window_bars is {self.window_bars}, expected at least the encoder's receptive field of"
+                f" {self.receptive_field} bars, so that its last step sees bars only and no padding"
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of a hidden state: temporal and static ones side by side."""
+        return self.temporal_channels + self.static_channels
+
+    @property
+    def receptive_field(self) -> int:
+        """Bars that the encoder's last step depends on: two convolutions a block, dilation 2^i in block i."""
+        return 1 + 2 * (self.kernel_size - 1) * ((1 << self.encoder_blocks) - 1)
+
+
+_LEAST = {
+    "window_bars": 1,
+    "temporal_features": 1,
+    "static_features": 1,
+    "num_actions": 1,
+    "num_outcomes": 1,
+    "temporal_channels": 1,
+    "static_channels": 1,
+    "encoder_blocks": 1,
+    "kernel_size": 2,
+    "afterstate_blocks": 0,
+    "dynamics_blocks": 1,
+    "policy_blocks": 1,
+    "value_blocks": 1,
+    "value_bins": 3,
+}

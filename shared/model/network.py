@@ -1,0 +1,145 @@
+"""The five networks that search plans with, and the value of an afterstate.
+
+    representation   window, static features      -> hidden state
+    prediction       hidden state                 -> policy logits, value logits
+    afterstate       hidden state, action         -> afterstate
+    afterstate heads afterstate                   -> chance outcome logits, value logits
+    dynamics         afterstate, action, outcome  -> next hidden state, reward logits
+
+Hidden states and afterstates are normalised by LayerNorm. Min-max scaling over a state's channels, the
+other usual choice, would let its one largest channel set the scale of all, and the temporal and static
+channels here differ in kind; LayerNorm's gradient reaches every channel, and an unroll of any length
+stays on one scale.
+
+Rewards are categorical, like values, on the same support: they are pips too and as heavy-tailed (0 or
+-0.05 on most steps, +-100 at some closes), and cross-entropy keeps the loss terms comparable.
+
+The last layer of every head starts at zero, so version 0 holds no opinion: its policy and chance
+outcomes are uniform, its values and rewards zero.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.model.config import ModelConfig
+from shared.model.support import Support
+from shared.model.tcn import TemporalEncoder
+
+
+class ResidualLayers(nn.Module):
+    """Residual MLP block: `x + W2 relu(W1 norm(x))`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.inner = nn.Linear(size, size)
+        self.outer = nn.Linear(size, size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, size]` -> `[N, size]`."""
+        outputs: Tensor = inputs + self.outer(functional.relu(self.inner(self.norm(inputs))))
+        return outputs
+
+
+class Head(nn.Module):
+    """Residual blocks, then a linear layer that starts at zero."""
+
+    def __init__(self, size: int, blocks: int, outputs: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(ResidualLayers(size) for _ in range(blocks)))
+        self.last = nn.Linear(size, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, size]` -> `[N, outputs]`."""
+        outputs: Tensor = self.last(self.blocks(inputs))
+        return outputs
+
+
+class Transition(nn.Module):
+    """Normalised hidden state from a state and one-hot events: one linear layer, then residual blocks."""
+
+    def __init__(self, size: int, events: int, blocks: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(size + events, size)
+        self.blocks = nn.Sequential(*(ResidualLayers(size) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, state: Tensor, *events: Tensor) -> Tensor:
+        """`[N, size]` and one-hot rows -> `[N, size]`."""
+        inputs = functional.relu(self.first(torch.cat((state, *events), dim=-1)))
+        outputs: Tensor = self.norm(self.blocks(inputs))
+        return outputs
+
+
+class Network(nn.Module):
+    """All weights of one checkpoint version."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.config = config
+        self.support = Support(config.value_bins, config.value_bound_pips)
+        self.encoder = TemporalEncoder(config)
+        self.static = nn.Sequential(
+            nn.Linear(config.static_features, config.static_channels),
+            nn.ReLU(),
+            nn.Linear(config.static_channels, config.static_channels),
+        )
+        self.hidden_norm = nn.LayerNorm(size)
+        self.to_afterstate = Transition(size, config.num_actions, config.afterstate_blocks)
+        self.outcome_head = Head(size, 0, config.num_outcomes)
+        self.q_head = Head(size, 0, config.value_bins)
+        self.to_hidden = Transition(size, config.num_actions + config.num_outcomes, config.dynamics_blocks)
+        self.reward_head = Head(size, 0, config.value_bins)
+        self.policy_head = Head(size, config.policy_blocks, config.num_actions)
+        self.value_head = Head(size, config.value_blocks, config.value_bins)
+
+    def representation(self, windows: Tensor, static: Tensor) -> Tensor:
+        """`[N, window, F]`, `[N, static]` -> hidden states `[N, H]`."""
+        return self.combine(self.encoder.encode_windows(windows), static)
+
+    def combine(self, temporal: Tensor, static: Tensor) -> Tensor:
+        """Temporal embeddings `[N, temporal_channels]` and static features -> hidden states `[N, H]`."""
+        hidden: Tensor = self.hidden_norm(torch.cat((temporal, self.static(static)), dim=-1))
+        return hidden
+
+    def prediction(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """`[N, H]` -> policy logits `[N, A]`, value logits `[N, bins]`."""
+        return self.policy_head(hidden), self.value_head(hidden)
+
+    def afterstate(self, hidden: Tensor, actions: Tensor) -> Tensor:
+        """`[N, H]`, int64 `[N]` -> afterstates `[N, H]`."""
+        outputs: Tensor = self.to_afterstate(hidden, self._one_hot(actions, self.config.num_actions, hidden))
+        return outputs
+
+    def afterstate_heads(self, afterstates: Tensor) -> tuple[Tensor, Tensor]:
+        """`[N, H]` -> chance outcome logits `[N, C]`, value logits `[N, bins]`."""
+        return self.outcome_head(afterstates), self.q_head(afterstates)
+
+    def dynamics(self, afterstates: Tensor, actions: Tensor, outcomes: Tensor) -> tuple[Tensor, Tensor]:
+        """`[N, H]`, int64 `[N]`, int64 `[N]` -> next hidden states `[N, H]`, reward logits `[N, bins]`."""
+        hidden: Tensor = self.to_hidden(
+            afterstates,
+            self._one_hot(actions, self.config.num_actions, afterstates),
+            self._one_hot(outcomes, self.config.num_outcomes, afterstates),
+        )
+        return hidden, self.reward_head(hidden)
+
+    @property
+    def num_weights(self) -> int:
+        """Trained numbers, all networks together."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @staticmethod
+    def _one_hot(index: Tensor, size: int, like: Tensor) -> Tensor:
+        return functional.one_hot(index, size).to(like.dtype)
+
+
+def initial_network(config: ModelConfig, seed: int) -> Network:
+    """A network of random weights, the same for the same seed; torch's own random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(config)

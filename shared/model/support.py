@@ -1,0 +1,39 @@
+"""Scalars in pips as categorical distributions over evenly spaced bins, and back.
+
+Cross-entropy on a two-hot target keeps the gradient of one step bounded however large a reward or
+return is; a squared error in pips would be ruled by the few closes of 100 pips and more.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Support(nn.Module):
+    """Evenly spaced bins over [-bound, bound] pips; holds no weights."""
+
+    positions: Tensor
+
+    def __init__(self, bins: int, bound_pips: float) -> None:
+        super().__init__()
+        self.bins, self.bound_pips = bins, bound_pips
+        self.step_pips = 2.0 * bound_pips / (bins - 1)
+        self.register_buffer("positions", torch.linspace(-bound_pips, bound_pips, bins), persistent=False)
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Two-hot distribution of each value: its mass lies on the two bins around it, with that mean.
+
+        Args:
+            values: `[...]` pips; beyond the bounds they are clipped to them.
+        Returns:
+            `[..., bins]`, float32, sums to 1.
+        """
+        place = (values.clamp(-self.bound_pips, self.bound_pips) + self.bound_pips) / self.step_pips
+        lower = place.floor().clamp(0, self.bins - 2)
+        share = (place - lower).unsqueeze(-1).to(torch.float32)
+        index = lower.to(torch.int64).unsqueeze(-1)
+        target = torch.zeros(*values.shape, self.bins, device=values.device)
+        return target.scatter(-1, index, 1.0 - share).scatter(-1, index + 1, share)
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """Mean of the distribution that the logits stand for: `[..., bins]` -> `[...]` pips."""
+        return torch.softmax(logits.float(), dim=-1) @ self.positions
