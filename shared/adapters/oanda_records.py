@@ -1,0 +1,483 @@
+"""What OANDA v20 says, as typed records: market data in float64, money and units in exact decimals.
+
+Every number of the protocol is a string and every time RFC 3339 with up to nine decimals; both are read
+here and nowhere else. Fields that a newer server adds are ignored, so that an addition breaks nothing;
+a field that is missing or cannot be read is a BrokerError that names it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, TypeVar
+
+from shared.errors import BrokerError
+
+NANOSECONDS = 1_000_000_000
+
+Json = Mapping[str, Any]
+
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", re.ASCII)
+_R = TypeVar("_R")
+
+
+def format_time(time_ns: int) -> str:
+    """RFC 3339 in UTC with nine decimals, as OANDA writes it."""
+    seconds, nanoseconds = divmod(time_ns, NANOSECONDS)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since 1970 UTC of an RFC 3339 time ending in Z.
+
+    Raises:
+        ValueError: the text is no such time.
+    """
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise ValueError(f"time {text!r}: expected RFC 3339 in UTC such as 2024-03-08T15:00:00.000000000Z")
+    seconds = int(datetime.fromisoformat(match[1] + "+00:00").timestamp())
+    return seconds * NANOSECONDS + int((match[2] or "").ljust(9, "0"))
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Open, high, low and close of one price component of a candle."""
+
+    open: float
+    high: float
+    low: float
+    close: float
+
+
+@dataclass(frozen=True)
+class Candle:
+    """One bar; a component that was not asked for is None."""
+
+    time_s: int  # seconds since 1970 UTC at the bar's open
+    volume: int  # number of price updates
+    complete: bool
+    mid: Quote | None = None
+    bid: Quote | None = None
+    ask: Quote | None = None
+
+    @classmethod
+    def parse(cls, item: Json) -> "Candle":
+        """Read one element of `candles`."""
+        quotes = {name: _quote(item[name]) for name in ("mid", "bid", "ask") if item.get(name) is not None}
+        return cls(
+            parse_time(item["time"]) // NANOSECONDS, int(item["volume"]), _flag(item["complete"]), **quotes
+        )
+
+
+def _quote(item: Json) -> Quote:
+    return Quote(*(_float(item[name]) for name in "ohlc"))
+
+
+@dataclass(frozen=True)
+class Price:
+    """Best bid and ask; both None while the book is empty."""
+
+    instrument: str
+    time_ns: int
+    bid: float | None
+    ask: float | None
+    tradeable: bool
+
+    @property
+    def spread(self) -> float | None:
+        """Ask minus bid in units of price; None while the book is empty."""
+        return None if self.bid is None or self.ask is None else self.ask - self.bid
+
+    @classmethod
+    def parse(cls, item: Json) -> "Price":
+        """Read a PRICE line or an element of `prices`."""
+        bids, asks = item["bids"], item["asks"]
+        return cls(
+            item["instrument"],
+            parse_time(item["time"]),
+            _float(bids[0]["price"]) if bids else None,
+            _float(asks[0]["price"]) if asks else None,
+            _flag(item["tradeable"]),
+        )
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The stream is alive; a transaction stream also tells the last id, so that a lost event shows."""
+
+    time_ns: int
+    last_transaction_id: int | None = None
+
+    @classmethod
+    def parse(cls, item: Json) -> "Heartbeat":
+        """Read a HEARTBEAT line."""
+        last = item.get("lastTransactionID")
+        return cls(parse_time(item["time"]), None if last is None else int(last))
+
+
+@dataclass(frozen=True)
+class InstrumentDetails:
+    """How an instrument is quoted and traded on this account."""
+
+    name: str
+    pip_location: int
+    display_precision: int  # decimals of a price
+    units_precision: int  # decimals of units
+    minimum_units: Decimal
+
+    def format_price(self, price: float | Decimal) -> str:
+        """The price with the decimals that the server accepts; float noise is rounded away."""
+        return f"{Decimal(str(price)):.{self.display_precision}f}"
+
+    def format_units(self, units: int | Decimal) -> str:
+        """The signed units with the decimals that the server accepts.
+
+        Raises:
+            BrokerError: the units are zero or have more decimals: rounding them would trade another size.
+        """
+        value = Decimal(units)
+        if not value.is_finite() or value == 0 or value != round(value, self.units_precision):
+            raise BrokerError(
+                f"units {units} of {self.name}: expected a number other than 0 with at most "
+                f"{self.units_precision} decimals"
+            )
+        return f"{value:.{self.units_precision}f}"
+
+    @classmethod
+    def parse(cls, item: Json) -> "InstrumentDetails":
+        """Read one element of `instruments`."""
+        return cls(
+            item["name"],
+            int(item["pipLocation"]),
+            int(item["displayPrecision"]),
+            int(item["tradeUnitsPrecision"]),
+            _decimal(item["minimumTradeSize"]),
+        )
+
+
+@dataclass(frozen=True)
+class AccountSummary:
+    """Money and counts of the account; amounts are in its home currency."""
+
+    account: str
+    currency: str
+    balance: Decimal
+    nav: Decimal
+    unrealized_pl: Decimal
+    margin_used: Decimal
+    margin_available: Decimal
+    open_trades: int
+    open_positions: int
+    pending_orders: int
+    hedging_enabled: bool
+    last_transaction_id: int
+
+    @classmethod
+    def parse(cls, item: Json) -> "AccountSummary":
+        """Read `account` of a summary or of a snapshot."""
+        return cls(
+            item["id"],
+            item["currency"],
+            _decimal(item["balance"]),
+            _decimal(item["NAV"]),
+            _decimal(item["unrealizedPL"]),
+            _decimal(item["marginUsed"]),
+            _decimal(item["marginAvailable"]),
+            int(item["openTradeCount"]),
+            int(item["openPositionCount"]),
+            int(item["pendingOrderCount"]),
+            _flag(item["hedgingEnabled"]),
+            int(item["lastTransactionID"]),
+        )
+
+
+@dataclass(frozen=True)
+class Position:
+    """Net units held of an instrument: above 0 long, below 0 short, 0 flat."""
+
+    instrument: str
+    units: Decimal
+    average_price: Decimal | None  # None when flat
+    unrealized_pl: Decimal
+
+    @classmethod
+    def parse(cls, item: Json) -> "Position":
+        """Read one element of `positions`.
+
+        Raises:
+            BrokerError: both sides are open; this system trades netting accounts only.
+        """
+        sides = [side for side in (item["long"], item["short"]) if _decimal(side["units"]) != 0]
+        if len(sides) > 1:
+            raise BrokerError(
+                f"position {item['instrument']} is long and short at once: hedging accounts are refused"
+            )
+        average = sides[0].get("averagePrice") if sides else None
+        return cls(
+            item["instrument"],
+            _decimal(sides[0]["units"]) if sides else Decimal(0),
+            None if average is None else _decimal(average),
+            _decimal(item.get("unrealizedPL", "0")),
+        )
+
+
+@dataclass(frozen=True)
+class OpenTrade:
+    """One open trade; the position is the sum of them."""
+
+    trade_id: int
+    instrument: str
+    units: Decimal  # still open, signed
+    price: Decimal
+    open_time_ns: int
+    client_id: str | None
+
+    @classmethod
+    def parse(cls, item: Json) -> "OpenTrade":
+        """Read one element of `trades`."""
+        return cls(
+            int(item["id"]),
+            item["instrument"],
+            _decimal(item["currentUnits"]),
+            _decimal(item["price"]),
+            parse_time(item["openTime"]),
+            _client_id(item.get("clientExtensions")),
+        )
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order as it stands: PENDING, FILLED, TRIGGERED or CANCELLED."""
+
+    order_id: int
+    kind: str
+    state: str
+    client_id: str | None
+    filling_transaction_id: int | None
+    cancelling_transaction_id: int | None
+
+    @classmethod
+    def parse(cls, item: Json) -> "Order":
+        """Read `order` or one element of `orders`."""
+        return cls(
+            int(item["id"]),
+            item["type"],
+            item["state"],
+            _client_id(item.get("clientExtensions")),
+            _optional_id(item.get("fillingTransactionID")),
+            _optional_id(item.get("cancellingTransactionID")),
+        )
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """One entry of the account's history; ids increase strictly, one batch is one request."""
+
+    transaction_id: int
+    batch_id: int
+    time_ns: int
+    kind: str  # OANDA's `type`: MARKET_ORDER, ORDER_FILL, ORDER_CANCEL ...
+
+    @staticmethod
+    def parse(item: Json) -> "Transaction":
+        """Read one transaction as the record of its type."""
+        kind = item["type"]
+        base = (int(item["id"]), int(item["batchID"]), parse_time(item["time"]), kind)
+        if kind == "ORDER_FILL":
+            return Fill(*base, *_fill_fields(item))
+        if kind == "ORDER_CANCEL":
+            return OrderCancelled(*base, int(item["orderID"]), item.get("clientOrderID"), item["reason"])
+        if kind == "MARKET_ORDER":
+            return OrderCreated(
+                *base, item["instrument"], _decimal(item["units"]), _client_id(item.get("clientExtensions"))
+            )
+        if kind.endswith("_REJECT"):
+            return OrderRejected(*base, item["rejectReason"], _client_id(item.get("clientExtensions")))
+        return Transaction(*base)
+
+
+@dataclass(frozen=True)
+class OrderCreated(Transaction):
+    """A market order was accepted; whether it was filled is told by another transaction."""
+
+    instrument: str
+    units: Decimal
+    client_order_id: str | None
+
+
+@dataclass(frozen=True)
+class OrderCancelled(Transaction):
+    """An order ended without a fill, or without the rest of one."""
+
+    order_id: int
+    client_order_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class OrderRejected(Transaction):
+    """A request was refused; nothing was done."""
+
+    reject_reason: str
+    client_order_id: str | None
+
+
+@dataclass(frozen=True)
+class TradeFill:
+    """The part of a fill that opened, reduced or closed one trade."""
+
+    trade_id: int
+    units: Decimal  # signed, in the direction of the fill
+    price: Decimal
+    realized_pl: Decimal  # 0 for an opening
+
+
+@dataclass(frozen=True)
+class Fill(Transaction):
+    """An order was filled; the prices are those of the trades, the top-level one is deprecated."""
+
+    order_id: int
+    client_order_id: str | None
+    instrument: str
+    units: Decimal  # signed
+    reason: str
+    pl: Decimal
+    account_balance: Decimal
+    opened: TradeFill | None
+    reduced: TradeFill | None
+    closed: tuple[TradeFill, ...]
+
+    @property
+    def price(self) -> Decimal:
+        """Mean price over the units filled."""
+        parts = [*self.closed, *(part for part in (self.reduced, self.opened) if part is not None)]
+        units = sum((abs(part.units) for part in parts), Decimal(0))
+        if units == 0:
+            raise BrokerError(f"fill {self.transaction_id} names no trade: its price is not known")
+        return sum((abs(part.units) * part.price for part in parts), Decimal(0)) / units
+
+
+def _fill_fields(item: Json) -> tuple[Any, ...]:
+    opened, reduced = item.get("tradeOpened"), item.get("tradeReduced")
+    return (
+        int(item["orderID"]),
+        item.get("clientOrderID"),
+        item["instrument"],
+        _decimal(item["units"]),
+        item["reason"],
+        _decimal(item["pl"]),
+        _decimal(item["accountBalance"]),
+        None if opened is None else _trade_fill(opened),
+        None if reduced is None else _trade_fill(reduced),
+        tuple(_trade_fill(part) for part in item.get("tradesClosed", ())),
+    )
+
+
+def _trade_fill(item: Json) -> TradeFill:
+    return TradeFill(
+        int(item["tradeID"]),
+        _decimal(item["units"]),
+        _decimal(item["price"]),
+        _decimal(item.get("realizedPL", "0")),
+    )
+
+
+@dataclass(frozen=True)
+class OrderOutcome:
+    """What became of an order: a fill or a cancellation, exactly one of them.
+
+    An IOC order may have both: a fill of a part and the cancellation of the rest.
+    """
+
+    order_id: int
+    fill: Fill | None
+    cancel: OrderCancelled | None
+    last_transaction_id: int
+
+    @classmethod
+    def parse(cls, answer: Json, prefix: str = "order") -> "OrderOutcome":
+        """Read the answer to an order (`order...`) or to a close-out (`longOrder...`, `shortOrder...`).
+
+        Raises:
+            BrokerError: the answer tells of neither a fill nor a cancellation.
+        """
+        fill, cancel = answer.get(f"{prefix}FillTransaction"), answer.get(f"{prefix}CancelTransaction")
+        if fill is None and cancel is None:
+            raise BrokerError("the answer to an order tells of neither a fill nor a cancellation")
+        fill_record = None if fill is None else Transaction.parse(fill)
+        cancel_record = None if cancel is None else Transaction.parse(cancel)
+        return cls(
+            int(answer[f"{prefix}CreateTransaction"]["id"]),
+            fill_record if isinstance(fill_record, Fill) else None,
+            cancel_record if isinstance(cancel_record, OrderCancelled) else None,
+            int(answer["lastTransactionID"]),
+        )
+
+
+@dataclass(frozen=True)
+class AccountSnapshot:
+    """Everything the account holds, as of one transaction id."""
+
+    summary: AccountSummary
+    positions: tuple[Position, ...]
+    trades: tuple[OpenTrade, ...]
+    orders: tuple[Order, ...]
+
+    @classmethod
+    def parse(cls, item: Json) -> "AccountSnapshot":
+        """Read `account` of `GET /v3/accounts/{id}`."""
+        return cls(
+            AccountSummary.parse(item),
+            tuple(Position.parse(position) for position in item["positions"]),
+            tuple(OpenTrade.parse(trade) for trade in item["trades"]),
+            tuple(Order.parse(order) for order in item["orders"]),
+        )
+
+
+def read(what: str, parse: Callable[[], _R]) -> _R:
+    """Run a parser and translate what it stumbles over.
+
+    Raises:
+        BrokerError: naming what was read and the field at fault.
+    """
+    try:
+        return parse()
+    except KeyError as missing:
+        raise BrokerError(f"{what}: field {missing} is missing") from missing
+    except (ValueError, TypeError, IndexError, AttributeError, InvalidOperation) as broken:
+        raise BrokerError(f"{what}: {broken}") from broken
+
+
+def parse_all(parse: Callable[[Json], _R], items: Iterable[Json]) -> tuple[_R, ...]:
+    """Read each element of a list."""
+    return tuple(parse(item) for item in items)
+
+
+def _float(text: object) -> float:
+    return float(_decimal(text))
+
+
+def _decimal(text: object) -> Decimal:
+    if not isinstance(text, str):
+        raise TypeError(f"number {text!r} is not a string")
+    value = Decimal(text)
+    if not value.is_finite():
+        raise ValueError(f"number {text!r} is not finite")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _optional_id(text: object) -> int | None:
+    return None if text is None else int(str(text))
+
+
+def _client_id(extensions: Json | None) -> str | None:
+    return None if extensions is None else extensions.get("id")
