@@ -1,0 +1,70 @@
+"""The way into every service from a command line: `--help` lists its settings, errors are one line."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import SecretStr
+
+from shared.errors import MuZeroError
+from shared.runtime.lifecycle import Main, run_service
+from shared.runtime.settings import DELIMITER, PREFIX, ServiceSettings, load
+
+_S = TypeVar("_S", bound=ServiceSettings)
+
+
+def service_main(
+    service: str,
+    settings_class: type[_S],
+    compose: Callable[[_S], Main],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Read the settings, compose the service and run it until it is asked to stop.
+
+    Args:
+        service: name in heartbeats, logs and metrics.
+        settings_class: what it can be told.
+        compose: wires settings to a coroutine; raises MuZeroError on what the user must mend.
+        arguments: the command line without the program's name; None reads `sys.argv`.
+    Returns:
+        Exit status: 0 in good order, 1 on a failure, 2 when the user's input is at fault.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"micro-muzero {service}",
+        description=f"{(settings_class.__doc__ or '').splitlines()[0]} Runs the service in the foreground.",
+        epilog="settings, from the environment, .env or the profile:\n"
+        + "\n".join(_described(settings_class)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--profile", type=Path, help="TOML file with a table per group of settings")
+    given = parser.parse_args(arguments)
+    try:
+        overrides = {"profile": given.profile} if given.profile else {}
+        settings = load(settings_class, **overrides)
+        main = compose(settings)
+    except MuZeroError as failure:
+        print(f"error: {failure}", file=sys.stderr)  # noqa: T201  a command's one line
+        return 2 if failure.user_fault else 1
+    return run_service(service, settings, main)
+
+
+def _described(settings_class: type[ServiceSettings]) -> Iterator[str]:
+    """Each setting as the environment spells it, with its default and meaning."""
+    for name, field in settings_class.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if dataclasses.is_dataclass(default):
+            for member in dataclasses.fields(default):
+                variable = f"{PREFIX}{name}{DELIMITER}{member.name}".upper()
+                yield f"  {variable} = {_shown(getattr(default, member.name))}"
+        else:
+            spelled = str(field.validation_alias or f"{PREFIX}{name.upper()}")
+            yield f"  {spelled} = {_shown(default)}{'  ' + field.description if field.description else ''}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "***"
+    return "unset" if value is None or value == "" else str(value)
