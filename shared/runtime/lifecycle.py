@@ -114,7 +114,7 @@ async def _run(service: str, settings: ServiceSettings, main: Main, registry: Co
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr="0.0.0.0", registry=registry)  # noqa: S104  scraped from other hosts
     log.info("service_started", pid=os.getpid())
-    beats = asyncio.create_task(_beat(lifecycle, settings.heartbeat_seconds))
+    beats = asyncio.create_task(_beat(lifecycle, settings))
     try:
         await main(lifecycle)
     except MuZeroError as failure:
@@ -137,13 +137,15 @@ def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
     lifecycle.stop()
 
 
-async def _beat(lifecycle: Lifecycle, every_seconds: float) -> None:
+async def _beat(lifecycle: Lifecycle, settings: ServiceSettings) -> None:
     while True:
         try:
             await lifecycle.bus.beat(lifecycle.heartbeat)
+            if settings.alive_file:
+                settings.alive_file.touch()
         except (RedisError, OSError) as away:
             log.debug("heartbeat_missed", error=str(away))
-        await asyncio.sleep(every_seconds)
+        await asyncio.sleep(settings.heartbeat_seconds)
 
 
 async def _farewell(lifecycle: Lifecycle, beats: asyncio.Task[None]) -> None:

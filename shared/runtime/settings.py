@@ -61,6 +61,7 @@ class ServiceSettings(BaseSettings):
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     log_format: str = Field("json", pattern="^(json|console)$")
     heartbeat_seconds: float = Field(5.0, gt=0, le=15)
+    alive_file: Path | None = Field(None, description="touched at each heartbeat, for health checks")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
     dataset: Path = Field(Path("data/dataset.duckdb"), description="the DuckDB file of bars")
     checkpoints: Path | None = Field(None, description="checkpoint store; `<home>/checkpoints` when unset")
