@@ -1,0 +1,245 @@
+"""Resampling with replacement: single values, or blocks that keep streaks together.
+
+Every run draws from a generator of its own, a function of seed and run number alone, so results
+do not depend on how many threads share the runs.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numba
+import numpy as np
+
+from shared.errors import DataError
+from shared.metrics.trades import SQN_CAP
+from shared.numeric import Float64, kernel, parallel_kernel
+
+#: Fewer values than these say nothing about how far apart they still depend on each other.
+_MIN_VALUES_FOR_BLOCKS = 10
+
+#: So many insignificant correlations in a row end the dependence (Politis and White's K_N).
+_QUIET_LAGS = 5
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Resampling(StrEnum):
+    """How runs are drawn from what happened."""
+
+    IID = "iid"  # value by value: keeps the distribution, loses the streaks
+    BLOCK = "block"  # stationary bootstrap: blocks of geometric length, wrapped around
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A percentile bootstrap interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TradeIntervals:
+    """What the statistics of a trade list could as well have been; None where undefined."""
+
+    confidence: float
+    expectancy_pips: Interval | None
+    win_rate: Interval | None
+    profit_factor: Interval | None
+    sqn100: Interval | None
+
+
+@kernel
+def _mix(x: np.uint64) -> np.uint64:
+    """Finalizer of splitmix64 (Steele, Lea and Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@kernel
+def run_state(seed: int, run: int) -> np.uint64:
+    """The generator that belongs to one run."""
+    return _mix(_mix(np.uint64(seed)) + np.uint64(run) * _GOLDEN)
+
+
+@kernel
+def next_block(state: np.uint64, num_values: int, restart: float) -> tuple[np.uint64, int, int]:
+    """Draw where the next block begins and how long it is.
+
+    Args:
+        state: generator of the run.
+        num_values: how many values there are to draw from, below 2^32.
+        restart: chance in (0, 1] that a block ends after each value; 1 draws single values.
+    Returns:
+        The generator afterwards, the first index, the length in values.
+    """
+    state = state + _GOLDEN
+    bits = _mix(state)
+    first = int(np.int64(((bits >> np.uint64(32)) * np.uint64(num_values)) >> np.uint64(32)))
+    if restart >= 1.0:
+        return state, first, 1
+    uniform = (np.float64(bits & np.uint64(0xFFFFFFFF)) + 0.5) * 2.0**-32
+    return state, first, 1 + int(math.log(uniform) / math.log1p(-restart))
+
+
+@parallel_kernel
+def _resample(values: Float64, out: Float64, seed: int, restart: float) -> None:
+    num_runs, num_steps = out.shape
+    for run in numba.prange(num_runs):
+        state = run_state(seed, run)
+        step = 0
+        while step < num_steps:
+            state, index, length = next_block(state, len(values), restart)
+            for _ in range(min(length, num_steps - step)):
+                out[run, step] = values[index]
+                step += 1
+                index = index + 1 if index + 1 < len(values) else 0
+
+
+def resample(
+    values: Float64, *, num_runs: int, num_steps: int, seed: int, mean_block: float = 1.0
+) -> Float64:
+    """Draw runs from values, wrapped around their end.
+
+    Args:
+        values: `[N]`, N at least 1.
+        num_runs: R.
+        num_steps: how many values a run has.
+        seed: the same seed gives the same runs on any number of threads.
+        mean_block: mean length of a block; 1 is the iid bootstrap.
+    Returns:
+        `[R, num_steps]`.
+    Raises:
+        DataError: there is nothing to draw from.
+    Source: Politis and Romano 1994, The Stationary Bootstrap.
+    """
+    require_values(values)
+    out = np.empty((num_runs, num_steps))
+    _resample(np.ascontiguousarray(values), out, seed, 1.0 / mean_block)
+    return out
+
+
+def require_values(values: Float64) -> None:
+    """Check that there is something to draw from.
+
+    Raises:
+        DataError: there is not.
+    """
+    if len(values) == 0:
+        raise DataError("nothing to resample: expected at least one trade or day")
+
+
+def optimal_block_length(values: Float64) -> float:
+    """Mean block length with which the stationary bootstrap estimates a mean best; at least 1.
+
+    Args:
+        values: `[N]` in time order.
+    Source: Politis and White 2004, corrected by Patton, Politis and White 2009.
+    """
+    num = len(values)
+    if num < _MIN_VALUES_FOR_BLOCKS or np.ptp(values) == 0.0:
+        return 1.0
+    centred = values - values.mean()
+    max_lag = min(math.ceil(math.sqrt(num)) + _QUIET_LAGS, num - 2)
+    covariance = np.array([centred[lag:] @ centred[: num - lag] / num for lag in range(max_lag + 1)])
+    insignificant = np.abs(covariance[1:] / covariance[0]) < 2.0 * math.sqrt(math.log10(num) / num)
+    # The last lag after which correlation stays insignificant for `_QUIET_LAGS` lags.
+    significant_lag = next(
+        (lag for lag in range(len(insignificant)) if insignificant[lag : lag + _QUIET_LAGS].all()), max_lag
+    )
+    bandwidth = min(2 * max(significant_lag, 1), max_lag)
+    lags = np.arange(1, bandwidth + 1)
+    weights = np.minimum(1.0, 2.0 * (1.0 - lags / bandwidth))  # flat top
+    slope = 2.0 * float((weights * lags * covariance[lags]).sum())
+    long_run_variance = float(covariance[0] + 2.0 * (weights * covariance[lags]).sum())
+    if long_run_variance <= 0.0:
+        return 1.0
+    length = (slope / long_run_variance) ** 2 * num
+    return float(min(max(length ** (1.0 / 3.0), 1.0), math.ceil(min(3.0 * math.sqrt(num), num / 3.0))))
+
+
+@parallel_kernel
+def _moments(values: Float64, out: Float64, seed: int, restart: float) -> None:
+    """Of each run: sum, sum of squares, number of wins, sum of wins, sum of losses."""
+    for run in numba.prange(len(out)):
+        state = run_state(seed, run)
+        total = squares = num_wins = wins = losses = 0.0
+        step = 0
+        while step < len(values):
+            state, index, length = next_block(state, len(values), restart)
+            for _ in range(min(length, len(values) - step)):
+                value = values[index]
+                total += value
+                squares += value * value
+                if value > 0.0:
+                    num_wins += 1.0
+                    wins += value
+                elif value < 0.0:
+                    losses -= value
+                step += 1
+                index = index + 1 if index + 1 < len(values) else 0
+        out[run, 0] = total
+        out[run, 1] = squares
+        out[run, 2] = num_wins
+        out[run, 3] = wins
+        out[run, 4] = losses
+
+
+def trade_intervals(
+    pips: Float64,
+    r: Float64 | None,
+    *,
+    num_runs: int,
+    seed: int,
+    mean_block: float = 1.0,
+    confidence: float = 0.95,
+) -> TradeIntervals:
+    """Percentile bootstrap intervals of a trade list's statistics.
+
+    Args:
+        pips: `[N]` trades in time order.
+        r: `[N]` their R multiples, or None where undefined.
+        num_runs: resampled lists, each of N trades.
+        seed: of the resampling.
+        mean_block: mean length of a block of trades; 1 resamples trade by trade.
+        confidence: share of resampled lists that lie within.
+    """
+    if len(pips) < 2:
+        return TradeIntervals(confidence, None, None, None, None)
+    num = len(pips)
+    moments = np.empty((num_runs, 5))
+    _moments(np.ascontiguousarray(pips), moments, seed, 1.0 / mean_block)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = moments[:, 3] / moments[:, 4]
+    return TradeIntervals(
+        confidence,
+        expectancy_pips=_interval(moments[:, 0] / num, confidence),
+        win_rate=_interval(moments[:, 2] / num, confidence),
+        profit_factor=_interval(factor, confidence),
+        sqn100=None if r is None else _sqn_interval(r, num_runs, seed, mean_block, confidence),
+    )
+
+
+def _sqn_interval(
+    r: Float64, num_runs: int, seed: int, mean_block: float, confidence: float
+) -> Interval | None:
+    """Of SQN capped at 100 trades; centring first keeps the sum of squares from cancelling."""
+    num, centre = len(r), r.mean()
+    moments = np.empty((num_runs, 5))
+    _moments(np.ascontiguousarray(r - centre), moments, seed, 1.0 / mean_block)
+    mean = moments[:, 0] / num
+    variance = (moments[:, 1] - num * mean**2) / (num - 1)
+    variance[variance < 1e-12 * r.var()] = 0.0  # all drawn values equal, but for rounding
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (mean + centre) / np.sqrt(variance)
+    return _interval(math.sqrt(min(num, SQN_CAP)) * ratio, confidence)
+
+
+def _interval(samples: Float64, confidence: float) -> Interval | None:
+    """None when a resampled list left the statistic undefined: its tail is then not known."""
+    if not np.isfinite(samples).all():
+        return None
+    low, high = np.quantile(samples, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return Interval(float(low), float(high))

@@ -1,0 +1,216 @@
+"""The equity curve of a one-unit account, marked to market, and what it says: drawdown, daily ratios, months.
+
+The account holds a stated starting equity, in pips of one unit, and always trades one unit: profits
+add up, nothing is compounded. A period's return is its pips over the starting equity, hence Sharpe
+and Sortino do not depend on that equity, while drawdown as a fraction does.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import DataError
+from shared.metrics.trades import expectancy, win_rate
+from shared.numeric import Float64, Int8, Int64, kernel, require_shape
+
+#: Trading days a year, by which daily ratios are annualised.
+DAYS_PER_YEAR = 252
+
+
+@dataclass(frozen=True)
+class ClosedTrades:
+    """Trades in time order, a column per field, each `[N]`."""
+
+    entry_bar: Int64
+    exit_bar: Int64
+    side: Int8
+    entry_price: Float64
+    exit_price: Float64
+    pips: Float64  # net of all costs
+    bars_held: Int64
+
+    def __post_init__(self) -> None:
+        """Check that all columns are as long as the first."""
+        for name in ("exit_bar", "side", "entry_price", "exit_price", "pips", "bars_held"):
+            require_shape(name, getattr(self, name), len(self.entry_bar))
+
+    def __len__(self) -> int:
+        return len(self.entry_bar)
+
+
+@kernel
+def _mark_open(
+    equity: Float64,
+    first_bar: int,
+    closes: Float64,
+    entry_bar: Int64,
+    exit_bar: Int64,
+    side: Int8,
+    entry_price: Float64,
+    exit_price: Float64,
+    pips: Float64,
+    pip: float,
+) -> None:
+    for trade in range(len(pips)):
+        costs = side[trade] * (exit_price[trade] - entry_price[trade]) / pip - pips[trade]
+        for bar in range(entry_bar[trade], exit_bar[trade]):
+            equity[bar - first_bar] += side[trade] * (closes[bar] - entry_price[trade]) / pip - costs
+
+
+def equity_curve(
+    trades: ClosedTrades, closes: Float64, *, pip: float, first_bar: int, last_bar: int
+) -> Float64:
+    """Profit so far at every bar close, open positions marked at the close.
+
+    A trade is entered at the open of its entry bar and left at the open of its exit bar. All it
+    costs is charged at once on entry, as the environment charges the spread.
+
+    Args:
+        trades: entered and left within the bars.
+        closes: `[T]` closing prices of the whole series.
+        pip: size of a pip in price.
+        first_bar: index of the first bar of the curve.
+        last_bar: index of its last bar, included.
+    Returns:
+        `[last_bar - first_bar + 1]` pips since before the first bar, when they were 0.
+    Raises:
+        DataError: a trade lies outside the bars, or the bars outside the series.
+    """
+    if not 0 <= first_bar <= last_bar < len(closes):
+        raise DataError(f"bars {first_bar}..{last_bar} do not lie within the series of {len(closes)} bars")
+    outside = (
+        (trades.entry_bar < first_bar) | (trades.exit_bar > last_bar) | (trades.exit_bar < trades.entry_bar)
+    )
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise DataError(
+            f"trade {row} spans bars {trades.entry_bar[row]}..{trades.exit_bar[row]}: "
+            f"expected entry before exit, within {first_bar}..{last_bar}"
+        )
+    steps = np.zeros(last_bar - first_bar + 2)
+    np.add.at(steps, trades.exit_bar - first_bar, trades.pips)
+    equity = np.cumsum(steps[:-1])
+    _mark_open(
+        equity,
+        first_bar,
+        closes,
+        trades.entry_bar,
+        trades.exit_bar,
+        trades.side,
+        trades.entry_price,
+        trades.exit_price,
+        trades.pips,
+        pip,
+    )
+    return equity
+
+
+def max_drawdown_pips(equity_pips: Float64) -> float:
+    """Deepest fall of a curve below its running maximum, the 0 it started from included; at least 0."""
+    curve = np.concatenate(([0.0], equity_pips))
+    return float((np.maximum.accumulate(curve) - curve).max())
+
+
+def max_drawdown(equity_pips: Float64, starting_equity_pips: float) -> float:
+    """Deepest fall as a fraction of the running maximum: max (M - E) / M, E_0 included.
+
+    Above 1 the account is more than lost.
+
+    Args:
+        equity_pips: `[T]` profit so far.
+        starting_equity_pips: E_0, positive.
+    """
+    equity = starting_equity_pips + np.concatenate(([0.0], equity_pips))
+    peak = np.maximum.accumulate(equity)
+    return float(((peak - equity) / peak).max())
+
+
+def drawdown_curve(equity_pips: Float64) -> Float64:
+    """How far the curve lies below its running maximum at each point, `[T]` pips, at most 0."""
+    return equity_pips - np.maximum(np.maximum.accumulate(equity_pips), 0.0)
+
+
+def daily_pips(equity_pips: Float64, days: Int64) -> tuple[Int64, Float64]:
+    """Profit of each trading day, marked to market at its end.
+
+    Args:
+        equity_pips: `[T]` profit so far at each bar close.
+        days: `[T]` trading day of each bar (`trading_day`), not decreasing.
+    Returns:
+        `[D]` the days that have bars, `[D]` their pips, which add up to the end of the curve.
+    """
+    require_shape("days", days, len(equity_pips))
+    last = np.flatnonzero(np.append(days[1:] != days[:-1], True))
+    return days[last], np.diff(equity_pips[last], prepend=0.0)
+
+
+def sharpe(returns: Float64, periods_per_year: float = DAYS_PER_YEAR) -> float | None:
+    """Annualised Sharpe ratio mean / sd · √k, sd with one degree of freedom less.
+
+    Args:
+        returns: `[D]`, a value a period, periods without a trade included as 0.
+        periods_per_year: k; 1 gives the ratio per period.
+    Returns:
+        None for fewer than two periods or periods that are all equal.
+    """
+    if len(returns) < 2 or np.ptp(returns) == 0.0:
+        return None
+    return float(returns.mean() / returns.std(ddof=1) * math.sqrt(periods_per_year))
+
+
+def sortino(returns: Float64, periods_per_year: float = DAYS_PER_YEAR, target: float = 0.0) -> float | None:
+    """Annualised Sortino ratio mean(x - t) / √mean(min(x - t, 0)²) · √k; the mean is over all periods.
+
+    Returns:
+        None without a period below the target.
+    """
+    excess = returns - target
+    if not (excess < 0.0).any():
+        return None
+    downside = math.sqrt(float(np.mean(np.minimum(excess, 0.0) ** 2)))
+    return float(excess.mean()) / downside * math.sqrt(periods_per_year)
+
+
+@dataclass(frozen=True)
+class Month:
+    """One calendar month of trading days."""
+
+    month: str  # YYYY-MM
+    num_days: int
+    pips: float  # marked to market; the months add up to the whole
+    num_trades: int  # left in this month
+    win_rate: float | None
+    expectancy_pips: float | None
+
+
+def months(days: Int64, pips: Float64, exit_days: Int64, trade_pips: Float64) -> tuple[Month, ...]:
+    """The monthly table.
+
+    Args:
+        days: `[D]` trading days, each named by the calendar day on which it ends.
+        pips: `[D]` profit of each.
+        exit_days: `[N]` trading day on which each trade was left.
+        trade_pips: `[N]` its pips.
+    """
+    month_of_day, month_of_trade = _month(days), _month(exit_days)
+    rows = []
+    for month in np.unique(month_of_day):
+        in_month = month_of_day == month
+        closed = trade_pips[month_of_trade == month]
+        rows.append(
+            Month(
+                month=str(month),
+                num_days=int(in_month.sum()),
+                pips=float(pips[in_month].sum()),
+                num_trades=len(closed),
+                win_rate=win_rate(closed),
+                expectancy_pips=expectancy(closed),
+            )
+        )
+    return tuple(rows)
+
+
+def _month(days: Int64) -> npt.NDArray[np.datetime64]:
+    return days.astype("datetime64[D]").astype("datetime64[M]")

@@ -1,0 +1,236 @@
+"""How large a position the trades bear: Bandy's safe-f and CAR25, Kelly's fraction, the smaller of both.
+
+Gains are fractions of the account per mark-to-market period, at fraction 1. With one unit traded
+that is pips over the starting equity, so a fraction here is a recommended size relative to one unit
+per starting equity, not the size traded.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from shared.errors import SettingsError
+from shared.metrics.bootstrap import Resampling, optimal_block_length, resample
+from shared.metrics.equity import DAYS_PER_YEAR
+from shared.numeric import Float64, parallel_kernel
+
+
+@dataclass(frozen=True)
+class SizingConfig:
+    """Risk tolerance and effort of the search for safe-f; defaults are Bandy's, two years and 20 %."""
+
+    horizon_days: int = 504
+    drawdown_tolerance: float = 0.20
+    tail: float = 0.05  # chance with which the tolerance may be exceeded
+    curves: int = 1000
+    repeats: int = 10
+    seed: int = 0
+    max_fraction: float = 1.0
+    min_periods: int = 30  # fewer periods size nothing
+    kelly_safety: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            SettingsError: names the field, its value and what is right.
+        """
+        for name, value, right, wanted in (
+            ("horizon_days", self.horizon_days, self.horizon_days >= 1, "at least 1"),
+            ("drawdown_tolerance", self.drawdown_tolerance, 0 < self.drawdown_tolerance < 1, "in (0, 1)"),
+            ("tail", self.tail, 0 < self.tail < 1, "in (0, 1)"),
+            ("curves", self.curves, self.curves >= 1, "at least 1"),
+            ("repeats", self.repeats, self.repeats >= 1, "at least 1"),
+            ("seed", self.seed, self.seed >= 0, "not negative"),
+            ("max_fraction", self.max_fraction, self.max_fraction > 0, "positive"),
+            ("min_periods", self.min_periods, self.min_periods >= 2, "at least 2"),
+            ("kelly_safety", self.kelly_safety, 0 < self.kelly_safety <= 1, "in (0, 1]"),
+        ):
+            if not right:
+                raise SettingsError(f"sizing.{name} is {value}: expected {wanted}")
+
+
+@dataclass(frozen=True)
+class SafeF:
+    """Risk normalisation under one way of resampling; each number is the mean over the repeats."""
+
+    resampling: Resampling
+    mean_block_periods: float
+    fraction: float  # safe-f
+    fraction_sd: float | None  # None for a single repeat
+    dd95: float  # drawdown at safe-f that the tail exceeds, a fraction
+    car25_percent: float | None  # None where a quarter of the accounts is ruined
+    car25_sd: float | None
+    capped: bool  # the tolerance would have borne more than `max_fraction`
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The recommended fraction, and where it comes from."""
+
+    safe_f: SafeF | None  # the smaller of iid and block; None where the gains size nothing
+    other: SafeF | None  # the larger one
+    kelly: float | None  # continuous, full
+    fraction: float  # min(safety · Kelly, safe-f), at least 0
+    reason: str  # what bounds the fraction, or why it is 0
+
+
+@parallel_kernel
+def _grow(gains: Float64, fraction: float, final: Float64, max_drawdown: Float64) -> None:
+    """Of each row of gains: final equity and deepest drawdown, the equity at the start being 1."""
+    num_curves, num_steps = gains.shape
+    for curve in numba.prange(num_curves):
+        equity = 1.0
+        from_peak = 1.0  # equity over its running maximum
+        lowest = 1.0
+        for step in range(num_steps):
+            growth = 1.0 + fraction * gains[curve, step]
+            growth = max(0.0, growth)  # ruin: nothing comes back from it
+            equity *= growth
+            from_peak *= growth
+            from_peak = min(1.0, from_peak)
+            lowest = min(lowest, from_peak)
+        final[curve] = equity
+        max_drawdown[curve] = 1.0 - lowest
+
+
+def grow(gains: Float64, fraction: float) -> tuple[Float64, Float64]:
+    """Equity that starts at 1 and is multiplied by 1 + fraction · gain each period, 0 being ruin.
+
+    Args:
+        gains: `[R, T]` a curve a row.
+        fraction: of the account staked.
+    Returns:
+        `[R]` final equity, `[R]` deepest drawdown as a fraction of the running maximum.
+    Oracle: tests/oracles/risk_normalization.py.
+    """
+    final, max_drawdown = np.empty(len(gains)), np.empty(len(gains))
+    _grow(gains, fraction, final, max_drawdown)
+    return final, max_drawdown
+
+
+def safe_fraction(gains: Float64, config: SizingConfig) -> float:
+    """The largest fraction, up to `max_fraction`, whose tail drawdown stays within the tolerance.
+
+    Over the same curves a larger fraction never has a smaller drawdown: the log growth of any
+    stretch is concave in the fraction and 0 at 0, so once negative it only falls. Bisection is exact.
+
+    Args:
+        gains: `[R, T]` resampled curves.
+        config: tolerance and cap.
+    """
+    if _tail_drawdown(gains, config.max_fraction, config) <= config.drawdown_tolerance:
+        return config.max_fraction
+    within, beyond = 0.0, config.max_fraction
+    while beyond - within > 1e-6 * beyond:
+        middle = 0.5 * (within + beyond)
+        if _tail_drawdown(gains, middle, config) <= config.drawdown_tolerance:
+            within = middle
+        else:
+            beyond = middle
+    return within
+
+
+def _tail_drawdown(gains: Float64, fraction: float, config: SizingConfig) -> float:
+    return float(np.quantile(grow(gains, fraction)[1], 1.0 - config.tail))
+
+
+def risk_normalize(gains: Float64, resampling: Resampling, config: SizingConfig) -> SafeF:
+    """Bandy's safe-f, DD95 and CAR25 of a best-estimate set of gains.
+
+    Args:
+        gains: `[D]` out-of-sample gain of each period, a fraction of the account.
+        resampling: the smaller result of both ways is the one to size on.
+        config: tolerance, horizon, effort; repeats differ only in their seed.
+    Raises:
+        DataError: there is no gain.
+    Source: Howard Bandy, Quantitative Technical Analysis (2014); his package risk-normalization 1.1.2.
+    """
+    mean_block = 1.0 if resampling is Resampling.IID else optimal_block_length(gains)
+    fractions, tails, rates = [], [], []
+    for repeat in range(config.repeats):
+        curves = resample(
+            gains,
+            num_runs=config.curves,
+            num_steps=config.horizon_days,
+            seed=config.seed + repeat,
+            mean_block=mean_block,
+        )
+        fraction = safe_fraction(curves, config)
+        final, drawdowns = grow(curves, fraction)
+        wealth = float(np.quantile(final, 0.25))
+        fractions.append(fraction)
+        tails.append(float(np.quantile(drawdowns, 1.0 - config.tail)))
+        rates.append(compound_annual_percent(wealth, config.horizon_days))
+    defined = [rate for rate in rates if rate is not None]
+    every = len(defined) == len(rates)
+    return SafeF(
+        resampling=resampling,
+        mean_block_periods=mean_block,
+        fraction=float(np.mean(fractions)),
+        fraction_sd=_sd(fractions),
+        dd95=float(np.mean(tails)),
+        car25_percent=float(np.mean(defined)) if every else None,
+        car25_sd=_sd(defined) if every else None,
+        capped=all(fraction == config.max_fraction for fraction in fractions),
+    )
+
+
+def _sd(values: list[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def compound_annual_percent(wealth: float, days: int) -> float | None:
+    """Rate per year, in percent, that turns 1 into `wealth` in so many trading days; None at ruin."""
+    return 100.0 * (wealth ** (DAYS_PER_YEAR / days) - 1.0) if wealth > 0.0 else None
+
+
+def kelly_discrete(trade_pips: Float64) -> float | None:
+    """Kelly's share of the account to risk on each trade, p - (1 - p) / b.
+
+    The risk is the mean loss, b the mean win over it and p the chance to win among the trades that
+    win or lose. Negative where there is no edge; None without a win or without a loss.
+    """
+    wins, losses = trade_pips[trade_pips > 0], trade_pips[trade_pips < 0]
+    if not len(wins) or not len(losses):
+        return None
+    chance = len(wins) / (len(wins) + len(losses))
+    return float(chance - (1.0 - chance) * -losses.mean() / wins.mean())
+
+
+def kelly_continuous(gains: Float64) -> float | None:
+    """Kelly's fraction mean / variance of gains per period; None without a spread among them."""
+    if len(gains) < 2 or np.ptp(gains) == 0.0:
+        return None
+    return float(gains.mean() / gains.var(ddof=1))
+
+
+def size(gains: Float64, config: SizingConfig) -> Sizing:
+    """The fraction that both drawdown tolerance and a cautious Kelly allow.
+
+    Args:
+        gains: `[D]` out-of-sample gain of each period, a fraction of the account.
+        config: tolerance, caps, effort.
+    Returns:
+        Fraction 0, with its reason, for too few periods, gains without a loss (their risk is not
+        known), a negative CAR25 or no edge.
+    """
+    kelly = kelly_continuous(gains)
+    if len(gains) < config.min_periods:
+        return Sizing(None, None, kelly, 0.0, f"{len(gains)} periods, fewer than {config.min_periods}")
+    if not (gains < 0.0).any():
+        return Sizing(None, None, kelly, 0.0, "no losing period: the risk is not known")
+    smaller, larger = sorted(
+        (risk_normalize(gains, resampling, config) for resampling in Resampling),
+        key=lambda result: result.fraction,
+    )
+    if smaller.car25_percent is None or smaller.car25_percent < 0.0:
+        return Sizing(smaller, larger, kelly, 0.0, "CAR25 is negative")
+    if kelly is None or kelly <= 0.0:
+        return Sizing(smaller, larger, kelly, 0.0, "no edge: Kelly is not positive")
+    cautious = config.kelly_safety * kelly
+    if cautious < smaller.fraction:
+        return Sizing(smaller, larger, kelly, cautious, f"{config.kelly_safety:g} of Kelly")
+    bound = "largest fraction allowed" if smaller.capped else "safe-f"
+    return Sizing(smaller, larger, kelly, smaller.fraction, f"{bound} ({smaller.resampling} resampling)")

@@ -1,0 +1,157 @@
+"""What a list of closed trades says of itself: expectancy, win rate, profit factor, R multiples, SQN.
+
+A number that the trades do not define (no loss to divide by, no spread to divide by, too few
+trades) is None, never infinite and never zero in its place.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.environment.action import NUM_ACTIONS, Action
+from shared.errors import DataError, ShapeError
+from shared.numeric import Float64, Int64, require_shape
+
+#: Van Tharp's cap: more trades than these do not make a system better.
+SQN_CAP = 100
+
+
+@dataclass(frozen=True)
+class TradeStatistics:
+    """The numbers of one trade list; pips are net of all costs, R is a trade's pips over its risk."""
+
+    num_trades: int
+    total_pips: float
+    expectancy_pips: float | None
+    win_rate: float | None
+    profit_factor: float | None
+    average_win_pips: float | None
+    average_loss_pips: float | None  # negative
+    expectancy_r: float | None
+    sqn: float | None
+    sqn100: float | None
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How an agent spent its decisions."""
+
+    num_decisions: int
+    trade_ratio: float | None  # share of decisions that are BUY, SELL or CLOSE
+    action_shares: tuple[float, ...] | None  # HOLD, BUY, SELL, CLOSE
+    exposure: float | None  # share of bars spent in a position
+    turnover_per_day: float | None  # units bought or sold a trading day; a round trip is two
+
+
+def trade_statistics(pips: Float64, risk_pips: Float64 | None = None) -> TradeStatistics:
+    """All of the above for trades `[N]` in pips; `risk_pips` as in `r_multiples`.
+
+    Raises:
+        DataError: a trade or a risk is not a usable number.
+    """
+    require_trades(pips)
+    r = r_multiples(pips, risk_pips)
+    return TradeStatistics(
+        num_trades=len(pips),
+        total_pips=float(pips.sum()),
+        expectancy_pips=expectancy(pips),
+        win_rate=win_rate(pips),
+        profit_factor=profit_factor(pips),
+        average_win_pips=expectancy(pips[pips > 0]),
+        average_loss_pips=expectancy(pips[pips < 0]),
+        expectancy_r=None if r is None else expectancy(r),
+        sqn=None if r is None else sqn(r),
+        sqn100=None if r is None else sqn(r, cap=SQN_CAP),
+    )
+
+
+def require_trades(pips: Float64) -> None:
+    """Check that trades are `[N]` finite numbers.
+
+    Raises:
+        ShapeError: more than one axis.
+        DataError: a value is NaN or infinite; names the trade.
+    """
+    require_shape("pips", pips, None)
+    if not np.isfinite(pips).all():
+        row = int(np.flatnonzero(~np.isfinite(pips))[0])
+        raise DataError(f"trade {row} has {pips[row]} pips: expected a finite number")
+
+
+def expectancy(pips: Float64) -> float | None:
+    """Mean of the trades; None without a trade."""
+    return float(pips.mean()) if len(pips) else None
+
+
+def win_rate(pips: Float64) -> float | None:
+    """Share of trades that ended above zero; a trade of exactly zero is no win. None without a trade."""
+    return float((pips > 0).mean()) if len(pips) else None
+
+
+def profit_factor(pips: Float64) -> float | None:
+    """Sum of the wins over the absolute sum of the losses; None without a loss."""
+    losses = -float(pips[pips < 0].sum())
+    return float(pips[pips > 0].sum()) / losses if losses > 0 else None
+
+
+def r_multiples(pips: Float64, risk_pips: Float64 | None = None) -> Float64 | None:
+    """Each trade in units of what it risked.
+
+    Args:
+        pips: `[N]`.
+        risk_pips: `[N]`, distance from entry to the initial stop. Trades here have no stop, so
+            without it the risk of every trade is the mean absolute loss of the list.
+    Returns:
+        `[N]`, or None when the risk is taken from losses and there is no loss.
+    Raises:
+        ShapeError: as many risks as trades were expected.
+        DataError: a risk is not a positive number.
+    """
+    if risk_pips is None:
+        losses = pips[pips < 0]
+        return pips / -losses.mean() if len(losses) else None
+    if risk_pips.shape != pips.shape:
+        raise ShapeError("risk_pips", risk_pips.shape, pips.shape)
+    if not (np.isfinite(risk_pips) & (risk_pips > 0)).all():
+        row = int(np.flatnonzero(~(np.isfinite(risk_pips) & (risk_pips > 0)))[0])
+        raise DataError(f"trade {row} risks {risk_pips[row]} pips: expected a positive number")
+    return pips / risk_pips
+
+
+def sqn(r: Float64, cap: int | None = None) -> float | None:
+    """System quality number √N · mean(R) / sd(R), sd with one degree of freedom less.
+
+    Args:
+        r: `[N]` R multiples.
+        cap: largest N under the root, `SQN_CAP` for Tharp's form; None for none.
+    Returns:
+        None for fewer than two trades or trades that are all equal.
+    Source: Van Tharp, Definitive Guide to Position Sizing (2008).
+    """
+    if len(r) < 2 or np.ptp(r) == 0.0:
+        return None
+    num_trades = len(r) if cap is None else min(len(r), cap)
+    return float(np.sqrt(num_trades) * r.mean() / r.std(ddof=1))
+
+
+def activity(action_counts: Int64, bars_in_position: int, num_trades: int, num_days: int) -> Activity:
+    """How decisions were spent.
+
+    Args:
+        action_counts: `[A]` how often each action was decided, one decision a bar.
+        bars_in_position: bar closes at which a position was open.
+        num_trades: round trips.
+        num_days: trading days covered.
+    """
+    require_shape("action_counts", action_counts, NUM_ACTIONS)
+    total = int(action_counts.sum())
+    if total == 0:
+        return Activity(0, None, None, None, None)
+    shares = tuple(float(count) / total for count in action_counts)
+    return Activity(
+        num_decisions=total,
+        trade_ratio=1.0 - shares[Action.HOLD],
+        action_shares=shares,
+        exposure=bars_in_position / total,
+        turnover_per_day=2.0 * num_trades / num_days if num_days else None,
+    )
