@@ -1,6 +1,12 @@
 """The chance outcome of a bar: which way the next close went, against recent dispersion (SPEC section 5)."""
 
+import math
 from enum import IntEnum
+
+import numpy as np
+
+from shared.errors import DataError
+from shared.numeric import Float64, Int8, kernel, require_shape
 
 NUM_OUTCOMES = 3
 
@@ -20,3 +26,49 @@ class ChanceOutcome(IntEnum):
     UP = 0
     NEUTRAL = 1
     DOWN = 2
+
+
+def label_outcomes(close: Float64) -> Int8:
+    """The outcome of every bar: the next close's move against the deviation of the last 20 closes.
+
+    UP where c_{t+1} - c_t > 0.33 sigma_t, DOWN where it is < -0.33 sigma_t, else NEUTRAL; sigma_t is
+    the population standard deviation of the closes (levels) of bars t-19..t.
+
+    Args:
+        close: `[T]`.
+    Returns:
+        `[T]`, `UNDEFINED` before bar 19 and at the last bar.
+    Raises:
+        DataError: a close is not finite.
+    Source: SPEC section 5. Oracle: tests/oracles/features.py.
+    """
+    require_shape("close", close, None)
+    finite = np.isfinite(close)
+    if not finite.all():
+        bar = int(np.argmin(finite))
+        raise DataError(f"bar {bar}: close {close[bar]}, expected a finite number")
+    return _label(np.ascontiguousarray(close, np.float64))
+
+
+@kernel
+def _label(close: Float64) -> Int8:
+    """Two passes over each window, around its last close: no running sum, so no error builds up."""
+    outcomes = np.full(len(close), UNDEFINED, np.int8)
+    for bar in range(SIGMA_BARS - 1, len(close) - 1):
+        here = close[bar]
+        total = 0.0
+        for earlier in range(bar - SIGMA_BARS + 1, bar):
+            total += close[earlier] - here
+        mean = here + total / SIGMA_BARS
+        squares = 0.0
+        for earlier in range(bar - SIGMA_BARS + 1, bar + 1):
+            squares += (close[earlier] - mean) ** 2
+        threshold = THRESHOLD_SIGMA * math.sqrt(squares / SIGMA_BARS)
+        move = close[bar + 1] - here
+        if move > threshold:
+            outcomes[bar] = ChanceOutcome.UP
+        elif move < -threshold:
+            outcomes[bar] = ChanceOutcome.DOWN
+        else:
+            outcomes[bar] = ChanceOutcome.NEUTRAL
+    return outcomes

@@ -1,0 +1,313 @@
+"""The trading environment: B sessions in lockstep, state in, state out (SPEC section 6).
+
+A decision at the close of bar t executes at the open of bar t + 1. A step therefore books what the
+decision earns at that open, then marks the position at that bar's close, where the next decision is made.
+"""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.environment.action import LEGAL, NUM_ACTIONS, SUCCESSOR, Action, Side
+from shared.environment.position import mark, static_features, unrealised_pips
+from shared.environment.reward import RewardScheme, RewardWeights, decision_reward, exit_reward
+from shared.environment.trade import TradeColumns, TradeLog
+from shared.errors import DataError, IllegalActionError, SettingsError, ShapeError
+from shared.market.bar import BarSeries
+from shared.market.calendar import rollover_nights
+from shared.market.session import SESSION_BARS
+from shared.numeric import Bool, Float32, Float64, Int8, Int64, kernel, require_shape
+
+_FLAT, _HOLD, _CLOSE = int(Side.FLAT), int(Action.HOLD), int(Action.CLOSE)
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """Costs and rewards, in pips."""
+
+    spread_pips: float = 4.0  # a round trip; charged with the entry
+    reward: RewardScheme = RewardScheme.AMDDP1
+    commission_pips: float = 0.0  # a round trip; charged with the entry
+    slippage_pips: float = 0.0  # a fill, of which a round trip has two; charged with the entry
+    financing_pips_per_night: float = 0.0  # charged at each 17:00 New York; negative where holding earns
+    session_bars: int = SESSION_BARS  # decisions in one episode
+    entry_bonus: float = 1.0
+    idle_penalty: float = 0.05
+    drawdown_penalty: float = 0.01  # reward per pip of the largest drawdown, taken at the exit
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be.
+
+        Raises:
+            SettingsError: names the field, its value and what is right.
+        """
+        if self.reward not in tuple(RewardScheme):
+            names = ", ".join(RewardScheme)
+            raise SettingsError(f"environment.reward is {self.reward!r}, expected one of {names}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, float | int):
+                continue
+            if not np.isfinite(value):
+                raise SettingsError(f"environment.{field.name} is {value}, expected a finite number")
+            if value < 0 and field.name != "financing_pips_per_night":
+                raise SettingsError(f"environment.{field.name} is {value}, expected at least 0")
+        if self.session_bars < 1:
+            raise SettingsError(f"environment.session_bars is {self.session_bars}, expected at least 1")
+
+    @property
+    def round_trip_pips(self) -> float:
+        """What one trade costs whatever the price does."""
+        return self.spread_pips + self.commission_pips + 2.0 * self.slippage_pips
+
+    @property
+    def reward_weights(self) -> RewardWeights:
+        """The numbers of the chosen scheme."""
+        if self.reward == RewardScheme.PNL:
+            return RewardWeights(0.0, 0.0, 0.0)
+        return RewardWeights(float(self.entry_bonus), float(self.idle_penalty), float(self.drawdown_penalty))
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the environment reads of a data set; every column is `[T]`."""
+
+    open: Float64
+    close: Float64
+    rollover_nights: Int8  # nights financed between this bar's open and the next bar's
+    pip: float  # in units of price
+
+    def __post_init__(self) -> None:
+        """Check that all columns are equally long."""
+        require_shape("close", self.close, len(self.open))
+        require_shape("rollover_nights", self.rollover_nights, len(self.open))
+
+    def __len__(self) -> int:
+        return len(self.open)
+
+    @classmethod
+    def of(cls, bars: BarSeries) -> "Prices":
+        """The prices of a bar series."""
+        return cls(
+            np.ascontiguousarray(bars.open),
+            np.ascontiguousarray(bars.close),
+            rollover_nights(bars.time_s),
+            bars.instrument.pip,
+        )
+
+
+class Lanes(NamedTuple):
+    """State of B sessions at the close of their current bars; every field is `[B]`."""
+
+    bar: Int64  # the bar that has just closed
+    step: Int64  # decisions made so far
+    side: Int8  # of `Side`
+    entry_price: Float64
+    entry_bar: Int64  # the bar at whose open the position was entered
+    charged_pips: Float64  # costs of the round trip, and financing so far
+    pnl: Float64  # pips at this close, net of what is charged
+    peak: Float64  # highest pnl at a close since the entry, at least 0
+    max_drawdown: Float64  # largest drop from the peak, in pips
+    accumulated_drawdown: Float64  # sum over closes of the drop from the peak, in pips
+    bars_held: Int64  # closes since the entry
+
+    def static(self) -> Float32:
+        """The six static features of each lane, `[B, 6]`."""
+        return static_features(
+            self.side, self.pnl, self.bars_held, self.peak, self.max_drawdown, self.accumulated_drawdown
+        )
+
+    def legal(self) -> Bool:
+        """The actions that each lane allows, `[B, 4]`."""
+        mask: Bool = LEGAL[self.side + 1]
+        return mask
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one step led to."""
+
+    lanes: Lanes
+    reward: Float32  # [B] pips
+    done: Bool  # [B]
+    trades: TradeLog  # closed in this step
+
+
+def reset(start_bars: Int64) -> Lanes:
+    """Sessions at their first decision, flat.
+
+    Args:
+        start_bars: `[B]` the bar at whose close each session's first decision is made.
+    Raises:
+        DataError: a start is negative; one too late for its session is refused by the first step.
+    """
+    starts = np.array(start_bars, np.int64)
+    require_shape("start_bars", starts, None)
+    if (starts < 0).any():
+        raise DataError(f"session start {starts.min()}: expected a bar index from 0 on")
+    floats = [np.zeros(len(starts)) for _ in range(6)]
+    entry_price, charged, pnl, peak, max_drawdown, accumulated = floats
+    return Lanes(
+        bar=starts,
+        step=np.zeros_like(starts),
+        side=np.zeros(len(starts), np.int8),
+        entry_price=entry_price,
+        entry_bar=np.full_like(starts, -1),
+        charged_pips=charged,
+        pnl=pnl,
+        peak=peak,
+        max_drawdown=max_drawdown,
+        accumulated_drawdown=accumulated,
+        bars_held=np.zeros_like(starts),
+    )
+
+
+def step(lanes: Lanes, actions: Int8 | Int64, prices: Prices, config: EnvironmentConfig) -> Transition:
+    """Carry out one decision in every lane and go to the close of the next bar.
+
+    The last of a session's decisions executes at the open of the bar after it; a position that is
+    open then is closed at that same open, and its reward is added to the last step's.
+
+    Args:
+        lanes: the state, which stays as it is.
+        actions: `[B]` of `Action`.
+        prices: of the data set.
+        config: costs and rewards.
+    Raises:
+        IllegalActionError: an action is none of the four, the position does not allow it, or the
+            session is over.
+        DataError: the data set ends before a lane's session does.
+        ShapeError: not one whole number a lane.
+    Source: SPEC section 6. Oracle: tests/oracles/environment.py.
+    """
+    require_shape("actions", actions, len(lanes.bar))
+    if not np.issubdtype(actions.dtype, np.integer):
+        raise ShapeError("actions", f"of type {actions.dtype}", "whole numbers")
+    chosen: Int64 = actions.astype(np.int64)
+    _refuse(lanes, chosen, prices, config)
+    after = Lanes._make(column.copy() for column in lanes)
+    reward = np.empty(len(chosen), np.float32)
+    log = TradeLog.blank(len(chosen))
+    num_trades = _step(
+        after,
+        chosen,
+        prices.open,
+        prices.close,
+        prices.rollover_nights,
+        float(prices.pip),
+        float(config.round_trip_pips),
+        float(config.financing_pips_per_night),
+        config.reward_weights,
+        config.session_bars,
+        reward,
+        log.columns,
+    )
+    return Transition(after, reward, after.step == config.session_bars, log[:num_trades])
+
+
+@kernel
+def _step(
+    lanes: Lanes,
+    actions: Int64,
+    open_: Float64,
+    close: Float64,
+    rollover_nights: Int8,
+    pip: float,
+    round_trip_pips: float,
+    financing_pips_per_night: float,
+    weights: RewardWeights,
+    session_bars: int,
+    reward: Float32,
+    trades: TradeColumns,
+) -> int:
+    """Change the lanes and write the rewards; return how many rows of the trade log were written."""
+    num_trades = 0
+    for lane in range(len(actions)):
+        bar = lanes.bar[lane] + 1
+        price = open_[bar]
+        side, action = lanes.side[lane], actions[lane]
+        earned = decision_reward(weights, side == _FLAT, action)
+        if side != _FLAT:
+            lanes.charged_pips[lane] += financing_pips_per_night * rollover_nights[bar - 1]
+        elif action != _HOLD:
+            side = SUCCESSOR[1, action] - 1
+            _set_position(lanes, lane, side, price, bar, round_trip_pips)
+        last = lanes.step[lane] + 1 == session_bars
+        if side != _FLAT and (last or action == _CLOSE):
+            pips = unrealised_pips(side, lanes.entry_price[lane], lanes.charged_pips[lane], price, pip)
+            earned += exit_reward(weights, pips, lanes.max_drawdown[lane])
+            _record(lanes, lane, bar, price, pips, trades, num_trades)
+            num_trades += 1
+            side = _FLAT
+            _set_position(lanes, lane, side, 0.0, -1, 0.0)
+        if side != _FLAT:
+            pnl = unrealised_pips(side, lanes.entry_price[lane], lanes.charged_pips[lane], close[bar], pip)
+            lanes.pnl[lane] = pnl
+            lanes.peak[lane], lanes.max_drawdown[lane], lanes.accumulated_drawdown[lane] = mark(
+                pnl, lanes.peak[lane], lanes.max_drawdown[lane], lanes.accumulated_drawdown[lane]
+            )
+            lanes.bars_held[lane] += 1
+        lanes.bar[lane] = bar
+        lanes.step[lane] += 1
+        reward[lane] = earned
+    return num_trades
+
+
+@kernel
+def _set_position(lanes: Lanes, lane: int, side: int, price: float, bar: int, charged_pips: float) -> None:
+    """Put a lane into a position that no close has marked yet, or out of any."""
+    lanes.side[lane] = side
+    lanes.entry_price[lane] = price
+    lanes.entry_bar[lane] = bar
+    lanes.charged_pips[lane] = charged_pips
+    lanes.pnl[lane] = 0.0
+    lanes.peak[lane] = 0.0
+    lanes.max_drawdown[lane] = 0.0
+    lanes.accumulated_drawdown[lane] = 0.0
+    lanes.bars_held[lane] = 0
+
+
+@kernel
+def _record(
+    lanes: Lanes, lane: int, bar: int, price: float, pips: float, trades: TradeColumns, row: int
+) -> None:
+    """Write a lane's position, left at a bar's open, to a row of the trade log."""
+    trades.lane[row] = lane
+    trades.entry_bar[row] = lanes.entry_bar[lane]
+    trades.exit_bar[row] = bar
+    trades.side[row] = lanes.side[lane]
+    trades.entry_price[row] = lanes.entry_price[lane]
+    trades.exit_price[row] = price
+    trades.pips[row] = pips
+    trades.max_drawdown_pips[row] = lanes.max_drawdown[lane]
+    trades.bars_held[row] = lanes.bars_held[lane]
+
+
+def _refuse(lanes: Lanes, actions: Int64, prices: Prices, config: EnvironmentConfig) -> None:
+    """Raise where a lane cannot carry out its action; see `step`."""
+    over = lanes.step >= config.session_bars
+    if over.any():
+        lane = int(np.argmax(over))
+        raise IllegalActionError(
+            f"lane {lane}, bar {lanes.bar[lane]}: the session is over after {config.session_bars} decisions, "
+            "no action is legal"
+        )
+    last_fill = lanes.bar - lanes.step + config.session_bars
+    if (last_fill >= len(prices)).any():
+        lane = int(np.argmax(last_fill >= len(prices)))
+        raise DataError(
+            f"lane {lane}: its session of {config.session_bars} decisions ends at the open of bar "
+            f"{last_fill[lane]}, but the last bar is {len(prices) - 1}"
+        )
+    known = (actions >= 0) & (actions < NUM_ACTIONS)
+    legal = known & LEGAL[lanes.side + 1, np.where(known, actions, 0)]
+    if not legal.all():
+        lane = int(np.argmin(legal))
+        side = Side(int(lanes.side[lane]))
+        action = Action(int(actions[lane])).name if known[lane] else f"action {actions[lane]}"
+        allowed = ", ".join(one.name for one in Action if LEGAL[side + 1, one])
+        raise IllegalActionError(
+            f"lane {lane}, bar {lanes.bar[lane]}, position {side.name}: {action} is illegal, "
+            f"expected one of {allowed}"
+        )

@@ -1,0 +1,152 @@
+"""Temporal features of a history, of live bars, and the windows that the encoder reads."""
+
+import math
+
+import numpy as np
+
+from shared.errors import DataError
+from shared.features.kernels import (
+    FIRST_VALID_BAR,
+    NUM_FEATURES,
+    FeatureState,
+    advance,
+    num_acceptable,
+)
+from shared.market.bar import BarSeries, Instrument
+from shared.market.calendar import week_open_s, week_opens
+from shared.numeric import Float32, Int64, require_shape
+
+#: Bars in one temporal window, oldest first.
+WINDOW_BARS = 32
+
+#: Index of the first bar whose window has no undefined value.
+FIRST_WINDOW_BAR = FIRST_VALID_BAR + WINDOW_BARS - 1
+
+FEATURE_NAMES: tuple[str, ...] = (
+    "position_in_range_60",
+    "min_max_scaled_momentum_60",
+    "min_max_scaled_rolling_range",
+    "min_max_scaled_momentum_5",
+    "price_change_pips",
+    "dow_cos_final",
+    "dow_sin_final",
+    "hour_cos_final",
+    "hour_sin_final",
+)
+
+
+def temporal_features(bars: BarSeries) -> Float32:
+    """The nine temporal features of every bar.
+
+    Returns:
+        `[T, 9]`, columns as in `FEATURE_NAMES`; rows before `FIRST_VALID_BAR` are NaN.
+    Raises:
+        DataError: a time is not later than the one before it or outside 1970-2099, or a close is no
+            positive number.
+    Source: SPEC section 4. Oracle: tests/oracles/features.py.
+    """
+    rows = np.empty((len(bars), NUM_FEATURES), np.float32)
+    if len(bars) == 0:
+        return rows
+    state = FeatureState.empty()
+    time_s, close = np.ascontiguousarray(bars.time_s), np.ascontiguousarray(bars.close)
+    taken = num_acceptable(int(state.seen[1]), time_s, close)
+    if taken < len(bars):
+        last_s = int(time_s[taken - 1]) if taken else None
+        raise _refusal(taken, int(time_s[taken]), float(close[taken]), last_s)
+    week_open_s(time_s[[0, -1]])  # refuses what the calendar does not cover
+    advance(state, time_s, close, week_opens(), bars.instrument.pip, rows)
+    return rows
+
+
+class FeatureStream:
+    """Temporal features of live bars, fed one closed bar at a time.
+
+    Fed the bars of a history it gives that history's features bit for bit, since both run the
+    same kernels.
+    """
+
+    def __init__(self, instrument: Instrument) -> None:
+        self._pip = instrument.pip
+        self._state = FeatureState.empty()
+        self._window = np.full((WINDOW_BARS, NUM_FEATURES), np.nan, np.float32)
+
+    def __len__(self) -> int:
+        return int(self._state.seen[0])
+
+    def push(self, time_s: int, close: float) -> Float32 | None:
+        """Take the next closed bar.
+
+        Args:
+            time_s: the bar's opening time.
+            close: its close.
+        Returns:
+            `[9]`, or None before the first bar whose features are all defined.
+        Raises:
+            DataError: the time is not later than the last bar's or outside 1970-2099, or the close is no
+                positive number; the stream is as it was.
+        """
+        times, closes = np.array([time_s], np.int64), np.array([close], np.float64)
+        last_s = int(self._state.seen[1])
+        if not num_acceptable(last_s, times, closes):
+            raise _refusal(len(self), time_s, close, last_s if len(self) else None)
+        week_open_s(times)  # refuses what the calendar does not cover
+        row = np.empty((1, NUM_FEATURES), np.float32)
+        advance(self._state, times, closes, week_opens(), self._pip, row)
+        self._window = np.concatenate([self._window[1:], row])
+        return row[0] if len(self) > FIRST_VALID_BAR else None
+
+    def window(self) -> Float32 | None:
+        """The last 32 bars' features `[32, 9]`, oldest first; None while one of them is undefined."""
+        return self._window.copy() if len(self) > FIRST_WINDOW_BAR else None
+
+
+def window(features: Float32, bar: int) -> Float32:
+    """The temporal window that ends with a bar.
+
+    Args:
+        features: `[T, 9]`.
+        bar: its index, at least `FIRST_WINDOW_BAR`.
+    Returns:
+        `[32, 9]`, oldest first.
+    Raises:
+        DataError: the bar lies outside the series or too early for a full window.
+    """
+    result: Float32 = windows(features, np.array([bar]))[0]
+    return result
+
+
+def windows(features: Float32, bars: Int64) -> Float32:
+    """The temporal windows that end with some bars.
+
+    Args:
+        features: `[T, 9]`.
+        bars: `[N]` their indices, each at least `FIRST_WINDOW_BAR`.
+    Returns:
+        `[N, 32, 9]`, oldest first.
+    Raises:
+        DataError: a bar lies outside the series or too early for a full window.
+    """
+    require_shape("features", features, None, NUM_FEATURES)
+    require_shape("bars", bars, None)
+    outside = (bars < FIRST_WINDOW_BAR) | (bars >= len(features))
+    if outside.any():
+        raise DataError(
+            f"bar {bars[outside][0]} has no temporal window: "
+            f"expected an index from {FIRST_WINDOW_BAR} to {len(features) - 1}"
+        )
+    offsets = np.arange(1 - WINDOW_BARS, 1)
+    taken: Float32 = features[bars[:, None] + offsets]
+    return taken
+
+
+def _refusal(bar: int, time_s: int, close: float, last_time_s: int | None) -> DataError:
+    """The error of a bar that `num_acceptable` does not accept."""
+    if not (math.isfinite(close) and close > 0.0):
+        return DataError(f"bar {bar} at {_utc(time_s)}: close {close}, expected a positive number")
+    before = "" if last_time_s is None else f" {_utc(last_time_s)}"
+    return DataError(f"bar {bar} at {_utc(time_s)}: expected a time later than the bar before it{before}")
+
+
+def _utc(time_s: int) -> str:
+    return f"{np.datetime64(time_s, 's')}Z"
