@@ -1,0 +1,240 @@
+"""Sessions: the 360-bar episodes that can be played, and the split each belongs to (SPEC section 3).
+
+A session starting at bar i decides at the closes of bars i to i + 359; bar i + 360 supplies the last
+execution price. Its 361 bars lie wholly in one split. The 150 bars of warm-up before it feed its
+features only: at the start of a split they reach back into the embargo, and never across it, since
+150 bars that miss at most 60 open minutes span less than the 1,440 of an embargo day.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from shared.errors import SettingsError
+from shared.market.bar import BarSeries
+from shared.market.calendar import (
+    OPEN_MINUTES_PER_DAY,
+    OPEN_MINUTES_PER_WEEK,
+    WEEK_OPEN_S,
+    open_minute,
+    week_open_s,
+    week_opens,
+)
+from shared.numeric import Bool, Float64, Int8, Int64, kernel
+
+SESSION_BARS = 360
+WARMUP_BARS = 150
+
+#: Bars' ranges are summed in whole millionths of a pip, so that a session's mean depends on its own
+#: bars alone and not on the rounding of what came before; a bar counts a million pips at most.
+_MICROPIPS = 1_000_000
+_MAX_RANGE_PIPS = 1_000_000.0
+
+
+class Split(StrEnum):
+    """What a session may be used for."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+    @property
+    def code(self) -> int:
+        """The split's place in time, as `SessionIndex.split` holds it."""
+        return list(Split).index(self)
+
+
+#: In `SessionIndex.split`: the session touches an embargo or crosses from one split to the next.
+NO_SPLIT = -1
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """Which stretches of bars are sessions.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    min_mean_range_pips: float = 1.0
+    max_step_minutes: int = 10
+    max_warmup_missing_minutes: int = 60
+
+    def __post_init__(self) -> None:
+        """Check the ranges of all fields."""
+        if not 0 <= self.min_mean_range_pips <= 1_000:
+            raise SettingsError(f"min_mean_range_pips is {self.min_mean_range_pips}: expected 0 to 1000")
+        if self.max_step_minutes < 1:
+            raise SettingsError(f"max_step_minutes is {self.max_step_minutes}: expected at least 1")
+        if self.max_warmup_missing_minutes < 0:
+            raise SettingsError(
+                f"max_warmup_missing_minutes is {self.max_warmup_missing_minutes}: expected at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How the bars are divided in time: shares of all bars, the rest being the test split.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    train: float = 0.70
+    validation: float = 0.15
+    embargo_days: int = 1  # trading days cut off the front of the validation and the test split
+
+    def __post_init__(self) -> None:
+        """Check the ranges of all fields."""
+        for name in ("train", "validation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}: expected a share from 0 to 1")
+        if self.train + self.validation > 1 + 1e-9:
+            raise SettingsError(
+                f"train + validation is {self.train + self.validation}: expected at most 1, "
+                "the rest being the test split"
+            )
+        if self.embargo_days < 0:
+            raise SettingsError(f"embargo_days is {self.embargo_days}: expected at least 0")
+
+
+@dataclass(frozen=True)
+class SessionIndex:
+    """Every valid session of a data set, in time order."""
+
+    starts: Int64  # [M] bar index of the first decision
+    split: Int8  # [M] `Split.code`, or NO_SPLIT
+    walk: Bool  # [M] one of the non-overlapping sessions of its split
+
+    @classmethod
+    def of(cls, starts: Int64, split: Int8) -> "SessionIndex":
+        """Choose the non-overlapping sessions: greedily from the first of each split on."""
+        return cls(starts, split, _non_overlapping(starts, split))
+
+    def every(self, split: Split) -> Int64:
+        """All valid starts of a split, `[N]`; training draws from these."""
+        starts: Int64 = self.starts[self.split == split.code]
+        return starts
+
+    def non_overlapping(self, split: Split) -> Int64:
+        """Starts at least 360 bars apart, `[N]`; evaluation walks these."""
+        starts: Int64 = self.starts[self.walk & (self.split == split.code)]
+        return starts
+
+
+def index_sessions(
+    bars: BarSeries, sessions: SessionConfig | None = None, splits: SplitConfig | None = None
+) -> SessionIndex:
+    """Find every valid session, in one pass over the bars, and give each its split.
+
+    A session starts at bar i when bars i - 150 to i + 360 exist, bars i to i + 360 lie in one
+    trading week with no step above `max_step_minutes`, bars i to i + 359 have a mean range of at
+    least `min_mean_range_pips`, and from bar i - 150 to bar i no more than
+    `max_warmup_missing_minutes` minutes of the trading week have no bar.
+
+    Oracle: tests/oracles/sessions.py.
+    """
+    sessions = sessions or SessionConfig()
+    if len(bars) <= WARMUP_BARS + SESSION_BARS:
+        return SessionIndex.of(np.zeros(0, np.int64), np.zeros(0, np.int8))
+    first_week = int(np.searchsorted(week_opens(), week_open_s(bars.time_s[:1]))[0])
+    valid = _valid_starts(
+        bars.time_s,
+        bars.high,
+        bars.low,
+        bars.instrument.pip,
+        week_opens()[first_week:],
+        sessions.max_step_minutes * 60,
+        round(sessions.min_mean_range_pips * _MICROPIPS) * SESSION_BARS,
+        sessions.max_warmup_missing_minutes,
+    )
+    starts = np.flatnonzero(valid)
+    return SessionIndex.of(starts, _splits_of(starts, bars.time_s, splits or SplitConfig()))
+
+
+def split_bounds(time_s: Int64, config: SplitConfig) -> dict[Split, tuple[int, int]]:
+    """First bar and end (exclusive) of each split; a split too short for its embargo is empty.
+
+    The cuts fall after the configured shares of the bars. The validation and the test split begin
+    `embargo_days` x 1,440 open minutes after their cut.
+    """
+    num_bars = len(time_s)
+    cuts = [0, round(num_bars * config.train), round(num_bars * (config.train + config.validation)), num_bars]
+    embargo = config.embargo_days * OPEN_MINUTES_PER_DAY
+    bounds: dict[Split, tuple[int, int]] = {}
+    for split, cut, end in zip(Split, cuts[:-1], cuts[1:], strict=True):
+        first = cut
+        if 0 < cut < end:
+            minutes = open_minute(time_s[cut:end])
+            first += int(np.searchsorted(minutes, minutes[0] + embargo))
+        bounds[split] = (first, end)
+    return bounds
+
+
+def _splits_of(starts: Int64, time_s: Int64, config: SplitConfig) -> Int8:
+    split = np.full(len(starts), NO_SPLIT, np.int8)
+    for name, (first, end) in split_bounds(time_s, config).items():
+        split[(starts >= first) & (starts + SESSION_BARS < end)] = name.code
+    return split
+
+
+@kernel
+def _valid_starts(
+    time_s: Int64,
+    high: Float64,
+    low: Float64,
+    pip: float,
+    week_opens: Int64,
+    max_step_s: int,
+    min_range_sum: int,
+    max_missing: int,
+) -> Bool:
+    """Whether a session starts at each bar, `[T]`; `week_opens` begins with the first bar's week."""
+    num_bars = len(time_s)
+    valid = np.zeros(num_bars, np.bool_)
+    minute = np.empty(num_bars, np.int64)  # open minutes begun before each bar
+    num_open = np.empty(num_bars + 1, np.int64)  # bars in open minutes before each bar
+    ranges = np.empty(num_bars, np.int64)
+    num_open[0] = 0
+    week = 0
+    run_start = 0  # first bar of the unbroken stretch of tradable bars that holds the current one
+    range_sum = 0
+    for end in range(num_bars):
+        previous_week = week
+        while week_opens[week + 1] <= time_s[end]:
+            week += 1
+        into_week = time_s[end] - week_opens[week]
+        is_open = into_week < WEEK_OPEN_S
+        minute[end] = week * OPEN_MINUTES_PER_WEEK + min(into_week, WEEK_OPEN_S) // 60
+        num_open[end + 1] = num_open[end] + is_open
+        ranges[end] = np.rint(min((high[end] - low[end]) / pip, _MAX_RANGE_PIPS) * _MICROPIPS)
+        if not is_open:
+            run_start = end + 1
+        elif end > 0 and (week != previous_week or time_s[end] - time_s[end - 1] > max_step_s):
+            run_start = end
+
+        start = end - SESSION_BARS
+        if start > 0:
+            range_sum -= ranges[start - 1]
+        if end > 0:
+            range_sum += ranges[end - 1]
+        if start < WARMUP_BARS or start < run_start or range_sum < min_range_sum:
+            continue
+        warmup = start - WARMUP_BARS
+        missing = (minute[start] - minute[warmup]) - (num_open[start] - num_open[warmup])
+        valid[start] = missing <= max_missing
+    return valid
+
+
+@kernel
+def _non_overlapping(starts: Int64, split: Int8) -> Bool:
+    walk = np.zeros(len(starts), np.bool_)
+    free_from = 0
+    for row in range(len(starts)):
+        if row > 0 and split[row] != split[row - 1]:
+            free_from = 0
+        if split[row] != NO_SPLIT and starts[row] >= free_from:
+            walk[row] = True
+            free_from = starts[row] + SESSION_BARS
+    return walk
