@@ -11,64 +11,39 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from shared.environment.trade import TradeColumns, TradeLog
 from shared.errors import DataError
 from shared.metrics.trades import expectancy, win_rate
-from shared.numeric import Float64, Int8, Int64, kernel, require_shape
+from shared.numeric import Float64, Int64, kernel, require_shape
 
 #: Trading days a year, by which daily ratios are annualised.
 DAYS_PER_YEAR = 252
 
 
-@dataclass(frozen=True)
-class ClosedTrades:
-    """Trades in time order, a column per field, each `[N]`."""
-
-    entry_bar: Int64
-    exit_bar: Int64
-    side: Int8
-    entry_price: Float64
-    exit_price: Float64
-    pips: Float64  # net of all costs
-    bars_held: Int64
-
-    def __post_init__(self) -> None:
-        """Check that all columns are as long as the first."""
-        for name in ("exit_bar", "side", "entry_price", "exit_price", "pips", "bars_held"):
-            require_shape(name, getattr(self, name), len(self.entry_bar))
-
-    def __len__(self) -> int:
-        return len(self.entry_bar)
-
-
 @kernel
-def _mark_open(
-    equity: Float64,
-    first_bar: int,
-    closes: Float64,
-    entry_bar: Int64,
-    exit_bar: Int64,
-    side: Int8,
-    entry_price: Float64,
-    exit_price: Float64,
-    pips: Float64,
-    pip: float,
-) -> None:
-    for trade in range(len(pips)):
-        costs = side[trade] * (exit_price[trade] - entry_price[trade]) / pip - pips[trade]
-        for bar in range(entry_bar[trade], exit_bar[trade]):
-            equity[bar - first_bar] += side[trade] * (closes[bar] - entry_price[trade]) / pip - costs
+def _mark_open(equity: Float64, first_bar: int, closes: Float64, trades: TradeColumns, pip: float) -> None:
+    """Add to the curve what each trade is worth at the closes at which it is open."""
+    for trade in range(len(trades.pips)):
+        side, entry_price = trades.side[trade], trades.entry_price[trade]
+        costs = side * (trades.exit_price[trade] - entry_price) / pip - trades.pips[trade]
+        for bar in range(trades.entry_bar[trade], trades.exit_bar[trade]):
+            equity[bar - first_bar] += side * (closes[bar] - entry_price) / pip - costs
 
 
-def equity_curve(
-    trades: ClosedTrades, closes: Float64, *, pip: float, first_bar: int, last_bar: int
-) -> Float64:
+def in_time_order(trades: TradeLog) -> TradeLog:
+    """The trades in the order in which they were left."""
+    order = np.argsort(trades.columns.exit_bar, kind="stable")
+    return TradeLog(TradeColumns._make(column[order] for column in trades.columns))
+
+
+def equity_curve(trades: TradeLog, closes: Float64, *, pip: float, first_bar: int, last_bar: int) -> Float64:
     """Profit so far at every bar close, open positions marked at the close.
 
     A trade is entered at the open of its entry bar and left at the open of its exit bar. All it
     costs is charged at once on entry, as the environment charges the spread.
 
     Args:
-        trades: entered and left within the bars.
+        trades: entered and left within the bars, in any order.
         closes: `[T]` closing prices of the whole series.
         pip: size of a pip in price.
         first_bar: index of the first bar of the curve.
@@ -77,33 +52,22 @@ def equity_curve(
         `[last_bar - first_bar + 1]` pips since before the first bar, when they were 0.
     Raises:
         DataError: a trade lies outside the bars, or the bars outside the series.
+    Oracle: tests/oracles/equity.py.
     """
     if not 0 <= first_bar <= last_bar < len(closes):
         raise DataError(f"bars {first_bar}..{last_bar} do not lie within the series of {len(closes)} bars")
-    outside = (
-        (trades.entry_bar < first_bar) | (trades.exit_bar > last_bar) | (trades.exit_bar < trades.entry_bar)
-    )
+    entry, leave = trades.columns.entry_bar, trades.columns.exit_bar
+    outside = (entry < first_bar) | (leave > last_bar) | (leave < entry)
     if outside.any():
-        row = int(np.flatnonzero(outside)[0])
+        row = int(np.argmax(outside))
         raise DataError(
-            f"trade {row} spans bars {trades.entry_bar[row]}..{trades.exit_bar[row]}: "
+            f"trade {row} spans bars {entry[row]}..{leave[row]}: "
             f"expected entry before exit, within {first_bar}..{last_bar}"
         )
-    steps = np.zeros(last_bar - first_bar + 2)
-    np.add.at(steps, trades.exit_bar - first_bar, trades.pips)
-    equity = np.cumsum(steps[:-1])
-    _mark_open(
-        equity,
-        first_bar,
-        closes,
-        trades.entry_bar,
-        trades.exit_bar,
-        trades.side,
-        trades.entry_price,
-        trades.exit_price,
-        trades.pips,
-        pip,
-    )
+    realised = np.zeros(last_bar - first_bar + 1)
+    np.add.at(realised, leave - first_bar, trades.columns.pips)
+    equity = np.cumsum(realised)
+    _mark_open(equity, first_bar, closes, trades.columns, pip)
     return equity
 
 

@@ -1,0 +1,124 @@
+"""All that is said of one trade list: what the validator reports and `metrics` prints."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shared.errors import SettingsError
+from shared.metrics.bootstrap import Resampling, TradeIntervals, optimal_block_length, trade_intervals
+from shared.metrics.equity import max_drawdown, max_drawdown_pips, sharpe, sortino
+from shared.metrics.honesty import deflated_sharpe
+from shared.metrics.monte_carlo import MonteCarlo, MonteCarloConfig, simulate
+from shared.metrics.sizing import Sizing, SizingConfig, kelly_discrete, size
+from shared.metrics.trades import TradeStatistics, r_multiples, trade_statistics
+from shared.numeric import Float64
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """How a trade list is judged."""
+
+    confidence: float = 0.95  # of the bootstrap intervals
+    interval_runs: int = 1000
+    monte_carlo: MonteCarloConfig = field(default_factory=MonteCarloConfig)
+    sizing: SizingConfig = field(default_factory=SizingConfig)
+
+    def __post_init__(self) -> None:
+        """Check the fields of its own.
+
+        Raises:
+            SettingsError: names the field, its value and what is right.
+        """
+        if not 0 < self.confidence < 1:
+            raise SettingsError(f"metrics.confidence is {self.confidence}: expected a number in (0, 1)")
+        if self.interval_runs < 1:
+            raise SettingsError(f"metrics.interval_runs is {self.interval_runs}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class DailyStatistics:
+    """Ratios of daily returns, annualised by 252 days; None where undefined."""
+
+    num_days: int
+    sharpe: float | None
+    sortino: float | None
+    deflated_sharpe: float | None  # over the trials it was chosen from
+    num_trials: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One trade list, judged."""
+
+    trades: TradeStatistics
+    intervals: TradeIntervals  # blocks of trades, so that streaks widen them
+    daily: DailyStatistics
+    max_drawdown_pips: float  # marked to market as finely as the equity curve given
+    max_drawdown: float  # fraction of the account's peak
+    kelly_discrete: float | None  # share of the account to risk a trade, full Kelly
+    sizing: Sizing
+    monte_carlo: tuple[MonteCarlo, ...]  # one per resampling; none without a trade
+
+
+def summarise(
+    pips: Float64,
+    equity_pips: Float64,
+    daily_pips: Float64,
+    config: MetricsConfig,
+    *,
+    risk_pips: Float64 | None = None,
+    earlier_ratios: Float64 | None = None,
+) -> Summary:
+    """Judge a trade list.
+
+    Args:
+        pips: `[N]` trades in time order, out of sample, net of all costs.
+        equity_pips: `[T]` profit so far, marked to market.
+        daily_pips: `[D]` profit of each trading day, days without a trade included.
+        config: runs, seeds, account, tolerances.
+        risk_pips: `[N]` what each trade risked; None takes the mean absolute loss.
+        earlier_ratios: `[V]` Sharpe ratio per day of every other trial that this one was chosen among.
+    Raises:
+        DataError: a trade or a risk is not a usable number.
+    """
+    account = config.monte_carlo.starting_equity_pips
+    returns = daily_pips / account
+    own = sharpe(returns, periods_per_year=1)
+    others = np.zeros(0) if earlier_ratios is None else earlier_ratios
+    ratios = others if own is None else np.append(others, own)
+    statistics = trade_statistics(pips, risk_pips)
+    return Summary(
+        trades=statistics,
+        intervals=trade_intervals(
+            pips,
+            r_multiples(pips, risk_pips),
+            num_runs=config.interval_runs,
+            seed=config.monte_carlo.seed,
+            mean_block=config.monte_carlo.mean_block_trades or optimal_block_length(pips),
+            confidence=config.confidence,
+        ),
+        daily=DailyStatistics(
+            num_days=len(returns),
+            sharpe=sharpe(returns),
+            sortino=sortino(returns),
+            deflated_sharpe=deflated_sharpe(returns, ratios),
+            num_trials=max(len(ratios), 1),
+        ),
+        max_drawdown_pips=max_drawdown_pips(equity_pips),
+        max_drawdown=max_drawdown(equity_pips, account),
+        kelly_discrete=kelly_discrete(pips),
+        sizing=size(returns, config.sizing),
+        monte_carlo=tuple(simulate(pips, way, config.monte_carlo) for way in Resampling) if len(pips) else (),
+    )
+
+
+def document(value: object) -> object:
+    """A dataclass of numbers, arrays and dataclasses as JSON has them: mappings, lists, plain values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: document(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [document(item) for item in value]
+    return value
