@@ -242,8 +242,8 @@ class CheckpointStore:
         history = (*before.history, before.version)[-100:] if before else ()
         self._write_pointer(name, _PointerFile(version=version, stage=stage, history=history))
 
-    def roll_back(self, name: Pointer) -> Pointed:
-        """Make a pointer stand where it stood before.
+    def roll_back(self, name: Pointer, *, stage: str | None = None) -> Pointed:
+        """Make a pointer stand where it stood before, for the stage it stands for now unless told another.
 
         Raises:
             CheckpointError: it never stood elsewhere, or that version is gone.
@@ -253,10 +253,9 @@ class CheckpointStore:
             raise CheckpointError(f"pointer {name} has no earlier version to roll back to")
         earlier = now_at.history[-1]
         self.manifest(earlier)
-        self._write_pointer(
-            name, _PointerFile(version=earlier, stage=now_at.stage, history=now_at.history[:-1])
-        )
-        return Pointed(earlier, now_at.stage, now_at.history[:-1])
+        stage = stage or now_at.stage
+        self._write_pointer(name, _PointerFile(version=earlier, stage=stage, history=now_at.history[:-1]))
+        return Pointed(earlier, stage, now_at.history[:-1])
 
     def collect_garbage(self, *, keep: int) -> list[int]:
         """Remove all but the newest `keep` versions, the pointers' targets and a roll-back's target.
