@@ -2,10 +2,18 @@
 
 from pydantic import Field
 
+from shared.market.session import SessionConfig, SplitConfig
+from shared.market.synthetic import Market
 from shared.runtime.settings import ServiceSettings
 
 
 class UpSettings(ServiceSettings):
-    """What `up` starts, and where."""
+    """What `up` starts, and on what."""
 
     replicas: int = Field(2, ge=1, le=64, description="self-play workers")
+    port: int = Field(8000, ge=1, le=65535, description="port of the gateway; a free one when it is taken")
+    market: Market = Field(Market.OU, description="synthetic market when no data is given")
+    market_bars: int = Field(100_000, ge=5_000, le=20_000_000)
+    market_seed: int = Field(1, ge=0)
+    sessions: SessionConfig = SessionConfig()
+    splits: SplitConfig = SplitConfig()
