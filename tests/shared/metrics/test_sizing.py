@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import SettingsError
+from shared.metrics.bootstrap import Resampling, resample
+from shared.metrics.sizing import (
+    SizingConfig,
+    compound_annual_percent,
+    grow,
+    kelly_continuous,
+    kelly_discrete,
+    risk_normalize,
+    safe_fraction,
+    size,
+)
+from tests.oracles.risk_normalization import safe_f_and_car25
+
+#: The best-estimate set of the run of Bandy's own package in the trading reference.
+GAINS = np.random.default_rng(1).normal(0.0008, 0.01, 756)
+
+
+def test_growth_of_a_hand_worked_curve() -> None:
+    final, deepest = grow(np.array([[0.5, -0.2, -0.5, 1.0]]), 1.0)
+    assert final[0] == pytest.approx(1.5 * 0.8 * 0.5 * 2.0)
+    assert deepest[0] == pytest.approx(1.0 - 0.8 * 0.5)
+    final, deepest = grow(np.array([[0.5, -0.2]]), 0.5)
+    assert final[0] == pytest.approx(1.25 * 0.9)
+    assert deepest[0] == pytest.approx(0.1)
+
+
+def test_nothing_comes_back_from_ruin() -> None:
+    final, deepest = grow(np.array([[0.1, -3.0, 5.0]]), 1.0)
+    assert final[0] == 0.0
+    assert deepest[0] == 1.0
+
+
+def test_agrees_with_the_run_of_bandys_package() -> None:
+    # risk-normalization 1.1.2 on these gains: safe-f 0.543 (sd 0.004), CAR25 -1.20 (sd 0.15)
+    result = risk_normalize(GAINS, Resampling.IID, SizingConfig())
+    assert result.fraction == pytest.approx(0.543, abs=0.015)
+    assert result.car25_percent == pytest.approx(-1.20, abs=0.35)
+    assert result.dd95 == pytest.approx(0.20, abs=1e-4)
+    assert not result.capped
+
+
+def test_agrees_with_the_oracle() -> None:
+    gains = np.random.default_rng(8).normal(0.003, 0.02, 120)
+    config = SizingConfig(horizon_days=100, curves=1000, repeats=3, max_fraction=5.0)
+    result = risk_normalize(gains, Resampling.IID, config)
+    fraction, rate = safe_f_and_car25(gains.tolist(), 100, 1000, 0.20, seed=7)
+    assert result.fraction == pytest.approx(fraction, rel=0.06)
+    assert result.car25_percent == pytest.approx(rate, abs=4.0)
+
+
+@given(st.integers(0, 50), st.floats(0.05, 3.0), st.floats(1.01, 2.0))
+def test_a_larger_fraction_never_has_a_smaller_drawdown(seed: int, fraction: float, times: float) -> None:
+    curves = np.random.default_rng(seed).normal(0.001, 0.02, (20, 60))
+    assert (grow(curves, fraction * times)[1] >= grow(curves, fraction)[1] - 1e-12).all()
+
+
+@given(st.integers(0, 50), st.floats(0.02, 0.5))
+def test_safe_fraction_is_the_largest_within_the_tolerance(seed: int, tolerance: float) -> None:
+    config = SizingConfig(drawdown_tolerance=tolerance, max_fraction=4.0)
+    curves = resample(np.random.default_rng(seed).normal(0, 0.02, 60), num_runs=100, num_steps=50, seed=seed)
+    fraction = safe_fraction(curves, config)
+    assert np.quantile(grow(curves, fraction)[1], 0.95) <= tolerance
+    if fraction < 4.0:
+        assert np.quantile(grow(curves, fraction * 1.001)[1], 0.95) > tolerance
+
+
+def test_kelly() -> None:
+    # wins 3 of 5 decided trades, mean win 2, mean loss 1: 0.6 - 0.4 / 2
+    assert kelly_discrete(np.array([2.0, 2.0, 2.0, -1.0, -1.0, 0.0])) == pytest.approx(0.4)
+    assert kelly_discrete(np.array([1.0, -2.0])) == pytest.approx(-0.5)
+    assert kelly_discrete(np.array([1.0, 2.0])) is None
+    assert kelly_continuous(np.array([0.01, 0.03])) == pytest.approx(0.02 / 0.0002)
+    assert kelly_continuous(np.array([0.01, 0.01])) is None
+
+
+def test_kelly_maximises_growth_of_a_biased_coin() -> None:
+    coin = np.array([1.0] * 6 + [-1.0] * 4)
+    fractions = np.linspace(0.01, 0.99, 99)
+    best = fractions[np.argmax([np.log1p(f * coin).mean() for f in fractions])]
+    assert kelly_discrete(coin) == pytest.approx(best, abs=0.01)
+
+
+def test_size_takes_the_smaller_of_kelly_and_safe_f() -> None:
+    good = np.random.default_rng(3).normal(0.002, 0.01, 500)
+    config = SizingConfig(repeats=2, curves=300, max_fraction=10.0)
+    careful = size(good, config)
+    assert careful.safe_f is not None
+    assert careful.kelly is not None
+    assert careful.fraction == pytest.approx(min(0.25 * careful.kelly, careful.safe_f.fraction))
+    assert careful.fraction > 0.0
+    bold = size(good, SizingConfig(repeats=2, curves=300, max_fraction=10.0, kelly_safety=1.0))
+    assert bold.safe_f is not None
+    assert bold.fraction == bold.safe_f.fraction
+    capped = size(good, SizingConfig(repeats=2, curves=300, max_fraction=0.1, kelly_safety=1.0))
+    assert capped.fraction == 0.1
+    assert "largest fraction" in capped.reason
+
+
+def test_clustered_losses_size_on_blocks() -> None:
+    gains = np.repeat(np.random.default_rng(4).normal(0.002, 0.01, 100), 8)
+    sized = size(gains, SizingConfig(repeats=2, curves=300, max_fraction=10.0))
+    assert sized.safe_f is not None
+    assert sized.other is not None
+    assert sized.safe_f.resampling is Resampling.BLOCK
+    assert sized.safe_f.fraction < sized.other.fraction
+
+
+@pytest.mark.parametrize(
+    ("gains", "reason"),
+    [
+        (np.full(10, 0.01), "10 periods"),
+        (np.linspace(0.0, 0.01, 100), "no losing period"),
+        (np.random.default_rng(5).normal(-0.01, 0.01, 100), "CAR25 is negative"),
+    ],
+    ids=["too few", "no loss", "losing"],
+)
+def test_what_cannot_be_sized_is_not_traded(gains: np.ndarray, reason: str) -> None:
+    sized = size(gains, SizingConfig(repeats=1, curves=100))
+    assert sized.fraction == 0.0
+    assert reason in sized.reason
+
+
+def test_annual_rate() -> None:
+    assert compound_annual_percent(1.21, 504) == pytest.approx(10.0)
+    assert compound_annual_percent(0.0, 504) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("horizon_days", 0), ("drawdown_tolerance", 1.0), ("tail", 0.0), ("kelly_safety", 2.0)],
+)
+def test_settings_that_cannot_be_are_refused(field: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=field):
+        SizingConfig(**{field: value})  # type: ignore[arg-type]
