@@ -90,7 +90,8 @@ def series(draw: st.DrawFn) -> BarSeries:
         st.sampled_from(
             [
                 "2024-03-06T12:00",
-                "2024-03-08T14:00",
+                "2024-03-08T12:00",
+                "2024-03-08T18:00",
                 "2024-03-10T18:00",
                 "2024-11-01T12:00",
                 "2024-11-02T20:00",
@@ -98,17 +99,17 @@ def series(draw: st.DrawFn) -> BarSeries:
             ]
         )
     )
-    num_bars = draw(st.integers(LEAST, LEAST + 150))
+    num_bars = draw(st.integers(LEAST, LEAST + 250))
     steps = np.ones(num_bars, np.int64)
     for place, step in draw(
         st.lists(
-            st.tuples(st.integers(0, num_bars - 1), st.sampled_from([2, 9, 10, 11, 30, 61, 1500, 2880])),
-            max_size=4,
+            st.tuples(st.integers(0, num_bars - 1), st.sampled_from([2, 3, 9, 10, 11, 15, 30, 61, 2880])),
+            max_size=3,
         )
     ):
         steps[place] = step
     generator = np.random.default_rng(draw(st.integers(0, 1000)))
-    tenths = generator.integers(0, draw(st.sampled_from([18, 20, 21, 22, 60])), num_bars)
+    tenths = generator.integers(0, draw(st.sampled_from([20, 21, 22, 60, 60, 60])), num_bars)
     return flat_bars(seconds(start) + 60 * np.cumsum(steps), tenths / 10)
 
 

@@ -1,0 +1,319 @@
+"""The data set: one DuckDB file with bars, features, sessions and what they were made from (SPEC section 3).
+
+A writer of a DuckDB file and its readers exclude each other across processes. So a data set is
+written to a new file beside its place, synced and renamed, and never changed after; a reader opens
+it read-only, copies what it needs into arrays, and closes it.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+
+from shared.environment.outcome import label_outcomes
+from shared.errors import DataError
+from shared.features.window import FEATURE_NAMES, temporal_features
+from shared.market.bar import BarSeries, Instrument
+from shared.market.session import NO_SPLIT, SessionConfig, SessionIndex, Split, SplitConfig, index_sessions
+from shared.numeric import Float32, Int8
+
+#: Raised whenever tables, fingerprint or the formulas of features and outcomes change.
+SCHEMA_VERSION = 1
+
+_DUCKDB_MAGIC = slice(8, 12), b"DUCK"
+
+_FEATURE_COLUMNS = ", ".join(f"{name} FLOAT" for name in FEATURE_NAMES)
+_SCHEMA = f"""
+    CREATE TABLE bars (
+        bar_index BIGINT PRIMARY KEY, time TIMESTAMP NOT NULL,
+        open DOUBLE NOT NULL, high DOUBLE NOT NULL, low DOUBLE NOT NULL, close DOUBLE NOT NULL,
+        volume BIGINT NOT NULL, spread_pips DOUBLE
+    );
+    CREATE TABLE features_micro (bar_index BIGINT PRIMARY KEY, {_FEATURE_COLUMNS}, outcome TINYINT NOT NULL);
+    CREATE TABLE sessions (start_index BIGINT PRIMARY KEY, split VARCHAR);
+    CREATE TABLE dataset (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+"""
+
+#: How the columns of each table's arrays become its rows; NaN stands for NULL outside the database.
+_INSERTS = {
+    "bars": """
+        INSERT INTO bars SELECT bar_index, make_timestamp(time_s * 1000000), open, high, low, close, volume,
+            nullif(spread_pips, 'NaN'::DOUBLE) FROM arrays
+    """,
+    "features_micro": f"""
+        INSERT INTO features_micro SELECT bar_index,
+            {", ".join(f"nullif({name}, 'NaN'::FLOAT)" for name in FEATURE_NAMES)}, outcome FROM arrays
+    """,  # noqa: S608 - our own names
+    "sessions": "INSERT INTO sessions SELECT start_index, split FROM arrays",
+    "dataset": "INSERT INTO dataset SELECT key, value FROM arrays",
+}
+
+Columns = dict[str, npt.NDArray[Any]]
+
+_Config = TypeVar("_Config", SessionConfig, SplitConfig)
+
+#: Told how many of how many tables are written.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory; all arrays have a row per bar but `sessions`."""
+
+    bars: BarSeries
+    features: Float32  # [T, 9] NaN before the first valid bar
+    outcomes: Int8  # [T] ChanceOutcome, or UNDEFINED
+    sessions: SessionIndex
+    session_config: SessionConfig
+    split_config: SplitConfig
+    source: str  # where the bars came from, in words
+    fingerprint: str  # of the bars; trajectories and checkpoints carry it
+
+
+def build_dataset(
+    bars: BarSeries,
+    source: str,
+    session_config: SessionConfig | None = None,
+    split_config: SplitConfig | None = None,
+) -> Dataset:
+    """Compute all that a data set says of its bars.
+
+    Raises:
+        DataError: there are no bars.
+    """
+    if len(bars) == 0:
+        raise DataError(f"{source}: no bars, so there is nothing to make a data set of")
+    sessions, splits = session_config or SessionConfig(), split_config or SplitConfig()
+    return Dataset(
+        bars=bars,
+        features=temporal_features(bars),
+        outcomes=label_outcomes(bars.close),
+        sessions=index_sessions(bars, sessions, splits),
+        session_config=sessions,
+        split_config=splits,
+        source=source,
+        fingerprint=bars.fingerprint,
+    )
+
+
+def write_dataset(
+    path: Path,
+    bars: BarSeries,
+    source: str,
+    session_config: SessionConfig | None = None,
+    split_config: SplitConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Write a data set, whole or not at all; an older one at the same place is replaced at the end.
+
+    Returns:
+        What was written.
+    Raises:
+        DataError: there are no bars, or something else than a data set lies at `path`.
+    """
+    path = Path(path)
+    refuse_to_replace(path)
+    dataset = build_dataset(bars, source, session_config, split_config)
+    tables = {
+        "bars": _bar_columns(bars),
+        "features_micro": _feature_columns(dataset.features, dataset.outcomes),
+        "sessions": _session_columns(dataset.sessions),
+        "dataset": _key_columns(dataset),
+    }
+    with _written_aside(path) as aside, contextlib.closing(duckdb.connect(str(aside))) as connection:
+        connection.execute(_SCHEMA)
+        for done, (name, columns) in enumerate(tables.items()):
+            if progress:
+                progress(done, len(tables))
+            connection.register("arrays", columns)
+            connection.execute(_INSERTS[name])
+            connection.unregister("arrays")
+    if progress:
+        progress(len(tables), len(tables))
+    return dataset
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Copy a data set into memory and close its file.
+
+    Raises:
+        DataError: the file is missing, is no data set, has another schema version, or holds bars
+            or features that differ from the fingerprints written with them.
+    """
+    path = Path(path)
+    with _telling(path, "read as a data set"):
+        if not path.is_file():
+            raise DataError(f"{path}: no such data set; make one with `data import` or `data synth`")
+        if not _is_duckdb(path):
+            raise DataError(f"{path}: not a data set (no DuckDB file); `data import` makes one of a bar file")
+        with contextlib.closing(duckdb.connect(str(path), read_only=True)) as connection:
+            return _read(path, connection)
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Check that writing a data set to `path` destroys nothing but an older data set.
+
+    Raises:
+        DataError: a folder or a file of another kind lies there.
+    """
+    with _telling(path, "written"):
+        if path.is_dir():
+            raise DataError(f"{path} is a folder: expected the name of a file to write")
+        if path.exists() and not _is_duckdb(path):
+            raise DataError(f"{path} exists and is no data set: choose another name, nothing was changed")
+
+
+@contextlib.contextmanager
+def _written_aside(path: Path) -> Iterator[Path]:
+    """A name to write to; its file takes the place of `path` when all went well, or is removed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _telling(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)
+        try:
+            yield aside
+            _sync(aside)
+            aside.replace(path)
+            _sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+            aside.with_name(f"{aside.name}.wal").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _telling(path: Path, what: str) -> Iterator[None]:
+    """Turn what the file system and DuckDB say of a file into an error that names it."""
+    try:
+        yield
+    except (OSError, duckdb.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise DataError(f"{path}: cannot be {what}: {reason}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_duckdb(path: Path) -> bool:
+    with path.open("rb") as file:
+        where, magic = _DUCKDB_MAGIC
+        return file.read(where.stop)[where] == magic
+
+
+def _bar_columns(bars: BarSeries) -> Columns:
+    names = ("time_s", "open", "high", "low", "close", "volume", "spread_pips")
+    return {"bar_index": np.arange(len(bars)), **{name: getattr(bars, name) for name in names}}
+
+
+def _feature_columns(features: Float32, outcomes: Int8) -> Columns:
+    columns = {name: np.ascontiguousarray(features[:, n]) for n, name in enumerate(FEATURE_NAMES)}
+    return {"bar_index": np.arange(len(outcomes)), **columns, "outcome": outcomes}
+
+
+def _session_columns(sessions: SessionIndex) -> Columns:
+    names = np.array([*(split.value for split in Split), None], dtype=object)  # NO_SPLIT is the last
+    return {"start_index": sessions.starts, "split": names[sessions.split]}
+
+
+def _key_columns(dataset: Dataset) -> Columns:
+    values: dict[str, object] = {
+        "schema_version": SCHEMA_VERSION,
+        "instrument": dataset.bars.instrument.name,
+        "pip_location": dataset.bars.instrument.pip_location,
+        "source": dataset.source,
+        "fingerprint": dataset.fingerprint,
+        "features_fingerprint": _features_fingerprint(dataset.features, dataset.outcomes),
+        **{f"sessions.{key}": value for key, value in asdict(dataset.session_config).items()},
+        **{f"splits.{key}": value for key, value in asdict(dataset.split_config).items()},
+    }
+    texts = [str(value) for value in values.values()]
+    return {"key": np.array(list(values), dtype=object), "value": np.array(texts, dtype=object)}
+
+
+def _features_fingerprint(features: Float32, outcomes: Int8) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(features, "<f4").data)
+    digest.update(np.ascontiguousarray(outcomes, np.int8).data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, connection: duckdb.DuckDBPyConnection) -> Dataset:
+    values: dict[str, str] = dict(connection.execute("SELECT key, value FROM dataset").fetchall())
+    version = values.get("schema_version")
+    if version != str(SCHEMA_VERSION):
+        raise DataError(
+            f"{path}: schema version {version}, expected {SCHEMA_VERSION}; import its source again"
+        )
+    try:
+        instrument = Instrument(values["instrument"], int(values["pip_location"]))
+        sessions = _read_config(SessionConfig(), "sessions", values)
+        splits = _read_config(SplitConfig(), "splits", values)
+        fingerprint, features_fingerprint = values["fingerprint"], values["features_fingerprint"]
+        source = values["source"]
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{path}: table `dataset` lacks or garbles {error}; import its source again"
+        ) from error
+
+    bars = _read_bars(connection, instrument)
+    if bars.fingerprint != fingerprint:
+        raise DataError(
+            f"{path}: the bars have fingerprint {bars.fingerprint[:12]}…, written was {fingerprint[:12]}…; "
+            "the file is damaged or was edited, import its source again"
+        )
+    features, outcomes = _read_features(connection)
+    if _features_fingerprint(features, outcomes) != features_fingerprint:
+        raise DataError(f"{path}: features or outcomes are not those written; import its source again")
+    return Dataset(
+        bars, features, outcomes, _read_sessions(connection), sessions, splits, source, fingerprint
+    )
+
+
+def _read_config(defaults: _Config, group: str, values: dict[str, str]) -> _Config:
+    return type(defaults)(
+        **{key: type(default)(values[f"{group}.{key}"]) for key, default in asdict(defaults).items()}
+    )
+
+
+def _read_bars(connection: duckdb.DuckDBPyConnection, instrument: Instrument) -> BarSeries:
+    query = """
+        SELECT epoch_us(time) // 1000000 AS time_s, open, high, low, close, volume,
+            coalesce(spread_pips, 'NaN'::DOUBLE) AS spread_pips
+        FROM bars ORDER BY bar_index
+    """
+    return BarSeries(instrument, **_fetch(connection, query))
+
+
+def _read_features(connection: duckdb.DuckDBPyConnection) -> tuple[Float32, Int8]:
+    values = ", ".join(f"coalesce({name}, 'NaN'::FLOAT) AS {name}" for name in FEATURE_NAMES)
+    query = f"SELECT {values}, outcome FROM features_micro ORDER BY bar_index"  # noqa: S608 - our own names
+    columns = _fetch(connection, query)
+    features = np.empty((len(columns["outcome"]), len(FEATURE_NAMES)), np.float32)
+    for n, name in enumerate(FEATURE_NAMES):
+        features[:, n] = columns[name]
+    return features, columns["outcome"]
+
+
+def _read_sessions(connection: duckdb.DuckDBPyConnection) -> SessionIndex:
+    codes = " ".join(f"WHEN '{split.value}' THEN {split.code}" for split in Split)
+    query = f"""
+        SELECT start_index, CAST(CASE split {codes} ELSE {NO_SPLIT} END AS TINYINT) AS code
+        FROM sessions ORDER BY start_index
+    """  # noqa: S608 - our own names
+    columns = _fetch(connection, query)
+    return SessionIndex.of(columns["start_index"], columns["code"])
+
+
+def _fetch(connection: duckdb.DuckDBPyConnection, query: str) -> Columns:
+    return cast("Columns", connection.execute(query).fetchnumpy())
