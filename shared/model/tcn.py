@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
         return self._add(inner, steps[..., steps.shape[-1] - inner.shape[-1] :])
 
     def thinned(self, steps: Tensor, stride: int) -> Tensor:
-        """As `valid` on steps already `dilation` bars apart; keeps every `stride`-th, the last one included."""
+        """As `valid` on steps already `dilation` bars apart; keeps every `stride`-th and the last."""
         inner = self._activate(self.norm1, _convolve(self.conv1, steps, 1))
         inner = self._activate(self.norm2, _convolve(self.conv2, inner, 1, stride))
         kept = (inner.shape[-1] - 1) * stride + 1

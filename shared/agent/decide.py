@@ -1,0 +1,77 @@
+"""The one decision function: self-play, validation and inference all come through here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.agent.agent import Agent
+from shared.agent.exploration import RootExploration
+from shared.environment.action import LEGAL, SUCCESSOR
+from shared.errors import DataError
+from shared.numeric import Float32, Int8, Int32, require_shape
+from shared.search.config import SearchConfig
+from shared.search.model import ActionRules
+from shared.search.search import search
+
+#: Which actions a position allows; a phase is the side plus one.
+POSITION_RULES = ActionRules(LEGAL, SUCCESSOR)
+
+#: Column of the static features that holds the position's side.
+SIDE_COLUMN = 0
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What to do in each of B situations, and what the search thinks of it."""
+
+    actions: Int8  # [B] of `Action`
+    policies: Float32  # [B, 4] the search's policy, the training target; 0 where illegal
+    values: Float32  # [B] pips, value of the situation
+    q_values: Float32  # [B, 4] pips; NaN where illegal
+    outcome_probabilities: Float32  # [B, 3] of `ChanceOutcome`, expected after the chosen action
+    visits: Int32  # [B, 4]
+
+
+def decide(
+    agent: Agent,
+    temporal: Float32,
+    static: Float32,
+    config: SearchConfig,
+    exploration: RootExploration | None = None,
+) -> Decisions:
+    """Search each situation and choose an action that its position allows.
+
+    Args:
+        agent: the version that decides.
+        temporal: `[B, E]` embeddings of the last bars' windows, from `Agent.embed_windows` or `embed_span`.
+        static: `[B, 6]` static features; the first is the position's side and says what is legal.
+        config: of the search.
+        exploration: for self-play; None decides greedily and without randomness.
+    Raises:
+        ShapeError: arrays disagree.
+        DataError: a side is not -1, 0 or 1, or a number is not finite.
+    """
+    phases = _phases(static)
+    roots = agent.roots(temporal, static, phases)
+    result = search(agent, roots, POSITION_RULES, config, exploration.noise if exploration else None)
+    actions = (
+        exploration.choose(result, POSITION_RULES.legal[phases], config) if exploration else result.actions
+    )
+    return Decisions(
+        actions,
+        result.policies,
+        result.values,
+        result.q_values,
+        result.outcome_probabilities[np.arange(len(actions)), actions],
+        result.visits,
+    )
+
+
+def _phases(static: Float32) -> Int8:
+    require_shape("static", static, None, None)
+    side = static[:, SIDE_COLUMN]
+    known = np.isin(side, (-1.0, 0.0, 1.0))
+    if not known.all():
+        row = int(known.argmin())
+        raise DataError(f"static features, row {row}: position_side is {side[row]}, expected -1, 0 or 1")
+    return side.astype(np.int8) + np.int8(1)

@@ -1,0 +1,166 @@
+"""Agent and environment take turns, in B sessions at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+import numpy as np
+
+from shared.agent.agent import Agent
+from shared.agent.decide import decide
+from shared.agent.exploration import Exploration, LaneDraws
+from shared.agent.trajectory import Trajectory
+from shared.environment.action import NUM_ACTIONS
+from shared.environment.environment import EnvironmentConfig, Prices, reset, step
+from shared.environment.outcome import NUM_OUTCOMES
+from shared.environment.position import NUM_STATIC
+from shared.environment.trade import Trade
+from shared.errors import DataError
+from shared.numeric import Float32, Int8, Int64, require_shape
+from shared.search.config import SearchConfig
+
+
+@dataclass(frozen=True)
+class MarketView:
+    """What a rollout reads of a data set; every column is `[T]`."""
+
+    features: Float32  # [T, 9], NaN before the first valid bar
+    prices: Prices
+    outcomes: Int8  # of `ChanceOutcome`
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        """Check that all columns are equally long."""
+        require_shape("features", self.features, len(self.prices), None)
+        require_shape("outcomes", self.outcomes, len(self.prices))
+
+
+def play(
+    agent: Agent,
+    market: MarketView,
+    start_bars: Int64,
+    environment: EnvironmentConfig,
+    search: SearchConfig,
+    *,
+    seeds: Int64,
+    exploration: Exploration | None = None,
+    worker: str = "",
+) -> Iterator[tuple[Trajectory, ...]]:
+    """Play one session per start bar, all in lockstep; stop whenever you like between two steps.
+
+    Yields after every step the trajectories that it finished: none until the last step, then one a
+    lane. A lane's trajectory depends on its own start bar and seed, not on the lanes beside it.
+
+    Args:
+        agent: one version for all of the sessions.
+        market: bars, with at least a window before each start and a session after it.
+        start_bars: `[B]` bars at whose close the first decisions are made.
+        environment: costs, rewards and the sessions' length.
+        search: of each decision.
+        seeds: `[B]` each lane's own, not negative; recorded, and used where there is exploration.
+        exploration: None plays greedily.
+        worker: who plays, for the record.
+    Raises:
+        DataError: a session reaches beyond the bars, or into bars without features or outcomes.
+        ShapeError: not one seed a lane.
+    """
+    require_shape("start_bars", start_bars, None)
+    require_shape("seeds", seeds, len(start_bars))
+    num_steps, batch = environment.session_bars, len(start_bars)
+    embeddings = _embeddings(agent, market, start_bars, num_steps)
+    outcomes = _outcomes(market, start_bars, num_steps)
+    draws = (
+        LaneDraws.drawn(exploration, seeds, num_steps, NUM_ACTIONS, search.dirichlet_alpha)
+        if exploration is not None
+        else None
+    )
+    record = _Record.blank(num_steps, batch)
+    trades: list[list[Trade]] = [[] for _ in range(batch)]
+    lanes = reset(start_bars)
+    for t in range(num_steps):
+        static = lanes.static()
+        decisions = decide(agent, embeddings[t], static, search, draws.at(t) if draws is not None else None)
+        transition = step(lanes, decisions.actions, market.prices, environment)
+        lanes = transition.lanes
+        record.static[t], record.actions[t], record.rewards[t] = static, decisions.actions, transition.reward
+        record.policies[t], record.values[t] = decisions.policies, decisions.values
+        record.outcome_probabilities[t] = decisions.outcome_probabilities
+        for lane, trade in transition.trades:
+            trades[lane].append(trade)
+        if t < num_steps - 1:
+            yield ()
+    yield tuple(
+        Trajectory(
+            trajectory_id=_identity(worker, agent.version, market.fingerprint, start_bar, seed),
+            worker=worker,
+            checkpoint_version=agent.version,
+            dataset=market.fingerprint,
+            start_bar=start_bar,
+            seed=seed,
+            static=record.static[:, lane].copy(),
+            actions=record.actions[:, lane].copy(),
+            rewards=record.rewards[:, lane].copy(),
+            policies=record.policies[:, lane].copy(),
+            values=record.values[:, lane].copy(),
+            outcomes=outcomes[lane],
+            outcome_probabilities=record.outcome_probabilities[:, lane].copy(),
+            trades=tuple(trades[lane]),
+        )
+        for lane, (start_bar, seed) in enumerate(zip(start_bars.tolist(), seeds.tolist(), strict=True))
+    )
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What every step of every lane leaves behind; step first, so that a step writes one block."""
+
+    static: Float32  # [T, B, 6]
+    actions: Int8  # [T, B]
+    rewards: Float32  # [T, B]
+    policies: Float32  # [T, B, 4]
+    values: Float32  # [T, B]
+    outcome_probabilities: Float32  # [T, B, 3]
+
+    @classmethod
+    def blank(cls, num_steps: int, batch: int) -> "_Record":
+        shape = (num_steps, batch)
+        return cls(
+            np.empty((*shape, NUM_STATIC), np.float32),
+            np.empty(shape, np.int8),
+            np.empty(shape, np.float32),
+            np.empty((*shape, NUM_ACTIONS), np.float32),
+            np.empty(shape, np.float32),
+            np.empty((*shape, NUM_OUTCOMES), np.float32),
+        )
+
+
+def _embeddings(agent: Agent, market: MarketView, start_bars: Int64, num_steps: int) -> Float32:
+    """Temporal embeddings of all decisions, `[T, B, E]`.
+
+    One session a pass, however many lanes there are: its numbers do not depend on the batch.
+    """
+    before = agent.config.window_bars - 1
+    embeddings = np.empty((num_steps, len(start_bars), agent.config.temporal_channels), np.float32)
+    for lane, start in enumerate(start_bars.tolist()):
+        # The last decision is filled at the open of the bar after the session's last.
+        if start < before or start + num_steps >= len(market.prices):
+            raise DataError(
+                f"lane {lane}: a session from bar {start} needs bars {start - before}..{start + num_steps},"
+                f" the data set has 0..{len(market.prices) - 1}"
+            )
+        embeddings[:, lane] = agent.embed_span(market.features[start - before : start + num_steps])
+    return embeddings
+
+
+def _outcomes(market: MarketView, start_bars: Int64, num_steps: int) -> Int8:
+    """What the market did after each decision, `[B, T]`."""
+    outcomes: Int8 = market.outcomes[start_bars[:, None] + np.arange(num_steps)]
+    defined = (outcomes >= 0).all(axis=1)
+    if not defined.all():
+        raise DataError(f"a session from bar {start_bars[defined.argmin()]} has bars without an outcome")
+    return outcomes
+
+
+def _identity(worker: str, version: int, dataset: str, start_bar: int, seed: int) -> UUID:
+    """Equal for equal facts only: the same session played again by the same worker is the same trajectory."""
+    return uuid5(NAMESPACE_OID, f"{worker}/{version}/{dataset}/{start_bar}/{seed}")

@@ -1,0 +1,175 @@
+"""The trees of all roots, as arrays, and the steps that change them.
+
+Decision nodes hold a state, chance nodes an afterstate; they alternate along every path. Node 0 is the
+root. A node is made when the model evaluates it; a chance node below the root is made together with
+the root, before its first visit, because all legal afterstates of the roots are one call to the model.
+
+Values follow MUZERO.md section 3. The edge from a decision to a chance node carries no reward and no
+discount; the edge from a chance node to the next decision carries the bar's reward and γ:
+
+    backup of G from a node upward:  W += G, N += 1;  G <- r + γ G when the node is a decision
+    Q(s, a) = W(as) / N(as);  V(s) = W(s) / N(s)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.numeric import Bool, Float32, Float64, Int8, Int32, kernel
+from shared.search.model import ActionRules, Roots
+
+ROOT = 0
+ABSENT = -1
+
+
+class Tree(NamedTuple):
+    """Trees of `B` roots with room for `N` nodes each; `W` is the larger of `A` and `C`."""
+
+    size: Int32  # [B] nodes in use
+    parent: Int32  # [B, N], ABSENT at the root
+    branch: Int8  # [B, N] the action or outcome that leads here from the parent
+    children: Int32  # [B, N, W], ABSENT where there is none
+    is_chance: Bool  # [B, N]
+    phase: Int8  # [B, N] row of the action rules; at a chance node the one its successors have
+    visits: Int32  # [B, N]
+    value_sum: Float64  # [B, N] pips
+    raw_value: Float64  # [B, N] pips, the model's own estimate
+    reward: Float64  # [B, N] pips, on the edge from the parent; 0 at chance nodes
+    logits: Float64  # [B, N, W] decision nodes: log of the prior, -inf where illegal
+    prior: Float64  # [B, N, W] probabilities of the actions, or of the outcomes
+    q_bounds: Float64  # [B, 2] least and greatest value seen in the tree, pips
+    hidden: Float32  # [B, N, H]
+
+
+def planted(roots: Roots, rules: ActionRules, num_outcomes: int, simulations: int) -> Tree:
+    """Trees that hold their roots only, each visited once with its own value."""
+    batch, width = len(roots), max(rules.num_actions, num_outcomes)
+    nodes = 1 + rules.num_actions + simulations
+    tree = Tree(
+        size=np.ones(batch, np.int32),
+        parent=np.full((batch, nodes), ABSENT, np.int32),
+        branch=np.zeros((batch, nodes), np.int8),
+        children=np.full((batch, nodes, width), ABSENT, np.int32),
+        is_chance=np.zeros((batch, nodes), np.bool_),
+        phase=np.zeros((batch, nodes), np.int8),
+        visits=np.zeros((batch, nodes), np.int32),
+        value_sum=np.zeros((batch, nodes)),
+        raw_value=np.zeros((batch, nodes)),
+        reward=np.zeros((batch, nodes)),
+        logits=np.full((batch, nodes, width), -np.inf),
+        prior=np.zeros((batch, nodes, width)),
+        q_bounds=np.empty((batch, 2)),
+        hidden=np.empty((batch, nodes, roots.hidden.shape[1]), np.float32),
+    )
+    tree.hidden[:, ROOT] = roots.hidden
+    tree.phase[:, ROOT] = roots.phases
+    tree.raw_value[:, ROOT] = tree.value_sum[:, ROOT] = roots.values
+    tree.q_bounds[:] = roots.values[:, None]
+    tree.visits[:, ROOT] = 1
+    set_priors(tree, rules.legal, roots.policy_logits)
+    return tree
+
+
+@kernel
+def set_priors(tree: Tree, legal: Bool, policy_logits: Float32) -> None:
+    """Give each root its prior: softmax of the logits over the legal actions."""
+    for b in range(len(tree.size)):
+        set_prior(tree, b, 0, legal[tree.phase[b, 0]], policy_logits[b])
+
+
+@kernel
+def set_prior(tree: Tree, b: int, node: int, legal: Bool, policy_logits: Float32) -> None:
+    """Give a decision node its prior; illegal actions get probability 0 and logit -inf."""
+    highest = -np.inf
+    for a in range(len(legal)):
+        if legal[a]:
+            highest = max(highest, policy_logits[a])
+    total = 0.0
+    for a in range(len(legal)):
+        if legal[a]:
+            tree.prior[b, node, a] = np.exp(policy_logits[a] - highest)
+            total += tree.prior[b, node, a]
+    for a in range(len(legal)):
+        if legal[a]:
+            tree.prior[b, node, a] /= total
+            tree.logits[b, node, a] = policy_logits[a] - highest - np.log(total)
+
+
+@kernel
+def add_node(tree: Tree, b: int, parent: int, branch: int, value: float, hidden: Float32) -> int:
+    """Hang a new node under `parent`; its visits are still zero."""
+    node = tree.size[b]
+    tree.size[b] += 1
+    tree.parent[b, node] = parent
+    tree.branch[b, node] = branch
+    tree.children[b, parent, branch] = node
+    tree.is_chance[b, node] = not tree.is_chance[b, parent]
+    tree.raw_value[b, node] = value
+    tree.hidden[b, node] = hidden
+    widen_bounds(tree, b, value)
+    return int(node)
+
+
+@kernel
+def add_chance_nodes(
+    tree: Tree,
+    rows: Int32,
+    parents: Int32,
+    actions: Int8,
+    successor: Int8,
+    afterstates: Float32,
+    outcome_probabilities: Float32,
+    q_values: Float32,
+) -> None:
+    """Hang the chance node of each row's action under its parent; all arrays are by row."""
+    for i in range(len(rows)):
+        b = rows[i]
+        node = add_node(tree, b, parents[i], actions[i], q_values[i], afterstates[i])
+        tree.phase[b, node] = successor[tree.phase[b, parents[i]], actions[i]]
+        for c in range(outcome_probabilities.shape[1]):
+            tree.prior[b, node, c] = outcome_probabilities[i, c]
+
+
+@kernel
+def add_decision_nodes(
+    tree: Tree,
+    rows: Int32,
+    parents: Int32,
+    outcomes: Int8,
+    legal: Bool,
+    hidden: Float32,
+    rewards: Float32,
+    policy_logits: Float32,
+    values: Float32,
+) -> None:
+    """Hang the decision node of each row's outcome under its parent; all arrays are by row."""
+    for i in range(len(rows)):
+        b = rows[i]
+        node = add_node(tree, b, parents[i], outcomes[i], values[i], hidden[i])
+        phase = tree.phase[b, parents[i]]
+        tree.phase[b, node] = phase
+        tree.reward[b, node] = rewards[i]
+        set_prior(tree, b, node, legal[phase], policy_logits[i])
+
+
+@kernel
+def back_up(tree: Tree, leaves: Int32, discount: float) -> None:
+    """Back up each tree's leaf value, `leaves` `[B]`, to its root."""
+    for b in range(len(leaves)):
+        node = leaves[b]
+        value = tree.raw_value[b, node]
+        while node != -1:
+            tree.value_sum[b, node] += value
+            tree.visits[b, node] += 1
+            if tree.is_chance[b, node]:
+                widen_bounds(tree, b, tree.value_sum[b, node] / tree.visits[b, node])
+            else:
+                value = tree.reward[b, node] + discount * value
+            node = tree.parent[b, node]
+
+
+@kernel
+def widen_bounds(tree: Tree, b: int, value: float) -> None:
+    """Let the bounds of Q in one tree take in a value."""
+    tree.q_bounds[b, 0] = min(tree.q_bounds[b, 0], value)
+    tree.q_bounds[b, 1] = max(tree.q_bounds[b, 1], value)

@@ -1,0 +1,107 @@
+"""Models without a network: decision problems given as tables, told truly or with the values wrong."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shared.numeric import Float32, Float64, Int8, Int64
+from shared.search.model import ActionRules, Roots
+
+
+@dataclass
+class TableModel:
+    """A stochastic decision problem of `S` states; a hidden state holds one number, the state's.
+
+    An afterstate is numbered `state * A + action`. Every call is written down in `calls`.
+    """
+
+    probabilities: Float64  # [S, A, C]
+    rewards: Float64  # [S, A, C]
+    next_state: Int64  # [S, A, C]
+    logits: Float64  # [S, A]
+    values: Float64  # [S] what the model claims a state is worth
+    q_values: Float64  # [S, A] what the model claims an afterstate is worth
+    calls: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def num_actions(self) -> int:
+        return self.logits.shape[1]
+
+    def afterstates(self, hidden: Float32, actions: Int8) -> tuple[Float32, Float32, Float32]:
+        state = hidden[:, 0].astype(np.int64)
+        self.calls.append(("afterstates", len(state)))
+        afterstates = (state * self.num_actions + actions)[:, None]
+        return (
+            afterstates.astype(np.float32),
+            self.probabilities[state, actions].astype(np.float32),
+            self.q_values[state, actions].astype(np.float32),
+        )
+
+    def successors(
+        self, afterstates: Float32, actions: Int8, outcomes: Int8
+    ) -> tuple[Float32, Float32, Float32, Float32]:
+        self.calls.append(("successors", len(afterstates)))
+        state, action = np.divmod(afterstates[:, 0].astype(np.int64), self.num_actions)
+        assert (action == actions).all()
+        following = self.next_state[state, action, outcomes]
+        return (
+            following[:, None].astype(np.float32),
+            self.rewards[state, action, outcomes].astype(np.float32),
+            self.logits[following].astype(np.float32),
+            self.values[following].astype(np.float32),
+        )
+
+    def roots(self, states: Int64, phases: Int8 | None = None) -> Roots:
+        return Roots(
+            states[:, None].astype(np.float32),
+            self.logits[states].astype(np.float32),
+            self.values[states].astype(np.float32),
+            np.zeros(len(states), np.int8) if phases is None else phases,
+        )
+
+
+def free_rules(num_actions: int) -> ActionRules:
+    """One phase in which everything is legal."""
+    return ActionRules(np.ones((1, num_actions), np.bool_), np.zeros((1, num_actions), np.int8))
+
+
+def constant_model(
+    num_actions: int, probabilities: list[float], reward: float = 0.0, value: float = 0.0
+) -> TableModel:
+    """One state for ever."""
+    shape = (1, num_actions, len(probabilities))
+    return TableModel(
+        np.broadcast_to(np.array(probabilities), shape).copy(),
+        np.full(shape, reward),
+        np.zeros(shape, np.int64),
+        np.zeros((1, num_actions)),
+        np.full(1, value),
+        np.full((1, num_actions), value),
+    )
+
+
+def random_model(
+    rng: np.random.Generator, num_states: int, num_actions: int = 3, num_outcomes: int = 3
+) -> TableModel:
+    """A random problem whose values are wrong."""
+    shape = (num_states, num_actions, num_outcomes)
+    return TableModel(
+        rng.dirichlet(np.ones(num_outcomes), shape[:2]),
+        rng.normal(size=shape),
+        rng.integers(num_states, size=shape),
+        rng.normal(size=shape[:2]),
+        rng.normal(size=num_states),
+        rng.normal(size=shape[:2]),
+    )
+
+
+def finite_game(rng: np.random.Generator, plies: int, num_actions: int = 2, num_outcomes: int = 3) -> TableModel:
+    """A game that ends after `plies` decisions: no state is met twice, the last one (worth 0) for ever."""
+    fan = num_actions * num_outcomes
+    inner = sum(fan**ply for ply in range(plies))
+    model = random_model(rng, inner + 1, num_actions, num_outcomes)
+    first_child = 1 + fan * np.arange(inner + 1)[:, None] + np.arange(fan)
+    model.next_state[:] = np.minimum(first_child, inner).reshape(model.next_state.shape)
+    model.rewards[inner] = model.values[inner] = model.q_values[inner] = 0.0
+    model.logits[:] = 0.0
+    return model
