@@ -1,0 +1,179 @@
+"""Rows of a bar file as read, and what can be wrong with them (SPEC section 3)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import FormatError
+from shared.market.clock import FIRST_TIME_S, LAST_TIME_S, utc_text
+from shared.numeric import Bool, Float64, Int64, kernel
+
+#: Years at whose ends no calendar is needed: times are kept this far from them.
+_MARGIN_S = 14 * 86_400
+
+_MIN_STEPS = 3  # fewer steps do not tell how long bars are
+
+_BAR_NAMES = {120: "two-minute", 300: "five-minute", 900: "fifteen-minute", 1800: "thirty-minute"} | {
+    3600: "one-hour",
+    14400: "four-hour",
+    86400: "one-day",
+}
+
+
+@dataclass(frozen=True)
+class RowFault:
+    """What is wrong with one row."""
+
+    line: int  # 1-based line of a text file, 1-based row of a Parquet file
+    reason: str
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Rows of a file that could be read, column by column, `[T]`; and those that could not."""
+
+    time_s: Int64  # whole seconds on the file's clock
+    open: Float64
+    high: Float64
+    low: Float64
+    close: Float64
+    volume: Float64
+    spread_pips: Float64  # NaN where the file has none
+    line: Int64
+    unreadable: list[RowFault] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.time_s)
+
+    def kept(self, keep: Bool) -> "RawRows":
+        """The rows where `keep`, `[T]`, holds."""
+        columns = {name: getattr(self, name)[keep] for name in _COLUMNS}
+        return replace(self, **columns)
+
+    @classmethod
+    def joined(cls, parts: list["RawRows"]) -> "RawRows":
+        """All rows of parts that follow each other."""
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+        return cls(**columns, unreadable=[fault for part in parts for fault in part.unreadable])
+
+
+_COLUMNS = tuple(column.name for column in fields(RawRows) if column.name != "unreadable")
+
+
+def refuse_other_than_minutes(path: str, time_s: Int64) -> None:
+    """Check that the bars are one-minute bars, by the most frequent step between them.
+
+    Raises:
+        FormatError: they last longer, or shorter.
+    """
+    steps = np.diff(np.unique(time_s))
+    if len(steps) < _MIN_STEPS:
+        return
+    lengths, counts = np.unique(steps, return_counts=True)
+    usual = int(lengths[np.argmax(counts)])
+    if usual != 60:
+        name = _BAR_NAMES.get(usual, f"{usual}-second")
+        raise FormatError(
+            path, f"these are {name} bars (most follow each other by {usual} s): expected one-minute bars"
+        )
+
+
+def row_faults(rows: RawRows) -> Iterator[tuple[Bool, str]]:
+    """Each kind of fault that a row can have by itself: where it is, `[T]`, and its reason as a template."""
+    with np.errstate(invalid="ignore"):
+        yield (
+            (rows.time_s < FIRST_TIME_S + _MARGIN_S) | (rows.time_s >= LAST_TIME_S - _MARGIN_S),
+            "the time lies outside the years 1970 to 2099",
+        )
+        yield rows.time_s % 60 != 0, "the time {time} is no whole minute"
+        for name in ("open", "high", "low", "close"):
+            price = getattr(rows, name)
+            yield ~np.isfinite(price), name + " is {" + name + "}: expected a number"
+            yield price <= 0, name + " is {" + name + "}: expected a positive price"
+        yield rows.high < rows.low, "high {high} is below low {low}"
+        for name in ("open", "close"):
+            price = getattr(rows, name)
+            yield (
+                (price > rows.high) | (price < rows.low),
+                name + " {" + name + "} lies outside low {low} to high {high}",
+            )
+        yield ~(rows.volume >= 0) | (rows.volume >= 2**62), "volume is {volume}: expected 0 or more"
+        yield rows.spread_pips < 0, "spread is {spread_pips} pips: expected 0 or more"
+
+
+def first_fault(rows: RawRows) -> RowFault | None:
+    """The fault with the lowest line, of the rows by themselves and of those that could not be read."""
+    found = list(rows.unreadable)
+    for where, template in row_faults(rows):
+        if where.any():
+            row = int(np.argmax(where))
+            found.append(RowFault(int(rows.line[row]), template.format(**_values(rows, row))))
+    return min(found, key=lambda fault: fault.line, default=None)
+
+
+def faulty(rows: RawRows) -> Bool:
+    """Whether each row, `[T]`, has a fault by itself."""
+    anywhere = np.zeros(len(rows), np.bool_)
+    for where, _ in row_faults(rows):
+        anywhere |= where
+    return anywhere
+
+
+def first_disorder(time_s: Int64, line: Int64) -> RowFault | None:
+    """The first row whose time, in UTC, is not later than that of the row before it."""
+    falls = np.flatnonzero(np.diff(time_s) <= 0)
+    if len(falls) == 0:
+        return None
+    before, row = int(falls[0]), int(falls[0]) + 1
+    now, then = utc_text(int(time_s[row])), utc_text(int(time_s[before]))
+    if now == then:
+        return RowFault(int(line[row]), f"time {now} occurs twice, before in line {line[before]}")
+    return RowFault(
+        int(line[row]), f"time {now} is earlier than {then} in line {line[before]}: expected rising"
+    )
+
+
+def rising(time_s: Int64) -> Bool:
+    """Which rows to keep, `[T]`, so that times rise strictly and as few as possible are dropped.
+
+    Of rows that repeat the time before them, the first is kept.
+    """
+    keep = np.append(True, time_s[1:] != time_s[:-1]) if len(time_s) else np.zeros(0, np.bool_)
+    if (np.diff(time_s[keep]) > 0).all():
+        return keep
+    keep[np.flatnonzero(keep)[~_longest_rising(time_s[keep])]] = False
+    return keep
+
+
+@kernel
+def _longest_rising(values: Int64) -> Bool:
+    """One longest strictly rising subsequence, `[T]` bool; patience sorting, O(n log n)."""
+    last = np.empty(len(values), np.int64)  # row that ends the best run of each length
+    before = np.empty(len(values), np.int64)  # row before each in its run
+    length = 0
+    for row in range(len(values)):
+        low, high = 0, length
+        while low < high:
+            middle = (low + high) // 2
+            if values[last[middle]] < values[row]:
+                low = middle + 1
+            else:
+                high = middle
+        before[row] = last[low - 1] if low > 0 else -1
+        last[low] = row
+        length = max(length, low + 1)
+    keep = np.zeros(len(values), np.bool_)
+    row = last[length - 1] if length > 0 else -1
+    while row >= 0:
+        keep[row] = True
+        row = before[row]
+    return keep
+
+
+def _values(rows: RawRows, row: int) -> dict[str, npt.ArrayLike]:
+    values: dict[str, npt.ArrayLike] = {name: getattr(rows, name)[row] for name in _COLUMNS}
+    time_s = int(rows.time_s[row])
+    in_range = FIRST_TIME_S <= time_s < LAST_TIME_S
+    return values | {"time": str(np.datetime64(time_s, "s")) if in_range else str(time_s)}

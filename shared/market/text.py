@@ -1,0 +1,339 @@
+"""Bar files in text: which format, and its rows (SPEC section 3).
+
+| format | looks like |
+|---|---|
+| OANDA-like CSV | header `time,open,high,low,close,volume`; ISO 8601 or Unix times |
+| Dukascopy | header `timestamp,open,high,low,close[,volume]`; milliseconds since 1970 UTC |
+| MetaTrader 5 | header `<DATE> <TIME> <OPEN> … <TICKVOL> <VOL> <SPREAD>`, tab-separated; spread in points |
+| MetaTrader 4 | `2023.04.03,00:00,164.382,164.384,164.338,164.338,12`, no header |
+| HistData ASCII | `20230403 000000;164.382;164.384;164.338;164.338;0`, no header |
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+
+from shared.errors import FormatError
+from shared.market.bar import Instrument
+from shared.market.rows import RawRows, RowFault
+from shared.numeric import Bool, Float64, Int64
+
+_arrow: Any = pa  # has no types
+
+#: Told how much of how much is read.
+Progress = Callable[[int, int], None]
+
+MAX_LINE_BYTES = 1_000
+_BLOCK_BYTES = 1 << 22
+
+PRICES = ("open", "high", "low", "close")
+
+#: What columns are called in headers, in lower case and without < >.
+COLUMN_NAMES = {
+    "time": ("time", "timestamp", "datetime", "date_time", "gmt time", "__index_level_0__"),
+    "date": ("date",),
+    **{name: (name,) for name in PRICES},
+    "volume": ("volume", "tickvol", "tick_volume"),
+    "spread": ("spread",),
+}
+
+#: How a time is written, and how the way it is written becomes ISO 8601.
+_ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(?P<zone>Z|[+-]\d\d:?\d\d)?")
+_DOTTED = re.compile(r"\d{4}\.\d\d\.\d\d \d\d:\d\d(:\d\d)?")
+_COMPACT = re.compile(r"\d{8} \d{6}")
+_UNIX = re.compile(r"\d{1,11}(\.\d{1,9})?")
+_MILLISECONDS = re.compile(r"\d{12,14}")
+_COMPACT_PARTS = r"^(\d{4})(\d\d)(\d\d) (\d\d)(\d\d)(\d\d)$", r"\1-\2-\3 \4:\5:\6"
+
+_METATRADER_4 = ("date", "time", *PRICES, "volume")
+_HISTDATA = ("time", *PRICES, "volume")
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How one text file is written."""
+
+    name: str
+    delimiter: str
+    columns: tuple[str, ...]  # of each line, in order; names of COLUMN_NAMES, or anything else
+    header_lines: int
+    time_pattern: re.Pattern[str]
+    is_utc: bool  # the times say so themselves
+    spread_unit: float  # units of the spread column in a pip
+
+
+def sniff(path: str, data: bytes, instrument: Instrument) -> TextFormat:
+    """Tell the format from the first lines.
+
+    Raises:
+        FormatError: it is none of those known, or there is no row of data.
+    """
+    refuse_binary(path, data)
+    lines = enumerate(data[: 20 * MAX_LINE_BYTES].decode("ascii").splitlines(), start=1)
+    filled = ((number, line) for number, line in lines if line.strip())
+    number, head = next(filled, (1, ""))
+    if not head:
+        raise FormatError(path, "the file is empty: expected one-minute bars")
+    delimiter = next((mark for mark in ("\t", ";", ",") if mark in head), "")
+    cells = tuple(cell.strip().strip("<>").lower() for cell in head.split(delimiter)) if delimiter else ()
+    columns, header_lines, row = cells, number, ""
+    if set(PRICES) <= set(cells):
+        columns = _known_columns(path, cells)
+        number, row = next(filled, (number, ""))
+        if not row:
+            raise FormatError(path, "there is a header and nothing below it: expected one-minute bars")
+    elif len(cells) == len(_HISTDATA) and _COMPACT.fullmatch(cells[0]):
+        columns, header_lines, row = _HISTDATA, number - 1, head
+    elif delimiter == "," and len(cells) == len(_METATRADER_4) and _DOTTED.fullmatch(" ".join(cells[:2])):
+        columns, header_lines, row = _METATRADER_4, number - 1, head
+    else:
+        raise FormatError(
+            path,
+            f"unknown format: the line {head[:60]!r} is neither a header with open, high, low, close "
+            "nor a row of HistData or MetaTrader 4",
+            line=number,
+        )
+    text = _time_text(columns, row.split(delimiter))
+    pattern = _time_pattern(path, number, text)
+    zone = (match := _ISO.fullmatch(text)) is not None and match["zone"] is not None
+    return TextFormat(
+        name=_format_name(cells, columns, pattern),
+        delimiter=delimiter,
+        columns=columns,
+        header_lines=header_lines,
+        time_pattern=pattern,
+        is_utc=zone or pattern in (_UNIX, _MILLISECONDS),
+        spread_unit=10.0 ** (_decimals(data, delimiter, columns, header_lines) + instrument.pip_location),
+    )
+
+
+def read_text(path: str, data: bytes, layout: TextFormat, progress: Progress | None) -> RawRows:
+    """Read all rows; rows that cannot be read are listed as such.
+
+    Raises:
+        FormatError: the file as a whole cannot be read.
+    """
+    wrong: list[RowFault] = []
+
+    def skip(row: Any) -> str:
+        columns = f"{row.actual_columns} column{'s' if row.actual_columns != 1 else ''}"
+        wrong.append(RowFault(row.number, f"{columns}, expected {row.expected_columns}"))
+        return "skip"
+
+    source = _arrow.BufferReader(data)
+    names = [f"{number}" for number in range(len(layout.columns))]  # a file may repeat a name
+    batches = _arrow.csv.open_csv(
+        source,
+        _arrow.csv.ReadOptions(
+            use_threads=False,
+            block_size=_BLOCK_BYTES,
+            skip_rows=layout.header_lines,
+            column_names=names,
+        ),
+        _arrow.csv.ParseOptions(
+            delimiter=layout.delimiter, quote_char=False, ignore_empty_lines=False, invalid_row_handler=skip
+        ),
+        _arrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, _arrow.string()), strings_can_be_null=False
+        ),
+    )
+    parts = []
+    line = layout.header_lines + 1
+    try:
+        for batch in batches:
+            rows = len(batch)
+            skipped = np.array([fault.line for fault in wrong if fault.line >= line], dtype=np.int64)
+            lines = _lines(line, rows, skipped)
+            parts.append(_rows(batch, layout, lines))
+            line = int(lines[-1]) + 1 if rows else line
+            if progress:
+                progress(source.tell(), len(data))
+    except _arrow.ArrowInvalid as error:
+        raise FormatError(path, f"cannot be read as {layout.name}: {error}") from error
+    if not parts:
+        raise FormatError(path, f"no row can be read as {layout.name}: {wrong[0].reason}", line=wrong[0].line)
+    joined = RawRows.joined(parts)
+    joined.unreadable.extend(wrong)
+    return joined
+
+
+def refuse_binary(path: str, data: bytes) -> None:
+    """Check that a file is text: ASCII in lines of a bearable length.
+
+    Raises:
+        FormatError: it is not; names the first such line.
+    """
+    content = np.frombuffer(data, np.uint8)
+    strange = (content >= 0x80) | (content == 0)
+    if strange.any():
+        where = int(np.argmax(strange))
+        line = int(np.count_nonzero(content[:where] == ord("\n"))) + 1
+        raise FormatError(path, "unknown format: binary data, expected text or Parquet", line=line)
+    ends = np.append(np.flatnonzero(content == ord("\n")), len(content))
+    lengths = np.diff(ends, prepend=-1) - 1
+    if lengths.max() > MAX_LINE_BYTES:
+        line = int(np.argmax(lengths > MAX_LINE_BYTES))
+        raise FormatError(
+            path,
+            f"the line is {lengths[line]:,} bytes long, a bar takes less than {MAX_LINE_BYTES:,}",
+            line=line + 1,
+        )
+
+
+def _lines(first: int, num_rows: int, skipped: Int64) -> Int64:
+    """Line numbers of `num_rows` rows from line `first` on, when those in `skipped` hold no row."""
+    candidates = np.arange(first, first + num_rows + len(skipped))
+    kept: Int64 = candidates[~np.isin(candidates, skipped)][:num_rows]
+    return kept
+
+
+def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
+    """The rows of one block, as far as they can be read."""
+    columns = {name: batch.column(place) for place, name in enumerate(layout.columns)}
+    faults: dict[int, str] = {}
+    time_text = columns["time"]
+    if "date" in columns:
+        time_text = _arrow.compute.binary_join_element_wise(columns["date"], time_text, " ")
+    time_s = _times(time_text, layout.time_pattern, faults)
+    blank = np.zeros(len(batch), np.bool_)
+    if faults:  # an empty line looks like a row of empty cells
+        joined = _arrow.compute.binary_join_element_wise(*batch.columns, "")
+        blank = _arrow.compute.equal(joined, "").to_numpy(zero_copy_only=False)
+    values = {name: _numbers(name, columns[name], faults) for name in PRICES}
+    nothing = np.zeros(len(batch))
+    volume = _numbers("volume", columns["volume"], faults) if "volume" in columns else nothing
+    spread = _numbers("spread", columns["spread"], faults) if "spread" in columns else nothing + np.nan
+    keep: Bool = np.ones(len(batch), np.bool_)
+    keep[list(faults)] = False
+    unreadable = [RowFault(int(line[row]), reason) for row, reason in faults.items() if not blank[row]]
+    rows = RawRows(
+        time_s=time_s,
+        **values,
+        volume=np.rint(volume),
+        spread_pips=spread / layout.spread_unit,
+        line=line,
+        unreadable=unreadable,
+    )
+    return rows.kept(keep) if faults else rows
+
+
+def _times(text: Any, pattern: re.Pattern[str], faults: dict[int, str]) -> Int64:
+    """Seconds on the file's clock, `[T]`; rows that cannot be read get a fault."""
+    if pattern is _UNIX or pattern is _MILLISECONDS:
+        numbers = _numbers("time", text, faults) / (1_000 if pattern is _MILLISECONDS else 1)
+        far = ~(np.abs(numbers) < 1e12)
+        faults |= {row: f"time {text[row].as_py()!r} cannot be read" for row in np.flatnonzero(far).tolist()}
+        return np.floor(np.where(far, 0, numbers)).astype(np.int64)
+    iso = text
+    if pattern is _DOTTED:
+        iso = _arrow.compute.replace_substring(text, ".", "-")
+    elif pattern is _COMPACT:
+        iso = _arrow.compute.replace_substring_regex(text, *_COMPACT_PARTS)
+    first = iso[0].as_py() if len(iso) else ""
+    aware = (match := _ISO.fullmatch(first)) is not None and match["zone"] is not None
+    try:
+        moments = iso.cast(_arrow.timestamp("ns", "UTC" if aware else None))
+    except _arrow.ArrowInvalid:
+        return _times_one_by_one(iso, text, aware, faults)
+    nanoseconds: Int64 = moments.cast(_arrow.int64()).to_numpy(zero_copy_only=False)
+    return nanoseconds // 1_000_000_000
+
+
+def _times_one_by_one(iso: Any, text: Any, aware: bool, faults: dict[int, str]) -> Int64:
+    times = np.zeros(len(iso), np.int64)
+    for row, written in enumerate(iso.to_pylist()):
+        match = _ISO.fullmatch(written)
+        moment = None
+        if match is not None and (match["zone"] is not None) == aware:
+            with contextlib.suppress(ValueError):  # a day or an hour that does not exist
+                moment = datetime.fromisoformat(written)
+        if moment is None:
+            faults[row] = f"time {text[row].as_py()[:40]!r} cannot be read"
+        else:
+            times[row] = int((moment if aware else moment.replace(tzinfo=UTC)).timestamp())
+    return times
+
+
+def _numbers(name: str, text: Any, faults: dict[int, str]) -> Float64:
+    """Numbers of a column, `[T]`; rows that cannot be read get a fault."""
+    try:
+        values: Float64 = text.cast(_arrow.float64()).to_numpy(zero_copy_only=False)
+    except _arrow.ArrowInvalid:
+        values = np.full(len(text), np.nan)
+        for row, written in enumerate(text.to_pylist()):
+            try:
+                values[row] = float(written.replace("_", "?"))
+            except ValueError:
+                faults.setdefault(row, f"{name} is {written[:40]!r}: expected a number")
+    return values
+
+
+def _known_columns(path: str, cells: tuple[str, ...]) -> tuple[str, ...]:
+    """The header's columns by our names, each of ours once.
+
+    Raises:
+        FormatError: one is there twice, or there is no time.
+    """
+    ours = {alias: name for name, aliases in COLUMN_NAMES.items() for alias in aliases}
+    if not set(COLUMN_NAMES["volume"]) & set(cells):
+        ours["vol"] = "volume"  # MetaTrader's traded volume, where it gives no tick volume
+    columns = tuple(ours.get(cell, cell) for cell in cells)
+    for name in COLUMN_NAMES:
+        if columns.count(name) > 1:
+            raise FormatError(path, f"the header names {name} {columns.count(name)} times", line=1)
+    if "time" not in columns and "date" in columns:
+        columns = tuple("time" if name == "date" else name for name in columns)
+    if "time" not in columns:
+        raise FormatError(path, "the header has no column `time`, `timestamp` or `date`", line=1)
+    return columns
+
+
+def _time_text(columns: tuple[str, ...], cells: list[str]) -> str:
+    parts = [
+        cells[columns.index(name)].strip()
+        for name in ("date", "time")
+        if name in columns and columns.index(name) < len(cells)
+    ]
+    return " ".join(parts)
+
+
+def _time_pattern(path: str, line: int, text: str) -> re.Pattern[str]:
+    for pattern in (_ISO, _DOTTED, _COMPACT, _UNIX, _MILLISECONDS):
+        if pattern.fullmatch(text):
+            return pattern
+    raise FormatError(
+        path,
+        f"time {text[:40]!r} is written in no known way: expected ISO 8601, 2023.04.03 00:00, "
+        "20230403 000000, or seconds or milliseconds since 1970",
+        line=line,
+    )
+
+
+def _format_name(cells: tuple[str, ...], columns: tuple[str, ...], pattern: re.Pattern[str]) -> str:
+    if "tickvol" in cells:
+        return "MetaTrader 5"
+    if columns == _METATRADER_4 and columns != cells:
+        return "MetaTrader 4"
+    if columns == _HISTDATA and columns != cells:
+        return "HistData ASCII"
+    return "Dukascopy" if pattern is _MILLISECONDS else "OANDA-like CSV"
+
+
+def _decimals(data: bytes, delimiter: str, columns: tuple[str, ...], header_lines: int) -> int:
+    """Most decimals of a price in the first rows: MetaTrader's point is the last of them."""
+    places = [columns.index(name) for name in PRICES]
+
+    def prices() -> Iterator[str]:
+        for line in data[:100_000].decode("ascii").splitlines()[header_lines:]:
+            cells = line.split(delimiter)
+            yield from (cells[place].strip() for place in places if place < len(cells))
+
+    return max((len(price.partition(".")[2]) for price in prices()), default=0)
