@@ -25,7 +25,7 @@ class TableModel:
 
     @property
     def num_actions(self) -> int:
-        return self.logits.shape[1]
+        return int(self.logits.shape[1])
 
     def afterstates(self, hidden: Float32, actions: Int8) -> tuple[Float32, Float32, Float32]:
         state = hidden[:, 0].astype(np.int64)
@@ -95,7 +95,9 @@ def random_model(
     )
 
 
-def finite_game(rng: np.random.Generator, plies: int, num_actions: int = 2, num_outcomes: int = 3) -> TableModel:
+def finite_game(
+    rng: np.random.Generator, plies: int, num_actions: int = 2, num_outcomes: int = 3
+) -> TableModel:
     """A game that ends after `plies` decisions: no state is met twice, the last one (worth 0) for ever."""
     fan = num_actions * num_outcomes
     inner = sum(fan**ply for ply in range(plies))

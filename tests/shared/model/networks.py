@@ -1,0 +1,36 @@
+"""Networks as training would leave them: heads with opinions, batch norm with statistics."""
+
+import torch
+from torch import nn
+
+from shared.model.config import ModelConfig
+from shared.model.network import Network, initial_network
+
+#: The networks' shape with few units; 16 a hidden state.
+SMALL = ModelConfig(temporal_channels=12, static_channels=4, value_bins=61)
+
+
+def opinionated_network(config: ModelConfig = SMALL, seed: int = 0, scale: float = 0.5) -> Network:
+    """Random heads instead of the zeros of a new network, random statistics in every batch norm."""
+    network = initial_network(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    heads = (
+        network.outcome_head,
+        network.q_head,
+        network.reward_head,
+        network.policy_head,
+        network.value_head,
+    )
+    with torch.no_grad():
+        for head in heads:
+            head.last.weight.normal_(0.0, scale, generator=generator)
+            head.last.bias.normal_(0.0, scale, generator=generator)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0.0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0.0, 0.3, generator=generator)
+    return network.eval()

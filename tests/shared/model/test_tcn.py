@@ -1,0 +1,105 @@
+"""The encoder's three passes give the same numbers, those of the definition."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from shared.model.config import ModelConfig
+from shared.model.tcn import TemporalEncoder
+from tests.oracles import tcn as oracle
+from tests.shared.model.networks import SMALL, opinionated_network
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _encoder(config: ModelConfig = SMALL, seed: int = 0) -> TemporalEncoder:
+    return opinionated_network(config, seed).encoder
+
+
+def test_the_plain_pass_is_the_definition() -> None:
+    encoder, windows = _encoder(), _random(3, 32, 9)
+    expected = np.stack([oracle.encode(encoder, window.double().numpy()) for window in windows])
+    with torch.inference_mode():
+        np.testing.assert_allclose(encoder(windows).numpy(), expected, atol=1e-5)
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 2**31),
+    num_bars=st.integers(1, 80),
+    blocks=st.integers(1, 3),
+    kernel_size=st.integers(2, 3),
+    extra_bars=st.integers(0, 3),
+)
+def test_windows_and_span_equal_the_plain_pass(
+    seed: int, num_bars: int, blocks: int, kernel_size: int, extra_bars: int
+) -> None:
+    field = 1 + 2 * (kernel_size - 1) * (2**blocks - 1)
+    window_bars = field + extra_bars
+    config = ModelConfig(
+        temporal_channels=12,
+        static_channels=4,
+        encoder_blocks=blocks,
+        kernel_size=kernel_size,
+        window_bars=window_bars,
+    )
+    encoder = _encoder(config, seed)
+    rows = _random(num_bars + window_bars - 1, 9, seed=seed)
+    windows = rows.unfold(0, window_bars, 1).transpose(1, 2)
+    with torch.inference_mode():
+        plain = encoder(windows)
+        assert plain.shape == (num_bars, 12)
+        torch.testing.assert_close(encoder.encode_windows(windows), plain, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.encode_span(rows), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_passes_are_equal_at_the_reference_sizes() -> None:
+    encoder = _encoder(ModelConfig())
+    rows = _random(64 + 31, 9)
+    windows = rows.unfold(0, 32, 1).transpose(1, 2)
+    with torch.inference_mode():
+        plain = encoder(windows)
+        torch.testing.assert_close(encoder.encode_windows(windows), plain, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.encode_span(rows), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_step_sees_29_bars_and_no_more() -> None:
+    encoder, window = _encoder(), _random(1, 32, 9)
+    with torch.inference_mode():
+        before = encoder(window)
+        window[:, :3] += 10.0
+        torch.testing.assert_close(encoder(window), before, atol=0.0, rtol=0.0)
+        window[:, 3] += 10.0
+        assert not torch.allclose(encoder(window), before)
+
+
+def test_an_embedding_depends_on_no_later_bar() -> None:
+    encoder, rows = _encoder(), _random(60, 9)
+    with torch.inference_mode():
+        before = encoder.encode_span(rows)
+        rows[50:] += 10.0
+        torch.testing.assert_close(encoder.encode_span(rows)[:19], before[:19])
+
+
+def test_folding_batch_norm_changes_nothing() -> None:
+    encoder, windows = _encoder(), _random(8, 32, 9)
+    with torch.inference_mode():
+        before = encoder(windows)
+        encoder.fold_batch_norm()
+        assert not [name for name, _ in encoder.named_parameters() if "norm" in name]
+        torch.testing.assert_close(encoder(windows), before, atol=1e-5, rtol=1e-5)
+
+
+def test_training_statistics_come_from_bars_not_from_padding() -> None:
+    encoder = _encoder().train()
+    first = next(module for module in encoder.modules() if isinstance(module, nn.BatchNorm1d))
+    first.momentum = 1.0  # the statistics of this batch alone
+    windows = torch.full((4, 32, 9), 3.0)
+    encoder.encode_windows(windows)
+    # Every bar is the same, so without padding each channel has one value and no variance.
+    assert first.running_var is not None
+    torch.testing.assert_close(first.running_var, torch.zeros(12), atol=1e-6, rtol=0.0)
