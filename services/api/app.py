@@ -1,0 +1,101 @@
+"""The gateway's application: routes, errors, headers, and what runs beside them."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.api.history import follow_all
+from services.api.metrics import REQUESTS, SECONDS
+from services.api.routes import checkpoints, events, journal, operator, pages, status, validations
+from services.api.state import Gateway, RedisAwayError
+from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers, problem
+
+#: No route takes more than a reason or a stage.
+MAX_BODY_BYTES = 16_384
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """Wire the application."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(follow_all(gateway.bus, gateway.history, gateway.events))
+        try:
+            yield
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    app = FastAPI(
+        title="Micro Stochastic MuZero gateway",
+        description="Shows the whole system, and lets an operator promote, pause and stop.",
+        version="1",
+        docs_url=None,  # the framework's pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=PROBLEM_RESPONSES,
+        lifespan=lifespan,
+    )
+    app.state.gateway = gateway
+    install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
+    app.add_exception_handler(RedisAwayError, _on_redis_away)
+    app.add_middleware(_Around)
+    for module in (status, checkpoints, validations, journal, events, operator, pages):
+        app.include_router(module.router)
+    return app
+
+
+async def _on_redis_away(_request: Request, _failure: Exception) -> Response:
+    return problem(
+        HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer; try again soon", headers={"Retry-After": "2"}
+    )
+
+
+class _Around:
+    """Counts and times requests, and sets the headers that every answer has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                _count(scope, message["status"], time.perf_counter() - started)
+            await send(message)
+
+        await self._app(scope, receive, observed)
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    """Labels are routes that exist, never what a client made up."""
+    path = getattr(scope.get("route"), "path", None)
+    method = scope["method"] if path and status != HTTPStatus.METHOD_NOT_ALLOWED else "other"
+    REQUESTS.labels(path or "other", method, str(status)).inc()
+    SECONDS.labels(path or "other").observe(seconds)

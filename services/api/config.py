@@ -1,0 +1,72 @@
+"""Where the gateway listens, who may change things through it, and when it raises an alarm."""
+
+import math
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from shared.errors import SettingsError
+
+_UNSET = SecretStr("")
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """The `[gateway]` group."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: SecretStr = _UNSET  # of every POST; empty means that they are off
+    redis_timeout_seconds: float = 2.0  # how long an answer waits for Redis
+    max_event_clients: int = 64  # open /events streams; more are refused with 429
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be.
+
+        Raises:
+            SettingsError: names the field, its value and what is right.
+        """
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"gateway.port is {self.port}, expected 0 to 65535")
+        if not 0.0 < self.redis_timeout_seconds <= 60.0:
+            raise SettingsError(
+                f"gateway.redis_timeout_seconds is {self.redis_timeout_seconds}, expected above 0, at most 60"
+            )
+        if self.max_event_clients < 1:
+            raise SettingsError(f"gateway.max_event_clients is {self.max_event_clients}, expected 1 or more")
+        if not self.api_key.get_secret_value().isascii():
+            raise SettingsError("gateway.api_key has a character that an HTTP header cannot carry; use ASCII")
+
+
+@dataclass(frozen=True)
+class AlertConfig:
+    """The `[alerts]` group: when the system says that something is wrong."""
+
+    expectancy_floor_pips: float = -10.0  # below: training diverges
+    win_rate_floor: float = 0.05  # below: the policy collapsed
+    #: Below: the policy only holds. The reference warned below 0.5, with illegal actions counted; with them
+    #: masked, a policy that holds each trade for an hour still decides to trade on 3 % of the bars.
+    trade_ratio_floor: float = 0.02
+    checkpoint_silence_minutes: float = 30.0  # no new version for so long while the trainer runs
+    check_seconds: float = 5.0
+    webhook_url: SecretStr = _UNSET  # each new alert is posted there as JSON; empty means nowhere
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be.
+
+        Raises:
+            SettingsError: names the field, its value and what is right.
+        """
+        for name in ("win_rate_floor", "trade_ratio_floor"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected a share from 0 to 1")
+        for name in ("checkpoint_silence_minutes", "check_seconds"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected a positive number")
+        if not math.isfinite(self.expectancy_floor_pips):
+            raise SettingsError(
+                f"alerts.expectancy_floor_pips is {self.expectancy_floor_pips}, expected a finite number"
+            )
+        url = self.webhook_url.get_secret_value()
+        if url and not url.startswith(("http://", "https://")):
+            raise SettingsError("alerts.webhook_url is no http:// or https:// address")

@@ -1,0 +1,171 @@
+"""Events as they happen, for any number of listeners, each able to go on where it was cut off.
+
+An event's id is the place in every stream after it: stream entry ids in a fixed order. With it a
+listener that comes back is given exactly what it missed, or told to read everything anew when too much
+happened meanwhile.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+
+from shared.messages.schemas import Message
+from shared.messages.streams import (
+    ALERTS,
+    CHECKPOINTS,
+    CONTROL,
+    DEAD,
+    DECISIONS,
+    PROMOTIONS,
+    TRADES,
+    VALIDATIONS,
+    Stream,
+)
+
+#: Streams whose entries are told, and the names of their events; the order is that of an event's id.
+EVENT_NAMES: Mapping[str, str] = {
+    CHECKPOINTS.key: "checkpoint",
+    VALIDATIONS.key: "validation",
+    PROMOTIONS.key: "promotion",
+    TRADES.key: "trade",
+    DECISIONS.key: "decision",
+    CONTROL.key: "control",
+    ALERTS.key: "alert",
+    DEAD.key: "dead",
+}
+
+#: Told to a listener that missed more than is kept: read everything anew.
+RESET = "reset"
+
+_KEPT = 5_000
+_QUEUED = 1_000
+_ENTRY_ID = re.compile(r"(\d{1,20})-(\d{1,20})")
+
+Place = tuple[int, int]
+
+
+def place(entry_id: str) -> Place:
+    """A stream's entry id as numbers that compare as Redis orders entries.
+
+    Raises:
+        ValueError: it is no entry id.
+    """
+    match = _ENTRY_ID.fullmatch(entry_id)
+    if match is None or max(int(match[1]), int(match[2])) >= 1 << 64:
+        raise ValueError(f"{entry_id[:64]!r} is no entry id; expected two numbers such as 1700000000000-0")
+    return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened."""
+
+    event_id: str
+    name: str
+    data: str  # JSON
+
+
+#: None ends the listener's stream.
+_Queue = asyncio.Queue[Event | None]
+
+
+class TooManyListenersError(Exception):
+    """Every place for a listener is taken."""
+
+
+class Events:
+    """Keeps the last events and hands them out."""
+
+    def __init__(self, max_listeners: int) -> None:
+        self._max_listeners = max_listeners
+        self._kept: deque[tuple[str, Place, Event]] = deque()
+        self._forgotten: dict[str, Place] = dict.fromkeys(EVENT_NAMES, (0, 0))
+        self._at: dict[str, Place] = dict.fromkeys(EVENT_NAMES, (0, 0))
+        self._queues: set[_Queue] = set()
+        self._closed = False
+
+    @property
+    def num_listeners(self) -> int:
+        """How many listen now."""
+        return len(self._queues)
+
+    def begin(self, stream: Stream[Message], entry_id: str) -> None:
+        """Say from where on a stream's entries will be published."""
+        self._forgotten[stream.key] = self._at[stream.key] = place(entry_id)
+
+    def publish(self, stream: Stream[Message], entry_id: str, message: Message) -> None:
+        """Tell every listener of one entry."""
+        self._at[stream.key] = at = place(entry_id)
+        event = Event(self._id(), EVENT_NAMES[stream.key], message.model_dump_json())
+        self._kept.append((stream.key, at, event))
+        if len(self._kept) > _KEPT:
+            key, gone, _ = self._kept.popleft()
+            self._forgotten[key] = gone
+        for queue in self._queues:
+            _offer(queue, event)
+
+    @contextlib.contextmanager
+    def listen(self, last_event_id: str | None) -> Iterator[AsyncIterator[Event]]:
+        """The events after one that a listener saw, or from now on.
+
+        Raises:
+            TooManyListenersError: no place is left.
+        """
+        if len(self._queues) >= self._max_listeners:
+            raise TooManyListenersError
+        queue: _Queue = asyncio.Queue(_QUEUED)
+        missed = self._missed(last_event_id)
+        self._queues.add(queue)
+        if self._closed:
+            _offer(queue, None)
+        try:
+            yield _all(missed, queue)
+        finally:
+            self._queues.remove(queue)
+
+    def close(self) -> None:
+        """End every listener's stream; the service stops."""
+        self._closed = True
+        for queue in self._queues:
+            _offer(queue, None)
+
+    def _missed(self, last_event_id: str | None) -> list[Event]:
+        if last_event_id is None:
+            return []
+        seen = _parse_id(last_event_id)
+        if seen is None or any(seen[key] < gone for key, gone in self._forgotten.items()):
+            return [Event(self._id(), RESET, "{}")]
+        return [event for key, at, event in self._kept if at > seen[key]]
+
+    def _id(self) -> str:
+        return ",".join(f"{ms}-{sequence}" for ms, sequence in self._at.values())
+
+
+def _parse_id(text: str) -> dict[str, Place] | None:
+    """The places of an event's id; None when it is not of this gateway's making."""
+    parts = text.split(",")
+    if len(parts) != len(EVENT_NAMES):
+        return None
+    try:
+        return dict(zip(EVENT_NAMES, map(place, parts), strict=True))
+    except ValueError:
+        return None
+
+
+def _offer(queue: _Queue, event: Event | None) -> None:
+    """Hand over without waiting; a listener too slow for its queue is ended and comes back by its last id."""
+    if event is None or queue.full():
+        while not queue.empty():
+            queue.get_nowait()
+        event = None
+    queue.put_nowait(event)
+
+
+async def _all(missed: list[Event], queue: _Queue) -> AsyncIterator[Event]:
+    for event in missed:
+        yield event
+    while (happened := await queue.get()) is not None:
+        yield happened

@@ -1,0 +1,149 @@
+"""Versions: list, detail, weights, promotion and the way back."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Body, HTTPException, Query, Response
+from pydantic import BaseModel, ConfigDict
+
+from services.api.routes.parameters import FromGateway, Limit, RequireKey, Version
+from services.api.state import Gateway, RedisAwayError
+from services.api.views import Accepted, CheckpointDetail, CheckpointSummary, Page
+from shared.adapters.checkpoints import WEIGHTS
+from shared.adapters.promotions import Stage, promote, roll_back
+from shared.errors import CheckpointError
+from shared.messages.schemas import VersionPromoted
+from shared.messages.streams import PROMOTIONS
+
+log = structlog.get_logger()
+
+router = APIRouter(tags=["checkpoints"])
+
+_BY = "gateway"
+
+
+class PromotionRequest(BaseModel):
+    """What the version may decide in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Stage = "paper"
+
+
+@router.get("/checkpoints")
+async def checkpoints(
+    gateway: FromGateway,
+    limit: Limit = 50,
+    before: Annotated[
+        int | None, Query(ge=0, le=1_000_000_000, description="only versions below this one")
+    ] = None,
+) -> Page[CheckpointSummary]:
+    """Every version that is stored or was ever announced, newest first."""
+
+    def read() -> Page[CheckpointSummary]:
+        versions = [v for v in gateway.checkpoint_versions() if before is None or v < before]
+        items = [summary for v in versions[:limit] if (summary := gateway.checkpoint(v))]
+        more = len(versions) > limit
+        return Page(items=items, next=str(versions[limit - 1]) if more else None)
+
+    return await asyncio.to_thread(read)
+
+
+@router.get("/checkpoints/{version}")
+async def checkpoint(gateway: FromGateway, version: Version) -> CheckpointDetail:
+    """One version, with its manifest while its files are kept."""
+
+    def read() -> CheckpointDetail:
+        summary = gateway.checkpoint(version)
+        if summary is None:
+            raise _unknown(version)
+        if not summary.stored:
+            return CheckpointDetail(summary=summary, manifest=None)
+        try:
+            manifest = gateway.store.manifest(version)
+        except CheckpointError:  # the summary tells its fault
+            return CheckpointDetail(summary=summary, manifest=None)
+        return CheckpointDetail(summary=summary, manifest=json.loads(manifest.model_dump_json()))
+
+    return await asyncio.to_thread(read)
+
+
+@router.get(
+    "/checkpoints/{version}/weights",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
+async def weights(gateway: FromGateway, version: Version) -> Response:
+    """The network's weights (safetensors), verified against the manifest before the first byte is sent."""
+    if version not in await asyncio.to_thread(gateway.store.versions):
+        raise _unknown(version)
+    try:
+        data = await asyncio.to_thread(gateway.store.file_bytes, version, WEIGHTS)
+    except CheckpointError as damaged:
+        raise HTTPException(HTTPStatus.CONFLICT, f"version {version} is damaged: {damaged}") from damaged
+    sha256 = (await asyncio.to_thread(gateway.store.manifest, version)).files[WEIGHTS].sha256
+    return Response(
+        data,
+        media_type="application/octet-stream",
+        headers={
+            "ETag": f'"{sha256}"',
+            "Cache-Control": "public, max-age=31536000, immutable",
+            "Content-Disposition": f'attachment; filename="v{version:06d}-{WEIGHTS}"',
+        },
+    )
+
+
+@router.post("/checkpoints/{version}/promote", dependencies=[RequireKey])
+async def promote_version(
+    gateway: FromGateway,
+    version: Version,
+    request: Annotated[PromotionRequest, Body()] = PromotionRequest(),  # noqa: B008  frozen by nobody's write
+) -> Accepted:
+    """Let a version decide; only one whose report passed the stage's gate."""
+    if version not in await asyncio.to_thread(gateway.store.versions):
+        raise _unknown(version)
+    return await _change(
+        gateway,
+        lambda: promote(gateway.store, gateway.validation_root, version, request.stage, by=_BY),
+    )
+
+
+@router.post("/checkpoints/rollback", dependencies=[RequireKey])
+async def rollback(gateway: FromGateway) -> Accepted:
+    """Let the version decide that did before the promoted one."""
+    return await _change(gateway, lambda: roll_back(gateway.store, gateway.validation_root, by=_BY))
+
+
+async def _change(gateway: Gateway, act: Callable[[], VersionPromoted]) -> Accepted:
+    """Move the pointer and announce it; neither while Redis is away.
+
+    Raises:
+        HTTPException: 409 where the version may not be promoted, 503 where Redis does not answer.
+    """
+    try:
+        await gateway.ask(gateway.bus.ping)
+        promotion = await asyncio.to_thread(act)
+    except RedisAwayError as away:
+        raise HTTPException(
+            HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer; nothing was changed"
+        ) from away
+    except CheckpointError as refused:
+        raise HTTPException(HTTPStatus.CONFLICT, str(refused)) from refused
+    try:
+        await gateway.ask(lambda: gateway.bus.announce(PROMOTIONS, promotion))
+    except RedisAwayError as away:
+        raise HTTPException(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"version {promotion.version} is promoted but could not be announced: Redis does not answer; "
+            "repeat this when it does",
+        ) from away
+    log.info("version_promoted", **promotion.model_dump(mode="json"))
+    return Accepted(promotion=promotion)
+
+
+def _unknown(version: int) -> HTTPException:
+    return HTTPException(HTTPStatus.NOT_FOUND, f"there is no version {version}; GET /checkpoints lists them")

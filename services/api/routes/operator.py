@@ -1,0 +1,68 @@
+"""What an operator may do: pause learning, stop trading."""
+
+from http import HTTPStatus
+from typing import Annotated, Literal
+
+import structlog
+from fastapi import APIRouter, Body, HTTPException
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.api.routes.parameters import FromGateway, RequireKey
+from services.api.state import ControlState, Gateway, RedisAwayError
+from services.api.views import Accepted
+from shared.messages.schemas import ControlIssued
+from shared.messages.streams import CONTROL
+
+log = structlog.get_logger()
+
+router = APIRouter(tags=["operator"], dependencies=[RequireKey])
+
+
+class Reason(BaseModel):
+    """Why, for the audit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field("", max_length=1024)
+
+
+WithReason = Annotated[Reason, Body()]
+
+
+@router.post("/trader/kill")
+async def kill_trader(gateway: FromGateway, why: WithReason = Reason()) -> Accepted:  # noqa: B008  never written
+    """Close the position and stop trading until resumed; survives restarts."""
+    return await _issue(gateway, "trader", "killed", why)
+
+
+@router.post("/trader/resume")
+async def resume_trader(gateway: FromGateway, why: WithReason = Reason()) -> Accepted:  # noqa: B008
+    """Lift the kill switch."""
+    return await _issue(gateway, "trader", "running", why)
+
+
+@router.post("/training/pause")
+async def pause_training(gateway: FromGateway, why: WithReason = Reason()) -> Accepted:  # noqa: B008
+    """Stop learning; self-play goes on until it waits for the trainer."""
+    return await _issue(gateway, "training", "paused", why)
+
+
+@router.post("/training/resume")
+async def resume_training(gateway: FromGateway, why: WithReason = Reason()) -> Accepted:  # noqa: B008
+    """Learn on."""
+    return await _issue(gateway, "training", "running", why)
+
+
+async def _issue(
+    gateway: Gateway, target: Literal["training", "trader"], state: ControlState, why: Reason
+) -> Accepted:
+    control = ControlIssued(target=target, state=state, by="gateway", reason=why.reason)
+    try:
+        await gateway.ask(lambda: gateway.bus.announce(CONTROL, control, name=target))
+    except RedisAwayError as away:
+        raise HTTPException(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"Redis does not answer; whether {target} is {state} is not known, repeat this when it does",
+        ) from away
+    log.info("control_issued", **control.model_dump(mode="json"))
+    return Accepted(control=control)

@@ -1,0 +1,50 @@
+"""The dashboard and the reference of this API: pages and what they load, all from this package."""
+
+from functools import cache
+from http import HTTPStatus
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from fastapi import APIRouter, HTTPException, Response
+
+router = APIRouter(include_in_schema=False)
+
+#: The only files that are served; a path from a client picks a name of this table and nothing else.
+ASSETS = {
+    "app.js": "text/javascript",
+    "charts.js": "text/javascript",
+    "style.css": "text/css",
+    "docs.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+    "uplot.js": "text/javascript",
+    "uplot.css": "text/css",
+}
+
+_VENDORED = {"uplot.js": "uPlot.iife.min.js", "uplot.css": "uPlot.min.css"}
+
+
+@router.get("/")
+def dashboard() -> Response:
+    """The dashboard."""
+    return Response(_read("index.html"), media_type="text/html", headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/docs")
+def reference() -> Response:
+    """The reference of every route, made of /openapi.json in the browser."""
+    return Response(_read("docs.html"), media_type="text/html", headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/assets/{name}")
+def asset(name: str) -> Response:
+    """One file of the pages."""
+    if name not in ASSETS:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "there is no such file")
+    return Response(_read(name), media_type=ASSETS[name], headers={"Cache-Control": "no-cache"})
+
+
+@cache
+def _read(name: str) -> bytes:
+    folder: Traversable = files("services.api") / "dashboard"
+    path = folder / "vendor" / _VENDORED[name] if name in _VENDORED else folder / name
+    return path.read_bytes()

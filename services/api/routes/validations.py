@@ -1,0 +1,106 @@
+"""Validation reports: list, detail, and the page and picture beside each."""
+
+import asyncio
+import json
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, Query, Response
+from pydantic import JsonValue
+
+from services.api.routes.parameters import FromGateway, Limit, Version
+from services.api.views import Page, ValidationDetail
+from shared.adapters.promotions import report_path
+from shared.messages.schemas import ValidationReported
+
+router = APIRouter(tags=["validations"])
+
+#: A report page carries its own styles and pictures, and runs nothing.
+_PAGE_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
+
+_MAX_REPORT_BYTES = 64_000_000
+
+
+@router.get("/validations")
+async def validations(
+    gateway: FromGateway,
+    limit: Limit = 50,
+    before: Annotated[
+        int | None, Query(ge=0, le=1_000_000_000, description="only versions below this one")
+    ] = None,
+) -> Page[ValidationReported]:
+    """The last report of every validated version, newest version first."""
+    versions = sorted((v for v in gateway.history.validations if before is None or v < before), reverse=True)
+    items = [gateway.history.validations[v] for v in versions[:limit]]
+    return Page(items=items, next=str(versions[limit - 1]) if len(versions) > limit else None)
+
+
+@router.get("/validations/{version}")
+async def validation(gateway: FromGateway, version: Version) -> ValidationDetail:
+    """What was announced of a version's validation, and the whole report."""
+    path = report_path(gateway.validation_root, version)
+    summary = gateway.history.validations.get(version)
+    report = await asyncio.to_thread(_report, path)
+    if summary is None and report is None:
+        raise HTTPException(
+            HTTPStatus.NOT_FOUND, f"version {version} has no validation; GET /validations lists them"
+        )
+    return ValidationDetail(
+        summary=summary,
+        report=report,
+        has_page=path.with_suffix(".html").is_file(),
+        has_picture=path.with_suffix(".png").is_file(),
+    )
+
+
+@router.get(
+    "/validations/{version}/picture",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+async def picture(gateway: FromGateway, version: Version) -> Response:
+    """The picture of a report (PNG)."""
+    data = await asyncio.to_thread(_beside, report_path(gateway.validation_root, version), ".png", version)
+    return Response(data, media_type="image/png", headers={"Cache-Control": "no-cache"})
+
+
+@router.get(
+    "/validations/{version}/page",
+    response_class=Response,
+    responses={200: {"content": {"text/html": {}}}},
+)
+async def page(gateway: FromGateway, version: Version) -> Response:
+    """The page of a report (HTML)."""
+    data = await asyncio.to_thread(_beside, report_path(gateway.validation_root, version), ".html", version)
+    return Response(data, media_type="text/html", headers={"Content-Security-Policy": _PAGE_POLICY})
+
+
+def _report(path: Path) -> dict[str, JsonValue] | None:
+    """The report's document; None when there is none.
+
+    Raises:
+        HTTPException: 409 when the file cannot be read as a report.
+    """
+    try:
+        if path.stat().st_size > _MAX_REPORT_BYTES:
+            raise HTTPException(HTTPStatus.CONFLICT, f"the report is larger than {_MAX_REPORT_BYTES} bytes")
+        document = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as damaged:
+        raise HTTPException(
+            HTTPStatus.CONFLICT, "the report is damaged; validate the version again"
+        ) from damaged
+    if not isinstance(document, dict):
+        raise HTTPException(HTTPStatus.CONFLICT, "the report is no JSON object; validate the version again")
+    return document
+
+
+def _beside(path: Path, suffix: str, version: int) -> bytes:
+    try:
+        return path.with_suffix(suffix).read_bytes()
+    except FileNotFoundError as missing:
+        raise HTTPException(
+            HTTPStatus.NOT_FOUND, f"the validation of version {version} has no {suffix[1:]} file"
+        ) from missing

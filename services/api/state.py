@@ -1,0 +1,241 @@
+"""What the gateway knows and how it reads it: the streams, the checkpoint store, the reports.
+
+Nothing here waits for Redis longer than set: an answer that needs it says that it is away.
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from redis.exceptions import RedisError
+
+from services.api.alerts import active_alerts
+from services.api.config import AlertConfig, GatewayConfig
+from services.api.events import Events
+from services.api.history import History
+from services.api.views import (
+    CheckpointSummary,
+    Instance,
+    Pointers,
+    Promoted,
+    Service,
+    Status,
+    Trader,
+    Training,
+)
+from shared.adapters.bus import TRANSIENT, Bus
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer
+from shared.adapters.promotions import Stage
+from shared.errors import CheckpointError
+from shared.messages.schemas import CheckpointPublished, ControlIssued, Heartbeat, now
+from shared.messages.streams import DEAD, STREAMS
+
+#: Services that belong to a whole system, in the order in which they are shown.
+EXPECTED_SERVICES = ("trainer", "selfplay", "validator", "inference", "trader", "broker", "api")
+
+ControlState = Literal["running", "paused", "killed"]
+
+R = TypeVar("R")
+
+
+class RedisAwayError(Exception):
+    """Redis does not answer, and without it there is no answer to this request."""
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What only Redis knows: who lives, and how long the streams are."""
+
+    heartbeats: list[Heartbeat]
+    streams: dict[str, int]
+
+
+@dataclass
+class Gateway:
+    """Everything a route needs."""
+
+    bus: Bus
+    store: CheckpointStore
+    validation_root: Path
+    config: GatewayConfig
+    alerts: AlertConfig
+    history: History = field(default_factory=History)
+    started_at: datetime = field(default_factory=now)
+    events: Events = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make room for listeners."""
+        self.events = Events(self.config.max_event_clients)
+
+    async def ask(self, question: Callable[[], Awaitable[R]]) -> R:
+        """The answer to a question that Redis must answer in time.
+
+        Raises:
+            RedisAwayError: it does not.
+        """
+        try:
+            async with asyncio.timeout(self.config.redis_timeout_seconds):
+                await self.bus.ping()  # one try: when it is away, that is known at once
+                return await question()
+        except (TimeoutError, RedisError, *TRANSIENT) as away:
+            raise RedisAwayError from away
+
+    def key_is_right(self, key: str) -> bool:
+        """Compare an API key in constant time, whatever its length."""
+        given, right = (
+            hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+            for text in (key, self.config.api_key.get_secret_value())
+        )
+        return hmac.compare_digest(given, right)
+
+    async def status(self) -> Status:
+        """The whole system at this moment; what only Redis knows is empty while it is away."""
+        try:
+            live: _Live | None = await self.ask(self._live)
+        except RedisAwayError:
+            live = None
+        pointers = await asyncio.to_thread(self._pointers)
+        services = _services(live.heartbeats if live else [])
+        complete = all(
+            service.instances and all(instance.state != "degraded" for instance in service.instances)
+            for service in services
+        )
+        status = Status(
+            state="running" if live and complete else "degraded",
+            redis="up" if live else "away",
+            time=now(),
+            started_at=self.started_at,
+            version=installed_version("micro-stochastic-muzero"),
+            services=services,
+            streams=live.streams if live else {},
+            dead_letters=live.streams[DEAD.key] if live else None,
+            pointers=pointers,
+            training=self._training(),
+            validation=self.history.last_validation,
+            trader=Trader(
+                state=self.control("trader"),
+                detail=_detail_of(services, "trader"),
+                last_decision=self.history.last_decision,
+            ),
+            alerts=[],
+        )
+        return status.model_copy(update={"alerts": active_alerts(status, self.alerts)})
+
+    def control(self, target: str) -> ControlState:
+        """What the operator last said that a part may do."""
+        issued: ControlIssued | None = self.history.controls.get(target)
+        return issued.state if issued else "running"
+
+    def checkpoint_versions(self) -> list[int]:
+        """Every version that is stored or was ever announced, newest first."""
+        return sorted({*self.history.checkpoints, *self.store.versions()}, reverse=True)
+
+    def checkpoint(self, version: int) -> CheckpointSummary | None:
+        """One version, or None when it is neither stored nor was ever announced."""
+        stored = self.store.folder(version).is_dir()
+        announced = self.history.checkpoints.get(version)
+        made: CheckpointPublished | Manifest | None = announced
+        fault = ""
+        if announced is None:
+            if not stored:
+                return None
+            try:
+                made = self.store.manifest(version)
+            except CheckpointError as damaged:
+                fault = str(damaged)
+        pointed = {name: self.pointer(name) for name in Pointer}
+        promoted = pointed[Pointer.PROMOTED]
+        return CheckpointSummary(
+            version=version,
+            episode=made.episode if made else None,
+            update=made.update if made else None,
+            created_at=made.created_at if made else None,
+            metrics=made.metrics if made else {},
+            weights_sha256=_weights_sha256(made),
+            stored=stored,
+            pointers=[name.value for name, at in pointed.items() if at and at.version == version],
+            stage=_stage(promoted) if promoted and promoted.version == version else None,
+            validation=self.history.validations.get(version),
+            fault=fault,
+        )
+
+    def pointer(self, name: Pointer) -> Pointed | None:
+        """Where a pointer stands; None when it was never set or its file is damaged."""
+        try:
+            return self.store.pointer(name)
+        except CheckpointError:
+            return None
+
+    async def _live(self) -> _Live:
+        heartbeats = await self.bus.heartbeats()
+        lengths = {stream.key: await self.bus.length(stream) for stream in STREAMS}
+        return _Live(heartbeats, lengths)
+
+    def _pointers(self) -> Pointers:
+        versions = self.store.versions()
+        best, promoted = self.pointer(Pointer.BEST), self.pointer(Pointer.PROMOTED)
+        newest = max([*versions[-1:], *list(self.history.checkpoints)[-1:]], default=None)
+        return Pointers(
+            newest=newest,
+            best=best.version if best else None,
+            promoted=Promoted(version=promoted.version, stage=_stage(promoted)) if promoted else None,
+        )
+
+    def _training(self) -> Training:
+        newest = max(self.history.checkpoints, default=None)
+        published = self.history.checkpoints[newest] if newest is not None else None
+        return Training(
+            state=self.control("training"),
+            version=newest,
+            episode=published.episode if published else None,
+            update=published.update if published else None,
+            published_at=published.created_at if published else None,
+            metrics=published.metrics if published else {},
+        )
+
+
+def _services(heartbeats: list[Heartbeat]) -> list[Service]:
+    names = dict.fromkeys([*EXPECTED_SERVICES, *(beat.service for beat in heartbeats)])
+    return [
+        Service(
+            service=name,
+            instances=[
+                Instance(
+                    instance=beat.instance,
+                    state=beat.state,
+                    started_at=beat.started_at,
+                    beat_at=beat.created_at,
+                    detail=beat.detail,
+                )
+                for beat in heartbeats
+                if beat.service == name
+            ],
+        )
+        for name in names
+    ]
+
+
+def _detail_of(services: list[Service], name: str) -> dict[str, int | float | str | bool | None]:
+    """What the first instance of a service says of itself."""
+    instances = next((service.instances for service in services if service.service == name), [])
+    return instances[0].detail if instances else {}
+
+
+def _stage(promoted: Pointed) -> Stage:
+    return "live" if promoted.stage == "live" else "paper"
+
+
+def _weights_sha256(made: CheckpointPublished | Manifest | None) -> str | None:
+    match made:
+        case CheckpointPublished():
+            return made.weights_sha256
+        case Manifest() if WEIGHTS in made.files:
+            return made.files[WEIGHTS].sha256
+        case _:
+            return None

@@ -1,0 +1,169 @@
+"""What the gateway answers: the models of its responses.
+
+Messages of the streams are answered as they are; these stand for what is put together from several.
+"""
+
+from typing import Generic, Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+
+from shared.adapters.promotions import Stage
+from shared.messages.schemas import (
+    ControlIssued,
+    DecisionMade,
+    ValidationReported,
+    VersionPromoted,
+)
+
+T = TypeVar("T")
+
+Detail = dict[str, int | float | str | bool | None]
+
+
+class View(BaseModel):
+    """Base of all views."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Page(View, Generic[T]):
+    """Part of a list, newest first; `next` is the `before` of the page after it."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class Item(View, Generic[T]):
+    """One entry of a stream."""
+
+    entry_id: str
+    message: T
+
+
+class Instance(View):
+    """One process that says it lives."""
+
+    instance: str
+    state: Literal["starting", "running", "degraded", "stopping"]
+    started_at: AwareDatetime
+    beat_at: AwareDatetime
+    detail: Detail
+
+
+class Service(View):
+    """All instances of one service; none when it is not there."""
+
+    service: str
+    instances: list[Instance]
+
+
+class Promoted(View):
+    """The version that decides, and in what."""
+
+    version: int
+    stage: Stage
+
+
+class Pointers(View):
+    """Versions with a name."""
+
+    newest: int | None
+    best: int | None
+    promoted: Promoted | None
+
+
+class Training(View):
+    """Where learning stands."""
+
+    state: Literal["running", "paused", "killed"]
+    version: int | None
+    episode: int | None
+    update: int | None
+    published_at: AwareDatetime | None
+    metrics: dict[str, float]
+
+
+class Trader(View):
+    """Where trading stands: what the operator allows, and what the trader says of itself."""
+
+    state: Literal["running", "paused", "killed"]
+    detail: Detail
+    last_decision: DecisionMade | None
+
+
+class ActiveAlert(View):
+    """Something that is wrong at this moment."""
+
+    name: str
+    source: str
+    detail: str
+
+
+class Status(View):
+    """The whole system at one moment."""
+
+    state: Literal["running", "degraded"] = Field(
+        description="degraded: Redis is away, a service is not there, or says so"
+    )
+    redis: Literal["up", "away"]
+    time: AwareDatetime
+    started_at: AwareDatetime
+    version: str
+    services: list[Service]
+    streams: dict[str, int]
+    dead_letters: int | None
+    pointers: Pointers
+    training: Training
+    validation: ValidationReported | None
+    trader: Trader
+    alerts: list[ActiveAlert]
+
+
+class CheckpointSummary(View):
+    """One version: where in training it was made, what it measured, and how it was judged."""
+
+    version: int
+    episode: int | None
+    update: int | None
+    created_at: AwareDatetime | None
+    metrics: dict[str, float]
+    weights_sha256: str | None
+    stored: bool = Field(description="its files are in the store; old versions are removed")
+    pointers: list[str]
+    stage: Stage | None = Field(description="what it is promoted to")
+    validation: ValidationReported | None
+    fault: str = Field("", description="why its manifest cannot be read; empty when it can, or need not be")
+
+
+class CheckpointDetail(View):
+    """One version with its manifest."""
+
+    summary: CheckpointSummary
+    manifest: dict[str, JsonValue] | None = Field(
+        description="null when its files were removed or are damaged"
+    )
+
+
+class ValidationDetail(View):
+    """One validation: what was announced, and the whole report."""
+
+    summary: ValidationReported | None
+    report: dict[str, JsonValue] | None
+    has_page: bool
+    has_picture: bool
+
+
+class Positions(View):
+    """What the trader holds, by its own latest word."""
+
+    time: AwareDatetime | None = Field(description="when the trader said so; null when it is not there")
+    state: Literal["running", "paused", "killed"]
+    detail: Detail
+    last_decision: DecisionMade | None
+
+
+class Accepted(View):
+    """An operator's act is on its stream."""
+
+    control: ControlIssued | None = None
+    promotion: VersionPromoted | None = None

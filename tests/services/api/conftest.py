@@ -1,0 +1,152 @@
+"""A gateway over real HTTP, beside a real Redis, with versions that are real files."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from services.api.app import create_app
+from services.api.config import AlertConfig, GatewayConfig
+from services.api.settings import GatewaySettings
+from services.api.state import Gateway
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import CheckpointStore, Manifest
+from shared.messages.schemas import CheckpointPublished, ValidationReported
+from shared.messages.streams import CHECKPOINTS, VALIDATIONS
+from shared.runtime.lifecycle import Lifecycle, serve_app
+from shared.runtime.redis_server import RedisServer, free_port
+
+API_KEY = "canary-key-5f0c2d"
+KEY = {"X-API-Key": API_KEY}
+FINGERPRINT = "ab" * 32
+
+
+@dataclass
+class System:
+    """A gateway that runs, and all that it looks at."""
+
+    client: httpx.AsyncClient
+    gateway: Gateway
+    bus: Bus
+    store: CheckpointStore
+    validation_root: Path
+    port: int
+
+    async def publish(self, version: int, **metrics: float) -> Manifest:
+        """Save a version and announce it, as the trainer does."""
+        manifest = save_version(self.store, version, metrics)
+        await self.bus.announce(
+            CHECKPOINTS,
+            CheckpointPublished(
+                version=version,
+                episode=manifest.episode,
+                update=manifest.update,
+                weights_sha256=manifest.files["weights.safetensors"].sha256,
+                metrics=metrics,
+            ),
+        )
+        return manifest
+
+    async def report(self, version: int, *passed: str, reasons: tuple[str, ...] = ()) -> ValidationReported:
+        """Write a report and announce it, as the validator does."""
+        write_report(self.validation_root, version, *passed, reasons=reasons)
+        message = ValidationReported(
+            version=version,
+            split="validation",
+            num_sessions=10,
+            num_trades=40,
+            expectancy_pips=1.5,
+            sqn=1.1,
+            net_pips=60.0,
+            max_drawdown_pips=25.0,
+            passed_gates=passed,
+            reasons=reasons,
+            seconds=0.5,
+        )
+        await self.bus.announce(VALIDATIONS, message)
+        return message
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the gateway follows to arrive."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+
+def save_version(store: CheckpointStore, version: int, metrics: dict[str, float] | None = None) -> Manifest:
+    return store.save(
+        Manifest(
+            version=version,
+            episode=version * 50,
+            update=version * 400,
+            journal_position=version * 50,
+            dataset=FINGERPRINT,
+            model={"hidden": 256},
+            settings={},
+            metrics=metrics or {},
+            state={},
+        ),
+        {"layer.weight": np.full((2, 3), version, np.float32)},
+        {"step": np.array([version], np.int64)},
+    )
+
+
+def write_report(root: Path, version: int, *passed: str, reasons: tuple[str, ...] = ()) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    document = {"schema_version": 1, "version": version, "passed_gates": passed, "reasons": reasons}
+    (root / f"{version}.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+@asynccontextmanager
+async def running_system(
+    redis_url: str, bus: Bus, folder: Path, config: GatewayConfig, alerts: AlertConfig | None = None
+) -> AsyncIterator[System]:
+    port = free_port()
+    settings = GatewaySettings(redis_url=SecretStr(redis_url), home=folder, gateway=config)
+    lifecycle = Lifecycle("api", settings)
+    gateway = Gateway(
+        lifecycle.bus,
+        CheckpointStore(settings.checkpoint_root),
+        settings.validation_root,
+        config,
+        alerts or AlertConfig(),
+    )
+    serving = asyncio.create_task(serve_app(create_app(gateway), lifecycle, host="127.0.0.1", port=port))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+        async with asyncio.timeout(20):
+            while not await _answers(client):
+                await asyncio.sleep(0.01)
+        yield System(client, gateway, bus, gateway.store, settings.validation_root, port)
+        gateway.events.close()
+        lifecycle.stop()
+        await serving
+    await lifecycle.bus.close()
+
+
+async def _answers(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/healthz")).status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+@pytest_asyncio.fixture
+async def system(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> AsyncIterator[System]:
+    """A gateway with an API key and an empty store."""
+    config = GatewayConfig(api_key=SecretStr(API_KEY), redis_timeout_seconds=5.0)
+    async with running_system(redis_server.url, bus, tmp_path, config) as running:
+        yield running
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    """An empty checkpoint store."""
+    return CheckpointStore(tmp_path / "checkpoints")
