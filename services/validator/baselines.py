@@ -1,0 +1,118 @@
+"""Simple rules on the same sessions, through the same environment: what a version must be better than."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.validator.evaluate import Walk, require_sessions
+from shared.environment.action import NUM_ACTIONS, Action, Side
+from shared.environment.environment import EnvironmentConfig, Lanes, Prices, reset, step
+from shared.environment.trade import TradeLog
+from shared.metrics.equity import in_time_order
+from shared.numeric import Bool, Float64, Int8, Int64
+
+#: Closes in the fast and the slow mean of the moving-average cross.
+FAST_BARS, SLOW_BARS = 10, 50
+
+#: What a rule does in every lane, `[B]`, knowing the bars up to the lanes' present ones.
+Rule = Callable[[Lanes], Int8]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A rule by its name."""
+
+    name: str
+    walk: Walk
+
+
+def walk_baselines(
+    prices: Prices, starts: Int64, environment: EnvironmentConfig, *, seed: int = 0
+) -> tuple[Baseline, ...]:
+    """Lead every baseline through the sessions.
+
+    Args:
+        prices: of the data set.
+        starts: `[S]` first bars of sessions that do not overlap, ascending.
+        environment: costs and session length.
+        seed: of the random baseline.
+    Raises:
+        DataError: there is no session.
+    """
+    require_sessions(starts)
+    rules = {
+        "flat": flat,
+        "random": random_legal(np.random.default_rng(seed)),
+        "always long": always_long,
+        "moving-average cross": moving_average_cross(prices.close),
+    }
+    return tuple(Baseline(name, walk_rule(rule, prices, starts, environment)) for name, rule in rules.items())
+
+
+def walk_rule(rule: Rule, prices: Prices, starts: Int64, environment: EnvironmentConfig) -> Walk:
+    """Lead one rule through all sessions in lockstep."""
+    lanes = reset(starts)
+    logs = []
+    action_counts = np.zeros(NUM_ACTIONS, np.int64)
+    for _ in range(environment.session_bars):
+        actions = rule(lanes)
+        action_counts += np.bincount(actions, minlength=NUM_ACTIONS)
+        transition = step(lanes, actions, prices, environment)
+        lanes = transition.lanes
+        logs.append(transition.trades)
+    return Walk(starts, environment.session_bars, in_time_order(TradeLog.joined(logs)), action_counts)
+
+
+def flat(lanes: Lanes) -> Int8:
+    """Never trade."""
+    return np.full(len(lanes.bar), Action.HOLD, np.int8)
+
+
+def always_long(lanes: Lanes) -> Int8:
+    """Buy at the session's first bar and hold to its end."""
+    return np.where(lanes.side == Side.FLAT, Action.BUY, Action.HOLD).astype(np.int8)
+
+
+def random_legal(rng: np.random.Generator) -> Rule:
+    """Any legal action, each as likely."""
+
+    def rule(lanes: Lanes) -> Int8:
+        draws = np.where(lanes.legal(), rng.random((len(lanes.bar), NUM_ACTIONS)), -1.0)
+        actions: Int8 = draws.argmax(axis=1).astype(np.int8)
+        return actions
+
+    return rule
+
+
+def moving_average_cross(close: Float64) -> Rule:
+    """Long while the mean of the last 10 closes is above that of the last 50, short while below.
+
+    Args:
+        close: `[T]`; a bar with fewer than 50 closes is flat.
+    """
+    above = trend(close)
+
+    def rule(lanes: Lanes) -> Int8:
+        wanted = above[lanes.bar]
+        entry = np.where(wanted == Side.LONG, Action.BUY, Action.SELL)
+        actions = np.full(len(lanes.bar), Action.HOLD, np.int8)
+        enter: Bool = (lanes.side == Side.FLAT) & (wanted != Side.FLAT)
+        leave: Bool = (lanes.side != Side.FLAT) & (wanted != lanes.side)
+        actions[enter] = entry[enter]
+        actions[leave] = Action.CLOSE
+        return actions
+
+    return rule
+
+
+def trend(close: Float64) -> Int8:
+    """Side on which the fast mean lies of the slow one at each bar, `[T]`; FLAT where equal or too early."""
+    total = np.concatenate(([0.0], np.cumsum(close - close[0])))
+    fast, slow = (np.full(len(close), np.nan) for _ in range(2))
+    for mean, bars in ((fast, FAST_BARS), (slow, SLOW_BARS)):
+        mean[bars - 1 :] = (total[bars:] - total[:-bars]) / bars
+    side = np.zeros(len(close), np.int8)
+    side[fast > slow] = Side.LONG
+    side[fast < slow] = Side.SHORT
+    return side

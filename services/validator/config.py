@@ -1,0 +1,30 @@
+"""How the validator works: lanes, bounds, time limit."""
+
+from dataclasses import dataclass
+
+from shared.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The `[validation]` group."""
+
+    lanes: int = 64  # sessions that are played in lockstep
+    max_sessions: int = 0  # evenly spread over the split; 0 walks all of them
+    time_limit_seconds: float = 1800.0  # for one version
+    page: bool = True  # write the HTML page and its picture beside the JSON report
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be.
+
+        Raises:
+            SettingsError: names the field, its value and what is right.
+        """
+        if self.lanes < 1:
+            raise SettingsError(f"validation.lanes is {self.lanes}, expected 1 or more")
+        if self.max_sessions < 0:
+            raise SettingsError(f"validation.max_sessions is {self.max_sessions}, expected 0 (all) or more")
+        if not self.time_limit_seconds > 0:
+            raise SettingsError(
+                f"validation.time_limit_seconds is {self.time_limit_seconds}, expected a positive number"
+            )

@@ -1,0 +1,180 @@
+"""Held-out sessions, walked greedily: sessions to trades, trades to numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.agent.agent import Agent
+from shared.agent.rollout import MarketView, play
+from shared.environment.action import NUM_ACTIONS
+from shared.environment.environment import EnvironmentConfig
+from shared.environment.trade import Trade, TradeColumns, TradeLog
+from shared.errors import DataError
+from shared.market.bar import BarSeries
+from shared.market.calendar import trading_day
+from shared.metrics.equity import Month, daily_pips, equity_curve, in_time_order, months
+from shared.metrics.summary import MetricsConfig, Summary, summarise
+from shared.metrics.trades import Activity, activity
+from shared.numeric import Float64, Int64
+from shared.search.config import SearchConfig
+
+#: Told how many of how many decisions are made, after every step; what it raises ends the walk.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What an agent, or a rule, did in the sessions it was led through."""
+
+    starts: Int64  # [S] first bar of each session, ascending
+    session_bars: int
+    trades: TradeLog  # in time order
+    action_counts: Int64  # [A]
+
+    @property
+    def num_sessions(self) -> int:
+        """S."""
+        return len(self.starts)
+
+    @property
+    def last_bar(self) -> int:
+        """The bar at whose open the last position was closed, at the latest."""
+        return int(self.starts[-1]) + self.session_bars
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A walk, judged."""
+
+    summary: Summary
+    activity: Activity
+    months: tuple[Month, ...]
+    days: Int64  # [D] trading days on which there were decisions
+    daily_pips: Float64  # [D] marked to market
+
+
+def choose_sessions(starts: Int64, limit: int) -> Int64:
+    """All sessions, or `limit` of them spread evenly over time; 0 is no limit."""
+    if limit == 0 or limit >= len(starts):
+        return starts
+    return starts[np.linspace(0, len(starts) - 1, limit).round().astype(np.int64)]
+
+
+def walk(
+    agent: Agent,
+    market: MarketView,
+    starts: Int64,
+    environment: EnvironmentConfig,
+    search: SearchConfig,
+    *,
+    lanes: int = 64,
+    progress: Progress | None = None,
+) -> Walk:
+    """Play every session greedily, without noise, in batches of lanes.
+
+    Args:
+        agent: the version that is judged.
+        market: the data set's bars.
+        starts: `[S]` first bars of sessions that do not overlap, ascending.
+        environment: costs and session length.
+        search: how each decision is planned.
+        lanes: sessions in lockstep; the result does not depend on it but for rounding.
+        progress: told after every step.
+    Raises:
+        DataError: there is no session.
+    """
+    require_sessions(starts)
+    trades: list[Trade] = []
+    action_counts = np.zeros(NUM_ACTIONS, np.int64)
+    total = len(starts) * environment.session_bars
+    done = 0
+    for first in range(0, len(starts), lanes):
+        batch = starts[first : first + lanes]
+        seeds = np.zeros(len(batch), np.int64)  # greedy: nothing is drawn
+        for finished in play(agent, market, batch, environment, search, seeds=seeds, worker="validator"):
+            done += len(batch)
+            if progress:
+                progress(done, total)
+            for trajectory in finished:
+                trades.extend(trajectory.trades)
+                action_counts += np.bincount(trajectory.actions, minlength=NUM_ACTIONS)
+    return Walk(starts, environment.session_bars, in_time_order(log_of(trades)), action_counts)
+
+
+def require_sessions(starts: Int64) -> None:
+    """Check that there is something to walk.
+
+    Raises:
+        DataError: there is not.
+    """
+    if len(starts) == 0:
+        raise DataError("the split has no valid session: expected a data set with more bars in it")
+
+
+def log_of(trades: Sequence[Trade]) -> TradeLog:
+    """The trades as columns; which lane each was made in is not kept."""
+    log = TradeLog.blank(len(trades))
+    log.columns.lane[:] = 0
+    for name in TradeColumns._fields[1:]:
+        getattr(log.columns, name)[:] = [getattr(trade, name) for trade in trades]
+    return log
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A walk marked to market."""
+
+    equity_pips: Float64  # [T] at each bar close, from the first session's first bar to the last's end
+    day_of_bar: Int64  # [T] trading day of each of these bars
+    days: Int64  # [D] trading days on which there were decisions
+    daily_pips: Float64  # [D]
+
+
+def mark_to_market(walked: Walk, bars: BarSeries) -> Marked:
+    """Follow a walk's equity close by close.
+
+    Days are cut at 17:00 New York; a day counts when a decision was made on it, traded or not.
+    """
+    first_bar, last_bar = int(walked.starts[0]), walked.last_bar
+    curve = equity_curve(
+        walked.trades, bars.close, pip=bars.instrument.pip, first_bar=first_bar, last_bar=last_bar
+    )
+    day_of_bar = trading_day(bars.time_s[first_bar : last_bar + 1])
+    days, pips = daily_pips(curve, day_of_bar)
+    decided = np.isin(days, day_of_bar[_walked_bars(walked) - first_bar])
+    return Marked(curve, day_of_bar, days[decided], pips[decided])
+
+
+def evaluate(
+    walked: Walk, bars: BarSeries, config: MetricsConfig, *, earlier_ratios: Float64 | None = None
+) -> Evaluation:
+    """Judge what was done in a walk.
+
+    Args:
+        walked: of sessions of these bars.
+        bars: of the data set.
+        config: runs, seeds, account, tolerances.
+        earlier_ratios: `[V]` Sharpe ratio per day of the versions tried before, on the same days.
+    """
+    trades = walked.trades.columns
+    marked = mark_to_market(walked, bars)
+    exit_days = marked.day_of_bar[trades.exit_bar - walked.starts[0]]
+    return Evaluation(
+        summary=summarise(
+            trades.pips, marked.equity_pips, marked.daily_pips, config, earlier_ratios=earlier_ratios
+        ),
+        activity=activity(
+            walked.action_counts, int(trades.bars_held.sum()), len(walked.trades), len(marked.days)
+        ),
+        months=months(marked.days, marked.daily_pips, exit_days, trades.pips),
+        days=marked.days,
+        daily_pips=marked.daily_pips,
+    )
+
+
+def _walked_bars(walked: Walk) -> Int64:
+    """Every bar of every session, that of the last execution included."""
+    offsets = np.arange(walked.session_bars + 1)
+    bars: Int64 = (walked.starts[:, None] + offsets).ravel()
+    return bars

@@ -1,0 +1,322 @@
+"""The report as a page: one picture, one self-contained HTML file."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from services.validator.report import ValidationReport
+from shared.environment.action import Action
+from shared.metrics.bootstrap import Interval
+from shared.metrics.equity import drawdown_curve
+from shared.metrics.monte_carlo import DRAWDOWN_PERCENTILES, MonteCarlo
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
+_BLUE, _GREEN, _RED = "#2563eb", "#15803d", "#b91c1c"
+
+
+def picture(report: ValidationReport) -> bytes:
+    """A PNG with equity fan, drawdown and months."""
+    from matplotlib import rc_context  # the `plots` extra, needed here alone
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: dict[Any, object] = {
+        "font.size": 10,
+        "text.color": _INK,
+        "axes.edgecolor": _GRID,
+        "axes.labelcolor": _MUTED,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": _GRID,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(11, 10), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        fan, drawdown, months = figure.subplots(3, 1, height_ratios=(3.0, 1.4, 1.4))
+        _draw_fan(fan, report)
+        _draw_drawdown(drawdown, report)
+        _draw_months(months, report)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
+
+
+def _draw_fan(axes: "Axes", report: ValidationReport) -> None:
+    axes.set_title("Equity, resampled in blocks of trades")
+    axes.set_xlabel("trades")
+    axes.set_ylabel("pips")
+    axes.axhline(0.0, color=_MUTED, linewidth=0.8)
+    if not report.summary.monte_carlo:
+        axes.text(0.5, 0.5, "no trade", transform=axes.transAxes, ha="center", color=_MUTED)
+        return
+    paths = report.summary.monte_carlo[-1]
+    trades, (p5, p25, p50, p75, p95) = paths.fan_trades, paths.fan_pips
+    axes.fill_between(trades, p5, p95, color=_BLUE, alpha=0.12, linewidth=0, label="5 to 95 %")
+    axes.fill_between(trades, p25, p75, color=_BLUE, alpha=0.22, linewidth=0, label="25 to 75 %")
+    axes.plot(trades, p50, color=_BLUE, linewidth=1.4, label="median")
+    axes.plot(trades, report.realised_pips, color=_INK, linewidth=1.6, label="as it happened")
+    axes.margins(x=0.0)
+    axes.legend(frameon=False, loc="best", ncols=4, fontsize=9)
+
+
+def _draw_drawdown(axes: "Axes", report: ValidationReport) -> None:
+    axes.set_title("Drawdown at the end of each trading day")
+    axes.set_ylabel("pips")
+    dates = report.days.astype("datetime64[D]")
+    below = drawdown_curve(np.cumsum(report.daily_pips))
+    axes.fill_between(dates, below, 0.0, step="post", color=_RED, alpha=0.25, linewidth=0)
+    axes.step(dates, below, where="post", color=_RED, linewidth=1.0)
+    axes.set_ylim(min(1.1 * below.min(), -1.0), 0.0)
+    if len(dates) > 1:
+        axes.set_xlim(dates[0], dates[-1])
+    _name_dates(axes)
+
+
+def _draw_months(axes: "Axes", report: ValidationReport) -> None:
+    axes.set_title("Net pips a month, marked to market")
+    axes.set_ylabel("pips")
+    pips = [month.pips for month in report.months]
+    bars = axes.bar(
+        range(len(pips)),
+        pips,
+        width=0.7,
+        color=[_GREEN if value >= 0 else _RED for value in pips],
+        alpha=0.85,
+    )
+    if len(pips) <= 24:
+        axes.bar_label(bars, labels=[f"{value:+,.0f}" for value in pips], padding=3, fontsize=8, color=_INK)
+    every = max(1, len(pips) // 12)
+    axes.set_xticks(range(0, len(pips), every), [month.month for month in report.months[::every]])
+    axes.set_xlim(-0.75, max(len(pips), 4) - 0.25)
+    axes.margins(y=0.25)
+    axes.grid(visible=False, axis="x")
+    axes.axhline(0.0, color=_MUTED, linewidth=0.8)
+
+
+def _name_dates(axes: "Axes") -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=9)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+
+
+def page(report: ValidationReport, png: bytes) -> str:
+    """The HTML page; the picture rides inside it."""
+    gates = "".join(
+        f'<span class="gate {"passed" if gate in report.passed_gates else "failed"}">{gate}</span>'
+        for gate in ("paper", "live")
+    )
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in report.reasons)
+    body = f"""<header><h1>Version {report.version} {gates}</h1>
+<p>{html.escape(report.instrument)}, {html.escape(report.split)} split: {report.num_sessions:,} sessions from
+{_day(report.first_bar_at)} to {_day(report.last_bar_at)}; judged {html.escape(report.created_at)}
+in {report.seconds:.1f} s.</p></header>
+{f"<ul>{reasons}</ul>" if reasons else ""}
+<section class="cards">{"".join(_cards(report))}</section>
+<img alt="Equity fan, drawdown and monthly pips" src="data:image/png;base64,{base64.b64encode(png).decode()}">
+<div class="columns">
+{_table("Trades", ("", "value", "95 % interval"), _trade_rows(report))}
+{_table("Risk", ("", "value"), _risk_rows(report))}
+{_table("Honesty", ("", "value"), _honesty_rows(report))}
+{_table("Activity", ("", "value"), _activity_rows(report))}
+</div>
+{_table("Monte Carlo", _MONTE_CARLO_COLUMNS, map(_monte_carlo_row, report.summary.monte_carlo))}
+{_table("Against simple rules on the same sessions", _BASELINE_COLUMNS, _baseline_rows(report))}
+{_table("Months", ("month", "days", "net pips", "trades", "win rate", "expectancy"), _month_rows(report))}"""
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Version {report.version}, {html.escape(report.split)}</title><style>{_STYLE}</style>
+<main>{body}</main></html>"""
+
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1f2933;--muted:#616e7c;--line:#e4e7eb;--card:#f8fafc;--back:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e7eb;--muted:#9aa5b1;--line:#323f4b;--card:#1f2933;--back:#12181f}}
+body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1100px;margin:auto;padding:24px}h1{font-size:26px;margin:0}h2{font-size:16px;margin:28px 0 8px}
+header p,li{color:var(--muted)}img{width:100%;border-radius:8px;background:#fff}
+.gate{font-size:13px;padding:3px 10px;border-radius:12px;vertical-align:middle;margin-left:6px;color:#fff}
+.passed{background:#15803d}.failed{background:#9aa5b1}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0}
+.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px}
+.card b{display:block;font-size:22px}.card span{color:var(--muted);font-size:13px}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:0 32px}
+div.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
+th{color:var(--muted);font-weight:500}th:first-child,td:first-child{text-align:left;white-space:normal}
+"""
+
+
+def _cards(report: ValidationReport) -> Iterable[str]:
+    trades, daily = report.summary.trades, report.summary.daily
+    for name, value in (
+        ("trades", f"{trades.num_trades:,}"),
+        ("net pips", f"{report.net_pips:+,.1f}"),
+        ("expectancy, pips", _number(trades.expectancy_pips)),
+        ("SQN (100 trades)", _number(trades.sqn100)),
+        ("daily Sharpe", _number(daily.sharpe)),
+        ("drawdown, pips", f"{report.summary.max_drawdown_pips:,.1f}"),
+    ):
+        yield f'<div class="card"><b>{value}</b><span>{name}</span></div>'
+
+
+def _trade_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    trades, intervals = report.summary.trades, report.summary.intervals
+    return [
+        ("expectancy, pips", _number(trades.expectancy_pips), _interval(intervals.expectancy_pips)),
+        ("expectancy, R (mean loss)", _number(trades.expectancy_r), ""),
+        ("win rate", _percent(trades.win_rate), _interval(intervals.win_rate, 100.0, " %")),
+        ("profit factor", _number(trades.profit_factor), _interval(intervals.profit_factor)),
+        ("average win, pips", _number(trades.average_win_pips), ""),
+        ("average loss, pips", _number(trades.average_loss_pips), ""),
+        ("SQN, all trades", _number(trades.sqn), ""),
+        ("SQN, 100 trades", _number(trades.sqn100), _interval(intervals.sqn100)),
+    ]
+
+
+def _risk_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    summary = report.summary
+    safe_f = summary.sizing.safe_f
+    return [
+        ("maximum drawdown, pips", f"{summary.max_drawdown_pips:,.1f}"),
+        ("maximum drawdown", _percent(summary.max_drawdown)),
+        ("daily Sharpe, Sortino", f"{_number(summary.daily.sharpe)}, {_number(summary.daily.sortino)}"),
+        ("safe-f", _number(safe_f.fraction if safe_f else None)),
+        ("DD95 at safe-f", _percent(safe_f.dd95 if safe_f else None)),
+        ("CAR25", _percent(safe_f.car25_percent if safe_f else None, 1.0)),
+        ("Kelly, continuous", _number(summary.sizing.kelly)),
+        ("recommended fraction", _number(summary.sizing.fraction)),
+        ("because of", html.escape(summary.sizing.reason)),
+    ]
+
+
+def _honesty_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    return [
+        ("versions tried on these days", f"{report.num_versions_tried:,}"),
+        ("deflated Sharpe ratio", _number(report.summary.daily.deflated_sharpe)),
+        ("probability of backtest overfitting", _number(report.overfitting)),
+        ("years of data", f"{report.data_years:.2f}"),
+        ("version to beat", "none" if report.incumbent is None else str(report.incumbent)),
+    ]
+
+
+def _activity_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    spent = report.activity
+    shares = spent.action_shares or ()
+    return [
+        ("decisions", f"{spent.num_decisions:,}"),
+        ("trade ratio", _percent(spent.trade_ratio)),
+        ("in a position", _percent(spent.exposure)),
+        ("units traded a day", _number(spent.turnover_per_day)),
+        *((action.name, _percent(share)) for action, share in zip(Action, shares, strict=False)),
+    ]
+
+
+_MONTE_CARLO_COLUMNS = (
+    "resampling",
+    "runs",
+    "mean block",
+    "final 5 %",
+    "median",
+    "95 %",
+    *(f"drawdown {percentile} %" for percentile in DRAWDOWN_PERCENTILES[2:]),
+    "loss",
+    "ruin",
+)
+
+
+def _monte_carlo_row(paths: MonteCarlo) -> tuple[str, ...]:
+    final = paths.fan_pips[:, -1]
+    return (
+        paths.resampling,
+        f"{paths.num_runs:,}",
+        f"{paths.mean_block_trades:.1f}",
+        *(f"{value:+,.0f}" for value in final[[0, 2, 4]]),
+        *(f"{value:,.0f}" for value in paths.max_drawdown_pips[2:]),
+        _percent(paths.probability_of_loss),
+        _percent(paths.probability_of_ruin),
+    )
+
+
+_BASELINE_COLUMNS = ("", "trades", "net pips", "expectancy", "SQN (100)", "daily Sharpe", "drawdown, pips")
+
+
+def _baseline_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    summary = report.summary
+    own = (
+        f"version {report.version}",
+        f"{summary.trades.num_trades:,}",
+        f"{report.net_pips:+,.1f}",
+        _number(summary.trades.expectancy_pips),
+        _number(summary.trades.sqn100),
+        _number(summary.daily.sharpe),
+        f"{summary.max_drawdown_pips:,.1f}",
+    )
+    return [
+        own,
+        *(
+            (
+                rule.name,
+                f"{rule.num_trades:,}",
+                f"{rule.net_pips:+,.1f}",
+                _number(rule.expectancy_pips),
+                _number(rule.sqn100),
+                _number(rule.sharpe),
+                f"{rule.max_drawdown_pips:,.1f}",
+            )
+            for rule in report.baselines
+        ),
+    ]
+
+
+def _month_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    return [
+        (
+            month.month,
+            f"{month.num_days}",
+            f"{month.pips:+,.1f}",
+            f"{month.num_trades:,}",
+            _percent(month.win_rate),
+            _number(month.expectancy_pips),
+        )
+        for month in report.months
+    ]
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<section><h2>{title}</h2><div class="scroll"><table><tr>{head}</tr>{body}</table></div></section>'
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.2f}"
+
+
+def _percent(share: float | None, scale: float = 100.0) -> str:
+    return "–" if share is None else f"{scale * share:.1f} %"
+
+
+def _interval(interval: Interval | None, scale: float = 1.0, unit: str = "") -> str:
+    return "–" if interval is None else f"{scale * interval.low:,.2f} to {scale * interval.high:,.2f}{unit}"
+
+
+def _day(moment: str) -> str:
+    return html.escape(moment[:10])

@@ -1,0 +1,236 @@
+"""The report of one version: composed here, kept as JSON, told in a page."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from services.validator.baselines import Baseline
+from services.validator.evaluate import Walk, evaluate, mark_to_market
+from services.validator.gate import Evidence, GateConfig, Incumbent, Verdict, judge
+from shared.environment.environment import EnvironmentConfig
+from shared.market.bar import BAR_SECONDS, BarSeries
+from shared.metrics.equity import Month, max_drawdown_pips, sharpe
+from shared.metrics.honesty import backtest_overfitting
+from shared.metrics.summary import MetricsConfig, Summary, document
+from shared.metrics.trades import Activity, trade_statistics
+from shared.numeric import Float64, Int64
+from shared.search.config import SearchConfig
+
+SCHEMA_VERSION: Final = 1
+
+_YEAR_SECONDS = 365.25 * 86_400
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was judged, on what, and how it acted."""
+
+    version: int
+    split: str
+    dataset: str  # fingerprint of the bars
+    instrument: str
+    environment: EnvironmentConfig
+    search: SearchConfig
+
+
+@dataclass(frozen=True)
+class History:
+    """Versions judged before on the same days."""
+
+    versions: tuple[int, ...]
+    daily_pips: Float64  # [D, V]
+
+    @classmethod
+    def none(cls, num_days: int) -> "History":
+        """Nothing was judged before."""
+        return cls((), np.zeros((num_days, 0)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A baseline on the same sessions."""
+
+    name: str
+    num_trades: int
+    expectancy_pips: float | None
+    net_pips: float
+    sqn100: float | None
+    sharpe: float | None  # daily, annualised
+    max_drawdown_pips: float  # marked to market
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """All that is known of one version on one split."""
+
+    schema_version: Literal[1]
+    version: int
+    split: str
+    dataset: str
+    instrument: str
+    created_at: str  # ISO 8601, UTC
+    seconds: float  # that the validation took
+    first_bar_at: str  # ISO 8601, UTC; of the sessions walked
+    last_bar_at: str
+    data_years: float  # that the whole data set spans
+    num_sessions: int
+    passed_gates: tuple[str, ...]
+    reasons: tuple[str, ...]  # why the other gates were not passed
+    incumbent: int | None  # the version that was to be beaten
+    summary: Summary
+    activity: Activity
+    overfitting: float | None  # PBO over this version and those before
+    num_versions_tried: int
+    baselines: tuple[Comparison, ...]
+    months: tuple[Month, ...]
+    realised_pips: Float64  # [G] profit after each of the Monte Carlo fan's trades, as it happened
+    days: Int64  # [D] since 1970-01-01; trading days
+    daily_pips: Float64  # [D] marked to market
+    environment: dict[str, object]
+    search: dict[str, object]
+
+    @property
+    def net_pips(self) -> float:
+        """Sum of all trades."""
+        return self.summary.trades.total_pips
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gates."""
+        return Verdict(self.passed_gates, self.reasons)
+
+
+def compose(
+    subject: Subject,
+    walked: Walk,
+    baselines: tuple[Baseline, ...],
+    bars: BarSeries,
+    *,
+    metrics: MetricsConfig,
+    gate: GateConfig,
+    history: History,
+    incumbent: Incumbent | None,
+    seconds: float,
+    created_at: datetime,
+) -> ValidationReport:
+    """Judge a walk against baselines, earlier versions and gates.
+
+    Args:
+        subject: what was walked.
+        walked: its sessions.
+        baselines: on the same sessions.
+        bars: of the data set.
+        metrics: how trade lists are judged.
+        gate: what the gates ask for.
+        history: versions before, this one not among them.
+        incumbent: the best so far on the same sessions, this version not being it.
+        seconds: that the walk took.
+        created_at: now, in UTC.
+    """
+    earlier = [sharpe(history.daily_pips[:, column], 1) for column in range(len(history.versions))]
+    evaluation = evaluate(
+        walked,
+        bars,
+        metrics,
+        earlier_ratios=np.array([0.0 if ratio is None else ratio for ratio in earlier]),
+    )
+    summary = evaluation.summary
+    data_years = float(bars.time_s[-1] - bars.time_s[0] + BAR_SECONDS) / _YEAR_SECONDS
+    verdict = judge(evidence(summary, data_years), incumbent, gate)
+    return ValidationReport(
+        schema_version=SCHEMA_VERSION,
+        version=subject.version,
+        split=subject.split,
+        dataset=subject.dataset,
+        instrument=subject.instrument,
+        created_at=created_at.isoformat(timespec="seconds"),
+        seconds=seconds,
+        first_bar_at=_time_of(bars, int(walked.starts[0])),
+        last_bar_at=_time_of(bars, walked.last_bar),
+        data_years=data_years,
+        num_sessions=walked.num_sessions,
+        passed_gates=verdict.passed,
+        reasons=verdict.reasons,
+        incumbent=incumbent.version if incumbent else None,
+        summary=summary,
+        activity=evaluation.activity,
+        overfitting=backtest_overfitting(np.column_stack([history.daily_pips, evaluation.daily_pips])),
+        num_versions_tried=len(history.versions) + 1,
+        baselines=tuple(_compare(baseline, bars) for baseline in baselines),
+        months=evaluation.months,
+        realised_pips=_realised(walked, summary),
+        days=evaluation.days,
+        daily_pips=evaluation.daily_pips,
+        environment=asdict(subject.environment),
+        search=asdict(subject.search),
+    )
+
+
+def evidence(summary: Summary, data_years: float) -> Evidence:
+    """What the gates look at; CAR25 is that of the smaller safe-f."""
+    safe_f = summary.sizing.safe_f
+    return Evidence(
+        num_trades=summary.trades.num_trades,
+        sqn100=summary.trades.sqn100,
+        data_years=data_years,
+        car25_percent=safe_f.car25_percent if safe_f else None,
+        deflated_sharpe=summary.daily.deflated_sharpe,
+        max_drawdown=summary.max_drawdown,
+    )
+
+
+def _realised(walked: Walk, summary: Summary) -> Float64:
+    if not summary.monte_carlo:
+        return np.zeros(0)
+    profit = np.concatenate(([0.0], np.cumsum(walked.trades.columns.pips)))
+    return profit[summary.monte_carlo[0].fan_trades]
+
+
+def _compare(baseline: Baseline, bars: BarSeries) -> Comparison:
+    marked = mark_to_market(baseline.walk, bars)
+    statistics = trade_statistics(baseline.walk.trades.columns.pips)
+    return Comparison(
+        name=baseline.name,
+        num_trades=statistics.num_trades,
+        expectancy_pips=statistics.expectancy_pips,
+        net_pips=statistics.total_pips,
+        sqn100=statistics.sqn100,
+        sharpe=sharpe(marked.daily_pips),
+        max_drawdown_pips=max_drawdown_pips(marked.equity_pips),
+    )
+
+
+def _time_of(bars: BarSeries, bar: int) -> str:
+    return datetime.fromtimestamp(int(bars.time_s[bar]), UTC).isoformat(timespec="seconds")
+
+
+def report_document(report: ValidationReport) -> dict[str, object]:
+    """The report as JSON has it; undefined numbers are null."""
+    whole = document(report)
+    assert isinstance(whole, dict)
+    return whole
+
+
+def write_report(report: ValidationReport, path: Path) -> None:
+    """Write the JSON report, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report_document(report), indent=1, allow_nan=False)
+    write_whole(path, text.encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file aside, sync it and rename it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
