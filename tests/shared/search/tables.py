@@ -6,6 +6,7 @@ import numpy as np
 
 from shared.numeric import Float32, Float64, Int8, Int64
 from shared.search.model import ActionRules, Roots
+from tests.oracles.expectimax import action_values
 
 
 @dataclass
@@ -107,3 +108,14 @@ def finite_game(
     model.rewards[inner] = model.values[inner] = model.q_values[inner] = 0.0
     model.logits[:] = 0.0
     return model
+
+
+def truthful(model: TableModel, plies: int, discount: float) -> None:
+    """Let a finite game's model claim what its states and afterstates are really worth."""
+    fan = model.num_actions * model.rewards.shape[2]
+    first = 0
+    for ply in range(plies):
+        for state in range(first, first + fan**ply):
+            model.q_values[state] = action_values(model, state, plies - ply, discount)
+            model.values[state] = model.q_values[state].max()
+        first += fan**ply
