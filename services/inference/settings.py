@@ -1,7 +1,14 @@
 """The inference service's settings."""
 
+from pydantic import Field
+
+from services.inference.config import InferenceConfig
 from shared.runtime.settings import ServiceSettings
+from shared.search.config import SearchConfig
 
 
 class InferenceSettings(ServiceSettings):
-    """The inference service's settings."""
+    """Answers POST /inference with the promoted version's decision."""
+
+    inference: InferenceConfig = Field(InferenceConfig(), description="where it listens, and its bounds")
+    search: SearchConfig = Field(SearchConfig(), description="how it plans; greedy, whatever the rule")

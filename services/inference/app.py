@@ -1,0 +1,198 @@
+"""HTTP of the inference service: one decision a request, its health and its metrics."""
+
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Annotated
+
+import numpy as np
+from fastapi import Body, FastAPI, HTTPException, Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from pydantic import BaseModel
+
+from services.inference.config import InferenceConfig
+from services.inference.promoted import PromotedVersion, Served
+from shared.agent.decide import Decisions
+from shared.environment.action import LEGAL, Action
+from shared.environment.position import static_features
+from shared.errors import DataError
+from shared.features.window import FeatureStream
+from shared.market.bar import Instrument
+from shared.messages.inference import BarColumns, DecisionReply, DecisionRequest, PositionNumbers
+from shared.numeric import Bool, Float32
+from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers
+
+#: 288 features or 1,000 bars are far smaller.
+MAX_BODY_BYTES = 128_000
+
+
+class Ready(BaseModel):
+    """The version that decides."""
+
+    version: int
+    stage: str | None
+
+
+class _Metrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "mm_inference_requests", "Requests for a decision", ["result"], registry=registry
+        )
+        self.seconds = Histogram(
+            "mm_inference_seconds",
+            "From the parsed request to the answer",
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+            registry=registry,
+        )
+        self.version = Gauge(
+            "mm_inference_version", "Version that decides; -1 before the first", registry=registry
+        )
+        self.refused = Gauge(
+            "mm_inference_version_refused", "1 while the promoted version cannot be loaded", registry=registry
+        )
+
+
+def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: CollectorRegistry) -> FastAPI:
+    """The application; `promoted` is refreshed elsewhere."""
+    app = FastAPI(title="Micro Stochastic MuZero inference", version="1", responses=PROBLEM_RESPONSES)
+    install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
+    instrument = Instrument.named(config.instrument)
+    metrics = _Metrics(registry)
+    waiting = 0
+
+    @app.post("/inference")
+    async def inference(request: Annotated[DecisionRequest, Body()]) -> DecisionReply:
+        """Decide what to do at the open of the next bar: greedy and without noise."""
+        nonlocal waiting
+        started = time.perf_counter()
+        served = promoted.served
+        if served is None:
+            metrics.requests.labels("unready").inc()
+            raise HTTPException(
+                HTTPStatus.SERVICE_UNAVAILABLE, "no version is promoted yet", {"Retry-After": "5"}
+            )
+        if waiting >= config.max_waiting:
+            metrics.requests.labels("busy").inc()
+            raise HTTPException(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{waiting} requests are waiting already",
+                {"Retry-After": "1"},
+            )
+        waiting += 1
+        try:
+            windows, static = _observation(request, instrument)
+            decided = await promoted.decide(served, windows, static)
+            reply = _reply(
+                request, served, decided, LEGAL[int(static[0, 0]) + 1], time.perf_counter() - started
+            )
+        except HTTPException:
+            metrics.requests.labels("refused").inc()
+            raise
+        finally:
+            waiting -= 1
+        metrics.requests.labels("decided").inc()
+        metrics.seconds.observe(reply.latency_ms / 1e3)
+        return reply
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> Ready:
+        """A version is loaded; 503 before."""
+        if promoted.served is None:
+            refused = f"; version {promoted.refused} was refused" if promoted.refused is not None else ""
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"no version is loaded{refused}")
+        return Ready(version=promoted.served.version, stage=promoted.served.stage)
+
+    @app.get("/metrics")
+    async def metrics_page() -> Response:
+        """Prometheus metrics."""
+        metrics.version.set(promoted.served.version if promoted.served else -1)
+        metrics.refused.set(promoted.refused is not None)
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _observation(request: DecisionRequest, instrument: Instrument) -> tuple[Float32, Float32]:
+    """`[1, 32, 9]` and `[1, 6]` as the agent sees them.
+
+    Raises:
+        HTTPException: 422 for another instrument, or bars without a window.
+    """
+    if request.instrument != instrument.name:
+        raise HTTPException(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"instrument {request.instrument!r}: this service decides for {instrument.name}",
+        )
+    if request.features is not None:
+        window = np.array(request.features, np.float32)
+    else:
+        assert request.bars is not None
+        window = _window(request.bars, instrument)
+    if request.static is not None:
+        static = np.array([request.static], np.float32)
+    else:
+        assert request.position is not None
+        static = _static(request.position)
+    return window[None], static
+
+
+def _window(bars: BarColumns, instrument: Instrument) -> Float32:
+    stream = FeatureStream(instrument)
+    try:
+        for time_s, close in zip(bars.time_s, bars.close, strict=True):
+            stream.push(time_s, close)
+    except DataError as broken:
+        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, f"bars: {broken}") from broken
+    window = stream.window()
+    assert window is not None, "the request's schema asks for as many bars as a window needs"
+    return window
+
+
+def _static(position: PositionNumbers) -> Float32:
+    return static_features(
+        np.array([position.side], np.int64),
+        np.array([position.pnl_pips]),
+        np.array([position.bars_held], np.int64),
+        np.array([position.peak_pips]),
+        np.array([position.max_drawdown_pips]),
+        np.array([position.accumulated_drawdown_pips]),
+    )
+
+
+def _reply(
+    request: DecisionRequest, served: Served, decided: Decisions, legal: Bool, seconds: float
+) -> DecisionReply:
+    visits = decided.visits[0].astype(np.float64)
+    return DecisionReply(
+        instrument=request.instrument,
+        bar_time_s=request.bar_time_s if request.bars is None else request.bars.time_s[-1],
+        action=Action(int(decided.actions[0])).name,
+        visit_policy=(visits / visits.sum()).tolist(),
+        policy=_probabilities(decided.policies[0]),
+        value=float(decided.values[0]),
+        q_values=[
+            float(q) if allowed else None for q, allowed in zip(decided.q_values[0], legal, strict=True)
+        ],
+        outcome_probabilities=_probabilities(decided.outcome_probabilities[0]),
+        version=served.version,
+        stage=served.stage,
+        latency_ms=seconds * 1e3,
+    )
+
+
+def _probabilities(row: Float32) -> Sequence[float]:
+    """A float32 distribution may pass 1 by a rounding error."""
+    clipped: list[float] = np.clip(row.astype(np.float64), 0.0, 1.0).tolist()
+    return clipped

@@ -1,0 +1,161 @@
+"""The promoted version, ready to decide; swapped whole, and kept when its successor is damaged."""
+
+import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+import torch
+
+from shared.adapters.agents import load_agent
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
+from shared.agent.agent import Agent
+from shared.agent.decide import Decisions, decide
+from shared.environment.position import NUM_STATIC
+from shared.errors import CheckpointError, MuZeroError
+from shared.features.kernels import NUM_FEATURES
+from shared.features.window import WINDOW_BARS
+from shared.messages.schemas import AlertRaised
+from shared.messages.streams import ALERTS, PROMOTIONS
+from shared.numeric import Float32
+from shared.runtime.lifecycle import Lifecycle
+from shared.search.config import SearchConfig
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Served:
+    """One loaded version; a request takes it once and is answered by it alone."""
+
+    agent: Agent
+    version: int
+    stage: str | None
+
+    def decide(self, windows: Float32, static: Float32, search: SearchConfig) -> Decisions:
+        """Greedy decisions.
+
+        Args:
+            windows: `[B, 32, 9]`.
+            static: `[B, 6]`.
+            search: how to plan.
+        """
+        return decide(self.agent, self.agent.embed_windows(windows), static, search)
+
+
+class PromotedVersion:
+    """Follows the store's `promoted` pointer."""
+
+    def __init__(self, store: CheckpointStore, search: SearchConfig) -> None:
+        self._store, self._search = store, search
+        self._served: Served | None = None
+        self._refused: Pointed | None = None
+        # Torch and numba work in this one thread: decisions are made one after the other, and a version
+        # is loaded and warmed in another, so that no request waits for it.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="decide", initializer=_one_torch_thread)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_one_torch_thread)
+
+    @property
+    def served(self) -> Served | None:
+        """The version that decides now, or None before the first."""
+        return self._served
+
+    @property
+    def refused(self) -> int | None:
+        """The version that the pointer names and that could not be loaded."""
+        return self._refused.version if self._refused else None
+
+    def close(self) -> None:
+        """End the threads."""
+        self._worker.shutdown(cancel_futures=True)
+        self._loader.shutdown(cancel_futures=True)
+
+    async def decide(self, served: Served, windows: Float32, static: Float32) -> Decisions:
+        """One request's decisions, made off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, served.decide, windows, static, self._search)
+
+    async def refresh(self) -> AlertRaised | None:
+        """Serve what the pointer names.
+
+        Returns:
+            An alert when the version it names is refused, once for each such version.
+        """
+        loop = asyncio.get_running_loop()
+        pointed: Pointed | None = None
+        try:
+            pointed = await loop.run_in_executor(self._loader, self._store.pointer, Pointer.PROMOTED)
+            if pointed is None or self._serves(pointed):
+                self._refused = None
+                return None
+            self._served = await loop.run_in_executor(self._loader, self._load, pointed)
+        except MuZeroError as damaged:
+            return self._refuse(pointed, damaged)
+        self._refused = None
+        log.info("version_served", version=pointed.version, stage=pointed.stage)
+        return None
+
+    async def follow(self, lifecycle: Lifecycle, *, poll_seconds: float) -> None:
+        """Refresh at each promotion told, and every `poll_seconds` for one told while Redis was away."""
+        bus = lifecycle.bus
+        moved = asyncio.Event()
+        tasks = {asyncio.create_task(_listen(bus, moved))}
+        try:
+            while not lifecycle.stopping.is_set():
+                moved.clear()
+                if alert := await self.refresh():
+                    tasks.add(asyncio.create_task(_raise_alert(bus, alert)))
+                lifecycle.report(
+                    version=self._served.version if self._served else None,
+                    stage=self._served.stage if self._served else None,
+                    refused=self.refused,
+                )
+                with contextlib.suppress(TimeoutError):
+                    await lifecycle.until_stopping(asyncio.wait_for(moved.wait(), poll_seconds))
+        finally:
+            for task in tasks:  # each of them waits for Redis as long as it takes
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _serves(self, pointed: Pointed) -> bool:
+        now = self._served
+        return now is not None and (now.version, now.stage) == (pointed.version, pointed.stage)
+
+    def _load(self, pointed: Pointed) -> Served:
+        """Load a version and let it decide once, so that its first request finds everything compiled.
+
+        Raises:
+            CheckpointError: missing or damaged, or it decides nonsense.
+        """
+        served = Served(load_agent(self._store, pointed.version), pointed.version, pointed.stage)
+        windows = np.zeros((1, WINDOW_BARS, NUM_FEATURES), np.float32)
+        decided = served.decide(windows, np.zeros((1, NUM_STATIC), np.float32), self._search)
+        if not np.isfinite(decided.values).all():
+            raise CheckpointError(f"version {pointed.version} values a state at {decided.values[0]}")
+        return served
+
+    def _refuse(self, pointed: Pointed | None, damaged: MuZeroError) -> AlertRaised | None:
+        told_before = pointed is not None and pointed == self._refused
+        self._refused = pointed
+        if told_before:
+            return None
+        serving = f"version {self._served.version} goes on" if self._served else "none is served"
+        log.error("version_refused", error=str(damaged), serving=self._served and self._served.version)
+        return AlertRaised(source="inference", name="version_refused", detail=f"{damaged}; {serving}"[:2048])
+
+
+def _one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+async def _listen(bus: Bus, moved: asyncio.Event) -> None:
+    async for promotions in bus.follow(PROMOTIONS, await bus.last_id(PROMOTIONS)):
+        if promotions:
+            moved.set()
+
+
+async def _raise_alert(bus: Bus, alert: AlertRaised) -> None:
+    await bus.append(ALERTS, alert)

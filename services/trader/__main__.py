@@ -1,0 +1,152 @@
+"""Composes and runs the trader."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+
+from prometheus_client import REGISTRY
+
+from services.trader.account import Account
+from services.trader.audit import Audit, AuditTables
+from services.trader.config import Mode
+from services.trader.ledger import Ledger
+from services.trader.metrics import TraderMetrics
+from services.trader.service import TraderService
+from services.trader.settings import TraderSettings
+from services.trader.venue import Venue, choose_venue
+from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.inference import InferenceClient
+from shared.adapters.lease import Lease
+from shared.adapters.oanda import OandaClient
+from shared.errors import BrokerError, SettingsError
+from shared.market.bar import Instrument
+from shared.runtime.entry import service_main
+from shared.runtime.lifecycle import Lifecycle, Main
+
+
+def compose(settings: TraderSettings) -> Main:
+    """Wire the service.
+
+    Raises:
+        SettingsError: the mode asks for something that is missing.
+    """
+    promoted = (
+        CheckpointStore(settings.checkpoint_root).pointer(Pointer.PROMOTED)
+        if settings.mode is Mode.LIVE
+        else None
+    )
+    venue = choose_venue(
+        settings.mode,
+        settings.trader,
+        token=settings.oanda_token.get_secret_value(),
+        account=settings.oanda_account,
+        promoted=promoted,
+    )
+
+    async def main(lifecycle: Lifecycle) -> None:
+        async with AsyncExitStack() as stack:
+            account = settings.oanda_account or await _only_account(venue, lifecycle)
+            if not account:
+                return
+            service = await _assemble(settings, venue, account, lifecycle, stack)
+            if service is not None:
+                await service.run()
+
+    return main
+
+
+async def _only_account(venue: Venue, lifecycle: Lifecycle) -> str:
+    """The one account that the token opens, as soon as the broker answers; empty when asked to stop.
+
+    Raises:
+        SettingsError: it opens several.
+    """
+    while not lifecycle.stopping.is_set():
+        async with OandaClient("", venue.token, api_url=venue.api_url) as client:
+            try:
+                accounts = await client.accounts()
+            except BrokerError as away:
+                if away.status is not None and away.status < 500:
+                    raise
+                lifecycle.report(state="waiting for the broker")
+                await lifecycle.sleep(1.0)
+                continue
+        if len(accounts) != 1:
+            raise SettingsError(
+                f"OANDA_ACCOUNT is not set and the token opens {len(accounts)}: {', '.join(accounts)}"
+            )
+        return accounts[0]
+    return ""
+
+
+async def _assemble(
+    settings: TraderSettings, venue: Venue, account: str, lifecycle: Lifecycle, stack: AsyncExitStack
+) -> TraderService | None:
+    """Everything that a trader works with, once it holds the account's lease; None when asked to stop."""
+    config = settings.trader
+    lease = Lease(
+        settings.redis_url.get_secret_value(),
+        f"trader:{account}",
+        lifecycle.instance,
+        seconds=config.lease_seconds,
+    )
+    stack.push_async_callback(lease.release)
+    _in_background(lease.keep(), lifecycle, stack)
+    lifecycle.report(state="standby", mode=settings.mode.value)
+    await lifecycle.until_stopping(lease.acquired())
+    if lifecycle.stopping.is_set():
+        return None
+    folder = settings.home / "trader"
+    ledger = Ledger(folder)
+    stack.callback(ledger.close)
+    tables = AuditTables(folder / "trader.duckdb")
+    stack.callback(tables.close)
+    client = await stack.enter_async_context(
+        OandaClient(account, venue.token, api_url=venue.api_url, stream_url=venue.stream_url)
+    )
+    inference = await stack.enter_async_context(
+        InferenceClient(config.inference_url, deadline_seconds=config.inference_deadline_ms / 1e3)
+    )
+    audit = Audit(ledger, tables, lifecycle.bus)
+    stack.push_async_callback(audit.flush_tables)
+    _in_background(audit.tell_streams(), lifecycle, stack)
+    _in_background(audit.write_tables(), lifecycle, stack)
+    return TraderService(
+        client,
+        inference,
+        Account(client, ledger, config, settings.mode, lifecycle.stopping),
+        ledger,
+        audit,
+        lease,
+        lifecycle,
+        TraderMetrics(REGISTRY),
+        Instrument.named(config.instrument),
+        config,
+        settings.guards,
+        settings.mode,
+        usual_spread_pips=settings.environment.spread_pips,
+    )
+
+
+def _in_background(work: Coroutine[None, None, None], lifecycle: Lifecycle, stack: AsyncExitStack) -> None:
+    """Run something beside the service; when it fails, the service stops and its error is raised."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda _: lifecycle.stop())
+
+    async def end() -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    stack.push_async_callback(end)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until asked to stop; the exit status."""
+    return service_main("trader", TraderSettings, compose, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The audit: every decision, trade and alert goes from the ledger's outbox to Redis and to a DuckDB file.
+
+The outbox is on disk, so that a message waits there for as long as Redis is away and outlives the trader.
+Each sink keeps its own place; a message told twice after a crash has the same `seq` in DuckDB and is one
+row there, and is one more entry on its stream.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import structlog
+
+from services.trader.ledger import AuditMessage, Ledger, OutboxRow
+from shared.adapters.bus import Bus
+from shared.errors import ServiceError
+from shared.messages.schemas import AlertRaised, DecisionMade, TradeClosed
+from shared.messages.streams import ALERTS, DECISIONS, TRADES
+
+log = structlog.get_logger()
+
+STREAMS_SINK, TABLES_SINK = "streams", "tables"
+SINKS = (STREAMS_SINK, TABLES_SINK)
+
+_BATCH = 256
+_TABLES_EVERY_SECONDS = 2.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS decisions (
+    seq BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, bar_time TIMESTAMPTZ, action VARCHAR, executed BOOLEAN,
+    reason VARCHAR, version INTEGER, value DOUBLE, visit_policy DOUBLE[], q_values DOUBLE[],
+    outcome_probabilities DOUBLE[], side TINYINT, pnl_pips DOUBLE, close DOUBLE, latency_ms DOUBLE
+);
+CREATE TABLE IF NOT EXISTS trades (
+    seq BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, trade_id VARCHAR, instrument VARCHAR, side TINYINT,
+    units BIGINT, entry_time TIMESTAMPTZ, exit_time TIMESTAMPTZ, entry_price DOUBLE, exit_price DOUBLE,
+    pips DOUBLE, reason VARCHAR
+);
+CREATE TABLE IF NOT EXISTS alerts (
+    seq BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, source VARCHAR, name VARCHAR, detail VARCHAR
+);
+"""
+
+#: Table of each message, and the fields that are its columns after `seq`.
+_TABLES: dict[type[AuditMessage], tuple[str, str]] = {
+    DecisionMade: (
+        "decisions",
+        "created_at bar_time action executed reason version value visit_policy q_values "
+        "outcome_probabilities side pnl_pips close latency_ms",
+    ),
+    TradeClosed: (
+        "trades",
+        "created_at trade_id instrument side units entry_time exit_time entry_price exit_price pips reason",
+    ),
+    AlertRaised: ("alerts", "created_at source name detail"),
+}
+
+
+class AuditTables:
+    """The DuckDB file of one trader, its only opener while it runs."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or begin the file.
+
+        Raises:
+            ServiceError: another process has it open, or it is no such file.
+        """
+        try:
+            self._db = duckdb.connect(str(path), config={"threads": 1, "memory_limit": "256MB"})
+            self._db.execute(_SCHEMA)
+        except duckdb.Error as refused:
+            raise ServiceError(f"{path} cannot be opened: {refused}") from refused
+
+    def insert(self, rows: Sequence[OutboxRow]) -> None:
+        """Insert messages in one transaction; one that is there already stays as it is."""
+        self._db.begin()
+        try:
+            for kind, (table, fields) in _TABLES.items():
+                columns = fields.split()
+                values = [
+                    (row.seq, *(_cell(getattr(row.message, column)) for column in columns))
+                    for row in rows
+                    if type(row.message) is kind
+                ]
+                if values:
+                    marks = ", ".join("?" for _ in range(len(columns) + 1))
+                    self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)  # noqa: S608
+            self._db.commit()
+        except BaseException:
+            self._db.rollback()
+            raise
+
+    def close(self) -> None:
+        """Write everything into the file and close it."""
+        self._db.close()
+
+
+def _cell(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class Audit:
+    """Tells the outbox's messages to both sinks, each in order and at its own speed."""
+
+    def __init__(self, ledger: Ledger, tables: AuditTables, bus: Bus) -> None:
+        self._ledger, self._tables, self._bus = ledger, tables, bus
+        self._written = asyncio.Event()
+
+    def written(self) -> None:
+        """Say that the outbox has something new."""
+        self._written.set()
+
+    async def tell_streams(self) -> None:
+        """Append to the streams, waiting for Redis as long as it takes; runs until it is cancelled."""
+        while True:
+            self._written.clear()
+            rows = self._ledger.untold(STREAMS_SINK, count=_BATCH)
+            for row in rows:
+                await self._append(row)
+            if rows:
+                self._ledger.told(STREAMS_SINK, rows[-1].seq, SINKS)
+            else:
+                await self._written.wait()
+
+    async def write_tables(self) -> None:
+        """Write to DuckDB every two seconds; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(_TABLES_EVERY_SECONDS)
+            await self.flush_tables()
+
+    async def flush_tables(self) -> None:
+        """Write to DuckDB what is not there yet."""
+        while rows := self._ledger.untold(TABLES_SINK, count=_BATCH):
+            await asyncio.to_thread(self._tables.insert, rows)
+            self._ledger.told(TABLES_SINK, rows[-1].seq, SINKS)
+
+    async def _append(self, row: OutboxRow) -> None:
+        match row.message:
+            case DecisionMade() as decision:
+                await self._bus.append(DECISIONS, decision)
+            case TradeClosed() as trade:
+                await self._bus.append(TRADES, trade)
+            case AlertRaised() as alert:
+                await self._bus.append(ALERTS, alert)

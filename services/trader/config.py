@@ -1,0 +1,110 @@
+"""What the trader can be told: where it trades, how it sends orders, and what its guards allow."""
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from shared.errors import SettingsError
+from shared.market.bar import Instrument
+
+
+class Mode(StrEnum):
+    """Which broker is traded at."""
+
+    PAPER = "paper"  # the paper broker; simulated time
+    PRACTICE = "practice"  # OANDA, with play money
+    LIVE = "live"  # OANDA, with real money
+
+
+@dataclass(frozen=True)
+class TraderConfig:
+    """The `[trader]` group.
+
+    Raises:
+        SettingsError: a value cannot be; names the field, its value and what is right.
+    """
+
+    broker_url: str = "http://127.0.0.1:8002"  # of the paper broker; practice and live have OANDA's own
+    inference_url: str = "http://127.0.0.1:8001"
+    instrument: str = "GBP_JPY"
+    units: int = 1
+    live_confirmation: str = ""  # live only: the account id, spelled out once more
+    history_bars: int = 600  # bars that warm the features up
+    inference_deadline_ms: float = 100.0
+    candle_wait_seconds: float = 5.0  # how long a closed bar's candle may take before the bar is held through
+    candle_poll_seconds: float = 0.25
+    decision_age_seconds: float = 60.0  # market time after a bar's end from which it is not acted on
+    look_up_seconds: float = 30.0  # how long an order without an answer is looked for before trading halts
+    look_up_poll_seconds: float = 1.0  # at least OANDA's replication lag
+    flatten_retry_seconds: float = 5.0
+    reconnect_max_seconds: float = 30.0
+    lease_seconds: float = 15.0
+    stop_loss_pips: float = 0.0  # rides on the entry order; 0 sends none
+    take_profit_pips: float = 0.0  # rides on the entry order; 0 sends none
+    max_slippage_pips: float = 0.0  # worst price of an entry, from the quote; 0 sets no bound
+    outbox_rows: int = 200_000  # audit messages kept while Redis is away; beyond it no entry is made
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        Instrument.named(self.instrument)
+        for name in ("broker_url", "inference_url"):
+            url = urlsplit(getattr(self, name))
+            if url.scheme not in ("http", "https") or not url.hostname:
+                raise SettingsError(
+                    f"trader.{name} is {getattr(self, name)!r}, expected a URL such as http://127.0.0.1:8002"
+                )
+        for name in ("units", "outbox_rows"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"trader.{name} is {getattr(self, name)}, expected 1 or more")
+        if not 151 <= self.history_bars <= 5_000:
+            raise SettingsError(
+                f"trader.history_bars is {self.history_bars}, expected 151 (the first window's bars) to 5000"
+            )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_pips"):
+                _require_at_least("trader", field.name, value, 0.0)
+            elif field.name.endswith(("_seconds", "_ms")):
+                _require_positive("trader", field.name, value)
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """The `[guards]` group: limits of what may be traded; `inf` switches a limit off.
+
+    Raises:
+        SettingsError: a limit cannot be.
+    """
+
+    stale_seconds: float = 10.0  # wall clock without tick or heartbeat
+    quiet_seconds: float = 120.0  # wall clock without a tick while the market is open
+    max_spread_pips: float = 8.0  # of an entry
+    close_margin_minutes: float = 5.0  # before Friday's close: no entries, and positions are closed
+    max_clock_skew_seconds: float = 5.0  # wall clock against the broker's; not looked at in a replay
+    daily_loss_pips: float = 200.0  # per trading day, cut at 17:00 New York
+    weekly_loss_pips: float = 500.0
+    max_drawdown_pips: float = 1_000.0  # from the highest equity; trading stops until an operator resumes it
+    max_orders_per_hour: float = 40.0  # entries are refused beyond it; market time
+    max_rejects: int = 3  # in a row; trading stops until an operator resumes it
+    max_missing_minutes: float = 60.0  # open minutes without a bar among the last 150
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "close_margin_minutes" or field.name == "max_missing_minutes":
+                _require_at_least("guards", field.name, value, 0.0)
+            elif field.name == "max_rejects":
+                _require_at_least("guards", field.name, value, 1)
+            elif not value > 0.0:
+                raise SettingsError(f"guards.{field.name} is {value}, expected a number above 0")
+
+
+def _require_at_least(group: str, name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise SettingsError(f"{group}.{name} is {value}, expected {least} or more")
+
+
+def _require_positive(group: str, name: str, value: float) -> None:
+    if not 0.0 < value < float("inf"):
+        raise SettingsError(f"{group}.{name} is {value}, expected a positive number")

@@ -1,0 +1,212 @@
+"""What may not be traded now, and why: pure functions of a situation (SPEC section 15, TRADING section 4)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from services.trader.config import GuardConfig
+from services.trader.risk import RiskBook
+from shared.environment.action import Action, Side
+
+
+class Guard(StrEnum):
+    """Name of each guard, as alerts and metrics tell it."""
+
+    STALE_PRICE = "stale_price"
+    QUIET_PRICE = "quiet_price"
+    SPREAD = "spread"
+    MARKET_CLOSED = "market_closed"
+    MARKET_CLOSING = "market_closing"
+    CLOCK_SKEW = "clock_skew"
+    DAILY_LOSS = "daily_loss"
+    WEEKLY_LOSS = "weekly_loss"
+    DRAWDOWN = "drawdown"
+    ORDER_RATE = "order_rate"
+    REJECTS = "rejects"
+    MISSING_BARS = "missing_bars"
+    OLD_BAR = "old_bar"
+    KILLED = "killed"
+    PAUSED = "paused"
+    NO_LEASE = "no_lease"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    FOREIGN_POSITION = "foreign_position"
+    OUTBOX_FULL = "outbox_full"
+    VERSION_NOT_LIVE = "version_not_live"
+
+
+class Effect(IntEnum):
+    """What a guard does; the larger one wins."""
+
+    NO_ENTRY = 1
+    FLATTEN = 2  # close what is held, and no entry
+    NO_ORDER = 3
+
+
+class TraderState(StrEnum):
+    """What the trader may do."""
+
+    ACTIVE = "active"
+    REDUCING = "reducing"  # exits only
+    HALTED = "halted"  # nothing
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A guard that holds now."""
+
+    guard: Guard
+    effect: Effect
+    detail: str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that the guards look at. Ages are of the wall clock, since a replay's market time runs faster."""
+
+    side: Side
+    silence_seconds: float  # since the last tick or heartbeat
+    price_age_seconds: float  # since the last tick
+    spread_pips: float | None  # of the quote; None while the book is empty
+    tradeable: bool  # as the broker says
+    minutes_to_close: float  # until Friday's close; 0 or less while the week is over
+    clock_skew_seconds: float | None  # None where the market's time is simulated
+    decision_age_seconds: float  # market time since the end of the bar decided on
+    decision_age_limit_seconds: float
+    missing_minutes: int  # open minutes without a bar among those that the features see
+    orders_last_hour: int
+    risk: RiskBook
+    control: str  # running, paused or killed
+    has_lease: bool
+    unknown_orders: int  # sent, and their outcome not known
+    foreign_position: str  # what the account holds that is not this trader's; empty when nothing
+    outbox_full: bool
+    version_live: bool | None  # None where the mode does not ask for it
+
+
+def tripped(now: Situation, limits: GuardConfig) -> tuple[Trip, ...]:
+    """Every guard that holds, those with the largest effect first."""
+    trips = [trip for check in _CHECKS for trip in check(now, limits)]
+    return tuple(sorted(trips, key=lambda trip: -trip.effect))
+
+
+@dataclass(frozen=True)
+class Permission:
+    """What may be done, and why it is not what was decided; the reason is empty when it is."""
+
+    action: Action
+    reason: str = ""
+
+
+def permit(action: Action, side: Side, trips: Sequence[Trip]) -> Permission:
+    """The action that the guards let through: the one decided, a CLOSE that they ask for, or HOLD."""
+    effect = max((trip.effect for trip in trips), default=None)
+    if effect is None:
+        return Permission(action)
+    allowed = action
+    if effect is Effect.NO_ORDER:
+        allowed = Action.HOLD
+    elif effect is Effect.FLATTEN:
+        allowed = Action.HOLD if side is Side.FLAT else Action.CLOSE
+    elif action in (Action.BUY, Action.SELL):
+        allowed = Action.HOLD
+    return Permission(
+        allowed, "" if allowed is action else "; ".join(f"{t.guard}: {t.detail}" for t in trips)
+    )
+
+
+def state_of(trips: Sequence[Trip]) -> TraderState:
+    """What the trader may do while these guards hold."""
+    effect = max((trip.effect for trip in trips), default=None)
+    if effect is None:
+        return TraderState.ACTIVE
+    return TraderState.HALTED if effect is Effect.NO_ORDER else TraderState.REDUCING
+
+
+_Check = Callable[[Situation, GuardConfig], list[Trip]]
+
+
+def _feed(now: Situation, limits: GuardConfig) -> list[Trip]:
+    """Prices: there, fresh, and from a market that is open; where it is closed, silence alarms nobody."""
+    if now.minutes_to_close <= 0 or not now.tradeable:
+        return [Trip(Guard.MARKET_CLOSED, Effect.NO_ORDER, "the market is closed")]
+    trips = []
+    if now.silence_seconds > limits.stale_seconds:
+        trips.append(
+            _no_order(Guard.STALE_PRICE, f"neither tick nor heartbeat for {now.silence_seconds:.1f} s")
+        )
+    if now.price_age_seconds > limits.quiet_seconds:
+        trips.append(_no_order(Guard.QUIET_PRICE, f"no price for {now.price_age_seconds:.1f} s"))
+    if now.minutes_to_close <= limits.close_margin_minutes:
+        detail = f"the week closes in {now.minutes_to_close:.0f} min"
+        trips.append(Trip(Guard.MARKET_CLOSING, Effect.FLATTEN, detail))
+    if now.spread_pips is None:
+        trips.append(_no_order(Guard.SPREAD, "the book is empty"))
+    elif now.spread_pips > limits.max_spread_pips:
+        detail = f"{now.spread_pips:.1f} pips, at most {limits.max_spread_pips:g}"
+        trips.append(Trip(Guard.SPREAD, Effect.NO_ENTRY, detail))
+    return trips
+
+
+def _clocks(now: Situation, limits: GuardConfig) -> list[Trip]:
+    trips = []
+    skew = now.clock_skew_seconds
+    if skew is not None and abs(skew) > limits.max_clock_skew_seconds:
+        detail = f"this clock is {skew:+.1f} s off the broker's"
+        trips.append(Trip(Guard.CLOCK_SKEW, Effect.NO_ENTRY, detail))
+    if now.decision_age_seconds > now.decision_age_limit_seconds:
+        trips.append(_no_order(Guard.OLD_BAR, f"the bar ended {now.decision_age_seconds:.0f} s ago"))
+    if now.missing_minutes > limits.max_missing_minutes:
+        detail = f"{now.missing_minutes} open minutes without a bar in the features' past"
+        trips.append(Trip(Guard.MISSING_BARS, Effect.NO_ENTRY, detail))
+    return trips
+
+
+def _losses(now: Situation, limits: GuardConfig) -> list[Trip]:
+    risk, trips = now.risk, []
+    for broken, guard, loss, limit in (
+        (risk.daily_broken, Guard.DAILY_LOSS, risk.daily_loss, limits.daily_loss_pips),
+        (risk.weekly_broken, Guard.WEEKLY_LOSS, risk.weekly_loss, limits.weekly_loss_pips),
+        (risk.drawdown_broken, Guard.DRAWDOWN, risk.drawdown, limits.max_drawdown_pips),
+    ):
+        if broken:
+            trips.append(Trip(guard, Effect.FLATTEN, f"limit of {limit:g} pips broken, now {loss:.1f}"))
+    return trips
+
+
+def _orders(now: Situation, limits: GuardConfig) -> list[Trip]:
+    trips = []
+    if now.orders_last_hour >= limits.max_orders_per_hour:
+        detail = f"{now.orders_last_hour} orders within the hour"
+        trips.append(Trip(Guard.ORDER_RATE, Effect.NO_ENTRY, detail))
+    if now.risk.rejects >= limits.max_rejects:
+        detail = f"{now.risk.rejects} orders in a row were refused or cancelled"
+        trips.append(_no_order(Guard.REJECTS, detail))
+    if now.unknown_orders:
+        trips.append(_no_order(Guard.OUTCOME_UNKNOWN, "an order was sent and its outcome is not known"))
+    if now.foreign_position:
+        trips.append(_no_order(Guard.FOREIGN_POSITION, now.foreign_position))
+    return trips
+
+
+def _rights(now: Situation, _limits: GuardConfig) -> list[Trip]:
+    trips = []
+    if now.control == "killed":
+        trips.append(Trip(Guard.KILLED, Effect.FLATTEN, "the kill switch is on"))
+    if now.control == "paused":
+        trips.append(Trip(Guard.PAUSED, Effect.NO_ENTRY, "an operator paused trading"))
+    if not now.has_lease:
+        trips.append(_no_order(Guard.NO_LEASE, "the account's lease is not held"))
+    if now.outbox_full:
+        detail = "too many audit messages wait for Redis"
+        trips.append(Trip(Guard.OUTBOX_FULL, Effect.NO_ENTRY, detail))
+    if now.version_live is False:
+        detail = "the version that decides is not promoted to live"
+        trips.append(Trip(Guard.VERSION_NOT_LIVE, Effect.NO_ENTRY, detail))
+    return trips
+
+
+def _no_order(guard: Guard, detail: str) -> Trip:
+    return Trip(guard, Effect.NO_ORDER, detail)
+
+
+_CHECKS: tuple[_Check, ...] = (_feed, _clocks, _losses, _orders, _rights)

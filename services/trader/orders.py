@@ -1,0 +1,215 @@
+"""Orders and what became of them: pure functions over the account's transactions, the only truth.
+
+An order is an `Intent` first: kept before it is sent, sent once, and settled by what the account's
+transactions say of its client id, however the answer to the request itself fared.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from enum import StrEnum
+
+from shared.adapters.oanda_records import (
+    AccountSnapshot,
+    Fill,
+    OrderCancelled,
+    OrderCreated,
+    OrderRejected,
+    TradeFill,
+    Transaction,
+)
+from shared.environment.action import Action, Side
+
+
+class IntentState(StrEnum):
+    """How far an order is known to have come."""
+
+    SENDING = "sending"  # kept; sent at most once from here on, and its outcome is not known
+    FILLED = "filled"
+    CANCELLED = "cancelled"  # accepted and not filled: a 201 is not a fill
+    REJECTED = "rejected"  # refused, nothing was done
+    NOT_SENT = "not_sent"  # the broker could not be reached, nothing was done
+    ABANDONED = "abandoned"  # no trace of it, and an operator resumed trading
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One order as it was meant, kept before it is sent."""
+
+    intent_id: str  # the order's client id
+    account: str
+    instrument: str
+    bar_time_s: int  # the bar whose close it was decided at
+    action: Action  # BUY, SELL or CLOSE
+    side: Side  # held when it was decided
+    units: int
+    last_transaction_id: int  # the account's, before sending
+    fence: int  # token of the lease it is sent under
+    state: IntentState = IntentState.SENDING
+    detail: str = ""
+
+
+def intent_id(account: str, bar_time_s: int, action: Action, attempt: int = 0) -> str:
+    """The client id of an order: the same account, bar and action always have the same one.
+
+    Args:
+        account: account id.
+        bar_time_s: opening time of the bar decided on.
+        action: the order's.
+        attempt: counts orders of one bar whose predecessor is known to have done nothing.
+    """
+    text = f"{account}|{bar_time_s}|{action.name}|{attempt}"
+    return f"mm-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True)
+class HeldTrade:
+    """One open trade at the broker."""
+
+    trade_id: int
+    units: int  # signed
+    price: Decimal
+    time_ns: int  # of the fill
+    spread: Decimal | None  # quoted when it was filled, in units of price; None when that is not known
+
+    @property
+    def side(self) -> Side:
+        """Which way it was entered."""
+        return Side.LONG if self.units > 0 else Side.SHORT
+
+
+@dataclass(frozen=True)
+class ClosedTrade:
+    """A trade that was closed, wholly or in part."""
+
+    trade: HeldTrade
+    units: int  # closed now, above 0
+    price: Decimal
+    time_ns: int
+    transaction_id: int
+    reason: str  # OANDA's, such as MARKET_ORDER_POSITION_CLOSEOUT or STOP_LOSS_ORDER
+
+    def pips(self, pip: float) -> float:
+        """Net pips of the round trip, from the two fills: the spread lies in them."""
+        return float((self.price - self.trade.price) * int(self.trade.side) / Decimal(str(pip)))
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the account holds of one instrument, as of one transaction."""
+
+    instrument: str
+    last_transaction_id: int
+    trades: tuple[HeldTrade, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """Net units, signed."""
+        return sum(trade.units for trade in self.trades)
+
+    @property
+    def side(self) -> Side:
+        """Which way the net position lies."""
+        return Side((self.units > 0) - (self.units < 0))
+
+    @property
+    def trade(self) -> HeldTrade | None:
+        """The one trade held, or None when flat."""
+        return self.trades[0] if self.trades else None
+
+    def foreign(self, units: int) -> str:
+        """Why this is not a position of this trader's, or an empty text when it is one, or flat."""
+        if not self.trades or (len(self.trades) == 1 and abs(self.units) == units):
+            return ""
+        return (
+            f"the account holds {self.units} units of {self.instrument} in {len(self.trades)} trades, "
+            f"expected {units} units in one, or none"
+        )
+
+
+def snapshot_holding(snapshot: AccountSnapshot, instrument: str, known: Holding | None) -> Holding:
+    """What the broker says is held; what was kept of the same trades (the spread) is kept on."""
+    spreads = {trade.trade_id: trade.spread for trade in known.trades} if known else {}
+    trades = (
+        HeldTrade(
+            trade.trade_id, int(trade.units), trade.price, trade.open_time_ns, spreads.get(trade.trade_id)
+        )
+        for trade in snapshot.trades
+        if trade.instrument == instrument
+    )
+    return Holding(
+        instrument,
+        snapshot.summary.last_transaction_id,
+        tuple(sorted(trades, key=lambda trade: trade.trade_id)),
+    )
+
+
+def fold(
+    holding: Holding, transactions: Iterable[Transaction], spread: Decimal | None
+) -> tuple[Holding, tuple[ClosedTrade, ...]]:
+    """What is held after some transactions, and what they closed; one seen before changes nothing.
+
+    Args:
+        holding: before.
+        transactions: of the account, in order.
+        spread: quoted now, in units of price, kept with a trade that is opened.
+    """
+    closed: list[ClosedTrade] = []
+    for transaction in transactions:
+        if transaction.transaction_id <= holding.last_transaction_id:
+            continue
+        if isinstance(transaction, Fill) and transaction.instrument == holding.instrument:
+            holding = _after_fill(holding, transaction, spread, closed)
+        holding = replace(holding, last_transaction_id=transaction.transaction_id)
+    return holding, tuple(closed)
+
+
+def _after_fill(holding: Holding, fill: Fill, spread: Decimal | None, closed: list[ClosedTrade]) -> Holding:
+    trades = {trade.trade_id: trade for trade in holding.trades}
+    for part in (*fill.closed, *((fill.reduced,) if fill.reduced else ())):
+        before = trades.get(part.trade_id)
+        if before is None:
+            continue
+        closed.append(_closed(before, part, fill))
+        rest = before.units + int(part.units)
+        if rest == 0 or part in fill.closed:
+            del trades[part.trade_id]
+        else:
+            trades[part.trade_id] = replace(before, units=rest)
+    if fill.opened is not None:
+        opened = fill.opened
+        trades[opened.trade_id] = HeldTrade(
+            opened.trade_id, int(opened.units), opened.price, fill.time_ns, spread
+        )
+    return replace(holding, trades=tuple(trades.values()))
+
+
+def _closed(trade: HeldTrade, part: TradeFill, fill: Fill) -> ClosedTrade:
+    return ClosedTrade(
+        trade, abs(int(part.units)), part.price, fill.time_ns, fill.transaction_id, fill.reason
+    )
+
+
+def outcome_in(intent: str, transactions: Sequence[Transaction]) -> tuple[IntentState, str] | None:
+    """What some transactions say became of an order, or None when they do not say.
+
+    Args:
+        intent: the order's client id.
+        transactions: those after the last one before sending, in order.
+    """
+    orders = {
+        t.transaction_id for t in transactions if isinstance(t, OrderCreated) and t.client_order_id == intent
+    }
+    found: tuple[IntentState, str] | None = None
+    for transaction in transactions:
+        match transaction:
+            case Fill() if transaction.order_id in orders or transaction.client_order_id == intent:
+                return IntentState.FILLED, f"filled at {transaction.price}"
+            case OrderCancelled() if transaction.order_id in orders or transaction.client_order_id == intent:
+                found = IntentState.CANCELLED, transaction.reason
+            case OrderRejected() if transaction.client_order_id == intent:
+                found = IntentState.REJECTED, transaction.reject_reason
+            case _:
+                pass
+    return found

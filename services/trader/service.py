@@ -1,0 +1,508 @@
+"""The trader: at each bar's close a decision, past the guards, to an order and its fill.
+
+    price stream -> bar closed -> broker's candle -> features -> /inference -> guards -> order -> fill
+                                                                         |
+                                          decisions, trades, alerts -> ledger -> streams, DuckDB
+
+A session with the broker begins with reconciling account and history and ends with the first error of
+the price stream; the next one begins after a pause that grows. Nothing is ordered outside a session,
+without the account's lease, or for a bar that was decided on before.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import structlog
+
+from services.trader.account import Account
+from services.trader.audit import Audit
+from services.trader.config import GuardConfig, Mode, TraderConfig
+from services.trader.guards import (
+    Guard,
+    Permission,
+    Situation,
+    Trip,
+    permit,
+    state_of,
+    tripped,
+)
+from services.trader.ledger import Ledger
+from services.trader.market import Market
+from services.trader.metrics import TraderMetrics
+from services.trader.orders import HeldTrade, IntentState
+from shared.adapters.inference import Decision, InferenceClient
+from shared.adapters.lease import Lease
+from shared.adapters.oanda import MAX_CANDLES, OandaClient
+from shared.adapters.oanda_records import NANOSECONDS, Candle, Price
+from shared.environment.action import Action, Side
+from shared.environment.position import Position
+from shared.errors import BrokerError, InferenceError
+from shared.market.bar import BAR_SECONDS, Instrument
+from shared.messages.schemas import AlertRaised, ControlIssued, DecisionMade
+from shared.messages.streams import CONTROL
+from shared.runtime.lifecycle import Lifecycle
+
+log = structlog.get_logger()
+
+_HOUR_S = 3_600
+
+#: How often guards and kill switch are looked at while no bar closes.
+_WATCH_SECONDS = 0.5
+
+
+class TraderService:
+    """One account on one instrument."""
+
+    def __init__(
+        self,
+        client: OandaClient,
+        inference: InferenceClient,
+        account: Account,
+        ledger: Ledger,
+        audit: Audit,
+        lease: Lease,
+        lifecycle: Lifecycle,
+        metrics: TraderMetrics,
+        instrument: Instrument,
+        config: TraderConfig,
+        limits: GuardConfig,
+        mode: Mode,
+        *,
+        usual_spread_pips: float,
+    ) -> None:
+        """Wire the parts; `run` does the rest."""
+        self._client, self._inference, self._account = client, inference, account
+        self._ledger, self._audit, self._lease = ledger, audit, lease
+        self._lifecycle, self._metrics = lifecycle, metrics
+        self._instrument, self._config, self._limits, self._mode = instrument, config, limits, mode
+        self._usual_spread_pips = usual_spread_pips
+        self._market = Market(instrument, time.monotonic)
+        self._position = Position(instrument.pip)
+        self._marked_trade: HeldTrade | None = None
+        self._closed_bars: asyncio.Queue[int] = asyncio.Queue()
+        self._first_price = asyncio.Event()
+        self._known = asyncio.Event()  # the account was reconciled
+        self._control_read = asyncio.Event()  # what operators ordered so far was taken up
+        self._standing: frozenset[Guard] = frozenset()
+        self._decision: Decision | None = None
+        self._inference_failing = False
+        self._num_decisions = 0
+        self._next_flatten = 0.0
+
+    # -- sessions ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Trade until the lifecycle stops."""
+        control = asyncio.create_task(self._follow_control())
+        try:
+            await self._sessions()
+        finally:
+            control.cancel()
+            await asyncio.gather(control, return_exceptions=True)
+
+    async def _sessions(self) -> None:
+        pauses = 0
+        while not self._lifecycle.stopping.is_set():
+            began = time.monotonic()
+            try:
+                await self._session()
+            except BrokerError as broken:
+                if broken.status in (401, 403):
+                    raise
+                self._metrics.reconnects.inc()
+                pauses = 0 if time.monotonic() - began > self._config.reconnect_max_seconds else pauses + 1
+                pause = min(self._config.reconnect_max_seconds, 0.5 * 2.0**pauses) * random.uniform(0.5, 1.0)  # noqa: S311
+                log.warning("broker_away", error=str(broken), again_in_seconds=round(pause, 2))
+                self._lifecycle.report(state="reconnecting")
+                await self._lifecycle.sleep(pause)
+
+    async def _session(self) -> None:
+        """Reconcile, then trade until the stream breaks or the service stops.
+
+        Raises:
+            BrokerError: the broker is away.
+        """
+        await self._account.reconcile()
+        self._known.set()
+        await self._lifecycle.until_stopping(self._control_read.wait())
+        await self._warm_up()
+        self._first_price.clear()
+        reader = asyncio.create_task(self._read_prices())
+        try:
+            await self._until_first_price(reader)
+            log.info(
+                "session_began", side=self._account.holding.side.name, last_bar_s=self._market.last_bar_s
+            )
+            if self._market.last_bar_s is not None:
+                await self._on_bar(self._market.last_bar_s)
+            while not self._lifecycle.stopping.is_set():
+                bar_time_s = await self._next_bar(reader)
+                if bar_time_s is not None:
+                    await self._on_bar(bar_time_s)
+                elif self._next_flatten_due():
+                    await self._watch()
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _warm_up(self) -> None:
+        """Fill the past with the broker's candles, back to the entry of the trade that is held."""
+        candles = await self._client.candles(
+            self._instrument.name, price="M", count=self._config.history_bars
+        )
+        self._market.warm_up(candles)
+        self._closed_bars = asyncio.Queue()
+        self._marked_trade = None
+        await self._follow_holding()
+
+    async def _read_prices(self) -> None:
+        async for item in self._client.price_stream(self._instrument.name):
+            closed = self._market.on_item(item)
+            if isinstance(item, Price):
+                self._first_price.set()
+            if closed is not None:
+                self._closed_bars.put_nowait(closed)
+
+    async def _until_first_price(self, reader: asyncio.Task[None]) -> None:
+        waiting = asyncio.ensure_future(self._first_price.wait())
+        stop = asyncio.ensure_future(self._lifecycle.stopping.wait())
+        try:
+            await asyncio.wait({waiting, stop, reader}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            stop.cancel()
+        if reader.done():
+            reader.result()
+
+    async def _next_bar(self, reader: asyncio.Task[None]) -> int | None:
+        """The next bar that closed, or None when it is time to look around.
+
+        Raises:
+            BrokerError: the stream broke.
+        """
+        if reader.done():
+            reader.result()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WATCH_SECONDS):
+                bar_time_s = await self._lifecycle.until_stopping(self._closed_bars.get())
+                while not self._closed_bars.empty():  # decide on the newest only; the past is read as candles
+                    bar_time_s = self._closed_bars.get_nowait()
+                return bar_time_s
+        return None
+
+    # -- one bar -------------------------------------------------------------------------------------
+
+    async def _on_bar(self, bar_time_s: int) -> None:
+        """Everything that a bar's close asks for."""
+        complete = await self._read_candles(bar_time_s)
+        await self._account.sync(self._spread())
+        await self._follow_holding()
+        self._mark_risk()
+        newest = self._market.last_bar_s
+        if not complete:
+            self._metrics.late_candles.inc()
+            log.warning("candle_late", bar_time_s=bar_time_s)
+        if newest is None or newest <= self._account.memory.decided_bar_s:
+            await self._acknowledge(newest)
+            return
+        decision, failure = await self._ask(newest)
+        trips = self._look(newest)
+        if decision is None:
+            permission = permit(Action.HOLD, self._account.holding.side, trips)
+            permission = replace(permission, reason="; ".join(filter(None, (permission.reason, failure))))
+        else:
+            permission = permit(decision.action, self._account.holding.side, trips)
+        executed = await self._carry_out(permission, newest, decision)
+        self._note(newest, decision, permission, executed)
+        await self._acknowledge(newest)
+
+    async def _read_candles(self, bar_time_s: int) -> bool:
+        """Take the complete candles up to a bar; False when that bar's own did not come in time."""
+        deadline = time.monotonic() + self._config.candle_wait_seconds
+        while True:
+            last = self._market.last_bar_s
+            if last is not None and last >= bar_time_s:
+                return True
+            if last is None:
+                candles = await self._client.candles(self._instrument.name, price="M", count=1)
+            else:
+                candles = await self._client.candles(
+                    self._instrument.name, price="M", start_s=last, include_first=False, count=MAX_CANDLES
+                )
+            for candle in candles:
+                self._take(candle)
+            if (self._market.last_bar_s or -1) >= bar_time_s:
+                return True
+            given_up = self._lifecycle.stopping.is_set() or self._account.memory.control == "killed"
+            if given_up or time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(self._config.candle_poll_seconds)
+
+    def _take(self, candle: Candle) -> None:
+        last = self._market.last_bar_s
+        if last is not None and candle.time_s <= last:
+            return
+        self._market.append(candle)
+        trade = self._marked_trade
+        if trade is not None and candle.time_s >= _entry_bar_s(trade):
+            self._position = self._position.at_close(self._market.last_close)
+
+    async def _follow_holding(self) -> None:
+        """Make the marked position the one that is held: another trade is marked from its entry on."""
+        held = self._account.holding.trade
+        if held == self._marked_trade:
+            return
+        self._marked_trade = held
+        self._position = Position(self._instrument.pip)
+        if held is None:
+            return
+        spread = held.spread
+        if spread is None:
+            spread = Decimal(str(self._usual_spread_pips)) * Decimal(str(self._instrument.pip))
+        # Entered at the mid and charged the whole spread, as in the environment: the fill holds half of it.
+        mid = held.price - int(held.side) * spread / 2
+        charged = float(spread / Decimal(str(self._instrument.pip)))
+        position = self._position.after_entry(held.side, float(mid), charged)
+        entry_s = _entry_bar_s(held)
+        for candle in await self._candles_before(entry_s):
+            assert candle.mid is not None
+            position = position.at_close(candle.mid.close)
+        self._position = self._market.marked(position, entry_s)
+
+    async def _candles_before(self, entry_s: int) -> list[Candle]:
+        """Candles from an entry to the oldest one kept."""
+        found: list[Candle] = []
+        stop = self._market.first_bar_s
+        while stop is not None and entry_s < stop:
+            batch = await self._client.candles(
+                self._instrument.name, price="M", start_s=entry_s, count=MAX_CANDLES
+            )
+            found += [candle for candle in batch if candle.time_s < stop]
+            if len(batch) < MAX_CANDLES or batch[-1].time_s >= stop:
+                break
+            entry_s = batch[-1].time_s + BAR_SECONDS
+        return found
+
+    def _mark_risk(self) -> None:
+        memory = self._account.memory
+        risk = memory.risk.marked(self._market.time_ns // NANOSECONDS, self._position.pnl, self._limits)
+        self._account.remember(replace(memory, risk=risk))
+
+    async def _ask(self, bar_time_s: int) -> tuple[Decision | None, str]:
+        """The decision for a bar, or why there is none: then the trader holds."""
+        window = self._market.window()
+        if window is None:
+            return None, "the features are warming up"
+        try:
+            decision = await self._inference.decide(
+                self._instrument.name, bar_time_s, window, self._position.static()
+            )
+        except InferenceError as failure:
+            self._metrics.inference_failures.inc()
+            if not self._inference_failing:
+                log.warning("no_decision", error=str(failure))
+                self._alert("inference", str(failure))
+            self._inference_failing = True
+            return None, f"inference: {failure}"
+        self._inference_failing = False
+        self._decision = decision
+        self._metrics.inference_seconds.observe(decision.latency_ms / 1e3)
+        return decision, ""
+
+    async def _carry_out(self, permission: Permission, bar_time_s: int, decision: Decision | None) -> bool:
+        """Send what is permitted; True when what was decided, or forced by a guard, was done."""
+        if permission.action is Action.HOLD:
+            return decision is not None and decision.action is Action.HOLD
+        return await self._order(permission.action, bar_time_s)
+
+    async def _order(self, action: Action, bar_time_s: int) -> bool:
+        token, quoted = self._lease.token, self._market.quoted
+        if token is None or quoted is None:
+            return False
+        intent = await self._account.order(action, bar_time_s, quoted.price, token)
+        self._metrics.orders.labels(intent.state.value).inc()
+        await self._follow_holding()
+        if intent.state is not IntentState.FILLED:
+            self._alert(
+                "order_not_filled", f"{action.name} for bar {bar_time_s}: {intent.state}: {intent.detail}"
+            )
+        return intent.state is IntentState.FILLED
+
+    def _note(
+        self, bar_time_s: int, decision: Decision | None, permission: Permission, executed: bool
+    ) -> None:
+        """Keep that the bar was decided on, and tell what became of it."""
+        wanted = decision.action if decision is not None and not executed else permission.action
+        told = DecisionMade(
+            bar_time=datetime.fromtimestamp(bar_time_s, UTC),
+            action=wanted.name,
+            executed=executed,
+            reason=permission.reason,
+            version=decision.version if decision else None,
+            value=decision.value if decision else None,
+            visit_policy=decision.visit_policy if decision else (),
+            q_values=decision.q_values if decision else (),
+            outcome_probabilities=decision.outcome_probabilities if decision else (),
+            side=int(self._position.side),
+            pnl_pips=self._position.pnl,
+            close=self._market.last_close,
+            latency_ms=decision.latency_ms if decision else None,
+        )
+        self._num_decisions += 1
+        self._metrics.decisions.labels(wanted.name, str(executed).lower()).inc()
+        self._account.keep(replace(self._account.memory, decided_bar_s=bar_time_s), [told])
+        self._audit.written()
+        self._report(None)
+
+    async def _acknowledge(self, bar_time_s: int | None) -> None:
+        """Let the paper broker's replay go on; the market does not wait for anyone."""
+        if self._mode is Mode.PAPER and bar_time_s is not None:
+            await self._client.acknowledge_bar(bar_time_s)
+
+    # -- guards --------------------------------------------------------------------------------------
+
+    def _situation(self, bar_time_s: int | None) -> Situation:
+        now, market, memory = time.monotonic(), self._market, self._account.memory
+        quoted = market.quoted
+        spread = quoted.price.spread if quoted else None
+        skew = (
+            None
+            if self._mode is Mode.PAPER
+            else time.time() - (market.time_ns / NANOSECONDS + now - market.heard)
+        )
+        live = self._decision is not None and self._decision.stage == "live"
+        return Situation(
+            side=memory.holding.side,
+            silence_seconds=now - market.heard,
+            price_age_seconds=now - quoted.arrived if quoted else float("inf"),
+            spread_pips=None if spread is None else spread / self._instrument.pip,
+            tradeable=quoted is not None and quoted.price.tradeable,
+            minutes_to_close=market.minutes_to_close(),
+            clock_skew_seconds=skew,
+            decision_age_seconds=0.0 if bar_time_s is None else market.bar_age_seconds(bar_time_s),
+            decision_age_limit_seconds=self._config.decision_age_seconds,
+            missing_minutes=market.missing_minutes(),
+            orders_last_hour=self._ledger.num_orders_after((market.last_bar_s or 0) - _HOUR_S),
+            risk=memory.risk,
+            control=memory.control,
+            has_lease=self._lease.token is not None,
+            unknown_orders=self._account.num_unknown(),
+            foreign_position=memory.holding.foreign(self._config.units),
+            outbox_full=self._ledger.num_untold() >= self._config.outbox_rows,
+            version_live=live if self._mode is Mode.LIVE else None,
+        )
+
+    def _look(self, bar_time_s: int | None) -> tuple[Trip, ...]:
+        """The guards that hold; one that did not before is an event and an alert."""
+        trips = tripped(self._situation(bar_time_s), self._limits)
+        standing = frozenset(trip.guard for trip in trips)
+        new = standing - self._standing
+        for trip in trips:
+            if trip.guard in new:
+                log.warning("guard_tripped", guard=trip.guard, detail=trip.detail)
+                self._alert(trip.guard.value, trip.detail)
+        for guard in self._standing - standing:
+            log.info("guard_lifted", guard=guard)
+        self._standing = standing
+        self._metrics.show(state_of(trips), trips, new)
+        return trips
+
+    async def _watch(self) -> None:
+        """Between bars: guards that need no bar, and the kill switch, which asks nobody."""
+        trips = self._look(None)
+        self._report(None)
+        if not any(trip.guard is Guard.KILLED for trip in trips):
+            return
+        held, quoted = self._account.holding.side, self._market.quoted
+        if held is Side.FLAT or quoted is None or not quoted.price.tradeable:
+            return
+        self._next_flatten = time.monotonic() + self._config.flatten_retry_seconds
+        await self._account.sync(self._spread())
+        if self._account.holding.side is not Side.FLAT and self._market.last_bar_s is not None:
+            log.warning("killed_flattening", side=held.name)
+            await self._order(Action.CLOSE, self._market.last_bar_s)
+            self._audit.written()
+
+    def _next_flatten_due(self) -> bool:
+        return time.monotonic() >= self._next_flatten
+
+    def _alert(self, name: str, detail: str) -> None:
+        alert = AlertRaised(source="trader", name=name, detail=detail[:2048])
+        self._account.keep(self._account.memory, [alert])
+        self._audit.written()
+
+    async def _follow_control(self) -> None:
+        """Take up what operators order, from where the ledger stands; runs until it is cancelled."""
+        await self._known.wait()
+        bus = self._lifecycle.bus
+        until = await bus.last_id(CONTROL)
+        after = self._account.memory.control_entry
+        if _entry_order(after) >= _entry_order(until):
+            self._control_read.set()
+        async for entries in bus.follow(CONTROL, after):
+            for entry in entries:
+                self._control(entry.entry_id, entry.message)
+            if not entries or _entry_order(entries[-1].entry_id) >= _entry_order(until):
+                self._control_read.set()
+
+    def _control(self, entry_id: str, order: ControlIssued) -> None:
+        """Take up one order: it holds, over restarts too, until the next one."""
+        memory = replace(self._account.memory, control_entry=entry_id)
+        if order.target == "trader":
+            log.warning("trader_control", state=order.state, by=order.by, reason=order.reason)
+            memory = replace(memory, control=order.state)
+            if order.state == "running":
+                memory = replace(memory, risk=memory.risk.resumed())
+                self._account.abandon_unknown()
+        self._account.keep(memory)
+
+    # -- telling -------------------------------------------------------------------------------------
+
+    def _spread(self) -> Decimal | None:
+        quoted = self._market.quoted
+        if quoted is None or quoted.price.bid is None or quoted.price.ask is None:
+            return None
+        return Decimal(str(quoted.price.ask)) - Decimal(str(quoted.price.bid))
+
+    def _report(self, state: str | None) -> None:
+        memory, last = self._account.memory, self._market.last_bar_s
+        trips = tripped(self._situation(None), self._limits)
+        held = memory.holding.trade
+        self._metrics.side.set(int(memory.holding.side))
+        self._metrics.equity.set(memory.risk.equity)
+        self._metrics.realised.set(memory.risk.realised)
+        self._metrics.bar_mismatches.set(self._market.num_mismatches)
+        self._metrics.outbox.set(self._ledger.num_untold())
+        self._lifecycle.report(
+            state=state or state_of(trips).value,
+            mode=self._mode.value,
+            guards=", ".join(trip.guard for trip in trips),
+            side=int(memory.holding.side),
+            units=memory.holding.units,
+            entry_price=float(held.price) if held else None,
+            entry_time_s=held.time_ns // NANOSECONDS if held else None,
+            pnl_pips=round(self._position.pnl, 3),
+            realised_pips=round(memory.risk.realised, 3),
+            last_bar_s=last,
+            last_bar=None if last is None else datetime.fromtimestamp(last, UTC).isoformat(),
+            version=self._decision.version if self._decision else None,
+            decisions=self._num_decisions,
+            orders=self._ledger.num_orders(),
+            bar_mismatches=self._market.num_mismatches,
+            control=memory.control,
+        )
+
+
+def _entry_order(entry_id: str) -> tuple[int, ...]:
+    """A stream entry's id as numbers that compare."""
+    return tuple(int(part) for part in entry_id.split("-"))
+
+
+def _entry_bar_s(trade: HeldTrade) -> int:
+    """Opening time of the bar in which a trade was filled: its close is the first that marks it."""
+    return trade.time_ns // NANOSECONDS // BAR_SECONDS * BAR_SECONDS

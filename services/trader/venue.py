@@ -1,0 +1,66 @@
+"""Which broker a mode trades at, and what real money asks for first."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from services.trader.config import Mode, TraderConfig
+from shared.adapters.checkpoints import Pointed
+from shared.adapters.oanda import LIVE_API, LIVE_STREAM, PRACTICE_API, PRACTICE_STREAM
+from shared.errors import SettingsError
+
+_OANDA_DOMAIN = "oanda.com"
+
+#: The paper broker takes any token.
+_PAPER_TOKEN = "paper"  # noqa: S105
+
+
+@dataclass(frozen=True)
+class Venue:
+    """Where requests go, and with what token."""
+
+    api_url: str
+    stream_url: str
+    token: str
+
+
+def choose_venue(
+    mode: Mode, config: TraderConfig, *, token: str, account: str, promoted: Pointed | None
+) -> Venue:
+    """The venue of a mode.
+
+    Args:
+        mode: paper, practice or live.
+        config: the trader's.
+        token: OANDA_TOKEN, empty when unset.
+        account: OANDA_ACCOUNT, empty when unset.
+        promoted: where the store's `promoted` pointer stands; looked at for live only.
+    Raises:
+        SettingsError: something that the mode asks for is missing; says what.
+    """
+    if mode is Mode.PAPER:
+        host = urlsplit(config.broker_url).hostname or ""
+        if host == _OANDA_DOMAIN or host.endswith(f".{_OANDA_DOMAIN}"):
+            raise SettingsError(
+                f"MM_TRADER__BROKER_URL is {config.broker_url} in paper mode: "
+                "set TRADER_MODE to practice or live to trade at OANDA"
+            )
+        return Venue(config.broker_url, config.broker_url, token or _PAPER_TOKEN)
+    for name, value in (("OANDA_TOKEN", token), ("OANDA_ACCOUNT", account)):
+        if not value:
+            raise SettingsError(f"{name} is not set: mode {mode} needs it")
+    if mode is Mode.PRACTICE:
+        return Venue(PRACTICE_API, PRACTICE_STREAM, token)
+    if config.live_confirmation != account:
+        raise SettingsError(
+            "mode live trades real money: MM_TRADER__LIVE_CONFIRMATION must be the account id "
+            f"that OANDA_ACCOUNT is, it is {config.live_confirmation!r}"
+        )
+    if promoted is None or promoted.stage != "live":
+        have = (
+            f"version {promoted.version} is promoted to {promoted.stage}" if promoted else "none is promoted"
+        )
+        raise SettingsError(
+            f"mode live needs a version that passed the live gate, {have}: "
+            "promote one with `checkpoints promote VERSION --stage live`"
+        )
+    return Venue(LIVE_API, LIVE_STREAM, token)

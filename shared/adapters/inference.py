@@ -1,0 +1,119 @@
+"""Client of the inference service: at a bar's close a decision in time, or an InferenceError."""
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import httpx
+from pydantic import ValidationError
+
+from shared.environment.action import LEGAL, Action
+from shared.errors import InferenceError
+from shared.messages.inference import DecisionReply, DecisionRequest
+from shared.numeric import Float32
+
+#: A decision that takes longer comes too late (SPEC section 15).
+DEADLINE_SECONDS = 0.1
+
+MAX_REASON = 300
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the promoted version would do at the next bar's open; tuples are in the order of the enums."""
+
+    action: Action
+    visit_policy: tuple[float, ...]
+    policy: tuple[float, ...]
+    value: float  # pips
+    q_values: tuple[float | None, ...]  # pips; None where illegal
+    outcome_probabilities: tuple[float, ...]
+    version: int
+    stage: str | None
+    latency_ms: float  # the whole call, as the client saw it
+
+
+class InferenceClient:
+    """Asynchronous client; `async with` opens and closes its connection."""
+
+    def __init__(self, url: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        self._deadline_seconds = deadline_seconds
+        self._http = httpx.AsyncClient(base_url=url, timeout=None)  # noqa: S113  the deadline bounds the call
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._http.aclose()
+
+    async def decide(self, instrument: str, bar_time_s: int, window: Float32, static: Float32) -> Decision:
+        """Ask once.
+
+        Args:
+            instrument: name such as GBP_JPY.
+            bar_time_s: opening time of the bar that has just closed.
+            window: `[32, 9]` temporal features, the last row that bar's.
+            static: `[6]` static features of the position held.
+        Raises:
+            InferenceError: no answer in time, a refusal, or an answer that cannot be acted on: not finite,
+                for another bar or instrument, or an action that the position does not allow.
+        """
+        request = DecisionRequest.model_construct(
+            instrument=instrument, bar_time_s=bar_time_s, features=window.tolist(), static=static.tolist()
+        )
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                answer = await self._http.post(
+                    "/inference", content=request.model_dump_json(exclude_none=True)
+                )
+        except TimeoutError as late:
+            raise InferenceError(
+                f"no decision for bar {bar_time_s} within {self._deadline_seconds * 1e3:.0f} ms"
+            ) from late
+        except httpx.HTTPError as broken:
+            raise InferenceError(
+                f"inference at {self._http.base_url}: {type(broken).__name__} {broken}"
+            ) from broken
+        latency_ms = (loop.time() - started) * 1e3
+        if answer.status_code != httpx.codes.OK:
+            raise InferenceError(f"inference answered {answer.status_code}: {answer.text[:MAX_REASON]}")
+        return _checked(answer.content, instrument, bar_time_s, int(static[0]), latency_ms)
+
+
+def _checked(content: bytes, instrument: str, bar_time_s: int, side: int, latency_ms: float) -> Decision:
+    try:
+        reply = DecisionReply.model_validate_json(content)
+    except ValidationError as invalid:
+        problem = invalid.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "body"
+        raise InferenceError(f"inference's answer: {where}: {problem['msg']}") from invalid
+    if (reply.instrument, reply.bar_time_s) != (instrument, bar_time_s):
+        raise InferenceError(
+            f"inference decided on {reply.instrument} at {reply.bar_time_s}, "
+            f"asked was {instrument} at {bar_time_s}"
+        )
+    action = Action[reply.action]
+    if not LEGAL[side + 1, action]:
+        raise InferenceError(
+            f"inference decided {reply.action}, which a position of side {side} does not allow"
+        )
+    return Decision(
+        action,
+        tuple(reply.visit_policy),
+        tuple(reply.policy),
+        reply.value,
+        tuple(reply.q_values),
+        tuple(reply.outcome_probabilities),
+        reply.version,
+        reply.stage,
+        latency_ms,
+    )

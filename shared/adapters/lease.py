@@ -1,0 +1,111 @@
+"""A lease in Redis: one holder at a time, with a token that grows from holder to holder.
+
+The holder renews it well before it runs out, and counts its time from before it asked, by its own
+monotonic clock: when Redis is away or a renewal is late, the lease is over here before it is over there.
+"""
+
+import asyncio
+import time
+from typing import cast
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+log = structlog.get_logger()
+
+#: A holder stops this share of the lease's time before it runs out, for clocks that run unevenly.
+MARGIN = 0.2
+
+#: KEYS: lease, token. ARGV: holder, milliseconds. The token, or 0 when another one holds the lease.
+#: A token is at least the time in seconds, so that it grows even when Redis lost all it knew.
+_ACQUIRE = """
+local held = redis.call('GET', KEYS[1])
+if held then
+  local token, holder = held:match('^(%d+) (.*)$')
+  if holder ~= ARGV[1] then return 0 end
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  return tonumber(token)
+end
+local token = redis.call('INCR', KEYS[2])
+local now = tonumber(redis.call('TIME')[1])
+if token < now then
+  token = now
+  redis.call('SET', KEYS[2], token)
+end
+redis.call('SET', KEYS[1], token .. ' ' .. ARGV[1], 'PX', ARGV[2])
+return token
+"""
+
+#: KEYS: lease. ARGV: token and holder.
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class Lease:
+    """One process's claim to a name; `keep` renews it until it is cancelled."""
+
+    def __init__(self, url: str, name: str, holder: str, *, seconds: float) -> None:
+        self._redis = Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            socket_timeout=2.0,
+            socket_connect_timeout=2.0,
+        )
+        self._key, self._token_key = f"mm:lease:{name}", f"mm:lease:{name}:token"
+        self._holder, self._seconds = holder, seconds
+        self._token = 0
+        self._until = 0.0
+        self._renewed = asyncio.Event()
+
+    @property
+    def token(self) -> int | None:
+        """The fencing token while the lease is held, else None."""
+        return self._token if time.monotonic() < self._until else None
+
+    async def keep(self) -> None:
+        """Acquire the lease when it is free and renew it, for ever."""
+        while True:
+            await self._renew()
+            await asyncio.sleep(self._seconds / 4)
+
+    async def acquired(self) -> None:
+        """Wait until the lease is held; `keep` must run."""
+        while self.token is None:
+            self._renewed.clear()
+            await self._renewed.wait()
+
+    async def release(self) -> None:
+        """Let the lease go, so that the next holder need not wait until it runs out."""
+        held, self._until = self._token, 0.0
+        try:
+            await self._redis.eval(_RELEASE, 1, self._key, f"{held} {self._holder}")
+        except (RedisError, OSError) as away:
+            log.debug("lease_not_released", error=str(away))
+        await self._redis.aclose()
+
+    async def _renew(self) -> None:
+        asked = time.monotonic()
+        had = self.token
+        try:
+            token = int(
+                cast(
+                    "int",
+                    await self._redis.eval(
+                        _ACQUIRE, 2, self._key, self._token_key, self._holder, str(int(self._seconds * 1e3))
+                    ),
+                )
+            )
+        except (RedisError, OSError) as away:
+            log.debug("lease_not_renewed", error=str(away))
+            return
+        if token == 0:
+            self._until = 0.0
+            return
+        self._token = token
+        self._until = asked + self._seconds * (1.0 - MARGIN)
+        if had is None:
+            log.info("lease_acquired", key=self._key, token=token)
+        self._renewed.set()
