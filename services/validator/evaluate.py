@@ -50,7 +50,7 @@ class Evaluation:
     summary: Summary
     activity: Activity
     months: tuple[Month, ...]
-    days: Int64  # [D] trading days on which there were decisions
+    days: Int64  # [D] trading days on which a session ran
     daily_pips: Float64  # [D] marked to market
 
 
@@ -127,14 +127,14 @@ class Marked:
 
     equity_pips: Float64  # [T] at each bar close, from the first session's first bar to the last's end
     day_of_bar: Int64  # [T] trading day of each of these bars
-    days: Int64  # [D] trading days on which there were decisions
+    days: Int64  # [D] trading days on which a session ran
     daily_pips: Float64  # [D]
 
 
 def mark_to_market(walked: Walk, bars: BarSeries) -> Marked:
     """Follow a walk's equity close by close.
 
-    Days are cut at 17:00 New York; a day counts when a decision was made on it, traded or not.
+    Days are cut at 17:00 New York; a day counts when a session ran on it, traded or not.
     """
     first_bar, last_bar = int(walked.starts[0]), walked.last_bar
     curve = equity_curve(

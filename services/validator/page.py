@@ -234,7 +234,7 @@ _MONTE_CARLO_COLUMNS = (
     "final 5 %",
     "median",
     "95 %",
-    *(f"drawdown {percentile} %" for percentile in DRAWDOWN_PERCENTILES[2:]),
+    *(f"DD {percentile} %" for percentile in DRAWDOWN_PERCENTILES[2:]),
     "loss",
     "ruin",
 )
@@ -307,7 +307,9 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.2f}"
+    if value is None:
+        return "–"
+    return f"{value:,.3f}" if 0.0 < abs(value) < 1.0 else f"{value:,.2f}"
 
 
 def _percent(share: float | None, scale: float = 100.0) -> str:

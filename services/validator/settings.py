@@ -1,7 +1,22 @@
 """The validator's settings."""
 
+from pydantic import Field
+
+from services.validator.config import ValidationConfig
+from services.validator.gate import GateConfig
+from shared.environment.environment import EnvironmentConfig
+from shared.metrics.monte_carlo import MonteCarloConfig
+from shared.metrics.sizing import SizingConfig
 from shared.runtime.settings import ServiceSettings
+from shared.search.config import SearchConfig
 
 
 class ValidatorSettings(ServiceSettings):
-    """The validator's settings."""
+    """Judges every published version out of sample and promotes the best to paper."""
+
+    validation: ValidationConfig = Field(ValidationConfig(), description="lanes, bounds, time limit")
+    gate: GateConfig = Field(GateConfig(), description="what a version must show to be promoted")
+    monte_carlo: MonteCarloConfig = Field(MonteCarloConfig(), description="how trades are drawn again")
+    sizing: SizingConfig = Field(SizingConfig(), description="risk tolerance of safe-f and CAR25")
+    environment: EnvironmentConfig = Field(EnvironmentConfig(), description="costs and session length")
+    search: SearchConfig = Field(SearchConfig(), description="how decisions are planned; greedy")

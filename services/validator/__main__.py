@@ -1,0 +1,47 @@
+"""Composes and runs the validator."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from services.validator.settings import ValidatorSettings
+from shared.runtime.entry import service_main
+from shared.runtime.lifecycle import Lifecycle, Main
+
+
+def compose(settings: ValidatorSettings) -> Main:
+    """The validator's coroutine, wired to its settings."""
+
+    async def run(lifecycle: Lifecycle) -> None:
+        from services.validator.service import Desk, ValidatorService
+        from services.validator.validation import Standards, Validator
+        from shared.adapters.checkpoints import CheckpointStore
+        from shared.adapters.dataset import read_dataset
+        from shared.market.session import Split
+
+        standards = Standards(
+            environment=settings.environment,
+            search=settings.search,
+            validation=settings.validation,
+            monte_carlo=settings.monte_carlo,
+            sizing=settings.sizing,
+            gate=settings.gate,
+        )
+
+        def prepare() -> Validator:
+            return Validator(read_dataset(settings.dataset), Split.VALIDATION, standards)
+
+        validator = await asyncio.to_thread(prepare)
+        desk = Desk(CheckpointStore(settings.checkpoint_root), settings.validation_root)
+        await ValidatorService(lifecycle, validator, desk, settings.validation).run()
+
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until asked to stop; the exit status."""
+    return service_main("validator", ValidatorSettings, compose, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The validator: every published version, the newest first, judged, reported and, if it passed, promoted."""
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+from services.validator.config import ValidationConfig
+from services.validator.page import page, picture
+from services.validator.report import ValidationReport, write_report, write_whole
+from services.validator.validation import Validator, row_of
+from shared.adapters.agents import load_agent
+from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.promotions import promote, report_path
+from shared.adapters.validations import ValidationStore
+from shared.errors import CheckpointError, MuZeroError, PromotionError, ServiceError
+from shared.messages.schemas import AlertRaised, ValidationReported, VersionPromoted
+from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS
+from shared.runtime.lifecycle import Lifecycle
+
+log = structlog.get_logger()
+
+#: The database of judgements, beside the reports.
+DATABASE = "validations.duckdb"
+
+
+class _StoppedError(Exception):
+    """The service was asked to stop in the middle of a validation; the version's turn comes again."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where the validator reads versions and leaves what it found."""
+
+    store: CheckpointStore
+    reports: Path
+
+    @property
+    def records(self) -> ValidationStore:
+        """The database of judgements."""
+        return ValidationStore(self.reports / DATABASE)
+
+
+class ValidatorService:
+    """Follows the published versions.
+
+    Where it stands is what its database says: a version is done when its row is written, after its
+    report, its announcement and its promotion. A crash before that repeats the version, which changes
+    nothing; versions published while the validator was away are still in the stream.
+    """
+
+    def __init__(
+        self, lifecycle: Lifecycle, validator: Validator, desk: Desk, config: ValidationConfig
+    ) -> None:
+        self._lifecycle, self._validator, self._desk, self._config = lifecycle, validator, desk, config
+        self._waiting: set[int] = set()
+        self._done: set[int] = set()
+        self._arrived = asyncio.Event()
+        self._stop = threading.Event()
+        self._num_skipped = 0
+
+    async def run(self) -> None:
+        """Judge versions until asked to stop."""
+        self._done = await asyncio.to_thread(self._desk.records.done, self._validator.ground)
+        listening = asyncio.create_task(self._listen())
+        stopping = asyncio.create_task(self._pass_on_stop())
+        try:
+            while not self._lifecycle.stopping.is_set():
+                self._report_state(None)
+                if not self._waiting:
+                    self._arrived.clear()
+                    await self._lifecycle.until_stopping(self._arrived.wait())
+                    _raise_failure(listening)
+                    continue
+                version = max(self._waiting)
+                self._report_state(version)
+                if await self._judge(version):
+                    self._waiting.discard(version)
+                    self._done.add(version)
+        finally:
+            for task in (listening, stopping):
+                task.cancel()
+            await asyncio.gather(listening, stopping, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        try:
+            async for published in self._lifecycle.bus.follow(CHECKPOINTS):
+                self._waiting.update(entry.message.version for entry in published)
+                self._waiting -= self._done
+                if self._waiting:
+                    self._arrived.set()
+        finally:
+            self._arrived.set()
+
+    async def _pass_on_stop(self) -> None:
+        await self._lifecycle.stopping.wait()
+        self._stop.set()
+
+    async def _judge(self, version: int) -> bool:
+        """Validate, report and promote one version; False when it was given up because of a stop."""
+        try:
+            report = await asyncio.to_thread(self._validate, version)
+        except _StoppedError:
+            return False
+        except MuZeroError as failure:
+            return bool(await self._lifecycle.until_stopping(self._skip(version, str(failure))))
+        if not await self._lifecycle.until_stopping(self._tell(report)):
+            return False
+        await asyncio.to_thread(self._desk.records.record, row_of(report), report.days, report.daily_pips)
+        return True
+
+    async def _tell(self, report: ValidationReport) -> bool:
+        """Announce a report, and promote its version if it passed; True when all of it is told."""
+        await self._lifecycle.bus.announce(VALIDATIONS, _announcement(report))
+        log.info(
+            "version_validated",
+            version=report.version,
+            trades=report.summary.trades.num_trades,
+            expectancy_pips=report.summary.trades.expectancy_pips,
+            sqn100=report.summary.trades.sqn100,
+            passed_gates=report.passed_gates,
+            seconds=round(report.seconds, 2),
+        )
+        if "paper" in report.passed_gates:
+            await self._promote(report.version)
+        return True
+
+    def _validate(self, version: int) -> ValidationReport:
+        """Judge a version and write its report, off the event loop.
+
+        Raises:
+            _StoppedError: the service was asked to stop.
+            ServiceError: the time limit was reached.
+            CheckpointError: the version is gone, damaged, or was trained on other bars.
+        """
+        torch.set_num_threads(1)
+        deadline = time.monotonic() + self._config.time_limit_seconds
+
+        def look_around(done: int, total: int) -> None:
+            if self._stop.is_set():
+                raise _StoppedError
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"validation of version {version} reached its limit of "
+                    f"{self._config.time_limit_seconds:g} s after {done:,} of {total:,} decisions"
+                )
+
+        store, dataset = self._desk.store, self._validator.ground.dataset
+        trained_on = store.manifest(version).dataset
+        if trained_on != dataset:
+            raise CheckpointError(
+                f"version {version} was trained on data set {trained_on[:12]}…, this one is {dataset[:12]}…"
+            )
+        best = store.pointer(Pointer.BEST)
+        report = self._validator.validate(
+            load_agent(store, version),
+            records=self._desk.records,
+            best=best.version if best else None,
+            progress=look_around,
+        )
+        write_all(report, report_path(self._desk.reports, version), with_page=self._config.page)
+        return report
+
+    async def _promote(self, version: int) -> None:
+        """Make a version that passed the paper gate the best, and the one that trades on paper."""
+        try:
+            message = await asyncio.to_thread(self._point, version)
+        except PromotionError as withheld:
+            log.info("promotion_withheld", version=version, reason=str(withheld))
+            return
+        except CheckpointError as gone:
+            await self._alert("promotion_failed", str(gone))
+            return
+        await self._lifecycle.bus.announce(PROMOTIONS, message)
+        log.info("version_promoted", version=version, stage=message.stage)
+
+    def _point(self, version: int) -> VersionPromoted:
+        self._desk.store.point(Pointer.BEST, version)
+        return promote(
+            self._desk.store, self._desk.reports, version, "paper", by="validator", replace_live=False
+        )
+
+    async def _skip(self, version: int, reason: str) -> bool:
+        """Tell of a version that cannot be judged, and do not try it again."""
+        self._num_skipped += 1
+        log.warning("validation_skipped", version=version, reason=reason)
+        await self._alert("validation_skipped", reason)
+        await asyncio.to_thread(self._desk.records.skip, self._validator.ground, version, reason)
+        return True
+
+    async def _alert(self, name: str, detail: str) -> None:
+        await self._lifecycle.bus.append(
+            ALERTS, AlertRaised(source="validator", name=name, detail=detail[:2048])
+        )
+
+    def _report_state(self, version: int | None) -> None:
+        self._lifecycle.report(
+            validating=version,
+            waiting=len(self._waiting),
+            validated=len(self._done),
+            skipped=self._num_skipped,
+            sessions=self._validator.num_sessions,
+        )
+
+
+def write_all(report: ValidationReport, path: Path, *, with_page: bool) -> None:
+    """Write a report and, beside it, its picture and page; the report last, since it opens the gate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if with_page:
+        png = picture(report)
+        write_whole(path.with_suffix(".png"), png)
+        write_whole(path.with_suffix(".html"), page(report, png).encode())
+    write_report(report, path)
+
+
+def _announcement(report: ValidationReport) -> ValidationReported:
+    trades = report.summary.trades
+    return ValidationReported(
+        version=report.version,
+        split=report.split,
+        num_sessions=report.num_sessions,
+        num_trades=trades.num_trades,
+        expectancy_pips=trades.expectancy_pips,
+        sqn=trades.sqn100,
+        net_pips=report.net_pips,
+        max_drawdown_pips=report.summary.max_drawdown_pips,
+        passed_gates=report.passed_gates,
+        reasons=report.reasons,
+        seconds=report.seconds,
+    )
+
+
+def _raise_failure(task: asyncio.Task[None]) -> None:
+    """Let the failure of a task that was to run for ever end the service."""
+    if task.done():
+        task.result()

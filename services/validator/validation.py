@@ -1,0 +1,157 @@
+"""One version judged, from its weights to its report: what the service and the command line share."""
+
+import time
+from dataclasses import dataclass, field
+
+from services.validator.baselines import Baseline, walk_baselines
+from services.validator.config import ValidationConfig
+from services.validator.evaluate import (
+    Progress,
+    Walk,
+    choose_sessions,
+    mark_to_market,
+    require_sessions,
+    walk,
+)
+from services.validator.gate import GateConfig, Incumbent
+from services.validator.report import History, Subject, ValidationReport, compose
+from shared.adapters.dataset import Dataset
+from shared.adapters.validations import Ground, ValidationRow, ValidationStore
+from shared.agent.agent import Agent
+from shared.agent.rollout import MarketView
+from shared.environment.environment import EnvironmentConfig, Prices
+from shared.market.session import Split
+from shared.messages.schemas import now
+from shared.metrics.monte_carlo import MonteCarloConfig
+from shared.metrics.sizing import SizingConfig
+from shared.metrics.summary import MetricsConfig
+from shared.search.config import SearchConfig
+
+
+@dataclass(frozen=True)
+class Standards:
+    """By what versions are judged."""
+
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    monte_carlo: MonteCarloConfig = field(default_factory=MonteCarloConfig)
+    sizing: SizingConfig = field(default_factory=SizingConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+
+
+class Validator:
+    """Judges versions on one split of one data set; every version walks the same sessions."""
+
+    def __init__(self, dataset: Dataset, split: Split, standards: Standards) -> None:
+        """Choose the sessions and lead the baselines through them.
+
+        Raises:
+            DataError: the split has no session.
+        """
+        self.ground = Ground(dataset.fingerprint, split)
+        self._dataset, self._standards = dataset, standards
+        self._starts = choose_sessions(
+            dataset.sessions.non_overlapping(split), standards.validation.max_sessions
+        )
+        require_sessions(self._starts)
+        prices = Prices.of(dataset.bars)
+        self._market = MarketView(dataset.features, prices, dataset.outcomes, dataset.fingerprint)
+        self._baselines: tuple[Baseline, ...] = walk_baselines(prices, self._starts, standards.environment)
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that every version walks."""
+        return len(self._starts)
+
+    def validate(
+        self,
+        agent: Agent,
+        *,
+        records: ValidationStore | None = None,
+        best: int | None = None,
+        progress: Progress | None = None,
+    ) -> ValidationReport:
+        """Judge one version.
+
+        Args:
+            agent: the version.
+            records: versions judged before; None judges this one alone.
+            best: the version that the `best` pointer names; it is to be beaten if it was judged on
+                the same ground, and if it is another one.
+            progress: told after every step; what it raises ends the validation.
+        """
+        started = time.perf_counter()
+        standards = self._standards
+        walked = walk(
+            agent,
+            self._market,
+            self._starts,
+            standards.environment,
+            standards.search,
+            lanes=standards.validation.lanes,
+            progress=progress,
+        )
+        bars = self._dataset.bars
+        return compose(
+            Subject(
+                version=agent.version,
+                split=self.ground.split,
+                dataset=self.ground.dataset,
+                instrument=bars.instrument.name,
+                environment=standards.environment,
+                search=standards.search,
+            ),
+            walked,
+            self._baselines,
+            bars,
+            metrics=MetricsConfig(monte_carlo=standards.monte_carlo, sizing=standards.sizing),
+            gate=standards.gate,
+            history=self._history(walked, agent.version, records),
+            incumbent=self._incumbent(agent.version, best, records),
+            seconds=time.perf_counter() - started,
+            created_at=now(),
+        )
+
+    def _history(self, walked: Walk, version: int, records: ValidationStore | None) -> History:
+        days = mark_to_market(walked, self._dataset.bars).days
+        if records is None:
+            return History.none(len(days))
+        versions, pips = records.history(self.ground, days, leave_out=version)
+        return History(versions, pips)
+
+    def _incumbent(self, version: int, best: int | None, records: ValidationStore | None) -> Incumbent | None:
+        if records is None or best is None or best == version:
+            return None
+        judged, sqn100 = records.sqn100(self.ground, best)
+        return Incumbent(best, sqn100) if judged else None
+
+
+def row_of(report: ValidationReport) -> ValidationRow:
+    """The report's row in the table of validations."""
+    summary, trades, daily = report.summary, report.summary.trades, report.summary.daily
+    safe_f = summary.sizing.safe_f
+    return ValidationRow(
+        version=report.version,
+        dataset=report.dataset,
+        split=report.split,
+        created_at=report.created_at,
+        num_sessions=report.num_sessions,
+        num_trades=trades.num_trades,
+        net_pips=report.net_pips,
+        expectancy_pips=trades.expectancy_pips,
+        win_rate=trades.win_rate,
+        profit_factor=trades.profit_factor,
+        sqn=trades.sqn,
+        sqn100=trades.sqn100,
+        sharpe=daily.sharpe,
+        sortino=daily.sortino,
+        max_drawdown_pips=summary.max_drawdown_pips,
+        max_drawdown=summary.max_drawdown,
+        safe_f=safe_f.fraction if safe_f else None,
+        car25_percent=safe_f.car25_percent if safe_f else None,
+        deflated_sharpe=daily.deflated_sharpe,
+        overfitting=report.overfitting,
+        passed_gates=",".join(report.passed_gates),
+        seconds=report.seconds,
+    )
