@@ -16,6 +16,7 @@ from shared.market.parquet import MAGIC as PARQUET_MAGIC
 from shared.market.parquet import read_parquet
 from shared.market.rows import (
     RawRows,
+    distinct,
     faulty,
     first_disorder,
     first_fault,
@@ -106,7 +107,7 @@ def _refusal(path: str, format_name: str, line: int, reason: str) -> FormatError
 
 def _clock_of(path: str, wall_s: Int64, asked: Clock | None, is_utc: bool) -> tuple[Clock, str]:
     """The clock that a file's times are on, and how that is known."""
-    ordered = np.unique(wall_s)
+    ordered = distinct(wall_s)
     if asked is not None:
         told = " (its times say UTC themselves)" if is_utc and asked.name != "UTC" else ""
         return asked, f"{asked.name}, as asked for{told}"

@@ -62,13 +62,20 @@ class RawRows:
 _COLUMNS = tuple(column.name for column in fields(RawRows) if column.name != "unreadable")
 
 
+def distinct(time_s: Int64) -> Int64:
+    """Each time once, in rising order; quick where they rise already."""
+    ordered = np.sort(time_s, kind="stable")
+    rises: Int64 = ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+    return rises
+
+
 def refuse_other_than_minutes(path: str, time_s: Int64) -> None:
     """Check that the bars are one-minute bars, by the most frequent step between them.
 
     Raises:
         FormatError: they last longer, or shorter.
     """
-    steps = np.diff(np.unique(time_s))
+    steps = np.diff(distinct(time_s[time_s % 60 == 0]))
     if len(steps) < _MIN_STEPS:
         return
     lengths, counts = np.unique(steps, return_counts=True)

@@ -84,16 +84,16 @@ def sniff(path: str, data: bytes, instrument: Instrument) -> TextFormat:
         raise FormatError(path, "the file is empty: expected one-minute bars")
     delimiter = next((mark for mark in ("\t", ";", ",") if mark in head), "")
     cells = tuple(cell.strip().strip("<>").lower() for cell in head.split(delimiter)) if delimiter else ()
-    columns, header_lines, row = cells, number, ""
+    columns, header_lines, row, name = cells, number, "", ""
     if set(PRICES) <= set(cells):
         columns = _known_columns(path, cells)
         number, row = next(filled, (number, ""))
         if not row:
             raise FormatError(path, "there is a header and nothing below it: expected one-minute bars")
     elif len(cells) == len(_HISTDATA) and _COMPACT.fullmatch(cells[0]):
-        columns, header_lines, row = _HISTDATA, number - 1, head
+        columns, header_lines, row, name = _HISTDATA, number - 1, head, "HistData ASCII"
     elif delimiter == "," and len(cells) == len(_METATRADER_4) and _DOTTED.fullmatch(" ".join(cells[:2])):
-        columns, header_lines, row = _METATRADER_4, number - 1, head
+        columns, header_lines, row, name = _METATRADER_4, number - 1, head, "MetaTrader 4"
     else:
         raise FormatError(
             path,
@@ -105,7 +105,7 @@ def sniff(path: str, data: bytes, instrument: Instrument) -> TextFormat:
     pattern = _time_pattern(path, number, text)
     zone = (match := _ISO.fullmatch(text)) is not None and match["zone"] is not None
     return TextFormat(
-        name=_format_name(cells, columns, pattern),
+        name=name or _header_name(cells, pattern),
         delimiter=delimiter,
         columns=columns,
         header_lines=header_lines,
@@ -317,13 +317,9 @@ def _time_pattern(path: str, line: int, text: str) -> re.Pattern[str]:
     )
 
 
-def _format_name(cells: tuple[str, ...], columns: tuple[str, ...], pattern: re.Pattern[str]) -> str:
-    if "tickvol" in cells:
+def _header_name(cells: tuple[str, ...], pattern: re.Pattern[str]) -> str:
+    if "date" in cells:
         return "MetaTrader 5"
-    if columns == _METATRADER_4 and columns != cells:
-        return "MetaTrader 4"
-    if columns == _HISTDATA and columns != cells:
-        return "HistData ASCII"
     return "Dukascopy" if pattern is _MILLISECONDS else "OANDA-like CSV"
 
 

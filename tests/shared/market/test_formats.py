@@ -1,0 +1,493 @@
+"""Every format of SPEC section 3, and everything that can be wrong with a file of it."""
+
+import gzip
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import DataError, FormatError
+from shared.market.bar import BarSeries, Instrument
+from shared.market.calendar import open_minute, open_minutes
+from shared.market.formats import ImportResult, read_bars
+from shared.market.rows import rising
+from shared.market.synthetic import Market, synthesize
+from tests.shared.market.series import GBP_JPY, seconds
+
+arrow: Any = pa
+
+EUR_USD = Instrument.named("EUR_USD")
+FRIDAY = seconds("2023-03-31T20:30")  # half an hour before the close
+
+
+@pytest.fixture(scope="module")
+def bars() -> BarSeries:
+    """90 bars around a weekend in summer time."""
+    return synthesize(Market.REGIMES, 90, seed=7, start_s=FRIDAY)
+
+
+def wall(time_s: int, zone: str = "UTC", shift_hours: int = 0) -> datetime:
+    local = datetime.fromtimestamp(time_s, ZoneInfo(zone)).replace(tzinfo=UTC)
+    return datetime.fromtimestamp(local.timestamp() + 3600 * shift_hours, UTC)
+
+
+Row = Callable[[datetime, str, str, str, str, int], str]
+
+
+def write(
+    path: Path, bars: BarSeries, row: Row, *, head: str = "", zone: str = "UTC", shift_hours: int = 0
+) -> Path:
+    """Write bars as text on the wall clock of a zone."""
+    lines = [head] if head else []
+    for bar in range(len(bars)):
+        o, h, low, c = (f"{getattr(bars, name)[bar]:.3f}" for name in ("open", "high", "low", "close"))
+        time = wall(int(bars.time_s[bar]), zone, shift_hours)
+        lines.append(row(time, o, h, low, c, int(bars.volume[bar])))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def oanda(time: datetime, o: str, h: str, low: str, c: str, v: int) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%S}.000000000Z,{o},{h},{low},{c},{v}"
+
+
+def naive(time: datetime, o: str, h: str, low: str, c: str, v: int) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S},{o},{h},{low},{c},{v}"
+
+
+def histdata(time: datetime, o: str, h: str, low: str, c: str, v: int) -> str:
+    return f"{time:%Y%m%d %H%M%S};{o};{h};{low};{c};{v}"
+
+
+def metatrader4(time: datetime, o: str, h: str, low: str, c: str, v: int) -> str:
+    return f"{time:%Y.%m.%d},{time:%H:%M},{o},{h},{low},{c},{v}"
+
+
+def metatrader5(time: datetime, o: str, h: str, low: str, c: str, v: int) -> str:
+    return f"{time:%Y.%m.%d}\t{time:%H:%M:%S}\t{o}\t{h}\t{low}\t{c}\t{v}\t0\t37"
+
+
+def dukascopy(time: datetime, o: str, h: str, low: str, c: str, v: int) -> str:
+    return f"{int(time.timestamp())}000,{o},{h},{low},{c},{v}"
+
+
+HEAD = "time,open,high,low,close,volume"
+HEAD_5 = "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>"
+
+
+def same_bars(found: BarSeries, bars: BarSeries) -> None:
+    for name in ("time_s", "open", "high", "low", "close", "volume"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(bars, name), err_msg=name)
+
+
+def test_oanda_csv(tmp_path: Path, bars: BarSeries) -> None:
+    found = read_bars(write(tmp_path / "a.csv", bars, oanda, head=HEAD), GBP_JPY)
+    same_bars(found.bars, bars)
+    assert (found.format, found.timezone, found.num_dropped) == ("OANDA-like CSV", "UTC, as its times say", 0)
+    assert np.isnan(found.bars.spread_pips).all()
+
+
+def test_csv_without_a_zone(tmp_path: Path, bars: BarSeries) -> None:
+    path = write(tmp_path / "a.csv", bars, naive, head=HEAD, zone="America/New_York")
+    found = read_bars(path, GBP_JPY)
+    same_bars(found.bars, bars)
+    assert (
+        found.timezone == "America/New_York, told from its weekends: 1 of 1 weekend gap fits America/New_York"
+    )
+
+
+def test_csv_in_seconds_and_in_another_order(tmp_path: Path, bars: BarSeries) -> None:
+    def shuffled(time: datetime, o: str, h: str, low: str, c: str, v: int) -> str:
+        return f"{c}, {int(time.timestamp())}.000000000, {o}, {h}, x, {low}"
+
+    found = read_bars(
+        write(tmp_path / "a.csv", bars, shuffled, head="Close,Time,Open,High,Note,Low"), GBP_JPY
+    )
+    for name in ("time_s", "open", "high", "low", "close"):
+        np.testing.assert_array_equal(getattr(found.bars, name), getattr(bars, name))
+    assert (found.bars.volume == 0).all()
+
+
+def test_histdata(tmp_path: Path, bars: BarSeries) -> None:
+    found = read_bars(write(tmp_path / "a.csv", bars, histdata, zone="America/New_York"), GBP_JPY)
+    same_bars(found.bars, bars)
+    assert found.format == "HistData ASCII"
+    assert "America/New_York" in found.timezone
+
+
+def test_metatrader_4(tmp_path: Path, bars: BarSeries) -> None:
+    found = read_bars(
+        write(tmp_path / "a.csv", bars, metatrader4, zone="America/New_York", shift_hours=7), GBP_JPY
+    )
+    same_bars(found.bars, bars)
+    assert found.format == "MetaTrader 4"
+    assert found.timezone.startswith("New York + 7 h, told from its weekends")
+
+
+def test_metatrader_5(tmp_path: Path, bars: BarSeries) -> None:
+    path = write(tmp_path / "a.csv", bars, metatrader5, head=HEAD_5, zone="America/New_York", shift_hours=7)
+    found = read_bars(path, GBP_JPY)
+    same_bars(found.bars, bars)
+    assert found.format == "MetaTrader 5"
+    assert (found.bars.spread_pips == 3.7).all()  # 37 points of 0.001 yen, a pip being 0.01
+
+
+def test_metatrader_5_in_utf16(tmp_path: Path, bars: BarSeries) -> None:
+    path = write(tmp_path / "a.csv", bars, metatrader5, head=HEAD_5)
+    path.write_bytes(path.read_text().replace("\n", "\r\n").encode("utf-16"))
+    same_bars(read_bars(path, GBP_JPY).bars, bars)
+
+
+def test_dukascopy(tmp_path: Path, bars: BarSeries) -> None:
+    path = write(tmp_path / "a.csv", bars, dukascopy, head="timestamp,open,high,low,close,volume")
+    found = read_bars(path, GBP_JPY)
+    same_bars(found.bars, bars)
+    assert (found.format, found.timezone) == ("Dukascopy", "UTC, as its times say")
+
+
+def parquet(path: Path, bars: BarSeries, time: Any, **more: Any) -> Path:
+    prices = {name: getattr(bars, name) for name in ("open", "high", "low", "close", "volume")}
+    arrow.parquet.write_table(arrow.table({"time": time, **(prices | more)}), path)
+    return path
+
+
+@pytest.mark.parametrize(("unit", "per_second"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_parquet(tmp_path: Path, bars: BarSeries, unit: str, per_second: int) -> None:
+    aware = arrow.array(bars.time_s * per_second, arrow.timestamp(unit, "UTC"))
+    found = read_bars(
+        parquet(tmp_path / "a.parquet", bars, aware, spread_pips=np.full(len(bars), 1.5)), GBP_JPY
+    )
+    same_bars(found.bars, bars)
+    assert (found.bars.spread_pips == 1.5).all()
+    assert (found.format, found.timezone) == ("Parquet", "UTC, as its times say")
+    whole = parquet(tmp_path / "b.parquet", bars, bars.time_s * per_second)
+    same_bars(read_bars(whole, GBP_JPY).bars, bars)
+    local = arrow.array((bars.time_s - 4 * 3600) * per_second, arrow.timestamp(unit))
+    found = read_bars(parquet(tmp_path / "c.parquet", bars, local), GBP_JPY)
+    same_bars(found.bars, bars)
+    assert "New_York" in found.timezone
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_line_ends_byte_order_mark_blank_lines_and_gzip(
+    tmp_path: Path, bars: BarSeries, line_end: str, mark: bytes
+) -> None:
+    path = write(tmp_path / "a.csv", bars, oanda, head=HEAD)
+    lines = path.read_text().splitlines()
+    lines[10:10] = ["", ""]
+    content = mark + line_end.join([*lines, "", "", ""]).encode()
+    for name, data in {"a.csv": content, "b.csv.gz": gzip.compress(content)}.items():
+        (tmp_path / name).write_bytes(data)
+        found = read_bars(tmp_path / name, GBP_JPY)
+        same_bars(found.bars, bars)
+        assert found.num_dropped == 0
+
+
+def test_timezone_overrides_what_the_file_says(tmp_path: Path, bars: BarSeries) -> None:
+    path = write(tmp_path / "a.csv", bars, naive, head=HEAD, zone="America/New_York")
+    found = read_bars(path, GBP_JPY, timezone="NY+7")
+    assert (found.bars.time_s == bars.time_s - 7 * 3600).all()
+    assert found.timezone == "New York + 7 h, as asked for"
+    found = read_bars(write(tmp_path / "b.csv", bars, oanda, head=HEAD), GBP_JPY, timezone="+03:00")
+    assert (found.bars.time_s == bars.time_s - 3 * 3600).all()
+    with pytest.raises(DataError, match="IANA name"):
+        read_bars(path, GBP_JPY, timezone="Narnia")
+
+
+def test_utc_that_is_a_servers_clock_is_doubted(tmp_path: Path, bars: BarSeries) -> None:
+    path = write(tmp_path / "a.csv", bars, dukascopy, head=HEAD, zone="America/New_York", shift_hours=7)
+    assert "1 weekend gap fits New York + 7 h" in read_bars(path, GBP_JPY).timezone
+
+
+def test_a_year_on_the_brokers_clock(tmp_path: Path) -> None:
+    year = synthesize(Market.OU, 7_200 * 52, seed=1, start_s=seconds("2023-01-01T22:00"))
+    sparse = year[np.random.default_rng(0).random(len(year)) > 0.05]
+    path = tmp_path / "a.parquet"
+    for zone, shift, named in [
+        ("America/New_York", 7, "New York + 7 h"),
+        ("Europe/London", 0, "Europe/London"),
+        ("Etc/GMT+5", 0, "UTC-5"),
+        ("UTC", 0, "UTC"),
+    ]:
+        offsets = [int(wall(time, zone, shift).timestamp()) - time for time in sparse.time_s[::2000].tolist()]
+        known = {
+            int(open_minute(np.array([t]))[0]) // 7_200: o
+            for t, o in zip(sparse.time_s[::2000].tolist(), offsets, strict=True)
+        }
+        weeks = open_minute(sparse.time_s) // 7_200
+        local = sparse.time_s + np.array([known[week] for week in weeks.tolist()])
+        parquet(path, sparse, arrow.array(local, arrow.timestamp("s")))
+        found = read_bars(path, GBP_JPY)
+        assert found.timezone.startswith(f"{named}, told from its weekends")
+        np.testing.assert_array_equal(found.bars.time_s, sparse.time_s)
+
+
+def test_weekends_that_fit_no_zone_are_refused(tmp_path: Path, bars: BarSeries) -> None:
+    late = bars[(bars.time_s < FRIDAY + 1800) & (bars.time_s < FRIDAY + 60 * 20)]
+    monday = synthesize(Market.OU, 60, seed=1, start_s=seconds("2023-04-03T00:00"))
+    columns = [np.concatenate([getattr(late, n), getattr(monday, n)]) for n in
+               ("time_s", "open", "high", "low", "close", "volume", "spread_pips")]  # fmt: skip
+    path = write(tmp_path / "a.csv", BarSeries(GBP_JPY, *columns), naive, head=HEAD)
+    with pytest.raises(
+        FormatError, match=r"a\.csv.*fit none.*Fri 2023-03-31 20:50 to Mon 2023-04-03 00:00.*--timezone"
+    ):
+        read_bars(path, GBP_JPY)
+    assert len(read_bars(path, GBP_JPY, timezone="UTC").bars) == 80
+
+
+def test_no_weekend_to_tell_a_zone_from(tmp_path: Path, bars: BarSeries) -> None:
+    path = write(tmp_path / "a.csv", bars[:30], naive, head=HEAD)
+    with pytest.raises(FormatError, match="no weekend gap to tell it from: say which with --timezone"):
+        read_bars(path, GBP_JPY)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"), [(2, "two-minute"), (5, "five-minute"), (60, "one-hour"), (7, "420-second")]
+)
+def test_other_than_one_minute_bars_are_refused(tmp_path: Path, step: int, name: str) -> None:
+    times = open_minutes(int(open_minute(np.array([FRIDAY]))[0]), 60 * 20)[::step]
+    bars = synthesize(Market.OU, len(times), 1)
+    path = parquet(tmp_path / "a.parquet", bars, arrow.array(times, arrow.timestamp("s", "UTC")))
+    with pytest.raises(FormatError, match=f"{name} bars.*expected one-minute bars"):
+        read_bars(path, GBP_JPY, repair=True)
+
+
+GOOD = ["2023-04-03T00:00:00Z,164.3,164.5,164.2,164.4,10", "2023-04-03T00:01:00Z,164.4,164.6,164.3,164.5,11"]
+AFTER = "2023-04-03T00:03:00Z,164.5,164.7,164.4,164.6,12"
+
+FAULTS = [
+    ("2023-04-03T00:01:00Z,164.4,164.6,164.3,164.5,11", "occurs twice, before in line 3"),
+    ("2023-04-02T23:00:00Z,164.4,164.6,164.3,164.5,11", "earlier than 2023-04-03 00:01 UTC in line 3"),
+    ("2023-04-03T00:02:00Z,164.4,164.3,164.6,164.5,11", "high 164.3 is below low 164.6"),
+    ("2023-04-03T00:02:00Z,164.7,164.6,164.3,164.5,11", "open 164.7 lies outside low 164.3 to high 164.6"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.2,11", "close 164.2 lies outside"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,nan,164.5,11", "low is nan: expected a number"),
+    ("2023-04-03T00:02:00Z,164.4,inf,164.3,164.5,11", "high is inf: expected a number"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,0,164.5,11", "low is 0.0: expected a positive price"),
+    ("2023-04-03T00:02:00Z,-4,164.6,-5,164.5,11", "open is -4.0: expected a positive price"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,,164.5,11", "low is '': expected a number"),
+    ("2023-04-03T00:02:00Z,164.4,high,164.3,164.5,11", "high is 'high': expected a number"),
+    ("2023-04-03T00:02:00Z,164.4,1_65,164.3,164.5,11", "high is '1_65': expected a number"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5,-1", "volume is -1.0: expected 0 or more"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5,1e300", "volume is 1e\\+300"),
+    ("2023-04-03T00:02:30Z,164.4,164.6,164.3,164.5,11", "time 2023-04-03T00:02:30 is no whole minute"),
+    ("2023-02-30T00:02:00Z,164.4,164.6,164.3,164.5,11", "time '2023-02-30T00:02:00Z' cannot be read"),
+    ("2023-04-03T00:02:00,164.4,164.6,164.3,164.5,11", "time '2023-04-03T00:02:00' cannot be read"),
+    ("9999-04-03T00:02:00Z,164.4,164.6,164.3,164.5,11", "years 1970 to 2099"),
+    ("soon,164.4,164.6,164.3,164.5,11", "time 'soon' cannot be read"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5", "5 columns, expected 6"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5,11,12", "7 columns, expected 6"),
+    ("nonsense", "1 column, expected 6"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), FAULTS)
+def test_a_fault_is_refused_with_file_and_line_and_dropped_on_repair(
+    tmp_path: Path, row: str, reason: str
+) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text("\n".join([HEAD, *GOOD, row, AFTER]) + "\n")
+    with pytest.raises(FormatError, match=rf"bad\.csv:4: .*{reason}.*--repair") as caught:
+        read_bars(path, GBP_JPY)
+    assert caught.value.line == 4
+    repaired = read_bars(path, GBP_JPY, repair=True)
+    assert repaired.num_dropped == 1
+    path.write_text("\n".join([HEAD, *GOOD, AFTER]) + "\n")
+    same_bars(repaired.bars, read_bars(path, GBP_JPY).bars)
+
+
+def test_the_first_of_many_faults_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text("\n".join([HEAD, *GOOD, *(row for row, _ in FAULTS[2:]), AFTER]) + "\n")
+    with pytest.raises(FormatError, match=r":4: high 164\.3 is below low"):
+        read_bars(path, GBP_JPY)
+    assert read_bars(path, GBP_JPY, repair=True).num_dropped == len(FAULTS) - 2
+
+
+def test_lines_are_counted_across_blocks_and_skipped_rows(tmp_path: Path) -> None:
+    bars = synthesize(Market.OU, 150_000, seed=1)  # twice the size of a block
+    path = write(tmp_path / "bad.csv", bars, oanda, head=HEAD)
+    lines = path.read_text().splitlines()
+    lines[5] = "short"
+    lines[70_000] = ""
+    lines[80_000] = "1,2"
+    lines[130_000] = lines[130_000].replace("Z,", "Z,-")
+    path.write_text("\n".join(lines))
+    result = read_bars(path, GBP_JPY, repair=True)
+    assert (result.num_dropped, len(result.bars)) == (3, 150_000 - 4)
+    for fixed, line in ((5, 6), (80_000, 80_001), (130_000, 130_001)):
+        with pytest.raises(FormatError) as caught:
+            read_bars(path, GBP_JPY)
+        assert caught.value.line == line
+        lines[fixed] = ""
+        path.write_text("\n".join(lines))
+    assert read_bars(path, GBP_JPY).num_dropped == 0
+
+
+def test_faults_of_parquet_are_named_by_row(tmp_path: Path, bars: BarSeries) -> None:
+    time = arrow.array(bars.time_s, arrow.timestamp("s", "UTC"))
+    high = bars.high.copy()
+    high[41] = np.nan
+    with pytest.raises(FormatError, match=r"a\.parquet: row 42: high is nan"):
+        read_bars(parquet(tmp_path / "a.parquet", bars, time, high=high), GBP_JPY)
+    twice = bars.time_s.copy()
+    twice[8] = twice[7]
+    path = parquet(tmp_path / "a.parquet", bars, arrow.array(twice, arrow.timestamp("s", "UTC")))
+    with pytest.raises(FormatError, match=r"row 9: .*twice, before in row 8"):
+        read_bars(path, GBP_JPY)
+    assert read_bars(path, GBP_JPY, repair=True).num_dropped == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"open": None}, "no column open: it has"),
+        ({"time": None}, "no column time"),
+        ({"TIME": [1]}, "both name the time"),
+        ({"close": ["x"]}, "column 'close' is of type string: expected numbers"),
+        ({"time": ["2023-04-03"]}, "column 'time' is of type string"),
+        ({"time": [None]}, "row 1: no time"),
+    ],
+)
+def test_parquet_of_something_else(tmp_path: Path, columns: dict[str, Any], reason: str) -> None:
+    good: dict[str, Any] = {"time": [1], "open": [1.0], "high": [1.0], "low": [1.0], "close": [1.0]}
+    table = {name: values for name, values in (good | columns).items() if values is not None}
+    if table.get("time") == [None]:
+        table["time"] = arrow.array([None], arrow.timestamp("s"))
+    arrow.parquet.write_table(arrow.table(table), tmp_path / "a.parquet")
+    with pytest.raises(FormatError, match=rf"a\.parquet: .*{reason}"):
+        read_bars(tmp_path / "a.parquet", GBP_JPY)
+
+
+HOSTILE = {
+    "empty": (b"", "the file is empty"),
+    "blank": (b"\n \n\r\n", "the file is empty"),
+    "header only": (HEAD.encode() + b"\n\n", "a header and nothing below"),
+    "empty gzip": (gzip.compress(b""), "the file is empty"),
+    "prose": (b"Dear reader,\nthis is no bar.\n", "unknown format: the line 'Dear reader,'"),
+    "other csv": (b"name,age\nBob,42\n", "unknown format"),
+    "noise": (bytes(range(256)) * 40, "binary data"),
+    "zip": (b"PK\x03\x04" + bytes(200), "binary data"),
+    "one huge line": (b"9" * 5_000_000, "5,000,000 bytes long"),
+    "huge line below": (f"{HEAD}\n{GOOD[0]}\n".encode() + b"1," * 900_000, r"x:3: .*1,800,000 bytes"),
+    "cut gzip": (gzip.compress(HEAD.encode() + b"\n" + GOOD[0].encode() * 99)[:-20], "cut off|damaged"),
+    "damaged gzip": (b"\x1f\x8b\x08\x00" + b"\xff" * 60, "damaged"),
+    "cut parquet": (b"PAR1" + bytes(100), "Parquet data is damaged"),
+    "odd utf-16": (b"\xff\xfe\x00", "UTF-16"),
+    "time in words": (HEAD.encode() + b"\nnoon,1,1,1,1,1\n", "time 'noon' is written in no known way"),
+    "time twice": (b"time,timestamp,open,high,low,close\n1,1,1,1,1,1\n", "names time 2 times"),
+    "no time": (b"when,open,high,low,close\n1,1,1,1,1\n", "no column `time`"),
+    "short rows": (HEAD.encode() + b"\n2023-04-03T00:00:00Z,1\n", "2 columns, expected 6"),
+    "accents": (HEAD.encode() + "\n2023-04-03T00:00:00Z,1,1,1,1,1é\n".encode(), r"x:2: .*binary data"),
+    "nul": (HEAD.encode() + b"\n2023-04-03T00:00:00Z,1,1,1,1,\0\n", "binary data"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("repair", [False, True])
+def test_hostile_files_are_refused(tmp_path: Path, name: str, repair: bool) -> None:
+    content, reason = HOSTILE[name]
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(FormatError, match=reason):
+        read_bars(tmp_path / "x", GBP_JPY, repair=repair)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"nowhere\.csv: cannot be read: No such file"):
+        read_bars(tmp_path / "nowhere.csv", GBP_JPY)
+    with pytest.raises(FormatError, match="cannot be read: Is a directory"):
+        read_bars(tmp_path, GBP_JPY)
+
+
+def test_a_repair_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(f"{HEAD}\n2023-04-03T00:00:00Z,1,1,2,1,1\n")
+    with pytest.raises(FormatError, match="no row is left after the repair"):
+        read_bars(tmp_path / "x", GBP_JPY, repair=True)
+
+
+@given(st.lists(st.integers(0, 12), max_size=12))
+def test_repair_drops_as_few_rows_as_possible(times: list[int]) -> None:
+    keep = rising(np.array(times, dtype=np.int64))
+    kept = [time for time, stays in zip(times, keep.tolist(), strict=True) if stays]
+    assert kept == sorted(set(kept))
+    best = [0] * len(times)
+    for row, time in enumerate(times):  # longest strictly rising subsequence that ends at each row
+        best[row] = 1 + max((best[e] for e in range(row) if times[e] < time), default=0)
+    assert len(kept) == max(best, default=0)
+
+
+def test_a_repeated_block_and_a_stray_future_bar_cost_only_themselves() -> None:
+    times = np.array([1, 2, 3, 4, 3, 4, 5, 900, 6, 7, 7, 8])
+    assert times[rising(times)].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_progress_goes_from_little_to_all(tmp_path: Path, bars: BarSeries) -> None:
+    for path in (
+        write(tmp_path / "a.csv", bars, oanda, head=HEAD),
+        parquet(tmp_path / "a.parquet", bars, bars.time_s),
+    ):
+        told: list[tuple[int, int]] = []
+        read_bars(path, GBP_JPY, progress=lambda done, total, told=told: told.append((done, total)))  # type: ignore[misc]
+        assert told == sorted(told)
+        assert told[-1][0] == told[-1][1]
+
+
+@pytest.fixture(scope="module")
+def exported(real_data: Path) -> ImportResult:
+    return read_bars(real_data / "GBPJPY_M1_202304030000_202305151555.mt5.csv.gz", GBP_JPY)
+
+
+def test_real_metatrader_5_export_holds_the_real_parquets_bars(
+    real_data: Path, exported: ImportResult
+) -> None:
+    original = read_bars(real_data / "GBPJPY_M1_20230402_20230515__gemforex.parquet", GBP_JPY)
+    assert (exported.format, original.format) == ("MetaTrader 5", "Parquet")
+    assert (
+        exported.timezone == "New York + 7 h, told from its weekends: 6 of 6 weekend gaps fit New York + 7 h"
+    )
+    assert original.timezone == "UTC, as its times say"
+    assert len(exported.bars) == 44_048
+    same_bars(exported.bars, original.bars)
+    assert exported.bars.spread_pips[:3].tolist() == [20.0, 18.5, 13.1]
+    assert original.bars.range_pips.mean() == pytest.approx(3.31, abs=0.005)
+
+
+def test_real_bars_in_every_text_format(tmp_path: Path, exported: ImportResult) -> None:
+    week = exported.bars[5_000:13_000]
+    for row, head, zone, shift in [
+        (naive, HEAD, "Europe/London", 0),
+        (histdata, "", "America/New_York", 0),
+        (metatrader4, "", "America/New_York", 7),
+        (dukascopy, HEAD, "UTC", 0),
+        (oanda, HEAD, "UTC", 0),
+    ]:
+        path = write(tmp_path / "a.csv", week, row, head=head, zone=zone, shift_hours=shift)
+        same_bars(read_bars(path, GBP_JPY).bars, week)
+
+
+def test_real_five_minute_bars_are_refused(real_data: Path) -> None:
+    with pytest.raises(FormatError, match="five-minute bars"):
+        read_bars(real_data / "GBPJPY_M5_20220801_20230421__gemforex.parquet", GBP_JPY)
+
+
+def test_real_euro_bars_whose_weekends_are_no_broker_s(real_data: Path, tmp_path: Path) -> None:
+    path = real_data / "EURUSD_M1_20170102_20190910__binarycom.parquet"
+    found = read_bars(path, EUR_USD)
+    assert len(found.bars) == 978_427
+    assert found.timezone == "UTC, as its times say"
+    assert found.bars.range_pips.mean() < 5
+    table = arrow.parquet.read_table(path)
+    local = table["time"].cast(arrow.timestamp("us"))
+    arrow.parquet.write_table(table.set_column(0, "time", local), tmp_path / "naive.parquet")
+    with pytest.raises(FormatError, match=r"140 weekend gaps fit none.*--timezone"):
+        read_bars(tmp_path / "naive.parquet", EUR_USD)
+    assert (read_bars(tmp_path / "naive.parquet", EUR_USD, "UTC").bars.time_s == found.bars.time_s).all()
