@@ -120,6 +120,25 @@ class Bus:
 
         return (await self._retried(f"append to {stream.key}", add)).decode()
 
+    async def append_all(self, stream: Stream[M], messages: Sequence[tuple[M, bytes]]) -> int:
+        """Append several messages with their arrays in one exchange, waiting as `append` does.
+
+        When a reply is lost all of them are sent again.
+
+        Returns:
+            Number of entries in the stream then.
+        """
+        entries = [encode(message, arrays) for message, arrays in messages]
+
+        async def add() -> int:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for fields in entries:
+                    pipe.xadd(stream.key, cast("Any", fields), **_trim(stream))
+                pipe.xlen(stream.key)
+                return int((await pipe.execute())[-1])
+
+        return await self._retried(f"append to {stream.key}", add)
+
     async def announce(self, stream: Stream[M], message: M, *, name: str = "latest") -> None:
         """Append a message and keep it under `<key>:<name>` too, both or neither.
 

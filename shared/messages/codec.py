@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import NUM_ACTIONS
-from shared.environment.environment import Trade
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.environment.position import NUM_STATIC
+from shared.environment.trade import Trade
 from shared.errors import MessageError, ShapeError
 from shared.messages.schemas import ArrayField, Message, TradeRecord, TrajectoryFinished
 from shared.messages.streams import Stream

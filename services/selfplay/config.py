@@ -1,0 +1,31 @@
+"""What a self-play worker may be told."""
+
+import math
+from dataclasses import dataclass
+
+from shared.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class SelfPlayConfig:
+    """Lanes, exploration and pacing of one worker (SPEC section 9)."""
+
+    lanes: int = 16  # sessions in lockstep; all of a batch finish together
+    high_water: int = 64  # trajectories waiting in the stream at which the worker pauses
+    unsent_batches: int = 2  # finished batches held while Redis is away; then the worker pauses
+    temperature_start: float = 1.0  # puct
+    temperature_end: float = 0.5  # puct, from `temperature_episodes` on
+    temperature_episodes: int = 20_000
+    epsilon: float = 0.2  # puct, share of decisions that are any legal action
+
+    def __post_init__(self) -> None:
+        """Check every number's range."""
+        for count in ("lanes", "high_water", "unsent_batches", "temperature_episodes"):
+            if getattr(self, count) < 1:
+                raise SettingsError(f"selfplay.{count} is {getattr(self, count)}, expected 1 or more")
+        for name in ("temperature_start", "temperature_end"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise SettingsError(f"selfplay.{name} is {value}, expected 0 or more")
+        if not 0.0 <= self.epsilon <= 1.0:
+            raise SettingsError(f"selfplay.epsilon is {self.epsilon}, expected 0 to 1")

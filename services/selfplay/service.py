@@ -1,0 +1,179 @@
+"""Plays with the newest version and sends what it played.
+
+Three tasks: one hears of versions, one plays (in a thread, so that heartbeats and signals are not
+kept waiting), one sends. A version is changed between batches only. While Redis is away playing goes
+on until the queue of finished batches is full; nothing finished is ever dropped.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import structlog
+from prometheus_client import Counter, Gauge
+
+from services.selfplay.pacing import Backlog
+from services.selfplay.settings import SelfPlaySettings
+from services.selfplay.spool import Spool
+from services.selfplay.worker import SelfPlayWorker
+from shared.adapters.agents import load_agent
+from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.dataset import read_dataset
+from shared.agent.agent import Agent
+from shared.agent.rollout import MarketView
+from shared.agent.trajectory import Trajectory
+from shared.environment.environment import Prices
+from shared.errors import CheckpointError, MuZeroError
+from shared.market.session import Split
+from shared.messages.codec import encode_trajectory
+from shared.messages.schemas import CheckpointPublished
+from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
+from shared.runtime.lifecycle import Lifecycle
+
+log = structlog.get_logger()
+
+#: How often a worker that waits for the trainer looks whether it may go on.
+BACKLOG_SECONDS = 0.5
+
+#: A stopping worker goes on sending for so long; what is left then waits on disk for the next start.
+LAST_WORD_SECONDS = 3.0
+
+EPISODES = Counter("mm_selfplay_episodes", "Sessions played to their end")
+STEPS = Counter("mm_selfplay_steps", "Decisions made")
+VERSION = Gauge("mm_selfplay_version", "Checkpoint version that plays")
+WAITING = Gauge("mm_selfplay_waiting", "1 while the worker waits for the trainer to catch up")
+
+
+class SelfPlayService:
+    """One worker and its three tasks."""
+
+    def __init__(self, settings: SelfPlaySettings, lifecycle: Lifecycle) -> None:
+        self._settings, self._lifecycle = settings, lifecycle
+        self._bus = lifecycle.bus
+        self._store = CheckpointStore(settings.checkpoint_root)
+        self._spool = Spool(settings.home / "unsent")
+        self._announced: CheckpointPublished | None = None
+        self._heard = asyncio.Event()
+        self._backlog = Backlog(settings.selfplay.high_water)
+        self._finished: asyncio.Queue[Sequence[Trajectory] | None] = asyncio.Queue(
+            settings.selfplay.unsent_batches
+        )
+        self._episodes = 0
+
+    async def run(self) -> None:
+        """Play until asked to stop, then send what is finished."""
+        worker = await asyncio.to_thread(self._open)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_versions())
+                tasks.create_task(self._send())
+                tasks.create_task(self._play(worker))
+        except* MuZeroError as failures:
+            raise failures.exceptions[0] from failures
+
+    def _open(self) -> SelfPlayWorker:
+        settings = self._settings
+        dataset = read_dataset(settings.dataset)
+        return SelfPlayWorker(
+            self._lifecycle.instance,
+            MarketView(dataset.features, Prices.of(dataset.bars), dataset.outcomes, dataset.fingerprint),
+            dataset.sessions.every(Split.TRAIN),
+            settings.selfplay,
+            settings.environment,
+            settings.search,
+            np.random.default_rng(),
+        )
+
+    async def _follow_versions(self) -> None:
+        """Remember the newest announcement."""
+        after = await self._lifecycle.until_stopping(self._bus.last_id(CHECKPOINTS))
+        newest = await self._lifecycle.until_stopping(self._bus.newest(CHECKPOINTS))
+        if after is None:
+            return
+        messages = self._bus.follow(CHECKPOINTS, after)
+        while not self._lifecycle.stopping.is_set():
+            if newest is not None:
+                self._announced = newest
+                self._heard.set()
+            entries = await self._lifecycle.until_stopping(anext(messages))
+            newest = entries[-1].message if entries else None
+
+    async def _play(self, worker: SelfPlayWorker) -> None:
+        """Batch after batch, each with the version that is newest when it begins."""
+        agent: Agent | None = None
+        refused: int | None = None
+        await self._lifecycle.until_stopping(self._heard.wait())
+        while not self._lifecycle.stopping.is_set() and self._announced is not None:
+            version = self._announced.version
+            if version != refused and (agent is None or agent.version != version):
+                try:
+                    agent = await asyncio.to_thread(load_agent, self._store, version)
+                    VERSION.set(version)
+                except CheckpointError as damaged:  # the version before it plays on
+                    log.error("version_refused", version=version, error=str(damaged))  # noqa: TRY400
+                    refused = version
+            await self._wait_for_trainer()
+            if agent is None:
+                await self._lifecycle.sleep(BACKLOG_SECONDS)
+                continue
+            begin = time.monotonic()
+            finished = await asyncio.to_thread(
+                worker.play, agent, self._announced.episode, self._lifecycle.stopping.is_set
+            )
+            if finished:
+                self._count(finished, agent.version, time.monotonic() - begin)
+                await self._finished.put(finished)
+        await self._finished.put(None)
+
+    async def _wait_for_trainer(self) -> None:
+        """Wait while too many trajectories lie in the stream."""
+        while self._backlog.waiting and not self._lifecycle.stopping.is_set():
+            WAITING.set(1)
+            self._lifecycle.report(waiting=True)
+            await self._lifecycle.sleep(BACKLOG_SECONDS)
+            length = await self._lifecycle.until_stopping(self._bus.length(TRAJECTORIES))
+            if length is not None:
+                self._backlog = self._backlog.seen(length)
+        WAITING.set(0)
+        self._lifecycle.report(waiting=False)
+
+    def _count(self, finished: Sequence[Trajectory], version: int, seconds: float) -> None:
+        steps = sum(len(trajectory) for trajectory in finished)
+        self._episodes += len(finished)
+        EPISODES.inc(len(finished))
+        STEPS.inc(steps)
+        self._lifecycle.report(
+            version=version, episodes=self._episodes, steps_per_second=round(steps / max(seconds, 1e-9), 1)
+        )
+
+    async def _send(self) -> None:
+        """First what an earlier worker could not send, then batches as they are finished."""
+        for path in await asyncio.to_thread(self._spool.files):
+            trajectory = await asyncio.to_thread(self._spool.read, path)
+            if trajectory and await self._sent([trajectory]):
+                log.info("unsent_trajectory_sent", trajectory_id=str(trajectory.trajectory_id))
+                self._spool.remove(path)
+        while (finished := await self._finished.get()) is not None:
+            if not await self._sent(finished) and not await self._sent_at_last(finished):
+                await asyncio.to_thread(self._spool.write, finished)
+                log.warning("trajectories_kept_on_disk", count=len(finished), folder=str(self._spool.folder))
+
+    async def _sent(self, finished: Sequence[Trajectory]) -> bool:
+        """Send a batch however long it takes; False when asked to stop first."""
+        messages = [encode_trajectory(trajectory) for trajectory in finished]
+        length = await self._lifecycle.until_stopping(self._bus.append_all(TRAJECTORIES, messages))
+        if length is None:
+            return False
+        self._backlog = self._backlog.seen(length)
+        return True
+
+    async def _sent_at_last(self, finished: Sequence[Trajectory]) -> bool:
+        """Send a batch while stopping; False when Redis does not take it in time."""
+        messages = [encode_trajectory(trajectory) for trajectory in finished]
+        try:
+            async with asyncio.timeout(LAST_WORD_SECONDS / self._settings.selfplay.unsent_batches):
+                await self._bus.append_all(TRAJECTORIES, messages)
+        except TimeoutError:
+            return False
+        return True

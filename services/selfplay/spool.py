@@ -1,0 +1,69 @@
+"""Finished trajectories that could not be sent before the worker had to stop, one file each.
+
+Any worker that starts with the same home sends them; two that do so at once do no harm, since a
+trajectory is counted once by its id.
+"""
+
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from shared.agent.trajectory import Trajectory
+from shared.errors import MessageError
+from shared.messages.codec import decode_trajectory, encode_trajectory
+from shared.messages.schemas import TrajectoryFinished
+
+log = structlog.get_logger()
+
+_SUFFIX = ".trajectory"
+_HEADER_SIZE = struct.Struct("<I")
+
+
+class Spool:
+    """A folder of trajectories."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, trajectories: Iterable[Trajectory]) -> None:
+        """Keep trajectories; each file appears whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for trajectory in trajectories:
+            message, arrays = encode_trajectory(trajectory)
+            header = message.model_dump_json().encode()
+            path = self.folder / f"{trajectory.trajectory_id}{_SUFFIX}"
+            aside = path.with_suffix(f".{os.getpid()}.partial")
+            with aside.open("wb") as file:
+                file.write(_HEADER_SIZE.pack(len(header)) + header + arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+
+    def files(self) -> list[Path]:
+        """What is kept."""
+        return sorted(self.folder.glob(f"*{_SUFFIX}"))
+
+    def read(self, path: Path) -> Trajectory | None:
+        """The trajectory of a file; None when another worker sent it meanwhile, or it cannot be read.
+
+        A file that cannot be read stays, and the log says why.
+        """
+        try:
+            data = path.read_bytes()
+            (size,) = _HEADER_SIZE.unpack_from(data)
+            begin = _HEADER_SIZE.size
+            header = TrajectoryFinished.model_validate_json(data[begin : begin + size])
+            return decode_trajectory(header, data[begin + size :])
+        except FileNotFoundError:
+            return None
+        except (MessageError, ValidationError, struct.error) as damaged:
+            log.error("unsent_trajectory_unreadable", path=str(path), error=str(damaged))  # noqa: TRY400
+            return None
+
+    def remove(self, path: Path) -> None:
+        """It was sent."""
+        path.unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+"""Plays batches of sessions with one version each: what a worker is, without queues and signals."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from services.selfplay.config import SelfPlayConfig
+from services.selfplay.exploration import exploration_at
+from shared.agent.agent import Agent
+from shared.agent.rollout import MarketView, play
+from shared.agent.trajectory import Trajectory
+from shared.environment.environment import EnvironmentConfig
+from shared.errors import DataError
+from shared.numeric import Int64
+from shared.search.config import SearchConfig
+
+#: Seeds of lanes are drawn from 0 to this.
+MAX_SEED = 2**53
+
+
+class SelfPlayWorker:
+    """Draws sessions of the train split and plays them in lockstep."""
+
+    def __init__(
+        self,
+        name: str,
+        market: MarketView,
+        starts: Int64,
+        config: SelfPlayConfig,
+        environment: EnvironmentConfig,
+        search: SearchConfig,
+        generator: np.random.Generator,
+    ) -> None:
+        """Ready to play.
+
+        Args:
+            name: of the worker, for the trajectories.
+            market: the data set.
+            starts: `[M]` bars at which a session may start.
+            config: lanes and exploration.
+            environment: costs, rewards, length of a session.
+            search: of every decision.
+            generator: draws sessions and seeds; another one for every worker and every start of it.
+        Raises:
+            DataError: there is no session to play.
+        """
+        if len(starts) == 0:
+            raise DataError("the data set has no session in its train split: give it more bars")
+        self._name, self._market, self._starts = name, market, starts
+        self._config, self._environment, self._search = config, environment, search
+        self._generator = generator
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Decisions in one batch."""
+        return self._config.lanes * self._environment.session_bars
+
+    def play(self, agent: Agent, episode: int, stop: Callable[[], bool]) -> Sequence[Trajectory]:
+        """Play one batch to its end; nothing when asked to stop first.
+
+        Args:
+            agent: the version that plays all of it.
+            episode: how many episodes the version learned from; sets the exploration.
+            stop: asked after every step.
+        """
+        lanes = self._config.lanes
+        batch = play(
+            agent,
+            self._market,
+            self._generator.choice(self._starts, lanes),
+            self._environment,
+            self._search,
+            seeds=self._generator.integers(MAX_SEED, size=lanes),
+            exploration=exploration_at(episode, self._config),
+            worker=self._name,
+        )
+        finished: Sequence[Trajectory] = ()
+        for finished in batch:
+            if not finished and stop():
+                break
+        return finished

@@ -1,0 +1,102 @@
+"""What the trainer may be told: how much it keeps, how it learns, when it publishes."""
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+from shared.errors import SettingsError
+
+_N = TypeVar("_N", int, float)
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What the replay keeps and how it is drawn from (SPEC section 11)."""
+
+    capacity_steps: int = 10_000
+    trade_quota: float = 0.30  # share of the stored steps that trade steps may hold against newer ones
+    success_capacity: int = 1_000
+    success_reward_pips: float = 5.0  # a step paid more than this is remembered as a success
+    success_share: float = 0.10  # part of a batch that is drawn from the success memory
+
+    def __post_init__(self) -> None:
+        """Check every number's range."""
+        _require("replay.capacity_steps", self.capacity_steps, least=1)
+        _require("replay.trade_quota", self.trade_quota, least=0.0, most=1.0)
+        _require("replay.success_capacity", self.success_capacity, least=1)
+        _require("replay.success_reward_pips", self.success_reward_pips)
+        _require("replay.success_share", self.success_share, least=0.0, most=1.0)
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How the networks are trained (SPEC section 11, MUZERO.md section 3)."""
+
+    batch_size: int = 64
+    unroll_steps: int = 5  # K
+    n_step: int = 10  # bars until a value target bootstraps
+    learning_rate: float = 0.002
+    weight_decay: float = 1e-5
+    max_gradient_norm: float = 1.0
+    policy_weight: float = 1.0
+    value_weight: float = 0.25  # of states and of afterstates
+    reward_weight: float = 1.0
+    outcome_weight: float = 1.0
+    max_skipped_in_a_row: int = 10  # updates without a finite gradient before rolling back
+
+    def __post_init__(self) -> None:
+        """Check every number's range."""
+        for count in ("batch_size", "unroll_steps", "n_step", "max_skipped_in_a_row"):
+            _require(f"learner.{count}", getattr(self, count), least=1)
+        for positive in ("learning_rate", "max_gradient_norm"):
+            _require(f"learner.{positive}", getattr(self, positive), above=0.0)
+        for name in ("weight_decay", "policy_weight", "value_weight", "reward_weight", "outcome_weight"):
+            _require(f"learner.{name}", getattr(self, name), least=0.0)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """When the trainer learns and publishes, and what it keeps on disk."""
+
+    seed: int = 0  # of version 0's weights, of sampling and of dropout
+    samples_per_insert: float = 1.0  # times that a step is drawn, for each step that came in
+    min_replay_steps: int = 1_000  # nothing is learned from fewer
+    max_ahead_episodes: int = 32  # journalled and not learned from yet; beyond it the stream is left alone
+    publish_every_episodes: int = 50
+    keep_checkpoints: int = 5
+    segment_megabytes: int = 64
+    threads: int = 1  # of the networks' arithmetic; the same bits on every run need 1
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every number's range."""
+        _require("trainer.seed", self.seed, least=0)
+        _require("trainer.samples_per_insert", self.samples_per_insert, above=0.0)
+        for count in (
+            "min_replay_steps",
+            "max_ahead_episodes",
+            "publish_every_episodes",
+            "keep_checkpoints",
+            "segment_megabytes",
+            "threads",
+        ):
+            _require(f"trainer.{count}", getattr(self, count), least=1)
+
+
+def _require(
+    name: str,
+    value: _N,
+    *,
+    least: _N | None = None,
+    above: _N | None = None,
+    most: _N | None = None,
+) -> None:
+    """Refuse a number outside its range, or one that is not finite."""
+    if not math.isfinite(value):
+        raise SettingsError(f"{name} is {value}, expected a finite number")
+    if least is not None and value < least:
+        raise SettingsError(f"{name} is {value}, expected {least} or more")
+    if above is not None and value <= above:
+        raise SettingsError(f"{name} is {value}, expected more than {above}")
+    if most is not None and value > most:
+        raise SettingsError(f"{name} is {value}, expected {most} or less")

@@ -1,0 +1,194 @@
+"""One update: draw, unroll, compare, step. Weights, optimizer and counters in; the same, and statistics, out.
+
+Randomness is counted, not kept: dropout in attempt n is seeded by the run's seed and n alone. So the
+state of a learner is its weights, its optimizer's moments and its counters, and learning that goes on
+from a saved state gives the same bits as learning that never stopped.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from services.trainer.config import LearnerConfig
+from services.trainer.losses import Batch, Losses, Predictions, losses, unroll
+from services.trainer.steps import Steps
+from shared.errors import CheckpointError
+from shared.model.network import Network
+from shared.numeric import Float32
+
+#: What the random numbers of an attempt are for.
+_DRAWING, _DROPOUT = range(2)
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class UpdateStatistics:
+    """What one attempt at an update saw; losses before their weights."""
+
+    skipped: bool  # loss or gradient was not finite, so nothing changed
+    loss: float
+    policy_loss: float
+    value_loss: float
+    afterstate_value_loss: float
+    reward_loss: float
+    outcome_loss: float
+    gradient_norm: float
+    value_error_pips: float  # mean distance of predicted value and return, at the drawn steps
+    reward_error_pips: float
+    policy_entropy: float  # nats, of the predicted policy at the drawn steps
+
+
+@dataclass
+class LearnerCounters:
+    """How often what happened."""
+
+    attempts: int = 0  # updates tried; numbers the random draws
+    updates: int = 0  # updates done
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class Learner:
+    """The network in training and its optimizer."""
+
+    def __init__(
+        self, network: Network, config: LearnerConfig, seed: int, device: torch.device | None = None
+    ) -> None:
+        self.device = device or torch.device("cpu")
+        self.network = network.to(self.device).train()
+        self.config, self.seed = config, seed
+        self.counters = LearnerCounters()
+        self._optimizer = self._new_optimizer()
+
+    @property
+    def diverged(self) -> bool:
+        """True when so many updates in a row were not finite that the weights must be given up."""
+        return self.counters.skipped_in_a_row >= self.config.max_skipped_in_a_row
+
+    def generator(self) -> np.random.Generator:
+        """Random numbers of the next attempt, for drawing its batch."""
+        return np.random.default_rng((self.seed, self.counters.attempts, _DRAWING))
+
+    def update(self, steps: Steps, windows: Float32) -> UpdateStatistics:
+        """Make one update, or skip it when its loss or gradient is not finite.
+
+        Args:
+            steps: B steps.
+            windows: `[B, 32, 9]`, the temporal window of each.
+        """
+        batch = Batch.of(steps, windows, self.device)
+        running = [buffer.clone() for buffer in self.network.buffers()]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._dropout_seed())
+            self.counters.attempts += 1
+            predictions = unroll(self.network, batch)
+        terms = losses(predictions, batch, self.network.support)
+        total = terms.total(self.config)
+        self._optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.network.parameters(), self.config.max_gradient_norm, foreach=True
+        )
+        finite = math.isfinite(total.item()) and math.isfinite(norm.item())
+        if finite:
+            self._optimizer.step()
+            self.counters.updates += 1
+            self.counters.skipped_in_a_row = 0
+        else:
+            for buffer, before in zip(self.network.buffers(), running, strict=True):
+                buffer.copy_(before)  # batch norm's running statistics saw the batch already
+            self.counters.skipped += 1
+            self.counters.skipped_in_a_row += 1
+        return self._statistics(not finite, total, terms, norm, predictions, batch)
+
+    def weights(self) -> Arrays:
+        """Every weight and running statistic of the network, copied."""
+        return {name: _array(tensor) for name, tensor in self.network.state_dict().items()}
+
+    def moments(self) -> Arrays:
+        """The optimizer's state, by parameter, copied."""
+        names = [name for name, _ in self.network.named_parameters()]
+        state: Mapping[int, Mapping[str, Tensor]] = self._optimizer.state_dict()["state"]
+        return {
+            f"{names[index]}/{key}": _array(tensor)
+            for index, entries in state.items()
+            for key, tensor in entries.items()
+        }
+
+    def restore(self, weights: Mapping[str, npt.NDArray[np.generic]], moments: Arrays) -> None:
+        """Take over weights and the optimizer's state; the counters stay as they are.
+
+        Raises:
+            CheckpointError: names or shapes are another network's.
+        """
+        try:
+            self.network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+        except RuntimeError as other:
+            raise CheckpointError(
+                f"weights do not fit the network: {str(other).splitlines()[-1].strip()}"
+            ) from other
+        self._optimizer = self._new_optimizer()
+        indices = {name: index for index, (name, _) in enumerate(self.network.named_parameters())}
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, array in moments.items():
+            parameter, _, key = name.rpartition("/")
+            if parameter not in indices:
+                raise CheckpointError(f"optimizer state of {parameter!r}, which the network does not have")
+            state.setdefault(indices[parameter], {})[key] = torch.from_numpy(array.copy())
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+    def _dropout_seed(self) -> int:
+        sequence = np.random.SeedSequence((self.seed, self.counters.attempts, _DROPOUT))
+        return int(sequence.generate_state(1, np.uint64)[0])
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(
+            self.network.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=True,
+        )
+
+    @torch.no_grad()
+    def _statistics(
+        self,
+        skipped: bool,
+        total: Tensor,
+        terms: Losses,
+        norm: Tensor,
+        predictions: Predictions,
+        batch: Batch,
+    ) -> UpdateStatistics:
+        support = self.network.support
+        log_policy = torch.log_softmax(predictions.policy_logits[:, 0].detach(), dim=-1)
+        values = support.decode(predictions.value_logits[:, 0])
+        rewards = support.decode(predictions.reward_logits[:, 0])
+        return UpdateStatistics(
+            skipped=skipped,
+            loss=total.item(),
+            **{f"{name}_loss": term.item() for name, term in vars(terms).items()},
+            gradient_norm=norm.item(),
+            value_error_pips=(values - batch.returns[:, 0]).abs().mean().item(),
+            reward_error_pips=(rewards - batch.rewards[:, 0]).abs().mean().item(),
+            policy_entropy=-(log_policy.exp() * log_policy).sum(dim=-1).mean().item(),
+        )
+
+
+def as_metrics(statistics: UpdateStatistics) -> dict[str, float]:
+    """The statistics by name, for a manifest; what is not finite is left out."""
+    return {
+        name: float(value)
+        for name, value in asdict(statistics).items()
+        if name != "skipped" and math.isfinite(value)
+    }
+
+
+def _array(tensor: Tensor) -> npt.NDArray[np.generic]:
+    copy: npt.NDArray[np.generic] = tensor.detach().cpu().clone().contiguous().numpy()
+    return copy

@@ -1,0 +1,238 @@
+"""Learns from finished trajectories and publishes checkpoint versions.
+
+Two loops meet at the journal. One takes trajectories from the stream, appends them and acknowledges
+them; the other reads the journal, learns, and publishes. Either may be ahead; neither waits for the
+other but at the journal's end and at the number of trajectories that it may be ahead.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from services.trainer.ingest import accepted
+from services.trainer.journal import Journal
+from services.trainer.metrics import (
+    DISK_FAILURES,
+    DUPLICATES,
+    REFUSED,
+    ROLL_BACKS,
+    TensorBoard,
+    TrainerMetrics,
+)
+from services.trainer.publishing import Publisher
+from services.trainer.settings import TrainerSettings
+from services.trainer.training import Training, TrainingConfig
+from shared.adapters.bus import Batch
+from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.dataset import Dataset, read_dataset
+from shared.agent.trajectory import Trajectory
+from shared.errors import MessageError, MuZeroError
+from shared.messages.schemas import AlertRaised, ControlIssued, TrajectoryFinished
+from shared.messages.streams import ALERTS, CONTROL, TRAINER_GROUP, TRAJECTORIES
+from shared.runtime.lifecycle import Lifecycle
+
+log = structlog.get_logger()
+
+#: One name for the one trainer: after a restart it finds what was delivered to it before.
+CONSUMER = "trainer"
+
+#: Longest stretch of updates between two looks at whether to stop or pause.
+STRETCH_SECONDS = 0.25
+
+#: The disk refused a write: how long until the next try.
+DISK_RETRY_SECONDS = 5.0
+
+#: Stopping waits no longer than this for Redis to hear of the last version; the next start tells it.
+LAST_WORD_SECONDS = 2.0
+
+#: Control messages for this target are the trainer's.
+CONTROL_TARGET = "training"
+
+
+class TrainerService:
+    """The trainer's two loops, and the one that hears of pauses."""
+
+    def __init__(self, settings: TrainerSettings, lifecycle: Lifecycle) -> None:
+        self._settings, self._lifecycle = settings, lifecycle
+        self._bus = lifecycle.bus
+        self._changed = asyncio.Event()
+        self._paused = False
+        self._updates_per_second = 0.0
+
+    async def run(self) -> None:
+        """Open what is on disk, go on from there, and learn until asked to stop."""
+        await asyncio.to_thread(self._open)
+        await self._publisher.announce_newest()
+        self._report()
+        try:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(self._ingest())
+                loops.create_task(self._follow_control())
+                loops.create_task(self._learn())
+        except* MuZeroError as failures:
+            raise failures.exceptions[0] from failures
+        await self._publisher.publish_if_changed(patience_seconds=LAST_WORD_SECONDS)
+        self._metrics.close()
+        self._journal.close()
+
+    def _open(self) -> None:
+        """Data set, journal and newest valid version; version 0 when there is none."""
+        settings = self._settings
+        self._dataset: Dataset = read_dataset(settings.dataset)
+        self._journal = Journal(settings.journal_root, segment_bytes=settings.trainer.segment_megabytes << 20)
+        if self._journal.bytes_cut:
+            log.warning("journal_tail_cut", bytes=self._journal.bytes_cut, position=self._journal.position)
+        config = TrainingConfig(
+            settings.model, settings.replay, settings.learner, settings.trainer, settings.search.discount
+        )
+        self._training = Training(config, self._dataset.features, self._dataset.fingerprint)
+        self._metrics = TrainerMetrics(
+            TensorBoard(settings.tensorboard_root) if settings.trainer.tensorboard else None
+        )
+        self._publisher = Publisher(
+            CheckpointStore(settings.checkpoint_root), self._journal, self._training, self._bus, self._metrics
+        )
+        self._publisher.resume()
+        log.info(
+            "training_opened",
+            version=self._publisher.version,
+            episode=self._training.position,
+            update=self._training.learner.counters.updates,
+            journal=self._journal.position,
+            replay_steps=len(self._training.replay),
+        )
+
+    async def _ingest(self) -> None:
+        """Trajectories from the stream into the journal; acknowledged only when synced there."""
+        batches = self._bus.consume(TRAJECTORIES, TRAINER_GROUP, CONSUMER)
+        while not self._lifecycle.stopping.is_set():
+            batch = await self._lifecycle.until_stopping(anext(batches))
+            if batch is None or not batch.entries:
+                continue
+            trajectories = await self._accepted(batch)
+            if not await self._append(trajectories):
+                return
+            await self._lifecycle.until_stopping(batch.ack())
+            self._changed.set()
+            await self._wait_while(self._is_far_ahead)
+
+    async def _accepted(self, batch: Batch[TrajectoryFinished]) -> list[Trajectory]:
+        """The batch's trajectories that can be learned from; the others go to the dead letters."""
+        trajectories = []
+        for entry in batch.entries:
+            try:
+                trajectories.append(accepted(entry, self._dataset))
+            except MessageError as refused:
+                REFUSED.inc()
+                await self._lifecycle.until_stopping(
+                    self._bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, str(refused))
+                )
+        return trajectories
+
+    async def _append(self, trajectories: Sequence[Trajectory]) -> bool:
+        """Append to the journal, trying again while the disk refuses; False when asked to stop first."""
+        while True:
+            try:
+                new = await asyncio.to_thread(self._journal.append, trajectories)
+            except OSError as refused:
+                DISK_FAILURES.labels("journal").inc()
+                log.error("journal_write_failed", error=str(refused), retry_seconds=DISK_RETRY_SECONDS)  # noqa: TRY400
+                await self._lifecycle.sleep(DISK_RETRY_SECONDS)
+                if self._lifecycle.stopping.is_set():
+                    return False
+            else:
+                DUPLICATES.inc(len(trajectories) - len(new))
+                return True
+
+    def _is_far_ahead(self) -> bool:
+        ahead = self._journal.position - self._training.position
+        return ahead >= self._settings.trainer.max_ahead_episodes
+
+    async def _learn(self) -> None:
+        """Updates while they are owed, else the journal's next trajectory; a version when it is time."""
+        training = self._training
+        while not self._lifecycle.stopping.is_set():
+            if self._paused:
+                await self._wait_while(lambda: self._paused)
+            elif training.learner.diverged:
+                await self._roll_back()
+            elif training.may_update:
+                await asyncio.to_thread(self._update)
+            elif self._publisher.is_due:
+                await self._publisher.publish()
+            elif self._journal.position > training.position:
+                await asyncio.to_thread(self._take_next)
+                self._changed.set()
+            else:
+                await self._wait_while(lambda: self._journal.position <= training.position)
+            self._report()
+
+    def _update(self) -> None:
+        """Make updates for a short stretch of time."""
+        training = self._training
+        begin, before = time.monotonic(), training.learner.counters.updates
+        while training.may_update and not training.learner.diverged:
+            self._metrics.updated(training, training.update())
+            if time.monotonic() - begin > STRETCH_SECONDS or self._lifecycle.stopping.is_set():
+                break
+        made = training.learner.counters.updates - before
+        self._updates_per_second = made / max(time.monotonic() - begin, 1e-9)
+
+    def _take_next(self) -> None:
+        self._training.insert(self._journal.read(self._training.position))
+
+    async def _roll_back(self) -> None:
+        version = await asyncio.to_thread(self._publisher.roll_back)
+        ROLL_BACKS.inc()
+        skipped = self._settings.learner.max_skipped_in_a_row
+        detail = f"{skipped} updates in a row were not finite; weights are those of version {version} again"
+        log.error("training_rolled_back", version=version, skipped_in_a_row=skipped)
+        alert = AlertRaised(source="trainer", name="training_rolled_back", detail=detail)
+        await self._lifecycle.until_stopping(self._bus.append(ALERTS, alert))
+
+    async def _follow_control(self) -> None:
+        """Pause and resume; what was asked for last holds, across restarts too."""
+        after = await self._lifecycle.until_stopping(self._bus.last_id(CONTROL))
+        latest = await self._lifecycle.until_stopping(self._bus.newest(CONTROL, name=CONTROL_TARGET))
+        if latest is not None:
+            self._obey(latest)
+        if after is None:
+            return
+        messages = self._bus.follow(CONTROL, after)
+        while not self._lifecycle.stopping.is_set():
+            for entry in await self._lifecycle.until_stopping(anext(messages)) or ():
+                self._obey(entry.message)
+
+    def _obey(self, control: ControlIssued) -> None:
+        if control.target != CONTROL_TARGET:
+            return
+        paused = control.state != "running"
+        if paused != self._paused:
+            log.info(
+                "training_paused" if paused else "training_resumed", by=control.by, reason=control.reason
+            )
+        self._paused = paused
+        self._changed.set()
+        self._report()
+
+    async def _wait_while(self, waiting: Callable[[], bool]) -> None:
+        """Wait until a condition no longer holds, or the service is asked to stop."""
+        while waiting() and not self._lifecycle.stopping.is_set():
+            self._changed.clear()
+            await self._lifecycle.until_stopping(self._changed.wait())
+
+    def _report(self) -> None:
+        training = self._training
+        self._metrics.learned(training, self._journal.position)
+        figures = {name: round(value, 6) for name, value in training.metrics().items()}
+        self._lifecycle.report(
+            **figures,
+            episode=training.position,
+            update=training.learner.counters.updates,
+            version=self._publisher.version,
+            journalled=self._journal.position,
+            paused=self._paused,
+            updates_per_second=round(self._updates_per_second, 2),
+        )

@@ -1,0 +1,87 @@
+"""What a trajectory teaches at each of its steps: bootstrapped returns, and K steps unrolled.
+
+A step is made self-contained when its trajectory arrives: everything that the losses compare with is
+copied to it, so a stored step never looks past its trajectory's end, whatever else is evicted. Only
+the temporal window is left out; it is rebuilt from the trainer's own bars when the step is drawn.
+"""
+
+import numpy as np
+
+from services.trainer.steps import Steps
+from shared.agent.trajectory import Trajectory
+from shared.errors import ShapeError
+from shared.numeric import Float32, Float64, Int64, kernel, require_shape
+
+
+def n_step_returns(
+    rewards: Float32, root_values: Float32, *, discount: float, n: int, final_value: float = 0.0
+) -> Float32:
+    """Bootstrapped n-step return of each step of one trajectory.
+
+    z_t = u_t + γ u_{t+1} + … + γⁿ⁻¹ u_{t+n-1} + γⁿ v_{t+n}, where u_t is the reward of the decision at
+    step t. Near the end the sum stops at the last step T-1 and bootstraps with `final_value` there.
+
+    Args:
+        rewards: `[T]` pips, received on leaving step t.
+        root_values: `[T]` pips, root value of the search at step t.
+        discount: γ per bar, in (0, 1].
+        n: horizon in bars, at least 1.
+        final_value: value of the state after the last step: 0 where the episode ended there, the
+            search's value of it where the trajectory was cut.
+    Returns:
+        `[T]` pips.
+    Raises:
+        ShapeError: the two arrays differ in length.
+    Source: Schrittwieser et al. 2020, section 3. Oracle: tests/oracles/returns.py.
+    """
+    require_shape("rewards", rewards, None)
+    require_shape("root_values", root_values, len(rewards))
+    if n < 1:
+        raise ShapeError("n", n, "1 or more")
+    values = np.append(root_values.astype(np.float64), final_value)
+    return _returns(rewards.astype(np.float64), values, discount, n).astype(np.float32)
+
+
+@kernel
+def _returns(rewards: Float64, values: Float64, discount: float, n: int) -> Float64:
+    returns = np.empty(len(rewards), np.float64)
+    for step in range(len(rewards)):
+        end = min(step + n, len(rewards))
+        total = values[end]
+        for later in range(end - 1, step - 1, -1):
+            total = rewards[later] + discount * total
+        returns[step] = total
+    return returns
+
+
+def unrolled_steps(
+    trajectory: Trajectory, position: int, *, discount: float, n: int, unroll_steps: int
+) -> Steps:
+    """Every step of an ended trajectory with what the next K decisions from it are compared with.
+
+    Args:
+        trajectory: T steps, ended at the last one.
+        position: its number in the journal.
+        discount: γ per bar.
+        n: horizon of the value targets in bars.
+        unroll_steps: K.
+    Returns:
+        T steps; where fewer than K decisions follow, `lengths` says how many, and what lies beyond
+        repeats the last step and is never compared with.
+    """
+    num_steps = len(trajectory.actions)
+    starts: Int64 = np.arange(num_steps)
+    states = np.minimum(starts[:, None] + np.arange(unroll_steps + 1), num_steps - 1)
+    decisions = states[:, :unroll_steps]
+    returns = n_step_returns(trajectory.rewards, trajectory.values, discount=discount, n=n)
+    return Steps(
+        positions=np.full(num_steps, position, np.int64),
+        bars=trajectory.start_bar + starts,
+        static=trajectory.static,
+        actions=trajectory.actions[decisions],
+        outcomes=trajectory.outcomes[decisions],
+        rewards=trajectory.rewards[decisions],
+        policies=trajectory.policies[states],
+        returns=returns[states],
+        lengths=np.minimum(num_steps - starts, unroll_steps + 1).astype(np.int8),
+    )

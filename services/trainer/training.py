@@ -1,0 +1,208 @@
+"""The trainer without its surroundings: takes in trajectories, makes the updates they are worth, saves.
+
+What it has learned after N trajectories depends on its settings and these trajectories in their order,
+and on nothing else. So a run that was killed and goes on from a checkpoint and the journal gives the
+weights, bit for bit, of one that was not.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import cast
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
+from services.trainer.episodes import EpisodeWindow
+from services.trainer.learner import Learner, LearnerCounters, UpdateStatistics, as_metrics
+from services.trainer.pacing import SamplesPerInsert
+from services.trainer.replay import Replay
+from services.trainer.targets import unrolled_steps
+from shared.adapters.checkpoints import Manifest, Tensors
+from shared.agent.trajectory import Trajectory
+from shared.errors import CheckpointError
+from shared.features.window import windows
+from shared.model.config import ModelConfig
+from shared.model.network import initial_network
+from shared.numeric import Float32
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All that learning depends on, beside the trajectories."""
+
+    model: ModelConfig
+    replay: ReplayConfig
+    learner: LearnerConfig
+    trainer: TrainerConfig
+    discount: float  # γ per bar, the search's
+
+    def recorded(self) -> dict[str, JsonValue]:
+        """As a manifest tells it."""
+        return cast("dict[str, JsonValue]", asdict(self))
+
+
+class SavedState(BaseModel):
+    """The counters in a manifest's `state`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    attempts: int = Field(ge=0)
+    updates: int = Field(ge=0)
+    skipped: int = Field(ge=0)
+    skipped_in_a_row: int = Field(ge=0)
+    roll_backs: int = Field(ge=0)
+    inserted: int = Field(ge=0)
+    drawn: int = Field(ge=0)
+    owed: float
+    replay_start: int = Field(ge=0)  # journal number of the oldest trajectory that the replay needs
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "SavedState":
+        """The counters of a version.
+
+        Raises:
+            CheckpointError: the manifest holds others.
+        """
+        try:
+            return cls.model_validate(manifest.state)
+        except ValidationError as other:
+            raise CheckpointError(f"version {manifest.version}: training state: {other}") from other
+
+
+class Training:
+    """One training run."""
+
+    def __init__(self, config: TrainingConfig, features: Float32, dataset: str) -> None:
+        """Begin with random weights.
+
+        Args:
+            config: of the run.
+            features: `[T, 9]` temporal features of the data set's bars.
+            dataset: its fingerprint.
+        """
+        self.config, self.dataset = config, dataset
+        self._features = features
+        seed = config.trainer.seed
+        self.learner = Learner(initial_network(config.model, seed), config.learner, seed)
+        self.replay = Replay(config.replay, config.learner.unroll_steps)
+        self.pacing = SamplesPerInsert(config.trainer.samples_per_insert, config.trainer.min_replay_steps)
+        self.episodes = EpisodeWindow()
+        self.position = 0  # trajectories learned from, ever
+        self.roll_backs = 0
+        self.last: UpdateStatistics | None = None
+
+    @property
+    def may_update(self) -> bool:
+        """True when updates are owed for the trajectories taken in so far."""
+        return self.pacing.may_draw(self.config.learner.batch_size, len(self.replay))
+
+    def insert(self, trajectory: Trajectory) -> None:
+        """Take in the next trajectory; its updates are owed from here on."""
+        self._fill(trajectory)
+        self.pacing.insert(len(trajectory))
+        self.position += 1
+
+    def update(self) -> UpdateStatistics:
+        """Draw a batch and make one update."""
+        steps = self.replay.sample(self.learner.generator(), self.config.learner.batch_size)
+        self.pacing.draw(len(steps))
+        self.last = self.learner.update(steps, windows(self._features, steps.bars))
+        return self.last
+
+    def save(self, version: int) -> tuple[Manifest, Tensors, Tensors]:
+        """What a checkpoint of this moment holds: manifest, weights, optimizer's moments."""
+        counters = self.learner.counters
+        state = SavedState(
+            **asdict(counters),
+            seed=self.learner.seed,
+            roll_backs=self.roll_backs,
+            inserted=self.pacing.inserted,
+            drawn=self.pacing.drawn,
+            owed=self.pacing.owed,
+            replay_start=self.replay_start,
+        )
+        manifest = Manifest(
+            version=version,
+            episode=self.position,
+            update=counters.updates,
+            journal_position=self.position,
+            dataset=self.dataset,
+            model=cast("dict[str, JsonValue]", asdict(self.config.model)),
+            settings=self.config.recorded(),
+            metrics=self.metrics(),
+            state=state.model_dump(),
+        )
+        return manifest, self.learner.weights(), self.learner.moments()
+
+    def resume(
+        self, manifest: Manifest, weights: Tensors, moments: Tensors, read: Callable[[int], Trajectory]
+    ) -> None:
+        """Become what was saved.
+
+        Args:
+            manifest: of the version.
+            weights: its weights.
+            moments: its optimizer's moments.
+            read: gives the journal's trajectory of a number.
+        Raises:
+            CheckpointError: what was saved does not fit.
+            JournalError: a trajectory that the replay needs is gone.
+        """
+        state = SavedState.of(manifest)
+        self.learner.restore(dict(weights), dict(moments))
+        self.learner.seed = state.seed
+        self.learner.counters = LearnerCounters(
+            attempts=state.attempts,
+            updates=state.updates,
+            skipped=state.skipped,
+            skipped_in_a_row=state.skipped_in_a_row,
+        )
+        self.pacing.inserted, self.pacing.drawn, self.pacing.owed = state.inserted, state.drawn, state.owed
+        self.roll_backs = state.roll_backs
+        self.position = state.replay_start
+        for trajectory in self._needed(read, manifest.journal_position):
+            self._fill(trajectory)
+            self.position += 1
+
+    def roll_back(self, weights: Tensors, moments: Tensors) -> None:
+        """Give up weights that no longer learn for those of an earlier version; all else goes on."""
+        self.learner.restore(dict(weights), dict(moments))
+        self.learner.counters.skipped_in_a_row = 0
+        self.roll_backs += 1
+
+    @property
+    def replay_start(self) -> int:
+        """Journal number of the oldest trajectory that the replay holds a step of."""
+        oldest = self.replay.oldest_position
+        return self.position if oldest is None else oldest
+
+    def metrics(self) -> dict[str, float]:
+        """How learning stands: losses of the last update, the last episodes' trading, replay and pacing."""
+        replay = self.replay.statistics
+        return {
+            **(as_metrics(self.last) if self.last else {}),
+            **self.episodes.metrics(),
+            "samples_per_insert": self.pacing.ratio,
+            "replay_steps": float(replay.num_steps),
+            "replay_trade_share": replay.trade_share,
+            "replay_successes": float(replay.num_success_steps),
+            "updates_skipped": float(self.learner.counters.skipped),
+            "roll_backs": float(self.roll_backs),
+        }
+
+    def _fill(self, trajectory: Trajectory) -> None:
+        config = self.config.learner
+        self.replay.extend(
+            unrolled_steps(
+                trajectory,
+                self.position,
+                discount=self.config.discount,
+                n=config.n_step,
+                unroll_steps=config.unroll_steps,
+            )
+        )
+        self.episodes.add(trajectory)
+
+    def _needed(self, read: Callable[[int], Trajectory], end: int) -> Iterable[Trajectory]:
+        return (read(position) for position in range(self.position, end))
