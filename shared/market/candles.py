@@ -15,7 +15,7 @@ from shared.market.bar import BAR_SECONDS
 BAR_NS = BAR_SECONDS * 1_000_000_000
 
 #: Share of the last decimal that float arithmetic may put a mid beside the half it stands for.
-_ROUNDING_SLACK = 1e-6
+_ROUNDING_SLACK = 1e-4
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class CandleBuilder:
     """Builds the bars of one instrument, tick by tick.
 
     Args:
-        decimals: decimals that mids are rounded to, halves up; None leaves them as they are. How OANDA
-            rounds a mid that lies between two prices is nowhere said.
+        decimals: decimals that mids are rounded to, halves up. How OANDA rounds a mid that lies between
+            two prices is nowhere said; six keep every such mid and leave out what float arithmetic adds.
     """
 
-    def __init__(self, decimals: int | None = None) -> None:
-        self._decimals = decimals
+    def __init__(self, decimals: int = 6) -> None:
+        self._steps = 10.0**decimals
         self._minute: int | None = None  # of the bar being built
         self._open = self._high = self._low = self._close = math.nan
         self._volume = 0
@@ -92,8 +92,4 @@ class CandleBuilder:
         return closed
 
     def _mid(self, bid: float, ask: float) -> float:
-        mid = (bid + ask) / 2
-        if self._decimals is None:
-            return mid
-        steps = 10**self._decimals
-        return math.floor(mid * steps + 0.5 + _ROUNDING_SLACK) / steps
+        return math.floor((bid + ask) / 2 * self._steps + 0.5 + _ROUNDING_SLACK) / self._steps
