@@ -8,13 +8,12 @@ from shared.errors import DataError
 from shared.features.kernels import (
     FIRST_VALID_BAR,
     NUM_FEATURES,
-    FeatureState,
-    advance,
     num_acceptable,
+    write_features,
 )
 from shared.market.bar import BarSeries, Instrument
 from shared.market.calendar import week_open_s, week_opens
-from shared.numeric import Float32, Int64, require_shape
+from shared.numeric import Float32, Float64, Int64, require_shape
 
 #: Bars in one temporal window, oldest first.
 WINDOW_BARS = 32
@@ -35,6 +34,10 @@ FEATURE_NAMES: tuple[str, ...] = (
 )
 
 
+#: Stands for the time of the bar before the first.
+_BEFORE_ALL_S = int(np.iinfo(np.int64).min)
+
+
 def temporal_features(bars: BarSeries) -> Float32:
     """The nine temporal features of every bar.
 
@@ -48,14 +51,13 @@ def temporal_features(bars: BarSeries) -> Float32:
     rows = np.empty((len(bars), NUM_FEATURES), np.float32)
     if len(bars) == 0:
         return rows
-    state = FeatureState.empty()
     time_s, close = np.ascontiguousarray(bars.time_s), np.ascontiguousarray(bars.close)
-    taken = num_acceptable(int(state.seen[1]), time_s, close)
+    taken = num_acceptable(_BEFORE_ALL_S, time_s, close)
     if taken < len(bars):
         last_s = int(time_s[taken - 1]) if taken else None
         raise _refusal(taken, int(time_s[taken]), float(close[taken]), last_s)
     week_open_s(time_s[[0, -1]])  # refuses what the calendar does not cover
-    advance(state, time_s, close, week_opens(), bars.instrument.pip, rows)
+    write_features(_no_history(), time_s, close, week_opens(), bars.instrument.pip, rows)
     return rows
 
 
@@ -68,11 +70,13 @@ class FeatureStream:
 
     def __init__(self, instrument: Instrument) -> None:
         self._pip = instrument.pip
-        self._state = FeatureState.empty()
+        self._num_bars = 0
+        self._last_s = _BEFORE_ALL_S
+        self._closes = _no_history()
         self._window = np.full((WINDOW_BARS, NUM_FEATURES), np.nan, np.float32)
 
     def __len__(self) -> int:
-        return int(self._state.seen[0])
+        return self._num_bars
 
     def push(self, time_s: int, close: float) -> Float32 | None:
         """Take the next closed bar.
@@ -87,12 +91,14 @@ class FeatureStream:
                 positive number; the stream is as it was.
         """
         times, closes = np.array([time_s], np.int64), np.array([close], np.float64)
-        last_s = int(self._state.seen[1])
-        if not num_acceptable(last_s, times, closes):
-            raise _refusal(len(self), time_s, close, last_s if len(self) else None)
+        if not num_acceptable(self._last_s, times, closes):
+            raise _refusal(len(self), time_s, close, self._last_s if len(self) else None)
         week_open_s(times)  # refuses what the calendar does not cover
         row = np.empty((1, NUM_FEATURES), np.float32)
-        advance(self._state, times, closes, week_opens(), self._pip, row)
+        write_features(self._closes, times, closes, week_opens(), self._pip, row)
+        self._num_bars += 1
+        self._last_s = time_s
+        self._closes = np.append(self._closes[1:], close)
         self._window = np.concatenate([self._window[1:], row])
         return row[0] if len(self) > FIRST_VALID_BAR else None
 
@@ -138,6 +144,11 @@ def windows(features: Float32, bars: Int64) -> Float32:
     offsets = np.arange(1 - WINDOW_BARS, 1)
     taken: Float32 = features[bars[:, None] + offsets]
     return taken
+
+
+def _no_history() -> Float64:
+    """The closes before a first bar."""
+    return np.full(FIRST_VALID_BAR, np.nan)
 
 
 def _refusal(bar: int, time_s: int, close: float, last_time_s: int | None) -> DataError:
