@@ -15,7 +15,8 @@ def active_alerts(status: Status, config: AlertConfig) -> list[ActiveAlert]:
 
     if status.redis == "away":
         alert("redis_away", "redis", "Redis does not answer; what only it knows is not shown")
-    metrics = status.training.metrics
+    live = {name: value for name, value in status.training.live.items() if isinstance(value, int | float)}
+    metrics = {**status.training.metrics, **live}
     expectancy = metrics.get("expectancy_pips")
     if expectancy is not None and expectancy < config.expectancy_floor_pips:
         alert(

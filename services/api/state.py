@@ -21,6 +21,7 @@ from services.api.events import Events
 from services.api.history import History
 from services.api.views import (
     CheckpointSummary,
+    Detail,
     Instance,
     Pointers,
     Promoted,
@@ -116,7 +117,7 @@ class Gateway:
             streams=live.streams if live else {},
             dead_letters=live.streams[DEAD.key] if live else None,
             pointers=pointers,
-            training=self._training(),
+            training=self._training(_detail_of(services, "trainer")),
             validation=self.history.last_validation,
             trader=Trader(
                 state=self.control("trader"),
@@ -187,7 +188,7 @@ class Gateway:
             promoted=Promoted(version=promoted.version, stage=_stage(promoted)) if promoted else None,
         )
 
-    def _training(self) -> Training:
+    def _training(self, live: Detail) -> Training:
         newest = max(self.history.checkpoints, default=None)
         published = self.history.checkpoints[newest] if newest is not None else None
         return Training(
@@ -197,6 +198,7 @@ class Gateway:
             update=published.update if published else None,
             published_at=published.created_at if published else None,
             metrics=published.metrics if published else {},
+            live=live,
         )
 
 
@@ -221,7 +223,7 @@ def _services(heartbeats: list[Heartbeat]) -> list[Service]:
     ]
 
 
-def _detail_of(services: list[Service], name: str) -> dict[str, int | float | str | bool | None]:
+def _detail_of(services: list[Service], name: str) -> Detail:
     """What the first instance of a service says of itself."""
     instances = next((service.instances for service in services if service.service == name), [])
     return instances[0].detail if instances else {}

@@ -80,7 +80,8 @@ class Training(View):
     episode: int | None
     update: int | None
     published_at: AwareDatetime | None
-    metrics: dict[str, float]
+    metrics: dict[str, float] = Field(description="what the newest version measured when it was published")
+    live: Detail = Field(description="what the trainer says now; empty when it is not there")
 
 
 class Trader(View):

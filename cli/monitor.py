@@ -1,0 +1,346 @@
+"""`monitor`: the live view in a terminal, made of what the gateway answers. `up` shows the same."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import httpx
+import typer
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from cli.output import out, print_json
+from cli.runs import require_running
+from cli.settings import UpSettings
+from services.api.views import CheckpointSummary, Detail, Page, Service, Status
+from shared.environment.action import Action
+from shared.environment.outcome import ChanceOutcome
+from shared.errors import ServiceError
+from shared.runtime.settings import load
+
+REFRESH_SECONDS = 1.0
+_TIMEOUT_SECONDS = 5.0
+_NUM_VERSIONS = 4
+_NUM_EVENTS = 3
+_BAR_CELLS = 8
+
+_STATE_STYLE = {"running": "green", "starting": "yellow", "degraded": "yellow", "stopping": "yellow"}
+_SIDE = {-1: "short", 0: "flat", 1: "long"}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The system at one moment, as the gateway told it, and what `up` saw of its processes."""
+
+    status: Status
+    checkpoints: tuple[CheckpointSummary, ...]
+    events: tuple[str, ...] = ()
+
+    @property
+    def document(self) -> dict[str, object]:
+        """For `--json`."""
+        return {
+            **self.status.model_dump(mode="json"),
+            "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in self.checkpoints],
+        }
+
+    @property
+    def line(self) -> str:
+        """All that matters in one line, for logs and pipes."""
+        status = self.status
+        promoted = status.pointers.promoted
+        parts = [
+            f"episode {_number(_episode(status))}",
+            f"version {_number(status.pointers.newest)}",
+            f"promoted {f'{promoted.version} ({promoted.stage})' if promoted else '–'}",
+            f"validated {_number(status.streams.get('mm:validations'))}",
+            f"decisions {_number(status.streams.get('mm:decisions'))}",
+            f"trades {_number(status.streams.get('mm:trades'))}",
+        ]
+        missing = [service.service for service in status.services if not service.instances]
+        if missing:
+            parts.append(f"waiting for {', '.join(missing)}")
+        if status.alerts:
+            parts.append(f"alerts {', '.join(alert.name for alert in status.alerts)}")
+        return "  ".join(parts)
+
+
+async def fetch_snapshot(gateway_url: str, *, events: tuple[str, ...] = ()) -> Snapshot | None:
+    """What the gateway says now; None while it does not answer.
+
+    Raises:
+        ServiceError: something else answers at this address.
+    """
+    async with httpx.AsyncClient(base_url=gateway_url, timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
+        try:
+            status = await client.get("/status")
+            checkpoints = await client.get("/checkpoints", params={"limit": 20})
+        except httpx.TransportError:
+            return None
+        except httpx.InvalidURL as wrong:
+            raise ServiceError(f"{gateway_url!r} is no address of a gateway: {wrong}") from wrong
+    try:
+        return Snapshot(
+            Status.model_validate_json(status.content),
+            tuple(Page[CheckpointSummary].model_validate_json(checkpoints.content).items),
+            events,
+        )
+    except ValidationError as other:
+        raise ServiceError(
+            f"{gateway_url} answered {status.status_code} and not as a gateway; is it another program?"
+        ) from other
+
+
+def monitor(
+    url: Annotated[
+        str | None, typer.Option(help="address of a gateway; that of the local `up` when not given")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="show one picture and return")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document and return")] = False,
+) -> None:
+    """Watch services, training, validation, trading and alerts until Ctrl-C."""
+    address = url or require_running(load(UpSettings).home.resolve()).gateway_url
+    if once or as_json:
+        snapshot = asyncio.run(fetch_snapshot(address))
+        if snapshot is None:
+            raise ServiceError(f"no gateway answers at {address}")
+        if as_json:
+            print_json(snapshot.document)
+        else:
+            out.print(build_view(snapshot))
+        return
+    asyncio.run(_watch(address))
+
+
+async def _watch(address: str) -> None:
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    last: Snapshot | None = None
+    with live_display(out.is_terminal) as show:
+        while not stop.is_set():
+            now = await fetch_snapshot(address)
+            if now is None and last is None:
+                raise ServiceError(f"no gateway answers at {address}")
+            if now is not None:
+                show(build_view(now))
+            elif last is not None:
+                show(Group(build_view(last), Text(f"no answer from {address}; trying again", "bold red")))
+            last = now or last
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), REFRESH_SECONDS)
+
+
+@contextlib.contextmanager
+def live_display(interactive: bool) -> Iterator[Callable[[RenderableType], None]]:
+    """A place that shows one picture after another; without a terminal nothing is shown."""
+    if not interactive:
+        yield lambda _: None
+        return
+    # The alternate screen gives the terminal back as it was.
+    with Live(console=out, screen=True, auto_refresh=False) as live:
+        yield lambda picture: live.update(picture, refresh=True)
+
+
+def summary_lines(snapshot: Snapshot) -> list[str]:
+    """What a run achieved, told at its end."""
+    status = snapshot.status
+    promoted, verdict = status.pointers.promoted, status.validation
+    lines = [
+        f"episodes learned from: {_number(_episode(status))}, updates {_number(_update(status))}",
+        f"versions published: {_number(status.streams.get('mm:checkpoints'))}, "
+        f"newest {_number(status.pointers.newest)}",
+        f"validated: {_number(status.streams.get('mm:validations'))}, promoted: "
+        + (f"{promoted.version} to {promoted.stage}" if promoted else "none yet"),
+    ]
+    if verdict:
+        lines.append(
+            f"last validation: version {verdict.version}, {verdict.num_trades} trades in "
+            f"{verdict.num_sessions} sessions, {_pips(verdict.expectancy_pips)} pips a trade, "
+            f"{_pips(verdict.net_pips)} net"
+        )
+    lines.append(
+        f"trader: {_number(status.streams.get('mm:decisions'))} decisions, "
+        f"{_number(status.streams.get('mm:trades'))} trades closed, {_position(status)}"
+    )
+    if status.dead_letters:
+        lines.append(f"dead letters: {_number(status.dead_letters)}")
+    return lines
+
+
+def build_view(snapshot: Snapshot) -> RenderableType:
+    """The picture of one moment; fits 80 columns and 24 lines."""
+    status = snapshot.status
+    parts: list[RenderableType] = [_heading(status), _services(status)]
+    panels = Table.grid(expand=True)
+    panels.add_column(ratio=1)
+    panels.add_column(ratio=1)
+    panels.add_row(_training(status), _trading(status))
+    parts += [panels, _versions(snapshot.checkpoints)]
+    parts += [
+        Text(f"! {alert.name}: {alert.detail}", "bold red", no_wrap=True, overflow="ellipsis")
+        for alert in status.alerts[:_NUM_EVENTS]
+    ]
+    parts += [
+        Text(event, "dim", no_wrap=True, overflow="ellipsis") for event in snapshot.events[-_NUM_EVENTS:]
+    ]
+    return Group(*parts)
+
+
+def _heading(status: Status) -> RenderableType:
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append("Micro Stochastic MuZero  ", "bold")
+    line.append(f"● {status.state}", "green" if status.state == "running" else "bold yellow")
+    if status.redis == "away":
+        line.append("  Redis is away", "bold red")
+    line.append(f"  {_local_time(status.time)}  up {_duration(status.time - status.started_at)}", "dim")
+    return line
+
+
+def _services(status: Status) -> RenderableType:
+    line = Text()
+    for service in status.services:
+        line.append_text(_service(service)).append("  ")
+    backlog = status.streams.get("mm:trajectories")
+    if backlog is not None:
+        line.append(f"backlog {backlog:,}", "dim")
+    if status.dead_letters:
+        line.append(f"  dead {status.dead_letters:,}", "bold red")
+    return line
+
+
+def _service(service: Service) -> Text:
+    states = [instance.state for instance in service.instances]
+    worst = next((state for state in ("stopping", "degraded", "starting") if state in states), "running")
+    style = _STATE_STYLE[worst] if states else "red"
+    mark = "●" if states else "○"
+    count = f"×{len(states)}" if len(states) > 1 else ""
+    return Text.assemble((mark, style), f"{service.service}{count}")
+
+
+def _training(status: Status) -> Panel:
+    training = status.training
+    numbers = {**training.metrics, **{k: v for k, v in training.live.items() if isinstance(v, int | float)}}
+    rows = [
+        ("episode · update", f"{_number(_episode(status))} · {_number(_update(status))}"),
+        ("loss", _figure(numbers.get("loss"), ".3f")),
+        ("expectancy", f"{_pips(numbers.get('expectancy_pips'))} pips"),
+        ("wins · trade ratio", f"{_share(numbers.get('win_rate'))} · {_share(numbers.get('trade_ratio'))}"),
+        ("updates/s", _figure(numbers.get("updates_per_second"), ".1f")),
+    ]
+    return _panel("training", training.state, rows)
+
+
+def _trading(status: Status) -> Panel:
+    decision = status.trader.last_decision
+    rows = [("position", _position(status))]
+    if decision:
+        rows += [
+            ("decided", f"{decision.action}{'' if decision.executed else ' (not carried out)'}"),
+            ("policy", _bars(decision.visit_policy, tuple(action.name[0] for action in Action))),
+            ("outcomes", _bars(decision.outcome_probabilities, tuple(o.name[0] for o in ChanceOutcome))),
+            ("value", f"{_pips(decision.value)} pips, version {_number(decision.version)}"),
+        ]
+    return _panel("trading", status.trader.state, rows)
+
+
+def _panel(title: str, state: str, rows: list[tuple[str, str]]) -> Panel:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    for name, value in rows:
+        grid.add_row(name, value)
+    heading = title if state == "running" else f"{title} [bold red]{state}[/]"
+    return Panel(grid, title=heading, title_align="left", height=7, padding=(0, 1))
+
+
+def _versions(checkpoints: tuple[CheckpointSummary, ...]) -> RenderableType:
+    table = Table(expand=True, box=None, header_style="dim", padding=(0, 1))
+    for name in ("version", "episode", "loss", "trades", "pips/trade", "SQN", "net pips"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("gates", no_wrap=True)
+    for checkpoint in checkpoints[:_NUM_VERSIONS]:
+        verdict = checkpoint.validation
+        table.add_row(
+            Text(str(checkpoint.version), "bold green" if checkpoint.stage else ""),
+            _number(checkpoint.episode),
+            _figure(checkpoint.metrics.get("loss"), ".3f"),
+            _number(verdict.num_trades) if verdict else "–",
+            _pips(verdict.expectancy_pips) if verdict else "–",
+            _figure(verdict.sqn, ".2f") if verdict else "–",
+            _pips(verdict.net_pips) if verdict else "–",
+            Text(
+                f"promoted: {checkpoint.stage}"
+                if checkpoint.stage
+                else ", ".join(verdict.passed_gates) or "none passed"
+                if verdict
+                else "not judged",
+                "bold green" if checkpoint.stage else "dim",
+            ),
+        )
+    if not checkpoints:
+        return Text(" no version yet: the trainer publishes the first when it starts", "dim")
+    return table
+
+
+def _position(status: Status) -> str:
+    decision = status.trader.last_decision
+    if decision is None:
+        return "no decision yet"
+    held = _SIDE[decision.side]
+    return held if decision.side == 0 else f"{held} {_pips(decision.pnl_pips)} pips"
+
+
+def _bars(shares: tuple[float, ...], names: tuple[str, ...]) -> str:
+    """Each name with its share as one block of eight heights, and the number of the largest."""
+    if not shares:
+        return "–"
+    blocks = " ▁▂▃▄▅▆▇█"
+    cells = [f"{name}{blocks[min(round(share * _BAR_CELLS), _BAR_CELLS)]}" for name, share in zip(names, shares, strict=False)]
+    return f"{' '.join(cells)}  {names[shares.index(max(shares))]} {max(shares):.0%}"
+
+
+def _episode(status: Status) -> int | None:
+    return _whole(status.training.live, "episode", status.training.episode)
+
+
+def _update(status: Status) -> int | None:
+    return _whole(status.training.live, "update", status.training.update)
+
+
+def _whole(live: Detail, name: str, otherwise: int | None) -> int | None:
+    value = live.get(name)
+    return value if isinstance(value, int) else otherwise
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _pips(value: float | None) -> str:
+    return "–" if value is None else f"{value:+,.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _local_time(moment: datetime) -> str:
+    return f"{moment.astimezone():%H:%M:%S}"
+
+
+def _duration(span: timedelta) -> str:
+    minutes = int(span.total_seconds()) // 60
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,275 @@
+"""The live view: what it shows, that it fits a small terminal, and how it fails."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from rich.console import Console
+from typer import Typer
+from typer.testing import CliRunner
+
+from cli.monitor import Snapshot, build_view, fetch_snapshot, live_display, monitor, summary_lines
+from services.api.views import (
+    ActiveAlert,
+    CheckpointSummary,
+    Instance,
+    Page,
+    Pointers,
+    Promoted,
+    Service,
+    Status,
+    Trader,
+    Training,
+)
+from shared.errors import ServiceError
+from shared.messages.schemas import DecisionMade, ValidationReported
+
+MOMENT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+
+
+def service(name: str, *states: str) -> Service:
+    return Service(
+        service=name,
+        instances=[
+            Instance.model_validate(
+                {
+                    "instance": f"{name}-{n}",
+                    "state": state,
+                    "started_at": MOMENT,
+                    "beat_at": MOMENT,
+                    "detail": {},
+                }
+            )
+            for n, state in enumerate(states)
+        ],
+    )
+
+
+VERDICT = ValidationReported(
+    version=7,
+    split="validation",
+    num_sessions=40,
+    num_trades=123,
+    expectancy_pips=1.25,
+    sqn=1.5,
+    net_pips=153.75,
+    max_drawdown_pips=60.0,
+    passed_gates=("paper",),
+    seconds=4.0,
+)
+DECISION = DecisionMade(
+    bar_time=MOMENT,
+    action="SELL",
+    executed=True,
+    version=7,
+    value=3.5,
+    visit_policy=(0.1, 0.2, 0.7, 0.0),
+    outcome_probabilities=(0.2, 0.3, 0.5),
+    side=-1,
+    pnl_pips=-6.5,
+    close=187.5,
+)
+BUSY = Snapshot(
+    Status(
+        state="running",
+        redis="up",
+        time=MOMENT + timedelta(minutes=125),
+        started_at=MOMENT,
+        version="0.1.0",
+        services=[
+            service("trainer", "running"),
+            service("selfplay", "running", "degraded"),
+            service("broker"),
+        ],
+        streams={"mm:trajectories": 12, "mm:validations": 8, "mm:decisions": 900, "mm:trades": 31},
+        dead_letters=2,
+        pointers=Pointers(newest=8, best=7, promoted=Promoted(version=7, stage="paper")),
+        training=Training(
+            state="paused",
+            version=8,
+            episode=400,
+            update=3_200,
+            published_at=MOMENT,
+            metrics={"loss": 2.345, "expectancy_pips": -3.25, "win_rate": 0.41},
+            live={"episode": 423, "trade_ratio": 0.12},
+        ),
+        validation=VERDICT,
+        trader=Trader(state="running", detail={}, last_decision=DECISION),
+        alerts=[
+            ActiveAlert(name="dead_letters", source="streams", detail="2 entries could not be processed")
+        ],
+    ),
+    (
+        CheckpointSummary(
+            version=8,
+            episode=400,
+            update=3_200,
+            created_at=MOMENT,
+            metrics={"loss": 2.345},
+            weights_sha256="0" * 64,
+            stored=True,
+            pointers=["latest"],
+            stage=None,
+            validation=None,
+        ),
+        CheckpointSummary(
+            version=7,
+            episode=350,
+            update=2_800,
+            created_at=MOMENT,
+            metrics={},
+            weights_sha256="0" * 64,
+            stored=True,
+            pointers=["best", "promoted"],
+            stage="paper",
+            validation=VERDICT,
+        ),
+    ),
+    events=("12:00:01 trainer started",),
+)
+EMPTY = Snapshot(
+    BUSY.status.model_copy(
+        update={
+            "state": "degraded",
+            "redis": "away",
+            "services": [service("trainer")],
+            "streams": {},
+            "dead_letters": None,
+            "pointers": Pointers(newest=None, best=None, promoted=None),
+            "training": Training(
+                state="running",
+                version=None,
+                episode=None,
+                update=None,
+                published_at=None,
+                metrics={},
+                live={},
+            ),
+            "validation": None,
+            "trader": Trader(state="killed", detail={}, last_decision=None),
+            "alerts": [],
+        }
+    ),
+    (),
+)
+
+
+def drawn(snapshot: Snapshot, width: int = 80) -> str:
+    console = Console(width=width, height=24, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(build_view(snapshot))
+    return capture.get()
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    """A server that answers as the gateway of BUSY."""
+    page = Page[CheckpointSummary](items=list(BUSY.checkpoints))
+    answers = {"/status": BUSY.status.model_dump_json(), "/checkpoints": page.model_dump_json()}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answers[self.path.split("?")[0]].encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    yield from serve(Handler)
+
+
+def serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("snapshot", [BUSY, EMPTY], ids=["busy", "empty"])
+def test_the_view_fits_a_small_terminal(snapshot: Snapshot) -> None:
+    lines = drawn(snapshot).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_view_tells_services_training_trading_versions_alerts_and_events() -> None:
+    text = drawn(BUSY)
+    assert "selfplay×2" in text
+    assert "○broker" in text
+    assert "423 · 3,200" in text  # the trainer's own word is newer than the last version's
+    assert "41% · 12%" in text
+    assert "short -6.5 pips" in text
+    assert "S 70%" in text
+    assert "paused" in text
+    assert "promoted: paper" in text
+    assert "not judged" in text
+    assert "! dead_letters: 2 entries" in text
+    assert "trainer started" in text
+
+
+def test_the_view_of_a_system_without_redis_says_so() -> None:
+    text = drawn(EMPTY)
+    assert "Redis is away" in text
+    assert "killed" in text
+    assert "no version yet" in text
+
+
+def test_one_line_tells_what_is_missing() -> None:
+    assert "waiting for broker" in BUSY.line
+    assert "promoted 7 (paper)" in BUSY.line
+    assert "episode 423" in BUSY.line
+
+
+def test_the_summary_tells_the_run() -> None:
+    text = "\n".join(summary_lines(BUSY))
+    assert "promoted: 7 to paper" in text
+    assert "900 decisions, 31 trades closed" in text
+    assert "123 trades in 40 sessions" in text
+
+
+async def test_a_snapshot_is_what_the_gateway_says(gateway: str) -> None:
+    fetched = await fetch_snapshot(gateway, events=BUSY.events)
+    assert fetched == BUSY
+
+
+async def test_no_answer_is_no_snapshot() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        assert await fetch_snapshot(f"http://127.0.0.1:{nobody.getsockname()[1]}") is None
+
+
+async def test_another_program_at_the_address_is_named() -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, *_: object) -> None: ...
+
+    for address in serve(Other):
+        with pytest.raises(ServiceError, match="not as a gateway"):
+            await fetch_snapshot(address)
+
+
+def test_once_and_json_print_and_return(gateway: str) -> None:
+    app = Typer()
+    app.command()(monitor)
+    document = json.loads(CliRunner().invoke(app, ["--url", gateway, "--json"]).stdout)
+    assert document["pointers"]["promoted"] == {"version": 7, "stage": "paper"}
+    assert [checkpoint["version"] for checkpoint in document["checkpoints"]] == [8, 7]
+    assert "selfplay" in CliRunner().invoke(app, ["--url", gateway, "--once"]).stdout
+
+
+def test_without_a_terminal_nothing_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    with live_display(interactive=False) as show:
+        show(build_view(BUSY))
+    assert capsys.readouterr().out == ""
