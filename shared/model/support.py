@@ -35,5 +35,8 @@ class Support(nn.Module):
         return target.scatter(-1, index, 1.0 - share).scatter(-1, index + 1, share)
 
     def decode(self, logits: Tensor) -> Tensor:
-        """Mean of the distribution that the logits stand for: `[..., bins]` -> `[...]` pips."""
-        return torch.softmax(logits.float(), dim=-1) @ self.positions
+        """Mean of the distribution that the logits stand for: `[..., bins]` -> `[...]` pips.
+
+        Product and sum, not a matrix-vector product: that one's last bits depend on the number of rows.
+        """
+        return (torch.softmax(logits.float(), dim=-1) * self.positions).sum(dim=-1)

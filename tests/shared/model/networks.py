@@ -6,8 +6,8 @@ from torch import nn
 from shared.model.config import ModelConfig
 from shared.model.network import Network, initial_network
 
-#: The networks' shape with few units; 16 a hidden state.
-SMALL = ModelConfig(temporal_channels=12, static_channels=4, value_bins=61)
+#: The networks' shape with few units: 16 temporal and 16 static.
+SMALL = ModelConfig(temporal_channels=16, static_channels=16, value_bins=61)
 
 
 def opinionated_network(config: ModelConfig = SMALL, seed: int = 0, scale: float = 0.5) -> Network:
@@ -22,6 +22,8 @@ def opinionated_network(config: ModelConfig = SMALL, seed: int = 0, scale: float
         network.value_head,
     )
     with torch.no_grad():
+        for transition in (network.to_afterstate, network.to_hidden):
+            transition.first.weight *= 3.0  # so that actions and outcomes make a difference
         for head in heads:
             head.last.weight.normal_(0.0, scale, generator=generator)
             head.last.bias.normal_(0.0, scale, generator=generator)

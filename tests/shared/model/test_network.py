@@ -72,7 +72,7 @@ def test_an_action_that_does_not_exist_is_refused() -> None:
 def test_hidden_states_stay_on_one_scale_through_a_long_unroll() -> None:
     network = opinionated_network()
     generator = torch.Generator().manual_seed(0)
-    hidden = network.combine(100.0 * torch.randn(8, 12), torch.randn(8, 6))
+    hidden = network.combine(100.0 * torch.randn(8, SMALL.temporal_channels), torch.randn(8, 6))
     with torch.inference_mode():
         for _ in range(200):
             actions = torch.randint(4, (8,), generator=generator)

@@ -102,4 +102,4 @@ def test_training_statistics_come_from_bars_not_from_padding() -> None:
     encoder.encode_windows(windows)
     # Every bar is the same, so without padding each channel has one value and no variance.
     assert first.running_var is not None
-    torch.testing.assert_close(first.running_var, torch.zeros(12), atol=1e-6, rtol=0.0)
+    torch.testing.assert_close(first.running_var, torch.zeros(SMALL.temporal_channels), atol=1e-6, rtol=0.0)

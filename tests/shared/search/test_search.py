@@ -172,8 +172,9 @@ PROBLEMS = pytest.mark.parametrize("problem", [_spread, _rare_ruin, _bait])
 def _two_plies(problem: Callable[[TableModel], None]) -> tuple[TableModel, list[float]]:
     """A problem of 2 actions, 3 outcomes and 2 plies, and the exact Q of the root's actions."""
     model = finite_game(np.random.default_rng(3), plies=2)
-    for numbers in (model.rewards, model.values, model.q_values):
-        numbers *= 0.1
+    model.rewards *= 0.1
+    model.values *= 0.1
+    model.q_values *= 0.1
     problem(model)
     return model, action_values(model, 0, plies=2, discount=0.9)
 

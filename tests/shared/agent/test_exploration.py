@@ -1,0 +1,91 @@
+"""Temperature, epsilon and the lanes' own random streams."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shared.agent.exploration import Exploration, LaneDraws, RootExploration
+from shared.errors import SettingsError
+from shared.numeric import Bool, Float64, Int8
+from shared.search.config import SearchConfig, Selection
+from shared.search.model import RootNoise
+from shared.search.search import SearchResult
+
+PUCT = SearchConfig(Selection.PUCT)
+DRAWS = 4000
+
+
+def _result(visits: list[int]) -> SearchResult:
+    tiled = np.tile(np.array(visits, np.int32), (DRAWS, 1))
+    floats = np.zeros((DRAWS, 4), np.float32)
+    best = np.full(DRAWS, np.argmax(visits), np.int8)
+    return SearchResult(floats, floats[:, 0], floats, tiled, best, np.zeros((DRAWS, 4, 3), np.float32))
+
+
+def _shares(
+    exploration: Exploration, visits: list[int], legal: list[bool], config: SearchConfig = PUCT
+) -> Float64:
+    rng = np.random.default_rng(0)
+    noise = RootNoise(rng.gumbel(size=(DRAWS, 4)), rng.standard_gamma(1.0, (DRAWS, 4)))
+    draws = RootExploration(exploration, noise, rng.random((DRAWS, 2)))
+    mask: Bool = np.tile(legal, (DRAWS, 1))
+    actions: Int8 = draws.choose(_result(visits), mask, config)
+    counts: Float64 = np.bincount(actions, minlength=4) / DRAWS
+    return counts
+
+
+FLAT = [True, True, True, False]
+FOUR_ERRORS = 4 * np.sqrt(0.25 / DRAWS)
+
+
+def test_temperature_one_is_proportional_to_the_visits() -> None:
+    np.testing.assert_allclose(
+        _shares(Exploration(1.0), [5, 3, 2, 0], FLAT), [0.5, 0.3, 0.2, 0], atol=FOUR_ERRORS
+    )
+
+
+def test_temperature_one_half_squares_the_visits() -> None:
+    expected = np.array([25, 9, 4, 0]) / 38
+    np.testing.assert_allclose(_shares(Exploration(0.5), [5, 3, 2, 0], FLAT), expected, atol=FOUR_ERRORS)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-3, 1e-300])
+def test_temperature_zero_takes_the_most_visited(temperature: float) -> None:
+    assert _shares(Exploration(temperature), [2, 5, 3, 0], FLAT).tolist() == [0, 1, 0, 0]
+
+
+def test_epsilon_takes_any_legal_action() -> None:
+    shares = _shares(Exploration(0.0, epsilon=0.3), [5, 3, 2, 0], FLAT)
+    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1, 0.0], atol=FOUR_ERRORS)
+    assert shares[3] == 0.0
+
+
+def test_under_gumbel_the_search_chooses() -> None:
+    shares = _shares(Exploration(1.0, epsilon=0.9), [5, 3, 2, 0], FLAT, SearchConfig(Selection.GUMBEL))
+    assert shares.tolist() == [1, 0, 0, 0]
+
+
+def test_numbers_that_leave_nothing_over_still_choose_an_action() -> None:
+    """Shares that add up to just below 1, and the largest number that can be drawn."""
+    noise = RootNoise(np.zeros((DRAWS, 4)), np.ones((DRAWS, 4)))
+    uniform = np.full((DRAWS, 2), np.nextafter(1.0, 0.0))
+    draws = RootExploration(Exploration(1.0), noise, uniform)
+    legal = np.tile(FLAT, (DRAWS, 1))
+    assert (draws.choose(_result([7, 11, 13, 0]), legal, PUCT) == 2).all()
+
+
+def test_a_lanes_numbers_depend_on_its_seed_alone() -> None:
+    exploration = Exploration()
+    many = LaneDraws.drawn(exploration, np.array([3, 1, 4, 5]), 50, 4, 0.7)
+    one = LaneDraws.drawn(exploration, np.array([4]), 50, 4, 0.7)
+    np.testing.assert_array_equal(many.gumbel[:, 2], one.gumbel[:, 0])
+    np.testing.assert_array_equal(many.at(9).noise.gamma[2], one.at(9).noise.gamma[0])
+    np.testing.assert_array_equal(many.at(9).uniform[2], one.at(9).uniform[0])
+    assert not (many.gumbel[:, 2] == many.gumbel[:, 1]).any()
+
+
+@pytest.mark.parametrize(("field", "value"), [("temperature", -1.0), ("epsilon", 1.5), ("epsilon", np.nan)])
+def test_impossible_numbers_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=rf"exploration\.{field} is"):
+        replace(Exploration(), **{field: value})
