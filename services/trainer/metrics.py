@@ -28,16 +28,16 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def write(self, update: int, figures: dict[str, float]) -> None:
         """Add one point to each curve."""
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, update)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, update)
 
     def close(self) -> None:
         """Write what is left and close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class TrainerMetrics:

@@ -120,7 +120,8 @@ class Replay:
         capacity, num_trades = self.config.capacity_steps, self._counters[_TRADE_COUNT]
         trades = self._trades[(self._counters[_TRADE_HEAD] + ranks) % capacity]
         others = self._others[(self._counters[_OTHER_HEAD] + ranks - num_trades) % capacity]
-        return np.where(ranks < num_trades, trades, others)
+        rows: Int64 = np.where(ranks < num_trades, trades, others)
+        return rows
 
     def _success_rows(self, ranks: Int64) -> Int64:
         return (self._num_successes - self._success_count + ranks) % self.config.success_capacity

@@ -94,7 +94,7 @@ def encode_trajectory(trajectory: Trajectory) -> tuple[TrajectoryFinished, bytes
         seed=trajectory.seed,
         trades=tuple(TradeRecord(**asdict(trade)) for trade in trajectory.trades),
         arrays=tuple(
-            ArrayField(name=name, dtype=dtype, shape=column.shape)  # type: ignore[arg-type]
+            ArrayField(name=name, dtype=dtype, shape=column.shape)
             for (name, dtype, _), column in zip(_LAYOUT, columns, strict=True)
         ),
         arrays_sha256=hashlib.sha256(blob).hexdigest(),

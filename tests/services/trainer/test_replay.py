@@ -1,0 +1,127 @@
+"""The replay against a slow one that keeps everything and selects; draws; O(1) in words of arrays."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.trainer.config import ReplayConfig
+from services.trainer.replay import Replay
+from services.trainer.steps import COLUMNS, Steps
+from shared.environment.action import Action
+from shared.errors import SettingsError
+
+K = 2
+
+
+def steps_of(trades: list[bool], rewards: list[float] | None = None, first: int = 0) -> Steps:
+    """Steps that carry their number as bar and as trajectory."""
+    steps = Steps.allocate(len(trades), K)
+    steps.bars[:] = first + np.arange(len(trades))
+    steps.positions[:] = steps.bars
+    steps.actions[:, 0] = np.where(trades, Action.BUY, Action.HOLD)
+    steps.rewards[:, 0] = rewards if rewards is not None else 0.0
+    steps.lengths[:] = K + 1
+    return steps
+
+
+def kept(trades: list[bool], capacity: int, quota: int) -> list[int]:
+    """What must be stored after steps that are trades or not: by definition, from the whole history."""
+    numbers = range(len(trades))
+    protected = [n for n in numbers if trades[n]][-quota:] if quota else []
+    others = [n for n in numbers if n not in protected][-(capacity - len(protected)) :]
+    return sorted(protected + others)
+
+
+CONFIG = ReplayConfig(capacity_steps=10, trade_quota=0.3, success_capacity=4, success_reward_pips=5.0)
+
+histories = st.lists(st.lists(st.booleans(), max_size=25), max_size=8)
+
+
+@given(parts=histories, quota=st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]), capacity=st.integers(1, 12))
+def test_holds_the_last_trade_steps_of_the_quota_and_the_newest_others(
+    parts: list[list[bool]], quota: float, capacity: int
+) -> None:
+    replay = Replay(ReplayConfig(capacity_steps=capacity, trade_quota=quota), K)
+    history: list[bool] = []
+    for part in parts:
+        replay.extend(steps_of(part, first=len(history)))
+        history += part
+    stored, _ = replay.contents()
+    protected = min(int(np.ceil(quota * capacity)), capacity - 1)
+    assert sorted(stored.bars.tolist()) == kept(history, capacity, protected)
+    assert len(replay) == min(capacity, len(history))
+    # The quota holds whenever that many trade steps were seen.
+    assert stored.is_trade.sum() >= min(sum(history), protected)
+
+
+@given(parts=histories)
+def test_filled_from_its_oldest_trajectory_it_is_the_same_replay(parts: list[list[bool]]) -> None:
+    """What lets the journal's old segments go."""
+    history = [trade for part in parts for trade in part]
+    rewards = [9.0 if n % 7 == 3 else 0.0 for n in range(len(history))]
+    whole = Replay(CONFIG, K)
+    whole.extend(steps_of(history, rewards))
+    first = whole.oldest_position
+    if first is None:
+        return
+    part_of_it = Replay(CONFIG, K)
+    part_of_it.extend(steps_of(history[first:], rewards[first:], first))
+    for one, other in zip(whole.contents(), part_of_it.contents(), strict=True):
+        for column in COLUMNS:
+            assert np.array_equal(getattr(one, column), getattr(other, column))
+    draws = [replay.sample(np.random.default_rng(5), 32).bars.tolist() for replay in (whole, part_of_it)]
+    assert draws[0] == draws[1]
+
+
+def test_the_success_memory_keeps_the_last_large_rewards_after_the_steps_are_gone() -> None:
+    replay = Replay(CONFIG, K)
+    replay.extend(steps_of([False] * 6, [5.0, 5.1, 6.0, 7.0, 8.0, 9.0]))
+    replay.extend(steps_of([False] * 50, first=6))
+    _, successes = replay.contents()
+    assert successes.bars.tolist() == [2, 3, 4, 5]  # 5.0 is no success, and there is room for four
+    assert replay.oldest_position == 2
+    drawn = replay.sample(np.random.default_rng(0), 64)
+    assert set(drawn.bars[-6:].tolist()) <= {2, 3, 4, 5}  # a tenth of the batch, rounded
+    assert set(drawn.bars[:-6].tolist()) <= set(range(46, 56))
+
+
+def test_draws_are_even_over_all_stored_steps() -> None:
+    replay = Replay(ReplayConfig(capacity_steps=10, trade_quota=0.3), K)
+    replay.extend(steps_of([n % 4 == 0 for n in range(40)]))
+    drawn = replay.sample(np.random.default_rng(3), 20_000).bars
+    bars, counts = np.unique(drawn, return_counts=True)
+    assert len(bars) == 10
+    expected = 2_000
+    # Five standard deviations of a binomial count.
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected * 0.9)
+
+
+def test_a_row_comes_out_as_it_went_in() -> None:
+    rng = np.random.default_rng(0)
+    steps = steps_of([True, False, False])
+    for name in ("static", "policies", "returns"):
+        array = getattr(steps, name)
+        array[:] = rng.normal(size=array.shape)
+    replay = Replay(CONFIG, K)
+    replay.extend(steps)
+    drawn = replay.sample(rng, 50)
+    for row, bar in enumerate(drawn.bars.tolist()):
+        for name in ("static", "policies", "returns", "actions", "lengths"):
+            assert np.array_equal(getattr(drawn, name)[row], getattr(steps, name)[bar])
+
+
+def test_an_empty_replay_cannot_be_drawn_from() -> None:
+    replay = Replay(CONFIG, K)
+    assert replay.oldest_position is None
+    with pytest.raises(ValueError, match="high"):
+        replay.sample(np.random.default_rng(0), 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("capacity_steps", 0), ("trade_quota", 1.5), ("success_share", float("nan")), ("success_capacity", -1)],
+)
+def test_numbers_out_of_range_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"replay.{field} is {value}"):
+        ReplayConfig(**{field: value})  # type: ignore[arg-type]
