@@ -39,7 +39,12 @@ class InferenceClient:
 
     def __init__(self, url: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         self._deadline_seconds = deadline_seconds
-        self._http = httpx.AsyncClient(base_url=url, timeout=None)  # noqa: S113  the deadline bounds the call
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers={"Content-Type": "application/json"},
+            timeout=None,  # noqa: S113  the deadline bounds the call
+            trust_env=False,  # a service of this system, never behind a proxy
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -31,7 +31,7 @@ ActionName = Literal["HOLD", "BUY", "SELL", "CLOSE"]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class BarColumns(_Model):

@@ -1,0 +1,64 @@
+"""An inference service over real HTTP, with versions that are real files."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest_asyncio
+from prometheus_client import CollectorRegistry
+
+from services.inference.app import build_app
+from services.inference.config import InferenceConfig
+from services.inference.promoted import PromotedVersion
+from services.inference.settings import InferenceSettings
+from shared.adapters.checkpoints import CheckpointStore
+from shared.runtime.lifecycle import Lifecycle, serve_app
+from shared.runtime.redis_server import free_port
+from shared.search.config import SearchConfig
+
+
+@dataclass
+class Service:
+    """A service that runs, and all that it looks at."""
+
+    client: httpx.AsyncClient
+    promoted: PromotedVersion
+    store: CheckpointStore
+    url: str
+
+
+@asynccontextmanager
+async def running_service(folder: Path, config: InferenceConfig | None = None) -> AsyncIterator[Service]:
+    store = CheckpointStore(folder / "checkpoints")
+    promoted = PromotedVersion(store, SearchConfig())
+    port = free_port()
+    lifecycle = Lifecycle("inference", InferenceSettings(home=folder))
+    app = build_app(promoted, config or InferenceConfig(), CollectorRegistry())
+    serving = asyncio.create_task(serve_app(app, lifecycle, host="127.0.0.1", port=port))
+    url = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+        async with asyncio.timeout(20):
+            while not await _answers(client):  # noqa: ASYNC110  the port says when
+                await asyncio.sleep(0.01)
+        yield Service(client, promoted, store, url)
+        lifecycle.stop()
+        await serving
+    promoted.close()
+    await lifecycle.bus.close()
+
+
+async def _answers(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/healthz")).status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+@pytest_asyncio.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    """A service with an empty store."""
+    async with running_service(tmp_path) as running:
+        yield running

@@ -1,0 +1,148 @@
+"""Which version decides: the promoted one, swapped whole, kept when its successor is damaged."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import SecretStr
+
+from services.inference.promoted import PromotedVersion
+from services.inference.settings import InferenceSettings
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointer
+from shared.messages.schemas import VersionPromoted
+from shared.messages.streams import ALERTS, PROMOTIONS
+from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.redis_server import RedisServer
+from shared.search.config import SearchConfig
+from tests.services.inference.versions import network_of, promote, save_version
+
+
+def damage(store: CheckpointStore, version: int) -> None:
+    path = store.folder(version) / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+async def test_a_damaged_successor_leaves_the_old_version_serving(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    promoted = PromotedVersion(store, SearchConfig())
+    for version in (1, 2, 3):
+        save_version(store, version)
+    promote(store, 1)
+    assert await promoted.refresh() is None
+    assert promoted.served is not None
+    assert promoted.served.version == 1
+    damage(store, 2)
+    promote(store, 2)
+    alert = await promoted.refresh()
+    assert alert is not None
+    assert "SHA-256" in alert.detail
+    assert "version 1 goes on" in alert.detail
+    assert (promoted.served.version, promoted.refused) == (1, 2)
+    assert await promoted.refresh() is None, "one alert for one damaged version"
+    promote(store, 3)
+    assert await promoted.refresh() is None
+    assert (promoted.served.version, promoted.refused) == (3, None)
+    promoted.close()
+
+
+async def test_a_version_that_decides_nonsense_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    promoted = PromotedVersion(store, SearchConfig())
+    network = network_of(1)
+    with torch.no_grad():
+        network.value_head.last.bias.fill_(float("nan"))
+    save_version(store, 1, network)
+    promote(store, 1)
+    alert = await promoted.refresh()
+    assert alert is not None
+    assert "not finite" in alert.detail
+    assert promoted.served is None
+    promoted.close()
+
+
+async def test_a_damaged_pointer_leaves_the_old_version_serving(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    promoted = PromotedVersion(store, SearchConfig())
+    save_version(store, 1)
+    promote(store, 1)
+    await promoted.refresh()
+    (tmp_path / f"{Pointer.PROMOTED}.json").write_text("{")
+    alert = await promoted.refresh()
+    assert alert is not None
+    assert "damaged pointer" in alert.detail
+    assert promoted.served is not None
+    promoted.close()
+
+
+async def test_the_same_version_in_another_stage_is_told_so(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    promoted = PromotedVersion(store, SearchConfig())
+    save_version(store, 1)
+    promote(store, 1)
+    await promoted.refresh()
+    promote(store, 1, "live")
+    await promoted.refresh()
+    assert promoted.served is not None
+    assert promoted.served.stage == "live"
+    promoted.close()
+
+
+async def test_a_request_is_answered_by_the_version_that_it_took(tmp_path: Path) -> None:
+    """A swap in the middle of a request changes the next one only."""
+    store = CheckpointStore(tmp_path)
+    promoted = PromotedVersion(store, SearchConfig())
+    for version in (1, 2):
+        save_version(store, version)
+    promote(store, 1)
+    await promoted.refresh()
+    first = promoted.served
+    assert first is not None
+    windows, static = np.zeros((1, 32, 9), np.float32), np.zeros((1, 6), np.float32)
+    before = await promoted.decide(first, windows, static)
+    promote(store, 2)
+    await promoted.refresh()
+    after = await promoted.decide(first, windows, static)
+    assert np.array_equal(before.values, after.values)
+    assert promoted.served is not None
+    assert not np.array_equal(before.values, (await promoted.decide(promoted.served, windows, static)).values)
+    promoted.close()
+
+
+async def test_a_promotion_told_on_the_bus_is_served_at_once(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path)
+    save_version(store, 1)
+    save_version(store, 2)
+    settings = InferenceSettings(redis_url=SecretStr(redis_server.url), home=tmp_path)
+    lifecycle = Lifecycle("inference", settings)
+    promoted = PromotedVersion(store, SearchConfig())
+    following = asyncio.create_task(promoted.follow(lifecycle, poll_seconds=3_600))
+
+    async def until(version: int) -> None:
+        async with asyncio.timeout(20):
+            while promoted.served is None or promoted.served.version != version:
+                promote(store, version)
+                await bus.announce(PROMOTIONS, VersionPromoted(version=version, stage="paper", by="test"))
+                await asyncio.sleep(0.1)
+
+    await until(1)
+    await until(2)
+    assert lifecycle.heartbeat.detail["version"] == 2
+    damage(store, 1)
+    promote(store, 1)
+    await bus.announce(PROMOTIONS, VersionPromoted(version=1, stage="paper", by="test"))
+    async with asyncio.timeout(20):
+        while not (alerts := await bus.recent(ALERTS, count=10)):  # noqa: ASYNC110  Redis says when
+            await asyncio.sleep(0.05)
+    assert alerts[0].message.name == "version_refused"
+    assert promoted.served is not None
+    assert promoted.served.version == 2
+    lifecycle.stop()
+    await following
+    promoted.close()
+    await lifecycle.bus.close()

@@ -1,0 +1,43 @@
+"""Checkpoint versions with a small network that has opinions."""
+
+from dataclasses import asdict
+
+from shared.adapters.checkpoints import CheckpointStore, Manifest, Pointer
+from shared.agent.agent import Agent
+from shared.model.network import Network
+from tests.shared.model.networks import SMALL, opinionated_network
+
+
+#: Version 1 is the first network whose greedy play of the small market takes all four actions often.
+FIRST_SEED = 24
+
+
+def network_of(version: int) -> Network:
+    return opinionated_network(SMALL, seed=FIRST_SEED + version - 1)
+
+
+def agent_of(version: int) -> Agent:
+    return Agent(network_of(version), version)
+
+
+def save_version(store: CheckpointStore, version: int, network: Network | None = None) -> None:
+    weights = (network or network_of(version)).state_dict()
+    store.save(
+        Manifest(
+            version=version,
+            episode=0,
+            update=0,
+            journal_position=0,
+            dataset="ab" * 32,
+            model=asdict(SMALL),
+            settings={},
+            metrics={},
+            state={},
+        ),
+        {name: tensor.numpy() for name, tensor in weights.items()},
+        {},
+    )
+
+
+def promote(store: CheckpointStore, version: int, stage: str = "paper") -> None:
+    store.point(Pointer.PROMOTED, version, stage=stage)
