@@ -304,7 +304,10 @@ def _bars(shares: tuple[float, ...], names: tuple[str, ...]) -> str:
     if not shares:
         return "–"
     blocks = " ▁▂▃▄▅▆▇█"
-    cells = [f"{name}{blocks[min(round(share * _BAR_CELLS), _BAR_CELLS)]}" for name, share in zip(names, shares, strict=False)]
+    cells = [
+        f"{name}{blocks[min(round(share * _BAR_CELLS), _BAR_CELLS)]}"
+        for name, share in zip(names, shares, strict=False)
+    ]
     return f"{' '.join(cells)}  {names[shares.index(max(shares))]} {max(shares):.0%}"
 
 

@@ -77,7 +77,7 @@ class System:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what the gateway follows to arrive."""
         async with asyncio.timeout(20):
-            while not condition():
+            while not condition():  # noqa: ASYNC110  what is awaited comes from another process
                 await asyncio.sleep(0.01)
 
 
@@ -122,7 +122,7 @@ async def running_system(
     serving = asyncio.create_task(serve_app(create_app(gateway), lifecycle, host="127.0.0.1", port=port))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
         async with asyncio.timeout(20):
-            while not await _answers(client):
+            while not await _answers(client):  # noqa: ASYNC110  a server has no other way to say so
                 await asyncio.sleep(0.01)
         yield System(client, gateway, bus, gateway.store, settings.validation_root, port)
         gateway.events.close()

@@ -1,0 +1,76 @@
+"""Redis goes and comes back: the gateway stays, says so, and goes on by itself."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+from pydantic import SecretStr
+
+from services.api.config import GatewayConfig
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import Pointer
+from shared.runtime.redis_server import RedisServer, free_port
+from tests.services.api.conftest import API_KEY, KEY, System, running_system, write_report
+
+
+@pytest_asyncio.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A Redis that this test alone may stop."""
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest_asyncio.fixture
+async def system(server: RedisServer, tmp_path: Path) -> AsyncIterator[System]:
+    config = GatewayConfig(api_key=SecretStr(API_KEY), redis_timeout_seconds=1.0)
+    bus = Bus(server.url)
+    async with running_system(server.url, bus, tmp_path, config) as running:
+        yield running
+    await bus.close()
+
+
+async def test_without_redis_everything_still_answers_and_says_so(
+    system: System, server: RedisServer
+) -> None:
+    await system.publish(1, loss=0.5)
+    await system.until(lambda: 1 in system.gateway.history.checkpoints)
+    write_report(system.validation_root, 1, "paper")
+    server.stop()
+    status = await system.client.get("/status")
+    assert status.status_code == 200
+    told = status.json()
+    assert (told["state"], told["redis"], told["dead_letters"]) == ("degraded", "away", None)
+    assert told["pointers"]["newest"] == 1
+    assert told["alerts"][0]["name"] == "redis_away"
+    assert (await system.client.get("/healthz")).status_code == 200
+    assert (await system.client.get("/checkpoints")).json()["items"][0]["metrics"] == {"loss": 0.5}
+    assert "mm_redis_up 0.0" in (await system.client.get("/metrics")).text
+    for path in ("/readyz", "/trades", "/dead"):
+        answer = await system.client.get(path)
+        assert answer.status_code == 503
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_without_redis_nothing_is_promoted_or_stopped(system: System, server: RedisServer) -> None:
+    await system.publish(1)
+    write_report(system.validation_root, 1, "paper")
+    server.stop()
+    answer = await system.client.post("/checkpoints/1/promote", headers=KEY)
+    assert answer.status_code == 503
+    assert "nothing was changed" in answer.json()["detail"]
+    assert system.store.pointer(Pointer.PROMOTED) is None
+    assert (await system.client.post("/trader/kill", headers=KEY)).status_code == 503
+
+
+async def test_when_redis_comes_back_the_gateway_follows_on(system: System, server: RedisServer) -> None:
+    await system.publish(1)
+    await system.until(lambda: 1 in system.gateway.history.checkpoints)
+    server.stop()
+    assert (await system.client.get("/readyz")).status_code == 503
+    server.start()
+    assert (await system.client.get("/readyz")).status_code == 200
+    await system.publish(2)
+    await system.until(lambda: 2 in system.gateway.history.checkpoints)
+    assert (await system.client.get("/status")).json()["redis"] == "up"
