@@ -64,5 +64,3 @@ def same(one: Trajectory, other: Trajectory) -> bool:
         elif value != theirs:
             return False
     return True
-
-

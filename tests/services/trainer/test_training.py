@@ -1,0 +1,187 @@
+"""Learning learns, goes on bit for bit from what was saved, and survives what is not finite."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.trainer.config import LearnerConfig
+from services.trainer.learner import Learner
+from services.trainer.training import SavedState
+from shared.adapters.agents import load_agent, load_network
+from shared.adapters.checkpoints import CheckpointStore, Manifest
+from shared.errors import CheckpointError
+from shared.model.network import initial_network
+from tests.services.trainer.runs import CONFIG, advance, new_training, trajectories
+
+JOURNAL = trajectories(40)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def saved(manifest: Manifest) -> Manifest:
+    """As it comes back from disk."""
+    return Manifest.model_validate_json(manifest.model_dump_json())
+
+
+def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path) -> None:
+    never_stopped = new_training()
+    losses = advance(never_stopped, JOURNAL, 20)
+
+    stopped = new_training()
+    assert advance(stopped, JOURNAL, 10) == losses[:10]
+    store = CheckpointStore(tmp_path)
+    store.save(*stopped.save(0))
+
+    went_on = new_training()
+    went_on.resume(store.manifest(0), store.weights(0), store.training(0), JOURNAL.__getitem__)
+    assert advance(went_on, JOURNAL, 10) == losses[10:]
+
+    for name, weights in never_stopped.learner.weights().items():
+        assert np.array_equal(weights, went_on.learner.weights()[name]), name
+    for name, moments in never_stopped.learner.moments().items():
+        assert np.array_equal(moments, went_on.learner.moments()[name]), name
+    assert never_stopped.save(1)[0].state == went_on.save(1)[0].state
+
+
+def test_a_resumed_replay_needs_nothing_older_than_the_manifest_says() -> None:
+    training = new_training()
+    advance(training, JOURNAL, 60)
+    manifest, weights, moments = training.save(0)
+    start = SavedState.of(manifest).replay_start
+    assert 0 < start < training.position
+
+    def read(position: int) -> object:
+        assert position >= start
+        return JOURNAL[position]
+
+    resumed = new_training()
+    resumed.resume(saved(manifest), weights, moments, read)  # type: ignore[arg-type]
+    draws = [t.replay.sample(np.random.default_rng(1), 50).bars.tolist() for t in (training, resumed)]
+    assert draws[0] == draws[1]
+    assert resumed.position == training.position
+
+
+def test_other_seeds_make_other_networks() -> None:
+    one = new_training()
+    other = new_training(replace(CONFIG, trainer=replace(CONFIG.trainer, seed=1)))
+    assert advance(one, JOURNAL, 3) != advance(other, JOURNAL, 3)
+
+
+def test_a_step_is_drawn_as_often_as_asked() -> None:
+    for target in (0.5, 2.0):
+        training = new_training(replace(CONFIG, trainer=replace(CONFIG.trainer, samples_per_insert=target)))
+        advance(training, JOURNAL, 25)
+        while training.may_update:
+            training.update()
+        batch = CONFIG.learner.batch_size
+        assert abs(training.pacing.drawn - target * training.pacing.inserted) < batch
+
+
+def test_nothing_is_learned_from_too_few_steps() -> None:
+    training = new_training()
+    training.insert(JOURNAL[0])
+    assert not training.may_update  # 40 steps, 60 are wanted
+    training.insert(JOURNAL[1])
+    assert training.may_update
+
+
+def test_the_same_steps_again_and_again_are_learned() -> None:
+    training = new_training()
+    for trajectory in JOURNAL[:3]:
+        training.insert(trajectory)
+    training.pacing.owed = 1e9
+    losses = [training.update().loss for _ in range(150)]
+    assert np.mean(losses[-10:]) < losses[0] - 1.5  # nats; the targets' own entropy stays
+    statistics = training.last
+    assert statistics is not None
+    assert 0 < statistics.policy_entropy < np.log(4)
+    assert statistics.gradient_norm > 0
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted() -> None:
+    training = new_training()
+    advance(training, JOURNAL, 3)
+    before = training.learner.weights()
+    moments = training.learner.moments()
+    steps = training.replay.sample(np.random.default_rng(0), 16)
+    windows = np.full((16, 32, 9), np.nan, np.float32)
+    statistics = training.learner.update(steps, windows)
+    assert statistics.skipped
+    for name, weights in training.learner.weights().items():
+        assert np.array_equal(weights, before[name]), name
+    for name, moment in training.learner.moments().items():
+        assert np.array_equal(moment, moments[name]), name
+    counters = training.learner.counters
+    assert (counters.updates, counters.skipped, counters.skipped_in_a_row) == (3, 1, 1)
+    training.update()
+    assert training.learner.counters.skipped_in_a_row == 0
+
+
+def test_too_many_in_a_row_diverge_and_an_earlier_version_mends_it() -> None:
+    config = replace(CONFIG, learner=LearnerConfig(batch_size=16, unroll_steps=3, max_skipped_in_a_row=4))
+    training = new_training(config)
+    advance(training, JOURNAL, 5)
+    manifest, weights, moments = training.save(7)
+    with torch.no_grad():
+        training.learner.network.value_head.last.weight.fill_(float("inf"))
+    for expected in (False, False, False, True):
+        steps = training.replay.sample(training.learner.generator(), 16)
+        training.learner.update(steps, np.zeros((16, 32, 9), np.float32))
+        assert training.learner.diverged is expected
+    training.roll_back(weights, moments)
+    assert not training.learner.diverged
+    assert training.save(8)[0].state["roll_backs"] == 1
+    for name, array in training.learner.weights().items():
+        assert np.array_equal(array, weights[name]), name
+    assert not advance(training, JOURNAL, 1)[0] == float("inf")
+    assert manifest.update == 5
+
+
+def test_a_checkpoint_gives_the_agent_that_was_saved(tmp_path: Path) -> None:
+    training = new_training()
+    advance(training, JOURNAL, 5)
+    store = CheckpointStore(tmp_path)
+    store.save(*training.save(4))
+    network = load_network(store, 4)
+    assert network.config == CONFIG.model
+    for name, tensor in network.state_dict().items():
+        assert np.array_equal(tensor.numpy(), training.learner.weights()[name]), name
+    agent = load_agent(store, 4)
+    assert agent.version == 4
+    with pytest.raises(CheckpointError, match="no version 5"):
+        load_agent(store, 5)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    training = new_training()
+    manifest, weights, moments = training.save(0)
+    store = CheckpointStore(tmp_path)
+    store.save(manifest.model_copy(update={"model": {**manifest.model, "value_bins": 33}}), weights, moments)
+    with pytest.raises(CheckpointError, match="weights do not fit"):
+        load_agent(store, 0)
+    store.save(
+        manifest.model_copy(update={"version": 1, "model": {**manifest.model, "encoder": "wavelet"}}),
+        weights,
+        moments,
+    )
+    with pytest.raises(CheckpointError, match="encoder"):
+        load_agent(store, 1)
+    other = Learner(
+        initial_network(replace(CONFIG.model, temporal_channels=11), seed=0), CONFIG.learner, seed=0
+    )
+    with pytest.raises(CheckpointError, match="do not fit"):
+        other.restore(dict(weights), {})
+    with pytest.raises(CheckpointError, match="which the network does not have"):
+        training.learner.restore(dict(weights), {"nowhere/step": np.zeros(1, np.float32)})
+
+
+def test_a_manifest_of_another_training_is_refused() -> None:
+    manifest = new_training().save(0)[0]
+    with pytest.raises(CheckpointError, match="training state"):
+        SavedState.of(manifest.model_copy(update={"state": {"seed": 0}}))
