@@ -1,0 +1,143 @@
+"""Opens the market of a data set and serves it until the service is asked to stop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from decimal import Decimal
+
+import structlog
+
+from services.broker.app import create_app
+from services.broker.checks import InstrumentRules
+from services.broker.config import BrokerConfig
+from services.broker.exchange import AccountTerms, Exchange
+from services.broker.faults import Faults
+from services.broker.ledger import Ledger
+from services.broker.settings import BrokerSettings
+from services.broker.tape import Tape
+from services.broker.venue import Venue
+from shared.adapters.dataset import Dataset, read_dataset
+from shared.errors import DataError, MuZeroError
+from shared.market.session import SESSION_BARS, Split
+from shared.runtime.lifecycle import Lifecycle, serve_app
+
+log = structlog.get_logger()
+
+REPORT_SECONDS = 1.0
+
+
+def replayed_bars(dataset: Dataset, split: str) -> tuple[int, int]:
+    """First bar and bar after the last of what is replayed: a split's sessions, or all bars.
+
+    Raises:
+        DataError: the split has no session.
+    """
+    if split == "all":
+        return 0, len(dataset.bars)
+    starts = dataset.sessions.every(Split(split))
+    if not len(starts):
+        raise DataError(
+            f"the data set has no session in its {split} split: set MM_BROKER__SPLIT to another, or to all"
+        )
+    return int(starts[0]), int(starts[-1]) + SESSION_BARS + 1
+
+
+def open_venue(dataset: Dataset, settings: BrokerSettings) -> Venue:
+    """Take up the account and the replay of a data set; each data set has a ledger of its own.
+
+    Raises:
+        DataError: there is nothing to replay.
+        BrokerError: the ledger is damaged or of another account.
+    """
+    config = settings.broker
+    first, stop = replayed_bars(dataset, config.split)
+    tape = Tape.of(
+        dataset.bars,
+        spread_pips=config.spread_pips,
+        spread_from_data=config.spread_from_data,
+        first=first,
+        stop=stop,
+    )
+    path = settings.broker_root / f"{dataset.fingerprint[:16]}.sqlite"
+    ledger = Ledger(path, account=config.account, dataset=dataset.fingerprint)
+    rules = InstrumentRules.of(dataset.bars.instrument, Decimal(str(config.margin_rate)))
+    exchange = Exchange(_terms(config, dataset), rules, ledger.transactions())
+    return Venue(exchange, tape, ledger, config, Faults(settings.faults))
+
+
+def _terms(config: BrokerConfig, dataset: Dataset) -> AccountTerms:
+    _, _, quote_currency = dataset.bars.instrument.name.partition("_")
+    return AccountTerms(
+        config.account, quote_currency, Decimal(config.balance), Decimal(str(config.margin_rate))
+    )
+
+
+class BrokerService:
+    """Replays one data set as an OANDA-like market over HTTP."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._settings = settings
+
+    async def run(self, lifecycle: Lifecycle) -> None:
+        """Serve until asked to stop."""
+        dataset = await asyncio.to_thread(read_dataset, self._settings.dataset)
+        venue = open_venue(dataset, self._settings)
+        config = self._settings.broker
+        log.info(
+            "market_opened",
+            instrument=dataset.bars.instrument.name,
+            bars=venue.tape.stop - venue.tape.first,
+            next_tick=venue.place.next_tick,
+            pacing=config.pacing.value,
+            last_transaction=venue.exchange.account.last_id,
+        )
+        app = create_app(venue, self._settings.token.get_secret_value())
+        async with running(venue) as replay:
+            serving = asyncio.create_task(serve_app(app, lifecycle, host=config.host, port=config.port))
+            reporting = asyncio.create_task(_report(venue, lifecycle))
+            closing = asyncio.create_task(_close_streams(venue, lifecycle))
+            try:
+                await _first_failure(serving, replay)
+            finally:
+                lifecycle.stop()
+                await asyncio.gather(serving, reporting, closing, return_exceptions=True)
+        venue.ledger.close()
+
+
+@contextlib.asynccontextmanager
+async def running(venue: Venue) -> AsyncIterator[asyncio.Task[None]]:
+    """Let the market's time go on inside the block."""
+    replay = asyncio.create_task(venue.run())
+    try:
+        yield replay
+    finally:
+        venue.stopping.set()
+        replay.cancel()
+        await asyncio.gather(replay, return_exceptions=True)
+
+
+async def _first_failure(serving: asyncio.Task[None], replay: asyncio.Task[None]) -> None:
+    """Wait until serving ends; a replay that fails ends it, one that is over does not."""
+    await asyncio.wait({serving, replay}, return_when=asyncio.FIRST_EXCEPTION)
+    if replay.done() and replay.exception() is not None:
+        raise MuZeroError(f"the replay failed: {replay.exception()}") from replay.exception()
+    await serving
+
+
+async def _close_streams(venue: Venue, lifecycle: Lifecycle) -> None:
+    await lifecycle.stopping.wait()
+    venue.stopping.set()
+
+
+async def _report(venue: Venue, lifecycle: Lifecycle) -> None:
+    while not lifecycle.stopping.is_set():
+        account = venue.exchange.account
+        lifecycle.report(
+            bar=venue.newest_complete_bar(),
+            time_s=venue.now_ns // 1_000_000_000,
+            transactions=account.last_id,
+            units=float(account.units),
+            balance=float(account.balance),
+            over=venue.is_over,
+        )
+        await lifecycle.sleep(REPORT_SECONDS)

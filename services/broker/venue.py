@@ -1,0 +1,250 @@
+"""The running market: time goes on, prices come, orders are executed, streams hear of it.
+
+Everything happens on one event loop: a step of the exchange, its commit to the ledger and its
+announcement are one uninterrupted piece of code, so no lock is needed and no reader sees half a step.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+
+import structlog
+
+from services.broker.account import Order, Trade
+from services.broker.clock import SimulatedClock
+from services.broker.config import BrokerConfig, Pacing
+from services.broker.exchange import Answer, Exchange, Quote
+from services.broker.faults import Faults
+from services.broker.ledger import Ledger, Place
+from services.broker.tape import SECOND_NS, TICKS_PER_BAR, Tape
+from services.broker.transactions import ClientExtensions, MarketOrderFields, RejectReason, Transaction
+from services.broker.views import price_json
+from services.broker.wire import Json
+from shared.errors import BrokerError
+
+log = structlog.get_logger()
+
+#: A stream whose reader is so many lines behind is closed.
+MAX_QUEUED_LINES = 10_000
+
+
+@dataclass(eq=False)
+class Subscription:
+    """The lines that one stream has still to send."""
+
+    lines: asyncio.Queue[Json] = field(default_factory=lambda: asyncio.Queue(MAX_QUEUED_LINES))
+    overrun: bool = False
+
+    def put(self, line: Json) -> None:
+        """Queue a line, or mark the reader as too slow."""
+        try:
+            self.lines.put_nowait(line)
+        except asyncio.QueueFull:
+            self.overrun = True
+
+
+class Venue:
+    """One account trading on one tape."""
+
+    def __init__(
+        self, exchange: Exchange, tape: Tape, ledger: Ledger, config: BrokerConfig, faults: Faults
+    ) -> None:
+        """Take up the replay where the ledger left it."""
+        self.exchange, self.tape, self.ledger, self.config, self.faults = (
+            exchange,
+            tape,
+            ledger,
+            config,
+            faults,
+        )
+        self._place = ledger.place() or Place(tape.first_tick, 0)
+        if not tape.first_tick <= self._place.next_tick <= tape.stop_tick:
+            raise BrokerError(
+                f"ledger {ledger.path} stands at tick {self._place.next_tick}, outside the replayed bars "
+                f"{tape.first} to {tape.stop}: remove it to start anew"
+            )
+        self._prices: set[Subscription] = set()
+        self._transactions: set[Subscription] = set()
+        self._acknowledged = asyncio.Event()
+        self.stopping = asyncio.Event()  # streams end when it is set
+        before = self._place.next_tick - 1
+        if self._place.next_tick == tape.first_tick:
+            self.clock = SimulatedClock(tape.tick_time_ns(tape.first_tick), config.speed)
+            exchange.quote = replace(tape.quote(tape.first_tick), tradeable=False)
+        else:
+            exchange.quote = tape.quote(before)
+            self.clock = SimulatedClock(exchange.quote.time, config.speed)
+        self._newest_ns = exchange.quote.time
+        self._commit(exchange.open(self.now_ns))
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    @property
+    def now_ns(self) -> int:
+        """Simulated time: never before the newest price, never at or after one still to come."""
+        if self.config.pacing is Pacing.ACKNOWLEDGED or self.is_over:
+            return self._newest_ns
+        upcoming = self.tape.tick_time_ns(self._place.next_tick)
+        return max(self._newest_ns, min(self.clock.now_ns(), upcoming - 1))
+
+    @property
+    def is_over(self) -> bool:
+        """Every tick was sent."""
+        return self._place.next_tick >= self.tape.stop_tick
+
+    @property
+    def place(self) -> Place:
+        """Where the replay stands."""
+        return self._place
+
+    async def run(self) -> None:
+        """Send tick after tick until the tape ends; then the market stays closed."""
+        while not self.is_over:
+            bar, phase = divmod(self._place.next_tick, TICKS_PER_BAR)
+            if phase == 0 and bar > self.tape.first:
+                await self._cross_gap(bar)
+            if phase == 1 and bar > self.tape.first:
+                await self._await_acknowledgement(int(self.tape.time_s[bar - 1]))
+            await self._pace(self.tape.tick_time_ns(self._place.next_tick))
+            self._step(self.tape.quote(self._place.next_tick), self._place.next_tick + 1)
+        last = self.tape.stop - 1
+        await self._pace(self.tape.end_ns(last))
+        self._step(self.tape.closed_quote(last), self._place.next_tick)
+        log.info("replay_over", bars=self.tape.stop - self.tape.first)
+
+    async def _cross_gap(self, bar: int) -> None:
+        """Close the market before a gap in trading hours or data that is jumped over, then jump."""
+        limit = self.config.jump_gap_minutes
+        if limit == 0 or self.tape.gap_minutes(bar) <= limit:
+            return
+        await self._pace(self.tape.end_ns(bar - 1))
+        self._step(self.tape.closed_quote(bar - 1), self._place.next_tick)
+        self.clock.set(self.tape.tick_time_ns(self._place.next_tick))
+
+    async def _pace(self, time_ns: int) -> None:
+        seconds = self.clock.seconds_until(time_ns) if self.config.pacing is Pacing.SPEED else 0.0
+        await asyncio.sleep(seconds)
+
+    async def _await_acknowledgement(self, time_s: int) -> None:
+        while self.config.pacing is Pacing.ACKNOWLEDGED and self._place.acknowledged_s < time_s:
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
+
+    def _step(self, quote: Quote, next_tick: int) -> None:
+        """Put a price in force: exits that it reaches, the ledger, the streams."""
+        booked = self.exchange.on_quote(quote)
+        self._place = replace(self._place, next_tick=next_tick)
+        self._newest_ns = quote.time
+        self._commit(booked)
+        line = {"type": "PRICE", **price_json(self.exchange, quote)}
+        for subscription in self._prices:
+            subscription.put(line)
+
+    def newest_complete_bar(self) -> int:
+        """Index of the newest bar whose end has passed, -1 when there is none."""
+        bar = min(self._place.next_tick // TICKS_PER_BAR, self.tape.stop - 1)
+        while bar >= 0 and self.tape.end_ns(bar) > self.now_ns:
+            bar -= 1
+        return bar
+
+    def ticks_of_bar(self, bar: int) -> int:
+        """How many ticks of a bar were sent, 0 to 4."""
+        return min(max(self._place.next_tick - bar * TICKS_PER_BAR, 0), TICKS_PER_BAR)
+
+    def acknowledge(self, time_s: int) -> None:
+        """Note that the client has decided on the bar opened at `time_s`; the next one may come.
+
+        Raises:
+            BrokerError: that bar is not complete yet.
+        """
+        newest = self.newest_complete_bar()
+        newest_s = int(self.tape.time_s[newest]) if newest >= 0 else 0
+        if time_s > newest_s:
+            raise BrokerError(f"bar {time_s} is not complete: the newest complete bar opened at {newest_s}")
+        self._place = replace(self._place, acknowledged_s=max(self._place.acknowledged_s, time_s))
+        self._commit(())
+        self._acknowledged.set()
+
+    # -- orders --------------------------------------------------------------------------------------
+
+    def market_order(self, fields: MarketOrderFields) -> Answer:
+        """Execute a market order now."""
+        if self.faults.strikes(self.faults.config.reject_probability):
+            return self._answer(self.exchange.reject(fields, RejectReason.INTERNAL_SERVER_ERROR, self.now_ns))
+        standing = self.exchange.price_in_force()
+        if self.faults.strikes(self.faults.config.partial_fill_probability):
+            self.exchange.quote = replace(standing, liquidity=int(abs(fields.units) // 2))
+        answer = self.exchange.market_order(fields, self.now_ns)
+        self.exchange.quote = standing
+        return self._answer(answer)
+
+    def close_position(
+        self, *, long: bool, units: Decimal | None, extensions: ClientExtensions | None
+    ) -> Answer:
+        """Close a side of the position now."""
+        return self._answer(
+            self.exchange.close_position(long=long, units=units, extensions=extensions, time=self.now_ns)
+        )
+
+    def close_trade(self, trade: Trade | None, units: Decimal | None) -> Answer:
+        """Close a trade now."""
+        return self._answer(self.exchange.close_trade(trade, units, self.now_ns))
+
+    def cancel_order(self, order: Order | None) -> Answer:
+        """Cancel a pending order now."""
+        return self._answer(self.exchange.cancel_order(order, self.now_ns))
+
+    def _answer(self, answer: Answer) -> Answer:
+        self._commit(answer.transactions)
+        return answer
+
+    def _commit(self, transactions: tuple[Transaction, ...]) -> None:
+        self.ledger.commit(transactions, self._place)
+        for transaction in transactions:
+            for subscription in self._transactions:
+                subscription.put(transaction.json_object())
+
+    # -- streams -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def price_lines(self) -> Iterator[Subscription]:
+        """Hear of every price from now on."""
+        with self._subscribed(self._prices) as subscription:
+            yield subscription
+
+    @contextlib.contextmanager
+    def transaction_lines(self) -> Iterator[Subscription]:
+        """Hear of every transaction from now on."""
+        with self._subscribed(self._transactions) as subscription:
+            yield subscription
+
+    @contextlib.contextmanager
+    def _subscribed(self, group: set[Subscription]) -> Iterator[Subscription]:
+        subscription = Subscription()
+        group.add(subscription)
+        try:
+            yield subscription
+        finally:
+            group.discard(subscription)
+
+    @property
+    def last(self) -> Json:
+        """The id that every answer about the account ends with."""
+        return {"lastTransactionID": str(self.exchange.account.last_id)}
+
+    def status(self) -> Json:
+        """Where the replay stands, for `GET /v3/replay`."""
+        newest = self.newest_complete_bar()
+        return {
+            "bar": self._place.next_tick // TICKS_PER_BAR,
+            "first": self.tape.first,
+            "stop": self.tape.stop,
+            "timeSeconds": self.now_ns // SECOND_NS,
+            "newestCompleteSeconds": int(self.tape.time_s[newest]) if newest >= 0 else None,
+            "acknowledgedSeconds": self._place.acknowledged_s,
+            "pacing": self.config.pacing.value,
+            "speed": self.config.speed,
+            "over": self.is_over,
+        }
