@@ -107,7 +107,11 @@ class ValidatorService:
         except _StoppedError:
             return False
         except MuZeroError as failure:
-            return bool(await self._lifecycle.until_stopping(self._skip(version, str(failure))))
+            if not await self._lifecycle.until_stopping(self._tell_skipped(version, str(failure))):
+                return False
+            ground = self._validator.ground
+            await asyncio.to_thread(self._desk.records.skip, ground, version, str(failure))
+            return True
         if not await self._lifecycle.until_stopping(self._tell(report)):
             return False
         await asyncio.to_thread(self._desk.records.record, row_of(report), report.days, report.daily_pips)
@@ -184,12 +188,11 @@ class ValidatorService:
             self._desk.store, self._desk.reports, version, "paper", by="validator", replace_live=False
         )
 
-    async def _skip(self, version: int, reason: str) -> bool:
-        """Tell of a version that cannot be judged, and do not try it again."""
+    async def _tell_skipped(self, version: int, reason: str) -> bool:
+        """Tell of a version that cannot be judged; True when it is told."""
         self._num_skipped += 1
         log.warning("validation_skipped", version=version, reason=reason)
         await self._alert("validation_skipped", reason)
-        await asyncio.to_thread(self._desk.records.skip, self._validator.ground, version, reason)
         return True
 
     async def _alert(self, name: str, detail: str) -> None:
@@ -201,7 +204,7 @@ class ValidatorService:
         self._lifecycle.report(
             validating=version,
             waiting=len(self._waiting),
-            validated=len(self._done),
+            done=len(self._done),
             skipped=self._num_skipped,
             sessions=self._validator.num_sessions,
         )

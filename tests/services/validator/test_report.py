@@ -1,0 +1,151 @@
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.validator.page import page, picture
+from services.validator.report import ValidationReport, report_document, write_report
+from services.validator.service import write_all
+from services.validator.validation import Validator, row_of
+from shared.adapters.promotions import check_gate
+from shared.adapters.validations import ValidationStore
+from shared.errors import DataError
+from shared.market.session import Split
+from tests.services.validator.cases import STANDARDS, agent, small_dataset
+
+
+@pytest.fixture(scope="module")
+def validator() -> Validator:
+    return Validator(small_dataset(), Split.VALIDATION, STANDARDS)
+
+
+@pytest.fixture(scope="module")
+def report(validator: Validator) -> ValidationReport:
+    return validator.validate(agent(1))
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> ValidationStore:
+    return ValidationStore(tmp_path / "validations.duckdb")
+
+
+def keep(records: ValidationStore, report: ValidationReport) -> None:
+    records.record(row_of(report), report.days, report.daily_pips)
+
+
+def test_a_report_is_json_without_nan_and_opens_the_gate(report: ValidationReport, tmp_path: Path) -> None:
+    path = tmp_path / "1.json"
+    write_report(report, path)
+    read = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert read["schema_version"] == 1
+    assert read["version"] == 1
+    assert read["summary"]["trades"]["num_trades"] == report.summary.trades.num_trades
+    assert len(read["days"]) == len(read["daily_pips"])
+    assert read["baselines"][0]["name"] == "flat"
+    assert check_gate(path, 1, "paper").passed_gates == ("paper",)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_same_version_gives_the_same_report(validator: Validator, report: ValidationReport) -> None:
+    again = report_document(validator.validate(agent(1)))
+    first = report_document(report)
+    for moment in ("created_at", "seconds"):
+        again.pop(moment), first.pop(moment)
+    assert again == first
+
+
+def test_earlier_versions_deflate_and_the_best_is_to_be_beaten(
+    validator: Validator, report: ValidationReport, records: ValidationStore
+) -> None:
+    keep(records, report)
+    keep(records, validator.validate(agent(2), records=records, best=1))
+    third = validator.validate(agent(3), records=records, best=1)
+    assert third.num_versions_tried == 3
+    assert third.summary.daily.num_trials == 3
+    assert third.incumbent == 1
+    beaten = third.summary.trades.sqn100, report.summary.trades.sqn100
+    assert ("paper" in third.passed_gates) == (
+        beaten[0] is not None and (beaten[1] is None or beaten[0] > beaten[1])
+    )
+
+
+def test_a_version_neither_beats_nor_deflates_itself(
+    validator: Validator, report: ValidationReport, records: ValidationStore
+) -> None:
+    keep(records, report)
+    again = validator.validate(agent(1), records=records, best=1)
+    assert again.incumbent is None
+    assert again.num_versions_tried == 1
+
+
+def test_a_best_version_that_was_judged_elsewhere_is_not_to_be_beaten(
+    validator: Validator, records: ValidationStore
+) -> None:
+    assert validator.validate(agent(1), records=records, best=9).incumbent is None
+
+
+def test_records_remember(validator: Validator, report: ValidationReport, records: ValidationStore) -> None:
+    assert records.done(validator.ground) == set()
+    keep(records, report)
+    keep(records, report)
+    records.skip(validator.ground, 5, "gone")
+    assert records.done(validator.ground) == {1, 5}
+    assert records.sqn100(validator.ground, 1) == (True, report.summary.trades.sqn100)
+    assert records.sqn100(validator.ground, 5) == (False, None)
+    versions, pips = records.history(validator.ground, report.days, leave_out=9)
+    assert versions == (1,)
+    assert pips[:, 0] == pytest.approx(report.daily_pips)
+    assert records.history(validator.ground, report.days[1:], leave_out=9)[0] == ()  # other days
+    assert records.history(validator.ground, report.days, leave_out=1)[1].shape == (len(report.days), 0)
+
+
+def test_a_damaged_database_is_named(validator: Validator, tmp_path: Path) -> None:
+    path = tmp_path / "broken.duckdb"
+    path.write_bytes(b"no database")
+    with pytest.raises(DataError, match=r"broken\.duckdb"):
+        ValidationStore(path).done(validator.ground)
+
+
+class _Outline(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+        self.links.extend(value or "" for name, value in attrs if name in {"src", "href"})
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(report: ValidationReport, tmp_path: Path) -> None:
+    write_all(report, tmp_path / "1.json", with_page=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"1.json", "1.html", "1.png"}
+    assert (tmp_path / "1.png").read_bytes().startswith(b"\x89PNG")
+    outline = _Outline()
+    outline.feed((tmp_path / "1.html").read_text())
+    assert outline.open == []
+    assert all(link.startswith("data:image/png") for link in outline.links)
+    assert "moving-average cross" in (tmp_path / "1.html").read_text()
+
+
+def test_a_version_that_never_trades_has_a_page_too(report: ValidationReport) -> None:
+    from dataclasses import replace
+
+    from shared.metrics.summary import summarise
+    from tests.services.validator.test_evaluate import METRICS
+
+    nothing = np.zeros(len(report.days))
+    flat = replace(
+        report,
+        summary=summarise(np.zeros(0), nothing, nothing, METRICS),
+        realised_pips=np.zeros(0),
+        daily_pips=nothing,
+        months=tuple(replace(month, pips=0.0, win_rate=None) for month in report.months),
+    )
+    assert "–" in page(flat, picture(flat))

@@ -1,0 +1,179 @@
+"""The validator against a real Redis and a real store."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from services.validator.service import Desk, ValidatorService
+from services.validator.validation import Standards, Validator
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import Pointer
+from shared.adapters.validations import Ground
+from shared.market.session import Split
+from shared.messages.schemas import CheckpointPublished, Message
+from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS, Stream
+from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.redis_server import RedisServer
+from shared.runtime.settings import ServiceSettings
+from tests.services.validator.cases import STANDARDS, save_version, small_dataset, store_with
+
+M = TypeVar("M", bound=Message)
+
+pytestmark = pytest.mark.usefixtures("bus")
+
+
+def desk_in(folder: Path, *versions: int) -> Desk:
+    return Desk(store_with(folder, *versions), folder / "validations")
+
+
+@asynccontextmanager
+async def running(
+    redis: RedisServer, desk: Desk, standards: Standards = STANDARDS
+) -> AsyncIterator[Lifecycle]:
+    lifecycle = Lifecycle("validator", ServiceSettings(redis_url=redis.url, instance="v"))
+    validator = Validator(small_dataset(), Split.VALIDATION, standards)
+    service = ValidatorService(lifecycle, validator, desk, standards.validation)
+    running = asyncio.create_task(service.run())
+    try:
+        yield lifecycle
+    finally:
+        lifecycle.stop()
+        await asyncio.wait_for(running, 10)
+        await lifecycle.bus.close()
+
+
+async def until_told(bus: Bus, stream: Stream[M], count: int) -> list[M]:
+    """The first `count` messages of a stream, in the order in which they were sent."""
+    messages: list[M] = []
+    async with asyncio.timeout(30):
+        async for entries in bus.follow(stream):
+            messages.extend(entry.message for entry in entries)
+            if len(messages) >= count:
+                break
+    return messages
+
+
+async def until_heartbeat(lifecycle: Lifecycle, **wanted: int) -> None:
+    """Wait until the heartbeat says so; it tells, it does not call."""
+    async with asyncio.timeout(30):
+        while any(lifecycle.heartbeat.detail.get(name) != value for name, value in wanted.items()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def publish(bus: Bus, *versions: int) -> None:
+    for version in versions:
+        message = CheckpointPublished(
+            version=version, episode=version, update=version, weights_sha256="0" * 64
+        )
+        await bus.announce(CHECKPOINTS, message)
+
+
+def done(desk: Desk) -> set[int]:
+    return desk.records.done(Ground(small_dataset().fingerprint, Split.VALIDATION))
+
+
+async def test_versions_are_judged_newest_first_and_the_first_is_promoted(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    desk = desk_in(tmp_path, 1, 2, 3)
+    await publish(bus, 1, 2, 3)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=3)
+    validations = await until_told(bus, VALIDATIONS, 3)
+    assert [message.version for message in validations] == [3, 2, 1]
+    assert done(desk) == {1, 2, 3}
+    assert validations[0].num_trades > 0
+    assert json.loads((desk.reports / "3.json").read_text())["passed_gates"] == ["paper"]
+    assert (desk.reports / "2.html").is_file()
+    promotions = await until_told(bus, PROMOTIONS, 1)
+    assert promotions[0].version == 3
+    assert promotions[0].stage == "paper"
+    passed = [message for message in validations if "paper" in message.passed_gates]
+    assert len(promotions) == len(passed)
+    best, promoted = desk.store.pointer(Pointer.BEST), desk.store.pointer(Pointer.PROMOTED)
+    assert best is not None
+    assert promoted is not None
+    assert best.version == promoted.version == promotions[-1].version
+
+
+async def test_a_restart_goes_on_from_where_it_stood(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    desk = desk_in(tmp_path, 1, 2)
+    await publish(bus, 1)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=1)
+    assert done(desk) == {1}
+    await publish(bus, 2)  # while it is away
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=2)
+    validations = await until_told(bus, VALIDATIONS, 2)
+    assert [message.version for message in validations] == [1, 2]
+
+
+async def test_a_version_that_cannot_be_judged_is_told_of_and_left(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    desk = desk_in(tmp_path, 1, 3)
+    save_version(desk.store, 4, dataset="f" * 64)
+    damaged = desk.store.folder(3) / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    await publish(bus, 1, 2, 3, 4)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=4, skipped=3)
+    validations = await until_told(bus, VALIDATIONS, 1)
+    assert [message.version for message in validations] == [1]
+    assert done(desk) == {1, 2, 3, 4}
+    alerts = await until_told(bus, ALERTS, 3)
+    assert [alert.name for alert in alerts] == ["validation_skipped"] * 3
+    assert "was trained on data set ffff" in alerts[0].detail
+    assert "the manifest says" in alerts[1].detail
+    assert "no version 2" in alerts[2].detail
+
+
+async def test_the_time_limit_ends_a_validation(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
+    desk = desk_in(tmp_path, 1)
+    hasty = replace(STANDARDS, validation=replace(STANDARDS.validation, time_limit_seconds=1e-3))
+    await publish(bus, 1)
+    async with running(redis_server, desk, hasty) as lifecycle:
+        await until_heartbeat(lifecycle, done=1, skipped=1)
+    (alert,) = await until_told(bus, ALERTS, 1)
+    assert "reached its limit of 0.001 s" in alert.detail
+    assert done(desk) == {1}
+    assert await bus.length(VALIDATIONS) == 0
+
+
+async def test_a_stop_in_the_middle_leaves_the_version_for_the_next_start(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    desk = desk_in(tmp_path, 1)
+    slow = replace(STANDARDS, search=replace(STANDARDS.search, simulations=400))
+    await publish(bus, 1)
+    async with running(redis_server, desk, slow) as lifecycle:
+        await until_heartbeat(lifecycle, validating=1)
+    assert await bus.length(VALIDATIONS) == 0
+    assert done(desk) == set()
+    assert not (desk.reports / "1.json").exists()
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=1)
+    assert done(desk) == {1}
+
+
+async def test_a_live_version_is_not_replaced_by_a_paper_promotion(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    desk = desk_in(tmp_path, 1, 2)
+    desk.store.point(Pointer.PROMOTED, 1, stage="live")
+    await publish(bus, 2)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=1)
+    promoted = desk.store.pointer(Pointer.PROMOTED)
+    assert promoted is not None
+    assert (promoted.version, promoted.stage) == (1, "live")
+    assert await bus.length(PROMOTIONS) == 0
