@@ -8,6 +8,7 @@ it read-only, copies what it needs into arrays, and closes it.
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, TypeVar, cast
 import duckdb
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
 
 from shared.environment.outcome import label_outcomes
 from shared.errors import DataError
@@ -23,6 +26,8 @@ from shared.features.window import FEATURE_NAMES, temporal_features
 from shared.market.bar import BarSeries, Instrument
 from shared.market.session import NO_SPLIT, SessionConfig, SessionIndex, Split, SplitConfig, index_sessions
 from shared.numeric import Float32, Int8
+
+_arrow: Any = pa  # has no types
 
 #: Raised whenever tables, fingerprint or the formulas of features and outcomes change.
 SCHEMA_VERSION = 1
@@ -158,6 +163,25 @@ def read_dataset(path: Path) -> Dataset:
             return _read(path, connection)
 
 
+def export_features(dataset: Dataset, path: Path) -> None:
+    """Write a Parquet file of bar_index, time (UTC), the nine features (null where undefined) and outcome.
+
+    Raises:
+        DataError: a folder, or a file that is not Parquet, lies at `path`; or it cannot be written.
+    """
+    with _telling(path, "written"):
+        if path.is_dir() or (path.exists() and not _begins_with(path, slice(0, 4), b"PAR1")):
+            raise DataError(f"{path} exists and is no Parquet file: choose another name, nothing was changed")
+    columns = _feature_columns(dataset.features, dataset.outcomes)
+    table = {
+        "bar_index": columns.pop("bar_index"),
+        "time": _arrow.array(dataset.bars.time_s * 1_000_000, _arrow.timestamp("us", "UTC")),
+        **{name: _arrow.array(column, from_pandas=True) for name, column in columns.items()},
+    }
+    with _written_aside(path) as aside:
+        _arrow.parquet.write_table(_arrow.table(table), aside)
+
+
 def refuse_to_replace(path: Path) -> None:
     """Check that writing a data set to `path` destroys nothing but an older data set.
 
@@ -174,10 +198,9 @@ def refuse_to_replace(path: Path) -> None:
 @contextlib.contextmanager
 def _written_aside(path: Path) -> Iterator[Path]:
     """A name to write to; its file takes the place of `path` when all went well, or is removed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with _telling(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.unlink(missing_ok=True)
         try:
             yield aside
             _sync(aside)
@@ -207,8 +230,11 @@ def _sync(path: Path) -> None:
 
 
 def _is_duckdb(path: Path) -> bool:
+    return _begins_with(path, *_DUCKDB_MAGIC)
+
+
+def _begins_with(path: Path, where: slice, magic: bytes) -> bool:
     with path.open("rb") as file:
-        where, magic = _DUCKDB_MAGIC
         return file.read(where.stop)[where] == magic
 
 

@@ -72,6 +72,8 @@ def read_bars(
     name = str(path)
     clock = Clock.named(timezone) if timezone is not None else None
     data = _load(path)
+    if data[8:12] == b"DUCK":
+        raise FormatError(name, "this is a data set already: use it with --data")
     if data.startswith(PARQUET_MAGIC):
         parquet = read_parquet(name, data, progress)
         format_name, rows, is_utc = PARQUET, parquet.rows, parquet.is_utc

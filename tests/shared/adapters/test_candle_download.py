@@ -65,7 +65,7 @@ async def test_all_complete_bars_come_with_their_spread(
     assert found.fingerprint == expected.fingerprint
     assert len(exchange.asked) == 4  # three pages, and one to learn that there is no more
     discard_pages(tmp_path / "pages")
-    assert not (tmp_path / "pages").exists()  # noqa: ASYNC240
+    assert not (tmp_path / "pages").exists()
 
 
 async def test_only_what_was_asked_for(tmp_path: Path, exchange: Exchange, bars: BarSeries) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pytest
 
-from shared.adapters.dataset import SCHEMA_VERSION, Dataset, read_dataset, write_dataset
+from shared.adapters.dataset import SCHEMA_VERSION, Dataset, export_features, read_dataset, write_dataset
 from shared.environment.outcome import label_outcomes
 from shared.errors import DataError
 from shared.features.window import FEATURE_NAMES, temporal_features
@@ -201,3 +202,24 @@ def test_progress_ends_where_it_said(tmp_path: Path, bars: BarSeries) -> None:
     report: Callable[[int, int], None] = lambda done, total: told.append((done, total))  # noqa: E731
     write_dataset(tmp_path / "d.duckdb", bars, "x", progress=report)
     assert told[-1] == (len(told) - 1, len(told) - 1)
+
+
+def test_exported_features_are_those_of_the_data_set(path: Path, bars: BarSeries, tmp_path: Path) -> None:
+    dataset, out = read_dataset(path), tmp_path / "f.parquet"
+    for _ in range(2):  # an older export is replaced
+        export_features(dataset, out)
+    frame = pd.read_parquet(out)
+    assert list(frame.columns) == ["bar_index", "time", *FEATURE_NAMES, "outcome"]
+    assert frame.bar_index.tolist() == list(range(len(bars)))
+    assert (frame.time.astype("datetime64[s, UTC]").astype("int64") == bars.time_s).all()
+    np.testing.assert_array_equal(frame[list(FEATURE_NAMES)].to_numpy(np.float32), dataset.features)
+    assert frame.outcome.dtype == np.int8
+    np.testing.assert_array_equal(frame.outcome, dataset.outcomes)
+    with duckdb.connect() as connection:
+        query = f"SELECT count(*), count(hour_cos_final) FROM '{out}'"
+        assert connection.execute(query).fetchall() == [(15_000, 15_000 - 119)]
+    (tmp_path / "notes.txt").write_text("mine")
+    for taken in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(DataError, match="no Parquet file"):
+            export_features(dataset, taken)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -376,6 +376,7 @@ HOSTILE = {
     "prose": (b"Dear reader,\nthis is no bar.\n", "unknown format: the line 'Dear reader,'"),
     "other csv": (b"name,age\nBob,42\n", "unknown format"),
     "noise": (bytes(range(256)) * 40, "binary data"),
+    "data set": (bytes(8) + b"DUCK" + bytes(99), "a data set already"),
     "zip": (b"PK\x03\x04" + bytes(200), "binary data"),
     "one huge line": (b"9" * 5_000_000, "5,000,000 bytes long"),
     "huge line below": (f"{HEAD}\n{GOOD[0]}\n".encode() + b"1," * 900_000, r"x:3: .*1,800,000 bytes"),

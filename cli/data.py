@@ -1,0 +1,333 @@
+"""`data`: import, download or make a data set; describe it, list its sessions, export its features."""
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import Field, SecretStr
+from rich.markup import escape
+
+from cli.output import err, print_fields, print_json, print_table, progress_bar
+from cli.settings import UpSettings
+from shared.adapters.candle_download import discard_pages, download_bars
+from shared.adapters.dataset import Dataset, export_features, read_dataset, refuse_to_replace, write_dataset
+from shared.adapters.oanda import PRACTICE_API, OandaClient
+from shared.environment.outcome import UNDEFINED, ChanceOutcome
+from shared.errors import DataError, SettingsError
+from shared.market.bar import BarSeries, Instrument
+from shared.market.clock import utc_text
+from shared.market.formats import ImportResult, read_bars
+from shared.market.session import NO_SPLIT, Split
+from shared.market.summary import summarize
+from shared.market.synthetic import DEFAULT_START_S, Market, synthesize
+from shared.runtime.settings import ServiceSettings, load, with_environment_name
+
+app = typer.Typer(help="Market data: bars, sessions, features.", no_args_is_help=True)
+
+DEFAULT_INSTRUMENT = "GBP_JPY"
+
+_CURRENCIES = "AUD|CAD|CHF|EUR|GBP|JPY|NZD|USD"
+_PAIR = re.compile(rf"(?<![A-Z])({_CURRENCIES})[_-]?({_CURRENCIES})(?![A-Z])")
+
+Data = Annotated[Path, typer.Option("--data", help="a data set, as `data import` makes it")]
+Out = Annotated[Path, typer.Option("--out", help="the data set to write; an older one is replaced")]
+Name = Annotated[str, typer.Option("--instrument", help="the currency pair that the bars price")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+
+
+class DownloadSettings(ServiceSettings):
+    """What OANDA asks for."""
+
+    oanda_token: SecretStr = Field(SecretStr(""), validation_alias=with_environment_name("OANDA_TOKEN"))
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[
+        Path, typer.Argument(help="bars: CSV, HistData, MetaTrader, Dukascopy, Parquet; or one .gz")
+    ],
+    out: Out,
+    instrument: Name = DEFAULT_INSTRUMENT,
+    timezone: Annotated[
+        str | None,
+        typer.Option(
+            help="clock of the file's times: Europe/London, +03:00, NY+7; told from it if not given"
+        ),
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="drop faulty rows instead of refusing the file")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a data set of a file of one-minute bars."""
+    result, dataset = import_file(file, out, instrument, timezone, repair=repair)
+    found = {
+        "file": str(file),
+        "format": result.format,
+        "timezone": result.timezone,
+        "dropped": result.num_dropped,
+    }
+    _print_written(out, found, dataset, as_json)
+
+
+def import_file(
+    file: Path,
+    out: Path,
+    instrument: str = DEFAULT_INSTRUMENT,
+    timezone: str | None = None,
+    *,
+    repair: bool = False,
+) -> tuple[ImportResult, Dataset]:
+    """Make a data set of a file of bars, with progress bars; `out` holds the old or the new one, never half.
+
+    Raises:
+        DataError: the file cannot be imported, or something else than a data set lies at `out`.
+    """
+    pair = Instrument.named(instrument)
+    refuse_to_replace(out)
+    named = _PAIR.search(file.name.upper())
+    if named and f"{named[1]}_{named[2]}" != instrument:
+        _warn(f"{escape(file.name)} is imported as {instrument}: --instrument can say otherwise")
+    with progress_bar() as bars:
+        task = bars.add_task(f"reading {file.name}", total=None)
+        result = read_bars(
+            file,
+            pair,
+            timezone,
+            repair=repair,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    if result.num_dropped:
+        _warn(f"{result.num_dropped:,} faulty rows were dropped")
+    return result, _write(out, result.bars, file.name)
+
+
+@app.command()
+def synth(
+    out: Out,
+    market: Annotated[Market, typer.Option(help="the law of the prices")] = Market.REGIMES,
+    bars: Annotated[int, typer.Option(help="number of bars")] = 100_000,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same bars")] = 1,
+    instrument: Name = DEFAULT_INSTRUMENT,
+    start: Annotated[
+        datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="first minute, in UTC")
+    ] = datetime.fromtimestamp(DEFAULT_START_S, UTC).replace(tzinfo=None),
+    as_json: Json = False,
+) -> None:
+    """Make a data set of a synthetic market."""
+    pair = Instrument.named(instrument)
+    refuse_to_replace(out)
+    made = synthesize(market, bars, seed, pair, _seconds(start))
+    source = f"synthetic {market}, seed {seed}"
+    _print_written(out, {"source": source}, _write(out, made, source), as_json)
+
+
+@app.command()
+def download(
+    out: Out,
+    start: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="in UTC")],
+    stop: Annotated[
+        datetime | None,
+        typer.Option(
+            "--to", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="in UTC, exclusive; now if not given"
+        ),
+    ] = None,
+    instrument: Name = DEFAULT_INSTRUMENT,
+    api_url: Annotated[
+        str, typer.Option(help="OANDA's practice or live host, or a paper broker")
+    ] = PRACTICE_API,
+    as_json: Json = False,
+) -> None:
+    """Make a data set of OANDA's candles; run again after an interruption, it goes on where it stopped.
+
+    Needs OANDA_TOKEN in the environment or in `.env`.
+    """
+    pair = Instrument.named(instrument)
+    refuse_to_replace(out)
+    token = load(DownloadSettings).oanda_token.get_secret_value()
+    if not token:
+        raise SettingsError("OANDA_TOKEN is not set: candles need a personal access token")
+    from_s = _seconds(start)
+    to_s = _seconds(stop) if stop else int(datetime.now(UTC).timestamp())
+    if from_s >= to_s:
+        raise DataError(f"--from {utc_text(from_s)} is not before --to {utc_text(to_s)}")
+    pages = out.with_name(f"{out.name}.pages")
+    bars = asyncio.run(_download(api_url, token, pair, from_s, to_s, pages))
+    dataset = _write(out, bars, f"OANDA candles of {instrument}")
+    discard_pages(pages)
+    _print_written(out, {"source": dataset.source}, dataset, as_json)
+
+
+async def _download(
+    api_url: str, token: str, instrument: Instrument, from_s: int, to_s: int, pages: Path
+) -> BarSeries:
+    async with OandaClient("", token, api_url=api_url) as client:
+        with progress_bar() as progress:
+            task = progress.add_task(f"minutes of {instrument.name}", total=(to_s - from_s) // 60)
+            return await download_bars(
+                client,
+                instrument,
+                from_s,
+                to_s,
+                pages,
+                lambda time_s: progress.update(task, completed=(time_s - from_s) // 60),
+            )
+
+
+@app.command()
+def describe(data: Data, as_json: Json = False) -> None:
+    """Describe a data set: bars, span, coverage, ranges, gaps, sessions, outcomes."""
+    document = describe_dataset(read_dataset(data))
+    if as_json:
+        print_json(document)
+        return
+    gaps, sessions, outcomes = (document.pop(name) for name in ("longest_gaps", "sessions", "outcomes"))
+    print_fields(str(data), document)
+    rows = [[gap["from"], gap["to"], gap["missing_minutes"]] for gap in gaps]
+    print_table("longest gaps in trading hours", ("from", "to", "missing minutes"), rows)
+    rows = [[split, counts["every"], counts["non_overlapping"]] for split, counts in sessions.items()]
+    print_table("sessions", ("split", "every start", "non-overlapping"), rows)
+    print_table(
+        "chance outcomes", ("outcome", "share"), [[name, f"{share:.1%}"] for name, share in outcomes.items()]
+    )
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What `data describe` prints."""
+    summary = summarize(dataset.bars)
+    labels = dataset.outcomes[dataset.outcomes != UNDEFINED]
+    gaps = [
+        {"from": utc_text(gap.from_s), "to": utc_text(gap.to_s), "missing_minutes": gap.missing_minutes}
+        for gap in summary.longest_gaps
+    ]
+    return {
+        "instrument": dataset.bars.instrument.name,
+        "pip": dataset.bars.instrument.pip,
+        "source": dataset.source,
+        "fingerprint": dataset.fingerprint,
+        "bars": summary.num_bars,
+        "first": utc_text(summary.first_s),
+        "last": utc_text(summary.last_s),
+        "coverage": summary.coverage,
+        "missing_minutes": summary.missing_minutes,
+        "bars_outside_week": summary.num_outside,
+        "mean_range_pips": summary.mean_range_pips,
+        "p99_range_pips": summary.p99_range_pips,
+        "mean_spread_pips": summary.mean_spread_pips,
+        "gaps": summary.num_gaps,
+        "longest_gaps": gaps,
+        "sessions": _session_counts(dataset),
+        "outcomes": {
+            outcome.name.lower(): float((labels == outcome).mean()) if len(labels) else float("nan")
+            for outcome in ChanceOutcome
+        },
+    }
+
+
+@app.command()
+def sessions(
+    data: Data,
+    split: Annotated[
+        Split | None, typer.Option(help="list the non-overlapping sessions of this split")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the valid sessions of each split; with --json, every start."""
+    dataset = read_dataset(data)
+    index, times = dataset.sessions, dataset.bars.time_s
+    chosen = [split] if split else list(Split)
+    if as_json:
+        print_json(
+            {
+                name.value: {
+                    "every": index.every(name).tolist(),
+                    "non_overlapping": index.non_overlapping(name).tolist(),
+                }
+                for name in chosen
+            }
+        )
+        return
+    if split:
+        rows: list[list[object]] = [
+            [str(start), utc_text(int(times[start]))] for start in index.non_overlapping(split).tolist()
+        ]
+        print_table(f"non-overlapping {split} sessions", ("start bar", "first decision's bar"), rows)
+        return
+    rows = []
+    for name, counts in _session_counts(dataset).items():
+        starts = index.starts[index.split == (NO_SPLIT if name == "none" else Split(name).code)]
+        span = (
+            [utc_text(int(times[start])) for start in starts[[0, -1]].tolist()]
+            if len(starts)
+            else [None, None]
+        )
+        rows.append([name, counts["every"], counts["non_overlapping"], *span])
+    print_table("sessions", ("split", "every start", "non-overlapping", "first", "last"), rows)
+
+
+@app.command()
+def features(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="the Parquet file to write")],
+    as_json: Json = False,
+) -> None:
+    """Export bar_index, time, the nine features by name, and outcome (-1 where undefined)."""
+    dataset = read_dataset(data)
+    export_features(dataset, out)
+    document = {"out": str(out), "rows": len(dataset.bars), "fingerprint": dataset.fingerprint}
+    print_json(document) if as_json else print_fields("features written", document)
+
+
+def _write(out: Path, bars: BarSeries, source: str) -> Dataset:
+    settings = load(UpSettings)
+    with progress_bar() as progress:
+        task = progress.add_task("writing tables", total=None)
+        dataset = write_dataset(
+            out,
+            bars,
+            source,
+            settings.sessions,
+            settings.splits,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if len(dataset.sessions.starts) == 0:
+        _warn("no session can be played on these bars: see `data describe` for their number, gaps and range")
+    return dataset
+
+
+def _session_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
+    index = dataset.sessions
+    counts = {
+        split.value: {"every": len(index.every(split)), "non_overlapping": len(index.non_overlapping(split))}
+        for split in Split
+    }
+    return counts | {"none": {"every": int((index.split == NO_SPLIT).sum()), "non_overlapping": 0}}
+
+
+def _print_written(out: Path, found: dict[str, object], dataset: Dataset, as_json: bool) -> None:
+    times = dataset.bars.time_s
+    document = found | {
+        "out": str(out),
+        "instrument": dataset.bars.instrument.name,
+        "bars": len(times),
+        "first": utc_text(int(times[0])),
+        "last": utc_text(int(times[-1])),
+        "sessions": _session_counts(dataset),
+        "fingerprint": dataset.fingerprint,
+    }
+    if as_json:
+        print_json(document)
+        return
+    counts = ", ".join(f"{counts['every']:,} {split}" for split, counts in _session_counts(dataset).items())
+    print_fields("data set written", document | {"sessions": counts})
+
+
+def _warn(text: str) -> None:
+    err.print(f"[yellow]warning:[/] {text}", soft_wrap=True, highlight=False)
+
+
+def _seconds(moment: datetime) -> int:
+    return int(moment.replace(tzinfo=UTC).timestamp())
