@@ -1,0 +1,84 @@
+"""How long the session index of SPEC section 23 takes, against the rule written with whole-array NumPy."""
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from shared.market.bar import BarSeries
+from shared.market.calendar import is_open, open_minute, week_open_s
+from shared.market.session import SESSION_BARS, WARMUP_BARS, SessionConfig, index_sessions
+from shared.market.synthetic import Market, synthesize
+from shared.numeric import Bool, Int64
+
+#: Goal of SPEC section 23 for 1.33 million bars.
+GOAL_SECONDS = 0.1
+GOAL_BARS = 1_330_000
+
+_CHUNK_BARS = 100_000
+_REPEATS = 3
+
+
+def bench_sessions(num_bars: int = GOAL_BARS) -> dict[str, Any]:
+    """Time the index on synthetic bars, and check that the yardstick finds the same sessions.
+
+    Returns:
+        Seconds of both (the best of three, and one run), their ratio, and the goal for this many bars.
+    """
+    whole = synthesize(Market.REGIMES, num_bars, seed=1)
+    bars = whole[np.random.default_rng(1).random(num_bars) > 0.01]
+    index_sessions(bars[: WARMUP_BARS + SESSION_BARS + 1])  # compile, read the time zone
+    seconds = min(_timed(bars) for _ in range(_REPEATS))
+    begin = perf_counter()
+    starts = windowed_starts(bars, SessionConfig())
+    yardstick = perf_counter() - begin
+    if not np.array_equal(starts, index_sessions(bars).starts):
+        raise AssertionError("the session index and its yardstick disagree")
+    return {
+        "bars": len(bars),
+        "sessions": len(starts),
+        "seconds": seconds,
+        "yardstick": "NumPy over sliding windows, O(bars x 360)",
+        "yardstick_seconds": yardstick,
+        "ratio": yardstick / seconds,
+        "goal_seconds": GOAL_SECONDS * num_bars / GOAL_BARS,
+    }
+
+
+def windowed_starts(bars: BarSeries, config: SessionConfig) -> Int64:
+    """Every valid start, by looking at each window of 360 bars as a whole."""
+    size = WARMUP_BARS + SESSION_BARS
+    found = [
+        begin + WARMUP_BARS + np.flatnonzero(_valid_windows(bars[begin : begin + _CHUNK_BARS + size], config))
+        for begin in range(0, len(bars) - size, _CHUNK_BARS)
+    ]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _valid_windows(bars: BarSeries, config: SessionConfig) -> Bool:
+    """Whether a session starts at each bar that has its warm-up and its 360 bars to come."""
+    tradable = is_open(bars.time_s)
+    minute = open_minute(bars.time_s)
+    week = week_open_s(bars.time_s)
+    session = slice(WARMUP_BARS, None)
+    steps = sliding_window_view(np.diff(bars.time_s[session]), SESSION_BARS)
+    open_bars = sliding_window_view(tradable[session], SESSION_BARS + 1)
+    ranges = sliding_window_view(bars.range_pips[session][:-1], SESSION_BARS)
+    present = sliding_window_view(tradable, WARMUP_BARS).sum(axis=1)[: len(steps)]
+    missing = minute[WARMUP_BARS:-SESSION_BARS] - minute[: -WARMUP_BARS - SESSION_BARS] - present
+    same_week = week[WARMUP_BARS:-SESSION_BARS] == week[WARMUP_BARS + SESSION_BARS :]
+    valid: Bool = (
+        (steps.max(axis=1) <= 60 * config.max_step_minutes)
+        & open_bars.all(axis=1)
+        & same_week
+        & (ranges.mean(axis=1) >= config.min_mean_range_pips - 1e-9)
+        & (missing <= config.max_warmup_missing_minutes)
+    )
+    return valid
+
+
+def _timed(bars: BarSeries) -> float:
+    begin = perf_counter()
+    index_sessions(bars)
+    return perf_counter() - begin
