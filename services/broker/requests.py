@@ -27,19 +27,19 @@ _LAST_TIME_NS = 4_102_444_800 * NANOSECONDS  # 2100-01-01
 _M = TypeVar("_M", bound=BaseModel)
 
 
-def venue_of(request: Request) -> Venue:
+async def venue_of(request: Request) -> Venue:
     """The running market that the application was made for."""
     venue: Venue = request.app.state.venue
     return venue
 
 
-def known_account(account: str, request: Request) -> Venue:
+async def known_account(account: str, request: Request) -> Venue:
     """The market, when the path names its account.
 
     Raises:
         HTTPException: 403, the token opens no such account.
     """
-    venue = venue_of(request)
+    venue = await venue_of(request)
     if account != venue.exchange.terms.account_id:
         raise HTTPException(FORBIDDEN, "The provided request was forbidden.")
     return venue

@@ -17,7 +17,7 @@ from services.broker.settings import BrokerSettings
 from services.broker.tape import Tape
 from services.broker.venue import Venue
 from shared.adapters.dataset import Dataset, read_dataset
-from shared.errors import DataError, MuZeroError
+from shared.errors import DataError
 from shared.market.session import SESSION_BARS, Split
 from shared.runtime.lifecycle import Lifecycle, serve_app
 
@@ -93,14 +93,18 @@ class BrokerService:
         )
         app = create_app(venue, self._settings.token.get_secret_value())
         async with running(venue) as replay:
-            serving = asyncio.create_task(serve_app(app, lifecycle, host=config.host, port=config.port))
-            reporting = asyncio.create_task(_report(venue, lifecycle))
-            closing = asyncio.create_task(_close_streams(venue, lifecycle))
+            replay.add_done_callback(lambda ended: _stop_if_failed(ended, lifecycle))
+            beside = [
+                asyncio.create_task(_report(venue, lifecycle)),
+                asyncio.create_task(_close_streams(venue, lifecycle)),
+            ]
             try:
-                await _first_failure(serving, replay)
+                await serve_app(app, lifecycle, host=config.host, port=config.port)
             finally:
                 lifecycle.stop()
-                await asyncio.gather(serving, reporting, closing, return_exceptions=True)
+                await asyncio.gather(*beside)
+            if replay.done():
+                replay.result()
         venue.ledger.close()
 
 
@@ -116,12 +120,10 @@ async def running(venue: Venue) -> AsyncIterator[asyncio.Task[None]]:
         await asyncio.gather(replay, return_exceptions=True)
 
 
-async def _first_failure(serving: asyncio.Task[None], replay: asyncio.Task[None]) -> None:
-    """Wait until serving ends; a replay that fails ends it, one that is over does not."""
-    await asyncio.wait({serving, replay}, return_when=asyncio.FIRST_EXCEPTION)
-    if replay.done() and replay.exception() is not None:
-        raise MuZeroError(f"the replay failed: {replay.exception()}") from replay.exception()
-    await serving
+def _stop_if_failed(replay: asyncio.Task[None], lifecycle: Lifecycle) -> None:
+    """A replay that is over leaves a closed market; one that failed ends the service."""
+    if not replay.cancelled() and replay.exception() is not None:
+        lifecycle.stop()
 
 
 async def _close_streams(venue: Venue, lifecycle: Lifecycle) -> None:

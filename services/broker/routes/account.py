@@ -40,25 +40,25 @@ MAX_TRANSACTIONS = 1_000
 
 
 @router.get("")
-def accounts(venue: OfMarket) -> Json:
+async def accounts(venue: OfMarket) -> Json:
     """The one account."""
     return {"accounts": [{"id": venue.exchange.terms.account_id, "tags": []}]}
 
 
 @router.get("/{account}")
-def account_details(venue: OfAccount) -> Json:
+async def account_details(venue: OfAccount) -> Json:
     """Everything the account holds."""
     return {"account": account_json(venue.exchange), **venue.last}
 
 
 @router.get("/{account}/summary")
-def account_summary(venue: OfAccount) -> Json:
+async def account_summary(venue: OfAccount) -> Json:
     """Money and counts."""
     return {"account": summary_json(venue.exchange), **venue.last}
 
 
 @router.get("/{account}/instruments")
-def account_instruments(venue: OfAccount, instruments: str | None = None) -> Json:
+async def account_instruments(venue: OfAccount, instruments: str | None = None) -> Json:
     """The one instrument."""
     rules = venue.exchange.rules
     if instruments is not None and any(name != rules.name for name in instruments.split(",")):
@@ -67,14 +67,14 @@ def account_instruments(venue: OfAccount, instruments: str | None = None) -> Jso
 
 
 @router.get("/{account}/changes")
-def account_changes(venue: OfAccount, since: Annotated[str, Query(alias="sinceTransactionID")]) -> Json:
+async def account_changes(venue: OfAccount, since: Annotated[str, Query(alias="sinceTransactionID")]) -> Json:
     """What happened since a transaction."""
     return changes_json(venue.exchange, _known_id(venue, since, "sinceTransactionID"))
 
 
 @router.get("/{account}/positions")
 @router.get("/{account}/openPositions")
-def positions(venue: OfAccount, request: Request) -> Json:
+async def positions(venue: OfAccount, request: Request) -> Json:
     """Positions; the open ones, or all that there ever were."""
     only_open = request.url.path.endswith("openPositions")
     held = positions_json(venue.exchange)
@@ -85,7 +85,7 @@ def positions(venue: OfAccount, request: Request) -> Json:
 
 
 @router.get("/{account}/positions/{instrument}")
-def position(venue: OfAccount, instrument: str) -> Json:
+async def position(venue: OfAccount, instrument: str) -> Json:
     """The position of one instrument."""
     if instrument != venue.exchange.rules.name:
         raise HTTPException(NOT_FOUND, "The position specified does not exist")
@@ -93,7 +93,7 @@ def position(venue: OfAccount, instrument: str) -> Json:
 
 
 @router.get("/{account}/trades")
-def trades(
+async def trades(
     venue: OfAccount,
     ids: str | None = None,
     state: str = "OPEN",
@@ -115,7 +115,7 @@ def trades(
 
 
 @router.get("/{account}/openTrades")
-def open_trades(venue: OfAccount) -> Json:
+async def open_trades(venue: OfAccount) -> Json:
     """Open trades, the newest first."""
     found = venue.exchange.account.open_trades[::-1]
     return {
@@ -125,7 +125,7 @@ def open_trades(venue: OfAccount) -> Json:
 
 
 @router.get("/{account}/trades/{specifier}")
-def trade_details(venue: OfAccount, specifier: str) -> Json:
+async def trade_details(venue: OfAccount, specifier: str) -> Json:
     """One trade by its id, or by @ and the client's id."""
     found = find_trade(venue, specifier)
     if found is None:
@@ -145,7 +145,7 @@ def find_trade(venue: Venue, specifier: str) -> Trade | None:
 
 
 @router.get("/{account}/transactions")
-def transaction_pages(
+async def transaction_pages(
     venue: OfAccount,
     request: Request,
     from_time: Annotated[str | None, Query(alias="from")] = None,
@@ -170,7 +170,7 @@ def transaction_pages(
 
 
 @router.get("/{account}/transactions/idrange")
-def transactions_between(
+async def transactions_between(
     venue: OfAccount,
     first: Annotated[str, Query(alias="from")],
     last: Annotated[str, Query(alias="to")],
@@ -185,14 +185,14 @@ def transactions_between(
 
 
 @router.get("/{account}/transactions/sinceid")
-def transactions_since(venue: OfAccount, number: Annotated[str, Query(alias="id")]) -> Json:
+async def transactions_since(venue: OfAccount, number: Annotated[str, Query(alias="id")]) -> Json:
     """Transactions after an id, at most 1,000: ask again from the last one while there are more."""
     since = _known_id(venue, number, "id")
     return _listed(venue, venue.exchange.account.transactions[since : since + MAX_TRANSACTIONS])
 
 
 @router.get("/{account}/transactions/stream")
-def transaction_stream(venue: OfAccount) -> Response:
+async def transaction_stream(venue: OfAccount) -> Response:
     """Transactions as they are booked, one a line, and heartbeats that tell the last id."""
     return LineStream(
         venue,
@@ -207,7 +207,7 @@ def transaction_stream(venue: OfAccount) -> Response:
 
 
 @router.get("/{account}/transactions/{number}")
-def transaction(venue: OfAccount, number: str) -> Json:
+async def transaction(venue: OfAccount, number: str) -> Json:
     """One transaction."""
     history = venue.exchange.account.transactions
     wanted = read_id(number, "transactionID")

@@ -27,7 +27,7 @@ LATEST_CANDLES = 2
 
 
 @router.get("/instruments/{instrument}/candles")
-def instrument_candles(
+async def instrument_candles(
     venue: OfMarket,
     instrument: str,
     price: str = "M",
@@ -44,7 +44,7 @@ def instrument_candles(
 
 
 @router.get("/accounts/{account}/instruments/{instrument}/candles")
-def account_candles(
+async def account_candles(
     venue: OfAccount,
     instrument: str,
     price: str = "M",
@@ -55,11 +55,13 @@ def account_candles(
     include_first: Annotated[bool, Query(alias="includeFirst")] = True,
 ) -> Json:
     """Candles of the instrument, as this account sees them."""
-    return instrument_candles(venue, instrument, price, granularity, count, from_time, to_time, include_first)
+    return await instrument_candles(
+        venue, instrument, price, granularity, count, from_time, to_time, include_first
+    )
 
 
 @router.get("/accounts/{account}/candles/latest")
-def latest_candles(
+async def latest_candles(
     venue: OfAccount, specifications: Annotated[str, Query(alias="candleSpecifications", max_length=1_000)]
 ) -> Json:
     """The newest two candles of each specification such as GBP_JPY:M1:BM."""
@@ -78,7 +80,7 @@ def latest_candles(
 
 
 @router.get("/accounts/{account}/pricing")
-def pricing(
+async def pricing(
     venue: OfAccount, instruments: Annotated[str, Query(max_length=1_000)], since: str | None = None
 ) -> Json:
     """The price in force."""
@@ -93,7 +95,7 @@ def pricing(
 
 
 @router.get("/accounts/{account}/pricing/stream")
-def pricing_stream(
+async def pricing_stream(
     venue: OfAccount, instruments: Annotated[str, Query(max_length=1_000)], snapshot: bool = True
 ) -> Response:
     """Prices as they come, one JSON object a line, and heartbeats."""

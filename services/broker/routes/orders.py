@@ -41,7 +41,7 @@ async def create_order(venue: OfAccount, request: Request) -> Response:
 
 
 @router.get("/orders")
-def list_orders(
+async def list_orders(
     venue: OfAccount,
     ids: str | None = None,
     state: str = "PENDING",
@@ -60,7 +60,7 @@ def list_orders(
 
 
 @router.get("/pendingOrders")
-def pending_orders(venue: OfAccount) -> Json:
+async def pending_orders(venue: OfAccount) -> Json:
     """Every pending order, the newest first."""
     account = venue.exchange.account
     found = matching_orders(account, "PENDING", None, None, len(account.pending))
@@ -68,7 +68,7 @@ def pending_orders(venue: OfAccount) -> Json:
 
 
 @router.get("/orders/{specifier}")
-def order_details(venue: OfAccount, specifier: str) -> Json:
+async def order_details(venue: OfAccount, specifier: str) -> Json:
     """One order by its id, or by @ and the client's id."""
     found = find_order(venue, specifier)
     if found is None:

@@ -24,7 +24,7 @@ class Acknowledgement(WireModel):
 
 
 @router.get("")
-def replay(venue: OfMarket) -> Json:
+async def replay(venue: OfMarket) -> Json:
     """Where the replay stands, in simulated time."""
     return venue.status()
 
