@@ -1,0 +1,29 @@
+"""Random series for the feature tests."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from shared.market.bar import BarSeries, Instrument
+from shared.numeric import Float64, Int64
+
+START_S = 1_680_470_000 // 60 * 60  # a Sunday evening, in the first hour of the trading week
+
+
+def bars_of(time_s: Int64, close: Float64) -> BarSeries:
+    empty = np.zeros(len(close))
+    return BarSeries(
+        Instrument.named("GBP_JPY"), time_s, close, close, close, close, np.zeros(len(close), np.int64), empty
+    )
+
+
+@st.composite
+def random_bars(draw: st.DrawFn, min_size: int = 1, max_size: int = 400) -> BarSeries:
+    """Bars with gaps up to days long, whose closes now move, now stand still, now repeat each other."""
+    size = draw(st.integers(min_size, max_size))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    steps_pips = random.normal(0.0, draw(st.sampled_from([0.0, 0.3, 5.0, 80.0])), size)
+    flat_from, flat_bars = random.integers(0, size), random.choice([0, 3, 130])
+    steps_pips[flat_from : flat_from + flat_bars] = 0.0
+    close = np.round(160.0 + np.cumsum(steps_pips) * 0.01, draw(st.sampled_from([1, 3, 15])))
+    gaps_s = random.choice([60, 60, 60, 120, 7_200, 199_980], size, p=[0.5, 0.2, 0.2, 0.05, 0.04, 0.01])
+    return bars_of(START_S + np.cumsum(gaps_s), close)
