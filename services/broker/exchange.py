@@ -3,10 +3,6 @@
 A synchronous state machine without clock, file or network: time comes in as an argument, and the account
 is what its transactions add up to. Netting (FIFO) account in the instrument's quote currency, so that no
 conversion rate is needed; a fill takes the whole book of the price in force, buy at the ask, sell at the bid.
-
-Where OANDA's own behaviour is not documented, this exchange chooses: a REDUCE_ONLY order that cannot be
-filled as asked is cancelled with POSITION_CLOSEOUT_FAILED, an OPEN_ONLY order against an opposite position
-with FIFO_VIOLATION. Margin is checked when a trade opens; there is no margin close-out.
 """
 
 from collections.abc import Iterable
@@ -15,6 +11,17 @@ from decimal import Decimal
 
 from services.broker.account import Account, ExitCreated, Order, OrderState, Trade
 from services.broker.checks import InstrumentRules, check_market_order
+from services.broker.planning import (
+    ONE,
+    ZERO,
+    AccountTerms,
+    Plan,
+    Quote,
+    half_spread_cost,
+    margin,
+    plan_fill,
+    stop_price,
+)
 from services.broker.transactions import (
     CancelReason,
     ClientExtensions,
@@ -29,7 +36,6 @@ from services.broker.transactions import (
     PositionCloseout,
     RejectReason,
     StopLossCreated,
-    StopLossDetails,
     TakeProfitCreated,
     TradeClose,
     TradeOpened,
@@ -39,37 +45,8 @@ from services.broker.transactions import (
 from services.broker.wire import money
 from shared.errors import BrokerError
 
-ZERO = Decimal(0)
-ONE = Decimal(1)
-
 #: Request ids are OANDA-like large numbers; here one per batch.
 _FIRST_REQUEST = 60_000_000_000_000_000
-
-
-@dataclass(frozen=True)
-class Quote:
-    """The price in force: one level a side."""
-
-    time: int  # nanoseconds since 1970 UTC
-    bid: Decimal
-    ask: Decimal
-    tradeable: bool
-    liquidity: int = 10_000_000  # units on each side
-
-
-@dataclass(frozen=True)
-class AccountTerms:
-    """What an account starts with."""
-
-    account_id: str = "101-001-0000001-001"
-    currency: str = "JPY"
-    balance: Decimal = Decimal(1_000_000)
-    margin_rate: Decimal = Decimal("0.05")
-
-    @property
-    def user_id(self) -> int:
-        """The user's number, the third part of the account id."""
-        return int(self.account_id.split("-")[2])
 
 
 @dataclass(frozen=True)
@@ -155,7 +132,9 @@ class Exchange:
         batch = _Batch(self.account, self.terms, quote.time)
         trade = self.account.trades[exit_order.trade_id]
         order = self.account.orders[exit_order.id]
-        self._book_fill(batch, order, exit_order.type, quote, [(trade, abs(trade.units))], ZERO, -trade.units)
+        self._book_fill(
+            batch, order, exit_order.type, quote, Plan(((trade, abs(trade.units)),)), -trade.units
+        )
         return batch.transactions
 
     # -- requests ------------------------------------------------------------------------------------
@@ -247,65 +226,13 @@ class Exchange:
         if quote is None or not quote.tradeable:
             cancelled = self._book_cancel(batch, order, CancelReason.MARKET_HALTED)
             return Answer(tuple(batch.transactions), created, cancelled=cancelled)
-        reductions, opening, refused = self._plan(fields, quote, only)
-        if refused is not None:
-            cancelled = self._book_cancel(batch, order, refused)
+        plan = plan_fill(self.account, self.terms, fields, quote, only)
+        if plan.refused is not None:
+            cancelled = self._book_cancel(batch, order, plan.refused)
             return Answer(tuple(batch.transactions), created, cancelled=cancelled)
         reason = "MARKET_ORDER" if fields.reason == "CLIENT_ORDER" else f"MARKET_ORDER_{fields.reason}"
-        filled = self._book_fill(batch, order, reason, quote, reductions, opening, fields.units)
+        filled = self._book_fill(batch, order, reason, quote, plan, fields.units)
         return Answer(tuple(batch.transactions), created, filled=filled)
-
-    def _plan(
-        self, fields: MarketOrderFields, quote: Quote, only: Trade | None
-    ) -> tuple[list[tuple[Trade, Decimal]], Decimal, CancelReason | None]:
-        """Which trades are reduced by how much, how much is opened, or why the order is cancelled."""
-        wanted = abs(fields.units)
-        held = self.account.open_trades if only is None else (only,)
-        opposite = [trade for trade in held if trade.units * fields.units < 0]
-        reducible = sum((abs(trade.units) for trade in opposite), ZERO)
-        is_whole = fields.time_in_force == "FOK"
-        if fields.position_fill == "OPEN_ONLY" and opposite:
-            return [], ZERO, CancelReason.FIFO_VIOLATION
-        if fields.position_fill == "REDUCE_ONLY":
-            if reducible == 0 or (is_whole and wanted > reducible):
-                return [], ZERO, CancelReason.POSITION_CLOSEOUT_FAILED
-            wanted = min(wanted, reducible)
-        if quote.liquidity == 0 or (is_whole and wanted > quote.liquidity):
-            return [], ZERO, CancelReason.INSUFFICIENT_LIQUIDITY
-        wanted = min(wanted, Decimal(quote.liquidity))
-        reductions: list[tuple[Trade, Decimal]] = []
-        left = wanted
-        for trade in opposite:
-            if left > 0:
-                reductions.append((trade, min(left, abs(trade.units))))
-                left -= reductions[-1][1]
-        return reductions, left, self._refusal(fields, quote, left)
-
-    def _refusal(self, fields: MarketOrderFields, quote: Quote, opening: Decimal) -> CancelReason | None:
-        """Why a fill that opens so many units may not be; None when it may."""
-        is_buy = fields.units > 0
-        price = quote.ask if is_buy else quote.bid
-        bound = fields.price_bound
-        if bound is not None and (price > bound if is_buy else price < bound):
-            return CancelReason.BOUNDS_VIOLATION
-        if opening == 0:
-            return None
-        extensions = fields.trade_client_extensions
-        if extensions is not None and extensions.id is not None:
-            namesake = self.account.trade_by_client_id(extensions.id)
-            if namesake is not None and namesake.is_open:
-                return CancelReason.CLIENT_TRADE_ID_ALREADY_EXISTS
-        side = ONE if is_buy else -ONE
-        exit_price = quote.bid if is_buy else quote.ask
-        stop, target = fields.stop_loss_on_fill, fields.take_profit_on_fill
-        if stop is not None and (exit_price - stop_price(stop, price, side)) * side <= 0:
-            return CancelReason.STOP_LOSS_ON_FILL_LOSS
-        if target is not None and (target.price - exit_price) * side <= 0:
-            return CancelReason.TAKE_PROFIT_ON_FILL_LOSS
-        held_after = self.account.units + side * opening if self.account.units * side >= 0 else side * opening
-        if self.margin(abs(held_after), quote) > self.nav(quote):
-            return CancelReason.INSUFFICIENT_MARGIN
-        return None
 
     def _book_fill(
         self,
@@ -313,21 +240,20 @@ class Exchange:
         order: Order,
         reason: str,
         quote: Quote,
-        reductions: list[tuple[Trade, Decimal]],
-        opening: Decimal,
+        plan: Plan,
         direction: Decimal,
     ) -> OrderFilled:
         """Book a fill, the end of exit orders whose trade it closed, and the exits of the trade it opened."""
         side = ONE if direction > 0 else -ONE
         price = quote.ask if side > 0 else quote.bid
-        parts = [self._reduction(trade, units, side, price, quote) for trade, units in reductions]
-        closed = tuple(
-            part for part, (trade, units) in zip(parts, reductions, strict=True) if units == abs(trade.units)
-        )
-        reduced = [part for part in parts if part not in closed]
-        filled_units = sum((units for _, units in reductions), opening)
-        pl = sum((part.realized_pl for part in parts), ZERO)
+        closed, reduced = [], []
+        for trade, units in plan.reductions:
+            part = self._reduction(trade, units, side, price, quote)
+            (closed if units == abs(trade.units) else reduced).append(part)
+        filled_units = sum((units for _, units in plan.reductions), plan.opening)
+        pl = sum((part.realized_pl for part in (*closed, *reduced)), ZERO)
         head = batch.head()
+        opened = self._opening(order, head["id"], side * plan.opening, price, quote) if plan.opening else None
         filled = OrderFilled.model_validate(
             {
                 **head,
@@ -345,18 +271,16 @@ class Exchange:
                 "commission": money(ZERO),
                 "guaranteed_execution_fee": money(ZERO),
                 "account_balance": money(self.account.balance + pl),
-                "half_spread_cost": _half_spread(quote, filled_units),
-                "trade_opened": self._opening(order, head["id"], side * opening, price, quote)
-                if opening
-                else None,
-                "trades_closed": closed or None,
+                "half_spread_cost": half_spread_cost(quote, filled_units),
+                "trade_opened": opened,
+                "trades_closed": tuple(closed) or None,
                 "trade_reduced": reduced[0] if reduced else None,
             }
         )
         batch.book(filled)
         for part in closed:
             self._cancel_exits(batch, part.trade_id)
-        if opening and isinstance(order.created, MarketOrderCreated):
+        if plan.opening and isinstance(order.created, MarketOrderCreated):
             self._book_exits(batch, order.created, filled, side, price)
         return filled
 
@@ -370,7 +294,7 @@ class Exchange:
             realized_pl=money((price - trade.price) * -side * units),
             financing=money(ZERO),
             guaranteed_execution_fee=money(ZERO),
-            half_spread_cost=_half_spread(quote, units),
+            half_spread_cost=half_spread_cost(quote, units),
         )
 
     def _opening(
@@ -385,8 +309,8 @@ class Exchange:
                 "units": units,
                 "price": price,
                 "guaranteed_execution_fee": money(ZERO),
-                "half_spread_cost": _half_spread(quote, units),
-                "initial_margin_required": self.margin(units, quote),
+                "half_spread_cost": half_spread_cost(quote, units),
+                "initial_margin_required": margin(units, quote, self.terms),
                 "client_extensions": extensions,
             }
         )
@@ -444,22 +368,6 @@ class Exchange:
         }
         return RejectReason.CLIENT_ORDER_ID_ALREADY_EXISTS if extensions.id in ids else None
 
-    # -- money ---------------------------------------------------------------------------------------
-
-    def margin(self, units: Decimal, quote: Quote) -> Decimal:
-        """Margin that so many units need at the mid price."""
-        return money(abs(units) * (quote.bid + quote.ask) / 2 * self.terms.margin_rate)
-
-    def unrealized_pl(self, quote: Quote) -> Decimal:
-        """Profit of closing everything now."""
-        return money(
-            sum((trade.unrealized_pl(quote.bid, quote.ask) for trade in self.account.open_trades), ZERO)
-        )
-
-    def nav(self, quote: Quote) -> Decimal:
-        """Net asset value: balance and unrealised profit."""
-        return self.account.balance + self.unrealized_pl(quote)
-
     def price_in_force(self) -> Quote:
         """The newest price.
 
@@ -469,16 +377,3 @@ class Exchange:
         if self.quote is None:
             raise BrokerError(f"{self.rules.name} has no price yet: the replay has not started")
         return self.quote
-
-
-def stop_price(stop: StopLossDetails, fill_price: Decimal, side: Decimal) -> Decimal:
-    """Price of a stop loss: given, or so far from the fill price that opened the trade."""
-    if stop.price is not None:
-        return stop.price
-    if stop.distance is None:
-        raise BrokerError("a stop loss has neither price nor distance")
-    return fill_price - side * stop.distance
-
-
-def _half_spread(quote: Quote, units: Decimal) -> Decimal:
-    return money((quote.ask - quote.bid) / 2 * abs(units))

@@ -10,9 +10,10 @@ import structlog
 from services.broker.app import create_app
 from services.broker.checks import InstrumentRules
 from services.broker.config import BrokerConfig
-from services.broker.exchange import AccountTerms, Exchange
+from services.broker.exchange import Exchange
 from services.broker.faults import Faults
 from services.broker.ledger import Ledger
+from services.broker.planning import AccountTerms
 from services.broker.settings import BrokerSettings
 from services.broker.tape import Tape
 from services.broker.venue import Venue

@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from services.broker.exchange import Quote
+from services.broker.planning import Quote
 from shared.errors import DataError
 from shared.market.bar import BAR_SECONDS, BarSeries
 from shared.market.calendar import is_open

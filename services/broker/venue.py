@@ -15,9 +15,10 @@ import structlog
 from services.broker.account import Order, Trade
 from services.broker.clock import SimulatedClock
 from services.broker.config import BrokerConfig, Pacing
-from services.broker.exchange import Answer, Exchange, Quote
+from services.broker.exchange import Answer, Exchange
 from services.broker.faults import Faults
 from services.broker.ledger import Ledger, Place
+from services.broker.planning import Quote
 from services.broker.tape import SECOND_NS, TICKS_PER_BAR, Tape
 from services.broker.transactions import ClientExtensions, MarketOrderFields, RejectReason, Transaction
 from services.broker.views import price_json

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from services.broker.account import Account, Order, OrderState, Trade
-from services.broker.exchange import Exchange, Quote
+from services.broker.exchange import Exchange
+from services.broker.planning import ZERO, Quote, margin, nav, unrealized_pl
 from services.broker.transactions import (
     MarketOrderCreated,
     OrderCancelled,
@@ -14,8 +15,6 @@ from services.broker.transactions import (
 )
 from services.broker.wire import Json, money
 from shared.adapters.oanda_records import format_time
-
-ZERO = Decimal(0)
 
 #: What a transaction's head has and an order does not show.
 _HEAD = {
@@ -50,19 +49,19 @@ def price_json(exchange: Exchange, quote: Quote) -> Json:
 def state_json(exchange: Exchange) -> Json:
     """What depends on the price: profit, net asset value and margin."""
     quote = exchange.price_in_force()
-    nav, units = exchange.nav(quote), exchange.account.units
-    used = exchange.margin(units, quote)
-    free = _text(max(ZERO, nav - used))
+    worth, units = nav(exchange.account, quote), exchange.account.units
+    used = margin(units, quote, exchange.terms)
+    free = _text(max(ZERO, worth - used))
     value = _text(abs(units) * (quote.bid + quote.ask) / 2)
-    share = f"{(used / nav / 2 if nav > 0 else ZERO):.4f}"
+    share = f"{(used / worth / 2 if worth > 0 else ZERO):.4f}"
     return {
-        "unrealizedPL": _text(exchange.unrealized_pl(quote)),
-        "NAV": _text(nav),
+        "unrealizedPL": _text(unrealized_pl(exchange.account, quote)),
+        "NAV": _text(worth),
         "marginUsed": _text(used),
         "marginAvailable": free,
         "positionValue": value,
-        "marginCloseoutUnrealizedPL": _text(exchange.unrealized_pl(quote)),
-        "marginCloseoutNAV": _text(nav),
+        "marginCloseoutUnrealizedPL": _text(unrealized_pl(exchange.account, quote)),
+        "marginCloseoutNAV": _text(worth),
         "marginCloseoutMarginUsed": _text(used),
         "marginCloseoutPercent": share,
         "marginCloseoutPositionValue": value,
@@ -150,7 +149,7 @@ def changes_json(exchange: Exchange, since: int) -> Json:
                 {
                     "id": str(trade.id),
                     "unrealizedPL": _text(trade.unrealized_pl(quote.bid, quote.ask)),
-                    "marginUsed": _text(exchange.margin(trade.units, quote)),
+                    "marginUsed": _text(margin(trade.units, quote, exchange.terms)),
                 }
                 for trade in account.open_trades
             ],
@@ -179,8 +178,8 @@ def position_json(exchange: Exchange) -> Json:
     return {
         "instrument": exchange.rules.name,
         "pl": _text(account.realized_pl),
-        "unrealizedPL": _text(exchange.unrealized_pl(quote)),
-        "marginUsed": _text(exchange.margin(account.units, quote)),
+        "unrealizedPL": _text(unrealized_pl(exchange.account, quote)),
+        "marginUsed": _text(margin(account.units, quote, exchange.terms)),
         "resettablePL": _text(account.realized_pl),
         "financing": zero,
         "commission": zero,
@@ -228,7 +227,7 @@ def trade_json(exchange: Exchange, trade: Trade, *, details: bool = False) -> Js
     }
     if trade.is_open:
         view["unrealizedPL"] = _text(trade.unrealized_pl(quote.bid, quote.ask))
-        view["marginUsed"] = _text(exchange.margin(trade.units, quote))
+        view["marginUsed"] = _text(margin(trade.units, quote, exchange.terms))
     if trade.average_close_price is not None:
         view["averageClosePrice"] = f"{trade.average_close_price:.{exchange.rules.display_precision}f}"
         view["closingTransactionIDs"] = [str(number) for number in trade.closing_ids]
