@@ -1,6 +1,9 @@
-"""Random series for the feature tests."""
+"""Random and real series for tests of features and environment."""
+
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from hypothesis import strategies as st
 
 from shared.market.bar import BarSeries, Instrument
@@ -27,3 +30,18 @@ def random_bars(draw: st.DrawFn, min_size: int = 1, max_size: int = 400) -> BarS
     close = np.round(160.0 + np.cumsum(steps_pips) * 0.01, draw(st.sampled_from([1, 3, 15])))
     gaps_s = random.choice([60, 60, 60, 120, 7_200, 199_980], size, p=[0.5, 0.2, 0.2, 0.05, 0.04, 0.01])
     return bars_of(START_S + np.cumsum(gaps_s), close)
+
+
+def read_real_bars(folder: Path) -> BarSeries:
+    """Six weeks of GBP/JPY, read by pandas alone."""
+    frame = pd.read_parquet(folder / "GBPJPY_M1_20230402_20230515__gemforex.parquet")
+    return BarSeries(
+        instrument=Instrument.named("GBP_JPY"),
+        time_s=frame["time"].to_numpy("datetime64[s]").astype(np.int64),
+        open=frame["open"].to_numpy(np.float64),
+        high=frame["high"].to_numpy(np.float64),
+        low=frame["low"].to_numpy(np.float64),
+        close=frame["close"].to_numpy(np.float64),
+        volume=frame["volume"].to_numpy(np.int64),
+        spread_pips=np.full(len(frame), np.nan),
+    )
