@@ -1,9 +1,8 @@
 """HTTP of the inference service: one decision a request, its health and its metrics."""
 
 import time
-from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 from fastapi import Body, FastAPI, HTTPException, Response
@@ -25,7 +24,7 @@ from shared.environment.position import static_features
 from shared.errors import DataError
 from shared.features.window import FeatureStream
 from shared.market.bar import Instrument
-from shared.messages.inference import BarColumns, DecisionReply, DecisionRequest, PositionNumbers
+from shared.messages.inference import ActionName, BarColumns, DecisionReply, DecisionRequest, PositionNumbers
 from shared.numeric import Bool, Float32
 from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers
 
@@ -178,7 +177,7 @@ def _reply(
     return DecisionReply(
         instrument=request.instrument,
         bar_time_s=request.bar_time_s if request.bars is None else request.bars.time_s[-1],
-        action=Action(int(decided.actions[0])).name,
+        action=cast("ActionName", Action(int(decided.actions[0])).name),
         visit_policy=(visits / visits.sum()).tolist(),
         policy=_probabilities(decided.policies[0]),
         value=float(decided.values[0]),
@@ -192,7 +191,7 @@ def _reply(
     )
 
 
-def _probabilities(row: Float32) -> Sequence[float]:
+def _probabilities(row: Float32) -> list[float]:
     """A float32 distribution may pass 1 by a rounding error."""
     clipped: list[float] = np.clip(row.astype(np.float64), 0.0, 1.0).tolist()
     return clipped

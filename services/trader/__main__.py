@@ -6,7 +6,7 @@ import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from services.trader.account import Account
 from services.trader.audit import Audit, AuditTables
@@ -26,7 +26,7 @@ from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
 
 
-def compose(settings: TraderSettings) -> Main:
+def compose(settings: TraderSettings, registry: CollectorRegistry = REGISTRY) -> Main:
     """Wire the service.
 
     Raises:
@@ -50,7 +50,7 @@ def compose(settings: TraderSettings) -> Main:
             account = settings.oanda_account or await _only_account(venue, lifecycle)
             if not account:
                 return
-            service = await _assemble(settings, venue, account, lifecycle, stack)
+            service = await _assemble(settings, venue, account, lifecycle, stack, TraderMetrics(registry))
             if service is not None:
                 await service.run()
 
@@ -82,7 +82,12 @@ async def _only_account(venue: Venue, lifecycle: Lifecycle) -> str:
 
 
 async def _assemble(
-    settings: TraderSettings, venue: Venue, account: str, lifecycle: Lifecycle, stack: AsyncExitStack
+    settings: TraderSettings,
+    venue: Venue,
+    account: str,
+    lifecycle: Lifecycle,
+    stack: AsyncExitStack,
+    metrics: TraderMetrics,
 ) -> TraderService | None:
     """Everything that a trader works with, once it holds the account's lease; None when asked to stop."""
     config = settings.trader
@@ -121,7 +126,7 @@ async def _assemble(
         audit,
         lease,
         lifecycle,
-        TraderMetrics(REGISTRY),
+        metrics,
         Instrument.named(config.instrument),
         config,
         settings.guards,

@@ -7,7 +7,6 @@ from shared.agent.agent import Agent
 from shared.model.network import Network
 from tests.shared.model.networks import SMALL, opinionated_network
 
-
 #: Version 1 is the first network whose greedy play of the small market takes all four actions often.
 FIRST_SEED = 24
 

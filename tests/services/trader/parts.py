@@ -1,0 +1,264 @@
+"""A paper broker and an inference that follows a script, both over real HTTP, and the whole trader."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from prometheus_client import CollectorRegistry, generate_latest
+from pydantic import SecretStr
+from starlette.responses import JSONResponse, Response
+
+from services.broker.app import create_app
+from services.broker.checks import InstrumentRules
+from services.broker.config import BrokerConfig, FaultConfig, Pacing
+from services.broker.exchange import AccountTerms, Exchange
+from services.broker.faults import Faults
+from services.broker.ledger import Ledger as BrokerLedger
+from services.broker.service import running
+from services.broker.settings import BrokerSettings
+from services.broker.tape import Tape
+from services.broker.venue import Venue
+from services.trader.__main__ import compose
+from services.trader.config import GuardConfig, TraderConfig
+from services.trader.settings import TraderSettings
+from shared.environment.action import LEGAL, Action
+from shared.market.bar import BarSeries
+from shared.market.synthetic import Market, synthesize
+from shared.runtime.lifecycle import Lifecycle, serve_app
+from shared.runtime.redis_server import free_port
+
+#: Bars 0..399 are history; the replay begins at bar 400, on a Monday.
+BARS = synthesize(Market.OU, 2_000, seed=3)
+FIRST_BAR = 400
+
+#: Wide enough for every test that is about something else.
+NO_LIMITS = GuardConfig(
+    daily_loss_pips=1e9, weekly_loss_pips=1e9, max_drawdown_pips=1e9, max_orders_per_hour=1e9
+)
+
+
+@dataclass
+class Broker:
+    """A paper broker that runs; `posts` are the orders and close-outs that reached it."""
+
+    venue: Venue
+    url: str
+    posts: list[str] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
+
+    @property
+    def units(self) -> Decimal:
+        """Net units held."""
+        return Decimal(self.venue.exchange.account.units)
+
+    def fills(self) -> list[Any]:
+        """The transactions that filled an order."""
+        return [t for t in self.venue.ledger.transactions() if t.type == "ORDER_FILL"]
+
+    def faulty(self, **faults: float) -> None:
+        """Commit these faults from now on."""
+        self.venue.faults.change(FaultConfig(**faults))  # type: ignore[arg-type]
+
+    async def decided(self, bar: int) -> None:
+        """Wait until the trader has acknowledged a bar."""
+        await until(lambda: self.venue.place.acknowledged_s >= BARS.time_s[bar])
+
+
+class _Watching:
+    """Notes every write and every read of transactions on its way to the broker."""
+
+    def __init__(self, app: FastAPI, broker: Broker) -> None:
+        self._app, self._broker = app, broker
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            if scope["method"] in ("POST", "PUT") and scope["path"].startswith("/v3/accounts"):
+                self._broker.posts.append(f"{scope['method']} {scope['path'].rsplit('/', 1)[-1]}")
+            elif "transactions" in scope["path"]:
+                self._broker.reads.append(scope["path"])
+        await self._app(scope, receive, send)
+
+
+@asynccontextmanager
+async def running_broker(
+    folder: Path,
+    *,
+    bars: BarSeries = BARS,
+    first: int = FIRST_BAR,
+    stop: int | None = None,
+    pacing: Pacing = Pacing.ACKNOWLEDGED,
+    speed: float = 60.0,
+    port: int | None = None,
+) -> AsyncIterator[Broker]:
+    config = BrokerConfig(pacing=pacing, speed=speed)
+    terms = AccountTerms(config.account)
+    ledger = BrokerLedger(folder / "broker.sqlite", account=config.account, dataset=bars.fingerprint)
+    exchange = Exchange(terms, InstrumentRules.of(bars.instrument, Decimal("0.05")), ledger.transactions())
+    tape = Tape.of(bars, spread_pips=4.0, first=first, stop=stop)
+    venue = Venue(exchange, tape, ledger, config, Faults(FaultConfig()))
+    port = port or free_port()
+    broker = Broker(venue, f"http://127.0.0.1:{port}")
+    lifecycle = Lifecycle("broker", BrokerSettings(home=folder))
+    app = _Watching(create_app(venue, "paper"), broker)
+    serving = asyncio.create_task(serve_app(app, lifecycle, host="127.0.0.1", port=port))
+    try:
+        async with running(venue):
+            await _listening(port)
+            yield broker
+    finally:
+        lifecycle.stop()
+        await serving
+        ledger.close()
+        await lifecycle.bus.close()
+
+
+@dataclass
+class Oracle:
+    """An inference service that says what the test wants; HOLD where the script says nothing."""
+
+    script: Mapping[int, Action]  # bar index -> action
+    url: str = ""
+    asked: list[int] = field(default_factory=list)  # bar indices
+    static: list[list[float]] = field(default_factory=list)
+    answer: Callable[[dict[str, Any]], Response] | None = None  # instead of the script's
+    delay_seconds: float = 0.0
+    stage: str = "paper"
+
+    def reply(self, request: dict[str, Any]) -> Response:
+        bar = int(np.searchsorted(BARS.time_s, request["bar_time_s"]))
+        self.asked.append(bar)
+        self.static.append(request["static"])
+        if self.answer:
+            return self.answer(request)
+        action = self.script.get(bar, Action.HOLD)
+        if not LEGAL[int(request["static"][0]) + 1, action]:
+            action = Action.HOLD
+        return JSONResponse(decision(request, action, stage=self.stage))
+
+
+def decision(request: dict[str, Any], action: Action, **changes: object) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "instrument": request["instrument"],
+        "bar_time_s": request["bar_time_s"],
+        "action": action.name,
+        "visit_policy": [1.0, 0.0, 0.0, 0.0],
+        "policy": [1.0, 0.0, 0.0, 0.0],
+        "value": 1.5,
+        "q_values": [1.0, 0.5, 0.25, None],
+        "outcome_probabilities": [0.25, 0.5, 0.25],
+        "version": 3,
+        "stage": "paper",
+        "latency_ms": 1.0,
+        **changes,
+    }
+
+
+@asynccontextmanager
+async def running_oracle(script: Mapping[int, Action] | None = None) -> AsyncIterator[Oracle]:
+    oracle = Oracle(script or {})
+    app = FastAPI()
+
+    @app.post("/inference")
+    async def inference(request: Request) -> Response:
+        await asyncio.sleep(oracle.delay_seconds)
+        return oracle.reply(await request.json())
+
+    port = free_port()
+    oracle.url = f"http://127.0.0.1:{port}"
+    lifecycle = Lifecycle("inference", BrokerSettings())
+    serving = asyncio.create_task(serve_app(app, lifecycle, host="127.0.0.1", port=port))
+    try:
+        await _listening(port)
+        yield oracle
+    finally:
+        lifecycle.stop()
+        await serving
+        await lifecycle.bus.close()
+
+
+@dataclass
+class Trader:
+    """A trader that runs in this process."""
+
+    lifecycle: Lifecycle
+    task: asyncio.Task[None]
+    registry: CollectorRegistry
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What its heartbeat tells."""
+        return dict(self.lifecycle.heartbeat.detail)
+
+    def metrics(self) -> str:
+        """Its metrics page."""
+        return generate_latest(self.registry).decode()
+
+
+def trader_settings(
+    redis_url: str,
+    home: Path,
+    broker: Broker,
+    oracle: Oracle,
+    guards: GuardConfig = NO_LIMITS,
+    instance: str = "trader-1",
+    **config: object,
+) -> TraderSettings:
+    quick: dict[str, Any] = {
+        "broker_url": broker.url,
+        "inference_url": oracle.url,
+        "look_up_seconds": 1.0,
+        "look_up_poll_seconds": 0.1,
+        "lease_seconds": 4.0,
+        "reconnect_max_seconds": 0.5,
+        "flatten_retry_seconds": 0.2,
+        # Not what these tests are about, on a machine that may be busy.
+        "inference_deadline_ms": 5_000.0,
+        **config,
+    }
+    return TraderSettings(
+        redis_url=SecretStr(redis_url),
+        home=home,
+        instance=instance,
+        trader=TraderConfig(**quick),
+        guards=guards,
+    )
+
+
+@asynccontextmanager
+async def running_trader(settings: TraderSettings) -> AsyncIterator[Trader]:
+    registry = CollectorRegistry()
+    lifecycle = Lifecycle("trader", settings)
+    task: asyncio.Task[None] = asyncio.ensure_future(compose(settings, registry)(lifecycle))  # type: ignore[assignment]
+    try:
+        yield Trader(lifecycle, task, registry)
+    finally:
+        lifecycle.stop()
+        await task
+        await lifecycle.bus.close()
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
+    """Wait for what other tasks bring about."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  what is waited for lies in parts that tell nobody
+            await asyncio.sleep(0.01)
+
+
+async def _listening(port: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.01)
+                continue
+            writer.close()
+            await writer.wait_closed()
+            return
