@@ -29,6 +29,10 @@ STOP_PHASES = (
     (("trader", "selfplay", "validator"), 5.0),
     (("trainer", "inference", "broker", "api"), 3.0),
 )
+
+#: Learning and trading come first on a machine with fewer cores than processes.
+_NICENESS = {"selfplay": 10, "validator": 5}
+
 DOWN_SECONDS = 15.0
 SNAPSHOT_SECONDS = 1.0
 PLAIN_LINE_SECONDS = 10.0
@@ -41,7 +45,9 @@ def up(
     data: Annotated[
         Path | None, typer.Option(help="bars in any format that `data import` reads, or a data set")
     ] = None,
-    duration: Annotated[float | None, typer.Option(min=1, help="stop by itself after so many seconds")] = None,
+    duration: Annotated[
+        float | None, typer.Option(min=1, help="stop by itself after so many seconds")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the closing summary as JSON")] = False,
 ) -> None:
     """Run the whole system here until Ctrl-C; a second `up` goes on from where it was."""
@@ -51,7 +57,9 @@ def up(
         dataset = prepare_dataset(home, data, settings)
         last = asyncio.run(_System(settings, home, dataset, replicas or settings.replicas).run(duration))
     if last is None:
-        raise ServiceError(f"the system never answered; see the logs in {home / 'runs' / dataset.stem / 'logs'}")
+        raise ServiceError(
+            f"the system never answered; see the logs in {home / 'runs' / dataset.stem / 'logs'}"
+        )
     if as_json:
         print_json(last.document)
     else:
@@ -71,7 +79,9 @@ def down() -> None:
     deadline = time.monotonic() + DOWN_SECONDS
     while running(home):
         if time.monotonic() > deadline:
-            raise ServiceError(f"process {run.pid} did not stop within {DOWN_SECONDS:.0f} s; see {run.folder}/logs")
+            raise ServiceError(
+                f"process {run.pid} did not stop within {DOWN_SECONDS:.0f} s; see {run.folder}/logs"
+            )
         time.sleep(0.1)
     out.print("stopped")
 
@@ -80,6 +90,10 @@ def status(as_json: Json = False) -> None:
     """Show once what the system that is up here is doing."""
     run = require_running(load(UpSettings).home.resolve())
     snapshot = asyncio.run(fetch_snapshot(run.gateway_url))
+    if snapshot is None:
+        raise ServiceError(
+            f"the gateway at {run.gateway_url} does not answer; its log is in {run.folder}/logs"
+        )
     if as_json:
         print_json(snapshot.document)
     else:
@@ -119,7 +133,9 @@ class _System:
             for spec in self._specs():
                 await supervisor.start(spec)
             self._save(supervisor)
-            err.print(f"dashboard {self.gateway_url}  ·  logs {self._logs}  ·  API key in {self._home / 'api_key'}")
+            err.print(
+                f"dashboard {self.gateway_url}  ·  logs {self._logs}  ·  API key in {self._home / 'api_key'}"
+            )
             last = await self._show(supervisor, stop, duration)
         finally:
             err.print("stopping ...")
@@ -131,7 +147,9 @@ class _System:
             raise supervisor.failure.result()
         return last
 
-    async def _show(self, supervisor: Supervisor, stop: asyncio.Event, duration: float | None) -> Snapshot | None:
+    async def _show(
+        self, supervisor: Supervisor, stop: asyncio.Event, duration: float | None
+    ) -> Snapshot | None:
         started = time.monotonic()
         last: Snapshot | None = None
         next_line = 0.0
@@ -161,6 +179,7 @@ class _System:
                 f"services.{name.split('-')[0]}",
                 {**common, "MM_INSTANCE": name},
                 self._logs / f"{name}.log",
+                _NICENESS.get(name.split("-")[0], 0),
             )
             for name in names
         ]

@@ -22,7 +22,11 @@ def prepare_dataset(home: Path, given: Path | None, settings: UpSettings) -> Pat
         DataError: the file is not there, or not what an importer can read.
     """
     if given is None:
-        path = home / "data" / f"synthetic-{settings.market}-{settings.market_bars}-{settings.market_seed}.duckdb"
+        path = (
+            home
+            / "data"
+            / f"synthetic-{settings.market}-{settings.market_bars}-{settings.market_seed}.duckdb"
+        )
         if not path.is_file():
             err.print(f"making a synthetic market ({settings.market}, {settings.market_bars:,} bars) ...")
             bars = synthesize(settings.market, settings.market_bars, settings.market_seed)

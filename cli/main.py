@@ -6,6 +6,8 @@ import sys
 import typer
 from rich.markup import escape
 
+from cli import checkpoints, local, services
+from cli.monitor import monitor
 from cli.output import err
 from shared.errors import MuZeroError
 
@@ -17,6 +19,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+for command in (local.up, local.down, local.status, monitor):
+    app.command()(command)
+app.add_typer(checkpoints.app, name="checkpoints")
+services.register(app)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ class ProcessSpec:
     module: str
     environment: Mapping[str, str] = field(repr=False)
     log_path: Path
+    niceness: int = 0  # how far it stands back when cores are scarce
 
 
 @dataclass
@@ -101,6 +102,9 @@ class Supervisor:
                 env={**os.environ, **spec.environment},
                 start_new_session=True,  # Ctrl-C reaches `up` alone, which stops the others in order
             )
+
+        if spec.niceness:
+            os.setpriority(os.PRIO_PROCESS, child.process.pid, spec.niceness)
 
     async def _watch(self, child: _Child) -> None:
         wait = RESTART_FIRST_SECONDS

@@ -6,6 +6,7 @@ safe. Starting, and starting after a crash, are the same path.
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -102,7 +103,9 @@ def run_service(
 
     0 when it ended in good order, 1 on a failure, 2 when the user's input is at fault.
     """
-    return asyncio.run(_run(service, settings, main, registry))
+    status = asyncio.run(_run(service, settings, main, registry))
+    gc.freeze()  # all is safe; the interpreter's last collection would walk torch and numba for seconds
+    return status
 
 
 async def _run(service: str, settings: ServiceSettings, main: Main, registry: CollectorRegistry) -> int:
@@ -172,7 +175,7 @@ async def serve_app(app: ASGIApp, lifecycle: Lifecycle, *, host: str, port: int)
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=1,
         timeout_keep_alive=30,
         lifespan="on",
     )

@@ -1,0 +1,204 @@
+"""The whole loop as a user runs it: real processes, real Redis, real HTTP, from bar to order."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli.runs import Run, last_run, running
+from shared.runtime.redis_server import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 240.0
+
+
+class System:
+    """One home folder, and the `up` that runs in it."""
+
+    def __init__(self, home: Path, *, market_bars: int = 20_000) -> None:
+        self.home = home
+        self.port = free_port()
+        self.environment = {
+            **os.environ,
+            "MM_HOME": str(home),
+            "MM_PROFILE": str(ROOT / "tests" / "loop" / "tiny.toml"),
+            "MM_PORT": str(self.port),
+            "MM_MARKET_BARS": str(market_bars),
+        }
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *arguments: str) -> None:
+        """Start `up` in the background."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "up", "--json", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command in the same home."""
+        return subprocess.run(
+            [sys.executable, "-m", "cli.main", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def status(self) -> dict[str, object] | None:
+        """What the gateway says, or None while it does not answer."""
+        try:
+            answer = httpx.get(f"http://127.0.0.1:{self.port}/status", timeout=5.0)
+        except httpx.TransportError:
+            return None
+        return dict(answer.json()) if answer.status_code == 200 else None
+
+    def wait_until(self, what: str, holds: Callable[[dict[str, object]], bool]) -> dict[str, object]:
+        """Wait for a state of the system; the failure tells how things stood and what the logs end with."""
+        assert self.process is not None
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        status = None
+        while time.monotonic() < deadline:
+            status = self.status()
+            if status is not None and holds(status):
+                return status
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.2)
+        raise AssertionError(f"never came: {what}\nlast status: {json.dumps(status)}\n{self.logs()}")
+
+    def stop(self, signum: int = signal.SIGINT) -> tuple[dict[str, object], str]:
+        """Stop `up` as Ctrl-C does; its summary, and what it said on stderr."""
+        assert self.process is not None
+        self.process.send_signal(signum)
+        output, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, f"{errors}\n{self.logs()}"
+        return json.loads(output), errors
+
+    def logs(self) -> str:
+        """The end of every service's log."""
+        return "\n".join(
+            f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-12:])
+            for path in sorted(self.home.glob("runs/*/logs/*.log"))
+        )
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    system = System(tmp_path / "home")
+    yield system
+    if system.process and system.process.poll() is None:
+        system.process.send_signal(signal.SIGTERM)
+        system.process.wait(60)
+
+
+def _stream(status: dict[str, object], key: str) -> int:
+    streams = status["streams"]
+    assert isinstance(streams, dict)
+    return int(streams.get(key) or 0)
+
+
+def _learns_and_trades(status: dict[str, object]) -> bool:
+    pointers = status["pointers"]
+    assert isinstance(pointers, dict)
+    return (
+        bool(pointers.get("promoted"))
+        and (pointers.get("newest") or 0) >= 1
+        and _stream(status, "mm:validations") >= 1
+        and _stream(status, "mm:decisions") >= 5
+    )
+
+
+def _run(system: System) -> Run:
+    run = last_run(system.home)
+    assert run is not None
+    return run
+
+
+def test_from_bar_to_order_and_on_from_there(system: System) -> None:
+    system.start()
+    first = system.wait_until("a version promoted and decisions made", _learns_and_trades)
+    versions = first["pointers"]["newest"]  # type: ignore[index]
+    shown = system.command("status", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["pointers"]["promoted"]
+    listed = system.command("checkpoints", "list", "--json")
+    assert [row["version"] for row in json.loads(listed.stdout)][-1] >= versions
+    second_up = system.command("up")
+    assert second_up.returncode == 2
+    assert "is up already" in second_up.stderr
+
+    summary, errors = system.stop()
+    assert "had to kill" not in errors
+    assert running(system.home) is None
+    episodes = summary["training"]["episode"]  # type: ignore[index]
+    assert episodes > 0
+
+    system.start()
+    again = system.wait_until(
+        "the second run", lambda s: _learns_and_trades(s) and _stream(s, "mm:decisions") > 0
+    )
+    assert again["pointers"]["newest"] >= summary["pointers"]["newest"]  # type: ignore[index]
+    assert again["training"]["episode"] >= episodes  # type: ignore[index]
+    assert _stream(again, "mm:decisions") >= _stream(summary, "mm:decisions")
+    stopped = system.command("down")
+    assert stopped.returncode == 0, stopped.stderr
+    assert system.process is not None
+    system.process.communicate(timeout=30)
+
+
+def test_killed_services_come_back_and_nothing_is_counted_twice(system: System) -> None:
+    system.start()
+    system.wait_until("a version promoted and decisions made", _learns_and_trades)
+    before = _run(system).pids
+    for name in ("trainer", "selfplay-1", "trader", "validator"):
+        os.kill(before[name], signal.SIGKILL)
+
+    def all_back(status: dict[str, object]) -> bool:
+        pids = _run(system).pids
+        return all(pids.get(name) not in (None, before[name]) for name in ("trainer", "selfplay-1", "trader"))
+
+    then = system.wait_until("the killed ones running again", all_back)
+    grown = _stream(then, "mm:checkpoints") + 1
+    after = system.wait_until("another version", lambda s: _stream(s, "mm:checkpoints") >= grown)
+    assert after["dead_letters"] == 0
+    summary, errors = system.stop(signal.SIGTERM)
+    assert "had to kill" not in errors
+    assert summary["dead_letters"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["up", "--data", "nowhere.csv"], "no such file"),
+        (["up", "--replicas", "0"], "replicas"),
+        (["status"], "nothing is up"),
+        (["monitor"], "nothing is up"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+    result = System(tmp_path / "home").command(*arguments)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_setting_stops_the_start(tmp_path: Path) -> None:
+    system = System(tmp_path / "home")
+    system.environment["MM_SEARCH__SIMULATION"] = "7"
+    result = system.command("up")
+    assert result.returncode == 2
+    assert "MM_SEARCH__SIMULATION" in result.stderr
+    assert "MM_SEARCH__SIMULATIONS" in result.stderr
+    assert not (tmp_path / "home").exists()
