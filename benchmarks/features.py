@@ -1,0 +1,124 @@
+"""Temporal features of a long history, against the pandas expression of the same formulas.
+
+The yardstick is what one would first write in pandas: whole-column expressions, each rolling minimum and
+maximum taken once. Both are measured in turns in the same run, on the same bars, and must agree.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shared.errors import ServiceError
+from shared.features.kernels import FIRST_VALID_BAR
+from shared.features.window import FEATURE_NAMES, temporal_features
+from shared.market.bar import BarSeries
+from shared.market.synthetic import Market, synthesize
+from shared.numeric import Float32
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: 3.59 years of GBP/JPY, and the goals of SPEC section 23 for them.
+GOAL_BARS = 1_330_000
+GOAL_SECONDS = 0.5
+GOAL_RATIO = 20.0
+
+
+@dataclass(frozen=True)
+class FeatureSpeed:
+    """Seconds of the quickest repetition, the one that was disturbed least."""
+
+    bars: int
+    seconds: float
+    pandas_seconds: float
+    goal_seconds: float  # for this many bars
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than pandas."""
+        return self.pandas_seconds / self.seconds
+
+
+def bench_features(num_bars: int = GOAL_BARS, *, repeats: int = 7, seed: int = 1) -> FeatureSpeed:
+    """Measure both on a synthetic market.
+
+    Args:
+        num_bars: of the history; the first 119 have no features.
+        repeats: of each measurement, after one that is not counted.
+        seed: of the market.
+    Raises:
+        ServiceError: pandas is not installed.
+        AssertionError: the two disagree.
+    """
+    bars = synthesize(Market.REGIMES, num_bars, seed)
+    frame = _frame(bars)
+    ours, theirs = partial(temporal_features, bars), partial(pandas_features, frame, bars.instrument.pip)
+    _require_equal(ours(), theirs().to_numpy())  # compiles, and fills the caches
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        times[0].append(_seconds(ours))
+        times[1].append(_seconds(theirs))
+    return FeatureSpeed(num_bars, min(times[0]), min(times[1]), GOAL_SECONDS * num_bars / GOAL_BARS)
+
+
+def pandas_features(bars: "pd.DataFrame", pip: float) -> "pd.DataFrame":
+    """The nine columns of SPEC section 4 as pandas expressions.
+
+    Args:
+        bars: columns `time`, with a zone, and `close`.
+        pip: in units of price.
+    """
+    import pandas as pd
+
+    def min_max_scaled(
+        values: "pd.Series[float]", lowest: "pd.Series[float]", highest: "pd.Series[float]"
+    ) -> "pd.Series[float]":
+        return ((values - lowest) / (highest - lowest)).where(highest != lowest, 0.5)
+
+    def scaled_over_60(values: "pd.Series[float]") -> "pd.Series[float]":
+        window = values.rolling(60)
+        return min_max_scaled(values, window.min(), window.max())
+
+    close = bars["close"]
+    lowest, highest = close.rolling(60).min(), close.rolling(60).max()
+    new_york = bars["time"].dt.tz_convert("America/New_York").dt.tz_localize(None)
+    week = (new_york + pd.Timedelta(hours=7)).dt  # Sunday 17:00 becomes Monday 0:00
+    day_angle = 2 * np.pi * week.day_of_week / 5
+    hour_angle = 2 * np.pi * (24 * week.day_of_week + week.hour + week.minute / 60) / 120
+    columns = [
+        min_max_scaled(close, lowest, highest),
+        scaled_over_60(close.diff(60)),
+        scaled_over_60(highest - lowest),
+        scaled_over_60(close.diff(5)),
+        np.tanh(close.diff() / pip / 10),
+        np.cos(day_angle),
+        np.sin(day_angle),
+        np.cos(hour_angle),
+        np.sin(hour_angle),
+    ]
+    return pd.DataFrame(dict(zip(FEATURE_NAMES, columns, strict=True))).astype(np.float32)
+
+
+def _frame(bars: BarSeries) -> "pd.DataFrame":
+    try:
+        import pandas as pd
+    except ImportError as missing:
+        raise ServiceError(
+            "bench features compares with pandas, which is not installed; it comes with the extra `dev`"
+        ) from missing
+    return pd.DataFrame({"time": pd.to_datetime(bars.time_s, unit="s", utc=True), "close": bars.close})
+
+
+def _require_equal(ours: Float32, theirs: Float32) -> None:
+    """Float32 holds seven digits; the clock's cosines near 0 differ in what pandas rounds."""
+    np.testing.assert_allclose(ours[FIRST_VALID_BAR:], theirs[FIRST_VALID_BAR:], rtol=2e-6, atol=2e-7)
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    begin = perf_counter()
+    function()
+    return perf_counter() - begin

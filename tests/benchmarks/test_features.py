@@ -1,0 +1,29 @@
+"""The features benchmark measures what it says."""
+
+import pytest
+
+import benchmarks.features
+from benchmarks.features import bench_features
+from shared.features.kernels import FIRST_VALID_BAR
+from shared.features.window import temporal_features
+from shared.market.bar import BarSeries
+from shared.numeric import Float32
+
+
+def test_a_row_tells_sizes_seconds_and_ratio() -> None:
+    speed = bench_features(5_000, repeats=2)
+    assert speed.bars == 5_000
+    assert speed.seconds > 0
+    assert speed.ratio == pytest.approx(speed.pandas_seconds / speed.seconds)
+    assert speed.goal_seconds == pytest.approx(0.5 * 5_000 / 1_330_000)
+
+
+def test_a_kernel_that_disagrees_with_pandas_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(bars: BarSeries) -> Float32:
+        features = temporal_features(bars)
+        features[FIRST_VALID_BAR + 7, 2] += 0.001
+        return features
+
+    monkeypatch.setattr(benchmarks.features, "temporal_features", wrong)
+    with pytest.raises(AssertionError, match="Not equal"):
+        bench_features(1_000, repeats=1)
