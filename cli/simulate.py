@@ -11,10 +11,10 @@ from shared.adapters.dataset import Dataset, read_dataset
 from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig, Prices
 from shared.environment.episode import Episode, replay
-from shared.environment.position import STATIC_NAMES
 from shared.environment.reward import RewardScheme
 from shared.errors import DataError, FormatError
 from shared.features.window import FIRST_WINDOW_BAR
+from shared.market.bar import BAR_SECONDS
 from shared.market.clock import utc_text
 from shared.market.session import SESSION_BARS
 
@@ -122,14 +122,21 @@ def _trades(episode: Episode) -> list[dict[str, Any]]:
 
 
 def _print(episode: Episode, dataset: Dataset) -> None:
-    times = dataset.bars.time_s
+    closed_s = dataset.bars.time_s[episode.bars] + BAR_SECONDS
+    decimals = 1 - dataset.bars.instrument.pip_location
     print_table(
-        "Steps: position before the action, reward after it, in pips",
-        ("bar", "closed (UTC)", "action", "reward", "pnl", *STATIC_NAMES),
+        "Steps: the position before each action, and the reward after it, in pips",
+        ("bar", "closed (UTC)", "position", "pnl", "action", "reward"),
         (
-            (step["bar"], utc_text(int(times[step["bar"]]) + 60), step["action"], step["reward"], step["pnl"])
-            + tuple(step["static"])
-            for step in _steps(episode)
+            (
+                step["bar"],
+                utc_text(time_s).removesuffix(" UTC"),
+                _word(Side(int(step["static"][0]))),
+                step["pnl"],
+                step["action"],
+                step["reward"],
+            )
+            for step, time_s in zip(_steps(episode), closed_s.tolist(), strict=True)
         ),
     )
     print_table(
@@ -139,9 +146,9 @@ def _print(episode: Episode, dataset: Dataset) -> None:
             (
                 trade.entry_bar,
                 trade.exit_bar,
-                Side(trade.side).name.lower(),
-                trade.entry_price,
-                trade.exit_price,
+                _word(trade.side),
+                f"{trade.entry_price:.{decimals}f}",
+                f"{trade.exit_price:.{decimals}f}",
                 trade.pips,
                 trade.max_drawdown_pips,
                 trade.bars_held,
@@ -149,7 +156,11 @@ def _print(episode: Episode, dataset: Dataset) -> None:
             for trade in episode.trades
         ),
     )
-    total = sum(trade.pips for trade in episode.trades)
+    pips = sum(trade.pips for trade in episode.trades)
     print_table(
-        "Sum", ("trades", "pips", "reward"), [(len(episode.trades), total, float(episode.rewards.sum()))]
+        "Sum", ("trades", "pips", "reward"), [(len(episode.trades), pips, sum(episode.rewards.tolist()))]
     )
+
+
+def _word(side: Side) -> str:
+    return side.name.lower()
