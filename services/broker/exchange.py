@@ -246,12 +246,18 @@ class Exchange:
         """Book a fill, the end of exit orders whose trade it closed, and the exits of the trade it opened."""
         side = ONE if direction > 0 else -ONE
         price = quote.ask if side > 0 else quote.bid
-        closed, reduced = [], []
+        closed: list[TradeReduced] = []
+        reduced: TradeReduced | None = None
         for trade, units in plan.reductions:
             part = self._reduction(trade, units, side, price, quote)
-            (closed if units == abs(trade.units) else reduced).append(part)
+            if units == abs(trade.units):
+                closed.append(part)
+            else:
+                reduced = part  # only the last trade can be closed in part
         filled_units = sum((units for _, units in plan.reductions), plan.opening)
-        pl = sum((part.realized_pl for part in (*closed, *reduced)), ZERO)
+        pl = sum((part.realized_pl for part in closed), ZERO)
+        if reduced is not None:
+            pl += reduced.realized_pl
         head = batch.head()
         opened = self._opening(order, head["id"], side * plan.opening, price, quote) if plan.opening else None
         filled = OrderFilled.model_validate(
@@ -274,7 +280,7 @@ class Exchange:
                 "half_spread_cost": half_spread_cost(quote, filled_units),
                 "trade_opened": opened,
                 "trades_closed": tuple(closed) or None,
-                "trade_reduced": reduced[0] if reduced else None,
+                "trade_reduced": reduced,
             }
         )
         batch.book(filled)
