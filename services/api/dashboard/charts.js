@@ -1,1 +1,142 @@
+// Charts of the dashboard: each keeps its element, is fed columns, and is drawn anew when the theme changes.
+/* global uPlot */
 
+const charts = new Set();
+
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+export function number(value, digits = 2) {
+  if (value === null || value === undefined || Number.isNaN(value)) return '–';
+  return value.toLocaleString('en-US', { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+const compact = (value) => (Math.abs(value) >= 10000 ? `${number(value / 1000, 0)}k` : `${value}`);
+
+export class Chart {
+  // series: [{label, colour, width, dash, show, spanGaps}], options: {bands, format, xLabels, height, marks, zero, range}
+  constructor(id, series, options = {}) {
+    this.holder = document.getElementById(id);
+    this.options = options;
+    this.series = series;
+    this.legend = Object.assign(document.createElement('div'), { className: 'legend' });
+    this.plotBox = Object.assign(document.createElement('div'), { className: `plot ${options.size ?? ''}` });
+    this.holder.replaceChildren(this.legend, this.plotBox);
+    this.plot = null;
+    this.data = null;
+    charts.add(this);
+    this.feed(null);
+    new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.plotBox);
+  }
+
+  size() {
+    return { width: this.plotBox.clientWidth, height: this.plotBox.clientHeight };
+  }
+
+  // columns: [x, y1, y2 …]; null or without a point: says that there is nothing yet
+  feed(columns, series = this.series) {
+    const changed = series.length !== this.series.length || series.some((s, i) => s.label !== this.series[i].label);
+    this.series = series;
+    this.data = columns;
+    if (!columns || columns[0].length === 0) {
+      this.plot?.destroy();
+      this.plot = null;
+      this.legend.replaceChildren();
+      const empty = document.createElement('div');
+      empty.className = 'empty';
+      empty.textContent = this.options.empty ?? 'nothing yet';
+      this.plotBox.replaceChildren(empty);
+      return;
+    }
+    if (this.plot && !changed) this.plot.setData(columns);
+    else this.draw();
+    this.tell(columns[0].length - 1);
+  }
+
+  draw() {
+    this.plot?.destroy();
+    this.plotBox.replaceChildren();
+    const axis = {
+      stroke: colour('muted'), grid: { stroke: colour('line'), width: 1 }, ticks: { show: false },
+      font: '11px system-ui, sans-serif',
+    };
+    const { bands, format = compact, xLabels, marks, zero, range } = this.options;
+    this.plot = new uPlot({
+      ...this.size(),
+      padding: [10, 12, 0, 0],
+      legend: { show: false },
+      cursor: { y: false, points: { size: 7 }, drag: { x: true, y: false } },
+      scales: { x: { time: false }, y: range ? { range } : {} },
+      series: [{}, ...this.series.map((s) => ({
+        label: s.label, stroke: colour(s.colour), width: s.width ?? 1.75, dash: s.dash, spanGaps: true,
+        points: { show: this.data[0].length < 2, size: 6, fill: colour(s.colour) },
+      }))],
+      bands: bands?.map((band) => ({ series: band.series, fill: colour(band.fill) })),
+      axes: [
+        { ...axis, size: 26, values: (_, ticks) => ticks.map((t) => (xLabels ? xLabels(t) : compact(t))), space: xLabels ? 90 : 60 },
+        { ...axis, size: 52, values: (_, ticks) => ticks.map(format) },
+      ],
+      hooks: {
+        setCursor: [(plot) => this.tell(plot.cursor.idx ?? this.data[0].length - 1)],
+        drawAxes: zero ? [(plot) => drawZero(plot)] : [],
+        draw: marks ? [(plot) => marks(plot)] : [],
+      },
+    }, this.data, this.plotBox);
+  }
+
+  tell(at) {
+    const { format = compact, title } = this.options;
+    const items = this.series.map((s, i) => ({ s, value: this.data[i + 1][at] }))
+      .filter(({ s }) => s.legend !== false)
+      .map(({ s, value }) => entry(s.band ? 'band' : `s${s.colour.slice(1)}`, s.label, s.band ? '' : format(value ?? null)));
+    if (title) items.unshift(entry('', title(this.data[0][at], at), ''));
+    this.legend.replaceChildren(...items);
+  }
+}
+
+function entry(kind, label, value) {
+  const span = document.createElement('span');
+  span.className = kind;
+  if (kind) span.append(document.createElement('i'));
+  span.append(label);
+  if (value) span.append(Object.assign(document.createElement('b'), { textContent: value }));
+  return span;
+}
+
+function drawZero(plot) {
+  const { min, max } = plot.scales.y;
+  if (min >= 0 || max <= 0) return;
+  const y = Math.round(plot.valToPos(0, 'y', true)) + 0.5;
+  const { ctx, bbox } = plot;
+  ctx.save();
+  ctx.strokeStyle = colour('muted');
+  ctx.setLineDash([4, 4]);
+  ctx.beginPath();
+  ctx.moveTo(bbox.left, y);
+  ctx.lineTo(bbox.left + bbox.width, y);
+  ctx.stroke();
+  ctx.restore();
+}
+
+// A triangle up (buy), down (sell) or a diamond (close) at a point of the first series.
+export function drawMark(plot, x, y, kind) {
+  const { ctx } = plot;
+  const px = plot.valToPos(x, 'x', true);
+  const py = plot.valToPos(y, 'y', true);
+  const r = 6 * devicePixelRatio;
+  ctx.save();
+  ctx.beginPath();
+  if (kind === 'BUY') { ctx.moveTo(px, py + r * 0.4); ctx.lineTo(px - r, py + r * 2); ctx.lineTo(px + r, py + r * 2); }
+  if (kind === 'SELL') { ctx.moveTo(px, py - r * 0.4); ctx.lineTo(px - r, py - r * 2); ctx.lineTo(px + r, py - r * 2); }
+  if (kind === 'CLOSE') { ctx.moveTo(px, py - r); ctx.lineTo(px + r, py); ctx.lineTo(px, py + r); ctx.lineTo(px - r, py); }
+  ctx.closePath();
+  ctx.fillStyle = colour({ BUY: 'good', SELL: 'bad', CLOSE: 'warn' }[kind]);
+  ctx.fill();
+  ctx.lineWidth = 1.5 * devicePixelRatio;
+  ctx.strokeStyle = colour('card');
+  ctx.stroke();
+  ctx.restore();
+}
+
+export function redraw() {
+  for (const chart of charts) if (chart.plot) { chart.draw(); chart.tell(chart.data[0].length - 1); }
+}
