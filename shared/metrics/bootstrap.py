@@ -65,37 +65,42 @@ def run_state(seed: int, run: int) -> np.uint64:
 
 
 @kernel
-def next_block(state: np.uint64, num_values: int, restart: float) -> tuple[np.uint64, int, int]:
+def next_block(state: np.uint64, num_values: int, decay: float) -> tuple[np.uint64, int, int]:
     """Draw where the next block begins and how long it is.
 
     Args:
         state: generator of the run.
         num_values: how many values there are to draw from, below 2^32.
-        restart: chance in (0, 1] that a block ends after each value; 1 draws single values.
+        decay: log chance that a block goes on after each value, `block_decay`.
     Returns:
         The generator afterwards, the first index, the length in values.
     """
     state = state + _GOLDEN
     bits = _mix(state)
     first = int(np.int64(((bits >> np.uint64(32)) * np.uint64(num_values)) >> np.uint64(32)))
-    if restart >= 1.0:
+    if decay == -np.inf:
         return state, first, 1
     uniform = (np.float64(bits & np.uint64(0xFFFFFFFF)) + 0.5) * 2.0**-32
-    return state, first, 1 + int(math.log(uniform) / math.log1p(-restart))
+    return state, first, 1 + int(math.log(uniform) / decay)
+
+
+def block_decay(mean_block: float) -> float:
+    """Log chance that a block goes on, log(1 - 1 / mean); minus infinity draws single values."""
+    return math.log1p(-1.0 / mean_block) if mean_block > 1.0 else -math.inf
 
 
 @parallel_kernel
-def _resample(values: Float64, out: Float64, seed: int, restart: float) -> None:
+def _resample(values: Float64, out: Float64, seed: int, decay: float) -> None:
     num_runs, num_steps = out.shape
     for run in numba.prange(num_runs):
         state = run_state(seed, run)
-        step = 0
-        while step < num_steps:
-            state, index, length = next_block(state, len(values), restart)
-            for _ in range(min(length, num_steps - step)):
-                out[run, step] = values[index]
-                step += 1
-                index = index + 1 if index + 1 < len(values) else 0
+        index = left = 0
+        for step in range(num_steps):
+            if left == 0:
+                state, index, left = next_block(state, len(values), decay)
+            out[run, step] = values[index]
+            index = index + 1 if index + 1 < len(values) else 0
+            left -= 1
 
 
 def resample(
@@ -117,7 +122,7 @@ def resample(
     """
     require_values(values)
     out = np.empty((num_runs, num_steps))
-    _resample(np.ascontiguousarray(values), out, seed, 1.0 / mean_block)
+    _resample(np.ascontiguousarray(values), out, seed, block_decay(mean_block))
     return out
 
 
@@ -161,25 +166,25 @@ def optimal_block_length(values: Float64) -> float:
 
 
 @parallel_kernel
-def _moments(values: Float64, out: Float64, seed: int, restart: float) -> None:
+def _moments(values: Float64, out: Float64, seed: int, decay: float) -> None:
     """Of each run: sum, sum of squares, number of wins, sum of wins, sum of losses."""
     for run in numba.prange(len(out)):
         state = run_state(seed, run)
         total = squares = num_wins = wins = losses = 0.0
-        step = 0
-        while step < len(values):
-            state, index, length = next_block(state, len(values), restart)
-            for _ in range(min(length, len(values) - step)):
-                value = values[index]
-                total += value
-                squares += value * value
-                if value > 0.0:
-                    num_wins += 1.0
-                    wins += value
-                elif value < 0.0:
-                    losses -= value
-                step += 1
-                index = index + 1 if index + 1 < len(values) else 0
+        index = left = 0
+        for _ in range(len(values)):
+            if left == 0:
+                state, index, left = next_block(state, len(values), decay)
+            value = values[index]
+            total += value
+            squares += value * value
+            if value > 0.0:
+                num_wins += 1.0
+                wins += value
+            elif value < 0.0:
+                losses -= value
+            index = index + 1 if index + 1 < len(values) else 0
+            left -= 1
         out[run, 0] = total
         out[run, 1] = squares
         out[run, 2] = num_wins
@@ -210,7 +215,7 @@ def trade_intervals(
         return TradeIntervals(confidence, None, None, None, None)
     num = len(pips)
     moments = np.empty((num_runs, 5))
-    _moments(np.ascontiguousarray(pips), moments, seed, 1.0 / mean_block)
+    _moments(np.ascontiguousarray(pips), moments, seed, block_decay(mean_block))
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = moments[:, 3] / moments[:, 4]
     return TradeIntervals(
@@ -228,7 +233,7 @@ def _sqn_interval(
     """Of SQN capped at 100 trades; centring first keeps the sum of squares from cancelling."""
     num, centre = len(r), r.mean()
     moments = np.empty((num_runs, 5))
-    _moments(np.ascontiguousarray(r - centre), moments, seed, 1.0 / mean_block)
+    _moments(np.ascontiguousarray(r - centre), moments, seed, block_decay(mean_block))
     mean = moments[:, 0] / num
     variance = (moments[:, 1] - num * mean**2) / (num - 1)
     variance[variance < 1e-12 * r.var()] = 0.0  # all drawn values equal, but for rounding

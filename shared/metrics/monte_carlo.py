@@ -11,7 +11,14 @@ import numba
 import numpy as np
 
 from shared.errors import SettingsError
-from shared.metrics.bootstrap import Resampling, next_block, optimal_block_length, require_values, run_state
+from shared.metrics.bootstrap import (
+    Resampling,
+    block_decay,
+    next_block,
+    optimal_block_length,
+    require_values,
+    run_state,
+)
 from shared.numeric import Float64, Int64, parallel_kernel
 
 #: Percentiles of the fan of equity curves.
@@ -21,7 +28,7 @@ FAN_PERCENTILES = (5, 25, 50, 75, 95)
 DRAWDOWN_PERCENTILES = (5, 25, 50, 75, 95, 99)
 
 #: The fan is told at no more than so many points, evenly spaced over the trades.
-_FAN_POINTS = 101
+_FAN_POINTS = 51
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class MonteCarlo:
 @parallel_kernel
 def _paths(
     pips: Float64,
-    restart: float,
+    decay: float,
     seed: int,
     grid: Int64,
     fan: Float64,
@@ -86,19 +93,15 @@ def _paths(
         equity = peak = drawdown = low = 0.0
         index = left = 0
         for point in range(1, len(grid)):
-            todo = grid[point] - grid[point - 1]
-            while todo > 0:
+            for _ in range(grid[point] - grid[point - 1]):
                 if left == 0:
-                    state, index, left = next_block(state, len(pips), restart)
-                length = min(todo, left)
-                for _ in range(length):
-                    equity += pips[index]
-                    index = index + 1 if index + 1 < len(pips) else 0
-                    peak = max(peak, equity)
-                    drawdown = max(drawdown, peak - equity)
-                    low = min(low, equity)
-                todo -= length
-                left -= length
+                    state, index, left = next_block(state, len(pips), decay)
+                equity += pips[index]
+                index = index + 1 if index + 1 < len(pips) else 0
+                left -= 1
+                peak = max(peak, equity)
+                drawdown = max(drawdown, peak - equity)
+                low = min(low, equity)
             fan[point, run] = equity
         max_drawdown[run] = drawdown
         lowest[run] = low
@@ -122,7 +125,7 @@ def simulate(pips: Float64, resampling: Resampling, config: MonteCarloConfig) ->
     grid = np.unique(np.linspace(0, len(pips), min(_FAN_POINTS, len(pips) + 1)).astype(np.int64))
     fan = np.zeros((len(grid), config.runs))
     drawdown, lowest = np.empty(config.runs), np.empty(config.runs)
-    _paths(np.ascontiguousarray(pips), 1.0 / mean_block, config.seed, grid, fan, drawdown, lowest)
+    _paths(np.ascontiguousarray(pips), block_decay(mean_block), config.seed, grid, fan, drawdown, lowest)
     return MonteCarlo(
         resampling=resampling,
         num_runs=config.runs,

@@ -1,0 +1,125 @@
+"""Monte Carlo over trade lists, against the loop over runs that one would first write in NumPy.
+
+Yardstick and kernel draw as many trades for as many runs and tell the same numbers: fan, drawdowns and
+ruin at the same points. They are measured in turns in the same run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+
+from shared.metrics.bootstrap import Resampling
+from shared.metrics.monte_carlo import (
+    DRAWDOWN_PERCENTILES,
+    FAN_PERCENTILES,
+    MonteCarlo,
+    MonteCarloConfig,
+    block_trades,
+    simulate,
+)
+from shared.numeric import Float64, Int64
+
+
+@dataclass(frozen=True)
+class MonteCarloSpeed:
+    """One way of resampling; of the quickest repetition, the one that was disturbed least."""
+
+    resampling: Resampling
+    runs: int
+    trades: int
+    seconds: float
+    numpy_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than the NumPy loop."""
+        return self.numpy_seconds / self.seconds
+
+
+@dataclass(frozen=True)
+class MonteCarloNumbers:
+    """What the yardstick tells, as `MonteCarlo` has it."""
+
+    fan_pips: Float64
+    max_drawdown_pips: Float64
+    probability_of_ruin: float
+
+
+def bench_montecarlo(
+    *, runs: int = 1000, trades: int = 5000, repeats: int = 5, seed: int = 0
+) -> list[MonteCarloSpeed]:
+    """Measure both ways of resampling.
+
+    Args:
+        runs: curves drawn.
+        trades: in the list, and in every curve.
+        repeats: of each measurement.
+        seed: of the trades, which lose and win in streaks.
+    """
+    pips = streaky_trades(trades, seed)
+    config = MonteCarloConfig(runs=runs, seed=seed)
+    return [_measure(pips, resampling, config, repeats) for resampling in Resampling]
+
+
+def streaky_trades(num_trades: int, seed: int) -> Float64:
+    """Pips of trades that depend on the one before."""
+    noise = np.random.default_rng(seed).normal(1.0, 20.0, num_trades)
+    pips = noise.copy()
+    for trade in range(1, num_trades):
+        pips[trade] += 0.5 * pips[trade - 1]
+    return pips
+
+
+def numpy_loop(
+    pips: Float64, mean_block: float, config: MonteCarloConfig, points: Int64
+) -> MonteCarloNumbers:
+    """The yardstick: one run after the other, each step of it a NumPy call."""
+    rng = np.random.default_rng(config.seed)
+    fan = np.empty((config.runs, len(points)))
+    drawdown, lowest = np.empty(config.runs), np.empty(config.runs)
+    for run in range(config.runs):
+        curve = np.concatenate(([0.0], np.cumsum(pips[_draw(rng, len(pips), mean_block)])))
+        drawdown[run] = (np.maximum.accumulate(curve) - curve).max()
+        lowest[run] = curve.min()
+        fan[run] = curve[points]
+    return MonteCarloNumbers(
+        np.percentile(fan, FAN_PERCENTILES, axis=0),
+        np.percentile(drawdown, DRAWDOWN_PERCENTILES),
+        float((lowest <= -config.ruin_loss * config.starting_equity_pips).mean()),
+    )
+
+
+def _draw(rng: np.random.Generator, num_trades: int, mean_block: float) -> Int64:
+    """Indices of one run: single trades, or blocks of geometric length, wrapped around."""
+    drawn = rng.integers(0, num_trades, num_trades)
+    if mean_block <= 1.0:
+        return drawn
+    steps = np.arange(num_trades)
+    begins = rng.random(num_trades) < 1.0 / mean_block
+    begins[0] = True
+    begin = np.maximum.accumulate(np.where(begins, steps, 0))
+    indices: Int64 = (drawn[begin] + steps - begin) % num_trades
+    return indices
+
+
+def _measure(
+    pips: Float64, resampling: Resampling, config: MonteCarloConfig, repeats: int
+) -> MonteCarloSpeed:
+    result: MonteCarlo = simulate(pips, resampling, config)  # compiled now
+    kernel = partial(simulate, pips, resampling, config)
+    mean_block = block_trades(pips, resampling, config)
+    yardstick = partial(numpy_loop, pips, mean_block, config, result.fan_trades)
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        times[0].append(_seconds(kernel))
+        times[1].append(_seconds(yardstick))
+    return MonteCarloSpeed(resampling, config.runs, len(pips), min(times[0]), min(times[1]))
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = perf_counter()
+    function()
+    return perf_counter() - start

@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+
+from benchmarks.montecarlo import bench_montecarlo, numpy_loop, streaky_trades
+from shared.metrics.bootstrap import Resampling
+from shared.metrics.monte_carlo import MonteCarloConfig, simulate
+
+
+@pytest.mark.parametrize("resampling", list(Resampling))
+def test_the_yardstick_tells_the_same_as_the_kernel(resampling: Resampling) -> None:
+    """Other draws of the same law: every percentile within its own sampling error."""
+    pips = streaky_trades(300, seed=1)
+    config = MonteCarloConfig(runs=4000, seed=2, starting_equity_pips=1000.0, mean_block_trades=6.0)
+    kernel = simulate(pips, resampling, config)
+    loop = numpy_loop(pips, kernel.mean_block_trades, config, kernel.fan_trades)
+    spread = np.ptp(kernel.fan_pips[:, -1])
+    assert loop.fan_pips == pytest.approx(kernel.fan_pips, abs=0.06 * spread)
+    assert loop.max_drawdown_pips == pytest.approx(kernel.max_drawdown_pips, rel=0.1)
+    assert loop.probability_of_ruin == pytest.approx(kernel.probability_of_ruin, abs=0.04)
+
+
+def test_both_ways_are_measured() -> None:
+    rows = bench_montecarlo(runs=5, trades=50, repeats=1)
+    assert [row.resampling for row in rows] == list(Resampling)
+    assert all(row.ratio > 0 for row in rows)
+    assert {(row.runs, row.trades) for row in rows} == {(5, 50)}
