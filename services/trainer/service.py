@@ -6,6 +6,7 @@ other but at the journal's end and at the number of trajectories that it may be 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -63,25 +64,26 @@ class TrainerService:
 
     async def run(self) -> None:
         """Open what is on disk, go on from there, and learn until asked to stop."""
-        await asyncio.to_thread(self._open)
-        await self._publisher.announce_newest()
-        self._report()
-        try:
-            async with asyncio.TaskGroup() as loops:
-                loops.create_task(self._ingest())
-                loops.create_task(self._follow_control())
-                loops.create_task(self._learn())
-        except* MuZeroError as failures:
-            raise failures.exceptions[0] from failures
-        await self._publisher.publish_if_changed(patience_seconds=LAST_WORD_SECONDS)
-        self._metrics.close()
-        self._journal.close()
+        with contextlib.ExitStack() as opened:
+            await asyncio.to_thread(self._open, opened)
+            await self._lifecycle.until_stopping(self._publisher.announce_newest())
+            control_after = await self._lifecycle.until_stopping(self._hear_control())
+            self._report()
+            try:
+                async with asyncio.TaskGroup() as loops:
+                    loops.create_task(self._ingest())
+                    loops.create_task(self._follow_control(control_after or "0-0"))
+                    loops.create_task(self._learn())
+            except* MuZeroError as failures:
+                raise failures.exceptions[0] from failures
+            await self._publisher.publish_if_changed(patience_seconds=LAST_WORD_SECONDS)
 
-    def _open(self) -> None:
+    def _open(self, opened: contextlib.ExitStack) -> None:
         """Data set, journal and newest valid version; version 0 when there is none."""
         settings = self._settings
         self._dataset: Dataset = read_dataset(settings.dataset)
         self._journal = Journal(settings.journal_root, segment_bytes=settings.trainer.segment_megabytes << 20)
+        opened.callback(self._journal.close)
         if self._journal.bytes_cut:
             log.warning("journal_tail_cut", bytes=self._journal.bytes_cut, position=self._journal.position)
         config = TrainingConfig(
@@ -91,6 +93,7 @@ class TrainerService:
         self._metrics = TrainerMetrics(
             TensorBoard(settings.tensorboard_root) if settings.trainer.tensorboard else None
         )
+        opened.callback(self._metrics.close)
         self._publisher = Publisher(
             CheckpointStore(settings.checkpoint_root), self._journal, self._training, self._bus, self._metrics
         )
@@ -116,6 +119,7 @@ class TrainerService:
                 return
             await self._lifecycle.until_stopping(batch.ack())
             self._changed.set()
+            self._report()
             await self._wait_while(self._is_far_ahead)
 
     async def _accepted(self, batch: Batch[TrajectoryFinished]) -> list[Trajectory]:
@@ -192,14 +196,16 @@ class TrainerService:
         alert = AlertRaised(source="trainer", name="training_rolled_back", detail=detail)
         await self._lifecycle.until_stopping(self._bus.append(ALERTS, alert))
 
-    async def _follow_control(self) -> None:
-        """Pause and resume; what was asked for last holds, across restarts too."""
-        after = await self._lifecycle.until_stopping(self._bus.last_id(CONTROL))
-        latest = await self._lifecycle.until_stopping(self._bus.newest(CONTROL, name=CONTROL_TARGET))
+    async def _hear_control(self) -> str:
+        """Obey what was asked for last, before anything is learned; the id after which news begins."""
+        after = await self._bus.last_id(CONTROL)
+        latest = await self._bus.newest(CONTROL, name=CONTROL_TARGET)
         if latest is not None:
             self._obey(latest)
-        if after is None:
-            return
+        return after
+
+    async def _follow_control(self, after: str) -> None:
+        """Pause and resume."""
         messages = self._bus.follow(CONTROL, after)
         while not self._lifecycle.stopping.is_set():
             for entry in await self._lifecycle.until_stopping(anext(messages)) or ():

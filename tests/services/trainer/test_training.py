@@ -139,7 +139,7 @@ def test_too_many_in_a_row_diverge_and_an_earlier_version_mends_it() -> None:
     assert training.save(8)[0].state["roll_backs"] == 1
     for name, array in training.learner.weights().items():
         assert np.array_equal(array, weights[name]), name
-    assert not advance(training, JOURNAL, 1)[0] == float("inf")
+    assert np.isfinite(advance(training, JOURNAL, 1)[0])
     assert manifest.update == 5
 
 

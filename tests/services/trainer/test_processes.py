@@ -1,0 +1,212 @@
+"""Trainer and self-play as real processes over a real Redis: killed, stopped and started again.
+
+What must hold at every moment: each trajectory that reached the stream is learned from once; versions
+are whole, announced, and go on counting.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from services.trainer.journal import Journal
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.dataset import Dataset, write_dataset
+from shared.market.session import SplitConfig
+from shared.market.synthetic import Market, synthesize
+from shared.messages.codec import encode_trajectory
+from shared.messages.schemas import Heartbeat, TrajectoryFinished
+from shared.messages.streams import CHECKPOINTS, DEAD, TRAJECTORIES
+from shared.runtime.redis_server import RedisServer
+from tests.conftest import ROOT
+from tests.shared.messages.trajectories import random_trajectory
+
+SESSION_BARS = 40
+
+TINY = {
+    "MM_MODEL__TEMPORAL_CHANNELS": "12",
+    "MM_MODEL__STATIC_CHANNELS": "4",
+    "MM_MODEL__VALUE_BINS": "31",
+    "MM_LEARNER__BATCH_SIZE": "16",
+    "MM_LEARNER__UNROLL_STEPS": "2",
+    "MM_REPLAY__CAPACITY_STEPS": "400",
+    "MM_TRAINER__MIN_REPLAY_STEPS": "80",
+    "MM_TRAINER__PUBLISH_EVERY_EPISODES": "10",
+    "MM_TRAINER__KEEP_CHECKPOINTS": "1000",
+    "MM_SELFPLAY__LANES": "4",
+    "MM_ENVIRONMENT__SESSION_BARS": str(SESSION_BARS),
+    "MM_HEARTBEAT_SECONDS": "0.2",
+    "OMP_NUM_THREADS": "1",
+}
+
+#: A test that waits longer than this has failed; nothing depends on how much shorter it takes.
+PATIENCE_SECONDS = 90.0
+
+
+@dataclass
+class System:
+    """Processes of one home, and what is known of them."""
+
+    home: Path
+    dataset: Dataset
+    redis: RedisServer
+    bus: Bus
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, service: str, **settings: str) -> subprocess.Popen[bytes]:
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("MM_")},
+            **TINY,
+            "MM_HOME": str(self.home),
+            "MM_DATASET": str(self.home / "bars.duckdb"),
+            "MM_REDIS_URL": self.redis.url,
+            "MM_INSTANCE": f"{service}-1",
+            **settings,
+        }
+        with (self.home / f"{service}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"services.{service}"], env=environment, cwd=ROOT, stderr=log
+            )
+        self.processes[service] = process
+        return process
+
+    def stop(self, service: str, signum: signal.Signals = signal.SIGTERM) -> int:
+        process = self.processes.pop(service)
+        process.send_signal(signum)
+        return process.wait(PATIENCE_SECONDS)
+
+    def log(self, service: str) -> str:
+        return (self.home / f"{service}.log").read_text()
+
+    async def beat(self, service: str) -> Heartbeat | None:
+        return next((beat for beat in await self.bus.heartbeats() if beat.service == service), None)
+
+    async def detail(self, service: str, name: str) -> float:
+        """A number that a service tells; -1 while it tells none."""
+        beat = await self.beat(service)
+        value = beat.detail.get(name) if beat else None
+        return float(value) if isinstance(value, int | float) else -1.0
+
+    async def until(self, what: str, holds: Callable[[], Awaitable[bool]]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not await holds():
+            for service, process in self.processes.items():
+                assert process.poll() is None, f"{service} ended:\n{self.log(service)[-3000:]}"
+            if time.monotonic() > deadline:
+                logs = "\n".join(self.log(service)[-1500:] for service in self.processes)
+                pytest.fail(f"{what} did not come to hold\n{logs}")
+            await asyncio.sleep(0.05)
+
+    async def learned_from(self, episodes: int) -> None:
+        async def enough() -> bool:
+            return await self.detail("trainer", "episode") >= episodes
+
+        await self.until(f"{episodes} episodes learned from", enough)
+
+    def journalled_ids(self) -> list[str]:
+        journal = Journal(self.home / "journal")
+        ids = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
+        journal.close()
+        return ids
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
+    folder = tmp_path_factory.mktemp("bars")
+    bars = synthesize(Market.OU, 6_000, seed=1)
+    return folder / "bars.duckdb", write_dataset(
+        folder / "bars.duckdb", bars, "synthetic ou", split_config=SplitConfig(train=0.5, validation=0.25)
+    )
+
+
+@pytest_asyncio.fixture
+async def system(
+    tmp_path: Path, made: tuple[Path, Dataset], redis_server: RedisServer, bus: Bus
+) -> AsyncIterator[System]:
+    (tmp_path / "bars.duckdb").symlink_to(made[0])
+    system = System(tmp_path, made[1], redis_server, bus)
+    yield system
+    for process in system.processes.values():
+        process.kill()
+        process.wait()
+
+
+def sendable(system: System, first: int, last: int) -> list[tuple[TrajectoryFinished, bytes]]:
+    fingerprint = system.dataset.fingerprint
+    return [
+        encode_trajectory(random_trajectory(seed, SESSION_BARS, start_bar=500, dataset=fingerprint))
+        for seed in range(first, last)
+    ]
+
+
+async def test_worker_and_trainer_learn_and_stop_in_good_order(system: System) -> None:
+    system.start("trainer")
+    system.start("selfplay")
+    await system.learned_from(25)
+
+    async def plays_newer() -> bool:
+        return await system.detail("selfplay", "version") >= 1
+
+    await system.until("the worker plays a later version", plays_newer)
+    assert system.stop("selfplay") == 0
+    await system.until("the stream is learned from", lambda: _empty(system))
+    assert system.stop("trainer") == 0
+
+    store = CheckpointStore(system.home / "checkpoints")
+    manifest, refused = store.newest_valid()
+    assert manifest is not None
+    assert refused == []
+    newest = await system.bus.newest(CHECKPOINTS)
+    assert newest is not None
+    assert newest.version == manifest.version == store.versions()[-1]
+    announced = [e.message.version for e in await system.bus.recent(CHECKPOINTS, count=1_000)]
+    assert sorted(announced) == store.versions()
+    assert manifest.dataset == system.dataset.fingerprint
+    assert manifest.update > 0
+
+    ids = system.journalled_ids()
+    assert len(set(ids)) == len(ids) >= manifest.journal_position >= 25
+    assert await system.bus.heartbeats() == []
+    journal = Journal(system.home / "journal")
+    versions = [journal.read(n).checkpoint_version for n in range(journal.position)]
+    journal.close()
+    assert max(versions) >= 1  # later games were played by a trained version
+    assert await system.bus.length(DEAD) == 0
+
+
+async def test_a_killed_trainer_loses_nothing_and_counts_nothing_twice(system: System) -> None:
+    sent = 0
+    for last in (False, False, True):
+        system.start("trainer")
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 17))
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent + 10, sent + 17))  # a lost reply
+        sent += 17
+        if not last:
+            await system.learned_from(sent - 8)
+            system.stop("trainer", signal.SIGKILL)
+    await system.learned_from(sent)
+    await system.until("the stream is learned from", lambda: _empty(system))
+    assert system.stop("trainer") == 0
+
+    wanted = {str(random_trajectory(seed, SESSION_BARS).trajectory_id) for seed in range(sent)}
+    ids = system.journalled_ids()
+    assert len(ids) == len(wanted)
+    assert set(ids) == wanted
+    manifest, _ = CheckpointStore(system.home / "checkpoints").newest_valid()
+    assert manifest is not None
+    assert manifest.episode == manifest.journal_position == sent
+    # Exactly the updates that so many trajectories are worth, however often it was killed.
+    assert manifest.update == (sent * SESSION_BARS) // 16
+
+
+async def _empty(system: System) -> bool:
+    return await system.bus.length(TRAJECTORIES) == 0

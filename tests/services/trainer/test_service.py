@@ -1,0 +1,224 @@
+"""The trainer's loops in this process over a real Redis: refusals, pauses, the disk, what it goes on from."""
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from services.trainer import journal as journal_module
+from services.trainer.config import LearnerConfig, TrainerConfig
+from services.trainer.service import TrainerService
+from services.trainer.settings import TrainerSettings
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.dataset import Dataset, write_dataset
+from shared.errors import DataError, SettingsError
+from shared.market.synthetic import Market, synthesize
+from shared.messages.codec import encode_trajectory
+from shared.messages.schemas import ControlIssued
+from shared.messages.streams import ALERTS, CHECKPOINTS, CONTROL, DEAD, TRAJECTORIES
+from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.redis_server import RedisServer
+from tests.services.trainer.runs import CONFIG
+from tests.shared.messages.trajectories import random_trajectory
+
+STEPS = 40
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
+    path = tmp_path_factory.mktemp("bars") / "bars.duckdb"
+    return path, write_dataset(path, synthesize(Market.OU, 2_000, seed=1), "synthetic ou")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, dataset: tuple[Path, Dataset], redis_server: RedisServer) -> TrainerSettings:
+    return TrainerSettings(
+        home=tmp_path,
+        dataset=dataset[0],
+        redis_url=SecretStr(redis_server.url),
+        model=CONFIG.model,
+        replay=CONFIG.replay,
+        learner=CONFIG.learner,
+        trainer=TrainerConfig(min_replay_steps=80, publish_every_episodes=5, keep_checkpoints=2),
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(settings: TrainerSettings) -> AsyncIterator[Lifecycle]:
+    """A trainer that runs; stopped in good order at the end."""
+    lifecycle = Lifecycle("trainer", settings)
+    task = asyncio.create_task(TrainerService(settings, lifecycle).run())
+    try:
+        yield lifecycle
+    finally:
+        lifecycle.stop()
+        await task
+        await lifecycle.bus.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not holds():  # noqa: ASYNC110  heartbeats are looked at, not waited for
+            await asyncio.sleep(0.01)
+
+
+def detail(lifecycle: Lifecycle, name: str) -> object:
+    return lifecycle.heartbeat.detail.get(name)
+
+
+async def send(bus: Bus, dataset: Dataset, seeds: range) -> None:
+    made = [random_trajectory(s, STEPS, start_bar=500, dataset=dataset.fingerprint) for s in seeds]
+    await bus.append_all(TRAJECTORIES, [encode_trajectory(trajectory) for trajectory in made])
+
+
+async def test_what_cannot_be_learned_from_goes_to_the_dead_letters_with_its_reason(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    fingerprint = dataset[1].fingerprint
+    good = random_trajectory(1, STEPS, start_bar=500, dataset=fingerprint)
+    foreign = random_trajectory(2, STEPS, start_bar=500)
+    outside = random_trajectory(3, STEPS, start_bar=1_999, dataset=fingerprint)
+    for trajectory in (foreign, outside, good):
+        await bus.append(TRAJECTORIES, *encode_trajectory(trajectory))
+    message, arrays = encode_trajectory(replace(good, seed=9))
+    await bus.append(TRAJECTORIES, message, arrays[:-1])
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "episode") == 1)
+        assert detail(trainer, "journalled") == 1
+    assert await bus.length(TRAJECTORIES) == 0
+    reasons = [entry.message.reason for entry in await bus.recent(DEAD, count=10)]
+    assert len(reasons) == 3
+    assert "bytes of arrays, the shapes say" in reasons[0]
+    assert "bars 1999 to 2038, the data set has windows for 150 to 1999" in reasons[1]
+    assert f"data set {'5e' * 6}…, the trainer has {fingerprint[:12]}…" in reasons[2]
+
+
+async def test_learning_pauses_and_resumes_on_request_and_a_pause_outlives_a_restart(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    async def ask(state: str) -> None:
+        control = ControlIssued.model_validate({"target": "training", "state": state, "by": "test"})
+        await bus.announce(CONTROL, control, name="training")
+
+    await ask("paused")
+    for _ in range(2):
+        async with running(settings) as trainer:
+            await until(lambda: detail(trainer, "paused") is True)
+            await send(bus, dataset[1], range(8))
+            await until(lambda: detail(trainer, "journalled") == 8)
+            assert detail(trainer, "episode") == 0
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "paused") is True)
+        await ask("running")
+        await until(lambda: detail(trainer, "episode") == 8)
+
+
+async def test_versions_are_published_announced_and_the_old_ones_removed(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    await send(bus, dataset[1], range(21))
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "update") == 21 * STEPS // 16)  # all that is owed
+    store = CheckpointStore(settings.checkpoint_root)
+    announced = [entry.message for entry in await bus.recent(CHECKPOINTS, count=100)]
+    assert [message.version for message in announced] == [5, 4, 3, 2, 1, 0]
+    assert [message.episode for message in announced] == [21, 20, 15, 10, 5, 0]
+    assert store.versions() == [4, 5]
+    pointed = store.pointer(Pointer.LATEST)
+    assert pointed is not None
+    assert pointed.version == 5
+    assert announced[0].metrics["loss"] > 0
+    async with running(settings) as trainer:  # nothing new was learned, so nothing new is published
+        await until(lambda: detail(trainer, "version") == 5)
+    assert store.versions() == [4, 5]
+    assert len(await bus.recent(CHECKPOINTS, count=100)) == 6
+
+
+async def test_a_damaged_newest_version_is_passed_over_and_learned_again(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    await send(bus, dataset[1], range(10))
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "version") == 2)
+    store = CheckpointStore(settings.checkpoint_root)
+    whole = store.weights(2)
+    weights = store.folder(2) / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "version") == 3)
+    manifest, refused = store.newest_valid()
+    assert manifest is not None
+    assert (manifest.version, manifest.episode, refused) == (3, 10, [])
+    for name, array in store.weights(3).items():
+        assert (array == whole[name]).all(), name  # learned again from the journal, to the same bits
+
+
+async def test_diverged_weights_are_given_up_for_the_last_good_version_and_an_alert_says_so(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    mad = settings.model_copy(
+        update={"learner": LearnerConfig(batch_size=16, unroll_steps=3, reward_weight=1e38)}
+    )
+    await send(bus, dataset[1], range(10))
+    async with running(mad) as trainer:
+        await until(lambda: isinstance(rolls := detail(trainer, "roll_backs"), float) and rolls >= 1)
+        await until(lambda: detail(trainer, "episode") == 10)
+    alerts = [entry.message for entry in await bus.recent(ALERTS, count=100)]
+    assert {alert.name for alert in alerts} == {"training_rolled_back"}
+    assert "10 updates in a row were not finite; weights are those of version 0 again" in alerts[-1].detail
+
+
+async def test_a_full_disk_delays_and_loses_nothing(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.01)
+    written, refused = journal_module._append_synced, []
+
+    def full_at_first(path: Path, data: bytes) -> None:
+        if len(refused) < 3:
+            refused.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, data)
+
+    monkeypatch.setattr(journal_module, "_append_synced", full_at_first)
+    await send(bus, dataset[1], range(3))
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "episode") == 3)
+    assert len(refused) == 3
+    assert await bus.length(TRAJECTORIES) == 0
+
+
+async def test_the_stream_is_left_alone_while_too_many_are_waiting(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    control = ControlIssued(target="training", state="paused", by="test")
+    await bus.announce(CONTROL, control, name="training")
+    await send(bus, dataset[1], range(200))
+    async with running(settings) as trainer:
+        await until(lambda: (detail(trainer, "journalled") or 0) == 32)  # the batch that reached the limit
+        assert await bus.length(TRAJECTORIES) == 168
+
+
+async def test_other_sizes_or_another_data_set_are_refused(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, tmp_path: Path
+) -> None:
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "version") == 0)
+    wider = settings.model_copy(update={"model": replace(CONFIG.model, temporal_channels=16)})
+    with pytest.raises(SettingsError, match=r"version 0 has .*temporal_channels=12.*ask for .*channels=16"):
+        async with running(wider):
+            await asyncio.sleep(0)
+    write_dataset(tmp_path / "other.duckdb", synthesize(Market.GBM, 2_000, seed=2), "other")
+    other = settings.model_copy(update={"dataset": tmp_path / "other.duckdb"})
+    with pytest.raises(DataError, match="was trained on data set"):
+        async with running(other):
+            await asyncio.sleep(0)
