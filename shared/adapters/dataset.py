@@ -216,6 +216,8 @@ def _telling(path: Path, what: str) -> Iterator[None]:
     """Turn what the file system and DuckDB say of a file into an error that names it."""
     try:
         yield
+    except duckdb.InterruptException as error:
+        raise KeyboardInterrupt from error
     except (OSError, duckdb.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise DataError(f"{path}: cannot be {what}: {reason}") from error

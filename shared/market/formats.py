@@ -30,7 +30,7 @@ from shared.numeric import Int64
 PARQUET = "Parquet"
 
 #: Largest file, unpacked: 40 years of bars as text.
-MAX_BYTES = 2 << 30
+MAX_BYTES = 1 << 30
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -143,6 +143,8 @@ def _load(path: Path) -> bytes:
         FormatError: it is missing, a folder, too large, damaged, or may not be read.
     """
     try:
+        if not path.is_file() and path.exists():
+            raise FormatError(str(path), "this is a folder or a device: expected a file")
         with path.open("rb") as file:
             packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
             file.seek(0)
