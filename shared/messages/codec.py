@@ -16,11 +16,11 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from shared.agent.trajectory import Trajectory
-from shared.environment.action import NUM_ACTIONS
+from shared.environment.action import NUM_ACTIONS, Side
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.environment.position import NUM_STATIC
 from shared.environment.trade import Trade
-from shared.errors import MessageError, ShapeError
+from shared.errors import DataError, MessageError, ShapeError
 from shared.messages.schemas import ArrayField, Message, TradeRecord, TrajectoryFinished
 from shared.messages.streams import Stream
 
@@ -125,10 +125,12 @@ def decode_trajectory(header: TrajectoryFinished, blob: bytes) -> Trajectory:
             dataset=header.dataset,
             start_bar=header.start_bar,
             seed=header.seed,
-            trades=tuple(Trade(**trade.model_dump()) for trade in header.trades),
+            trades=tuple(
+                Trade(**{**trade.model_dump(), "side": Side(trade.side)}) for trade in header.trades
+            ),
             **arrays,  # type: ignore[arg-type]
         )
-    except ShapeError as wrong:
+    except (ShapeError, DataError) as wrong:
         raise MessageError(f"trajectory {header.trajectory_id}: {wrong}") from wrong
 
 

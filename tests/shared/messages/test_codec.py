@@ -1,0 +1,203 @@
+"""Round trips of every message, and every way in which an entry can lie."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.environment.trade import Trade
+from shared.errors import MessageError
+from shared.messages import schemas
+from shared.messages.codec import MAX_ARRAYS_BYTES, decode, decode_trajectory, encode, encode_trajectory
+from shared.messages.schemas import Message, TrajectoryFinished
+from shared.messages.streams import CHECKPOINTS, CONTROL, STREAMS, TRAJECTORIES
+from tests.shared.messages.trajectories import random_trajectory, same
+
+EXAMPLES: dict[type[Message], Message] = {
+    type(example): example
+    for example in (
+        encode_trajectory(random_trajectory(0))[0],
+        schemas.CheckpointPublished(
+            version=3, episode=150, update=900, weights_sha256="0" * 64, metrics={"loss": 1.5}
+        ),
+        schemas.ValidationReported(
+            version=3,
+            split="validation",
+            num_sessions=10,
+            num_trades=0,
+            expectancy_pips=None,
+            sqn=None,
+            net_pips=0.0,
+            max_drawdown_pips=0.0,
+            passed_gates=("paper",),
+            reasons=("no trade",),
+            seconds=1.0,
+        ),
+        schemas.VersionPromoted(version=3, stage="paper", by="validator"),
+        schemas.TradeClosed(
+            trade_id="7",
+            instrument="GBP_JPY",
+            side=-1,
+            units=1,
+            entry_time=datetime(2024, 1, 1, tzinfo=UTC),
+            exit_time=datetime(2024, 1, 2, tzinfo=UTC),
+            entry_price=185.0,
+            exit_price=184.0,
+            pips=96.0,
+        ),
+        schemas.DecisionMade(
+            bar_time=datetime(2024, 1, 1, tzinfo=UTC),
+            action="HOLD",
+            executed=False,
+            q_values=(0.0, None, 1.0, None),
+            side=0,
+            pnl_pips=0.0,
+            close=185.0,
+        ),
+        schemas.ControlIssued(target="trader", state="killed", by="operator"),
+        schemas.AlertRaised(source="trainer", name="training_rolled_back"),
+        schemas.DeadLettered(stream="mm:trajectories", entry_id="1-0", reason="of no use"),
+    )
+}
+
+
+def raw(fields: dict[str, bytes]) -> dict[bytes, bytes]:
+    """As Redis gives them back."""
+    return {name.encode(): value for name, value in fields.items()}
+
+
+@pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.key)
+def test_every_message_comes_back_as_it_was(stream) -> None:  # type: ignore[no-untyped-def]
+    message = EXAMPLES[stream.message]
+    assert decode(stream, raw(encode(message))) == (message, b"")
+
+
+@given(seed=st.integers(0, 1_000), num_steps=st.integers(1, 400))
+def test_a_trajectory_comes_back_bit_for_bit(seed: int, num_steps: int) -> None:
+    trajectory = random_trajectory(seed, num_steps)
+    header, arrays = decode(TRAJECTORIES, raw(encode(*encode_trajectory(trajectory))))
+    decoded = decode_trajectory(header, arrays)
+    assert same(trajectory, decoded)
+    assert all(isinstance(trade, Trade) and trade.side.name in {"LONG", "SHORT"} for trade in decoded.trades)
+
+
+def test_an_episode_takes_about_22_kilobytes() -> None:
+    fields = encode(*encode_trajectory(random_trajectory(0, 360)))
+    assert 15_000 < sum(len(value) for value in fields.values()) < 25_000
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"type": b"AlertRaised"}, "type is 'AlertRaised', expected 'CheckpointPublished'"),
+        ({"type": b"\xff\xfe"}, "expected 'CheckpointPublished'"),
+        ({"version": b"2"}, "schema version '2', known is 1"),
+        ({"version": b""}, "schema version '', known is 1"),
+        ({"body": b"{"}, "CheckpointPublished.body"),
+        ({"body": b'{"version": 1}'}, "episode: Field required"),
+        ({"body": b" " * 1_000_001}, "at most 1000000"),
+        ({"arrays": bytes(MAX_ARRAYS_BYTES + 1)}, f"and {MAX_ARRAYS_BYTES + 1} of arrays"),
+    ],
+)
+def test_an_entry_that_is_not_what_it_claims_is_refused(change: dict[str, bytes], reason: str) -> None:
+    fields = {**encode(EXAMPLES[schemas.CheckpointPublished]), **change}
+    with pytest.raises(MessageError, match="mm:checkpoints: ") as refused:
+        decode(CHECKPOINTS, raw(fields))
+    assert reason in str(refused.value)
+
+
+def test_an_empty_entry_is_refused() -> None:
+    with pytest.raises(MessageError, match="type is ''"):
+        decode(CONTROL, {})
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400"])
+def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
+    body = json.loads(encode(EXAMPLES[schemas.CheckpointPublished])["body"])
+    text = json.dumps({**body, "metrics": {"loss": 12345}}).replace("12345", number)
+    fields = {**encode(EXAMPLES[schemas.CheckpointPublished]), "body": text.encode()}
+    with pytest.raises(MessageError, match=r"metrics\.loss"):
+        decode(CHECKPOINTS, raw(fields))
+
+
+@given(st.dictionaries(st.sampled_from([b"type", b"version", b"body", b"arrays"]), st.binary(max_size=200)))
+def test_random_bytes_are_refused_and_do_nothing_else(fields: dict[bytes, bytes]) -> None:
+    with pytest.raises(MessageError):
+        decode(TRAJECTORIES, fields)
+
+
+@given(body=st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=5))
+def test_any_json_that_is_no_trajectory_is_refused(body: object) -> None:
+    fields = {b"type": b"TrajectoryFinished", b"version": b"1", b"body": json.dumps(body).encode()}
+    with pytest.raises(MessageError):
+        decode(TRAJECTORIES, fields)
+
+
+def lying(change: Callable[[TrajectoryFinished], TrajectoryFinished], arrays: bytes | None = None) -> str:
+    """Why a trajectory with a changed header is refused."""
+    header, blob = encode_trajectory(random_trajectory(1))
+    with pytest.raises(MessageError, match=str(header.trajectory_id)) as refused:
+        decode_trajectory(change(header), blob if arrays is None else arrays)
+    return str(refused.value)
+
+
+def with_arrays(header: TrajectoryFinished, **shapes: tuple[int, ...]) -> TrajectoryFinished:
+    fields = tuple(
+        field.model_copy(update={"shape": shapes.get(field.name, field.shape)}) for field in header.arrays
+    )
+    return header.model_copy(update={"arrays": fields})
+
+
+def test_shapes_that_disagree_are_refused() -> None:
+    assert "arrays are" in lying(lambda h: with_arrays(h, actions=(13,)))
+    assert "arrays are" in lying(lambda h: with_arrays(h, static=(12, 7)))
+    assert "arrays are" in lying(lambda h: h.model_copy(update={"arrays": h.arrays[:-1]}))
+
+
+def test_a_gigabyte_that_is_only_declared_costs_nothing() -> None:
+    assert "steps, expected 1 to" in lying(lambda h: with_arrays(h, static=(40_000_000, 6)))
+    assert "steps, expected 1 to" in lying(lambda h: with_arrays(h, static=(-1, 6)))
+    assert "0 steps" in lying(lambda h: h.model_copy(update={"arrays": ()}))
+
+
+def test_damaged_arrays_are_refused() -> None:
+    _, blob = encode_trajectory(random_trajectory(1))
+    assert "bytes of arrays, the shapes say" in lying(lambda h: h, blob[:-1])
+    flipped = bytes([blob[0] ^ 1]) + blob[1:]
+    assert "damaged on the way" in lying(lambda h: h, flipped)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "reason"),
+    [
+        ("rewards", (3,), np.nan, "rewards holds a value that is not finite"),
+        ("values", (3,), np.inf, "values holds a value that is not finite"),
+        ("actions", (0,), 4, "actions reach 0..4, expected 0..3"),
+        ("outcomes", (0,), -1, "outcomes reach -1"),
+        ("policies", (2, 1), 2.0, "a row of policies is not a probability distribution"),
+        ("outcome_probabilities", (2, 1), -0.5, "a row of outcome_probabilities is not"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(
+    name: str, place: tuple[int, ...], value: float, reason: str
+) -> None:
+    trajectory = random_trajectory(1)
+    layout = ("static", "actions", "rewards", "policies", "values", "outcomes", "outcome_probabilities")
+    columns = {column: getattr(trajectory, column).copy() for column in layout}
+    columns[name][place] = value
+    blob = b"".join(column.tobytes() for column in columns.values())
+    digest = hashlib.sha256(blob).hexdigest()
+    assert reason in lying(lambda h: h.model_copy(update={"arrays_sha256": digest}), blob)
+
+
+def test_equal_trajectories_have_equal_bytes() -> None:
+    trajectory = random_trajectory(5)
+    one, other = encode_trajectory(trajectory), encode_trajectory(replace(trajectory))
+    assert one[1] == other[1]
+    assert one[0].arrays_sha256 == other[0].arrays_sha256
