@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from shared.adapters.promotions import promote as promote_version
-from shared.adapters.promotions import roll_back
 
 from cli.output import err, out, print_fields, print_json, print_table
 from cli.runs import checkpoint_store, running, validation_root
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.promotions import promote as promote_version
+from shared.adapters.promotions import roll_back
 from shared.errors import CheckpointError
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import PROMOTIONS

@@ -6,7 +6,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from cli import checkpoints, local, services
+from cli import checkpoints, data, local, services
 from cli.monitor import monitor
 from cli.output import err
 from shared.errors import MuZeroError
@@ -22,6 +22,7 @@ app = typer.Typer(
 
 for command in (local.up, local.down, local.status, monitor):
     app.command()(command)
+app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 services.register(app)
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,7 +20,7 @@ def print_json(document: object) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows as a table; numbers stand to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = _table(title, show_header=True)
     cells = [list(row) for row in rows]
     for position, column in enumerate(columns):
         numeric = bool(cells) and all(isinstance(row[position], int | float) for row in cells)
@@ -31,7 +32,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 def print_fields(title: str, fields: Mapping[str, object]) -> None:
     """Print names and values, one a line."""
-    print_table(title, ("", ""), list(fields.items()))
+    table = _table(title, show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in fields.items():
+        table.add_row(name, _cell(value))
+    out.print(table)
 
 
 def progress_bar() -> Progress:
@@ -43,6 +49,12 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=err,
         transient=True,
+    )
+
+
+def _table(title: str, *, show_header: bool) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="bold", show_header=show_header, box=box.ROUNDED
     )
 
 
