@@ -286,6 +286,7 @@ function readAll() {
 
 function follow() {
   const source = new EventSource('/events');
+  source.onopen = readAll; // what happened between the first reading and this moment was not told
   const on = (name, act) => source.addEventListener(name, (event) => { act(JSON.parse(event.data)); statusSoon(); });
   on('decision', (d) => { state.decisions.push(d); state.decisions.splice(0, state.decisions.length - KEPT_DECISIONS); tradingSoon(); });
   on('trade', (t) => { state.trades.unshift(t); state.trades.length = Math.min(state.trades.length, 50); tradingSoon(); });

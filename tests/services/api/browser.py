@@ -58,7 +58,11 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         await self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -76,7 +80,7 @@ class Page:
         """Wait until an expression is true."""
         try:
             async with asyncio.timeout(30):
-                while not await self.evaluate(f"Boolean({expression})"):
+                while not await self.evaluate(f"Boolean({expression})"):  # noqa: ASYNC110  a page
                     await asyncio.sleep(0.05)
         except TimeoutError:
             shown = await self.evaluate("document.body.innerText")
@@ -85,7 +89,7 @@ class Page:
     async def picture(self, path: Path) -> None:
         """The whole page as a PNG."""
         answer = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(answer["data"]))
+        path.write_bytes(base64.b64decode(answer["data"]))  # noqa: ASYNC240  one small file
 
     def _note(self, message: dict[str, Any]) -> None:
         match message.get("method"):
@@ -97,6 +101,10 @@ class Page:
                 self.requests.append(message["params"]["request"]["url"])
 
 
+def _written(port_file: Path) -> bool:
+    return port_file.is_file() and "\n" in port_file.read_text()
+
+
 @asynccontextmanager
 async def browsing(program: str, profile: Path) -> AsyncIterator[Page]:
     """A browser with a fresh profile, ended afterwards."""
@@ -106,7 +114,7 @@ async def browsing(program: str, profile: Path) -> AsyncIterator[Page]:
     try:
         port_file = profile / "DevToolsActivePort"
         async with asyncio.timeout(60):
-            while not port_file.is_file() or port_file.read_text().count("\n") < 1:
+            while not _written(port_file):  # noqa: ASYNC110  another process writes it
                 await asyncio.sleep(0.05)
         port, path = port_file.read_text().split("\n")[:2]
         async with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None) as root:
