@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -24,6 +24,9 @@ from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
+
+#: A stopping trader tells what is untold for so long; the rest waits on disk for its next start.
+LAST_WORD_SECONDS = 2.0
 
 
 def compose(settings: TraderSettings, registry: CollectorRegistry = REGISTRY) -> Main:
@@ -116,7 +119,7 @@ async def _assemble(
     )
     audit = Audit(ledger, tables, lifecycle.bus)
     stack.push_async_callback(audit.flush_tables)
-    _in_background(audit.tell_streams(), lifecycle, stack)
+    _in_background(audit.tell_streams(), lifecycle, stack, last_word=audit.say_last_word)
     _in_background(audit.write_tables(), lifecycle, stack)
     return TraderService(
         client,
@@ -135,12 +138,28 @@ async def _assemble(
     )
 
 
-def _in_background(work: Coroutine[None, None, None], lifecycle: Lifecycle, stack: AsyncExitStack) -> None:
-    """Run something beside the service; when it fails, the service stops and its error is raised."""
+def _in_background(
+    work: Coroutine[None, None, None],
+    lifecycle: Lifecycle,
+    stack: AsyncExitStack,
+    *,
+    last_word: Callable[[], None] | None = None,
+) -> None:
+    """Run something beside the service; when it fails, the service stops and its error is raised.
+
+    Args:
+        work: runs until it is cancelled.
+        lifecycle: stopped when the work ends.
+        stack: ends the work when it unwinds.
+        last_word: asks the work to end by itself, which it has `LAST_WORD_SECONDS` for.
+    """
     task = asyncio.create_task(work)
     task.add_done_callback(lambda _: lifecycle.stop())
 
     async def end() -> None:
+        if last_word:
+            last_word()
+            await asyncio.wait({task}, timeout=LAST_WORD_SECONDS)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task

@@ -6,6 +6,7 @@ row there, and is one more entry on its stream.
 """
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class AuditTables:
         Raises:
             ServiceError: another process has it open, or it is no such file.
         """
+        self._using = threading.Lock()
         try:
             self._db = duckdb.connect(str(path), config={"threads": 1, "memory_limit": "256MB"})
             self._db.execute(_SCHEMA)
@@ -74,6 +76,10 @@ class AuditTables:
 
     def insert(self, rows: Sequence[OutboxRow]) -> None:
         """Insert messages in one transaction; one that is there already stays as it is."""
+        with self._using:
+            self._insert(rows)
+
+    def _insert(self, rows: Sequence[OutboxRow]) -> None:
         self._db.begin()
         try:
             for kind, (table, fields) in _TABLES.items():
@@ -92,8 +98,9 @@ class AuditTables:
             raise
 
     def close(self) -> None:
-        """Write everything into the file and close it."""
-        self._db.close()
+        """Write everything into the file and close it; an insert that another thread is at is finished."""
+        with self._using:
+            self._db.close()
 
 
 def _cell(value: object) -> object:
@@ -106,22 +113,34 @@ class Audit:
     def __init__(self, ledger: Ledger, tables: AuditTables, bus: Bus) -> None:
         self._ledger, self._tables, self._bus = ledger, tables, bus
         self._written = asyncio.Event()
+        self._last_word = False
 
     def written(self) -> None:
         """Say that the outbox has something new."""
         self._written.set()
 
     async def tell_streams(self) -> None:
-        """Append to the streams, waiting for Redis as long as it takes; runs until it is cancelled."""
+        """Append to the streams, waiting for Redis as long as it takes; ends when the last word is said."""
         while True:
             self._written.clear()
             rows = self._ledger.untold(STREAMS_SINK, count=_BATCH)
-            for row in rows:
-                await self._append(row)
-            if rows:
-                self._ledger.told(STREAMS_SINK, rows[-1].seq, SINKS)
-            else:
+            appended = 0
+            try:
+                for row in rows:
+                    await self._append(row)
+                    appended = row.seq
+            finally:
+                if appended:
+                    self._ledger.told(STREAMS_SINK, appended, SINKS)
+            if not rows:
+                if self._last_word:
+                    return
                 await self._written.wait()
+
+    def say_last_word(self) -> None:
+        """Nothing is written any more: what is there is told, then `tell_streams` ends."""
+        self._last_word = True
+        self._written.set()
 
     async def write_tables(self) -> None:
         """Write to DuckDB every two seconds; runs until it is cancelled."""

@@ -17,9 +17,10 @@ from starlette.responses import JSONResponse, Response
 from services.broker.app import create_app
 from services.broker.checks import InstrumentRules
 from services.broker.config import BrokerConfig, FaultConfig, Pacing
-from services.broker.exchange import AccountTerms, Exchange
+from services.broker.exchange import Exchange
 from services.broker.faults import Faults
 from services.broker.ledger import Ledger as BrokerLedger
+from services.broker.planning import AccountTerms
 from services.broker.service import running
 from services.broker.settings import BrokerSettings
 from services.broker.tape import Tape
@@ -235,7 +236,7 @@ def trader_settings(
 async def running_trader(settings: TraderSettings) -> AsyncIterator[Trader]:
     registry = CollectorRegistry()
     lifecycle = Lifecycle("trader", settings)
-    task: asyncio.Task[None] = asyncio.ensure_future(compose(settings, registry)(lifecycle))  # type: ignore[assignment]
+    task: asyncio.Task[None] = asyncio.ensure_future(compose(settings, registry)(lifecycle))
     try:
         yield Trader(lifecycle, task, registry)
     finally:

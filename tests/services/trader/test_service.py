@@ -1,20 +1,49 @@
 """The whole trader against the paper broker over HTTP, with an inference that follows a script."""
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import duckdb
+import numpy as np
+import pytest
+from starlette.responses import JSONResponse, Response
+
+from services.trader.config import GuardConfig
+from services.trader.ledger import Ledger
 from shared.adapters.bus import Bus
 from shared.environment.action import Action
-from shared.messages.streams import DECISIONS, TRADES
-from shared.runtime.redis_server import RedisServer
+from shared.environment.environment import EnvironmentConfig, Prices, reset, step
+from shared.errors import ServiceError
+from shared.messages.schemas import AlertRaised, ControlIssued, DecisionMade
+from shared.messages.streams import ALERTS, CONTROL, DECISIONS, TRADES
+from shared.runtime.redis_server import RedisServer, free_port
 from tests.services.trader.parts import (
     BARS,
     FIRST_BAR,
+    NO_LIMITS,
+    decision,
     running_broker,
     running_oracle,
     running_trader,
     trader_settings,
     until,
 )
+
+
+async def decisions_of(bus: Bus) -> list[DecisionMade]:
+    return [entry.message for entry in await bus.recent(DECISIONS, count=1_000)][::-1]
+
+
+async def alerts_of(bus: Bus) -> list[AlertRaised]:
+    return [entry.message for entry in await bus.recent(ALERTS, count=1_000)][::-1]
+
+
+async def control(bus: Bus, state: str) -> None:
+    order = ControlIssued.model_validate({"target": "trader", "state": state, "by": "test"})
+    await bus.announce(CONTROL, order, name="trader")
 
 
 async def test_a_round_trip_is_decided_filled_and_told(
@@ -24,16 +53,304 @@ async def test_a_round_trip_is_decided_filled_and_told(
     async with running_broker(tmp_path, stop=FIRST_BAR + 12) as broker, running_oracle(script) as oracle:
         async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
             await broker.decided(FIRST_BAR + 8)
-            assert trader.detail["orders"] == 2
+            await until(lambda: trader.detail["orders"] == 2)
+            assert trader.detail["side"] == 0
+            assert trader.detail["bar_mismatches"] == 0
         entry, exit_ = broker.fills()
         assert float(entry.trade_opened.price) == round(BARS.open[FIRST_BAR + 3] + 0.02, 3)
         assert float(exit_.trades_closed[0].price) == round(BARS.open[FIRST_BAR + 6] - 0.02, 3)
         assert broker.units == 0
-    trades = [entry.message for entry in await bus.recent(TRADES, count=10)]
-    assert len(trades) == 1
-    wanted = (BARS.open[FIRST_BAR + 6] - BARS.open[FIRST_BAR + 3]) / 0.01 - 4.0
-    assert abs(trades[0].pips - wanted) < 1e-6
-    decisions = [entry.message for entry in await bus.recent(DECISIONS, count=100)][::-1]
-    assert [d.action for d in decisions if d.action != "HOLD"] == ["BUY", "CLOSE"]
-    assert all(d.executed for d in decisions)
-    await until(lambda: True)
+    (trade,) = [entry.message for entry in await bus.recent(TRADES, count=10)]
+    assert trade.pips == pytest.approx((BARS.open[FIRST_BAR + 6] - BARS.open[FIRST_BAR + 3]) / 0.01 - 4.0)
+    told = await decisions_of(bus)
+    assert [d.action for d in told if d.action != "HOLD"] == ["BUY", "CLOSE"]
+    assert all(d.executed for d in told)
+    assert [int(d.bar_time.timestamp()) for d in told] == BARS.time_s[FIRST_BAR:][: len(told)].tolist()
+    with duckdb.connect(str(tmp_path / "trader" / "trader.duckdb"), read_only=True) as tables:
+        assert tables.execute("SELECT count(*), count(DISTINCT bar_time) FROM decisions").fetchone() == (
+            len(told),
+            len(told),
+        )
+        assert tables.execute("SELECT pips FROM trades").fetchone() == (trade.pips,)
+
+
+async def test_the_trader_sees_and_does_what_the_environment_would(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Same decisions on the same bars: every static feature equal bit for bit, every trade's pips equal."""
+    num_bars = 40
+    rng = np.random.default_rng(5)
+    script = {FIRST_BAR + bar: Action(int(rng.integers(4))) for bar in range(num_bars)}
+    async with (
+        running_broker(tmp_path, stop=FIRST_BAR + num_bars + 2) as broker,
+        running_oracle(script) as oracle,
+        running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)),
+    ):
+        await broker.decided(FIRST_BAR + num_bars - 1)
+    asked = oracle.asked[:num_bars]
+    assert asked == list(range(FIRST_BAR, FIRST_BAR + num_bars))
+    told = await decisions_of(bus)
+    prices, environment = Prices.of(BARS), EnvironmentConfig()
+    lanes, trades = reset(np.array([FIRST_BAR])), []
+    for index, made in enumerate(told[:num_bars]):
+        static = np.array(oracle.static[index], np.float32)
+        assert np.array_equal(static, lanes.static()[0]), f"static features at decision {index}"
+        transition = step(lanes, np.array([Action[made.action]], np.int8), prices, environment)
+        lanes = transition.lanes
+        trades += [trade for _, trade in transition.trades]
+    assert {made.action for made in told} == {"HOLD", "BUY", "SELL", "CLOSE"}
+    closed = [entry.message for entry in await bus.recent(TRADES, count=100)][::-1]
+    assert len(closed) >= 3
+    for trade, made_up in zip(closed, trades, strict=False):
+        assert trade.side == int(made_up.side)
+        assert trade.pips == pytest.approx(made_up.pips)
+        assert int(trade.entry_time.timestamp()) == BARS.time_s[made_up.entry_bar]
+        assert int(trade.exit_time.timestamp()) == BARS.time_s[made_up.exit_bar]
+
+
+def _nan(request: dict[str, Any]) -> Response:
+    text = JSONResponse(decision(request, Action.BUY)).body.decode().replace("1.5", "NaN")  # type: ignore[union-attr]
+    return Response(text, media_type="application/json")
+
+
+_BAD_ANSWERS: dict[str, Callable[[dict[str, Any]], Response]] = {
+    "not finite": _nan,
+    "500": lambda request: Response("broken", 500),
+    "another bar": lambda request: JSONResponse(decision(request, Action.BUY, bar_time_s=0)),
+    "illegal": lambda request: JSONResponse(decision(request, Action.CLOSE)),
+    "no JSON": lambda request: Response("hello"),
+    "another schema": lambda request: JSONResponse(decision(request, Action.BUY, schema_version=2)),
+}
+
+
+@pytest.mark.parametrize("name", _BAD_ANSWERS)
+async def test_an_answer_that_cannot_be_acted_on_is_a_hold(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, name: str
+) -> None:
+    async with running_broker(tmp_path) as broker, running_oracle() as oracle:
+        oracle.answer = _BAD_ANSWERS[name]
+        async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
+            await broker.decided(FIRST_BAR + 3)
+            assert "mm_trader_inference_failures_total" in trader.metrics()
+        assert broker.posts == []
+    told = await decisions_of(bus)
+    assert {(d.action, d.executed) for d in told} == {("HOLD", False)}
+    assert all(d.reason.startswith("inference: ") for d in told)
+    assert [alert.name for alert in await alerts_of(bus)] == ["inference"], "one alert for one outage"
+
+
+async def test_a_slow_or_dead_inference_is_a_hold(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with running_broker(tmp_path) as broker, running_oracle() as oracle:
+        oracle.delay_seconds, oracle.answer = 0.5, lambda request: JSONResponse(decision(request, Action.BUY))
+        slow = trader_settings(redis_server.url, tmp_path, broker, oracle, inference_deadline_ms=50.0)
+        async with running_trader(slow):
+            await broker.decided(FIRST_BAR + 2)
+        oracle.url = f"http://127.0.0.1:{free_port()}"
+        async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)):
+            await broker.decided(FIRST_BAR + 5)
+        assert broker.posts == []
+    reasons = {d.reason.split(" for ")[0].split(":")[1].strip() for d in await decisions_of(bus)}
+    assert "no decision" in reasons
+    assert len(reasons) == 2
+
+
+async def test_the_kill_switch_closes_the_position_with_inference_down_and_survives_a_restart(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    script = {FIRST_BAR + 1: Action.BUY, **dict.fromkeys(range(FIRST_BAR + 4, FIRST_BAR + 900), Action.BUY)}
+    async with running_broker(tmp_path) as broker, running_oracle(script) as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings) as trader:
+            await until(lambda: broker.units == 1)
+            oracle.answer = lambda request: Response("down", 503)
+            await control(bus, "killed")
+            await until(lambda: broker.units == 0)
+            await until(lambda: trader.detail["control"] == "killed")
+            oracle.answer = None
+            await asyncio.sleep(0.2)
+        posts = list(broker.posts)
+        assert posts == ["POST orders", "PUT close"]
+        reached = broker.venue.place.acknowledged_s
+        async with running_trader(settings) as trader:
+            await until(lambda: broker.venue.place.acknowledged_s > reached + 300)
+            assert trader.detail["state"] == "reducing"
+            assert "killed" in trader.detail["guards"]
+            assert broker.posts == posts, "still killed: the script asks to buy at every bar"
+            await control(bus, "running")
+            await until(lambda: broker.units == 1)
+    assert "killed" in [alert.name for alert in await alerts_of(bus)]
+
+
+async def test_the_kill_switch_does_not_wait_for_a_bar(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The replay stands still: no bar closes, and the position is closed all the same."""
+    async with running_broker(tmp_path, stop=FIRST_BAR + 6) as broker, running_oracle() as oracle:
+        oracle.script = {FIRST_BAR + 2: Action.SELL}
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings):
+            await until(lambda: broker.units == -1)
+            broker.venue.acknowledge = lambda time_s: None  # type: ignore[method-assign]
+            await asyncio.sleep(0.3)
+            await control(bus, "killed")
+            await until(lambda: broker.units == 0)
+
+
+async def test_a_restarted_trader_goes_on_where_it_was(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    script = {FIRST_BAR + 1: Action.BUY, FIRST_BAR + 12: Action.CLOSE}
+    async with running_broker(tmp_path, stop=FIRST_BAR + 16) as broker, running_oracle(script) as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings):
+            await broker.decided(FIRST_BAR + 5)
+        assert broker.units == 1
+        async with running_trader(settings):
+            await broker.decided(FIRST_BAR + 13)
+        assert broker.posts == ["POST orders", "PUT close"]
+    told = await decisions_of(bus)
+    times = [d.bar_time for d in told]
+    assert len(times) == len(set(times)), "no bar is decided on twice"
+    # bars_since_entry counts every close since the entry, whichever trader saw it.
+    held = np.array([static[2] for static in oracle.static[2:13]])
+    assert np.allclose(np.arctanh(held) * 100, np.arange(1, 12), atol=1e-4)
+
+
+async def test_a_position_without_a_ledger_is_taken_over_from_the_broker(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    script = {FIRST_BAR + 1: Action.SELL, FIRST_BAR + 9: Action.CLOSE}
+    async with running_broker(tmp_path, stop=FIRST_BAR + 14) as broker, running_oracle(script) as oracle:
+        settings = trader_settings(redis_server.url, tmp_path / "one", broker, oracle)
+        async with running_trader(settings):
+            await broker.decided(FIRST_BAR + 4)
+        async with running_trader(settings.model_copy(update={"home": tmp_path / "two"})):
+            await broker.decided(FIRST_BAR + 10)
+        assert broker.units == 0
+    bars = dict(zip(oracle.asked, oracle.static, strict=True))
+    prices, lanes = Prices.of(BARS), reset(np.array([FIRST_BAR + 1]))
+    for bar in range(FIRST_BAR + 1, FIRST_BAR + 10):
+        assert np.array_equal(np.array(bars[bar], np.float32), lanes.static()[0]), bar
+        action = script.get(bar, Action.HOLD)
+        lanes = step(lanes, np.array([action], np.int8), prices, EnvironmentConfig()).lanes
+
+
+async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
+    script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900, 2), Action.BUY) | dict.fromkeys(
+        range(FIRST_BAR + 1, FIRST_BAR + 900, 2), Action.CLOSE
+    )
+    async with running_broker(tmp_path) as broker, running_oracle(script) as oracle:
+        first = trader_settings(redis_server.url, tmp_path / "one", broker, oracle, instance="one")
+        second = trader_settings(redis_server.url, tmp_path / "two", broker, oracle, instance="two")
+        async with running_trader(first):
+            await broker.decided(FIRST_BAR + 2)
+            async with running_trader(second) as standby:
+                reached = broker.venue.place.acknowledged_s
+                await until(lambda: broker.venue.place.acknowledged_s > reached + 600)
+                assert standby.detail["state"] == "standby"
+        assert not (tmp_path / "two" / "trader").exists(), "it did not even open its ledger"
+        posts = len(broker.posts)
+        async with running_trader(second) as standby:
+            await until(lambda: len(broker.posts) > posts)
+            await until(lambda: standby.detail["state"] == "active")
+
+
+async def test_two_traders_cannot_share_a_folder(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    with pytest.raises(ServiceError, match="in use by another trader"):
+        Ledger(tmp_path)
+    ledger.close()
+
+
+async def test_redis_away_stops_orders_and_loses_no_message(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    bus = Bus(server.url)
+    script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900, 2), Action.BUY) | dict.fromkeys(
+        range(FIRST_BAR + 1, FIRST_BAR + 900, 2), Action.CLOSE
+    )
+    try:
+        async with running_broker(tmp_path) as broker, running_oracle(script) as oracle:
+            settings = trader_settings(server.url, tmp_path, broker, oracle, lease_seconds=1.0)
+            async with running_trader(settings) as trader:
+                await until(lambda: len(broker.posts) >= 4)
+                server.stop(kill=True)
+                await until(lambda: "no_lease" in str(trader.detail["guards"]))
+                posts, reached = len(broker.posts), broker.venue.place.acknowledged_s
+                await until(lambda: broker.venue.place.acknowledged_s > reached + 300)
+                assert len(broker.posts) == posts, "no lease, no order"
+                server.start()
+                await until(lambda: len(broker.posts) > posts)
+                told = trader.detail["decisions"]
+
+                async def heard() -> bool:
+                    length: int = await bus.length(DECISIONS)
+                    return length >= told
+
+                async with asyncio.timeout(30):
+                    while not await heard():  # noqa: ASYNC110  Redis says when
+                        await asyncio.sleep(0.05)
+        times = {d.bar_time for d in await decisions_of(bus)}
+        decided = BARS.time_s[FIRST_BAR:][:told]
+        assert {int(time.timestamp()) for time in times} >= set(decided.tolist())
+    finally:
+        await bus.close()
+        server.stop()
+
+
+async def test_a_stream_that_breaks_is_opened_again_and_no_bar_is_decided_on_twice(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    script = {FIRST_BAR + 3: Action.BUY, FIRST_BAR + 20: Action.CLOSE}
+    async with running_broker(tmp_path, stop=FIRST_BAR + 30) as broker, running_oracle(script) as oracle:
+        broker.faulty(disconnect_probability=0.05, read_error_probability=0.05, seed=3)
+        async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
+            await broker.decided(FIRST_BAR + 25)
+            assert "mm_trader_reconnects_total 0.0" not in trader.metrics()
+        assert broker.posts == ["POST orders", "PUT close"]
+        assert broker.units == 0
+    told = await decisions_of(bus)
+    assert len({d.bar_time for d in told}) == len(told)
+
+
+async def test_a_loss_limit_closes_the_position_and_outlives_a_restart(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900, 2), Action.BUY) | dict.fromkeys(
+        range(FIRST_BAR + 1, FIRST_BAR + 900, 2), Action.CLOSE
+    )
+    limits = replace(NO_LIMITS, daily_loss_pips=15.0)
+    async with running_broker(tmp_path, stop=FIRST_BAR + 80) as broker, running_oracle(script) as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle, guards=limits)
+        async with running_trader(settings) as trader:
+            await until(lambda: "daily_loss" in str(trader.detail.get("guards")))
+            await until(lambda: broker.units == 0)
+            reached = broker.venue.place.acknowledged_s
+            posts = len(broker.posts)
+            await until(lambda: broker.venue.place.acknowledged_s > reached + 240)
+        async with running_trader(settings) as trader:
+            reached = broker.venue.place.acknowledged_s
+            await until(lambda: broker.venue.place.acknowledged_s > reached + 240)
+            assert "daily_loss" in str(trader.detail["guards"])
+        assert len(broker.posts) == posts
+    blocked = [d for d in await decisions_of(bus) if d.action == "BUY" and not d.executed]
+    assert blocked
+    assert all("daily_loss" in d.reason for d in blocked)
+    assert [alert.name for alert in await alerts_of(bus)].count("daily_loss") == 2, "one a process"
+
+
+async def test_rejects_in_a_row_open_the_circuit(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
+    script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900), Action.BUY)
+    limits: GuardConfig = replace(NO_LIMITS, max_rejects=3)
+    async with running_broker(tmp_path) as broker, running_oracle(script) as oracle:
+        broker.faulty(reject_probability=1.0)
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle, guards=limits)
+        async with running_trader(settings) as trader:
+            await broker.decided(FIRST_BAR + 8)
+            assert broker.posts == ["POST orders"] * 3
+            assert trader.detail["state"] == "halted"
+            broker.faulty()
+            await control(bus, "running")
+            await until(lambda: broker.units == 1)
