@@ -8,7 +8,6 @@ from itertools import combinations
 
 import numpy as np
 from scipy.special import ndtr, ndtri
-from scipy.stats import kurtosis, skew
 
 from shared.errors import DataError, ShapeError
 from shared.metrics.equity import sharpe
@@ -82,11 +81,12 @@ def deflated_sharpe(returns: Float64, trial_ratios: Float64) -> float | None:
     if ratio is None:
         return None
     variance = float(trial_ratios.var(ddof=1)) if len(trial_ratios) > 1 else 0.0
+    standardised = (returns - returns.mean()) / returns.std()
     return probabilistic_sharpe(
         ratio,
         len(returns),
-        float(skew(returns)),
-        float(kurtosis(returns, fisher=False)),
+        float((standardised**3).mean()),
+        float((standardised**4).mean()),
         expected_best_sharpe(len(trial_ratios), variance),
     )
 

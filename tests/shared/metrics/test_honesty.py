@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kurtosis, skew
 
 from shared.errors import DataError, ShapeError
 from shared.metrics.equity import sharpe
@@ -34,6 +35,14 @@ def test_probabilistic_sharpe_of_normal_returns_is_a_t_test() -> None:
     assert probabilistic_sharpe(0.0, 100, 0.0, 3.0) == pytest.approx(0.5)
     assert probabilistic_sharpe(0.1, 401, 0.0, 3.0) == pytest.approx(0.9766, abs=1e-3)  # Phi(2 / sqrt(1.005))
     assert probabilistic_sharpe(0.1, 1, 0.0, 3.0) is None
+
+
+def test_deflated_sharpe_takes_skewness_and_kurtosis_of_the_returns() -> None:
+    returns = np.random.default_rng(6).gamma(2.0, 0.01, 300) - 0.018
+    own = sharpe(returns, periods_per_year=1)
+    assert own is not None
+    alone = probabilistic_sharpe(own, 300, float(skew(returns)), float(kurtosis(returns, fisher=False)))
+    assert deflated_sharpe(returns, np.array([own])) == pytest.approx(alone)
 
 
 def test_more_trials_deflate_more() -> None:

@@ -1,0 +1,181 @@
+"""`validate` and `backtest`: the validator's judgement of one version, on demand."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import Progress as ProgressBar
+
+from cli.output import err, out, print_fields, print_json, print_table, progress_bar
+from cli.runs import checkpoint_store, last_run
+from shared.adapters.checkpoints import Pointed, Pointer
+from shared.errors import CheckpointError
+from shared.market.session import Split
+from shared.runtime.settings import load
+
+if TYPE_CHECKING:  # these bring torch along: they are imported when a version is to be judged
+    from services.validator.evaluate import Progress
+    from services.validator.report import ValidationReport
+
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", help="a version's number, or latest, best, promoted")
+]
+Data = Annotated[Path | None, typer.Option("--data", help="a data set; the last local run's when not given")]
+Store = Annotated[
+    Path | None, typer.Option("--store", help="folder of the versions; the last local run's when not given")
+]
+Sessions = Annotated[int, typer.Option(min=0, help="so many, spread over the split; 0 walks all")]
+Runs = Annotated[int, typer.Option(min=1, help="Monte Carlo runs")]
+Out = Annotated[Path | None, typer.Option("--out", help="folder for the report as JSON, page and picture")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+SplitOption = Annotated[Split, typer.Option("--split", help="the sessions to walk")]
+
+
+def validate(
+    checkpoint: Checkpoint = Pointer.LATEST.value,
+    split: SplitOption = Split.VALIDATION,
+    data: Data = None,
+    store: Store = None,
+    sessions: Sessions = 0,
+    runs: Runs = 200,
+    out_folder: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Judge one version as the validator does, alone: no earlier version deflates or is beaten."""
+    _judge(checkpoint, split, data, store, sessions, runs, out_folder, as_json=as_json)
+
+
+def backtest(
+    checkpoint: Checkpoint = Pointer.PROMOTED.value,
+    split: SplitOption = Split.TEST,
+    data: Data = None,
+    store: Store = None,
+    sessions: Sessions = 0,
+    runs: Runs = 200,
+    out_folder: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Walk one version through a split, the test split unless told, and judge its trades."""
+    _judge(checkpoint, split, data, store, sessions, runs, out_folder, as_json=as_json)
+
+
+def _judge(
+    checkpoint: str,
+    split: Split,
+    data: Path | None,
+    store: Path | None,
+    sessions: int,
+    runs: int,
+    out_folder: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from services.validator.report import report_document
+    from services.validator.service import write_all
+    from services.validator.settings import ValidatorSettings
+    from services.validator.validation import Standards, Validator
+    from shared.adapters.agents import load_agent
+    from shared.adapters.dataset import read_dataset
+    from shared.adapters.promotions import report_path
+
+    torch.set_num_threads(1)
+    settings = load(ValidatorSettings)
+    versions = checkpoint_store(store)
+    version = _version(checkpoint, {name: versions.pointer(name) for name in Pointer})
+    agent = load_agent(versions, version)
+    run = last_run(settings.home)
+    dataset = read_dataset(data or (Path(run.dataset) if run and store is None else settings.dataset))
+    trained_on = versions.manifest(version).dataset
+    if trained_on != dataset.fingerprint:
+        err.print(
+            f"note: version {version} was trained on other bars ({trained_on[:12]}…); these are "
+            f"{dataset.fingerprint[:12]}…, whose splits may overlap with its training"
+        )
+    validator = Validator(
+        dataset,
+        split,
+        Standards(
+            environment=settings.environment,
+            search=settings.search,
+            validation=replace(settings.validation, max_sessions=sessions),
+            monte_carlo=replace(settings.monte_carlo, runs=runs),
+            sizing=settings.sizing,
+            gate=settings.gate,
+        ),
+    )
+    with progress_bar() as bar:
+        report = validator.validate(agent, progress=_shown_on(bar, f"version {version}, {split}"))
+    if out_folder:
+        write_all(report, report_path(out_folder, version), with_page=settings.validation.page)
+    if as_json:
+        print_json(report_document(report))
+        return
+    _print(report)
+    if out_folder:
+        out.print(f"report: {report_path(out_folder, version).with_suffix('.html')}")
+
+
+def _version(checkpoint: str, pointers: dict[Pointer, Pointed | None]) -> int:
+    """The version that a number or a pointer's name stands for.
+
+    Raises:
+        CheckpointError: neither a number nor a pointer that is set.
+    """
+    if checkpoint.isdecimal():
+        return int(checkpoint)
+    for name, pointed in pointers.items():
+        if name == checkpoint and pointed:
+            return pointed.version
+    names = ", ".join(f"{name} ({pointed.version})" for name, pointed in pointers.items() if pointed)
+    raise CheckpointError(
+        f"no version {checkpoint!r}: expected a number or a pointer that is set: {names or 'none is'}"
+    )
+
+
+def _shown_on(bar: ProgressBar, what: str) -> "Progress":
+    task = bar.add_task(what, total=None)
+
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+
+    return show
+
+
+def _print(report: "ValidationReport") -> None:
+    trades, daily, spent = report.summary.trades, report.summary.daily, report.activity
+    print_fields(
+        f"version {report.version}, {report.split} split",
+        {
+            "sessions": report.num_sessions,
+            "from": report.first_bar_at,
+            "to": report.last_bar_at,
+            "trades": trades.num_trades,
+            "net pips": trades.total_pips,
+            "expectancy, pips": trades.expectancy_pips,
+            "win rate": trades.win_rate,
+            "profit factor": trades.profit_factor,
+            "SQN, 100 trades": trades.sqn100,
+            "daily Sharpe": daily.sharpe,
+            "daily Sortino": daily.sortino,
+            "deflated Sharpe": daily.deflated_sharpe,
+            "drawdown, pips": report.summary.max_drawdown_pips,
+            "trade ratio": spent.trade_ratio,
+            "exposure": spent.exposure,
+            "recommended fraction": f"{report.summary.sizing.fraction:.3g} ({report.summary.sizing.reason})",
+            "gates passed": ", ".join(report.passed_gates) or "none",
+        },
+    )
+    for reason in report.reasons:
+        out.print(reason, highlight=False)
+    print_table(
+        "simple rules on the same sessions",
+        ("rule", "trades", "net pips", "expectancy", "SQN", "Sharpe"),
+        [
+            (rule.name, rule.num_trades, rule.net_pips, rule.expectancy_pips, rule.sqn100, rule.sharpe)
+            for rule in report.baselines
+        ],
+    )

@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli.metrics import metrics, read_trades
+from shared.errors import FormatError, SettingsError
+
+app = typer.Typer()
+app.command()(metrics)
+
+#: Six trades: wins 10, 20, 6 and losses -8, -4; expectancy 4, profit factor 36 / 12.
+PIPS = "pips\n10\n-8\n20\n0\n-4\n6\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "trades.csv"
+    path.write_text(text)
+    return path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout
+
+
+def judged(path: Path, *options: object) -> dict[str, Any]:
+    document = json.loads(run(path, "--json", *options))
+    assert isinstance(document, dict)
+    return document
+
+
+def test_every_metric_of_a_list_of_pips(tmp_path: Path) -> None:
+    document = judged(written(tmp_path, PIPS))
+    trades = document["trades"]
+    assert trades["num_trades"] == 6
+    assert trades["expectancy_pips"] == 4.0
+    assert trades["win_rate"] == 0.5
+    assert trades["profit_factor"] == 3.0
+    assert trades["expectancy_r"] == pytest.approx(4.0 / 6.0)
+    assert trades["sqn"] == pytest.approx(6**0.5 * 4.0 / 104.0**0.5)
+    assert document["max_drawdown_pips"] == 8.0
+    assert document["kelly_discrete"] == pytest.approx(0.6 - 0.4 / 2.0)
+    assert [paths["resampling"] for paths in document["monte_carlo"]] == ["iid", "block"]
+    assert document["daily"]["num_days"] == 6
+    assert "each trade counts as a day" in document["days"]
+
+
+def test_given_risk_and_time(tmp_path: Path) -> None:
+    text = (
+        "Time,Pips,Risk\n"
+        "2024-03-11T21:30:00Z,-5,10\n"  # 17:30 New York: Tuesday's trading day
+        "2024-03-08 21:30,10,10\n"  # Friday, and written later than it happened
+        "1710277200,6,5\n"  # 2024-03-12 21:00 UTC, 17:00 New York: Wednesday's
+    )
+    document = judged(written(tmp_path, text))
+    assert document["trades"]["expectancy_r"] == pytest.approx((1.0 - 0.5 + 1.2) / 3.0)
+    assert document["max_drawdown_pips"] == 5.0  # in order of time: 10, 5, 11
+    assert document["daily"]["num_days"] == 4  # Friday, Monday without a trade, Tuesday, Wednesday
+    assert document["months"] == [
+        {
+            "month": "2024-03",
+            "num_days": 4,
+            "pips": 11.0,
+            "num_trades": 3,
+            "win_rate": pytest.approx(2 / 3),
+            "expectancy_pips": pytest.approx(11 / 3),
+        }
+    ]
+
+
+def test_what_is_not_defined_is_null(tmp_path: Path) -> None:
+    document = judged(written(tmp_path, "pips\n3\n"))
+    assert document["trades"]["profit_factor"] is None
+    assert document["trades"]["sqn"] is None
+    assert document["daily"]["sharpe"] is None
+    assert document["sizing"]["fraction"] == 0.0
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    path = written(tmp_path, PIPS)
+    assert judged(path, "--seed", 3) == judged(path, "--seed", 3)
+    assert judged(path, "--seed", 3)["monte_carlo"] != judged(path, "--seed", 4)["monte_carlo"]
+    assert judged(path, "--runs", 7)["monte_carlo"][0]["num_runs"] == 7
+
+
+def test_the_tables_tell_it_in_words(tmp_path: Path) -> None:
+    text = run(written(tmp_path, PIPS))
+    for word in ("expectancy_pips", "profit_factor", "mean absolute loss", "Monte Carlo", "fewer than 30"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", r"trades\.csv:1: no column 'pips' in the header \(nothing\)"),
+        ("profit\n1\n", r"trades\.csv:1: no column 'pips' in the header \(profit\)"),
+        ("pips\n", r"trades\.csv: no trade"),
+        ("pips\n1\nmany\n", r"trades\.csv:3: pips is 'many', expected a number"),
+        ("pips\nnan\n", r"trades\.csv:2: pips is 'nan'"),
+        ("a,pips\n1\n", r"trades\.csv:2: pips is None"),
+        ("pips,risk\n1,0\n", r"trades\.csv:2: risk is '0', expected a positive number"),
+        ("pips,time\n1,noon\n", r"trades\.csv:2: time is 'noon', expected ISO 8601"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_by_line(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        read_trades(written(tmp_path, text))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="No such file"):
+        read_trades(tmp_path / "absent.csv")
+    (tmp_path / "trades.csv").write_bytes(b"pips\n\xff\xfe\n")
+    with pytest.raises(FormatError, match="not a CSV file in UTF-8"):
+        read_trades(tmp_path / "trades.csv")
+    with pytest.raises(FormatError, match="Is a directory"):
+        read_trades(tmp_path)
+
+
+def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="starting_equity_pips"):
+        run(written(tmp_path, PIPS), "--equity", 0)
+    with pytest.raises(SettingsError, match="runs"):
+        run(written(tmp_path, PIPS), "--runs", 0)

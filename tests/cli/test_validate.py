@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli.validate import backtest, validate
+from shared.adapters.checkpoints import Pointer
+from shared.adapters.dataset import write_dataset
+from shared.errors import CheckpointError, DataError
+from tests.services.validator.cases import small_dataset, store_with
+
+app = typer.Typer()
+app.command()(validate)
+app.command()(backtest)
+
+
+@pytest.fixture(autouse=True)
+def away_from_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own, short sessions and little effort."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MM_ENVIRONMENT__SESSION_BARS", "36")
+    monkeypatch.setenv("MM_SEARCH__SIMULATIONS", "2")
+    monkeypatch.setenv("MM_SIZING__REPEATS", "1")
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    """Options that name a store with versions 1 and 2, and the data set that they were trained on."""
+    data = small_dataset()
+    write_dataset(tmp_path / "d.duckdb", data.bars, data.source, data.session_config, data.split_config)
+    store = store_with(tmp_path, 1, 2)
+    store.point(Pointer.LATEST, 2)
+    return ["--store", str(store.root), "--data", str(tmp_path / "d.duckdb"), "--runs", "20"]
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout
+
+
+def test_validate_judges_the_latest_on_the_validation_split(given: list[str]) -> None:
+    document = json.loads(run("validate", *given, "--sessions", "4", "--json"))
+    assert (document["version"], document["split"], document["num_sessions"]) == (2, "validation", 4)
+    assert document["activity"]["num_decisions"] == 4 * 36
+    assert document["num_versions_tried"] == 1
+
+
+def test_backtest_walks_the_test_split_and_writes_a_page(given: list[str], tmp_path: Path) -> None:
+    text = run("backtest", "--checkpoint", "1", *given, "--out", str(tmp_path / "reports"))
+    assert "version 1, test split" in text
+    assert "moving-average cross" in text
+    assert {path.name for path in (tmp_path / "reports").iterdir()} == {"1.json", "1.html", "1.png"}
+    assert json.loads((tmp_path / "reports" / "1.json").read_text())["split"] == "test"
+
+
+def test_a_checkpoint_that_is_none_is_refused(given: list[str]) -> None:
+    with pytest.raises(CheckpointError, match=r"no version 'promoted'.*latest \(2\)"):
+        run("backtest", *given)
+    with pytest.raises(CheckpointError, match="no version 9"):
+        run("validate", "--checkpoint", "9", *given)
+
+
+def test_a_data_set_that_is_none_is_refused(given: list[str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such data set"):
+        run("validate", *given[:2], "--data", str(tmp_path / "absent.duckdb"))
