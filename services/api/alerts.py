@@ -45,6 +45,11 @@ def active_alerts(status: Status, config: AlertConfig) -> list[ActiveAlert]:
         alert("no_checkpoint", "trainer", f"no new version for {minutes:.0f} minutes")
     if status.dead_letters:
         alert("dead_letters", "streams", f"{status.dead_letters} entries could not be processed; see /dead")
+    trader = status.trader.detail
+    if trader.get("state") == "halted":
+        alert("trader_halted", "trader", f"no order is sent: {trader.get('guards') or 'see its log'}")
+    elif trader.get("guards"):
+        alert("guard_tripped", "trader", str(trader["guards"]))
     if status.trader.state == "killed":
         alert("trader_killed", "trader", "the kill switch is on; POST /trader/resume lifts it")
     return alerts

@@ -1,16 +1,12 @@
-"""The gateway's application: routes, errors, headers, and what runs beside them."""
+"""The gateway's application: routes, errors, headers."""
 
-import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.api.history import follow_all
 from services.api.metrics import REQUESTS, SECONDS
 from services.api.routes import checkpoints, events, journal, operator, pages, status, validations
 from services.api.state import Gateway, RedisAwayError
@@ -36,15 +32,6 @@ _HEADERS = {
 def create_app(gateway: Gateway) -> FastAPI:
     """Wire the application."""
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(follow_all(gateway.bus, gateway.history, gateway.events))
-        try:
-            yield
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-
     app = FastAPI(
         title="Micro Stochastic MuZero gateway",
         description="Shows the whole system, and lets an operator promote, pause and stop.",
@@ -53,7 +40,6 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         responses=PROBLEM_RESPONSES,
-        lifespan=lifespan,
     )
     app.state.gateway = gateway
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)

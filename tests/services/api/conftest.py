@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -13,15 +13,15 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from services.api.app import create_app
 from services.api.config import AlertConfig, GatewayConfig
+from services.api.service import run
 from services.api.settings import GatewaySettings
 from services.api.state import Gateway
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Manifest
 from shared.messages.schemas import CheckpointPublished, ValidationReported
 from shared.messages.streams import CHECKPOINTS, VALIDATIONS
-from shared.runtime.lifecycle import Lifecycle, serve_app
+from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer, free_port
 
 API_KEY = "canary-key-5f0c2d"
@@ -110,6 +110,7 @@ async def running_system(
     redis_url: str, bus: Bus, folder: Path, config: GatewayConfig, alerts: AlertConfig | None = None
 ) -> AsyncIterator[System]:
     port = free_port()
+    config = replace(config, port=port)
     settings = GatewaySettings(redis_url=SecretStr(redis_url), home=folder, gateway=config)
     lifecycle = Lifecycle("api", settings)
     gateway = Gateway(
@@ -119,13 +120,12 @@ async def running_system(
         config,
         alerts or AlertConfig(),
     )
-    serving = asyncio.create_task(serve_app(create_app(gateway), lifecycle, host="127.0.0.1", port=port))
+    serving = asyncio.create_task(run(gateway, lifecycle))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
         async with asyncio.timeout(20):
             while not await _answers(client):  # noqa: ASYNC110  a server has no other way to say so
                 await asyncio.sleep(0.01)
         yield System(client, gateway, bus, gateway.store, settings.validation_root, port)
-        gateway.events.close()
         lifecycle.stop()
         await serving
     await lifecycle.bus.close()
