@@ -127,8 +127,16 @@ class _StatusCollector(Collector):
                 [([name], value) for name, value in numbers.items() if value is not None],
             )
         if status.trader.last_decision is not None:
-            yield _gauge("mm_trader_pnl_pips", "Running pnl", status.trader.last_decision.pnl_pips)
-            yield _gauge("mm_trader_side", "-1 short, 0 flat, 1 long", status.trader.last_decision.side)
+            yield _gauge(
+                "mm_decision_pnl_pips",
+                "Running pnl at the last decision",
+                status.trader.last_decision.pnl_pips,
+            )
+            yield _gauge(
+                "mm_decision_side",
+                "After the last decision: -1 short, 0 flat, 1 long",
+                status.trader.last_decision.side,
+            )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
