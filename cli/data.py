@@ -92,7 +92,7 @@ def import_file(
     if named and f"{named[1]}_{named[2]}" != instrument:
         _warn(f"{escape(file.name)} is imported as {instrument}: --instrument can say otherwise")
     with progress_bar() as bars:
-        task = bars.add_task(f"reading {file.name}", total=None)
+        task = bars.add_task(f"reading {escape(file.name)}", total=None)
         result = read_bars(
             file,
             pair,

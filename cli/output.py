@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -49,12 +50,17 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=err,
         transient=True,
+        disable=not err.is_terminal,
     )
 
 
 def _table(title: str, *, show_header: bool) -> Table:
     return Table(
-        title=title, title_justify="left", title_style="bold", show_header=show_header, box=box.ROUNDED
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        show_header=show_header,
+        box=box.ROUNDED,
     )
 
 
@@ -67,7 +73,7 @@ def _cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return str(value)
+    return escape(str(value))
 
 
 def _without_nan(value: object) -> object:

@@ -96,6 +96,16 @@ def test_a_file_named_after_another_pair_is_warned_of(tmp_path: Path, csv: Path)
     assert "imported as" not in CliRunner().invoke(app, arguments).stderr
 
 
+def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path, csv: Path) -> None:
+    odd = csv.rename(tmp_path / "[bold]x[")
+    table = run("import", odd.name, "--out", "[y].duckdb")
+    assert "[bold]x[" in table
+    (tmp_path / "b[").mkdir()
+    closing = odd.rename(tmp_path / "b[" / "]z")
+    assert "b[/]z" in run("import", closing.relative_to(tmp_path), "--out", "[y].duckdb")
+    assert "[y].duckdb" in run("describe", "--data", "[y].duckdb")
+
+
 def test_synth_is_described_as_it_was_made(tmp_path: Path) -> None:
     out = tmp_path / "d.duckdb"
     made = document("synth", "--market", "ou", "--bars", 20_000, "--seed", 3, "--out", out)
