@@ -42,14 +42,18 @@ class Ledger:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._file = sqlite3.connect(path, isolation_level=None)
         try:
-            self._file = sqlite3.connect(path, isolation_level=None)
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=NORMAL")
             self._file.executescript(_SCHEMA)
             self._claim({"schema": str(SCHEMA_VERSION), "account": account, "dataset": dataset})
         except sqlite3.Error as damaged:
+            self._file.close()
             raise BrokerError(f"ledger {path}: {damaged}") from damaged
+        except BrokerError:
+            self._file.close()
+            raise
 
     def _claim(self, wanted: dict[str, str]) -> None:
         for key, value in wanted.items():

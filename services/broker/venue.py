@@ -221,6 +221,11 @@ class Venue:
         with self._subscribed(self._transactions) as subscription:
             yield subscription
 
+    @property
+    def is_listened_to(self) -> bool:
+        """Some stream is open."""
+        return bool(self._prices or self._transactions)
+
     @contextlib.contextmanager
     def _subscribed(self, group: set[Subscription]) -> Iterator[Subscription]:
         subscription = Subscription()

@@ -1,0 +1,179 @@
+"""The running market: pacing, gaps, the end, and what a kill leaves behind."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.broker.config import BrokerConfig, Pacing
+from services.broker.service import running
+from services.broker.transactions import MarketOrderFields
+from services.broker.venue import Venue
+from shared.errors import BrokerError
+from shared.market.bar import BarSeries
+from tests.services.broker.conftest import venue_of
+from tests.services.broker.markets import START_S, bars_of
+
+ACKNOWLEDGED = BrokerConfig(pacing=Pacing.ACKNOWLEDGED)
+CLOSES = (188.0, 188.1, 188.2, 188.3, 188.4)
+
+
+async def settle(venue: Venue) -> None:
+    """Let the replay go as far as it goes by itself: no step for a while of turns of the event loop."""
+    before = None
+    while before != (venue.place, venue.now_ns):
+        before = (venue.place, venue.now_ns)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+def buy() -> MarketOrderFields:
+    return MarketOrderFields.model_validate({"instrument": "GBP_JPY", "units": "1"})
+
+
+async def test_each_bar_waits_for_the_acknowledgement_of_the_one_before(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
+    async with running(venue):
+        for bar in range(1, len(CLOSES)):
+            await settle(venue)
+            assert venue.place.next_tick == 4 * bar + 1  # the open of the next bar is out, no more
+            assert venue.newest_complete_bar() == bar - 1
+            assert venue.now_ns == (START_S + 60 * bar) * 1_000_000_000
+            venue.acknowledge(START_S + 60 * (bar - 1))
+        await settle(venue)
+    assert venue.is_over
+    assert venue.newest_complete_bar() == len(CLOSES) - 1
+
+
+async def test_a_decision_at_the_close_is_filled_at_the_next_open(tmp_path: Path) -> None:
+    bars = bars_of(CLOSES)
+    bars.open[1] = 188.002  # not where bar 0 closed
+    venue = venue_of(tmp_path, bars, ACKNOWLEDGED)
+    async with running(venue):
+        await settle(venue)
+        answer = venue.market_order(buy())
+    assert answer.filled is not None
+    assert float(answer.filled.price) == 188.022
+
+
+async def test_a_bar_that_is_not_complete_cannot_be_acknowledged(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
+    async with running(venue):
+        await settle(venue)
+        with pytest.raises(BrokerError, match="not complete"):
+            venue.acknowledge(START_S + 60)
+        venue.acknowledge(START_S)
+        venue.acknowledge(START_S - 600)  # an old one changes nothing
+        assert venue.place.acknowledged_s == START_S
+
+
+async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
+    bars = bars_of(CLOSES)
+    venue = venue_of(tmp_path, bars, ACKNOWLEDGED)
+    async with running(venue):
+        await settle(venue)
+        venue.acknowledge(START_S)
+        await settle(venue)
+        venue.market_order(buy())
+    # Nothing is closed or flushed: the process is gone.
+    again = venue_of(tmp_path, bars, ACKNOWLEDGED)
+    assert again.place == venue.place
+    assert again.exchange.account == venue.exchange.account
+    assert again.exchange.quote == venue.exchange.quote
+    assert again.now_ns == venue.now_ns
+    async with running(again):
+        await settle(again)
+        assert again.place == venue.place  # still waiting for the same bar
+        again.acknowledge(START_S + 60)
+        await settle(again)
+        assert again.newest_complete_bar() == 2
+    venue.ledger.close()
+    again.ledger.close()
+
+
+async def test_every_bar_comes_whole_to_a_stream(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
+    with venue.price_lines() as subscription:
+        async with running(venue):
+            while not venue.is_over:
+                await settle(venue)
+                venue.acknowledge(int(venue.tape.time_s[venue.newest_complete_bar()]))
+            await settle(venue)
+        lines = [subscription.lines.get_nowait() for _ in range(subscription.lines.qsize())]
+    assert len(lines) == 4 * len(CLOSES) + 1
+    assert [line["tradeable"] for line in lines] == [True] * (4 * len(CLOSES)) + [False]
+    times = [line["time"] for line in lines]
+    assert times == sorted(set(times))
+
+
+def with_weekend() -> BarSeries:
+    """Three bars to Friday's close and two from Sunday's opening, in New York summer time."""
+    friday = 1_710_536_220  # 2024-03-15 20:57 UTC
+    sunday = 1_710_709_380  # 2024-03-17 21:03 UTC
+    return bars_of(
+        [188.0, 188.1, 188.2, 186.0, 186.1], times_s=[friday, friday + 60, friday + 120, sunday, sunday + 60]
+    )
+
+
+async def test_a_weekend_is_jumped_over_with_the_market_closed_before_it(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, with_weekend(), ACKNOWLEDGED)
+    venue.acknowledge(0)
+    with venue.price_lines() as subscription:
+        async with running(venue):
+            while venue.place.next_tick < 13:
+                await settle(venue)
+                venue.acknowledge(int(venue.tape.time_s[venue.newest_complete_bar()]))
+            lines = [subscription.lines.get_nowait() for _ in range(subscription.lines.qsize())]
+    closing = [line for line in lines if not line["tradeable"]]
+    assert [line["time"][:16] for line in closing] == ["2024-03-15T21:00"]
+    after = lines[lines.index(closing[0]) + 1]
+    assert (after["time"][:16], after["bids"][0]["price"]) == ("2024-03-17T21:03", "188.180")
+
+
+async def test_a_stop_is_filled_at_the_price_after_the_weekend(tmp_path: Path) -> None:
+    bars = with_weekend()
+    bars.open[3:] = np.array([186.0, 186.0])
+    bars.high[3], bars.low[3] = 186.1, 185.9
+    venue = venue_of(tmp_path, bars, ACKNOWLEDGED)
+    fields = {"instrument": "GBP_JPY", "units": "1", "stopLossOnFill": {"price": "187.500"}}
+    async with running(venue):
+        await settle(venue)
+        venue.market_order(MarketOrderFields.model_validate(fields))
+        while venue.place.next_tick < 13:
+            venue.acknowledge(int(venue.tape.time_s[venue.newest_complete_bar()]))
+            await settle(venue)
+    fills = [order.filled for order in venue.exchange.account.orders.values() if order.filled]
+    assert [(fill.reason, float(fill.price)) for fill in fills][-1] == ("STOP_LOSS_ORDER", 185.98)
+    assert venue.exchange.account.units == 0
+
+
+async def test_with_a_speed_time_runs_by_the_wall_clock(tmp_path: Path) -> None:
+    config = BrokerConfig(pacing=Pacing.SPEED, speed=100_000)
+    venue = venue_of(tmp_path, bars_of(CLOSES), config)
+    async with running(venue) as replay:
+        await replay
+    assert venue.is_over
+    assert venue.now_ns == venue.tape.end_ns(len(CLOSES) - 1)
+
+
+async def test_simulated_time_stands_before_a_price_that_is_still_to_come(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, bars_of(CLOSES), BrokerConfig(pacing=Pacing.SPEED, speed=100_000))
+    await asyncio.sleep(0.01)  # far more than a simulated minute, while the replay does not run
+    assert venue.now_ns < venue.tape.tick_time_ns(1)
+
+
+async def test_a_replay_of_other_bars_is_refused(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
+    venue.ledger.close()
+    with pytest.raises(BrokerError, match="outside the replayed bars"):
+        venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED, first=2)
+
+
+async def test_orders_are_cancelled_once_the_tape_is_over(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, bars_of([188.0]), ACKNOWLEDGED)
+    async with running(venue) as replay:
+        await replay
+        answer = venue.market_order(buy())
+    assert answer.cancelled is not None
+    assert answer.cancelled.reason == "MARKET_HALTED"
