@@ -43,5 +43,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     MM_ALIVE_FILE=/tmp/alive
 USER micromuzero
 WORKDIR /var/lib/micro-muzero
+# New volumes begin with what the image holds here; a processor of another kind compiles its own.
+RUN micro-muzero compile
 ENTRYPOINT ["micro-muzero"]
 CMD ["--help"]

@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from cli.runs import Run, exclusive, last_run, require_running, running
 from cli.settings import UpSettings
 from cli.supervisor import ProcessSpec, Supervisor
 from shared.errors import ServiceError
+from shared.numeric import COMPILED_MARK
 from shared.runtime.redis_server import RedisServer, free_port, is_free
 from shared.runtime.settings import load
 
@@ -54,6 +56,7 @@ def up(
     settings = load(UpSettings)
     home = settings.home.resolve()
     with exclusive(home):
+        _compile_kernels_once()
         dataset = prepare_dataset(home, data, settings)
         last = asyncio.run(_System(settings, home, dataset, replicas or settings.replicas).run(duration))
     if last is None:
@@ -217,6 +220,14 @@ class _System:
         self._events.append(f"{datetime.now():%H:%M:%S} {event}")
         if not self._interactive:
             err.print(event, highlight=False)
+
+
+def _compile_kernels_once() -> None:
+    """Fill the kernel cache before many processes need it; nothing to do from the second time on."""
+    if COMPILED_MARK.is_file():
+        return
+    err.print("compiling kernels (once) ...")
+    subprocess.run([sys.executable, "-m", "cli.main", "compile"], check=True)
 
 
 def _kept_secret(path: Path) -> str:

@@ -7,8 +7,11 @@ import typer
 from rich.markup import escape
 
 from cli import checkpoints, data, local, services
+from cli.metrics import metrics
 from cli.monitor import monitor
 from cli.output import err
+from cli.simulate import simulate
+from cli.validate import backtest, validate
 from shared.errors import MuZeroError
 
 app = typer.Typer(
@@ -20,8 +23,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (local.up, local.down, local.status, monitor):
+
+def compile_kernels() -> None:
+    """Compile every kernel into the cache on disk, so that the services start at once."""
+    from cli.compile import compile_all  # brings torch along
+
+    compile_all()
+
+
+for command in (local.up, local.down, local.status, monitor, simulate, validate, backtest, metrics):
     app.command()(command)
+app.command("compile")(compile_kernels)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 services.register(app)

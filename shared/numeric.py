@@ -1,6 +1,8 @@
 """Array aliases, shape checks and the one typed Numba decorator."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 import numba
@@ -15,6 +17,27 @@ Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+
+
+def _kernel_digest() -> str:
+    """Changes with any source file that holds kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parent.rglob("*.py")):
+        source = path.read_bytes()
+        if b"kernel" in source:
+            digest.update(source)
+    return digest.hexdigest()[:16]
+
+
+# Numba looks at the file of a kernel only, not at those of the kernels that it calls: without this a
+# changed inner formula would go on running as it was compiled before.
+_config = vars(numba.config)
+_cache_root = Path(_config["CACHE_DIR"] or Path.home() / ".cache" / "micro-muzero" / "kernels")
+KERNEL_CACHE = _cache_root / _kernel_digest()
+_config["CACHE_DIR"] = str(KERNEL_CACHE)
+
+#: Stands in the cache once every kernel is in it.
+COMPILED_MARK = KERNEL_CACHE / "complete"
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
