@@ -48,10 +48,10 @@ async def running(
         await lifecycle.bus.close()
 
 
-async def until_told(bus: Bus, stream: Stream[M], count: int) -> list[M]:
+async def until_told(bus: Bus, stream: Stream[M], count: int, *, seconds: float = 30) -> list[M]:
     """The first `count` messages of a stream, in the order in which they were sent."""
     messages: list[M] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(seconds):
         async for entries in bus.follow(stream):
             messages.extend(entry.message for entry in entries)
             if len(messages) >= count:
