@@ -134,12 +134,12 @@ def write_dataset(
         "dataset": _key_columns(dataset),
     }
     with _written_aside(path) as aside, contextlib.closing(duckdb.connect(str(aside))) as connection:
-        connection.execute(_SCHEMA)
+        _execute(connection, _SCHEMA)
         for done, (name, columns) in enumerate(tables.items()):
             if progress:
                 progress(done, len(tables))
             connection.register("arrays", columns)
-            connection.execute(_INSERTS[name])
+            _execute(connection, _INSERTS[name])
             connection.unregister("arrays")
     if progress:
         progress(len(tables), len(tables))
@@ -216,8 +216,6 @@ def _telling(path: Path, what: str) -> Iterator[None]:
     """Turn what the file system and DuckDB say of a file into an error that names it."""
     try:
         yield
-    except duckdb.InterruptException as error:
-        raise KeyboardInterrupt from error
     except (OSError, duckdb.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise DataError(f"{path}: cannot be {what}: {reason}") from error
@@ -344,4 +342,13 @@ def _read_sessions(connection: duckdb.DuckDBPyConnection) -> SessionIndex:
 
 
 def _fetch(connection: duckdb.DuckDBPyConnection, query: str) -> Columns:
-    return cast("Columns", connection.execute(query).fetchnumpy())
+    return cast("Columns", _execute(connection, query).fetchnumpy())
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
+    try:
+        return connection.execute(query)
+    except RuntimeError as error:  # what DuckDB makes of Ctrl-C
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise

@@ -1,9 +1,5 @@
 import gzip
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -210,33 +206,6 @@ def test_errors_are_told_and_nothing_is_left(
 @pytest.mark.parametrize("arguments", [["synth", "--market", "moon", "--out", "d"], ["import"], ["synth"]])
 def test_wrong_usage_is_exit_status_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
-
-
-def test_an_interrupted_import_leaves_nothing_behind(tmp_path: Path) -> None:
-    bars = synthesize(Market.OU, 700_000, seed=1)
-    times = pd.to_datetime(bars.time_s, unit="s", utc=True)
-    frame = pd.DataFrame(
-        {"time": times, "open": bars.open, "high": bars.high, "low": bars.low, "close": bars.close}
-    )
-    source, out = tmp_path / "bars.parquet", tmp_path / "out" / "d.duckdb"
-    frame.to_parquet(source)
-    out.parent.mkdir()
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from cli.data import app; app()"
-    root = Path(__file__).resolve().parents[2]
-    for wait_for_file in (False, True):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(root), "import", str(source), "--out", str(out)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        while wait_for_file and process.poll() is None and not any(out.parent.iterdir()):
-            time.sleep(0.01)
-        if not wait_for_file:
-            time.sleep(1.0)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        assert process.returncode != 0
-        assert list(out.parent.iterdir()) == []
 
 
 class FakeOanda(BaseHTTPRequestHandler):
