@@ -9,10 +9,12 @@ the outcome up (`transactions_since`, `order_by_client_id`).
 
 import json
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -265,18 +267,14 @@ class OandaClient:
                 return details
         raise BrokerError(f"account {self.account} cannot trade {name}")
 
-    async def price_stream(self, *names: str) -> AsyncIterator[Price | Heartbeat]:
-        """Prices and heartbeats as they come; it never ends by itself.
+    def price_stream(self, *names: str) -> AsyncGenerator[Price | Heartbeat, None]:
+        """Prices and heartbeats as they come; it never ends by itself; `aclosing` ends it.
 
         Raises:
             BrokerError: refused, closed, broken, or silent for longer than `price_stall_seconds`.
         """
         call = _describe(pricing.PricingStream, self.account, params={"instruments": ",".join(names)})
-        async for item in self._stream(call, self._price_limits):
-            if item.get("type") == "HEARTBEAT":
-                yield read("heartbeat", lambda item=item: Heartbeat.parse(item))  # type: ignore[misc]
-            else:
-                yield read("price", lambda item=item: Price.parse(item))  # type: ignore[misc]
+        return self._stream(call, self._price_limits, Price.parse)
 
     # -- account -------------------------------------------------------------------------------------
 
@@ -351,18 +349,14 @@ class OandaClient:
             if not batch or batch[-1].transaction_id >= last:
                 return tuple(found)
 
-    async def transaction_stream(self) -> AsyncIterator[Transaction | Heartbeat]:
-        """Transactions and heartbeats as they come; it never ends by itself.
+    def transaction_stream(self) -> AsyncGenerator[Transaction | Heartbeat, None]:
+        """Transactions and heartbeats as they come; it never ends by itself; `aclosing` ends it.
 
         Raises:
             BrokerError: refused, closed, broken, or silent for longer than `transaction_stall_seconds`.
         """
         call = _describe(transactions.TransactionsStream, self.account)
-        async for item in self._stream(call, self._transaction_limits):
-            if item.get("type") == "HEARTBEAT":
-                yield read("heartbeat", lambda item=item: Heartbeat.parse(item))  # type: ignore[misc]
-            else:
-                yield read("transaction", lambda item=item: Transaction.parse(item))  # type: ignore[misc]
+        return self._stream(call, self._transaction_limits, Transaction.parse)
 
     # -- writes: sent once ---------------------------------------------------------------------------
 
@@ -447,7 +441,9 @@ class OandaClient:
                 f"answer not understood: {error}", status=response.status_code
             ) from error
 
-    async def _stream(self, call: _Call, limits: httpx.Timeout) -> AsyncIterator[Json]:
+    async def _stream(
+        self, call: _Call, limits: httpx.Timeout, parse: Callable[[Json], _R]
+    ) -> AsyncGenerator[_R | Heartbeat, None]:
         name = f"{call.method} {call.path}"
         try:
             async with self._streams.stream(
@@ -456,8 +452,9 @@ class OandaClient:
                 if response.status_code != call.expected_status:
                     await response.aread()
                     raise BrokerError(_refusal(call, response), status=response.status_code)
-                async for line in split_lines(response.aiter_bytes()):
-                    yield read(name, lambda line=line: _parse_object(line))  # type: ignore[misc]
+                async with aclosing(split_lines(response.aiter_bytes())) as lines:
+                    async for line in lines:
+                        yield read(name, partial(_parse_line, line, parse))
         except httpx.ReadTimeout as silence:
             raise BrokerError(f"{name}: nothing arrived for {limits.read} s, the stream is dead") from silence
         except httpx.HTTPError as error:
@@ -465,7 +462,7 @@ class OandaClient:
         raise BrokerError(f"{name}: the server closed the stream")
 
 
-async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """The non-empty lines of a byte stream: a chunk may hold several lines, a line several chunks.
 
     Raises:
@@ -490,6 +487,11 @@ def _parse_object(text: bytes) -> Json:
     if not isinstance(answer, dict):
         raise TypeError(f"expected a JSON object, got {text[:80]!r}")
     return answer
+
+
+def _parse_line(line: bytes, parse: Callable[[Json], _R]) -> _R | Heartbeat:
+    item = _parse_object(line)
+    return Heartbeat.parse(item) if item.get("type") == "HEARTBEAT" else parse(item)
 
 
 def _reason(error: httpx.HTTPError) -> str:

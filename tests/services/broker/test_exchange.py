@@ -88,7 +88,7 @@ def test_a_trade_closed_in_part_stays_open(exchange: Exchange) -> None:
     assert filled.trades_closed is None
     assert filled.trade_reduced is not None
     trade = exchange.account.open_trades[0]
-    assert (trade.units, trade.average_close_price, trade.close_time) == (3, 100, None)
+    assert (trade.units, trade.average_close_price, trade.close_time) == (D(3), D(100), None)
 
 
 @pytest.mark.parametrize(

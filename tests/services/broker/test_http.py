@@ -200,7 +200,7 @@ async def test_each_read_is_answered_as_oanda_does(market: Market) -> None:
 async def test_without_the_token_nothing_is_told(market: Market) -> None:
     async with market() as at:
         for shown in ("", "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \u00e9"):
-            answer = await at.http.get("/summary", headers={"Authorization": shown.encode()})
+            answer = await at.http.get("/summary", headers=[(b"Authorization", shown.encode())])
             assert answer.status_code == 401
             assert answer.json() == {"errorMessage": "Insufficient authorization to perform request."}
 
