@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from shared.errors import MessageError
+from shared.errors import MessageError, SettingsError
 from shared.messages.codec import decode, encode
 from shared.messages.schemas import DeadLettered, Heartbeat, Message
 from shared.messages.streams import (
@@ -51,6 +51,9 @@ TRANSIENT = (
     OSError,
     asyncio.IncompleteReadError,
 )
+
+#: Kinds of a lost connection, to the client, that no waiting mends.
+REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
@@ -106,7 +109,7 @@ class Bus:
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
         """
-        await self._redis.ping()
+        await _cancellable(self._redis.ping())
 
     async def append(self, stream: Stream[M], message: M, arrays: bytes = b"") -> str:
         """Append one message, waiting for Redis as long as it takes; at least once.
@@ -164,7 +167,9 @@ class Bus:
 
     async def length(self, stream: Stream[Message]) -> int:
         """Number of entries in a stream."""
-        return int(await self._retried(f"length of {stream.key}", lambda: self._redis.xlen(stream.key)))
+        return int(
+            await self._retried(f"tell the length of {stream.key}", lambda: self._redis.xlen(stream.key))
+        )
 
     async def last_id(self, stream: Stream[Message]) -> str:
         """Id of a stream's last entry, or "0-0" of an empty one: where a reader of news alone begins."""
@@ -215,7 +220,7 @@ class Bus:
         Yields an empty batch whenever nothing came for a while. The group begins at the stream's
         start, so that nothing sent before the first consumer is missed.
         """
-        await self._retried(f"group {group}", lambda: self._ensure_group(stream, group))
+        await self._retried(f"make group {group}", lambda: self._ensure_group(stream, group))
         pending_from = "0-0"
         while pending_from:
             rows = await self._read_group(stream, group, consumer, pending_from, block_ms=None)
@@ -242,11 +247,11 @@ class Bus:
             redis.exceptions.RedisError: Redis does not answer.
         """
         key = heartbeat_key(heartbeat.service, heartbeat.instance)
-        await self._redis.set(key, heartbeat.model_dump_json(), ex=HEARTBEAT_TTL_SECONDS)
+        await _cancellable(self._redis.set(key, heartbeat.model_dump_json(), ex=HEARTBEAT_TTL_SECONDS))
 
     async def still(self, service: str, instance: str) -> None:
         """Take an instance's heartbeat away: it stopped in good order."""
-        await self._redis.delete(heartbeat_key(service, instance))
+        await _cancellable(self._redis.delete(heartbeat_key(service, instance)))
 
     async def heartbeats(self) -> list[Heartbeat]:
         """All instances that say they live, by service and instance."""
@@ -304,7 +309,7 @@ class Bus:
         poison = set()
         if rows:
             pending = await self._retried(
-                f"pending of {stream.key}",
+                f"tell what is pending of {stream.key}",
                 lambda: self._redis.xpending_range(
                     stream.key,
                     group,
@@ -358,13 +363,22 @@ class Bus:
         log.warning("dead_lettered", stream=stream.key, entry_id=letter.entry_id, reason=reason)
 
     async def _retried(self, what: str, operation: Callable[[], Awaitable[R]]) -> R:
-        """Try until Redis answers; a cancelled task stops trying."""
+        """Try until Redis answers; a cancelled task stops trying.
+
+        Raises:
+            SettingsError: Redis refuses the password.
+        """
         async for attempt in stamina.retry_context(
-            on=TRANSIENT, attempts=None, timeout=None, wait_initial=0.05, wait_max=5.0, wait_jitter=0.5
+            on=_is_transient, attempts=None, timeout=None, wait_initial=0.05, wait_max=5.0, wait_jitter=0.5
         ):
             with attempt:
                 try:
-                    result = await operation()
+                    result = await _cancellable(operation())
+                except REFUSED as refused:
+                    raise SettingsError(
+                        f"setting MM_REDIS_URL: Redis refuses to {what}: {refused}; "
+                        "give the URL that has the server's user and password"
+                    ) from refused
                 except TRANSIENT as away:
                     if not self._down:
                         log.warning("redis_away", during=what, error=str(away))
@@ -375,6 +389,25 @@ class Bus:
                 self._down = False
                 return result
         raise AssertionError("a retry loop without an end came to its end")
+
+
+def _is_transient(error: Exception) -> bool:
+    return isinstance(error, TRANSIENT) and not isinstance(error, REFUSED)
+
+
+async def _cancellable(operation: Awaitable[R]) -> R:
+    """The result of an operation, unless the task was cancelled during it.
+
+    The client looks at its socket under `asyncio.timeout(0)`, which turns a cancellation that arrives
+    at that moment into its own time-out (CPython's `Timeout.__aexit__` cannot tell the two apart): the
+    task would go on as if nothing had been asked of it.
+    """
+    task = asyncio.current_task()
+    asked_before = task.cancelling() if task else 0
+    result = await operation
+    if task and task.cancelling() > asked_before:
+        raise asyncio.CancelledError
+    return result
 
 
 def _trim(stream: Stream[Message]) -> dict[str, Any]:

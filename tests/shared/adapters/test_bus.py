@@ -1,0 +1,310 @@
+"""The bus over a real Redis: at least once, in order, nothing lost when it or a reader dies."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from shared.adapters import bus as bus_module
+from shared.adapters.bus import MAX_DELIVERIES, Batch, Bus
+from shared.errors import SettingsError
+from shared.messages.codec import decode_trajectory, encode, encode_trajectory
+from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, TrajectoryFinished, now
+from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES, heartbeat_key
+from shared.runtime.redis_server import RedisServer, free_port
+from tests.shared.messages.trajectories import random_trajectory, same
+
+PATIENCE_SECONDS = 30.0
+
+
+@pytest_asyncio.fixture
+async def redis(redis_server: RedisServer, bus: Bus) -> AsyncIterator[Redis]:
+    """A plain client beside the bus, to look and to do harm."""
+    async with Redis.from_url(redis_server.url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_module, "BLOCK_MS", 20)
+
+
+def consumer(bus: Bus, name: str = "one", reclaim_after_ms: int = 60_000):  # type: ignore[no-untyped-def]
+    return bus.consume(TRAJECTORIES, TRAINER_GROUP, name, reclaim_after_ms=reclaim_after_ms)
+
+
+async def send(bus: Bus, *seeds: int) -> None:
+    for seed in seeds:
+        await bus.append(TRAJECTORIES, *encode_trajectory(random_trajectory(seed)))
+
+
+async def read(
+    batches: AsyncIterator[Batch[TrajectoryFinished]], count: int
+) -> list[Batch[TrajectoryFinished]]:
+    """Batches until they hold so many entries."""
+    found: Batches = []
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while sum(len(batch.entries) for batch in found) < count:
+            found.append(await anext(batches))
+    return found
+
+
+def seeds_of(batches: Batches) -> list[int]:
+    return [entry.message.seed for batch in batches for entry in batch.entries]
+
+
+async def test_what_is_appended_is_delivered_in_order_with_its_arrays(bus: Bus) -> None:
+    await send(bus, 1, 2)
+    length = await bus.append_all(
+        TRAJECTORIES, [encode_trajectory(random_trajectory(seed)) for seed in (3, 4, 5)]
+    )
+    assert length == 5
+    batches = await read(consumer(bus), 5)
+    assert seeds_of(batches) == [1, 2, 3, 4, 5]
+    for entry in batches[0].entries:
+        decoded = decode_trajectory(entry.message, entry.arrays)
+        assert same(decoded, random_trajectory(entry.message.seed))
+
+
+async def test_an_acknowledged_entry_leaves_the_stream_and_another_does_not(bus: Bus) -> None:
+    await send(bus, 1, 2)
+    batches = consumer(bus)
+    (batch,) = await read(batches, 2)
+    assert await bus.length(TRAJECTORIES) == 2
+    await batch.ack()
+    await batch.ack()  # again does no harm
+    assert await bus.length(TRAJECTORIES) == 0
+    assert seeds_of([await anext(batches)]) == []
+
+
+async def test_a_consumer_that_died_gets_its_own_entries_first(bus: Bus) -> None:
+    await send(bus, *range(40))
+    assert seeds_of(await read(consumer(bus), 32)) == list(range(32))
+    again = consumer(bus)
+    batches = await read(again, 40)
+    assert seeds_of(batches) == list(range(40))
+    for batch in batches:
+        await batch.ack()
+    assert await bus.length(TRAJECTORIES) == 0
+
+
+async def test_what_another_consumer_left_is_taken_over(bus: Bus) -> None:
+    await send(bus, 1, 2, 3)
+    await read(consumer(bus, "died"), 3)
+    (batch,) = [b for b in await read(consumer(bus, "heir", reclaim_after_ms=0), 3) if b.entries]
+    assert seeds_of([batch]) == [1, 2, 3]
+    await batch.ack()
+    assert await bus.length(TRAJECTORIES) == 0
+
+
+async def test_what_is_delivered_again_and_again_is_poison(bus: Bus) -> None:
+    await send(bus, 1)
+    for delivery in range(MAX_DELIVERIES):
+        assert seeds_of(await read(consumer(bus, f"died-{delivery}", 0), 1)) == [1]
+    last = consumer(bus, "careful", 0)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await bus.length(TRAJECTORIES):
+            assert seeds_of([await anext(last)]) == []
+    (letter,) = await bus.recent(DEAD, count=10)
+    assert letter.message.reason == f"delivered more than {MAX_DELIVERIES} times and never acknowledged"
+
+
+async def test_entries_that_cannot_be_read_are_dead_letters_and_the_good_ones_go_on(
+    bus: Bus, redis: Redis
+) -> None:
+    await send(bus, 1)
+    unknown = {**encode(*encode_trajectory(random_trajectory(7))), "version": b"99"}
+    poison: list[dict[str, bytes]] = [{"garbage": b"\xff\x00"}, unknown, {"type": b"TrajectoryFinished"}]
+    for fields in poison:
+        await redis.xadd(TRAJECTORIES.key, fields)  # type: ignore[arg-type]
+    await send(bus, 2)
+    batches = await read(consumer(bus), 2)
+    assert seeds_of(batches) == [1, 2]
+    for batch in batches:
+        await batch.ack()
+    assert await bus.length(TRAJECTORIES) == 0
+    letters = [entry.message for entry in await bus.recent(DEAD, count=10)]
+    assert len(letters) == 3
+    assert "schema version '99', known is 1" in letters[1].reason
+    assert letters[2].excerpt == "garbage=\ufffd\x00"
+
+
+async def test_a_reader_can_put_an_entry_with_the_dead_letters(bus: Bus) -> None:
+    await send(bus, 1, 2)
+    (batch,) = await read(consumer(bus), 2)
+    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "of another data set")
+    assert await bus.length(TRAJECTORIES) == 1
+    (letter,) = await bus.recent(DEAD, count=10)
+    assert letter.message.reason == "of another data set"
+    assert letter.message.entry_id == batch.entries[0].entry_id
+
+
+async def test_a_lost_group_is_made_again_and_nothing_sent_meanwhile_is_missed(
+    bus: Bus, redis: Redis
+) -> None:
+    await send(bus, 1)
+    batches = consumer(bus)
+    (batch,) = await read(batches, 1)
+    await batch.ack()
+    await redis.xgroup_destroy(TRAJECTORIES.key, TRAINER_GROUP)
+    await send(bus, 2)
+    assert seeds_of(await read(batches, 1)) == [2]
+    await redis.flushall()
+    await send(bus, 3)
+    assert seeds_of(await read(batches, 1)) == [3]
+
+
+async def test_cancelled_reads_leave_nothing_behind(bus: Bus) -> None:
+    """A read given up when an entry arrives: the entry may be pending, and is found at the next start."""
+    for seed in range(20):
+        reading = asyncio.create_task(_acknowledged(bus))
+        await asyncio.sleep(0.002 * (seed % 5))
+        await send(bus, seed)
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reading
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        async for batch in consumer(bus):
+            await batch.ack()
+            if not await bus.length(TRAJECTORIES):
+                break
+
+
+async def _acknowledged(bus: Bus) -> None:
+    async for batch in consumer(bus):
+        await batch.ack()
+
+
+async def test_an_announcement_is_in_the_stream_and_under_its_name(bus: Bus) -> None:
+    assert await bus.newest(CHECKPOINTS) is None
+    for version in range(3):
+        message = CheckpointPublished(version=version, episode=0, update=0, weights_sha256="0" * 64)
+        await bus.announce(CHECKPOINTS, message)
+    newest = await bus.newest(CHECKPOINTS)
+    assert newest is not None
+    assert newest.version == 2
+    assert [entry.message.version for entry in await bus.recent(CHECKPOINTS, count=2)] == [2, 1]
+    older = await bus.recent(CHECKPOINTS, count=1)
+    earlier = await bus.recent(CHECKPOINTS, count=9, before=older[0].entry_id)
+    assert [entry.message.version for entry in earlier] == [1, 0]
+
+
+async def test_a_follower_sees_every_message_after_its_place(bus: Bus, redis: Redis) -> None:
+    assert await bus.last_id(ALERTS) == "0-0"
+    await bus.append(ALERTS, AlertRaised(source="test", name="before"))
+    after = await bus.last_id(ALERTS)
+    await bus.append(ALERTS, AlertRaised(source="test", name="first"))
+    await redis.xadd(ALERTS.key, {"type": b"nonsense"})
+    await bus.append(ALERTS, AlertRaised(source="test", name="second"))
+    messages = bus.follow(ALERTS, after)
+    assert [entry.message.name for entry in await anext(messages)] == ["first", "second"]
+    assert await anext(messages) == []
+    assert "type is 'nonsense'" in (await bus.recent(DEAD, count=1))[0].message.reason
+
+
+async def test_a_bounded_stream_is_trimmed_and_the_trajectories_never_are(bus: Bus, redis: Redis) -> None:
+    assert TRAJECTORIES.max_length is None
+    for _ in range(ALERTS.max_length // 100 if ALERTS.max_length else 0):
+        async with redis.pipeline(transaction=False) as pipe:
+            for _ in range(200):
+                pipe.xadd(ALERTS.key, {"type": b"x"})
+            await pipe.execute()
+    await bus.append(ALERTS, AlertRaised(source="test", name="last"))
+    assert ALERTS.max_length is not None
+    assert await bus.length(ALERTS) < 1.1 * ALERTS.max_length
+
+
+async def test_heartbeats_live_a_while_and_go_with_the_service(bus: Bus, redis: Redis) -> None:
+    beats = [
+        Heartbeat(
+            service="selfplay", instance=name, state="running", pid=1, started_at=now(), detail={"version": 3}
+        )
+        for name in ("b", "a")
+    ]
+    for beat in beats:
+        await bus.beat(beat)
+    assert await bus.heartbeats() == beats[::-1]
+    assert 0 < await redis.pttl(heartbeat_key("selfplay", "a")) <= 15_000
+    await bus.still("selfplay", "a")
+    assert await bus.heartbeats() == beats[:1]
+
+
+async def test_a_restart_of_redis_mid_stream_loses_nothing(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    producer, reader = Bus(server.url), Bus(server.url)
+    received: list[int] = []
+
+    async def consume_all() -> None:
+        async for batch in consumer(reader):
+            received.extend(entry.message.seed for entry in batch.entries)
+            await batch.ack()
+            if len(set(received)) == 30:
+                return
+
+    async def produce() -> None:
+        for seed in range(30):
+            await send(producer, seed)
+
+    consuming, producing = asyncio.create_task(consume_all()), asyncio.create_task(produce())
+    try:
+        for _ in range(2):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                before = len(received)
+                while len(received) < min(before + 3, 30):  # noqa: ASYNC110  either task may be the one to wait for
+                    await asyncio.sleep(0.001)
+            await asyncio.to_thread(server.stop, kill=True)
+            await asyncio.to_thread(server.start)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.gather(consuming, producing)
+        assert set(received) == set(range(30))  # at least once; ids are counted by the journal
+        assert not producer.degraded
+    finally:
+        consuming.cancel()
+        producing.cancel()
+        await asyncio.gather(consuming, producing, return_exceptions=True)
+        await producer.close()
+        await reader.close()
+        server.stop()
+
+
+async def test_while_redis_is_away_the_bus_is_degraded_and_waits(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    bus = Bus(server.url)
+    await bus.ping()
+    server.stop()
+    waiting = asyncio.create_task(bus.append(ALERTS, AlertRaised(source="test", name="late")))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not bus.degraded:  # noqa: ASYNC110  a state, not an event
+            await asyncio.sleep(0.01)
+    with pytest.raises((ConnectionError, OSError)):
+        await asyncio.wait_for(_ping(bus), PATIENCE_SECONDS)
+    assert not waiting.done()
+    server.start()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await waiting
+    assert not bus.degraded
+    assert [entry.message.name for entry in await bus.recent(ALERTS, count=5)] == ["late"]
+    await bus.close()
+    server.stop()
+
+
+async def _ping(bus: Bus) -> None:
+    from redis.exceptions import RedisError
+
+    try:
+        await bus.ping()
+    except RedisError as away:
+        raise ConnectionError(str(away)) from away
+
+
+async def test_a_wrong_password_is_an_error_and_not_a_wait(redis_server: RedisServer) -> None:
+    bus = Bus(redis_server.url.replace(redis_server.password, "wrong"))
+    with pytest.raises(SettingsError, match="MM_REDIS_URL: Redis refuses to tell the length of"):
+        await asyncio.wait_for(bus.length(TRAJECTORIES), PATIENCE_SECONDS)
+    await bus.close()
