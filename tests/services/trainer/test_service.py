@@ -181,7 +181,8 @@ async def test_a_full_disk_delays_and_loses_nothing(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.01)
-    written, refused = journal_module._append_synced, []
+    written = journal_module._append_synced
+    refused: list[Path] = []
 
     def full_at_first(path: Path, data: bytes) -> None:
         if len(refused) < 3:
