@@ -292,11 +292,14 @@ def _versions(checkpoints: tuple[CheckpointSummary, ...]) -> RenderableType:
 
 
 def _position(status: Status) -> str:
-    decision = status.trader.last_decision
-    if decision is None:
-        return "no decision yet"
-    held = _SIDE[decision.side]
-    return held if decision.side == 0 else f"{held} {_pips(decision.pnl_pips)} pips"
+    """By the trader's own word, else by its last decision."""
+    detail, decision = status.trader.detail, status.trader.last_decision
+    side = detail.get("side", decision.side if decision else None)
+    pnl = detail.get("pnl_pips", decision.pnl_pips if decision else None)
+    if side not in _SIDE:
+        return "not known yet"
+    held = _SIDE[int(side)]
+    return f"{held} {_pips(float(pnl))} pips" if side and isinstance(pnl, int | float) else held
 
 
 def _bars(shares: tuple[float, ...], names: tuple[str, ...]) -> str:
@@ -333,7 +336,7 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def _pips(value: float | None) -> str:
-    return "–" if value is None else f"{value:+,.1f}"
+    return "–" if value is None else f"{round(value, 1) + 0.0:+,.1f}"  # no minus zero
 
 
 def _share(value: float | None) -> str:

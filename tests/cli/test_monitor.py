@@ -273,3 +273,9 @@ def test_without_a_terminal_nothing_is_drawn(capsys: pytest.CaptureFixture[str])
     with live_display(interactive=False) as show:
         show(build_view(BUSY))
     assert capsys.readouterr().out == ""
+
+
+def test_the_traders_own_word_of_its_position_is_newer_than_its_last_decision() -> None:
+    trader = BUSY.status.trader.model_copy(update={"detail": {"side": 1, "pnl_pips": 2.04}})
+    status = BUSY.status.model_copy(update={"trader": trader})
+    assert "long +2.0 pips" in drawn(Snapshot(status, ()))

@@ -10,7 +10,7 @@ const OUTCOMES = ['UP', 'NEUTRAL', 'DOWN'];
 const SIDES = { '-1': 'short', 0: 'flat', 1: 'long' };
 
 const $ = (id) => document.getElementById(id);
-const state = { status: null, versions: new Map(), decisions: [], trades: [], alerts: [], shown: null, picked: false, rows: ROWS };
+const state = { status: null, versions: new Map(), live: [], decisions: [], trades: [], alerts: [], shown: null, picked: false, rows: ROWS };
 
 // Every text from the system goes in as text, never as markup.
 function el(tag, properties = {}, ...children) {
@@ -18,7 +18,7 @@ function el(tag, properties = {}, ...children) {
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }
-const signed = (value, digits = 1) => (value === null || value === undefined ? '–' : `${value > 0 ? '+' : ''}${number(value, digits)}`);
+const signed = (value, digits = 1) => (value === null || value === undefined ? '–' : `${value > 0 ? '+' : ''}${number(value, digits)}`.replace(/^[+-](0\.?0*)$/, '$1'));
 const share = (value) => (value === null || value === undefined ? '–' : `${number(value * 100, 0)} %`);
 const whole = (value) => number(value, 0);
 const tone = (value) => (value > 0 ? 'good' : value < 0 ? 'bad' : '');
@@ -39,7 +39,7 @@ const LOSSES = [['loss', 'total', 'c1'], ['policy_loss', 'policy', 'c2'], ['valu
 const onePlace = (value) => (value === null ? '–' : number(value, 1));
 const percent = (value) => (value === null ? '–' : `${number(value * 100, 0)} %`);
 const episodeTitle = (x) => `episode ${whole(x)}`;
-const waiting = 'drawn when the trainer has published a second version';
+const waiting = 'drawn as soon as the trainer has learned from its first episodes';
 const curves = {
   losses: new Chart('chart-losses', LOSSES.map(([, label, c]) => ({ label, colour: c })), { format: (v) => (v === null ? '–' : number(v, 2)), title: episodeTitle, empty: waiting }),
   expectancy: new Chart('chart-expectancy', [{ label: 'self-play', colour: 'c1' }, { label: 'validation', colour: 'c2' }], { format: onePlace, title: episodeTitle, zero: true, empty: waiting }),
@@ -129,7 +129,7 @@ const EXPLAINED = {
 function drawDecision(s) {
   const d = s.trader.last_decision;
   if (!d) { $('decision').replaceChildren(el('div', { className: 'empty', textContent: 'the trader has not decided yet' })); return; }
-  const facts = [['bar', `${marketTime(d.bar_time)} UTC`], ['order', d.executed ? 'filled' : d.reason || (d.action === 'HOLD' ? 'none' : 'not sent')], ['value', `${signed(d.value)} pips`],
+  const facts = [['bar', `${marketTime(d.bar_time)} UTC`], ['order', d.action === 'HOLD' ? d.reason || 'none' : d.executed ? 'filled' : d.reason || 'not sent'], ['value', `${signed(d.value)} pips`],
     ['version', d.version ?? '–'], ['position after', `${SIDES[d.side]}${d.side ? ` ${signed(d.pnl_pips)}` : ''}`], ['latency', d.latency_ms === null ? '–' : `${number(d.latency_ms, 1)} ms`]];
   $('decision').replaceChildren(
     el('div', { className: `action ${{ BUY: 'good', SELL: 'bad', CLOSE: 'warn' }[d.action] ?? ''}`, textContent: d.action }),
@@ -147,7 +147,7 @@ function drawVersions() {
   const all = [...state.versions.values()].sort((a, b) => b.version - a.version);
   $('versions-table').tBodies[0].replaceChildren(...(all.length ? all.slice(0, state.rows).map(versionRow) : [emptyRow(11, 'the trainer publishes version 0 when it starts')]));
   $('more-versions').hidden = all.length <= state.rows;
-  drawCurves(all.reverse());
+  drawCurves();
   const judged = [...state.versions.values()].filter((v) => v.validation).map((v) => v.version).sort((a, b) => b - a);
   const select = $('validated');
   if (select.options.length !== judged.length || Number(select.options[0]?.value) !== judged[0]) {
@@ -178,8 +178,12 @@ function versionRow(v) {
 }
 const emptyRow = (columns, text) => el('tr', {}, el('td', { colSpan: columns, className: 'muted left', textContent: text }));
 
-function drawCurves(ascending) {
-  const made = ascending.filter((v) => v.episode !== null);
+// Published versions, then what the trainer said since the newest of them while this page was open.
+function drawCurves() {
+  const published = [...state.versions.values()].filter((v) => v.episode !== null).sort((a, b) => a.version - b.version);
+  const newest = published.at(-1)?.episode ?? -1;
+  state.live = state.live.filter((point) => point.episode > newest);
+  const made = [...published, ...state.live];
   if (made.length < 2) { Object.values(curves).forEach((c) => c.feed(null)); return; }
   const x = made.map((v) => v.episode);
   const column = (name) => made.map((v) => v.metrics[name] ?? null);
@@ -187,6 +191,12 @@ function drawCurves(ascending) {
   curves.expectancy.feed([x, column('expectancy_pips'), made.map((v) => v.validation?.expectancy_pips ?? null)]);
   curves.wins.feed([x, column('win_rate')]);
   curves.ratio.feed([x, column('trade_ratio')]);
+}
+
+function noteLive(live) {
+  if (typeof live.episode !== 'number' || live.episode <= (state.live.at(-1)?.episode ?? -1)) return;
+  state.live.push({ episode: live.episode, metrics: live });
+  drawCurves();
 }
 
 async function showValidation(version) {
@@ -247,6 +257,7 @@ async function readStatus() {
     const before = state.status?.pointers.promoted?.version;
     state.status = await get('/status');
     drawStatus();
+    noteLive(state.status.training.live);
     if (before !== state.status.pointers.promoted?.version) drawVersions();
   } catch (failure) {
     $('state').textContent = 'no answer from the gateway';

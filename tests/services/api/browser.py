@@ -77,10 +77,11 @@ class Page:
         return answer["result"].get("value")
 
     async def until(self, expression: str) -> None:
-        """Wait until an expression is true."""
+        """Wait until an expression is true; one that fails is not true yet, as while a page loads."""
+        tried = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
         try:
             async with asyncio.timeout(30):
-                while not await self.evaluate(f"Boolean({expression})"):  # noqa: ASYNC110  a page
+                while not await self.evaluate(tried):  # noqa: ASYNC110  a page
                     await asyncio.sleep(0.05)
         except TimeoutError:
             shown = await self.evaluate("document.body.innerText")
