@@ -37,13 +37,27 @@ class Decision:
 class InferenceClient:
     """Asynchronous client; `async with` opens and closes its connection."""
 
-    def __init__(self, url: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            url: scheme, host and port of the service.
+            deadline_seconds: limit of one whole call.
+            transport: httpx's seam; None goes over the network.
+        """
         self._deadline_seconds = deadline_seconds
         self._http = httpx.AsyncClient(
             base_url=url,
             headers={"Content-Type": "application/json"},
             timeout=None,  # noqa: S113  the deadline bounds the call
             trust_env=False,  # a service of this system, never behind a proxy
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:

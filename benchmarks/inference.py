@@ -1,0 +1,165 @@
+"""One decision over HTTP, against the same decision in the process that asks.
+
+The service runs as a process of its own, as in production; the yardstick is the decision function on the
+same observations with the same weights, measured in turns with the requests.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+import httpx
+import numpy as np
+import torch
+
+from shared.adapters.checkpoints import CheckpointStore, Manifest, Pointer
+from shared.adapters.inference import InferenceClient
+from shared.agent.agent import Agent
+from shared.agent.decide import decide
+from shared.environment.position import NUM_STATIC
+from shared.errors import ServiceError
+from shared.features.window import FIRST_WINDOW_BAR, temporal_features, window
+from shared.market.synthetic import Market, synthesize
+from shared.model.config import ModelConfig
+from shared.model.network import initial_network
+from shared.numeric import Float32, Float64
+from shared.runtime.redis_server import RedisServer, free_port
+from shared.search.config import SearchConfig
+
+INSTRUMENT = "GBP_JPY"
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class InferenceSpeed:
+    """Latencies of one decision, in milliseconds."""
+
+    decisions: int
+    http_p50_ms: float
+    http_p99_ms: float
+    process_p50_ms: float
+    process_p99_ms: float
+    same_actions: float  # share of the decisions that were the same both ways
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long a decision takes over HTTP, at the median."""
+        return self.http_p50_ms / self.process_p50_ms
+
+
+def bench_inference(*, decisions: int = 500, model: ModelConfig | None = None) -> InferenceSpeed:
+    """Measure single decisions, one after the other.
+
+    Args:
+        decisions: how many are measured each way.
+        model: sizes of the networks; None takes the reference's.
+    Raises:
+        ServiceError: the service did not come up.
+    """
+    return asyncio.run(_bench(decisions, model or ModelConfig()))
+
+
+async def _bench(decisions: int, model: ModelConfig) -> InferenceSpeed:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        agent = _promoted_agent(CheckpointStore(folder / "checkpoints"), model)
+        async with _running_service(folder) as url, InferenceClient(url, deadline_seconds=5.0) as client:
+            return await _measure(agent, client, _windows(decisions))
+
+
+async def _measure(agent: Agent, client: InferenceClient, windows: Float32) -> InferenceSpeed:
+    static = np.zeros(NUM_STATIC, np.float32)
+    for _ in range(10):
+        await client.decide(INSTRUMENT, 0, windows[0], static)
+        _decide(agent, windows[0], static)
+    over_http, in_process = np.empty(len(windows)), np.empty(len(windows))
+    same = 0
+    for index, observed in enumerate(windows):
+        started = perf_counter()
+        answered = await client.decide(INSTRUMENT, index, observed, static)
+        between = perf_counter()
+        decided = _decide(agent, observed, static)
+        over_http[index], in_process[index] = between - started, perf_counter() - between
+        same += answered.action == decided
+    return InferenceSpeed(
+        len(windows), *_milliseconds(over_http), *_milliseconds(in_process), same / len(windows)
+    )
+
+
+def _decide(agent: Agent, observed: Float32, static: Float32) -> int:
+    decisions = decide(agent, agent.embed_windows(observed[None]), static[None], SearchConfig())
+    return int(decisions.actions[0])
+
+
+def _milliseconds(seconds: Float64) -> tuple[float, float]:
+    p50, p99 = np.percentile(seconds * 1e3, (50, 99)).tolist()
+    return p50, p99
+
+
+def _windows(count: int) -> Float32:
+    features = temporal_features(synthesize(Market.GBM, FIRST_WINDOW_BAR + count, seed=0))
+    return np.stack([window(features, FIRST_WINDOW_BAR + index) for index in range(count)])
+
+
+def _promoted_agent(store: CheckpointStore, model: ModelConfig) -> Agent:
+    network = initial_network(model, seed=0)
+    manifest = Manifest(
+        version=1,
+        episode=0,
+        update=0,
+        journal_position=0,
+        dataset="0" * 64,
+        model=asdict(model),
+        settings={},
+        metrics={},
+        state={},
+    )
+    store.save(manifest, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, {})
+    store.point(Pointer.PROMOTED, 1, stage="paper")
+    return Agent(network, 1)
+
+
+@asynccontextmanager
+async def _running_service(folder: Path) -> AsyncIterator[str]:
+    """The inference service as a process, with a Redis of its own; its URL."""
+    redis = RedisServer(folder / "redis", free_port())
+    await asyncio.to_thread(redis.start)
+    port = free_port()
+    environment = {
+        **os.environ,
+        "MM_HOME": str(folder),
+        "MM_REDIS_URL": redis.url,
+        "MM_INFERENCE__PORT": str(port),
+        "MM_LOG_LEVEL": "ERROR",
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen([sys.executable, "-m", "services.inference"], env=environment)  # noqa: ASYNC220
+    url = f"http://127.0.0.1:{port}"
+    try:
+        await _ready(url, process)
+        yield url
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait, 20)
+        await asyncio.to_thread(redis.stop)
+
+
+async def _ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=5.0) as client:
+        deadline = perf_counter() + START_SECONDS
+        while perf_counter() < deadline and process.poll() is None:
+            try:
+                if (await client.get("/readyz")).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.1)
+    raise ServiceError(f"the inference service did not come up within {START_SECONDS:.0f} s")

@@ -1,0 +1,100 @@
+"""Equity and limits: by hand, and never forgetting a broken limit before its time."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.trader.config import GuardConfig
+from services.trader.ledger import Ledger, Memory
+from services.trader.orders import Holding
+from services.trader.risk import RiskBook
+
+LIMITS = GuardConfig(daily_loss_pips=100.0, weekly_loss_pips=150.0, max_drawdown_pips=300.0)
+
+#: Monday 2024-03-04 12:00 UTC; the trading day ends at 17:00 New York, 22:00 UTC.
+NOON = 1_709_553_600
+DAY = 86_400
+
+
+def test_a_day_s_loss_counts_open_and_closed_trades_and_is_forgotten_with_the_day() -> None:
+    book = RiskBook().marked(NOON, 0.0, LIMITS)
+    book = book.closed(-60.0).marked(NOON + 60, -39.0, LIMITS)
+    assert book.daily_loss == 99.0
+    assert not book.daily_broken
+    book = book.marked(NOON + 120, -40.0, LIMITS)
+    assert book.daily_broken
+    book = book.marked(NOON + 180, 500.0, LIMITS)
+    assert book.daily_broken, "a recovery does not lift it"
+    before_cut, after_cut = NOON + 10 * 3_600 - 60, NOON + 10 * 3_600
+    book = book.marked(before_cut, -40.0, LIMITS)
+    assert book.daily_broken
+    book = book.closed(-40.0).marked(after_cut, 0.0, LIMITS)
+    assert not book.daily_broken, "17:00 New York"
+
+
+def test_a_week_s_loss_is_kept_from_day_to_day_until_the_next_week() -> None:
+    book = RiskBook().marked(NOON, 0.0, LIMITS)
+    for day in range(1, 3):
+        book = book.closed(-80.0).marked(NOON + day * DAY, 0.0, LIMITS)
+        assert not book.daily_broken
+    assert book.weekly_broken
+    assert book.marked(NOON + 4 * DAY, 0.0, LIMITS).weekly_broken
+    assert not book.marked(NOON + 7 * DAY, 0.0, LIMITS).weekly_broken
+
+
+def test_a_gap_over_the_weekend_is_a_loss_of_the_new_week() -> None:
+    friday, monday = NOON + 4 * DAY, NOON + 7 * DAY
+    book = RiskBook().marked(NOON, 0.0, LIMITS).marked(friday, 10.0, LIMITS).marked(monday, -299.0, LIMITS)
+    assert book.daily_loss == 309.0
+    assert book.daily_broken
+    assert book.weekly_broken
+    assert book.drawdown == 309.0
+    assert book.drawdown_broken
+
+
+def test_a_drawdown_lasts_until_an_operator_resumes() -> None:
+    book = RiskBook().marked(NOON, 0.0, LIMITS).closed(-300.0).marked(NOON + 60, 0.0, LIMITS)
+    assert book.drawdown_broken
+    book = book.marked(NOON + 30 * DAY, 0.0, LIMITS)
+    assert book.drawdown_broken
+    book = book.resumed().marked(NOON + 30 * DAY + 60, 0.0, LIMITS)
+    assert not book.drawdown_broken
+    assert book.drawdown == 0.0
+
+
+def test_a_fill_ends_a_row_of_refusals() -> None:
+    book = RiskBook().ordered(filled=False).ordered(filled=False)
+    assert book.rejects == 2
+    assert book.ordered(filled=True).rejects == 0
+    assert book.resumed().rejects == 0
+
+
+@given(moves=st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=1, max_size=60))
+def test_limits_hold_whatever_happens_within_one_day(moves: list[tuple[float, float]]) -> None:
+    """Against a slow account: equity, peak and the worst of the day written down step by step."""
+    book, realised, equities = RiskBook().marked(NOON, 0.0, LIMITS), 0.0, [0.0]
+    for step, (closed, open_pips) in enumerate(moves):
+        realised += closed
+        book = book.closed(closed).marked(NOON + 60 * step, open_pips, LIMITS)
+        equities.append(realised + open_pips)
+        assert book.equity == pytest.approx(equities[-1])
+        assert book.peak == pytest.approx(max(equities))
+        assert book.drawdown >= 0.0
+        worst = min(equities)
+        if abs(worst + 100.0) > 1e-6:
+            assert book.daily_broken == (worst < -100.0)
+
+
+def test_a_broken_limit_survives_the_ledger(tmp_path: Path) -> None:
+    book = RiskBook().marked(NOON, 0.0, LIMITS).closed(-400.0).marked(NOON + 60, 0.0, LIMITS)
+    ledger = Ledger(tmp_path)
+    ledger.keep(Memory("101", Holding("GBP_JPY", 7), risk=book))
+    ledger.close()
+    again = Ledger(tmp_path)
+    memory = again.memory()
+    assert memory is not None
+    assert asdict(memory.risk) == asdict(book)
+    again.close()

@@ -1,0 +1,81 @@
+"""Which broker a mode trades at: real money asks for three things, and paper never reaches OANDA."""
+
+import pytest
+
+from services.trader.config import GuardConfig, Mode, TraderConfig
+from services.trader.venue import choose_venue
+from shared.adapters.checkpoints import Pointed
+from shared.errors import SettingsError
+
+ACCOUNT = "001-001-1234567-001"
+LIVE = Pointed(9, "live", ())
+
+
+def test_paper_needs_nothing_and_goes_to_the_paper_broker() -> None:
+    venue = choose_venue(Mode.PAPER, TraderConfig(), token="", account="", promoted=None)
+    assert venue.api_url == venue.stream_url == "http://127.0.0.1:8002"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api-fxtrade.oanda.com", "https://stream-fxpractice.OANDA.com", "http://oanda.com"]
+)
+def test_paper_never_reaches_oanda(url: str) -> None:
+    with pytest.raises(SettingsError, match="TRADER_MODE"):
+        choose_venue(Mode.PAPER, TraderConfig(broker_url=url), token="t", account=ACCOUNT, promoted=LIVE)
+
+
+@pytest.mark.parametrize("mode", [Mode.PRACTICE, Mode.LIVE])
+@pytest.mark.parametrize(
+    ("token", "account", "missing"), [("", ACCOUNT, "OANDA_TOKEN"), ("t", "", "OANDA_ACCOUNT")]
+)
+def test_oanda_needs_a_token_and_an_account(mode: Mode, token: str, account: str, missing: str) -> None:
+    with pytest.raises(SettingsError, match=missing):
+        choose_venue(mode, TraderConfig(), token=token, account=account, promoted=LIVE)
+
+
+def test_practice_never_goes_to_the_live_host() -> None:
+    venue = choose_venue(Mode.PRACTICE, TraderConfig(), token="t", account=ACCOUNT, promoted=None)
+    assert "fxpractice" in venue.api_url
+    assert "fxpractice" in venue.stream_url
+
+
+@pytest.mark.parametrize(
+    ("confirmation", "promoted", "missing"),
+    [
+        ("", LIVE, "LIVE_CONFIRMATION"),
+        ("yes", LIVE, "LIVE_CONFIRMATION"),
+        (ACCOUNT, None, "none is promoted"),
+        (ACCOUNT, Pointed(9, "paper", ()), "version 9 is promoted to paper"),
+    ],
+)
+def test_live_needs_a_confirmation_and_a_live_version(
+    confirmation: str, promoted: Pointed | None, missing: str
+) -> None:
+    config = TraderConfig(live_confirmation=confirmation)
+    with pytest.raises(SettingsError, match=missing):
+        choose_venue(Mode.LIVE, config, token="t", account=ACCOUNT, promoted=promoted)
+
+
+def test_live_trades_at_oanda_when_all_is_there() -> None:
+    config = TraderConfig(live_confirmation=ACCOUNT)
+    venue = choose_venue(Mode.LIVE, config, token="t", account=ACCOUNT, promoted=LIVE)
+    assert venue.api_url == "https://api-fxtrade.oanda.com"
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        (TraderConfig, "units", 0),
+        (TraderConfig, "history_bars", 150),
+        (TraderConfig, "broker_url", "localhost"),
+        (TraderConfig, "stop_loss_pips", -1.0),
+        (TraderConfig, "lease_seconds", 0.0),
+        (TraderConfig, "inference_deadline_ms", float("nan")),
+        (GuardConfig, "max_spread_pips", 0.0),
+        (GuardConfig, "daily_loss_pips", float("nan")),
+        (GuardConfig, "max_rejects", 0),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(group: type, name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=name):
+        group(**{name: value})
