@@ -229,7 +229,7 @@ class OandaClient:
             start_s: the first candle is the one that covers this time.
             stop_s: no candle from this time on.
             include_first: False leaves out the candle that covers `start_s`.
-            complete_only: leave out a candle whose end has not passed.
+            complete_only: leave out a candle whose end has not passed; it counts in `count` all the same.
         Raises:
             BrokerError: refused, or unreachable after every attempt.
         """

@@ -1,0 +1,103 @@
+"""The broker as a process of its own: killed, it goes on where it was; asked to stop, it stops."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from shared.adapters.dataset import write_dataset
+from shared.adapters.oanda import MarketOrder, OandaClient
+from shared.errors import BrokerError
+from shared.market.synthetic import Market, synthesize
+from shared.runtime.redis_server import free_port
+from tests.conftest import ROOT
+from tests.services.broker.conftest import ACCOUNT
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "bars.duckdb"
+    write_dataset(path, synthesize(Market.GBM, 600, 1), "synthetic")
+    return path
+
+
+@asynccontextmanager
+async def broker(
+    dataset: Path, home: Path, **settings: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, OandaClient]]:
+    """A broker process that answers; it is killed when the block ends, unless it has ended by itself."""
+    port = free_port()
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MM_", "OANDA_"))
+    }
+    environment |= {
+        "MM_DATASET": str(dataset),
+        "MM_HOME": str(home),
+        "MM_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",  # nobody there: the broker does without
+        "MM_BROKER__PORT": str(port),
+        "MM_BROKER__SPLIT": "all",
+        "MM_BROKER__PACING": "acknowledged",
+        **settings,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.broker", cwd=ROOT, env=environment
+    )
+    url = f"http://127.0.0.1:{port}"
+    client = OandaClient(
+        ACCOUNT, "paper", api_url=url, stream_url=url, read_attempts=60, read_retry_seconds=60
+    )
+    try:
+        async with client:
+            await client.summary()  # repeated until the process serves
+            yield process, client
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+        await process.wait()
+
+
+async def test_a_killed_broker_goes_on_where_it_was(dataset: Path, tmp_path: Path) -> None:
+    async with broker(dataset, tmp_path) as (_, client):
+        candles = await client.candles("GBP_JPY", count=2)  # the second is not complete
+        assert len(candles) == 1
+        await client.acknowledge_bar(candles[0].time_s)
+        details = await client.instrument("GBP_JPY")
+        outcome = await client.market_order(MarketOrder(details, 1, client_id="kept", stop_loss=1))
+        assert outcome.fill is not None
+        before = await client.snapshot(), await client.candles("GBP_JPY", count=5, complete_only=False)
+    async with broker(dataset, tmp_path) as (_, client):
+        assert (
+            await client.snapshot(),
+            await client.candles("GBP_JPY", count=5, complete_only=False),
+        ) == before
+        assert await client.order_by_client_id("kept") is not None
+
+
+async def test_stops_when_asked_although_streams_are_open(dataset: Path, tmp_path: Path) -> None:
+    async with broker(dataset, tmp_path) as (process, client):
+        stream = client.price_stream("GBP_JPY")
+        await anext(stream)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(BrokerError):
+            [item async for item in stream]
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+
+
+async def test_a_data_set_without_the_split_is_the_users_fault(dataset: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "MM_DATASET": str(dataset),
+        "MM_HOME": str(tmp_path),
+        "MM_BROKER__SPLIT": "test",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.broker", cwd=ROOT, env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    _, told = await process.communicate()
+    assert process.returncode == 2
+    assert b"MM_BROKER__SPLIT" in told
