@@ -6,9 +6,10 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+import stamina
 import structlog
 
-_SECRET_NAME = re.compile(r"token|password|secret|api_?key|authorization", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"token|password|secret|api[_-]?key|authorization", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(\w+://[^:/@\s]*:)[^@\s]+@")
 _BEARER = re.compile(r"(Bearer\s+)\S+", re.IGNORECASE)
 _REDACTED = "***"
@@ -44,6 +45,7 @@ def configure_logs(service: str, instance: str, *, level: str = "INFO", form: st
     logging.basicConfig(
         handlers=[handler], level=max(logging.getLevelName(level), logging.WARNING), force=True
     )
+    stamina.instrumentation.set_on_retry_hooks([])  # the bus says once that Redis is away, not at each try
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(service=service, instance=instance)
 
@@ -55,6 +57,8 @@ def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapp
 
 def redact(value: object) -> object:
     """The value without passwords in URLs and bearer tokens; text inside lists and mappings included."""
+    if isinstance(value, BaseException):
+        value = str(value)
     if isinstance(value, str):
         return _BEARER.sub(rf"\1{_REDACTED}", _URL_PASSWORD.sub(rf"\1{_REDACTED}@", value))
     if isinstance(value, Mapping):

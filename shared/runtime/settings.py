@@ -194,9 +194,8 @@ def _suggestion(known: dict[str, frozenset[str]], group: str, field: str) -> str
         return f"there is no group {group!r}, did you mean {close[0]!r}?"
     close = difflib.get_close_matches(field, known[group], n=1)
     if close:
-        return f"did you mean {PREFIX}{(group + DELIMITER if group else '') + close[0]}?".replace(
-            close[0], close[0].upper()
-        )
+        spelled = f"{group}{DELIMITER}{close[0]}" if group else close[0]
+        return f"did you mean {PREFIX}{spelled.upper()}?"
     return f"known here: {', '.join(sorted(known[group]))}"
 
 

@@ -1,0 +1,78 @@
+"""What is logged: one JSON document a line, and never a secret."""
+
+import json
+import logging
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.runtime.logs import configure_logs, redact
+
+
+@pytest.fixture(autouse=True)
+def restored() -> object:
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    logging.basicConfig(force=True)
+
+
+def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_a_line_is_json_with_its_context(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("trainer", "trainer-1")
+    structlog.get_logger().info("checkpoint_published", version=3)
+    structlog.get_logger().debug("not_shown")
+    (line,) = logged(capsys)
+    assert line["event"] == "checkpoint_published"
+    assert (line["service"], line["instance"], line["version"]) == ("trainer", "trainer-1", 3)
+    assert line["level"] == "info"
+
+
+def test_the_standard_library_s_warnings_come_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("api", "api-1")
+    logging.getLogger("redis").warning("gone: redis://:hunter2@host/0")
+    logging.getLogger("redis").info("not shown")
+    (line,) = logged(capsys)
+    assert line["event"] == "gone: redis://:***@host/0"
+    assert line["service"] == "api"
+
+
+def test_secrets_are_hidden_wherever_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("trader", "trader-1")
+    structlog.get_logger().warning(
+        "refused",
+        oanda_token="hunter2",
+        url="redis://:hunter2@127.0.0.1:6379/0",
+        headers={"Authorization": "Bearer hunter2", "X-Api-Key": "hunter2"},
+        tried=["https://user:hunter2@host", ("Bearer hunter2",)],
+    )
+    failure = RuntimeError("redis://:hunter2@host/0 refused")
+    structlog.get_logger().error("crashed", exc_info=failure, error=failure)
+    text = capsys.readouterr().err
+    assert "hunter2" not in text
+    assert text.count("***") >= 7
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
+def test_redaction_keeps_the_shape_of_a_value(value: object) -> None:
+    assert type(redact(value)) is type(value)
+    if isinstance(value, dict | list):
+        hidden = redact(value)
+        assert isinstance(hidden, dict | list)
+        assert len(hidden) == len(value)
+
+
+def test_text_without_secrets_stays_as_it_is() -> None:
+    for text in ("a plain text", "http://host:80/path", "a@b.c", "10:30@noon"):
+        assert redact(text) == text

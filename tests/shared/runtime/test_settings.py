@@ -1,0 +1,122 @@
+"""Sources of settings and their order; names and values that are wrong are told, not guessed."""
+
+from pathlib import Path
+
+import pytest
+
+from services.selfplay.settings import SelfPlaySettings
+from services.trainer.settings import TrainerSettings
+from shared.errors import SettingsError
+from shared.runtime.settings import known_names, load
+from shared.search.config import Selection
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `.env` and no MM_ variable of the machine's."""
+    import os
+
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("MM_")]:
+        monkeypatch.delenv(name)
+
+
+def test_without_any_source_the_numbers_are_the_specification_s() -> None:
+    settings = load(TrainerSettings)
+    assert settings.replay.capacity_steps == 10_000
+    assert settings.learner.learning_rate == 0.002
+    assert settings.search.discount == 0.997
+    assert settings.trainer.publish_every_episodes == 50
+    assert settings.checkpoint_root == Path(".micro-muzero/checkpoints")
+
+
+def test_the_environment_stands_over_dotenv_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("profile.toml").write_text(
+        'log_level = "DEBUG"\n[learner]\nbatch_size = 8\nn_step = 3\nunroll_steps = 2\n'
+    )
+    Path(".env").write_text("MM_LEARNER__N_STEP=4\nMM_LEARNER__UNROLL_STEPS=4\nMM_PROFILE=profile.toml\n")
+    monkeypatch.setenv("MM_LEARNER__UNROLL_STEPS", "5")
+    settings = load(TrainerSettings)
+    assert (settings.learner.batch_size, settings.learner.n_step, settings.learner.unroll_steps) == (8, 4, 5)
+    assert settings.learner.learning_rate == 0.002  # a group that is partly set keeps its other defaults
+    assert settings.log_level == "DEBUG"
+
+
+def test_one_profile_serves_every_service(tmp_path: Path) -> None:
+    profile = tmp_path / "all.toml"
+    profile.write_text('[search]\nselection = "puct"\n[learner]\nbatch_size = 8\n[selfplay]\nlanes = 3\n')
+    assert load(SelfPlaySettings, profile=profile).search.selection is Selection.PUCT
+    assert load(SelfPlaySettings, profile=profile).selfplay.lanes == 3
+    assert load(TrainerSettings, profile=profile).learner.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("MM_LEARNER__BATCHSIZE", "did you mean MM_LEARNER__BATCH_SIZE?"),
+        ("MM_LEARNR__BATCH_SIZE", "there is no group 'learnr', did you mean 'learner'?"),
+        ("MM_REDISURL", "did you mean MM_REDIS_URL?"),
+        ("MM_ZZZ", "known here: "),
+    ],
+)
+def test_an_unknown_variable_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, variable: str, hint: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(SettingsError, match=f"unknown setting {variable}; ") as refused:
+        load(TrainerSettings)
+    assert hint in str(refused.value)
+
+
+def test_an_unknown_name_in_the_profile_or_dotenv_stops_the_start(tmp_path: Path) -> None:
+    profile = tmp_path / "p.toml"
+    profile.write_text("[learner]\nbatch_sice = 8\n")
+    with pytest.raises(SettingsError, match=r"p\.toml: unknown setting \[learner\] batch_sice"):
+        load(TrainerSettings, profile=profile)
+    profile.write_text("colour = 8\n")
+    with pytest.raises(SettingsError, match="unknown setting colour"):
+        load(TrainerSettings, profile=profile)
+    Path(".env").write_text("MM_NO_SUCH=1\n")
+    with pytest.raises(SettingsError, match="unknown setting MM_NO_SUCH"):
+        load(TrainerSettings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("MM_HEARTBEAT_SECONDS", "soon", "MM_HEARTBEAT_SECONDS is 'soon'"),
+        ("MM_HEARTBEAT_SECONDS", "0", "greater than 0"),
+        ("MM_LOG_LEVEL", "LOUD", "MM_LOG_LEVEL is 'LOUD'"),
+        ("MM_LEARNER__BATCH_SIZE", "many", "MM_LEARNER__BATCH_SIZE is 'many'"),
+        ("MM_LEARNER__BATCH_SIZE", "0", "learner.batch_size is 0, expected 1 or more"),
+        ("MM_REPLAY__TRADE_QUOTA", "nan", "replay.trade_quota is nan, expected a finite number"),
+        ("MM_SEARCH__SELECTION", "luck", "MM_SEARCH__SELECTION is 'luck'"),
+    ],
+)
+def test_an_invalid_value_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as refused:
+        load(TrainerSettings)
+    assert reason in str(refused.value)
+
+
+def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"gone\.toml: No such file"):
+        load(TrainerSettings, profile=tmp_path / "gone.toml")
+    (tmp_path / "bad.toml").write_text("= 3")
+    with pytest.raises(SettingsError, match=r"bad\.toml: "):
+        load(TrainerSettings, profile=tmp_path / "bad.toml")
+
+
+def test_a_password_is_not_shown() -> None:
+    settings = load(TrainerSettings, redis_url="redis://:secret@localhost/0")
+    assert "secret" not in repr(settings)
+    assert settings.redis_url.get_secret_value().count("secret") == 1
+
+
+def test_every_group_of_every_service_is_known() -> None:
+    names = known_names()
+    assert {"model", "replay", "learner", "trainer", "search", "selfplay", "environment"} <= names.keys()
+    assert "redis_url" in names[""]
