@@ -38,7 +38,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     NUMBA_CACHE_DIR=/var/lib/micro-muzero/numba \
     OMP_NUM_THREADS=1 \
     MM_HOME=/var/lib/micro-muzero \
-    MM_PROFILE=/etc/micro-muzero/reference.toml \
     MM_DATASET=/var/lib/micro-muzero/data/dataset.duckdb \
     MM_ALIVE_FILE=/tmp/alive
 USER micromuzero

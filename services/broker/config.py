@@ -31,7 +31,7 @@ class BrokerConfig:
     spread_from_data: bool = False  # each bar's own spread where the data set has one
     split: str = "test"  # the bars replayed: a split's, or `all`; those before are history
     pacing: Pacing = Pacing.SPEED
-    speed: float = 60.0
+    speed: float = 300.0
     jump_gap_minutes: int = 30  # longer stretches without bars are jumped over; 0 replays them too
     heartbeat_seconds: float = 5.0  # wall clock, on every stream
 
