@@ -1,0 +1,69 @@
+"""When a worker waits, how it explores, and what it keeps on disk."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.selfplay.config import SelfPlayConfig
+from services.selfplay.exploration import exploration_at
+from services.selfplay.pacing import Backlog
+from services.selfplay.spool import Spool
+from shared.errors import SettingsError
+from tests.shared.messages.trajectories import random_trajectory, same
+
+
+def test_a_worker_waits_from_the_high_water_mark_until_below_half_of_it() -> None:
+    backlog = Backlog(high_water=10)
+    told = []
+    for length in (0, 10, 11, 9, 5, 4, 6, 10, 11, 0):
+        backlog = backlog.seen(length)
+        told.append(backlog.waiting)
+    assert told == [False, False, True, True, True, False, False, False, True, False]
+
+
+@given(lengths=st.lists(st.integers(0, 100)), high_water=st.integers(1, 50))
+def test_no_worker_waits_at_an_empty_stream_or_plays_above_the_mark(
+    lengths: list[int], high_water: int
+) -> None:
+    backlog = Backlog(high_water)
+    for length in lengths:
+        backlog = backlog.seen(length)
+        assert not (length == 0 and backlog.waiting)
+        assert not (length > high_water and not backlog.waiting)
+
+
+@pytest.mark.parametrize(
+    ("episode", "temperature"), [(0, 1.0), (5_000, 0.875), (10_000, 0.75), (20_000, 0.5), (900_000, 0.5)]
+)
+def test_the_temperature_falls_to_a_half_over_20_000_episodes(episode: int, temperature: float) -> None:
+    exploration = exploration_at(episode, SelfPlayConfig())
+    assert exploration.temperature == pytest.approx(temperature)
+    assert exploration.epsilon == 0.2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("lanes", 0), ("high_water", 0), ("epsilon", 1.5), ("temperature_end", float("nan"))]
+)
+def test_numbers_out_of_range_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"selfplay.{field} is {value}"):
+        SelfPlayConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_the_spool_keeps_trajectories_until_they_are_sent(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "unsent")
+    assert spool.files() == []
+    made = {str(t.trajectory_id): t for t in (random_trajectory(1), random_trajectory(2))}
+    spool.write(made.values())
+    files = spool.files()
+    assert sorted(path.stem for path in files) == sorted(made)
+    for path in files:
+        read = spool.read(path)
+        assert read is not None
+        assert same(read, made[path.stem])
+    spool.remove(files[0])
+    assert spool.read(files[0]) is None  # another worker sent it meanwhile
+    files[1].write_bytes(files[1].read_bytes()[:-5])
+    assert spool.read(files[1]) is None
+    assert spool.files() == files[1:]  # it stays, to be looked at

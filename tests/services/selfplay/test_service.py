@@ -1,0 +1,238 @@
+"""The worker in this process over a real Redis: versions, pauses, and nothing finished is lost."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from services.selfplay import service as service_module
+from services.selfplay.config import SelfPlayConfig
+from services.selfplay.service import SelfPlayService
+from services.selfplay.settings import SelfPlaySettings
+from services.selfplay.spool import Spool
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest
+from shared.adapters.dataset import Dataset, write_dataset
+from shared.agent.trajectory import Trajectory
+from shared.environment.environment import EnvironmentConfig
+from shared.market.session import Split
+from shared.market.synthetic import Market, synthesize
+from shared.messages.codec import decode_trajectory
+from shared.messages.schemas import CheckpointPublished
+from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
+from shared.model.config import ModelConfig
+from shared.model.network import initial_network
+from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.redis_server import RedisServer, free_port
+
+MODEL = ModelConfig(temporal_channels=12, static_channels=4, value_bins=31)
+LANES = 3
+STEPS = 20
+PATIENCE_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
+    path = tmp_path_factory.mktemp("bars") / "bars.duckdb"
+    return path, write_dataset(path, synthesize(Market.OU, 3_000, seed=1), "synthetic ou")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, dataset: tuple[Path, Dataset], redis_server: RedisServer) -> SelfPlaySettings:
+    return SelfPlaySettings(
+        home=tmp_path,
+        dataset=dataset[0],
+        instance="worker-1",
+        redis_url=SecretStr(redis_server.url),
+        selfplay=SelfPlayConfig(lanes=LANES, high_water=9),
+        environment=EnvironmentConfig(session_bars=STEPS),
+    )
+
+
+async def publish(bus: Bus, settings: SelfPlaySettings, version: int) -> None:
+    """A version with random weights of its own."""
+    network = initial_network(MODEL, seed=version)
+    manifest = Manifest(
+        version=version,
+        episode=version,
+        update=0,
+        journal_position=version,
+        dataset="5e" * 32,
+        model=asdict(MODEL),
+        settings={},
+        metrics={},
+        state={},
+    )
+    weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    saved = CheckpointStore(settings.checkpoint_root).save(manifest, weights, {})
+    await announce(bus, version, saved.files[WEIGHTS].sha256)
+
+
+async def announce(bus: Bus, version: int, sha256: str = "0" * 64) -> None:
+    message = CheckpointPublished(version=version, episode=version, update=0, weights_sha256=sha256)
+    await bus.announce(CHECKPOINTS, message)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: SelfPlaySettings) -> AsyncIterator[Lifecycle]:
+    lifecycle = Lifecycle("selfplay", settings)
+    task = asyncio.create_task(SelfPlayService(settings, lifecycle).run())
+    try:
+        yield lifecycle
+    finally:
+        lifecycle.stop()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await task
+        await lifecycle.bus.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not holds():  # noqa: ASYNC110  heartbeats are looked at, not waited for
+            await asyncio.sleep(0.01)
+
+
+async def sent(bus: Bus, *, count: int = 1) -> list[Trajectory]:
+    """What lies in the stream, oldest first, once it is at least so many."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await bus.length(TRAJECTORIES) < count:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.01)
+    entries = await bus.recent(TRAJECTORIES, count=1_000)
+    return [decode_trajectory(entry.message, entry.arrays) for entry in entries[::-1]]
+
+
+async def test_sessions_of_the_train_split_are_played_to_their_end_and_sent(
+    settings: SelfPlaySettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    await publish(bus, settings, 0)
+    async with running(settings) as worker:
+        await sent(bus, count=2 * LANES)
+        await until(lambda: bool(worker.heartbeat.detail.get("episodes")))
+        assert worker.heartbeat.detail["version"] == 0
+    played = await sent(bus)
+    starts = set(dataset[1].sessions.every(Split.TRAIN).tolist())
+    assert len({trajectory.trajectory_id for trajectory in played}) == len(played)
+    assert len(played) % LANES == 0  # batches are sent whole; one that was not finished is not sent
+    for trajectory in played:
+        assert len(trajectory) == STEPS
+        assert trajectory.start_bar in starts
+        assert trajectory.dataset == dataset[1].fingerprint
+        assert trajectory.worker == "worker-1"
+        assert trajectory.checkpoint_version == 0
+        assert np.array_equal(
+            trajectory.outcomes,
+            dataset[1].outcomes[trajectory.start_bar : trajectory.start_bar + STEPS],
+        )
+    assert Spool(settings.home / "unsent").files() == []
+
+
+async def test_two_starts_of_a_worker_play_different_sessions(settings: SelfPlaySettings, bus: Bus) -> None:
+    await publish(bus, settings, 0)
+    for count in (LANES, 4 * LANES):
+        async with running(settings):
+            await sent(bus, count=count)
+    played = await sent(bus)
+    assert len({trajectory.seed for trajectory in played}) == len(played)
+
+
+async def test_the_newest_version_plays_the_next_batch_and_no_batch_has_two(
+    settings: SelfPlaySettings, bus: Bus
+) -> None:
+    roomy = settings.model_copy(update={"selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000)})
+    await publish(bus, roomy, 0)
+    async with running(roomy) as worker:
+        await sent(bus, count=LANES)
+        for version in (1, 2):
+            await publish(bus, roomy, version)
+            await until(lambda version=version: worker.heartbeat.detail.get("version") == version)  # type: ignore[misc]
+    versions = [trajectory.checkpoint_version for trajectory in await sent(bus)]
+    assert versions == sorted(versions)
+    assert set(versions) == {0, 1, 2}
+    assert all(versions.count(version) % LANES == 0 for version in (0, 1, 2))
+
+
+async def test_a_damaged_version_is_refused_and_the_one_before_plays_on(
+    settings: SelfPlaySettings, bus: Bus
+) -> None:
+    roomy = settings.model_copy(update={"selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000)})
+    await publish(bus, roomy, 0)
+    async with running(roomy) as worker:
+        await sent(bus, count=LANES)
+        await announce(bus, 7)  # no such version in the store
+        length = await bus.length(TRAJECTORIES)
+        await sent(bus, count=length + 3 * LANES)
+        await publish(bus, roomy, 8)
+        await until(lambda: worker.heartbeat.detail.get("version") == 8)
+    assert {t.checkpoint_version for t in await sent(bus)} == {0, 8}
+
+
+async def test_a_worker_waits_while_the_stream_is_long(
+    settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "BACKLOG_SECONDS", 0.01)
+    await publish(bus, settings, 0)
+    async with running(settings) as worker:
+        await until(lambda: worker.heartbeat.detail.get("waiting") is True)
+        length = await bus.length(TRAJECTORIES)
+        # Over the mark of 9 by what was on its way: one batch queued, and one in play.
+        assert 9 < length <= 9 + 4 * LANES
+        reader = bus.consume(TRAJECTORIES, "trainer", "one")
+        taken = 0
+        while taken < length:
+            batch = await anext(reader)
+            taken += len(batch.entries)
+            await batch.ack()
+        await until(lambda: worker.heartbeat.detail.get("waiting") is False)
+        await sent(bus, count=LANES)
+
+
+async def test_nothing_finished_is_lost_when_redis_restarts_or_stays_away(
+    settings: SelfPlaySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "LAST_WORD_SECONDS", 0.2)
+    counted: list[Trajectory] = []
+    count = SelfPlayService._count
+
+    def counting(self, finished, version, seconds):  # type: ignore[no-untyped-def]
+        counted.extend(finished)
+        count(self, finished, version, seconds)
+
+    monkeypatch.setattr(SelfPlayService, "_count", counting)
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    bus = Bus(server.url)
+    mine = settings.model_copy(
+        update={
+            "redis_url": SecretStr(server.url),
+            "selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000),
+        }
+    )
+    await publish(bus, mine, 0)
+    async with running(mine):
+        await sent(bus, count=LANES)
+        await asyncio.to_thread(server.stop, kill=True)
+        await asyncio.to_thread(server.start)
+        before = len(counted)
+        await until(lambda: len(counted) >= before + LANES)
+        await asyncio.to_thread(server.stop, kill=True)
+        before = len(counted)
+        # Play goes on until the queue is full, then stops; then the worker is stopped.
+        await until(lambda: len(counted) >= before + 3 * LANES)
+    spool = Spool(mine.home / "unsent")
+    assert len(spool.files()) >= 3 * LANES
+    await asyncio.to_thread(server.start)
+    async with running(replace_lanes(mine)):
+        await until(lambda: not spool.files())
+    received = {str(trajectory.trajectory_id) for trajectory in await sent(bus)}
+    assert {str(trajectory.trajectory_id) for trajectory in counted} <= received
+    await bus.close()
+    server.stop()
+
+
+def replace_lanes(settings: SelfPlaySettings) -> SelfPlaySettings:
+    return settings.model_copy(update={"selfplay": replace(settings.selfplay, lanes=1)})
