@@ -22,7 +22,7 @@ from shared.numeric import Float32
 if TYPE_CHECKING:
     import pandas as pd
 
-#: 3.59 years of GBP/JPY, and the goals of SPEC section 23 for them.
+#: 3.59 years of GBP/JPY, and the goals for them.
 GOAL_BARS = 1_330_000
 GOAL_SECONDS = 0.5
 GOAL_RATIO = 20.0
@@ -66,7 +66,7 @@ def bench_features(num_bars: int = GOAL_BARS, *, repeats: int = 7, seed: int = 1
 
 
 def pandas_features(bars: "pd.DataFrame", pip: float) -> "pd.DataFrame":
-    """The nine columns of SPEC section 4 as pandas expressions.
+    """The nine columns of docs/algorithm.md as pandas expressions.
 
     Args:
         bars: columns `time`, with a zone, and `close`.

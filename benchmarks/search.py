@@ -2,7 +2,7 @@
 
 The yardstick is measured in the same run, in turns with the search itself: one decision's calls to the
 networks are recorded, with their inputs, and made again without any tree. Their share of the search's
-time says how much the tree costs; temporal embeddings are shared by all (SPEC section 7) and not timed.
+time says how much the tree costs; temporal embeddings are shared by all and not timed.
 """
 
 from collections.abc import Callable

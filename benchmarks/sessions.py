@@ -1,4 +1,4 @@
-"""How long the session index of SPEC section 23 takes, against the rule written with whole-array NumPy."""
+"""How long the session index takes, against the rule written with whole-array NumPy."""
 
 from time import perf_counter
 from typing import Any
@@ -12,7 +12,7 @@ from shared.market.session import SESSION_BARS, WARMUP_BARS, SessionConfig, inde
 from shared.market.synthetic import Market, synthesize
 from shared.numeric import Bool, Int64
 
-#: Goal of SPEC section 23 for 1.33 million bars.
+#: Goal for 1.33 million bars.
 GOAL_SECONDS = 0.1
 GOAL_BARS = 1_330_000
 

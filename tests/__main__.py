@@ -29,7 +29,10 @@ def main() -> int:
         started = time.monotonic()
         if subprocess.run(command, cwd=ROOT).returncode != 0:
             failed.append(name)
-        print(f"== {name}: {'FAILED' if name in failed else 'ok'} ({time.monotonic() - started:.0f} s)", flush=True)
+        print(
+            f"== {name}: {'FAILED' if name in failed else 'ok'} ({time.monotonic() - started:.0f} s)",
+            flush=True,
+        )
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -8,7 +8,7 @@ from shared.errors import SettingsError
 
 @dataclass(frozen=True)
 class SelfPlayConfig:
-    """Lanes, exploration and pacing of one worker (SPEC section 9)."""
+    """Lanes, exploration and pacing of one worker."""
 
     lanes: int = 16  # sessions in lockstep; all of a batch finish together
     high_water: int = 64  # trajectories waiting in the stream at which the worker pauses

@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from uuid import uuid4
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -97,7 +98,8 @@ async def _assemble(
     lease = Lease(
         settings.redis_url.get_secret_value(),
         f"trader:{account}",
-        lifecycle.instance,
+        # Two processes of one name are two traders all the same.
+        f"{lifecycle.instance} {uuid4()}",
         seconds=config.lease_seconds,
     )
     stack.push_async_callback(lease.release)

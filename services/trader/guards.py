@@ -1,4 +1,4 @@
-"""What may not be traded now, and why: pure functions of a situation (SPEC section 15, TRADING section 4)."""
+"""What may not be traded now, and why: pure functions of a situation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

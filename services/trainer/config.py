@@ -11,7 +11,7 @@ _N = TypeVar("_N", int, float)
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """What the replay keeps and how it is drawn from (SPEC section 11)."""
+    """What the replay keeps and how it is drawn from."""
 
     capacity_steps: int = 10_000
     trade_quota: float = 0.30  # share of the stored steps that trade steps may hold against newer ones
@@ -30,7 +30,7 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How the networks are trained (SPEC section 11, MUZERO.md section 3)."""
+    """How the networks are trained."""
 
     batch_size: int = 64
     unroll_steps: int = 5  # K

@@ -12,8 +12,7 @@ and rewards are two-hot. What lies past a trajectory's end is masked.
 The gradient is halved where hidden state k enters the step to state k + 1, so that what reaches the
 dynamics stays of one size however long the unroll.
 
-Sources: Antonoglou et al. 2022, section 4; Schrittwieser et al. 2020, appendix G; MUZERO.md section 3
-of the specification.
+Sources: Antonoglou et al. 2022, section 4; Schrittwieser et al. 2020, appendix G.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""OANDA's candles → bars, page by page, going on where an earlier attempt stopped (SPEC section 3).
+"""OANDA's candles → bars, page by page, going on where an earlier attempt stopped.
 
 Each page of at most 5,000 candles is written beside the data set as soon as it is there; pages are
 joined when the last one has come. Bid and ask come along with mid, since the spread cannot be had from
-mid alone (TRADING 1.2).
+mid alone.
 """
 
 import os

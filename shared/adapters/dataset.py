@@ -1,4 +1,4 @@
-"""The data set: one DuckDB file with bars, features, sessions and what they were made from (SPEC section 3).
+"""The data set: one DuckDB file with bars, features, sessions and what they were made from.
 
 A writer of a DuckDB file and its readers exclude each other across processes. So a data set is
 written to a new file beside its place, synced and renamed, and never changed after; a reader opens

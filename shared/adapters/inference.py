@@ -13,7 +13,7 @@ from shared.errors import InferenceError
 from shared.messages.inference import DecisionReply, DecisionRequest
 from shared.numeric import Float32
 
-#: A decision that takes longer comes too late (SPEC section 15).
+#: A decision that takes longer comes too late.
 DEADLINE_SECONDS = 0.1
 
 MAX_REASON = 300

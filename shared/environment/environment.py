@@ -1,4 +1,4 @@
-"""The trading environment: B sessions in lockstep, state in, state out (SPEC section 6).
+"""The trading environment: B sessions in lockstep, state in, state out.
 
 A decision at the close of bar t executes at the open of bar t + 1. A step therefore books what the
 decision earns at that open, then marks the position at that bar's close, where the next decision is made.
@@ -179,7 +179,7 @@ def step(lanes: Lanes, actions: Int8 | Int64, prices: Prices, config: Environmen
             session is over.
         DataError: the data set ends before a lane's session does.
         ShapeError: not one whole number a lane.
-    Source: SPEC section 6. Oracle: tests/oracles/environment.py.
+    Source: docs/algorithm.md, Environment. Oracle: tests/oracles/environment.py.
     """
     require_shape("actions", actions, len(lanes.bar))
     if not np.issubdtype(actions.dtype, np.integer):

@@ -1,4 +1,4 @@
-"""The chance outcome of a bar: which way the next close went, against recent dispersion (SPEC section 5)."""
+"""The chance outcome of a bar: which way the next close went, against recent dispersion."""
 
 import math
 from enum import IntEnum
@@ -40,7 +40,7 @@ def label_outcomes(close: Float64) -> Int8:
         `[T]`, `UNDEFINED` before bar 19 and at the last bar.
     Raises:
         DataError: a close is not finite.
-    Source: SPEC section 5. Oracle: tests/oracles/features.py.
+    Source: docs/algorithm.md, Features. Oracle: tests/oracles/features.py.
     """
     require_shape("close", close, None)
     finite = np.isfinite(close)

@@ -90,7 +90,7 @@ def static_features(
         accumulated_drawdown: `[B]` sum over closes of the drop from the peak, in pips.
     Returns:
         `[B, 6]`, columns as in `STATIC_NAMES`; all zero where flat.
-    Source: SPEC section 4. Oracle: tests/oracles/environment.py.
+    Source: docs/algorithm.md, Features. Oracle: tests/oracles/environment.py.
     """
     static = np.empty((len(side), NUM_STATIC), np.float32)
     _write_static(side, pnl, bars_held, peak, max_drawdown, accumulated_drawdown, static)

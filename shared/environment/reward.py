@@ -1,4 +1,4 @@
-"""The reward schemes, in pips (SPEC section 6)."""
+"""The reward schemes, in pips."""
 
 from enum import StrEnum
 from typing import NamedTuple

@@ -18,7 +18,7 @@ from shared.numeric import Float32, Float64, Int64, kernel
 
 NUM_FEATURES = 9
 
-#: L of SPEC section 4: bars in every rolling window, the current one included.
+#: L in docs/algorithm.md: bars in every rolling window, the current one included.
 #: `trailing_extrema` is made for it.
 LOOKBACK_BARS = 60
 SHORT_MOMENTUM_BARS = 5

@@ -46,7 +46,7 @@ def temporal_features(bars: BarSeries) -> Float32:
     Raises:
         DataError: a time is not later than the one before it or outside 1970-2099, or a close is no
             positive number.
-    Source: SPEC section 4. Oracle: tests/oracles/features.py.
+    Source: docs/algorithm.md, Features. Oracle: tests/oracles/features.py.
     """
     rows = np.empty((len(bars), NUM_FEATURES), np.float32)
     if len(bars) == 0:

@@ -4,7 +4,7 @@ The FX week opens on Sunday at 17:00 New York and closes on Friday at 17:00; its
 17:00 too. New York's clocks change on Sunday at 02:00, so that a week always lasts 120 hours while
 its opening moves between 21:00 and 22:00 UTC. All functions take sorted or unsorted times.
 
-Source: TRADING 1.6; IANA zone America/New_York.
+Source: OANDA's published trading hours; IANA zone America/New_York.
 """
 
 from functools import cache

@@ -1,4 +1,4 @@
-"""Ticks → one-minute bars, as OANDA makes its mid candles (TRADING 1.2, 1.3).
+"""Ticks → one-minute bars, as OANDA makes its mid candles.
 
 A bar is labelled by the minute's opening; its prices are mids, half-way between bid and ask; its volume
 is the number of price updates. A minute without a tick has no bar. OANDA's stream skips updates that

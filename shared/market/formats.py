@@ -1,4 +1,4 @@
-"""Bar files of all kinds → BarSeries, or an error that names file, line and reason (SPEC section 3)."""
+"""Bar files of all kinds → BarSeries, or an error that names file, line and reason."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Bars in Parquet: which columns, and its rows (SPEC section 3)."""
+"""Bars in Parquet: which columns, and its rows."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Rows of a bar file as read, and what can be wrong with them (SPEC section 3)."""
+"""Rows of a bar file as read, and what can be wrong with them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace

@@ -1,4 +1,4 @@
-"""Sessions: the 360-bar episodes that can be played, and the split each belongs to (SPEC section 3).
+"""Sessions: the 360-bar episodes that can be played, and the split each belongs to.
 
 A session starting at bar i decides at the closes of bars i to i + 359; bar i + 360 supplies the last
 execution price. Its 361 bars lie wholly in one split. The 150 bars of warm-up before it feed its

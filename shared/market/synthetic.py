@@ -1,4 +1,4 @@
-"""Markets whose law is known, so that the best policy can be worked out (SPEC section 11).
+"""Markets whose law is known, so that the best policy can be worked out.
 
 All laws are told in pips per bar, on closes; a bar opens at the close before it, minutes are those
 of the trading week without a gap, and prices are quoted in tenths of a pip as brokers quote them.
@@ -72,7 +72,7 @@ class RegimesLaw:
     """A Markov chain of regimes, each with its own drift and deviation per bar.
 
     c[t+1] = c[t] + drift[k] + sigma[k] e, k the regime of bar t+1. Calibrated to GBP/JPY: mean bar
-    range 3.87 pips, 99th percentile 16.47 (SPEC section 11).
+    range 3.87 pips, 99th percentile 16.47.
     """
 
     names: tuple[str, ...] = ("quiet", "rally", "fall", "storm")

@@ -1,4 +1,4 @@
-"""Bar files in text: which format, and its rows (SPEC section 3).
+"""Bar files in text: which format, and its rows.
 
 | format | looks like |
 |---|---|

@@ -1,4 +1,4 @@
-"""Which clock a file's times are on, told from its weekend gaps (SPEC section 3).
+"""Which clock a file's times are on, told from its weekend gaps.
 
 The FX week closes on Friday and opens on Sunday at 17:00 New York, on whatever clock the file was
 written. The clock is the one under which the last bar before the gaps ends, and the first bar after

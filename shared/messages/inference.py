@@ -1,4 +1,4 @@
-"""What the inference service is asked and what it answers, over HTTP (SPEC section 14).
+"""What the inference service is asked and what it answers, over HTTP.
 
 Service and client read the same models, so that neither can guess what the other means. Every number
 is finite; a float32 written as a JSON number and read back is the same float32.

@@ -10,7 +10,7 @@ ENCODERS = ("tcn",)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of representation, afterstate, dynamics, policy and value networks (SPEC section 7)."""
+    """Sizes of representation, afterstate, dynamics, policy and value networks."""
 
     encoder: str = "tcn"
     window_bars: int = 32

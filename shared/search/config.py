@@ -15,7 +15,7 @@ class Selection(StrEnum):
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Numbers of SPEC section 8; a field that belongs to one selection rule says which."""
+    """Numbers of docs/algorithm.md; a field that belongs to one selection rule says which."""
 
     selection: Selection = Selection.GUMBEL
     simulations: int = 5

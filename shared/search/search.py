@@ -4,7 +4,7 @@
     for each simulation:  select a path in every tree  ->  evaluate all new nodes  ->  back up in every tree
     read targets, values and actions off the roots
 
-One simulation evaluates one node, as in MUZERO.md section 3: an action's first visit backs up its
+One simulation evaluates one node, as docs/algorithm.md tells: an action's first visit backs up its
 afterstate's Q, a later one lets the chance outcome that is most owed happen and backs up what follows.
 Afterstates of the root are known from the start, so their first visits cost no call.
 

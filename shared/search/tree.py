@@ -4,7 +4,7 @@ Decision nodes hold a state, chance nodes an afterstate; they alternate along ev
 root. A node is made when the model evaluates it; a chance node below the root is made together with
 the root, before its first visit, because all legal afterstates of the roots are one call to the model.
 
-Values follow MUZERO.md section 3. The edge from a decision to a chance node carries no reward and no
+Values follow docs/algorithm.md. The edge from a decision to a chance node carries no reward and no
 discount; the edge from a chance node to the next decision carries the bar's reward and γ:
 
     backup of G from a node upward:  W += G, N += 1;  G <- r + γ G when the node is a decision

@@ -1,4 +1,4 @@
-"""The trading environment of SPEC section 6 for one lane, slow and obvious, in plain Python."""
+"""The trading environment of docs/algorithm.md for one lane, slow and obvious, in plain Python."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The session rule of SPEC section 3, read word by word: minute by minute, window by window."""
+"""The session rule of docs/algorithm.md, read word by word: minute by minute, window by window."""
 
 from datetime import datetime
 from fractions import Fraction

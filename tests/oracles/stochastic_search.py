@@ -1,6 +1,6 @@
 """The search of one root, with node objects and recursion instead of arrays: slow and obvious.
 
-Written from MUZERO.md sections 3 and 5, for deterministic searches (no noise at the root) in one phase
+Written from docs/algorithm.md, for deterministic searches (no noise at the root) in one phase
 where everything is legal.
 """
 

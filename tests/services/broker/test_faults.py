@@ -1,4 +1,4 @@
-"""The faults of TRADING section 4 that the broker can commit, seen by the real client."""
+"""The faults that the broker can commit, seen by the real client."""
 
 from contextlib import aclosing
 

@@ -1,4 +1,4 @@
-"""The order protocol (SPEC section 15, TRADING 1.5): an order is sent once, whatever its answer fares."""
+"""The order protocol: an order is sent once, whatever its answer fares."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Every format of SPEC section 3, and everything that can be wrong with a file of it."""
+"""Every format that can be imported, and everything that can be wrong with a file of it."""
 
 import gzip
 from collections.abc import Callable

@@ -303,7 +303,7 @@ def test_only_the_strongest_actions_are_considered() -> None:
 
 
 def test_completed_q_improves_the_policy_when_q_is_exact() -> None:
-    """MUZERO.md 4.3 with an exact model: no root's true value falls, most gain."""
+    """Completed Q with an exact model: no root's true value falls, most gain."""
     rng = np.random.default_rng(6)
     model = random_model(rng, 4096, 4)
     model.next_state[:] = np.arange(4096)[:, None, None]
