@@ -11,6 +11,7 @@
     ├── CheckpointError       a checkpoint is missing, damaged or of another shape
     │   └── PromotionError    a version that has not passed its gate
     ├── BrokerError           the broker refused, or answered what cannot be
+    │   ├── OrderRejectedError    the broker refused an order and says why
     │   └── OutcomeUnknownError   an order was sent and its fate is not known yet
     ├── InferenceError        no decision could be had in time
     └── ServiceError          a local process could not be started or reached
@@ -85,6 +86,14 @@ class BrokerError(MuZeroError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class OrderRejectedError(BrokerError):
+    """The broker refused a request with a reject transaction; nothing was done, and it is not sent again."""
+
+    def __init__(self, message: str, *, status: int, reject_reason: str) -> None:
+        super().__init__(message, status=status)
+        self.reject_reason = reject_reason
 
 
 class OutcomeUnknownError(BrokerError):

@@ -25,7 +25,7 @@ from services.trader.orders import (
     outcome_in,
     snapshot_holding,
 )
-from shared.adapters.oanda import MarketOrder, OandaClient, OrderRejectedError
+from shared.adapters.oanda import MarketOrder, OandaClient
 from shared.adapters.oanda_records import (
     NANOSECONDS,
     AccountSnapshot,
@@ -35,7 +35,7 @@ from shared.adapters.oanda_records import (
     Transaction,
 )
 from shared.environment.action import Action, Side
-from shared.errors import BrokerError, OutcomeUnknownError, ServiceError
+from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError, ServiceError
 from shared.market.bar import Instrument
 from shared.messages.schemas import AlertRaised, TradeClosed
 

@@ -39,7 +39,7 @@ from shared.adapters.oanda_records import (
     parse_all,
     read,
 )
-from shared.errors import BrokerError, OutcomeUnknownError
+from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError
 
 with warnings.catch_warnings():
     # Its source has invalid escape sequences, which Python warns of whenever it compiles the file anew.
@@ -64,14 +64,6 @@ FIRST_SERVER_ERROR = 500
 NOT_FOUND = 404
 
 _R = TypeVar("_R")
-
-
-class OrderRejectedError(BrokerError):
-    """The broker refused a request with a reject transaction; nothing was done, and it is not sent again."""
-
-    def __init__(self, message: str, *, status: int, reject_reason: str) -> None:
-        super().__init__(message, status=status)
-        self.reject_reason = reject_reason
 
 
 class _TransientError(BrokerError):

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.broker.transactions import TRANSACTION
-from shared.adapters.oanda import MarketOrder, OandaClient, OrderRejectedError, PositionFill
+from shared.adapters.oanda import MarketOrder, OandaClient, PositionFill
 from shared.adapters.oanda_records import Fill, Heartbeat, Price, Transaction
-from shared.errors import BrokerError
+from shared.errors import BrokerError, OrderRejectedError
 from shared.market.candles import CandleBuilder
 from tests.services.broker.conftest import ACCOUNT, TOKEN, Market
 from tests.services.broker.markets import START_S, bars_of

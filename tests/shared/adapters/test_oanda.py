@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.adapters.oanda import MarketOrder, OandaClient, OrderRejectedError, split_lines
+from shared.adapters.oanda import MarketOrder, OandaClient, split_lines
 from shared.adapters.oanda_records import (
     Candle,
     Fill,
@@ -26,7 +26,7 @@ from shared.adapters.oanda_records import (
     parse_time,
     read,
 )
-from shared.errors import BrokerError, OutcomeUnknownError
+from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError
 
 D = Decimal
 ACCOUNT = "101-004-1234567-001"
