@@ -82,7 +82,7 @@ class Training:
             dataset: its fingerprint.
         """
         self.config, self.dataset = config, dataset
-        self._features = features
+        self.features = features
         seed = config.trainer.seed
         self.learner = Learner(initial_network(config.model, seed), config.learner, seed)
         self.replay = Replay(config.replay, config.learner.unroll_steps)
@@ -107,7 +107,7 @@ class Training:
         """Draw a batch and make one update."""
         steps = self.replay.sample(self.learner.generator(), self.config.learner.batch_size)
         self.pacing.draw(len(steps))
-        self.last = self.learner.update(steps, windows(self._features, steps.bars))
+        self.last = self.learner.update(steps, windows(self.features, steps.bars))
         return self.last
 
     def save(self, version: int) -> tuple[Manifest, Tensors, Tensors]:
