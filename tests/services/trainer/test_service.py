@@ -141,6 +141,19 @@ async def test_versions_are_published_announced_and_the_old_ones_removed(
     assert len(await bus.recent(CHECKPOINTS, count=100)) == 6
 
 
+async def test_figures_are_written_for_tensorboard_when_asked_for(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    asked = settings.model_copy(update={"trainer": replace(settings.trainer, tensorboard=True)})
+    await send(bus, dataset[1], range(6))
+    async with running(asked) as trainer:
+        await until(lambda: detail(trainer, "update") == 6 * STEPS // 16)
+    (file,) = asked.tensorboard_root.glob("events.out.tfevents.*")
+    content = file.read_bytes()
+    assert b"policy_loss" in content
+    assert b"episodes/trade_ratio" in content
+
+
 async def test_a_damaged_newest_version_is_passed_over_and_learned_again(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
