@@ -1,17 +1,15 @@
 """Temporal features of a long history, against the pandas expression of the same formulas.
 
 The yardstick is what one would first write in pandas: whole-column expressions, each rolling minimum and
-maximum taken once. Both are measured in turns in the same run, on the same bars, and must agree.
+maximum taken once. Both work on the same bars, and must agree.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.measure import Measurement, quickest
 from shared.errors import ServiceError
 from shared.features.kernels import FIRST_VALID_BAR
 from shared.features.window import FEATURE_NAMES, temporal_features
@@ -28,22 +26,7 @@ GOAL_SECONDS = 0.5
 GOAL_RATIO = 20.0
 
 
-@dataclass(frozen=True)
-class FeatureSpeed:
-    """Seconds of the quickest repetition, the one that was disturbed least."""
-
-    bars: int
-    seconds: float
-    pandas_seconds: float
-    goal_seconds: float  # for this many bars
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster than pandas."""
-        return self.pandas_seconds / self.seconds
-
-
-def bench_features(num_bars: int = GOAL_BARS, *, repeats: int = 7, seed: int = 1) -> FeatureSpeed:
+def bench_features(num_bars: int = GOAL_BARS, *, repeats: int = 7, seed: int = 1) -> Measurement:
     """Measure both on a synthetic market.
 
     Args:
@@ -57,12 +40,17 @@ def bench_features(num_bars: int = GOAL_BARS, *, repeats: int = 7, seed: int = 1
     bars = synthesize(Market.REGIMES, num_bars, seed)
     frame = _frame(bars)
     ours, theirs = partial(temporal_features, bars), partial(pandas_features, frame, bars.instrument.pip)
-    _require_equal(ours(), theirs().to_numpy())  # compiles, and fills the caches
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        times[0].append(_seconds(ours))
-        times[1].append(_seconds(theirs))
-    return FeatureSpeed(num_bars, min(times[0]), min(times[1]), GOAL_SECONDS * num_bars / GOAL_BARS)
+    _require_equal(ours(), theirs().to_numpy())
+    seconds, pandas_seconds = quickest((ours, theirs), repeats=repeats)
+    return Measurement(
+        name=f"temporal features, {num_bars:,} bars",
+        value=seconds,
+        unit="s",
+        yardstick="pandas, the same formulas",
+        yardstick_value=pandas_seconds,
+        goal_value=GOAL_SECONDS * num_bars / GOAL_BARS,
+        goal_ratio=GOAL_RATIO,
+    )
 
 
 def pandas_features(bars: "pd.DataFrame", pip: float) -> "pd.DataFrame":
@@ -116,9 +104,3 @@ def _frame(bars: BarSeries) -> "pd.DataFrame":
 def _require_equal(ours: Float32, theirs: Float32) -> None:
     """Float32 holds seven digits; the clock's cosines near 0 differ in what pandas rounds."""
     np.testing.assert_allclose(ours[FIRST_VALID_BAR:], theirs[FIRST_VALID_BAR:], rtol=2e-6, atol=2e-7)
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    begin = perf_counter()
-    function()
-    return perf_counter() - begin

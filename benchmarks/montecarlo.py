@@ -1,16 +1,15 @@
 """Monte Carlo over trade lists, against the loop over runs that one would first write in NumPy.
 
 Yardstick and kernel draw as many trades for as many runs and tell the same numbers: fan, drawdowns and
-ruin at the same points. They are measured in turns in the same run.
+ruin at the same points.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
 
 import numpy as np
 
+from benchmarks.measure import Measurement, quickest
 from shared.metrics.bootstrap import Resampling
 from shared.metrics.monte_carlo import (
     DRAWDOWN_PERCENTILES,
@@ -22,21 +21,10 @@ from shared.metrics.monte_carlo import (
 )
 from shared.numeric import Float64, Int64
 
-
-@dataclass(frozen=True)
-class MonteCarloSpeed:
-    """One way of resampling; of the quickest repetition, the one that was disturbed least."""
-
-    resampling: Resampling
-    runs: int
-    trades: int
-    seconds: float
-    numpy_seconds: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster than the NumPy loop."""
-        return self.numpy_seconds / self.seconds
+#: Goals of SPEC section 23 for 1,000 runs of 5,000 trades.
+GOAL_DRAWS = 5_000_000
+GOAL_SECONDS = 0.3
+GOAL_RATIO = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ class MonteCarloNumbers:
 
 def bench_montecarlo(
     *, runs: int = 1000, trades: int = 5000, repeats: int = 5, seed: int = 0
-) -> list[MonteCarloSpeed]:
+) -> list[Measurement]:
     """Measure both ways of resampling.
 
     Args:
@@ -105,21 +93,18 @@ def _draw(rng: np.random.Generator, num_trades: int, mean_block: float) -> Int64
     return indices
 
 
-def _measure(
-    pips: Float64, resampling: Resampling, config: MonteCarloConfig, repeats: int
-) -> MonteCarloSpeed:
-    result: MonteCarlo = simulate(pips, resampling, config)  # compiled now
+def _measure(pips: Float64, resampling: Resampling, config: MonteCarloConfig, repeats: int) -> Measurement:
+    result: MonteCarlo = simulate(pips, resampling, config)
     kernel = partial(simulate, pips, resampling, config)
     mean_block = block_trades(pips, resampling, config)
     yardstick = partial(numpy_loop, pips, mean_block, config, result.fan_trades)
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        times[0].append(_seconds(kernel))
-        times[1].append(_seconds(yardstick))
-    return MonteCarloSpeed(resampling, config.runs, len(pips), min(times[0]), min(times[1]))
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = perf_counter()
-    function()
-    return perf_counter() - start
+    seconds, numpy_seconds = quickest((kernel, yardstick), repeats=repeats)
+    return Measurement(
+        name=f"Monte Carlo, {config.runs:,} runs x {len(pips):,} trades, {resampling}",
+        value=seconds,
+        unit="s",
+        yardstick="a loop over runs in NumPy",
+        yardstick_value=numpy_seconds,
+        goal_value=GOAL_SECONDS * config.runs * len(pips) / GOAL_DRAWS,
+        goal_ratio=GOAL_RATIO,
+    )

@@ -1,11 +1,11 @@
 """How long the session index takes, against the rule written with whole-array NumPy."""
 
-from time import perf_counter
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from benchmarks.measure import Measurement, quickest
 from shared.market.bar import BarSeries
 from shared.market.calendar import is_open, open_minute, week_open_s
 from shared.market.session import SESSION_BARS, WARMUP_BARS, SessionConfig, index_sessions
@@ -17,33 +17,33 @@ GOAL_SECONDS = 0.1
 GOAL_BARS = 1_330_000
 
 _CHUNK_BARS = 100_000
-_REPEATS = 3
 
 
-def bench_sessions(num_bars: int = GOAL_BARS) -> dict[str, Any]:
-    """Time the index on synthetic bars, and check that the yardstick finds the same sessions.
+def bench_sessions(num_bars: int = GOAL_BARS, *, repeats: int = 3, seed: int = 1) -> Measurement:
+    """Time the index on synthetic bars with gaps, and check that the yardstick finds the same sessions.
 
-    Returns:
-        Seconds of both (the best of three, and one run), their ratio, and the goal for this many bars.
+    Args:
+        num_bars: of the market; one in a hundred is then left out.
+        repeats: of each measurement, after one that is not counted.
+        seed: of market and gaps.
+    Raises:
+        AssertionError: the two disagree.
     """
-    whole = synthesize(Market.REGIMES, num_bars, seed=1)
-    bars = whole[np.random.default_rng(1).random(num_bars) > 0.01]
-    index_sessions(bars[: WARMUP_BARS + SESSION_BARS + 1])  # compile, read the time zone
-    seconds = min(_timed(bars) for _ in range(_REPEATS))
-    begin = perf_counter()
-    starts = windowed_starts(bars, SessionConfig())
-    yardstick = perf_counter() - begin
-    if not np.array_equal(starts, index_sessions(bars).starts):
+    whole = synthesize(Market.REGIMES, num_bars, seed)
+    bars = whole[np.random.default_rng(seed).random(num_bars) > 0.01]
+    ours, theirs = partial(index_sessions, bars), partial(windowed_starts, bars, SessionConfig())
+    starts = ours().starts
+    if not np.array_equal(theirs(), starts):
         raise AssertionError("the session index and its yardstick disagree")
-    return {
-        "bars": len(bars),
-        "sessions": len(starts),
-        "seconds": seconds,
-        "yardstick": "NumPy over sliding windows, O(bars x 360)",
-        "yardstick_seconds": yardstick,
-        "ratio": yardstick / seconds,
-        "goal_seconds": GOAL_SECONDS * num_bars / GOAL_BARS,
-    }
+    seconds, numpy_seconds = quickest((ours, theirs), repeats=repeats)
+    return Measurement(
+        name=f"session index, {len(starts):,} sessions in {len(bars):,} bars",
+        value=seconds,
+        unit="s",
+        yardstick="NumPy over sliding windows",
+        yardstick_value=numpy_seconds,
+        goal_value=GOAL_SECONDS * num_bars / GOAL_BARS,
+    )
 
 
 def windowed_starts(bars: BarSeries, config: SessionConfig) -> Int64:
@@ -76,9 +76,3 @@ def _valid_windows(bars: BarSeries, config: SessionConfig) -> Bool:
         & (missing <= config.max_warmup_missing_minutes)
     )
     return valid
-
-
-def _timed(bars: BarSeries) -> float:
-    begin = perf_counter()
-    index_sessions(bars)
-    return perf_counter() - begin
