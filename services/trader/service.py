@@ -31,18 +31,18 @@ from services.trader.guards import (
     state_of,
     tripped,
 )
+from services.trader.history import History
 from services.trader.ledger import Ledger
 from services.trader.market import Market
 from services.trader.metrics import TraderMetrics
-from services.trader.orders import HeldTrade, IntentState
+from services.trader.orders import IntentState
 from shared.adapters.inference import Decision, InferenceClient
 from shared.adapters.lease import Lease
-from shared.adapters.oanda import MAX_CANDLES, OandaClient
-from shared.adapters.oanda_records import NANOSECONDS, Candle, Price
+from shared.adapters.oanda import OandaClient
+from shared.adapters.oanda_records import NANOSECONDS, Price
 from shared.environment.action import Action, Side
-from shared.environment.position import Position
 from shared.errors import BrokerError, InferenceError
-from shared.market.bar import BAR_SECONDS, Instrument
+from shared.market.bar import Instrument
 from shared.messages.schemas import AlertRaised, ControlIssued, DecisionMade
 from shared.messages.streams import CONTROL
 from shared.runtime.lifecycle import Lifecycle
@@ -80,10 +80,8 @@ class TraderService:
         self._ledger, self._audit, self._lease = ledger, audit, lease
         self._lifecycle, self._metrics = lifecycle, metrics
         self._instrument, self._config, self._limits, self._mode = instrument, config, limits, mode
-        self._usual_spread_pips = usual_spread_pips
         self._market = Market(instrument, time.monotonic)
-        self._position = Position(instrument.pip)
-        self._marked_trade: HeldTrade | None = None
+        self._history = History(client, self._market, instrument, config, usual_spread_pips=usual_spread_pips)
         self._closed_bars: asyncio.Queue[int] = asyncio.Queue()
         self._first_price = asyncio.Event()
         self._known = asyncio.Event()  # the account was reconciled
@@ -130,7 +128,8 @@ class TraderService:
         await self._account.reconcile()
         self._known.set()
         await self._lifecycle.until_stopping(self._control_read.wait())
-        await self._warm_up()
+        await self._history.warm_up(self._account.holding.trade)
+        self._closed_bars = asyncio.Queue()
         self._first_price.clear()
         reader = asyncio.create_task(self._read_prices())
         try:
@@ -149,16 +148,6 @@ class TraderService:
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-
-    async def _warm_up(self) -> None:
-        """Fill the past with the broker's candles, back to the entry of the trade that is held."""
-        candles = await self._client.candles(
-            self._instrument.name, price="M", count=self._config.history_bars
-        )
-        self._market.warm_up(candles)
-        self._closed_bars = asyncio.Queue()
-        self._marked_trade = None
-        await self._follow_holding()
 
     async def _read_prices(self) -> None:
         async for item in self._client.price_stream(self._instrument.name):
@@ -199,9 +188,9 @@ class TraderService:
 
     async def _on_bar(self, bar_time_s: int) -> None:
         """Everything that a bar's close asks for."""
-        complete = await self._read_candles(bar_time_s)
+        complete = await self._history.catch_up(bar_time_s, self._in_a_hurry)
         await self._account.sync(self._spread())
-        await self._follow_holding()
+        await self._history.follow(self._account.holding.trade)
         self._mark_risk()
         newest = self._market.last_bar_s
         if not complete:
@@ -221,76 +210,15 @@ class TraderService:
         self._note(newest, decision, permission, executed)
         await self._acknowledge(newest)
 
-    async def _read_candles(self, bar_time_s: int) -> bool:
-        """Take the complete candles up to a bar; False when that bar's own did not come in time."""
-        deadline = time.monotonic() + self._config.candle_wait_seconds
-        while True:
-            last = self._market.last_bar_s
-            if last is not None and last >= bar_time_s:
-                return True
-            if last is None:
-                candles = await self._client.candles(self._instrument.name, price="M", count=1)
-            else:
-                candles = await self._client.candles(
-                    self._instrument.name, price="M", start_s=last, include_first=False, count=MAX_CANDLES
-                )
-            for candle in candles:
-                self._take(candle)
-            if (self._market.last_bar_s or -1) >= bar_time_s:
-                return True
-            given_up = self._lifecycle.stopping.is_set() or self._account.memory.control == "killed"
-            if given_up or time.monotonic() >= deadline:
-                return False
-            await asyncio.sleep(self._config.candle_poll_seconds)
-
-    def _take(self, candle: Candle) -> None:
-        last = self._market.last_bar_s
-        if last is not None and candle.time_s <= last:
-            return
-        self._market.append(candle)
-        trade = self._marked_trade
-        if trade is not None and candle.time_s >= _entry_bar_s(trade):
-            self._position = self._position.at_close(self._market.last_close)
-
-    async def _follow_holding(self) -> None:
-        """Make the marked position the one that is held: another trade is marked from its entry on."""
-        held = self._account.holding.trade
-        if held == self._marked_trade:
-            return
-        self._marked_trade = held
-        self._position = Position(self._instrument.pip)
-        if held is None:
-            return
-        spread = held.spread
-        if spread is None:
-            spread = Decimal(str(self._usual_spread_pips)) * Decimal(str(self._instrument.pip))
-        # Entered at the mid and charged the whole spread, as in the environment: the fill holds half of it.
-        mid = held.price - int(held.side) * spread / 2
-        charged = float(spread / Decimal(str(self._instrument.pip)))
-        position = self._position.after_entry(held.side, float(mid), charged)
-        entry_s = _entry_bar_s(held)
-        for candle in await self._candles_before(entry_s):
-            assert candle.mid is not None
-            position = position.at_close(candle.mid.close)
-        self._position = self._market.marked(position, entry_s)
-
-    async def _candles_before(self, entry_s: int) -> list[Candle]:
-        """Candles from an entry to the oldest one kept."""
-        found: list[Candle] = []
-        stop = self._market.first_bar_s
-        while stop is not None and entry_s < stop:
-            batch = await self._client.candles(
-                self._instrument.name, price="M", start_s=entry_s, count=MAX_CANDLES
-            )
-            found += [candle for candle in batch if candle.time_s < stop]
-            if len(batch) < MAX_CANDLES or batch[-1].time_s >= stop:
-                break
-            entry_s = batch[-1].time_s + BAR_SECONDS
-        return found
+    def _in_a_hurry(self) -> bool:
+        """Something is more urgent than a late candle."""
+        return self._lifecycle.stopping.is_set() or self._account.memory.control == "killed"
 
     def _mark_risk(self) -> None:
         memory = self._account.memory
-        risk = memory.risk.marked(self._market.time_ns // NANOSECONDS, self._position.pnl, self._limits)
+        risk = memory.risk.marked(
+            self._market.time_ns // NANOSECONDS, self._history.position.pnl, self._limits
+        )
         self._account.remember(replace(memory, risk=risk))
 
     async def _ask(self, bar_time_s: int) -> tuple[Decision | None, str]:
@@ -300,7 +228,7 @@ class TraderService:
             return None, "the features are warming up"
         try:
             decision = await self._inference.decide(
-                self._instrument.name, bar_time_s, window, self._position.static()
+                self._instrument.name, bar_time_s, window, self._history.position.static()
             )
         except InferenceError as failure:
             self._metrics.inference_failures.inc()
@@ -326,7 +254,7 @@ class TraderService:
             return False
         intent = await self._account.order(action, bar_time_s, quoted.price, token)
         self._metrics.orders.labels(intent.state.value).inc()
-        await self._follow_holding()
+        await self._history.follow(self._account.holding.trade)
         if intent.state is not IntentState.FILLED:
             self._alert(
                 "order_not_filled", f"{action.name} for bar {bar_time_s}: {intent.state}: {intent.detail}"
@@ -348,8 +276,8 @@ class TraderService:
             visit_policy=decision.visit_policy if decision else (),
             q_values=decision.q_values if decision else (),
             outcome_probabilities=decision.outcome_probabilities if decision else (),
-            side=int(self._position.side),
-            pnl_pips=self._position.pnl,
+            side=int(self._history.position.side),
+            pnl_pips=self._history.position.pnl,
             close=self._market.last_close,
             latency_ms=decision.latency_ms if decision else None,
         )
@@ -486,7 +414,7 @@ class TraderService:
             units=memory.holding.units,
             entry_price=float(held.price) if held else None,
             entry_time_s=held.time_ns // NANOSECONDS if held else None,
-            pnl_pips=round(self._position.pnl, 3),
+            pnl_pips=round(self._history.position.pnl, 3),
             realised_pips=round(memory.risk.realised, 3),
             last_bar_s=last,
             last_bar=None if last is None else datetime.fromtimestamp(last, UTC).isoformat(),
@@ -501,8 +429,3 @@ class TraderService:
 def _entry_order(entry_id: str) -> tuple[int, ...]:
     """A stream entry's id as numbers that compare."""
     return tuple(int(part) for part in entry_id.split("-"))
-
-
-def _entry_bar_s(trade: HeldTrade) -> int:
-    """Opening time of the bar in which a trade was filled: its close is the first that marks it."""
-    return trade.time_ns // NANOSECONDS // BAR_SECONDS * BAR_SECONDS

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from shared.environment.action import LEGAL, Action
 from shared.errors import InferenceError
@@ -32,6 +32,12 @@ class Decision:
     version: int
     stage: str | None
     latency_ms: float  # the whole call, as the client saw it
+
+
+class _Problem(BaseModel):
+    """What is read of a problem document (RFC 9457)."""
+
+    detail: str
 
 
 class InferenceClient:
@@ -104,8 +110,16 @@ class InferenceClient:
             ) from broken
         latency_ms = (loop.time() - started) * 1e3
         if answer.status_code != httpx.codes.OK:
-            raise InferenceError(f"inference answered {answer.status_code}: {answer.text[:MAX_REASON]}")
+            raise InferenceError(f"inference answered {answer.status_code}: {_detail(answer)}")
         return _checked(answer.content, instrument, bar_time_s, int(static[0]), latency_ms)
+
+
+def _detail(answer: httpx.Response) -> str:
+    """The detail of a problem document, or the beginning of whatever came instead."""
+    try:
+        return _Problem.model_validate_json(answer.content).detail[:MAX_REASON]
+    except ValidationError:
+        return answer.text[:MAX_REASON]
 
 
 def _checked(content: bytes, instrument: str, bar_time_s: int, side: int, latency_ms: float) -> Decision:

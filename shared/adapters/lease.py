@@ -14,6 +14,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from shared.errors import ServiceError
+
 log = structlog.get_logger()
 
 #: A holder stops this share of the lease's time before it runs out, for clocks that run unevenly.
@@ -66,7 +68,11 @@ class Lease:
         return self._token if time.monotonic() < self._until else None
 
     async def keep(self) -> None:
-        """Acquire the lease when it is free and renew it, for ever."""
+        """Acquire the lease when it is free and renew it, for ever.
+
+        Raises:
+            ServiceError: it ran out and another one holds it now.
+        """
         while True:
             await self._renew()
             await asyncio.sleep(self._seconds / 4)
@@ -103,9 +109,11 @@ class Lease:
             return
         if token == 0:
             self._until = 0.0
+            if self._token:
+                raise ServiceError(f"lease {self._key} was lost to another holder while this one was away")
             return
         self._token = token
         self._until = asked + self._seconds * (1.0 - MARGIN)
         if had is None:
-            log.info("lease_acquired", key=self._key, token=token)
+            log.info("lease_acquired", key=self._key, fence=token)
         self._renewed.set()

@@ -94,9 +94,13 @@ async def test_only_legal_actions_come_through(side: int, action: Action) -> Non
                 await client.decide("GBP_JPY", 60, WINDOW, static)
 
 
-async def test_a_refusal_is_an_error_with_its_text() -> None:
-    async with client_of(lambda request: httpx.Response(503, text="no version is promoted yet")) as client:
-        with pytest.raises(InferenceError, match="503: no version is promoted yet"):
+@pytest.mark.parametrize(
+    "body",
+    ["no version is promoted yet", '{"title": "x", "status": 503, "detail": "no version is promoted yet"}'],
+)
+async def test_a_refusal_is_an_error_with_its_text(body: str) -> None:
+    async with client_of(lambda request: httpx.Response(503, text=body)) as client:
+        with pytest.raises(InferenceError, match=r"503: no version is promoted yet$"):
             await client.decide("GBP_JPY", 60, WINDOW, FLAT)
 
 

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 
 from shared.adapters.bus import Bus
 from shared.adapters.lease import Lease
+from shared.errors import ServiceError
 from shared.runtime.redis_server import RedisServer, free_port
 
 
@@ -50,6 +52,8 @@ async def test_a_dead_holder_s_lease_runs_out(bus: Bus, redis_server: RedisServe
             assert heir.token is None
             await heir.acquired()
             assert dead.token is None, "it was over here before it was over there"
+            with pytest.raises(ServiceError, match="lost to another holder"):
+                await dead.keep()
             await dead.release()
             await asyncio.sleep(0.6)
             assert heir.token is not None, "another one's lease is not let go"
