@@ -58,14 +58,22 @@ class History:
         """
         deadline = time.monotonic() + self._config.candle_wait_seconds
         while not self._has(bar_time_s):
-            for candle in await self._newer():
-                self._take(candle)
+            await self.refresh()
             if self._has(bar_time_s):
                 break
             if given_up() or time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(self._config.candle_poll_seconds)
         return True
+
+    async def refresh(self) -> None:
+        """Take the candles that have become complete.
+
+        Raises:
+            BrokerError: they cannot be read.
+        """
+        for candle in await self._newer():
+            self._take(candle)
 
     async def follow(self, held: HeldTrade | None) -> None:
         """Make the marked position that of the trade that is held: another one is marked from its entry on.

@@ -134,6 +134,7 @@ class TraderService:
         reader = asyncio.create_task(self._read_prices())
         try:
             await self._until_first_price(reader)
+            await self._history.refresh()
             log.info(
                 "session_began", side=self._account.holding.side.name, last_bar_s=self._market.last_bar_s
             )
