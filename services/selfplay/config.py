@@ -11,7 +11,7 @@ class SelfPlayConfig:
     """Lanes, exploration and pacing of one worker."""
 
     lanes: int = 16  # sessions in lockstep; all of a batch finish together
-    high_water: int = 64  # trajectories waiting in the stream at which the worker pauses
+    high_water: int = 32  # trajectories waiting in the stream at which the worker pauses
     unsent_batches: int = 2  # finished batches held while Redis is away; then the worker pauses
     temperature_start: float = 1.0  # puct
     temperature_end: float = 0.5  # puct, from `temperature_episodes` on

@@ -104,6 +104,7 @@ class SelfPlayService:
         agent: Agent | None = None
         refused: int | None = None
         await self._lifecycle.until_stopping(self._heard.wait())
+        await self._look_at_backlog()
         while not self._lifecycle.stopping.is_set() and self._announced is not None:
             version = self._announced.version
             if version != refused and (agent is None or agent.version != version):
@@ -132,11 +133,14 @@ class SelfPlayService:
             WAITING.set(1)
             self._lifecycle.report(waiting=True)
             await self._lifecycle.sleep(BACKLOG_SECONDS)
-            length = await self._lifecycle.until_stopping(self._bus.length(TRAJECTORIES))
-            if length is not None:
-                self._backlog = self._backlog.seen(length)
+            await self._look_at_backlog()
         WAITING.set(0)
         self._lifecycle.report(waiting=False)
+
+    async def _look_at_backlog(self) -> None:
+        length = await self._lifecycle.until_stopping(self._bus.length(TRAJECTORIES))
+        if length is not None:
+            self._backlog = self._backlog.seen(length)
 
     def _count(self, finished: Sequence[Trajectory], version: int, seconds: float) -> None:
         steps = sum(len(trajectory) for trajectory in finished)

@@ -59,9 +59,9 @@ class TrainerConfig:
     """When the trainer learns and publishes, and what it keeps on disk."""
 
     seed: int = 0  # of version 0's weights, of sampling and of dropout
-    samples_per_insert: float = 1.0  # times that a step is drawn, for each step that came in
+    samples_per_insert: float = 0.5  # times that a step is drawn, for each step that came in
     min_replay_steps: int = 1_000  # nothing is learned from fewer
-    max_ahead_episodes: int = 32  # journalled and not learned from yet; beyond it the stream is left alone
+    max_ahead_episodes: int = 16  # journalled and not learned from yet; beyond it the stream is left alone
     publish_every_episodes: int = 50
     keep_checkpoints: int = 5
     segment_megabytes: int = 64

@@ -46,7 +46,9 @@ def settings(tmp_path: Path, dataset: tuple[Path, Dataset], redis_server: RedisS
         model=CONFIG.model,
         replay=CONFIG.replay,
         learner=CONFIG.learner,
-        trainer=TrainerConfig(min_replay_steps=80, publish_every_episodes=5, keep_checkpoints=2),
+        trainer=TrainerConfig(
+            samples_per_insert=1.0, min_replay_steps=80, publish_every_episodes=5, keep_checkpoints=2
+        ),
     )
 
 
