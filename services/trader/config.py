@@ -86,6 +86,7 @@ class GuardConfig:
     max_drawdown_pips: float = 1_000.0  # from the highest equity; trading stops until an operator resumes it
     max_orders_per_hour: float = 40.0  # entries are refused beyond it; market time
     max_rejects: int = 3  # in a row; trading stops until an operator resumes it
+    max_bars_held: int = 360  # a session's length: no agent has ever held longer, so it is closed
     max_missing_minutes: float = 60.0  # open minutes without a bar among the last 150
 
     def __post_init__(self) -> None:
@@ -94,7 +95,7 @@ class GuardConfig:
             value = getattr(self, field.name)
             if field.name == "close_margin_minutes" or field.name == "max_missing_minutes":
                 _require_at_least("guards", field.name, value, 0.0)
-            elif field.name == "max_rejects":
+            elif field.name in ("max_rejects", "max_bars_held"):
                 _require_at_least("guards", field.name, value, 1)
             elif not value > 0.0:
                 raise SettingsError(f"guards.{field.name} is {value}, expected a number above 0")

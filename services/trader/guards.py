@@ -23,6 +23,7 @@ class Guard(StrEnum):
     DRAWDOWN = "drawdown"
     ORDER_RATE = "order_rate"
     REJECTS = "rejects"
+    HELD_LONG = "held_long"
     MISSING_BARS = "missing_bars"
     OLD_BAR = "old_bar"
     KILLED = "killed"
@@ -64,6 +65,7 @@ class Situation:
     """All that the guards look at. Ages are of the wall clock, since a replay's market time runs faster."""
 
     side: Side
+    bars_held: int  # bars that closed since the entry; 0 when flat
     silence_seconds: float  # since the last tick or heartbeat
     price_age_seconds: float  # since the last tick
     spread_pips: float | None  # of the quote; None while the book is empty
@@ -181,6 +183,8 @@ def _orders(now: Situation, limits: GuardConfig) -> list[Trip]:
     if now.risk.rejects >= limits.max_rejects:
         detail = f"{now.risk.rejects} orders in a row were refused or cancelled"
         trips.append(_no_order(Guard.REJECTS, detail))
+    if now.bars_held >= limits.max_bars_held:
+        trips.append(Trip(Guard.HELD_LONG, Effect.FLATTEN, f"held for {now.bars_held} bars"))
     if now.unknown_orders:
         trips.append(_no_order(Guard.OUTCOME_UNKNOWN, "an order was sent and its outcome is not known"))
     if now.foreign_position:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from shared.market.candles import CandleBuilder
 
 from shared.adapters.oanda_records import NANOSECONDS, Candle, Heartbeat, Price
 from shared.environment.position import Position
@@ -13,6 +12,7 @@ from shared.errors import BrokerError
 from shared.features.window import FIRST_WINDOW_BAR, FeatureStream
 from shared.market.bar import BAR_SECONDS, Instrument
 from shared.market.calendar import WEEK_OPEN_S, open_minute, week_open_s
+from shared.market.candles import CandleBuilder
 from shared.numeric import Float32
 
 #: Bars whose closes the features of the newest one depend on.

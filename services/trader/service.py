@@ -151,12 +151,13 @@ class TraderService:
             await asyncio.gather(reader, return_exceptions=True)
 
     async def _read_prices(self) -> None:
-        async for item in self._client.price_stream(self._instrument.name):
-            closed = self._market.on_item(item)
-            if isinstance(item, Price):
-                self._first_price.set()
-            if closed is not None:
-                self._closed_bars.put_nowait(closed)
+        async with contextlib.aclosing(self._client.price_stream(self._instrument.name)) as items:
+            async for item in items:
+                closed = self._market.on_item(item)
+                if isinstance(item, Price):
+                    self._first_price.set()
+                if closed is not None:
+                    self._closed_bars.put_nowait(closed)
 
     async def _until_first_price(self, reader: asyncio.Task[None]) -> None:
         waiting = asyncio.ensure_future(self._first_price.wait())
@@ -307,6 +308,7 @@ class TraderService:
         live = self._decision is not None and self._decision.stage == "live"
         return Situation(
             side=memory.holding.side,
+            bars_held=self._history.position.bars_held,
             silence_seconds=now - market.heard,
             price_age_seconds=now - quoted.arrived if quoted else float("inf"),
             spread_pips=None if spread is None else spread / self._instrument.pip,

@@ -10,7 +10,7 @@ from shared.errors import SettingsError
 
 _OANDA_DOMAIN = "oanda.com"
 
-#: The paper broker takes any token.
+#: The paper broker's own default, which local runs replace by a secret of theirs.
 _PAPER_TOKEN = "paper"  # noqa: S105
 
 

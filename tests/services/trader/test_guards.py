@@ -25,6 +25,7 @@ LIMITS = GuardConfig()
 
 CALM = Situation(
     side=Side.FLAT,
+    bars_held=0,
     silence_seconds=0.2,
     price_age_seconds=0.5,
     spread_pips=3.0,
@@ -67,6 +68,7 @@ CASES: list[tuple[dict[str, Any], Guard, Effect, dict[str, Any]]] = [
     ({"risk": RiskBook(daily_broken=True)}, Guard.DAILY_LOSS, Effect.FLATTEN, {"risk": RiskBook()}),
     ({"risk": RiskBook(weekly_broken=True)}, Guard.WEEKLY_LOSS, Effect.FLATTEN, {"risk": RiskBook()}),
     ({"risk": RiskBook(drawdown_broken=True)}, Guard.DRAWDOWN, Effect.FLATTEN, {"risk": RiskBook()}),
+    ({"side": Side.LONG, "bars_held": 360}, Guard.HELD_LONG, Effect.FLATTEN, {"bars_held": 359}),
     ({"orders_last_hour": 40}, Guard.ORDER_RATE, Effect.NO_ENTRY, {"orders_last_hour": 39}),
     ({"risk": RiskBook(rejects=3)}, Guard.REJECTS, Effect.NO_ORDER, {"risk": RiskBook(rejects=2)}),
     ({"unknown_orders": 1}, Guard.OUTCOME_UNKNOWN, Effect.NO_ORDER, {}),
