@@ -1,17 +1,18 @@
 """Updates per second of the learner, against its forward and backward passes alone.
 
 The yardstick runs the networks over one batch's unroll and sends fixed gradients back: no drawing, no
-windows, no losses, no clipping, no optimizer, no statistics. Both are measured in turns in one run.
+windows, no losses, no clipping, no optimizer, no statistics.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
+from uuid import UUID
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.measure import Measurement, quickest
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
 from services.trainer.losses import Batch, unroll
 from services.trainer.training import Training, TrainingConfig
@@ -42,9 +43,19 @@ class LearnerSpeed:
     bound_per_second: float  # of forward and backward passes alone
 
     @property
-    def share_of_bound(self) -> float:
-        """How near an update comes to its passes."""
-        return self.updates_per_second / self.bound_per_second
+    def measurements(self) -> list[Measurement]:
+        """As a row."""
+        return [
+            Measurement(
+                name=f"learner, batch {self.batch_size}, unroll {self.unroll_steps}",
+                value=self.updates_per_second,
+                unit="updates/s",
+                yardstick="forward and backward passes alone",
+                yardstick_value=self.bound_per_second,
+                smaller_is_better=False,
+                goal_ratio=GOAL_SHARE,
+            )
+        ]
 
 
 def bench_learner(
@@ -63,7 +74,7 @@ def bench_learner(
         seed: of weights and steps.
     """
     training = _filled(model or ModelConfig(), learner or LearnerConfig(), seed)
-    whole, alone = _alternately(training.update, _passes(training), seconds)
+    whole, alone = quickest((training.update, _passes(training)), repeats=3, seconds=seconds)
     config = training.config.learner
     return LearnerSpeed(config.batch_size, config.unroll_steps, 1.0 / whole, 1.0 / alone)
 
@@ -81,7 +92,6 @@ def _filled(model: ModelConfig, learner: LearnerConfig, seed: int) -> Training:
 
 def random_trajectory(rng: np.random.Generator, number: int) -> Trajectory:
     """A session's worth of random numbers, of the size that real ones have."""
-    from uuid import UUID
 
     def distributions(columns: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         return rng.dirichlet(np.ones(columns), SESSION_BARS).astype(np.float32)
@@ -118,19 +128,3 @@ def _passes(training: Training) -> Callable[[], object]:
         torch.autograd.backward(list(vars(unroll(learner.network, batch)).values()), gradients)
 
     return run
-
-
-def _alternately(
-    first: Callable[[], object], second: Callable[[], object], seconds: float
-) -> tuple[float, float]:
-    """Least seconds of both, measured in turns so that a busy machine disturbs both alike."""
-    first()
-    second()
-    times: tuple[list[float], list[float]] = ([], [])
-    end = perf_counter() + seconds
-    while perf_counter() < end or len(times[0]) < 3:
-        for function, taken in zip((first, second), times, strict=True):
-            start = perf_counter()
-            function()
-            taken.append(perf_counter() - start)
-    return min(times[0]), min(times[1])

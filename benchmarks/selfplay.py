@@ -10,6 +10,7 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks.measure import Measurement
 from benchmarks.search import bench_search
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.worker import SelfPlayWorker
@@ -27,6 +28,7 @@ from shared.search.config import SearchConfig
 
 #: SPEC section 23.
 GOAL_SHARE = 0.7
+GOAL_SERIALISING_PERCENT = 2.0
 
 NUM_BARS = 5_000
 
@@ -44,9 +46,27 @@ class SelfPlaySpeed:
     serialising_share: float  # what turning a batch into messages adds to its time
 
     @property
-    def share_of_bound(self) -> float:
-        """How near the worker comes to its networks."""
-        return self.steps_per_second / self.bound_steps_per_second
+    def measurements(self) -> list[Measurement]:
+        """As rows; an hour's episodes are at whole sessions' length."""
+        of = f"{self.lanes} lanes, {self.simulations} simulations"
+        playing = Measurement(
+            name=f"self-play, {of}: {self.episodes_per_hour:,.0f} episodes/hour",
+            value=self.steps_per_second,
+            unit="steps/s",
+            yardstick="its network evaluations alone",
+            yardstick_value=self.bound_steps_per_second,
+            smaller_is_better=False,
+            goal_ratio=GOAL_SHARE,
+        )
+        serialising = Measurement(
+            name=f"a batch made messages, {of}",
+            value=100.0 * self.serialising_share,
+            unit="% of playing",
+            yardstick="playing it",
+            yardstick_value=100.0,
+            goal_value=GOAL_SERIALISING_PERCENT,
+        )
+        return [playing, serialising]
 
 
 def bench_selfplay(

@@ -17,6 +17,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from benchmarks.learner import random_trajectory
+from benchmarks.measure import Measurement
 from services.trainer.journal import Journal
 from shared.adapters.bus import READ_COUNT, Bus
 from shared.agent.trajectory import Trajectory
@@ -46,14 +47,32 @@ class StreamSpeed:
     journal_per_second: float  # appended and synced, in the batches that the stream gives
 
     @property
-    def append_share(self) -> float:
-        """Of what raw commands reach."""
-        return self.append_per_second / self.raw_append_per_second
-
-    @property
-    def consume_share(self) -> float:
-        """Of what raw commands reach."""
-        return self.consume_per_second / self.raw_consume_per_second
+    def measurements(self) -> list[Measurement]:
+        """As rows; the journal stands beside what Redis makes of the same payload, synced as well."""
+        of = f"{self.count:,} trajectories of {self.entry_bytes / 1000:.1f} kB"
+        rows = (
+            ("appended", self.append_per_second, "raw XADD", self.raw_append_per_second, GOAL_SHARE),
+            (
+                "decoded and acknowledged",
+                self.consume_per_second,
+                "raw XREADGROUP, XACK, XDEL",
+                self.raw_consume_per_second,
+                GOAL_SHARE,
+            ),
+            ("journalled", self.journal_per_second, "raw XADD", self.raw_append_per_second, None),
+        )
+        return [
+            Measurement(
+                name=f"{of} {done}",
+                value=value,
+                unit="trajectories/s",
+                yardstick=f"{raw} of such payloads",
+                yardstick_value=raw_value,
+                smaller_is_better=False,
+                goal_ratio=goal,
+            )
+            for done, value, raw, raw_value, goal in rows
+        ]
 
 
 def bench_stream(count: int = 1_024, *, seed: int = 0) -> StreamSpeed:
