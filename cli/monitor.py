@@ -169,6 +169,7 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
         )
     lines.append(
         f"trader: {_number(status.streams.get('mm:decisions'))} decisions, "
+        f"{_number(_whole(status.trader.detail, 'orders', None))} orders, "
         f"{_number(status.streams.get('mm:trades'))} trades closed, {_position(status)}"
     )
     if status.dead_letters:

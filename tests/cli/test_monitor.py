@@ -98,7 +98,7 @@ BUSY = Snapshot(
             live={"episode": 423, "trade_ratio": 0.12},
         ),
         validation=VERDICT,
-        trader=Trader(state="running", detail={}, last_decision=DECISION),
+        trader=Trader(state="running", detail={"orders": 62}, last_decision=DECISION),
         alerts=[
             ActiveAlert(name="dead_letters", source="streams", detail="2 entries could not be processed")
         ],
@@ -231,7 +231,7 @@ def test_one_line_tells_what_is_missing() -> None:
 def test_the_summary_tells_the_run() -> None:
     text = "\n".join(summary_lines(BUSY))
     assert "promoted: 7 to paper" in text
-    assert "900 decisions, 31 trades closed" in text
+    assert "900 decisions, 62 orders, 31 trades closed" in text
     assert "123 trades in 40 sessions" in text
 
 

@@ -1,0 +1,98 @@
+"""`bench`: every command has a row, a yardstick and a goal; two of them are run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import benchmarks.learn
+from benchmarks.learn import LearnConfig
+from cli.bench import app
+from tests.benchmarks.test_learn import CONFIG, run
+
+COMMANDS = (
+    "features",
+    "sessions",
+    "search",
+    "selfplay",
+    "learner",
+    "learn",
+    "stream",
+    "montecarlo",
+    "inference",
+)
+
+
+def bench(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout
+
+
+def document(*arguments: str) -> dict[str, Any]:
+    told = json.loads(bench(*arguments, "--json"))
+    assert isinstance(told, dict)
+    return told
+
+
+def test_every_benchmark_of_the_specification_is_a_command() -> None:
+    assert set(COMMANDS) <= set(bench("--help").split())
+
+
+def test_help_does_without_torch_and_pandas() -> None:
+    script = "import sys, cli.bench; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_one_json_document_with_yardstick_ratio_and_goal() -> None:
+    told = document("montecarlo", "--runs", "5", "--trades", "50")
+    assert told["benchmark"] == "montecarlo"
+    row = told["measurements"][0]
+    assert row["ratio"] == pytest.approx(row["yardstick_value"] / row["value"])
+    assert row["yardstick"] == "a loop over runs in NumPy"
+    assert row["goal"].endswith("ratio ≥ 20")
+    assert row["met"] in (True, False)
+
+
+def test_a_table_for_people() -> None:
+    told = bench("montecarlo", "--runs", "5", "--trades", "50")
+    assert told.startswith("bench montecarlo")
+    assert "yardstick" in told
+
+
+@pytest.fixture
+def short_run(monkeypatch: pytest.MonkeyPatch) -> list[LearnConfig]:
+    """`learn` keeps what it was asked for and runs a small one."""
+    asked: list[LearnConfig] = []
+
+    def learn(config: LearnConfig, **_: object) -> object:
+        asked.append(config)
+        return run()
+
+    monkeypatch.setattr(benchmarks.learn, "learn", learn)
+    return asked
+
+
+def test_learn_tells_every_player_and_draws_its_curve(tmp_path: Path, short_run: list[LearnConfig]) -> None:
+    picture = tmp_path / "curve.png"
+    options = ("--market", "ou", "--reward", "amddp1", "--minutes", "2", "--seed", "3", "--out", str(picture))
+    told = document("learn", *options)
+    (asked,) = short_run
+    assert (asked.market, asked.environment.reward, asked.minutes, asked.seed) == ("ou", "amddp1", 2.0, 3)
+    assert {player["name"] for player in told["players"]} == {"best", "agent", "nothing", "random"}
+    assert told["spent"]["episodes"] > 0
+    assert len(told["curve"]) == CONFIG.curve_points + 1
+    assert picture.is_file()
+
+
+def test_learn_prints_shares_as_a_table(tmp_path: Path, short_run: list[LearnConfig]) -> None:
+    told = bench("learn", "--out", str(tmp_path / "curve.png"))
+    assert "share" in told
+    assert "1.00 (1.00 to 1.00)" in told
+    assert short_run
