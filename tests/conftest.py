@@ -16,6 +16,15 @@ settings.register_profile("project", deadline=None, max_examples=50, derandomize
 settings.load_profile("project")
 
 
+#: Files that take minutes: with several processes they must not be the last to begin.
+SLOW_FIRST = ("tests/deploy/", "tests/loop/", "tests/services/trainer/test_processes", "tests/docs/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow files."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW_FIRST))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real bars that lies beside the project; a clone elsewhere has none."""
