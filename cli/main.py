@@ -6,7 +6,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from cli import checkpoints, data, local, services
+from cli import bench, checkpoints, data, local, services
 from cli.metrics import metrics
 from cli.monitor import monitor
 from cli.output import err
@@ -36,6 +36,7 @@ for command in (local.up, local.down, local.status, monitor, simulate, validate,
 app.command("compile")(compile_kernels)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(bench.app, name="bench")
 services.register(app)
 
 

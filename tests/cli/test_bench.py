@@ -94,5 +94,5 @@ def test_learn_tells_every_player_and_draws_its_curve(tmp_path: Path, short_run:
 def test_learn_prints_shares_as_a_table(tmp_path: Path, short_run: list[LearnConfig]) -> None:
     told = bench("learn", "--out", str(tmp_path / "curve.png"))
     assert "share" in told
-    assert "1.00 (1.00 to 1.00)" in told
+    assert all(player in told for player in ("best", "agent", "nothing", "random"))
     assert short_run

@@ -1,0 +1,285 @@
+"""Does it learn? Train on a market whose best policy is known, and compare on sessions it never saw.
+
+Self-play and learning take turns in this one process, with the worker and the trainer of the services but
+without streams, journal and checkpoints. The yardstick is the best policy for that market and that reward
+scheme (`benchmarks.optimum`), played in the same test sessions; it sees the law's hidden state, which the
+agent can only guess at from prices, so its share need not reach 1. Beside it stand a player of random legal
+actions and one that does nothing. All are judged greedily by plain sums over whole sessions, undiscounted.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks.optimum import Optimum, best_rule, chain_of, solve, states_on_chain
+from benchmarks.scores import Estimate, Scores, mean, score_agent, score_rule, share
+from services.selfplay.config import SelfPlayConfig
+from services.selfplay.worker import SelfPlayWorker
+from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
+from services.trainer.training import Training, TrainingConfig
+from services.validator.baselines import flat, random_legal
+from services.validator.evaluate import choose_sessions
+from shared.adapters.dataset import build_dataset
+from shared.agent.agent import Agent
+from shared.agent.rollout import MarketView
+from shared.environment.environment import EnvironmentConfig, Prices
+from shared.environment.reward import RewardScheme
+from shared.errors import DataError, ServiceError, SettingsError
+from shared.market.session import Split
+from shared.market.synthetic import LAWS, Market, synthesize_with_state
+from shared.model.config import ModelConfig
+from shared.numeric import Int64
+from shared.search.config import SearchConfig
+
+#: A little over a year: 350,000 bars to train on and about 190 test sessions.
+NUM_BARS = 500_000
+
+#: Where nothing can be earned, an agent should have learned to do next to nothing.
+GOAL_IDLE_TRADES = 0.2
+GOAL_IDLE_LOSS_PIPS = 1.0
+
+#: Told what the run has come to, after every batch of sessions.
+Progress = Callable[["Spent"], None]
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """One run; the groups are those of the services' settings.
+
+    Raises:
+        SettingsError: a number is out of range.
+    """
+
+    market: Market = Market.OU
+    minutes: float = 5.0  # of self-play and learning; evaluation is not counted
+    seed: int = 0  # of market, weights, sessions and everything drawn
+    num_bars: int = NUM_BARS
+    curve_points: int = 10  # evaluations on the way, evenly spaced
+    curve_sessions: int = 32  # validation sessions of each of them
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    selfplay: SelfPlayConfig = field(default_factory=SelfPlayConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        """Check what the groups do not."""
+        if not 0.0 < self.minutes < float("inf"):
+            raise SettingsError(f"minutes is {self.minutes}, expected more than 0")
+        for name in ("curve_points", "curve_sessions"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has cost so far."""
+
+    seconds: float  # of self-play and learning
+    episodes: int
+    updates: int
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation on the way, on validation sessions."""
+
+    spent: Spent
+    agent: Scores
+    best: Scores  # the best policy in the same sessions
+
+
+@dataclass(frozen=True)
+class PlayerSummary:
+    """One player's mean session; see `scores.share` for when there is no share."""
+
+    name: str
+    pips: Estimate
+    reward: Estimate
+    trades: float
+    share_of_pips: Estimate | None
+    share_of_reward: Estimate | None
+
+
+@dataclass(frozen=True)
+class LearnGoal:
+    """Something to be reached, and what was."""
+
+    goal: str
+    reached: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What a run came to, in test sessions."""
+
+    config: LearnConfig
+    curve: tuple[CurvePoint, ...]  # from before learning to the end of it
+    starts: Int64  # [S] test sessions
+    optimum_value: float  # mean computed reward of the best policy in these sessions
+    players: dict[str, Scores]  # best, agent, nothing, random
+
+    @property
+    def spent(self) -> Spent:
+        """What the whole run cost."""
+        return self.curve[-1].spent
+
+    def summaries(self) -> list[PlayerSummary]:
+        """Every player against the best."""
+        best = self.players["best"]
+        return [
+            PlayerSummary(
+                name,
+                pips=mean(scores.pips),
+                reward=mean(scores.reward),
+                trades=float(scores.trades.mean()),
+                share_of_pips=share(scores.pips, best.pips),
+                share_of_reward=share(scores.reward, best.reward),
+            )
+            for name, scores in self.players.items()
+        ]
+
+    def goals(self) -> list[LearnGoal]:
+        """What the run was to reach; there are goals for the market without an edge only, so far."""
+        if (self.config.market, self.config.environment.reward) != (Market.GBM, RewardScheme.PNL):
+            return []
+        agent = self.players["agent"]
+        trades, pips = float(agent.trades.mean()), float(agent.pips.mean())
+        return [
+            LearnGoal(f"at most {GOAL_IDLE_TRADES} trades a session", trades, trades <= GOAL_IDLE_TRADES),
+            LearnGoal(f"a loss under {GOAL_IDLE_LOSS_PIPS} pip a session", pips, pips > -GOAL_IDLE_LOSS_PIPS),
+        ]
+
+
+@dataclass(frozen=True)
+class _Arena:
+    """A market with its best policy, cut into splits."""
+
+    view: MarketView
+    optimum: Optimum
+    states: Int64  # [T] of the optimum's chain
+    train: Int64  # every start
+    validation: Int64  # non-overlapping starts
+    test: Int64
+
+
+def learn(
+    config: LearnConfig, *, clock: Callable[[], float] = perf_counter, progress: Progress | None = None
+) -> LearnReport:
+    """Train for some minutes, then judge every player in the test sessions.
+
+    Args:
+        config: of the run.
+        clock: in seconds; what is learned depends on it only through how much fits into the minutes.
+        progress: told after every batch of sessions.
+    Raises:
+        DataError: the market is too short for a session of each split.
+        ServiceError: learning diverged.
+    """
+    arena = _arena(config)
+    environment = config.environment
+    training = Training(
+        TrainingConfig(
+            config.model,
+            config.replay,
+            config.learner,
+            replace(config.trainer, seed=config.seed),
+            config.search.discount,
+        ),
+        arena.view.features,
+        arena.view.fingerprint,
+    )
+    sessions = choose_sessions(arena.validation, config.curve_sessions)
+    rule = best_rule(arena.optimum, arena.states)
+    best = score_rule(rule, arena.view.prices, sessions, environment)
+    curve: list[CurvePoint] = []
+    due, last = 0.0, 60.0 * config.minutes
+    for agent, spent in _versions(arena, config, training, clock):
+        if progress:
+            progress(spent)
+        if spent.seconds >= min(due, last):
+            scores = score_agent(agent, arena.view, sessions, environment, config.search)
+            curve.append(CurvePoint(spent, scores, best))
+            due = spent.seconds + last / config.curve_points
+    rules = {
+        "best": rule,
+        "nothing": flat,
+        "random": random_legal(np.random.default_rng(config.seed)),
+    }
+    players = {
+        name: score_rule(played, arena.view.prices, arena.test, environment) for name, played in rules.items()
+    }
+    players["agent"] = score_agent(agent, arena.view, arena.test, environment, config.search)
+    expected = float(arena.optimum.value[arena.states[arena.test]].mean())
+    return LearnReport(config, tuple(curve), arena.test, expected, players)
+
+
+def _arena(config: LearnConfig) -> _Arena:
+    law = LAWS[config.market]
+    synthetic = synthesize_with_state(law, config.num_bars, config.seed)
+    dataset = build_dataset(synthetic.bars, f"synthetic {config.market}, seed {config.seed}")
+    starts = {
+        Split.TRAIN: dataset.sessions.every(Split.TRAIN),
+        Split.VALIDATION: dataset.sessions.non_overlapping(Split.VALIDATION),
+        Split.TEST: dataset.sessions.non_overlapping(Split.TEST),
+    }
+    for split, found in starts.items():
+        if len(found) == 0:
+            raise DataError(f"a market of {config.num_bars:,} bars has no {split} session: give it more bars")
+    return _Arena(
+        MarketView(dataset.features, Prices.of(dataset.bars), dataset.outcomes, dataset.fingerprint),
+        solve(chain_of(law), config.environment),
+        states_on_chain(law, synthetic.state),
+        *starts.values(),
+    )
+
+
+def _versions(
+    arena: _Arena, config: LearnConfig, training: Training, clock: Callable[[], float]
+) -> Iterator[tuple[Agent, Spent]]:
+    """The agent before learning and after every batch of sessions, until the minutes are spent."""
+    worker = SelfPlayWorker(
+        "bench learn",
+        arena.view,
+        arena.train,
+        config.selfplay,
+        config.environment,
+        config.search,
+        np.random.default_rng(config.seed),
+    )
+    agent, seconds = Agent(training.learner.network, version=0), 0.0
+    while True:
+        yield agent, Spent(seconds, training.position, training.learner.counters.updates)
+        begin, left = clock(), 60.0 * config.minutes - seconds
+        if left <= 0.0:
+            return
+        _batch(worker, training, agent, _from(begin + left, clock))
+        agent = Agent(training.learner.network, agent.version + 1)
+        seconds += clock() - begin
+
+
+def _from(end: float, clock: Callable[[], float]) -> Callable[[], bool]:
+    """True from a moment on."""
+    return lambda: clock() >= end
+
+
+def _batch(worker: SelfPlayWorker, training: Training, agent: Agent, is_over: Callable[[], bool]) -> None:
+    """Play a batch and make the updates it is worth; break off when the time is over.
+
+    Raises:
+        ServiceError: learning diverged.
+    """
+    for trajectory in worker.play(agent, training.position, is_over):
+        training.insert(trajectory)
+        while training.may_update and not is_over():
+            training.update()
+            if training.learner.diverged:
+                raise ServiceError(
+                    f"learning diverged: {training.learner.counters.skipped_in_a_row} updates in a row "
+                    "were not finite"
+                )

@@ -1,0 +1,107 @@
+"""What players earn in the same sessions, and how much that is of what the best policy earns there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.agent.agent import Agent
+from shared.agent.rollout import MarketView, play
+from shared.environment.environment import EnvironmentConfig, Lanes, Prices, reset, step
+from shared.metrics.bootstrap import Interval, resample
+from shared.numeric import Float64, Int8, Int64
+from shared.search.config import SearchConfig
+
+#: What a player without a network does in every lane, `[B]`.
+Rule = Callable[[Lanes], Int8]
+
+CONFIDENCE = 0.95
+RUNS = 2_000
+
+#: Sessions that an agent plays in lockstep.
+LANES = 64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One player's sessions; every field is `[S]`."""
+
+    pips: Float64  # net
+    reward: Float64  # by the reward scheme, in pips
+    trades: Int64
+
+    @classmethod
+    def blank(cls, num_sessions: int) -> "Scores":
+        """All zero, to be added to."""
+        return cls(np.zeros(num_sessions), np.zeros(num_sessions), np.zeros(num_sessions, np.int64))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, and the interval that it could as well have been in had other sessions been drawn."""
+
+    value: float
+    interval: Interval
+
+
+def score_rule(rule: Rule, prices: Prices, starts: Int64, environment: EnvironmentConfig) -> Scores:
+    """Lead a rule through all sessions in lockstep."""
+    scores, lanes = Scores.blank(len(starts)), reset(starts)
+    for _ in range(environment.session_bars):
+        transition = step(lanes, rule(lanes), prices, environment)
+        lanes = transition.lanes
+        closed = transition.trades.columns
+        scores.reward[:] += transition.reward
+        scores.pips[closed.lane] += closed.pips  # a step closes one trade a lane at most
+        scores.trades[closed.lane] += 1
+    return scores
+
+
+def score_agent(
+    agent: Agent, market: MarketView, starts: Int64, environment: EnvironmentConfig, search: SearchConfig
+) -> Scores:
+    """Lead an agent through all sessions, greedily."""
+    scores = Scores.blank(len(starts))
+    for first in range(0, len(starts), LANES):
+        batch = starts[first : first + LANES]
+        for finished in play(agent, market, batch, environment, search, seeds=np.zeros_like(batch)):
+            for lane, trajectory in enumerate(finished, start=first):
+                scores.reward[lane] = trajectory.rewards.sum()
+                scores.pips[lane] = sum(trade.pips for trade in trajectory.trades)
+                scores.trades[lane] = len(trajectory.trades)
+    return scores
+
+
+def mean(values: Float64) -> Estimate:
+    """Mean over sessions, with its bootstrap interval."""
+    drawn = values[_drawn_sessions(len(values))].mean(axis=1)
+    return Estimate(float(values.mean()), _interval(drawn))
+
+
+def share(values: Float64, best: Float64) -> Estimate | None:
+    """What a player earned, as a share of what the best policy earned in the same sessions.
+
+    Sessions are drawn in pairs, so that luck which both had cancels out.
+
+    Args:
+        values: `[S]` of the player.
+        best: `[S]` of the best policy.
+    Returns:
+        None where the best policy earned nothing in any of the draws: a share of that means nothing.
+    """
+    sessions = _drawn_sessions(len(values))
+    bests = best[sessions].mean(axis=1)
+    if bests.min() <= 0.0:
+        return None
+    return Estimate(float(values.mean() / best.mean()), _interval(values[sessions].mean(axis=1) / bests))
+
+
+def _drawn_sessions(num_sessions: int) -> Int64:
+    """`[RUNS, S]` sessions drawn with replacement; the same ones on every call."""
+    drawn = resample(np.arange(float(num_sessions)), num_runs=RUNS, num_steps=num_sessions, seed=0)
+    return drawn.astype(np.int64)
+
+
+def _interval(samples: Float64) -> Interval:
+    low, high = np.quantile(samples, [(1.0 - CONFIDENCE) / 2.0, (1.0 + CONFIDENCE) / 2.0])
+    return Interval(float(low), float(high))

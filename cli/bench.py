@@ -1,0 +1,242 @@
+"""`bench`: how fast, and how well it learns, as ratios to yardsticks measured in the same run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.output import err, print_fields, print_json, print_table, progress_bar
+from shared.environment.reward import RewardScheme
+from shared.market.synthetic import Market
+
+if TYPE_CHECKING:  # these bring torch, pandas and Redis along: each command imports what it measures
+    from benchmarks.learn import LearnConfig, LearnReport, PlayerSummary
+    from benchmarks.measure import Measurement
+    from benchmarks.scores import Estimate
+
+app = typer.Typer(
+    help="Measure speed and learning, as ratios to named yardsticks.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+Bars = Annotated[int, typer.Option(min=1_000, help="bars of the synthetic market")]
+Seconds = Annotated[float, typer.Option(min=0.0, help="to measure for, at least")]
+Seed = Annotated[int, typer.Option(min=0, help="of everything that is drawn")]
+
+#: 3.59 years of GBP/JPY minutes, for which SPEC section 23 has its goals.
+MARKET_BARS = 1_330_000
+
+
+@app.command()
+def features(bars: Bars = MARKET_BARS, as_json: Json = False) -> None:
+    """Temporal features of a long history, against pandas expressions of the same formulas."""
+    from benchmarks.features import bench_features
+
+    _print("features", [bench_features(bars)], as_json=as_json)
+
+
+@app.command()
+def sessions(bars: Bars = MARKET_BARS, as_json: Json = False) -> None:
+    """The session index of a long history, against NumPy over sliding windows."""
+    from benchmarks.sessions import bench_sessions
+
+    _print("sessions", [bench_sessions(bars)], as_json=as_json)
+
+
+@app.command()
+def search(seconds: Seconds = 1.0, seed: Seed = 0, as_json: Json = False) -> None:
+    """Decisions of the search, against the same network calls alone; so many seconds for each row."""
+    from benchmarks.search import bench_search
+
+    _one_thread()
+    speeds = bench_search(seconds=seconds, seed=seed)
+    _print("search", [speed.measurement for speed in speeds], as_json=as_json)
+
+
+@app.command()
+def selfplay(seconds: Seconds = 15.0, seed: Seed = 0, as_json: Json = False) -> None:
+    """A whole self-play worker, against its network evaluations alone."""
+    from benchmarks.selfplay import bench_selfplay
+
+    _one_thread()
+    _print("selfplay", bench_selfplay(seconds=seconds, seed=seed).measurements, as_json=as_json)
+
+
+@app.command()
+def learner(seconds: Seconds = 10.0, seed: Seed = 0, as_json: Json = False) -> None:
+    """Updates of the learner, against their forward and backward passes alone."""
+    from benchmarks.learner import bench_learner
+
+    _one_thread()
+    _print("learner", bench_learner(seconds=seconds, seed=seed).measurements, as_json=as_json)
+
+
+@app.command()
+def stream(
+    count: Annotated[int, typer.Option(min=1, help="trajectories to send")] = 1_024,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Trajectories through a Redis that syncs every write, against raw commands of the same payload."""
+    from benchmarks.stream import bench_stream
+
+    _print("stream", bench_stream(count, seed=seed).measurements, as_json=as_json)
+
+
+@app.command()
+def montecarlo(
+    runs: Annotated[int, typer.Option(min=1)] = 1_000,
+    trades: Annotated[int, typer.Option(min=10, help="of the list, and of every run")] = 5_000,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Monte Carlo over a trade list, against a loop over runs in NumPy."""
+    from benchmarks.montecarlo import bench_montecarlo
+
+    _print("montecarlo", bench_montecarlo(runs=runs, trades=trades, seed=seed), as_json=as_json)
+
+
+@app.command()
+def inference(
+    decisions: Annotated[int, typer.Option(min=1, help="to measure, one after the other")] = 500,
+    as_json: Json = False,
+) -> None:
+    """One decision over HTTP, against the same decision in the process that asks."""
+    from benchmarks.inference import bench_inference
+
+    _print("inference", bench_inference(decisions=decisions), as_json=as_json)
+
+
+@app.command()
+def learn(
+    market: Annotated[Market, typer.Option(help="the law that prices follow")] = Market.OU,
+    reward: Annotated[RewardScheme, typer.Option(help="what a step is paid")] = RewardScheme.PNL,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="of self-play and learning; evaluation comes on top")
+    ] = 5.0,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the learning curve's PNG; learn-MARKET-REWARD-SEED.png")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on a synthetic market, against its best policy in the same unseen sessions."""
+    from benchmarks.curve import draw_curve, require_matplotlib
+    from benchmarks.learn import LearnConfig
+    from shared.environment.environment import EnvironmentConfig
+
+    _one_thread()
+    require_matplotlib()
+    config = LearnConfig(
+        market=market, minutes=minutes, seed=seed, environment=EnvironmentConfig(reward=reward)
+    )
+    report = _learn(config)
+    picture = out or Path(f"learn-{market}-{reward}-{seed}.png")
+    draw_curve(report, picture)
+    if as_json:
+        print_json({**_learn_document(report), "picture": str(picture)})
+    else:
+        _print_learning(report)
+        err.print(f"learning curve: {picture}", soft_wrap=True)
+
+
+def _one_thread() -> None:
+    """Every goal is for one thread a worker."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _print(benchmark: str, measurements: Sequence["Measurement"], *, as_json: bool) -> None:
+    if as_json:
+        rows = [measurement.document() for measurement in measurements]
+        print_json({"benchmark": benchmark, "measurements": rows})
+        return
+    print_table(
+        f"bench {benchmark}: a ratio above 1 is better than the yardstick",
+        ("measured", "value", "unit", "yardstick", "its value", "ratio", "goal", "met"),
+        (
+            (row.name, row.value, row.unit, row.yardstick, row.yardstick_value, row.ratio, row.goal, row.met)
+            for row in measurements
+        ),
+    )
+
+
+def _learn(config: "LearnConfig") -> "LearnReport":
+    from benchmarks.learn import Spent, learn
+
+    with progress_bar() as bar:
+        task = bar.add_task("seconds of learning", total=round(60.0 * config.minutes))
+
+        def show(spent: Spent) -> None:
+            bar.update(task, completed=round(spent.seconds), description=f"{spent.episodes:,} episodes")
+
+        return learn(config, progress=show)
+
+
+def _learn_document(report: "LearnReport") -> dict[str, object]:
+    return {
+        "benchmark": "learn",
+        "config": asdict(report.config),
+        "spent": asdict(report.spent),
+        "test_sessions": len(report.starts),
+        "best_policy_computed_reward": report.optimum_value,
+        "players": [asdict(summary) for summary in report.summaries()],
+        "goals": [asdict(goal) for goal in report.goals()],
+        "curve": [
+            {
+                **asdict(point.spent),
+                "pips": float(point.agent.pips.mean()),
+                "reward": float(point.agent.reward.mean()),
+                "trades": float(point.agent.trades.mean()),
+                "best_pips": float(point.best.pips.mean()),
+                "best_reward": float(point.best.reward.mean()),
+            }
+            for point in report.curve
+        ],
+    }
+
+
+def _print_learning(report: "LearnReport") -> None:
+    config, spent = report.config, report.spent
+    print_fields(
+        "bench learn",
+        {
+            "market": config.market,
+            "reward": config.environment.reward,
+            "seed": config.seed,
+            "minutes": spent.seconds / 60.0,
+            "learned from": f"{spent.episodes:,} episodes, in {spent.updates:,} updates",
+            "judged in": f"{len(report.starts):,} test sessions",
+            "the best policy's computed reward": report.optimum_value,
+        },
+    )
+    print_table(
+        "A mean session, with 95 % intervals over sessions; shares are of the best policy's",
+        ("player", "net pips", "share", "reward", "share", "trades"),
+        map(_player_row, report.summaries()),
+    )
+    if goals := report.goals():
+        print_table("Goals", ("goal", "reached", "met"), [(one.goal, one.reached, one.met) for one in goals])
+
+
+def _player_row(summary: "PlayerSummary") -> tuple[object, ...]:
+    return (
+        summary.name,
+        _estimate(summary.pips),
+        _estimate(summary.share_of_pips),
+        _estimate(summary.reward),
+        _estimate(summary.share_of_reward),
+        summary.trades,
+    )
+
+
+def _estimate(estimate: "Estimate | None") -> str | None:
+    if estimate is None:
+        return None
+    value, low, high = estimate.value, estimate.interval.low, estimate.interval.high
+    return f"{value:,.2f} ({low:,.2f} to {high:,.2f})"

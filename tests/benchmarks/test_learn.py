@@ -1,0 +1,124 @@
+"""A short run on a small network: what is measured, on which sessions, and that time is kept."""
+
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import benchmarks.curve
+from benchmarks.curve import draw_curve
+from benchmarks.learn import LearnConfig, LearnReport, Spent, learn
+from benchmarks.scores import Scores
+from services.selfplay.config import SelfPlayConfig
+from services.trainer.config import LearnerConfig, TrainerConfig
+from shared.environment.environment import EnvironmentConfig
+from shared.environment.reward import RewardScheme
+from shared.errors import DataError, ServiceError, SettingsError
+from shared.market.session import Split, index_sessions
+from shared.market.synthetic import Market, synthesize
+from shared.model.config import ModelConfig
+
+CONFIG = LearnConfig(
+    market=Market.OU,
+    minutes=0.5,
+    num_bars=25_000,
+    curve_points=2,
+    curve_sessions=3,
+    environment=EnvironmentConfig(reward=RewardScheme.PNL, session_bars=30),
+    model=ModelConfig(temporal_channels=8, static_channels=4, value_bins=31),
+    selfplay=SelfPlayConfig(lanes=4),
+    learner=LearnerConfig(batch_size=8, unroll_steps=2),
+    trainer=TrainerConfig(min_replay_steps=60, samples_per_insert=0.5),
+)
+
+
+def run(config: LearnConfig = CONFIG, told: list[Spent] | None = None) -> LearnReport:
+    """A run whose clock goes on by a tenth of a second whenever it is asked."""
+    ticks = count()
+    return learn(config, clock=lambda: next(ticks) / 10.0, progress=None if told is None else told.append)
+
+
+@pytest.fixture(scope="module")
+def report() -> LearnReport:
+    return run()
+
+
+def test_players_are_judged_in_every_test_session_and_nowhere_else(report: LearnReport) -> None:
+    sessions = index_sessions(synthesize(Market.OU, CONFIG.num_bars, CONFIG.seed))
+    assert np.array_equal(report.starts, sessions.non_overlapping(Split.TEST))
+    assert set(report.players) == {"best", "agent", "nothing", "random"}
+    assert all(len(scores.pips) == len(report.starts) for scores in report.players.values())
+
+
+def test_the_curve_goes_from_before_learning_to_the_end_of_the_minutes(report: LearnReport) -> None:
+    first, *_, last = report.curve
+    assert first.spent == Spent(0.0, 0, 0)
+    assert last.spent == report.spent
+    assert 30.0 <= last.spent.seconds < 31.0
+    assert last.spent.episodes % CONFIG.selfplay.lanes == 0
+    assert last.spent.updates > 10
+    assert len(report.curve) == 3
+    assert all(len(point.agent.pips) == CONFIG.curve_sessions for point in report.curve)
+
+
+def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
+    told: list[Spent] = []
+    again = run(told=told)
+    assert np.array_equal(again.players["agent"].pips, report.players["agent"].pips)
+    assert np.array_equal(again.players["random"].pips, report.players["random"].pips)
+    assert told[0] == report.curve[0].spent
+    assert told[-1] == report.spent
+
+
+def test_shares_are_of_the_best_policy(report: LearnReport) -> None:
+    players = {"best": trading(1.0, 8.0), "agent": trading(0.5, 6.0), "nothing": trading(0.0, 0.0)}
+    best, agent, nothing = replace(report, players=players).summaries()
+    assert [row.pips.value for row in (best, agent, nothing)] == [8.0, 6.0, 0.0]
+    assert [row.trades for row in (best, agent, nothing)] == [1.0, 0.5, 0.0]
+    shares = [row.share_of_reward and row.share_of_reward.value for row in (best, agent, nothing)]
+    assert shares == [1.0, 0.75, 0.0]
+
+
+def test_players_rank_as_they_should(report: LearnReport) -> None:
+    pips = {row.name: row.pips.value for row in report.summaries()}
+    assert pips["random"] < pips["nothing"] == 0.0 < pips["best"]
+
+
+def test_only_the_market_without_an_edge_has_goals(report: LearnReport) -> None:
+    assert report.goals() == []
+    idle = replace(report, config=replace(CONFIG, market=Market.GBM))
+    assert [goal.met for goal in replace(idle, players={"agent": trading(0.2, -0.9)}).goals()] == [True, True]
+    assert [goal.met for goal in replace(idle, players={"agent": trading(0.4, -1.1)}).goals()] == [False] * 2
+
+
+def trading(trades: float, pips: float) -> Scores:
+    """Ten sessions with this mean number of trades and these pips."""
+    made = np.zeros(10, np.int64)
+    made[: round(10 * trades)] = 1
+    return Scores(np.full(10, pips), np.full(10, pips), made)
+
+
+def test_the_curve_is_drawn(report: LearnReport, tmp_path: Path) -> None:
+    draw_curve(report, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="cannot be written"):
+        draw_curve(report, tmp_path / "no such folder" / "curve.png")
+
+
+def test_without_matplotlib_there_is_a_word_about_it(
+    report: LearnReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks.curve, "find_spec", lambda _: None)
+    with pytest.raises(ServiceError, match="plots"):
+        draw_curve(report, tmp_path / "curve.png")
+
+
+def test_what_cannot_be_run_is_refused() -> None:
+    with pytest.raises(DataError, match="no train session"):
+        run(replace(CONFIG, num_bars=400))
+    with pytest.raises(SettingsError, match="minutes"):
+        replace(CONFIG, minutes=0.0)
+    with pytest.raises(SettingsError, match="curve_points"):
+        replace(CONFIG, curve_points=0)
