@@ -15,6 +15,7 @@ import structlog
 
 from services.trader.ledger import AuditMessage, Ledger, OutboxRow
 from shared.adapters.bus import Bus
+from shared.adapters.databases import begin_database
 from shared.errors import ServiceError
 from shared.messages.schemas import AlertRaised, DecisionMade, TradeClosed
 from shared.messages.streams import ALERTS, DECISIONS, TRADES
@@ -28,17 +29,17 @@ _BATCH = 256
 _TABLES_EVERY_SECONDS = 2.0
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS decisions (
+CREATE TABLE decisions (
     seq BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, bar_time TIMESTAMPTZ, action VARCHAR, executed BOOLEAN,
     reason VARCHAR, version INTEGER, value DOUBLE, visit_policy DOUBLE[], q_values DOUBLE[],
     outcome_probabilities DOUBLE[], side TINYINT, pnl_pips DOUBLE, close DOUBLE, latency_ms DOUBLE
 );
-CREATE TABLE IF NOT EXISTS trades (
+CREATE TABLE trades (
     seq BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, trade_id VARCHAR, instrument VARCHAR, side TINYINT,
     units BIGINT, entry_time TIMESTAMPTZ, exit_time TIMESTAMPTZ, entry_price DOUBLE, exit_price DOUBLE,
     pips DOUBLE, reason VARCHAR
 );
-CREATE TABLE IF NOT EXISTS alerts (
+CREATE TABLE alerts (
     seq BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, source VARCHAR, name VARCHAR, detail VARCHAR
 );
 """
@@ -69,9 +70,9 @@ class AuditTables:
         """
         self._using = threading.Lock()
         try:
+            begin_database(path, _SCHEMA)
             self._db = duckdb.connect(str(path), config={"threads": 1, "memory_limit": "256MB"})
-            self._db.execute(_SCHEMA)
-        except duckdb.Error as refused:
+        except (duckdb.Error, OSError) as refused:
             raise ServiceError(f"{path} cannot be opened: {refused}") from refused
 
     def insert(self, rows: Sequence[OutboxRow]) -> None:

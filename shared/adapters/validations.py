@@ -14,22 +14,23 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from shared.adapters.databases import begin_database
 from shared.errors import DataError
 from shared.numeric import Float64, Int64
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS validations (
+CREATE TABLE validations (
     version BIGINT, dataset VARCHAR, split VARCHAR, created_at VARCHAR, num_sessions BIGINT,
     num_trades BIGINT, net_pips DOUBLE, expectancy_pips DOUBLE, win_rate DOUBLE, profit_factor DOUBLE,
     sqn DOUBLE, sqn100 DOUBLE, sharpe DOUBLE, sortino DOUBLE, max_drawdown_pips DOUBLE,
     max_drawdown DOUBLE, safe_f DOUBLE, car25_percent DOUBLE, deflated_sharpe DOUBLE, overfitting DOUBLE,
     passed_gates VARCHAR, seconds DOUBLE, PRIMARY KEY (dataset, split, version)
 );
-CREATE TABLE IF NOT EXISTS validation_days (
+CREATE TABLE validation_days (
     version BIGINT, dataset VARCHAR, split VARCHAR, day BIGINT, pips DOUBLE,
     PRIMARY KEY (dataset, split, version, day)
 );
-CREATE TABLE IF NOT EXISTS skipped (
+CREATE TABLE skipped (
     version BIGINT, dataset VARCHAR, split VARCHAR, reason VARCHAR, PRIMARY KEY (dataset, split, version)
 );
 """
@@ -148,10 +149,8 @@ class ValidationStore:
     def _open(self, *, write: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
             if write:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                begin_database(self.path, _SCHEMA)
             with duckdb.connect(str(self.path), read_only=not write) as connection:
-                if write:
-                    connection.execute(_SCHEMA)
                 yield connection
         except (duckdb.Error, OSError) as broken:
             raise DataError(f"{self.path}: {broken}") from broken

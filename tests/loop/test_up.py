@@ -100,7 +100,8 @@ def system(tmp_path: Path) -> Iterator[System]:
     yield system
     if system.process and system.process.poll() is None:
         system.process.send_signal(signal.SIGTERM)
-        system.process.wait(60)
+    if system.process:
+        system.process.communicate(timeout=60)  # closes the pipes too
 
 
 def _stream(status: dict[str, object], key: str) -> int:
