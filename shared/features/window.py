@@ -1,6 +1,9 @@
 """Temporal features of a history, of live bars, and the windows that the encoder reads."""
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,6 +37,9 @@ FEATURE_NAMES: tuple[str, ...] = (
 )
 
 
+#: A shorter part is not worth a thread of its own.
+LEAST_PART_BARS = 50_000
+
 #: Stands for the time of the bar before the first.
 _BEFORE_ALL_S = int(np.iinfo(np.int64).min)
 
@@ -57,8 +63,23 @@ def temporal_features(bars: BarSeries) -> Float32:
         last_s = int(time_s[taken - 1]) if taken else None
         raise _refusal(taken, int(time_s[taken]), float(close[taken]), last_s)
     week_open_s(time_s[[0, -1]])  # refuses what the calendar does not cover
-    write_features(_no_history(), time_s, close, week_opens(), bars.instrument.pip, rows)
+    _write_in_parts(time_s, close, bars.instrument.pip, rows)
     return rows
+
+
+def _write_in_parts(time_s: Int64, close: Float64, pip: float, rows: Float32) -> None:
+    """Write a history on all cores: a bar needs the closes before it and no other bar's features."""
+    openings_s = week_opens()
+
+    def write(begin: int, end: int) -> None:
+        history = close[begin - FIRST_VALID_BAR : begin] if begin else _no_history()
+        write_features(history, time_s[begin:end], close[begin:end], openings_s, pip, rows[begin:end])
+
+    num_parts = max(1, min(os.cpu_count() or 1, len(close) // LEAST_PART_BARS))
+    edges = np.linspace(0, len(close), num_parts + 1).astype(np.int64).tolist()
+    with ThreadPoolExecutor(num_parts) as pool:
+        for done in [pool.submit(write, *part) for part in pairwise(edges)]:
+            done.result()
 
 
 class FeatureStream:

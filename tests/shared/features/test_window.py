@@ -132,6 +132,16 @@ class TestFormulas:
         expected = [math.cos(day_angle), math.sin(day_angle), math.cos(hour_angle), math.sin(hour_angle)]
         np.testing.assert_allclose(row[5:], expected, rtol=2e-7, atol=1e-7)
 
+    @pytest.mark.parametrize("cores", [1, 2, 7])
+    def test_rows_do_not_depend_on_the_number_of_cores(
+        self, real_bars: BarSeries, monkeypatch: pytest.MonkeyPatch, cores: int
+    ) -> None:
+        monkeypatch.setattr("shared.features.window.LEAST_PART_BARS", len(real_bars) + 1)
+        alone = temporal_features(real_bars)
+        monkeypatch.setattr("shared.features.window.LEAST_PART_BARS", 1_000)
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        assert temporal_features(real_bars).tobytes() == alone.tobytes()
+
     def test_the_pip_is_the_instruments(self) -> None:
         close = np.full(120, 1.1)
         close[-1] += 0.0005
