@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 _INK, _MUTED, _GRID, _BLUE = "#1f2933", "#7b8794", "#e4e7eb", "#2563eb"
 
 
-def require_matplotlib() -> None:
+def require_drawable(path: Path) -> None:
     """Check, before minutes are spent, that the curve can be drawn.
 
     Raises:
         ServiceError: matplotlib is not installed.
+        DataError: there is no folder to write to.
     """
     if find_spec("matplotlib") is None:
         raise ServiceError(
             "matplotlib, which draws the learning curve, is not installed; it comes with the extra `plots`"
         )
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise DataError(f"{path}: expected the name of a file, in a folder that exists")
 
 
 def draw_curve(report: LearnReport, path: Path) -> None:
@@ -35,7 +38,7 @@ def draw_curve(report: LearnReport, path: Path) -> None:
         ServiceError: matplotlib is not installed.
         DataError: the file cannot be written.
     """
-    require_matplotlib()
+    require_drawable(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -125,17 +125,17 @@ def learn(
     as_json: Json = False,
 ) -> None:
     """Train on a synthetic market, against its best policy in the same unseen sessions."""
-    from benchmarks.curve import draw_curve, require_matplotlib
+    from benchmarks.curve import draw_curve, require_drawable
     from benchmarks.learn import LearnConfig
     from shared.environment.environment import EnvironmentConfig
 
+    picture = out or Path(f"learn-{market}-{reward}-{seed}.png")
+    require_drawable(picture)
     _one_thread()
-    require_matplotlib()
     config = LearnConfig(
         market=market, minutes=minutes, seed=seed, environment=EnvironmentConfig(reward=reward)
     )
     report = _learn(config)
-    picture = out or Path(f"learn-{market}-{reward}-{seed}.png")
     draw_curve(report, picture)
     if as_json:
         print_json({**_learn_document(report), "picture": str(picture)})
@@ -158,9 +158,16 @@ def _print(benchmark: str, measurements: Sequence["Measurement"], *, as_json: bo
         return
     print_table(
         f"bench {benchmark}: a ratio above 1 is better than the yardstick",
-        ("measured", "value", "unit", "yardstick", "its value", "ratio", "goal", "met"),
+        ("measured", "value", "yardstick", "ratio", "goal", "met"),
         (
-            (row.name, row.value, row.unit, row.yardstick, row.yardstick_value, row.ratio, row.goal, row.met)
+            (
+                row.name,
+                f"{row.value:,.4g} {row.unit}",
+                f"{row.yardstick_value:,.4g} {row.unit}: {row.yardstick}",
+                f"{row.ratio:.3g}",
+                row.goal,
+                row.met,
+            )
             for row in measurements
         ),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import benchmarks.curve
-from benchmarks.curve import draw_curve
+from benchmarks.curve import draw_curve, require_drawable
 from benchmarks.learn import LearnConfig, LearnReport, Spent, learn
 from benchmarks.scores import Scores
 from services.selfplay.config import SelfPlayConfig
@@ -103,8 +103,12 @@ def trading(trades: float, pips: float) -> Scores:
 def test_the_curve_is_drawn(report: LearnReport, tmp_path: Path) -> None:
     draw_curve(report, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(DataError, match="cannot be written"):
-        draw_curve(report, tmp_path / "no such folder" / "curve.png")
+
+
+def test_a_curve_with_nowhere_to_go_is_refused_before_anything_is_learned(tmp_path: Path) -> None:
+    for nowhere in (tmp_path / "no such folder" / "curve.png", tmp_path):
+        with pytest.raises(DataError, match="folder"):
+            require_drawable(nowhere)
 
 
 def test_without_matplotlib_there_is_a_word_about_it(
