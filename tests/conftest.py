@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import torch
 from hypothesis import settings
 
 from shared.adapters.bus import Bus
@@ -14,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("project")
+
+#: As in every service. With more threads a batch's rows are shared out by their number, and a row's last
+#: bits depend on what else is in the batch.
+torch.set_num_threads(1)
 
 
 #: Files that take minutes: with several processes they must not be the last to begin.

@@ -4,7 +4,6 @@ Any worker that starts with the same home sends them; two that do so at once do 
 trajectory is counted once by its id.
 """
 
-import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
+from shared.adapters.files import write_whole
 from shared.agent.trajectory import Trajectory
 from shared.errors import MessageError
 from shared.messages.codec import decode_trajectory, encode_trajectory
@@ -36,12 +36,7 @@ class Spool:
             message, arrays = encode_trajectory(trajectory)
             header = message.model_dump_json().encode()
             path = self.folder / f"{trajectory.trajectory_id}{_SUFFIX}"
-            aside = path.with_suffix(f".{os.getpid()}.partial")
-            with aside.open("wb") as file:
-                file.write(_HEADER_SIZE.pack(len(header)) + header + arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
+            write_whole(path, _HEADER_SIZE.pack(len(header)) + header + arrays)
 
     def files(self) -> list[Path]:
         """What is kept."""

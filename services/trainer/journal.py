@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from shared.adapters.files import sync
 from shared.agent.trajectory import Trajectory
 from shared.errors import JournalError, MessageError
 from shared.messages.codec import decode_trajectory, encode_trajectory
@@ -159,7 +160,7 @@ class Journal:
             self.first = upper
             removed += count
         if removed:
-            _sync_folder(self.folder)
+            sync(self.folder)
         return removed
 
     def _writable_segment(self) -> Path:
@@ -292,15 +293,7 @@ def _append_synced(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     if is_new:
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path.parent)
 
 
 def _first_number(segment: Path) -> int:

@@ -1,7 +1,6 @@
 """The report of one version: composed here, kept as JSON, told in a page."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from services.validator.baselines import Baseline
 from services.validator.evaluate import Walk, evaluate, mark_to_market
 from services.validator.gate import Evidence, GateConfig, Incumbent, Verdict, judge
+from shared.adapters.files import write_whole
 from shared.environment.environment import EnvironmentConfig
 from shared.market.bar import BAR_SECONDS, BarSeries
 from shared.metrics.equity import Month, max_drawdown_pips, sharpe
@@ -221,16 +221,3 @@ def write_report(report: ValidationReport, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report_document(report), indent=1, allow_nan=False)
     write_whole(path, text.encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file aside, sync it and rename it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -11,10 +11,11 @@ import torch
 
 from services.validator.config import ValidationConfig
 from services.validator.page import page, picture
-from services.validator.report import ValidationReport, write_report, write_whole
+from services.validator.report import ValidationReport, write_report
 from services.validator.validation import Validator, row_of
 from shared.adapters.agents import load_agent
 from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.files import write_whole
 from shared.adapters.promotions import promote, report_path
 from shared.adapters.validations import ValidationStore
 from shared.errors import CheckpointError, MuZeroError, PromotionError, ServiceError

@@ -5,7 +5,7 @@ joined when the last one has come. Bid and ask come along with mid, since the sp
 mid alone.
 """
 
-import os
+import io
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from shared.adapters.files import write_whole
 from shared.adapters.oanda_records import Candle
 from shared.errors import DataError
 from shared.market.bar import BarSeries, Instrument
@@ -120,12 +121,9 @@ def _page(candles: Sequence[Candle], instrument: Instrument) -> Float64:
 
 
 def _save(path: Path, page: Float64) -> None:
-    aside = path.with_suffix(".partial")
-    with aside.open("wb") as file:
-        np.save(file, page, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    contents = io.BytesIO()
+    np.save(contents, page, allow_pickle=False)
+    write_whole(path, contents.getvalue())
 
 
 def _load(path: Path) -> Float64:

@@ -6,7 +6,6 @@ pickle is ever read. Pointers (`latest`, `best`, `promoted`) are small JSON file
 """
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from shared.adapters.files import sync, write_synced, write_whole
 from shared.errors import CheckpointError
 from shared.messages.schemas import Fingerprint, now
 
@@ -131,13 +131,13 @@ class CheckpointStore:
         try:
             aside.mkdir(parents=True)
             for name, data in contents.items():
-                _write_synced(aside / name, data)
-            _sync_folder(aside)
+                write_synced(aside / name, data)
+            sync(aside)
             aside.rename(final)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        _sync_folder(self.root)
+        sync(self.root)
         return complete
 
     def manifest(self, version: int) -> Manifest:
@@ -290,23 +290,4 @@ class CheckpointStore:
         return self.root / f"{name}.json"
 
     def _write_pointer(self, name: Pointer, held: _PointerFile) -> None:
-        path = self._pointer_path(name)
-        aside = path.with_suffix(f".{os.getpid()}.tmp")
-        _write_synced(aside, held.model_dump_json().encode())
-        aside.rename(path)
-        _sync_folder(self.root)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        write_whole(self._pointer_path(name), held.model_dump_json().encode())

@@ -7,7 +7,6 @@ it read-only, copies what it needs into arrays, and closes it.
 
 import contextlib
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
+from shared.adapters.files import sync
 from shared.environment.outcome import label_outcomes
 from shared.errors import DataError
 from shared.features.window import FEATURE_NAMES, temporal_features
@@ -203,9 +203,9 @@ def _written_aside(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
-            _sync(aside)
+            sync(aside)
             aside.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             aside.unlink(missing_ok=True)
             aside.with_name(f"{aside.name}.wal").unlink(missing_ok=True)
@@ -219,14 +219,6 @@ def _telling(path: Path, what: str) -> Iterator[None]:
     except (OSError, duckdb.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise DataError(f"{path}: cannot be {what}: {reason}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_duckdb(path: Path) -> bool:

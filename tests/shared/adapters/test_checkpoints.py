@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from shared.adapters import checkpoints as checkpoints_module
 from shared.adapters.checkpoints import MANIFEST, TRAINING, WEIGHTS, CheckpointStore, Manifest, Pointer
+from shared.adapters.files import write_synced
 from shared.errors import CheckpointError
 from tests.conftest import ROOT
 
@@ -155,7 +156,7 @@ def test_a_full_disk_leaves_nothing_visible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_write: int
 ) -> None:
     store = filled(tmp_path, 1)
-    written, writes = checkpoints_module._write_synced, []
+    written, writes = write_synced, []
 
     def full(path: Path, data: bytes) -> None:
         writes.append(path)
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_nothing_visible(
         written(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints_module, "_write_synced", full)
+        patched.setattr(checkpoints_module, "write_synced", full)
         with pytest.raises(OSError, match="No space left"):
             store.save(manifest(2), tensors(2), tensors(2))
     assert store.versions() == [1]
