@@ -40,7 +40,7 @@ START_SECONDS = 120.0
 WARM_UP_DECISIONS = 10
 
 
-#: Goal of SPEC section 23 for the slowest decision in a hundred.
+#: Goal for the slowest decision in a hundred.
 GOAL_P99_MS = 20.0
 
 

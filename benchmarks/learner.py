@@ -26,7 +26,7 @@ from shared.market.session import SESSION_BARS
 from shared.model.config import ModelConfig
 from shared.search.config import SearchConfig
 
-#: SPEC section 23.
+#: The goal in docs/benchmarks.md.
 GOAL_SHARE = 0.6
 
 NUM_BARS = 5_000

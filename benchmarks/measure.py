@@ -20,7 +20,7 @@ class Measurement:
     yardstick: str  # what it is compared with
     yardstick_value: float
     smaller_is_better: bool = True  # seconds; not so rates
-    goal_value: float | None = None  # of SPEC section 23: at most, or at least, by what is better
+    goal_value: float | None = None  # docs/benchmarks.md: at most, or at least, by what is better
     goal_ratio: float | None = None  # at least
 
     @property

@@ -21,7 +21,7 @@ from shared.metrics.monte_carlo import (
 )
 from shared.numeric import Float64, Int64
 
-#: Goals of SPEC section 23 for 1,000 runs of 5,000 trades.
+#: Goals for 1,000 runs of 5,000 trades.
 GOAL_DRAWS = 5_000_000
 GOAL_SECONDS = 0.3
 GOAL_RATIO = 20.0

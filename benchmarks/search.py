@@ -23,7 +23,7 @@ from shared.search.search import search
 BATCHES = (1, 16, 64, 256)
 SIMULATIONS = (5, 25, 50)
 
-#: Of SPEC section 23, for so many simulations and at least so many roots.
+#: Goal, for so many simulations and at least so many roots.
 GOAL_RATIO = 0.85
 GOAL_SIMULATIONS = 5
 GOAL_BATCH = 64

@@ -26,7 +26,7 @@ from shared.model.config import ModelConfig
 from shared.model.network import initial_network
 from shared.search.config import SearchConfig
 
-#: SPEC section 23.
+#: The goal in docs/benchmarks.md.
 GOAL_SHARE = 0.7
 GOAL_SERIALISING_PERCENT = 2.0
 

@@ -25,7 +25,7 @@ from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer, free_port
 
-#: SPEC section 23.
+#: The goal in docs/benchmarks.md.
 GOAL_SHARE = 0.8
 
 #: Trajectories in one exchange, as a worker of 16 lanes sends them.

@@ -27,7 +27,7 @@ Bars = Annotated[int, typer.Option(min=1_000, help="bars of the synthetic market
 Seconds = Annotated[float, typer.Option(min=0.0, help="to measure for, at least")]
 Seed = Annotated[int, typer.Option(min=0, help="of everything that is drawn")]
 
-#: 3.59 years of GBP/JPY minutes, for which SPEC section 23 has its goals.
+#: 3.59 years of GBP/JPY minutes, for which docs/benchmarks.md has goals.
 MARKET_BARS = 1_330_000
 
 

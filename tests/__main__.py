@@ -26,7 +26,7 @@ CHECKS: dict[str, list[str]] = {
 def main() -> int:
     """Run every check, then the tests; return 1 when anything failed."""
     failed = []
-    tests = [sys.executable, "-m", "pytest", "-m", "not soak", *PARALLEL, *sys.argv[1:]]
+    tests = [sys.executable, "-m", "pytest", *PARALLEL, *sys.argv[1:]]
     for name, command in {**CHECKS, "tests": tests}.items():
         print(f"== {name}", flush=True)
         started = time.monotonic()

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 #: Commands of the script itself, before any Python runs.
-OF_THE_SCRIPT = {"install", "test", "soak"}
+OF_THE_SCRIPT = {"install", "test"}
 
 #: README's commands that a test can run: quick, and in need of nothing but the files made here.
 QUICK = ("data import", "data describe", "simulate", "metrics")
