@@ -67,7 +67,7 @@ def up(
         print_json(last.document)
     else:
         for line in summary_lines(last):
-            out.print(line, highlight=False)
+            out.print(line, highlight=False, soft_wrap=True)
 
 
 def down() -> None:
@@ -137,7 +137,9 @@ class _System:
                 await supervisor.start(spec)
             self._save(supervisor)
             err.print(
-                f"dashboard {self.gateway_url}  ·  logs {self._logs}  ·  API key in {self._home / 'api_key'}"
+                f"dashboard {self.gateway_url}\nlogs      {self._logs}\nAPI key   in {self._home / 'api_key'}",
+                soft_wrap=True,
+                highlight=False,
             )
             last = await self._show(supervisor, stop, duration)
         finally:
