@@ -137,7 +137,7 @@ class _System:
                 await supervisor.start(spec)
             self._save(supervisor)
             err.print(
-                f"dashboard {self.gateway_url}\nlogs      {self._logs}\nAPI key   in {self._home / 'api_key'}",
+                f"dashboard {self.gateway_url}\nlogs      {self._logs}\nAPI key   {self._home / 'api_key'}",
                 soft_wrap=True,
                 highlight=False,
             )
