@@ -35,8 +35,9 @@ def list_versions(store: Store = None, as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("version", "episode", "update", "created", "MB", "pointers", "fault")
-    print_table(f"versions in {versions.root}", columns, [list(row.values()) for row in rows])
+    columns = ("version", "episode", "update", "created (UTC)", "MB", "pointers", "fault")
+    shown = [{**row, "created_at": str(row["created_at"] or "")[:16].replace("T", " ")} for row in rows]
+    print_table(f"versions in {versions.root}", columns, [list(row.values()) for row in shown])
 
 
 @app.command()

@@ -99,7 +99,7 @@ def _live_failures(evidence: Evidence, config: GateConfig) -> list[str]:
     if evidence.sqn100 is None or evidence.sqn100 <= config.live_min_sqn:
         failures.append(f"SQN {_shown(evidence.sqn100)}, needs more than {config.live_min_sqn:g}")
     if evidence.car25_percent is None or evidence.car25_percent <= 0.0:
-        failures.append(f"CAR25 {_shown(evidence.car25_percent)} %, needs more than 0")
+        failures.append(f"CAR25 in percent {_shown(evidence.car25_percent)}, needs more than 0")
     if evidence.deflated_sharpe is None or evidence.deflated_sharpe < config.live_min_deflated_sharpe:
         failures.append(
             f"deflated Sharpe {_shown(evidence.deflated_sharpe)}, needs {config.live_min_deflated_sharpe:g}"

@@ -1,0 +1,87 @@
+"""`checkpoints` on a store of real versions, as a user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.checkpoints import app
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointer
+from shared.adapters.promotions import report_path
+from shared.errors import CheckpointError, PromotionError
+from tests.shared.adapters.test_checkpoints import filled
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CheckpointStore:
+    monkeypatch.setenv("MM_HOME", str(tmp_path))
+    return filled(tmp_path / "checkpoints", 0, 1, 2, 3)
+
+
+def _run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def _report(store: CheckpointStore, version: int, *gates: str) -> None:
+    path = report_path(store.root.parent / "validations", version)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"schema_version": 1, "version": version, "passed_gates": gates}))
+
+
+def test_list_tells_every_version_and_its_pointers(store: CheckpointStore) -> None:
+    store.point(Pointer.LATEST, 3)
+    store.folder(1).joinpath("manifest.json").write_text("{")
+    rows = json.loads(_run("list", "--json"))
+    assert [row["version"] for row in rows] == [0, 1, 2, 3]
+    assert [row["pointers"] for row in rows] == ["", "", "", "latest"]
+    assert [row["episode"] for row in rows] == [0, None, 100, 150]
+    assert [bool(row["fault"]) for row in rows] == [False, True, False, False]
+
+
+def test_show_prints_the_manifest(store: CheckpointStore) -> None:
+    document = json.loads(_run("show", "2", "--json"))
+    assert document["update"] == 600
+    assert document["files"][WEIGHTS]["sha256"] == store.manifest(2).files[WEIGHTS].sha256
+
+
+def test_an_unknown_version_is_named(store: CheckpointStore) -> None:
+    with pytest.raises(CheckpointError, match=r"no version 9 .* newest there: 0, 1, 2, 3"):
+        _run("show", "9")
+
+
+def test_verify_finds_a_flipped_bit(store: CheckpointStore) -> None:
+    assert json.loads(_run("verify", "--json")) == {"ok": True, "faults": {}}
+    path = store.folder(2) / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    result = CliRunner().invoke(app, ["verify", "--json"])
+    assert result.exit_code == 1
+    assert list(json.loads(result.stdout)["faults"]) == ["2"]
+
+
+def test_only_what_passed_its_gate_is_promoted_and_a_rollback_undoes_it(store: CheckpointStore) -> None:
+    _report(store, 1, "paper")
+    _report(store, 2, "paper")
+    with pytest.raises(PromotionError, match="version 3 has no validation report"):
+        _run("promote", "3")
+    with pytest.raises(PromotionError, match="did not pass the live gate"):
+        _run("promote", "2", "--stage", "live")
+    assert store.pointer(Pointer.PROMOTED) is None
+    for version in (1, 2):
+        _run("promote", str(version))
+    assert "version 1 decides again" in _run("rollback")
+    pointed = store.pointer(Pointer.PROMOTED)
+    assert pointed is not None
+    assert pointed.version == 1
+
+
+def test_gc_keeps_the_newest_and_what_a_pointer_names(store: CheckpointStore) -> None:
+    store.point(Pointer.BEST, 0)
+    assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [1, 2]}
+    assert store.versions() == [0, 3]
