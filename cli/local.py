@@ -28,8 +28,8 @@ from shared.runtime.settings import load
 
 #: Stopped first to last, with the seconds that each phase may take; 10 s in all with Redis.
 STOP_PHASES = (
-    (("trader", "selfplay", "validator"), 5.0),
-    (("trainer", "inference", "broker", "api"), 3.0),
+    (("trader", "selfplay", "validator"), 4.5),
+    (("trainer", "inference", "broker", "api"), 2.5),
 )
 
 #: Learning and trading come first on a machine with fewer cores than processes.
