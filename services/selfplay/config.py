@@ -12,6 +12,7 @@ class SelfPlayConfig:
 
     lanes: int = 16  # sessions in lockstep; all of a batch finish together
     high_water: int = 32  # trajectories waiting in the stream at which the worker pauses
+    embedding_megabytes: int = 128  # of bars' embeddings kept for as long as one version plays
     unsent_batches: int = 2  # finished batches held while Redis is away; then the worker pauses
     temperature_start: float = 1.0  # puct
     temperature_end: float = 0.5  # puct, from `temperature_episodes` on
@@ -23,6 +24,10 @@ class SelfPlayConfig:
         for count in ("lanes", "high_water", "unsent_batches", "temperature_episodes"):
             if getattr(self, count) < 1:
                 raise SettingsError(f"selfplay.{count} is {getattr(self, count)}, expected 1 or more")
+        if self.embedding_megabytes < 0:
+            raise SettingsError(
+                f"selfplay.embedding_megabytes is {self.embedding_megabytes}, expected 0 or more"
+            )
         for name in ("temperature_start", "temperature_end"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):

@@ -1,12 +1,13 @@
 """Plays batches of sessions with one version each: what a worker is, without queues and signals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.exploration import exploration_at
 from shared.agent.agent import Agent
+from shared.agent.embeddings import EmbeddingCache
 from shared.agent.rollout import MarketView, play
 from shared.agent.trajectory import Trajectory
 from shared.environment.environment import EnvironmentConfig
@@ -49,6 +50,7 @@ class SelfPlayWorker:
         self._name, self._market, self._starts = name, market, starts
         self._config, self._environment, self._search = config, environment, search
         self._generator = generator
+        self._embeddings = EmbeddingCache(config.embedding_megabytes * 1_000_000)
 
     @property
     def steps_per_batch(self) -> int:
@@ -63,19 +65,28 @@ class SelfPlayWorker:
             episode: how many episodes the version learned from; sets the exploration.
             stop: asked after every step.
         """
-        lanes = self._config.lanes
-        batch = play(
-            agent,
-            self._market,
-            self._generator.choice(self._starts, lanes),
-            self._environment,
-            self._search,
-            seeds=self._generator.integers(MAX_SEED, size=lanes),
-            exploration=exploration_at(episode, self._config),
-            worker=self._name,
-        )
         finished: Sequence[Trajectory] = ()
-        for finished in batch:
+        for finished in self.steps(agent, episode, self._config.lanes):
             if not finished and stop():
                 break
         return finished
+
+    def steps(self, agent: Agent, episode: int, sessions: int) -> Iterator[Sequence[Trajectory]]:
+        """Play one batch step by step; what each step finished: all sessions in the last one.
+
+        Args:
+            agent: the version that plays all of it.
+            episode: how many episodes the version learned from.
+            sessions: in lockstep.
+        """
+        return play(
+            agent,
+            self._market,
+            self._generator.choice(self._starts, sessions),
+            self._environment,
+            self._search,
+            seeds=self._generator.integers(MAX_SEED, size=sessions),
+            exploration=exploration_at(episode, self._config),
+            worker=self._name,
+            embeddings=self._embeddings,
+        )

@@ -8,6 +8,7 @@ import numpy as np
 
 from shared.agent.agent import Agent
 from shared.agent.decide import decide
+from shared.agent.embeddings import EmbeddingCache
 from shared.agent.exploration import Exploration, LaneDraws
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import NUM_ACTIONS
@@ -45,6 +46,7 @@ def play(
     seeds: Int64,
     exploration: Exploration | None = None,
     worker: str = "",
+    embeddings: EmbeddingCache | None = None,
 ) -> Iterator[tuple[Trajectory, ...]]:
     """Play one session per start bar, all in lockstep; stop whenever you like between two steps.
 
@@ -60,6 +62,7 @@ def play(
         seeds: `[B]` each lane's own, not negative; recorded, and used where there is exploration.
         exploration: None plays greedily.
         worker: who plays, for the record.
+        embeddings: keeps those of earlier sessions; None keeps none. It changes no result.
     Raises:
         DataError: a session reaches beyond the bars, or into bars without features or outcomes.
         ShapeError: not one seed a lane.
@@ -67,7 +70,7 @@ def play(
     require_shape("start_bars", start_bars, None)
     require_shape("seeds", seeds, len(start_bars))
     num_steps, batch = environment.session_bars, len(start_bars)
-    embeddings = _embeddings(agent, market, start_bars, num_steps)
+    temporal, row_of = _embedded(agent, market, start_bars, num_steps, embeddings or EmbeddingCache(0))
     outcomes = _outcomes(market, start_bars, num_steps)
     draws = (
         LaneDraws.drawn(exploration, seeds, num_steps, NUM_ACTIONS, search.dirichlet_alpha)
@@ -79,7 +82,8 @@ def play(
     lanes = reset(start_bars)
     for t in range(num_steps):
         static = lanes.static()
-        decisions = decide(agent, embeddings[t], static, search, draws.at(t) if draws is not None else None)
+        explored = draws.at(t) if draws is not None else None
+        decisions = decide(agent, temporal[row_of[t]], static, search, explored)
         transition = step(lanes, decisions.actions, market.prices, environment)
         lanes = transition.lanes
         record.static[t], record.actions[t], record.rewards[t] = static, decisions.actions, transition.reward
@@ -134,13 +138,11 @@ class _Record:
         )
 
 
-def _embeddings(agent: Agent, market: MarketView, start_bars: Int64, num_steps: int) -> Float32:
-    """Temporal embeddings of all decisions, `[T, B, E]`.
-
-    One session a pass, however many lanes there are: its numbers do not depend on the batch.
-    """
+def _embedded(
+    agent: Agent, market: MarketView, start_bars: Int64, num_steps: int, cache: EmbeddingCache
+) -> tuple[Float32, Int64]:
+    """Temporal embeddings of all bars that are decided at, `[U, E]`, and each decision's row, `[T, B]`."""
     before = agent.config.window_bars - 1
-    embeddings = np.empty((num_steps, len(start_bars), agent.config.temporal_channels), np.float32)
     for lane, start in enumerate(start_bars.tolist()):
         # The last decision is filled at the open of the bar after the session's last.
         if start < before or start + num_steps >= len(market.prices):
@@ -148,8 +150,8 @@ def _embeddings(agent: Agent, market: MarketView, start_bars: Int64, num_steps: 
                 f"lane {lane}: a session from bar {start} needs bars {start - before}..{start + num_steps},"
                 f" the data set has 0..{len(market.prices) - 1}"
             )
-        embeddings[:, lane] = agent.embed_span(market.features[start - before : start + num_steps])
-    return embeddings
+    bars, rows = np.unique(np.arange(num_steps)[:, None] + start_bars, return_inverse=True)
+    return cache.rows(agent, market.features, bars), rows.reshape(num_steps, len(start_bars))
 
 
 def _outcomes(market: MarketView, start_bars: Int64, num_steps: int) -> Int8:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shared.agent.decide import decide
+from shared.agent.embeddings import EmbeddingCache
 from shared.agent.exploration import Exploration
 from shared.agent.rollout import play
 from shared.agent.trajectory import Trajectory
@@ -84,6 +85,36 @@ def test_a_lane_plays_alike_in_any_company(exploration: Exploration | None, sear
     assert alone.trades == together[2].trades
     for name in ARRAYS:
         assert getattr(alone, name).tobytes() == getattr(together[2], name).tobytes(), name
+
+
+@EXPLORING
+@pytest.mark.parametrize("rows_kept", [0, 70, 5_000])
+def test_kept_embeddings_change_nothing(
+    exploration: Exploration | None, search: SearchConfig, rows_kept: int
+) -> None:
+    """Sessions that overlap, some of them played before, with room for none, some or all of their bars."""
+    agent, market = small_agent(), small_market()
+    cache = EmbeddingCache(rows_kept * 4 * agent.config.temporal_channels)
+    for starts in (STARTS, STARTS[::-1], STARTS - 20):
+        kept, fresh = (
+            list(
+                play(
+                    agent,
+                    market,
+                    starts,
+                    ENVIRONMENT,
+                    search,
+                    seeds=SEEDS,
+                    exploration=exploration,
+                    embeddings=embeddings,
+                )
+            )[-1]
+            for embeddings in (cache, None)
+        )
+        for one, other in zip(kept, fresh, strict=True):
+            assert one.trades == other.trades
+            for name in ARRAYS:
+                assert getattr(one, name).tobytes() == getattr(other, name).tobytes(), name
 
 
 def test_a_decision_of_a_session_is_the_one_inference_would_make() -> None:
