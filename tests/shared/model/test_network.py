@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
+from shared.model.tcn import ResidualBlock
 from tests.shared.model.networks import SMALL, opinionated_network
 
 
@@ -20,7 +22,47 @@ def test_the_reference_network_has_every_weight_it_should() -> None:
     dynamics = _linear(263, 256) + 3 * block + 512 + _linear(256, 601)
     policy, value = 2 * block + _linear(256, 4), 2 * block + _linear(256, 601)
     expected = encoder + static + 512 + afterstate + dynamics + policy + value
-    assert initial_network(ModelConfig(), 0).num_weights == expected
+    assert initial_network(ModelConfig(), 0).num_weights == expected == 2_535_458
+
+
+def test_every_network_of_the_reference_has_its_shape() -> None:
+    network = initial_network(ModelConfig(), 0)
+    shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters() if weight.dim() > 1}
+    dense = (256, 256)
+    residual = {
+        "to_afterstate.blocks": 1,
+        "to_hidden.blocks": 3,
+        "policy_head.blocks": 2,
+        "value_head.blocks": 2,
+    }
+    assert shapes == {
+        "encoder.blocks.0.conv1.weight": (240, 9, 3),
+        "encoder.blocks.0.conv2.weight": (240, 240, 3),
+        "encoder.blocks.0.shortcut.weight": (240, 9, 1),
+        "encoder.blocks.1.conv1.weight": (240, 240, 3),
+        "encoder.blocks.1.conv2.weight": (240, 240, 3),
+        "encoder.blocks.2.conv1.weight": (240, 240, 3),
+        "encoder.blocks.2.conv2.weight": (240, 240, 3),
+        "static.0.weight": (16, 6),
+        "static.2.weight": (16, 16),
+        "to_afterstate.first.weight": (256, 256 + 4),
+        "outcome_head.last.weight": (3, 256),
+        "q_head.last.weight": (601, 256),
+        "to_hidden.first.weight": (256, 256 + 4 + 3),
+        "reward_head.last.weight": (601, 256),
+        "policy_head.last.weight": (4, 256),
+        "value_head.last.weight": (601, 256),
+        **{
+            f"{network}.{block}.{layer}.weight": dense
+            for network, blocks in residual.items()
+            for block in range(blocks)
+            for layer in ("inner", "outer")
+        },
+    }
+    parts = list(network.encoder.modules())
+    assert [part.dilation for part in parts if isinstance(part, ResidualBlock)] == [1, 2, 4]
+    assert [part.p for part in parts if isinstance(part, nn.Dropout)] == [0.1, 0.1, 0.1]
+    assert network.support.positions[[0, 300, 600]].tolist() == [-300.0, 0.0, 300.0]
 
 
 def test_a_new_network_holds_no_opinion() -> None:

@@ -1,5 +1,7 @@
 """The encoder's three passes give the same numbers, those of the definition."""
 
+import copy
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -27,44 +29,69 @@ def test_the_plain_pass_is_the_definition() -> None:
         np.testing.assert_allclose(encoder(windows).numpy(), expected, atol=1e-5)
 
 
-@settings(max_examples=25)
-@given(
-    seed=st.integers(0, 2**31),
-    num_bars=st.integers(1, 80),
-    blocks=st.integers(1, 3),
-    kernel_size=st.integers(2, 3),
-    extra_bars=st.integers(0, 3),
-)
-def test_windows_and_span_equal_the_plain_pass(
-    seed: int, num_bars: int, blocks: int, kernel_size: int, extra_bars: int
-) -> None:
-    field = 1 + 2 * (kernel_size - 1) * (2**blocks - 1)
-    window_bars = field + extra_bars
-    config = ModelConfig(
-        temporal_channels=12,
+def _folded(encoder: TemporalEncoder) -> TemporalEncoder:
+    folded = copy.deepcopy(encoder)
+    folded.fold_batch_norm()
+    return folded
+
+
+@st.composite
+def _configs(draw: st.DrawFn) -> ModelConfig:
+    blocks, kernel_size = draw(st.integers(1, 3)), draw(st.integers(2, 3))
+    receptive_field = 1 + 2 * (kernel_size - 1) * (2**blocks - 1)
+    return ModelConfig(
+        temporal_features=draw(st.integers(1, 12)),
+        temporal_channels=draw(st.sampled_from([1, 7, 12, 32])),
         static_channels=4,
         encoder_blocks=blocks,
         kernel_size=kernel_size,
-        window_bars=window_bars,
+        window_bars=receptive_field + draw(st.integers(0, 3)),
     )
-    encoder = _encoder(config, seed)
-    rows = _random(num_bars + window_bars - 1, 9, seed=seed)
-    windows = rows.unfold(0, window_bars, 1).transpose(1, 2)
+
+
+@settings(max_examples=40)
+@given(
+    config=_configs(),
+    seed=st.integers(0, 2**31),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    num_bars=st.integers(1, 120),
+    batch=st.integers(1, 70),
+    cut=st.integers(0, 120),
+)
+def test_windows_and_spans_equal_the_plain_pass(
+    config: ModelConfig, seed: int, scale: float, num_bars: int, batch: int, cut: int
+) -> None:
+    encoder, length = _encoder(config, seed), config.window_bars
+    rows = scale * _random(num_bars + length - 1, config.temporal_features, seed=seed)
+    windows = rows.unfold(0, length, 1).transpose(1, 2)
+    chosen = torch.randint(num_bars, (batch,), generator=torch.Generator().manual_seed(seed))
+    cut = min(cut, num_bars)
     with torch.inference_mode():
         plain = encoder(windows)
-        assert plain.shape == (num_bars, 12)
-        torch.testing.assert_close(encoder.encode_windows(windows), plain, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(encoder.encode_span(rows), plain, atol=1e-5, rtol=1e-5)
+        assert plain.shape == (num_bars, config.temporal_channels)
+        for ready in (encoder, _folded(encoder)):
+            _assert_equal(ready(windows), plain)
+            _assert_equal(ready.encode_windows(windows), plain)
+            _assert_equal(ready.encode_windows(windows[chosen]), plain[chosen])
+            _assert_equal(ready.encode_span(rows), plain)
+            for first, last in ((0, cut), (cut, num_bars)):
+                if first < last:
+                    _assert_equal(ready.encode_span(rows[first : last + length - 1]), plain[first:last])
 
 
-def test_the_passes_are_equal_at_the_reference_sizes() -> None:
+def _assert_equal(embeddings: Tensor, plain: Tensor) -> None:
+    torch.testing.assert_close(embeddings, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_passes_are_equal_over_a_session_at_the_reference_sizes() -> None:
     encoder = _encoder(ModelConfig())
-    rows = _random(64 + 31, 9)
+    rows = _random(360 + 31, 9)
     windows = rows.unfold(0, 32, 1).transpose(1, 2)
+    folded = _folded(encoder)
     with torch.inference_mode():
         plain = encoder(windows)
-        torch.testing.assert_close(encoder.encode_windows(windows), plain, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(encoder.encode_span(rows), plain, atol=1e-5, rtol=1e-5)
+        _assert_equal(folded.encode_windows(windows), plain)
+        _assert_equal(folded.encode_span(rows), plain)
 
 
 def test_the_last_step_sees_29_bars_and_no_more() -> None:
