@@ -12,12 +12,13 @@ from shared.numeric import Float64
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK, _MUTED, _GRID, _BLUE = "#1f2933", "#7b8794", "#e4e7eb", "#2563eb"
 
 
 def require_drawable(path: Path) -> None:
-    """Check, before minutes are spent, that the curve can be drawn.
+    """Check, before minutes are spent, that a picture can be drawn.
 
     Raises:
         ServiceError: matplotlib is not installed.
@@ -25,7 +26,7 @@ def require_drawable(path: Path) -> None:
     """
     if find_spec("matplotlib") is None:
         raise ServiceError(
-            "matplotlib, which draws the learning curve, is not installed; it comes with the extra `plots`"
+            "matplotlib, which draws the picture, is not installed; it comes with the extra `plots`"
         )
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise DataError(f"{path}: expected the name of a file, in a folder that exists")
@@ -45,10 +46,19 @@ def draw_curve(report: LearnReport, path: Path) -> None:
     figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     _draw(figure.subplots(), report)
+    write_png(figure, path)
+
+
+def write_png(figure: "Figure", path: Path) -> None:
+    """Write a picture to a file.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     try:
         figure.savefig(path, format="png", facecolor="white")
     except OSError as refused:
-        raise DataError(f"{path}: the learning curve cannot be written: {refused.strerror}") from refused
+        raise DataError(f"{path}: the picture cannot be written: {refused.strerror}") from refused
 
 
 def _draw(axes: "Axes", report: LearnReport) -> None:

@@ -58,6 +58,47 @@ def search(seconds: Seconds = 1.0, seed: Seed = 0, as_json: Json = False) -> Non
 
 
 @app.command()
+def improvement(
+    problems: Annotated[int, typer.Option(min=2, help="random one-step problems")] = 4_096,
+    spread: Annotated[
+        float, typer.Option(min=0.0, help="of what one action's outcomes are worth, around its Q")
+    ] = 0.0,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option("--out", help="the picture's PNG")] = Path("improvement.png"),
+    as_json: Json = False,
+) -> None:
+    """What each selection rule's policy target is worth, against always taking the best action."""
+    from benchmarks.curve import require_drawable
+    from benchmarks.improvement import bench_improvement
+    from benchmarks.improvement_picture import draw_improvement
+
+    require_drawable(out)
+    report = bench_improvement(problems=problems, spread=spread, seed=seed)
+    draw_improvement(report, out)
+    if as_json:
+        document = {**asdict(report), "goals": [goal.document() for goal in report.goals]}
+        print_json({"benchmark": "improvement", **document, "picture": str(out)})
+        return
+    print_table(
+        f"Gain of the policy target over the prior, in true Q; at best {report.best_gain:+.3f}",
+        ("error", "simulations", "rule", "gain", "standard error", "roots made worse"),
+        (
+            (
+                row.error,
+                row.simulations,
+                row.rule,
+                f"{row.gain:+.3f}",
+                f"{row.standard_error:.3f}",
+                f"{100.0 * row.worse:.1f} %",
+            )
+            for row in report.rows
+        ),
+    )
+    _print("improvement", report.goals, as_json=False)
+    err.print(f"picture: {out}", soft_wrap=True)
+
+
+@app.command()
 def selfplay(seconds: Seconds = 15.0, seed: Seed = 0, as_json: Json = False) -> None:
     """A whole self-play worker, against its network evaluations alone."""
     from benchmarks.selfplay import bench_selfplay

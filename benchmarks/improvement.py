@@ -1,0 +1,296 @@
+"""How much better than the prior is the policy that a search teaches, where the truth is known?
+
+Every problem is one step long: a root with A actions, each of which ends in one of C outcomes.
+
+    prior      softmax of logits ~ N(0, 1)
+    truth      Q(a) ~ N(0, 1);  outcome probabilities σ(c | a) ~ Dirichlet(1, ..., 1);
+               an outcome is worth X(a, c) = Q(a) + spread · (z - Σ_c σ z), z ~ N(0, 1), so Σ_c σ X = Q(a)
+    model      knows σ. Of each node it claims a value: the truth plus error · N(0, 1), drawn once for the
+               root, each afterstate and each outcome, so asking the same node again tells nothing new
+    gain       Σ_a π(a) Q(a) - Σ_a p(a) Q(a) of the search's policy target π, by the true Q
+
+After an outcome nothing more happens: below it every node claims what it claims. The rules `gumbel` and
+`puct` are those of `shared.search`, without noise at the root. A third, `unvisited-first`, is the usual
+shortcut: an action without visits comes before all others, values are not normalised, an action's first
+visit evaluates all its outcomes at once and backs up their expectation, later ones draw an outcome, and
+the target is the shares of visits.
+Source of the rules: docs/algorithm.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.measure import Measurement
+from shared.errors import SettingsError
+from shared.numeric import Bool, Float32, Float64, Int8, Int64
+from shared.search.config import SearchConfig, Selection
+from shared.search.model import ActionRules, Roots
+from shared.search.search import search
+
+NUM_ACTIONS, NUM_OUTCOMES = 4, 3
+
+PROBLEMS = 4_096
+SIMULATIONS = (2, 5, 10, 25, 50)
+ERRORS = (0.0, 1.0)
+
+UNVISITED_FIRST = "unvisited-first"
+RULES = (Selection.GUMBEL.value, Selection.PUCT.value, UNVISITED_FIRST)
+
+#: A root is worse than before where it loses more than this: policy targets are rounded to float32.
+TOLERANCE = 1e-6
+
+#: Goals, at so many simulations: with an exact model at least this gain and no root worse, with a wrong
+#: one at least the gain of `puct`.
+GOAL_SIMULATIONS = 5
+GOAL_GAIN = 0.85
+
+
+@dataclass(frozen=True)
+class Problems:
+    """B one-step problems, and what a model claims about them."""
+
+    logits: Float64  # [B, A] of the prior
+    outcome_probabilities: Float64  # [B, A, C]
+    q_values: Float64  # [B, A] the truth
+    claimed_root: Float64  # [B]
+    claimed_q: Float64  # [B, A] of the afterstates
+    claimed_outcomes: Float64  # [B, A, C]
+
+    @property
+    def prior(self) -> Float64:
+        """Softmax of the logits, `[B, A]`."""
+        weights = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
+        shares: Float64 = weights / weights.sum(axis=1, keepdims=True)
+        return shares
+
+    def gains(self, policies: Float64) -> Float64:
+        """How much more than under the prior is earned under each root's policy, by the true Q, `[B]`."""
+        gains: Float64 = ((policies - self.prior) * self.q_values).sum(axis=1)
+        return gains
+
+    @property
+    def best_gains(self) -> Float64:
+        """Of the policies that always take the best action, `[B]`."""
+        return self.gains(np.eye(NUM_ACTIONS)[self.q_values.argmax(axis=1)])
+
+
+def draw_problems(count: int, *, error: float, spread: float = 0.0, seed: int = 0) -> Problems:
+    """Random problems as the module's docstring defines them.
+
+    With another error the problems are the same, and the errors too but for their size.
+    """
+    rng = np.random.default_rng(seed)
+    logits, q_values = rng.normal(size=(2, count, NUM_ACTIONS))
+    probabilities = rng.dirichlet(np.ones(NUM_OUTCOMES), (count, NUM_ACTIONS))
+    deviations = rng.normal(size=probabilities.shape)
+    deviations -= (probabilities * deviations).sum(axis=2, keepdims=True)
+    outcomes = q_values[..., None] + spread * deviations
+    truth = Problems(logits, probabilities, q_values, np.zeros(count), q_values, outcomes)
+    return Problems(
+        logits,
+        probabilities,
+        q_values,
+        (truth.prior * q_values).sum(axis=1) + error * rng.normal(size=count),
+        q_values + error * rng.normal(size=q_values.shape),
+        outcomes + error * rng.normal(size=outcomes.shape),
+    )
+
+
+class ProblemModel:
+    """The problems as a `Model`; a hidden state holds the problem's number and the node's.
+
+    Nodes of one problem: 0 the root, then its afterstates, then their outcomes. Acting after an outcome
+    leads nowhere else.
+    """
+
+    def __init__(self, problems: Problems) -> None:
+        count = len(problems.logits)
+        claims = (
+            problems.claimed_root[:, None],
+            problems.claimed_q,
+            problems.claimed_outcomes.reshape(count, NUM_ACTIONS * NUM_OUTCOMES),
+        )
+        self._claims = np.concatenate(claims, axis=1).astype(np.float32)
+        self._logits = problems.logits.astype(np.float32)
+        self._probabilities = problems.outcome_probabilities.astype(np.float32)
+
+    def roots(self) -> Roots:
+        """Every problem's root."""
+        numbers = np.arange(len(self._logits))
+        phases = np.zeros(len(numbers), np.int8)
+        return Roots(
+            _hidden(numbers, np.zeros_like(numbers)), self._logits, self._claims[:, 0].copy(), phases
+        )
+
+    def afterstates(self, hidden: Float32, actions: Int8) -> tuple[Float32, Float32, Float32]:
+        """See `Model.afterstates`."""
+        problem, node = _numbers(hidden)
+        at_root = node == 0
+        reached = np.where(at_root, 1 + actions, node)
+        probabilities = np.where(
+            at_root[:, None], self._probabilities[problem, actions], np.float32(1.0 / NUM_OUTCOMES)
+        )
+        return _hidden(problem, reached), probabilities, self._claims[problem, reached]
+
+    def successors(
+        self, afterstates: Float32, actions: Int8, outcomes: Int8
+    ) -> tuple[Float32, Float32, Float32, Float32]:
+        """See `Model.successors`."""
+        problem, node = _numbers(afterstates)
+        first_outcome = 1 + NUM_ACTIONS
+        reached = np.where(node < first_outcome, first_outcome + (node - 1) * NUM_OUTCOMES + outcomes, node)
+        rewards, logits = np.zeros(len(node), np.float32), np.zeros((len(node), NUM_ACTIONS), np.float32)
+        return _hidden(problem, reached), rewards, logits, self._claims[problem, reached]
+
+
+def _hidden(problem: Int64, node: Int64) -> Float32:
+    return np.stack((problem, node), axis=1).astype(np.float32)
+
+
+def _numbers(hidden: Float32) -> tuple[Int64, Int64]:
+    problem, node = hidden.astype(np.int64).T
+    return problem, node
+
+
+def policy_targets(problems: Problems, rule: str, simulations: int, *, seed: int = 0) -> Float64:
+    """The policy that a rule would teach at each root, `[B, A]`; the seed draws outcomes, where any are.
+
+    Raises:
+        SettingsError: there is no such rule.
+    """
+    if rule == UNVISITED_FIRST:
+        return unvisited_first_visits(problems, simulations, np.random.default_rng(seed)) / simulations
+    if rule not in RULES:
+        raise SettingsError(f"rule is {rule!r}, expected one of {', '.join(RULES)}")
+    model = ProblemModel(problems)
+    everything: Bool = np.ones((1, NUM_ACTIONS), np.bool_)
+    rules = ActionRules(everything, np.zeros((1, NUM_ACTIONS), np.int8))
+    config = SearchConfig(Selection(rule), simulations=simulations, discount=1.0)
+    return search(model, model.roots(), rules, config).policies.astype(np.float64)
+
+
+def unvisited_first_visits(problems: Problems, simulations: int, rng: np.random.Generator) -> Float64:
+    """Visits of every action under `unvisited-first`, `[B, A]`."""
+    rows = np.arange(len(problems.logits))
+    visits, value_sum = np.zeros((2, len(rows), NUM_ACTIONS))
+    expectation = (problems.outcome_probabilities * problems.claimed_outcomes).sum(axis=2)
+    thresholds = problems.outcome_probabilities.cumsum(axis=2)
+    c1, c2 = SearchConfig.pb_c_init, SearchConfig.pb_c_base
+    for simulation in range(simulations):
+        weight = np.sqrt(simulation) * (c1 + np.log((simulation + c2 + 1.0) / c2))
+        scores = value_sum / np.maximum(visits, 1.0) + problems.prior * weight / (1.0 + visits)
+        action = np.where(visits == 0.0, np.inf, scores).argmax(axis=1)
+        # The last threshold is 1 up to rounding; a number drawn beyond it still means the last outcome.
+        beyond = thresholds[rows, action, :-1] <= rng.random((len(rows), 1))
+        drawn = problems.claimed_outcomes[rows, action, beyond.sum(axis=1)]
+        first_time = visits[rows, action] == 0.0
+        value_sum[rows, action] += np.where(first_time, expectation[rows, action], drawn)
+        visits[rows, action] += 1.0
+    return visits
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What one rule's target is worth."""
+
+    rule: str
+    simulations: int
+    error: float
+    gain: float  # mean over the problems
+    standard_error: float  # of the mean
+    worse: float  # share of roots
+
+    @classmethod
+    def of(cls, rule: str, simulations: int, error: float, gains: Float64) -> "Improvement":
+        """From the gain at every root, `[B]`."""
+        deviation = gains.std(ddof=1) / np.sqrt(len(gains))
+        worse = (gains < -TOLERANCE).mean()
+        return cls(rule, simulations, error, float(gains.mean()), float(deviation), float(worse))
+
+
+@dataclass(frozen=True)
+class ImprovementReport:
+    """All rules, numbers of simulations and errors, on the same problems."""
+
+    problems: int
+    spread: float
+    seed: int
+    best_gain: float  # of taking the best action at every root
+    rows: tuple[Improvement, ...]
+
+    def find(self, rule: str, simulations: int, error: float) -> Improvement:
+        """One row.
+
+        Raises:
+            KeyError: it was not measured.
+        """
+        for row in self.rows:
+            if (row.rule, row.simulations, row.error) == (rule, simulations, error):
+                return row
+        raise KeyError(rule, simulations, error)
+
+    @property
+    def goals(self) -> list[Measurement]:
+        """What gumbel is to reach with few simulations."""
+        gumbel, puct = Selection.GUMBEL.value, Selection.PUCT.value
+        exact = self.find(gumbel, GOAL_SIMULATIONS, 0.0)
+        wrong = self.find(gumbel, GOAL_SIMULATIONS, 1.0)
+        of = f"{gumbel}, {GOAL_SIMULATIONS} simulations"
+        return [
+            Measurement(
+                name=f"gain, {of}, error 0",
+                value=exact.gain,
+                unit="of Q",
+                yardstick="always the best action",
+                yardstick_value=self.best_gain,
+                smaller_is_better=False,
+                goal_value=GOAL_GAIN,
+            ),
+            Measurement(
+                name=f"roots made no worse, {of}, error 0",
+                value=100.0 * (1.0 - exact.worse),
+                unit="%",
+                yardstick=UNVISITED_FIRST,
+                yardstick_value=100.0 * (1.0 - self.find(UNVISITED_FIRST, GOAL_SIMULATIONS, 0.0).worse),
+                smaller_is_better=False,
+                goal_value=100.0,
+            ),
+            Measurement(
+                name=f"gain, {of}, error 1",
+                value=wrong.gain,
+                unit="of Q",
+                yardstick=puct,
+                yardstick_value=self.find(puct, GOAL_SIMULATIONS, 1.0).gain,
+                smaller_is_better=False,
+                goal_ratio=1.0,
+            ),
+        ]
+
+
+def bench_improvement(
+    *,
+    problems: int = PROBLEMS,
+    spread: float = 0.0,
+    seed: int = 0,
+    simulations: Sequence[int] = SIMULATIONS,
+) -> ImprovementReport:
+    """Measure every rule with every number of simulations, by an exact model and by a wrong one.
+
+    Args:
+        problems: how many, at least 2.
+        spread: of what one action's outcomes are worth, around its Q.
+        seed: of problems, errors and drawn outcomes.
+        simulations: numbers of simulations; the goals are told of 5.
+    """
+    rows = []
+    best_gain = 0.0
+    for error in ERRORS:
+        drawn = draw_problems(problems, error=error, spread=spread, seed=seed)
+        best_gain = float(drawn.best_gains.mean())
+        for rule in RULES:
+            for count in simulations:
+                gains = drawn.gains(policy_targets(drawn, rule, count, seed=seed + 1))
+                rows.append(Improvement.of(rule, count, error, gains))
+    return ImprovementReport(problems, spread, seed, best_gain, tuple(rows))
