@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,13 +10,17 @@ import typer
 
 from cli.output import err, out, print_fields, print_json, print_table
 from cli.runs import checkpoint_store, running, validation_root
+from services.selfplay.settings import SelfPlaySettings
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Pointer
 from shared.adapters.promotions import promote as promote_version
 from shared.adapters.promotions import roll_back
+from shared.environment.action import LEGAL
 from shared.errors import CheckpointError
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import PROMOTIONS
+from shared.model.config import ModelConfig
+from shared.model.cost import network_costs, plain_encoding, span_encoding, static_encoding
 from shared.runtime.settings import ServiceSettings, load
 
 app = typer.Typer(help="Versions that the trainer published.", no_args_is_help=True)
@@ -42,17 +47,21 @@ def list_versions(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(version: Version, store: Store = None, as_json: Json = False) -> None:
-    """Show one version's manifest."""
+    """Show one version's manifest, and what its networks cost: weights and multiply-adds."""
+    from shared.adapters.agents import model_config  # brings torch along
+
     versions = checkpoint_store(store)
     manifest = versions.manifest(version)
+    costs = _Costs.of(model_config(manifest), load(SelfPlaySettings))
     document = {**json.loads(manifest.model_dump_json()), "pointers": _pointers(versions, version)}
     if as_json:
-        print_json(document)
+        print_json({**document, "costs": asdict(costs)})
         return
     print_fields(f"version {version}", {k: v for k, v in document.items() if not isinstance(v, dict)})
     for group in ("model", "settings", "metrics", "files"):
         if document[group]:
             print_fields(group, document[group])
+    print_table("costs", ("of", "weights", "multiply-adds of a row"), costs.rows())
 
 
 @app.command()
@@ -131,6 +140,64 @@ def _row(store: CheckpointStore, version: int) -> dict[str, object]:
         "pointers": ", ".join(_pointers(store, version)),
         "fault": "",
     }
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What a version's networks cost; multiply-adds are of one row: a window, a state or an afterstate."""
+
+    session_bars: int
+    simulations: int
+    weights: dict[str, int]
+    multiply_adds: dict[str, int]
+
+    @classmethod
+    def of(cls, model: ModelConfig, settings: SelfPlaySettings) -> "_Costs":
+        costs = network_costs(model)
+        bars, simulations = settings.environment.session_bars, settings.search.simulations
+        networks = {
+            "representation": costs.representation,
+            "afterstate": costs.afterstate,
+            "dynamics": costs.dynamics,
+            "policy": costs.policy,
+            "value": costs.value,
+        }
+        static = static_encoding(model)
+        window = costs.representation.multiply_adds
+        session = round(span_encoding(model, bars) / bars) + static
+        search = costs.decision(simulations, int(LEGAL.sum(axis=1).max()))
+        return cls(
+            bars,
+            simulations,
+            {**{name: cost.weights for name, cost in networks.items()}, "all": costs.weights},
+            {
+                **{name: cost.multiply_adds for name, cost in networks.items()},
+                "representation_plain": plain_encoding(model) + static,
+                "representation_in_session": session,
+                "decision": window + search,
+                "decision_in_session": session + search,
+            },
+        )
+
+    def rows(self) -> list[tuple[str, int | None, int | None]]:
+        """As people read it: what, weights, multiply-adds."""
+        session = f"a bar of {self.session_bars} in one pass"
+        decision = f"decision, {self.simulations} simulations, at most"
+        lines = {
+            "representation": ("representation, a window", "representation"),
+            "representation_plain": ("representation, a window by the plain pass", None),
+            "representation_in_session": (f"representation, {session}", None),
+            "afterstate": ("afterstate, outcomes and Q-value", "afterstate"),
+            "dynamics": ("dynamics and reward", "dynamics"),
+            "policy": ("policy", "policy"),
+            "value": ("value", "value"),
+            "decision": (f"{decision}, of a window", "all"),
+            "decision_in_session": (f"{decision}, {session}", "all"),
+        }
+        return [
+            (text, self.weights[part] if part else None, self.multiply_adds[name])
+            for name, (text, part) in lines.items()
+        ]
 
 
 def _pointers(store: CheckpointStore, version: int) -> list[str]:

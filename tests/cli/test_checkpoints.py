@@ -10,6 +10,8 @@ from cli.checkpoints import app
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointer
 from shared.adapters.promotions import report_path
 from shared.errors import CheckpointError, PromotionError
+from shared.model.config import ModelConfig
+from shared.model.network import initial_network
 from tests.shared.adapters.test_checkpoints import filled
 
 
@@ -47,6 +49,38 @@ def test_show_prints_the_manifest(store: CheckpointStore) -> None:
     document = json.loads(_run("show", "2", "--json"))
     assert document["update"] == 600
     assert document["files"][WEIGHTS]["sha256"] == store.manifest(2).files[WEIGHTS].sha256
+
+
+def test_show_tells_what_the_networks_cost(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_SEARCH__SIMULATIONS", "7")
+    monkeypatch.setenv("MM_ENVIRONMENT__SESSION_BARS", "100")
+    costs = json.loads(_run("show", "2", "--json"))["costs"]
+    config = ModelConfig(temporal_channels=12)  # as `filled` records it
+    networks = [name for name in costs["weights"] if name != "all"]
+    assert networks == ["representation", "afterstate", "dynamics", "policy", "value"]
+    assert costs["weights"]["all"] == initial_network(config, 0).num_weights
+    assert sum(costs["weights"][name] for name in networks) == costs["weights"]["all"]
+    assert (costs["simulations"], costs["session_bars"]) == (7, 100)
+    spent = costs["multiply_adds"]
+    static = 6 * 16 + 16 * 16
+    first, second, wide = 9 * 12 * 3, 9 * 12, 12 * 12 * 3
+    assert spent["representation_plain"] == 32 * (first + second + 5 * wide) + static
+    # Once a session, each layer makes the steps before the first bar that later layers reach back to.
+    extra = 26 * first + 24 * second + (24 + 20 + 16 + 8 + 0) * wide
+    assert spent["representation_in_session"] == round(first + second + 5 * wide + extra / 100) + static
+    # Policy and value of the root, its three legal afterstates, six nodes.
+    prediction = spent["policy"] + spent["value"]
+    search = prediction + 3 * spent["afterstate"] + 6 * (spent["dynamics"] + prediction)
+    assert spent["decision"] == spent["representation"] + search
+    assert spent["decision_in_session"] == spent["representation_in_session"] + search
+
+
+def test_show_prints_costs_as_a_table(store: CheckpointStore) -> None:
+    told = _run("show", "2")
+    total = initial_network(ModelConfig(temporal_channels=12), 0).num_weights
+    assert f"{total:,}" in told
+    assert "decision, 5 simulations, at most" in told
+    assert "a bar of 360 in one pass" in told
 
 
 def test_an_unknown_version_is_named(store: CheckpointStore) -> None:
