@@ -8,6 +8,7 @@ on until the queue of finished batches is full; nothing finished is ever dropped
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -45,6 +46,14 @@ VERSION = Gauge("mm_selfplay_version", "Checkpoint version that plays")
 WAITING = Gauge("mm_selfplay_waiting", "1 while the worker waits for the trainer to catch up")
 
 
+@dataclass(frozen=True)
+class _Player:
+    """A version, and how many episodes it learned from: both decide what it plays."""
+
+    agent: Agent
+    episode: int
+
+
 class SelfPlayService:
     """One worker and its three tasks."""
 
@@ -54,6 +63,7 @@ class SelfPlayService:
         self._store = CheckpointStore(settings.checkpoint_root)
         self._spool = Spool(settings.home / "unsent")
         self._announced: CheckpointPublished | None = None
+        self._refused: int | None = None
         self._heard = asyncio.Event()
         self._backlog = Backlog(settings.selfplay.high_water)
         self._finished: asyncio.Queue[Sequence[Trajectory] | None] = asyncio.Queue(
@@ -101,31 +111,38 @@ class SelfPlayService:
 
     async def _play(self, worker: SelfPlayWorker) -> None:
         """Batch after batch, each with the version that is newest when it begins."""
-        agent: Agent | None = None
-        refused: int | None = None
+        player: _Player | None = None
         await self._lifecycle.until_stopping(self._heard.wait())
         await self._look_at_backlog()
-        while not self._lifecycle.stopping.is_set() and self._announced is not None:
-            version = self._announced.version
-            if version != refused and (agent is None or agent.version != version):
-                try:
-                    agent = await asyncio.to_thread(load_agent, self._store, version)
-                    VERSION.set(version)
-                except CheckpointError as damaged:  # the version before it plays on
-                    log.error("version_refused", version=version, error=str(damaged))  # noqa: TRY400
-                    refused = version
+        while not self._lifecycle.stopping.is_set():
             await self._wait_for_trainer()
-            if agent is None:
+            player = await self._newest(player)
+            if player is None:
                 await self._lifecycle.sleep(BACKLOG_SECONDS)
                 continue
             begin = time.monotonic()
             finished = await asyncio.to_thread(
-                worker.play, agent, self._announced.episode, self._lifecycle.stopping.is_set
+                worker.play, player.agent, player.episode, self._lifecycle.stopping.is_set
             )
             if finished:
-                self._count(finished, agent.version, time.monotonic() - begin)
+                self._count(finished, player.agent.version, time.monotonic() - begin)
                 await self._finished.put(finished)
         await self._finished.put(None)
+
+    async def _newest(self, player: _Player | None) -> _Player | None:
+        """The newest version that was announced; the one before it when that cannot be read."""
+        newest = self._announced
+        known = {self._refused, player.agent.version if player else None}
+        if newest is None or newest.version in known:
+            return player
+        try:
+            agent = await asyncio.to_thread(load_agent, self._store, newest.version)
+        except CheckpointError as damaged:
+            log.error("version_refused", version=newest.version, error=str(damaged))  # noqa: TRY400
+            self._refused = newest.version
+            return player
+        VERSION.set(newest.version)
+        return _Player(agent, newest.episode)
 
     async def _wait_for_trainer(self) -> None:
         """Wait while too many trajectories lie in the stream."""

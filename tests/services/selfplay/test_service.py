@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,27 +14,34 @@ from pydantic import SecretStr
 
 from services.selfplay import service as service_module
 from services.selfplay.config import SelfPlayConfig
+from services.selfplay.exploration import exploration_at
 from services.selfplay.service import SelfPlayService
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
+from services.selfplay.worker import SelfPlayWorker
+from shared.adapters.agents import load_agent
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest
 from shared.adapters.dataset import Dataset, write_dataset
+from shared.agent.agent import Agent
+from shared.agent.rollout import MarketView, play
 from shared.agent.trajectory import Trajectory
-from shared.environment.environment import EnvironmentConfig
+from shared.environment.environment import EnvironmentConfig, Prices
 from shared.market.session import Split
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import decode_trajectory
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
 from shared.model.config import ModelConfig
-from shared.model.network import initial_network
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer, free_port
+from shared.search.config import SearchConfig, Selection
+from tests.shared.model.networks import opinionated_network
 
 MODEL = ModelConfig(temporal_channels=12, static_channels=4, value_bins=31)
 LANES = 3
 STEPS = 20
+EPISODES_A_VERSION = 2_000  # the temperature falls with them
 PATIENCE_SECONDS = 120.0
 
 
@@ -55,11 +64,11 @@ def settings(tmp_path: Path, dataset: tuple[Path, Dataset], redis_server: RedisS
 
 
 async def publish(bus: Bus, settings: SelfPlaySettings, version: int) -> None:
-    """A version with random weights of its own."""
-    network = initial_network(MODEL, seed=version)
+    """A version with random weights of its own, and opinions that no other version has."""
+    network = opinionated_network(MODEL, seed=version)
     manifest = Manifest(
         version=version,
-        episode=version,
+        episode=EPISODES_A_VERSION * version,
         update=0,
         journal_position=version,
         dataset="5e" * 32,
@@ -74,7 +83,9 @@ async def publish(bus: Bus, settings: SelfPlaySettings, version: int) -> None:
 
 
 async def announce(bus: Bus, version: int, sha256: str = "0" * 64) -> None:
-    message = CheckpointPublished(version=version, episode=version, update=0, weights_sha256=sha256)
+    message = CheckpointPublished(
+        version=version, episode=EPISODES_A_VERSION * version, update=0, weights_sha256=sha256
+    )
     await bus.announce(CHECKPOINTS, message)
 
 
@@ -154,6 +165,148 @@ async def test_the_newest_version_plays_the_next_batch_and_no_batch_has_two(
     assert versions == sorted(versions)
     assert set(versions) == {0, 1, 2}
     assert all(versions.count(version) % LANES == 0 for version in (0, 1, 2))
+
+
+class Gate:
+    """Holds each batch at its middle until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[int] = []  # version of each batch
+        self.open = threading.Event()
+        play = SelfPlayWorker.play
+
+        def held(worker: SelfPlayWorker, agent: Agent, episode: int, stop: Callable[[], bool]) -> object:
+            self.begun.append(agent.version)
+            asked = itertools.count(1)
+
+            def stop_once_let_go() -> bool:
+                if next(asked) == STEPS // 2:
+                    assert self.open.wait(PATIENCE_SECONDS)
+                return stop()
+
+            return play(worker, agent, episode, stop_once_let_go)
+
+        monkeypatch.setattr(SelfPlayWorker, "play", held)
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Versions that the service heard of."""
+    versions: list[int] = []
+
+    def hear(service: SelfPlayService, announced: CheckpointPublished | None) -> None:
+        vars(service)["_newest_heard"] = announced
+        if announced is not None:
+            versions.append(announced.version)
+
+    monkeypatch.setattr(
+        SelfPlayService,
+        "_announced",
+        property(lambda service: vars(service).get("_newest_heard"), hear),
+        raising=False,
+    )
+    return versions
+
+
+async def test_a_version_that_arrives_mid_episode_plays_the_very_next_batch(
+    settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch, heard: list[int]
+) -> None:
+    gate = Gate(monkeypatch)
+    await publish(bus, settings, 0)
+    async with running(settings):
+        await until(lambda: gate.begun == [0])
+        for version in (1, 2):
+            await publish(bus, settings, version)
+        await until(lambda: heard[-1:] == [2])
+        gate.open.set()
+        played = await sent(bus, count=2 * LANES)
+    assert gate.begun[:2] == [0, 2]
+    assert [t.checkpoint_version for t in played[: 2 * LANES]] == [0] * LANES + [2] * LANES
+
+
+async def test_a_version_that_arrives_while_the_worker_waits_plays_the_next_batch(
+    settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch, heard: list[int]
+) -> None:
+    monkeypatch.setattr(service_module, "BACKLOG_SECONDS", 0.01)
+    await publish(bus, settings, 0)
+    async with running(settings) as worker:
+        await until(lambda: worker.heartbeat.detail.get("waiting") is True)
+        await publish(bus, settings, 1)
+        await until(lambda: heard[-1:] == [1])
+        waiting = await bus.length(TRAJECTORIES)
+        reader = bus.consume(TRAJECTORIES, "trainer", "one")
+        taken: list[Trajectory] = []
+        while not taken or taken[-1].checkpoint_version == 0:
+            batch = await anext(reader)
+            taken += [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
+            await batch.ack()
+    versions = [trajectory.checkpoint_version for trajectory in taken]
+    # Batches that were queued when the worker began to wait are still of version 0.
+    assert versions.count(0) <= waiting + settings.selfplay.unsent_batches * LANES
+    assert versions[-1] == 1
+
+
+def alike(one: Trajectory, other: Trajectory) -> bool:
+    """True when all that was decided, thought and earned is the same."""
+    return one.trades == other.trades and all(
+        np.allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5)
+        for name in (
+            "static",
+            "actions",
+            "rewards",
+            "policies",
+            "values",
+            "outcomes",
+            "outcome_probabilities",
+        )
+    )
+
+
+@pytest.mark.parametrize("selection", list(Selection))
+async def test_all_of_a_trajectory_is_what_its_version_plays(
+    settings: SelfPlaySettings,
+    dataset: tuple[Path, Dataset],
+    bus: Bus,
+    heard: list[int],
+    selection: Selection,
+) -> None:
+    """Versions arrive as fast as they can be written, in the middle of whatever is played then."""
+    search = SearchConfig(selection)
+    mine = settings.model_copy(
+        update={"selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000), "search": search}
+    )
+    await publish(bus, mine, 0)
+    async with running(mine) as worker:
+        for version in range(1, 6):
+            await sent(bus, count=await bus.length(TRAJECTORIES) + 1)
+            await publish(bus, mine, version)
+        await until(lambda: worker.heartbeat.detail.get("version") == 5)
+    played = await sent(bus)
+    assert len({trajectory.checkpoint_version for trajectory in played}) >= 3
+
+    data = dataset[1]
+    market = MarketView(data.features, Prices.of(data.bars), data.outcomes, data.fingerprint)
+    store = CheckpointStore(mine.checkpoint_root)
+
+    def again(trajectory: Trajectory, version: int) -> Trajectory:
+        (replayed,) = list(
+            play(
+                load_agent(store, version),
+                market,
+                np.array([trajectory.start_bar]),
+                mine.environment,
+                search,
+                seeds=np.array([trajectory.seed]),
+                exploration=exploration_at(EPISODES_A_VERSION * version, mine.selfplay),
+                worker=trajectory.worker,
+            )
+        )[-1]
+        return replayed
+
+    for trajectory in played:
+        version = trajectory.checkpoint_version
+        assert alike(again(trajectory, version), trajectory)
+        assert not alike(again(trajectory, (version + 1) % 6), trajectory)
 
 
 async def test_a_damaged_version_is_refused_and_the_one_before_plays_on(
