@@ -1,0 +1,118 @@
+"""The worker as a real process, told to stop in the middle of its work: nothing finished is lost."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from services.selfplay.settings import SelfPlaySettings
+from services.selfplay.spool import Spool
+from shared.adapters.bus import Bus
+from shared.adapters.dataset import write_dataset
+from shared.market.synthetic import Market, synthesize
+from shared.messages.streams import TRAJECTORIES
+from shared.runtime.redis_server import RedisServer, free_port
+from tests.conftest import ROOT
+from tests.services.selfplay.test_service import PATIENCE_SECONDS, publish
+
+LANES = 4
+STOP_SECONDS = 5.0
+
+
+class Worker:
+    """A process of `services.selfplay` with a home, a data set and a Prometheus port of its own."""
+
+    def __init__(self, home: Path, redis: RedisServer) -> None:
+        self.home = home
+        self.settings = SelfPlaySettings(home=home, redis_url=SecretStr(redis.url))
+        write_dataset(home / "bars.duckdb", synthesize(Market.OU, 3_000, seed=1), "synthetic ou")
+        self.port = free_port()
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("MM_")},
+            "MM_HOME": str(home),
+            "MM_DATASET": str(home / "bars.duckdb"),
+            "MM_REDIS_URL": redis.url,
+            "MM_INSTANCE": "worker-1",
+            "MM_METRICS_PORT": str(self.port),
+            "MM_SELFPLAY__LANES": str(LANES),
+            "MM_SELFPLAY__HIGH_WATER": "100000",
+            "MM_ENVIRONMENT__SESSION_BARS": "10",
+            "OMP_NUM_THREADS": "1",
+        }
+        with (home / "worker.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "services.selfplay"], env=environment, cwd=ROOT, stderr=log
+            )
+
+    def played(self) -> int:
+        """Episodes that the process has finished, as it tells Prometheus; 0 before it tells anything."""
+        try:
+            told = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=5.0).text
+        except httpx.TransportError:
+            return 0
+        found = re.search(r"^mm_selfplay_episodes_total (\S+)$", told, re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
+    async def until_played(self, episodes: int) -> int:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (played := await asyncio.to_thread(self.played)) < episodes:
+                assert self.process.poll() is None, (self.home / "worker.log").read_text()[-3000:]
+                await asyncio.sleep(0.02)
+        return played
+
+    async def stop(self) -> float:
+        """Tell it to stop; the seconds that it took."""
+        begin = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        status = await asyncio.to_thread(self.process.wait, PATIENCE_SECONDS)
+        assert status == 0, (self.home / "worker.log").read_text()[-3000:]
+        return time.monotonic() - begin
+
+
+@pytest.fixture
+def worker(tmp_path: Path, redis_server: RedisServer) -> Iterator[Worker]:
+    worker = Worker(tmp_path, redis_server)
+    yield worker
+    worker.process.kill()
+    worker.process.wait()
+
+
+async def test_what_was_finished_before_sigterm_is_in_the_stream(worker: Worker, bus: Bus) -> None:
+    await publish(bus, worker.settings, 0)
+    played = await worker.until_played(3 * LANES)
+    assert await worker.stop() < STOP_SECONDS
+    length = await bus.length(TRAJECTORIES)
+    assert length >= played
+    assert length % LANES == 0  # and no batch is there in part
+    assert Spool(worker.home / "unsent").files() == []
+
+
+async def test_what_redis_could_not_take_before_sigterm_is_on_the_disk(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    redis = RedisServer(tmp_path / "redis", free_port())
+    redis.start()
+    request.addfinalizer(redis.stop)
+    worker = Worker(tmp_path, redis)
+    request.addfinalizer(worker.process.kill)
+    bus = Bus(redis.url)
+    await publish(bus, worker.settings, 0)
+    await worker.until_played(LANES)
+    await asyncio.to_thread(redis.stop, kill=True)
+    before = worker.played()
+    played = await worker.until_played(before + 2 * LANES)
+    await worker.stop()
+    await asyncio.to_thread(redis.start)
+    kept = Spool(worker.home / "unsent").files()
+    assert len(kept) >= 2 * LANES
+    assert await bus.length(TRAJECTORIES) + len(kept) >= played
+    await bus.close()
