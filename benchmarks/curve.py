@@ -1,35 +1,18 @@
 """The learning curve of a run as a picture."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.learn import LearnReport
 from benchmarks.scores import Estimate, Scores, mean
+from shared.adapters.picture import require_drawable, write_png
 from shared.environment.reward import RewardScheme
-from shared.errors import DataError, ServiceError
 from shared.numeric import Float64
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _INK, _MUTED, _GRID, _BLUE = "#1f2933", "#7b8794", "#e4e7eb", "#2563eb"
-
-
-def require_drawable(path: Path) -> None:
-    """Check, before minutes are spent, that a picture can be drawn.
-
-    Raises:
-        ServiceError: matplotlib is not installed.
-        DataError: there is no folder to write to.
-    """
-    if find_spec("matplotlib") is None:
-        raise ServiceError(
-            "matplotlib, which draws the picture, is not installed; it comes with the extra `plots`"
-        )
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise DataError(f"{path}: expected the name of a file, in a folder that exists")
 
 
 def draw_curve(report: LearnReport, path: Path) -> None:
@@ -47,18 +30,6 @@ def draw_curve(report: LearnReport, path: Path) -> None:
     FigureCanvasAgg(figure)
     _draw(figure.subplots(), report)
     write_png(figure, path)
-
-
-def write_png(figure: "Figure", path: Path) -> None:
-    """Write a picture to a file.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    try:
-        figure.savefig(path, format="png", facecolor="white")
-    except OSError as refused:
-        raise DataError(f"{path}: the picture cannot be written: {refused.strerror}") from refused
 
 
 def _draw(axes: "Axes", report: LearnReport) -> None:

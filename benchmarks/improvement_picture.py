@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.curve import require_drawable, write_png
 from benchmarks.improvement import RULES, Improvement, ImprovementReport
+from shared.adapters.picture import require_drawable, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

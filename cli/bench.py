@@ -68,9 +68,9 @@ def improvement(
     as_json: Json = False,
 ) -> None:
     """What each selection rule's policy target is worth, against always taking the best action."""
-    from benchmarks.curve import require_drawable
     from benchmarks.improvement import bench_improvement
     from benchmarks.improvement_picture import draw_improvement
+    from shared.adapters.picture import require_drawable
 
     require_drawable(out)
     report = bench_improvement(problems=problems, spread=spread, seed=seed)
@@ -166,8 +166,9 @@ def learn(
     as_json: Json = False,
 ) -> None:
     """Train on a synthetic market, against its best policy in the same unseen sessions."""
-    from benchmarks.curve import draw_curve, require_drawable
+    from benchmarks.curve import draw_curve
     from benchmarks.learn import LearnConfig
+    from shared.adapters.picture import require_drawable
     from shared.environment.environment import EnvironmentConfig
 
     picture = out or Path(f"learn-{market}-{reward}-{seed}.png")

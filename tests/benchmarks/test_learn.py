@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import benchmarks.curve
-from benchmarks.curve import draw_curve, require_drawable
+import shared.adapters.picture
+from benchmarks.curve import draw_curve
 from benchmarks.learn import LearnConfig, LearnReport, Spent, learn
 from benchmarks.scores import Scores
 from services.selfplay.config import SelfPlayConfig
@@ -105,16 +105,10 @@ def test_the_curve_is_drawn(report: LearnReport, tmp_path: Path) -> None:
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_curve_with_nowhere_to_go_is_refused_before_anything_is_learned(tmp_path: Path) -> None:
-    for nowhere in (tmp_path / "no such folder" / "curve.png", tmp_path):
-        with pytest.raises(DataError, match="folder"):
-            require_drawable(nowhere)
-
-
 def test_without_matplotlib_there_is_a_word_about_it(
     report: LearnReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks.curve, "find_spec", lambda _: None)
+    monkeypatch.setattr(shared.adapters.picture, "find_spec", lambda _: None)
     with pytest.raises(ServiceError, match="plots"):
         draw_curve(report, tmp_path / "curve.png")
 

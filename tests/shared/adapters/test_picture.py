@@ -1,0 +1,31 @@
+"""Whether a picture can be drawn is told before anything is spent on what it shows."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from shared.adapters import picture
+from shared.adapters.picture import require_drawable, write_png
+from shared.errors import DataError, ServiceError
+
+
+def test_a_picture_with_nowhere_to_go_is_refused(tmp_path: Path) -> None:
+    for nowhere in (tmp_path / "no such folder" / "curve.png", tmp_path):
+        with pytest.raises(DataError, match="folder"):
+            require_drawable(nowhere)
+    require_drawable(tmp_path / "curve.png")
+
+
+def test_without_matplotlib_there_is_a_word_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "find_spec", lambda _: None)
+    with pytest.raises(ServiceError, match="plots"):
+        require_drawable(tmp_path / "curve.png")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "curve.png").mkdir()
+    with pytest.raises(DataError, match=r"curve\.png: the picture cannot be written"):
+        write_png(Figure(), tmp_path / "curve.png")
+    write_png(Figure(), tmp_path / "other.png")
+    assert (tmp_path / "other.png").read_bytes().startswith(b"\x89PNG")
