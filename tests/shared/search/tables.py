@@ -66,6 +66,14 @@ def free_rules(num_actions: int) -> ActionRules:
     return ActionRules(np.ones((1, num_actions), np.bool_), np.zeros((1, num_actions), np.int8))
 
 
+def random_rules(rng: np.random.Generator, num_phases: int, num_actions: int) -> ActionRules:
+    """Each phase allows some of the actions, at least one; each of those leads to any phase."""
+    legal = rng.random((num_phases, num_actions)) < 0.5
+    legal[np.arange(num_phases), rng.integers(num_actions, size=num_phases)] = True
+    successor = np.where(legal, rng.integers(num_phases, size=legal.shape), -1)
+    return ActionRules(legal, successor.astype(np.int8))
+
+
 def constant_model(
     num_actions: int, probabilities: list[float], reward: float = 0.0, value: float = 0.0
 ) -> TableModel:
@@ -108,6 +116,20 @@ def finite_game(
     model.rewards[inner] = model.values[inner] = model.q_values[inner] = 0.0
     model.logits[:] = 0.0
     return model
+
+
+def ending_problem(num_states: int, num_actions: int, probabilities: list[float]) -> TableModel:
+    """A problem to be filled in: nothing is ever paid, every action leads to the last state, the end."""
+    model = constant_model(num_actions, probabilities)
+    shape = (num_states, num_actions, len(probabilities))
+    return TableModel(
+        np.broadcast_to(model.probabilities, shape).copy(),
+        np.zeros(shape),
+        np.full(shape, num_states - 1),
+        np.zeros(shape[:2]),
+        np.zeros(num_states),
+        np.zeros(shape[:2]),
+    )
 
 
 def truthful(model: TableModel, plies: int, discount: float) -> None:

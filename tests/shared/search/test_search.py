@@ -1,7 +1,5 @@
 """The trees grow by the rules, and what is read off them is right: on problems whose answer is known."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,27 +10,20 @@ from shared.search.config import SearchConfig, Selection
 from shared.search.model import ActionRules, RootNoise, Roots
 from shared.search.search import grow, search
 from shared.search.tree import ABSENT, Tree
-from tests.oracles.expectimax import action_values
 from tests.oracles.stochastic_search import Node, Search
 from tests.shared.search.tables import (
-    TableModel,
     constant_model,
-    finite_game,
     free_rules,
     random_model,
-    truthful,
 )
 
 BOTH = pytest.mark.parametrize("selection", list(Selection))
 ONE_ROOT = np.zeros(1, np.int64)
 
 
-def _children(tree: Tree, node: int, row: int = 0) -> list[int]:
-    return [int(child) for child in tree.children[row, node] if child != ABSENT]
-
-
-def _visits(tree: Tree, node: int, row: int = 0) -> list[int]:
-    return [int(tree.visits[row, child]) if child != ABSENT else 0 for child in tree.children[row, node]]
+def _noise(seed: int, batch: int, actions: int) -> RootNoise:
+    rng = np.random.default_rng(seed)
+    return RootNoise(rng.gumbel(size=(batch, actions)), rng.standard_gamma(1.0, (batch, actions)))
 
 
 @BOTH
@@ -56,35 +47,9 @@ def test_chance_visits_follow_the_probabilities(
 ) -> None:
     model = constant_model(1, probabilities)
     tree = grow(model, model.roots(ONE_ROOT), free_rules(1), SearchConfig(selection, simulations=11))
-    (chance,) = _children(tree, 0)
-    assert _visits(tree, chance) == visits
-
-
-@BOTH
-@settings(max_examples=30)
-@given(seed=st.integers(0, 2**32), simulations=st.integers(1, 60), actions=st.integers(1, 4))
-def test_any_tree_holds_together(selection: Selection, seed: int, simulations: int, actions: int) -> None:
-    model = random_model(np.random.default_rng(seed), 5, actions)
-    roots = model.roots(np.arange(5))
-    tree = grow(model, roots, free_rules(actions), SearchConfig(selection, simulations))
-    for row in range(5):
-        size = int(tree.size[row])
-        assert tree.visits[row, 0] == 1 + simulations
-        assert not tree.is_chance[row, 0]
-        assert np.isfinite(tree.value_sum[row, :size]).all()
-        for node in range(size):
-            for branch, child in enumerate(tree.children[row, node]):
-                if child == ABSENT:
-                    continue
-                assert tree.is_chance[row, child] != tree.is_chance[row, node]  # kinds alternate
-                assert (tree.parent[row, child], tree.branch[row, child]) == (node, branch)
-            # One visit evaluated the node itself, every other one went on to a child.
-            if tree.visits[row, node]:
-                assert sum(_visits(tree, node, row)) == tree.visits[row, node] - 1
-        q = tree.value_sum[row, :size] / np.maximum(tree.visits[row, :size], 1)
-        seen = tree.is_chance[row, :size] & (tree.visits[row, :size] > 0)
-        assert (q[seen] >= tree.q_bounds[row, 0]).all()
-        assert (q[seen] <= tree.q_bounds[row, 1]).all()
+    (chance,) = tree.children[0, 0][tree.children[0, 0] != ABSENT]
+    below = tree.children[0, chance]
+    assert np.where(below == ABSENT, 0, tree.visits[0, below]).tolist() == visits
 
 
 @BOTH
@@ -148,72 +113,37 @@ def test_puct_visits_worked_by_hand() -> None:
     assert visits == [[0, 1], [1, 1], [1, 2], [2, 2]]
 
 
-def _spread(model: TableModel) -> None:
-    """Nothing to change: the game as drawn."""
-
-
-def _rare_ruin(model: TableModel) -> None:
-    """The first action is better but for a rare, terrible outcome."""
-    model.probabilities[0, 0] = [0.6, 0.3, 0.1]
-    model.rewards[0, 0] = [0.1, 0.1, -1.5]
-    model.rewards[0, 1] = 0.0
-
-
-def _bait(model: TableModel) -> None:
-    """The first action pays at once and leads to losses, the second costs and leads to gains."""
-    model.rewards[0, 0], model.rewards[0, 1] = 0.1, -0.1
-    model.rewards[1:4] = -0.3
-    model.rewards[4:7] = 0.3
-
-
-PROBLEMS = pytest.mark.parametrize("problem", [_spread, _rare_ruin, _bait])
-
-
-def _two_plies(problem: Callable[[TableModel], None]) -> tuple[TableModel, list[float]]:
-    """A problem of 2 actions, 3 outcomes and 2 plies, and the exact Q of the root's actions."""
-    model = finite_game(np.random.default_rng(3), plies=2)
-    model.rewards *= 0.1
-    model.values *= 0.1
-    model.q_values *= 0.1
-    problem(model)
-    return model, action_values(model, 0, plies=2, discount=0.9)
+def test_gumbel_worked_by_hand() -> None:
+    """Priors 2/3 and 1/3, afterstates worth 1 and 3, rewards and states 0: four simulations."""
+    model = constant_model(2, [1.0])
+    model.logits[:] = np.log([2 / 3, 1 / 3])
+    model.q_values[:] = [1.0, 3.0]
+    model.values[:] = 0.0
+    # Halving two actions: 0, 0, 1, 1 visits. The second leads by σ = 5 > ln 2, so it goes first. A second
+    # visit lets the outcome happen, worth 0: it halves an action's Q. σ = (50 + max N)·0.1·(0, 1).
+    searches = [
+        (1, [0, 1], np.array([1.0, 3.0]), 5.1),
+        (2, [1, 1], np.array([1.0, 3.0]), 5.1),
+        (3, [1, 2], np.array([1.0, 1.5]), 5.2),
+        (4, [2, 2], np.array([0.5, 1.5]), 5.2),
+    ]
+    for simulations, visits, q, sigma in searches:
+        result = search(model, model.roots(ONE_ROOT), free_rules(2), SearchConfig(simulations=simulations))
+        assert result.visits[0].tolist() == visits
+        np.testing.assert_array_equal(result.q_values[0], q)
+        weights = np.array([2.0, np.exp(sigma)])
+        policy = weights / weights.sum()
+        np.testing.assert_allclose(result.policies[0], policy, atol=1e-6)
+        assert result.values[0] == pytest.approx(policy @ q, abs=1e-6)
 
 
 @BOTH
-@PROBLEMS
-def test_a_truthful_model_leads_to_the_exact_values(
-    selection: Selection, problem: Callable[[TableModel], None]
-) -> None:
-    model, exact = _two_plies(problem)
-    truthful(model, plies=2, discount=0.9)
-    model.values[0] = 0.0  # what the root is worth, the search has to find
-    config = SearchConfig(selection, 2000, discount=0.9)
-    result = search(model, model.roots(ONE_ROOT), free_rules(2), config)
-    best = int(np.argmax(exact))
-    assert result.actions[0] == best
-    assert result.q_values[0, best] == pytest.approx(exact[best], abs=1e-2)
-    assert result.values[0] == pytest.approx(exact[best], abs=1e-2)
-
-
-@PROBLEMS
-def test_puct_converges_even_where_the_model_claims_nonsense(problem: Callable[[TableModel], None]) -> None:
-    model, exact = _two_plies(problem)
-    errors = []
-    for simulations in (125, 1000, 8000):
-        config = SearchConfig(Selection.PUCT, simulations, discount=0.9)
-        result = search(model, model.roots(ONE_ROOT), free_rules(2), config)
-        errors.append(abs(float(result.values[0]) - max(exact)))
-    assert result.actions[0] == int(np.argmax(exact))
-    assert errors[1] < errors[0] / 2
-    assert errors[2] < errors[1] / 2
-
-
-@BOTH
-def test_rewards_on_another_scale_change_no_visit(selection: Selection) -> None:
-    discount, scale, shift = 0.9, 1000.0, 7000.0
-    model = random_model(np.random.default_rng(1), 6)
-    roots = np.arange(6)
-    config = SearchConfig(selection, 50, discount)
+@pytest.mark.parametrize("scale", [1e-3, 0.37, 1000.0])
+def test_rewards_on_another_scale_change_no_visit(selection: Selection, scale: float) -> None:
+    discount, shift = 0.9, 7.0 * scale
+    model = random_model(np.random.default_rng(1), 40)
+    roots = np.arange(40)
+    config = SearchConfig(selection, 50, discount, min_q_span=1e-9)
     expected = search(model, model.roots(roots), free_rules(3), config)
     model.rewards = scale * model.rewards + shift * (1.0 - discount)
     model.values, model.q_values = scale * model.values + shift, scale * model.q_values + shift
@@ -222,6 +152,15 @@ def test_rewards_on_another_scale_change_no_visit(selection: Selection) -> None:
     np.testing.assert_array_equal(got.actions, expected.actions)
     np.testing.assert_allclose(got.policies, expected.policies, atol=1e-4)
     np.testing.assert_allclose(got.values, scale * expected.values + shift, rtol=1e-5)
+
+
+def test_q_values_closer_together_than_the_least_span_keep_their_distance() -> None:
+    """A tenth of the least span apart counts as a tenth: σ = (50 + 1)·0.1·0.1 after one visit."""
+    model = constant_model(2, [1.0])
+    model.q_values[:] = [0.0, 0.001]
+    config = SearchConfig(Selection.GUMBEL, simulations=1, min_q_span=0.01)
+    policy = search(model, model.roots(ONE_ROOT), free_rules(2), config).policies[0]
+    np.testing.assert_allclose(policy, [1 / (1 + np.exp(0.51)), 1 / (1 + np.exp(-0.51))], atol=1e-6)
 
 
 @BOTH
@@ -237,47 +176,65 @@ def test_where_all_values_are_equal_the_prior_decides(selection: Selection) -> N
         assert result.visits[0].argsort().tolist() == [0, 2, 1]
 
 
-def _noise(seed: int, batch: int, actions: int) -> RootNoise:
-    rng = np.random.default_rng(seed)
-    return RootNoise(rng.gumbel(size=(batch, actions)), rng.standard_gamma(1.0, (batch, actions)))
-
-
 @BOTH
 def test_a_root_is_searched_alike_in_any_company(selection: Selection) -> None:
-    model = random_model(np.random.default_rng(2), 40)
-    rules, config, noise = free_rules(3), SearchConfig(selection, 25), _noise(0, 40, 3)
-    together = search(model, model.roots(np.arange(40)), rules, config, noise)
-    again = search(model, model.roots(np.arange(40)), rules, config, noise)
-    order = np.random.default_rng(4).permutation(40)
-    for rows in [order[i : i + size] for size in (1, 7) for i in range(0, 40, size)]:
+    model = random_model(np.random.default_rng(2), 300)
+    rules, config, noise = free_rules(3), SearchConfig(selection, 25), _noise(0, 300, 3)
+    together = search(model, model.roots(np.arange(300)), rules, config, noise)
+    order = np.random.default_rng(4).permutation(300)
+    for rows in [order[i : i + size] for size in (1, 7, 64, 300) for i in range(0, 300, size)]:
         part = search(
             model, model.roots(rows), rules, config, RootNoise(noise.gumbel[rows], noise.gamma[rows])
         )
         for name in ("policies", "values", "q_values", "visits", "actions", "outcome_probabilities"):
             assert getattr(part, name).tobytes() == getattr(together, name)[rows].tobytes(), name
-            assert getattr(again, name).tobytes() == getattr(together, name).tobytes(), name
 
 
-def test_dirichlet_noise_is_mixed_into_the_roots_prior_alone() -> None:
-    model = random_model(np.random.default_rng(5), 1)
-    rules, roots = free_rules(3), model.roots(ONE_ROOT)
-    config = SearchConfig(Selection.PUCT, 30, dirichlet_fraction=0.4)
-    quiet = grow(model, roots, rules, config)
-    prior = quiet.prior[0, 0, :3]
-    means = np.zeros(3)
-    for seed in range(400):
-        noise = _noise(seed, 1, 3)
-        tree = grow(model, roots, rules, config, noise)
-        shares = noise.gamma[0] / noise.gamma[0].sum()
-        np.testing.assert_allclose(tree.prior[0, 0, :3], 0.6 * prior + 0.4 * shares)
-        inner = [node for node in range(1, tree.size[0]) if not tree.is_chance[0, node]]
-        for node in inner:
-            state = int(tree.hidden[0, node, 0])
-            expected = np.exp(model.logits[state]) / np.exp(model.logits[state]).sum()
-            np.testing.assert_allclose(tree.prior[0, node, :3], expected, atol=1e-6)
-        means += tree.prior[0, 0, :3] / 400
-    # A Dirichlet(1) share of three has mean 1/3 and standard deviation √(1/18).
-    np.testing.assert_allclose(means, 0.6 * prior + 0.4 / 3, atol=4 * 0.4 * np.sqrt(1 / 18 / 400))
+@BOTH
+@pytest.mark.parametrize("noise", [None, _noise(0, 40, 3)])
+def test_a_search_run_again_gives_the_same_bits(selection: Selection, noise: RootNoise | None) -> None:
+    model, config = random_model(np.random.default_rng(2), 40), SearchConfig(selection, 25)
+    first, second = (grow(model, model.roots(np.arange(40)), free_rules(3), config, noise) for _ in range(2))
+    for name in ("size", "children", "visits", "value_sum", "q_bounds"):
+        assert getattr(first, name).tobytes() == getattr(second, name).tobytes(), name
+
+
+def test_dirichlet_noise_is_mixed_into_the_roots_prior() -> None:
+    """Over the three legal actions: a Dirichlet(1) share has mean 1/3 and standard deviation √(1/18)."""
+    model = random_model(np.random.default_rng(5), 1, 4)
+    rules = ActionRules(np.array([[True, True, False, True]]), np.zeros((1, 4), np.int8))
+    config = SearchConfig(Selection.PUCT, 1, dirichlet_fraction=0.4)
+    draws = 4000
+    roots, noise = model.roots(np.zeros(draws, np.int64)), _noise(0, draws, 4)
+    quiet = grow(model, roots, rules, config).prior[:, 0]
+    loud = grow(model, roots, rules, config, noise).prior[:, 0]
+    weights = np.exp(model.logits[0]) * rules.legal[0]
+    np.testing.assert_allclose(quiet, np.broadcast_to(weights / weights.sum(), quiet.shape), atol=1e-6)
+    shares = noise.gamma * rules.legal
+    shares /= shares.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(loud, 0.6 * quiet + 0.4 * shares, atol=1e-12)
+    expected = 0.6 * quiet[0] + 0.4 * rules.legal[0] / 3
+    np.testing.assert_allclose(loud.mean(axis=0), expected, atol=4 * 0.4 * np.sqrt(1 / 18 / draws))
+    assert not loud[:, 2].any()
+
+
+@BOTH
+def test_noise_stays_at_the_root(selection: Selection) -> None:
+    """Whatever is drawn, every other node's prior is the model's, and the root's logits are too."""
+    model = random_model(np.random.default_rng(5), 20)
+    roots, config = model.roots(np.arange(20)), SearchConfig(selection, 30)
+    own = np.exp(model.logits) / np.exp(model.logits).sum(axis=1, keepdims=True)
+    visits = []
+    for noise in (None, _noise(1, 20, 3), _noise(2, 20, 3)):
+        tree = grow(model, roots, free_rules(3), config, noise)
+        np.testing.assert_allclose(tree.logits[:, 0, :3], np.log(own), atol=1e-6)
+        for row in range(20):
+            inner = ~tree.is_chance[row, : tree.size[row]]
+            inner[0] = noise is None or selection is Selection.GUMBEL
+            states = tree.hidden[row, : tree.size[row], 0][inner].astype(np.int64)
+            np.testing.assert_allclose(tree.prior[row, : tree.size[row], :3][inner], own[states], atol=1e-6)
+        visits.append(tree.visits.tobytes())
+    assert len(set(visits)) == 3  # and the noise does change where the search goes
 
 
 def test_gumbel_noise_draws_actions_from_the_policy() -> None:
@@ -302,8 +259,9 @@ def test_only_the_strongest_actions_are_considered() -> None:
     assert result.visits[0].tolist() == [0, 0, 5, 4]
 
 
-def test_completed_q_improves_the_policy_when_q_is_exact() -> None:
-    """Completed Q with an exact model: no root's true value falls, most gain."""
+@pytest.mark.parametrize(("simulations", "least_gain"), [(1, 0.84), (2, 0.84), (5, 0.85), (25, 0.89)])
+def test_completed_q_improves_the_policy_when_q_is_exact(simulations: int, least_gain: float) -> None:
+    """Completed Q with an exact model: no root's true value falls, most gain; the best is 1.03 on average."""
     rng = np.random.default_rng(6)
     model = random_model(rng, 4096, 4)
     model.next_state[:] = np.arange(4096)[:, None, None]
@@ -311,39 +269,23 @@ def test_completed_q_improves_the_policy_when_q_is_exact() -> None:
     model.rewards[:] = model.q_values[:, :, None]  # whatever happens, an action is worth its Q
     q = model.q_values
     prior = np.exp(model.logits) / np.exp(model.logits).sum(axis=1, keepdims=True)
-    result = search(model, model.roots(np.arange(4096)), free_rules(4), SearchConfig(discount=0.0))
+    config = SearchConfig(simulations=simulations, discount=0.0)
+    result = search(model, model.roots(np.arange(4096)), free_rules(4), config)
     gain = (result.policies * q).sum(axis=1) - (prior * q).sum(axis=1)
-    assert gain.min() > -1e-6
-    assert gain.mean() > 0.8
-
-
-def _two_phases() -> ActionRules:
-    """Phase 0 allows actions 0 and 1, phase 1 allows 0 and 2; 1 leads to phase 1, 2 back to 0."""
-    legal = np.array([[True, True, False], [True, False, True]])
-    return ActionRules(legal, np.array([[0, 1, -1], [1, -1, 0]], np.int8))
+    assert gain.min() > -1e-6  # float32
+    assert gain.mean() > least_gain
 
 
 @BOTH
-def test_illegal_actions_are_never_taken_on_any_path(selection: Selection) -> None:
-    rules, model = _two_phases(), random_model(np.random.default_rng(7), 8)
+def test_what_is_said_of_illegal_actions(selection: Selection) -> None:
+    """Phase 0 allows actions 0 and 1, phase 1 allows 0 and 2; 1 leads to phase 1, 2 back to 0."""
+    legal = np.array([[True, True, False], [True, False, True]])
+    rules = ActionRules(legal, np.array([[0, 1, -1], [1, -1, 0]], np.int8))
+    model = random_model(np.random.default_rng(7), 8)
     model.logits[:, 2] += 5.0  # wanted most, and illegal in phase 0
     model.q_values[:, 2] += 5.0
     roots = model.roots(np.arange(8), np.array([0, 1] * 4, np.int8))
-    config = SearchConfig(selection, 80)
-    tree = grow(model, roots, rules, config, _noise(1, 8, 3))
-    result = search(model, roots, rules, config, _noise(1, 8, 3))
-    for row in range(8):
-        for node in range(tree.size[row]):
-            phase = int(tree.phase[row, node])
-            if tree.is_chance[row, node]:
-                parent = int(tree.parent[row, node])
-                action = int(tree.branch[row, node])
-                assert rules.legal[tree.phase[row, parent], action]
-                assert phase == rules.successor[tree.phase[row, parent], action]
-            else:
-                assert tree.parent[row, node] == ABSENT or phase == tree.phase[row, tree.parent[row, node]]
-                assert tree.prior[row, node, :3][~rules.legal[phase]].sum() == 0.0
-                assert tree.prior[row, node, :3].sum() == pytest.approx(1.0)
+    result = search(model, roots, rules, SearchConfig(selection, 80), _noise(1, 8, 3))
     legal = rules.legal[roots.phases]
     assert legal[np.arange(8), result.actions].all()
     assert not result.policies[~legal].any()
