@@ -1,40 +1,71 @@
-"""Networks of one checkpoint version, made ready to decide: NumPy in, NumPy out.
+"""Networks of one checkpoint version, made ready to decide: NumPy in, NumPy out, on the calling thread."""
 
-How many threads torch uses is the process's business; one a process is right here (`torch.set_num_threads`).
-"""
-
-import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from shared.engine.networks import (
+    Sizes,
+    encode_span,
+    encode_windows,
+    evaluate_afterstates,
+    evaluate_successors,
+    predict_roots,
+)
+from shared.engine.packing import packed
+from shared.engine.precision import Precision
 from shared.errors import DataError
 from shared.model.config import ModelConfig
-from shared.model.network import Network
 from shared.numeric import Float32, Int8, require_shape
 from shared.search.model import Roots
 
-#: Below this many rows, matrix libraries sum in another order, and a row's last bits depend on how many
-#: rows there are. Smaller calls are filled up. From here on rows were seen to be independent (MKL, oneDNN;
-#: tests/shared/agent/test_agent.py looks again); a library that breaks this changes last bits only.
-MIN_ROWS = 4
 
-
-class Agent:
-    """A network in evaluation mode with batch norm folded; implements `shared.search.model.Model`."""
-
-    def __init__(self, network: Network, version: int) -> None:
-        self.version = version
-        self._network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._network.encoder.fold_batch_norm()
+class Weights(Protocol):
+    """Trained numbers and the sizes of the networks that they belong to."""
 
     @property
     def config(self) -> ModelConfig:
         """Sizes of the networks."""
-        return self._network.config
+        ...
 
-    @torch.inference_mode()
+    def arrays(self) -> Mapping[str, Float32]:
+        """Every weight and running statistic, by the names that `Network.state_dict` gives them."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Weights as a checkpoint holds them."""
+
+    config: ModelConfig
+    by_name: Mapping[str, Float32]
+
+    def arrays(self) -> Mapping[str, Float32]:
+        """See `Weights.arrays`."""
+        return self.by_name
+
+
+class Agent:
+    """Packed weights of one version; implements `shared.search.model.Model`.
+
+    A row of any answer has the same bits whatever rows are beside it, and a bar's embedding whatever span
+    or window it was computed from.
+    """
+
+    def __init__(self, weights: Weights, version: int, precision: Precision = Precision.AUTO) -> None:
+        """Copy and pack the weights.
+
+        Raises:
+            ShapeError: a weight has another shape than the sizes say.
+            DataError: a weight is missing, unknown or not finite.
+        """
+        self.version, self.config, self.precision = version, weights.config, precision.resolved()
+        paired = self.precision is Precision.BFLOAT16
+        self._tapes = packed(weights.arrays(), self.config, paired=paired)
+        self._sizes = Sizes.of(self.config, paired=paired)
+
     def embed_windows(self, windows: Float32) -> Float32:
         """Temporal embeddings of windows: `[N, window, F]` -> `[N, E]`.
 
@@ -45,14 +76,16 @@ class Agent:
         config = self.config
         require_shape("windows", windows, None, config.window_bars, config.temporal_features)
         _require_finite("windows", windows)
-        return self._network.encoder.encode_windows(torch.from_numpy(windows)).numpy()
+        embeddings = np.empty((len(windows), config.temporal_channels), np.float32)
+        encode_windows(
+            self._tapes.encoder, self._sizes, _plain(windows[:, -config.receptive_field :]), embeddings
+        )
+        return embeddings
 
-    @torch.inference_mode()
     def embed_span(self, rows: Float32) -> Float32:
         """Temporal embeddings of consecutive bars in one pass: `[R + window - 1, F]` -> `[R, E]`.
 
-        Row r is the embedding of the window that ends at input row `r + window - 1`; it equals
-        `embed_windows` of that window up to rounding.
+        Row r is the embedding of the window that ends at input row `r + window - 1`.
 
         Raises:
             ShapeError: there is less than one window, or another number of features.
@@ -61,64 +94,91 @@ class Agent:
         config = self.config
         require_shape("rows", rows, max(len(rows), config.window_bars), config.temporal_features)
         _require_finite("rows", rows)
-        embeddings = self._network.encoder.encode_span(torch.from_numpy(rows))
-        return embeddings.contiguous().numpy()
+        embeddings = np.empty((len(rows) - config.window_bars + 1, config.temporal_channels), np.float32)
+        unused = config.window_bars - config.receptive_field
+        encode_span(self._tapes.encoder, self._sizes, _plain(rows[unused:]), embeddings)
+        return embeddings
 
-    @torch.inference_mode()
     def roots(self, temporal: Float32, static: Float32, phases: Int8) -> Roots:
         """The states to search from: embeddings `[B, E]`, static features `[B, S]`, phases `[B]`."""
         require_shape("temporal", temporal, None, self.config.temporal_channels)
         require_shape("static", static, len(temporal), self.config.static_features)
         _require_finite("temporal", temporal)
         _require_finite("static", static)
-        network = self._network
-        hidden = network.combine(_rows(temporal), _rows(static))
-        policy_logits, value_logits = network.prediction(hidden)
-        values = network.support.decode(value_logits)
-        first, second, third = _first(len(temporal), hidden, policy_logits, values)
-        return Roots(first, second, third, phases)
+        batch = len(temporal)
+        hidden = np.empty((batch, self.config.hidden_size), np.float32)
+        policy_logits = np.empty((batch, self.config.num_actions), np.float32)
+        values = np.empty(batch, np.float32)
+        predict_roots(
+            self._tapes.representation,
+            self._tapes.prediction,
+            self._sizes,
+            _plain(temporal),
+            _plain(static),
+            hidden,
+            policy_logits,
+            values,
+        )
+        return Roots(hidden, policy_logits, values, phases)
 
-    @torch.inference_mode()
     def afterstates(self, hidden: Float32, actions: Int8) -> tuple[Float32, Float32, Float32]:
         """See `Model.afterstates`."""
-        network = self._network
-        afterstates = network.afterstate(_rows(hidden), _rows(actions).long())
-        outcome_logits, q_logits = network.afterstate_heads(afterstates)
-        probabilities = torch.softmax(outcome_logits, dim=-1)
-        first, second, third = _first(
-            len(hidden), afterstates, probabilities, network.support.decode(q_logits)
+        batch = len(actions)
+        require_shape("hidden", hidden, batch, self.config.hidden_size)
+        _require_within("actions", actions, self.config.num_actions)
+        afterstates = np.empty((batch, self.config.hidden_size), np.float32)
+        outcome_probabilities = np.empty((batch, self.config.num_outcomes), np.float32)
+        q_values = np.empty(batch, np.float32)
+        evaluate_afterstates(
+            self._tapes.afterstate,
+            self._sizes,
+            _plain(hidden),
+            actions,
+            afterstates,
+            outcome_probabilities,
+            q_values,
         )
-        return first, second, third
+        return afterstates, outcome_probabilities, q_values
 
-    @torch.inference_mode()
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
     ) -> tuple[Float32, Float32, Float32, Float32]:
         """See `Model.successors`."""
-        network = self._network
-        hidden, reward_logits = network.dynamics(
-            _rows(afterstates), _rows(actions).long(), _rows(outcomes).long()
+        batch = len(actions)
+        require_shape("afterstates", afterstates, batch, self.config.hidden_size)
+        require_shape("outcomes", outcomes, batch)
+        _require_within("actions", actions, self.config.num_actions)
+        _require_within("outcomes", outcomes, self.config.num_outcomes)
+        hidden = np.empty((batch, self.config.hidden_size), np.float32)
+        rewards, values = np.empty(batch, np.float32), np.empty(batch, np.float32)
+        policy_logits = np.empty((batch, self.config.num_actions), np.float32)
+        evaluate_successors(
+            self._tapes.dynamics,
+            self._tapes.prediction,
+            self._sizes,
+            _plain(afterstates),
+            actions,
+            outcomes,
+            hidden,
+            rewards,
+            policy_logits,
+            values,
         )
-        policy_logits, value_logits = network.prediction(hidden)
-        decode = network.support.decode
-        first, second, third, fourth = _first(
-            len(afterstates), hidden, decode(reward_logits), policy_logits, decode(value_logits)
-        )
-        return first, second, third, fourth
+        return hidden, rewards, policy_logits, values
 
 
-def _rows(array: Float32 | Int8) -> Tensor:
-    """The array as a tensor of at least `MIN_ROWS` rows; what is filled up repeats rows."""
-    if len(array) >= MIN_ROWS:
-        return torch.from_numpy(array)
-    return torch.from_numpy(np.resize(array, (MIN_ROWS, *array.shape[1:])))
-
-
-def _first(num_rows: int, *tensors: Tensor) -> tuple[Float32, ...]:
-    return tuple(tensor[:num_rows].numpy() for tensor in tensors)
+def _plain(array: Float32) -> Float32:
+    """The array itself if it is one the kernels were compiled for, else a copy that is."""
+    return np.require(array, np.float32, ("C", "W"))
 
 
 def _require_finite(name: str, array: Float32) -> None:
     finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if not finite.all():
         raise DataError(f"{name}: row {int(finite.argmin())} holds a number that is not finite")
+
+
+def _require_within(name: str, choices: Int8, count: int) -> None:
+    """Kernels do not look whether an index lies within its array."""
+    if len(choices) and not (choices.min() >= 0 and choices.max() < count):
+        raise DataError(f"{name}: {int(choices.min())}..{int(choices.max())}, expected 0..{count - 1}")

@@ -25,6 +25,7 @@ from torch.nn import functional
 from shared.model.config import ModelConfig
 from shared.model.support import Support
 from shared.model.tcn import TemporalEncoder
+from shared.numeric import Float32
 
 
 class ResidualLayers(nn.Module):
@@ -127,6 +128,13 @@ class Network(nn.Module):
             self._one_hot(outcomes, self.config.num_outcomes, afterstates),
         )
         return hidden, self.reward_head(hidden)
+
+    def arrays(self) -> dict[str, Float32]:
+        """A copy of every weight and running statistic, by its name in `state_dict`."""
+        return {
+            name: tensor.detach().to("cpu", torch.float32).numpy().copy()
+            for name, tensor in self.state_dict().items()
+        }
 
     @property
     def num_weights(self) -> int:

@@ -10,8 +10,9 @@ import torch
 from services.trainer.config import LearnerConfig
 from services.trainer.learner import Learner
 from services.trainer.training import SavedState
-from shared.adapters.agents import load_agent, load_network
+from shared.adapters.agents import load_agent
 from shared.adapters.checkpoints import CheckpointStore, Manifest
+from shared.agent.agent import Agent
 from shared.errors import CheckpointError
 from shared.model.network import initial_network
 from tests.services.trainer.runs import CONFIG, advance, new_training, trajectories
@@ -148,12 +149,18 @@ def test_a_checkpoint_gives_the_agent_that_was_saved(tmp_path: Path) -> None:
     advance(training, JOURNAL, 5)
     store = CheckpointStore(tmp_path)
     store.save(*training.save(4))
-    network = load_network(store, 4)
-    assert network.config == CONFIG.model
-    for name, tensor in network.state_dict().items():
-        assert np.array_equal(tensor.numpy(), training.learner.weights()[name]), name
-    agent = load_agent(store, 4)
+    agent, trained = load_agent(store, 4), Agent(training.learner.network, 4)
     assert agent.version == 4
+    assert agent.config == CONFIG.model
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(20, CONFIG.model.hidden_size)).astype(np.float32)
+    actions, outcomes = rng.integers(4, size=20).astype(np.int8), rng.integers(3, size=20).astype(np.int8)
+    for loaded, expected in zip(
+        (*agent.afterstates(hidden, actions), *agent.successors(hidden, actions, outcomes)),
+        (*trained.afterstates(hidden, actions), *trained.successors(hidden, actions, outcomes)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(loaded, expected)
     with pytest.raises(CheckpointError, match="no version 5"):
         load_agent(store, 5)
 

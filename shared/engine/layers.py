@@ -1,0 +1,211 @@
+"""The networks' layers over some rows, as kernels that read their weights off a tape.
+
+A *tape* holds the weights of one network in the order in which they are used (shared/engine/packing.py):
+every layer takes the place where its weights begin and returns the place where the next layer's do.
+Buffers are float32; in bfloat16 ("paired") a 32-bit word of a buffer holds two numbers.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.engine.tile import PANEL, TILE_ROWS, Rows, tile
+from shared.numeric import Float32, Int32, kernel, reordering_kernel
+
+_LOG2_E = np.float32(1.4426950408889634)
+_EPSILON = np.float32(1e-5)  # of torch's LayerNorm
+_LEAST_EXPONENT = np.float32(-126.0)
+
+#: 2^f for f in [-0.5, 0.5] as a polynomial in f, Taylor's; its error is below float32's.
+_EXP2 = tuple(
+    np.float32(np.log(2.0) ** n / float(np.prod(np.arange(1, n + 1, dtype=float)))) for n in range(8)
+)
+
+
+@kernel
+def padded(columns: int) -> int:
+    """Columns filled up to whole panels."""
+    return (columns + PANEL - 1) // PANEL * PANEL
+
+
+@kernel
+def words(columns: int, paired: bool) -> int:
+    """32-bit words that a row of so many numbers takes."""
+    return (columns + 1) // 2 if paired else columns
+
+
+class Tape(NamedTuple):
+    """Weights, and the place on the tape where the next layer's begin."""
+
+    weights: Float32
+    at: int
+
+
+class Layer(NamedTuple):
+    """What a linear layer or convolution is like; lengths are in 32-bit words."""
+
+    taps: int  # of a convolution; 1 for a linear layer
+    tap_step: int  # from one tap's input to the next one's
+    depth: int  # of one tap's input
+    columns: int  # of the output
+    tables: int  # how many biases there are to choose from
+    relu: bool  # applied to the sum, and again once a residual is added
+    paired: bool  # whether input and weights are bfloat16
+    target_paired: bool  # whether to write bfloat16
+
+
+@kernel
+def linear(
+    tape: Tape, layer: Layer, source: Rows, rows: int, index: Int32, residual: Rows, target: Rows
+) -> Tape:
+    """A linear layer or convolution, with what belongs to it: bias, ReLU, residual.
+
+    Args:
+        tape: holds the biases, `tables` rows of them, then the weights by panel, tap and depth.
+        layer: what it is like.
+        source: input rows.
+        rows: how many.
+        index: `[rows]`, which bias a row starts from.
+        residual: rows to add; none where its stride is 0.
+        target: rows to write, with room for whole panels.
+    Returns:
+        The tape at the next layer.
+    """
+    floor = np.float32(0.0) if layer.relu else np.float32(-np.inf)
+    width = padded(layer.columns)
+    panel_words = layer.taps * layer.depth * PANEL
+    weights_at = tape.at + layer.tables * width
+    for column in range(0, width, PANEL):
+        row = 0
+        for count in TILE_ROWS:
+            while rows - row >= count:
+                tile(
+                    count, layer.paired, source, layer.taps, layer.tap_step, layer.depth, tape.weights,
+                    weights_at, tape.at + column, width, index, floor, residual, target, row, column,
+                    layer.target_paired,
+                )  # fmt: skip
+                row += count
+        weights_at += panel_words
+    return Tape(tape.weights, weights_at)
+
+
+@reordering_kernel
+def normalise(source: Rows, rows: int, columns: int, target: Rows) -> None:
+    """Each row with mean 0 and variance 1 (Ba et al. 2016), without gain and bias."""
+    inverse = np.float32(1.0 / columns)
+    for row in range(rows):
+        x = source.buffer[source.at + row * source.stride :][:columns]
+        y = target.buffer[target.at + row * target.stride :][:columns]
+        total = np.float32(0.0)
+        for j in range(columns):
+            total += x[j]
+        mean = total * inverse
+        squares = np.float32(0.0)
+        for j in range(columns):
+            squares += (x[j] - mean) * (x[j] - mean)
+        scale = np.float32(1.0) / np.sqrt(squares * inverse + _EPSILON)
+        for j in range(columns):
+            y[j] = (x[j] - mean) * scale
+
+
+@kernel
+def scale_and_shift(tape: Tape, rows: int, columns: int, target: Rows) -> Tape:
+    """Gain and bias of a layer norm; both stand on the tape, filled up to whole panels."""
+    width = padded(columns)
+    gain, bias = tape.weights[tape.at :], tape.weights[tape.at + width :]
+    for row in range(rows):
+        y = target.buffer[target.at + row * target.stride :][:columns]
+        for j in range(columns):
+            y[j] = y[j] * gain[j] + bias[j]
+    return Tape(tape.weights, tape.at + 2 * width)
+
+
+@kernel
+def pair(source: Rows, rows: int, columns: int, target: Rows) -> None:
+    """Rows as bfloat16, two to a word, rounded to the nearest; an odd last column gets a zero beside it."""
+    for row in range(rows):
+        x = source.buffer[source.at + row * source.stride :][:columns].view(np.uint32)
+        y = target.buffer[target.at + row * target.stride :][: (columns + 1) // 2].view(np.uint32)
+        for j in range(columns // 2):
+            y[j] = np.uint32(_half(x[2 * j]) | np.uint32(_half(x[2 * j + 1]) << np.uint32(16)))
+        if columns % 2:
+            y[columns // 2] = _half(x[columns - 1])
+
+
+@kernel
+def _half(bits: np.uint32) -> np.uint32:
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint32(np.uint32(bits + np.uint32(np.uint32(0x7FFF) + odd)) >> np.uint32(16))
+
+
+@kernel
+def copy_rows(source: Rows, rows: int, columns: int, target: Rows) -> None:
+    """The same numbers elsewhere."""
+    for row in range(rows):
+        x_at, y_at = source.at + row * source.stride, target.at + row * target.stride
+        for j in range(columns):
+            target.buffer[y_at + j] = source.buffer[x_at + j]
+
+
+@reordering_kernel
+def expectation(source: Rows, rows: int, bins: int, bound: float, out: Float32) -> None:
+    """Mean of the categorical distribution that each row's logits stand for, over bins in [-bound, bound]."""
+    first, step = np.float32(-bound), np.float32(2.0 * bound / (bins - 1))
+    for row in range(rows):
+        logits = source.buffer[source.at + row * source.stride :][:bins]
+        highest = _highest(logits)
+        total, weighted = np.float32(0.0), np.float32(0.0)
+        for j in range(bins):
+            share = _exp(logits[j] - highest)
+            total += share
+            weighted += share * (first + step * np.float32(j))
+        out[row] = weighted / total
+
+
+@kernel
+def probabilities(source: Rows, rows: int, columns: int, out: Float32) -> None:
+    """Softmax of each row's first logits into `out` `[rows, columns]`."""
+    for row in range(rows):
+        logits = source.buffer[source.at + row * source.stride :][:columns]
+        highest = _highest(logits)
+        total = np.float32(0.0)
+        for j in range(columns):
+            out[row, j] = _exp(logits[j] - highest)
+            total += out[row, j]
+        for j in range(columns):
+            out[row, j] /= total
+
+
+@kernel
+def _highest(logits: Float32) -> np.float32:
+    """The greatest number, found as integers that have the same order: so the loop becomes vector code."""
+    bits = logits.view(np.int32)
+    highest = np.int32(-(2**31))
+    for j in range(len(bits)):
+        highest = max(highest, _ordered(bits[j]))
+    return _as_float(_ordered(highest))
+
+
+@kernel
+def _ordered(bits: np.int32) -> np.int32:
+    """A float32's bits as an integer of the same order; done twice they are back."""
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@kernel
+def _exp(x: np.float32) -> np.float32:
+    """e^x of a float32 not above 0, as 2^n 2^f; by arithmetic only, so that loops become vector code."""
+    power = max(np.float32(x) * _LOG2_E, _LEAST_EXPONENT)
+    whole = np.floor(power + np.float32(0.5))
+    f = power - whole
+    value = _EXP2[7]
+    for n in (6, 5, 4, 3, 2, 1, 0):
+        value = value * f + _EXP2[n]
+    exponent = np.int32(np.int32(whole) << np.int32(23))
+    return _as_float(np.int32(np.float32(value).view(np.int32) + exponent))
+
+
+@kernel
+def _as_float(bits: np.int32) -> np.float32:
+    """The float32 of these bits."""
+    return np.int32(bits).view(np.float32)

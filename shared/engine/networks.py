@@ -1,0 +1,342 @@
+"""The five networks as programs over tapes: every layer for some rows at a time, so that they stay in cache.
+
+Written for inference: NumPy arrays in, NumPy arrays out, one thread, no Python between two layers. A row's
+result has the same bits whatever rows are beside it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.engine.layers import (
+    Layer,
+    Tape,
+    copy_rows,
+    expectation,
+    linear,
+    normalise,
+    padded,
+    pair,
+    probabilities,
+    scale_and_shift,
+    words,
+)
+from shared.engine.tile import Rows
+from shared.model.config import ModelConfig
+from shared.numeric import Float32, Int8, Int32, kernel
+
+#: Rows that go through a whole network before the next ones do.
+CHUNK = 64
+
+#: Bars that go through the encoder at once; a chunk's first bars are computed for the chunk before, too.
+SPAN_CHUNK = 512
+
+
+class Sizes(NamedTuple):
+    """What the kernels need of a `ModelConfig`, and the precision of products."""
+
+    paired: bool
+    hidden: int
+    temporal: int
+    static: int
+    outcomes: int
+    actions: int
+    bins: int
+    bound_pips: float
+    afterstate_blocks: int
+    dynamics_blocks: int
+    policy_blocks: int
+    value_blocks: int
+    encoder_blocks: int
+    kernel_size: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, *, paired: bool) -> "Sizes":
+        """Take them from the sizes of the networks."""
+        return cls(
+            paired,
+            config.hidden_size,
+            config.temporal_channels,
+            config.static_channels,
+            config.num_outcomes,
+            config.num_actions,
+            config.value_bins,
+            config.value_bound_pips,
+            config.afterstate_blocks,
+            config.dynamics_blocks,
+            config.policy_blocks,
+            config.value_blocks,
+            config.encoder_blocks,
+            config.kernel_size,
+        )
+
+
+class _Work(NamedTuple):
+    """Room for one chunk's rows between layers; and what a layer without a residual, with one bias, gets."""
+
+    stream: Rows
+    normal: Rows
+    inner: Rows
+    input: Rows
+    logits: Rows
+    none: Rows
+    zeros: Int32
+
+
+@kernel
+def _rows(count: int, columns: int) -> Rows:
+    width = padded(columns)
+    return Rows(np.empty(count * width, np.float32), 0, width)
+
+
+@kernel
+def _work(sizes: Sizes, count: int) -> _Work:
+    size = sizes.hidden
+    logits = _rows(count, max(sizes.bins + sizes.outcomes, sizes.actions))
+    none = Rows(np.empty(0, np.float32), 0, 0)
+    return _Work(
+        _rows(count, size),
+        _rows(count, size),
+        _rows(count, size),
+        _rows(count, size),
+        logits,
+        none,
+        np.zeros(count, np.int32),
+    )
+
+
+@kernel
+def _dense(
+    tape: Tape,
+    sizes: Sizes,
+    work: _Work,
+    source: Rows,
+    depth: int,
+    rows: int,
+    columns: int,
+    relu: bool,
+    target: Rows,
+) -> Tape:
+    """A linear layer from float32 rows to float32 rows."""
+    inputs = source
+    if sizes.paired:
+        pair(source, rows, depth, work.input)
+        inputs = work.input
+    layer = Layer(1, 0, words(depth, sizes.paired), columns, 1, relu, sizes.paired, False)
+    return linear(tape, layer, inputs, rows, work.zeros, work.none, target)
+
+
+@kernel
+def _block(tape: Tape, sizes: Sizes, work: _Work, source: Rows, rows: int, target: Rows) -> Tape:
+    """Residual MLP block: source + W2 relu(W1 norm(source)); the target may be the source."""
+    size, paired = sizes.hidden, sizes.paired
+    depth = words(size, paired)
+    normalise(source, rows, size, work.normal)
+    inputs = work.normal
+    if paired:
+        pair(work.normal, rows, size, work.input)
+        inputs = work.input
+    inner = Layer(1, 0, depth, size, 1, True, paired, paired)
+    tape = linear(tape, inner, inputs, rows, work.zeros, work.none, work.inner)
+    outer = Layer(1, 0, depth, size, 1, False, paired, False)
+    return linear(tape, outer, work.inner, rows, work.zeros, source, target)
+
+
+@kernel
+def _transition(
+    tape: Tape,
+    sizes: Sizes,
+    work: _Work,
+    source: Rows,
+    rows: int,
+    events: int,
+    index: Int32,
+    blocks: int,
+    target: Rows,
+) -> Tape:
+    """A state and events -> a normalised state."""
+    size, paired = sizes.hidden, sizes.paired
+    inputs = source
+    if paired:
+        pair(source, rows, size, work.input)
+        inputs = work.input
+    first = Layer(1, 0, words(size, paired), size, events, True, paired, False)
+    tape = linear(tape, first, inputs, rows, index, work.none, work.stream)
+    for _ in range(blocks):
+        tape = _block(tape, sizes, work, work.stream, rows, work.stream)
+    normalise(work.stream, rows, size, target)
+    return scale_and_shift(tape, rows, size, target)
+
+
+@kernel
+def _predict(
+    tape: Tape, sizes: Sizes, work: _Work, hidden: Rows, rows: int, policy_logits: Float32, values: Float32
+) -> None:
+    """Policy logits and values of hidden states."""
+    size, source = sizes.hidden, hidden
+    for _ in range(sizes.policy_blocks):
+        tape = _block(tape, sizes, work, source, rows, work.stream)
+        source = work.stream
+    tape = _dense(tape, sizes, work, source, size, rows, sizes.actions, False, work.logits)
+    copy_rows(work.logits, rows, sizes.actions, Rows(policy_logits.reshape(-1), 0, sizes.actions))
+    source = hidden
+    for _ in range(sizes.value_blocks):
+        tape = _block(tape, sizes, work, source, rows, work.stream)
+        source = work.stream
+    _dense(tape, sizes, work, source, size, rows, sizes.bins, False, work.logits)
+    expectation(work.logits, rows, sizes.bins, sizes.bound_pips, values)
+
+
+@kernel
+def predict_roots(
+    representation: Float32,
+    prediction: Float32,
+    sizes: Sizes,
+    temporal: Float32,
+    static: Float32,
+    hidden: Float32,
+    policy_logits: Float32,
+    values: Float32,
+) -> None:
+    """Embeddings `[N, E]` and static features `[N, S]` -> the last three, `[N, H]`, `[N, A]`, `[N]`."""
+    count, size = len(temporal), sizes.hidden
+    features = static.shape[1]
+    work = _work(sizes, min(count, CHUNK))
+    for start in range(0, count, CHUNK):
+        rows = min(count - start, CHUNK)
+        source = Rows(static.reshape(-1), start * features, features)
+        channels = sizes.static
+        tape = Tape(representation, 0)
+        tape = _dense(tape, sizes, work, source, features, rows, channels, True, work.inner)
+        tape = _dense(tape, sizes, work, work.inner, channels, rows, channels, False, work.stream)
+        target = Rows(hidden.reshape(-1), start * size, size)
+        embedded = sizes.temporal
+        copy_rows(Rows(temporal.reshape(-1), start * embedded, embedded), rows, embedded, target)
+        copy_rows(work.stream, rows, channels, Rows(target.buffer, target.at + embedded, size))
+        normalise(target, rows, size, target)
+        scale_and_shift(tape, rows, size, target)
+        end = start + rows
+        _predict(Tape(prediction, 0), sizes, work, target, rows, policy_logits[start:end], values[start:end])
+
+
+@kernel
+def evaluate_afterstates(
+    afterstate: Float32,
+    sizes: Sizes,
+    hidden: Float32,
+    actions: Int8,
+    afterstates: Float32,
+    outcome_probabilities: Float32,
+    q_values: Float32,
+) -> None:
+    """Hidden states `[N, H]` and actions `[N]` -> the last three, `[N, H]`, `[N, C]`, `[N]`."""
+    count, size = len(actions), sizes.hidden
+    work = _work(sizes, min(count, CHUNK))
+    index = np.empty(CHUNK, np.int32)
+    for start in range(0, count, CHUNK):
+        rows = min(count - start, CHUNK)
+        end = start + rows
+        for row in range(rows):
+            index[row] = actions[start + row]
+        source = Rows(hidden.reshape(-1), start * size, size)
+        target = Rows(afterstates.reshape(-1), start * size, size)
+        tape, blocks = Tape(afterstate, 0), sizes.afterstate_blocks
+        tape = _transition(tape, sizes, work, source, rows, sizes.actions, index, blocks, target)
+        heads = sizes.bins + sizes.outcomes
+        _dense(tape, sizes, work, target, size, rows, heads, False, work.logits)
+        expectation(work.logits, rows, sizes.bins, sizes.bound_pips, q_values[start:end])
+        outcomes = Rows(work.logits.buffer, sizes.bins, work.logits.stride)
+        probabilities(outcomes, rows, sizes.outcomes, outcome_probabilities[start:end])
+
+
+@kernel
+def evaluate_successors(
+    dynamics: Float32,
+    prediction: Float32,
+    sizes: Sizes,
+    afterstates: Float32,
+    actions: Int8,
+    outcomes: Int8,
+    hidden: Float32,
+    rewards: Float32,
+    policy_logits: Float32,
+    values: Float32,
+) -> None:
+    """Afterstates `[N, H]`, actions and outcomes `[N]` -> the last four, `[N, H]`, `[N]`, `[N, A]`, `[N]`."""
+    count, size = len(actions), sizes.hidden
+    work = _work(sizes, min(count, CHUNK))
+    index = np.empty(CHUNK, np.int32)
+    for start in range(0, count, CHUNK):
+        rows = min(count - start, CHUNK)
+        end = start + rows
+        for row in range(rows):
+            index[row] = actions[start + row] * sizes.outcomes + outcomes[start + row]
+        source = Rows(afterstates.reshape(-1), start * size, size)
+        target = Rows(hidden.reshape(-1), start * size, size)
+        tape, blocks = Tape(dynamics, 0), sizes.dynamics_blocks
+        events = sizes.actions * sizes.outcomes
+        tape = _transition(tape, sizes, work, source, rows, events, index, blocks, target)
+        _dense(tape, sizes, work, target, size, rows, sizes.bins, False, work.logits)
+        expectation(work.logits, rows, sizes.bins, sizes.bound_pips, rewards[start:end])
+        _predict(Tape(prediction, 0), sizes, work, target, rows, policy_logits[start:end], values[start:end])
+
+
+@kernel
+def encode_span(encoder: Float32, sizes: Sizes, features: Float32, embeddings: Float32) -> None:
+    """All windows of consecutive bars, `[R + receptive field - 1, F]` -> `[R, E]`."""
+    count, reach = len(embeddings), len(features) - len(embeddings)
+    for start in range(0, count, SPAN_CHUNK):
+        end = min(count, start + SPAN_CHUNK)
+        _encode(encoder, sizes, features[start : end + reach], False, embeddings[start:end])
+
+
+@kernel
+def encode_windows(encoder: Float32, sizes: Sizes, windows: Float32, embeddings: Float32) -> None:
+    """Each window's last bar, `[N, receptive field, F]` -> `[N, E]`; computes what that bar depends on."""
+    for n in range(len(windows)):
+        _encode(encoder, sizes, windows[n], True, embeddings[n : n + 1])
+
+
+@kernel
+def _encode(encoder: Float32, sizes: Sizes, features: Float32, thinned: bool, embeddings: Float32) -> None:
+    """Residual blocks of two causal convolutions over bars, without padding.
+
+    The dilation doubles from block to block. `thinned` drops every second bar after each block instead,
+    which leaves those that the last bar depends on.
+    """
+    bars, inputs, channels, paired = len(features), features.shape[1], sizes.temporal, sizes.paired
+    taps = sizes.kernel_size
+    zeros, none = np.zeros(bars, np.int32), Rows(np.empty(0, np.float32), 0, 0)
+    state = Rows(np.ascontiguousarray(features).reshape(-1), 0, inputs)
+    halves = _rows(bars, max(inputs, channels))
+    first, beside = _rows(bars, channels), _rows(bars, channels)
+    tape = Tape(encoder, 0)
+    for block in range(sizes.encoder_blocks):
+        dilation = 1 if thinned else 1 << block
+        stride = 2 if thinned and block < sizes.encoder_blocks - 1 else 1
+        source = state
+        if paired:
+            pair(state, bars, inputs, halves)
+            source = halves
+        depth, between = words(inputs, paired), words(channels, paired)
+        middle = bars - (taps - 1) * dilation
+        left = (middle - (taps - 1) * dilation - 1) // stride + 1
+        skipped = bars - ((left - 1) * stride + 1)
+        residual = _each(state, skipped, stride)
+        if inputs != channels:
+            shortcut = Layer(1, 0, depth, channels, 1, False, paired, False)
+            tape = linear(tape, shortcut, _each(source, skipped, stride), left, zeros, none, beside)
+            residual = beside
+        layer = Layer(taps, dilation * source.stride, depth, channels, 1, True, paired, paired)
+        tape = linear(tape, layer, source, middle, zeros, none, first)
+        layer = Layer(taps, dilation * first.stride, between, channels, 1, True, paired, False)
+        target = _rows(left, channels)
+        tape = linear(tape, layer, _each(first, 0, stride), left, zeros, residual, target)
+        state, bars, inputs = target, left, channels
+    copy_rows(state, bars, channels, Rows(embeddings.reshape(-1), 0, channels))
+
+
+@kernel
+def _each(rows: Rows, skipped: int, stride: int) -> Rows:
+    """Every `stride`-th row after those that are skipped."""
+    return Rows(rows.buffer, rows.at + skipped * rows.stride, stride * rows.stride)

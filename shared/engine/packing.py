@@ -1,0 +1,223 @@
+"""Trained weights laid out in the order in which the kernels use them.
+
+What can be computed once is: batch norm goes into the convolution before it, a layer norm's gain and bias
+into the linear layer after it, and a one-hot input becomes a choice among bias vectors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.engine.tile import PANEL
+from shared.errors import DataError, ShapeError
+from shared.model.config import ModelConfig
+from shared.numeric import Float32, Float64
+
+_EPSILON = 1e-5  # of torch's BatchNorm1d
+_CACHE_LINE = 64
+_COUNTER = ".num_batches_tracked"  # of batch norm; only training looks at it
+
+
+@dataclass(frozen=True)
+class Tapes:
+    """One tape a network; what stands on it, in order, is told by the function that makes it."""
+
+    encoder: Float32
+    representation: Float32
+    prediction: Float32
+    afterstate: Float32
+    dynamics: Float32
+
+
+def packed(weights: Mapping[str, Float32], config: ModelConfig, *, paired: bool) -> Tapes:
+    """Lay out a network's weights.
+
+    Args:
+        weights: by the names that `Network.state_dict` gives them.
+        config: sizes of the networks.
+        paired: whether products are of bfloat16.
+    Raises:
+        ShapeError: a weight has another shape than the sizes say.
+        DataError: a weight is missing, unknown or not finite.
+    """
+    named = _Weights(weights)
+    tapes = Tapes(
+        encoder=_encoder(named, config, _Writer(paired=paired)),
+        representation=_representation(named, config, _Writer(paired=paired)),
+        prediction=_prediction(named, config, _Writer(paired=paired)),
+        afterstate=_afterstate(named, config, _Writer(paired=paired)),
+        dynamics=_dynamics(named, config, _Writer(paired=paired)),
+    )
+    named.require_all_used()
+    return tapes
+
+
+class _Weights:
+    """Weights by name, of the shape that is asked for."""
+
+    def __init__(self, weights: Mapping[str, Float32]) -> None:
+        self._weights, self._unused = weights, set(weights)
+
+    def require_all_used(self) -> None:
+        unknown = sorted(name for name in self._unused if not name.endswith(_COUNTER))
+        if unknown:
+            raise DataError(f"weight {unknown[0]} belongs to none of the networks")
+
+    def get(self, name: str, *shape: int) -> Float64:
+        if name not in self._weights:
+            raise DataError(f"weight {name} is missing")
+        self._unused.discard(name)
+        array = np.asarray(self._weights[name], np.float64)
+        if array.shape != shape:
+            raise ShapeError(name, array.shape, shape)
+        if not np.isfinite(array).all():
+            raise DataError(f"weight {name} holds a number that is not finite")
+        return array
+
+
+class _Writer:
+    """Writes layers one after the other."""
+
+    def __init__(self, *, paired: bool) -> None:
+        self._paired, self._parts = paired, list[Float32]()
+
+    def linear(self, weight: Float64, biases: Float64) -> None:
+        """A linear layer or convolution.
+
+        Args:
+            weight: `[columns, taps, depth]`.
+            biases: `[tables, columns]`.
+        """
+        columns, taps, depth = weight.shape
+        width = -(-columns // PANEL) * PANEL
+        wide = np.zeros((width, taps, depth + depth % 2 if self._paired else depth), np.float32)
+        wide[:columns, :, :depth] = weight
+        tables = np.zeros((len(biases), width), np.float32)
+        tables[:, :columns] = biases
+        panels = wide.reshape(width // PANEL, PANEL, taps, -1)
+        if self._paired:
+            halves = _rounded(panels).reshape(*panels.shape[:3], -1, 2).transpose(0, 2, 3, 1, 4)
+            words = np.ascontiguousarray(halves).view(np.float32)
+        else:
+            words = panels.transpose(0, 2, 3, 1)
+        self._parts += [tables.ravel(), words.ravel()]
+
+    def gain(self, weight: Float64, bias: Float64) -> None:
+        """Gain and bias of a layer norm, `[columns]` each."""
+        for row in (weight, bias):
+            wide = np.zeros(-(-len(row) // PANEL) * PANEL, np.float32)
+            wide[: len(row)] = row
+            self._parts.append(wide)
+
+    def finished(self) -> Float32:
+        """All of it in one array that begins at a cache line."""
+        total = sum(map(len, self._parts))
+        room = np.empty(total + _CACHE_LINE // 4, np.float32)
+        skipped = (-room.ctypes.data % _CACHE_LINE) // 4
+        tape: Float32 = room[skipped : skipped + total]
+        tape[:] = np.concatenate(self._parts)
+        return tape
+
+
+def _encoder(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
+    """Each block: the shortcut where there is one, then both convolutions."""
+    channels, taps = config.temporal_channels, config.kernel_size
+    for block in range(config.encoder_blocks):
+        inputs = channels if block else config.temporal_features
+        prefix = f"encoder.blocks.{block}"
+        if inputs != channels:
+            shortcut = named.get(f"{prefix}.shortcut.weight", channels, inputs, 1)
+            tape.linear(shortcut.transpose(0, 2, 1), named.get(f"{prefix}.shortcut.bias", channels)[None])
+        for which, width in ((1, inputs), (2, channels)):
+            weight = named.get(f"{prefix}.conv{which}.weight", channels, width, taps)
+            bias = named.get(f"{prefix}.conv{which}.bias", channels)
+            norm = {
+                part: named.get(f"{prefix}.norm{which}.{part}", channels)
+                for part in ("weight", "bias", "running_mean", "running_var")
+            }
+            scale = norm["weight"] / np.sqrt(norm["running_var"] + _EPSILON)
+            folded_bias = (bias - norm["running_mean"]) * scale + norm["bias"]
+            tape.linear((weight * scale[:, None, None]).transpose(0, 2, 1), folded_bias[None])
+    return tape.finished()
+
+
+def _representation(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
+    """The static features' two layers, then the norm of the whole."""
+    channels = config.static_channels
+    for layer, inputs in ((0, config.static_features), (2, channels)):
+        weight = named.get(f"static.{layer}.weight", channels, inputs)
+        tape.linear(weight[:, None], named.get(f"static.{layer}.bias", channels)[None])
+    _gain(named, "hidden_norm", config.hidden_size, tape)
+    return tape.finished()
+
+
+def _prediction(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
+    """The policy's blocks and logits, then the value's."""
+    for head, blocks, outputs in (
+        ("policy_head", config.policy_blocks, config.num_actions),
+        ("value_head", config.value_blocks, config.value_bins),
+    ):
+        _blocks(named, head, blocks, config.hidden_size, tape)
+        tape.linear(*_last(named, head, config.hidden_size, outputs))
+    return tape.finished()
+
+
+def _afterstate(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
+    """The transition, a bias for each action; then one layer for Q's bins and the outcomes' logits."""
+    size = config.hidden_size
+    _transition(named, "to_afterstate", config.afterstate_blocks, size, (config.num_actions,), tape)
+    heads = (("q_head", config.value_bins), ("outcome_head", config.num_outcomes))
+    weights, biases = zip(*(_last(named, head, size, outputs) for head, outputs in heads), strict=True)
+    tape.linear(np.concatenate(weights), np.concatenate(biases, axis=1))
+    return tape.finished()
+
+
+def _dynamics(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
+    """The transition, a bias for each action and outcome (outcomes fastest); then the reward's bins."""
+    size, events = config.hidden_size, (config.num_actions, config.num_outcomes)
+    _transition(named, "to_hidden", config.dynamics_blocks, size, events, tape)
+    tape.linear(*_last(named, "reward_head", size, config.value_bins))
+    return tape.finished()
+
+
+def _transition(
+    named: _Weights, prefix: str, blocks: int, size: int, events: tuple[int, ...], tape: _Writer
+) -> None:
+    weight = named.get(f"{prefix}.first.weight", size, size + sum(events))
+    biases = named.get(f"{prefix}.first.bias", size)[None]
+    begin = size
+    for count in events:
+        chosen = weight[:, begin : begin + count].T
+        biases = (biases[:, None] + chosen[None]).reshape(-1, size)
+        begin += count
+    tape.linear(weight[:, None, :size], biases)
+    _blocks(named, prefix, blocks, size, tape)
+    _gain(named, f"{prefix}.norm", size, tape)
+
+
+def _blocks(named: _Weights, prefix: str, blocks: int, size: int, tape: _Writer) -> None:
+    """Each residual block's inner layer, its norm's gain and bias folded in, and the outer one."""
+    for block in range(blocks):
+        at = f"{prefix}.blocks.{block}"
+        gain, shift = named.get(f"{at}.norm.weight", size), named.get(f"{at}.norm.bias", size)
+        inner = named.get(f"{at}.inner.weight", size, size)
+        tape.linear((inner * gain)[:, None], (named.get(f"{at}.inner.bias", size) + inner @ shift)[None])
+        outer = named.get(f"{at}.outer.weight", size, size)
+        tape.linear(outer[:, None], named.get(f"{at}.outer.bias", size)[None])
+
+
+def _last(named: _Weights, head: str, size: int, outputs: int) -> tuple[Float64, Float64]:
+    weight = named.get(f"{head}.last.weight", outputs, size)
+    return weight[:, None], named.get(f"{head}.last.bias", outputs)[None]
+
+
+def _gain(named: _Weights, prefix: str, size: int, tape: _Writer) -> None:
+    tape.gain(named.get(f"{prefix}.weight", size), named.get(f"{prefix}.bias", size))
+
+
+def _rounded(values: Float32) -> npt.NDArray[np.uint16]:
+    """The nearest bfloat16's bits; of two equally near ones the even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -1,0 +1,54 @@
+"""Weights that do not fit are named, and where."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from shared.engine.packing import packed
+from shared.errors import DataError, ShapeError
+from shared.numeric import Float32
+from tests.shared.model.networks import SMALL, opinionated_network
+
+
+@pytest.fixture(name="weights")
+def weights_of_a_network() -> dict[str, Float32]:
+    return opinionated_network(SMALL).arrays()
+
+
+def test_a_tape_begins_at_a_cache_line(weights: Mapping[str, Float32]) -> None:
+    tapes = packed(weights, SMALL, paired=False)
+    for tape in vars(tapes).values():
+        assert tape.ctypes.data % 64 == 0
+
+
+def test_bfloat16_halves_the_weights(weights: Mapping[str, Float32]) -> None:
+    wide, narrow = (packed(weights, SMALL, paired=paired) for paired in (False, True))
+    # two layers of 32 x 32 in each of four blocks, and 4 and 61 rows of logits, filled up to panels
+    assert len(narrow.prediction) < len(wide.prediction)
+    saved = len(wide.prediction) - len(narrow.prediction)
+    assert saved >= (8 * 32 * 32 + 65 * 32) // 2
+
+
+def test_a_missing_weight_is_named(weights: dict[str, Float32]) -> None:
+    del weights["q_head.last.bias"]
+    with pytest.raises(DataError, match=r"weight q_head\.last\.bias is missing"):
+        packed(weights, SMALL, paired=False)
+
+
+def test_an_unknown_weight_is_named(weights: dict[str, Float32]) -> None:
+    weights["policy_head.blocks.2.norm.weight"] = np.ones(32, np.float32)
+    with pytest.raises(DataError, match=r"weight policy_head\.blocks\.2\.norm\.weight belongs to none"):
+        packed(weights, SMALL, paired=False)
+
+
+def test_another_shape_is_named(weights: dict[str, Float32]) -> None:
+    weights["value_head.last.weight"] = np.ones((61, 31), np.float32)
+    with pytest.raises(ShapeError, match=r"value_head\.last\.weight is \(61, 31\), expected \(61, 32\)"):
+        packed(weights, SMALL, paired=False)
+
+
+def test_a_weight_that_is_not_finite_is_named(weights: dict[str, Float32]) -> None:
+    weights["encoder.blocks.1.conv2.weight"][3, 2, 1] = np.inf
+    with pytest.raises(DataError, match=r"weight encoder\.blocks\.1\.conv2\.weight holds a number"):
+        packed(weights, SMALL, paired=False)
