@@ -1,49 +1,93 @@
-"""Decisions per second of the search, against the same network calls alone.
+"""Decisions per second of the search, against its own network calls alone and against other searches.
 
-One decision's calls to the networks are recorded, with their inputs, and made again without any tree: their
-share of the search's time says how much the tree costs. Temporal embeddings are shared by all and not timed.
+**The same network calls alone.** One decision's calls to the networks are recorded, with their inputs,
+and made again without any tree: their share of the search's time says how much the tree costs.
+
+**Peers**, with the same weights in the same situations: mctx, compiled (benchmarks/peers/mctx_search.py),
+and at batch 1 a search of node objects with plain modules (benchmarks/peers/nodes.py). A decision of
+theirs begins at the position, as one of ours does: with temporal embeddings that are given, and once more
+with the window of every root encoded within the decision.
+
+All take turns on one core, and the quickest repetition of each counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 
-from benchmarks.measure import Measurement, quickest
+from benchmarks.measure import Measurement
+from benchmarks.peers.nodes import NodeSearch, PlainModel
+from benchmarks.peers.process import (
+    Encoding,
+    MctxProcess,
+    Situations,
+    least_seconds,
+    on_one_core,
+    why_not,
+)
+from benchmarks.peers.weights import exported
 from shared.agent.agent import Agent
 from shared.agent.decide import POSITION_RULES, decide
+from shared.engine.precision import HAS_BFLOAT16, Precision
 from shared.environment.position import static_features
 from shared.model.config import ModelConfig
-from shared.model.network import initial_network
+from shared.model.network import Network, initial_network
 from shared.numeric import Float32, Int8
-from shared.search.config import SearchConfig
+from shared.search.config import SearchConfig, Selection
 from shared.search.search import search
 
 BATCHES = (1, 16, 64, 256)
 SIMULATIONS = (5, 25, 50)
 
-#: Goal, for so many simulations and at least so many roots.
+#: Goal against the same calls alone, for so many simulations and at least so many roots.
 GOAL_RATIO = 0.85
 GOAL_SIMULATIONS = 5
 GOAL_BATCH = 64
 
+#: Goals against mctx with the encoding shared, for that many simulations and roots; elsewhere to be ahead.
+GOAL_MCTX = {Precision.FLOAT32: 3.0, Precision.BFLOAT16: 5.0}
+
+#: A turn is at least one call and goes on for so long.
+TURN_SECONDS = 0.03
+TURNS = 5
+
+Turn = Callable[[float], float]
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class PeerSpeed:
+    """A peer's decisions, beside ours that do the same about the temporal encoding."""
+
+    peer: str
+    encoding: Encoding
+    decisions_per_second: float  # ours
+    peer_per_second: float
+    goal_ratio: float | None = None
+
 
 @dataclass(frozen=True)
 class SearchSpeed:
-    """One row of the table; of the quickest repetition, the one that was disturbed least."""
+    """One size; of the quickest repetition, the one that was disturbed least."""
 
     batch: int
     simulations: int
     decisions_per_second: float
     bound_per_second: float  # of the same network calls alone
+    precision: Precision = Precision.FLOAT32
+    peers: tuple[PeerSpeed, ...] = ()
 
     @property
     def measurement(self) -> Measurement:
-        """As a row; a ratio of 1 would be a tree that costs nothing."""
+        """Against the network calls; a ratio of 1 would be a tree that costs nothing."""
         has_goal = self.simulations == GOAL_SIMULATIONS and self.batch >= GOAL_BATCH
         return Measurement(
-            name=f"search, {self.batch} roots, {self.simulations} simulations",
+            name=self._name,
             value=self.decisions_per_second,
             unit="decisions/s",
             yardstick="the same network calls alone",
@@ -52,58 +96,253 @@ class SearchSpeed:
             goal_ratio=GOAL_RATIO if has_goal else None,
         )
 
+    @property
+    def measurements(self) -> list[Measurement]:
+        """Against the network calls and every peer."""
+        return [
+            self.measurement,
+            *(
+                Measurement(
+                    name=self._name if peer.encoding is Encoding.SHARED else f"{self._name}, windows encoded",
+                    value=peer.decisions_per_second,
+                    unit="decisions/s",
+                    yardstick=f"{peer.peer}, {peer.encoding}",
+                    yardstick_value=peer.peer_per_second,
+                    smaller_is_better=False,
+                    goal_ratio=peer.goal_ratio,
+                )
+                for peer in self.peers
+            ),
+        ]
+
+    @property
+    def _name(self) -> str:
+        roots, simulations = _counted(self.batch, "root"), _counted(self.simulations, "simulation")
+        return f"search, {roots}, {simulations}, {self.precision}"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
 
 def bench_search(
-    agent: Agent | None = None,
+    agent: Agent,
     *,
     config: SearchConfig | None = None,
-    batches: tuple[int, ...] = BATCHES,
-    simulations: tuple[int, ...] = SIMULATIONS,
+    batches: Sequence[int] = BATCHES,
+    simulations: Sequence[int] = SIMULATIONS,
     seconds: float = 1.0,
     seed: int = 0,
 ) -> list[SearchSpeed]:
-    """Measure every batch size with every number of simulations.
+    """Measure every batch size with every number of simulations, against the same network calls alone.
 
     Args:
-        agent: the version that decides; None for a new network of the reference sizes.
+        agent: the version that decides.
         config: of the search; its number of simulations is not used.
         batches: numbers of roots, a third each flat, long and short.
         simulations: numbers of simulations.
         seconds: to spend on each pair, at least.
         seed: of the situations.
     """
-    agent = agent or Agent(initial_network(ModelConfig(), seed), version=0)
     config = config or SearchConfig()
     rows = []
     for count in simulations:
         for batch in batches:
-            numbered = replace(config, simulations=count)
-            rows.append(_measure(agent, numbered, batch, seconds, seed))
+            ours = _Ours(agent, replace(config, simulations=count), _situations(agent.config, batch, seed))
+            whole, alone = _in_turns({"whole": ours.shared, "alone": ours.networks_alone}, seconds).values()
+            rows.append(SearchSpeed(batch, count, batch / whole, batch / alone, agent.precision))
     return rows
 
 
-def _measure(agent: Agent, config: SearchConfig, batch: int, seconds: float, seed: int) -> SearchSpeed:
-    temporal, static = _situations(agent, batch, seed)
-    calls = _network_calls(agent, temporal, static, config)
+def compare_search(
+    network: Network | None = None,
+    *,
+    config: SearchConfig | None = None,
+    batches: Sequence[int] = BATCHES,
+    simulations: Sequence[int] = SIMULATIONS,
+    seconds: float = 1.0,
+    seed: int = 0,
+    peers: bool = True,
+) -> list[SearchSpeed]:
+    """Measure every size in every precision that this processor multiplies, against all yardsticks.
 
-    def networks_alone() -> None:
-        for call in calls:
-            call()
+    Args:
+        network: the weights of all; None for a new network of the reference sizes.
+        config: of our search; its number of simulations is not used. Peers follow `puct`'s numbers.
+        batches: numbers of roots, a third each flat, long and short.
+        simulations: numbers of simulations.
+        seconds: to spend on each size, at least; mctx compiles for some seconds besides.
+        seed: of the situations.
+        peers: whether to measure them; mctx is left out where `why_not` says so.
+    Raises:
+        ServiceError: the process that measures mctx has ended.
+    """
+    network = network or initial_network(ModelConfig(), seed)
+    config = config or SearchConfig()
+    agents = _agents(network)
+    rows = []
+    with ExitStack() as stack:
+        mctx = None
+        if peers and why_not() is None:
+            core = stack.enter_context(on_one_core())
+            mctx = stack.enter_context(MctxProcess(exported(network), network.config, config, core))
+        for count in simulations:
+            for batch in batches:
+                numbered = replace(config, simulations=count)
+                situations = _situations(network.config, batch, seed)
+                nodes = _Nodes(network, numbered, situations) if peers and batch == 1 else None
+                rows += _compare(agents, numbered, situations, mctx, nodes, seconds)
+    return rows
 
-    decisions = partial(decide, agent, temporal, static, config)
-    whole, alone = quickest((decisions, networks_alone), repeats=5, seconds=seconds)
-    return SearchSpeed(batch, config.simulations, batch / whole, batch / alone)
+
+def _agents(network: Network) -> dict[Precision, Agent]:
+    precisions = [Precision.FLOAT32, *([Precision.BFLOAT16] if HAS_BFLOAT16 else [])]
+    return {precision: Agent(network, 0, precision) for precision in precisions}
 
 
-def _situations(agent: Agent, batch: int, seed: int) -> tuple[Float32, Float32]:
-    """Embeddings and static features of random situations."""
+def _compare(
+    agents: Mapping[Precision, Agent],
+    config: SearchConfig,
+    situations: Situations,
+    mctx: MctxProcess | None,
+    nodes: "_Nodes | None",
+    seconds: float,
+) -> list[SearchSpeed]:
+    """One row per precision; everything in it takes turns."""
+    batch, count = len(situations.static), config.simulations
+    turns: dict[tuple[object, ...], Turn] = {}
+    for precision, agent in agents.items():
+        ours = _Ours(agent, config, situations)
+        turns[precision, "alone"] = ours.networks_alone
+        turns[precision, Encoding.SHARED] = ours.shared
+        if mctx or nodes:
+            turns[precision, Encoding.THINNED] = ours.encoded
+    if mctx:
+        for encoding in Encoding:
+            turns["mctx", encoding] = partial(mctx.least_seconds, situations, count, encoding)
+    if nodes:
+        turns["node objects", Encoding.SHARED] = nodes.shared
+        turns["node objects", Encoding.PLAIN] = nodes.encoded
+    per_second = {key: batch / taken for key, taken in _in_turns(turns, seconds).items()}
+
+    def peer_speeds(precision: Precision) -> list[PeerSpeed]:
+        speeds = []
+        for peer in ("mctx", "node objects"):
+            for encoding in Encoding:
+                if (peer, encoding) in per_second:
+                    shared = encoding is Encoding.SHARED
+                    ours = per_second[precision, Encoding.SHARED if shared else Encoding.THINNED]
+                    goal = _peer_goal(peer, encoding, precision, batch, count)
+                    speeds.append(PeerSpeed(peer, encoding, ours, per_second[peer, encoding], goal))
+        return speeds
+
+    return [
+        SearchSpeed(
+            batch,
+            count,
+            per_second[precision, Encoding.SHARED],
+            per_second[precision, "alone"],
+            precision,
+            tuple(peer_speeds(precision)),
+        )
+        for precision in agents
+    ]
+
+
+def _peer_goal(
+    peer: str, encoding: Encoding, precision: Precision, batch: int, simulations: int
+) -> float | None:
+    if peer != "mctx":
+        return None
+    if encoding is Encoding.SHARED and (batch, simulations) == (GOAL_BATCH, GOAL_SIMULATIONS):
+        return GOAL_MCTX[precision]
+    return 1.0
+
+
+def _in_turns(turns: Mapping[Key, Turn], seconds: float) -> dict[Key, float]:
+    """Least seconds of one call of each; the first turn, which compiles, does not count."""
+    for turn in turns.values():
+        turn(0.0)
+    least = dict.fromkeys(turns, float("inf"))
+    end, done = perf_counter() + seconds, 0
+    while done < TURNS or perf_counter() < end:
+        for key, turn in turns.items():
+            least[key] = min(least[key], turn(TURN_SECONDS))
+        done += 1
+    return least
+
+
+class _Ours:
+    """One agent's decisions in the same situations, again and again."""
+
+    def __init__(self, agent: Agent, config: SearchConfig, situations: Situations) -> None:
+        self._agent, self._config, self._situations = agent, config, situations
+        self._calls = _network_calls(agent, situations.temporal, situations.static, config)
+
+    def shared(self, seconds: float) -> float:
+        """With the embeddings given."""
+        situations = self._situations
+        return least_seconds(
+            partial(decide, self._agent, situations.temporal, situations.static, self._config), seconds
+        )
+
+    def encoded(self, seconds: float) -> float:
+        """With each window encoded."""
+        agent, situations = self._agent, self._situations
+
+        def encode_and_decide() -> None:
+            decide(agent, agent.embed_windows(situations.windows), situations.static, self._config)
+
+        return least_seconds(encode_and_decide, seconds)
+
+    def networks_alone(self, seconds: float) -> float:
+        """Only the calls to the networks."""
+
+        def call_all() -> None:
+            for call in self._calls:
+                call()
+
+        return least_seconds(call_all, seconds)
+
+
+class _Nodes:
+    """The node objects' decision in one situation, again and again."""
+
+    def __init__(self, network: Network, config: SearchConfig, situations: Situations) -> None:
+        self._model, self._situations = PlainModel(network), situations
+        self._config = replace(config, selection=Selection.PUCT)
+
+    def shared(self, seconds: float) -> float:
+        """With the embedding given."""
+        return least_seconds(lambda: self._decide(self._situations.temporal), seconds)
+
+    def encoded(self, seconds: float) -> float:
+        """With the window encoded by the plain pass."""
+        windows = self._situations.windows
+        return least_seconds(lambda: self._decide(self._model.embed_windows(windows)), seconds)
+
+    def _decide(self, temporal: Float32) -> int:
+        static = self._situations.static
+        roots = self._model.roots(temporal, static, _phases(static))
+        return NodeSearch(self._model, roots, POSITION_RULES, self._config).action
+
+
+def _situations(model: ModelConfig, batch: int, seed: int) -> Situations:
+    """Random ones; the embeddings are not those of the windows."""
     rng = np.random.default_rng(seed)
-    temporal = np.abs(rng.normal(size=(batch, agent.config.temporal_channels))).astype(np.float32)
+    windows = rng.normal(size=(batch, model.window_bars, model.temporal_features)).astype(np.float32)
+    temporal = np.abs(rng.normal(size=(batch, model.temporal_channels))).astype(np.float32)
     pnl = rng.normal(0.0, 10.0, batch)
     drawdown = np.abs(rng.normal(0.0, 10.0, batch))
     side = (np.arange(batch) % 3 - 1).astype(np.int8)
     held = rng.integers(1, 60, batch)
-    return temporal, static_features(side, pnl, held, pnl + drawdown, drawdown, drawdown * held)
+    static = static_features(side, pnl, held, pnl + drawdown, drawdown, drawdown * held)
+    return Situations(windows, temporal, static, POSITION_RULES.legal[_phases(static)])
+
+
+def _phases(static: Float32) -> Int8:
+    phases: Int8 = static[:, 0].astype(np.int8) + np.int8(1)
+    return phases
 
 
 @dataclass
@@ -129,8 +368,7 @@ class _Recorder:
 def _network_calls(
     agent: Agent, temporal: Float32, static: Float32, config: SearchConfig
 ) -> list[Callable[[], object]]:
-    phases = static[:, 0].astype(np.int8) + np.int8(1)
-    root_call = partial(agent.roots, temporal, static, phases)
+    root_call = partial(agent.roots, temporal, static, _phases(static))
     recorder = _Recorder(agent)
     search(recorder, root_call(), POSITION_RULES, config)
     return [root_call, *recorder.calls]

@@ -48,13 +48,30 @@ def sessions(bars: Bars = MARKET_BARS, as_json: Json = False) -> None:
 
 
 @app.command()
-def search(seconds: Seconds = 1.0, seed: Seed = 0, as_json: Json = False) -> None:
-    """Decisions of the search, against the same network calls alone; so many seconds for each row."""
-    from benchmarks.search import bench_search
+def search(
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="roots; may be repeated")] = None,
+    simulations: Annotated[list[int] | None, typer.Option(min=1, help="may be repeated")] = None,
+    peers: Annotated[bool, typer.Option(help="against mctx and node objects too")] = True,
+    seconds: Seconds = 1.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Decisions of the search, against its network calls alone and against peers; so long for each size."""
+    from benchmarks.peers.process import why_not
+    from benchmarks.search import BATCHES, SIMULATIONS, compare_search
 
     _one_thread()
-    speeds = bench_search(seconds=seconds, seed=seed)
-    _print("search", [speed.measurement for speed in speeds], as_json=as_json)
+    if peers and (reason := why_not()):
+        err.print(f"mctx is left out: {reason}", soft_wrap=True)
+    speeds = compare_search(
+        batches=batch or BATCHES,
+        simulations=simulations or SIMULATIONS,
+        seconds=seconds,
+        seed=seed,
+        peers=peers,
+    )
+    rows = [measurement for speed in speeds for measurement in speed.measurements]
+    _print("search", rows, as_json=as_json)
 
 
 @app.command()

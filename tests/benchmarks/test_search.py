@@ -1,13 +1,24 @@
-"""The search benchmark measures what it says: whole decisions against their own network calls."""
+"""The search benchmark measures what it says: whole decisions against network calls and peers."""
 
-from benchmarks.search import SearchSpeed, bench_search
+from collections import Counter
+
+import pytest
+
+import benchmarks.search
+from benchmarks.peers.process import Encoding, why_not
+from benchmarks.search import PeerSpeed, SearchSpeed, bench_search, compare_search
+from shared.engine.precision import HAS_BFLOAT16, Precision
 from shared.search.config import SearchConfig, Selection
+from tests.cli.test_bench import document
 from tests.shared.agent.markets import small_agent
+from tests.shared.model.networks import opinionated_network
+
+PRECISIONS = [Precision.FLOAT32, *([Precision.BFLOAT16] if HAS_BFLOAT16 else [])]
 
 
 def test_every_batch_is_measured_against_its_own_network_calls() -> None:
     config = SearchConfig(Selection.PUCT)
-    rows = bench_search(small_agent(), config=config, batches=(1, 8), simulations=(1, 5), seconds=0.01)
+    rows = bench_search(small_agent(), config=config, batches=(1, 8), simulations=(1, 5), seconds=0.0)
     assert [(row.simulations, row.batch) for row in rows] == [(1, 1), (1, 8), (5, 1), (5, 8)]
     for row in rows:
         assert row.decisions_per_second > 0.0
@@ -22,3 +33,57 @@ def test_the_goal_holds_for_five_simulations_from_64_roots_on() -> None:
         for pair in ((64, 5), (256, 5), (16, 5), (64, 25))
     }
     assert goals == {(64, 5): 0.85, (256, 5): 0.85, (16, 5): None, (64, 25): None}
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+def test_every_precision_is_measured_against_every_peer() -> None:
+    rows = compare_search(opinionated_network(), batches=(1,), simulations=(2,), seconds=0.0)
+    assert [row.precision for row in rows] == PRECISIONS
+    for row in rows:
+        assert [(peer.peer, peer.encoding) for peer in row.peers] == [
+            *(("mctx", encoding) for encoding in Encoding),
+            ("node objects", Encoding.SHARED),
+            ("node objects", Encoding.PLAIN),
+        ]
+        for peer in row.peers:
+            assert peer.peer_per_second > 0.0
+            assert (peer.decisions_per_second == row.decisions_per_second) == (
+                peer.encoding is Encoding.SHARED
+            )
+            assert peer.goal_ratio == (1.0 if peer.peer == "mctx" else None)
+
+
+def test_without_mctx_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks.search, "why_not", lambda: "not here")
+    rows = compare_search(opinionated_network(), batches=(1, 2), simulations=(2,), seconds=0.0)
+    assert [row.batch for row in rows if row.peers] == [1] * len(PRECISIONS)
+    assert Counter(peer.peer for row in rows for peer in row.peers) == {"node objects": 2 * len(PRECISIONS)}
+
+
+def test_goals_against_mctx_are_for_64_roots_and_5_simulations() -> None:
+    goal = benchmarks.search._peer_goal
+    assert goal("mctx", Encoding.SHARED, Precision.FLOAT32, 64, 5) == 3.0
+    assert goal("mctx", Encoding.SHARED, Precision.BFLOAT16, 64, 5) == 5.0
+    assert goal("mctx", Encoding.PLAIN, Precision.FLOAT32, 64, 5) == 1.0
+    assert goal("mctx", Encoding.SHARED, Precision.FLOAT32, 16, 5) == 1.0
+    assert goal("node objects", Encoding.SHARED, Precision.FLOAT32, 1, 5) is None
+
+
+def test_rows_name_sizes_precision_and_what_is_encoded() -> None:
+    peer = PeerSpeed("mctx", Encoding.PLAIN, decisions_per_second=6.0, peer_per_second=2.0, goal_ratio=1.0)
+    speed = SearchSpeed(16, 25, 9.0, 10.0, Precision.BFLOAT16, (peer,))
+    alone, against_mctx = speed.measurements
+    assert alone == speed.measurement
+    assert alone.name == "search, 16 roots, 25 simulations, bfloat16"
+    assert against_mctx.name == "search, 16 roots, 25 simulations, bfloat16, windows encoded"
+    assert against_mctx.yardstick == "mctx, each window encoded"
+    assert (against_mctx.ratio, against_mctx.met) == (3.0, True)
+
+
+def test_the_command_measures_the_sizes_asked_for() -> None:
+    told = document(
+        "search", "--batch", "2", "--batch", "3", "--simulations", "1", "--no-peers", "--seconds", "0"
+    )
+    assert [row["name"] for row in told["measurements"]] == [
+        f"search, {batch} roots, 1 simulation, {precision}" for batch in (2, 3) for precision in PRECISIONS
+    ]

@@ -1,0 +1,172 @@
+"""mctx in a process of its own, on one core, so that it measures one thread and cannot disturb another.
+
+XLA takes its threads when it starts, as many as the process has cores: the process gives up all cores but
+one before it imports jax. Whoever compares with it stays on the same core (`on_one_core`), and the two
+take turns: while one measures, the other waits for a message.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+from shared.errors import ServiceError
+from shared.model.config import ModelConfig
+from shared.numeric import Bool, Float32
+from shared.search.config import SearchConfig
+
+PACKAGES = ("jax", "mctx")
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+
+STOP_SECONDS = 10.0
+
+
+class Encoding(StrEnum):
+    """What a decision does about the temporal encoding."""
+
+    SHARED = "encoding shared"  # embeddings are given
+    PLAIN = "each window encoded"
+    THINNED = "each window encoded, needed steps only"
+
+
+@dataclass(frozen=True)
+class Situations:
+    """What B decisions are made about."""
+
+    windows: Float32  # [B, window, F]
+    temporal: Float32  # [B, E] embeddings, not those of the windows
+    static: Float32  # [B, S]
+    legal: Bool  # [B, A]
+
+
+@dataclass(frozen=True)
+class _Round:
+    situations: Situations
+    simulations: int
+    encoding: Encoding
+    seconds: float
+
+
+def why_not() -> str | None:
+    """Why mctx cannot be measured here; None where it can."""
+    absent = [package for package in PACKAGES if find_spec(package) is None]
+    if absent:
+        verb, them = ("is", "it") if len(absent) == 1 else ("are", "both")
+        return f"{' and '.join(absent)} {verb} not installed; the extra `dev` brings {them}"
+    if not hasattr(os, "sched_setaffinity"):
+        return "this system cannot hold a process to one core"
+    return None
+
+
+@contextmanager
+def on_one_core() -> Iterator[int]:
+    """Hold this thread to one of its cores, and give its number."""
+    cores = os.sched_getaffinity(0)
+    core = max(cores)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield core
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def least_seconds(function: Callable[[], object], seconds: float) -> float:
+    """Least seconds that a function took, called for so many seconds and at least once."""
+    least = float("inf")
+    end = perf_counter() + seconds
+    while True:
+        begin = perf_counter()
+        function()
+        now = perf_counter()
+        least = min(least, now - begin)
+        if now >= end:
+            return least
+
+
+class MctxProcess:
+    """Measures mctx whenever it is asked to; a context manager."""
+
+    def __init__(
+        self, weights: Mapping[str, Float32], model: ModelConfig, config: SearchConfig, core: int
+    ) -> None:
+        spawning = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawning.Pipe()
+        arguments = (theirs, core, dict(weights), model, config)
+        self._process = spawning.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+        self._process.join(STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def least_seconds(
+        self, situations: Situations, simulations: int, encoding: Encoding, seconds: float
+    ) -> float:
+        """Least seconds that the decisions took, made again and again for so many seconds.
+
+        The first call with new sizes compiles too.
+
+        Raises:
+            ServiceError: the process has ended.
+        """
+        try:
+            self._connection.send(_Round(situations, simulations, encoding, seconds))
+            return float(self._connection.recv())
+        except (EOFError, BrokenPipeError, ConnectionResetError) as ended:
+            self._process.join(STOP_SECONDS)
+            raise ServiceError(
+                f"the process that measures mctx ended with exit status {self._process.exitcode}; "
+                "what it said stands on stderr"
+            ) from ended
+
+
+def _serve(
+    connection: "Connection[float, _Round]",
+    core: int,
+    weights: dict[str, Float32],
+    model: ModelConfig,
+    config: SearchConfig,
+) -> None:
+    os.sched_setaffinity(0, {core})
+    os.environ.update(ENVIRONMENT)
+    from benchmarks.peers.mctx_search import MctxSearch  # takes its threads now
+
+    search = MctxSearch(weights, model, config)
+    while True:
+        try:
+            asked = connection.recv()
+        except EOFError:
+            return
+        situations, encoding = asked.situations, asked.encoding
+        observed = situations.temporal if encoding is Encoding.SHARED else situations.windows
+        decide = partial(
+            search.decide, observed, situations.static, ~situations.legal, asked.simulations, encoding
+        )
+        connection.send(least_seconds(decide, asked.seconds))
