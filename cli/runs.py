@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from shared.adapters.checkpoints import CheckpointStore
-from shared.errors import ServiceError
+from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.errors import CheckpointError, ServiceError
 from shared.runtime.settings import ServiceSettings, load
 
 
@@ -104,6 +104,24 @@ def checkpoint_store(given: Path | None) -> CheckpointStore:
         NotUpError: there is no store to be found.
     """
     return CheckpointStore(given or _state_root(load(ServiceSettings)) / "checkpoints")
+
+
+def chosen_version(store: CheckpointStore, checkpoint: str) -> int:
+    """The version that a number or a pointer's name stands for.
+
+    Raises:
+        CheckpointError: neither a number nor a pointer that is set.
+    """
+    if checkpoint.isdecimal():
+        return int(checkpoint)
+    pointers = {name: store.pointer(name) for name in Pointer}
+    for name, pointed in pointers.items():
+        if name == checkpoint and pointed:
+            return pointed.version
+    names = ", ".join(f"{name} ({pointed.version})" for name, pointed in pointers.items() if pointed)
+    raise CheckpointError(
+        f"no version {checkpoint!r}: expected a number or a pointer that is set: {names or 'none is'}"
+    )
 
 
 def validation_root(store: CheckpointStore) -> Path:

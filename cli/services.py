@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import typer
 
+from cli import selfplay
+
 #: Command, and the service that it runs.
 SERVICES = {
     "train": "trainer",
@@ -16,6 +18,12 @@ SERVICES = {
     "inference": "inference",
     "broker": "broker",
 }
+
+
+ONCE_HINT = """\
+Without Redis, some episodes into a file for inspection, or one of them as a picture:
+  micro-muzero selfplay --once --help
+"""
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +42,11 @@ def register(app: typer.Typer) -> None:
 
 def _runner(service: str) -> Callable[[typer.Context], None]:
     def run(context: typer.Context) -> None:
+        if service == "selfplay":
+            if selfplay.wants(context.args):
+                selfplay.main(context.args)
+            if "--help" in context.args or "-h" in context.args:
+                print(ONCE_HINT)
         sys.exit(importlib.import_module(f"services.{service}.__main__").main(context.args))
 
     return run

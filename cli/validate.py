@@ -7,9 +7,8 @@ import typer
 from rich.progress import Progress as ProgressBar
 
 from cli.output import err, out, print_fields, print_json, print_table, progress_bar
-from cli.runs import checkpoint_store, last_run
-from shared.adapters.checkpoints import Pointed, Pointer
-from shared.errors import CheckpointError
+from cli.runs import checkpoint_store, chosen_version, last_run
+from shared.adapters.checkpoints import Pointer
 from shared.market.session import Split
 from shared.runtime.settings import load
 
@@ -85,7 +84,7 @@ def _judge(
     torch.set_num_threads(1)
     settings = load(ValidatorSettings)
     versions = checkpoint_store(store)
-    version = _version(checkpoint, {name: versions.pointer(name) for name in Pointer})
+    version = chosen_version(versions, checkpoint)
     agent = load_agent(versions, version)
     run = last_run(settings.home)
     dataset = read_dataset(data or (Path(run.dataset) if run and store is None else settings.dataset))
@@ -117,23 +116,6 @@ def _judge(
     _print(report)
     if out_folder:
         out.print(f"report: {report_path(out_folder, version).with_suffix('.html')}")
-
-
-def _version(checkpoint: str, pointers: dict[Pointer, Pointed | None]) -> int:
-    """The version that a number or a pointer's name stands for.
-
-    Raises:
-        CheckpointError: neither a number nor a pointer that is set.
-    """
-    if checkpoint.isdecimal():
-        return int(checkpoint)
-    for name, pointed in pointers.items():
-        if name == checkpoint and pointed:
-            return pointed.version
-    names = ", ".join(f"{name} ({pointed.version})" for name, pointed in pointers.items() if pointed)
-    raise CheckpointError(
-        f"no version {checkpoint!r}: expected a number or a pointer that is set: {names or 'none is'}"
-    )
 
 
 def _shown_on(bar: ProgressBar, what: str) -> "Progress":

@@ -22,11 +22,8 @@ from shared.adapters.agents import load_agent
 from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import read_dataset
 from shared.agent.agent import Agent
-from shared.agent.rollout import MarketView
 from shared.agent.trajectory import Trajectory
-from shared.environment.environment import Prices
 from shared.errors import CheckpointError, MuZeroError
-from shared.market.session import Split
 from shared.messages.codec import encode_trajectory
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
@@ -83,17 +80,8 @@ class SelfPlayService:
             raise failures.exceptions[0] from failures
 
     def _open(self) -> SelfPlayWorker:
-        settings = self._settings
-        dataset = read_dataset(settings.dataset)
-        return SelfPlayWorker(
-            self._lifecycle.instance,
-            MarketView(dataset.features, Prices.of(dataset.bars), dataset.outcomes, dataset.fingerprint),
-            dataset.sessions.every(Split.TRAIN),
-            settings.selfplay,
-            settings.environment,
-            settings.search,
-            np.random.default_rng(),
-        )
+        dataset = read_dataset(self._settings.dataset)
+        return SelfPlayWorker.of(self._lifecycle.instance, dataset, self._settings, np.random.default_rng())
 
     async def _follow_versions(self) -> None:
         """Remember the newest announcement."""

@@ -6,12 +6,15 @@ import numpy as np
 
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.exploration import exploration_at
+from services.selfplay.settings import SelfPlaySettings
+from shared.adapters.dataset import Dataset
 from shared.agent.agent import Agent
 from shared.agent.embeddings import EmbeddingCache
 from shared.agent.rollout import MarketView, play
 from shared.agent.trajectory import Trajectory
-from shared.environment.environment import EnvironmentConfig
+from shared.environment.environment import EnvironmentConfig, Prices
 from shared.errors import DataError
+from shared.market.session import Split
 from shared.numeric import Int64
 from shared.search.config import SearchConfig
 
@@ -52,6 +55,21 @@ class SelfPlayWorker:
         self._generator = generator
         self._embeddings = EmbeddingCache(config.embedding_megabytes * 1_000_000)
 
+    @classmethod
+    def of(
+        cls, name: str, dataset: Dataset, settings: SelfPlaySettings, generator: np.random.Generator
+    ) -> "SelfPlayWorker":
+        """Ready to play sessions of a data set's train split; see `__init__`."""
+        return cls(
+            name,
+            MarketView(dataset.features, Prices.of(dataset.bars), dataset.outcomes, dataset.fingerprint),
+            dataset.sessions.every(Split.TRAIN),
+            settings.selfplay,
+            settings.environment,
+            settings.search,
+            generator,
+        )
+
     @property
     def steps_per_batch(self) -> int:
         """Decisions in one batch."""
@@ -90,3 +108,22 @@ class SelfPlayWorker:
             worker=self._name,
             embeddings=self._embeddings,
         )
+
+    def episodes(
+        self, agent: Agent, episode: int, count: int, progress: Callable[[int], None]
+    ) -> list[Trajectory]:
+        """Play exactly so many sessions, in as many batches as they need.
+
+        Args:
+            agent: the version that plays all of them.
+            episode: how many episodes the version learned from.
+            count: sessions.
+            progress: told after every step how many decisions it made.
+        """
+        played: list[Trajectory] = []
+        while len(played) < count:
+            sessions = min(self._config.lanes, count - len(played))
+            for finished in self.steps(agent, episode, sessions):
+                played.extend(finished)
+                progress(sessions)
+        return played

@@ -1,0 +1,230 @@
+"""Played sessions in one Parquet file, for people to look into: a row per decision, with all that is known.
+
+A trade stands in the row of the decision that ended it. Everything of a trajectory is in its rows, so
+that it can be read back whole; price and profit are beside it, so that it can be drawn without the bars.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from shared.adapters.files import write_whole
+from shared.agent.trajectory import Trajectory
+from shared.environment.action import Action, Side
+from shared.environment.environment import EnvironmentConfig, Prices
+from shared.environment.episode import replay
+from shared.environment.outcome import ChanceOutcome
+from shared.environment.position import STATIC_NAMES
+from shared.environment.trade import Trade
+from shared.errors import DataError
+from shared.market.bar import BarSeries
+from shared.numeric import Float64, Int64
+
+_arrow: Any = pa  # has no types
+
+_MICROSECONDS = 1_000_000
+
+_ACTIONS = tuple(action.name for action in Action)
+_OUTCOMES = tuple(outcome.name for outcome in ChanceOutcome)
+_POLICY = tuple(f"policy_{name.lower()}" for name in _ACTIONS)
+_PROBABILITIES = tuple(f"probability_{name.lower()}" for name in _OUTCOMES)
+
+_WORD, _WHOLE, _NUMBER, _SMALL = _arrow.string(), _arrow.int64(), _arrow.float64(), _arrow.float32()
+
+_TRADE: dict[str, Any] = {
+    "trade_side": _WORD,
+    "trade_entry_bar": _WHOLE,
+    "trade_exit_bar": _WHOLE,
+    "trade_entry_price": _NUMBER,
+    "trade_exit_price": _NUMBER,
+    "trade_pips": _NUMBER,
+    "trade_max_drawdown_pips": _NUMBER,
+    "trade_bars_held": _WHOLE,
+}
+
+_SCHEMA = _arrow.schema(
+    {
+        "episode": _arrow.int32(),  # from 0
+        "trajectory_id": _WORD,
+        "worker": _WORD,
+        "version": _WHOLE,
+        "dataset": _WORD,
+        "seed": _WHOLE,
+        "instrument": _WORD,
+        "step": _arrow.int32(),  # from 0
+        "bar_index": _WHOLE,  # the decision was made at its close
+        "time": _arrow.timestamp("us", "UTC"),  # of the bar's open, as data sets have it
+        "close": _NUMBER,
+        "pnl_pips": _NUMBER,  # of the position that is open at the decision, net of what is charged
+        **dict.fromkeys(STATIC_NAMES, _SMALL),
+        "action": _WORD,
+        "reward_pips": _SMALL,
+        **dict.fromkeys(_POLICY, _SMALL),
+        "value_pips": _SMALL,
+        "outcome": _WORD,
+        **dict.fromkeys(_PROBABILITIES, _SMALL),
+        **_TRADE,
+    }
+)
+
+
+@dataclass(frozen=True)
+class PlayedEpisode:
+    """A trajectory with the prices that it was played on; a row per decision."""
+
+    trajectory: Trajectory
+    instrument: str
+    time_s: Int64  # [T] of each bar's open
+    close: Float64  # [T]
+    pnl: Float64  # [T] pips of the open position at the decision, 0 when flat
+
+    @classmethod
+    def of(
+        cls, trajectory: Trajectory, bars: BarSeries, prices: Prices, environment: EnvironmentConfig
+    ) -> "PlayedEpisode":
+        """Look up what a trajectory was played on.
+
+        Args:
+            trajectory: played on these bars.
+            bars: of the data set.
+            prices: of the same bars.
+            environment: costs that it was played with.
+        """
+        rows = slice(trajectory.start_bar, trajectory.start_bar + len(trajectory))
+        episode = replay(trajectory.start_bar, trajectory.actions.tolist(), prices, environment)
+        return cls(trajectory, bars.instrument.name, bars.time_s[rows], bars.close[rows], episode.pnl)
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Check, before anything is played, that its file can be written and replaces nothing.
+
+    Raises:
+        DataError: something lies there, or there is no folder to write to.
+    """
+    if path.exists():
+        raise DataError(f"{path} exists: choose another name, nothing was changed")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{path}: expected the name of a file, in a folder that exists")
+
+
+def write_episodes(path: Path, episodes: Iterable[PlayedEpisode]) -> None:
+    """Write a file of episodes, whole or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    refuse_to_replace(path)
+    rows = [_table(number, episode) for number, episode in enumerate(episodes)]
+    buffer = _arrow.BufferOutputStream()
+    _arrow.parquet.write_table(_arrow.concat_tables([_SCHEMA.empty_table(), *rows]), buffer)
+    try:
+        write_whole(path, buffer.getvalue().to_pybytes())
+    except OSError as refused:
+        raise DataError(f"{path}: cannot be written: {refused.strerror}") from refused
+
+
+def read_episode(path: Path, number: int) -> PlayedEpisode:
+    """One episode of a file.
+
+    Args:
+        path: as `write_episodes` writes it.
+        number: from 0.
+    Raises:
+        DataError: the file cannot be read, holds other columns, or has no such episode.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; `selfplay --once --out {path}` writes one")
+    try:
+        file = _arrow.parquet.ParquetFile(path)
+        if not file.schema_arrow.equals(_SCHEMA):
+            raise DataError(f"{path}: not a file of episodes, as `selfplay --once --out` writes them")
+        table = file.read()
+    except (OSError, _arrow.ArrowException) as damaged:
+        raise DataError(f"{path}: cannot be read as Parquet: {damaged}") from damaged
+    episodes = table["episode"].to_numpy()
+    if not (episodes == number).any():
+        count = len(np.unique(episodes))
+        raise DataError(f"{path} has no episode {number}: expected 0 to {count - 1}")
+    return _episode(table.filter(_arrow.array(episodes == number)))
+
+
+def _table(number: int, episode: PlayedEpisode) -> Any:
+    trajectory = episode.trajectory
+    steps = len(trajectory)
+    same = {
+        "episode": number,
+        "trajectory_id": str(trajectory.trajectory_id),
+        "worker": trajectory.worker,
+        "version": trajectory.checkpoint_version,
+        "dataset": trajectory.dataset,
+        "seed": trajectory.seed,
+        "instrument": episode.instrument,
+    }
+    columns = {
+        **{name: [value] * steps for name, value in same.items()},
+        "step": np.arange(steps),
+        "bar_index": trajectory.start_bar + np.arange(steps),
+        "time": episode.time_s * _MICROSECONDS,
+        "close": episode.close,
+        "pnl_pips": episode.pnl,
+        **dict(zip(STATIC_NAMES, trajectory.static.T, strict=True)),
+        "action": [_ACTIONS[action] for action in trajectory.actions],
+        "reward_pips": trajectory.rewards,
+        **dict(zip(_POLICY, trajectory.policies.T, strict=True)),
+        "value_pips": trajectory.values,
+        "outcome": [_OUTCOMES[outcome] for outcome in trajectory.outcomes],
+        **dict(zip(_PROBABILITIES, trajectory.outcome_probabilities.T, strict=True)),
+        **_trade_columns(trajectory),
+    }
+    return _arrow.table([_arrow.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
+
+
+def _trade_columns(trajectory: Trajectory) -> dict[str, list[object]]:
+    """Null but where a decision ended a trade, which is left at the open of the bar after."""
+    columns: dict[str, list[object]] = {name: [None] * len(trajectory) for name in _TRADE}
+    for trade in trajectory.trades:
+        row = trade.exit_bar - 1 - trajectory.start_bar
+        for name, value in vars(trade).items():
+            columns[f"trade_{name}"][row] = value.name if isinstance(value, Side) else value
+    return columns
+
+
+def _episode(table: Any) -> PlayedEpisode:
+    def column(name: str) -> Any:
+        return table[name].to_numpy()
+
+    def matrix(names: tuple[str, ...]) -> Any:
+        return np.column_stack([column(name) for name in names])
+
+    first = table.slice(0, 1).to_pylist()[0]
+    trades = [
+        Trade(
+            **{**{name.removeprefix("trade_"): row[name] for name in _TRADE}, "side": Side[row["trade_side"]]}
+        )
+        for row in table.select(list(_TRADE)).to_pylist()
+        if row["trade_side"] is not None
+    ]
+    trajectory = Trajectory(
+        trajectory_id=UUID(first["trajectory_id"]),
+        worker=first["worker"],
+        checkpoint_version=first["version"],
+        dataset=first["dataset"],
+        start_bar=first["bar_index"],
+        seed=first["seed"],
+        static=matrix(STATIC_NAMES),
+        actions=np.array([Action[name] for name in column("action")], np.int8),
+        rewards=column("reward_pips"),
+        policies=matrix(_POLICY),
+        values=column("value_pips"),
+        outcomes=np.array([ChanceOutcome[name] for name in column("outcome")], np.int8),
+        outcome_probabilities=matrix(_PROBABILITIES),
+        trades=tuple(trades),
+    )
+    time_s = column("time").astype("datetime64[s]").astype(np.int64)
+    return PlayedEpisode(trajectory, first["instrument"], time_s, column("close"), column("pnl_pips"))
