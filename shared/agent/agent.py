@@ -173,9 +173,10 @@ def _plain(array: Float32) -> Float32:
 
 
 def _require_finite(name: str, array: Float32) -> None:
-    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    finite = np.isfinite(array)
     if not finite.all():
-        raise DataError(f"{name}: row {int(finite.argmin())} holds a number that is not finite")
+        rows = finite.reshape(len(array), -1).all(axis=1)
+        raise DataError(f"{name}: row {int(rows.argmin())} holds a number that is not finite")
 
 
 def _require_within(name: str, choices: Int8, count: int) -> None:

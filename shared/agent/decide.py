@@ -70,7 +70,7 @@ def decide(
 def _phases(static: Float32) -> Int8:
     require_shape("static", static, None, None)
     side = static[:, SIDE_COLUMN]
-    known = np.isin(side, (-1.0, 0.0, 1.0))
+    known = (side == -1.0) | (side == 0.0) | (side == 1.0)
     if not known.all():
         row = int(known.argmin())
         raise DataError(f"static features, row {row}: position_side is {side[row]}, expected -1, 0 or 1")

@@ -84,9 +84,10 @@ class Roots:
         require_shape("values", self.values, len(self))
         require_shape("phases", self.phases, len(self))
         for name in ("hidden", "policy_logits", "values"):
-            finite = np.isfinite(getattr(self, name)).reshape(len(self), -1).all(axis=1)
+            finite = np.isfinite(getattr(self, name))
             if not finite.all():
-                raise DataError(f"root {int(finite.argmin())}: {name} is not finite")
+                rows = finite.reshape(len(self), -1).all(axis=1)
+                raise DataError(f"root {int(rows.argmin())}: {name} is not finite")
 
     def __len__(self) -> int:
         return len(self.hidden)

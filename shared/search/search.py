@@ -1,12 +1,15 @@
 """Stochastic Monte Carlo tree search over a batch of roots.
 
     plant the roots, evaluate all their legal afterstates in one call
-    for each simulation:  select a path in every tree  ->  evaluate all new nodes  ->  back up in every tree
+    until every tree has had its simulations:
+        walk on in each tree until it needs a node that is not known
+        evaluate all of these, in one call a kind  ->  hang them into their trees and back up
     read targets, values and actions off the roots
 
 One simulation evaluates one node, as docs/algorithm.md tells: an action's first visit backs up its
 afterstate's Q, a later one lets the chance outcome that is most owed happen and backs up what follows.
-Afterstates of the root are known from the start, so their first visits cost no call.
+Afterstates of the root are known from the start, so their first visits cost no call, and a tree goes on
+with its next simulation at once.
 
 The tree part treats each root alone, in float64: a root's tree is the same, bit for bit, whatever else is
 in the batch, as long as the model's rows are (`Model` asks for that).
@@ -24,6 +27,7 @@ from shared.search.selection import (
     Rule,
     chance_outcome,
     completed_q,
+    consider,
     considered_visits,
     gumbel_interior_action,
     gumbel_root_action,
@@ -31,7 +35,15 @@ from shared.search.selection import (
     puct_action,
     visits_of,
 )
-from shared.search.tree import ABSENT, ROOT, Tree, add_chance_nodes, add_decision_nodes, back_up, planted
+from shared.search.tree import (
+    ROOT,
+    Tree,
+    add_chance_nodes,
+    add_decision_nodes,
+    back_up,
+    back_up_newest,
+    planted,
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,23 @@ class _Plan:
     num_outcomes: int
     gumbel: Float64  # [B, A]
     considered: Bool  # [B, A] actions that enter sequential halving
-    schedule: Int32  # [B, S] visits that an action must have to be taken in simulation t
+    schedule: Int32  # [A + 1, S] by considered actions: visits of the action to take in simulation t
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Nodes to evaluate, of one kind: each hangs under its row's `parents` at its `branches`."""
+
+    rows: Int32  # [B]
+    parents: Int32  # [B]
+    branches: Int8  # [B]
+
+    @classmethod
+    def blank(cls, batch: int) -> "_Wanted":
+        return cls(np.empty(batch, np.int32), np.empty(batch, np.int32), np.empty(batch, np.int8))
+
+    def first(self, count: int) -> "_Wanted":
+        return _Wanted(self.rows[:count], self.parents[:count], self.branches[:count])
 
 
 def search(
@@ -81,7 +109,7 @@ def search(
         DataError: the model answered a number that is not finite.
     """
     tree, plan = _grow(model, roots, rules, config, noise)
-    return _read(tree, plan, rules)
+    return _read(tree, plan)
 
 
 def grow(
@@ -97,31 +125,32 @@ def _grow(
     roots.check(rules)
     tree, num_outcomes = _planted_with_afterstates(model, roots, rules, config.simulations)
     plan = _plan(tree, rules, num_outcomes, config, noise)
-    nodes = np.empty(len(roots), np.int32)
-    branches = np.empty(len(roots), np.int8)
-    missing = np.empty(len(roots), np.bool_)
-    for simulation in range(config.simulations):
-        visits = plan.schedule[:, simulation]
-        _select(
-            tree, plan.rule, plan.num_outcomes, plan.gumbel, plan.considered, visits, nodes, branches, missing
-        )
-        leaves = _expand(model, tree, rules, nodes, branches, missing)
-        back_up(tree, leaves, config.discount)
-    return tree, plan
+    simulations = np.zeros(len(roots), np.int32)
+    chance, decision = _Wanted.blank(len(roots)), _Wanted.blank(len(roots))
+    while True:
+        num_chance, num_decision = _walk(
+            tree, plan.rule, plan.num_outcomes, plan.gumbel, plan.considered, plan.schedule, simulations,
+            chance.rows, chance.parents, chance.branches, decision.rows, decision.parents, decision.branches,
+        )  # fmt: skip
+        if num_chance:
+            _add_afterstates(model, tree, rules, chance.first(num_chance), config.discount)
+        if num_decision:
+            _add_successors(model, tree, rules, decision.first(num_decision), config.discount)
+        if not num_chance and not num_decision:
+            return tree, plan
 
 
 def _planted_with_afterstates(
     model: Model, roots: Roots, rules: ActionRules, simulations: int
 ) -> tuple[Tree, int]:
     """Trees of roots and all their legal afterstates, and the number of chance outcomes."""
-    legal_rows, legal_actions = rules.legal[roots.phases].nonzero()
-    rows, actions = legal_rows.astype(np.int32), legal_actions.astype(np.int8)
-    afterstates, outcomes, q_values = model.afterstates(roots.hidden[rows], actions)
-    _require_finite("afterstates", outcomes, q_values)
-    tree = planted(roots, rules, outcomes.shape[1], simulations)
-    parents = np.full(len(rows), ROOT, np.int32)
-    add_chance_nodes(tree, rows, parents, actions, rules.successor, afterstates, outcomes, q_values)
-    return tree, outcomes.shape[1]
+    rows, actions = rules.legal[roots.phases].nonzero()
+    wanted = _Wanted(rows.astype(np.int32), np.full(len(rows), ROOT, np.int32), actions.astype(np.int8))
+    answer = model.afterstates(roots.hidden[rows], wanted.branches)
+    num_outcomes = answer[1].shape[1]
+    tree = planted(roots, rules, num_outcomes, simulations)
+    _hang_afterstates(tree, rules, wanted, answer)
+    return tree, num_outcomes
 
 
 def _plan(
@@ -129,118 +158,126 @@ def _plan(
 ) -> _Plan:
     batch, num_actions = len(tree.size), rules.num_actions
     gumbel = np.zeros((batch, num_actions))
-    legal = rules.legal[tree.phase[:, ROOT]]
     if noise is not None:
         require_shape("noise.gumbel", noise.gumbel, batch, num_actions)
         if config.selection is Selection.GUMBEL:
             gumbel = noise.gumbel
         else:
-            shares = np.where(legal, noise.gamma, 0.0)
+            shares = np.where(rules.legal[tree.phase[:, ROOT]], noise.gamma, 0.0)
             shares /= shares.sum(axis=1, keepdims=True)
             prior = tree.prior[:, ROOT, :num_actions]
             prior += config.dirichlet_fraction * (shares - prior)
-    # The best g + logits enter sequential halving; the stable sort lets the first of equals win.
-    strength = gumbel + tree.logits[:, ROOT, :num_actions]
-    rank = np.argsort(np.argsort(-strength, axis=1, kind="stable"), axis=1, kind="stable")
-    considered = legal & (rank < config.max_considered_actions)
-    table = considered_visits(num_actions, config.simulations)
-    return _Plan(Rule.of(config), num_outcomes, gumbel, considered, table[considered.sum(axis=1)])
+    considered = np.empty((batch, num_actions), np.bool_)
+    consider(tree, gumbel, config.max_considered_actions, considered)
+    schedule = considered_visits(num_actions, config.simulations)
+    return _Plan(Rule.of(config), num_outcomes, gumbel, considered, schedule)
 
 
 @kernel
-def _select(
+def _walk(
     tree: Tree,
     rule: Rule,
     num_outcomes: int,
     gumbel: Float64,
     considered: Bool,
-    considered_visits: Int32,
-    nodes: Int32,
-    branches: Int8,
-    missing: Bool,
-) -> None:
-    """Walk every tree from its root to the place of the next evaluation; the last three are written.
+    schedule: Int32,
+    simulations: Int32,
+    chance_rows: Int32,
+    chance_parents: Int32,
+    chance_branches: Int8,
+    decision_rows: Int32,
+    decision_parents: Int32,
+    decision_branches: Int8,
+) -> tuple[int, int]:
+    """Go on in every tree until a node is missing or its simulations are over.
 
-    Where `missing`, the node to make hangs under `nodes` at `branches`; elsewhere `nodes` is a node
-    that is known and not visited yet.
+    Counts up `simulations` `[B]`, those begun, and writes the missing nodes into the last six arrays: under
+    which node of which tree, and at which branch. Returns how many chance and decision nodes are missing.
     """
     num_actions = gumbel.shape[1]
     q, work = np.empty(num_actions), np.empty(num_actions)
-    for b in range(len(nodes)):
-        node, child, branch = 0, 0, 0
-        while child != -1:
-            node = child
-            if tree.is_chance[b, node]:
-                if tree.visits[b, node] == 0:
-                    break
-                branch = chance_outcome(tree, b, node, num_outcomes)
-            else:
-                completed_q(tree, b, node, num_actions, q)
-                if not rule.gumbel:
-                    branch = puct_action(tree, b, node, q, rule)
-                elif node == 0:
-                    branch = gumbel_root_action(
-                        tree, b, q, gumbel[b], considered[b], considered_visits[b], rule, work
-                    )
+    num_chance, num_decision = 0, 0
+    for b in range(len(simulations)):
+        entered = 0
+        for a in range(num_actions):
+            entered += considered[b, a]
+        while simulations[b] < schedule.shape[1]:
+            visits = schedule[entered, simulations[b]]
+            simulations[b] += 1
+            node, child, branch = 0, 0, 0
+            while child != -1:
+                node = child
+                if tree.is_chance[b, node]:
+                    if tree.visits[b, node] == 0:
+                        break
+                    branch = chance_outcome(tree, b, node, num_outcomes)
                 else:
-                    branch = gumbel_interior_action(tree, b, node, q, rule, work)
-            child = tree.children[b, node, branch]
-        nodes[b], branches[b], missing[b] = node, branch, child == -1
+                    completed_q(tree, b, node, num_actions, q)
+                    if not rule.gumbel:
+                        branch = puct_action(tree, b, node, q, rule)
+                    elif node == 0:
+                        branch = gumbel_root_action(tree, b, q, gumbel[b], considered[b], visits, rule, work)
+                    else:
+                        branch = gumbel_interior_action(tree, b, node, q, rule, work)
+                child = tree.children[b, node, branch]
+            if child != -1:
+                back_up(tree, b, node, rule.discount)
+            elif tree.is_chance[b, node]:
+                decision_rows[num_decision], decision_parents[num_decision] = b, node
+                decision_branches[num_decision] = branch
+                num_decision += 1
+                break
+            else:
+                chance_rows[num_chance], chance_parents[num_chance] = b, node
+                chance_branches[num_chance] = branch
+                num_chance += 1
+                break
+    return num_chance, num_decision
 
 
-def _expand(
-    model: Model, tree: Tree, rules: ActionRules, nodes: Int32, branches: Int8, missing: Bool
-) -> Int32:
-    """Make the missing nodes, all of one kind in one call; the leaf of every tree, `[B]`."""
-    rows = missing.nonzero()[0].astype(np.int32)
-    below_chance = tree.is_chance[rows, nodes[rows]]
-    chance, decision = rows[~below_chance], rows[below_chance]
-    if chance.size:
-        parents, actions = nodes[chance], branches[chance]
-        afterstates, outcome_probabilities, q_values = model.afterstates(
-            tree.hidden[chance, parents], actions
-        )
-        _require_finite("afterstates", outcome_probabilities, q_values)
-        add_chance_nodes(
-            tree, chance, parents, actions, rules.successor, afterstates, outcome_probabilities, q_values
-        )
-    if decision.size:
-        parents, outcomes = nodes[decision], branches[decision]
-        actions = tree.branch[decision, parents]
-        hidden, rewards, policy_logits, values = model.successors(
-            tree.hidden[decision, parents], actions, outcomes
-        )
-        _require_finite("successors", rewards, policy_logits, values)
-        add_decision_nodes(
-            tree, decision, parents, outcomes, rules.legal, hidden, rewards, policy_logits, values
-        )
-    return np.where(missing, tree.size - 1, nodes).astype(np.int32)
+def _add_afterstates(model: Model, tree: Tree, rules: ActionRules, wanted: _Wanted, discount: float) -> None:
+    """Evaluate chance nodes, hang them into their trees and back them up."""
+    hidden = tree.hidden[wanted.rows, wanted.parents]
+    _hang_afterstates(tree, rules, wanted, model.afterstates(hidden, wanted.branches))
+    back_up_newest(tree, wanted.rows, discount)
 
 
-def _require_finite(call: str, *numbers: Float32) -> None:
-    if not all(np.isfinite(array).all() for array in numbers):
+def _hang_afterstates(
+    tree: Tree, rules: ActionRules, wanted: _Wanted, answer: tuple[Float32, Float32, Float32]
+) -> None:
+    finite = add_chance_nodes(tree, wanted.rows, wanted.parents, wanted.branches, rules.successor, *answer)
+    _require_finite("afterstates", finite)
+
+
+def _add_successors(model: Model, tree: Tree, rules: ActionRules, wanted: _Wanted, discount: float) -> None:
+    """Evaluate decision nodes, hang them into their trees and back them up."""
+    actions = tree.branch[wanted.rows, wanted.parents]
+    answer = model.successors(tree.hidden[wanted.rows, wanted.parents], actions, wanted.branches)
+    finite = add_decision_nodes(tree, wanted.rows, wanted.parents, wanted.branches, rules.legal, *answer)
+    _require_finite("successors", finite)
+    back_up_newest(tree, wanted.rows, discount)
+
+
+def _require_finite(call: str, finite: bool) -> None:
+    if not finite:
         raise DataError(f"the model's {call} are not finite: its weights are damaged or its input is")
 
 
-def _read(tree: Tree, plan: _Plan, rules: ActionRules) -> SearchResult:
+def _read(tree: Tree, plan: _Plan) -> SearchResult:
     batch, num_actions = plan.gumbel.shape
-    policies = np.zeros((batch, num_actions))
-    values = np.zeros(batch)
-    q_values = np.zeros((batch, num_actions))
-    visits = np.zeros((batch, num_actions), np.int32)
-    actions = np.zeros(batch, np.int8)
-    _read_roots(tree, plan.rule, plan.gumbel, plan.considered, policies, values, q_values, visits, actions)
-    below = np.where(tree.children[:, ROOT, :num_actions] == ABSENT, 0, tree.children[:, ROOT, :num_actions])
-    expected = tree.prior[np.arange(batch)[:, None], below, : plan.num_outcomes]
-    expected[~rules.legal[tree.phase[:, ROOT]]] = 0.0
-    return SearchResult(
-        policies.astype(np.float32),
-        values.astype(np.float32),
-        q_values.astype(np.float32),
-        visits,
-        actions,
-        expected.astype(np.float32),
+    result = SearchResult(
+        policies=np.zeros((batch, num_actions), np.float32),
+        values=np.empty(batch, np.float32),
+        q_values=np.empty((batch, num_actions), np.float32),
+        visits=np.empty((batch, num_actions), np.int32),
+        actions=np.empty(batch, np.int8),
+        outcome_probabilities=np.zeros((batch, num_actions, plan.num_outcomes), np.float32),
     )
+    _read_roots(
+        tree, plan.rule, plan.gumbel, plan.considered, result.policies, result.values, result.q_values,
+        result.visits, result.actions, result.outcome_probabilities,
+    )  # fmt: skip
+    return result
 
 
 @kernel
@@ -249,29 +286,37 @@ def _read_roots(
     rule: Rule,
     gumbel: Float64,
     considered: Bool,
-    policies: Float64,
-    values: Float64,
-    q_values: Float64,
+    policies: Float32,
+    values: Float32,
+    q_values: Float32,
     visits: Int32,
     actions: Int8,
+    outcome_probabilities: Float32,
 ) -> None:
-    """Write what each root's children say into the last five arrays."""
+    """Write what each root's children say into the last six arrays."""
     num_actions = gumbel.shape[1]
-    work = np.empty(num_actions)
+    q, policy, work = np.empty(num_actions), np.empty(num_actions), np.empty(num_actions)
     for b in range(len(values)):
-        q = q_values[b]
         completed_q(tree, b, 0, num_actions, q)
         most_visited, total = 0, 0
         for a in range(num_actions):
+            q_values[b, a] = q[a]
             visits[b, a] = visits_of(tree, b, 0, a)
             total += visits[b, a]
             if visits[b, a] > visits[b, most_visited]:
                 most_visited = a
+            child = tree.children[b, 0, a]
+            if child != -1:
+                for c in range(outcome_probabilities.shape[2]):
+                    outcome_probabilities[b, a, c] = tree.prior[b, child, c]
         if rule.gumbel:
-            improved_policy(tree, b, 0, q, rule, policies[b])
+            improved_policy(tree, b, 0, q, rule, policy)
+            value = 0.0
             for a in range(num_actions):
-                if policies[b, a] > 0.0:
-                    values[b] += policies[b, a] * q[a]
+                policies[b, a] = policy[a]
+                if policy[a] > 0.0:
+                    value += policy[a] * q[a]
+            values[b] = value
             actions[b] = gumbel_root_action(
                 tree, b, q, gumbel[b], considered[b], visits[b, most_visited], rule, work
             )

@@ -4,6 +4,7 @@ All rules see one Q per action, *completed* (Danihelka et al. 2022): W/N where v
 afterstate's own value where it is known, else v_mix, the node's value mixed with its visited children's.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,20 @@ class Rule(NamedTuple):
         )
 
 
+@kernel
+def consider(tree: Tree, gumbel: Float64, most: int, considered: Bool) -> None:
+    """The legal actions of greatest g + logits enter sequential halving; of equals the first one."""
+    num_actions = gumbel.shape[1]
+    for b in range(len(gumbel)):
+        for a in range(num_actions):
+            strength, stronger = gumbel[b, a] + tree.logits[b, 0, a], 0
+            for other in range(num_actions):
+                rival = gumbel[b, other] + tree.logits[b, 0, other]
+                stronger += rival > strength or (rival == strength and other < a)
+            considered[b, a] = stronger < most and tree.logits[b, 0, a] != -np.inf
+
+
+@lru_cache(maxsize=64)
 def considered_visits(num_actions: int, simulations: int) -> Int32:
     """Sequential halving as a table: in simulation t, actions with this many visits are considered.
 

@@ -46,35 +46,54 @@ def planted(roots: Roots, rules: ActionRules, num_outcomes: int, simulations: in
     batch, width = len(roots), max(rules.num_actions, num_outcomes)
     nodes = 1 + rules.num_actions + simulations
     tree = Tree(
-        size=np.ones(batch, np.int32),
-        parent=np.full((batch, nodes), ABSENT, np.int32),
-        branch=np.zeros((batch, nodes), np.int8),
-        children=np.full((batch, nodes, width), ABSENT, np.int32),
-        is_chance=np.zeros((batch, nodes), np.bool_),
-        phase=np.zeros((batch, nodes), np.int8),
-        visits=np.zeros((batch, nodes), np.int32),
-        value_sum=np.zeros((batch, nodes)),
-        raw_value=np.zeros((batch, nodes)),
-        reward=np.zeros((batch, nodes)),
-        logits=np.full((batch, nodes, width), -np.inf),
-        prior=np.zeros((batch, nodes, width)),
+        size=np.empty(batch, np.int32),
+        parent=np.empty((batch, nodes), np.int32),
+        branch=np.empty((batch, nodes), np.int8),
+        children=np.empty((batch, nodes, width), np.int32),
+        is_chance=np.empty((batch, nodes), np.bool_),
+        phase=np.empty((batch, nodes), np.int8),
+        visits=np.empty((batch, nodes), np.int32),
+        value_sum=np.empty((batch, nodes)),
+        raw_value=np.empty((batch, nodes)),
+        reward=np.empty((batch, nodes)),
+        logits=np.empty((batch, nodes, width)),
+        prior=np.empty((batch, nodes, width)),
         q_bounds=np.empty((batch, 2)),
         hidden=np.empty((batch, nodes, roots.hidden.shape[1]), np.float32),
     )
-    tree.hidden[:, ROOT] = roots.hidden
-    tree.phase[:, ROOT] = roots.phases
-    tree.raw_value[:, ROOT] = tree.value_sum[:, ROOT] = roots.values
-    tree.q_bounds[:] = roots.values[:, None]
-    tree.visits[:, ROOT] = 1
-    set_priors(tree, rules.legal, roots.policy_logits)
+    _plant(tree, rules.legal, roots.hidden, roots.policy_logits, roots.values, roots.phases)
     return tree
 
 
 @kernel
-def set_priors(tree: Tree, legal: Bool, policy_logits: Float32) -> None:
-    """Give each root its prior: softmax of the logits over the legal actions."""
-    for b in range(len(tree.size)):
-        set_prior(tree, b, 0, legal[tree.phase[b, 0]], policy_logits[b])
+def _plant(
+    tree: Tree, legal: Bool, hidden: Float32, policy_logits: Float32, values: Float32, phases: Int8
+) -> None:
+    """Write the roots; their prior is the softmax of the logits over the legal actions."""
+    for b in range(len(values)):
+        for node in range(tree.parent.shape[1]):
+            blank_node(tree, b, node)
+        tree.size[b] = 1
+        tree.phase[b, 0] = phases[b]
+        tree.visits[b, 0] = 1
+        tree.raw_value[b, 0] = tree.value_sum[b, 0] = values[b]
+        tree.q_bounds[b, 0] = tree.q_bounds[b, 1] = values[b]
+        for i in range(hidden.shape[1]):
+            tree.hidden[b, 0, i] = hidden[b, i]
+        set_prior(tree, b, 0, legal[phases[b]], policy_logits[b])
+
+
+@kernel
+def blank_node(tree: Tree, b: int, node: int) -> None:
+    """A node that is not in use: no visits, no children, nothing known."""
+    tree.parent[b, node] = -1
+    tree.branch[b, node] = tree.phase[b, node] = tree.visits[b, node] = 0
+    tree.is_chance[b, node] = False
+    tree.value_sum[b, node] = tree.raw_value[b, node] = tree.reward[b, node] = 0.0
+    for branch in range(tree.children.shape[2]):
+        tree.children[b, node, branch] = -1
+        tree.logits[b, node, branch] = -np.inf
+        tree.prior[b, node, branch] = 0.0
 
 
 @kernel
@@ -105,7 +124,8 @@ def add_node(tree: Tree, b: int, parent: int, branch: int, value: float, hidden:
     tree.children[b, parent, branch] = node
     tree.is_chance[b, node] = not tree.is_chance[b, parent]
     tree.raw_value[b, node] = value
-    tree.hidden[b, node] = hidden
+    for i in range(len(hidden)):
+        tree.hidden[b, node, i] = hidden[i]
     widen_bounds(tree, b, value)
     return int(node)
 
@@ -120,14 +140,21 @@ def add_chance_nodes(
     afterstates: Float32,
     outcome_probabilities: Float32,
     q_values: Float32,
-) -> None:
-    """Hang the chance node of each row's action under its parent; all arrays are by row."""
+) -> bool:
+    """Hang the chance node of each row's action under its parent; all arrays are by row.
+
+    Returns whether every number was finite.
+    """
+    finite = True
     for i in range(len(rows)):
         b = rows[i]
         node = add_node(tree, b, parents[i], actions[i], q_values[i], afterstates[i])
         tree.phase[b, node] = successor[tree.phase[b, parents[i]], actions[i]]
+        finite &= np.isfinite(q_values[i])
         for c in range(outcome_probabilities.shape[1]):
             tree.prior[b, node, c] = outcome_probabilities[i, c]
+            finite &= np.isfinite(outcome_probabilities[i, c])
+    return finite
 
 
 @kernel
@@ -141,8 +168,12 @@ def add_decision_nodes(
     rewards: Float32,
     policy_logits: Float32,
     values: Float32,
-) -> None:
-    """Hang the decision node of each row's outcome under its parent; all arrays are by row."""
+) -> bool:
+    """Hang the decision node of each row's outcome under its parent; all arrays are by row.
+
+    Returns whether every number was finite.
+    """
+    finite = True
     for i in range(len(rows)):
         b = rows[i]
         node = add_node(tree, b, parents[i], outcomes[i], values[i], hidden[i])
@@ -150,22 +181,32 @@ def add_decision_nodes(
         tree.phase[b, node] = phase
         tree.reward[b, node] = rewards[i]
         set_prior(tree, b, node, legal[phase], policy_logits[i])
+        finite &= np.isfinite(values[i]) and np.isfinite(rewards[i])
+        for a in range(policy_logits.shape[1]):
+            finite &= np.isfinite(policy_logits[i, a])
+    return finite
 
 
 @kernel
-def back_up(tree: Tree, leaves: Int32, discount: float) -> None:
-    """Back up each tree's leaf value, `leaves` `[B]`, to its root."""
-    for b in range(len(leaves)):
-        node = leaves[b]
-        value = tree.raw_value[b, node]
-        while node != -1:
-            tree.value_sum[b, node] += value
-            tree.visits[b, node] += 1
-            if tree.is_chance[b, node]:
-                widen_bounds(tree, b, tree.value_sum[b, node] / tree.visits[b, node])
-            else:
-                value = tree.reward[b, node] + discount * value
-            node = tree.parent[b, node]
+def back_up_newest(tree: Tree, rows: Int32, discount: float) -> None:
+    """Back up the node that was added last to the tree of each row."""
+    for b in rows:
+        back_up(tree, b, tree.size[b] - 1, discount)
+
+
+@kernel
+def back_up(tree: Tree, b: int, leaf: int, discount: float) -> None:
+    """Back up a leaf's value to its root."""
+    node = leaf
+    value = tree.raw_value[b, node]
+    while node != -1:
+        tree.value_sum[b, node] += value
+        tree.visits[b, node] += 1
+        if tree.is_chance[b, node]:
+            widen_bounds(tree, b, tree.value_sum[b, node] / tree.visits[b, node])
+        else:
+            value = tree.reward[b, node] + discount * value
+        node = tree.parent[b, node]
 
 
 @kernel
