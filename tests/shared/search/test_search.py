@@ -220,19 +220,22 @@ def test_dirichlet_noise_is_mixed_into_the_roots_prior() -> None:
 
 @BOTH
 def test_noise_stays_at_the_root(selection: Selection) -> None:
-    """Whatever is drawn, every other node's prior is the model's, and the root's logits are too."""
+    """Whatever is drawn, every other node's prior is the model's, and so are all logits."""
     model = random_model(np.random.default_rng(5), 20)
     roots, config = model.roots(np.arange(20)), SearchConfig(selection, 30)
     own = np.exp(model.logits) / np.exp(model.logits).sum(axis=1, keepdims=True)
     visits = []
     for noise in (None, _noise(1, 20, 3), _noise(2, 20, 3)):
         tree = grow(model, roots, free_rules(3), config, noise)
-        np.testing.assert_allclose(tree.logits[:, 0, :3], np.log(own), atol=1e-6)
         for row in range(20):
             inner = ~tree.is_chance[row, : tree.size[row]]
             inner[0] = noise is None or selection is Selection.GUMBEL
             states = tree.hidden[row, : tree.size[row], 0][inner].astype(np.int64)
             np.testing.assert_allclose(tree.prior[row, : tree.size[row], :3][inner], own[states], atol=1e-6)
+            decisions = ~tree.is_chance[row, : tree.size[row]]
+            states = tree.hidden[row, : tree.size[row], 0][decisions].astype(np.int64)
+            logits = tree.logits[row, : tree.size[row], :3][decisions]
+            np.testing.assert_allclose(logits, np.log(own[states]), atol=1e-6)
         visits.append(tree.visits.tobytes())
     assert len(set(visits)) == 3  # and the noise does change where the search goes
 
