@@ -33,7 +33,8 @@ from benchmarks.peers.process import (
 from benchmarks.peers.weights import exported
 from shared.agent.agent import Agent
 from shared.agent.decide import POSITION_RULES, decide
-from shared.engine.precision import HAS_BFLOAT16, Precision
+from shared.engine.precision import Precision
+from shared.engine.processor import HAS_BFLOAT16
 from shared.environment.position import static_features
 from shared.model.config import ModelConfig
 from shared.model.network import Network, initial_network

@@ -85,7 +85,7 @@ def _judge(
     settings = load(ValidatorSettings)
     versions = checkpoint_store(store)
     version = chosen_version(versions, checkpoint)
-    agent = load_agent(versions, version)
+    agent = load_agent(versions, version, settings.precision)
     run = last_run(settings.home)
     dataset = read_dataset(data or (Path(run.dataset) if run and store is None else settings.dataset))
     trained_on = versions.manifest(version).dataset

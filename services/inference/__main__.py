@@ -25,7 +25,9 @@ def compose(settings: InferenceSettings) -> Main:
     Instrument.named(config.instrument)
 
     async def main(lifecycle: Lifecycle) -> None:
-        promoted = PromotedVersion(CheckpointStore(settings.checkpoint_root), settings.search)
+        promoted = PromotedVersion(
+            CheckpointStore(settings.checkpoint_root), settings.search, settings.precision
+        )
         app = build_app(promoted, config, REGISTRY)
         following = asyncio.create_task(promoted.follow(lifecycle, poll_seconds=config.poll_seconds))
         following.add_done_callback(lambda _: lifecycle.stop())  # neither goes on without the other

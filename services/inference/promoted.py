@@ -14,6 +14,7 @@ from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
 from shared.agent.agent import Agent
 from shared.agent.decide import Decisions, decide
+from shared.engine.precision import Precision
 from shared.environment.position import NUM_STATIC
 from shared.errors import CheckpointError, MuZeroError
 from shared.features.kernels import NUM_FEATURES
@@ -49,8 +50,10 @@ class Served:
 class PromotedVersion:
     """Follows the store's `promoted` pointer."""
 
-    def __init__(self, store: CheckpointStore, search: SearchConfig) -> None:
-        self._store, self._search = store, search
+    def __init__(
+        self, store: CheckpointStore, search: SearchConfig, precision: Precision = Precision.AUTO
+    ) -> None:
+        self._store, self._search, self._precision = store, search, precision
         self._served: Served | None = None
         self._refused: Pointed | None = None
         # Torch and numba work in this one thread: decisions are made one after the other, and a version
@@ -130,7 +133,9 @@ class PromotedVersion:
         Raises:
             CheckpointError: missing or damaged, or it decides nonsense.
         """
-        served = Served(load_agent(self._store, pointed.version), pointed.version, pointed.stage)
+        served = Served(
+            load_agent(self._store, pointed.version, self._precision), pointed.version, pointed.stage
+        )
         windows = np.zeros((1, WINDOW_BARS, NUM_FEATURES), np.float32)
         decided = served.decide(windows, np.zeros((1, NUM_STATIC), np.float32), self._search)
         if not np.isfinite(decided.values).all():

@@ -32,7 +32,7 @@ def compose(settings: ValidatorSettings) -> Main:
             return Validator(read_dataset(settings.dataset), Split.VALIDATION, standards)
 
         validator = await asyncio.to_thread(prepare)
-        desk = Desk(CheckpointStore(settings.checkpoint_root), settings.validation_root)
+        desk = Desk(CheckpointStore(settings.checkpoint_root), settings.validation_root, settings.precision)
         await ValidatorService(lifecycle, validator, desk, settings.validation).run()
 
     return run

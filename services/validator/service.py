@@ -18,6 +18,7 @@ from shared.adapters.checkpoints import CheckpointStore, Pointer
 from shared.adapters.files import write_whole
 from shared.adapters.promotions import promote, report_path
 from shared.adapters.validations import ValidationStore
+from shared.engine.precision import Precision
 from shared.errors import CheckpointError, MuZeroError, PromotionError, ServiceError
 from shared.messages.schemas import AlertRaised, ValidationReported, VersionPromoted
 from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS
@@ -39,6 +40,7 @@ class Desk:
 
     store: CheckpointStore
     reports: Path
+    precision: Precision = Precision.AUTO  # of the versions that it reads
 
     @property
     def records(self) -> ValidationStore:
@@ -162,7 +164,7 @@ class ValidatorService:
             )
         best = store.pointer(Pointer.BEST)
         report = self._validator.validate(
-            load_agent(store, version),
+            load_agent(store, version, self._desk.precision),
             records=self._desk.records,
             best=best.version if best else None,
             progress=look_around,

@@ -24,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from shared.engine.precision import HAS_BFLOAT16, LANES
+from shared.engine.processor import HAS_BFLOAT16, LANES
 from shared.numeric import Float32
 
 #: Registers of columns in a tile, and columns.

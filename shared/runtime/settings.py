@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shared.engine.precision import Precision
 from shared.errors import SettingsError
 
 PREFIX = "MM_"
@@ -65,6 +66,9 @@ class ServiceSettings(BaseSettings):
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
     dataset: Path = Field(Path("data/dataset.duckdb"), description="the DuckDB file of bars")
     checkpoints: Path | None = Field(None, description="checkpoint store; `<home>/checkpoints` when unset")
+    precision: Precision = Field(
+        Precision.AUTO, description="of decisions: bfloat16 where the processor multiplies it, or one by name"
+    )
 
     @property
     def checkpoint_root(self) -> Path:

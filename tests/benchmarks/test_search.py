@@ -7,7 +7,8 @@ import pytest
 import benchmarks.search
 from benchmarks.peers.process import Encoding, why_not
 from benchmarks.search import PeerSpeed, SearchSpeed, bench_search, compare_search
-from shared.engine.precision import HAS_BFLOAT16, Precision
+from shared.engine.precision import Precision
+from shared.engine.processor import HAS_BFLOAT16
 from shared.search.config import SearchConfig, Selection
 from tests.cli.test_bench import document
 from tests.shared.agent.markets import small_agent

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shared.agent.agent import Agent
-from shared.engine import precision
+from shared.engine import processor
 from shared.engine.precision import Precision
 from tests.shared.model.networks import SMALL, opinionated_network
 
@@ -17,11 +17,11 @@ _PROGRAM = """
 import sys
 import numpy as np
 from shared.agent.agent import Agent
-from shared.engine import precision
+from shared.engine import processor
 from shared.engine.precision import Precision
 from tests.shared.model.networks import SMALL, opinionated_network
-assert precision.LANES == int(sys.argv[2]), precision.LANES
-assert not precision.HAS_BFLOAT16
+assert processor.LANES == int(sys.argv[2]), processor.LANES
+assert not processor.HAS_BFLOAT16
 assert Precision.AUTO.resolved() is Precision.FLOAT32
 inputs = np.load(sys.argv[1])
 for kind in ("float32", "bfloat16"):
@@ -35,7 +35,7 @@ for kind in ("float32", "bfloat16"):
 """
 
 _X86 = pytest.mark.skipif(
-    precision.LANES == 4, reason="this processor has no wide vectors to compile without"
+    processor.LANES == 4, reason="this processor has no wide vectors to compile without"
 )
 
 
@@ -43,14 +43,11 @@ _X86 = pytest.mark.skipif(
 @pytest.mark.parametrize(("features", "lanes"), [("+avx,+avx2,+fma,+sse4.2", 8), ("+sse2,+sse4.2", 4)])
 def test_other_vector_registers_give_the_same_numbers(tmp_path: Path, features: str, lanes: int) -> None:
     rng = np.random.default_rng(0)
-    inputs = {
-        "rows": rng.normal(size=(50, 9)).astype(np.float32),
-        "hidden": rng.normal(size=(19, SMALL.hidden_size)).astype(np.float32),
-        "actions": rng.integers(4, size=19).astype(np.int8),
-        "outcomes": rng.integers(3, size=19).astype(np.int8),
-    }
+    rows = rng.normal(size=(50, 9)).astype(np.float32)
+    hidden = rng.normal(size=(19, SMALL.hidden_size)).astype(np.float32)
+    actions, outcomes = rng.integers(4, size=19).astype(np.int8), rng.integers(3, size=19).astype(np.int8)
     path = tmp_path / "inputs.npz"
-    np.savez(path, **inputs)
+    np.savez(path, rows=rows, hidden=hidden, actions=actions, outcomes=outcomes)
     environment = {
         **os.environ,
         "NUMBA_CPU_NAME": "generic",
@@ -63,9 +60,9 @@ def test_other_vector_registers_give_the_same_numbers(tmp_path: Path, features: 
     for kind in (Precision.FLOAT32, Precision.BFLOAT16):
         agent = Agent(opinionated_network(SMALL, seed=8), 0, kind)
         here = (
-            agent.embed_span(inputs["rows"]),
-            *agent.afterstates(inputs["hidden"], inputs["actions"]),
-            *agent.successors(inputs["hidden"], inputs["actions"], inputs["outcomes"]),
+            agent.embed_span(rows),
+            *agent.afterstates(hidden, actions),
+            *agent.successors(hidden, actions, outcomes),
         )
         there = np.load(f"{path}{kind}.npz")
         for name, expected in zip(there.files, here, strict=True):
