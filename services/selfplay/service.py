@@ -67,6 +67,7 @@ class SelfPlayService:
             settings.selfplay.unsent_batches
         )
         self._episodes = 0
+        self._send_until: float | None = None  # once the worker is stopping
 
     async def run(self) -> None:
         """Play until asked to stop, then send what is finished."""
@@ -124,7 +125,7 @@ class SelfPlayService:
         if newest is None or newest.version in known:
             return player
         try:
-            agent = await asyncio.to_thread(load_agent, self._store, newest.version)
+            agent = await asyncio.to_thread(load_agent, self._store, newest.version, self._settings.precision)
         except CheckpointError as damaged:
             log.error("version_refused", version=newest.version, error=str(damaged))  # noqa: TRY400
             self._refused = newest.version
@@ -159,30 +160,34 @@ class SelfPlayService:
     async def _send(self) -> None:
         """First what an earlier worker could not send, then batches as they are finished."""
         for path in await asyncio.to_thread(self._spool.files):
+            if self._lifecycle.stopping.is_set():
+                break
             trajectory = await asyncio.to_thread(self._spool.read, path)
             if trajectory and await self._sent([trajectory]):
                 log.info("unsent_trajectory_sent", trajectory_id=str(trajectory.trajectory_id))
                 self._spool.remove(path)
         while (finished := await self._finished.get()) is not None:
-            if not await self._sent(finished) and not await self._sent_at_last(finished):
+            if not await self._sent(finished):
                 await asyncio.to_thread(self._spool.write, finished)
                 log.warning("trajectories_kept_on_disk", count=len(finished), folder=str(self._spool.folder))
 
     async def _sent(self, finished: Sequence[Trajectory]) -> bool:
-        """Send a batch however long it takes; False when asked to stop first."""
-        messages = [encode_trajectory(trajectory) for trajectory in finished]
-        length = await self._lifecycle.until_stopping(self._bus.append_all(TRAJECTORIES, messages))
-        if length is None:
-            return False
-        self._backlog = self._backlog.seen(length)
-        return True
+        """Send a batch however long it takes; False when a stopping worker has no time left for it.
 
-    async def _sent_at_last(self, finished: Sequence[Trajectory]) -> bool:
-        """Send a batch while stopping; False when Redis does not take it in time."""
+        What is on its way when the worker is asked to stop goes on: sent again, it would be there twice.
+        """
         messages = [encode_trajectory(trajectory) for trajectory in finished]
+        sending = asyncio.ensure_future(self._bus.append_all(TRAJECTORIES, messages))
         try:
-            async with asyncio.timeout(LAST_WORD_SECONDS / self._settings.selfplay.unsent_batches):
-                await self._bus.append_all(TRAJECTORIES, messages)
-        except TimeoutError:
-            return False
-        return True
+            await self._lifecycle.until_stopping(asyncio.shield(sending))
+            if not sending.done():
+                now = time.monotonic()
+                self._send_until = self._send_until or now + LAST_WORD_SECONDS
+                await asyncio.wait({sending}, timeout=max(self._send_until - now, 0.0))
+            if not sending.done():
+                return False
+            self._backlog = self._backlog.seen(sending.result())
+            return True
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)

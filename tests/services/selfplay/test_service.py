@@ -349,9 +349,11 @@ async def test_nothing_finished_is_lost_when_redis_restarts_or_stays_away(
 ) -> None:
     monkeypatch.setattr(service_module, "LAST_WORD_SECONDS", 0.2)
     counted: list[Trajectory] = []
+    services: list[SelfPlayService] = []
     count = SelfPlayService._count
 
     def counting(self, finished, version, seconds):  # type: ignore[no-untyped-def]
+        services[:] = [self]
         counted.extend(finished)
         count(self, finished, version, seconds)
 
@@ -373,9 +375,8 @@ async def test_nothing_finished_is_lost_when_redis_restarts_or_stays_away(
         before = len(counted)
         await until(lambda: len(counted) >= before + LANES)
         await asyncio.to_thread(server.stop, kill=True)
-        before = len(counted)
         # Play goes on until the queue of two batches is full, then stops; then the worker is stopped.
-        await until(lambda: len(counted) >= before + 2 * LANES)
+        await until(services[0]._finished.full)
     spool = Spool(mine.home / "unsent")
     assert len(spool.files()) >= 2 * LANES
     await asyncio.to_thread(server.start)
