@@ -136,13 +136,16 @@ class ProblemModel:
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
-    ) -> tuple[Float32, Float32, Float32, Float32]:
+    ) -> tuple[Float32, Float32, Float32]:
         """See `Model.successors`."""
         problem, node = _numbers(afterstates)
         first_outcome = 1 + NUM_ACTIONS
         reached = np.where(node < first_outcome, first_outcome + (node - 1) * NUM_OUTCOMES + outcomes, node)
-        rewards, logits = np.zeros(len(node), np.float32), np.zeros((len(node), NUM_ACTIONS), np.float32)
-        return _hidden(problem, reached), rewards, logits, self._claims[problem, reached]
+        return _hidden(problem, reached), np.zeros(len(node), np.float32), self._claims[problem, reached]
+
+    def policies(self, hidden: Float32) -> Float32:
+        """See `Model.policies`."""
+        return np.zeros((len(hidden), NUM_ACTIONS), np.float32)
 
 
 def _hidden(problem: Int64, node: Int64) -> Float32:

@@ -360,8 +360,13 @@ class _Recorder:
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
-    ) -> tuple[Float32, Float32, Float32, Float32]:
+    ) -> tuple[Float32, Float32, Float32]:
         call = partial(self.agent.successors, afterstates, actions, outcomes)
+        self.calls.append(call)
+        return call()
+
+    def policies(self, hidden: Float32) -> Float32:
+        call = partial(self.agent.policies, hidden)
         self.calls.append(call)
         return call()
 

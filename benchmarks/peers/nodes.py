@@ -132,12 +132,12 @@ class NodeSearch:
         parent.children[action] = ChanceNode(hidden, phase, action, value, probabilities[0].tolist())
 
     def _make_decision_node(self, parent: ChanceNode, outcome: int) -> None:
-        hidden, rewards, policy_logits, values = self._model.successors(
+        hidden, rewards, values = self._model.successors(
             parent.hidden, np.array([parent.action], np.int8), np.array([outcome], np.int8)
         )
         value = float(values[0])
         self._widen(value)
-        prior = self._prior(parent.phase, policy_logits[0])
+        prior = self._prior(parent.phase, self._model.policies(hidden)[0])
         parent.children[outcome] = DecisionNode(hidden, parent.phase, value, prior, float(rewards[0]))
 
     def _prior(self, phase: int, policy_logits: Float32) -> dict[int, float]:
@@ -203,18 +203,18 @@ class PlainModel:
     @torch.inference_mode()
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
-    ) -> tuple[Float32, Float32, Float32, Float32]:
+    ) -> tuple[Float32, Float32, Float32]:
         """See `Model.successors`."""
         hidden, reward_logits = self._network.dynamics(
             torch.from_numpy(afterstates),
             torch.from_numpy(actions).long(),
             torch.from_numpy(outcomes).long(),
         )
-        policy_logits, value_logits = self._network.prediction(hidden)
-        decode = self._network.support.decode
-        return (
-            hidden.numpy(),
-            decode(reward_logits).numpy(),
-            policy_logits.numpy(),
-            decode(value_logits).numpy(),
-        )
+        decode, value_logits = self._network.support.decode, self._network.value_head(hidden)
+        return hidden.numpy(), decode(reward_logits).numpy(), decode(value_logits).numpy()
+
+    @torch.inference_mode()
+    def policies(self, hidden: Float32) -> Float32:
+        """See `Model.policies`."""
+        policy_logits: Float32 = self._network.policy_head(torch.from_numpy(hidden)).numpy()
+        return policy_logits

@@ -11,6 +11,7 @@ from shared.engine.networks import (
     encode_span,
     encode_windows,
     evaluate_afterstates,
+    evaluate_policies,
     evaluate_successors,
     predict_roots,
 )
@@ -111,7 +112,8 @@ class Agent:
         values = np.empty(batch, np.float32)
         predict_roots(
             self._tapes.representation,
-            self._tapes.prediction,
+            self._tapes.policy,
+            self._tapes.value,
             self._sizes,
             _plain(temporal),
             _plain(static),
@@ -142,7 +144,7 @@ class Agent:
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
-    ) -> tuple[Float32, Float32, Float32, Float32]:
+    ) -> tuple[Float32, Float32, Float32]:
         """See `Model.successors`."""
         batch = len(actions)
         require_shape("afterstates", afterstates, batch, self.config.hidden_size)
@@ -151,20 +153,25 @@ class Agent:
         _require_within("outcomes", outcomes, self.config.num_outcomes)
         hidden = np.empty((batch, self.config.hidden_size), np.float32)
         rewards, values = np.empty(batch, np.float32), np.empty(batch, np.float32)
-        policy_logits = np.empty((batch, self.config.num_actions), np.float32)
         evaluate_successors(
             self._tapes.dynamics,
-            self._tapes.prediction,
+            self._tapes.value,
             self._sizes,
             _plain(afterstates),
             actions,
             outcomes,
             hidden,
             rewards,
-            policy_logits,
             values,
         )
-        return hidden, rewards, policy_logits, values
+        return hidden, rewards, values
+
+    def policies(self, hidden: Float32) -> Float32:
+        """See `Model.policies`."""
+        require_shape("hidden", hidden, None, self.config.hidden_size)
+        policy_logits = np.empty((len(hidden), self.config.num_actions), np.float32)
+        evaluate_policies(self._tapes.policy, self._sizes, _plain(hidden), policy_logits)
+        return policy_logits
 
 
 def _plain(array: Float32) -> Float32:

@@ -169,28 +169,34 @@ def _transition(
 
 
 @kernel
-def _predict(
-    tape: Tape, sizes: Sizes, work: _Work, hidden: Rows, rows: int, policy_logits: Float32, values: Float32
-) -> None:
-    """Policy logits and values of hidden states."""
-    size, source = sizes.hidden, hidden
-    for _ in range(sizes.policy_blocks):
-        tape = _block(tape, sizes, work, source, rows, work.stream)
-        source = work.stream
-    tape = _dense(tape, sizes, work, source, size, rows, sizes.actions, False, work.logits)
-    copy_rows(work.logits, rows, sizes.actions, Rows(policy_logits.reshape(-1), 0, sizes.actions))
+def _head(tape: Tape, sizes: Sizes, work: _Work, hidden: Rows, rows: int, blocks: int, outputs: int) -> None:
+    """Residual blocks, then logits, into the work's `logits`."""
     source = hidden
-    for _ in range(sizes.value_blocks):
+    for _ in range(blocks):
         tape = _block(tape, sizes, work, source, rows, work.stream)
         source = work.stream
-    _dense(tape, sizes, work, source, size, rows, sizes.bins, False, work.logits)
+    _dense(tape, sizes, work, source, sizes.hidden, rows, outputs, False, work.logits)
+
+
+@kernel
+def _policies(
+    policy: Float32, sizes: Sizes, work: _Work, hidden: Rows, rows: int, policy_logits: Float32
+) -> None:
+    _head(Tape(policy, 0), sizes, work, hidden, rows, sizes.policy_blocks, sizes.actions)
+    copy_rows(work.logits, rows, sizes.actions, Rows(policy_logits.reshape(-1), 0, sizes.actions))
+
+
+@kernel
+def _values(value: Float32, sizes: Sizes, work: _Work, hidden: Rows, rows: int, values: Float32) -> None:
+    _head(Tape(value, 0), sizes, work, hidden, rows, sizes.value_blocks, sizes.bins)
     expectation(work.logits, rows, sizes.bins, sizes.bound_pips, values)
 
 
 @kernel
 def predict_roots(
     representation: Float32,
-    prediction: Float32,
+    policy: Float32,
+    value: Float32,
     sizes: Sizes,
     temporal: Float32,
     static: Float32,
@@ -216,7 +222,19 @@ def predict_roots(
         normalise(target, rows, size, target)
         scale_and_shift(tape, rows, size, target)
         end = start + rows
-        _predict(Tape(prediction, 0), sizes, work, target, rows, policy_logits[start:end], values[start:end])
+        _policies(policy, sizes, work, target, rows, policy_logits[start:end])
+        _values(value, sizes, work, target, rows, values[start:end])
+
+
+@kernel
+def evaluate_policies(policy: Float32, sizes: Sizes, hidden: Float32, policy_logits: Float32) -> None:
+    """Hidden states `[N, H]` -> policy logits `[N, A]`."""
+    count, size = len(hidden), sizes.hidden
+    work = _work(sizes, min(count, CHUNK))
+    for start in range(0, count, CHUNK):
+        rows = min(count - start, CHUNK)
+        source = Rows(hidden.reshape(-1), start * size, size)
+        _policies(policy, sizes, work, source, rows, policy_logits[start : start + rows])
 
 
 @kernel
@@ -252,17 +270,16 @@ def evaluate_afterstates(
 @kernel
 def evaluate_successors(
     dynamics: Float32,
-    prediction: Float32,
+    value: Float32,
     sizes: Sizes,
     afterstates: Float32,
     actions: Int8,
     outcomes: Int8,
     hidden: Float32,
     rewards: Float32,
-    policy_logits: Float32,
     values: Float32,
 ) -> None:
-    """Afterstates `[N, H]`, actions and outcomes `[N]` -> the last four, `[N, H]`, `[N]`, `[N, A]`, `[N]`."""
+    """Afterstates `[N, H]`, actions and outcomes `[N]` -> the last three, `[N, H]`, `[N]`, `[N]`."""
     count, size = len(actions), sizes.hidden
     work = _work(sizes, min(count, CHUNK))
     index = np.empty(CHUNK, np.int32)
@@ -278,7 +295,7 @@ def evaluate_successors(
         tape = _transition(tape, sizes, work, source, rows, events, index, blocks, target)
         _dense(tape, sizes, work, target, size, rows, sizes.bins, False, work.logits)
         expectation(work.logits, rows, sizes.bins, sizes.bound_pips, rewards[start:end])
-        _predict(Tape(prediction, 0), sizes, work, target, rows, policy_logits[start:end], values[start:end])
+        _values(value, sizes, work, target, rows, values[start:end])
 
 
 @kernel

@@ -26,7 +26,8 @@ class Tapes:
 
     encoder: Float32
     representation: Float32
-    prediction: Float32
+    policy: Float32
+    value: Float32
     afterstate: Float32
     dynamics: Float32
 
@@ -46,7 +47,12 @@ def packed(weights: Mapping[str, Float32], config: ModelConfig, *, paired: bool)
     tapes = Tapes(
         encoder=_encoder(named, config, _Writer(paired=paired)),
         representation=_representation(named, config, _Writer(paired=paired)),
-        prediction=_prediction(named, config, _Writer(paired=paired)),
+        policy=_head(
+            named, "policy_head", config.policy_blocks, config.num_actions, config, _Writer(paired=paired)
+        ),
+        value=_head(
+            named, "value_head", config.value_blocks, config.value_bins, config, _Writer(paired=paired)
+        ),
         afterstate=_afterstate(named, config, _Writer(paired=paired)),
         dynamics=_dynamics(named, config, _Writer(paired=paired)),
     )
@@ -153,14 +159,12 @@ def _representation(named: _Weights, config: ModelConfig, tape: _Writer) -> Floa
     return tape.finished()
 
 
-def _prediction(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
-    """The policy's blocks and logits, then the value's."""
-    for head, blocks, outputs in (
-        ("policy_head", config.policy_blocks, config.num_actions),
-        ("value_head", config.value_blocks, config.value_bins),
-    ):
-        _blocks(named, head, blocks, config.hidden_size, tape)
-        tape.linear(*_last(named, head, config.hidden_size, outputs))
+def _head(
+    named: _Weights, head: str, blocks: int, outputs: int, config: ModelConfig, tape: _Writer
+) -> Float32:
+    """The blocks, then the logits."""
+    _blocks(named, head, blocks, config.hidden_size, tape)
+    tape.linear(*_last(named, head, config.hidden_size, outputs))
     return tape.finished()
 
 

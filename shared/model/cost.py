@@ -38,8 +38,8 @@ class NetworkCosts:
 
     @property
     def successor(self) -> int:
-        """Multiply-adds of what search makes most: dynamics, reward, policy and value of one row."""
-        return self.dynamics.multiply_adds + self.prediction
+        """Multiply-adds of what search makes most: dynamics, reward and value of one row."""
+        return self.dynamics.multiply_adds + self.value.multiply_adds
 
     @property
     def prediction(self) -> int:
@@ -49,10 +49,10 @@ class NetworkCosts:
     def decision(self, simulations: int, legal_actions: int) -> int:
         """Multiply-adds of one decision from its hidden state on, at most.
 
-        The root's policy and value, its legal afterstates, and one node for each simulation but the
-        first, which visits an afterstate that is known already.
+        The root's policy and value, its legal afterstates, and for each simulation but the first, which
+        visits an afterstate that is known already, a successor, or a node's policy and an afterstate.
         """
-        node = max(self.successor, self.afterstate.multiply_adds)
+        node = max(self.successor, self.policy.multiply_adds + self.afterstate.multiply_adds)
         return self.prediction + legal_actions * self.afterstate.multiply_adds + (simulations - 1) * node
 
 

@@ -29,7 +29,7 @@ class Model(Protocol):
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
-    ) -> tuple[Float32, Float32, Float32, Float32]:
+    ) -> tuple[Float32, Float32, Float32]:
         """Let the market move after each action.
 
         Args:
@@ -37,8 +37,12 @@ class Model(Protocol):
             actions: `[N]`, the ones that led to the afterstates.
             outcomes: `[N]`.
         Returns:
-            hidden states `[N, H]`, rewards `[N]` pips, policy logits `[N, A]`, values `[N]` pips.
+            hidden states `[N, H]`, rewards `[N]` pips, values `[N]` pips.
         """
+        ...
+
+    def policies(self, hidden: Float32) -> Float32:
+        """Policy logits `[N, A]` of hidden states `[N, H]`; asked for once a search goes on from them."""
         ...
 
 

@@ -2,14 +2,14 @@
 
     plant the roots, evaluate all their legal afterstates in one call
     until every tree has had its simulations:
-        walk on in each tree until it needs a node that is not known
+        walk on in each tree until it needs a node, or a node's policy, that is not known
         evaluate all of these, in one call a kind  ->  hang them into their trees and back up
     read targets, values and actions off the roots
 
 One simulation evaluates one node, as docs/algorithm.md tells: an action's first visit backs up its
 afterstate's Q, a later one lets the chance outcome that is most owed happen and backs up what follows.
 Afterstates of the root are known from the start, so their first visits cost no call, and a tree goes on
-with its next simulation at once.
+with its next simulation at once. A node's policy is evaluated when a simulation first goes on from it.
 
 The tree part treats each root alone, in float64: a root's tree is the same, bit for bit, whatever else is
 in the batch, as long as the model's rows are (`Model` asks for that).
@@ -43,6 +43,7 @@ from shared.search.tree import (
     back_up,
     back_up_newest,
     planted,
+    set_priors,
 )
 
 
@@ -79,10 +80,10 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Nodes to evaluate, of one kind: each hangs under its row's `parents` at its `branches`."""
+    """What to ask the model for, of one kind: of a node of a tree, or of what hangs there at a branch."""
 
-    rows: Int32  # [B]
-    parents: Int32  # [B]
+    rows: Int32  # [B] the tree
+    nodes: Int32  # [B]
     branches: Int8  # [B]
 
     @classmethod
@@ -90,7 +91,7 @@ class _Wanted:
         return cls(np.empty(batch, np.int32), np.empty(batch, np.int32), np.empty(batch, np.int8))
 
     def first(self, count: int) -> "_Wanted":
-        return _Wanted(self.rows[:count], self.parents[:count], self.branches[:count])
+        return _Wanted(self.rows[:count], self.nodes[:count], self.branches[:count])
 
 
 def search(
@@ -126,17 +127,20 @@ def _grow(
     tree, num_outcomes = _planted_with_afterstates(model, roots, rules, config.simulations)
     plan = _plan(tree, rules, num_outcomes, config, noise)
     simulations = np.zeros(len(roots), np.int32)
-    chance, decision = _Wanted.blank(len(roots)), _Wanted.blank(len(roots))
+    chance, decision, policy = (_Wanted.blank(len(roots)) for _ in range(3))
     while True:
-        num_chance, num_decision = _walk(
+        num_chance, num_decision, num_policy = _walk(
             tree, plan.rule, plan.num_outcomes, plan.gumbel, plan.considered, plan.schedule, simulations,
-            chance.rows, chance.parents, chance.branches, decision.rows, decision.parents, decision.branches,
+            chance.rows, chance.nodes, chance.branches, decision.rows, decision.nodes, decision.branches,
+            policy.rows, policy.nodes,
         )  # fmt: skip
         if num_chance:
             _add_afterstates(model, tree, rules, chance.first(num_chance), config.discount)
         if num_decision:
-            _add_successors(model, tree, rules, decision.first(num_decision), config.discount)
-        if not num_chance and not num_decision:
+            _add_successors(model, tree, decision.first(num_decision), config.discount)
+        if num_policy:
+            _add_policies(model, tree, rules, policy.first(num_policy))
+        if not num_chance and not num_decision and not num_policy:
             return tree, plan
 
 
@@ -183,27 +187,29 @@ def _walk(
     schedule: Int32,
     simulations: Int32,
     chance_rows: Int32,
-    chance_parents: Int32,
+    chance_nodes: Int32,
     chance_branches: Int8,
     decision_rows: Int32,
-    decision_parents: Int32,
+    decision_nodes: Int32,
     decision_branches: Int8,
-) -> tuple[int, int]:
-    """Go on in every tree until a node is missing or its simulations are over.
+    policy_rows: Int32,
+    policy_nodes: Int32,
+) -> tuple[int, int, int]:
+    """Go on in every tree until something is missing or its simulations are over.
 
-    Counts up `simulations` `[B]`, those begun, and writes the missing nodes into the last six arrays: under
-    which node of which tree, and at which branch. Returns how many chance and decision nodes are missing.
+    Counts up `simulations` `[B]`, those begun, and writes what is missing into the last arrays: chance and
+    decision nodes, by the node and branch where they will hang, and the policies of nodes, whose simulation
+    begins anew. Returns how many there are of each.
     """
     num_actions = gumbel.shape[1]
     q, work = np.empty(num_actions), np.empty(num_actions)
-    num_chance, num_decision = 0, 0
+    num_chance, num_decision, num_policy = 0, 0, 0
     for b in range(len(simulations)):
         entered = 0
         for a in range(num_actions):
             entered += considered[b, a]
         while simulations[b] < schedule.shape[1]:
             visits = schedule[entered, simulations[b]]
-            simulations[b] += 1
             node, child, branch = 0, 0, 0
             while child != -1:
                 node = child
@@ -211,6 +217,8 @@ def _walk(
                     if tree.visits[b, node] == 0:
                         break
                     branch = chance_outcome(tree, b, node, num_outcomes)
+                elif not tree.has_prior[b, node]:
+                    break
                 else:
                     completed_q(tree, b, node, num_actions, q)
                     if not rule.gumbel:
@@ -220,24 +228,29 @@ def _walk(
                     else:
                         branch = gumbel_interior_action(tree, b, node, q, rule, work)
                 child = tree.children[b, node, branch]
+            if not tree.is_chance[b, node] and not tree.has_prior[b, node]:
+                policy_rows[num_policy], policy_nodes[num_policy] = b, node
+                num_policy += 1
+                break
+            simulations[b] += 1
             if child != -1:
                 back_up(tree, b, node, rule.discount)
             elif tree.is_chance[b, node]:
-                decision_rows[num_decision], decision_parents[num_decision] = b, node
+                decision_rows[num_decision], decision_nodes[num_decision] = b, node
                 decision_branches[num_decision] = branch
                 num_decision += 1
                 break
             else:
-                chance_rows[num_chance], chance_parents[num_chance] = b, node
+                chance_rows[num_chance], chance_nodes[num_chance] = b, node
                 chance_branches[num_chance] = branch
                 num_chance += 1
                 break
-    return num_chance, num_decision
+    return num_chance, num_decision, num_policy
 
 
 def _add_afterstates(model: Model, tree: Tree, rules: ActionRules, wanted: _Wanted, discount: float) -> None:
     """Evaluate chance nodes, hang them into their trees and back them up."""
-    hidden = tree.hidden[wanted.rows, wanted.parents]
+    hidden = tree.hidden[wanted.rows, wanted.nodes]
     _hang_afterstates(tree, rules, wanted, model.afterstates(hidden, wanted.branches))
     back_up_newest(tree, wanted.rows, discount)
 
@@ -245,17 +258,23 @@ def _add_afterstates(model: Model, tree: Tree, rules: ActionRules, wanted: _Want
 def _hang_afterstates(
     tree: Tree, rules: ActionRules, wanted: _Wanted, answer: tuple[Float32, Float32, Float32]
 ) -> None:
-    finite = add_chance_nodes(tree, wanted.rows, wanted.parents, wanted.branches, rules.successor, *answer)
+    finite = add_chance_nodes(tree, wanted.rows, wanted.nodes, wanted.branches, rules.successor, *answer)
     _require_finite("afterstates", finite)
 
 
-def _add_successors(model: Model, tree: Tree, rules: ActionRules, wanted: _Wanted, discount: float) -> None:
+def _add_successors(model: Model, tree: Tree, wanted: _Wanted, discount: float) -> None:
     """Evaluate decision nodes, hang them into their trees and back them up."""
-    actions = tree.branch[wanted.rows, wanted.parents]
-    answer = model.successors(tree.hidden[wanted.rows, wanted.parents], actions, wanted.branches)
-    finite = add_decision_nodes(tree, wanted.rows, wanted.parents, wanted.branches, rules.legal, *answer)
+    actions = tree.branch[wanted.rows, wanted.nodes]
+    answer = model.successors(tree.hidden[wanted.rows, wanted.nodes], actions, wanted.branches)
+    finite = add_decision_nodes(tree, wanted.rows, wanted.nodes, wanted.branches, *answer)
     _require_finite("successors", finite)
     back_up_newest(tree, wanted.rows, discount)
+
+
+def _add_policies(model: Model, tree: Tree, rules: ActionRules, wanted: _Wanted) -> None:
+    """Evaluate the policies of decision nodes."""
+    logits = model.policies(tree.hidden[wanted.rows, wanted.nodes])
+    _require_finite("policies", set_priors(tree, wanted.rows, wanted.nodes, rules.legal, logits))
 
 
 def _require_finite(call: str, finite: bool) -> None:

@@ -3,6 +3,7 @@
 Decision nodes hold a state, chance nodes an afterstate; they alternate along every path. Node 0 is the
 root. A node is made when the model evaluates it; a chance node below the root is made together with
 the root, before its first visit, because all legal afterstates of the roots are one call to the model.
+A decision node gets its prior when a simulation first goes on from it: most never need one.
 
 Values follow docs/algorithm.md. The edge from a decision to a chance node carries no reward and no
 discount; the edge from a chance node to the next decision carries the bar's reward and γ:
@@ -30,6 +31,7 @@ class Tree(NamedTuple):
     branch: Int8  # [B, N] the action or outcome that leads here from the parent
     children: Int32  # [B, N, W], ABSENT where there is none
     is_chance: Bool  # [B, N]
+    has_prior: Bool  # [B, N] at decision nodes: whether logits and prior are known yet
     phase: Int8  # [B, N] row of the action rules; at a chance node the one its successors have
     visits: Int32  # [B, N]
     value_sum: Float64  # [B, N] pips
@@ -51,6 +53,7 @@ def planted(roots: Roots, rules: ActionRules, num_outcomes: int, simulations: in
         branch=np.empty((batch, nodes), np.int8),
         children=np.empty((batch, nodes, width), np.int32),
         is_chance=np.empty((batch, nodes), np.bool_),
+        has_prior=np.empty((batch, nodes), np.bool_),
         phase=np.empty((batch, nodes), np.int8),
         visits=np.empty((batch, nodes), np.int32),
         value_sum=np.empty((batch, nodes)),
@@ -88,7 +91,7 @@ def blank_node(tree: Tree, b: int, node: int) -> None:
     """A node that is not in use: no visits, no children, nothing known."""
     tree.parent[b, node] = -1
     tree.branch[b, node] = tree.phase[b, node] = tree.visits[b, node] = 0
-    tree.is_chance[b, node] = False
+    tree.is_chance[b, node] = tree.has_prior[b, node] = False
     tree.value_sum[b, node] = tree.raw_value[b, node] = tree.reward[b, node] = 0.0
     for branch in range(tree.children.shape[2]):
         tree.children[b, node, branch] = -1
@@ -112,6 +115,21 @@ def set_prior(tree: Tree, b: int, node: int, legal: Bool, policy_logits: Float32
         if legal[a]:
             tree.prior[b, node, a] /= total
             tree.logits[b, node, a] = policy_logits[a] - highest - np.log(total)
+    tree.has_prior[b, node] = True
+
+
+@kernel
+def set_priors(tree: Tree, rows: Int32, nodes: Int32, legal: Bool, policy_logits: Float32) -> bool:
+    """Give each row's decision node its prior; all arrays are by row.
+
+    Returns whether every number was finite.
+    """
+    finite = True
+    for i in range(len(rows)):
+        set_prior(tree, rows[i], nodes[i], legal[tree.phase[rows[i], nodes[i]]], policy_logits[i])
+        for a in range(policy_logits.shape[1]):
+            finite &= np.isfinite(policy_logits[i, a])
+    return finite
 
 
 @kernel
@@ -163,10 +181,8 @@ def add_decision_nodes(
     rows: Int32,
     parents: Int32,
     outcomes: Int8,
-    legal: Bool,
     hidden: Float32,
     rewards: Float32,
-    policy_logits: Float32,
     values: Float32,
 ) -> bool:
     """Hang the decision node of each row's outcome under its parent; all arrays are by row.
@@ -177,13 +193,9 @@ def add_decision_nodes(
     for i in range(len(rows)):
         b = rows[i]
         node = add_node(tree, b, parents[i], outcomes[i], values[i], hidden[i])
-        phase = tree.phase[b, parents[i]]
-        tree.phase[b, node] = phase
+        tree.phase[b, node] = tree.phase[b, parents[i]]
         tree.reward[b, node] = rewards[i]
-        set_prior(tree, b, node, legal[phase], policy_logits[i])
         finite &= np.isfinite(values[i]) and np.isfinite(rewards[i])
-        for a in range(policy_logits.shape[1]):
-            finite &= np.isfinite(policy_logits[i, a])
     return finite
 
 

@@ -81,12 +81,12 @@ class Search:
         if outcome in node.children:
             value = self._simulate(node.children[outcome])
         else:
-            hidden, rewards, logits, values = self.model.successors(
+            hidden, rewards, values = self.model.successors(
                 np.array([[node.hidden]], np.float32),
                 np.array([action], np.int8),
                 np.array([outcome], np.int8),
             )
-            value = float(values[0])
+            value, logits = float(values[0]), self.model.policies(hidden)
             child = Node(float(hidden[0, 0]), value, _softmax(logits[0].tolist()), float(rewards[0]))
             node.children[outcome] = child
             self.seen.append(value)

@@ -39,7 +39,7 @@ def test_the_agent_says_what_the_network_says() -> None:
     decode = network.support.decode
     roots = agent.roots(agent.embed_windows(window), static, np.zeros(ROWS, np.int8))
     got_afterstate, probabilities, q_values = agent.afterstates(hidden.numpy(), actions)
-    got_following, rewards, logits, values = agent.successors(afterstate.numpy(), actions, outcomes)
+    got_following, rewards, values = agent.successors(afterstate.numpy(), actions, outcomes)
     for got, expected in (
         (roots.hidden, hidden),
         (roots.policy_logits, policy_logits),
@@ -49,7 +49,7 @@ def test_the_agent_says_what_the_network_says() -> None:
         (q_values, decode(q_logits)),
         (got_following, following),
         (rewards, decode(reward_logits)),
-        (logits, next_policy_logits),
+        (agent.policies(following.numpy()), next_policy_logits),
         (values, decode(next_value_logits)),
     ):
         np.testing.assert_allclose(got, expected.numpy(), atol=2e-4, rtol=1e-5)
@@ -75,6 +75,7 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch(
             (
                 *agent.afterstates(hidden[at], actions[at]),
                 *agent.successors(hidden[at], actions[at], outcomes[at]),
+                agent.policies(hidden[at]),
                 agent.roots(temporal[at], static[at], phases[at]).hidden,
                 agent.roots(temporal[at], static[at], phases[at]).values,
             )

@@ -91,7 +91,7 @@ def test_costs_are_what_torch_counts(config: ModelConfig, rows: int, bars: int) 
     }
     assert {name: rows * each for name, each in told.items()} == counted
     assert span_encoding(config, bars) == _multiply_adds(lambda: network.encoder.encode_span(span))
-    assert costs.successor == told["dynamics"] + told["prediction"]
+    assert costs.successor == told["dynamics"] + told["value"]
     assert costs.weights == network.num_weights
     assert _weights_by_network(network) == {
         "representation": costs.representation.weights,
@@ -128,7 +128,7 @@ def test_the_reference_sizes_by_hand() -> None:
     assert costs.dynamics.multiply_adds == 263 * 256 + 6 * square + bins
     assert costs.policy.multiply_adds == 4 * square + 256 * 4
     assert costs.value.multiply_adds == 4 * square + bins
-    assert costs.successor == 1_293_568
+    assert costs.successor == 263 * 256 + 10 * square + 2 * bins == 1_030_400
 
 
 class _Counting:
@@ -146,10 +146,13 @@ class _Counting:
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
-    ) -> tuple[Float32, Float32, Float32, Float32]:
+    ) -> tuple[Float32, Float32, Float32]:
         self.spent += len(actions) * self.costs.successor
-        logits = self._numbers(len(actions), self.config.num_actions)
-        return afterstates, self._numbers(len(actions)), logits, self._numbers(len(actions))
+        return afterstates, self._numbers(len(actions)), self._numbers(len(actions))
+
+    def policies(self, hidden: Float32) -> Float32:
+        self.spent += len(hidden) * self.costs.policy.multiply_adds
+        return self._numbers(len(hidden), self.config.num_actions)
 
     def _numbers(self, *shape: int) -> Float32:
         return self.rng.normal(size=shape).astype(np.float32)

@@ -40,7 +40,7 @@ class TableModel:
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
-    ) -> tuple[Float32, Float32, Float32, Float32]:
+    ) -> tuple[Float32, Float32, Float32]:
         self.calls.append(("successors", len(afterstates)))
         state, action = np.divmod(afterstates[:, 0].astype(np.int64), self.num_actions)
         assert (action == actions).all()
@@ -48,9 +48,13 @@ class TableModel:
         return (
             following[:, None].astype(np.float32),
             self.rewards[state, action, outcomes].astype(np.float32),
-            self.logits[following].astype(np.float32),
             self.values[following].astype(np.float32),
         )
+
+    def policies(self, hidden: Float32) -> Float32:
+        self.calls.append(("policies", len(hidden)))
+        logits: Float32 = self.logits[hidden[:, 0].astype(np.int64)].astype(np.float32)
+        return logits
 
     def roots(self, states: Int64, phases: Int8 | None = None) -> Roots:
         return Roots(

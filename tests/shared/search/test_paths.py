@@ -37,13 +37,17 @@ class NamingModel:
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
-    ) -> tuple[Float32, Float32, Float32, Float32]:
+    ) -> tuple[Float32, Float32, Float32]:
         assert (afterstates[:, 0] % 2 == 1).all(), "an outcome happened in a state"
         last = afterstates[np.arange(len(afterstates)), afterstates[:, 0].astype(int)]
         assert (last == actions + 1).all(), "another action led to this afterstate"
         written = self._written(afterstates, -(outcomes + 1))
-        answers = self._answers(written, self.num_actions + 2)
-        return written, answers[:, 0], answers[:, 2:], answers[:, 1]
+        answers = self._answers(written, 2)
+        return written, answers[:, 0], answers[:, 1]
+
+    def policies(self, hidden: Float32) -> Float32:
+        assert (hidden[:, 0] % 2 == 0).all(), "an afterstate was asked for its policy"
+        return self._answers(hidden, self.num_actions + 1)[:, 1:]
 
     def roots(self, phases: Int8) -> Roots:
         hidden = np.zeros((len(phases), 1 + self.length), np.float32)

@@ -228,11 +228,12 @@ def test_noise_stays_at_the_root(selection: Selection) -> None:
     for noise in (None, _noise(1, 20, 3), _noise(2, 20, 3)):
         tree = grow(model, roots, free_rules(3), config, noise)
         for row in range(20):
-            inner = ~tree.is_chance[row, : tree.size[row]]
+            inner = tree.has_prior[row, : tree.size[row]].copy()
             inner[0] = noise is None or selection is Selection.GUMBEL
             states = tree.hidden[row, : tree.size[row], 0][inner].astype(np.int64)
             np.testing.assert_allclose(tree.prior[row, : tree.size[row], :3][inner], own[states], atol=1e-6)
-            decisions = ~tree.is_chance[row, : tree.size[row]]
+            decisions = tree.has_prior[row, : tree.size[row]]
+            assert not tree.is_chance[row, : tree.size[row]][decisions].any()
             states = tree.hidden[row, : tree.size[row], 0][decisions].astype(np.int64)
             logits = tree.logits[row, : tree.size[row], :3][decisions]
             np.testing.assert_allclose(logits, np.log(own[states]), atol=1e-6)
@@ -304,9 +305,23 @@ def test_every_level_is_one_call_for_all_roots(selection: Selection) -> None:
     model = random_model(np.random.default_rng(8), 50)
     search(model, model.roots(np.arange(50)), free_rules(3), SearchConfig(selection, simulations=5))
     assert model.calls[0] == ("afterstates", 150)
-    # Five simulations: at most one call of each kind in each, and no row twice.
-    assert len(model.calls) <= 1 + 2 * 5
-    assert sum(rows for _, rows in model.calls[1:]) <= 5 * 50
+    # A simulation makes one node, and may need the policy of one other before: two turns, of up to three
+    # kinds of calls where roots have come to different places.
+    assert len(model.calls) <= 1 + 3 * 2 * 5
+    rows = {kind: sum(n for k, n in model.calls[1:] if k == kind) for kind in dict(model.calls)}
+    assert rows["afterstates"] + rows["successors"] <= 5 * 50
+    assert rows.get("policies", 0) <= rows["afterstates"]
+
+
+@BOTH
+def test_a_policy_is_asked_for_where_the_search_goes_on_and_only_there(selection: Selection) -> None:
+    model = random_model(np.random.default_rng(18), 50)
+    tree = grow(model, model.roots(np.arange(50)), free_rules(3), SearchConfig(selection, simulations=25))
+    asked = sum(rows for kind, rows in model.calls if kind == "policies")
+    below = (tree.children[:, :, :3] != ABSENT).any(axis=2) & ~tree.is_chance
+    np.testing.assert_array_equal(tree.has_prior, below)
+    assert asked == below[:, 1:].sum()
+    assert asked < (~tree.is_chance)[:, 1:].sum() / 2  # most decision nodes are leaves
 
 
 def test_outcome_probabilities_are_the_models() -> None:
