@@ -159,6 +159,50 @@ def montecarlo(
 
 
 @app.command()
+def networks(
+    batch: Annotated[
+        list[int] | None,
+        typer.Option("--batch", min=1, help="rows of a call, can be repeated; 1, 16, 64, 256 and 1024"),
+    ] = None,
+    seconds: Seconds = 2.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The networks by every engine there is, and the encoder's passes, against plain torch."""
+    from benchmarks.encodings import bench_encodings
+    from benchmarks.engines import engines
+    from benchmarks.networks import BATCHES, bench_engines
+
+    _one_thread()
+    candidates = engines()
+    encodings = bench_encodings(seconds=seconds, seed=seed)
+    speeds = []
+    with progress_bar() as bar:
+        for rows in bar.track(batch or BATCHES, description="numbers of rows"):
+            speeds += bench_engines(batches=[rows], among=candidates, seconds=seconds, seed=seed)
+    left_out = {engine.label: engine.missing for engine in candidates if engine.missing}
+    if as_json:
+        documents = [*(s.document() for s in encodings), *(s.document() for s in speeds)]
+        print_json({"benchmark": "networks", "measurements": documents, "left_out": left_out})
+        return
+    print_table(
+        "bench networks: an embedding; ratios say how many times as much the plain pass takes",
+        ("windows", "encoded by", "µs", "ratio", "multiply-adds", "ratio"),
+        (
+            (s.windows, s.encoding, s.microseconds, s.measurement.ratio, round(s.multiply_adds), s.saving)
+            for s in encodings
+        ),
+    )
+    print_table(
+        "bench networks: dynamics, reward and value; a ratio above 1 is quicker than torch eager in float32",
+        ("rows", "engine", "precision", "µs", "GFLOP/s", "ratio"),
+        ((s.rows, s.engine, s.precision, s.microseconds, s.gigaflops, s.measurement.ratio) for s in speeds),
+    )
+    for label, reason in left_out.items():
+        err.print(f"left out: {label}: {reason}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def inference(
     decisions: Annotated[int, typer.Option(min=1, help="to measure, one after the other")] = 500,
     as_json: Json = False,

@@ -3,16 +3,22 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import benchmarks.encodings
+import benchmarks.engines
 import benchmarks.learn
+import benchmarks.networks
 from benchmarks.learn import LearnConfig
 from cli.bench import app
 from tests.benchmarks.test_learn import CONFIG, run
+from tests.shared.model.networks import SMALL
 
 COMMANDS = (
     "features",
@@ -24,6 +30,7 @@ COMMANDS = (
     "stream",
     "montecarlo",
     "inference",
+    "networks",
 )
 
 
@@ -96,3 +103,36 @@ def test_learn_prints_shares_as_a_table(tmp_path: Path, short_run: list[LearnCon
     assert "share" in told
     assert all(player in told for player in ("best", "agent", "nothing", "random"))
     assert short_run
+
+
+@pytest.fixture
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`networks` measures small ones by torch alone; ONNX Runtime is not installed."""
+    kept = [engine for engine in benchmarks.engines.engines() if engine.name == "torch eager"][:1]
+    absent = replace(kept[0], name="ONNX Runtime", missing="not installed")
+    monkeypatch.setattr(benchmarks.engines, "engines", lambda: (*kept, absent))
+    for module, function in (
+        (benchmarks.networks, "bench_engines"),
+        (benchmarks.encodings, "bench_encodings"),
+    ):
+        monkeypatch.setattr(module, function, partial(getattr(module, function), SMALL))
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_networks_tells_engines_encodings_and_what_is_left_out() -> None:
+    told = document("networks", "--batch", "3", "--batch", "2", "--seconds", "0")
+    encodings = [row for row in told["measurements"] if "encoding" in row]
+    engines = [row for row in told["measurements"] if "engine" in row]
+    assert len(encodings) + len(engines) == len(told["measurements"])
+    assert [row["rows"] for row in engines] == [3, 2]
+    assert {row["windows"] for row in encodings} == {1, 360}
+    assert told["left_out"] == {"ONNX Runtime, float32": "not installed"}
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_networks_prints_tables_for_people() -> None:
+    result = CliRunner().invoke(app, ["networks", "--batch", "2", "--seconds", "0"])
+    assert result.exit_code == 0
+    assert "torch eager" in result.stdout
+    assert "the plain pass" in result.stdout
+    assert "left out: ONNX Runtime, float32: not installed" in result.stderr

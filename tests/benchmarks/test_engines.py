@@ -1,0 +1,133 @@
+"""Every engine answers what the networks do, and none is measured that does not."""
+
+import copy
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import benchmarks.engines
+from benchmarks.engines import Engine, Step, engines, given_rows
+from benchmarks.networks import TOLERANCE, EngineSpeed, bench_engines, require_agreement
+from shared.engine.precision import Precision
+from shared.errors import DataError
+from shared.model.cost import network_costs
+from shared.model.network import Network
+from shared.numeric import Float32, Int8
+from tests.shared.model.networks import SMALL, opinionated_network
+
+ENGINES = engines()
+YARDSTICK = ENGINES[0]
+QUICK = tuple(engine for engine in ENGINES if "compile" not in engine.name)
+
+
+def _expected(network: Network, given: tuple[Float32, Int8, Int8]) -> tuple[torch.Tensor, ...]:
+    """The step in float64, the mean over the bins written out."""
+    afterstates, actions, outcomes = (torch.from_numpy(array) for array in given)
+    wide, bound = copy.deepcopy(network).double(), SMALL.value_bound_pips
+    bins = torch.linspace(-bound, bound, SMALL.value_bins, dtype=torch.float64)
+
+    def decode(logits: torch.Tensor) -> torch.Tensor:
+        weights = logits.exp()
+        return (weights * bins).sum(dim=1) / weights.sum(dim=1)
+
+    with torch.no_grad():
+        hidden, reward_logits = wide.dynamics(afterstates.double(), actions.long(), outcomes.long())
+        _, value_logits = wide.prediction(hidden)
+        return hidden, decode(reward_logits), decode(value_logits)
+
+
+def _answers_of(engine: Engine, rows: int) -> None:
+    network = opinionated_network(seed=2, scale=0.2)
+    step = engine.prepare(network, rows)
+    differences, sizes = np.zeros(3), np.zeros(3)
+    for seed in range(12):
+        given = given_rows(SMALL, rows, seed)
+        for index, (answer, wanted) in enumerate(zip(step(*given), _expected(network, given), strict=True)):
+            assert answer.dtype == np.float32
+            assert answer.shape == tuple(wanted.shape)
+            differences[index] += ((answer - wanted.numpy()) ** 2).sum()
+            sizes[index] += (wanted.numpy() ** 2).sum()
+    assert (np.sqrt(differences / sizes) <= TOLERANCE[engine.precision]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("engine", QUICK, ids=lambda engine: engine.label)
+def test_an_engine_answers_what_the_networks_do(engine: Engine, rows: int) -> None:
+    if engine.missing:
+        pytest.skip(engine.missing)
+    _answers_of(engine, rows)
+
+
+def test_compiled_code_answers_what_the_networks_do() -> None:
+    engine = next(engine for engine in ENGINES if "compile" in engine.name)
+    if engine.missing:
+        pytest.skip(engine.missing)
+    _answers_of(engine, 5)
+
+
+def test_every_present_engine_has_a_row_at_every_number_of_rows() -> None:
+    missing = Engine("a machine", Precision.FLOAT32, YARDSTICK.prepare, missing="not in this house")
+    among = (YARDSTICK, missing, *(engine for engine in QUICK[1:] if engine.name == "agent"))
+    present = [engine.label for engine in among if engine.missing is None]
+    speeds = bench_engines(SMALL, batches=(2, 7), among=among, seconds=0.0)
+    assert [(s.rows, f"{s.engine}, {s.precision}") for s in speeds] == [
+        (rows, label) for rows in (2, 7) for label in present
+    ]
+    for speed in speeds:
+        operations = 2 * speed.rows * network_costs(SMALL).successor
+        assert speed.gigaflops == pytest.approx(operations / speed.microseconds / 1e3)
+        assert speed.measurement.ratio == speed.yardstick_microseconds / speed.microseconds
+    assert {s.measurement.ratio for s in speeds if s.engine == YARDSTICK.name} == {1.0}
+
+
+def test_a_row_tells_engine_speed_and_ratio() -> None:
+    document = EngineSpeed("agent", Precision.BFLOAT16, 64, 500.0, 2_000.0, 330.0).document()
+    assert document["engine"] == "agent"
+    assert (document["rows"], document["gigaflops"], document["ratio"]) == (64, 330.0, 4.0)
+    assert document["yardstick"] == "torch eager, float32"
+
+
+@pytest.mark.parametrize("answer", range(3))
+def test_an_engine_that_answers_otherwise_is_not_measured(answer: int) -> None:
+    def prepare(network: Network, rows: int) -> Step:
+        right = YARDSTICK.prepare(network, rows)
+
+        def wrong(*given: np.ndarray) -> tuple[Float32, ...]:
+            answers = list(right(*given))
+            answers[answer] = answers[answer] * np.float32(1.001)
+            return tuple(answers)
+
+        return wrong  # type: ignore[return-value]
+
+    name = ("hidden states", "rewards", "values")[answer]
+    liar = Engine("liar", Precision.FLOAT32, prepare)
+    with pytest.raises(
+        DataError, match=rf"liar, float32, 3 rows: {name} are off by 0\.001 .* 0\.0001 or less"
+    ):
+        bench_engines(SMALL, batches=(3,), among=(YARDSTICK, liar), seconds=0.0)
+
+
+def test_answers_of_another_shape_or_that_are_no_numbers_do_not_agree() -> None:
+    zeros, ones = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    agree = partial(require_agreement, "it", ("rows",), precision=Precision.BFLOAT16)
+    agree((ones * 1.02,), (ones,))
+    for answer in (ones * 1.05, ones * np.nan, zeros):
+        with pytest.raises(DataError, match="it: rows are off by"):
+            agree((answer,), (ones,))
+    with pytest.raises(DataError, match=r"it: rows are \(1, 3\), expected \(2, 3\)"):
+        agree((ones[:1],), (ones,))
+
+
+def test_what_is_not_there_is_left_out_with_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(benchmarks.engines, "find_spec", lambda name: None if name == "onnx" else object())
+    reasons = {engine.name: engine.missing for engine in engines() if engine.precision is Precision.FLOAT32}
+    assert "install g++" in (reasons.pop("torch.compile, frozen") or "")
+    onnx = reasons.pop("ONNX Runtime") or ""
+    assert onnx.startswith("not installed: onnx;")
+    assert "[peers]" in onnx
+    assert set(reasons.values()) == {None}
