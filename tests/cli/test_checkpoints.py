@@ -70,7 +70,7 @@ def test_show_tells_what_the_networks_cost(store: CheckpointStore, monkeypatch: 
     assert spent["representation_in_session"] == round(first + second + 5 * wide + extra / 100) + static
     # Policy and value of the root, its three legal afterstates, six nodes.
     prediction = spent["policy"] + spent["value"]
-    search = prediction + 3 * spent["afterstate"] + 6 * (spent["dynamics"] + prediction)
+    search = prediction + 3 * spent["afterstate"] + 6 * (spent["dynamics"] + spent["value"])
     assert spent["decision"] == spent["representation"] + search
     assert spent["decision_in_session"] == spent["representation_in_session"] + search
 
