@@ -1,72 +1,161 @@
-"""Steps per second of a whole self-play worker, against its network evaluations alone.
+"""Steps per second of whole self-play workers, against their network evaluations alone.
 
-The bound is what the same work would take if trees, environment, records and randomness cost nothing:
-the encoder's pass over each lane's session, and the calls that one decision of all lanes makes, as
-`bench_search` measures them, times the session's length.
+Each worker is a process of its own, held to one core, that reads a data set, plays batches and sends them
+to a real Redis that syncs every write (benchmarks/selfplay_worker.py). The bound is what the same work
+would take if trees, environment, records, randomness and sending cost nothing.
 """
 
-from dataclasses import dataclass
-from time import perf_counter
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
+from pydantic import SecretStr
 
 from benchmarks.measure import Measurement
-from benchmarks.search import bench_search
+from benchmarks.selfplay_worker import PARTS, SENDING, Task, WorkerReport, join, measure
 from services.selfplay.config import SelfPlayConfig
-from services.selfplay.worker import SelfPlayWorker
-from shared.agent.agent import Agent
-from shared.agent.rollout import MarketView
-from shared.environment.environment import EnvironmentConfig, Prices
-from shared.environment.outcome import label_outcomes
-from shared.features.window import temporal_features
-from shared.market.session import SESSION_BARS, WARMUP_BARS
+from services.selfplay.settings import SelfPlaySettings
+from shared.adapters.dataset import write_dataset
+from shared.agent.agent import StoredWeights
+from shared.engine.precision import Precision
+from shared.environment.environment import EnvironmentConfig
+from shared.errors import SettingsError
 from shared.market.synthetic import Market, synthesize
-from shared.messages.codec import encode, encode_trajectory
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
+from shared.runtime.redis_server import RedisServer, free_port
 from shared.search.config import SearchConfig
 
-#: The goal in docs/benchmarks.md.
+#: Goals in docs/benchmarks.md.
 GOAL_SHARE = 0.7
-GOAL_SERIALISING_PERCENT = 2.0
+GOAL_SENDING_PERCENT = 2.0
+GOAL_BFLOAT16 = 2.0
+GOAL_SCALING = 0.95  # a worker among others, against one alone
+GOAL_MEGABYTES = 1_000.0
+GOAL_GROWTH_PERCENT = 2.0  # an hour
 
-NUM_BARS = 5_000
+#: As `up` makes them when it is given no data.
+NUM_BARS = 100_000
+
+#: The part of a batch's time that has no name of its own.
+REST = "rest"
 
 
 @dataclass(frozen=True)
 class SelfPlaySpeed:
-    """Of the quickest batch, the one that was disturbed least."""
+    """One precision: a worker alone, and as many at once as were asked for."""
 
-    lanes: int
+    precision: Precision
     simulations: int
-    steps_per_second: float
-    episodes_per_hour: float
-    bound_steps_per_second: float  # of the network evaluations alone
-    embedding_share: float  # of a batch's time that its sessions' embeddings take
-    serialising_share: float  # what turning a batch into messages adds to its time
+    num_bars: int
+    alone: WorkerReport
+    at_once: tuple[WorkerReport, ...] = ()
 
     @property
-    def measurements(self) -> list[Measurement]:
-        """As rows; an hour's episodes are at whole sessions' length."""
-        of = f"{self.lanes} lanes, {self.simulations} simulations"
-        playing = Measurement(
-            name=f"self-play, {of}: {self.episodes_per_hour:,.0f} episodes/hour",
-            value=self.steps_per_second,
-            unit="steps/s",
-            yardstick="its network evaluations alone",
-            yardstick_value=self.bound_steps_per_second,
-            smaller_is_better=False,
-            goal_ratio=GOAL_SHARE,
+    def steps_per_second(self) -> float:
+        """Of the worker alone, in its quickest batch."""
+        return self.alone.steps_per_batch / self.alone.quickest.seconds
+
+    @property
+    def episodes_per_hour(self) -> float:
+        """Of the worker alone, in its quickest batch; sessions are as long as the environment says."""
+        return 3600.0 * self.alone.lanes / self.alone.quickest.seconds
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the quickest batch's time, by part; they add up to 1."""
+        quickest = self.alone.quickest
+        shares = {part: quickest.parts[part] / quickest.seconds for part in PARTS}
+        return {**shares, REST: 1.0 - sum(shares.values())}
+
+    @property
+    def scaling(self) -> float | None:
+        """How many times as much all workers at once play as one alone; None where there is one only."""
+        if not self.at_once:
+            return None
+        return sum(one.steps_per_second for one in self.at_once) / self.alone.steps_per_second
+
+    def measurements(self, *, soak: bool = False) -> list[Measurement]:
+        """As rows, and with `soak`, after minutes of play, how memory grew."""
+        of = f"{self.alone.lanes} lanes, {self.simulations} simulations, {self.precision}"
+        rows = [
+            Measurement(
+                name=f"self-play, {of}: {self.episodes_per_hour:,.0f} episodes/hour",
+                value=self.steps_per_second,
+                unit="steps/s",
+                yardstick="its network evaluations alone",
+                yardstick_value=self.alone.steps_per_batch / self.alone.bound_seconds,
+                smaller_is_better=False,
+                goal_ratio=GOAL_SHARE,
+            ),
+            Measurement(
+                name=f"encoding and XADD, {of}",
+                value=100.0 * self.shares[SENDING],
+                unit="% of a batch's time",
+                yardstick="the whole batch",
+                yardstick_value=100.0,
+                goal_value=GOAL_SENDING_PERCENT,
+            ),
+        ]
+        if self.at_once:
+            count = len(self.at_once)
+            rows.append(
+                Measurement(
+                    name=f"{count} processes at once, {of}",
+                    value=sum(one.steps_per_second for one in self.at_once),
+                    unit="steps/s",
+                    yardstick="one process alone",
+                    yardstick_value=self.alone.steps_per_second,
+                    smaller_is_better=False,
+                    goal_ratio=GOAL_SCALING * count,
+                )
+            )
+        resident = self.alone.resident
+        rows.append(
+            Measurement(
+                name=f"resident memory on {self.num_bars:,} bars, {of}",
+                value=resident.megabytes,
+                unit="MB",
+                yardstick="its peak, while the data set was read or later",
+                yardstick_value=resident.peak_megabytes,
+                goal_value=GOAL_MEGABYTES,
+            )
         )
-        serialising = Measurement(
-            name=f"a batch made messages, {of}",
-            value=100.0 * self.serialising_share,
-            unit="% of playing",
-            yardstick="playing it",
-            yardstick_value=100.0,
-            goal_value=GOAL_SERIALISING_PERCENT,
-        )
-        return [playing, serialising]
+        if soak:
+            minutes = self.alone.seconds / 60.0
+            rows.append(
+                Measurement(
+                    name=f"resident memory an hour later, at its growth in {minutes:.3g} minutes",
+                    value=resident.megabytes * (1.0 + resident.growth_percent_per_hour / 100.0),
+                    unit="MB",
+                    yardstick="now",
+                    yardstick_value=resident.megabytes,
+                    goal_ratio=1.0 / (1.0 + GOAL_GROWTH_PERCENT / 100.0),
+                )
+            )
+        return rows
+
+
+def bfloat16_measurement(speeds: Sequence[SelfPlaySpeed]) -> Measurement | None:
+    """What bfloat16 gains over float32; None where only one of them was measured."""
+    by_precision = {speed.precision: speed for speed in speeds}
+    if len(by_precision) < 2:
+        return None
+    fast, exact = by_precision[Precision.BFLOAT16], by_precision[Precision.FLOAT32]
+    return Measurement(
+        name=f"self-play in bfloat16, {fast.alone.lanes} lanes, {fast.simulations} simulations",
+        value=fast.steps_per_second,
+        unit="steps/s",
+        yardstick="in float32",
+        yardstick_value=exact.steps_per_second,
+        smaller_is_better=False,
+        goal_ratio=GOAL_BFLOAT16,
+    )
 
 
 def bench_selfplay(
@@ -75,79 +164,75 @@ def bench_selfplay(
     selfplay: SelfPlayConfig | None = None,
     search: SearchConfig | None = None,
     environment: EnvironmentConfig | None = None,
+    num_bars: int = NUM_BARS,
+    replicas: int = 1,
+    precisions: Sequence[Precision] | None = None,
     seconds: float = 15.0,
     seed: int = 0,
-) -> SelfPlaySpeed:
-    """Measure a worker with random weights on a synthetic market.
+) -> list[SelfPlaySpeed]:
+    """Measure workers with random weights on a synthetic market.
 
     Args:
         model: sizes; the reference's where not given, as everywhere here.
         selfplay: lanes and exploration.
         search: of every decision.
         environment: length of a session and costs.
-        seconds: to play for, at least.
+        num_bars: of the market.
+        replicas: processes at once, each on a core of its own; 1 measures one alone only.
+        precisions: to measure; those that the processor multiplies where not given.
+        seconds: to play for, at least, each time.
         seed: of market, weights and draws.
+    Raises:
+        SettingsError: there are more replicas than cores.
+        DataError: the market is too short to hold a train session.
     """
-    config, search = selfplay or SelfPlayConfig(), search or SearchConfig()
-    environment = environment or EnvironmentConfig()
-    bars = synthesize(Market.REGIMES, NUM_BARS, seed)
-    market = MarketView(
-        temporal_features(bars), Prices.of(bars), label_outcomes(bars.close), bars.fingerprint
-    )
-    agent = Agent(initial_network(model or ModelConfig(), seed), version=0)
-    starts = np.arange(WARMUP_BARS, NUM_BARS - SESSION_BARS - 1)
-    worker = SelfPlayWorker(
-        "benchmark", market, starts, config, environment, search, np.random.default_rng(seed)
-    )
-    batch_seconds, embed_seconds, serialise_seconds = _measure(
-        worker, agent, market, config, environment, seconds
-    )
-    (decisions,) = bench_search(
-        agent,
-        config=search,
-        batches=(config.lanes,),
-        simulations=(search.simulations,),
-        seconds=min(seconds, 3.0),
-        seed=seed,
-    )
-    steps = worker.steps_per_batch
-    bound_seconds = embed_seconds + steps / decisions.bound_per_second
-    return SelfPlaySpeed(
-        lanes=config.lanes,
-        simulations=search.simulations,
-        steps_per_second=steps / batch_seconds,
-        episodes_per_hour=3600.0 * config.lanes / batch_seconds,
-        bound_steps_per_second=steps / bound_seconds,
-        embedding_share=embed_seconds / batch_seconds,
-        serialising_share=serialise_seconds / batch_seconds,
-    )
+    cores = sorted(os.sched_getaffinity(0))
+    if not 1 <= replicas <= len(cores):
+        raise SettingsError(
+            f"{replicas} replicas: expected 1 to {len(cores)}, the cores that this process may use"
+        )
+    network = initial_network(model or ModelConfig(), seed)
+    with _surroundings(num_bars, seed) as (dataset, redis_url):
+        settings = SelfPlaySettings(
+            dataset=dataset,
+            redis_url=SecretStr(redis_url),
+            selfplay=selfplay or SelfPlayConfig(),
+            search=search or SearchConfig(),
+            environment=environment or EnvironmentConfig(),
+        )
+        weights = StoredWeights(network.config, dict(network.arrays()))
+        task = Task(settings, weights, Precision.FLOAT32, seconds, seed, cores[0])
+        speeds = []
+        for precision in precisions or available_precisions():
+            tasks = [replace(task, precision=precision, core=core) for core in cores[:replicas]]
+            (alone,) = _at_once(tasks[:1])
+            at_once = tuple(_at_once(tasks)) if replicas > 1 else ()
+            speeds.append(SelfPlaySpeed(precision, settings.search.simulations, num_bars, alone, at_once))
+    return speeds
 
 
-def _measure(
-    worker: SelfPlayWorker,
-    agent: Agent,
-    market: MarketView,
-    config: SelfPlayConfig,
-    environment: EnvironmentConfig,
-    seconds: float,
-) -> tuple[float, float, float]:
-    """Least seconds of playing a batch, of its embeddings alone, and of turning it into messages."""
-    first = WARMUP_BARS - agent.config.window_bars + 1
-    rows = market.features[first : WARMUP_BARS + environment.session_bars]
-    times: tuple[list[float], list[float], list[float]] = ([], [], [])
-    worker.play(agent, 0, lambda: False)  # compiles, and fills the caches
-    end = perf_counter() + seconds
-    while perf_counter() < end or len(times[0]) < 2:
-        marks = [perf_counter()]
-        finished = worker.play(agent, 0, lambda: False)
-        marks.append(perf_counter())
-        for _ in range(config.lanes):
-            agent.embed_span(rows)
-        marks.append(perf_counter())
-        for trajectory in finished:
-            encode(*encode_trajectory(trajectory))
-        marks.append(perf_counter())
-        for taken, duration in zip(times, np.diff(marks).tolist(), strict=True):
-            taken.append(duration)
-    played, embedded, serialised = (min(taken) for taken in times)
-    return played, embedded, serialised
+def available_precisions() -> list[Precision]:
+    """float32, and bfloat16 where the processor multiplies it."""
+    return sorted({Precision.FLOAT32, Precision.AUTO.resolved()}, key=lambda one: one != Precision.FLOAT32)
+
+
+@contextmanager
+def _surroundings(num_bars: int, seed: int) -> Iterator[tuple[Path, str]]:
+    """A data set's path and a Redis's address, for as long as they are needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "bars.duckdb"
+        write_dataset(dataset, synthesize(Market.REGIMES, num_bars, seed), "synthetic regimes")
+        server = RedisServer(Path(folder) / "redis", free_port())
+        server.start()
+        try:
+            yield dataset, server.url
+        finally:
+            server.stop()
+
+
+def _at_once(tasks: Sequence[Task]) -> list[WorkerReport]:
+    """What one new process a task finds, all measuring at the same time."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(len(tasks))
+    with ProcessPoolExecutor(len(tasks), context, join, (barrier,)) as processes:
+        return list(processes.map(measure, tasks))

@@ -1,7 +1,7 @@
 """`bench`: how fast, and how well it learns, as ratios to yardsticks measured in the same run."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,12 +116,47 @@ def improvement(
 
 
 @app.command()
-def selfplay(seconds: Seconds = 15.0, seed: Seed = 0, as_json: Json = False) -> None:
-    """A whole self-play worker, against its network evaluations alone."""
-    from benchmarks.selfplay import bench_selfplay
+def selfplay(
+    lanes: Annotated[int | None, typer.Option(min=1, help="sessions in lockstep; the setting's")] = None,
+    simulations: Annotated[int | None, typer.Option(min=1, help="of every decision; the setting's")] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="processes at once, each on a core of its own, beside one alone")
+    ] = 1,
+    bars: Bars = 100_000,
+    seconds: Seconds = 15.0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="play so long instead, and tell how memory grew")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Whole self-play workers, against their network evaluations alone."""
+    from benchmarks.selfplay import bench_selfplay, bfloat16_measurement
+    from services.selfplay.config import SelfPlayConfig
+    from shared.search.config import SearchConfig
 
-    _one_thread()
-    _print("selfplay", bench_selfplay(seconds=seconds, seed=seed).measurements, as_json=as_json)
+    speeds = bench_selfplay(
+        selfplay=replace(SelfPlayConfig(), lanes=lanes or SelfPlayConfig.lanes),
+        search=replace(SearchConfig(), simulations=simulations or SearchConfig.simulations),
+        num_bars=bars,
+        replicas=replicas,
+        seconds=60.0 * minutes if minutes else seconds,
+        seed=seed,
+    )
+    rows = [row for speed in speeds for row in speed.measurements(soak=minutes is not None)]
+    if gained := bfloat16_measurement(speeds):
+        rows.append(gained)
+    shares = {speed.precision.value: speed.shares for speed in speeds}
+    _print("selfplay", rows, as_json=as_json, shares_of_time=shares)
+    if not as_json:
+        print_table(
+            "What a worker does with its time, in %",
+            ("precision", *speeds[0].shares),
+            [
+                (precision, *(f"{100.0 * share:.1f}" for share in parts.values()))
+                for precision, parts in shares.items()
+            ],
+        )
 
 
 @app.command()
@@ -254,10 +289,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _print(benchmark: str, measurements: Sequence["Measurement"], *, as_json: bool) -> None:
+def _print(benchmark: str, measurements: Sequence["Measurement"], *, as_json: bool, **more: object) -> None:
+    """Print a table, or one document with `more` in it."""
     if as_json:
         rows = [measurement.document() for measurement in measurements]
-        print_json({"benchmark": benchmark, "measurements": rows})
+        print_json({"benchmark": benchmark, "measurements": rows, **more})
         return
     print_table(
         f"bench {benchmark}: a ratio above 1 is better than the yardstick",

@@ -168,7 +168,6 @@ def _play(
     profile: Path | None,
 ) -> _Session:
     import numpy as np
-    import torch
 
     from services.selfplay.played import PlayedEpisode
     from services.selfplay.settings import SelfPlaySettings
@@ -176,11 +175,10 @@ def _play(
     from shared.adapters.dataset import read_dataset
     from shared.environment.environment import Prices
 
-    torch.set_num_threads(1)
     settings = load(SelfPlaySettings, **_overrides(profile))
     path = _dataset_path(data, settings, profile)
     dataset = read_dataset(path)
-    agent, learned = _agent(checkpoint, store, seed, profile)
+    agent, learned = _agent(checkpoint, store, seed, settings)
     worker = SelfPlayWorker.of("once", dataset, settings, np.random.default_rng(seed))
     begin = time.monotonic()
     with progress_bar() as bar:
@@ -193,7 +191,7 @@ def _play(
 
 
 def _agent(
-    checkpoint: str | None, store: Path | None, seed: int, profile: Path | None
+    checkpoint: str | None, store: Path | None, seed: int, settings: "SelfPlaySettings"
 ) -> "tuple[Agent, int]":
     """The version that plays, and how many episodes it learned from."""
     from services.trainer.settings import TrainerSettings
@@ -202,11 +200,11 @@ def _agent(
     from shared.model.network import initial_network
 
     if checkpoint is None:
-        sizes = load(TrainerSettings, **_overrides(profile)).model
-        return Agent(initial_network(sizes, seed), version=0), 0
+        sizes = load(TrainerSettings, **_overrides(settings.profile)).model
+        return Agent(initial_network(sizes, seed), 0, settings.precision), 0
     versions = checkpoint_store(store)
     version = chosen_version(versions, checkpoint)
-    return load_agent(versions, version), versions.manifest(version).episode
+    return load_agent(versions, version, settings.precision), versions.manifest(version).episode
 
 
 def _dataset_path(data: Path | None, settings: "SelfPlaySettings", profile: Path | None) -> Path:

@@ -12,11 +12,8 @@ def compose(settings: SelfPlaySettings) -> Main:
     """The worker's coroutine, wired to its settings."""
 
     async def run(lifecycle: Lifecycle) -> None:
-        import torch
-
         from services.selfplay.service import SelfPlayService
 
-        torch.set_num_threads(1)  # a worker is one core; more threads on busy cores make it slower
         await SelfPlayService(settings, lifecycle).run()
 
     return run

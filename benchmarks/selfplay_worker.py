@@ -1,0 +1,287 @@
+"""What one self-play process does with its time and memory, measured inside of it.
+
+The process does as the service does: it reads a data set, plays batches, and sends each to a Redis. Time
+is taken around the real calls while they play. Two agents with the same weights take turns, so that every
+batch finds the cache of embeddings empty, as the first one of a new version does.
+"""
+
+import asyncio
+import os
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial, wraps
+from itertools import cycle
+from pathlib import Path
+from threading import Barrier
+from time import perf_counter
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from redis import Redis
+
+from services.selfplay.settings import SelfPlaySettings
+from services.selfplay.worker import SelfPlayWorker
+from shared.adapters.bus import Bus
+from shared.adapters.dataset import read_dataset
+from shared.agent import rollout
+from shared.agent.agent import Agent, StoredWeights
+from shared.agent.trajectory import Trajectory
+from shared.engine.precision import Precision
+from shared.environment.environment import Lanes
+from shared.errors import ServiceError
+from shared.messages.codec import encode_trajectory
+from shared.messages.streams import TRAJECTORIES
+
+#: What a step is made of; the rest is random numbers, records and looking up embeddings.
+NETWORK, ENCODING, TREE, ENVIRONMENT, SENDING = "network", "encoding", "tree", "environment", "sending"
+PARTS = (NETWORK, ENCODING, TREE, ENVIRONMENT, SENDING)
+_DECIDING = "deciding"  # network and tree together
+
+_NETWORK_CALLS = ("roots", "afterstates", "successors", "policies")
+_ENCODER_CALLS = ("embed_span",)
+
+#: The calls of every so manieth decision are made again alone.
+SAMPLED = 20
+REPEATS = 5
+
+#: How long processes that measure at once wait for each other.
+PATIENCE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process is to measure."""
+
+    settings: SelfPlaySettings  # data set, Redis, lanes, search, environment
+    weights: StoredWeights
+    precision: Precision
+    seconds: float  # to play for, at least
+    seed: int
+    core: int  # that the process is held to
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One batch, sending included."""
+
+    seconds: float
+    parts: dict[str, float]  # seconds by part, of `PARTS`
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Memory that the process holds, data set and code included."""
+
+    megabytes: float  # at the end
+    peak_megabytes: float  # reading the data set included
+    growth_percent_per_hour: float
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What one process found."""
+
+    lanes: int
+    steps_per_batch: int
+    batches: int
+    seconds: float  # of all batches
+    quickest: Timed  # the batch that was disturbed least
+    bound_seconds: float  # of its network evaluations made again alone
+    resident: Resident
+
+    @property
+    def steps_per_second(self) -> float:
+        """Over all batches."""
+        return self.batches * self.steps_per_batch / self.seconds
+
+
+_barrier: Barrier | None = None
+
+
+def join(barrier: Barrier) -> None:
+    """Let this process begin to measure when all others do."""
+    global _barrier  # noqa: PLW0603  the one thing that a process of a pool is told
+    _barrier = barrier
+
+
+def measure(task: Task) -> WorkerReport:
+    """Play for a while and tell how it went.
+
+    Raises:
+        DataError: the data set cannot be read or has no session.
+        ServiceError: another process failed, so that there is nothing to measure beside.
+    """
+    os.sched_setaffinity(0, {task.core})
+    try:
+        player = _Player(task)
+        player.batch()  # compiles, and takes all the memory that is needed
+    except BaseException:
+        if _barrier:
+            _barrier.abort()
+        raise
+    if _barrier:
+        try:
+            _barrier.wait(PATIENCE_SECONDS)
+        except RuntimeError as broken:
+            raise ServiceError("another self-play process of this benchmark failed to begin") from broken
+    begin = perf_counter()
+    batches: list[Timed] = []
+    memory: list[tuple[float, float]] = []
+    while perf_counter() - begin < task.seconds or len(batches) < 2:
+        batches.append(player.batch())
+        memory.append((perf_counter() - begin, resident_bytes()))
+    report = WorkerReport(
+        lanes=task.settings.selfplay.lanes,
+        steps_per_batch=player.worker.steps_per_batch,
+        batches=len(batches),
+        seconds=sum(batch.seconds for batch in batches),
+        quickest=min(batches, key=lambda batch: batch.seconds),
+        bound_seconds=player.bound_seconds(),
+        resident=Resident(
+            memory[-1][1] / 1e6,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+            growth_percent_per_hour(memory),
+        ),
+    )
+    player.close()
+    return report
+
+
+def resident_bytes() -> float:
+    """Memory of this process that is not paged out."""
+    return float(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def growth_percent_per_hour(memory: Sequence[tuple[float, float]]) -> float:
+    """The slope of a straight line through the later four fifths, against its mean.
+
+    Args:
+        memory: seconds and bytes.
+    """
+    later = np.array(memory[len(memory) // 5 :])
+    if len(later) < 2:
+        return 0.0
+    seconds, size = later.T
+    slope = np.polyfit(seconds - seconds.mean(), size, 1)[0]
+    return float(100.0 * 3600.0 * slope / size.mean())
+
+
+class _Player:
+    """A worker with all that it needs, and watches at its calls."""
+
+    def __init__(self, task: Task) -> None:
+        settings = task.settings
+        generator = np.random.default_rng([task.seed, task.core])
+        dataset = read_dataset(settings.dataset)
+        self.worker = SelfPlayWorker.of(f"core-{task.core}", dataset, settings, generator)
+        del dataset  # what the worker does not use goes, as in the service
+        self._agents = cycle([Agent(task.weights, version, task.precision) for version in (0, 1)])
+        url = settings.redis_url.get_secret_value()
+        self._loop, self._bus, self._redis = asyncio.Runner(), Bus(url), Redis.from_url(url)
+
+    def close(self) -> None:
+        self._loop.run(self._bus.close())
+        self._loop.close()
+        self._redis.close()
+
+    def batch(self) -> Timed:
+        """Play a batch and send it."""
+        spent = dict.fromkeys((*PARTS, _DECIDING), 0.0)
+        agent = next(self._agents)
+        begin = perf_counter()
+        with _watched(agent, spent):
+            finished = self.worker.play(agent, 0, lambda: False)
+        with _timing(SENDING, spent):
+            self._send(finished)
+        seconds = perf_counter() - begin
+        self._redis.delete(TRAJECTORIES.key)
+        spent[TREE] = spent.pop(_DECIDING) - spent[NETWORK]
+        return Timed(seconds, spent)
+
+    def _send(self, finished: Sequence[Trajectory]) -> None:
+        messages = [encode_trajectory(trajectory) for trajectory in finished]
+        self._loop.run(self._bus.append_all(TRAJECTORIES, messages))
+
+    def bound_seconds(self) -> float:
+        """What the network evaluations of a batch take, made again without anything between them.
+
+        All passes of the encoder, and the calls of every `SAMPLED`th decision times `SAMPLED`.
+        """
+        agent = next(self._agents)
+        encoding: list[Callable[[], object]] = []
+        decisions: list[list[Callable[[], object]]] = []
+
+        def recorded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def keeping(*arguments: Any) -> Any:
+                if name in _ENCODER_CALLS:
+                    encoding.append(partial(call, *arguments))
+                    return call(*arguments)
+                if name == "roots":
+                    decisions.append([])
+                if len(decisions) % SAMPLED == 1:
+                    decisions[-1].append(partial(call, *(np.array(argument) for argument in arguments)))
+                return call(*arguments)
+
+            return keeping
+
+        with _replaced(agent, (*_NETWORK_CALLS, *_ENCODER_CALLS), recorded):
+            self.worker.play(agent, 0, lambda: False)
+        sampled = [calls for calls in decisions if calls]
+        deciding = sum(_least_seconds(calls) for calls in sampled)
+        return _least_seconds(encoding) + deciding * len(decisions) / len(sampled)
+
+
+def _least_seconds(calls: Sequence[Callable[[], object]]) -> float:
+    """Of some repetitions of all calls, in order."""
+    least = float("inf")
+    for _ in range(REPEATS):
+        begin = perf_counter()
+        for call in calls:
+            call()
+        least = min(least, perf_counter() - begin)
+    return least
+
+
+@contextmanager
+def _watched(agent: Agent, spent: dict[str, float]) -> Iterator[None]:
+    """Add up, while it lasts, what the agent's calls, whole decisions and the environment take."""
+
+    def watched(part: str) -> Callable[[str, Callable[..., Any]], Callable[..., Any]]:
+        return lambda _, call: _timed(part, call, spent)
+
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(agent, _NETWORK_CALLS, watched(NETWORK)))
+        stack.enter_context(_replaced(agent, _ENCODER_CALLS, watched(ENCODING)))
+        stack.enter_context(_replaced(rollout, ("decide",), watched(_DECIDING)))
+        stack.enter_context(_replaced(rollout, ("reset", "step"), watched(ENVIRONMENT)))
+        stack.enter_context(_replaced(Lanes, ("static",), watched(ENVIRONMENT)))
+        yield
+
+
+@contextmanager
+def _replaced(
+    owner: object, names: Sequence[str], by: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patch.object(owner, name, by(name, getattr(owner, name))))
+        yield
+
+
+def _timed(part: str, call: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
+    @wraps(call)
+    def timed(*arguments: Any, **named: Any) -> Any:
+        with _timing(part, spent):
+            return call(*arguments, **named)
+
+    return timed
+
+
+@contextmanager
+def _timing(part: str, spent: dict[str, float]) -> Iterator[None]:
+    begin = perf_counter()
+    yield
+    spent[part] += perf_counter() - begin
