@@ -8,7 +8,6 @@ shapes and the hash are checked before an array is made, so that a hostile entry
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TypeVar
 
 import numpy as np
@@ -92,7 +91,7 @@ def encode_trajectory(trajectory: Trajectory) -> tuple[TrajectoryFinished, bytes
         dataset=trajectory.dataset,
         start_bar=trajectory.start_bar,
         seed=trajectory.seed,
-        trades=tuple(TradeRecord(**asdict(trade)) for trade in trajectory.trades),
+        trades=tuple(TradeRecord(**vars(trade)) for trade in trajectory.trades),
         arrays=tuple(
             ArrayField(name=name, dtype=dtype, shape=column.shape)
             for (name, dtype, _), column in zip(_LAYOUT, columns, strict=True)
