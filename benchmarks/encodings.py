@@ -83,7 +83,6 @@ def bench_encodings(
     """
     network = initial_network(config or ModelConfig(), seed).eval().requires_grad_(False)
     agents = [Agent(network, 0, precision) for precision in _precisions()]
-    network.encoder.fold_batch_norm()
     rng = np.random.default_rng(seed)
     speeds = []
     for count in calls:
@@ -144,7 +143,6 @@ def _encodings(
         return found
     return [
         *found,
-        _Encoding("one pass over the bars", single, _of_torch(encoder.encode_span, rows), span),
         *(
             _Encoding(
                 f"the agent's pass, {agent.precision}", agent.precision, partial(agent.embed_span, rows), span

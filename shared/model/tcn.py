@@ -1,17 +1,16 @@
-"""The causal temporal encoder, in three forms that give the same numbers.
+"""The causal temporal encoder, in two forms that give the same numbers.
 
 The encoder is read out at a window's last bar, which depends on the last `receptive_field` bars only.
-So besides the plain pass over a zero-padded window there are two that compute nothing in vain:
+So besides the plain pass over a zero-padded window there is one that computes nothing in vain:
 
-    forward          [N, window, F]       the definition: every layer over all steps of the padded window
-    encode_windows   [N, window, F]       only the steps that the last one depends on: learning, inference
-    encode_span      [R + window - 1, F]  one pass over consecutive bars for all their windows: sessions
+    forward          [N, window, F]   the definition: every layer over all steps of the padded window
+    encode_windows   [N, window, F]   only the steps that the last one depends on: learning
 
-Zero padding reaches no step that is read out, so the other two use no padding at all: they are exact,
-not approximations. In training `encode_windows` also keeps padding out of the batch statistics.
+Zero padding reaches no step that is read out, so the other one uses no padding at all: it is exact, not an
+approximation, and keeps padding out of the batch statistics. Agents embed windows, and all bars of a session
+in one pass, in kernels of their own (shared/engine/networks.py), which are tested equal to `forward`.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,9 +24,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.dilation = dilation
         self.conv1 = nn.Conv1d(inputs, channels, kernel_size)
-        self.norm1: nn.Module = nn.BatchNorm1d(channels)
+        self.norm1 = nn.BatchNorm1d(channels)
         self.conv2 = nn.Conv1d(channels, channels, kernel_size)
-        self.norm2: nn.Module = nn.BatchNorm1d(channels)
+        self.norm2 = nn.BatchNorm1d(channels)
         self.dropout = nn.Dropout(dropout)
         self.shortcut: nn.Module = nn.Identity() if inputs == channels else nn.Conv1d(inputs, channels, 1)
 
@@ -42,14 +41,8 @@ class ResidualBlock(nn.Module):
         )
         return self._add(inner, steps)
 
-    def valid(self, steps: Tensor) -> Tensor:
-        """`[N, inputs, T]` -> `[N, channels, T - 2 dilation (kernel - 1)]`: no padding."""
-        inner = self._activate(self.norm1, _convolve(self.conv1, steps, self.dilation))
-        inner = self._activate(self.norm2, _convolve(self.conv2, inner, self.dilation))
-        return self._add(inner, steps[..., steps.shape[-1] - inner.shape[-1] :])
-
     def thinned(self, steps: Tensor, stride: int) -> Tensor:
-        """As `valid` on steps already `dilation` bars apart; keeps every `stride`-th and the last."""
+        """Without padding, on steps that are `dilation` bars apart; keeps every `stride`-th and the last."""
         inner = self._activate(self.norm1, _convolve(self.conv1, steps, 1))
         inner = self._activate(self.norm2, _convolve(self.conv2, inner, 1, stride))
         kept = (inner.shape[-1] - 1) * stride + 1
@@ -99,33 +92,9 @@ class TemporalEncoder(nn.Module):
             steps = block.thinned(steps, 1 if index == last else 2)
         return steps[..., -1]
 
-    def encode_span(self, rows: Tensor) -> Tensor:
-        """All windows of consecutive bars at once: `[R + window - 1, F]` -> `[R, channels]`.
-
-        Row r of the result is the embedding of the window that ends at input row `r + window - 1`.
-        """
-        steps = rows[self.window_bars - self.receptive_field :].transpose(0, 1).unsqueeze(0)
-        for block in self._blocks():
-            steps = block.valid(steps)
-        return steps[0].transpose(0, 1)
-
-    def fold_batch_norm(self) -> None:
-        """Merge each batch norm into the convolution before it; for inference, cannot be undone."""
-        for block in self._blocks():
-            block.conv1 = _fused(block.conv1, block.norm1)
-            block.conv2 = _fused(block.conv2, block.norm2)
-            block.norm1 = block.norm2 = nn.Identity()
-
     def _blocks(self) -> list[ResidualBlock]:
         return [block for block in self.blocks if isinstance(block, ResidualBlock)]
 
 
 def _convolve(conv: nn.Conv1d, steps: Tensor, dilation: int, stride: int = 1) -> Tensor:
     return functional.conv1d(steps, conv.weight, conv.bias, stride=stride, dilation=dilation)
-
-
-def _fused(conv: nn.Conv1d, norm: nn.Module) -> nn.Conv1d:
-    if not isinstance(norm, nn.BatchNorm1d):
-        return conv
-    fused: nn.Conv1d = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
-    return fused

@@ -1,15 +1,18 @@
-"""The encoder's three passes give the same numbers, those of the definition."""
-
-import copy
+"""The encoder's passes and the agent's kernels give the same numbers, those of the definition."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from shared.agent.agent import Agent
+from shared.engine.networks import SPAN_CHUNK
+from shared.engine.precision import Precision
 from shared.model.config import ModelConfig
 from shared.model.tcn import TemporalEncoder
+from shared.numeric import Float32
 from tests.oracles import tcn as oracle
 from tests.shared.model.networks import SMALL, opinionated_network
 
@@ -27,12 +30,6 @@ def test_the_plain_pass_is_the_definition() -> None:
     expected = np.stack([oracle.encode(encoder, window.double().numpy()) for window in windows])
     with torch.inference_mode():
         np.testing.assert_allclose(encoder(windows).numpy(), expected, atol=1e-5)
-
-
-def _folded(encoder: TemporalEncoder) -> TemporalEncoder:
-    folded = copy.deepcopy(encoder)
-    folded.fold_batch_norm()
-    return folded
 
 
 @st.composite
@@ -61,7 +58,8 @@ def _configs(draw: st.DrawFn) -> ModelConfig:
 def test_windows_and_spans_equal_the_plain_pass(
     config: ModelConfig, seed: int, scale: float, num_bars: int, batch: int, cut: int
 ) -> None:
-    encoder, length = _encoder(config, seed), config.window_bars
+    network, length = opinionated_network(config, seed), config.window_bars
+    encoder, agent = network.encoder, Agent(network, 0, Precision.FLOAT32)
     rows = scale * _random(num_bars + length - 1, config.temporal_features, seed=seed)
     windows = rows.unfold(0, length, 1).transpose(1, 2)
     chosen = torch.randint(num_bars, (batch,), generator=torch.Generator().manual_seed(seed))
@@ -69,29 +67,31 @@ def test_windows_and_spans_equal_the_plain_pass(
     with torch.inference_mode():
         plain = encoder(windows)
         assert plain.shape == (num_bars, config.temporal_channels)
-        for ready in (encoder, _folded(encoder)):
-            _assert_equal(ready(windows), plain)
-            _assert_equal(ready.encode_windows(windows), plain)
-            _assert_equal(ready.encode_windows(windows[chosen]), plain[chosen])
-            _assert_equal(ready.encode_span(rows), plain)
-            for first, last in ((0, cut), (cut, num_bars)):
-                if first < last:
-                    _assert_equal(ready.encode_span(rows[first : last + length - 1]), plain[first:last])
+        _assert_equal(encoder.encode_windows(windows), plain)
+        _assert_equal(encoder.encode_windows(windows[chosen]), plain[chosen])
+    _assert_equal(agent.embed_windows(windows.numpy()), plain)
+    _assert_equal(agent.embed_windows(windows[chosen].numpy()), plain[chosen])
+    _assert_equal(agent.embed_span(rows.numpy()), plain)
+    for first, last in ((0, cut), (cut, num_bars)):
+        if first < last:
+            _assert_equal(agent.embed_span(rows[first : last + length - 1].numpy()), plain[first:last])
 
 
-def _assert_equal(embeddings: Tensor, plain: Tensor) -> None:
-    torch.testing.assert_close(embeddings, plain, atol=1e-5, rtol=1e-5)
+def _assert_equal(embeddings: Tensor | Float32, plain: Tensor) -> None:
+    torch.testing.assert_close(torch.as_tensor(embeddings), plain, atol=1e-5, rtol=1e-5)
 
 
-def test_the_passes_are_equal_over_a_session_at_the_reference_sizes() -> None:
-    encoder = _encoder(ModelConfig())
-    rows = _random(360 + 31, 9)
+@pytest.mark.parametrize("num_bars", [360, SPAN_CHUNK, SPAN_CHUNK + 1])
+def test_the_passes_are_equal_over_a_session_at_the_reference_sizes(num_bars: int) -> None:
+    network = opinionated_network(ModelConfig())
+    rows = _random(num_bars + 31, 9)
     windows = rows.unfold(0, 32, 1).transpose(1, 2)
-    folded = _folded(encoder)
+    agent = Agent(network, 0, Precision.FLOAT32)
     with torch.inference_mode():
-        plain = encoder(windows)
-        _assert_equal(folded.encode_windows(windows), plain)
-        _assert_equal(folded.encode_span(rows), plain)
+        plain = network.encoder(windows)
+        _assert_equal(network.encoder.encode_windows(windows), plain)
+    _assert_equal(agent.embed_windows(windows.numpy()), plain)
+    _assert_equal(agent.embed_span(rows.numpy()), plain)
 
 
 def test_the_last_step_sees_29_bars_and_no_more() -> None:
@@ -105,20 +105,10 @@ def test_the_last_step_sees_29_bars_and_no_more() -> None:
 
 
 def test_an_embedding_depends_on_no_later_bar() -> None:
-    encoder, rows = _encoder(), _random(60, 9)
-    with torch.inference_mode():
-        before = encoder.encode_span(rows)
-        rows[50:] += 10.0
-        torch.testing.assert_close(encoder.encode_span(rows)[:19], before[:19])
-
-
-def test_folding_batch_norm_changes_nothing() -> None:
-    encoder, windows = _encoder(), _random(8, 32, 9)
-    with torch.inference_mode():
-        before = encoder(windows)
-        encoder.fold_batch_norm()
-        assert not [name for name, _ in encoder.named_parameters() if "norm" in name]
-        torch.testing.assert_close(encoder(windows), before, atol=1e-5, rtol=1e-5)
+    agent, rows = Agent(opinionated_network(SMALL), 0), _random(60, 9).numpy()
+    before = agent.embed_span(rows)
+    rows[50:] += 10.0
+    np.testing.assert_array_equal(agent.embed_span(rows)[:19], before[:19])
 
 
 def test_training_statistics_come_from_bars_not_from_padding() -> None:
