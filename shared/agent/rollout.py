@@ -15,7 +15,7 @@ from shared.environment.action import NUM_ACTIONS
 from shared.environment.environment import EnvironmentConfig, Prices, reset, step
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.environment.position import NUM_STATIC
-from shared.environment.trade import Trade
+from shared.environment.trade import TradeLog
 from shared.errors import DataError
 from shared.numeric import Float32, Int8, Int64, require_shape
 from shared.search.config import SearchConfig
@@ -78,7 +78,7 @@ def play(
         else None
     )
     record = _Record.blank(num_steps, batch)
-    trades: list[list[Trade]] = [[] for _ in range(batch)]
+    closed: list[TradeLog] = []
     lanes = reset(start_bars)
     for t in range(num_steps):
         static = lanes.static()
@@ -89,10 +89,10 @@ def play(
         record.static[t], record.actions[t], record.rewards[t] = static, decisions.actions, transition.reward
         record.policies[t], record.values[t] = decisions.policies, decisions.values
         record.outcome_probabilities[t] = decisions.outcome_probabilities
-        for lane, trade in transition.trades:
-            trades[lane].append(trade)
+        closed.append(transition.trades)
         if t < num_steps - 1:
             yield ()
+    trades = TradeLog.joined(closed)
     yield tuple(
         Trajectory(
             trajectory_id=_identity(worker, agent.version, market.fingerprint, start_bar, seed),
@@ -108,7 +108,7 @@ def play(
             values=record.values[:, lane].copy(),
             outcomes=outcomes[lane],
             outcome_probabilities=record.outcome_probabilities[:, lane].copy(),
-            trades=tuple(trades[lane]),
+            trades=trades.of_lane(lane),
         )
         for lane, (start_bar, seed) in enumerate(zip(start_bars.tolist(), seeds.tolist(), strict=True))
     )
