@@ -34,6 +34,7 @@ from shared.environment.environment import Lanes
 from shared.errors import ServiceError
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
+from shared.runtime.logs import configure_logs
 
 #: What a step is made of; the rest is random numbers, records and looking up embeddings.
 NETWORK, ENCODING, TREE, ENVIRONMENT, SENDING = "network", "encoding", "tree", "environment", "sending"
@@ -115,6 +116,7 @@ def measure(task: Task) -> WorkerReport:
         ServiceError: another process failed, so that there is nothing to measure beside.
     """
     os.sched_setaffinity(0, {task.core})
+    configure_logs("selfplay", f"core-{task.core}", level="WARNING", form="console")  # none on stdout
     try:
         player = _Player(task)
         player.batch()  # compiles, and takes all the memory that is needed

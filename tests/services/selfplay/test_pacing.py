@@ -44,7 +44,14 @@ def test_the_temperature_falls_to_a_half_over_20_000_episodes(episode: int, temp
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("lanes", 0), ("high_water", 0), ("epsilon", 1.5), ("temperature_end", float("nan"))]
+    ("field", "value"),
+    [
+        ("lanes", 0),
+        ("high_water", 0),
+        ("embedding_megabytes", -1),
+        ("epsilon", 1.5),
+        ("temperature_end", float("nan")),
+    ],
 )
 def test_numbers_out_of_range_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(SettingsError, match=f"selfplay.{field} is {value}"):
