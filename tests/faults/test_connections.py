@@ -1,0 +1,149 @@
+"""Connections that are cut, lose replies or swallow everything: each trajectory journalled exactly once."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.trainer.journal import Journal
+from shared.adapters import bus as bus_module
+from shared.adapters.bus import Bus
+from shared.runtime.redis_server import RedisServer
+from tests.faults.counts import rounds, tell
+from tests.faults.proxy import Cut, Hook, Proxy, pass_on
+from tests.faults.reading import Tally, in_background, journal_all, journalled, send, until, until_drained
+
+
+@rounds(30, 1_000)
+async def test_a_connection_cut_within_a_reply_repeats_what_was_sent_and_counts_it_once(
+    own_redis: RedisServer, tmp_path: Path, count: int
+) -> None:
+    """Of every third reply only a part arrives, to the sender as to the reader."""
+    rng = np.random.default_rng(3)
+    cuts = 0
+
+    async def cut_some(reply: bytes) -> bytes | None:
+        nonlocal cuts
+        if reply == b"+OK\r\n" or rng.random() > 1 / 3:  # the answer to AUTH passes
+            return reply
+        cuts += 1
+        raise Cut(reply[: rng.integers(len(reply))])
+
+    held, tally = await _through(own_redis, tmp_path, count, cut_some)
+    tell(
+        "replies cut",
+        cuts=cuts,
+        sent=count,
+        delivered=tally.delivered,
+        journalled=len(held),
+        lost=len(set(range(count)) - set(held)),
+        doubled=len(held) - len(set(held)),
+    )
+    assert cuts > count // 10
+    assert held == list(range(count))
+
+
+@rounds(100, 2_000)
+async def test_a_lost_reply_repeats_the_entry_and_the_journal_knows_it(
+    own_redis: RedisServer, tmp_path: Path, count: int
+) -> None:
+    """A fifth of the replies to the sender are lost: its entry is in the stream, and it sends it again."""
+    rng = np.random.default_rng(5)
+    lost_replies = 0
+
+    async def lose_some(reply: bytes) -> bytes | None:
+        nonlocal lost_replies
+        if not reply.startswith(b"$") or rng.random() > 0.2:  # an entry id is a bulk string
+            return reply
+        lost_replies += 1
+        return None
+
+    async with Proxy(own_redis, reply=lose_some) as proxy:
+        producer, tally = Bus(proxy.url), Tally()
+        for seed in range(count):
+            await send(producer, seed, tally)
+        await producer.close()
+    bus, journal = Bus(own_redis.url), Journal(tmp_path / "journal")
+    async with in_background(journal_all(bus, journal, tally)):
+        await until_drained(bus)
+    held = journalled(journal)
+    journal.close()
+    await bus.close()
+    tell(
+        "replies to the sender lost",
+        replies_lost=lost_replies,
+        sent=count,
+        delivered=tally.delivered,
+        journalled=len(held),
+        lost=count - len(set(held)),
+        doubled=len(held) - len(set(held)),
+    )
+    assert lost_replies > count // 10
+    assert tally.delivered == count + lost_replies  # each lost reply is one repetition, no more
+    assert tally.doubled == lost_replies
+    assert held == list(range(count))
+
+
+@rounds(2, 20)
+async def test_a_partition_that_swallows_everything_delays_and_loses_nothing(
+    own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(bus_module, "SOCKET_TIMEOUT_SECONDS", 0.3)
+    parted = asyncio.Event()
+
+    async def swallow(piece: bytes) -> bytes | None:
+        return b"" if parted.is_set() else piece
+
+    async with Proxy(own_redis, request=swallow, reply=swallow) as proxy:
+        producer, reader = Bus(proxy.url), Bus(proxy.url)
+        journal, tally = Journal(tmp_path / "journal"), Tally()
+
+        async def produce() -> None:
+            for seed in range(10_000_000):
+                await send(producer, seed, tally)
+
+        async with in_background(journal_all(reader, journal, tally)):
+            async with in_background(produce()):
+                for _ in range(count):
+                    before = len(tally.sent)
+                    await until(lambda: len(tally.sent) > before + 20)  # noqa: B023
+                    parted.set()
+                    await until(lambda: producer.degraded and reader.degraded)
+                    parted.clear()
+                    proxy.cut_all()
+                    await until(lambda: not producer.degraded and not reader.degraded)
+            await until_drained(reader)
+        held = journalled(journal)
+        journal.close()
+        await producer.close()
+        await reader.close()
+    tell(
+        "partition",
+        partitions=count,
+        acknowledged=len(tally.sent),
+        delivered=tally.delivered,
+        journalled=len(held),
+        lost=len(tally.sent.keys() - set(held)),
+        doubled=len(held) - len(set(held)),
+    )
+    assert tally.sent.keys() <= set(held)
+    assert len(held) == len(set(held))
+
+
+async def _through(
+    server: RedisServer, folder: Path, count: int, reply: Hook = pass_on
+) -> tuple[list[int], Tally]:
+    """Send and journal so many through a proxy; what is in the journal then."""
+    async with Proxy(server, reply=reply) as proxy:
+        producer, reader, looker = Bus(proxy.url), Bus(proxy.url), Bus(server.url)
+        journal, tally = Journal(folder / "journal"), Tally()
+        async with in_background(journal_all(reader, journal, tally)):
+            for seed in range(count):
+                await send(producer, seed, tally)
+            await until_drained(looker)
+        held = journalled(journal)
+        journal.close()
+        for bus in (producer, reader, looker):
+            await bus.close()
+    return held, tally

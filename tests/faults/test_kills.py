@@ -1,0 +1,159 @@
+"""Processes killed at the worst moment: what was acknowledged is journalled, and exactly once."""
+
+import asyncio
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from services.trainer.journal import Journal
+from shared.adapters.bus import Bus
+from shared.messages.streams import DEAD
+from shared.runtime.redis_server import RedisServer, free_port
+from tests.conftest import ROOT
+from tests.faults.counts import rounds, tell
+from tests.faults.proxy import Proxy
+from tests.faults.reading import (
+    PATIENCE_SECONDS,
+    Tally,
+    in_background,
+    journal_all,
+    journalled,
+    send,
+    until,
+    until_drained,
+)
+
+#: How many trajectories go through before the one at which the process dies.
+BEFORE_THE_KILL = 5
+
+
+@rounds(4, 100)
+async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing_it_was_told_of(
+    own_redis: RedisServer, tmp_path: Path, count: int
+) -> None:
+    acknowledged: set[int] = set()
+    unanswered = 0
+    producer: subprocess.Popen[str]
+    replies = 0
+
+    async def kill_at_a_reply(reply: bytes) -> bytes | None:
+        nonlocal replies
+        replies += b"-" in reply  # an entry id
+        if replies <= BEFORE_THE_KILL:
+            return reply
+        producer.kill()
+        return None
+
+    async with Proxy(own_redis, reply=kill_at_a_reply) as proxy:
+        for _ in range(count):
+            replies = 0
+            first = len(acknowledged) + unanswered
+            producer = subprocess.Popen(  # noqa: ASYNC220  begun at once
+                [sys.executable, "-m", "tests.faults.producer", proxy.url, str(first)],
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            told, _ = await asyncio.to_thread(producer.communicate, timeout=PATIENCE_SECONDS)
+            acknowledged.update(map(int, told.split()))
+            unanswered += 1
+
+    bus, journal, tally = Bus(own_redis.url), Journal(tmp_path / "journal"), Tally()
+    async with in_background(journal_all(bus, journal, tally)):
+        await until_drained(bus)
+    held = journalled(journal)
+    lost = acknowledged - set(held)
+    tell(
+        "producer killed before the reply",
+        kills=count,
+        acknowledged=len(acknowledged),
+        unanswered=unanswered,
+        journalled=len(held),
+        lost=len(lost),
+        doubled=len(held) - len(set(held)),
+    )
+    assert lost == set()
+    assert sorted(held) == list(range(count * (BEFORE_THE_KILL + 1)))  # the unanswered ones are there, whole
+    assert len(acknowledged) == count * BEFORE_THE_KILL
+    assert await bus.length(DEAD) == 0
+    await bus.close()
+    journal.close()
+
+
+@rounds(3, 20)
+async def test_redis_killed_while_both_sides_run_loses_nothing_acknowledged(
+    own_redis: RedisServer, tmp_path: Path, count: int
+) -> None:
+    producer, reader = Bus(own_redis.url), Bus(own_redis.url)
+    journal, tally = Journal(tmp_path / "journal"), Tally()
+    async with in_background(journal_all(reader, journal, tally)):
+        async with in_background(_produce(producer, tally)):
+            for _ in range(count):
+                await _sent_for(tally, seconds=0.2)
+                await asyncio.to_thread(own_redis.stop, kill=True)
+                await asyncio.to_thread(own_redis.start)
+            await _sent_for(tally, seconds=0.0)
+        await until_drained(reader)
+    held = journalled(journal)
+    lost = tally.sent.keys() - set(held)
+    tell(
+        "redis killed, every write synced",
+        kills=count,
+        acknowledged=len(tally.sent),
+        delivered=tally.delivered,
+        journalled=len(held),
+        lost=len(lost),
+        doubled=len(held) - len(set(held)),
+    )
+    assert lost == set()
+    assert len(held) == len(set(held))
+    assert tally.delivered == len(held) + tally.doubled
+    await producer.close()
+    await reader.close()
+    journal.close()
+
+
+@rounds(1, 10)
+async def test_redis_killed_that_syncs_each_second_loses_two_seconds_at_most(
+    tmp_path: Path, count: int
+) -> None:
+    server = RedisServer(tmp_path / "redis", free_port(), appendfsync="everysec")
+    server.start()
+    bus, journal, tally = Bus(server.url), Journal(tmp_path / "journal"), Tally()
+    kills = []
+    async with in_background(_produce(bus, tally)):
+        for _ in range(count):
+            await _sent_for(tally, seconds=3.0)
+            kills.append(time.monotonic())
+            await asyncio.to_thread(server.stop, kill=True)
+            await asyncio.to_thread(server.start)
+    async with in_background(journal_all(bus, journal, tally)):
+        await until_drained(bus)
+    held = journalled(journal)
+    lost = tally.sent.keys() - set(held)
+    tell(
+        "redis killed, synced each second",
+        kills=count,
+        acknowledged=len(tally.sent),
+        journalled=len(held),
+        lost=len(lost),
+        doubled=len(held) - len(set(held)),
+    )
+    assert len(held) == len(set(held))
+    assert all(any(kill - 2.0 < tally.sent[seed] <= kill + 0.1 for kill in kills) for seed in lost)
+    await bus.close()
+    journal.close()
+    server.stop()
+
+
+async def _produce(bus: Bus, tally: Tally) -> None:
+    for seed in itertools.count():
+        await send(bus, seed, tally)
+
+
+async def _sent_for(tally: Tally, seconds: float) -> None:
+    """Wait until a trajectory was acknowledged that many seconds after this moment."""
+    begin = time.monotonic()
+    await until(lambda: max(tally.sent.values(), default=0.0) >= begin + seconds)
