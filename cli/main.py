@@ -3,10 +3,11 @@
 import os
 import sys
 
+import structlog
 import typer
 from rich.markup import escape
 
-from cli import bench, checkpoints, data, local, services
+from cli import bench, checkpoints, data, dead, local, services
 from cli.metrics import metrics
 from cli.monitor import monitor
 from cli.output import err
@@ -36,12 +37,14 @@ for command in (local.up, local.down, local.status, monitor, simulate, validate,
 app.command("compile")(compile_kernels)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(dead.app, name="dead")
 app.add_typer(bench.app, name="bench")
 services.register(app)
 
 
 def main() -> None:
     """Run one command; an error is one line, exit status 2 when the input is at fault, else 1."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for results
     try:
         app()
     except MuZeroError as failure:

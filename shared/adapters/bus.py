@@ -4,7 +4,7 @@ What holds here, and why (docs/messages.md): redis-py's own retries are off, sin
 XADD repeats the entry; every operation is retried in one place, with capped exponential back-off and
 jitter, for as long as Redis is away; a socket waits longer than a blocking read blocks; only
 acknowledged trajectories leave their stream; what cannot be read goes to the dead letters in the same
-transaction that takes it off its stream.
+transaction that takes it off its stream, whole, and comes back from there in one transaction too.
 """
 
 import asyncio
@@ -20,9 +20,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from shared.adapters.dead_letters import Letter, RawEntry, letter_fields, read_letter
 from shared.errors import MessageError, SettingsError
 from shared.messages.codec import decode, encode
-from shared.messages.schemas import DeadLettered, Heartbeat, Message
+from shared.messages.schemas import Heartbeat, Message
 from shared.messages.streams import (
     DEAD,
     HEARTBEAT_PREFIX,
@@ -36,7 +37,6 @@ log = structlog.get_logger()
 BLOCK_MS = 2_000
 SOCKET_TIMEOUT_SECONDS = 10.0
 READ_COUNT = 32
-EXCERPT_BYTES = 1_024
 
 #: An entry that was delivered this often and never acknowledged is poison.
 MAX_DELIVERIES = 3
@@ -58,16 +58,15 @@ REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
-_Entry = tuple[bytes, Mapping[bytes, bytes]]
-
 
 @dataclass(frozen=True)
 class Entry(Generic[M]):
-    """One message of a stream, with its entry id and the bytes of its arrays."""
+    """One message of a stream, with its entry id, the bytes of its arrays and the fields it came in."""
 
     entry_id: str
     message: M
     arrays: bytes = field(repr=False)
+    fields: Mapping[bytes, bytes] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ class Bus:
     async def last_id(self, stream: Stream[Message]) -> str:
         """Id of a stream's last entry, or "0-0" of an empty one: where a reader of news alone begins."""
         rows = await self._retried(f"read {stream.key}", lambda: self._redis.xrevrange(stream.key, count=1))
-        return cast("list[_Entry]", rows)[0][0].decode() if rows else "0-0"
+        return cast("list[RawEntry]", rows)[0][0].decode() if rows else "0-0"
 
     async def recent(self, stream: Stream[M], *, count: int, before: str = "+") -> list[Entry[M]]:
         """Up to `count` messages, newest first; with `before` an entry id, those older than it.
@@ -186,7 +185,7 @@ class Bus:
             f"read {stream.key}", lambda: self._redis.xrevrange(stream.key, max=upper, count=count)
         )
         entries = []
-        for raw in cast("list[_Entry]", rows):
+        for raw in cast("list[RawEntry]", rows):
             with contextlib.suppress(MessageError):
                 entries.append(_entry(stream, raw))
         return entries
@@ -209,7 +208,7 @@ class Bus:
                 try:
                     entries.append(_entry(stream, raw))
                 except MessageError as unreadable:
-                    await self.append(DEAD, _dead(stream, raw, str(unreadable)))
+                    await self._report(stream, raw, str(unreadable))
             yield entries
 
     async def consume(
@@ -237,8 +236,57 @@ class Bus:
 
     async def dead_letter(self, stream: Stream[M], group: str, entry: Entry[M], reason: str) -> None:
         """Move one delivered entry to the dead letters, in one transaction."""
-        raw = (entry.entry_id.encode(), {k.encode(): v for k, v in encode(entry.message).items()})
-        await self._bury(stream, group, raw, reason)
+        await self._bury(stream, group, (entry.entry_id.encode(), entry.fields), reason)
+
+    async def letters(self, *, count: int, before: str = "+") -> list[Letter]:
+        """Up to `count` dead letters, newest first; with `before` a letter's id, those older than it."""
+        upper = before if before == "+" else f"({before}"
+        rows = await self._retried(
+            "read the dead letters", lambda: self._redis.xrevrange(DEAD.key, max=upper, count=count)
+        )
+        return [read_letter(raw) for raw in cast("list[RawEntry]", rows)]
+
+    async def letter(self, letter_id: str) -> Letter | None:
+        """One dead letter, or None when there is none of that id."""
+        rows = await self._retried(
+            "read a dead letter", lambda: self._redis.xrange(DEAD.key, min=letter_id, max=letter_id)
+        )
+        return read_letter(cast("list[RawEntry]", rows)[0]) if rows else None
+
+    async def replay(self, letter: Letter, copies: Sequence[str] = ()) -> str | None:
+        """Append a letter's entry to its stream again and remove the letter, both or neither.
+
+        `copies` are ids of other letters about the same entry; they go with it. Where a follower left the
+        entry in its stream it is moved to the end, not doubled.
+
+        Returns:
+            The entry's new id. None when the letter is there no longer: replayed by an earlier try whose
+            reply was lost, or by somebody else.
+
+        Raises:
+            MessageError: the letter cannot be replayed.
+        """
+        if letter.obstacle or letter.stream is None or letter.entry_id is None:
+            raise MessageError(f"dead letter {letter.letter_id} cannot be replayed: {letter.obstacle}")
+        stream, entry_id = letter.stream, letter.entry_id
+
+        async def transaction() -> str | None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(DEAD.key)
+                if not await pipe.xrange(DEAD.key, min=letter.letter_id, max=letter.letter_id):
+                    return None
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.xadd(stream, cast("Any", letter.original))
+                pipe.xdel(DEAD.key, letter.letter_id, *copies)
+                pipe.xdel(stream, entry_id)
+                return cast("bytes", (await pipe.execute())[0]).decode()
+
+        async def undisturbed() -> str | None:
+            while True:
+                with contextlib.suppress(redis_errors.WatchError):  # another letter came meanwhile
+                    return await transaction()
+
+        return await self._retried(f"replay into {stream}", undisturbed)
 
     async def beat(self, heartbeat: Heartbeat) -> None:
         """Say once that an instance lives; one try, since the next beat comes soon anyway.
@@ -273,7 +321,7 @@ class Bus:
 
     async def _read_group(
         self, stream: Stream[M], group: str, consumer: str, start: str, *, block_ms: int | None
-    ) -> list[_Entry]:
+    ) -> list[RawEntry]:
         async def read() -> object:
             try:
                 return await self._redis.xreadgroup(
@@ -289,7 +337,7 @@ class Bus:
 
     async def _claim(
         self, stream: Stream[M], group: str, consumer: str, start: str, idle_ms: int
-    ) -> tuple[str, list[_Entry]]:
+    ) -> tuple[str, list[RawEntry]]:
         async def claim() -> Sequence[Any]:
             try:
                 return cast(
@@ -326,7 +374,7 @@ class Bus:
                     await self._bury(stream, group, row, reason)
         return reply[0].decode(), [row for row in rows if row[0] not in poison]
 
-    async def _batch(self, stream: Stream[M], group: str, rows: Sequence[_Entry]) -> Batch[M]:
+    async def _batch(self, stream: Stream[M], group: str, rows: Sequence[RawEntry]) -> Batch[M]:
         entries = []
         for raw in rows:
             if not raw[1]:  # deleted while it was pending: nothing is left to read
@@ -349,18 +397,26 @@ class Bus:
             pipe.xdel(stream.key, *ids)
             await pipe.execute()
 
-    async def _bury(self, stream: Stream[M], group: str, raw: _Entry, reason: str) -> None:
-        letter = _dead(stream, raw, reason)
+    async def _bury(self, stream: Stream[M], group: str, raw: RawEntry, reason: str) -> None:
+        letter = letter_fields(stream, raw, reason)
 
         async def transaction() -> None:
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.xadd(DEAD.key, cast("Any", encode(letter)), **_trim(DEAD))
+                pipe.xadd(DEAD.key, cast("Any", letter), **_trim(DEAD))
                 pipe.xack(stream.key, group, raw[0])
                 pipe.xdel(stream.key, raw[0])
                 await pipe.execute()
 
         await self._retried(f"dead-letter from {stream.key}", transaction)
-        log.warning("dead_lettered", stream=stream.key, entry_id=letter.entry_id, reason=reason)
+        log.warning("dead_lettered", stream=stream.key, entry_id=raw[0].decode(), reason=reason)
+
+    async def _report(self, stream: Stream[M], raw: RawEntry, reason: str) -> None:
+        """Put an entry with the dead letters that stays in its stream, for readers that can read it."""
+        letter = letter_fields(stream, raw, reason)
+        await self._retried(
+            f"dead-letter from {stream.key}",
+            lambda: self._redis.xadd(DEAD.key, cast("Any", letter), **_trim(DEAD)),
+        )
 
     async def _retried(self, what: str, operation: Callable[[], Awaitable[R]]) -> R:
         """Try until Redis answers; a cancelled task stops trying.
@@ -414,21 +470,11 @@ def _trim(stream: Stream[Message]) -> dict[str, Any]:
     return {} if stream.max_length is None else {"maxlen": stream.max_length, "approximate": True}
 
 
-def _rows(reply: object) -> list[_Entry]:
+def _rows(reply: object) -> list[RawEntry]:
     """Entries of the one stream in a reply of XREAD or XREADGROUP (RESP2: a list of pairs)."""
-    return list(cast("list[tuple[bytes, list[_Entry]]]", reply)[0][1]) if reply else []
+    return list(cast("list[tuple[bytes, list[RawEntry]]]", reply)[0][1]) if reply else []
 
 
-def _entry(stream: Stream[M], raw: _Entry) -> Entry[M]:
+def _entry(stream: Stream[M], raw: RawEntry) -> Entry[M]:
     message, arrays = decode(stream, raw[1])
-    return Entry(raw[0].decode(), message, arrays)
-
-
-def _dead(stream: Stream[Message], raw: _Entry, reason: str) -> DeadLettered:
-    excerpt = b" ".join(name + b"=" + value[:EXCERPT_BYTES] for name, value in raw[1].items())
-    return DeadLettered(
-        stream=stream.key,
-        entry_id=raw[0].decode(),
-        reason=reason[:2048],
-        excerpt=excerpt[: EXCERPT_BYTES * 2].decode("ascii", "replace"),
-    )
+    return Entry(raw[0].decode(), message, arrays, raw[1])

@@ -8,7 +8,7 @@ shapes and the hash are checked before an array is made, so that a hostile entry
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -63,9 +63,11 @@ def decode(stream: Stream[_M], fields: Mapping[bytes, bytes]) -> tuple[_M, bytes
     if got != wanted:
         raise MessageError(f"{stream.key}: type is {got!r}, expected {wanted!r}")
     version = fields.get(b"version", b"").decode("ascii", "replace")[:16]
-    known = str(stream.message.model_fields["schema_version"].default)
-    if version != known:
-        raise MessageError(f"{stream.key}: {wanted} of schema version {version!r}, known is {known}")
+    known = [str(number) for number in get_args(stream.message.model_fields["schema_version"].annotation)]
+    if version not in known:
+        raise MessageError(
+            f"{stream.key}: {wanted} of schema version {version!r}, known is {', '.join(known)}"
+        )
     body, arrays = fields.get(b"body", b""), fields.get(b"arrays", b"")
     if len(body) > MAX_BODY_BYTES or len(arrays) > MAX_ARRAYS_BYTES:
         raise MessageError(

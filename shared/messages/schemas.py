@@ -159,12 +159,17 @@ class AlertRaised(Message):
 
 
 class DeadLettered(Message):
-    """An entry that could not be processed, with the reason and the first bytes of what it held."""
+    """An entry that could not be processed, with the reason; the whole entry rides beside it where `kept`.
 
-    schema_version: Literal[1] = 1
+    Version 1 kept the excerpt alone; its letters are read as letters whose entry was not kept.
+    """
+
+    schema_version: Literal[1, 2] = 2
     stream: str
-    entry_id: str
+    entry_id: str = Field(pattern=r"^\d{1,20}-\d{1,20}$")
     reason: str = Field(max_length=2048)
+    size_bytes: int | None = Field(None, ge=0)  # names and values of all fields
+    kept: bool = False
     excerpt: str = Field("", max_length=4096)
 
 

@@ -37,7 +37,7 @@ TRADES = Stream("mm:trades", TradeClosed, "trader", 100_000)
 DECISIONS = Stream("mm:decisions", DecisionMade, "trader", 100_000)
 CONTROL = Stream("mm:control", ControlIssued, "api", 10_000)
 ALERTS = Stream("mm:alerts", AlertRaised, "all", 10_000)
-DEAD = Stream("mm:dead", DeadLettered, "all", 10_000)
+DEAD = Stream("mm:dead", DeadLettered, "all", 2_000)
 
 STREAMS: tuple[Stream[Message], ...] = (
     TRAJECTORIES,
@@ -50,6 +50,9 @@ STREAMS: tuple[Stream[Message], ...] = (
     ALERTS,
     DEAD,
 )
+
+#: Streams whose newest entry holds: an old one that is appended again would undo a newer one.
+ANNOUNCED: tuple[Stream[Message], ...] = (CHECKPOINTS, VALIDATIONS, PROMOTIONS, CONTROL)
 
 #: The consumer group that learns from trajectories.
 TRAINER_GROUP = "trainer"

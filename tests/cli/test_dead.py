@@ -1,0 +1,348 @@
+"""`dead` as a user types it, over a real Redis, with the trainer that refuses and learns."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from typer.testing import CliRunner
+
+from cli import dead
+from cli.dead import LetterError, app
+from cli.runs import NotUpError, Run, exclusive
+from services.trainer.config import TrainerConfig
+from services.trainer.settings import TrainerSettings
+from shared.adapters.bus import Bus
+from shared.adapters.dataset import write_dataset
+from shared.errors import ServiceError, SettingsError
+from shared.market.synthetic import Market, synthesize
+from shared.messages.codec import decode, decode_trajectory, encode, encode_trajectory
+from shared.messages.schemas import ControlIssued, Message
+from shared.messages.streams import ALERTS, CONTROL, DEAD, TRAINER_GROUP, TRAJECTORIES, Stream
+from shared.runtime.redis_server import RedisServer, free_port
+from tests.services.trainer.runs import CONFIG
+from tests.services.trainer.test_service import detail, running, until
+from tests.shared.messages.trajectories import random_trajectory, same
+
+STEPS = 40
+
+Fields = Mapping[str, bytes]
+
+
+@pytest_asyncio.fixture
+async def redis(redis_server: RedisServer, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Redis]:
+    """A plain client beside the bus; the commands are told of the same Redis."""
+    monkeypatch.setenv("MM_REDIS_URL", redis_server.url)
+    async with Redis.from_url(redis_server.url, protocol=2) as client:
+        yield client
+
+
+async def put(redis: Redis, stream: Stream[Message], fields: Fields, entry_id: str = "*") -> str:
+    """Append an entry as it stands, whatever it holds; its id."""
+    return cast("bytes", await redis.xadd(stream.key, cast("Any", fields), id=entry_id)).decode()
+
+
+async def entries_of(redis: Redis, stream: Stream[Message]) -> list[tuple[str, Mapping[bytes, bytes]]]:
+    """All entries of a stream, byte for byte."""
+    rows = cast("list[tuple[bytes, Mapping[bytes, bytes]]]", await redis.xrange(stream.key))
+    return [(entry_id.decode(), fields) for entry_id, fields in rows]
+
+
+def raw_fields(fields: Fields) -> dict[bytes, bytes]:
+    """As Redis gives them back."""
+    return {name.encode(): value for name, value in fields.items()}
+
+
+async def run(*arguments: str) -> str:
+    """What a command prints; in a thread, since each command has a loop of its own."""
+    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+async def listed(*arguments: str) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads(await run("list", "--json", *arguments))
+    return rows
+
+
+async def read_all(bus: Bus) -> None:
+    """Take in everything that waits as a reader does: what cannot be read becomes letters."""
+    batches = bus.consume(TRAJECTORIES, TRAINER_GROUP, "one")
+    while await bus.length(TRAJECTORIES):
+        await (await anext(batches)).ack()
+
+
+async def test_what_cannot_be_read_is_listed_and_shown_whole(
+    bus: Bus, redis: Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    message, arrays = encode_trajectory(random_trajectory(7, STEPS))
+    unknown = {**encode(message, arrays), "version": b"99"}
+    broken = {"\x1b[2Jgarbage": b"\xff\x00\x1b[31m" + bytes(200)}
+    await put(redis, TRAJECTORIES, broken)
+    entry_id = await put(redis, TRAJECTORIES, unknown)
+    await read_all(bus)
+
+    newest, oldest = await listed()
+    assert (newest["stream"], newest["entry_id"]) == ("mm:trajectories", entry_id)
+    assert "schema version '99', known is 1" in str(newest["reason"])
+    assert newest["size_bytes"] == sum(len(name) + len(value) for name, value in unknown.items())
+    assert newest["replayable"] is True
+    assert "type is ''" in str(oldest["reason"])
+    assert await listed("--limit", "1") == [newest]
+
+    raw = tmp_path / "entry.resp"
+    shown = json.loads(await run("show", str(newest["id"]), "--json", "--raw", str(raw)))
+    assert {field["name"]: field["bytes"] for field in shown["fields"]} == {
+        name: len(value) for name, value in unknown.items()
+    }
+    assert (shown["message"], "version '99'" in shown["fault"]) == (None, True)
+    await asyncio.to_thread(_send, redis_server, raw)
+    ((_, copy),) = await entries_of(redis, TRAJECTORIES)
+    assert copy == raw_fields(unknown)
+
+    told = await run("list") + await run("show", str(oldest["id"]))
+    assert "dead letters, 2 of 2" in told
+    assert "\\x1b[2Jgarbage" in told
+    assert "\x1b" not in told  # a terminal obeys nothing that an entry says
+
+
+def _send(server: RedisServer, path: Path) -> None:
+    """The file's bytes to Redis as they are, as `redis-cli --pipe` sends them."""
+    with socket.create_connection(("127.0.0.1", server.port)) as plain:
+        plain.sendall(f"AUTH {server.password}\r\n".encode())
+        assert plain.recv(64) == b"+OK\r\n"
+        plain.sendall(path.read_bytes())
+        assert plain.recv(64).startswith(b"$")  # the new entry's id
+
+
+async def test_a_trajectorys_header_is_shown_with_what_is_wrong_with_it_today(bus: Bus, redis: Redis) -> None:
+    trajectory = random_trajectory(3, STEPS)
+    message, arrays = encode_trajectory(trajectory)
+    for blob in (arrays, arrays[:-1]):
+        await bus.append(TRAJECTORIES, message, blob)
+    (batch,) = [b for b in [await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))] if b.entries]
+    for entry in batch.entries:
+        await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, "of no use")
+    damaged, whole = [json.loads(await run("show", str(row["id"]), "--json")) for row in await listed()]
+    assert whole["message"]["trajectory_id"] == str(trajectory.trajectory_id)
+    assert whole["message"]["arrays"][0]["shape"][0] == STEPS
+    assert (whole["reason"], whole["fault"]) == ("of no use", "")
+    assert f"{len(arrays) - 1} bytes of arrays" in damaged["fault"]
+    told = await run("show", damaged["id"])
+    assert str(trajectory.trajectory_id) in told
+    assert "read today: trajectory" in told
+
+
+async def test_a_replayed_letter_is_the_entry_it_was_and_a_reason_that_holds_comes_back(
+    bus: Bus, redis: Redis
+) -> None:
+    trajectory = random_trajectory(1, STEPS)
+    fields = encode(*encode_trajectory(trajectory))
+    await put(redis, TRAJECTORIES, {**fields, "version": b"99"})
+    await put(redis, TRAJECTORIES, fields)
+    batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
+    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "a mistake of the reader")
+    good, bad = await listed()
+    told = await run("replay", str(bad["id"]), str(good["id"]))
+    assert told.splitlines()[0].startswith(f"{bad['id']}: appended to mm:trajectories as ")
+    assert await bus.length(DEAD) == 0
+    first, second = await entries_of(redis, TRAJECTORIES)
+    assert second[1] == raw_fields(fields)
+    assert same(decode_trajectory(*decode(TRAJECTORIES, second[1])), trajectory)
+    assert told.splitlines()[1].endswith(second[0])
+
+    await read_all(bus)
+    (again,) = await listed()
+    assert again["reason"] == bad["reason"]
+    assert (again["entry_id"], again["id"] != bad["id"]) == (first[0], True)
+
+
+async def test_all_of_a_stream_are_replayed_each_once_and_the_others_stay(bus: Bus, redis: Redis) -> None:
+    good = encode(*encode_trajectory(random_trajectory(1, STEPS)))
+    for _ in range(3):
+        await put(redis, TRAJECTORIES, {**good, "version": b"99"})
+    await read_all(bus)
+    await put(redis, ALERTS, {"type": b"nonsense"})
+    for _ in range(2):  # two followers see the same entry and leave it where it is
+        await anext(bus.follow(ALERTS, block_ms=20))
+    control = encode(ControlIssued(target="trader", state="running", by="test"))
+    await put(redis, CONTROL, {**control, "version": b"99"})
+    await anext(bus.follow(CONTROL, block_ms=20))
+    assert len(await listed()) == 6
+
+    with pytest.raises(LetterError, match=r"0 dead letters of mm:trades, .*: mm:alerts, mm:control, mm:traj"):
+        await run("replay", "--all", "--stream", "mm:trades")
+    done = json.loads(await run("replay", "--all", "--stream", "mm:trajectories", "--json"))
+    assert [row["stream"] for row in done] == ["mm:trajectories"] * 3
+    assert await bus.length(TRAJECTORIES) == 3
+    assert "; copies of the letter removed: 1" in await run("replay", "--all")
+    assert await bus.length(ALERTS) == 1
+    (left,) = await listed()
+    assert (left["stream"], left["replayable"]) == ("mm:control", False)
+    with pytest.raises(LetterError, match=r"nothing to replay: 1 dead letters, 0 can be replayed; .*show ID"):
+        await run("replay", "--all")
+    with pytest.raises(LetterError, match=r"newest entry of mm:control holds, .*: announce it anew; nothing"):
+        await run("replay", str(left["id"]))
+
+
+async def test_letters_of_an_older_schema_and_those_that_cannot_be_read_are_listed(
+    bus: Bus, redis: Redis
+) -> None:
+    body = {
+        "created_at": "2025-01-02T03:04:05Z",
+        "stream": TRAJECTORIES.key,
+        "entry_id": "5-0",
+        "reason": "of old",
+        "excerpt": "type=x",
+    }
+    old = {"type": b"DeadLettered", "version": b"1", "body": json.dumps(body).encode()}
+    await put(redis, DEAD, old, "1700000000000-0")
+    await put(redis, DEAD, {**old, "version": b"9"}, "1700000000000-1")
+    newer, older = await listed()
+    assert (older["reason"], older["created_at"]) == ("of old", "2025-01-02T03:04:05+00:00")
+    assert older["obstacle"] == "the entry itself was not kept, only an excerpt of it"
+    assert "schema version '9', known is 1, 2" in str(newer["reason"])
+    assert newer["created_at"] == "2023-11-14T22:13:20+00:00"
+    assert newer["obstacle"] == "the letter itself cannot be read"
+    assert "type=x" in await run("show", "1700000000000-0")
+    assert "cannot be read" in await run("show", "1700000000000-1")
+    assert "of old" in await run("list")
+    for letter in (older, newer):
+        with pytest.raises(LetterError, match="cannot be replayed: the"):
+            await run("replay", str(letter["id"]))
+    with pytest.raises(LetterError, match="keeps no entry to write"):
+        await run("show", "1700000000000-0", "--raw", "nowhere")
+
+
+async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Path) -> None:
+    with pytest.raises(LetterError, match="'7' is no entry id; expected two numbers"):
+        await run("show", "7")
+    for command in ("show", "replay"):
+        with pytest.raises(LetterError, match="there is no dead letter 7-0; `micro-muzero dead list`"):
+            await run(command, "7-0")
+    with pytest.raises(LetterError, match="nothing to replay: 0 dead letters"):
+        await run("replay", "--all")
+    for both in ((), ("7-0", "--all")):
+        with pytest.raises(LetterError, match="name the letters to replay, or give --all"):
+            await run("replay", *both)
+    with pytest.raises(LetterError, match="--stream narrows --all"):
+        await run("replay", "7-0", "--stream", "mm:alerts")
+    assert await listed() == []
+
+    await put(redis, ALERTS, {"type": b"nonsense"})
+    await anext(bus.follow(ALERTS, block_ms=20))
+    (letter,) = await listed()
+    with pytest.raises(LetterError, match="there is no dead letter 7-0"):
+        await run("replay", str(letter["id"]), "7-0")
+    assert await listed() == [letter]  # nothing was done by halves
+    with pytest.raises(SettingsError, match=r"--raw .*: Is a directory"):
+        await run("show", str(letter["id"]), "--raw", str(tmp_path))
+
+
+def test_without_a_redis_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def error() -> BaseException | None:
+        return CliRunner().invoke(app, ["list"]).exception
+
+    monkeypatch.delenv("MM_REDIS_URL", raising=False)
+    monkeypatch.setenv("MM_HOME", str(tmp_path))
+    monkeypatch.setattr(dead, "PATIENCE_SECONDS", 0.2)
+    nothing = error()
+    assert isinstance(nothing, NotUpError)
+    assert "or name a Redis with MM_REDIS_URL" in str(nothing)
+    monkeypatch.setenv("MM_REDIS_URL", f"redis://:secret@127.0.0.1:{free_port()}/0")
+    refused = error()
+    assert isinstance(refused, ServiceError)
+    assert "secret" not in str(refused)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MM_REDIS_URL", f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        mute = error()
+    assert isinstance(mute, ServiceError)
+    assert "no answer in time" in str(mute)
+    monkeypatch.setenv("MM_REDIS_URL", "http://127.0.0.1/0")
+    assert isinstance(error(), SettingsError)
+
+
+async def test_the_system_that_is_up_is_asked_when_no_redis_is_set(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """As a program of its own: one line on stderr and status 2 for a mistake, results on stdout."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MM_")}
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cli.main", "dead", *words],
+            env={**environment, "MM_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+
+    with exclusive(tmp_path):
+        Run(str(tmp_path), "", "", redis_server.url, os.getpid(), "", {}).save(tmp_path)
+        found = await asyncio.to_thread(command, "list", "--json")
+        assert (found.returncode, json.loads(found.stdout)) == (0, [])
+        wrong = await asyncio.to_thread(command, "show", "7-0")
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr.startswith("error: there is no dead letter 7-0;")
+    assert wrong.stderr.count("\n") == 1
+
+
+async def test_the_trainer_learns_what_is_replayed_and_counts_nothing_twice(
+    bus: Bus, redis: Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    bars = [synthesize(Market.OU, 2_000, seed=seed) for seed in (1, 2)]
+    paths = [tmp_path / f"{number}.duckdb" for number in range(2)]
+    datasets = [write_dataset(path, b, "synthetic ou") for path, b in zip(paths, bars, strict=True)]
+    trainer_of = [
+        TrainerSettings(
+            home=tmp_path / f"home-{number}",
+            dataset=path,
+            redis_url=SecretStr(redis_server.url),
+            model=CONFIG.model,
+            replay=CONFIG.replay,
+            learner=CONFIG.learner,
+            trainer=TrainerConfig(min_replay_steps=10_000),
+        )
+        for number, path in enumerate(paths)
+    ]
+    trajectory = random_trajectory(1, STEPS, start_bar=500, dataset=datasets[1].fingerprint)
+    other = replace(random_trajectory(2, STEPS, start_bar=500), dataset=datasets[1].fingerprint)
+    await bus.append(TRAJECTORIES, *encode_trajectory(trajectory))
+    async with running(trainer_of[0]):  # of another data set: it refuses
+        await _until_empty(bus)
+    (letter,) = await listed()
+    assert "start the worker with the trainer's data set" in str(letter["reason"])
+
+    async with running(trainer_of[1]) as trainer:  # the cause is gone
+        await run("replay", str(letter["id"]))
+        await until(lambda: detail(trainer, "episode") == 1)
+        assert await listed() == []
+
+    await bus.append(TRAJECTORIES, *encode_trajectory(trajectory))
+    batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))
+    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "a mistake of the reader")
+    async with running(trainer_of[1]) as trainer:
+        await run("replay", "--all")
+        await _until_empty(bus)
+        await bus.append(TRAJECTORIES, *encode_trajectory(other))
+        await until(lambda: detail(trainer, "episode") == 2)
+        assert detail(trainer, "journalled") == 2
+    assert await listed() == []
+
+
+async def _until_empty(bus: Bus) -> None:
+    async with asyncio.timeout(60):
+        while await bus.length(TRAJECTORIES):  # noqa: ASYNC110  another process's state
+            await asyncio.sleep(0.01)
