@@ -51,7 +51,9 @@ def _draw(axes: "Axes", report: LearnReport) -> None:
         "nothing": _earned(report, report.players["nothing"]),
         "random": _earned(report, report.players["random"]),
     }
-    for (name, level), style in zip(levels.items(), ("-", "--", ":"), strict=True):
+    if report.imitation:
+        levels["imitation"] = _earned(report, report.imitation.validation)
+    for (name, level), style in zip(levels.items(), ("-", "--", ":", "-."), strict=False):
         axes.axhline(level.value, color=_INK, linestyle=style, linewidth=1.0, label=name)
     axes.set_title(
         f"{config.market}, {config.environment.reward}, seed {config.seed}: "
@@ -66,7 +68,7 @@ def _draw(axes: "Axes", report: LearnReport) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_MUTED)
-    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.06))
+    axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.06))
 
 
 def _earned(report: LearnReport, scores: Scores) -> Estimate:

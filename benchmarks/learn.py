@@ -1,10 +1,12 @@
 """Does it learn? Train on a market whose best policy is known, and compare on sessions it never saw.
 
 Self-play and learning take turns in this one process, with the worker and the trainer of the services but
-without streams, journal and checkpoints. The yardstick is the best policy for that market and that reward
-scheme (`benchmarks.optimum`), played in the same test sessions; it sees the law's hidden state, which the
-agent can only guess at from prices, so its share need not reach 1. Beside it stand a player of random legal
-actions and one that does nothing. All are judged greedily by plain sums over whole sessions, undiscounted.
+without streams, journal and checkpoints. There are two yardsticks, played in the same test sessions. One is
+the best policy for that market and that reward scheme (`benchmarks.optimum`); it sees the law's hidden state,
+which the agent can only guess at from prices, so its share need not reach 1. The other is the agent's own
+network trained by supervision on that policy (`benchmarks.imitation`). Beside them stand a player of random
+legal actions and one that does nothing. All are judged greedily by plain sums over whole sessions,
+undiscounted.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +15,10 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks import imitation
+from benchmarks.imitation import ImitationSpent, learn_to_imitate, most_likely
 from benchmarks.optimum import Optimum, best_rule, chain_of, solve, states_on_chain
-from benchmarks.scores import Estimate, Scores, mean, score_agent, score_rule, share
+from benchmarks.scores import Estimate, Rule, Scores, mean, score_agent, score_rule, share
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.worker import SelfPlayWorker
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
@@ -54,6 +58,7 @@ class LearnConfig:
 
     market: Market = Market.OU
     minutes: float = 5.0  # of self-play and learning; evaluation is not counted
+    imitation_minutes: float = 3.0  # of supervision, on top of the minutes; 0 leaves that yardstick out
     seed: int = 0  # of market, weights, sessions and everything drawn
     num_bars: int = NUM_BARS
     curve_points: int = 10  # evaluations on the way, evenly spaced
@@ -70,6 +75,8 @@ class LearnConfig:
         """Check what the groups do not."""
         if not 0.0 < self.minutes < float("inf"):
             raise SettingsError(f"minutes is {self.minutes}, expected more than 0")
+        if not 0.0 <= self.imitation_minutes < float("inf"):
+            raise SettingsError(f"imitation_minutes is {self.imitation_minutes}, expected 0 or more")
         for name in ("curve_points", "curve_sessions"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, expected 1 or more")
@@ -94,6 +101,15 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class Imitation:
+    """The network that was trained on the best policy."""
+
+    spent: ImitationSpent
+    validation: Scores  # in the curve's sessions
+    test: Scores
+
+
+@dataclass(frozen=True)
 class PlayerSummary:
     """One player's mean session; see `scores.share` for when there is no share."""
 
@@ -101,8 +117,10 @@ class PlayerSummary:
     pips: Estimate
     reward: Estimate
     trades: float
-    share_of_pips: Estimate | None
+    share_of_pips: Estimate | None  # of the best policy's
     share_of_reward: Estimate | None
+    imitation_share_of_pips: Estimate | None  # of the imitation's, where there is one
+    imitation_share_of_reward: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,7 @@ class LearnReport:
     starts: Int64  # [S] test sessions
     optimum_value: float  # mean computed reward of the best policy in these sessions
     players: dict[str, Scores]  # best, agent, nothing, random
+    imitation: Imitation | None  # left out
 
     @property
     def spent(self) -> Spent:
@@ -130,8 +149,9 @@ class LearnReport:
         return self.curve[-1].spent
 
     def summaries(self) -> list[PlayerSummary]:
-        """Every player against the best."""
-        best = self.players["best"]
+        """Every player against both yardsticks."""
+        best, bound = self.players["best"], self.imitation and self.imitation.test
+        judged = {**self.players, "imitation": bound} if bound else self.players
         return [
             PlayerSummary(
                 name,
@@ -140,8 +160,10 @@ class LearnReport:
                 trades=float(scores.trades.mean()),
                 share_of_pips=share(scores.pips, best.pips),
                 share_of_reward=share(scores.reward, best.reward),
+                imitation_share_of_pips=share(scores.pips, bound.pips) if bound else None,
+                imitation_share_of_reward=share(scores.reward, bound.reward) if bound else None,
             )
-            for name, scores in self.players.items()
+            for name, scores in judged.items()
         ]
 
     def goals(self) -> list[LearnGoal]:
@@ -169,7 +191,11 @@ class _Arena:
 
 
 def learn(
-    config: LearnConfig, *, clock: Callable[[], float] = perf_counter, progress: Progress | None = None
+    config: LearnConfig,
+    *,
+    clock: Callable[[], float] = perf_counter,
+    progress: Progress | None = None,
+    imitation_progress: imitation.Progress | None = None,
 ) -> LearnReport:
     """Train for some minutes, then judge every player in the test sessions.
 
@@ -177,6 +203,7 @@ def learn(
         config: of the run.
         clock: in seconds; what is learned depends on it only through how much fits into the minutes.
         progress: told after every batch of sessions.
+        imitation_progress: told while the imitation is trained, after the agent.
     Raises:
         DataError: the market is too short for a session of each split.
         ServiceError: learning diverged.
@@ -216,7 +243,12 @@ def learn(
     }
     players["agent"] = score_agent(agent, arena.view, arena.test, environment, config.search)
     expected = float(arena.optimum.value[arena.states[arena.test]].mean())
-    return LearnReport(config, tuple(curve), arena.test, expected, players)
+    bound = (
+        _imitation(arena, config, rule, sessions, clock, imitation_progress)
+        if config.imitation_minutes > 0.0
+        else None
+    )
+    return LearnReport(config, tuple(curve), arena.test, expected, players, bound)
 
 
 def _arena(config: LearnConfig) -> _Arena:
@@ -237,6 +269,39 @@ def _arena(config: LearnConfig) -> _Arena:
         states_on_chain(law, synthetic.state),
         *starts.values(),
     )
+
+
+def _imitation(
+    arena: _Arena,
+    config: LearnConfig,
+    rule: Rule,
+    validation: Int64,
+    clock: Callable[[], float],
+    progress: imitation.Progress | None,
+) -> Imitation:
+    """Train the agent's network on the best policy and play the sessions of curve and test."""
+    view, environment = arena.view, config.environment
+    agent, spent = learn_to_imitate(
+        rule,
+        view,
+        arena.train,
+        environment,
+        config.model,
+        minutes=config.imitation_minutes,
+        seed=config.seed,
+        clock=clock,
+        progress=progress,
+    )
+    scored = [
+        score_rule(
+            most_likely(agent, view.features, starts, environment.session_bars),
+            view.prices,
+            starts,
+            environment,
+        )
+        for starts in (validation, arena.test)
+    ]
+    return Imitation(spent, *scored)
 
 
 def _versions(

@@ -57,12 +57,14 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Decisions of the search, against its network calls alone and against peers; so long for each size."""
+    from benchmarks.peers.lightzero import lightzero_missing
     from benchmarks.peers.process import why_not
     from benchmarks.search import BATCHES, SIMULATIONS, compare_search
 
     _one_thread()
-    if peers and (reason := why_not()):
-        err.print(f"mctx is left out: {reason}", soft_wrap=True)
+    for peer, reason in (("mctx", why_not()), ("LightZero's tree", lightzero_missing())):
+        if peers and reason:
+            err.print(f"{peer} is left out: {reason}", soft_wrap=True)
     speeds = compare_search(
         batches=batch or BATCHES,
         simulations=simulations or SIMULATIONS,
@@ -255,13 +257,17 @@ def learn(
     minutes: Annotated[
         float, typer.Option(min=0.01, help="of self-play and learning; evaluation comes on top")
     ] = 5.0,
+    imitation_minutes: Annotated[
+        float,
+        typer.Option(min=0.0, help="of training the same network on the best policy, on top; 0 for none"),
+    ] = 3.0,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="the learning curve's PNG; learn-MARKET-REWARD-SEED.png")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train on a synthetic market, against its best policy in the same unseen sessions."""
+    """Train on a synthetic market, against its best policy and its own network trained on that policy."""
     from benchmarks.curve import draw_curve
     from benchmarks.learn import LearnConfig
     from shared.adapters.picture import require_drawable
@@ -271,7 +277,11 @@ def learn(
     require_drawable(picture)
     _one_thread()
     config = LearnConfig(
-        market=market, minutes=minutes, seed=seed, environment=EnvironmentConfig(reward=reward)
+        market=market,
+        minutes=minutes,
+        imitation_minutes=imitation_minutes,
+        seed=seed,
+        environment=EnvironmentConfig(reward=reward),
     )
     report = _learn(config)
     draw_curve(report, picture)
@@ -313,15 +323,21 @@ def _print(benchmark: str, measurements: Sequence["Measurement"], *, as_json: bo
 
 
 def _learn(config: "LearnConfig") -> "LearnReport":
+    from benchmarks.imitation import ImitationSpent
     from benchmarks.learn import Spent, learn
 
     with progress_bar() as bar:
         task = bar.add_task("seconds of learning", total=round(60.0 * config.minutes))
+        imitation = bar.add_task("seconds of imitation", total=round(60.0 * config.imitation_minutes))
 
         def show(spent: Spent) -> None:
             bar.update(task, completed=round(spent.seconds), description=f"{spent.episodes:,} episodes")
 
-        return learn(config, progress=show)
+        def show_imitation(spent: ImitationSpent) -> None:
+            described = f"imitation, {spent.updates:,} updates"
+            bar.update(imitation, completed=round(spent.seconds), description=described)
+
+        return learn(config, progress=show, imitation_progress=show_imitation)
 
 
 def _learn_document(report: "LearnReport") -> dict[str, object]:
@@ -329,6 +345,7 @@ def _learn_document(report: "LearnReport") -> dict[str, object]:
         "benchmark": "learn",
         "config": asdict(report.config),
         "spent": asdict(report.spent),
+        "imitation_spent": asdict(report.imitation.spent) if report.imitation else None,
         "test_sessions": len(report.starts),
         "best_policy_computed_reward": report.optimum_value,
         "players": [asdict(summary) for summary in report.summaries()],
@@ -357,17 +374,25 @@ def _print_learning(report: "LearnReport") -> None:
             "seed": config.seed,
             "minutes": spent.seconds / 60.0,
             "learned from": f"{spent.episodes:,} episodes, in {spent.updates:,} updates",
+            "imitation of the best policy": _imitation_learned(report),
             "judged in": f"{len(report.starts):,} test sessions",
             "the best policy's computed reward": report.optimum_value,
         },
     )
     print_table(
-        "A mean session, with 95 % intervals over sessions; shares are of the best policy's",
-        ("player", "net pips", "share", "reward", "share", "trades"),
+        "A mean session, with 95 % intervals over sessions, and shares of what both yardsticks earn",
+        ("player", "net pips", "of best", "of imitation", "reward", "of best", "of imitation", "trades"),
         map(_player_row, report.summaries()),
     )
     if goals := report.goals():
         print_table("Goals", ("goal", "reached", "met"), [(one.goal, one.reached, one.met) for one in goals])
+
+
+def _imitation_learned(report: "LearnReport") -> str | None:
+    if report.imitation is None:
+        return None
+    spent = report.imitation.spent
+    return f"{spent.updates:,} updates in {spent.seconds / 60.0:.2f} minutes"
 
 
 def _player_row(summary: "PlayerSummary") -> tuple[object, ...]:
@@ -375,8 +400,10 @@ def _player_row(summary: "PlayerSummary") -> tuple[object, ...]:
         summary.name,
         _estimate(summary.pips),
         _estimate(summary.share_of_pips),
+        _estimate(summary.imitation_share_of_pips),
         _estimate(summary.reward),
         _estimate(summary.share_of_reward),
+        _estimate(summary.imitation_share_of_reward),
         summary.trades,
     )
 

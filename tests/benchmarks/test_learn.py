@@ -23,6 +23,7 @@ from shared.model.config import ModelConfig
 CONFIG = LearnConfig(
     market=Market.OU,
     minutes=0.5,
+    imitation_minutes=0.05,
     num_bars=25_000,
     curve_points=2,
     curve_sessions=3,
@@ -50,6 +51,9 @@ def test_players_are_judged_in_every_test_session_and_nowhere_else(report: Learn
     assert np.array_equal(report.starts, sessions.non_overlapping(Split.TEST))
     assert set(report.players) == {"best", "agent", "nothing", "random"}
     assert all(len(scores.pips) == len(report.starts) for scores in report.players.values())
+    assert report.imitation is not None
+    assert len(report.imitation.test.pips) == len(report.starts)
+    assert len(report.imitation.validation.pips) == CONFIG.curve_sessions
 
 
 def test_the_curve_goes_from_before_learning_to_the_end_of_the_minutes(report: LearnReport) -> None:
@@ -72,13 +76,36 @@ def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
     assert told[-1] == report.spent
 
 
-def test_shares_are_of_the_best_policy(report: LearnReport) -> None:
-    players = {"best": trading(1.0, 8.0), "agent": trading(0.5, 6.0), "nothing": trading(0.0, 0.0)}
-    best, agent, nothing = replace(report, players=players).summaries()
-    assert [row.pips.value for row in (best, agent, nothing)] == [8.0, 6.0, 0.0]
-    assert [row.trades for row in (best, agent, nothing)] == [1.0, 0.5, 0.0]
-    shares = [row.share_of_reward and row.share_of_reward.value for row in (best, agent, nothing)]
-    assert shares == [1.0, 0.75, 0.0]
+def test_shares_are_of_the_best_policy_and_of_its_imitation(report: LearnReport) -> None:
+    players = {"best": trading(1.0, 8.0), "agent": trading(0.5, 3.0), "nothing": trading(0.0, 0.0)}
+    assert report.imitation is not None
+    judged = replace(
+        report, players=players, imitation=replace(report.imitation, test=trading(1.0, 4.0))
+    ).summaries()
+    assert [row.name for row in judged] == ["best", "agent", "nothing", "imitation"]
+    assert [row.pips.value for row in judged] == [8.0, 3.0, 0.0, 4.0]
+    assert [row.trades for row in judged] == [1.0, 0.5, 0.0, 1.0]
+    for of_best in (
+        [row.share_of_reward for row in judged],
+        [row.share_of_pips for row in judged],
+    ):
+        assert [share and share.value for share in of_best] == [1.0, 0.375, 0.0, 0.5]
+    for of_imitation in (
+        [row.imitation_share_of_reward for row in judged],
+        [row.imitation_share_of_pips for row in judged],
+    ):
+        assert [share and share.value for share in of_imitation] == [2.0, 0.75, 0.0, 1.0]
+
+
+def test_an_imitation_that_earns_nothing_is_no_yardstick(report: LearnReport) -> None:
+    assert report.imitation is not None
+    nothing = np.zeros(len(report.starts))
+    idle = Scores(nothing, nothing, nothing.astype(np.int64))
+    barren = replace(report, imitation=replace(report.imitation, test=idle))
+    assert [row.imitation_share_of_pips for row in barren.summaries()] == [None] * 5
+    without = replace(report, imitation=None)
+    assert [row.name for row in without.summaries()] == list(report.players)
+    assert [row.imitation_share_of_pips for row in without.summaries()] == [None] * 4
 
 
 def test_players_rank_as_they_should(report: LearnReport) -> None:
@@ -118,5 +145,7 @@ def test_what_cannot_be_run_is_refused() -> None:
         run(replace(CONFIG, num_bars=400))
     with pytest.raises(SettingsError, match="minutes"):
         replace(CONFIG, minutes=0.0)
+    with pytest.raises(SettingsError, match="imitation_minutes"):
+        replace(CONFIG, imitation_minutes=-1.0)
     with pytest.raises(SettingsError, match="curve_points"):
         replace(CONFIG, curve_points=0)

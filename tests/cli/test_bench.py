@@ -89,10 +89,13 @@ def short_run(monkeypatch: pytest.MonkeyPatch) -> list[LearnConfig]:
 def test_learn_tells_every_player_and_draws_its_curve(tmp_path: Path, short_run: list[LearnConfig]) -> None:
     picture = tmp_path / "curve.png"
     options = ("--market", "ou", "--reward", "amddp1", "--minutes", "2", "--seed", "3", "--out", str(picture))
-    told = document("learn", *options)
+    told = document("learn", *options, "--imitation-minutes", "0.5")
     (asked,) = short_run
     assert (asked.market, asked.environment.reward, asked.minutes, asked.seed) == ("ou", "amddp1", 2.0, 3)
-    assert {player["name"] for player in told["players"]} == {"best", "agent", "nothing", "random"}
+    assert asked.imitation_minutes == 0.5
+    names = {player["name"] for player in told["players"]}
+    assert names == {"best", "agent", "nothing", "random", "imitation"}
+    assert told["imitation_spent"]["updates"] > 0
     assert told["spent"]["episodes"] > 0
     assert len(told["curve"]) == CONFIG.curve_points + 1
     assert picture.is_file()
@@ -101,7 +104,7 @@ def test_learn_tells_every_player_and_draws_its_curve(tmp_path: Path, short_run:
 def test_learn_prints_shares_as_a_table(tmp_path: Path, short_run: list[LearnConfig]) -> None:
     told = bench("learn", "--out", str(tmp_path / "curve.png"))
     assert "share" in told
-    assert all(player in told for player in ("best", "agent", "nothing", "random"))
+    assert all(player in told for player in ("best", "agent", "nothing", "random", "imitation"))
     assert short_run
 
 
