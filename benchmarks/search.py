@@ -4,9 +4,9 @@
 and made again without any tree: their share of the search's time says how much the tree costs.
 
 **Peers**, with the same weights in the same situations: mctx, compiled (benchmarks/peers/mctx_search.py),
-and at batch 1 a search of node objects with plain modules (benchmarks/peers/nodes.py). A decision of
-theirs begins at the position, as one of ours does: with temporal embeddings that are given, and once more
-with the window of every root encoded within the decision.
+LightZero's tree, and at batch 1 a search of node objects, both with plain modules (benchmarks/peers). A
+decision of theirs begins at the position, as one of ours does: with temporal embeddings that are given, and
+once more with the window of every root encoded within the decision.
 
 All take turns on one core, and the quickest repetition of each counts.
 """
@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 from benchmarks.measure import Measurement
+from benchmarks.peers.lightzero import lightzero_missing, lightzero_visits
 from benchmarks.peers.nodes import NodeSearch, PlainModel
 from benchmarks.peers.process import (
     Encoding,
@@ -40,6 +41,7 @@ from shared.model.config import ModelConfig
 from shared.model.network import Network, initial_network
 from shared.numeric import Float32, Int8
 from shared.search.config import SearchConfig, Selection
+from shared.search.model import ActionRules, Roots
 from shared.search.search import search
 
 BATCHES = (1, 16, 64, 256)
@@ -58,6 +60,7 @@ TURN_SECONDS = 0.03
 TURNS = 5
 
 Turn = Callable[[float], float]
+PlainSearch = Callable[[PlainModel, Roots, ActionRules, SearchConfig], object]
 Key = TypeVar("Key")
 
 
@@ -174,7 +177,8 @@ def compare_search(
         simulations: numbers of simulations.
         seconds: to spend on each size, at least; mctx compiles for some seconds besides.
         seed: of the situations.
-        peers: whether to measure them; mctx is left out where `why_not` says so.
+        peers: whether to measure them; mctx is left out where `why_not` says so, LightZero's tree where
+            `lightzero_missing` does.
     Raises:
         ServiceError: the process that measures mctx has ended.
     """
@@ -191,8 +195,14 @@ def compare_search(
             for batch in batches:
                 numbered = replace(config, simulations=count)
                 situations = _situations(network.config, batch, seed)
-                nodes = _Nodes(network, numbered, situations) if peers and batch == 1 else None
-                rows += _compare(agents, numbered, situations, mctx, nodes, seconds)
+                plain = replace(numbered, selection=Selection.PUCT)
+                nodes = _Plain(network, plain, situations, _node_objects) if peers and batch == 1 else None
+                lightzero = (
+                    _Plain(network, plain, situations, lightzero_visits)
+                    if peers and lightzero_missing() is None
+                    else None
+                )
+                rows += _compare(agents, numbered, situations, mctx, lightzero, nodes, seconds)
     return rows
 
 
@@ -206,7 +216,8 @@ def _compare(
     config: SearchConfig,
     situations: Situations,
     mctx: MctxProcess | None,
-    nodes: "_Nodes | None",
+    lightzero: "_Plain | None",
+    nodes: "_Plain | None",
     seconds: float,
 ) -> list[SearchSpeed]:
     """One row per precision; everything in it takes turns."""
@@ -216,11 +227,14 @@ def _compare(
         ours = _Ours(agent, config, situations)
         turns[precision, "alone"] = ours.networks_alone
         turns[precision, Encoding.SHARED] = ours.shared
-        if mctx or nodes:
+        if mctx or nodes or lightzero:
             turns[precision, Encoding.THINNED] = ours.encoded
     if mctx:
         for encoding in Encoding:
             turns["mctx", encoding] = partial(mctx.least_seconds, situations, count, encoding)
+    if lightzero:
+        turns["LightZero's tree", Encoding.SHARED] = lightzero.shared
+        turns["LightZero's tree", Encoding.PLAIN] = lightzero.encoded
     if nodes:
         turns["node objects", Encoding.SHARED] = nodes.shared
         turns["node objects", Encoding.PLAIN] = nodes.encoded
@@ -228,7 +242,7 @@ def _compare(
 
     def peer_speeds(precision: Precision) -> list[PeerSpeed]:
         speeds = []
-        for peer in ("mctx", "node objects"):
+        for peer in ("mctx", "LightZero's tree", "node objects"):
             for encoding in Encoding:
                 if (peer, encoding) in per_second:
                     shared = encoding is Encoding.SHARED
@@ -253,9 +267,13 @@ def _compare(
 def _peer_goal(
     peer: str, encoding: Encoding, precision: Precision, batch: int, simulations: int
 ) -> float | None:
-    if peer != "mctx":
+    if peer == "node objects":
         return None
-    if encoding is Encoding.SHARED and (batch, simulations) == (GOAL_BATCH, GOAL_SIMULATIONS):
+    if (
+        peer == "mctx"
+        and encoding is Encoding.SHARED
+        and (batch, simulations) == (GOAL_BATCH, GOAL_SIMULATIONS)
+    ):
         return GOAL_MCTX[precision]
     return 1.0
 
@@ -306,26 +324,32 @@ class _Ours:
         return least_seconds(call_all, seconds)
 
 
-class _Nodes:
-    """The node objects' decision in one situation, again and again."""
+class _Plain:
+    """Decisions over plain modules in the same situations, again and again."""
 
-    def __init__(self, network: Network, config: SearchConfig, situations: Situations) -> None:
-        self._model, self._situations = PlainModel(network), situations
-        self._config = replace(config, selection=Selection.PUCT)
+    def __init__(
+        self, network: Network, config: SearchConfig, situations: Situations, search_all: PlainSearch
+    ) -> None:
+        self._model, self._situations, self._config = PlainModel(network), situations, config
+        self._search = search_all
 
     def shared(self, seconds: float) -> float:
-        """With the embedding given."""
+        """With the embeddings given."""
         return least_seconds(lambda: self._decide(self._situations.temporal), seconds)
 
     def encoded(self, seconds: float) -> float:
-        """With the window encoded by the plain pass."""
+        """With each window encoded by the plain pass."""
         windows = self._situations.windows
         return least_seconds(lambda: self._decide(self._model.embed_windows(windows)), seconds)
 
-    def _decide(self, temporal: Float32) -> int:
+    def _decide(self, temporal: Float32) -> object:
         static = self._situations.static
         roots = self._model.roots(temporal, static, _phases(static))
-        return NodeSearch(self._model, roots, POSITION_RULES, self._config).action
+        return self._search(self._model, roots, POSITION_RULES, self._config)
+
+
+def _node_objects(model: PlainModel, roots: Roots, rules: ActionRules, config: SearchConfig) -> int:
+    return NodeSearch(model, roots, rules, config).action
 
 
 def _situations(model: ModelConfig, batch: int, seed: int) -> Situations:

@@ -178,6 +178,11 @@ class PlainModel:
     def __init__(self, network: Network) -> None:
         self._network = network.eval()
 
+    @property
+    def num_outcomes(self) -> int:
+        """Outcomes of a chance node."""
+        return self._network.config.num_outcomes
+
     @torch.inference_mode()
     def embed_windows(self, windows: Float32) -> Float32:
         """The plain pass over whole windows: `[N, window, F]` -> `[N, E]`."""

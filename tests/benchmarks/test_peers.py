@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.peers import process
+from benchmarks.peers.lightzero import lightzero_missing, lightzero_visits
 from benchmarks.peers.nodes import NodeSearch, PlainModel
 from benchmarks.peers.process import Encoding, MctxProcess, Situations, on_one_core, why_not
 from benchmarks.peers.weights import exported
@@ -200,3 +201,18 @@ def cores_of(pid: int) -> set[int]:
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find_spec", lambda name: None if name == "mctx" else object())
     assert why_not() == "mctx is not installed; the extra `dev` brings it"
+
+
+@pytest.mark.skipif(lightzero_missing() is not None, reason=str(lightzero_missing()))
+def test_lightzeros_tree_visits_legal_actions_only_as_often_as_it_is_told() -> None:
+    network = opinionated_network(SMALL, seed=3)
+    phases = np.tile(np.arange(3, dtype=np.int8), 4)
+    rng = np.random.default_rng(0)
+    temporal = rng.normal(size=(12, SMALL.temporal_channels)).astype(np.float32)
+    static = rng.normal(size=(12, SMALL.static_features)).astype(np.float32)
+    model = PlainModel(network)
+    roots = model.roots(temporal, static, phases)
+    config = SearchConfig(Selection.PUCT, simulations=9)
+    visits = lightzero_visits(model, roots, POSITION_RULES, config)
+    assert [len(row) for row in visits] == [int(POSITION_RULES.legal[phase].sum()) for phase in phases]
+    assert [sum(row) for row in visits] == [9] * 12

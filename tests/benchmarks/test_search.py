@@ -37,12 +37,17 @@ def test_the_goal_holds_for_five_simulations_from_64_roots_on() -> None:
 
 
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
-def test_every_precision_is_measured_against_every_peer() -> None:
+def test_every_precision_is_measured_against_every_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    visited = []
+    monkeypatch.setattr(benchmarks.search, "lightzero_missing", lambda: None)
+    monkeypatch.setattr(benchmarks.search, "lightzero_visits", lambda *asked: visited.append(asked))
     rows = compare_search(opinionated_network(), batches=(1,), simulations=(2,), seconds=0.0)
     assert [row.precision for row in rows] == PRECISIONS
     for row in rows:
         assert [(peer.peer, peer.encoding) for peer in row.peers] == [
             *(("mctx", encoding) for encoding in Encoding),
+            ("LightZero's tree", Encoding.SHARED),
+            ("LightZero's tree", Encoding.PLAIN),
             ("node objects", Encoding.SHARED),
             ("node objects", Encoding.PLAIN),
         ]
@@ -51,11 +56,13 @@ def test_every_precision_is_measured_against_every_peer() -> None:
             assert (peer.decisions_per_second == row.decisions_per_second) == (
                 peer.encoding is Encoding.SHARED
             )
-            assert peer.goal_ratio == (1.0 if peer.peer == "mctx" else None)
+            assert peer.goal_ratio == (None if peer.peer == "node objects" else 1.0)
+    assert {config.simulations for *_, config in visited} == {2}
 
 
-def test_without_mctx_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_compiled_peers_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmarks.search, "why_not", lambda: "not here")
+    monkeypatch.setattr(benchmarks.search, "lightzero_missing", lambda: "not here")
     rows = compare_search(opinionated_network(), batches=(1, 2), simulations=(2,), seconds=0.0)
     assert [row.batch for row in rows if row.peers] == [1] * len(PRECISIONS)
     assert Counter(peer.peer for row in rows for peer in row.peers) == {"node objects": 2 * len(PRECISIONS)}
@@ -67,6 +74,7 @@ def test_goals_against_mctx_are_for_64_roots_and_5_simulations() -> None:
     assert goal("mctx", Encoding.SHARED, Precision.BFLOAT16, 64, 5) == 5.0
     assert goal("mctx", Encoding.PLAIN, Precision.FLOAT32, 64, 5) == 1.0
     assert goal("mctx", Encoding.SHARED, Precision.FLOAT32, 16, 5) == 1.0
+    assert goal("LightZero's tree", Encoding.SHARED, Precision.FLOAT32, 64, 5) == 1.0
     assert goal("node objects", Encoding.SHARED, Precision.FLOAT32, 1, 5) is None
 
 
