@@ -27,7 +27,6 @@ PATIENCE_SECONDS = 10.0
 
 _PAGE = 32
 _BEGINNING_BYTES = 96
-_REASON_LENGTH = 160
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 R = TypeVar("R")
@@ -53,19 +52,13 @@ def list_letters(
     if as_json:
         print_json([_summary(letter) for letter in letters])
         return
-    rows = [
-        (
-            letter.letter_id,
-            f"{letter.created_at:%Y-%m-%d %H:%M}",
-            letter.stream,
-            letter.size_bytes,
-            not letter.obstacle,
-            _printable(letter.reason, _REASON_LENGTH),
-        )
-        for letter in letters
-    ]
-    columns = ("id", "written (UTC)", "stream", "bytes", "replayable", "reason")
-    print_table(f"dead letters, {len(letters)} of {total}, newest first", columns, rows)
+    out.print(f"{len(letters)} of {total} dead letters, newest first" if letters else "no dead letters")
+    for letter in letters:
+        size = "size unknown" if letter.size_bytes is None else f"{letter.size_bytes:,} bytes"
+        fate = "not replayable" if letter.obstacle else "replayable"
+        written = f"{letter.created_at:%Y-%m-%d %H:%M} UTC"
+        _say(f"{letter.letter_id}  {written}  {letter.stream or 'stream unknown'}  {size}  {fate}")
+        _say(f"    {letter.reason}")
 
 
 @app.command()
@@ -102,7 +95,7 @@ def show(
     if message is not None:
         print_fields("message", _readable(message))
     if fault:
-        out.print(f"read today: {_printable(fault)}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"read today: {fault}")
 
 
 @app.command()
@@ -183,7 +176,7 @@ async def _replayed(
             f"appended to {known.stream} as {entry_id}" if entry_id else "is there no longer: replayed before"
         )
         also = f"; copies of the letter removed: {len(copies)}" if copies and entry_id else ""
-        out.print(f"{known.letter_id}: {told}{also}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"{known.letter_id}: {told}{also}")
     return {"id": known.letter_id, "stream": known.stream, "entry_id": entry_id, "copies": copies}
 
 
@@ -306,21 +299,27 @@ def _fault(message: Message, arrays: bytes) -> str:
 
 
 def _readable(document: Mapping[str, object]) -> dict[str, object]:
-    """Short enough for a table: lists by their number."""
-    return {
-        name: f"{len(value)} of them" if isinstance(value, list) else _cell(value)
-        for name, value in document.items()
-    }
+    """Short enough for a table: arrays by their shapes, other lists by their length."""
+    return {name: _cell(value) for name, value in document.items() if value != ""}
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, list):
+        shapes = [
+            f"{item['name']} {item['shape']}" for item in value if isinstance(item, dict) and "shape" in item
+        ]
+        return ", ".join(shapes) or f"{len(value)} of them"
     return _printable(value) if isinstance(value, str) else value
 
 
-def _printable(text: str, length: int | None = None) -> str:
-    """Without what a terminal would obey, and no longer than it may be."""
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return shown if length is None or len(shown) <= length else f"{shown[: length - 1]}…"
+def _say(line: str) -> None:
+    """One line, however long, so that ids stay whole."""
+    out.print(_printable(line), highlight=False, soft_wrap=True, markup=False)
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _text(data: bytes) -> str:

@@ -113,7 +113,7 @@ async def test_what_cannot_be_read_is_listed_and_shown_whole(
     assert copy == raw_fields(unknown)
 
     told = await run("list") + await run("show", str(oldest["id"]))
-    assert "dead letters, 2 of 2" in told
+    assert told.startswith(f"2 of 2 dead letters, newest first\n{newest['id']}  ")
     assert "\\x1b[2Jgarbage" in told
     assert "\x1b" not in told  # a terminal obeys nothing that an entry says
 
@@ -142,6 +142,7 @@ async def test_a_trajectorys_header_is_shown_with_what_is_wrong_with_it_today(bu
     assert f"{len(arrays) - 1} bytes of arrays" in damaged["fault"]
     told = await run("show", damaged["id"])
     assert str(trajectory.trajectory_id) in told
+    assert f"static [{STEPS}, " in told
     assert "read today: trajectory" in told
 
 
@@ -218,7 +219,10 @@ async def test_letters_of_an_older_schema_and_those_that_cannot_be_read_are_list
     assert newer["obstacle"] == "the letter itself cannot be read"
     assert "type=x" in await run("show", "1700000000000-0")
     assert "cannot be read" in await run("show", "1700000000000-1")
-    assert "of old" in await run("list")
+    told = await run("list")
+    assert "1700000000000-0  2025-01-02 03:04 UTC  mm:trajectories  size unknown  not replayable\n" in told
+    assert "1700000000000-1  2023-11-14 22:13 UTC  stream unknown  size unknown  not replayable\n" in told
+    assert "    of old\n" in told
     for letter in (older, newer):
         with pytest.raises(LetterError, match="cannot be replayed: the"):
             await run("replay", str(letter["id"]))
@@ -240,6 +244,7 @@ async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Pat
     with pytest.raises(LetterError, match="--stream narrows --all"):
         await run("replay", "7-0", "--stream", "mm:alerts")
     assert await listed() == []
+    assert await run("list") == "no dead letters\n"
 
     await put(redis, ALERTS, {"type": b"nonsense"})
     await anext(bus.follow(ALERTS, block_ms=20))
