@@ -4,7 +4,7 @@ What holds here, and why (docs/messages.md): redis-py's own retries are off, sin
 XADD repeats the entry; every operation is retried in one place, with capped exponential back-off and
 jitter, for as long as Redis is away; a socket waits longer than a blocking read blocks; only
 acknowledged trajectories leave their stream; what cannot be read goes to the dead letters in the same
-transaction that takes it off its stream, whole, and comes back from there in one transaction too.
+transaction that takes it off its stream, whole, and comes back from there all at once too.
 """
 
 import asyncio
@@ -54,6 +54,18 @@ TRANSIENT = (
 
 #: Kinds of a lost connection, to the client, that no waiting mends.
 REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
+
+#: KEYS: dead letters, stream. ARGV: letter, entry, number of copies, the copies, names and values of the
+#: fields. A script, since WATCH on the dead letters fails for as long as new ones keep coming.
+_REPLAY = """
+if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return false end
+local first = 4 + tonumber(ARGV[3])
+local appended = redis.call('XADD', KEYS[2], '*', unpack(ARGV, first))
+redis.call('XDEL', KEYS[1], ARGV[1])
+for copy = 4, first - 1 do redis.call('XDEL', KEYS[1], ARGV[copy]) end
+redis.call('XDEL', KEYS[2], ARGV[2])
+return appended
+"""
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
@@ -270,23 +282,16 @@ class Bus:
             raise MessageError(f"dead letter {letter.letter_id} cannot be replayed: {letter.obstacle}")
         stream, entry_id = letter.stream, letter.entry_id
 
-        async def transaction() -> str | None:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                await pipe.watch(DEAD.key)
-                if not await pipe.xrange(DEAD.key, min=letter.letter_id, max=letter.letter_id):
-                    return None
-                pipe.multi()  # type: ignore[no-untyped-call]
-                pipe.xadd(stream, cast("Any", letter.original))
-                pipe.xdel(DEAD.key, letter.letter_id, *copies)
-                pipe.xdel(stream, entry_id)
-                return cast("bytes", (await pipe.execute())[0]).decode()
+        original: list[bytes] = [word for pair in (letter.original or {}).items() for word in pair]
+        arguments: list[bytes | str | int] = [letter.letter_id, entry_id, len(copies), *copies, *original]
 
-        async def undisturbed() -> str | None:
-            while True:
-                with contextlib.suppress(redis_errors.WatchError):  # another letter came meanwhile
-                    return await transaction()
+        async def move() -> str | None:
+            appended = await cast(
+                "Awaitable[bytes | None]", self._redis.eval(_REPLAY, 2, DEAD.key, stream, *arguments)
+            )
+            return appended.decode() if appended else None
 
-        return await self._retried(f"replay into {stream}", undisturbed)
+        return await self._retried(f"replay into {stream}", move)
 
     async def beat(self, heartbeat: Heartbeat) -> None:
         """Say once that an instance lives; one try, since the next beat comes soon anyway.

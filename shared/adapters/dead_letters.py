@@ -19,6 +19,9 @@ RawEntry = tuple[bytes, Mapping[bytes, bytes]]
 #: No reader takes a larger body or larger arrays; the rest is room for the names and small fields.
 MAX_KEPT_BYTES = MAX_BODY_BYTES + MAX_ARRAYS_BYTES + 4_096
 
+#: A script hands no more than some thousand arguments to XADD; what is sent here has four fields.
+MAX_KEPT_FIELDS = 1_000
+
 EXCERPT_BYTES = 1_024
 
 _ORIGINAL = b"original:"
@@ -52,11 +55,11 @@ class Letter:
 
 
 def letter_fields(stream: Stream[Message], raw: RawEntry, reason: str) -> dict[bytes, bytes]:
-    """The fields of a letter about an entry; one of more than MAX_KEPT_BYTES leaves an excerpt alone."""
+    """The fields of a letter about an entry; one of more bytes or fields than are kept leaves an excerpt."""
     entry_id, original = raw
     size = sum(len(name) + len(value) for name, value in original.items())
     excerpt = b" ".join(name + b"=" + value[:EXCERPT_BYTES] for name, value in original.items())
-    kept = size <= MAX_KEPT_BYTES
+    kept = size <= MAX_KEPT_BYTES and len(original) <= MAX_KEPT_FIELDS
     message = DeadLettered(
         stream=stream.key,
         entry_id=entry_id.decode(),
