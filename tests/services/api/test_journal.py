@@ -5,10 +5,12 @@ from datetime import timedelta
 import pytest
 
 from shared.adapters.bus import Bus
+from shared.messages.codec import encode, encode_trajectory
 from shared.messages.schemas import AlertRaised, DeadLettered, TradeClosed, now
-from shared.messages.streams import ALERTS, CONTROL, DEAD, DECISIONS, TRADES
+from shared.messages.streams import ALERTS, CONTROL, DEAD, DECISIONS, TRADES, TRAINER_GROUP, TRAJECTORIES
 from tests.services.api.conftest import KEY, System
 from tests.services.api.test_status import decision
+from tests.shared.messages.trajectories import random_trajectory
 
 
 def trade(number: int) -> TradeClosed:
@@ -47,6 +49,20 @@ async def test_decisions_alerts_and_dead_letters_are_the_messages(system: System
     assert (await system.client.get("/decisions")).json()["items"][0]["message"]["action"] == "CLOSE"
     assert (await system.client.get("/alerts")).json()["items"][0]["message"]["name"] == "stale_price"
     assert (await system.client.get("/dead")).json()["items"][0]["message"]["reason"] == "bad hash"
+
+
+async def test_a_dead_letter_is_told_without_the_entry_that_it_keeps(system: System, bus: Bus) -> None:
+    header, arrays = encode_trajectory(random_trajectory(1, 360))
+    await bus.append(TRAJECTORIES, header, arrays)
+    batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
+    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "of another data set")
+    answer = await system.client.get("/dead")
+    (item,) = answer.json()["items"]
+    size = sum(len(name) + len(value) for name, value in encode(header, arrays).items())
+    assert (item["message"]["kept"], item["message"]["size_bytes"]) == (True, size)
+    assert size > len(arrays) > 20_000
+    assert len(answer.content) < 4_000
+    assert "original" not in answer.text
 
 
 async def test_validations_are_listed_by_version(system: System) -> None:
