@@ -9,6 +9,7 @@ transaction that takes it off its stream, whole, and comes back from there all a
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
@@ -51,6 +52,10 @@ TRANSIENT = (
     OSError,
     asyncio.IncompleteReadError,
 )
+
+#: Refusals worth waiting for that the client has no class for: a script runs, a snapshot failed, too few
+#: replicas. Within a pipeline the client writes the command before them.
+TRANSIENT_REFUSAL = re.compile(r"(^|caused error: )(BUSY|MISCONF|NOREPLICAS) ")
 
 #: Kinds of a lost connection, to the client, that no waiting mends.
 REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
@@ -229,9 +234,9 @@ class Bus:
         """Batches for one consumer of a group: its own pending ones first, then abandoned and new ones.
 
         Yields an empty batch whenever nothing came for a while. The group begins at the stream's
-        start, so that nothing sent before the first consumer is missed.
+        start, so that nothing sent before the first consumer is missed; it is made only where there is
+        none, since a full Redis refuses to make one and must be read from to have room again.
         """
-        await self._retried(f"make group {group}", lambda: self._ensure_group(stream, group))
         pending_from = "0-0"
         while pending_from:
             rows = await self._read_group(stream, group, consumer, pending_from, block_ms=None)
@@ -335,7 +340,7 @@ class Bus:
             except redis_errors.ResponseError as refused:
                 if "NOGROUP" not in str(refused):
                     raise
-                await self._ensure_group(stream, group)  # Redis came back without its data
+                await self._ensure_group(stream, group)  # the first, or Redis came back without its data
                 return []
 
         return _rows(await self._retried(f"consume {stream.key}", read))
@@ -440,7 +445,9 @@ class Bus:
                         f"setting MM_REDIS_URL: Redis refuses to {what}: {refused}; "
                         "give the URL that has the server's user and password"
                     ) from refused
-                except TRANSIENT as away:
+                except Exception as away:
+                    if not _is_transient(away):
+                        raise
                     if not self._down:
                         log.warning("redis_away", during=what, error=str(away))
                     self._down = True
@@ -453,6 +460,8 @@ class Bus:
 
 
 def _is_transient(error: Exception) -> bool:
+    if isinstance(error, redis_errors.ResponseError) and TRANSIENT_REFUSAL.search(str(error)):
+        return True
     return isinstance(error, TRANSIENT) and not isinstance(error, REFUSED)
 
 

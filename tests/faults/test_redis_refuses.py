@@ -1,0 +1,230 @@
+"""A Redis that answers, but not as hoped: loading, busy, full, unable to save, with a clock that jumped."""
+
+import asyncio
+import itertools
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from services.trainer.journal import Journal
+from shared.adapters.bus import Bus
+from shared.messages.codec import encode, encode_trajectory
+from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
+from shared.runtime.redis_server import RedisServer
+from tests.faults.counts import rounds, tell
+from tests.faults.reading import (
+    PATIENCE_SECONDS,
+    Tally,
+    in_background,
+    journal_all,
+    journalled,
+    send,
+    until,
+    until_drained,
+)
+from tests.shared.messages.trajectories import random_trajectory
+
+
+@pytest_asyncio.fixture
+async def plain(own_redis: RedisServer) -> AsyncIterator[Redis]:
+    """A client to do harm with."""
+    async with Redis.from_url(own_redis.url, protocol=2) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def own_bus(own_redis: RedisServer) -> AsyncIterator[Bus]:
+    """A bus to the server that is harmed."""
+    bus = Bus(own_redis.url)
+    yield bus
+    await bus.close()
+
+
+@rounds(1, 20)
+async def test_while_redis_loads_its_data_the_bus_waits(
+    own_redis: RedisServer, own_bus: Bus, plain: Redis, count: int
+) -> None:
+    refused = 0
+    for number in range(count):
+        async with plain.pipeline(transaction=False) as pipe:
+            for key in range(4_000):
+                pipe.set(f"filler:{key}", "x" * 64)
+            await pipe.execute()
+        await asyncio.to_thread(own_redis.stop, kill=True)
+        config = own_redis.folder / "redis.conf"
+        slow = f"{config.read_text()}key-load-delay 250\nloading-process-events-interval-bytes 1024\n"
+        (own_redis.folder / "slow.conf").write_text(slow)
+        process = await asyncio.to_thread(_begin, own_redis.folder / "slow.conf")
+        try:
+            sending = asyncio.create_task(send(own_bus, number))
+            refused += await _told_that_it_loads(own_redis)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await sending
+            assert await own_bus.length(TRAJECTORIES) == number + 1
+        finally:
+            process.kill()
+            process.wait()
+        await asyncio.to_thread(own_redis.start)
+    tell("redis loading", starts=count, refused=refused, sent=count, lost=0)
+    assert refused == count
+
+
+def _begin(config: Path) -> subprocess.Popen[bytes]:
+    """Start a server and do not wait until it answers."""
+    from shared.runtime.redis_server import find_redis_server
+
+    return subprocess.Popen(
+        [find_redis_server(), str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+async def _told_that_it_loads(server: RedisServer) -> bool:
+    """Ask until the server answers; True when it answered that it is loading."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            except OSError:
+                await asyncio.sleep(0.001)
+                continue
+            writer.write(f"AUTH {server.password}\r\nPING\r\n".encode())
+            await reader.readline()
+            answer = await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+            return answer.startswith(b"-LOADING")
+
+
+@rounds(1, 20)
+async def test_while_a_script_keeps_redis_busy_the_bus_waits(
+    own_bus: Bus, plain: Redis, own_redis: RedisServer, count: int
+) -> None:
+    await plain.config_set("busy-reply-threshold", 10)
+    for number in range(count):
+        async with Redis.from_url(own_redis.url, protocol=2) as other:
+            script = asyncio.ensure_future(other.eval("while true do end", 0))
+            await asyncio.sleep(0.05)
+            sending = asyncio.create_task(send(own_bus, number))
+            await until(lambda: own_bus.degraded or sending.done())  # noqa: B023
+            await plain.script_kill()
+            await asyncio.gather(script, return_exceptions=True)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await sending
+        assert await own_bus.length(TRAJECTORIES) == number + 1
+    tell("redis busy with a script", times=count, sent=count, lost=0)
+
+
+@rounds(1, 10)
+async def test_a_redis_that_cannot_save_delays_and_loses_nothing(
+    own_bus: Bus, plain: Redis, own_redis: RedisServer, count: int
+) -> None:
+    """After a snapshot failed Redis refuses writes, by default, until one succeeds."""
+    await plain.config_set("save", "3600 1")
+    snapshot = own_redis.folder / "dump.rdb"
+    for number in range(count):
+        snapshot.unlink(missing_ok=True)
+        snapshot.mkdir()  # in the snapshot's way
+        await _snapshot(plain, succeeds=False)
+        sending = asyncio.create_task(send(own_bus, number))
+        await until(lambda: own_bus.degraded or sending.done())  # noqa: B023
+        snapshot.rmdir()
+        await _snapshot(plain, succeeds=True)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await sending
+        assert await own_bus.length(TRAJECTORIES) == number + 1
+    tell("redis unable to save", times=count, sent=count, lost=0)
+
+
+async def _snapshot(redis: Redis, *, succeeds: bool) -> None:
+    wanted = "ok" if succeeds else "err"
+    await redis.bgsave()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            info = await redis.info("persistence")
+            if not info["rdb_bgsave_in_progress"] and info["rdb_last_bgsave_status"] == wanted:
+                return
+            await asyncio.sleep(0.01)
+
+
+@rounds(1, 20)
+async def test_a_full_redis_makes_producers_wait_and_drains_by_itself(
+    own_bus: Bus, plain: Redis, own_redis: RedisServer, tmp_path: Path, count: int
+) -> None:
+    producer, journal, tally = Bus(own_redis.url), Journal(tmp_path / "journal"), Tally()
+    await send(own_bus, 0)
+    async with in_background(journal_all(own_bus, journal, tally)):
+        await until_drained(own_bus)  # the group exists: below it is a trainer that starts again
+    used = (await plain.info("memory"))["used_memory"]
+    await plain.config_set("maxmemory", used + 400_000)
+
+    async def produce() -> None:
+        for seed in itertools.count(100_000):
+            await send(producer, seed, tally)
+
+    full = 0
+    async with in_background(produce()):
+        for _ in range(count):
+            await until(lambda: producer.degraded)
+            full += 1
+            waiting = await own_bus.length(TRAJECTORIES)
+            assert waiting > 10
+            async with in_background(journal_all(own_bus, journal, tally)):
+                before = len(tally.sent)
+                await until(lambda: len(tally.sent) > before)  # noqa: B023
+    async with in_background(journal_all(own_bus, journal, tally)):
+        await until_drained(own_bus)
+    held = journalled(journal)
+    journal.close()
+    await producer.close()
+    lost = tally.sent.keys() - set(held)
+    tell(
+        "redis full",
+        times=full,
+        acknowledged=len(tally.sent),
+        journalled=len(held),
+        lost=len(lost),
+        doubled=len(held) - len(set(held)),
+    )
+    assert lost == set()
+    assert len(held) == len(set(held))
+
+
+@rounds(2, 50)
+async def test_a_clock_that_jumps_an_hour_either_way_keeps_order_and_trims_nothing(
+    own_bus: Bus, plain: Redis, tmp_path: Path, count: int
+) -> None:
+    """An entry with the id of an hour ahead is what a jump forward leaves, and all after it a jump back."""
+    journal, tally = Journal(tmp_path / "journal"), Tally()
+    seeds = itertools.count()
+    hour_ms = 3_600_000
+    for jump in range(1, count + 1):
+        for _ in range(5):
+            await send(own_bus, next(seeds))
+        seconds, _ = await plain.time()
+        fields = encode(*encode_trajectory(random_trajectory(next(seeds))))
+        await plain.xadd(TRAJECTORIES.key, fields, id=f"{1000 * seconds + jump * hour_ms}-0")  # type: ignore[arg-type]
+        for _ in range(5):
+            await send(own_bus, next(seeds))
+        if jump == 1:
+            await _leave_pending(own_bus)
+    sent = next(seeds)
+    assert await own_bus.length(TRAJECTORIES) == sent
+    pending = await plain.xpending_range(TRAJECTORIES.key, TRAINER_GROUP, "-", "+", 100)
+    assert len(pending) == 11
+    assert all(int(entry["time_since_delivered"]) >= 0 for entry in pending)
+    async with in_background(journal_all(own_bus, journal, tally)):
+        await until_drained(own_bus)
+    held = journalled(journal)
+    journal.close()
+    tell("clock jumps", jumps=2 * count, sent=sent, journalled=len(held), lost=sent - len(held), doubled=0)
+    assert held == list(range(sent))
+
+
+async def _leave_pending(bus: Bus) -> None:
+    """Have what is in the stream delivered, and die before it is acknowledged."""
+    async for batch in bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"):
+        if batch.entries:
+            return
