@@ -1,8 +1,9 @@
 """Checkpoint versions in a folder: written aside, hashed, synced, renamed; verified whenever read.
 
 A version is a folder `v000042` with `weights.safetensors`, `training.safetensors` (optimizer and random
-state) and `manifest.json`, which holds the SHA-256 of the others. It appears whole or not at all. No
-pickle is ever read. Pointers (`latest`, `best`, `promoted`) are small JSON files, replaced atomically.
+state), `manifest.json`, which holds the SHA-256 of both, and `manifest.sha256`, which holds its own (as
+`sha256sum -c` reads it). It appears whole or not at all. No pickle is ever read. Pointers (`latest`,
+`best`, `promoted`) are small JSON files, replaced atomically.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ Tensors = Mapping[str, npt.NDArray[np.generic]]
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.safetensors"
 MANIFEST = "manifest.json"
+MANIFEST_SHA256 = "manifest.sha256"
 _FOLDER = re.compile(r"v(\d{6,})")
 _LIBRARIES = ("torch", "numpy", "safetensors")
 
@@ -125,6 +127,7 @@ class CheckpointStore:
         }
         complete = manifest.model_copy(update={"files": entries})
         contents[MANIFEST] = complete.model_dump_json(indent=2).encode()
+        contents[MANIFEST_SHA256] = _sha256_line(contents[MANIFEST])
         for left_over in self.root.glob(".writing-*"):
             shutil.rmtree(left_over)
         aside = self.root / f".writing-{final.name}"
@@ -148,10 +151,16 @@ class CheckpointStore:
         """
         path = self.folder(version) / MANIFEST
         try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
+            data, line = path.read_bytes(), path.with_name(MANIFEST_SHA256).read_bytes()
         except FileNotFoundError as missing:
+            if self.folder(version).exists():
+                raise CheckpointError(f"{missing.filename}: {missing.strerror}") from missing
             have = ", ".join(str(v) for v in self.versions()[-5:]) or "none"
             raise CheckpointError(f"no version {version} in {self.root}; newest there: {have}") from missing
+        if line != _sha256_line(data):
+            raise CheckpointError(f"{path}: damaged manifest: its SHA-256 is not that of {MANIFEST_SHA256}")
+        try:
+            manifest = Manifest.model_validate_json(data)
         except ValidationError as invalid:
             problem = invalid.errors(include_url=False, include_input=False)[0]
             raise CheckpointError(f"{path}: damaged manifest: {problem['msg']}") from invalid
@@ -271,8 +280,12 @@ class CheckpointStore:
                 if name is Pointer.PROMOTED:
                     held.update(pointed.history[-1:])
         removed = [version for version in self.versions() if version not in held]
-        for version in removed:
-            shutil.rmtree(self.folder(version))
+        for left_over in self.root.glob(".removing-*"):
+            shutil.rmtree(left_over)
+        for version in removed:  # gone at once, then taken apart
+            aside = self.root / f".removing-{self.folder(version).name}"
+            self.folder(version).rename(aside)
+            shutil.rmtree(aside)
         return removed
 
     def folder(self, version: int) -> Path:
@@ -291,3 +304,8 @@ class CheckpointStore:
 
     def _write_pointer(self, name: Pointer, held: _PointerFile) -> None:
         write_whole(self._pointer_path(name), held.model_dump_json().encode())
+
+
+def _sha256_line(manifest: bytes) -> bytes:
+    """What `sha256sum manifest.json` prints."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.adapters import checkpoints as checkpoints_module
-from shared.adapters.checkpoints import MANIFEST, TRAINING, WEIGHTS, CheckpointStore, Manifest, Pointer
+from shared.adapters.checkpoints import (
+    MANIFEST,
+    MANIFEST_SHA256,
+    TRAINING,
+    WEIGHTS,
+    CheckpointStore,
+    Manifest,
+    Pointer,
+)
 from shared.adapters.files import write_synced
 from shared.errors import CheckpointError
 from tests.conftest import ROOT
@@ -126,7 +134,8 @@ def test_files_that_are_gone_or_swapped_are_found(tmp_path: Path) -> None:
     (store.folder(2) / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="No such file"):
         store.weights(2)
-    (store.folder(1) / MANIFEST).write_bytes((store.folder(2) / MANIFEST).read_bytes())
+    for name in (MANIFEST, MANIFEST_SHA256):
+        (store.folder(1) / name).write_bytes((store.folder(2) / name).read_bytes())
     with pytest.raises(CheckpointError, match="says version 2, expected 1"):
         store.manifest(1)
     with pytest.raises(CheckpointError, match="version 2 lists no file"):
@@ -147,11 +156,13 @@ def test_no_pickle_is_ever_read(tmp_path: Path) -> None:
         update={"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
     )
     path.write_text(read.model_copy(update={"files": {**read.files, WEIGHTS: entry}}).model_dump_json())
+    own = hashlib.sha256(path.read_bytes()).hexdigest()
+    (store.folder(1) / MANIFEST_SHA256).write_text(f"{own}  {MANIFEST}\n")
     with pytest.raises(CheckpointError, match=WEIGHTS):
         store.weights(1)
 
 
-@pytest.mark.parametrize("failing_write", [1, 2, 3])
+@pytest.mark.parametrize("failing_write", [1, 2, 3, 4])
 def test_a_full_disk_leaves_nothing_visible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_write: int
 ) -> None:
