@@ -44,7 +44,7 @@ async def test_a_connection_cut_within_a_reply_repeats_what_was_sent_and_counts_
     assert held == list(range(count))
 
 
-@rounds(100, 2_000)
+@rounds(100, 500)
 async def test_a_lost_reply_repeats_the_entry_and_the_journal_knows_it(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:

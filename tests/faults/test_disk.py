@@ -27,7 +27,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@rounds(100, 5_000)
+@rounds(100, 500)
 def test_a_journal_that_meets_a_full_disk_is_as_it_was_and_goes_on(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(1)
     journal = Journal(tmp_path, segment_bytes=40_000)
@@ -55,7 +55,7 @@ def test_a_journal_that_meets_a_full_disk_is_as_it_was_and_goes_on(tmp_path: Pat
     again.close()
 
 
-@rounds(50, 2_000)
+@rounds(50, 500)
 def test_a_record_torn_at_any_byte_is_cut_off_and_comes_again(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(2)
     torn = 0
