@@ -1,5 +1,6 @@
 """What tests of several parts share."""
 
+import gc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real market data at {folder}")
     return folder
+
+
+@pytest.fixture
+def broken_connections() -> Iterator[None]:
+    """Connections that a test broke are forgotten before the next test begins, which would be blamed."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,13 @@ from tests.faults.counts import rounds, tell
 from tests.faults.proxy import Cut, Hook, Proxy, pass_on
 from tests.faults.reading import Tally, in_background, journal_all, journalled, send, until, until_drained
 
+#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("broken_connections"),
+]
+
 
 @rounds(30, 1_000)
 async def test_a_connection_cut_within_a_reply_repeats_what_was_sent_and_counts_it_once(

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
 from shared.messages.streams import DEAD
@@ -24,6 +26,12 @@ from tests.faults.reading import (
     until,
     until_drained,
 )
+
+#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("broken_connections"),
+]
 
 #: How many trajectories go through before the one at which the process dies.
 BEFORE_THE_KILL = 5

@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
 from shared.adapters.dataset import write_dataset
@@ -17,6 +19,12 @@ from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until, until_drained
 from tests.services.trainer.test_processes import SESSION_BARS, System
 from tests.shared.messages.trajectories import random_trajectory
+
+#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("broken_connections"),
+]
 
 #: Trajectories sent for each kill.
 EACH = 10

@@ -18,6 +18,12 @@ from shared.messages.streams import ALERTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.shared.messages.trajectories import random_trajectory
 
+#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("broken_connections"),
+]
+
 PATIENCE_SECONDS = 30.0
 
 
