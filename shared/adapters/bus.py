@@ -109,6 +109,7 @@ class Bus:
             decode_responses=False,
         )
         self._down = False
+        self._breaks = 0  # tries that failed, of whatever was asked
 
     @property
     def degraded(self) -> bool:
@@ -233,23 +234,27 @@ class Bus:
     ) -> AsyncIterator[Batch[M]]:
         """Batches for one consumer of a group: its own pending ones first, then abandoned and new ones.
 
+        What a reply held that broke off is pending with this consumer, so after each failed try it looks at
+        its own again: another reader may have them only when they were left alone for `reclaim_after_ms`.
         Yields an empty batch whenever nothing came for a while. The group begins at the stream's
         start, so that nothing sent before the first consumer is missed; it is made only where there is
         none, since a full Redis refuses to make one and must be read from to have room again.
         """
-        pending_from = "0-0"
-        while pending_from:
-            rows = await self._read_group(stream, group, consumer, pending_from, block_ms=None)
-            pending_from = rows[-1][0].decode() if rows else ""
-            if rows:
-                yield await self._batch(stream, group, rows)
         claim_from = "0-0"
         while True:
-            claim_from, claimed = await self._claim(stream, group, consumer, claim_from, reclaim_after_ms)
-            if claimed:
-                yield await self._batch(stream, group, claimed)
-            rows = await self._read_group(stream, group, consumer, ">", block_ms=BLOCK_MS)
-            yield await self._batch(stream, group, rows)
+            pending_from = "0-0"
+            while pending_from:
+                rows = await self._read_group(stream, group, consumer, pending_from, block_ms=None)
+                pending_from = rows[-1][0].decode() if rows else ""
+                if rows:
+                    yield await self._batch(stream, group, rows)
+            breaks = self._breaks
+            while self._breaks == breaks:
+                claim_from, claimed = await self._claim(stream, group, consumer, claim_from, reclaim_after_ms)
+                if claimed:
+                    yield await self._batch(stream, group, claimed)
+                rows = await self._read_group(stream, group, consumer, ">", block_ms=BLOCK_MS)
+                yield await self._batch(stream, group, rows)
 
     async def dead_letter(self, stream: Stream[M], group: str, entry: Entry[M], reason: str) -> None:
         """Move one delivered entry to the dead letters, in one transaction."""
@@ -451,6 +456,7 @@ class Bus:
                     if not self._down:
                         log.warning("redis_away", during=what, error=str(away))
                     self._down = True
+                    self._breaks += 1
                     raise
                 if self._down:
                     log.info("redis_back", during=what)
