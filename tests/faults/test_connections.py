@@ -59,7 +59,7 @@ async def test_what_a_cut_reply_held_is_read_again_at_once_by_the_same_reader(
 
     async def cut_the_first_trajectory(reply: bytes) -> bytes | None:
         nonlocal cuts
-        if cuts or TRAJECTORIES.key.encode() not in reply:
+        if cuts or len(reply) < 1_000:  # a list without entries names the stream, too
             return reply
         cuts += 1
         raise Cut(reply[: len(reply) // 2])
