@@ -12,7 +12,7 @@ from shared.environment.reward import RewardScheme
 from shared.market.synthetic import Market
 
 if TYPE_CHECKING:  # these bring torch, pandas and Redis along: each command imports what it measures
-    from benchmarks.learn import LearnConfig, LearnReport, PlayerSummary
+    from benchmarks.learn import LearnConfig, LearnReport
     from benchmarks.measure import Measurement
     from benchmarks.scores import Estimate
 
@@ -379,10 +379,27 @@ def _print_learning(report: "LearnReport") -> None:
             "the best policy's computed reward": report.optimum_value,
         },
     )
+    players = report.summaries()
     print_table(
-        "A mean session, with 95 % intervals over sessions, and shares of what both yardsticks earn",
-        ("player", "net pips", "of best", "of imitation", "reward", "of best", "of imitation", "trades"),
-        map(_player_row, report.summaries()),
+        "A mean session, with 95 % intervals over sessions",
+        ("player", "net pips", "reward", "trades"),
+        ((one.name, _estimate(one.pips, 1), _estimate(one.reward, 1), one.trades) for one in players),
+    )
+    print_table(
+        "Shares of the net pips of both yardsticks",
+        ("player", "of the best policy's", "of the imitation's"),
+        (
+            (one.name, _estimate(one.share_of_pips, 2), _estimate(one.imitation_share_of_pips, 2))
+            for one in players
+        ),
+    )
+    print_table(
+        "Shares of the reward of both yardsticks",
+        ("player", "of the best policy's", "of the imitation's"),
+        (
+            (one.name, _estimate(one.share_of_reward, 2), _estimate(one.imitation_share_of_reward, 2))
+            for one in players
+        ),
     )
     if goals := report.goals():
         print_table("Goals", ("goal", "reached", "met"), [(one.goal, one.reached, one.met) for one in goals])
@@ -395,21 +412,8 @@ def _imitation_learned(report: "LearnReport") -> str | None:
     return f"{spent.updates:,} updates in {spent.seconds / 60.0:.2f} minutes"
 
 
-def _player_row(summary: "PlayerSummary") -> tuple[object, ...]:
-    return (
-        summary.name,
-        _estimate(summary.pips),
-        _estimate(summary.share_of_pips),
-        _estimate(summary.imitation_share_of_pips),
-        _estimate(summary.reward),
-        _estimate(summary.share_of_reward),
-        _estimate(summary.imitation_share_of_reward),
-        summary.trades,
-    )
-
-
-def _estimate(estimate: "Estimate | None") -> str | None:
+def _estimate(estimate: "Estimate | None", decimals: int) -> str | None:
     if estimate is None:
         return None
     value, low, high = estimate.value, estimate.interval.low, estimate.interval.high
-    return f"{value:,.2f} ({low:,.2f} to {high:,.2f})"
+    return f"{value:,.{decimals}f} ({low:,.{decimals}f} to {high:,.{decimals}f})"
