@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.output import err, print_fields, print_json, print_table, progress_bar
+from cli.output import err, figure, print_fields, print_json, print_table, progress_bar
 from shared.environment.reward import RewardScheme
 from shared.market.synthetic import Market
 
@@ -311,8 +311,8 @@ def _print(benchmark: str, measurements: Sequence["Measurement"], *, as_json: bo
         (
             (
                 row.name,
-                f"{row.value:,.4g} {row.unit}",
-                f"{row.yardstick_value:,.4g} {row.unit}: {row.yardstick}",
+                f"{figure(row.value)} {row.unit}",
+                f"{figure(row.yardstick_value)} {row.unit}: {row.yardstick}",
                 f"{row.ratio:.3g}",
                 row.goal,
                 row.met,

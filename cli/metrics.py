@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from cli.output import out, print_fields, print_json, print_table
+from cli.output import figure, out, print_fields, print_json, print_table
 from shared.errors import FormatError
 from shared.market.calendar import trading_day
 from shared.metrics.bootstrap import Interval
@@ -197,4 +197,4 @@ def _interval(bounds: object) -> str:
     if not isinstance(bounds, dict):
         return ""
     interval = Interval(**bounds)
-    return f"{interval.low:,.4g} to {interval.high:,.4g}"
+    return f"{figure(interval.low)} to {figure(interval.high)}"

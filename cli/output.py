@@ -72,8 +72,13 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return figure(value)
     return escape(str(value))
+
+
+def figure(value: float) -> str:
+    """Four digits; large numbers whole, since 1.992e+04 reads badly beside 8,595."""
+    return f"{value:,.0f}" if abs(value) >= 1_000.0 else f"{value:.4g}"
 
 
 def _without_nan(value: object) -> object:
