@@ -3,8 +3,9 @@
 What holds here, and why (docs/messages.md): redis-py's own retries are off, since a hidden retry of
 XADD repeats the entry; every operation is retried in one place, with capped exponential back-off and
 jitter, for as long as Redis is away; a socket waits longer than a blocking read blocks; only
-acknowledged trajectories leave their stream; what cannot be read goes to the dead letters in the same
-transaction that takes it off its stream, whole, and comes back from there all at once too.
+acknowledged trajectories leave their stream, also while Redis is full; what cannot be read goes to the
+dead letters in the same script that takes it off its stream, whole, and comes back from there all at
+once too.
 """
 
 import asyncio
@@ -70,6 +71,24 @@ redis.call('XDEL', KEYS[1], ARGV[1])
 for copy = 4, first - 1 do redis.call('XDEL', KEYS[1], ARGV[copy]) end
 redis.call('XDEL', KEYS[2], ARGV[2])
 return appended
+"""
+
+#: KEYS: stream. ARGV: group, entries. A script, since a full Redis 7 refuses every command within MULTI, even
+#: those that give memory back.
+_REMOVE = """
+redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
+return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+"""
+
+#: KEYS: dead letters, stream. ARGV: group, entry, number of letters kept, names and values of the letter's
+#: fields. The entry leaves before its letter comes: a full Redis lets a script go on that began by giving
+#: memory back. An entry that is there no longer has its letter, from a try whose reply was lost. XLEN fails
+#: before anything is removed where the dead letters are no stream.
+_BURY = """
+redis.call('XLEN', KEYS[1])
+redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
+if redis.call('XDEL', KEYS[2], ARGV[2]) == 0 then return false end
+return redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 4))
 """
 
 M = TypeVar("M", bound=Message)
@@ -257,7 +276,7 @@ class Bus:
                 yield await self._batch(stream, group, rows)
 
     async def dead_letter(self, stream: Stream[M], group: str, entry: Entry[M], reason: str) -> None:
-        """Move one delivered entry to the dead letters, in one transaction."""
+        """Move one delivered entry to the dead letters, both or neither."""
         await self._bury(stream, group, (entry.entry_id.encode(), entry.fields), reason)
 
     async def letters(self, *, count: int, before: str = "+") -> list[Letter]:
@@ -407,22 +426,18 @@ class Bus:
         return Batch(entries, ack)
 
     async def _remove(self, stream: Stream[M], group: str, ids: Sequence[str]) -> None:
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xack(stream.key, group, *ids)
-            pipe.xdel(stream.key, *ids)
-            await pipe.execute()
+        await cast("Awaitable[int]", self._redis.eval(_REMOVE, 1, stream.key, group, *ids))
 
     async def _bury(self, stream: Stream[M], group: str, raw: RawEntry, reason: str) -> None:
-        letter = letter_fields(stream, raw, reason)
+        letter = [word for pair in letter_fields(stream, raw, reason).items() for word in pair]
+        arguments: list[bytes | str | int] = [group, raw[0], cast("int", DEAD.max_length), *letter]
 
-        async def transaction() -> None:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.xadd(DEAD.key, cast("Any", letter), **_trim(DEAD))
-                pipe.xack(stream.key, group, raw[0])
-                pipe.xdel(stream.key, raw[0])
-                await pipe.execute()
+        async def move() -> None:
+            await cast(
+                "Awaitable[bytes | None]", self._redis.eval(_BURY, 2, DEAD.key, stream.key, *arguments)
+            )
 
-        await self._retried(f"dead-letter from {stream.key}", transaction)
+        await self._retried(f"dead-letter from {stream.key}", move)
         log.warning("dead_lettered", stream=stream.key, entry_id=raw[0].decode(), reason=reason)
 
     async def _report(self, stream: Stream[M], raw: RawEntry, reason: str) -> None:

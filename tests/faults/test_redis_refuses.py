@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 
 from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
-from shared.messages.codec import encode, encode_trajectory
-from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
+from shared.messages.codec import decode_trajectory, encode, encode_trajectory
+from shared.messages.streams import DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import rounds, tell
 from tests.faults.reading import (
@@ -197,6 +198,53 @@ async def test_a_full_redis_makes_producers_wait_and_drains_by_itself(
     )
     assert lost == set()
     assert len(held) == len(set(held))
+
+
+@rounds(10, 1_000)
+async def test_a_full_redis_takes_letters_and_acknowledgements_at_once(
+    own_bus: Bus, plain: Redis, tmp_path: Path, count: int
+) -> None:
+    """No byte is free, and the head of every batch is an entry that cannot be read, or that is refused."""
+    await send(own_bus, 0)
+    journal, tally = Journal(tmp_path / "journal"), Tally()
+    async with in_background(journal_all(own_bus, journal, tally)):
+        await until_drained(own_bus)  # the group exists
+    unreadable, refused = 0, 0
+    for number in range(1, count + 1):
+        if number % 2:
+            await plain.xadd(TRAJECTORIES.key, {"garbage": b"\xff"})
+            unreadable += 1
+        await send(own_bus, 100_000 + number)
+        await send(own_bus, number)
+        await plain.config_set("maxmemory", 1)
+        with pytest.raises(OutOfMemoryError):
+            await plain.set("one more", "byte")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async for batch in own_bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"):
+                if batch.entries:
+                    break
+            await own_bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "for this test")
+            refused += 1
+            journal.append([decode_trajectory(entry.message, entry.arrays) for entry in batch.entries[1:]])
+            await batch.ack()
+        assert await own_bus.length(TRAJECTORIES) == 0
+        assert (await plain.xpending(TRAJECTORIES.key, TRAINER_GROUP))["pending"] == 0
+        await plain.config_set("maxmemory", 0)
+    letters = await own_bus.length(DEAD)
+    held = journalled(journal)
+    journal.close()
+    tell(
+        "letters of a full redis",
+        unreadable=unreadable,
+        refused=refused,
+        letters=letters,
+        sent=count + 1,
+        journalled=len(held),
+        lost=count + 1 - len(set(held)),
+        doubled=len(held) - len(set(held)),
+    )
+    assert letters == unreadable + refused
+    assert held == list(range(count + 1))
 
 
 @rounds(2, 50)
