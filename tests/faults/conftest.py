@@ -1,12 +1,18 @@
-"""A Redis of a test's own, since faults change or kill it."""
+"""A Redis of a test's own, since faults change or kill it, and the services' processes around it."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from shared.adapters import bus as bus_module
+from shared.adapters.bus import Bus
+from shared.adapters.dataset import Dataset, write_dataset
+from shared.market.session import SplitConfig
+from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer, free_port
+from tests.services.trainer.test_processes import System
 
 
 @pytest.fixture
@@ -22,3 +28,24 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader of this process looks around often."""
     monkeypatch.setattr(bus_module, "BLOCK_MS", 20)
+
+
+@pytest.fixture(scope="session")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
+    """A data set for all processes."""
+    path = tmp_path_factory.mktemp("bars") / "bars.duckdb"
+    split = SplitConfig(train=0.5, validation=0.25)
+    return path, write_dataset(path, synthesize(Market.OU, 6_000, seed=1), "synthetic ou", split_config=split)
+
+
+@pytest_asyncio.fixture
+async def system(tmp_path: Path, bars: tuple[Path, Dataset], own_redis: RedisServer) -> AsyncIterator[System]:
+    """Services to start as processes; killed at the end."""
+    (tmp_path / "bars.duckdb").symlink_to(bars[0])
+    bus = Bus(own_redis.url)
+    system = System(tmp_path, bars[1], own_redis, bus)
+    yield system
+    for process in system.processes.values():
+        process.kill()
+        process.wait()
+    await bus.close()

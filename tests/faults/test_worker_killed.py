@@ -1,0 +1,246 @@
+"""Self-play workers as real processes: killed at any byte of what they send, cut off, and held back."""
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from services.selfplay.config import SelfPlayConfig
+from services.selfplay.settings import SelfPlaySettings
+from services.trainer.journal import Journal
+from shared.adapters.bus import Bus
+from shared.messages.codec import decode_trajectory
+from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
+from tests.faults.counts import rounds, tell
+from tests.faults.processes import resident_kib
+from tests.faults.proxy import Cut, Proxy
+from tests.faults.reading import in_background, until, until_drained
+from tests.services.selfplay.test_service import publish
+from tests.services.trainer.test_processes import System
+
+#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("broken_connections"),
+]
+
+LANES = 4
+
+#: Short sessions, so that much is sent.
+WORKER = {"MM_SELFPLAY__LANES": str(LANES), "MM_ENVIRONMENT__SESSION_BARS": "20"}
+
+#: A worker that grows by more than this while nobody hears it keeps what it should not have played.
+MOST_GROWTH_KIB = 50 << 10
+
+ENTRY_ID = re.compile(rb"\$\d+\r\n(\d+-\d+)\r\n")
+
+
+@dataclass
+class Received:
+    """What was journalled, with the entry ids that it came under."""
+
+    entry_ids: set[str] = field(default_factory=set)
+    delivered: int = 0
+    doubled: int = 0
+
+
+async def journal_all(bus: Bus, journal: Journal, received: Received) -> None:
+    """Journal what comes, then acknowledge it, until cancelled."""
+    async for batch in bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"):
+        played = [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
+        new = journal.append(played)
+        received.delivered += len(played)
+        received.doubled += len(played) - len(new)
+        received.entry_ids.update(entry.entry_id for entry in batch.entries)
+        await batch.ack()
+
+
+async def a_version(system: System) -> None:
+    """Publish one for the workers to play with."""
+    settings = SelfPlaySettings(home=system.home, redis_url=SecretStr(system.redis.url))
+    await publish(system.bus, settings, 0)
+
+
+@rounds(2, 50)
+async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
+    system: System, tmp_path: Path, count: int
+) -> None:
+    """Killed in turn within a request, before its reply, and at any moment; another one takes its place."""
+    rng = np.random.default_rng(8)
+    acknowledged: set[str] = set()
+    kill_in = ""
+    sent_at: list[float] = []
+
+    def kill() -> None:
+        nonlocal kill_in
+        kill_in = ""
+        system.processes["selfplay"].kill()
+
+    async def at_request(request: bytes) -> bytes | None:
+        if TRAJECTORIES.key.encode() not in request or b"XADD" not in request:
+            return request
+        sent_at.append(time.monotonic())
+        if kill_in == "request":
+            kill()
+            raise Cut(request[: rng.integers(len(request))])
+        return request
+
+    async def at_reply(reply: bytes) -> bytes | None:
+        entry_ids = {found.decode() for found in ENTRY_ID.findall(reply)}
+        if entry_ids and kill_in == "reply":
+            kill()
+            return None
+        acknowledged.update(entry_ids)
+        return reply
+
+    await a_version(system)
+    announcement = await system.bus.last_id(CHECKPOINTS)  # an entry id, too, that a worker is told
+    journal, received, waits = Journal(tmp_path / "journal"), Received(), []
+    async with (
+        Proxy(system.redis, request=at_request, reply=at_reply) as proxy,
+        in_background(journal_all(system.bus, journal, received)),
+    ):
+        for number in range(count + 1):
+            begun = time.monotonic()
+            worker = system.start("selfplay", MM_REDIS_URL=proxy.url, **WORKER)
+            await until(lambda: sent_at[-1:] > [begun])  # noqa: B023
+            waits.append(sent_at[-1] - begun)
+            await asyncio.sleep(rng.uniform(0.0, 0.3))
+            kill_in = ("request", "reply", "")[number % 3]
+            if not kill_in:
+                kill()
+            await until(lambda: worker.poll() is not None)  # noqa: B023
+        await until_drained(system.bus)
+    held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
+    journal.close()
+    acknowledged.discard(announcement)
+    lost = acknowledged - received.entry_ids
+    partial = await system.bus.length(DEAD)
+    tell(
+        "worker killed",
+        kills=count + 1,
+        acknowledged=len(acknowledged),
+        journalled=len(held),
+        lost=len(lost),
+        partial=partial,
+        doubled=len(held) - len(set(held)),
+        replacement_median_seconds=round(float(np.median(waits[1:])), 2),
+        replacement_slowest_seconds=round(max(waits[1:]), 2),
+    )
+    assert len(acknowledged) >= count
+    assert lost == set()
+    assert partial == 0
+    assert len(held) == len(set(held))
+
+
+@rounds(3, 60)
+async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
+    system: System, tmp_path: Path, count: int
+) -> None:
+    """For so many seconds nothing that it sends or is sent gets through."""
+    parted = asyncio.Event()
+
+    async def swallow(piece: bytes) -> bytes | None:
+        return b"" if parted.is_set() else piece
+
+    await a_version(system)
+    journal, received = Journal(tmp_path / "journal"), Received()
+    async with (
+        Proxy(system.redis, request=swallow, reply=swallow) as proxy,
+        in_background(journal_all(system.bus, journal, received)),
+    ):
+        worker = system.start("selfplay", MM_REDIS_URL=proxy.url, **WORKER)
+        await until(lambda: journal.position >= 20 * LANES)
+        parted.set()
+        before = most = resident_kib(worker.pid)
+        end = time.monotonic() + count
+        while time.monotonic() < end:
+            await asyncio.sleep(0.1)
+            most = max(most, resident_kib(worker.pid))
+        while_parted = journal.position
+        parted.clear()
+        proxy.cut_all()
+        await until(lambda: journal.position >= while_parted + 20 * LANES)
+        assert await asyncio.to_thread(system.stop, "selfplay") == 0
+        await until_drained(system.bus)
+    held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
+    journal.close()
+    tell(
+        "worker cut off",
+        seconds=count,
+        growth_kib=most - before,
+        delivered=received.delivered,
+        doubled_deliveries=received.doubled,
+        journalled=len(held),
+        partial=await system.bus.length(DEAD),
+        doubled=len(held) - len(set(held)),
+    )
+    assert most - before < MOST_GROWTH_KIB
+    assert len(held) == len(set(held)) == received.delivered - received.doubled
+    assert list((system.home / "unsent").glob("*")) == []
+    assert await system.bus.length(DEAD) == 0
+
+
+@rounds(4, 600)
+async def test_a_trainer_at_a_quarter_of_the_speed_holds_the_workers_back_and_nothing_is_trimmed(
+    system: System, tmp_path: Path, count: int
+) -> None:
+    """For so many seconds, with two workers."""
+    config = SelfPlayConfig()
+    replicas = 2
+    await a_version(system)
+    journal, received = Journal(tmp_path / "journal"), Received()
+    for number in range(replicas):
+        worker = system.start("selfplay", MM_INSTANCE=f"selfplay-{number}", **WORKER)
+        system.processes[f"selfplay-{number}"] = worker
+    async with in_background(journal_all(system.bus, journal, received)):
+        await until(lambda: journal.position >= 20 * LANES)
+        begun, before = time.monotonic(), journal.position
+        await asyncio.sleep(2.0)
+        per_second = (journal.position - before) / (time.monotonic() - begun)
+        assert per_second > 0.0
+
+    longest, quick, end = 0, journal.position, time.monotonic() + count
+
+    async def read_slowly() -> None:
+        async for batch in system.bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"):
+            await asyncio.sleep(4 * len(batch.entries) / per_second)
+            played = [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
+            journal.append(played)
+            await batch.ack()
+
+    async with in_background(read_slowly()):
+        while time.monotonic() < end:
+            longest = max(longest, await system.bus.length(TRAJECTORIES))
+            await asyncio.sleep(0.02)
+    slowly = journal.position
+    for name in [name for name in system.processes if name != "selfplay"]:
+        assert await asyncio.to_thread(system.stop, name) == 0
+    async with in_background(journal_all(system.bus, journal, received)):
+        await until_drained(system.bus)
+    async with Redis.from_url(system.redis.url, protocol=2) as plain:
+        added = int((await plain.xinfo_stream(TRAJECTORIES.key))["entries-added"])
+    held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
+    journal.close()
+    # One batch of each worker is on its way, one in play, the others wait in its queue.
+    bound = config.high_water + replicas * (config.unsent_batches + 2) * LANES
+    tell(
+        "trainer at a quarter of the speed",
+        seconds=count,
+        workers_per_second=round(per_second, 1),
+        trainer_per_second=round((slowly - quick) / count, 1),
+        longest=longest,
+        bound=bound,
+        appended=added,
+        journalled=len(held),
+        trimmed=added - len(held),
+        doubled=len(held) - len(set(held)),
+    )
+    assert added == len(held) == len(set(held))
+    assert config.high_water < longest <= bound
