@@ -19,7 +19,7 @@ from shared.adapters.files import write_whole
 from shared.adapters.promotions import promote, report_path
 from shared.adapters.validations import ValidationStore
 from shared.engine.precision import Precision
-from shared.errors import CheckpointError, MuZeroError, PromotionError, ServiceError
+from shared.errors import CheckpointError, MuZeroError, PromotionError, ServiceError, StoreAwayError
 from shared.messages.schemas import AlertRaised, ValidationReported, VersionPromoted
 from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle
@@ -28,6 +28,9 @@ log = structlog.get_logger()
 
 #: The database of judgements, beside the reports.
 DATABASE = "validations.duckdb"
+
+#: The checkpoint store does not answer: how long until a version's turn comes again.
+STORE_RETRY_SECONDS = 5.0
 
 
 class _StoppedError(Exception):
@@ -90,12 +93,16 @@ class ValidatorService:
             await asyncio.gather(listening, stopping, return_exceptions=True)
 
     async def _listen(self) -> None:
+        """Hear of versions; all that was announced before the start is heard before any is judged."""
         try:
+            last = _place(await self._lifecycle.bus.last_id(CHECKPOINTS))
             async for published in self._lifecycle.bus.follow(CHECKPOINTS):
                 self._waiting.update(entry.message.version for entry in published)
                 self._waiting -= self._done
-                if self._waiting:
-                    self._arrived.set()
+                if not published or _place(published[-1].entry_id) >= last:
+                    last = (0, 0)
+                    if self._waiting:
+                        self._arrived.set()
         finally:
             self._arrived.set()
 
@@ -108,6 +115,9 @@ class ValidatorService:
         try:
             report = await asyncio.to_thread(self._validate, version)
         except _StoppedError:
+            return False
+        except StoreAwayError as away:
+            await self._wait_for_store(version, away)
             return False
         except MuZeroError as failure:
             if not await self._lifecycle.until_stopping(self._tell_skipped(version, str(failure))):
@@ -175,7 +185,7 @@ class ValidatorService:
     async def _promote(self, version: int) -> None:
         """Make a version that passed the paper gate the best, and the one that trades on paper."""
         try:
-            message = await asyncio.to_thread(self._point, version)
+            message = await self._pointed_at(version)
         except PromotionError as withheld:
             log.info("promotion_withheld", version=version, reason=str(withheld))
             return
@@ -185,11 +195,24 @@ class ValidatorService:
         await self._lifecycle.bus.announce(PROMOTIONS, message)
         log.info("version_promoted", version=version, stage=message.stage)
 
+    async def _pointed_at(self, version: int) -> VersionPromoted:
+        """Move the pointers, however long the store does not answer."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._point, version)
+            except StoreAwayError as away:
+                await self._wait_for_store(version, away)
+
     def _point(self, version: int) -> VersionPromoted:
         self._desk.store.point(Pointer.BEST, version)
         return promote(
             self._desk.store, self._desk.reports, version, "paper", by="validator", replace_live=False
         )
+
+    async def _wait_for_store(self, version: int, away: StoreAwayError) -> None:
+        """Wait until it is worth asking again."""
+        log.warning("store_away", version=version, error=str(away), retry_seconds=STORE_RETRY_SECONDS)
+        await self._lifecycle.sleep(STORE_RETRY_SECONDS)
 
     async def _tell_skipped(self, version: int, reason: str) -> bool:
         """Tell of a version that cannot be judged; True when it is told."""
@@ -238,6 +261,12 @@ def _announcement(report: ValidationReport) -> ValidationReported:
         reasons=report.reasons,
         seconds=report.seconds,
     )
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    """Milliseconds and number of an entry id: entries in the order in which they came."""
+    ms, number = entry_id.split("-")
+    return int(ms), int(number)
 
 
 def _raise_failure(task: asyncio.Task[None]) -> None:

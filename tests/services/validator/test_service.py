@@ -12,7 +12,7 @@ import pytest
 
 from services.validator.service import Desk, ValidatorService
 from services.validator.validation import Standards, Validator
-from shared.adapters.bus import Bus
+from shared.adapters.bus import READ_COUNT, Bus
 from shared.adapters.checkpoints import Pointer
 from shared.adapters.validations import Ground
 from shared.market.session import Split
@@ -22,6 +22,7 @@ from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from shared.runtime.settings import ServiceSettings
 from tests.services.validator.cases import STANDARDS, save_version, small_dataset, store_with
+from tests.shared.adapters.checkpoint_versions import folder
 
 M = TypeVar("M", bound=Message)
 
@@ -117,12 +118,30 @@ async def test_a_restart_goes_on_from_where_it_stood(
     assert [message.version for message in validations] == [1, 2]
 
 
+async def test_after_a_long_absence_the_newest_of_all_is_judged_first(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """More versions than one reading of the stream brings; only the last two are kept."""
+    last = 2 * READ_COUNT + 5
+    desk = desk_in(tmp_path, last - 1, last)
+    await publish(bus, *range(1, last + 1))
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=last, skipped=last - 2)
+    validations = await until_told(bus, VALIDATIONS, 2)
+    assert [message.version for message in validations] == [last, last - 1]
+    alerts = await until_told(bus, ALERTS, last - 2)
+    assert [
+        f"no version {version}" in alert.detail
+        for version, alert in zip(range(last - 2, 0, -1), alerts, strict=True)
+    ] == [True] * (last - 2)
+
+
 async def test_a_version_that_cannot_be_judged_is_told_of_and_left(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     desk = desk_in(tmp_path, 1, 3)
     save_version(desk.store, 4, dataset="f" * 64)
-    damaged = desk.store.folder(3) / "weights.safetensors"
+    damaged = folder(desk.store, 3) / "weights.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     await publish(bus, 1, 2, 3, 4)
     async with running(redis_server, desk) as lifecycle:
