@@ -1,5 +1,7 @@
 """A Redis of a test's own, since faults change or kill it, and the services' processes around it."""
 
+import gc
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest_asyncio
 from shared.adapters import bus as bus_module
 from shared.adapters.bus import Bus
 from shared.adapters.dataset import Dataset, write_dataset
-from shared.market.session import SplitConfig
+from shared.market.session import SessionConfig, SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer, free_port
 from tests.services.trainer.test_processes import System
@@ -30,12 +32,26 @@ def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus_module, "BLOCK_MS", 20)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def last_broken_connections() -> Iterator[None]:
+    """Those of the last test, which its event loop held on to, are forgotten before pytest looks."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def bars(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     """A data set for all processes."""
     path = tmp_path_factory.mktemp("bars") / "bars.duckdb"
-    split = SplitConfig(train=0.5, validation=0.25)
-    return path, write_dataset(path, synthesize(Market.OU, 6_000, seed=1), "synthetic ou", split_config=split)
+    return path, write_dataset(
+        path,
+        synthesize(Market.OU, 9_000, seed=3),
+        "synthetic ou",
+        SessionConfig(min_mean_range_pips=0.0),
+        SplitConfig(train=0.4, validation=0.5, embargo_days=0),
+    )
 
 
 @pytest_asyncio.fixture

@@ -1,0 +1,95 @@
+"""The validator as a real process, killed while it judges: each version one result, the newest first."""
+
+import asyncio
+import signal
+
+import numpy as np
+import pytest
+
+from services.validator.service import Desk
+from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.validations import Ground
+from shared.market.session import Split
+from shared.messages.streams import ALERTS, VALIDATIONS
+from tests.faults.counts import rounds, tell
+from tests.services.trainer.test_processes import System
+from tests.services.validator.cases import save_version
+from tests.services.validator.test_service import publish
+
+#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("broken_connections"),
+]
+
+#: A judgement takes about a second.
+SHORT = {
+    "MM_VALIDATION__MAX_SESSIONS": "24",
+    "MM_VALIDATION__PAGE": "false",
+    "MM_SEARCH__SIMULATIONS": "8",
+    "MM_MONTE_CARLO__RUNS": "40",
+    "MM_SIZING__CURVES": "40",
+    "MM_SIZING__REPEATS": "2",
+    "MM_SIZING__HORIZON_DAYS": "60",
+    "MM_SIZING__MIN_PERIODS": "3",
+    "MM_HEARTBEAT_SECONDS": "0.05",
+}
+
+#: Versions announced before each kill, and while the validator is away.
+EACH = 2
+
+
+@rounds(1, 25)
+async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the_newest_first(
+    system: System, count: int
+) -> None:
+    rng = np.random.default_rng(11)
+    store = CheckpointStore(system.home / "checkpoints")
+    desk = Desk(store, system.home / "validations")
+    ground = Ground(system.dataset.fingerprint, Split.VALIDATION)
+    newest = 0
+
+    async def announce() -> None:
+        nonlocal newest
+        for _ in range(EACH):
+            newest += 1
+            save_version(store, newest, dataset=system.dataset.fingerprint)
+            await publish(system.bus, newest)
+
+    async def validating(version: int) -> bool:
+        return await system.detail("validator", "validating") == version
+
+    async def judged_all() -> bool:
+        return await system.detail("validator", "done") == newest
+
+    in_the_middle = 0
+    for _ in range(count):
+        await announce()
+        system.start("validator", **SHORT)
+        await system.until("the newest is judged first", lambda: validating(newest))
+        await asyncio.sleep(rng.uniform(0.0, 0.5))
+        system.stop("validator", signal.SIGKILL)
+        in_the_middle += newest not in desk.records.done(ground)
+        await announce()  # while it is away
+    system.start("validator", **SHORT)
+    await system.until("the newest is judged first", lambda: validating(newest))
+    await system.until("all are judged", judged_all)
+    assert await asyncio.to_thread(system.stop, "validator") == 0
+
+    told = [entry.message.version for entry in await system.bus.recent(VALIDATIONS, count=10_000)]
+    done = desk.records.done(ground)
+    reports = sorted(int(path.stem) for path in desk.reports.glob("*.json"))
+    tell(
+        "validator killed",
+        kills=count,
+        in_the_middle=in_the_middle,
+        versions=newest,
+        results=len(reports),
+        missing=newest - len(done),
+        told_again=len(told) - len(set(told)),
+    )
+    assert in_the_middle >= count // 5
+    assert done == set(told) == set(range(1, newest + 1))
+    assert reports == sorted(done)
+    assert len(told) - len(set(told)) <= count - in_the_middle  # killed after it told, before it noted so
+    assert await system.bus.length(ALERTS) == 0
