@@ -3,7 +3,6 @@
 import asyncio
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -26,7 +25,8 @@ from shared.runtime.settings import ServiceSettings, load
 app = typer.Typer(help="Versions that the trainer published.", no_args_is_help=True)
 
 Store = Annotated[
-    Path | None, typer.Option("--store", help="folder of the versions; the last local run's when not given")
+    str | None,
+    typer.Option("--store", help="folder or URL of versions; MM_CHECKPOINTS or the last local run's else"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 Version = Annotated[int, typer.Argument(min=0, help="a version's number")]
@@ -42,7 +42,7 @@ def list_versions(store: Store = None, as_json: Json = False) -> None:
         return
     columns = ("version", "episode", "update", "created (UTC)", "MB", "pointers", "fault")
     shown = [{**row, "created_at": str(row["created_at"] or "")[:16].replace("T", " ")} for row in rows]
-    print_table(f"versions in {versions.root}", columns, [list(row.values()) for row in shown])
+    print_table(f"versions in {versions.name}", columns, [list(row.values()) for row in shown])
 
 
 @app.command()

@@ -97,13 +97,15 @@ def require_running(home: Path) -> Run:
     return run
 
 
-def checkpoint_store(given: Path | None) -> CheckpointStore:
-    """The store that a command means: the given folder, else the one set, else the last local run's.
+def checkpoint_store(given: str | None) -> CheckpointStore:
+    """The store that a command means: the one given, else the one set, else the last local run's.
 
     Raises:
         NotUpError: there is no store to be found.
+        SettingsError: its URL is none.
     """
-    return CheckpointStore(given or _state_root(load(ServiceSettings)) / "checkpoints")
+    settings = load(ServiceSettings)
+    return CheckpointStore(given or settings.checkpoints or _state_folder(settings, "checkpoints"))
 
 
 def chosen_version(store: CheckpointStore, checkpoint: str) -> int:
@@ -125,22 +127,27 @@ def chosen_version(store: CheckpointStore, checkpoint: str) -> int:
 
 
 def validation_root(store: CheckpointStore) -> Path:
-    """The validator's reports on a store's versions lie beside the store."""
-    return store.root.parent / "validations"
+    """The validator's reports on a store's versions: beside a folder of them, else in the local state.
+
+    Raises:
+        NotUpError: there is neither.
+    """
+    if store.root:
+        return store.root.parent / "validations"
+    return _state_folder(load(ServiceSettings), "validations")
 
 
-def _state_root(settings: ServiceSettings) -> Path:
-    if settings.checkpoints:
-        return settings.checkpoints.parent
-    if (settings.home / "checkpoints").is_dir():
-        return settings.home
+def _state_folder(settings: ServiceSettings, name: str) -> Path:
+    """A folder of the state that services keep here, or of the last local run's."""
+    if (settings.home / name).is_dir():
+        return settings.home / name
     run = last_run(settings.home)
     if run is None:
         raise NotUpError(
-            f"no checkpoints in {settings.home} and no local run yet; name the folder with --store, "
+            f"no {name} in {settings.home} and no local run yet; name folder or URL with --store, "
             "or start the system with `micro-muzero up`"
         )
-    return Path(run.folder)
+    return Path(run.folder) / name
 
 
 def _state_path(home: Path) -> Path:

@@ -56,7 +56,8 @@ def selfplay(
         typer.Option(help="a version's number, or latest, best, promoted; random weights when not given"),
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="folder of the versions; the last local run's when not given")
+        str | None,
+        typer.Option(help="folder or URL of versions; MM_CHECKPOINTS or the last local run's else"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of sessions, exploration and random weights")] = 0,
     profile: Annotated[Path | None, typer.Option(help="TOML file with a table per group of settings")] = None,
@@ -163,7 +164,7 @@ def _play(
     count: int,
     data: Path | None,
     checkpoint: str | None,
-    store: Path | None,
+    store: str | None,
     seed: int,
     profile: Path | None,
 ) -> _Session:
@@ -191,7 +192,7 @@ def _play(
 
 
 def _agent(
-    checkpoint: str | None, store: Path | None, seed: int, settings: "SelfPlaySettings"
+    checkpoint: str | None, store: str | None, seed: int, settings: "SelfPlaySettings"
 ) -> "tuple[Agent, int]":
     """The version that plays, and how many episodes it learned from."""
     from services.trainer.settings import TrainerSettings

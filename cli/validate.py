@@ -21,7 +21,8 @@ Checkpoint = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="a data set; the last local run's when not given")]
 Store = Annotated[
-    Path | None, typer.Option("--store", help="folder of the versions; the last local run's when not given")
+    str | None,
+    typer.Option("--store", help="folder or URL of versions; MM_CHECKPOINTS or the last local run's else"),
 ]
 Sessions = Annotated[int, typer.Option(min=0, help="so many, spread over the split; 0 walks all")]
 Runs = Annotated[int, typer.Option(min=1, help="Monte Carlo runs")]
@@ -62,7 +63,7 @@ def _judge(
     checkpoint: str,
     split: Split,
     data: Path | None,
-    store: Path | None,
+    store: str | None,
     sessions: int,
     runs: int,
     out_folder: Path | None,

@@ -9,7 +9,8 @@
     ├── MessageError          a message cannot be read, or breaks its schema
     ├── JournalError          the trainer's journal is damaged
     ├── CheckpointError       a checkpoint is missing, damaged or of another shape
-    │   └── PromotionError    a version that has not passed its gate
+    │   ├── PromotionError    a version that has not passed its gate
+    │   └── StoreAwayError    the store does not answer or refuses: nothing is known of its versions
     ├── BrokerError           the broker refused, or answered what cannot be
     │   ├── OrderRejectedError    the broker refused an order and says why
     │   └── OutcomeUnknownError   an order was sent and its fate is not known yet
@@ -78,6 +79,10 @@ class PromotionError(CheckpointError):
     """A version that has not passed the gate it would be promoted through."""
 
     user_fault = True
+
+
+class StoreAwayError(CheckpointError):
+    """The store of checkpoints does not answer, or refuses; its versions may be whole, so try again."""
 
 
 class BrokerError(MuZeroError):

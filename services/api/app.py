@@ -3,6 +3,7 @@
 import time
 from http import HTTPStatus
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,7 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.api.metrics import REQUESTS, SECONDS
 from services.api.routes import checkpoints, events, journal, operator, pages, status, validations
 from services.api.state import Gateway, RedisAwayError
+from shared.errors import StoreAwayError
 from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers, problem
+
+log = structlog.get_logger()
 
 #: No route takes more than a reason or a stage.
 MAX_BODY_BYTES = 16_384
@@ -44,6 +48,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
     app.add_exception_handler(RedisAwayError, _on_redis_away)
+    app.add_exception_handler(StoreAwayError, _on_store_away)
     app.add_middleware(_Around)
     for module in (status, checkpoints, validations, journal, events, operator, pages):
         app.include_router(module.router)
@@ -53,6 +58,15 @@ def create_app(gateway: Gateway) -> FastAPI:
 async def _on_redis_away(_request: Request, _failure: Exception) -> Response:
     return problem(
         HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer; try again soon", headers={"Retry-After": "2"}
+    )
+
+
+async def _on_store_away(_request: Request, failure: Exception) -> Response:
+    log.warning("store_away", error=str(failure))
+    return problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the checkpoint store does not answer; try again soon",
+        headers={"Retry-After": "5"},
     )
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import structlog
 from redis.exceptions import RedisError
 
 from services.api.alerts import active_alerts
@@ -33,9 +34,11 @@ from services.api.views import (
 from shared.adapters.bus import TRANSIENT, Bus
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer
 from shared.adapters.promotions import Stage
-from shared.errors import CheckpointError
+from shared.errors import CheckpointError, StoreAwayError
 from shared.messages.schemas import CheckpointPublished, ControlIssued, Heartbeat, now
 from shared.messages.streams import DEAD, STREAMS
+
+log = structlog.get_logger()
 
 #: Services that belong to a whole system, in the order in which they are shown.
 EXPECTED_SERVICES = ("trainer", "selfplay", "validator", "inference", "trader", "broker", "api")
@@ -55,6 +58,14 @@ class _Live:
 
     heartbeats: list[Heartbeat]
     streams: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What lies in the store: versions, and where each pointer stands."""
+
+    versions: frozenset[int]
+    pointers: dict[Pointer, Pointed | None]
 
 
 @dataclass
@@ -96,19 +107,19 @@ class Gateway:
         return hmac.compare_digest(given, right)
 
     async def status(self) -> Status:
-        """The whole system at this moment; what only Redis knows is empty while it is away."""
+        """The whole system at this moment; what only Redis or the store knows is empty while it is away."""
         try:
             live: _Live | None = await self.ask(self._live)
         except RedisAwayError:
             live = None
-        pointers = await asyncio.to_thread(self._pointers)
+        shelf = await self._shelf_or_none()
         services = _services(live.heartbeats if live else [])
         complete = all(
             service.instances and all(instance.state != "degraded" for instance in service.instances)
             for service in services
         )
         status = Status(
-            state="running" if live and complete else "degraded",
+            state="running" if live and shelf and complete else "degraded",
             redis="up" if live else "away",
             time=now(),
             started_at=self.started_at,
@@ -116,7 +127,7 @@ class Gateway:
             services=services,
             streams=live.streams if live else {},
             dead_letters=live.streams[DEAD.key] if live else None,
-            pointers=pointers,
+            pointers=self._pointers(shelf or Shelf(frozenset(), dict.fromkeys(Pointer))),
             training=self._training(_detail_of(services, "trainer")),
             validation=self.history.last_validation,
             trader=Trader(
@@ -133,13 +144,21 @@ class Gateway:
         issued: ControlIssued | None = self.history.controls.get(target)
         return issued.state if issued else "running"
 
-    def checkpoint_versions(self) -> list[int]:
-        """Every version that is stored or was ever announced, newest first."""
-        return sorted({*self.history.checkpoints, *self.store.versions()}, reverse=True)
+    def shelf(self) -> Shelf:
+        """What lies in the store now.
 
-    def checkpoint(self, version: int) -> CheckpointSummary | None:
-        """One version, or None when it is neither stored nor was ever announced."""
-        stored = self.store.folder(version).is_dir()
+        Raises:
+            StoreAwayError: it does not answer.
+        """
+        return Shelf(frozenset(self.store.versions()), {name: self._pointer(name) for name in Pointer})
+
+    def checkpoint(self, version: int, shelf: Shelf) -> CheckpointSummary | None:
+        """One version, or None when it is neither stored nor was ever announced.
+
+        Raises:
+            StoreAwayError: the store does not answer.
+        """
+        stored = version in shelf.versions
         announced = self.history.checkpoints.get(version)
         made: CheckpointPublished | Manifest | None = announced
         fault = ""
@@ -148,10 +167,11 @@ class Gateway:
                 return None
             try:
                 made = self.store.manifest(version)
+            except StoreAwayError:
+                raise
             except CheckpointError as damaged:
                 fault = str(damaged)
-        pointed = {name: self.pointer(name) for name in Pointer}
-        promoted = pointed[Pointer.PROMOTED]
+        promoted = shelf.pointers[Pointer.PROMOTED]
         return CheckpointSummary(
             version=version,
             episode=made.episode if made else None,
@@ -160,16 +180,18 @@ class Gateway:
             metrics=made.metrics if made else {},
             weights_sha256=_weights_sha256(made),
             stored=stored,
-            pointers=[name.value for name, at in pointed.items() if at and at.version == version],
+            pointers=[name.value for name, at in shelf.pointers.items() if at and at.version == version],
             stage=_stage(promoted) if promoted and promoted.version == version else None,
             validation=self.history.validations.get(version),
             fault=fault,
         )
 
-    def pointer(self, name: Pointer) -> Pointed | None:
+    def _pointer(self, name: Pointer) -> Pointed | None:
         """Where a pointer stands; None when it was never set or its file is damaged."""
         try:
             return self.store.pointer(name)
+        except StoreAwayError:
+            raise
         except CheckpointError:
             return None
 
@@ -178,15 +200,22 @@ class Gateway:
         lengths = {stream.key: await self.bus.length(stream) for stream in STREAMS}
         return _Live(heartbeats, lengths)
 
-    def _pointers(self) -> Pointers:
-        versions = self.store.versions()
-        best, promoted = self.pointer(Pointer.BEST), self.pointer(Pointer.PROMOTED)
-        newest = max([*versions[-1:], *list(self.history.checkpoints)[-1:]], default=None)
+    def _pointers(self, shelf: Shelf) -> Pointers:
+        best, promoted = shelf.pointers[Pointer.BEST], shelf.pointers[Pointer.PROMOTED]
+        newest = max([*shelf.versions, *list(self.history.checkpoints)[-1:]], default=None)
         return Pointers(
             newest=newest,
             best=best.version if best else None,
             promoted=Promoted(version=promoted.version, stage=_stage(promoted)) if promoted else None,
         )
+
+    async def _shelf_or_none(self) -> Shelf | None:
+        """What lies in the store; None while it does not answer."""
+        try:
+            return await asyncio.to_thread(self.shelf)
+        except StoreAwayError as away:
+            log.warning("store_away", error=str(away))
+            return None
 
     def _training(self, live: Detail) -> Training:
         newest = max(self.history.checkpoints, default=None)

@@ -16,7 +16,7 @@ from shared.agent.agent import Agent
 from shared.agent.decide import Decisions, decide
 from shared.engine.precision import Precision
 from shared.environment.position import NUM_STATIC
-from shared.errors import CheckpointError, MuZeroError
+from shared.errors import CheckpointError, MuZeroError, StoreAwayError
 from shared.features.kernels import NUM_FEATURES
 from shared.features.window import WINDOW_BARS
 from shared.messages.schemas import AlertRaised
@@ -56,6 +56,7 @@ class PromotedVersion:
         self._store, self._search, self._precision = store, search, precision
         self._served: Served | None = None
         self._refused: Pointed | None = None
+        self._store_is_away = False
         # Torch and numba work in this one thread: decisions are made one after the other, and a version
         # is loaded and warmed in another, so that no request waits for it.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="decide", initializer=_one_torch_thread)
@@ -85,19 +86,22 @@ class PromotedVersion:
         """Serve what the pointer names.
 
         Returns:
-            An alert when the version it names is refused, once for each such version.
+            An alert when the version it names is refused, once for each such version, or when the store
+            no longer answers, once until it does.
         """
         loop = asyncio.get_running_loop()
         pointed: Pointed | None = None
         try:
             pointed = await loop.run_in_executor(self._loader, self._store.pointer, Pointer.PROMOTED)
             if pointed is None or self._serves(pointed):
-                self._refused = None
+                self._refused, self._store_is_away = None, False
                 return None
             self._served = await loop.run_in_executor(self._loader, self._load, pointed)
+        except StoreAwayError as away:
+            return self._lose_store(away)
         except MuZeroError as damaged:
             return self._refuse(pointed, damaged)
-        self._refused = None
+        self._refused, self._store_is_away = None, False
         log.info("version_served", version=pointed.version, stage=pointed.stage)
         return None
 
@@ -150,6 +154,14 @@ class PromotedVersion:
         serving = f"version {self._served.version} goes on" if self._served else "none is served"
         log.error("version_refused", error=str(damaged), serving=self._served and self._served.version)
         return AlertRaised(source="inference", name="version_refused", detail=f"{damaged}; {serving}"[:2048])
+
+    def _lose_store(self, away: StoreAwayError) -> AlertRaised | None:
+        told_before, self._store_is_away = self._store_is_away, True
+        if told_before:
+            return None
+        serving = f"version {self._served.version} goes on" if self._served else "none is served"
+        log.error("store_away", error=str(away), serving=self._served and self._served.version)
+        return AlertRaised(source="inference", name="store_away", detail=f"{away}; {serving}"[:2048])
 
 
 def _one_torch_thread() -> None:

@@ -23,7 +23,7 @@ from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import read_dataset
 from shared.agent.agent import Agent
 from shared.agent.trajectory import Trajectory
-from shared.errors import CheckpointError, MuZeroError
+from shared.errors import CheckpointError, MuZeroError, StoreAwayError
 from shared.messages.codec import encode_trajectory
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
@@ -126,6 +126,9 @@ class SelfPlayService:
             return player
         try:
             agent = await asyncio.to_thread(load_agent, self._store, newest.version, self._settings.precision)
+        except StoreAwayError as away:  # asked again before the next batch
+            log.warning("version_not_fetched", version=newest.version, error=str(away))
+            return player
         except CheckpointError as damaged:
             log.error("version_refused", version=newest.version, error=str(damaged))  # noqa: TRY400
             self._refused = newest.version

@@ -10,7 +10,7 @@ from services.trainer.training import SavedState, Training
 from shared.adapters.agents import model_config
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointer
-from shared.errors import CheckpointError, DataError, MessageError, SettingsError
+from shared.errors import CheckpointError, DataError, MessageError, SettingsError, StoreAwayError
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS
 
@@ -53,7 +53,7 @@ class Publisher:
         for damaged in refused:
             log.error("checkpoint_refused", error=str(damaged))
         if manifest is None and refused:
-            raise CheckpointError(f"{self._store.root}: every version is damaged; the newest: {refused[0]}")
+            raise CheckpointError(f"{self._store.name}: every version is damaged; the newest: {refused[0]}")
         if manifest is None:
             self._write()
             return
@@ -67,7 +67,7 @@ class Publisher:
         self._metrics.published(version, self._training)
 
     async def publish(self, *, patience_seconds: float | None = None) -> None:
-        """Write a version and announce it; when the disk refuses, learning goes on until the next is due.
+        """Write a version and announce it; when disk or store refuses, learning goes on until the next.
 
         Args:
             patience_seconds: how long to wait for Redis to hear of it; None waits as long as it takes.
@@ -76,7 +76,7 @@ class Publisher:
         try:
             await asyncio.to_thread(self._write)
             await asyncio.to_thread(self._collect_garbage)
-        except OSError as refused:
+        except (OSError, StoreAwayError) as refused:
             DISK_FAILURES.labels("checkpoint").inc()
             log.error("checkpoint_write_failed", error=str(refused))  # noqa: TRY400  the text says it all
         try:
@@ -127,7 +127,7 @@ class Publisher:
         manifest, refused = self._store.newest_valid()
         if manifest is None:
             raise CheckpointError(
-                f"{self._store.root}: no valid version to roll back to ({len(refused)} damaged)"
+                f"{self._store.name}: no valid version to roll back to ({len(refused)} damaged)"
             )
         self._training.roll_back(
             self._store.weights(manifest.version), self._store.training(manifest.version)
@@ -148,6 +148,8 @@ class Publisher:
         for version in self._store.versions():
             try:
                 needed.append(SavedState.of(self._store.manifest(version)).replay_start)
+            except StoreAwayError:
+                raise  # what it needs is not known
             except CheckpointError as damaged:
                 log.error("checkpoint_refused", error=str(damaged))  # noqa: TRY400  the text says it all
         removed = self._journal.remove_before(min(needed))
@@ -159,12 +161,12 @@ class Publisher:
         sizes, wanted = model_config(manifest), self._training.config.model
         if sizes != wanted:
             raise SettingsError(
-                f"{self._store.root}: version {manifest.version} has {sizes}, the settings ask for {wanted}; "
-                "set the [model] group to the former, or begin in another home"
+                f"{self._store.name}: version {manifest.version} has {sizes}, the settings ask for {wanted}; "
+                "set the [model] group to the former, or begin in another home and store"
             )
         if manifest.dataset != self._training.dataset:
             raise DataError(
-                f"{self._store.root}: version {manifest.version} was trained on data set "
+                f"{self._store.name}: version {manifest.version} was trained on data set "
                 f"{manifest.dataset[:12]}…, this is {self._training.dataset[:12]}…; "
-                "give that data set, or begin in another home"
+                "give that data set, or begin in another home and store"
             )

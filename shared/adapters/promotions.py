@@ -4,21 +4,16 @@ The validator promotes to paper by itself; the gateway and the command line prom
 them come through here, so that none can promote a version whose report did not pass the stage's gate.
 """
 
-import contextlib
-import fcntl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer, moved
 from shared.errors import PromotionError
 from shared.messages.schemas import VersionPromoted
 
 Stage = Literal["paper", "live"]
-
-_LOCK = ".promotion.lock"
 
 
 class GateVerdict(BaseModel):
@@ -92,15 +87,18 @@ def promote(
     """
     store.verify(version)
     check_gate(report_path(validation_root, version), version, stage)
-    with _exclusive(store):
-        standing = store.pointer(Pointer.PROMOTED)
+
+    def where(standing: Pointed | None) -> Pointed | None:
         if standing and standing.stage == "live" and stage == "paper" and not replace_live:
             raise PromotionError(
                 f"version {standing.version} is promoted live; "
                 f"a paper promotion of {version} does not replace it"
             )
-        if standing is None or (standing.version, standing.stage) != (version, stage):
-            store.point(Pointer.PROMOTED, version, stage=stage)
+        if standing and (standing.version, standing.stage) == (version, stage):
+            return None
+        return moved(standing, version, stage)
+
+    store.move(Pointer.PROMOTED, where)
     return VersionPromoted(version=version, stage=stage, by=by)
 
 
@@ -115,16 +113,20 @@ def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> Vers
         PromotionError: nothing was promoted before.
         CheckpointError: the earlier version is missing or damaged.
     """
-    with _exclusive(store):
-        standing = store.pointer(Pointer.PROMOTED)
+
+    def back(standing: Pointed | None) -> Pointed:
         if standing is None or not standing.history:
             raise PromotionError("no version was promoted before; there is nothing to roll back to")
         earlier = standing.history[-1]
         store.verify(earlier)
         live = standing.stage == "live" and _passed(validation_root, earlier, "live")
-        stage: Stage = "live" if live else "paper"
-        store.roll_back(Pointer.PROMOTED, stage=stage)
-    return VersionPromoted(version=earlier, stage=stage, by=by, rolled_back_from=standing.version)
+        return Pointed(earlier, "live" if live else "paper", standing.history[:-1])
+
+    before, after = store.move(Pointer.PROMOTED, back)
+    assert before is not None
+    assert after is not None
+    stage: Stage = "live" if after.stage == "live" else "paper"
+    return VersionPromoted(version=after.version, stage=stage, by=by, rolled_back_from=before.version)
 
 
 def _passed(validation_root: Path, version: int, stage: Stage) -> bool:
@@ -133,12 +135,3 @@ def _passed(validation_root: Path, version: int, stage: Stage) -> bool:
     except PromotionError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _exclusive(store: CheckpointStore) -> Iterator[None]:
-    """Hold the promotion pointer for one process: it is read, then written."""
-    store.root.mkdir(parents=True, exist_ok=True)
-    with (store.root / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -65,14 +65,16 @@ class ServiceSettings(BaseSettings):
     alive_file: Path | None = Field(None, description="touched at each heartbeat, for health checks")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
     dataset: Path = Field(Path("data/dataset.duckdb"), description="the DuckDB file of bars")
-    checkpoints: Path | None = Field(None, description="checkpoint store; `<home>/checkpoints` when unset")
+    checkpoints: str | None = Field(
+        None, description="checkpoint store: a folder or s3://bucket/prefix; `<home>/checkpoints` when unset"
+    )
     precision: Precision = Field(
         Precision.AUTO, description="of decisions: bfloat16 where the processor multiplies it, or one by name"
     )
 
     @property
-    def checkpoint_root(self) -> Path:
-        """Folder of the checkpoint store."""
+    def checkpoint_root(self) -> Path | str:
+        """Folder of the checkpoint store, or its URL."""
         return self.checkpoints or self.home / "checkpoints"
 
     @property

@@ -12,7 +12,7 @@ from shared.adapters.promotions import report_path
 from shared.errors import CheckpointError, PromotionError
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
-from tests.shared.adapters.test_checkpoints import filled
+from tests.shared.adapters.checkpoint_versions import filled, folder
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def _run(*arguments: str) -> str:
 
 
 def _report(store: CheckpointStore, version: int, *gates: str) -> None:
+    assert store.root is not None
     path = report_path(store.root.parent / "validations", version)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"schema_version": 1, "version": version, "passed_gates": gates}))
@@ -37,7 +38,7 @@ def _report(store: CheckpointStore, version: int, *gates: str) -> None:
 
 def test_list_tells_every_version_and_its_pointers(store: CheckpointStore) -> None:
     store.point(Pointer.LATEST, 3)
-    store.folder(1).joinpath("manifest.json").write_text("{")
+    folder(store, 1).joinpath("manifest.json").write_text("{")
     rows = json.loads(_run("list", "--json"))
     assert [row["version"] for row in rows] == [0, 1, 2, 3]
     assert [row["pointers"] for row in rows] == ["", "", "", "latest"]
@@ -90,7 +91,7 @@ def test_an_unknown_version_is_named(store: CheckpointStore) -> None:
 
 def test_verify_finds_a_flipped_bit(store: CheckpointStore) -> None:
     assert json.loads(_run("verify", "--json")) == {"ok": True, "faults": {}}
-    path = store.folder(2) / WEIGHTS
+    path = folder(store, 2) / WEIGHTS
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)

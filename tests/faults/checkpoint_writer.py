@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from shared.adapters.checkpoints import CheckpointStore, Pointer
-from tests.shared.adapters.test_checkpoints import manifest, tensors
+from tests.shared.adapters.checkpoint_versions import manifest, tensors
 
 #: What Python tells of (`sys.addaudithook`) when files are made, written to, moved and removed.
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}

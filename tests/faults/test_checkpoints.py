@@ -7,17 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.adapters.checkpoints import (
-    MANIFEST,
-    MANIFEST_SHA256,
-    TRAINING,
-    WEIGHTS,
-    CheckpointStore,
-    Pointer,
-)
+from shared.adapters.checkpoint_files import MANIFEST, MANIFEST_SHA256
+from shared.adapters.checkpoints import TRAINING, WEIGHTS, CheckpointStore, Pointer
 from tests.conftest import ROOT
 from tests.faults.counts import rounds, tell
-from tests.shared.adapters.test_checkpoints import equal, filled, tensors
+from tests.shared.adapters.checkpoint_versions import equal, filled, folder, tensors
 
 #: All that a version consists of.
 FILES = (WEIGHTS, TRAINING, MANIFEST, MANIFEST_SHA256)
@@ -66,7 +60,7 @@ def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(tmp_pa
     store = filled(tmp_path, 1, 2)
     found = 0
     for number in range(count):
-        path = store.folder(2) / FILES[number % len(FILES)]
+        path = folder(store, 2) / FILES[number % len(FILES)]
         whole = path.read_bytes()
         if rng.random() < 0.5:
             os.truncate(path, int(rng.integers(len(whole))))

@@ -12,7 +12,7 @@ import pytest
 from services.trainer.journal import Journal
 from shared.adapters.checkpoints import CheckpointStore
 from tests.faults.counts import rounds, tell
-from tests.shared.adapters.test_checkpoints import equal, manifest, tensors
+from tests.shared.adapters.checkpoint_versions import equal, folder, manifest, tensors
 from tests.shared.messages.trajectories import random_trajectory, same
 
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path: Pat
     rng = np.random.default_rng(4)
     store = CheckpointStore(tmp_path)
     store.save(manifest(1), tensors(1), tensors(2))
-    sizes = [path.stat().st_size for path in store.folder(1).iterdir()]
+    sizes = [path.stat().st_size for path in folder(store, 1).iterdir()]
     refused = 0
     for _ in range(count):
         with files_of_at_most(int(rng.integers(max(sizes)))), pytest.raises(OSError, match="too large"):

@@ -15,7 +15,7 @@ from services.api.state import Gateway, RedisAwayError
 from services.api.views import Accepted, CheckpointDetail, CheckpointSummary, Page
 from shared.adapters.checkpoints import WEIGHTS
 from shared.adapters.promotions import Stage, promote, roll_back
-from shared.errors import CheckpointError
+from shared.errors import CheckpointError, StoreAwayError
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import PROMOTIONS
 
@@ -45,8 +45,10 @@ async def checkpoints(
     """Every version that is stored or was ever announced, newest first."""
 
     def read() -> Page[CheckpointSummary]:
-        versions = [v for v in gateway.checkpoint_versions() if before is None or v < before]
-        items = [summary for v in versions[:limit] if (summary := gateway.checkpoint(v))]
+        shelf = gateway.shelf()
+        known = sorted({*gateway.history.checkpoints, *shelf.versions}, reverse=True)
+        versions = [v for v in known if before is None or v < before]
+        items = [summary for v in versions[:limit] if (summary := gateway.checkpoint(v, shelf))]
         more = len(versions) > limit
         return Page(items=items, next=str(versions[limit - 1]) if more else None)
 
@@ -58,13 +60,15 @@ async def checkpoint(gateway: FromGateway, version: Version) -> CheckpointDetail
     """One version, with its manifest while its files are kept."""
 
     def read() -> CheckpointDetail:
-        summary = gateway.checkpoint(version)
+        summary = gateway.checkpoint(version, gateway.shelf())
         if summary is None:
             raise _unknown(version)
         if not summary.stored:
             return CheckpointDetail(summary=summary, manifest=None)
         try:
             manifest = gateway.store.manifest(version)
+        except StoreAwayError:
+            raise
         except CheckpointError:  # the summary tells its fault
             return CheckpointDetail(summary=summary, manifest=None)
         return CheckpointDetail(summary=summary, manifest=json.loads(manifest.model_dump_json()))
@@ -83,6 +87,8 @@ async def weights(gateway: FromGateway, version: Version) -> Response:
         raise _unknown(version)
     try:
         data = await asyncio.to_thread(gateway.store.file_bytes, version, WEIGHTS)
+    except StoreAwayError:
+        raise
     except CheckpointError as damaged:
         raise HTTPException(HTTPStatus.CONFLICT, f"version {version} is damaged: {damaged}") from damaged
     sha256 = (await asyncio.to_thread(gateway.store.manifest, version)).files[WEIGHTS].sha256
@@ -131,6 +137,8 @@ async def _change(gateway: Gateway, act: Callable[[], VersionPromoted]) -> Accep
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer; nothing was changed"
         ) from away
+    except StoreAwayError:
+        raise
     except CheckpointError as refused:
         raise HTTPException(HTTPStatus.CONFLICT, str(refused)) from refused
     try:

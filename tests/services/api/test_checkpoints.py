@@ -13,6 +13,7 @@ from shared.adapters.checkpoints import Pointer
 from shared.messages.streams import CONTROL, PROMOTIONS
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import KEY, System, running_system, save_version
+from tests.shared.adapters.checkpoint_versions import folder
 
 PROBLEM = "application/problem+json"
 
@@ -51,7 +52,7 @@ async def test_a_version_that_was_never_announced_is_listed_from_its_manifest(sy
 
 async def test_a_damaged_manifest_is_listed_with_its_fault(system: System) -> None:
     save_version(system.store, 6)
-    (system.store.folder(6) / "manifest.json").write_text("{")
+    (folder(system.store, 6) / "manifest.json").write_text("{")
     item = (await system.client.get("/checkpoints")).json()["items"][0]
     assert item["episode"] is None
     assert "damaged manifest" in item["fault"]
@@ -80,7 +81,7 @@ async def test_weights_are_the_verified_file(system: System) -> None:
 
 async def test_damaged_weights_are_not_sent(system: System) -> None:
     await system.publish(2)
-    path = system.store.folder(2) / "weights.safetensors"
+    path = folder(system.store, 2) / "weights.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -121,7 +122,7 @@ async def test_only_a_version_that_passed_its_gate_is_promoted(system: System, b
 async def test_a_damaged_version_is_not_promoted(system: System) -> None:
     await system.publish(1)
     await system.report(1, "paper")
-    (system.store.folder(1) / "weights.safetensors").write_bytes(b"")
+    (folder(system.store, 1) / "weights.safetensors").write_bytes(b"")
     answer = await system.client.post("/checkpoints/1/promote", headers=KEY)
     assert answer.status_code == 409
     assert system.store.pointer(Pointer.PROMOTED) is None

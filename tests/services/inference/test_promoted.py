@@ -17,10 +17,11 @@ from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig
 from tests.services.inference.versions import network_of, promote, save_version
+from tests.shared.adapters.checkpoint_versions import folder
 
 
 def damage(store: CheckpointStore, version: int) -> None:
-    path = store.folder(version) / WEIGHTS
+    path = folder(store, version) / WEIGHTS
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

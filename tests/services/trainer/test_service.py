@@ -25,6 +25,7 @@ from shared.messages.streams import ALERTS, CHECKPOINTS, CONTROL, DEAD, TRAJECTO
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from tests.services.trainer.runs import CONFIG
+from tests.shared.adapters.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory
 
 STEPS = 40
@@ -164,7 +165,7 @@ async def test_a_damaged_newest_version_is_passed_over_and_learned_again(
         await until(lambda: detail(trainer, "version") == 2)
     store = CheckpointStore(settings.checkpoint_root)
     whole = store.weights(2)
-    weights = store.folder(2) / "weights.safetensors"
+    weights = folder(store, 2) / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)

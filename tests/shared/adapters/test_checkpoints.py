@@ -1,71 +1,59 @@
-"""The store: whole or not at all, every damage found, pointers and their history, what is collected."""
+"""The store, the same in every place: versions whole or not there, all damage found, pointers, garbage."""
 
 import errno
-import os
+import hashlib
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
-from shared.adapters import checkpoints as checkpoints_module
-from shared.adapters.checkpoints import (
-    MANIFEST,
-    MANIFEST_SHA256,
-    TRAINING,
-    WEIGHTS,
-    CheckpointStore,
-    Manifest,
-    Pointer,
-)
+from shared.adapters import checkpoint_files
+from shared.adapters.checkpoint_files import MANIFEST, MANIFEST_SHA256
+from shared.adapters.checkpoints import TRAINING, WEIGHTS, CheckpointStore, Pointed, Pointer, moved
 from shared.adapters.files import write_synced
-from shared.errors import CheckpointError
+from shared.errors import CheckpointError, SettingsError
 from tests.conftest import ROOT
+from tests.shared.adapters.checkpoint_versions import (
+    InBucket,
+    InFolder,
+    InMemory,
+    Place,
+    equal,
+    fill,
+    filled,
+    folder,
+    key_of,
+    manifest,
+    tensors,
+)
 
-Arrays = dict[str, np.ndarray]
-
-
-def manifest(version: int) -> Manifest:
-    return Manifest(
-        version=version,
-        episode=50 * version,
-        update=300 * version,
-        journal_position=50 * version,
-        dataset="5e" * 32,
-        model={"temporal_channels": 12},
-        settings={"learner": {"batch_size": 64}},
-        metrics={"loss": 1.5},
-        state={"seed": 0, "large": 2**63 - 1},
-    )
-
-
-def tensors(seed: int) -> Arrays:
-    rng = np.random.default_rng(seed)
-    return {
-        "layer.weight": rng.normal(size=(7, 5)).astype(np.float32),
-        "norm.count": np.array(seed, np.int64),
-    }
+#: All that a version consists of.
+FILES = (WEIGHTS, TRAINING, MANIFEST, MANIFEST_SHA256)
 
 
-def filled(root: Path, *versions: int) -> CheckpointStore:
-    store = CheckpointStore(root)
-    for version in versions:
-        store.save(manifest(version), tensors(version), tensors(version + 100))
-    return store
+@pytest.fixture(params=["folder", "memory", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty one."""
+    match request.param:
+        case "folder":
+            return InFolder(tmp_path / "store")
+        case "memory":
+            return InMemory(MemoryStore())
+        case _:
+            return InBucket(request.getfixturevalue("bucket"))
 
 
-def equal(one: Arrays, other: Arrays) -> bool:
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]) for name in one
-    )
-
-
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    store = filled(tmp_path / "store", 0, 1)
+def test_what_was_saved_comes_back(place: Place) -> None:
+    fill(place.store(), 0, 1)
+    store = place.store()
     assert store.versions() == [0, 1]
     read = store.verify(1)
     assert read.model_copy(update={"files": {}}) == manifest(1).model_copy(
@@ -75,28 +63,58 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert equal(store.training(1), tensors(101))
     assert set(read.files) == {WEIGHTS, TRAINING}
     assert read.libraries["torch"]
+    weights = place.read(key_of(place, 1, WEIGHTS))
+    assert store.file_bytes(1, WEIGHTS) == weights
+    assert read.files[WEIGHTS].sha256 == hashlib.sha256(weights).hexdigest()
 
 
-def test_tensors_may_be_none_at_all(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
+def test_tensors_may_be_none_at_all(place: Place) -> None:
+    store = place.store()
     store.save(manifest(0), tensors(0), {})
     assert store.training(0) == {}
 
 
-def test_an_empty_or_missing_store_has_no_versions(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "nowhere")
+def test_tensors_of_some_megabytes_come_back(place: Place) -> None:
+    store = place.store()
+    large = {"large": np.random.default_rng(1).normal(size=(1_500, 1_000))}
+    store.save(manifest(0), large, tensors(0))
+    assert equal(store.weights(0), large)
+
+
+def test_an_empty_or_missing_store_has_no_versions(place: Place) -> None:
+    store = place.store()
     assert store.versions() == []
     assert store.newest_valid() == (None, [])
     with pytest.raises(CheckpointError, match=r"no version 3 in .*; newest there: none"):
         store.manifest(3)
     assert store.pointer(Pointer.LATEST) is None
+    assert store.collect_garbage(keep=1) == []
 
 
-def test_a_version_is_never_written_over(tmp_path: Path) -> None:
-    store = filled(tmp_path, 4)
+def test_a_version_is_never_written_over(place: Place) -> None:
+    fill(place.store(), 4)
+    store = place.store()
     with pytest.raises(CheckpointError, match="version 4 exists already"):
         store.save(manifest(4), tensors(9), tensors(9))
     assert equal(store.weights(4), tensors(4))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_and_a_cut_tail_are_found(place: Place, name: str) -> None:
+    store = fill(place.store(), 1, 2)
+    key = key_of(place, 2, name)
+    whole = place.read(key)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (bytes(flipped), whole[:-1], b""):
+        place.write(key, damaged)
+        with pytest.raises(CheckpointError, match="v000002/"):
+            store.verify(2)
+        valid, refused = store.newest_valid()
+        assert valid is not None
+        assert (valid.version, len(refused)) == (1, 1)
+    place.write(key, whole)
+    assert store.verify(2).version == 2
 
 
 @given(data=st.data())
@@ -104,61 +122,46 @@ def test_one_flipped_bit_anywhere_is_found(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     store = filled(tmp_path_factory.mktemp("store"), 1, 2)
-    name = data.draw(st.sampled_from([WEIGHTS, TRAINING]))
-    path = store.folder(2) / name
+    path = folder(store, 2) / data.draw(st.sampled_from(FILES))
     content = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{name}: SHA-256 differs"):
+    with pytest.raises(CheckpointError, match="v000002/"):
         store.verify(2)
-    valid, refused = store.newest_valid()
-    assert valid is not None
-    assert (valid.version, len(refused)) == (1, 1)
 
 
-@given(data=st.data())
-def test_a_cut_tail_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    store = filled(tmp_path_factory.mktemp("store"), 1, 2)
-    path = store.folder(2) / data.draw(st.sampled_from([WEIGHTS, TRAINING, MANIFEST]))
-    os.truncate(path, data.draw(st.integers(0, path.stat().st_size - 1)))
-    with pytest.raises(CheckpointError, match=path.name):
-        store.verify(2)
-    valid, _ = store.newest_valid()
-    assert valid is not None
-    assert valid.version == 1
+def test_files_that_are_gone_are_found(place: Place) -> None:
+    store = fill(place.store(), 1)
+    place.remove(key_of(place, 1, WEIGHTS))
+    with pytest.raises(CheckpointError, match=r"v000001/weights\.safetensors: No such file"):
+        store.weights(1)
+    with pytest.raises(CheckpointError, match="version 1 lists no file"):
+        store.file_bytes(1, "../../etc/passwd")
 
 
-def test_files_that_are_gone_or_swapped_are_found(tmp_path: Path) -> None:
-    store = filled(tmp_path, 1, 2)
-    (store.folder(2) / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="No such file"):
-        store.weights(2)
-    for name in (MANIFEST, MANIFEST_SHA256):
-        (store.folder(1) / name).write_bytes((store.folder(2) / name).read_bytes())
+def test_another_versions_files_are_found(place: Place) -> None:
+    store = fill(place.store(), 1, 2)
+    second = place.read(key_of(place, 2, MANIFEST))
+    place.write("v000001/manifest.sha256", place.read("v000002/manifest.sha256"))
+    place.write(key_of(place, 1, MANIFEST), second)
     with pytest.raises(CheckpointError, match="says version 2, expected 1"):
         store.manifest(1)
-    with pytest.raises(CheckpointError, match="version 2 lists no file"):
-        store.file_bytes(2, "../../etc/passwd")
 
 
-def test_no_pickle_is_ever_read(tmp_path: Path) -> None:
+def test_no_pickle_is_ever_read(place: Place) -> None:
     """A file that is no safetensors is refused even where its hash is right."""
-    import hashlib
-    import pickle
-
-    store = filled(tmp_path, 1)
+    store = fill(place.store(), 1)
     evil = pickle.dumps({"weights": 1})
-    (store.folder(1) / WEIGHTS).write_bytes(evil)
-    path = store.folder(1) / MANIFEST
     read = store.manifest(1)
     entry = read.files[WEIGHTS].model_copy(
         update={"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
     )
-    path.write_text(read.model_copy(update={"files": {**read.files, WEIGHTS: entry}}).model_dump_json())
-    own = hashlib.sha256(path.read_bytes()).hexdigest()
-    (store.folder(1) / MANIFEST_SHA256).write_text(f"{own}  {MANIFEST}\n")
-    with pytest.raises(CheckpointError, match=WEIGHTS):
+    forged = read.model_copy(update={"files": {**read.files, WEIGHTS: entry}}).model_dump_json().encode()
+    line = f"{hashlib.sha256(forged).hexdigest()}  {MANIFEST}\n".encode()
+    place.write("v000001/manifest.sha256", line)
+    for name, data in ((MANIFEST, forged), (WEIGHTS, evil)):
+        place.write(key_of(place, 1, name), data)
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: .*[Hh]eader"):
         store.weights(1)
 
 
@@ -177,7 +180,7 @@ def test_a_full_disk_leaves_nothing_visible(
         written(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints_module, "write_synced", full)
+        patched.setattr(checkpoint_files, "write_synced", full)
         with pytest.raises(OSError, match="No space left"):
             store.save(manifest(2), tensors(2), tensors(2))
     assert store.versions() == [1]
@@ -189,7 +192,7 @@ def test_a_full_disk_leaves_nothing_visible(
 SAVER = """
 import sys
 from pathlib import Path
-from tests.shared.adapters.test_checkpoints import CheckpointStore, manifest, tensors
+from tests.shared.adapters.checkpoint_versions import CheckpointStore, folder, manifest, tensors
 store = CheckpointStore(Path(sys.argv[1]))
 version = (store.versions() or [-1])[-1]
 while True:
@@ -218,32 +221,64 @@ def test_a_killed_writer_leaves_whole_versions_only(tmp_path: Path) -> None:
         assert [store.verify(version).version for version in versions] == versions
 
 
-def test_a_pointer_remembers_where_it_stood_and_goes_back(tmp_path: Path) -> None:
-    store = filled(tmp_path, 1, 2, 3)
+def test_a_pointer_remembers_where_it_stood(place: Place) -> None:
+    store = fill(place.store(), 1, 2, 3)
     for version in (1, 2, 3):
         store.point(Pointer.PROMOTED, version, stage="paper")
-    pointed = store.pointer(Pointer.PROMOTED)
-    assert pointed is not None
-    assert (pointed.version, pointed.stage, pointed.history) == (3, "paper", (1, 2))
-    assert store.roll_back(Pointer.PROMOTED).version == 2
-    assert store.roll_back(Pointer.PROMOTED).version == 1
-    with pytest.raises(CheckpointError, match="no earlier version"):
-        store.roll_back(Pointer.PROMOTED)
+    assert place.store().pointer(Pointer.PROMOTED) == Pointed(3, "paper", (1, 2))
     with pytest.raises(CheckpointError, match="no version 9"):
         store.point(Pointer.BEST, 9)
     assert store.pointer(Pointer.BEST) is None
 
 
-def test_a_damaged_pointer_says_so(tmp_path: Path) -> None:
-    store = filled(tmp_path, 1)
+def test_a_pointer_that_is_left_or_refused_stays(place: Place) -> None:
+    store = fill(place.store(), 1)
+    store.point(Pointer.BEST, 1, stage="paper")
+    at = Pointed(1, "paper", ())
+    assert store.move(Pointer.BEST, lambda _: None) == (at, at)
+
+    def refuse(_: Pointed | None) -> Pointed | None:
+        raise CheckpointError("not this one")
+
+    with pytest.raises(CheckpointError, match="not this one"):
+        store.move(Pointer.BEST, refuse)
+    assert store.pointer(Pointer.BEST) == at
+
+
+def test_pointers_moved_at_once_lose_no_move(place: Place) -> None:
+    """Each mover adds to the history that it read; a lost move would be missing there."""
+    fill(place.store(), 0)
+    movers = [threading.Thread(target=_move_often, args=(place, number)) for number in range(3)]
+    for mover in movers:
+        mover.start()
+    for mover in movers:
+        mover.join()
+    pointed = place.store().pointer(Pointer.BEST)
+    assert pointed is not None
+    stood = [*pointed.history, pointed.version]
+    assert sorted(stood) == sorted(10 * number + turn for number in range(3) for turn in range(4))
+    for number in range(3):  # each one's moves in its own order
+        assert [at for at in stood if at // 10 == number] == [10 * number + turn for turn in range(4)]
+
+
+def _move_often(place: Place, number: int) -> None:
+    store = place.store()
+    for turn in range(4):
+        store.move(Pointer.BEST, lambda at, turn=turn: moved(at, 10 * number + turn, None))  # type: ignore[misc]
+
+
+def test_a_damaged_pointer_says_so(place: Place) -> None:
+    store = fill(place.store(), 1)
     store.point(Pointer.LATEST, 1)
-    (tmp_path / "latest.json").write_text("{")
+    place.write("latest.json", b"{")
     with pytest.raises(CheckpointError, match=r"latest\.json: damaged pointer"):
         store.pointer(Pointer.LATEST)
+    with pytest.raises(CheckpointError, match=r"latest\.json: damaged pointer"):
+        store.point(Pointer.LATEST, 1)
 
 
-def test_garbage_is_what_is_neither_new_nor_pointed_at(tmp_path: Path) -> None:
-    store = filled(tmp_path, *range(10))
+def test_garbage_is_what_is_neither_new_nor_pointed_at(place: Place) -> None:
+    store = fill(place.store(), *range(10))
     store.point(Pointer.BEST, 2)
     store.point(Pointer.PROMOTED, 0)
     store.point(Pointer.PROMOTED, 1)
@@ -251,3 +286,20 @@ def test_garbage_is_what_is_neither_new_nor_pointed_at(tmp_path: Path) -> None:
     assert store.collect_garbage(keep=3) == [3, 4, 5, 6]
     assert store.versions() == [0, 1, 2, 7, 8, 9]  # 0: where a roll-back of `promoted` goes
     assert store.collect_garbage(keep=0) == [7, 8]
+    assert [store.verify(version).version for version in store.versions()] == [0, 1, 2, 9]
+
+
+def test_a_folder_may_be_given_as_a_url(tmp_path: Path) -> None:
+    filled(tmp_path / "a b", 3)
+    store = CheckpointStore((tmp_path / "a b").as_uri())
+    assert store.versions() == [3]
+    assert store.root == tmp_path / "a b"
+    assert store.name == str(tmp_path / "a b")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://host/x", "s3://", "https://bucket.s3.amazonaws.com/x", "memory://", "s3://[x/y"]
+)
+def test_a_url_of_no_store_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"checkpoint store.*expected.* s3://bucket/prefix"):
+        CheckpointStore(url)

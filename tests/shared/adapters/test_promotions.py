@@ -9,6 +9,7 @@ from shared.adapters.checkpoints import CheckpointStore, Pointer
 from shared.adapters.promotions import check_gate, promote, report_path, roll_back
 from shared.errors import CheckpointError, PromotionError
 from tests.services.api.conftest import save_version, write_report
+from tests.shared.adapters.checkpoint_versions import folder
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_report_that_is_not_this_versions_proves_nothing(reports: Path, conten
 
 
 def test_a_damaged_version_is_refused(store: CheckpointStore, reports: Path) -> None:
-    (store.folder(1) / "training.safetensors").write_bytes(b"x")
+    (folder(store, 1) / "training.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="bytes, the manifest says"):
         promote(store, reports, 1, "paper", by="test")
     assert promoted(store) is None

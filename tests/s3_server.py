@@ -1,0 +1,67 @@
+"""A real S3 server over HTTP, moto's, for tests of what is kept in an object store."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+
+from shared.runtime.redis_server import free_port
+
+START_SECONDS = 60.0
+
+#: What is never to be seen in an error or a log.
+SECRET = "s3cr3t/" + "x" * 33
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "AKIDTESTTESTTEST",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_REGION": "eu-central-1",
+}
+
+
+#: Signed by somebody; the server does not check by whom, and shows nothing to nobody.
+SIGNED = {
+    "Authorization": "AWS4-HMAC-SHA256 Credential=AKID/20260101/eu-central-1/s3/aws4_request, "
+    "SignedHeaders=host, Signature=0"
+}
+
+
+class S3Server:
+    """One server process; its buckets are gone with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": self.url}
+        self._log = folder / "s3.log"
+
+    def start(self) -> None:
+        """Start the process and wait until it answers."""
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert self._process.poll() is None, self._log.read_text()[-2000:]
+            assert time.monotonic() < deadline, f"no answer at {self.url}"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def new_bucket(self) -> str:
+        """Make a bucket; its URL in the server."""
+        bucket = f"bucket-{uuid4().hex[:12]}"
+        httpx.put(f"{self.url}/{bucket}").raise_for_status()
+        return f"{self.url}/{bucket}"
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/moto-api/").is_success
+        except httpx.TransportError:
+            return False
