@@ -13,6 +13,18 @@ from shared.numeric import Float64, Int64
 #: Episodes that the figures are taken over.
 WINDOW_EPISODES = 50
 
+#: Names of the figures.
+WINDOW_FIGURES = (
+    "expectancy_pips",
+    "win_rate",
+    "trade_ratio",
+    "trades_per_episode",
+    "reward_per_episode",
+    "net_pips_per_episode",
+    "oldest_version_playing",
+    *(f"share_{action.name.lower()}" for action in Action),
+)
+
 
 @dataclass(frozen=True)
 class _Episode:

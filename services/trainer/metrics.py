@@ -1,14 +1,27 @@
-"""What the trainer shows to Prometheus and, when asked to, writes for TensorBoard."""
+"""What the trainer tells Prometheus, its heartbeat and the run's record."""
 
-from pathlib import Path
+import contextlib
+from collections.abc import Iterator
+from dataclasses import fields
 
+import structlog
 from prometheus_client import Counter, Gauge
 
 from services.trainer.learner import UpdateStatistics, as_metrics
 from services.trainer.training import Training
+from shared.adapters.checkpoints import Manifest
+from shared.adapters.run_record import RunRecord
+from shared.agent.trajectory import Trajectory
 
-#: Figures are written for TensorBoard every so many updates.
-TENSORBOARD_EVERY = 10
+log = structlog.get_logger()
+
+#: Numbers that the record has of every update.
+UPDATE_FIGURES = (
+    *(field.name for field in fields(UpdateStatistics) if field.name != "skipped"),
+    "replay_age_episodes",  # taken in since those that the batch is of, on average
+    "samples_per_insert",  # steps drawn for each that came in, so far
+    "steps_per_second",  # drawn and learned from, while the update was made
+)
 
 FIGURES = Gauge("mm_trainer_figure", "Losses, errors, replay and pacing, by name", ["name"])
 VERSION = Gauge("mm_trainer_version", "Newest published checkpoint version")
@@ -22,52 +35,107 @@ REFUSED = Counter("mm_trainer_refused", "Trajectories put with the dead letters"
 DISK_FAILURES = Counter("mm_trainer_disk_failures", "Writes that the disk refused", ["what"])
 
 
-class TensorBoard:
-    """Event files of one run; the steps are updates."""
+def replay_age(training: Training) -> float:
+    """Age in episodes of the batch that the next update draws, on average; 0 for the newest trajectory.
 
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder))
-
-    def write(self, update: int, figures: dict[str, float]) -> None:
-        """Add one point to each curve."""
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, update)
-
-    def close(self) -> None:
-        """Write what is left and close the file."""
-        self._writer.close()
+    An update's random numbers are those of its attempt, so the batch can be looked at beforehand.
+    """
+    steps = training.replay.sample(training.learner.generator(), training.config.learner.batch_size)
+    return training.position - 1 - float(steps.positions.mean())
 
 
 class TrainerMetrics:
-    """Tells Prometheus, and TensorBoard when there is one, how learning goes."""
+    """Tells how learning goes; a disk that refuses the record does not stop it."""
 
-    def __init__(self, tensorboard: TensorBoard | None) -> None:
-        self._tensorboard = tensorboard
+    def __init__(self) -> None:
+        self._record: RunRecord | None = None
+        self._newest: Manifest | None = None
+        self._pace: dict[str, float] = {}
 
-    def updated(self, training: Training, statistics: UpdateStatistics) -> None:
-        """An update was made or skipped."""
+    def begin(self, record: RunRecord) -> None:
+        """Tell the record too from now on, and of the version that the run begins or goes on with."""
+        self._record = record
+        if self._newest is not None:
+            self._note(self._newest)
+
+    def figures(self, training: Training) -> dict[str, float]:
+        """How learning stands, by name."""
+        return {**training.metrics(), **self._pace}
+
+    def took_in(self, training: Training, trajectory: Trajectory) -> None:
+        """A trajectory is learned from now."""
+        with self._recording() as record:
+            if record:
+                record.episode(training.position, trajectory)
+
+    def updated(
+        self, training: Training, statistics: UpdateStatistics, age_episodes: float, seconds: float
+    ) -> None:
+        """An update was made or skipped.
+
+        Args:
+            training: after it.
+            statistics: of the update.
+            age_episodes: of its batch, as `replay_age` told before it.
+            seconds: that it took.
+        """
         (SKIPPED if statistics.skipped else UPDATES).inc()
-        updates = training.learner.counters.updates
-        if self._tensorboard and updates % TENSORBOARD_EVERY == 0 and not statistics.skipped:
-            self._tensorboard.write(updates, as_metrics(statistics))
+        self._pace = {
+            "replay_age_episodes": age_episodes,
+            "steps_per_second": training.config.learner.batch_size / max(seconds, 1e-9),
+        }
+        counters = training.learner.counters
+        with self._recording() as record:
+            if record:
+                record.update(
+                    counters.attempts,
+                    counters.updates,
+                    training.position,
+                    {**as_metrics(statistics), **self._pace, "samples_per_insert": training.pacing.ratio},
+                    skipped=statistics.skipped,
+                )
 
     def learned(self, training: Training, journalled: int) -> None:
         """Some updates were made or a trajectory was taken in."""
-        for name, value in training.metrics().items():
+        for name, value in self.figures(training).items():
             FIGURES.labels(name).set(value)
         EPISODES.set(training.position)
         JOURNALLED.set(journalled)
 
-    def published(self, version: int, training: Training) -> None:
-        """A version was published."""
-        VERSION.set(version)
-        if self._tensorboard:
-            figures = {f"episodes/{name}": value for name, value in training.episodes.metrics().items()}
-            self._tensorboard.write(training.learner.counters.updates, figures)
+    def published(self, manifest: Manifest) -> None:
+        """A version was published, or the run goes on from it."""
+        VERSION.set(manifest.version)
+        self._newest = manifest
+        self._note(manifest)
+
+    def flush(self) -> None:
+        """Put what was recorded so far on the disk."""
+        with self._recording() as record:
+            if record:
+                record.flush()
 
     def close(self) -> None:
         """Write what is left."""
-        if self._tensorboard:
-            self._tensorboard.close()
+        with self._recording() as record:
+            if record:
+                record.close()
+
+    def _note(self, manifest: Manifest) -> None:
+        with self._recording() as record:
+            if record:
+                record.version(
+                    manifest.version,
+                    manifest.episode,
+                    manifest.update,
+                    manifest.created_at,
+                    manifest.metrics,
+                )
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[RunRecord | None]:
+        try:
+            yield self._record
+        except OSError as refused:
+            DISK_FAILURES.labels("record").inc()
+            lost = self._record.num_lost if self._record else 0
+            log.error("record_write_failed", error=str(refused), rows_lost=lost)  # noqa: TRY400

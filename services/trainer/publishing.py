@@ -64,7 +64,7 @@ class Publisher:
         )
         self._store.point(Pointer.LATEST, version)
         self._published, self._tried_at = manifest, manifest.episode
-        self._metrics.published(version, self._training)
+        self._metrics.published(manifest)
 
     async def publish(self, *, patience_seconds: float | None = None) -> None:
         """Write a version and announce it; when disk or store refuses, learning goes on until the next.
@@ -137,9 +137,10 @@ class Publisher:
     def _write(self) -> None:
         versions = self._store.versions()
         version = versions[-1] + 1 if versions else 0
+        self._metrics.flush()  # before the version: going on from it, the record lacks nothing
         self._published = self._store.save(*self._training.save(version))
         self._store.point(Pointer.LATEST, version)
-        self._metrics.published(version, self._training)
+        self._metrics.published(self._published)
 
     def _collect_garbage(self) -> None:
         """Old versions, and the journal's segments that neither a version nor the replay needs."""

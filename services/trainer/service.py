@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from services.trainer.episodes import WINDOW_FIGURES
 from services.trainer.ingest import accepted
 from services.trainer.journal import Journal
 from services.trainer.metrics import (
@@ -19,8 +20,9 @@ from services.trainer.metrics import (
     DUPLICATES,
     REFUSED,
     ROLL_BACKS,
-    TensorBoard,
+    UPDATE_FIGURES,
     TrainerMetrics,
+    replay_age,
 )
 from services.trainer.publishing import Publisher
 from services.trainer.settings import TrainerSettings
@@ -28,6 +30,7 @@ from services.trainer.training import Training, TrainingConfig
 from shared.adapters.bus import Batch
 from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import Dataset, read_dataset
+from shared.adapters.run_record import Reached, RunRecord
 from shared.agent.trajectory import Trajectory
 from shared.errors import MessageError, MuZeroError
 from shared.messages.schemas import AlertRaised, ControlIssued, TrajectoryFinished
@@ -90,14 +93,13 @@ class TrainerService:
             settings.model, settings.replay, settings.learner, settings.trainer, settings.search.discount
         )
         self._training = Training(config, self._dataset.features, self._dataset.fingerprint)
-        self._metrics = TrainerMetrics(
-            TensorBoard(settings.tensorboard_root) if settings.trainer.tensorboard else None
-        )
+        self._metrics = TrainerMetrics()
         opened.callback(self._metrics.close)
         self._publisher = Publisher(
             CheckpointStore(settings.checkpoint_root), self._journal, self._training, self._bus, self._metrics
         )
         self._publisher.resume()
+        self._metrics.begin(self._record())
         log.info(
             "training_opened",
             version=self._publisher.version,
@@ -106,6 +108,33 @@ class TrainerService:
             journal=self._journal.position,
             replay_steps=len(self._training.replay),
         )
+
+    def _record(self) -> RunRecord:
+        """The run's record, where the newest version left it."""
+        training, counters = self._training, self._training.learner.counters
+        record = RunRecord(
+            self._settings.record_root,
+            update_figures=UPDATE_FIGURES,
+            version_figures=WINDOW_FIGURES,
+            reached=Reached(
+                self._publisher.version or 0, training.position, counters.attempts, counters.updates
+            ),
+            tensorboard=self._settings.trainer.tensorboard,
+        )
+        bars = self._dataset.bars
+        record.settings(
+            {
+                **training.config.recorded(),
+                "seed": training.learner.seed,
+                "dataset": {
+                    "fingerprint": self._dataset.fingerprint,
+                    "source": self._dataset.source,
+                    "instrument": bars.instrument.name,
+                    "bars": len(bars),
+                },
+            }
+        )
+        return record
 
     async def _ingest(self) -> None:
         """Trajectories from the stream into the journal; acknowledged only when synced there."""
@@ -178,14 +207,18 @@ class TrainerService:
         training = self._training
         begin, before = time.monotonic(), training.learner.counters.updates
         while training.may_update and not training.learner.diverged:
-            self._metrics.updated(training, training.update())
+            age, started = replay_age(training), time.monotonic()
+            statistics = training.update()
+            self._metrics.updated(training, statistics, age, time.monotonic() - started)
             if time.monotonic() - begin > STRETCH_SECONDS or self._lifecycle.stopping.is_set():
                 break
         made = training.learner.counters.updates - before
         self._updates_per_second = made / max(time.monotonic() - begin, 1e-9)
 
     def _take_next(self) -> None:
-        self._training.insert(self._journal.read(self._training.position))
+        trajectory = self._journal.read(self._training.position)
+        self._training.insert(trajectory)
+        self._metrics.took_in(self._training, trajectory)
 
     async def _roll_back(self) -> None:
         version = await asyncio.to_thread(self._publisher.roll_back)
@@ -232,7 +265,7 @@ class TrainerService:
     def _report(self) -> None:
         training = self._training
         self._metrics.learned(training, self._journal.position)
-        figures = {name: round(value, 6) for name, value in training.metrics().items()}
+        figures = {name: round(value, 6) for name, value in self._metrics.figures(training).items()}
         self._lifecycle.report(
             **figures,
             episode=training.position,

@@ -23,6 +23,6 @@ class TrainerSettings(ServiceSettings):
         return self.home / "journal"
 
     @property
-    def tensorboard_root(self) -> Path:
-        """Folder of TensorBoard's event files."""
-        return self.home / "tensorboard"
+    def record_root(self) -> Path:
+        """Folder of the run's record."""
+        return self.home / "record"

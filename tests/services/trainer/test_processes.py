@@ -5,6 +5,7 @@ are whole, announced, and go on counting.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import duckdb
 import pytest
 import pytest_asyncio
 
@@ -113,6 +115,12 @@ class System:
 
         await self.until(f"{episodes} episodes learned from", enough)
 
+    def recorded(self, table: str, column: str) -> list[int]:
+        """A column of the run's record, ascending."""
+        with contextlib.closing(duckdb.connect()) as connection:
+            query = f"select {column} from '{self.home}/record/{table}-*.parquet' order by 1"
+            return [value for (value,) in connection.execute(query).fetchall()]
+
     def journalled_ids(self) -> list[str]:
         journal = Journal(self.home / "journal")
         ids = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
@@ -207,6 +215,11 @@ async def test_a_killed_trainer_loses_nothing_and_counts_nothing_twice(system: S
     assert manifest.episode == manifest.journal_position == sent
     # Exactly the updates that so many trajectories are worth, however often it was killed.
     assert manifest.update == (sent * SESSION_BARS) // 16
+    # The record has each of them once, and every version.
+    assert system.recorded("episodes", "episode") == list(range(1, sent + 1))
+    assert system.recorded("updates", "attempt") == list(range(1, manifest.update + 1))
+    versions = CheckpointStore(system.home / "checkpoints").versions()
+    assert system.recorded("versions", "version") == versions
 
 
 async def _empty(system: System) -> bool:

@@ -6,7 +6,9 @@ import errno
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pytest
 from pydantic import SecretStr
 
@@ -144,17 +146,81 @@ async def test_versions_are_published_announced_and_the_old_ones_removed(
     assert len(await bus.recent(CHECKPOINTS, count=100)) == 6
 
 
-async def test_figures_are_written_for_tensorboard_when_asked_for(
+async def test_every_episode_update_and_version_is_recorded(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     asked = settings.model_copy(update={"trainer": replace(settings.trainer, tensorboard=True)})
-    await send(bus, dataset[1], range(6))
-    async with running(asked) as trainer:
-        await until(lambda: detail(trainer, "update") == 6 * STEPS // 16)
-    (file,) = asked.tensorboard_root.glob("events.out.tfevents.*")
-    content = file.read_bytes()
-    assert b"policy_loss" in content
-    assert b"episodes/trade_ratio" in content
+    updates = 6 * STEPS // 16
+    for episodes in (6, 8):  # the second time it goes on
+        await send(bus, dataset[1], range(episodes))
+        async with running(asked) as trainer:
+            await until(lambda: detail(trainer, "update") == episodes * STEPS // 16)  # noqa: B023
+            assert detail(trainer, "replay_age_episodes") == pytest.approx(1.5, abs=1.5)
+    folder = asked.record_root
+    store = CheckpointStore(settings.checkpoint_root)
+    played = [random_trajectory(s, STEPS, start_bar=500, dataset=dataset[1].fingerprint) for s in range(8)]
+    with contextlib.closing(duckdb.connect()) as connection:
+
+        def ask(query: str) -> list[tuple[Any, ...]]:
+            return connection.execute(query).fetchall()
+
+        for table in ("updates", "episodes", "versions"):
+            connection.execute(f"create view {table} as from '{folder}/{table}-*.parquet'")
+        assert ask("select episode, trajectory_id from episodes order by episode") == [
+            (n, str(trajectory.trajectory_id)) for n, trajectory in enumerate(played, 1)
+        ]
+        assert ask("select attempt, update from updates order by attempt") == [
+            (n, n) for n in range(1, 8 * STEPS // 16 + 1)
+        ]
+        manifests = [store.manifest(version) for version in store.versions()]
+        assert [manifest.episode for manifest in manifests] == [6, 8]
+        for manifest in manifests:
+            ((loss, ratio),) = ask(
+                f"select loss, samples_per_insert from updates where update = {manifest.update}"
+            )
+            assert loss == manifest.metrics["loss"]
+            assert ratio == manifest.metrics["samples_per_insert"]
+            ((win_rate, share),) = ask(
+                f"select win_rate, share_hold from versions where version = {manifest.version}"
+            )
+            assert win_rate == manifest.metrics["win_rate"]
+            assert share == manifest.metrics["share_hold"]
+        assert ask("select version, episode from versions order by 1") == [(0, 0), (1, 5), (2, 6), (3, 8)]
+        ((least, most, slowest),) = ask(
+            "select min(replay_age_episodes), max(replay_age_episodes), min(steps_per_second) from updates"
+        )
+        assert 0.0 <= least < most <= 7.0
+        assert slowest > 0.0
+        assert ask(
+            "select settings.dataset.fingerprint, settings.learner.batch_size, attempt "
+            f"from '{folder}/settings.json' order by attempt"
+        ) == [(dataset[1].fingerprint, 16, 0), (dataset[1].fingerprint, 16, updates)]
+    assert {path.parent.name for path in folder.glob("tensorboard/*/events.out.tfevents.*")} == {
+        "updates",
+        "episodes",
+    }
+
+
+async def test_a_record_that_the_disk_refuses_does_not_stop_learning(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[Path] = []
+
+    def full(path: Path, data: bytes) -> None:
+        refused.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shared.adapters.growing_table.write_whole", full)
+    await send(bus, dataset[1], range(10))
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "version") == 2)
+        monkeypatch.undo()
+        await send(bus, dataset[1], range(10, 12))
+        await until(lambda: detail(trainer, "episode") == 12)
+    assert refused
+    with contextlib.closing(duckdb.connect()) as connection:
+        query = f"select episode from '{settings.record_root}/episodes-*.parquet' order by episode"
+        assert connection.execute(query).fetchall() == [(n,) for n in range(1, 13)]
 
 
 async def test_a_damaged_newest_version_is_passed_over_and_learned_again(

@@ -1,0 +1,27 @@
+"""Curves for TensorBoard."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class TensorBoard:
+    """Event files of one folder, with one kind of steps."""
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
+        """Go on after a step; points of later steps that are there already are hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add one point to each curve."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Put every point into the file."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        self._writer.close()
