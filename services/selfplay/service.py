@@ -23,7 +23,7 @@ from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import read_dataset
 from shared.agent.agent import Agent
 from shared.agent.trajectory import Trajectory
-from shared.errors import CheckpointError, MuZeroError, StoreAwayError
+from shared.errors import CheckpointError, MessageError, MuZeroError, StoreAwayError
 from shared.messages.codec import encode_trajectory
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
@@ -85,18 +85,26 @@ class SelfPlayService:
         return SelfPlayWorker.of(self._lifecycle.instance, dataset, self._settings, np.random.default_rng())
 
     async def _follow_versions(self) -> None:
-        """Remember the newest announcement."""
+        """Remember the newest announcement; those between, after an absence, are passed over."""
         after = await self._lifecycle.until_stopping(self._bus.last_id(CHECKPOINTS))
-        newest = await self._lifecycle.until_stopping(self._bus.newest(CHECKPOINTS))
         if after is None:
             return
         messages = self._bus.follow(CHECKPOINTS, after)
+        is_new = True
         while not self._lifecycle.stopping.is_set():
+            newest = await self._lifecycle.until_stopping(self._newest_announced()) if is_new else None
             if newest is not None:
                 self._announced = newest
                 self._heard.set()
-            entries = await self._lifecycle.until_stopping(anext(messages))
-            newest = entries[-1].message if entries else None
+            is_new = bool(await self._lifecycle.until_stopping(anext(messages)))
+
+    async def _newest_announced(self) -> CheckpointPublished | None:
+        """What was announced last; None when there is nothing, or nothing that this worker can read."""
+        try:
+            return await self._bus.newest(CHECKPOINTS)
+        except MessageError as unreadable:
+            log.error("announcement_unreadable", error=str(unreadable))  # noqa: TRY400
+            return None
 
     async def _play(self, worker: SelfPlayWorker) -> None:
         """Batch after batch, each with the version that is newest when it begins."""

@@ -1,0 +1,134 @@
+"""A worker that misses a hundred announcements plays the newest next, and no trajectory has two versions."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from services.selfplay.config import SelfPlayConfig
+from services.selfplay.exploration import exploration_at
+from services.selfplay.service import SelfPlayService
+from services.selfplay.settings import SelfPlaySettings
+from services.selfplay.worker import SelfPlayWorker
+from shared.adapters import bus as bus_module
+from shared.adapters.agents import load_agent
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.dataset import Dataset
+from shared.agent.agent import Agent
+from shared.agent.rollout import MarketView, play
+from shared.agent.trajectory import Trajectory
+from shared.environment.environment import EnvironmentConfig, Prices
+from shared.messages.codec import decode_trajectory
+from shared.messages.streams import TRAJECTORIES
+from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.redis_server import RedisServer
+from tests.faults.counts import rounds, tell
+from tests.faults.proxy import Proxy
+from tests.faults.reading import until
+from tests.services.selfplay.test_service import EPISODES_A_VERSION, LANES, STEPS, alike, publish
+
+#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("broken_connections"),
+]
+
+#: Announced each time while the worker hears nothing.
+MISSED = 100
+
+
+@rounds(1, 10)
+async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
+    own_redis: RedisServer,
+    bars: tuple[Path, Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    monkeypatch.setattr(bus_module, "SOCKET_TIMEOUT_SECONDS", 0.5)
+    begun: list[int] = []  # version of each batch
+    playing = SelfPlayWorker.play
+
+    def recorded(worker: SelfPlayWorker, agent: Agent, *rest: object) -> object:
+        begun.append(agent.version)
+        return playing(worker, agent, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SelfPlayWorker, "play", recorded)
+    parted = asyncio.Event()
+
+    async def swallow(piece: bytes) -> bytes | None:
+        return b"" if parted.is_set() else piece
+
+    bus = Bus(own_redis.url)
+    async with Proxy(own_redis, request=swallow, reply=swallow) as proxy:
+        settings = SelfPlaySettings(
+            home=tmp_path,
+            dataset=bars[0],
+            instance="worker-1",
+            redis_url=SecretStr(proxy.url),
+            selfplay=SelfPlayConfig(lanes=LANES, high_water=10_000),
+            environment=EnvironmentConfig(session_bars=STEPS),
+        )
+        await publish(bus, settings, 0)
+        lifecycle = Lifecycle("selfplay", settings)
+        working = asyncio.create_task(SelfPlayService(settings, lifecycle).run())
+        newest = 0
+        for _ in range(count):
+            await until(lambda: len(begun) > 5 and begun[-1] == newest)  # noqa: B023
+            parted.set()
+            await until(lambda: lifecycle.bus.degraded)
+            for _ in range(MISSED):
+                newest += 1
+                await publish(bus, settings, newest)
+            parted.clear()
+            proxy.cut_all()
+            await until(lambda: begun[-1] == newest)  # noqa: B023
+        await until(lambda: lifecycle.heartbeat.detail.get("version") == newest)
+        lifecycle.stop()
+        await working
+        await lifecycle.bus.close()
+    played = [
+        decode_trajectory(entry.message, entry.arrays)
+        for entry in await bus.recent(TRAJECTORIES, count=100_000)
+    ]
+    await bus.close()
+
+    data = bars[1]
+    market = MarketView(data.features, Prices.of(data.bars), data.outcomes, data.fingerprint)
+    store = CheckpointStore(settings.checkpoint_root)
+
+    def again(trajectory: Trajectory, version: int) -> Trajectory:
+        (replayed,) = list(
+            play(
+                load_agent(store, version),
+                market,
+                np.array([trajectory.start_bar]),
+                settings.environment,
+                settings.search,
+                seeds=np.array([trajectory.seed]),
+                exploration=exploration_at(EPISODES_A_VERSION * version, settings.selfplay),
+                worker=trajectory.worker,
+            )
+        )[-1]
+        return replayed
+
+    checked = played[:: max(len(played) // 40, 1)]
+    mixed = [t for t in checked if not alike(again(t, t.checkpoint_version), t)]
+    others = set(begun) - set(range(0, newest + 1, MISSED))
+    tell(
+        "announcements missed",
+        times=count,
+        missed=newest,
+        batches=len(begun),
+        batches_of_a_version_between=len(others),
+        trajectories=len(played),
+        replayed=len(checked),
+        mixed=len(mixed),
+    )
+    assert others == set()
+    assert {trajectory.checkpoint_version for trajectory in played} == set(range(0, newest + 1, MISSED))
+    assert mixed == []
+    assert not alike(again(checked[0], 1), checked[0])  # another version would be told from it
