@@ -17,7 +17,7 @@ from services.trainer.config import LearnerConfig, TrainerConfig
 from services.trainer.service import TrainerService
 from services.trainer.settings import TrainerSettings
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.checkpoints import CheckpointStore, Manifest, Pointer, Tensors
 from shared.adapters.dataset import Dataset, write_dataset
 from shared.errors import DataError, SettingsError
 from shared.market.synthetic import Market, synthesize
@@ -199,6 +199,33 @@ async def test_every_episode_update_and_version_is_recorded(
         "updates",
         "episodes",
     }
+
+
+async def test_what_led_to_a_version_is_recorded_before_there_is_the_version(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a kill at any moment leaves no version that is ahead of its record."""
+    save = CheckpointStore.save
+    found: list[tuple[int, int, int, int]] = []
+
+    def watched(store: CheckpointStore, manifest: Manifest, *tensors: Tensors) -> Manifest:
+        with contextlib.closing(duckdb.connect()) as connection:
+            for table in ("episodes", "updates") if manifest.version else ():
+                connection.execute(f"create view {table} as from '{settings.record_root}/{table}-*.parquet'")
+                found.extend(
+                    (*row, manifest.episode, manifest.update)
+                    for row in connection.execute(f"select count(*), max(episode) from {table}").fetchall()
+                )
+        return save(store, manifest, *tensors)
+
+    monkeypatch.setattr(CheckpointStore, "save", watched)
+    await send(bus, dataset[1], range(12))
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "update") == 30)
+    assert [row[2:] for row in found[::2]] == [(5, 5 * STEPS // 16), (10, 25), (12, 30)]
+    for episodes, updates in zip(found[::2], found[1::2], strict=True):
+        assert episodes[:2] == (episodes[2], episodes[2])
+        assert updates[:2] == (updates[3], updates[2])
 
 
 async def test_a_record_that_the_disk_refuses_does_not_stop_learning(
