@@ -1,4 +1,4 @@
-"""`dead`: list, inspect and replay what could not be processed."""
+"""`dead`: list, inspect, replay and drop what could not be processed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -108,11 +108,7 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Append entries to their streams again, without their letters; a reason that still holds comes back."""
-    if bool(letter_ids) == every:
-        raise LetterError("name the letters to replay, or give --all; `micro-muzero dead list` lists them")
-    if stream is not None and not every:
-        raise LetterError("--stream narrows --all and means nothing beside the ids of letters")
-    wanted = [_entry_id(text) for text in letter_ids or ()]
+    wanted = _wanted(letter_ids, every, stream, "replay")
 
     async def question(bus: Bus) -> list[dict[str, object]]:
         everything = [_Known(letter) async for letter in _letters(bus)][::-1]
@@ -122,6 +118,51 @@ def replay(
     done = _ask(question)
     if as_json:
         print_json(done)
+
+
+@app.command()
+def drop(
+    letter_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="ids, as `dead list` prints them")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="every letter; needs --yes")] = False,
+    stream: Annotated[str | None, typer.Option(help="with --all: only entries of this stream")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="with --all: they are gone for good")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove letters for good, with all copies; an entry that a reader left in its stream stays there."""
+    wanted = _wanted(letter_ids, every, stream, "drop")
+
+    async def question(bus: Bus) -> list[dict[str, object]]:
+        everything = [_Known(letter) async for letter in _letters(bus)][::-1]
+        if every:
+            chosen = [letter for letter in everything if stream in (None, letter.stream)]
+            if not yes:
+                raise LetterError(
+                    f"{len(chosen)} letters would be gone for good; give --yes if that is meant"
+                )
+        else:
+            origins = {letter.origin for letter in _found(everything, wanted)}
+            chosen = [letter for letter in everything if letter.origin in origins]
+        return [
+            {"id": known.letter_id, "stream": known.stream, "dropped": await _soon(bus.drop(known.letter_id))}
+            for known in chosen
+        ]
+
+    done = _ask(question)
+    if as_json:
+        print_json(done)
+    else:
+        out.print(f"letters dropped: {sum(bool(row['dropped']) for row in done)}")
+
+
+def _wanted(letter_ids: Sequence[str] | None, every: bool, stream: str | None, what: str) -> list[str]:
+    """The ids that were named; none with `--all`."""
+    if bool(letter_ids) == every:
+        raise LetterError(f"name the letters to {what}, or give --all; `micro-muzero dead list` lists them")
+    if stream is not None and not every:
+        raise LetterError("--stream narrows --all and means nothing beside the ids of letters")
+    return [_entry_id(text) for text in letter_ids or ()]
 
 
 class _Known:
@@ -134,15 +175,22 @@ class _Known:
 
 def _named(everything: Sequence[_Known], wanted: Sequence[str]) -> list[_Known]:
     """The letters of these ids, one of each entry; all can be replayed, or none is."""
+    letters = _found(everything, wanted)
+    for letter in letters:
+        if letter.obstacle:
+            raise LetterError(
+                f"dead letter {letter.letter_id} cannot be replayed: {letter.obstacle}; nothing was done"
+            )
+    return _one_of_each(letters)
+
+
+def _found(everything: Sequence[_Known], wanted: Sequence[str]) -> list[_Known]:
+    """The letters of these ids."""
     by_id = {letter.letter_id: letter for letter in everything}
     for letter_id in wanted:
         if letter_id not in by_id:
             raise _no_such(letter_id)
-        if by_id[letter_id].obstacle:
-            raise LetterError(
-                f"dead letter {letter_id} cannot be replayed: {by_id[letter_id].obstacle}; nothing was done"
-            )
-    return _one_of_each([by_id[letter_id] for letter_id in wanted])
+    return [by_id[letter_id] for letter_id in wanted]
 
 
 def _all_of(everything: Sequence[_Known], stream: str | None) -> list[_Known]:

@@ -322,6 +322,11 @@ class Bus:
 
         return await self._retried(f"replay into {stream}", move)
 
+    async def drop(self, letter_id: str) -> bool:
+        """Remove a dead letter for good; False when there is none of that id."""
+        removed = await self._retried("drop a dead letter", lambda: self._redis.xdel(DEAD.key, letter_id))
+        return bool(removed)
+
     async def beat(self, heartbeat: Heartbeat) -> None:
         """Say once that an instance lives; one try, since the next beat comes soon anyway.
 

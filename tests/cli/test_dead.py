@@ -198,6 +198,33 @@ async def test_all_of_a_stream_are_replayed_each_once_and_the_others_stay(bus: B
         await run("replay", str(left["id"]))
 
 
+async def test_dropped_letters_are_gone_with_their_copies_and_the_others_stay(bus: Bus, redis: Redis) -> None:
+    for _ in range(3):
+        await put(redis, TRAJECTORIES, {"garbage": b"x"})
+    await read_all(bus)
+    await put(redis, ALERTS, {"type": b"nonsense"})
+    for _ in range(2):  # two followers see the same entry and leave it where it is
+        await anext(bus.follow(ALERTS, block_ms=20))
+    before = await listed()
+    assert [row["stream"] for row in before] == ["mm:alerts"] * 2 + ["mm:trajectories"] * 3
+
+    with pytest.raises(LetterError, match="there is no dead letter 7-0"):
+        await run("drop", str(before[0]["id"]), "7-0")
+    with pytest.raises(LetterError, match="3 letters would be gone for good; give --yes"):
+        await run("drop", "--all", "--stream", "mm:trajectories")
+    assert await listed() == before  # nothing was done by halves, or without being meant
+
+    assert await run("drop", str(before[0]["id"])) == "letters dropped: 2\n"
+    assert await listed() == before[2:]
+    assert await bus.length(ALERTS) == 1
+    done = json.loads(await run("drop", str(before[3]["id"]), "--json"))
+    assert done == [{"id": before[3]["id"], "stream": "mm:trajectories", "dropped": True}]
+    assert await listed() == [before[2], before[4]]
+    assert await run("drop", "--all", "--yes", "--stream", "mm:alerts") == "letters dropped: 0\n"
+    assert await run("drop", "--all", "--yes") == "letters dropped: 2\n"
+    assert await bus.length(DEAD) == await bus.length(TRAJECTORIES) == 0
+
+
 async def test_letters_of_an_older_schema_and_those_that_cannot_be_read_are_listed(
     bus: Bus, redis: Redis
 ) -> None:
@@ -233,16 +260,17 @@ async def test_letters_of_an_older_schema_and_those_that_cannot_be_read_are_list
 async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Path) -> None:
     with pytest.raises(LetterError, match="'7' is no entry id; expected two numbers"):
         await run("show", "7")
-    for command in ("show", "replay"):
+    for command in ("show", "replay", "drop"):
         with pytest.raises(LetterError, match="there is no dead letter 7-0; `micro-muzero dead list`"):
             await run(command, "7-0")
     with pytest.raises(LetterError, match="nothing to replay: 0 dead letters"):
         await run("replay", "--all")
-    for both in ((), ("7-0", "--all")):
-        with pytest.raises(LetterError, match="name the letters to replay, or give --all"):
-            await run("replay", *both)
-    with pytest.raises(LetterError, match="--stream narrows --all"):
-        await run("replay", "7-0", "--stream", "mm:alerts")
+    for command in ("replay", "drop"):
+        for both in ((), ("7-0", "--all")):
+            with pytest.raises(LetterError, match=f"name the letters to {command}, or give --all"):
+                await run(command, *both)
+        with pytest.raises(LetterError, match="--stream narrows --all"):
+            await run(command, "7-0", "--stream", "mm:alerts")
     assert await listed() == []
     assert await run("list") == "no dead letters\n"
 
