@@ -1,0 +1,62 @@
+"""A publisher's clock that is hours off: no age that is told is negative, and the order of ids holds."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+from services.api.config import GatewayConfig
+from shared.adapters.bus import Bus
+from shared.messages.schemas import CheckpointPublished, Heartbeat, now
+from shared.messages.streams import CHECKPOINTS
+from shared.runtime.redis_server import RedisServer
+from tests.faults.counts import rounds, tell
+from tests.services.api.conftest import running_system
+
+_SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_MINUTES = re.compile(r"for (-?\d+) minutes")
+
+
+@rounds(2, 50)
+async def test_no_age_is_negative_when_clocks_jump_by_hours(
+    own_redis: RedisServer, tmp_path: Path, count: int
+) -> None:
+    bus = Bus(own_redis.url)
+    negative, ages, silent = 0, 0, []
+    async with running_system(own_redis.url, bus, tmp_path, GatewayConfig()) as system:
+        for number in range(1, count + 1):
+            hours = number if number % 2 else -number  # ahead, behind, further ahead ...
+            moment = now() + timedelta(hours=hours)
+            await bus.announce(
+                CHECKPOINTS,
+                CheckpointPublished(
+                    created_at=moment, version=number, episode=number, update=number, weights_sha256="0" * 64
+                ),
+            )
+            await bus.beat(
+                Heartbeat(
+                    created_at=moment,
+                    service="trainer",
+                    instance="trainer-1",
+                    state="running",
+                    pid=1,
+                    started_at=moment,
+                    detail={},
+                )
+            )
+            await system.until(lambda: max(system.gateway.history.checkpoints, default=0) == number)  # noqa: B023
+            status = (await system.client.get("/status")).json()
+            told = [
+                int(minutes[1]) for alert in status["alerts"] if (minutes := _MINUTES.search(alert["detail"]))
+            ]
+            exposed = _SAMPLE.findall((await system.client.get("/metrics")).text)
+            assert any(name == "mm_checkpoint_published_seconds" for name, _ in exposed)
+            ages += len(told) + len(exposed)
+            negative += sum(minutes < 0 for minutes in told) + sum(float(v) < 0.0 for _, v in exposed)
+            silent.append(told)
+    order = [entry.message.version for entry in await bus.recent(CHECKPOINTS, count=1_000)]
+    await bus.close()
+    tell("clocks off", jumps=count, figures=ages, negative=negative, announced=len(order))
+    assert negative == 0
+    # Only a version that was published hours ago is old; the one of the future is not.
+    assert silent == [[] if number % 2 else [60 * number] for number in range(1, count + 1)]
+    assert order == list(range(count, 0, -1))
