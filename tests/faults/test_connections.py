@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
 from services.trainer.journal import Journal
 from shared.adapters import bus as bus_module
@@ -76,6 +77,51 @@ async def test_what_a_cut_reply_held_is_read_again_at_once_by_the_same_reader(
     await producer.close()
     assert cuts == 1
     assert [entry.message.seed for entry in batch.entries] == [7]
+
+
+@rounds(30, 1_000)
+async def test_reads_given_up_at_any_moment_leave_nothing_pending(
+    own_redis: RedisServer, tmp_path: Path, count: int
+) -> None:
+    """Cancelled while it waits, while an entry is on its way to it, before and after its acknowledgement."""
+    rng = np.random.default_rng(10)
+    producer, reader = Bus(own_redis.url), Bus(own_redis.url)
+    journal, tally = Journal(tmp_path / "journal"), Tally()
+    left_pending = 0
+    async with Redis.from_url(own_redis.url, protocol=2) as plain:
+
+        async def pending() -> int:
+            groups = await plain.xinfo_groups(TRAJECTORIES.key)
+            return int(groups[0]["pending"]) if groups else 0
+
+        for seed in range(count):
+            reading = asyncio.create_task(journal_all(reader, journal, tally))
+            await asyncio.sleep(rng.uniform(0.0, 0.01))
+            await send(producer, seed, tally)
+            await asyncio.sleep(rng.uniform(0.0, 0.002))
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            left_pending += bool(await pending())
+        async with in_background(journal_all(reader, journal, tally)):
+            await until_drained(producer)
+        stuck = await pending()
+    held = journalled(journal)
+    journal.close()
+    await producer.close()
+    await reader.close()
+    tell(
+        "reads given up",
+        times=count,
+        left_pending=left_pending,
+        stuck=stuck,
+        delivered=tally.delivered,
+        journalled=len(held),
+        lost=count - len(set(held)),
+        doubled=len(held) - len(set(held)),
+    )
+    assert left_pending > count // 50  # some were given up with an entry in hand
+    assert stuck == 0
+    assert held == list(range(count))
 
 
 @rounds(100, 500)
