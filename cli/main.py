@@ -7,7 +7,7 @@ import structlog
 import typer
 from rich.markup import escape
 
-from cli import bench, checkpoints, data, dead, local, services
+from cli import bench, checkpoints, data, dead, local, records, services
 from cli.metrics import metrics
 from cli.monitor import monitor
 from cli.output import err
@@ -38,6 +38,7 @@ app.command("compile")(compile_kernels)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(dead.app, name="dead")
+app.add_typer(records.app, name="runs")
 app.add_typer(bench.app, name="bench")
 services.register(app)
 
