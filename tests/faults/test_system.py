@@ -35,7 +35,7 @@ SAMPLES_PER_INSERT = 1.0
 BACK_SECONDS = 10.0
 
 
-@rounds(4, 60)
+@rounds(2, 60)
 async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_before(
     system: System, count: int
 ) -> None:

@@ -67,7 +67,7 @@ async def a_version(system: System) -> None:
     await publish(system.bus, settings, 0)
 
 
-@rounds(2, 50)
+@rounds(1, 50)
 async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
     system: System, tmp_path: Path, count: int
 ) -> None:
