@@ -1,5 +1,6 @@
 """A real S3 server over HTTP, moto's, for tests of what is kept in an object store."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +50,14 @@ class S3Server:
             assert time.monotonic() < deadline, f"no answer at {self.url}"
             time.sleep(0.05)
 
+    def pause(self) -> None:
+        """Answer nobody, though connections are taken."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Answer again."""
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End the process."""
         self._process.kill()
@@ -57,7 +66,7 @@ class S3Server:
     def new_bucket(self) -> str:
         """Make a bucket; its URL in the server."""
         bucket = f"bucket-{uuid4().hex[:12]}"
-        httpx.put(f"{self.url}/{bucket}").raise_for_status()
+        httpx.put(f"{self.url}/{bucket}", timeout=START_SECONDS).raise_for_status()
         return f"{self.url}/{bucket}"
 
     def _answers(self) -> bool:

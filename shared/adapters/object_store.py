@@ -34,10 +34,10 @@ SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 #: Of these, `container@account` is the name of a bucket.
 _ACCOUNT_SCHEMES = ("abfs", "abfss")
 
-#: A server that is away is known to be so within about two seconds; whoever asked comes again.
+#: A server that is down is known to be so within about two seconds; whoever asked comes again.
 RETRIES = 4
-CONNECT_SECONDS = 5
-REQUEST_SECONDS = 120  # of one file, however slow the line
+CONNECT_SECONDS = 5.0
+REQUEST_SECONDS = 60.0  # of one file
 
 #: Tries at replacing a pointer that others replace meanwhile.
 MAX_CONFLICTS = 20

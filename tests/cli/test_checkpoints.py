@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from cli.checkpoints import app
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointer
 from shared.adapters.promotions import report_path
-from shared.errors import CheckpointError, PromotionError
+from shared.errors import CheckpointError, PromotionError, SettingsError
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
-from tests.shared.adapters.checkpoint_versions import filled, folder
+from tests.shared.adapters.checkpoint_versions import InBucket, fill, filled, folder
 
 
 @pytest.fixture
@@ -120,3 +120,40 @@ def test_gc_keeps_the_newest_and_what_a_pointer_names(store: CheckpointStore) ->
     store.point(Pointer.BEST, 0)
     assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [1, 2]}
     assert store.versions() == [0, 3]
+
+
+def test_a_bucket_is_named_like_a_folder(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command, on a store that the environment names, with the reports in the local state."""
+    url = InBucket(bucket).url
+    monkeypatch.setenv("MM_HOME", str(tmp_path))
+    monkeypatch.setenv("MM_CHECKPOINTS", url)
+    versions = fill(CheckpointStore(url), 0, 1, 2, 3)
+    versions.point(Pointer.LATEST, 3)
+    rows = json.loads(_run("list", "--json"))
+    assert [(row["version"], row["pointers"], row["fault"]) for row in rows] == [
+        (0, "", ""),
+        (1, "", ""),
+        (2, "", ""),
+        (3, "latest", ""),
+    ]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert f"versions in {url}" in _run("list")
+    assert json.loads(_run("show", "2", "--json"))["update"] == 600
+    assert json.loads(_run("verify", "--json"))["ok"] is True
+    for version in (1, 2):
+        path = report_path(tmp_path / "validations", version)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"schema_version": 1, "version": version, "passed_gates": ["paper"]}))
+        _run("promote", str(version))
+    assert "version 1 decides again" in _run("rollback")
+    assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [0, 2]}
+    monkeypatch.delenv("MM_CHECKPOINTS")
+    assert [row["version"] for row in json.loads(_run("list", "--json", "--store", url))] == [1, 3]
+
+
+def test_a_url_of_no_store_is_refused() -> None:
+    with pytest.raises(SettingsError, match="expected a folder, or a URL such as s3://bucket/prefix") as told:
+        _run("list", "--store", "ftp://host/x")
+    assert told.value.user_fault

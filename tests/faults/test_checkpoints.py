@@ -1,17 +1,28 @@
 """Checkpoints whose writer is killed anywhere, and that are damaged anywhere: the one before is used."""
 
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from shared.adapters.checkpoint_files import MANIFEST, MANIFEST_SHA256
 from shared.adapters.checkpoints import TRAINING, WEIGHTS, CheckpointStore, Pointer
 from tests.conftest import ROOT
+from tests.faults.checkpoint_writer import publish
 from tests.faults.counts import rounds, tell
-from tests.shared.adapters.checkpoint_versions import equal, filled, folder, tensors
+from tests.shared.adapters.checkpoint_versions import (
+    InBucket,
+    InFolder,
+    equal,
+    fill,
+    filled,
+    key_of,
+    new_place,
+    tensors,
+)
 
 #: All that a version consists of.
 FILES = (WEIGHTS, TRAINING, MANIFEST, MANIFEST_SHA256)
@@ -54,24 +65,86 @@ def test_a_writer_killed_before_any_step_leaves_whole_versions_only(tmp_path: Pa
     tell("checkpoint writer killed", kills=kills, versions=store.versions()[-1] + 1, damaged=0)
 
 
-@rounds(100, 2_000)
-def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(tmp_path: Path, count: int) -> None:
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> InFolder | InBucket:
+    made = new_place(request)
+    assert isinstance(made, InFolder | InBucket)
+    return made
+
+
+def rounds_in_places(folder: tuple[int, int], bucket: tuple[int, int]) -> pytest.MarkDecorator:
+    """`rounds` in a folder and in a bucket, where each takes longer: few times each, and many."""
+    few, many = zip(folder, bucket, strict=True)
+    return pytest.mark.parametrize(
+        ("place", "count"),
+        [
+            *zip(("folder", "bucket"), few, strict=True),
+            *(
+                pytest.param(*case, marks=pytest.mark.soak)
+                for case in zip(("folder", "bucket"), many, strict=True)
+            ),
+        ],
+        indirect=["place"],
+    )
+
+
+@rounds_in_places(folder=(20, 1_000), bucket=(10, 200))
+def test_a_writer_killed_at_any_moment_leaves_latest_loadable(place: InFolder | InBucket, count: int) -> None:
+    rng = np.random.default_rng(5)
+    store = fill(place.store(), 0, 1)
+    store.point(Pointer.LATEST, 1)
+    begin = time.monotonic()
+    where = place.root if isinstance(place, InFolder) else place.url
+    publish(where)
+    usual = time.monotonic() - begin
+    kills = loaded = 0
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.checkpoint_writer", str(where)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        while kills < count:
+            newest = store.versions()[-1]
+            print("after", rng.uniform(0.0, 1.5 * usual), file=writer.stdin, flush=True)
+            kills += writer.stdout.readline() == "1\n"
+            valid, refused = store.newest_valid()
+            assert valid is not None
+            assert valid.version >= newest
+            assert refused == []
+            pointed = store.pointer(Pointer.LATEST)
+            assert pointed is not None
+            assert equal(store.weights(pointed.version), tensors(pointed.version))
+            loaded += 1
+    publish(where)  # what was left half done is in nobody's way
+    tell("checkpoint writer killed at random", kills=kills, loaded=loaded, versions=store.versions()[-1] + 1)
+    assert store.newest_valid()[1] == []
+
+
+@rounds_in_places(folder=(100, 2_000), bucket=(20, 400))
+def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(
+    place: InFolder | InBucket, count: int
+) -> None:
     rng = np.random.default_rng(6)
-    store = filled(tmp_path, 1, 2)
+    store = fill(place.store(), 1, 2)
+    keys = [key_of(place, 2, name) for name in FILES]
+    contents = [place.read(key) for key in keys]
     found = 0
     for number in range(count):
-        path = folder(store, 2) / FILES[number % len(FILES)]
-        whole = path.read_bytes()
+        key, whole = keys[number % len(keys)], contents[number % len(keys)]
         if rng.random() < 0.5:
-            os.truncate(path, int(rng.integers(len(whole))))
+            place.write(key, whole[: rng.integers(len(whole))])
         else:
             damaged = bytearray(whole)
             damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
-            path.write_bytes(damaged)
+            place.write(key, bytes(damaged))
         valid, refused = store.newest_valid()
         assert valid is not None
         found += (valid.version, len(refused)) == (1, 1)
-        path.write_bytes(whole)
+        place.write(key, whole)
     tell("checkpoint damaged", damaged=count, found=found, missed=count - found)
     assert found == count
     assert store.verify(2).version == 2

@@ -77,7 +77,7 @@ def test_a_record_torn_at_any_byte_is_cut_off_and_comes_again(tmp_path: Path, co
     assert held == list(range(count))
 
 
-@rounds(40, 1_000)
+@rounds(100, 1_000)
 def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(4)
     store = CheckpointStore(tmp_path)

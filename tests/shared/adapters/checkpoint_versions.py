@@ -6,6 +6,7 @@ from typing import Protocol
 
 import httpx
 import numpy as np
+import pytest
 from obstore.store import MemoryStore
 
 from shared.adapters.checkpoint_files import MANIFEST_SHA256
@@ -139,6 +140,17 @@ class InBucket:
 
     def _at(self, key: str) -> str:
         return f"{self.bucket}/{self.prefix}/{key}"
+
+
+def new_place(request: pytest.FixtureRequest) -> Place:
+    """An empty place of the kind that a fixture's parameter names: folder, memory or bucket."""
+    match request.param:
+        case "folder":
+            return InFolder(request.getfixturevalue("tmp_path") / "store")
+        case "memory":
+            return InMemory(MemoryStore())
+        case _:
+            return InBucket(request.getfixturevalue("bucket"))
 
 
 def key_of(place: Place, version: int, name: str) -> str:

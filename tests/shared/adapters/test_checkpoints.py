@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from obstore.store import MemoryStore
 
 from shared.adapters import checkpoint_files
 from shared.adapters.checkpoint_files import MANIFEST, MANIFEST_SHA256
@@ -22,9 +21,6 @@ from shared.adapters.files import write_synced
 from shared.errors import CheckpointError, SettingsError
 from tests.conftest import ROOT
 from tests.shared.adapters.checkpoint_versions import (
-    InBucket,
-    InFolder,
-    InMemory,
     Place,
     equal,
     fill,
@@ -32,6 +28,7 @@ from tests.shared.adapters.checkpoint_versions import (
     folder,
     key_of,
     manifest,
+    new_place,
     tensors,
 )
 
@@ -40,15 +37,8 @@ FILES = (WEIGHTS, TRAINING, MANIFEST, MANIFEST_SHA256)
 
 
 @pytest.fixture(params=["folder", "memory", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty one."""
-    match request.param:
-        case "folder":
-            return InFolder(tmp_path / "store")
-        case "memory":
-            return InMemory(MemoryStore())
-        case _:
-            return InBucket(request.getfixturevalue("bucket"))
+def place(request: pytest.FixtureRequest) -> Place:
+    return new_place(request)
 
 
 def test_what_was_saved_comes_back(place: Place) -> None:

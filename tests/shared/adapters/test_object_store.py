@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from obstore.store import MemoryStore
 
 from shared.adapters import object_store
 from shared.adapters.checkpoint_files import MANIFEST_SHA256
@@ -18,7 +17,15 @@ from shared.errors import CheckpointError, SettingsError, StoreAwayError
 from shared.runtime.redis_server import free_port
 from tests.conftest import ROOT
 from tests.s3_server import SECRET, S3Server
-from tests.shared.adapters.checkpoint_versions import InBucket, InMemory, equal, fill, manifest, tensors
+from tests.shared.adapters.checkpoint_versions import (
+    InBucket,
+    Place,
+    equal,
+    fill,
+    manifest,
+    new_place,
+    tensors,
+)
 
 
 class Cut(BaseException):
@@ -26,11 +33,8 @@ class Cut(BaseException):
 
 
 @pytest.fixture(params=["memory", "bucket"])
-def place(request: pytest.FixtureRequest) -> InMemory | InBucket:
-    """An empty one."""
-    return (
-        InMemory(MemoryStore()) if request.param == "memory" else InBucket(request.getfixturevalue("bucket"))
-    )
+def place(request: pytest.FixtureRequest) -> Place:
+    return new_place(request)
 
 
 def before_each(operation: str, patched: pytest.MonkeyPatch, act: Callable[[str], None]) -> None:
@@ -46,7 +50,7 @@ def before_each(operation: str, patched: pytest.MonkeyPatch, act: Callable[[str]
 
 @pytest.mark.parametrize("put", [1, 2, 3, 4])
 def test_of_two_writers_of_a_version_the_one_that_ends_first_wins(
-    place: InMemory | InBucket, monkeypatch: pytest.MonkeyPatch, put: int
+    place: Place, monkeypatch: pytest.MonkeyPatch, put: int
 ) -> None:
     """The second writes all of its version before the first one's n-th put."""
     fill(place.store(), 0)
@@ -69,7 +73,7 @@ def test_of_two_writers_of_a_version_the_one_that_ends_first_wins(
     assert _files(store) == 4  # the loser's three are gone
 
 
-def test_of_many_writers_at_once_exactly_one_wins(place: InMemory | InBucket) -> None:
+def test_of_many_writers_at_once_exactly_one_wins(place: Place) -> None:
     writers = 4
     for version in range(5):
         begin = threading.Barrier(writers)
@@ -92,7 +96,7 @@ def test_of_many_writers_at_once_exactly_one_wins(place: InMemory | InBucket) ->
 
 
 def test_a_writer_cut_off_before_any_put_or_removal_leaves_latest_loadable(
-    place: InMemory | InBucket, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Publishing, pointing and collecting, cut off before each of their steps in turn."""
     store = fill(place.store(), 0, 1)
@@ -143,7 +147,7 @@ def _files(store: CheckpointStore) -> int:
 
 
 def test_a_put_whose_reply_was_lost_is_not_taken_for_anothers(
-    place: InMemory | InBucket, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client sends it again and is told that the file is there, or is not what it was."""
     real = ObjectFiles._put
@@ -160,7 +164,7 @@ def test_a_put_whose_reply_was_lost_is_not_taken_for_anothers(
     assert store.pointer(Pointer.LATEST) == Pointed(2, None, (1,))
 
 
-def test_a_pointer_moved_meanwhile_is_read_again(place: InMemory | InBucket) -> None:
+def test_a_pointer_moved_meanwhile_is_read_again(place: Place) -> None:
     fill(place.store(), 1, 2, 3)
     seen: list[int | None] = []
 
@@ -175,7 +179,7 @@ def test_a_pointer_moved_meanwhile_is_read_again(place: InMemory | InBucket) -> 
     assert place.store().pointer(Pointer.BEST) == Pointed(3, None, (1, 2))
 
 
-def test_a_pointer_moved_all_the_time_is_given_up(place: InMemory | InBucket) -> None:
+def test_a_pointer_moved_all_the_time_is_given_up(place: Place) -> None:
     fill(place.store(), 1)
 
     def where(at: Pointed | None) -> Pointed:
@@ -186,7 +190,7 @@ def test_a_pointer_moved_all_the_time_is_given_up(place: InMemory | InBucket) ->
         place.store().move(Pointer.BEST, where)
 
 
-def test_a_damaged_line_costs_no_files(place: InMemory | InBucket) -> None:
+def test_a_damaged_line_costs_no_files(place: Place) -> None:
     """What cannot tell which files are its own keeps all of them, so that it can be mended."""
     store = fill(place.store(), 1, 2)
     line = place.read("v000001/manifest.sha256")

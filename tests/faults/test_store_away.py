@@ -1,0 +1,205 @@
+"""The object store stops answering and comes back: every service goes on, and loses no version by it."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from services.api.config import GatewayConfig
+from services.inference.promoted import PromotedVersion
+from services.selfplay.config import SelfPlayConfig
+from services.selfplay.settings import SelfPlaySettings
+from services.trainer.metrics import DISK_FAILURES
+from services.trainer.settings import TrainerSettings
+from services.validator import service as validator_module
+from services.validator.service import Desk
+from shared.adapters import object_store
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.dataset import Dataset
+from shared.environment.environment import EnvironmentConfig
+from shared.messages.streams import ALERTS, TRAJECTORIES
+from shared.runtime.redis_server import RedisServer
+from shared.search.config import SearchConfig
+from tests.s3_server import S3Server
+from tests.services.api.conftest import running_system
+from tests.services.inference.versions import promote, save_version
+from tests.services.selfplay import test_service as selfplay
+from tests.services.trainer import test_service as trainer
+from tests.services.trainer.runs import CONFIG
+from tests.services.validator import cases
+from tests.services.validator import test_service as validator
+from tests.shared.adapters.checkpoint_versions import InBucket
+
+#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("broken_connections"),
+]
+
+
+@pytest.fixture
+def url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store that is known to be away after half a second."""
+    monkeypatch.setattr(object_store, "RETRIES", 0)
+    monkeypatch.setattr(object_store, "REQUEST_SECONDS", 0.5)
+    return InBucket(bucket).url
+
+
+@contextlib.contextmanager
+def away(server: S3Server) -> Iterator[None]:
+    """The server answers nobody meanwhile."""
+    server.pause()
+    try:
+        yield
+    finally:
+        server.resume()
+
+
+async def test_the_trainer_learns_on_and_publishes_when_it_can(
+    bars: tuple[Path, Dataset],
+    url: str,
+    s3_server: S3Server,
+    redis_server: RedisServer,
+    bus: Bus,
+    tmp_path: Path,
+) -> None:
+    settings = TrainerSettings(
+        home=tmp_path,
+        checkpoints=url,
+        dataset=bars[0],
+        redis_url=SecretStr(redis_server.url),
+        model=CONFIG.model,
+        replay=CONFIG.replay,
+        learner=CONFIG.learner,
+        trainer=replace(CONFIG.trainer, publish_every_episodes=5, keep_checkpoints=2),
+    )
+
+    def failures() -> float:
+        return float(DISK_FAILURES.labels("checkpoint")._value.get())
+
+    async with trainer.running(settings) as running:
+        await trainer.send(bus, bars[1], range(5))
+        await trainer.until(lambda: trainer.detail(running, "version") == 1)
+        before = failures()
+        with away(s3_server):
+            await trainer.send(bus, bars[1], range(5, 12))
+            await trainer.until(lambda: trainer.detail(running, "episode") == 12)
+            assert failures() == before + 1
+            assert trainer.detail(running, "version") == 1
+        await trainer.send(bus, bars[1], range(12, 15))
+        await trainer.until(lambda: trainer.detail(running, "version") == 2)
+    store = CheckpointStore(url)
+    manifest, refused = store.newest_valid()
+    assert manifest is not None
+    assert (manifest.episode, refused) == (15, [])
+    pointed = store.pointer(Pointer.LATEST)
+    assert pointed is not None
+    assert pointed.version == manifest.version
+
+
+async def test_a_worker_plays_on_and_fetches_the_version_later(
+    bars: tuple[Path, Dataset],
+    url: str,
+    s3_server: S3Server,
+    redis_server: RedisServer,
+    bus: Bus,
+    tmp_path: Path,
+) -> None:
+    settings = SelfPlaySettings(
+        home=tmp_path,
+        checkpoints=url,
+        dataset=bars[0],
+        redis_url=SecretStr(redis_server.url),
+        selfplay=SelfPlayConfig(lanes=selfplay.LANES, high_water=10_000),
+        environment=EnvironmentConfig(session_bars=selfplay.STEPS),
+    )
+    await selfplay.publish(bus, settings, 0)
+    save_version(CheckpointStore(url), 1)
+    async with selfplay.running(settings) as worker:
+        await selfplay.sent(bus, count=selfplay.LANES)
+        with away(s3_server):
+            await selfplay.announce(bus, 1)
+            length = await bus.length(TRAJECTORIES)
+            await selfplay.sent(bus, count=length + 3 * selfplay.LANES)
+            assert worker.heartbeat.detail["version"] == 0
+        await selfplay.until(lambda: worker.heartbeat.detail.get("version") == 1)
+
+
+async def test_the_validator_waits_and_skips_nothing(
+    url: str,
+    s3_server: S3Server,
+    redis_server: RedisServer,
+    bus: Bus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(validator_module, "STORE_RETRY_SECONDS", 0.05)
+    desk = Desk(CheckpointStore(url), tmp_path / "validations")
+    cases.save_version(desk.store, 1)
+    async with validator.running(redis_server, desk) as lifecycle:
+        with away(s3_server):
+            await validator.publish(bus, 1)
+            await validator.until_heartbeat(lifecycle, validating=1)
+            await asyncio.sleep(1.0)
+        await validator.until_heartbeat(lifecycle, done=1, skipped=0)
+    for name in (Pointer.BEST, Pointer.PROMOTED):
+        pointed = desk.store.pointer(name)
+        assert pointed is not None
+        assert pointed.version == 1
+    assert await bus.recent(ALERTS, count=10) == []
+
+
+async def test_inference_serves_on_and_tells_once(url: str, s3_server: S3Server) -> None:
+    store = CheckpointStore(url)
+    promoted = PromotedVersion(store, SearchConfig())
+    for version in (1, 2):
+        save_version(store, version)
+    promote(store, 1)
+    assert await promoted.refresh() is None
+    with away(s3_server):
+        alert = await promoted.refresh()
+        assert alert is not None
+        assert alert.name == "store_away"
+        assert url in alert.detail
+        assert "version 1 goes on" in alert.detail
+        assert await promoted.refresh() is None
+    assert promoted.served is not None
+    assert (promoted.served.version, promoted.refused) == (1, None)
+    promote(store, 2)
+    assert await promoted.refresh() is None
+    assert promoted.served.version == 2
+    promoted.close()
+
+
+async def test_the_gateway_answers_and_says_so(
+    url: str,
+    s3_server: S3Server,
+    redis_server: RedisServer,
+    bus: Bus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MM_CHECKPOINTS", url)
+    async with running_system(redis_server.url, bus, tmp_path, GatewayConfig()) as system:
+        made = await system.publish(1, loss=0.5)
+        await system.until(lambda: 1 in system.gateway.history.checkpoints)
+        with away(s3_server):
+            status = await system.client.get("/status")
+            assert status.status_code == 200
+            assert status.json()["state"] == "degraded"
+            assert status.json()["pointers"] == {"newest": 1, "best": None, "promoted": None}
+            for path in ("/checkpoints", "/checkpoints/1", "/checkpoints/1/weights"):
+                answer = await system.client.get(path)
+                assert answer.status_code == 503
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert answer.json()["detail"] == "the checkpoint store does not answer; try again soon"
+        (listed,) = (await system.client.get("/checkpoints")).json()["items"]
+        assert (listed["version"], listed["stored"]) == (1, True)
+        assert (await system.client.get("/checkpoints/1")).json()["manifest"]["update"] == made.update
+        weights = await system.client.get("/checkpoints/1/weights")
+        assert weights.headers["etag"] == f'"{made.files["weights.safetensors"].sha256}"'
