@@ -215,7 +215,7 @@ class ObjectFiles:
         try:
             return question()
         except (BaseError, OSError, ValueError) as failure:
-            raise StoreAwayError(f"{self.name}/{key}: {_reason(str(failure))}") from None
+            raise StoreAwayError(f"{self.name}/{key}".rstrip("/") + f": {_reason(str(failure))}") from None
 
 
 def _key(version: int, name: str, manifest_sha256: str | None = None) -> str:
