@@ -15,7 +15,8 @@ from tests.services.trainer.test_processes import System
 from tests.shared.adapters.checkpoint_versions import InBucket
 
 
-@pytest.mark.parametrize("version", [0, pytest.param(3, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("version", [0, 3])
 async def test_a_worker_fetches_from_a_bucket_what_the_trainer_published_there(
     bucket: str,
     s3_server: S3Server,
