@@ -21,7 +21,7 @@ from shared.environment.action import NUM_ACTIONS
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.environment.position import NUM_STATIC
 from shared.features.kernels import NUM_FEATURES
-from shared.features.window import FIRST_WINDOW_BAR, windows
+from shared.features.window import FIRST_WINDOW_BAR
 from shared.market.session import SESSION_BARS
 from shared.model.config import ModelConfig
 from shared.search.config import SearchConfig
@@ -118,7 +118,7 @@ def _passes(training: Training) -> Callable[[], object]:
     """Forward and backward of one batch, with gradients that cost nothing to find."""
     learner = training.learner
     steps = training.replay.sample(learner.generator(), training.config.learner.batch_size)
-    batch = Batch.of(steps, windows(training.features, steps.bars), learner.device)
+    batch = Batch.of(steps, training.views(steps), learner.device)
     gradients: list[Tensor] = [
         torch.ones_like(output) for output in vars(unroll(learner.network, batch)).values()
     ]

@@ -18,6 +18,8 @@ class SelfPlayConfig:
     temperature_end: float = 0.5  # puct, from `temperature_episodes` on
     temperature_episodes: int = 20_000
     epsilon: float = 0.2  # puct, share of decisions that are any legal action
+    excursion_rate: float = 0.0  # probability that any legal action is taken and then held
+    excursion_bars: float = 30.0  # for so long, on average
 
     def __post_init__(self) -> None:
         """Check every number's range."""
@@ -32,5 +34,8 @@ class SelfPlayConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise SettingsError(f"selfplay.{name} is {value}, expected 0 or more")
-        if not 0.0 <= self.epsilon <= 1.0:
-            raise SettingsError(f"selfplay.epsilon is {self.epsilon}, expected 0 to 1")
+        for name in ("epsilon", "excursion_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise SettingsError(f"selfplay.{name} is {getattr(self, name)}, expected 0 to 1")
+        if not 1.0 <= self.excursion_bars < float("inf"):
+            raise SettingsError(f"selfplay.excursion_bars is {self.excursion_bars}, expected 1 or more")

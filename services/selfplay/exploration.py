@@ -11,4 +11,9 @@ def exploration_at(episode: int, config: SelfPlayConfig) -> Exploration:
     """
     share = min(episode / config.temperature_episodes, 1.0)
     fall = config.temperature_start - config.temperature_end
-    return Exploration(temperature=config.temperature_start - share * fall, epsilon=config.epsilon)
+    return Exploration(
+        temperature=config.temperature_start - share * fall,
+        epsilon=config.epsilon,
+        excursion_rate=config.excursion_rate,
+        excursion_bars=config.excursion_bars,
+    )

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeVar
 
+from shared.engine.precision import Precision
 from shared.errors import SettingsError
 
 _N = TypeVar("_N", int, float)
@@ -28,13 +30,24 @@ class ReplayConfig:
         _require("replay.success_share", self.success_share, least=0.0, most=1.0)
 
 
+class Shaping(StrEnum):
+    """What is added to rewards before they are learned from; see services/trainer/targets.py."""
+
+    NONE = "none"
+    UNREALISED = "unrealised"  # a position's gain is paid as it comes, not when it is closed
+
+
 @dataclass(frozen=True)
 class LearnerConfig:
     """How the networks are trained."""
 
-    batch_size: int = 64
+    batch_size: int = 64  # steps
+    stretch_steps: int = 1  # L, of a trajectory, drawn together and encoded in one pass
     unroll_steps: int = 5  # K
     n_step: int = 10  # bars until a value target bootstraps
+    trace_floor: float = 0.0  # it bootstraps sooner, before an action less likely than this to the search
+    shaping: Shaping = Shaping.NONE
+    precision: Precision = Precision.FLOAT32  # of the passes; weights, losses and optimizer are float32
     learning_rate: float = 0.002
     weight_decay: float = 1e-5
     max_gradient_norm: float = 1.0
@@ -46,8 +59,11 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         """Check every number's range."""
-        for count in ("batch_size", "unroll_steps", "n_step", "max_skipped_in_a_row"):
+        object.__setattr__(self, "shaping", _named(Shaping, "learner.shaping", self.shaping))
+        object.__setattr__(self, "precision", _named(Precision, "learner.precision", self.precision))
+        for count in ("batch_size", "stretch_steps", "unroll_steps", "n_step", "max_skipped_in_a_row"):
             _require(f"learner.{count}", getattr(self, count), least=1)
+        _require("learner.trace_floor", self.trace_floor, least=0.0, most=1.0)
         for positive in ("learning_rate", "max_gradient_norm"):
             _require(f"learner.{positive}", getattr(self, positive), above=0.0)
         for name in ("weight_decay", "policy_weight", "value_weight", "reward_weight", "outcome_weight"):
@@ -58,6 +74,7 @@ class LearnerConfig:
 class TrainerConfig:
     """When the trainer learns and publishes, and what it keeps on disk."""
 
+    hold_logit: float = 0.0  # how much version 0 prefers HOLD to any other action, in logits
     seed: int = 0  # of version 0's weights, of sampling and of dropout
     samples_per_insert: float = 0.5  # times that a step is drawn, for each step that came in
     min_replay_steps: int = 1_000  # nothing is learned from fewer
@@ -70,6 +87,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Check every number's range."""
+        _require("trainer.hold_logit", self.hold_logit)
         _require("trainer.seed", self.seed, least=0)
         _require("trainer.samples_per_insert", self.samples_per_insert, above=0.0)
         for count in (
@@ -81,6 +99,16 @@ class TrainerConfig:
             "threads",
         ):
             _require(f"trainer.{count}", getattr(self, count), least=1)
+
+
+_E = TypeVar("_E", bound=StrEnum)
+
+
+def _named(options: type[_E], name: str, value: str) -> _E:
+    """The option of a name."""
+    if value not in list(options):
+        raise SettingsError(f"{name} is {value!r}, expected one of {', '.join(options)}")
+    return options(value)
 
 
 def _require(

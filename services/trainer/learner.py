@@ -17,9 +17,10 @@ from torch import Tensor
 from services.trainer.config import LearnerConfig
 from services.trainer.losses import Batch, Losses, Predictions, losses, unroll
 from services.trainer.steps import Steps
+from services.trainer.views import Views
+from shared.engine.precision import Precision
 from shared.errors import CheckpointError
 from shared.model.network import Network
-from shared.numeric import Float32
 
 #: What the random numbers of an attempt are for.
 _DRAWING, _DROPOUT = range(2)
@@ -64,6 +65,7 @@ class Learner:
         self.network = network.to(self.device).train()
         self.config, self.seed = config, seed
         self.counters = LearnerCounters()
+        self._reduced = config.precision.resolved() is Precision.BFLOAT16
         self._optimizer = self._new_optimizer()
 
     @property
@@ -75,19 +77,20 @@ class Learner:
         """Random numbers of the next attempt, for drawing its batch."""
         return np.random.default_rng((self.seed, self.counters.attempts, _DRAWING))
 
-    def update(self, steps: Steps, windows: Float32) -> UpdateStatistics:
+    def update(self, steps: Steps, views: Views) -> UpdateStatistics:
         """Make one update, or skip it when its loss or gradient is not finite.
 
         Args:
             steps: B steps.
-            windows: `[B, 32, 9]`, the temporal window of each.
+            views: the bars that they look back on.
         """
-        batch = Batch.of(steps, windows, self.device)
+        batch = Batch.of(steps, views, self.device)
         running = [buffer.clone() for buffer in self.network.buffers()]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._dropout_seed())
             self.counters.attempts += 1
-            predictions = unroll(self.network, batch)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._reduced):
+                predictions = unroll(self.network, batch)
         terms = losses(predictions, batch, self.network.support)
         total = terms.total(self.config)
         self._optimizer.zero_grad(set_to_none=True)

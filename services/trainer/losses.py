@@ -1,13 +1,14 @@
 """The loss of a batch: K steps unrolled from each row's observation, every term with its equation.
 
     total = Σ_{k=0..K} w_k [ λ_p l_p(π_k, p_k) + λ_v l_v(z_k, v_k) ]
-          + Σ_{k=0..K-1} 1/K [ λ_r l_r(u_k, r_k) + λ_v l_v(z_k, Q_k) + λ_c l_c(c_k, σ_k) ]
+          + Σ_{k=0..K-1} 1/K [ λ_r l_r(u_k, r_k) + λ_v l_v(y_k, Q_k) + λ_c l_c(c_k, σ_k) ]
 
 with w_0 = 1 and w_k = 1/K after it. π_k is the search's policy at state k, z_k the return from it, u_k
 the reward of decision k, c_k the outcome that followed it. p_k and v_k are predicted from hidden state
-k; Q_k and σ_k from the afterstate of decision k, so Q_k is compared with the return of the state
-*before* the decision; r_k comes out of the dynamics of decision k. Every l is a cross-entropy; returns
-and rewards are two-hot. What lies past a trajectory's end is masked.
+k; Q_k and σ_k from the afterstate of decision k, so Q_k is compared with y_k, the return of that
+decision: z_k, the state's *before* it, unless the decision was an excursion. r_k comes out of the
+dynamics of decision k. Every l is a cross-entropy; returns and rewards are two-hot. What lies past a
+trajectory's end is masked.
 
 The gradient is halved where hidden state k enters the step to state k + 1, so that what reaches the
 dynamics stays of one size however long the unroll.
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from services.trainer.config import LearnerConfig
 from services.trainer.steps import Steps
+from services.trainer.views import Views
 from shared.model.network import Network
 from shared.model.support import Support
 from shared.numeric import Float32
@@ -34,32 +36,36 @@ UNROLL_GRADIENT = 0.5
 
 @dataclass(frozen=True)
 class Batch:
-    """Steps with their temporal windows, as tensors on the learner's device."""
+    """Steps with the bars that they look back on, as tensors on the learner's device."""
 
-    windows: Tensor  # [B, 32, 9]
+    spans: Tensor  # [S, W - 1 + L, 9]
+    rows: Tensor  # int64 [B], which of the spans' embedded bars each step is at
     static: Tensor  # [B, 6]
     actions: Tensor  # int64 [B, K]
     outcomes: Tensor  # int64 [B, K]
     rewards: Tensor  # [B, K]
     policies: Tensor  # [B, K + 1, 4]
     returns: Tensor  # [B, K + 1]
+    decision_returns: Tensor  # [B, K]
     lengths: Tensor  # int64 [B], states that exist
 
     @classmethod
-    def of(cls, steps: Steps, windows: Float32, device: torch.device) -> Self:
-        """The batch of some steps and their windows."""
+    def of(cls, steps: Steps, views: Views, device: torch.device) -> Self:
+        """The batch of some steps and their views."""
 
         def number(array: Float32) -> Tensor:
             return torch.from_numpy(array).to(device)
 
         return cls(
-            windows=number(windows),
+            spans=number(views.spans),
+            rows=torch.from_numpy(views.rows).to(device),
             static=number(steps.static),
             actions=torch.from_numpy(steps.actions).to(device, torch.int64),
             outcomes=torch.from_numpy(steps.outcomes).to(device, torch.int64),
             rewards=number(steps.rewards),
             policies=number(steps.policies),
             returns=number(steps.returns),
+            decision_returns=number(steps.decision_returns),
             lengths=torch.from_numpy(steps.lengths).to(device, torch.int64),
         )
 
@@ -98,7 +104,7 @@ class Losses:
 def unroll(network: Network, batch: Batch) -> Predictions:
     """Run all five networks along what happened; the heads see all steps in one call each."""
     num_rows, num_steps = batch.actions.shape
-    hidden = network.representation(batch.windows, batch.static)
+    hidden = network.representation(batch.spans, batch.static, batch.rows)
     states, afterstates, rewards = [hidden], [], []
     for step in range(num_steps):
         afterstate = network.afterstate(_scale_gradient(hidden), batch.actions[:, step])
@@ -125,12 +131,12 @@ def losses(predictions: Predictions, batch: Batch, support: Support) -> Losses:
     decisions = states[:, :num_steps]
     states = torch.cat((states[:, :1] * num_steps, states[:, 1:]), dim=1)  # the root counts in full
     outcomes = functional.one_hot(batch.outcomes, predictions.outcome_logits.shape[-1])
-    returns = support.encode(batch.returns)
     return Losses(
         policy=_mean(cross_entropy(predictions.policy_logits, batch.policies), states),
-        value=_mean(cross_entropy(predictions.value_logits, returns), states),
+        value=_mean(cross_entropy(predictions.value_logits, support.encode(batch.returns)), states),
         afterstate_value=_mean(
-            cross_entropy(predictions.afterstate_value_logits, returns[:, :num_steps]), decisions
+            cross_entropy(predictions.afterstate_value_logits, support.encode(batch.decision_returns)),
+            decisions,
         ),
         reward=_mean(cross_entropy(predictions.reward_logits, support.encode(batch.rewards)), decisions),
         outcome=_mean(cross_entropy(predictions.outcome_logits, outcomes), decisions),

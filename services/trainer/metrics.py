@@ -35,15 +35,6 @@ REFUSED = Counter("mm_trainer_refused", "Trajectories put with the dead letters"
 DISK_FAILURES = Counter("mm_trainer_disk_failures", "Writes that the disk refused", ["what"])
 
 
-def replay_age(training: Training) -> float:
-    """Age in episodes of the batch that the next update draws, on average; 0 for the newest trajectory.
-
-    An update's random numbers are those of its attempt, so the batch can be looked at beforehand.
-    """
-    steps = training.replay.sample(training.learner.generator(), training.config.learner.batch_size)
-    return training.position - 1 - float(steps.positions.mean())
-
-
 class TrainerMetrics:
     """Tells how learning goes; a disk that refuses the record does not stop it."""
 
@@ -68,20 +59,17 @@ class TrainerMetrics:
             if record:
                 record.episode(training.position, trajectory)
 
-    def updated(
-        self, training: Training, statistics: UpdateStatistics, age_episodes: float, seconds: float
-    ) -> None:
+    def updated(self, training: Training, statistics: UpdateStatistics, seconds: float) -> None:
         """An update was made or skipped.
 
         Args:
             training: after it.
             statistics: of the update.
-            age_episodes: of its batch, as `replay_age` told before it.
             seconds: that it took.
         """
         (SKIPPED if statistics.skipped else UPDATES).inc()
         self._pace = {
-            "replay_age_episodes": age_episodes,
+            "replay_age_episodes": training.replay_age,
             "steps_per_second": training.config.learner.batch_size / max(seconds, 1e-9),
         }
         counters = training.learner.counters

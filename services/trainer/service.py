@@ -22,7 +22,6 @@ from services.trainer.metrics import (
     ROLL_BACKS,
     UPDATE_FIGURES,
     TrainerMetrics,
-    replay_age,
 )
 from services.trainer.publishing import Publisher
 from services.trainer.settings import TrainerSettings
@@ -207,9 +206,9 @@ class TrainerService:
         training = self._training
         begin, before = time.monotonic(), training.learner.counters.updates
         while training.may_update and not training.learner.diverged:
-            age, started = replay_age(training), time.monotonic()
+            started = time.monotonic()
             statistics = training.update()
-            self._metrics.updated(training, statistics, age, time.monotonic() - started)
+            self._metrics.updated(training, statistics, time.monotonic() - started)
             if time.monotonic() - begin > STRETCH_SECONDS or self._lifecycle.stopping.is_set():
                 break
         made = training.learner.counters.updates - before

@@ -7,19 +7,28 @@ the temporal window is left out; it is rebuilt from the trainer's own bars when 
 
 import numpy as np
 
+from services.trainer.config import Shaping
 from services.trainer.steps import Steps
 from shared.agent.trajectory import Trajectory
+from shared.environment.position import pips_of_static
 from shared.errors import ShapeError
-from shared.numeric import Float32, Float64, Int64, kernel, require_shape
+from shared.numeric import Bool, Float32, Float64, Int64, kernel, require_shape
 
 
 def n_step_returns(
-    rewards: Float32, root_values: Float32, *, discount: float, n: int, final_value: float = 0.0
+    rewards: Float32,
+    root_values: Float32,
+    *,
+    discount: float,
+    n: int,
+    final_value: float = 0.0,
+    cuts: Bool | None = None,
 ) -> Float32:
-    """Bootstrapped n-step return of each step of one trajectory.
+    """Bootstrapped n-step return of each decision of one trajectory.
 
     z_t = u_t + γ u_{t+1} + … + γⁿ⁻¹ u_{t+n-1} + γⁿ v_{t+n}, where u_t is the reward of the decision at
-    step t. Near the end the sum stops at the last step T-1 and bootstraps with `final_value` there.
+    step t. Near the end the sum stops at the last step T-1 and bootstraps with `final_value` there. It stops
+    and bootstraps earlier at the first step after t that is cut (as Watkins 1989 does for Q(λ)).
 
     Args:
         rewards: `[T]` pips, received on leaving step t.
@@ -28,6 +37,7 @@ def n_step_returns(
         n: horizon in bars, at least 1.
         final_value: value of the state after the last step: 0 where the episode ended there, the
             search's value of it where the trajectory was cut.
+        cuts: `[T]` steps whose decision says nothing about the policy; none if not given.
     Returns:
         `[T]` pips.
     Raises:
@@ -39,14 +49,18 @@ def n_step_returns(
     if n < 1:
         raise ShapeError("n", n, "1 or more")
     values = np.append(root_values.astype(np.float64), final_value)
-    return _returns(rewards.astype(np.float64), values, discount, n).astype(np.float32)
+    if cuts is None:
+        cuts = np.zeros(len(rewards), np.bool_)
+    return _returns(rewards.astype(np.float64), values, cuts, discount, n).astype(np.float32)
 
 
 @kernel
-def _returns(rewards: Float64, values: Float64, discount: float, n: int) -> Float64:
+def _returns(rewards: Float64, values: Float64, cuts: Bool, discount: float, n: int) -> Float64:
     returns = np.empty(len(rewards), np.float64)
     for step in range(len(rewards)):
-        end = min(step + n, len(rewards))
+        end, last = step + 1, min(step + n, len(rewards))
+        while end < last and not cuts[end]:
+            end += 1
         total = values[end]
         for later in range(end - 1, step - 1, -1):
             total = rewards[later] + discount * total
@@ -54,8 +68,33 @@ def _returns(rewards: Float64, values: Float64, discount: float, n: int) -> Floa
     return returns
 
 
+def shaped_rewards(trajectory: Trajectory, discount: float) -> Float32:
+    """Rewards that pay a position's gain as it comes: u_t + γ Φ(s_{t+1}) - Φ(s_t), Φ the unrealised pips.
+
+    Φ is 0 when flat and after the end, so the best policy stays what it was (Ng, Harada and Russell 1999).
+    A value is then what is still to be gained, not what a position has gained already: some pips instead
+    of a hundred, and known within bars of an entry.
+
+    Args:
+        trajectory: T steps, ended at the last one.
+        discount: γ per bar.
+    Returns:
+        `[T]` pips.
+    """
+    potential = np.append(pips_of_static(trajectory.static), 0.0)
+    shaped: Float32 = (trajectory.rewards + discount * potential[1:] - potential[:-1]).astype(np.float32)
+    return shaped
+
+
 def unrolled_steps(
-    trajectory: Trajectory, position: int, *, discount: float, n: int, unroll_steps: int
+    trajectory: Trajectory,
+    position: int,
+    *,
+    discount: float,
+    n: int,
+    unroll_steps: int,
+    trace_floor: float = 0.0,
+    shaping: Shaping = Shaping.NONE,
 ) -> Steps:
     """Every step of an ended trajectory with what the next K decisions from it are compared with.
 
@@ -65,6 +104,10 @@ def unrolled_steps(
         discount: γ per bar.
         n: horizon of the value targets in bars.
         unroll_steps: K.
+        trace_floor: a decision that the search gave less than this is an excursion. It teaches what that
+            decision returns, but the state's own target is the search's value of it, and returns of
+            earlier steps bootstrap there. 0 takes every decision for the policy's.
+        shaping: of the rewards that are learned.
     Returns:
         T steps; where fewer than K decisions follow, `lengths` says how many, and what lies beyond
         repeats the last step and is never compared with.
@@ -73,15 +116,21 @@ def unrolled_steps(
     starts: Int64 = np.arange(num_steps)
     states = np.minimum(starts[:, None] + np.arange(unroll_steps + 1), num_steps - 1)
     decisions = states[:, :unroll_steps]
-    returns = n_step_returns(trajectory.rewards, trajectory.values, discount=discount, n=n)
+    rewards = shaped_rewards(trajectory, discount) if shaping is Shaping.UNREALISED else trajectory.rewards
+    excursions = trajectory.policies[starts, trajectory.actions] < trace_floor
+    decision_returns = n_step_returns(rewards, trajectory.values, discount=discount, n=n, cuts=excursions)
+    returns = np.where(excursions, trajectory.values, decision_returns)
     return Steps(
         positions=np.full(num_steps, position, np.int64),
+        decisions=starts,
         bars=trajectory.start_bar + starts,
         static=trajectory.static,
         actions=trajectory.actions[decisions],
         outcomes=trajectory.outcomes[decisions],
-        rewards=trajectory.rewards[decisions],
+        paid=trajectory.rewards,
+        rewards=rewards[decisions],
         policies=trajectory.policies[states],
         returns=returns[states],
+        decision_returns=decision_returns[decisions],
         lengths=np.minimum(num_steps - starts, unroll_steps + 1).astype(np.int8),
     )

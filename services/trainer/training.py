@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import cast
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
@@ -16,11 +17,13 @@ from services.trainer.episodes import EpisodeWindow
 from services.trainer.learner import Learner, LearnerCounters, UpdateStatistics, as_metrics
 from services.trainer.pacing import SamplesPerInsert
 from services.trainer.replay import Replay
+from services.trainer.steps import Steps
 from services.trainer.targets import unrolled_steps
+from services.trainer.views import Views
 from shared.adapters.checkpoints import Manifest, Tensors
 from shared.agent.trajectory import Trajectory
+from shared.environment.action import Action
 from shared.errors import CheckpointError
-from shared.features.window import windows
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
 from shared.numeric import Float32
@@ -84,13 +87,17 @@ class Training:
         self.config, self.dataset = config, dataset
         self.features = features
         seed = config.trainer.seed
-        self.learner = Learner(initial_network(config.model, seed), config.learner, seed)
+        network = initial_network(config.model, seed)
+        with torch.no_grad():
+            network.policy_head.last.bias[Action.HOLD] = config.trainer.hold_logit
+        self.learner = Learner(network, config.learner, seed)
         self.replay = Replay(config.replay, config.learner.unroll_steps)
         self.pacing = SamplesPerInsert(config.trainer.samples_per_insert, config.trainer.min_replay_steps)
         self.episodes = EpisodeWindow()
         self.position = 0  # trajectories learned from, ever
         self.roll_backs = 0
         self.last: UpdateStatistics | None = None
+        self.replay_age = 0.0  # trajectories since the last batch's steps came in, on average
 
     @property
     def may_update(self) -> bool:
@@ -105,10 +112,23 @@ class Training:
 
     def update(self) -> UpdateStatistics:
         """Draw a batch and make one update."""
-        steps = self.replay.sample(self.learner.generator(), self.config.learner.batch_size)
+        torch.set_num_threads(self.config.trainer.threads)  # Numba's parallel kernels set it too
+        config = self.config.learner
+        steps = self.replay.sample(self.learner.generator(), config.batch_size, config.stretch_steps)
         self.pacing.draw(len(steps))
-        self.last = self.learner.update(steps, windows(self.features, steps.bars))
+        self.replay_age = self.position - 1 - float(steps.positions.mean())
+        self.last = self.learner.update(steps, self.views(steps))
         return self.last
+
+    def views(self, steps: Steps) -> Views:
+        """The bars that some steps look back on."""
+        return Views.of(
+            self.features,
+            steps.bars,
+            steps.decisions,
+            length=self.config.learner.stretch_steps,
+            lookback=self.config.model.receptive_field,
+        )
 
     def save(self, version: int) -> tuple[Manifest, Tensors, Tensors]:
         """What a checkpoint of this moment holds: manifest, weights, optimizer's moments."""
@@ -200,6 +220,8 @@ class Training:
                 discount=self.config.discount,
                 n=config.n_step,
                 unroll_steps=config.unroll_steps,
+                trace_floor=config.trace_floor,
+                shaping=config.shaping,
             )
         )
         self.episodes.add(trajectory)

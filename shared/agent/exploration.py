@@ -5,9 +5,11 @@ lanes beside it. The schedule over episodes is the worker's (services/selfplay/e
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
+from shared.environment.action import Action
 from shared.errors import SettingsError
 from shared.numeric import Bool, Float64, Int8, Int64, require_shape
 from shared.search.config import SearchConfig, Selection
@@ -22,17 +24,34 @@ class Exploration:
     Under `puct` an action is drawn from visits^(1/temperature), and with probability epsilon from the
     legal ones instead. Under `gumbel` the root's noise alone makes the choice a draw from the improved
     policy: neither number is used.
+
+    Under both an excursion may begin at any decision: any legal action, then HOLD for a random number of
+    bars. Straying for single bars never shows what a position is worth, since a new one soon ends again
+    (temporally extended epsilon-greedy, Dabney et al. 2021).
     """
 
     temperature: float = 1.0  # 0: the most visited action
     epsilon: float = 0.0
+    excursion_rate: float = 0.0  # probability that one begins where none goes on
+    excursion_bars: float = 30.0  # mean length, geometric
 
     def __post_init__(self) -> None:
-        """Check both numbers' range."""
+        """Check every number's range."""
         if not 0.0 <= self.temperature < float("inf"):
             raise SettingsError(f"exploration.temperature is {self.temperature}, expected 0 or more")
-        if not 0.0 <= self.epsilon <= 1.0:
-            raise SettingsError(f"exploration.epsilon is {self.epsilon}, expected 0 to 1")
+        for name in ("epsilon", "excursion_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise SettingsError(f"exploration.{name} is {getattr(self, name)}, expected 0 to 1")
+        if not 1.0 <= self.excursion_bars < float("inf"):
+            raise SettingsError(f"exploration.excursion_bars is {self.excursion_bars}, expected 1 or more")
+
+
+class Excursion(IntEnum):
+    """What a decision is to an excursion."""
+
+    NONE = 0
+    FIRST = 1  # any legal action
+    LATER = 2  # HOLD
 
 
 @dataclass(frozen=True)
@@ -42,24 +61,39 @@ class RootExploration:
     exploration: Exploration
     noise: RootNoise
     uniform: Float64  # [B, 2] in [0, 1): whether to take any legal action, and which action
+    excursion: Int8  # [B] of `Excursion`
 
     def __post_init__(self) -> None:
-        """Check that both are equally long."""
+        """Check that all are equally long."""
         require_shape("uniform", self.uniform, len(self.noise.gumbel), 2)
+        require_shape("excursion", self.excursion, len(self.noise.gumbel))
 
     def choose(self, result: SearchResult, legal: Bool, config: SearchConfig) -> Int8:
         """The action to take at each root, `[B]`; `legal` is `[B, A]`."""
+        anything = legal / legal.sum(axis=1, keepdims=True)
         if config.selection is Selection.GUMBEL:
-            return result.actions
-        weights = _tempered(result, self.exploration.temperature)
-        anything = self.uniform[:, :1] < self.exploration.epsilon
-        shares = np.where(anything, legal / legal.sum(axis=1, keepdims=True), weights)
-        # The first action whose share reaches past the number drawn; the last legal one if rounding
-        # leaves the sum short of it.
+            usual = result.actions
+        else:
+            weights = _tempered(result, self.exploration.temperature)
+            strays = self.uniform[:, :1] < self.exploration.epsilon
+            usual = self._drawn(np.where(strays, anything, weights))
+        chosen: Int8 = np.select(
+            [self.excursion == Excursion.FIRST, self.excursion == Excursion.LATER],
+            [self._drawn(anything), np.int8(Action.HOLD)],
+            usual,
+        )
+        return chosen
+
+    def _drawn(self, shares: Float64) -> Int8:
+        """An action of each row by its share, `[B, A]` -> `[B]`.
+
+        The first action whose share reaches past the number drawn; the last one with a share if rounding
+        leaves the sum short of it.
+        """
         past = (shares.cumsum(axis=1) > self.uniform[:, 1:]) & (shares > 0.0)
         last = shares.shape[1] - 1 - (shares[:, ::-1] > 0.0).argmax(axis=1)
-        chosen: Int8 = np.where(past.any(axis=1), past.argmax(axis=1), last).astype(np.int8)
-        return chosen
+        drawn: Int8 = np.where(past.any(axis=1), past.argmax(axis=1), last).astype(np.int8)
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -70,6 +104,7 @@ class LaneDraws:
     gumbel: Float64  # [T, B, A]
     gamma: Float64  # [T, B, A]
     uniform: Float64  # [T, B, 2]
+    excursion: Int8  # [T, B]
 
     @classmethod
     def drawn(
@@ -83,18 +118,30 @@ class LaneDraws:
         """Draw everything that the lanes will need; `seeds` is `[B]`, not negative."""
         shape = (num_steps, len(seeds))
         gumbel, gamma = np.empty((*shape, num_actions)), np.empty((*shape, num_actions))
-        uniform = np.empty((*shape, 2))
+        uniform, excursion = np.empty((*shape, 2)), np.zeros(shape, np.int8)
         for lane, seed in enumerate(seeds.tolist()):
             rng = np.random.default_rng(seed)
             gumbel[:, lane] = rng.gumbel(size=(num_steps, num_actions))
             gamma[:, lane] = rng.standard_gamma(dirichlet_alpha, size=(num_steps, num_actions))
             uniform[:, lane] = rng.random((num_steps, 2))
-        return cls(exploration, gumbel, gamma, uniform)
+            if exploration.excursion_rate > 0.0:
+                _write_excursions(rng, exploration, excursion[:, lane])
+        return cls(exploration, gumbel, gamma, uniform, excursion)
 
     def at(self, step: int) -> RootExploration:
         """What every lane uses in one decision."""
         noise = RootNoise(self.gumbel[step], self.gamma[step])
-        return RootExploration(self.exploration, noise, self.uniform[step])
+        return RootExploration(self.exploration, noise, self.uniform[step], self.excursion[step])
+
+
+def _write_excursions(rng: np.random.Generator, exploration: Exploration, steps: Int8) -> None:
+    """Where one lane's excursions begin and go on, into zeros `[T]`."""
+    begins = rng.random(len(steps)) < exploration.excursion_rate
+    bars = rng.geometric(1.0 / exploration.excursion_bars, len(steps))
+    for first in np.flatnonzero(begins):
+        if steps[first] == Excursion.NONE:
+            steps[first] = Excursion.FIRST
+            steps[first + 1 : first + bars[first]] = Excursion.LATER
 
 
 def _tempered(result: SearchResult, temperature: float) -> Float64:

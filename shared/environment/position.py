@@ -71,6 +71,13 @@ def _write_static(
         static[lane, 5] = math.tanh(accumulated_drawdown[lane] / STATIC_SCALE)
 
 
+def pips_of_static(static: Float32) -> Float64:
+    """The unrealised pips that static features tell: `[..., 6]` -> `[...]`, at most 866 either way."""
+    most = np.nextafter(np.float32(1.0), np.float32(0.0))  # tanh rounds to 1 from there on
+    pips: Float64 = STATIC_SCALE * np.arctanh(np.clip(static[..., 1], -most, most).astype(np.float64))
+    return pips
+
+
 def static_features(
     side: Int8,
     pnl: Float64,

@@ -14,6 +14,11 @@ stays on one scale.
 Rewards are categorical, like values, on the same support: they are pips too and as heavy-tailed (0 or
 -0.05 on most steps, +-100 at some closes), and cross-entropy keeps the loss terms comparable.
 
+What a few numbers say (the position, an action, an outcome) starts as loud as the hundreds beside it
+(`EVENT_GAIN`, `STATIC_GAINS`). A long gains what a short loses, so what a window tells is nothing until it
+is multiplied with the side; at the usual initial scale the units hardly bend with the side, and learning
+that product stays on a plateau for thousands of updates (docs/learning.md).
+
 The last layer of every head starts at zero, so version 0 holds no opinion: its policy and chance
 outcomes are uniform, its values and rewards zero.
 """
@@ -26,6 +31,12 @@ from shared.model.config import ModelConfig
 from shared.model.support import Support
 from shared.model.tcn import TemporalEncoder
 from shared.numeric import Float32
+
+#: How much larger than usual the weights of one-hot events start.
+EVENT_GAIN = 8.0
+
+#: The same of the static features' two layers.
+STATIC_GAINS = (4.0, 8.0)
 
 
 class ResidualLayers(nn.Module):
@@ -67,6 +78,8 @@ class Transition(nn.Module):
         self.first = nn.Linear(size + events, size)
         self.blocks = nn.Sequential(*(ResidualLayers(size) for _ in range(blocks)))
         self.norm = nn.LayerNorm(size)
+        with torch.no_grad():
+            self.first.weight[:, size:] *= EVENT_GAIN
 
     def forward(self, state: Tensor, *events: Tensor) -> Tensor:
         """`[N, size]` and one-hot rows -> `[N, size]`."""
@@ -84,11 +97,14 @@ class Network(nn.Module):
         self.config = config
         self.support = Support(config.value_bins, config.value_bound_pips)
         self.encoder = TemporalEncoder(config)
-        self.static = nn.Sequential(
+        static = (
             nn.Linear(config.static_features, config.static_channels),
-            nn.ReLU(),
             nn.Linear(config.static_channels, config.static_channels),
         )
+        with torch.no_grad():
+            for layer, gain in zip(static, STATIC_GAINS, strict=True):
+                layer.weight *= gain
+        self.static = nn.Sequential(static[0], nn.ReLU(), static[1])
         self.hidden_norm = nn.LayerNorm(size)
         self.to_afterstate = Transition(size, config.num_actions, config.afterstate_blocks)
         self.outcome_head = Head(size, 0, config.num_outcomes)
@@ -98,9 +114,15 @@ class Network(nn.Module):
         self.policy_head = Head(size, config.policy_blocks, config.num_actions)
         self.value_head = Head(size, config.value_blocks, config.value_bins)
 
-    def representation(self, windows: Tensor, static: Tensor) -> Tensor:
-        """`[N, window, F]`, `[N, static]` -> hidden states `[N, H]`."""
-        return self.combine(self.encoder.encode_windows(windows), static)
+    def representation(self, windows: Tensor, static: Tensor, rows: Tensor | None = None) -> Tensor:
+        """`[N, window, F]`, `[N, static]` -> hidden states `[N, H]`.
+
+        With `rows`, int64 `[N]`, the windows are spans `[S, receptive_field - 1 + L, F]` whose S L last bars
+        are encoded, and each row says which of them is its own.
+        """
+        if rows is None:
+            return self.combine(self.encoder.encode_windows(windows), static)
+        return self.combine(self.encoder.encode_spans(windows)[rows], static)
 
     def combine(self, temporal: Tensor, static: Tensor) -> Tensor:
         """Temporal embeddings `[N, temporal_channels]` and static features -> hidden states `[N, H]`."""

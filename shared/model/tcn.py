@@ -1,13 +1,14 @@
-"""The causal temporal encoder, in two forms that give the same numbers.
+"""The causal temporal encoder, in three forms that give the same numbers.
 
 The encoder is read out at a window's last bar, which depends on the last `receptive_field` bars only.
-So besides the plain pass over a zero-padded window there is one that computes nothing in vain:
+So besides the plain pass over a zero-padded window there are two that compute nothing in vain:
 
     forward          [N, window, F]   the definition: every layer over all steps of the padded window
-    encode_windows   [N, window, F]   only the steps that the last one depends on: learning
+    encode_windows   [N, window, F]   only the steps that the last one depends on: learning from single steps
+    encode_spans     [N, 28 + L, F]   every bar with enough bars before it: learning from stretches of steps
 
-Zero padding reaches no step that is read out, so the other one uses no padding at all: it is exact, not an
-approximation, and keeps padding out of the batch statistics. Agents embed windows, and all bars of a session
+Zero padding reaches no step that is read out, so the others use no padding at all: they are exact, not
+approximations, and keep padding out of the batch statistics. Agents embed windows, and all bars of a session
 in one pass, in kernels of their own (shared/engine/networks.py), which are tested equal to `forward`.
 """
 
@@ -40,6 +41,12 @@ class ResidualBlock(nn.Module):
             self.norm2, _convolve(self.conv2, functional.pad(inner, padding), self.dilation)
         )
         return self._add(inner, steps)
+
+    def unpadded(self, steps: Tensor) -> Tensor:
+        """Without padding: `[N, inputs, T]` -> `[N, channels, T - 2 (kernel - 1) dilation]`."""
+        inner = self._activate(self.norm1, _convolve(self.conv1, steps, self.dilation))
+        inner = self._activate(self.norm2, _convolve(self.conv2, inner, self.dilation))
+        return self._add(inner, steps[..., steps.shape[-1] - inner.shape[-1] :])
 
     def thinned(self, steps: Tensor, stride: int) -> Tensor:
         """Without padding, on steps that are `dilation` bars apart; keeps every `stride`-th and the last."""
@@ -91,6 +98,15 @@ class TemporalEncoder(nn.Module):
         for index, block in enumerate(self._blocks()):
             steps = block.thinned(steps, 1 if index == last else 2)
         return steps[..., -1]
+
+    def encode_spans(self, spans: Tensor) -> Tensor:
+        """Every bar that has enough before it: `[N, receptive_field - 1 + L, F]` -> `[N * L, channels]`."""
+        if spans.shape[1] == self.receptive_field:
+            return self.encode_windows(spans)
+        steps = spans.transpose(1, 2)
+        for block in self._blocks():
+            steps = block.unpadded(steps)
+        return steps.transpose(1, 2).flatten(0, 1)
 
     def _blocks(self) -> list[ResidualBlock]:
         return [block for block in self.blocks if isinstance(block, ResidualBlock)]

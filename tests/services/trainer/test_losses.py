@@ -11,6 +11,7 @@ from services.trainer.config import LearnerConfig
 from services.trainer.losses import Batch, Losses, Predictions, cross_entropy, losses, unroll
 from services.trainer.steps import Steps
 from services.trainer.targets import unrolled_steps
+from services.trainer.views import Views
 from shared.model.config import ModelConfig
 from shared.model.network import Network, initial_network
 from tests.shared.messages.trajectories import random_trajectory
@@ -30,8 +31,8 @@ class Oracle(Network):
         super().__init__(TINY)
         self._batch, self._shift = batch, shift
 
-    def representation(self, windows: Tensor, static: Tensor) -> Tensor:
-        return torch.zeros(len(windows), 1)
+    def representation(self, windows: Tensor, static: Tensor, rows: Tensor | None = None) -> Tensor:
+        return torch.zeros(len(static), 1)
 
     def afterstate(self, hidden: Tensor, actions: Tensor) -> Tensor:
         step = int(hidden[0])
@@ -51,7 +52,7 @@ class Oracle(Network):
 
     def afterstate_heads(self, afterstates: Tensor) -> tuple[Tensor, Tensor]:
         outcomes = torch.nn.functional.one_hot(self._batch.outcomes, 3).float()
-        returns = self.support.encode(self._batch.returns)
+        returns = self.support.encode(self._batch.decision_returns)
         return (
             self._said(outcomes, afterstates, "outcome"),
             self._said(returns, afterstates, "afterstate_value"),
@@ -64,16 +65,18 @@ class Oracle(Network):
         return torch.log(truth[rows, at.clamp(0, truth.shape[1] - 1)] + 1e-12)
 
 
-def random_batch(num_steps: int = 40) -> Batch:
+def random_batch(num_steps: int = 40, trace_floor: float = 0.0) -> Batch:
     """Rows whose numbers differ at every step, none near its trajectory's end."""
-    steps = unrolled_steps(random_trajectory(3, num_steps), 0, discount=0.99, n=5, unroll_steps=K)
+    steps = unrolled_steps(
+        random_trajectory(3, num_steps), 0, discount=0.99, n=5, unroll_steps=K, trace_floor=trace_floor
+    )
     return batch_of(steps.take(np.arange(ROWS)))
 
 
 def batch_of(steps: Steps) -> Batch:
-    rng = np.random.default_rng(9)
-    windows = rng.normal(size=(len(steps), 32, 9)).astype(np.float32)
-    return Batch.of(steps, windows, torch.device("cpu"))
+    features = np.random.default_rng(9).normal(size=(steps.bars.max() + 1, 9)).astype(np.float32)
+    views = Views.of(features, steps.bars, steps.decisions, length=1, lookback=ModelConfig().receptive_field)
+    return Batch.of(steps, views, torch.device("cpu"))
 
 
 def terms(batch: Batch, **shift: int) -> dict[str, float]:
@@ -87,14 +90,17 @@ def entropy(target: Tensor) -> Tensor:
     return -(target * torch.log(target + 1e-12)).sum(dim=-1)
 
 
-def test_a_perfect_model_loses_the_entropy_of_its_targets_and_no_more() -> None:
-    batch = random_batch()
+@pytest.mark.parametrize("trace_floor", [0.0, 0.2])
+def test_a_perfect_model_loses_the_entropy_of_its_targets_and_no_more(trace_floor: float) -> None:
+    batch = random_batch(trace_floor=trace_floor)
+    # Without excursions an afterstate is compared with the return of the state before its decision.
+    assert torch.equal(batch.decision_returns, batch.returns[:, :K]) is (trace_floor == 0.0)
     encode = Oracle(batch).support.encode
     state_weights = torch.tensor([1.0] + [1.0 / K] * K)  # the root in full, unrolled states 1/K
     expected = {
         "policy": (entropy(batch.policies) * state_weights).sum(1).mean(),
         "value": (entropy(encode(batch.returns)) * state_weights).sum(1).mean(),
-        "afterstate_value": entropy(encode(batch.returns[:, :K])).mean(),
+        "afterstate_value": entropy(encode(batch.decision_returns)).mean(),
         "reward": entropy(encode(batch.rewards)).mean(),
         "outcome": torch.tensor(0.0),
     }

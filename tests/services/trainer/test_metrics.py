@@ -4,21 +4,21 @@ import pytest
 
 from services.trainer.episodes import WINDOW_FIGURES, EpisodeWindow
 from services.trainer.learner import UpdateStatistics
-from services.trainer.metrics import UPDATE_FIGURES, replay_age
+from services.trainer.metrics import UPDATE_FIGURES
 from services.trainer.steps import Steps
+from services.trainer.views import Views
 from shared.environment.action import NUM_ACTIONS
-from shared.numeric import Float32
 from tests.services.trainer.runs import new_training, trajectories
 
 
-def test_the_age_told_is_that_of_the_batch_that_is_drawn_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_age_told_is_that_of_the_batch_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     training = new_training()
     drawn: list[Steps] = []
     update = training.learner.update
 
-    def watched(steps: Steps, windows: Float32) -> UpdateStatistics:
+    def watched(steps: Steps, views: Views) -> UpdateStatistics:
         drawn.append(steps)
-        return update(steps, windows)
+        return update(steps, views)
 
     monkeypatch.setattr(training.learner, "update", watched)
     told = []
@@ -26,8 +26,8 @@ def test_the_age_told_is_that_of_the_batch_that_is_drawn_then(monkeypatch: pytes
         training.insert(trajectory)
         while training.may_update:
             newest = training.position - 1
-            told.append(replay_age(training))
             training.update()
+            told.append(training.replay_age)
             ages = [newest - position for position in drawn[-1].positions.tolist()]
             assert told[-1] == pytest.approx(sum(ages) / len(ages))
     assert len(told) > 10

@@ -20,7 +20,7 @@ def steps_of(trades: list[bool], rewards: list[float] | None = None, first: int 
     steps.bars[:] = first + np.arange(len(trades))
     steps.positions[:] = steps.bars
     steps.actions[:, 0] = np.where(trades, Action.BUY, Action.HOLD)
-    steps.rewards[:, 0] = rewards if rewards is not None else 0.0
+    steps.paid[:] = rewards if rewards is not None else 0.0
     steps.lengths[:] = K + 1
     return steps
 
@@ -95,6 +95,51 @@ def test_draws_are_even_over_all_stored_steps() -> None:
     expected = 2_000
     # Five standard deviations of a binomial count.
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected * 0.9)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    trade_odds=st.floats(0.0, 1.0),
+    capacity=st.integers(1, 60),
+    stretch=st.integers(1, 12),
+    seed=st.integers(0, 999),
+)
+def test_stretches_are_the_stored_neighbours_and_cross_no_trajectorys_end(
+    lengths: list[int], trade_odds: float, capacity: int, stretch: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    replay = Replay(ReplayConfig(capacity_steps=capacity, trade_quota=0.3), K)
+    for position, length in enumerate(lengths):
+        steps = steps_of((rng.random(length) < trade_odds).tolist())
+        steps.positions[:], steps.decisions[:] = position, np.arange(length)
+        steps.bars[:] = 1_000 * position + steps.decisions
+        replay.extend(steps)
+    stored = set(replay.contents()[0].bars.tolist())
+    drawn = replay.sample(np.random.default_rng(seed), 3 * stretch, stretch)
+    assert 3 <= len(drawn) <= 3 * stretch
+    groups = np.split(drawn.bars, np.flatnonzero(np.diff(drawn.bars) != 1) + 1)
+    for bars in groups:
+        # Groups of one trajectory may follow each other without a gap; each stretch in them is whole.
+        for key in np.unique((bars % 1_000) // stretch):
+            mine = bars[(bars % 1_000) // stretch == key].tolist()
+            before, after = mine[0] - 1, mine[-1] + 1
+            assert mine[0] % 1_000 % stretch == 0 or before not in stored
+            assert after % 1_000 % stretch == 0 or after not in stored
+    assert set(drawn.bars.tolist()) <= stored
+
+
+def test_every_stored_step_is_as_likely_in_stretches() -> None:
+    replay = Replay(ReplayConfig(capacity_steps=100, trade_quota=0.0), K)
+    for position in range(4):
+        steps = steps_of([False] * 24, first=24 * position)
+        steps.positions[:], steps.decisions[:] = position, np.arange(24)
+        replay.extend(steps)
+    draws = 4_000
+    drawn = replay.sample(np.random.default_rng(1), draws * 6, 6).bars
+    bars, counts = np.unique(drawn, return_counts=True)
+    assert len(bars) == 96
+    expected = draws * 6 / 96
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
 def test_a_row_comes_out_as_it_went_in() -> None:

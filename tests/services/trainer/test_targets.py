@@ -1,11 +1,14 @@
 """Returns by hand and by oracle; unrolled steps never look past their trajectory's end."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.targets import n_step_returns, unrolled_steps
+from services.trainer.config import Shaping
+from services.trainer.targets import n_step_returns, shaped_rewards, unrolled_steps
 from shared.errors import ShapeError
 from shared.numeric import Float32
 from tests.oracles.returns import n_step_return
@@ -95,3 +98,51 @@ def test_every_step_carries_what_its_next_decisions_are_compared_with() -> None:
 def test_a_trajectory_shorter_than_the_unroll_still_teaches() -> None:
     steps = unrolled_steps(random_trajectory(1, num_steps=2), 0, discount=0.9, n=3, unroll_steps=5)
     assert steps.lengths.tolist() == [2, 1]
+
+
+def test_a_sum_stops_where_a_later_decision_is_an_excursion() -> None:
+    # γ = 1/2, n = 3, step 2 is cut: steps 0 and 1 bootstrap there; step 2's own decision is still followed.
+    cuts = np.array([False, False, True, False, False, False])
+    returns = n_step_returns(REWARDS, VALUES, discount=0.5, n=3, cuts=cuts)
+    assert returns.tolist() == [
+        1 + 0 / 2 + 30 / 4,
+        0 + 30 / 2,
+        -2 + 4 / 2 + 0 / 4 + 60 / 8,
+        4 + 0 / 2 + 8 / 4 + 0,
+        0 + 8 / 2,
+        8,
+    ]
+
+
+def test_an_excursion_teaches_its_decision_and_not_its_state() -> None:
+    trajectory = random_trajectory(2, num_steps=9)
+    chosen = trajectory.policies[np.arange(9), trajectory.actions]
+    floor = float(np.sort(chosen)[4])  # four decisions are less likely
+    steps = unrolled_steps(trajectory, 0, discount=0.9, n=4, unroll_steps=1, trace_floor=floor)
+    strayed = chosen < floor
+    assert strayed.sum() == 4
+    expected = n_step_returns(trajectory.rewards, trajectory.values, discount=0.9, n=4, cuts=strayed)
+    np.testing.assert_array_equal(steps.decision_returns[:, 0], expected)
+    np.testing.assert_array_equal(steps.returns[:, 0], np.where(strayed, trajectory.values, expected))
+
+
+def test_shaped_rewards_pay_a_position_as_it_moves() -> None:
+    # Flat, then long at -4, +1 and +6 pips unrealised, closed for 5; γ = 1 shows that sums stay.
+    trajectory = random_trajectory(4, num_steps=5)
+    static = np.zeros((5, 6), np.float32)
+    static[1:4, 1] = np.tanh(np.array([-4.0, 1.0, 6.0]) / 100.0)
+    paid = floats(0, 0, 0, 5, 0)
+    trajectory = replace(trajectory, static=static, rewards=paid)
+    np.testing.assert_allclose(shaped_rewards(trajectory, 1.0), [-4, 5, 5, -1, 0], atol=1e-4)
+    discounted = shaped_rewards(trajectory, 0.5)
+    np.testing.assert_allclose(discounted, [-4 / 2, 1 / 2 + 4, 6 / 2 - 1, 5 - 6, 0], atol=1e-4)
+    # The discounted sum from the flat start is that of the rewards as paid.
+    powers = 0.5 ** np.arange(5)
+    assert (powers * discounted).sum() == pytest.approx((powers * paid).sum(), abs=1e-4)
+
+
+def test_shaping_changes_what_is_learned_and_not_what_counts_as_a_success() -> None:
+    trajectory = random_trajectory(5, num_steps=6)
+    steps = unrolled_steps(trajectory, 0, discount=0.9, n=3, unroll_steps=1, shaping=Shaping.UNREALISED)
+    np.testing.assert_array_equal(steps.paid, trajectory.rewards)
+    np.testing.assert_array_equal(steps.rewards[:, 0], shaped_rewards(trajectory, 0.9))

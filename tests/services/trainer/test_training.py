@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.config import LearnerConfig
+from services.trainer.config import LearnerConfig, Shaping
 from services.trainer.learner import Learner
-from services.trainer.training import SavedState
+from services.trainer.losses import Batch, losses, unroll
+from services.trainer.training import SavedState, TrainingConfig
 from shared.adapters.agents import load_agent
 from shared.adapters.checkpoints import CheckpointStore, Manifest
 from shared.agent.agent import Agent
+from shared.engine.precision import Precision
 from shared.errors import CheckpointError
 from shared.model.network import initial_network
 from tests.services.trainer.runs import CONFIG, advance, new_training, trajectories
@@ -30,16 +32,33 @@ def saved(manifest: Manifest) -> Manifest:
     return Manifest.model_validate_json(manifest.model_dump_json())
 
 
-def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path) -> None:
-    never_stopped = new_training()
+#: What `config/tuned.toml` asks for, small.
+STRETCHES = replace(
+    CONFIG,
+    learner=replace(
+        CONFIG.learner,
+        batch_size=40,
+        stretch_steps=8,
+        unroll_steps=1,
+        trace_floor=0.1,
+        shaping=Shaping.UNREALISED,
+        precision=Precision.BFLOAT16,
+    ),
+    trainer=replace(CONFIG.trainer, hold_logit=3.0, samples_per_insert=2.0),
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, STRETCHES], ids=["reference", "stretches"])
+def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path, config: TrainingConfig) -> None:
+    never_stopped = new_training(config)
     losses = advance(never_stopped, JOURNAL, 20)
 
-    stopped = new_training()
+    stopped = new_training(config)
     assert advance(stopped, JOURNAL, 10) == losses[:10]
     store = CheckpointStore(tmp_path)
     store.save(*stopped.save(0))
 
-    went_on = new_training()
+    went_on = new_training(config)
     went_on.resume(store.manifest(0), store.weights(0), store.training(0), JOURNAL.__getitem__)
     assert advance(went_on, JOURNAL, 10) == losses[10:]
 
@@ -111,8 +130,8 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted() -> None:
     before = training.learner.weights()
     moments = training.learner.moments()
     steps = training.replay.sample(np.random.default_rng(0), 16)
-    windows = np.full((16, 32, 9), np.nan, np.float32)
-    statistics = training.learner.update(steps, windows)
+    views = training.views(steps)
+    statistics = training.learner.update(steps, replace(views, spans=np.full_like(views.spans, np.nan)))
     assert statistics.skipped
     for name, weights in training.learner.weights().items():
         assert np.array_equal(weights, before[name]), name
@@ -133,7 +152,7 @@ def test_too_many_in_a_row_diverge_and_an_earlier_version_mends_it() -> None:
         training.learner.network.value_head.last.weight.fill_(float("inf"))
     for expected in (False, False, False, True):
         steps = training.replay.sample(training.learner.generator(), 16)
-        training.learner.update(steps, np.zeros((16, 32, 9), np.float32))
+        training.learner.update(steps, training.views(steps))
         assert training.learner.diverged is expected
     training.roll_back(weights, moments)
     assert not training.learner.diverged
@@ -192,3 +211,36 @@ def test_a_manifest_of_another_training_is_refused() -> None:
     manifest = new_training().save(0)[0]
     with pytest.raises(CheckpointError, match="training state"):
         SavedState.of(manifest.model_copy(update={"state": {"seed": 0}}))
+
+
+def test_a_version_0_that_prefers_to_hold_says_so_everywhere() -> None:
+    network = new_training(STRETCHES).learner.network.eval()
+    with torch.inference_mode():
+        policy, _ = network.prediction(network.representation(torch.randn(5, 32, 9), torch.randn(5, 6)))
+    odds = np.exp(3.0)
+    np.testing.assert_allclose(policy.softmax(-1), np.tile([odds, 1, 1, 1], (5, 1)) / (odds + 3), atol=1e-6)
+
+
+def test_an_update_runs_on_the_threads_that_were_asked_for() -> None:
+    """Another library's parallel loop sets the same number, for both use one OpenMP."""
+    training = new_training()
+    torch.set_num_threads(2)
+    advance(training, JOURNAL, 1)
+    assert torch.get_num_threads() == 1
+
+
+def test_stretches_learn_what_single_steps_learn() -> None:
+    """The same rows, encoded as windows of their own and as stretches, give the same gradient."""
+    gradients = []
+    for length in (1, 8):
+        config = replace(CONFIG, learner=replace(CONFIG.learner, stretch_steps=length))
+        training = new_training(replace(config, model=replace(config.model, dropout=0.0)))
+        for trajectory in JOURNAL[:4]:
+            training.insert(trajectory)
+        steps = training.replay.contents()[0]
+        network = training.learner.network.eval()  # batch statistics weigh a bar by how often it is seen
+        batch = Batch.of(steps, training.views(steps), torch.device("cpu"))
+        losses(unroll(network, batch), batch, network.support).total(config.learner).backward()  # type: ignore[no-untyped-call]
+        gradients.append({name: weight.grad for name, weight in network.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shared.agent.exploration import Exploration, LaneDraws, RootExploration
+from shared.agent.exploration import Excursion, Exploration, LaneDraws, RootExploration
 from shared.errors import SettingsError
 from shared.numeric import Bool, Float64, Int8
 from shared.search.config import SearchConfig, Selection
@@ -14,6 +14,7 @@ from shared.search.search import SearchResult
 
 PUCT = SearchConfig(Selection.PUCT)
 DRAWS = 4000
+NO_EXCURSION = np.zeros(DRAWS, np.int8)
 
 
 def _result(visits: list[int]) -> SearchResult:
@@ -28,7 +29,7 @@ def _shares(
 ) -> Float64:
     rng = np.random.default_rng(0)
     noise = RootNoise(rng.gumbel(size=(DRAWS, 4)), rng.standard_gamma(1.0, (DRAWS, 4)))
-    draws = RootExploration(exploration, noise, rng.random((DRAWS, 2)))
+    draws = RootExploration(exploration, noise, rng.random((DRAWS, 2)), NO_EXCURSION)
     mask: Bool = np.tile(legal, (DRAWS, 1))
     actions: Int8 = draws.choose(_result(visits), mask, config)
     counts: Float64 = np.bincount(actions, minlength=4) / DRAWS
@@ -66,11 +67,44 @@ def test_under_gumbel_the_search_chooses() -> None:
     assert shares.tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("selection", list(Selection))
+def test_an_excursion_begins_with_any_legal_action_and_then_holds(selection: Selection) -> None:
+    rng = np.random.default_rng(0)
+    noise = RootNoise(rng.gumbel(size=(DRAWS, 4)), rng.standard_gamma(1.0, (DRAWS, 4)))
+    kinds = np.repeat([Excursion.FIRST, Excursion.LATER, Excursion.NONE], (3000, 500, 500)).astype(np.int8)
+    draws = RootExploration(Exploration(0.0), noise, rng.random((DRAWS, 2)), kinds)
+    chosen = draws.choose(_result([2, 5, 3, 0]), np.tile(FLAT, (DRAWS, 1)), SearchConfig(selection))
+    shares = np.bincount(chosen[:3000], minlength=4) / 3000
+    np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 1 / 3, 0], atol=4 * np.sqrt(2 / 9 / 3000))
+    assert (chosen[3000:3500] == 0).all()
+    assert (chosen[3500:] == 1).all()  # the search's
+
+
+def test_excursions_are_as_frequent_and_as_long_as_asked() -> None:
+    exploration = Exploration(excursion_rate=0.05, excursion_bars=8.0)
+    kinds = LaneDraws.drawn(exploration, np.arange(40), 5_000, 4, 1.0).excursion
+    firsts = (kinds == Excursion.FIRST).sum()
+    free = (kinds == Excursion.NONE).sum() + firsts
+    assert firsts / free == pytest.approx(0.05, abs=4 * np.sqrt(0.05 / free))
+    # A geometric length of mean 8 has a deviation of 7.5; those that the end cuts off are few.
+    assert (kinds != Excursion.NONE).sum() / firsts == pytest.approx(8.0, abs=4 * 7.5 / np.sqrt(firsts))
+    assert (kinds[1:][kinds[:-1] == Excursion.NONE] != Excursion.LATER).all()
+
+
+def test_excursions_leave_the_other_numbers_as_they_are() -> None:
+    plain, with_them = (
+        LaneDraws.drawn(Exploration(excursion_rate=rate), np.array([7]), 30, 4, 1.0) for rate in (0.0, 0.5)
+    )
+    np.testing.assert_array_equal(plain.gumbel, with_them.gumbel)
+    np.testing.assert_array_equal(plain.uniform, with_them.uniform)
+    assert not plain.excursion.any()
+
+
 def test_numbers_that_leave_nothing_over_still_choose_an_action() -> None:
     """Shares that add up to just below 1, and the largest number that can be drawn."""
     noise = RootNoise(np.zeros((DRAWS, 4)), np.ones((DRAWS, 4)))
     uniform = np.full((DRAWS, 2), np.nextafter(1.0, 0.0))
-    draws = RootExploration(Exploration(1.0), noise, uniform)
+    draws = RootExploration(Exploration(1.0), noise, uniform, NO_EXCURSION)
     legal = np.tile(FLAT, (DRAWS, 1))
     assert (draws.choose(_result([7, 11, 13, 0]), legal, PUCT) == 2).all()
 
@@ -85,7 +119,16 @@ def test_a_lanes_numbers_depend_on_its_seed_alone() -> None:
     assert not (many.gumbel[:, 2] == many.gumbel[:, 1]).any()
 
 
-@pytest.mark.parametrize(("field", "value"), [("temperature", -1.0), ("epsilon", 1.5), ("epsilon", np.nan)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1.0),
+        ("epsilon", 1.5),
+        ("epsilon", np.nan),
+        ("excursion_rate", -0.1),
+        ("excursion_bars", 0.5),
+    ],
+)
 def test_impossible_numbers_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(SettingsError, match=rf"exploration\.{field} is"):
         replace(Exploration(), **{field: value})

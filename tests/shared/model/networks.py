@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from shared.model.config import ModelConfig
-from shared.model.network import Network, initial_network
+from shared.model.network import EVENT_GAIN, STATIC_GAINS, Network, initial_network
 
 #: The networks' shape with few units: 16 temporal and 16 static.
 SMALL = ModelConfig(temporal_channels=16, static_channels=16, value_bins=61)
@@ -22,8 +22,13 @@ def opinionated_network(config: ModelConfig = SMALL, seed: int = 0, scale: float
         network.value_head,
     )
     with torch.no_grad():
+        # Opinions on the window must not drown in those on position, action and outcome.
         for transition in (network.to_afterstate, network.to_hidden):
-            transition.first.weight *= 3.0  # so that actions and outcomes make a difference
+            transition.first.weight *= 3.0
+            transition.first.weight[:, config.hidden_size :] /= EVENT_GAIN
+        layers = [layer for layer in network.static if isinstance(layer, nn.Linear)]
+        for layer, gain in zip(layers, STATIC_GAINS, strict=True):
+            layer.weight /= gain
         for head in heads:
             head.last.weight.normal_(0.0, scale, generator=generator)
             head.last.bias.normal_(0.0, scale, generator=generator)

@@ -69,6 +69,8 @@ def test_windows_and_spans_equal_the_plain_pass(
         assert plain.shape == (num_bars, config.temporal_channels)
         _assert_equal(encoder.encode_windows(windows), plain)
         _assert_equal(encoder.encode_windows(windows[chosen]), plain[chosen])
+        span = rows[length - config.receptive_field :]
+        _assert_equal(encoder.encode_spans(torch.stack((span, -span)))[:num_bars], plain)
     _assert_equal(agent.embed_windows(windows.numpy()), plain)
     _assert_equal(agent.embed_windows(windows[chosen].numpy()), plain[chosen])
     _assert_equal(agent.embed_span(rows.numpy()), plain)
