@@ -11,9 +11,12 @@ undiscounted.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import perf_counter
+from typing import Self
 
 import numpy as np
+from pydantic_core import to_jsonable_python
 
 from benchmarks import imitation
 from benchmarks.imitation import ImitationSpent, learn_to_imitate, most_likely
@@ -22,17 +25,21 @@ from benchmarks.scores import Estimate, Rule, Scores, mean, score_agent, score_r
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.worker import SelfPlayWorker
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
+from services.trainer.metrics import UPDATE_FIGURES, TrainerMetrics
 from services.trainer.training import Training, TrainingConfig
 from services.validator.baselines import flat, random_legal
 from services.validator.evaluate import choose_sessions
 from shared.adapters.dataset import build_dataset
+from shared.adapters.run_record import RunRecord
 from shared.agent.agent import Agent
 from shared.agent.rollout import MarketView
+from shared.agent.trajectory import Trajectory
 from shared.environment.environment import EnvironmentConfig, Prices
 from shared.environment.reward import RewardScheme
 from shared.errors import DataError, ServiceError, SettingsError
 from shared.market.session import Split
 from shared.market.synthetic import LAWS, Market, synthesize_with_state
+from shared.messages.schemas import now
 from shared.model.config import ModelConfig
 from shared.numeric import Int64
 from shared.search.config import SearchConfig
@@ -43,6 +50,12 @@ NUM_BARS = 500_000
 #: Where nothing can be earned, an agent should have learned to do next to nothing.
 GOAL_IDLE_TRADES = 0.2
 GOAL_IDLE_LOSS_PIPS = 1.0
+
+#: Of the imitation's net pips, on the market whose moves come back, after these minutes.
+GOAL_SHARES = ((60.0, 0.97), (15.0, 0.90))
+
+#: A run has learned when it earns this part of the imitation's net pips in the curve's sessions.
+LEARNED_SHARE = 0.8
 
 #: Told what the run has come to, after every batch of sessions.
 Progress = Callable[["Spent"], None]
@@ -166,11 +179,25 @@ class LearnReport:
             for name, scores in judged.items()
         ]
 
+    @property
+    def learned(self) -> Spent | None:
+        """What it took until the agent first earned `LEARNED_SHARE` of the imitation's pips."""
+        if self.imitation is None:
+            return None
+        enough = LEARNED_SHARE * self.imitation.validation.pips.mean()
+        return next((point.spent for point in self.curve if point.agent.pips.mean() >= enough > 0.0), None)
+
     def goals(self) -> list[LearnGoal]:
-        """What the run was to reach; there are goals for the market without an edge only, so far."""
-        if (self.config.market, self.config.environment.reward) != (Market.GBM, RewardScheme.PNL):
+        """What the run was to reach on the markets that there are goals for."""
+        market, agent = self.config.market, self.players["agent"]
+        if market is Market.OU:
+            part = share(agent.pips, self.imitation.test.pips) if self.imitation else None
+            least = next((least for minutes, least in GOAL_SHARES if self.config.minutes >= minutes), None)
+            if part is None or least is None:
+                return []
+            return [LearnGoal(f"{least} of the imitation's net pips", part.value, part.value >= least)]
+        if (market, self.config.environment.reward) != (Market.GBM, RewardScheme.PNL):
             return []
-        agent = self.players["agent"]
         trades, pips = float(agent.trades.mean()), float(agent.pips.mean())
         return [
             LearnGoal(f"at most {GOAL_IDLE_TRADES} trades a session", trades, trades <= GOAL_IDLE_TRADES),
@@ -194,6 +221,7 @@ def learn(
     config: LearnConfig,
     *,
     clock: Callable[[], float] = perf_counter,
+    record: Path | None = None,
     progress: Progress | None = None,
     imitation_progress: imitation.Progress | None = None,
 ) -> LearnReport:
@@ -202,10 +230,11 @@ def learn(
     Args:
         config: of the run.
         clock: in seconds; what is learned depends on it only through how much fits into the minutes.
+        record: folder for the record of the run (shared/adapters/run_record.py); None keeps none.
         progress: told after every batch of sessions.
         imitation_progress: told while the imitation is trained, after the agent.
     Raises:
-        DataError: the market is too short for a session of each split.
+        DataError: the market is too short for a session of each split, or the record cannot be written.
         ServiceError: learning diverged.
     """
     arena = _arena(config)
@@ -226,13 +255,15 @@ def learn(
     best = score_rule(rule, arena.view.prices, sessions, environment)
     curve: list[CurvePoint] = []
     due, last = 0.0, 60.0 * config.minutes
-    for agent, spent in _versions(arena, config, training, clock):
-        if progress:
-            progress(spent)
-        if spent.seconds >= min(due, last):
-            scores = score_agent(agent, arena.view, sessions, environment, config.search)
-            curve.append(CurvePoint(spent, scores, best))
-            due = spent.seconds + last / config.curve_points
+    with _Recorder(record, config) as recorder:
+        for agent, spent in _versions(arena, config, training, clock, recorder):
+            if progress:
+                progress(spent)
+            if spent.seconds >= min(due, last):
+                scores = score_agent(agent, arena.view, sessions, environment, config.search)
+                curve.append(CurvePoint(spent, scores, best))
+                recorder.judged(curve[-1], agent.version)
+                due = spent.seconds + last / config.curve_points
     rules = {
         "best": rule,
         "nothing": flat,
@@ -304,8 +335,61 @@ def _imitation(
     return Imitation(spent, *scored)
 
 
+#: Figures of each evaluation in the record of a run.
+_JUDGED = ("seconds", "pips", "reward", "trades", "best_pips", "best_reward")
+
+
+class _Recorder:
+    """Keeps the record of a run, where one is wanted."""
+
+    def __init__(self, folder: Path | None, config: LearnConfig) -> None:
+        self._metrics = TrainerMetrics()
+        self._record = (
+            RunRecord(folder, update_figures=UPDATE_FIGURES, version_figures=_JUDGED, tensorboard=True)
+            if folder
+            else None
+        )
+        if self._record:
+            self._record.settings(to_jsonable_python(config))
+            self._metrics.begin(self._record)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+
+    def insert(self, training: Training, trajectory: Trajectory) -> None:
+        """Take in a trajectory."""
+        training.insert(trajectory)
+        self._metrics.took_in(training, trajectory)
+
+    def update(self, training: Training) -> None:
+        """Make an update."""
+        begin = perf_counter()
+        statistics = training.update()
+        self._metrics.updated(training, statistics, perf_counter() - begin)
+
+    def judged(self, point: CurvePoint, version: int) -> None:
+        """A version was evaluated."""
+        if self._record:
+            figures = {
+                "seconds": point.spent.seconds,
+                "pips": float(point.agent.pips.mean()),
+                "reward": float(point.agent.reward.mean()),
+                "trades": float(point.agent.trades.mean()),
+                "best_pips": float(point.best.pips.mean()),
+                "best_reward": float(point.best.reward.mean()),
+            }
+            self._record.version(version, point.spent.episodes, point.spent.updates, now(), figures)
+
+
 def _versions(
-    arena: _Arena, config: LearnConfig, training: Training, clock: Callable[[], float]
+    arena: _Arena,
+    config: LearnConfig,
+    training: Training,
+    clock: Callable[[], float],
+    recorder: _Recorder,
 ) -> Iterator[tuple[Agent, Spent]]:
     """The agent before learning and after every batch of sessions, until the minutes are spent."""
     worker = SelfPlayWorker(
@@ -323,7 +407,7 @@ def _versions(
         begin, left = clock(), 60.0 * config.minutes - seconds
         if left <= 0.0:
             return
-        _batch(worker, training, agent, _from(begin + left, clock))
+        _batch(worker, training, agent, recorder, _from(begin + left, clock))
         agent = Agent(training.learner.network, agent.version + 1)
         seconds += clock() - begin
 
@@ -333,16 +417,22 @@ def _from(end: float, clock: Callable[[], float]) -> Callable[[], bool]:
     return lambda: clock() >= end
 
 
-def _batch(worker: SelfPlayWorker, training: Training, agent: Agent, is_over: Callable[[], bool]) -> None:
+def _batch(
+    worker: SelfPlayWorker,
+    training: Training,
+    agent: Agent,
+    recorder: _Recorder,
+    is_over: Callable[[], bool],
+) -> None:
     """Play a batch and make the updates it is worth; break off when the time is over.
 
     Raises:
         ServiceError: learning diverged.
     """
     for trajectory in worker.play(agent, training.position, is_over):
-        training.insert(trajectory)
+        recorder.insert(training, trajectory)
         while training.may_update and not is_over():
-            training.update()
+            recorder.update(training)
             if training.learner.diverged:
                 raise ServiceError(
                     f"learning diverged: {training.learner.counters.skipped_in_a_row} updates in a row "

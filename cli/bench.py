@@ -25,6 +25,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 Bars = Annotated[int, typer.Option(min=1_000, help="bars of the synthetic market")]
 Seconds = Annotated[float, typer.Option(min=0.0, help="to measure for, at least")]
+Profile = Annotated[Path | None, typer.Option(help="TOML file of settings, such as config/tuned.toml")]
 Seed = Annotated[int, typer.Option(min=0, help="of everything that is drawn")]
 
 #: 3.59 years of GBP/JPY minutes, for which docs/benchmarks.md has goals.
@@ -262,6 +263,11 @@ def learn(
         typer.Option(min=0.0, help="of training the same network on the best policy, on top; 0 for none"),
     ] = 3.0,
     seed: Seed = 0,
+    profile: Profile = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="folder for every update, episode and evaluation, in Parquet and for TensorBoard"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="the learning curve's PNG; learn-MARKET-REWARD-SEED.png")
     ] = None,
@@ -269,27 +275,73 @@ def learn(
 ) -> None:
     """Train on a synthetic market, against its best policy and its own network trained on that policy."""
     from benchmarks.curve import draw_curve
-    from benchmarks.learn import LearnConfig
     from shared.adapters.picture import require_drawable
-    from shared.environment.environment import EnvironmentConfig
 
     picture = out or Path(f"learn-{market}-{reward}-{seed}.png")
     require_drawable(picture)
     _one_thread()
-    config = LearnConfig(
+    config = replace(
+        _learn_config(profile, reward),
         market=market,
         minutes=minutes,
         imitation_minutes=imitation_minutes,
         seed=seed,
-        environment=EnvironmentConfig(reward=reward),
     )
-    report = _learn(config)
+    report = _learn(config, record)
     draw_curve(report, picture)
     if as_json:
         print_json({**_learn_document(report), "picture": str(picture)})
     else:
         _print_learning(report)
         err.print(f"learning curve: {picture}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    market: Annotated[Market, typer.Option(help="the law that prices follow")] = Market.OU,
+    reward: Annotated[RewardScheme, typer.Option(help="what a step is paid")] = RewardScheme.PNL,
+    minutes: Annotated[float, typer.Option(min=0.01, help="of self-play and learning of each run")] = 8.0,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each way")] = 3,
+    way: Annotated[list[str] | None, typer.Option(help="may be repeated; all when not given")] = None,
+    profile: Profile = None,
+    out: Annotated[Path, typer.Option("--out", help="the learning curves' PNG")] = Path("compare.png"),
+    as_json: Json = False,
+) -> None:
+    """Selection rules, simulations and returns, each learned with by several seeds."""
+    from benchmarks.compare import LEARNED_SHARE, WAYS, draw_comparison
+    from benchmarks.compare import compare as compare_ways
+    from shared.adapters.picture import require_drawable
+
+    require_drawable(out)
+    _one_thread()
+    config = replace(_learn_config(profile, reward), market=market, minutes=minutes, imitation_minutes=0.0)
+    ways = way or list(WAYS)
+    runs = []
+    with progress_bar() as bar:
+        task = bar.add_task("runs", total=len(ways) * seeds)
+        for run in compare_ways(config, ways, range(seeds)):
+            runs.append(run)
+            bar.update(task, advance=1, description=f"{run.way}, seed {run.seed}: {run.share:.2f}")
+    draw_comparison(runs, out)
+    if as_json:
+        documents = [run.document() for run in runs]
+        print_json({"benchmark": "compare", "runs": documents, "picture": str(out)})
+        return
+    print_table(
+        f"bench compare: {market}, {reward}, {minutes:g} minutes; until {LEARNED_SHARE} of the best policy's",
+        ("way", "seed", "minutes", "episodes", "share at the end"),
+        (
+            (
+                run.way,
+                run.seed,
+                run.reached and run.reached.seconds / 60.0,
+                run.reached and run.reached.episodes,
+                run.share,
+            )
+            for run in sorted(runs, key=lambda run: ways.index(run.way))
+        ),
+    )
+    err.print(f"learning curves: {out}", soft_wrap=True)
 
 
 def _one_thread() -> None:
@@ -322,7 +374,27 @@ def _print(benchmark: str, measurements: Sequence["Measurement"], *, as_json: bo
     )
 
 
-def _learn(config: "LearnConfig") -> "LearnReport":
+def _learn_config(profile: Path | None, reward: RewardScheme) -> "LearnConfig":
+    """A run with the settings of trainer and self-play, of which the reward is told."""
+    from benchmarks.learn import LearnConfig
+    from services.selfplay.settings import SelfPlaySettings
+    from services.trainer.settings import TrainerSettings
+    from shared.runtime.settings import load
+
+    given = {"profile": profile} if profile else {}
+    playing, training = load(SelfPlaySettings, **given), load(TrainerSettings, **given)
+    return LearnConfig(
+        environment=replace(playing.environment, reward=reward),
+        model=training.model,
+        search=playing.search,
+        selfplay=playing.selfplay,
+        replay=training.replay,
+        learner=training.learner,
+        trainer=training.trainer,
+    )
+
+
+def _learn(config: "LearnConfig", record: Path | None) -> "LearnReport":
     from benchmarks.imitation import ImitationSpent
     from benchmarks.learn import Spent, learn
 
@@ -337,7 +409,7 @@ def _learn(config: "LearnConfig") -> "LearnReport":
             described = f"imitation, {spent.updates:,} updates"
             bar.update(imitation, completed=round(spent.seconds), description=described)
 
-        return learn(config, progress=show, imitation_progress=show_imitation)
+        return learn(config, record=record, progress=show, imitation_progress=show_imitation)
 
 
 def _learn_document(report: "LearnReport") -> dict[str, object]:
@@ -345,6 +417,7 @@ def _learn_document(report: "LearnReport") -> dict[str, object]:
         "benchmark": "learn",
         "config": asdict(report.config),
         "spent": asdict(report.spent),
+        "learned": asdict(report.learned) if report.learned else None,
         "imitation_spent": asdict(report.imitation.spent) if report.imitation else None,
         "test_sessions": len(report.starts),
         "best_policy_computed_reward": report.optimum_value,
@@ -375,6 +448,7 @@ def _print_learning(report: "LearnReport") -> None:
             "minutes": spent.seconds / 60.0,
             "learned from": f"{spent.episodes:,} episodes, in {spent.updates:,} updates",
             "imitation of the best policy": _imitation_learned(report),
+            "80 % of the imitation": _learned(report),
             "judged in": f"{len(report.starts):,} test sessions",
             "the best policy's computed reward": report.optimum_value,
         },
@@ -403,6 +477,15 @@ def _print_learning(report: "LearnReport") -> None:
     )
     if goals := report.goals():
         print_table("Goals", ("goal", "reached", "met"), [(one.goal, one.reached, one.met) for one in goals])
+
+
+def _learned(report: "LearnReport") -> str | None:
+    if report.imitation is None:
+        return None
+    if report.learned is None:
+        return "not reached in validation sessions"
+    spent = report.learned
+    return f"after {spent.seconds / 60.0:.1f} minutes and {spent.episodes:,} episodes, in validation sessions"
 
 
 def _imitation_learned(report: "LearnReport") -> str | None:

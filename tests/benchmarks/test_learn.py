@@ -1,15 +1,17 @@
 """A short run on a small network: what is measured, on which sessions, and that time is kept."""
 
+import json
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
 import shared.adapters.picture
 from benchmarks.curve import draw_curve
-from benchmarks.learn import LearnConfig, LearnReport, Spent, learn
+from benchmarks.learn import CurvePoint, LearnConfig, LearnReport, Spent, learn
 from benchmarks.scores import Scores
 from services.selfplay.config import SelfPlayConfig
 from services.trainer.config import LearnerConfig, TrainerConfig
@@ -113,8 +115,54 @@ def test_players_rank_as_they_should(report: LearnReport) -> None:
     assert pips["random"] < pips["nothing"] == 0.0 < pips["best"]
 
 
-def test_only_the_market_without_an_edge_has_goals(report: LearnReport) -> None:
-    assert report.goals() == []
+def test_a_market_with_an_edge_is_to_be_learned_as_well_as_imitation_does(report: LearnReport) -> None:
+    assert report.imitation is not None
+    bound = replace(report.imitation, test=trading(1.0, 10.0), validation=trading(1.0, 10.0))
+    for minutes, pips, met in ((15.0, 9.1, True), (15.0, 8.9, False), (60.0, 9.1, False), (60.0, 9.8, True)):
+        done = replace(
+            report,
+            config=replace(CONFIG, minutes=minutes),
+            imitation=bound,
+            players={"agent": trading(1.0, pips)},
+        )
+        assert [goal.met for goal in done.goals()] == [met], (minutes, pips)
+    assert replace(done, config=replace(CONFIG, minutes=5.0)).goals() == []
+    assert replace(done, imitation=None).goals() == []
+
+
+def test_learned_is_told_from_the_first_evaluation_that_comes_close_to_the_imitation(
+    report: LearnReport,
+) -> None:
+    assert report.imitation is not None
+    bound = replace(report.imitation, validation=trading(1.0, 10.0))
+    curve = tuple(
+        CurvePoint(Spent(60.0 * n, 10 * n, n), trading(1.0, pips), trading(1.0, 20.0))
+        for n, pips in enumerate((0.0, 7.9, 8.1, 7.0))
+    )
+    assert replace(report, imitation=bound, curve=curve).learned == Spent(120.0, 20, 2)
+    assert replace(report, imitation=bound, curve=curve[:2]).learned is None
+
+
+def test_a_run_leaves_a_record_that_duckdb_reads(tmp_path: Path) -> None:
+    told: list[Spent] = []
+    ticks = count()
+    report = learn(CONFIG, clock=lambda: next(ticks) / 10.0, record=tmp_path, progress=told.append)
+    for table, expected in (
+        ("updates", report.spent.updates),
+        ("episodes", report.spent.episodes),
+        ("versions", len(report.curve)),
+    ):
+        [[rows]] = duckdb.execute(f"select count(*) from '{tmp_path}/{table}-*.parquet'").fetchall()
+        assert rows == expected, table
+    [[pips]] = duckdb.execute(
+        f"select last(pips order by version) from '{tmp_path}/versions-*.parquet'"
+    ).fetchall()
+    assert pips == pytest.approx(report.curve[-1].agent.pips.mean())
+    settings = json.loads((tmp_path / "settings.json").read_text())[0]["settings"]
+    assert settings["learner"]["batch_size"] == CONFIG.learner.batch_size
+
+
+def test_the_market_without_an_edge_is_to_be_left_alone(report: LearnReport) -> None:
     idle = replace(report, config=replace(CONFIG, market=Market.GBM))
     assert [goal.met for goal in replace(idle, players={"agent": trading(0.2, -0.9)}).goals()] == [True, True]
     assert [goal.met for goal in replace(idle, players={"agent": trading(0.4, -1.1)}).goals()] == [False] * 2

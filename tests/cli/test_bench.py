@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -15,7 +17,8 @@ import benchmarks.encodings
 import benchmarks.engines
 import benchmarks.learn
 import benchmarks.networks
-from benchmarks.learn import LearnConfig
+from benchmarks.compare import Learned
+from benchmarks.learn import LearnConfig, Spent
 from cli.bench import app
 from tests.benchmarks.test_learn import CONFIG, run
 from tests.shared.model.networks import SMALL
@@ -27,6 +30,7 @@ COMMANDS = (
     "selfplay",
     "learner",
     "learn",
+    "compare",
     "stream",
     "montecarlo",
     "inference",
@@ -141,3 +145,25 @@ def test_networks_prints_tables_for_people() -> None:
     assert "torch eager" in result.stdout
     assert "the plain pass" in result.stdout
     assert "left out: ONNX Runtime, float32: not installed" in result.stderr
+
+
+def test_compare_learns_every_way_by_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[tuple[str, ...], tuple[int, ...], LearnConfig]] = []
+    curve = np.array([0.0, 1.0])
+
+    def fake(config: LearnConfig, ways: Iterable[str], seeds: Sequence[int]) -> Iterator[Learned]:
+        told.append((tuple(ways), tuple(seeds), config))
+        for seed in seeds:
+            yield Learned("puct", seed, curve, curve / 2, Spent(60.0, 32, 10), 0.5)
+
+    monkeypatch.setattr("benchmarks.compare.compare", fake)
+    monkeypatch.chdir(tmp_path)
+    profile = tmp_path / "profile.toml"
+    profile.write_text("[search]\nmin_q_span = 5.0\n[learner]\nunroll_steps = 1\n")
+    options = ("--way", "puct", "--seeds", "2", "--minutes", "1", "--profile", str(profile))
+    answer = document("compare", *options)
+    [(ways, seeds, config)] = told
+    assert (ways, seeds) == (("puct",), (0, 1))
+    assert (config.search.min_q_span, config.learner.unroll_steps, config.imitation_minutes) == (5.0, 1, 0.0)
+    assert [run["reached"]["episodes"] for run in answer["runs"]] == [32, 32]
+    assert (tmp_path / "compare.png").stat().st_size > 1_000
