@@ -39,6 +39,9 @@ DOWN_SECONDS = 15.0
 SNAPSHOT_SECONDS = 1.0
 PLAIN_LINE_SECONDS = 10.0
 
+#: What `up` runs with unless it is told another profile.
+TUNED = Path(__file__).resolve().parents[1] / "config" / "tuned.toml"
+
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 
@@ -47,13 +50,17 @@ def up(
     data: Annotated[
         Path | None, typer.Option(help="bars in any format that `data import` reads, or a data set")
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of settings; config/tuned.toml unless MM_PROFILE names one"),
+    ] = None,
     duration: Annotated[
         float | None, typer.Option(min=1, help="stop by itself after so many seconds")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the closing summary as JSON")] = False,
 ) -> None:
     """Run the whole system here until Ctrl-C; a second `up` goes on from where it was."""
-    settings = load(UpSettings)
+    settings = load(UpSettings, profile=profile or load(UpSettings).profile or TUNED)
     home = settings.home.resolve()
     with exclusive(home):
         _compile_kernels_once()
@@ -204,7 +211,7 @@ class _System:
             "OANDA_TOKEN": _kept_secret(self._home / "paper_token"),
             "OMP_NUM_THREADS": "1",
         }
-        return {**environment, "MM_PROFILE": str(self._profile)} if self._profile else environment
+        return {**environment, "MM_PROFILE": str(self._profile.resolve())} if self._profile else environment
 
     def _save(self, supervisor: Supervisor) -> None:
         pids = {**supervisor.pids, "redis": self._redis.pid or 0}
