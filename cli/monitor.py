@@ -349,5 +349,5 @@ def _local_time(moment: datetime) -> str:
 
 
 def _duration(span: timedelta) -> str:
-    minutes = int(span.total_seconds()) // 60
+    minutes = max(0, int(span.total_seconds())) // 60  # a clock may have been set back since
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
