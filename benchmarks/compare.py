@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.learn import LearnConfig, LearnReport, Spent, learn
+from services.trainer.config import Shaping
 from shared.adapters.picture import require_drawable, write_png
 from shared.errors import SettingsError
 from shared.numeric import Float64
@@ -28,22 +29,25 @@ Change = Callable[[LearnConfig], LearnConfig]
 LEARNED_SHARE = 0.44
 
 
-def _searching(**fields: object) -> Change:
-    return lambda config: replace(config, search=replace(config.search, **fields))  # type: ignore[arg-type]
+def _with(group: str, **fields: object) -> Change:
+    """Other numbers in one group of settings."""
+    return lambda config: replace(config, **{group: replace(getattr(config, group), **fields)})  # type: ignore[arg-type]
 
 
-def _learning(**fields: object) -> Change:
-    return lambda config: replace(config, learner=replace(config.learner, **fields))  # type: ignore[arg-type]
-
-
-#: The ways that docs/learning.md compares, the first one being the others' yardstick.
+#: The ways that docs/learning.md compares, the first one being the others' yardstick. Those that leave
+#: something out are meant for `config/tuned.toml`.
 WAYS: dict[str, Change] = {
     "as given": lambda config: config,
-    "puct": _searching(selection=Selection.PUCT),
-    "25 simulations": _searching(simulations=25),
-    "puct, 25 simulations": _searching(selection=Selection.PUCT, simulations=25),
-    "one-step returns": _learning(n_step=1),
-    "10-step returns": _learning(n_step=10),
+    "puct": _with("search", selection=Selection.PUCT),
+    "25 simulations": _with("search", simulations=25),
+    "puct, 25 simulations": _with("search", selection=Selection.PUCT, simulations=25),
+    "one-step returns": _with("learner", n_step=1),
+    "10-step returns": _with("learner", n_step=10),
+    "rewards as paid": _with("learner", shaping=Shaping.NONE),
+    "returns through excursions": _with("learner", trace_floor=0.0),
+    "no excursions": _with("selfplay", excursion_rate=0.0),
+    "small differences blown up": _with("search", min_q_span=0.01),
+    "no preference to hold": _with("trainer", hold_logit=0.0),
 }
 
 

@@ -49,12 +49,14 @@ def _draw(axes: "Axes", report: LearnReport) -> None:
     levels = {
         "best policy": _earned(report, report.curve[0].best),
         "nothing": _earned(report, report.players["nothing"]),
-        "random": _earned(report, report.players["random"]),
     }
     if report.imitation:
         levels["imitation"] = _earned(report, report.imitation.validation)
-    for (name, level), style in zip(levels.items(), ("-", "--", ":", "-."), strict=False):
+    for (name, level), style in zip(levels.items(), ("-", "--", "-."), strict=False):
         axes.axhline(level.value, color=_INK, linestyle=style, linewidth=1.0, label=name)
+    # Playing at random loses ten times what can be earned: told in words, or it would flatten all else.
+    random = _earned(report, report.players["random"]).value
+    axes.plot([], [], " ", label=f"random {random:,.0f}")
     axes.set_title(
         f"{config.market}, {config.environment.reward}, seed {config.seed}: "
         f"{spent.episodes:,} episodes, {spent.updates:,} updates",
