@@ -31,7 +31,7 @@ LEARNED_SHARE = 0.44
 
 def _with(group: str, **fields: object) -> Change:
     """Other numbers in one group of settings."""
-    return lambda config: replace(config, **{group: replace(getattr(config, group), **fields)})  # type: ignore[arg-type]
+    return lambda config: replace(config, **{group: replace(getattr(config, group), **fields)})
 
 
 #: The ways that docs/learning.md compares, the first one being the others' yardstick. Those that leave
