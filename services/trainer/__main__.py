@@ -1,8 +1,10 @@
-"""Composes the trainer and runs it."""
+"""Composes the trainer and runs it, alone or as one of the ranks that torchrun started."""
 
+import asyncio
 import sys
 from collections.abc import Sequence
 
+from services.trainer.place import Place
 from services.trainer.settings import TrainerSettings
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
@@ -14,17 +16,28 @@ def compose(settings: TrainerSettings) -> Main:
     async def run(lifecycle: Lifecycle) -> None:
         import torch
 
+        from services.trainer.distributed import Ranks
+        from services.trainer.follower import FollowerService
         from services.trainer.service import TrainerService
 
         torch.set_num_threads(settings.trainer.threads)
-        await TrainerService(settings, lifecycle).run()
+        place = Place.of()
+        if place.size == 1:
+            await TrainerService(settings, lifecycle).run()
+            return
+        device = place.device(settings.trainer.device)
+        ranks = await asyncio.to_thread(Ranks, place, device)
+        service = TrainerService if place.leads else FollowerService
+        await service(settings, lifecycle, ranks).run()
+        ranks.close()
 
     return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the trainer; see `--help`."""
-    return service_main("trainer", TrainerSettings, compose, arguments)
+    service = "trainer" if Place.of().leads else "trainer-rank"
+    return service_main(service, TrainerSettings, compose, arguments)
 
 
 if __name__ == "__main__":

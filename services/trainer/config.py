@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+from services.trainer.place import Device
 from shared.engine.precision import Precision
 from shared.errors import SettingsError
 
@@ -48,6 +49,7 @@ class LearnerConfig:
     trace_floor: float = 0.0  # it bootstraps sooner, before an action less likely than this to the search
     shaping: Shaping = Shaping.NONE
     precision: Precision = Precision.FLOAT32  # of the passes; weights, losses and optimizer are float32
+    cuda_precision: Precision = Precision.AUTO  # the same on a CUDA device, where auto is bfloat16
     learning_rate: float = 0.002
     weight_decay: float = 1e-5
     max_gradient_norm: float = 1.0
@@ -61,6 +63,8 @@ class LearnerConfig:
         """Check every number's range."""
         object.__setattr__(self, "shaping", _named(Shaping, "learner.shaping", self.shaping))
         object.__setattr__(self, "precision", _named(Precision, "learner.precision", self.precision))
+        cuda_precision = _named(Precision, "learner.cuda_precision", self.cuda_precision)
+        object.__setattr__(self, "cuda_precision", cuda_precision)
         for count in ("batch_size", "stretch_steps", "unroll_steps", "n_step", "max_skipped_in_a_row"):
             _require(f"learner.{count}", getattr(self, count), least=1)
         _require("learner.trace_floor", self.trace_floor, least=0.0, most=1.0)
@@ -68,6 +72,12 @@ class LearnerConfig:
             _require(f"learner.{positive}", getattr(self, positive), above=0.0)
         for name in ("weight_decay", "policy_weight", "value_weight", "reward_weight", "outcome_weight"):
             _require(f"learner.{name}", getattr(self, name), least=0.0)
+
+    def precision_on(self, device: str) -> Precision:
+        """Float32 or bfloat16: what the passes are computed in on a kind of device."""
+        if device == "cpu":
+            return self.precision.resolved()
+        return Precision.BFLOAT16 if self.cuda_precision is Precision.AUTO else self.cuda_precision
 
 
 @dataclass(frozen=True)
@@ -82,11 +92,13 @@ class TrainerConfig:
     publish_every_episodes: int = 50
     keep_checkpoints: int = 5
     segment_megabytes: int = 64
+    device: Device = Device.AUTO  # cpu, cuda, or auto: CUDA where there is one
     threads: int = 1  # of the networks' arithmetic; the same bits on every run need 1
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Check every number's range."""
+        object.__setattr__(self, "device", _named(Device, "trainer.device", self.device))
         _require("trainer.hold_logit", self.hold_logit)
         _require("trainer.seed", self.seed, least=0)
         _require("trainer.samples_per_insert", self.samples_per_insert, above=0.0)

@@ -1,12 +1,37 @@
 """Which trajectories can be learned from, and why another cannot."""
 
-from shared.adapters.bus import Entry
+from services.trainer.metrics import REFUSED
+from services.trainer.place import Place
+from shared.adapters.bus import Batch, Entry
 from shared.adapters.dataset import Dataset
 from shared.agent.trajectory import Trajectory
 from shared.errors import MessageError
 from shared.features.window import FIRST_WINDOW_BAR
 from shared.messages.codec import decode_trajectory
 from shared.messages.schemas import TrajectoryFinished
+from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
+from shared.runtime.lifecycle import Lifecycle
+
+
+def consumer_name(place: Place) -> str:
+    """A rank's name in the group; always the same, so that it finds what was delivered to it before."""
+    return "trainer" if place.leads else f"trainer-{place.rank}"
+
+
+async def take_in(
+    batch: Batch[TrajectoryFinished], dataset: Dataset, lifecycle: Lifecycle
+) -> list[Trajectory]:
+    """The batch's trajectories that can be learned from; the others go to the dead letters."""
+    trajectories = []
+    for entry in batch.entries:
+        try:
+            trajectories.append(accepted(entry, dataset))
+        except MessageError as refused:
+            REFUSED.inc()
+            await lifecycle.until_stopping(
+                lifecycle.bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, str(refused))
+            )
+    return trajectories
 
 
 def accepted(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Trajectory:

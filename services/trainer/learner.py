@@ -5,9 +5,11 @@ state of a learner is its weights, its optimizer's moments and its counters, and
 from a saved state gives the same bits as learning that never stopped.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from services.trainer.config import LearnerConfig
+from services.trainer.distributed import Become, Part, Ranks
 from services.trainer.losses import Batch, Losses, Predictions, losses, unroll
 from services.trainer.steps import Steps
 from services.trainer.views import Views
@@ -59,13 +62,23 @@ class Learner:
     """The network in training and its optimizer."""
 
     def __init__(
-        self, network: Network, config: LearnerConfig, seed: int, device: torch.device | None = None
+        self,
+        network: Network,
+        config: LearnerConfig,
+        seed: int,
+        device: torch.device | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        """Begin with a network's weights; with `ranks`, the leader's, and every rank begins together."""
         self.device = device or torch.device("cpu")
         self.network = network.to(self.device).train()
         self.config, self.seed = config, seed
         self.counters = LearnerCounters()
-        self._reduced = config.precision.resolved() is Precision.BFLOAT16
+        self.precision = config.precision_on(self.device.type)
+        self._ranks = ranks
+        self._unroll: Callable[[Batch], Predictions] = (
+            ranks.parallel(self.network) if ranks else partial(unroll, self.network)
+        )
         self._optimizer = self._new_optimizer()
 
     @property
@@ -78,27 +91,42 @@ class Learner:
         return np.random.default_rng((self.seed, self.counters.attempts, _DRAWING))
 
     def update(self, steps: Steps, views: Views) -> UpdateStatistics:
-        """Make one update, or skip it when its loss or gradient is not finite.
+        """Make one update, or skip it when its loss or gradient is not finite; all ranks take part.
 
         Args:
             steps: B steps.
             views: the bars that they look back on.
         """
-        batch = Batch.of(steps, views, self.device)
+        if self._ranks is None:
+            return self.learn(Part(steps, views, 1.0, self._dropout_seed(0)))
+        seeds = [self._dropout_seed(rank) for rank in range(self._ranks.place.size)]
+        parts = Part.split(steps, views, seeds, length=self.config.stretch_steps)
+        self._ranks.send(parts)
+        return self.learn(parts[0])
+
+    def learn(self, part: Part) -> UpdateStatistics:
+        """Make this rank's part of an update; the statistics are of the whole."""
+        batch = Batch.of(part.steps, part.views, self.device)
         running = [buffer.clone() for buffer in self.network.buffers()]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._dropout_seed())
-            self.counters.attempts += 1
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._reduced):
-                predictions = unroll(self.network, batch)
-        terms = losses(predictions, batch, self.network.support)
-        total = terms.total(self.config)
-        self._optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        with self._watched():
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(part.dropout_seed)
+                self.counters.attempts += 1
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=self.precision is Precision.BFLOAT16
+                ):
+                    predictions = self._unroll(batch)
+            terms = losses(predictions, batch, self.network.support)
+            total = terms.total(self.config)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._weighted(total, part.weight).backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(
             self.network.parameters(), self.config.max_gradient_norm, foreach=True
         )
-        finite = math.isfinite(total.item()) and math.isfinite(norm.item())
+        figures = self._figures(total, terms, predictions, batch)
+        if self._ranks:
+            figures = self._ranks.mean(figures, part.weight)
+        finite = math.isfinite(figures["loss"]) and math.isfinite(norm.item())
         if finite:
             self._optimizer.step()
             self.counters.updates += 1
@@ -108,7 +136,7 @@ class Learner:
                 buffer.copy_(before)  # batch norm's running statistics saw the batch already
             self.counters.skipped += 1
             self.counters.skipped_in_a_row += 1
-        return self._statistics(not finite, total, terms, norm, predictions, batch)
+        return UpdateStatistics(skipped=not finite, gradient_norm=norm.item(), **figures)
 
     def weights(self) -> Arrays:
         """Every weight and running statistic of the network, copied."""
@@ -125,7 +153,7 @@ class Learner:
         }
 
     def restore(self, weights: Mapping[str, npt.NDArray[np.generic]], moments: Arrays) -> None:
-        """Take over weights and the optimizer's state; the counters stay as they are.
+        """Take over weights and the optimizer's state, on all ranks; the counters stay as they are.
 
         Raises:
             CheckpointError: names or shapes are another network's.
@@ -145,9 +173,19 @@ class Learner:
                 raise CheckpointError(f"optimizer state of {parameter!r}, which the network does not have")
             state.setdefault(indices[parameter], {})[key] = torch.from_numpy(array.copy())
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        if self._ranks and self._ranks.place.leads:
+            self._ranks.send_all(Become(weights, moments))
 
-    def _dropout_seed(self) -> int:
-        sequence = np.random.SeedSequence((self.seed, self.counters.attempts, _DROPOUT))
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        return self._ranks.watched() if self._ranks else contextlib.nullcontext()
+
+    def _weighted(self, total: Tensor, weight: float) -> Tensor:
+        """What to derive, so that the ranks' gradients average to that of the whole batch's loss."""
+        return total * (weight * self._ranks.place.size) if self._ranks else total
+
+    def _dropout_seed(self, rank: int) -> int:
+        purpose = (_DROPOUT, rank) if rank else (_DROPOUT,)
+        sequence = np.random.SeedSequence((self.seed, self.counters.attempts, *purpose))
         return int(sequence.generate_state(1, np.uint64)[0])
 
     def _new_optimizer(self) -> torch.optim.Adam:
@@ -159,28 +197,21 @@ class Learner:
         )
 
     @torch.no_grad()
-    def _statistics(
-        self,
-        skipped: bool,
-        total: Tensor,
-        terms: Losses,
-        norm: Tensor,
-        predictions: Predictions,
-        batch: Batch,
-    ) -> UpdateStatistics:
+    def _figures(
+        self, total: Tensor, terms: Losses, predictions: Predictions, batch: Batch
+    ) -> dict[str, float]:
+        """The statistics that are means over a batch's rows."""
         support = self.network.support
         log_policy = torch.log_softmax(predictions.policy_logits[:, 0].detach(), dim=-1)
         values = support.decode(predictions.value_logits[:, 0])
         rewards = support.decode(predictions.reward_logits[:, 0])
-        return UpdateStatistics(
-            skipped=skipped,
-            loss=total.item(),
+        return {
+            "loss": total.item(),
             **{f"{name}_loss": term.item() for name, term in vars(terms).items()},
-            gradient_norm=norm.item(),
-            value_error_pips=(values - batch.returns[:, 0]).abs().mean().item(),
-            reward_error_pips=(rewards - batch.rewards[:, 0]).abs().mean().item(),
-            policy_entropy=-(log_policy.exp() * log_policy).sum(dim=-1).mean().item(),
-        )
+            "value_error_pips": (values - batch.returns[:, 0]).abs().mean().item(),
+            "reward_error_pips": (rewards - batch.rewards[:, 0]).abs().mean().item(),
+            "policy_entropy": -(log_policy.exp() * log_policy).sum(dim=-1).mean().item(),
+        }
 
 
 def as_metrics(statistics: UpdateStatistics) -> dict[str, float]:

@@ -3,6 +3,9 @@
 Two loops meet at the journal. One takes trajectories from the stream, appends them and acknowledges
 them; the other reads the journal, learns, and publishes. Either may be ahead; neither waits for the
 other but at the journal's end and at the number of trajectories that it may be ahead.
+
+Under torchrun this is the leading rank. A third loop takes over what the other ranks read; what they
+compute of each update is the learner's affair (services/trainer/distributed.py, follower.py).
 """
 
 import asyncio
@@ -12,37 +15,37 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from services.trainer.distributed import Offer, Ranks, Report, Stop, Taken
 from services.trainer.episodes import WINDOW_FIGURES
-from services.trainer.ingest import accepted
+from services.trainer.ingest import consumer_name, take_in
 from services.trainer.journal import Journal
 from services.trainer.metrics import (
     DISK_FAILURES,
     DUPLICATES,
-    REFUSED,
     ROLL_BACKS,
     UPDATE_FIGURES,
     TrainerMetrics,
 )
+from services.trainer.place import Place
 from services.trainer.publishing import Publisher
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Training, TrainingConfig
-from shared.adapters.bus import Batch
 from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import Dataset, read_dataset
 from shared.adapters.run_record import Reached, RunRecord
 from shared.agent.trajectory import Trajectory
-from shared.errors import MessageError, MuZeroError
-from shared.messages.schemas import AlertRaised, ControlIssued, TrajectoryFinished
+from shared.errors import MuZeroError
+from shared.messages.schemas import AlertRaised, ControlIssued
 from shared.messages.streams import ALERTS, CONTROL, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
-#: One name for the one trainer: after a restart it finds what was delivered to it before.
-CONSUMER = "trainer"
-
 #: Longest stretch of updates between two looks at whether to stop or pause.
 STRETCH_SECONDS = 0.25
+
+#: The other ranks are asked so often for what they read and whether they were told to stop.
+REPORT_SECONDS = 0.25
 
 #: The disk refused a write: how long until the next try.
 DISK_RETRY_SECONDS = 5.0
@@ -55,11 +58,13 @@ CONTROL_TARGET = "training"
 
 
 class TrainerService:
-    """The trainer's two loops, and the one that hears of pauses."""
+    """The trainer's two loops, and those that hear of pauses and of the other ranks."""
 
-    def __init__(self, settings: TrainerSettings, lifecycle: Lifecycle) -> None:
-        self._settings, self._lifecycle = settings, lifecycle
+    def __init__(self, settings: TrainerSettings, lifecycle: Lifecycle, ranks: Ranks | None = None) -> None:
+        self._settings, self._lifecycle, self._ranks = settings, lifecycle, ranks
         self._bus = lifecycle.bus
+        self._appending = asyncio.Lock()  # one append at a time
+        self._ordering = asyncio.Lock()  # all ranks are at one thing at a time
         self._changed = asyncio.Event()
         self._paused = False
         self._updates_per_second = 0.0
@@ -76,8 +81,12 @@ class TrainerService:
                     loops.create_task(self._ingest())
                     loops.create_task(self._follow_control(control_after or "0-0"))
                     loops.create_task(self._learn())
+                    if self._ranks:
+                        loops.create_task(self._lead(self._ranks))
             except* MuZeroError as failures:
                 raise failures.exceptions[0] from failures
+            if self._ranks:
+                await asyncio.to_thread(self._ranks.send_all, Stop())
             await self._publisher.publish_if_changed(patience_seconds=LAST_WORD_SECONDS)
 
     def _open(self, opened: contextlib.ExitStack) -> None:
@@ -91,7 +100,7 @@ class TrainerService:
         config = TrainingConfig(
             settings.model, settings.replay, settings.learner, settings.trainer, settings.search.discount
         )
-        self._training = Training(config, self._dataset.features, self._dataset.fingerprint)
+        self._training = Training(config, self._dataset.features, self._dataset.fingerprint, self._ranks)
         self._metrics = TrainerMetrics()
         opened.callback(self._metrics.close)
         self._publisher = Publisher(
@@ -106,6 +115,9 @@ class TrainerService:
             update=self._training.learner.counters.updates,
             journal=self._journal.position,
             replay_steps=len(self._training.replay),
+            device=str(self._training.learner.device),
+            precision=self._training.learner.precision.value,
+            ranks=self._ranks.place.size if self._ranks else 1,
         )
 
     def _record(self) -> RunRecord:
@@ -137,12 +149,12 @@ class TrainerService:
 
     async def _ingest(self) -> None:
         """Trajectories from the stream into the journal; acknowledged only when synced there."""
-        batches = self._bus.consume(TRAJECTORIES, TRAINER_GROUP, CONSUMER)
+        batches = self._bus.consume(TRAJECTORIES, TRAINER_GROUP, consumer_name(Place()))
         while not self._lifecycle.stopping.is_set():
             batch = await self._lifecycle.until_stopping(anext(batches))
             if batch is None or not batch.entries:
                 continue
-            trajectories = await self._accepted(batch)
+            trajectories = await take_in(batch, self._dataset, self._lifecycle)
             if not await self._append(trajectories):
                 return
             await self._lifecycle.until_stopping(batch.ack())
@@ -150,24 +162,28 @@ class TrainerService:
             self._report()
             await self._wait_while(self._is_far_ahead)
 
-    async def _accepted(self, batch: Batch[TrajectoryFinished]) -> list[Trajectory]:
-        """The batch's trajectories that can be learned from; the others go to the dead letters."""
-        trajectories = []
-        for entry in batch.entries:
-            try:
-                trajectories.append(accepted(entry, self._dataset))
-            except MessageError as refused:
-                REFUSED.inc()
-                await self._lifecycle.until_stopping(
-                    self._bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, str(refused))
-                )
-        return trajectories
+    async def _lead(self, ranks: Ranks) -> None:
+        """What the other ranks read into the journal too; when one of them is to stop, all stop."""
+        while not self._lifecycle.stopping.is_set():
+            await self._lifecycle.sleep(REPORT_SECONDS)
+            async with self._ordering:
+                offers = await asyncio.to_thread(_offers, ranks, Report(take=not self._is_far_ahead()))
+            if any(offer.stopping for offer in offers):
+                log.info("service_stopping", reason="another rank was told to stop")
+                self._lifecycle.stop()
+            trajectories = [trajectory for offer in offers for trajectory in offer.trajectories]
+            if trajectories and await self._append(trajectories):
+                async with self._ordering:
+                    await asyncio.to_thread(ranks.send_all, Taken())
+                self._changed.set()
+                self._report()
 
     async def _append(self, trajectories: Sequence[Trajectory]) -> bool:
         """Append to the journal, trying again while the disk refuses; False when asked to stop first."""
         while True:
             try:
-                new = await asyncio.to_thread(self._journal.append, trajectories)
+                async with self._appending:
+                    new = await asyncio.to_thread(self._journal.append, trajectories)
             except OSError as refused:
                 DISK_FAILURES.labels("journal").inc()
                 log.error("journal_write_failed", error=str(refused), retry_seconds=DISK_RETRY_SECONDS)  # noqa: TRY400
@@ -191,7 +207,8 @@ class TrainerService:
             elif training.learner.diverged:
                 await self._roll_back()
             elif training.may_update:
-                await asyncio.to_thread(self._update)
+                async with self._ordering:
+                    await asyncio.to_thread(self._update)
             elif self._publisher.is_due:
                 await self._publisher.publish()
             elif self._journal.position > training.position:
@@ -220,7 +237,8 @@ class TrainerService:
         self._metrics.took_in(self._training, trajectory)
 
     async def _roll_back(self) -> None:
-        version = await asyncio.to_thread(self._publisher.roll_back)
+        async with self._ordering:
+            version = await asyncio.to_thread(self._publisher.roll_back)
         ROLL_BACKS.inc()
         skipped = self._settings.learner.max_skipped_in_a_row
         detail = f"{skipped} updates in a row were not finite; weights are those of version {version} again"
@@ -274,3 +292,8 @@ class TrainerService:
             paused=self._paused,
             updates_per_second=round(self._updates_per_second, 2),
         )
+
+
+def _offers(ranks: Ranks, report: Report) -> list[Offer]:
+    ranks.send_all(report)
+    return ranks.offers()

@@ -13,9 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
+from services.trainer.distributed import Ranks
 from services.trainer.episodes import EpisodeWindow
 from services.trainer.learner import Learner, LearnerCounters, UpdateStatistics, as_metrics
 from services.trainer.pacing import SamplesPerInsert
+from services.trainer.place import Place
 from services.trainer.replay import Replay
 from services.trainer.steps import Steps
 from services.trainer.targets import unrolled_steps
@@ -76,13 +78,18 @@ class SavedState(BaseModel):
 class Training:
     """One training run."""
 
-    def __init__(self, config: TrainingConfig, features: Float32, dataset: str) -> None:
+    def __init__(
+        self, config: TrainingConfig, features: Float32, dataset: str, ranks: Ranks | None = None
+    ) -> None:
         """Begin with random weights.
 
         Args:
             config: of the run.
             features: `[T, 9]` temporal features of the data set's bars.
             dataset: its fingerprint.
+            ranks: that learn with this one, the leader.
+        Raises:
+            SettingsError: there is no such device.
         """
         self.config, self.dataset = config, dataset
         self.features = features
@@ -90,7 +97,8 @@ class Training:
         network = initial_network(config.model, seed)
         with torch.no_grad():
             network.policy_head.last.bias[Action.HOLD] = config.trainer.hold_logit
-        self.learner = Learner(network, config.learner, seed)
+        device = ranks.device if ranks else Place().device(config.trainer.device)
+        self.learner = Learner(network, config.learner, seed, device, ranks)
         self.replay = Replay(config.replay, config.learner.unroll_steps)
         self.pacing = SamplesPerInsert(config.trainer.samples_per_insert, config.trainer.min_replay_steps)
         self.episodes = EpisodeWindow()

@@ -1,0 +1,65 @@
+"""Where this process computes: which of the ranks that torchrun started, on which device."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from shared.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Device(StrEnum):
+    """What the networks are trained on."""
+
+    AUTO = "auto"  # CUDA where there is one
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of `size` processes that learn together; rank 0 leads."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among those of this machine: the number of its GPU
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> "Place":
+        """As torchrun told it; alone when this was not started by torchrun."""
+        if "TORCHELASTIC_RUN_ID" not in environment:
+            return cls()
+        return cls(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+    @property
+    def leads(self) -> bool:
+        """True for the one that keeps the journal, draws and publishes."""
+        return self.rank == 0
+
+    def device(self, wanted: Device) -> "torch.device":
+        """The device of a setting.
+
+        Raises:
+            SettingsError: there is no CUDA device, or fewer of them than ranks on this machine.
+        """
+        import torch  # seconds, which a --help can do without
+
+        available = torch.cuda.is_available()
+        if wanted is Device.CPU or (wanted is Device.AUTO and not available):
+            return torch.device("cpu")
+        if not available:
+            raise SettingsError(
+                "trainer.device is 'cuda', but torch finds no CUDA device; "
+                "install a torch built for CUDA and its driver, or set trainer.device to auto or cpu"
+            )
+        count = torch.cuda.device_count()
+        if self.local_rank >= count:
+            raise SettingsError(
+                f"rank {self.local_rank} of this machine has no CUDA device of its own, there are {count}; "
+                f"start torchrun with --nproc-per-node {count}, or set trainer.device to cpu"
+            )
+        return torch.device("cuda", self.local_rank)

@@ -1,0 +1,95 @@
+"""One of several ranks that make updates together, as torchrun starts it; what it saw goes into a folder.
+
+    ranks.py FOLDER
+
+Once all cases are saved, rank 1 is killed in the midst of more updates.
+"""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from services.trainer.distributed import Become, Part, Ranks, Stop
+from services.trainer.learner import Learner
+from services.trainer.place import Device, Place
+from services.trainer.training import Training, TrainingConfig
+from shared.errors import MuZeroError
+from shared.model.network import initial_network
+from tests.services.trainer.runs import CONFIG, advance, features, trajectories
+from tests.shared.messages.trajectories import FINGERPRINT
+
+UPDATES = 12
+RESUMED_AFTER = 6
+
+#: Without dropout all that ranks compute is what one computes.
+ALIKE = replace(
+    CONFIG,
+    model=replace(CONFIG.model, dropout=0.0),
+    trainer=replace(CONFIG.trainer, device=Device.CPU),
+)
+CASES: dict[str, TrainingConfig] = {
+    "steps": ALIKE,
+    "stretches": replace(ALIKE, learner=replace(ALIKE.learner, batch_size=40, stretch_steps=8)),
+    "dropout": replace(ALIKE, model=replace(CONFIG.model, dropout=0.1)),
+}
+
+
+def main(folder: Path) -> None:
+    """Take part in every case, then in what rank 1 does not survive."""
+    torch.set_num_threads(1)
+    place = Place.of()
+    ranks = Ranks(place, place.device(Device.CPU))
+    for case, config in CASES.items():
+        learner = _lead(config, ranks, folder / case) if place.leads else _follow(config, ranks)
+        np.savez(folder / case / f"weights-{place.rank}.npz", **learner.weights())  # type: ignore[arg-type]
+        np.savez(folder / case / f"moments-{place.rank}.npz", **learner.moments())  # type: ignore[arg-type]
+    if place.leads:
+        training = Training(ALIKE, features(), FINGERPRINT, ranks)
+        training.pacing.target = float("inf")
+        advance(training, trajectories(40), 100_000)
+    else:
+        _follow(ALIKE, ranks, updates_to_live=3)
+
+
+def _lead(config: TrainingConfig, ranks: Ranks, folder: Path) -> Learner:
+    """Some updates, and the later half of them a second time, from what was saved before it."""
+    journal = trajectories(40)
+    training = Training(config, features(), FINGERPRINT, ranks)
+    losses = advance(training, journal, RESUMED_AFTER)
+    saved = training.save(0)
+    losses += advance(training, journal, UPDATES - RESUMED_AFTER)
+    resumed = Training(config, features(), FINGERPRINT)  # the replay anew
+    resumed.learner = training.learner
+    resumed.resume(*saved, journal.__getitem__)
+    again = advance(resumed, journal, UPDATES - RESUMED_AFTER)
+    np.savez(folder / "losses.npz", losses=losses, again=again)
+    ranks.send_all(Stop())
+    return training.learner
+
+
+def _follow(config: TrainingConfig, ranks: Ranks, *, updates_to_live: int | None = None) -> Learner:
+    network = initial_network(config.model, seed=99)  # the leader's weights are taken over
+    learner = Learner(network, config.learner, config.trainer.seed, ranks.device, ranks)
+    while not isinstance(order := ranks.receive(), Stop):
+        match order:
+            case Part():
+                if learner.counters.updates == updates_to_live:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                learner.learn(order)
+            case Become():
+                learner.restore(order.weights, order.moments)
+            case _:
+                raise AssertionError(order)
+    return learner
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except MuZeroError as failure:
+        sys.exit(f"error: {failure}")
