@@ -1,29 +1,47 @@
-"""Trajectories per second through the stream, against raw pipelined commands with the same payload.
+"""Trajectories per second through the stream, against redis-benchmark and raw pipelined commands.
 
-A Redis of the benchmark's own syncs every write, as the shipped one does. The yardstick is redis-py's
-pipeline of plain XADD, and of XREADGROUP, XACK and XDEL, with payloads made beforehand: no schemas, no
-retries, no decoding. What the journal's sync costs is told beside it.
+A Redis of the benchmark's own syncs every write, as the shipped one does. All send and read the same
+payloads over one connection each, in exchanges of the same size, and take turns:
+
+- this project's bus, which makes the entries, retries, decodes and checks them;
+- redis-benchmark, where it (or Valkey's) is on PATH: XADD, then XREADGROUP and a script that acknowledges
+  and deletes as many of the oldest pending entries, for it cannot send the ids that it read. It cuts its
+  input at a zero byte, so zeros in the payload are made ones;
+- redis-py's pipelines of XADD and of XREADGROUP, XACK and XDEL, with payloads made beforehand.
+
+Beside them stands what each step costs on a trajectory's way into the replay.
 """
 
 import asyncio
+import os
+import shutil
+import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 from redis.asyncio import Redis
 
 from benchmarks.learner import random_trajectory
 from benchmarks.measure import Measurement
+from services.trainer.config import LearnerConfig, ReplayConfig
 from services.trainer.journal import Journal
+from services.trainer.replay import Replay
+from services.trainer.targets import unrolled_steps
 from shared.adapters.bus import READ_COUNT, Bus
 from shared.agent.trajectory import Trajectory
+from shared.errors import ServiceError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer, free_port
+from shared.search.config import SearchConfig
 
 #: The goal in docs/benchmarks.md.
 GOAL_SHARE = 0.8
@@ -31,47 +49,89 @@ GOAL_SHARE = 0.8
 #: Trajectories in one exchange, as a worker of 16 lanes sends them.
 PIPELINE = 16
 
-_RAW_KEY = "benchmark:raw"
+#: Times that each way has its turn; its quickest counts, the one that was disturbed least.
+TURNS = 8
+
+_RAW_KEY, _BENCHMARK_KEY, _GROUP = "benchmark:redis-py", "benchmark:redis-benchmark", "benchmark"
+
+#: KEYS: stream. ARGV: group, how many of the oldest pending entries are acknowledged and deleted.
+_REMOVE_OLDEST = """
+local ids = {}
+for at, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[2])) do ids[at] = entry[1] end
+redis.call('XACK', KEYS[1], ARGV[1], unpack(ids))
+return redis.call('XDEL', KEYS[1], unpack(ids))
+"""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Trajectories per second of one way to the stream."""
+
+    name: str
+    append: float
+    consume: float  # read, acknowledged and deleted
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Microseconds of one trajectory at each step from the worker to the replay."""
+
+    encode: float
+    append: float
+    read: float  # with the entry's envelope and header checked
+    decode: float
+    journal: float  # encoded again, with its checksum, and written
+    sync: float
+    acknowledge: float
+    insert: float  # with the targets found
+
+    @property
+    def rows(self) -> list[tuple[str, float]]:
+        """What each step is, and its microseconds."""
+        names = {
+            "encode": "encode",
+            "append": "XADD, synced by Redis",
+            "read": "XREADGROUP, header checked",
+            "decode": "decode and check the arrays",
+            "journal": "append to the journal",
+            "sync": "sync the journal",
+            "acknowledge": "XACK and XDEL, synced by Redis",
+            "insert": "find targets, insert into the replay",
+        }
+        return [(names[field.name], getattr(self, field.name)) for field in fields(self)]
 
 
 @dataclass(frozen=True)
 class StreamSpeed:
-    """Trajectories per second, and bytes of one as it is stored."""
+    """Trajectories per second, bytes of one as it is stored, and where the time goes."""
 
     count: int
     entry_bytes: int
-    append_per_second: float
-    raw_append_per_second: float
-    consume_per_second: float  # decoded and acknowledged
-    raw_consume_per_second: float
-    journal_per_second: float  # appended and synced, in the batches that the stream gives
+    ours: Rates  # decoded and checked too
+    raw: Rates
+    tool: Rates | None  # None without redis-benchmark on PATH
+    steps: StepCosts
 
     @property
     def measurements(self) -> list[Measurement]:
-        """As rows; the journal stands beside what Redis makes of the same payload, synced as well."""
-        of = f"{self.count:,} trajectories of {self.entry_bytes / 1000:.1f} kB"
-        rows = (
-            ("appended", self.append_per_second, "raw XADD", self.raw_append_per_second, GOAL_SHARE),
-            (
-                "decoded and acknowledged",
-                self.consume_per_second,
-                "raw XREADGROUP, XACK, XDEL",
-                self.raw_consume_per_second,
-                GOAL_SHARE,
-            ),
-            ("journalled", self.journal_per_second, "raw XADD", self.raw_append_per_second, None),
-        )
+        """As rows; the goals are for redis-benchmark, and for redis-py's pipelines only without it."""
+        of = f", {self.entry_bytes / 1000:.1f} kB"
         return [
             Measurement(
-                name=f"{of} {done}",
+                name=name + of,
                 value=value,
-                unit="trajectories/s",
-                yardstick=f"{raw} of such payloads",
-                yardstick_value=raw_value,
+                unit="/s",
+                yardstick=f"{yardstick.name} {command}",
+                yardstick_value=yardstick_value,
                 smaller_is_better=False,
-                goal_ratio=goal,
+                goal_ratio=GOAL_SHARE if yardstick is (self.tool or self.raw) else None,
             )
-            for done, value, raw, raw_value, goal in rows
+            for yardstick in (self.tool, self.raw)
+            if yardstick is not None
+            for name, value, command, yardstick_value in (
+                ("append", self.ours.append, "XADD", yardstick.append),
+                ("consume", self.ours.consume, "XREADGROUP, XACK, XDEL", yardstick.consume),
+            )
         ]
 
 
@@ -79,86 +139,217 @@ def bench_stream(count: int = 1_024, *, seed: int = 0) -> StreamSpeed:
     """Send some trajectories through the stream, and read them.
 
     Args:
-        count: trajectories, in whole pipelines.
+        count: trajectories, in whole turns.
         seed: of what is in them.
+    Raises:
+        ServiceError: there is no Redis server, or redis-benchmark did not do what it was asked.
     """
     rng = np.random.default_rng(seed)
     few = [random_trajectory(rng, number) for number in range(PIPELINE)]
-    rounds = max(count // PIPELINE, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        server = RedisServer(Path(folder) / "redis", free_port())
+    reads = max(count // (TURNS * READ_COUNT), 1)
+    total = TURNS * reads * READ_COUNT
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = RedisServer(folder / "redis", free_port())
         server.start()
         try:
-            append, raw_append, consume, raw_consume = asyncio.run(_streams(server.url, few, rounds))
+            rates, steps = asyncio.run(_measured(server, few, reads, folder / "journal", rng))
         finally:
             server.stop()
-        journal = _journal(Path(folder) / "journal", rng, rounds)
-    total = rounds * PIPELINE
+    ours, raw, *tool = rates
     return StreamSpeed(
         count=total,
         entry_bytes=sum(len(value) for value in encode(*encode_trajectory(few[0])).values()),
-        append_per_second=total / append,
-        raw_append_per_second=total / raw_append,
-        consume_per_second=total / consume,
-        raw_consume_per_second=total / raw_consume,
-        journal_per_second=total / journal,
+        ours=ours,
+        raw=raw,
+        tool=tool[0] if tool else None,
+        steps=steps,
     )
 
 
-async def _streams(url: str, few: Sequence[Trajectory], rounds: int) -> tuple[float, float, float, float]:
-    """Seconds of appending and consuming, ours and raw; the two take turns."""
-    bus, redis = Bus(url), Redis.from_url(url, protocol=2)
-    payloads = [cast("dict[Any, Any]", encode(*encode_trajectory(trajectory))) for trajectory in few]
-    ours = raw = 0.0
-    for _ in range(rounds):
-        start = perf_counter()
+async def _measured(
+    server: RedisServer, few: Sequence[Trajectory], reads: int, folder: Path, rng: np.random.Generator
+) -> tuple[list[Rates], StepCosts]:
+    bus, redis = Bus(server.url), Redis.from_url(server.url, protocol=2)
+    try:
+        rates = await _turns(server, bus, redis, few, reads)
+        return rates, await _steps(bus, folder, rng, TURNS * reads * READ_COUNT // PIPELINE)
+    finally:
+        await bus.close()
+        await redis.aclose()
+
+
+async def _turns(
+    server: RedisServer, bus: Bus, redis: Redis, few: Sequence[Trajectory], reads: int
+) -> list[Rates]:
+    """Ours, redis-py's, and redis-benchmark's where it is; each sends all and then reads all, in turns."""
+    path = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
+    tool = _Tool(path, server, few[0]) if path else None
+    for key in (_RAW_KEY, *([_BENCHMARK_KEY] if tool else [])):
+        await redis.xgroup_create(key, _GROUP, id="0", mkstream=True)
+    spent: defaultdict[str, list[float]] = defaultdict(list)
+    for _ in range(TURNS):
+        spent["append"].append(await _appended(bus, few, reads))
+        spent["raw append"].append(await _appended_raw(redis, few, reads))
+        if tool:
+            spent["tool append"].append(await asyncio.to_thread(tool.append, reads))
+            await tool.check(redis)
+        spent["consume"].append(await _consumed(bus, reads))
+        spent["raw consume"].append(await _consumed_raw(redis, reads))
+        if tool:
+            spent["tool consume"].append(await asyncio.to_thread(tool.consume, reads))
+        left = {key: await redis.xlen(key) for key in (TRAJECTORIES.key, _RAW_KEY, _BENCHMARK_KEY)}
+        if any(left.values()):
+            raise ServiceError(f"bench stream: entries are left that all were to be read: {left}")
+    ways = [("this", ""), ("redis-py", "raw "), *([(Path(path).name, "tool ")] if path else [])]
+    turn = reads * READ_COUNT
+    return [
+        Rates(name, turn / min(spent[f"{way}append"]), turn / min(spent[f"{way}consume"]))
+        for name, way in ways
+    ]
+
+
+async def _appended(bus: Bus, few: Sequence[Trajectory], reads: int) -> float:
+    start = perf_counter()
+    for _ in range(reads * READ_COUNT // PIPELINE):
         await bus.append_all(TRAJECTORIES, [encode_trajectory(trajectory) for trajectory in few])
-        middle = perf_counter()
+    return perf_counter() - start
+
+
+async def _appended_raw(redis: Redis, few: Sequence[Trajectory], reads: int) -> float:
+    payloads = [cast("dict[Any, Any]", encode(*encode_trajectory(trajectory))) for trajectory in few]
+    start = perf_counter()
+    for _ in range(reads * READ_COUNT // PIPELINE):
         async with redis.pipeline(transaction=False) as pipe:
-            for fields in payloads:
-                pipe.xadd(_RAW_KEY, fields)
+            for payload in payloads:
+                pipe.xadd(_RAW_KEY, payload)
             await pipe.execute()
-        ours, raw = ours + middle - start, raw + perf_counter() - middle
-    consumed = await _consumed(bus, rounds * PIPELINE)
-    raw_consumed = await _consumed_raw(redis, rounds * PIPELINE)
-    await bus.close()
-    await redis.aclose()
-    return ours, raw, consumed, raw_consumed
+    return perf_counter() - start
 
 
-async def _consumed(bus: Bus, count: int) -> float:
+async def _consumed(bus: Bus, reads: int) -> float:
     start, done = perf_counter(), 0
     async for batch in bus.consume(TRAJECTORIES, TRAINER_GROUP, "benchmark"):
         for entry in batch.entries:
             decode_trajectory(entry.message, entry.arrays)
         await batch.ack()
         done += len(batch.entries)
-        if done >= count:
+        if done >= reads * READ_COUNT:
             break
     return perf_counter() - start
 
 
-async def _consumed_raw(redis: Redis, count: int) -> float:
-    await redis.xgroup_create(_RAW_KEY, "raw", id="0")
-    start, done = perf_counter(), 0
-    while done < count:
-        reply = await redis.xreadgroup("raw", "one", {_RAW_KEY: ">"}, count=READ_COUNT)
+async def _consumed_raw(redis: Redis, reads: int) -> float:
+    start = perf_counter()
+    for _ in range(reads):
+        reply = await redis.xreadgroup(_GROUP, "one", {_RAW_KEY: ">"}, count=READ_COUNT)
         ids = [entry_id for entry_id, _ in cast("Any", reply)[0][1]]
         async with redis.pipeline(transaction=True) as pipe:
-            pipe.xack(_RAW_KEY, "raw", *ids)
+            pipe.xack(_RAW_KEY, _GROUP, *ids)
             pipe.xdel(_RAW_KEY, *ids)
             await pipe.execute()
-        done += len(ids)
     return perf_counter() - start
 
 
-def _journal(folder: Path, rng: np.random.Generator, rounds: int) -> float:
-    """Seconds of appending different trajectories, a pipeline's worth at a time."""
-    journal, seconds = Journal(folder), 0.0
-    for number in range(rounds):
-        batch = [random_trajectory(rng, number) for _ in range(PIPELINE)]
+class _Tool:
+    """redis-benchmark: one client with one payload; its own clock tells the seconds."""
+
+    def __init__(self, path: str, server: RedisServer, trajectory: Trajectory) -> None:
+        self._base = [path, "-p", str(server.port), "-a", server.password, "-c", "1", "--csv"]
+        payload = encode(*encode_trajectory(trajectory))
+        self._arrays = payload.pop("arrays").replace(b"\0", b"\1")
+        self._entry_bytes = len(self._arrays) + sum(map(len, payload.values()))
+        words = [word for name, value in payload.items() for word in (name, value.decode())]
+        self._add = ["XADD", _BENCHMARK_KEY, "*", *words, "arrays"]
+
+    def append(self, reads: int) -> float:
+        """Seconds of appending as much as so many reads take."""
+        return self._run(reads * READ_COUNT, PIPELINE, ["-x"], self._add, self._arrays)
+
+    async def check(self, redis: Redis) -> None:
+        """See that what it appended is of the payload's size.
+
+        Raises:
+            ServiceError: it is not.
+        """
+        newest = cast("Any", await redis.xrevrange(_BENCHMARK_KEY, count=1))
+        stored = sum(len(value) for _, entry in newest for value in entry.values())
+        if stored != self._entry_bytes:
+            raise ServiceError(f"{self._base[0]}: appended {stored} bytes, expected {self._entry_bytes}")
+
+    def consume(self, reads: int) -> float:
+        """Seconds of reading, acknowledging and deleting it."""
+        count = str(READ_COUNT)
+        read = ["XREADGROUP", "GROUP", _GROUP, "one", "COUNT", count, "STREAMS", _BENCHMARK_KEY, ">"]
+        remove = ["EVAL", _REMOVE_OLDEST, "1", _BENCHMARK_KEY, _GROUP, count]
+        return self._run(reads, 1, [], read) + self._run(reads, 1, [], remove)
+
+    def _run(
+        self, requests: int, pipeline: int, options: list[str], command: list[str], last: bytes = b""
+    ) -> float:
+        arguments = [*self._base, "-n", str(requests), "-P", str(pipeline), *options, *command]
+        done = subprocess.run(arguments, input=last, capture_output=True, check=False)
+        rows = done.stdout.decode(errors="replace").splitlines()
+        try:
+            return requests / float(rows[-1].rsplit('","', 7)[1].strip('"'))
+        except (IndexError, ValueError, ZeroDivisionError) as unknown:
+            said = (done.stderr.decode(errors="replace") or "\n".join(rows))[-300:]
+            raise ServiceError(f"{self._base[0]}: expected CSV with a rate, got: {said}") from unknown
+
+
+async def _steps(bus: Bus, folder: Path, rng: np.random.Generator, rounds: int) -> StepCosts:
+    """The way of different trajectories into journal and replay, each step's quickest round."""
+    journal = Journal(folder)
+    learner = LearnerConfig()
+    replay = Replay(ReplayConfig(), learner.unroll_steps)
+    spent: defaultdict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def clock(step: str) -> Iterator[None]:
         start = perf_counter()
-        journal.append(batch)
-        seconds += perf_counter() - start
+        yield
+        spent[step].append(perf_counter() - start)
+
+    sync, synced = os.fsync, 0.0
+
+    def timed_sync(descriptor: int) -> None:
+        nonlocal synced
+        start = perf_counter()
+        sync(descriptor)
+        synced += perf_counter() - start
+
+    def insert(trajectory: Trajectory, position: int) -> None:
+        replay.extend(
+            unrolled_steps(
+                trajectory,
+                position,
+                discount=SearchConfig().discount,
+                n=learner.n_step,
+                unroll_steps=learner.unroll_steps,
+            )
+        )
+
+    insert(random_trajectory(rng, 0), 0)  # the kernel is compiled
+    batches = bus.consume(TRAJECTORIES, TRAINER_GROUP, "benchmark")
+    for number in range(rounds):
+        made = [random_trajectory(rng, number) for _ in range(PIPELINE)]
+        with clock("encode"):
+            messages = [encode_trajectory(trajectory) for trajectory in made]
+        with clock("append"):
+            await bus.append_all(TRAJECTORIES, messages)
+        with clock("read"):
+            batch = await anext(batches)
+        with clock("decode"):
+            taken = [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
+        synced = 0.0
+        with patch("os.fsync", timed_sync), clock("journal"):
+            journal.append(taken)
+        spent["sync"].append(synced)
+        spent["journal"][-1] -= synced
+        with clock("acknowledge"):
+            await batch.ack()
+        with clock("insert"):
+            for trajectory in taken:
+                insert(trajectory, number)
     journal.close()
-    return seconds
+    return StepCosts(**{step: 1e6 * min(seconds) / PIPELINE for step, seconds in spent.items()})

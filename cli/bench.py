@@ -177,10 +177,34 @@ def stream(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Trajectories through a Redis that syncs every write, against raw commands of the same payload."""
+    """Trajectories through a Redis that syncs every write, against redis-benchmark with the same payload."""
     from benchmarks.stream import bench_stream
 
-    _print("stream", bench_stream(count, seed=seed).measurements, as_json=as_json)
+    speed = bench_stream(count, seed=seed)
+    if speed.tool is None:
+        err.print("redis-benchmark is left out: it is not on PATH, nor is valkey-benchmark", soft_wrap=True)
+    steps = {name: round(cost, 1) for name, cost in speed.steps.rows}
+    _print("stream", speed.measurements, as_json=as_json, microseconds=steps)
+    if not as_json:
+        whole = sum(cost for _, cost in speed.steps.rows)
+        print_table(
+            f"Of one trajectory on its way into the replay: {whole:,.0f} µs",
+            ("step", "µs", "share in %"),
+            ((name, f"{cost:,.1f}", f"{100.0 * cost / whole:.1f}") for name, cost in speed.steps.rows),
+        )
+
+
+@app.command()
+def replay(
+    steps: Annotated[int, typer.Option(min=10_000, help="that the large replay holds")] = 10_000_000,
+    seconds: Seconds = 2.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Adding to and drawing from a large replay, against one of 10,000 steps; and its memory."""
+    from benchmarks.replay import bench_replay
+
+    _print("replay", bench_replay(steps, seconds=seconds, seed=seed), as_json=as_json)
 
 
 @app.command()

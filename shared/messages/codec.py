@@ -6,9 +6,9 @@ shapes and the hash are checked before an array is made, so that a hostile entry
 """
 
 import hashlib
-import math
 from collections.abc import Mapping
-from typing import TypeVar, get_args
+from functools import lru_cache
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,15 @@ from shared.environment.trade import Trade
 from shared.errors import DataError, MessageError, ShapeError
 from shared.messages.schemas import ArrayField, Message, TradeRecord, TrajectoryFinished
 from shared.messages.streams import Stream
+from shared.numeric import Float32
 
 #: A session of 360 steps takes about 22 kB; anything near this is not a trajectory.
 MAX_ARRAYS_BYTES = 4_000_000
 MAX_BODY_BYTES = 1_000_000
 MAX_STEPS = 100_000
+
+#: How far a row of probabilities may be from 1.
+SUM_TOLERANCE = 1e-3
 
 #: Name, dtype and width (0: a vector) of each array, in the order of the blob.
 _LAYOUT: tuple[tuple[str, str, int], ...] = (
@@ -38,6 +42,8 @@ _LAYOUT: tuple[tuple[str, str, int], ...] = (
     ("outcomes", "|i1", 0),
     ("outcome_probabilities", "<f4", NUM_OUTCOMES),
 )
+
+_STEP_BYTES = sum(np.dtype(dtype).itemsize * max(width, 1) for _, dtype, width in _LAYOUT)
 
 _M = TypeVar("_M", bound=Message)
 
@@ -94,10 +100,7 @@ def encode_trajectory(trajectory: Trajectory) -> tuple[TrajectoryFinished, bytes
         start_bar=trajectory.start_bar,
         seed=trajectory.seed,
         trades=tuple(TradeRecord(**vars(trade)) for trade in trajectory.trades),
-        arrays=tuple(
-            ArrayField(name=name, dtype=dtype, shape=column.shape)
-            for (name, dtype, _), column in zip(_LAYOUT, columns, strict=True)
-        ),
+        arrays=_array_fields(len(trajectory)),
         arrays_sha256=hashlib.sha256(blob).hexdigest(),
     )
     return header, blob
@@ -117,9 +120,8 @@ def decode_trajectory(header: TrajectoryFinished, blob: bytes) -> Trajectory:
         column = np.frombuffer(blob, dtype, count, offset).copy()
         offset += column.nbytes
         arrays[name] = column.reshape(steps, width) if width else column
-    _check_values(header, arrays)
     try:
-        return Trajectory(
+        trajectory = Trajectory(  # looks at shapes, codes and finiteness
             trajectory_id=header.trajectory_id,
             worker=header.worker,
             checkpoint_version=header.checkpoint_version,
@@ -132,7 +134,22 @@ def decode_trajectory(header: TrajectoryFinished, blob: bytes) -> Trajectory:
             **arrays,  # type: ignore[arg-type]
         )
     except (ShapeError, DataError) as wrong:
-        raise MessageError(f"trajectory {header.trajectory_id}: {wrong}") from wrong
+        raise MessageError(str(wrong)) from wrong
+    for name in ("policies", "outcome_probabilities"):
+        if not _are_distributions(getattr(trajectory, name)):
+            raise MessageError(
+                f"trajectory {header.trajectory_id}: a row of {name} is not a probability distribution"
+            )
+    return trajectory
+
+
+@lru_cache(maxsize=64)
+def _array_fields(steps: int) -> tuple[ArrayField, ...]:
+    """What the header says of the arrays; nearly all sessions have the same number of steps."""
+    return tuple(
+        ArrayField(name=name, dtype=cast("Any", dtype), shape=(steps, width) if width else (steps,))
+        for name, dtype, width in _LAYOUT
+    )
 
 
 def _checked_steps(header: TrajectoryFinished, blob: bytes) -> int:
@@ -144,7 +161,7 @@ def _checked_steps(header: TrajectoryFinished, blob: bytes) -> int:
     wanted = [(name, dtype, (steps, width) if width else (steps,)) for name, dtype, width in _LAYOUT]
     if declared != wanted:
         raise MessageError(f"{where}: arrays are {declared}, expected {wanted}")
-    size = sum(np.dtype(dtype).itemsize * math.prod(shape) for _, dtype, shape in wanted)
+    size = steps * _STEP_BYTES
     if len(blob) != size:
         raise MessageError(f"{where}: {len(blob)} bytes of arrays, the shapes say {size}")
     if hashlib.sha256(blob).hexdigest() != header.arrays_sha256:
@@ -152,16 +169,8 @@ def _checked_steps(header: TrajectoryFinished, blob: bytes) -> int:
     return steps
 
 
-def _check_values(header: TrajectoryFinished, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    where = f"trajectory {header.trajectory_id}"
-    for name, column in arrays.items():
-        if column.dtype.kind == "f" and not np.isfinite(column).all():
-            raise MessageError(f"{where}: {name} holds a value that is not finite")
-    for name, bound in (("actions", NUM_ACTIONS), ("outcomes", NUM_OUTCOMES)):
-        codes = arrays[name].astype(np.int64)
-        if codes.min() < 0 or codes.max() >= bound:
-            raise MessageError(f"{where}: {name} reach {codes.min()}..{codes.max()}, expected 0..{bound - 1}")
-    for name in ("policies", "outcome_probabilities"):
-        rows = arrays[name].astype(np.float64)
-        if rows.min() < 0 or not np.allclose(rows.sum(axis=1), 1.0, atol=1e-3):
-            raise MessageError(f"{where}: a row of {name} is not a probability distribution")
+def _are_distributions(rows: Float32) -> bool:
+    """True when no number of `[T, N]` is negative and every row sums to 1."""
+    # A product, many times quicker than NumPy's sum over short rows.
+    errors = rows @ np.ones(rows.shape[1], rows.dtype) - 1.0
+    return bool(rows.min() >= 0 and errors.max() <= SUM_TOLERANCE and errors.min() >= -SUM_TOLERANCE)

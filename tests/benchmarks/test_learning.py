@@ -1,9 +1,8 @@
-"""The benchmarks of learner and stream measure what they say, on small sizes."""
+"""The benchmark of the learner measures what it says, on small sizes."""
 
 import pytest
 
 from benchmarks.learner import bench_learner
-from benchmarks.stream import bench_stream
 from services.trainer.config import LearnerConfig
 from shared.model.config import ModelConfig
 
@@ -16,13 +15,3 @@ def test_learner() -> None:
     (row,) = speed.measurements
     assert row.ratio == pytest.approx(speed.updates_per_second / speed.bound_per_second)
     assert row.goal == "ratio ≥ 0.6"
-
-
-def test_stream() -> None:
-    speed = bench_stream(32)
-    assert speed.count == 32
-    assert 15_000 < speed.entry_bytes < 25_000
-    appended, consumed, journalled = speed.measurements
-    assert appended.ratio == pytest.approx(speed.append_per_second / speed.raw_append_per_second)
-    assert consumed.ratio == pytest.approx(speed.consume_per_second / speed.raw_consume_per_second)
-    assert journalled.value > 0.0

@@ -170,3 +170,85 @@ def test_an_empty_replay_cannot_be_drawn_from() -> None:
 def test_numbers_out_of_range_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(SettingsError, match=f"replay.{field} is {value}"):
         ReplayConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def stored_bytes(replay: Replay) -> int:
+    """Bytes of all arrays that a replay holds, as NumPy counts them."""
+    held = [array for value in vars(replay).values() for array in arrays_of(value)]
+    return sum(array.nbytes for array in held)
+
+
+def arrays_of(value: object) -> list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
+    if isinstance(value, np.ndarray):
+        return [value]
+    return list(vars(value).values()) if isinstance(value, Steps) else []
+
+
+def filled(num_steps: int, sessions: int, length: int = 360) -> Replay:
+    """A replay that whole sessions came to, a twentieth of whose steps are trades."""
+    replay = Replay(ReplayConfig(capacity_steps=num_steps), unroll_steps=5)
+    steps = Steps.allocate(length, 5)
+    steps.decisions[:] = np.arange(length)
+    steps.actions[::20, 0] = Action.BUY
+    for position in range(sessions):
+        steps.positions[:], steps.bars[:] = position, 1_000 * position + np.arange(length)
+        replay.extend(steps)
+    return replay
+
+
+@pytest.mark.parametrize("num_steps", [1, 300_000, pytest.param(10_000_000, marks=pytest.mark.soak)])
+def test_a_full_replay_takes_263_bytes_a_step_and_loses_no_count(num_steps: int) -> None:
+    sessions = num_steps // 360 + 100
+    replay = filled(num_steps, sessions)
+    assert stored_bytes(replay) == 263 * num_steps + 223 * 1_000 + 5 * 8  # success memory; five counters
+    assert len(replay) == num_steps
+    assert replay.statistics.num_seen == 360 * sessions
+    drawn = replay.sample(np.random.default_rng(0), 64, 16)
+    assert np.array_equal(drawn.bars, 1_000 * drawn.positions + drawn.decisions)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    trade_odds=st.floats(0.0, 1.0),
+    success_odds=st.floats(0.0, 1.0),
+    capacity=st.integers(1, 60),
+    quota=st.floats(0.0, 1.0),
+    share=st.floats(0.0, 1.0),
+    stretch=st.integers(1, 12),
+    seed=st.integers(0, 999),
+)
+def test_no_drawn_row_reaches_past_its_trajectory_whatever_came_before(
+    lengths: list[int],
+    trade_odds: float,
+    success_odds: float,
+    capacity: int,
+    quota: float,
+    share: float,
+    stretch: int,
+    seed: int,
+) -> None:
+    """Every row's states are those of its own trajectory, in order, and as many as were left of it."""
+    rng = np.random.default_rng(seed)
+    config = ReplayConfig(capacity_steps=capacity, trade_quota=quota, success_capacity=7, success_share=share)
+    replay = Replay(config, K)
+    for position, length in enumerate(lengths):
+        steps = steps_of((rng.random(length) < trade_odds).tolist())
+        steps.positions[:], steps.decisions[:] = position, np.arange(length)
+        steps.bars[:] = 1_000 * position + steps.decisions
+        steps.paid[:] = np.where(rng.random(length) < success_odds, 9.0, 0.0)
+        steps.lengths[:] = np.minimum(K + 1, length - steps.decisions)
+        for k in range(
+            K + 1
+        ):  # a state's return names its trajectory and decision; past the end there is none
+            steps.returns[:, k] = np.where(k < steps.lengths, steps.bars + k, np.nan)
+        replay.extend(steps)
+    drawn = replay.sample(rng, 40, stretch)
+    ends = np.array(lengths)[drawn.positions]
+    assert np.array_equal(drawn.lengths, np.minimum(K + 1, ends - drawn.decisions))
+    for k in range(K + 1):
+        exists = k < drawn.lengths
+        assert np.array_equal(drawn.returns[exists, k], drawn.bars[exists] + k)
+        assert np.isnan(drawn.returns[~exists, k]).all()
+    assert (drawn.decisions < ends).all()
+    remembered = round(40 * share) if replay.statistics.num_success_steps else 0
+    assert (drawn.paid[len(drawn) - remembered :] == 9.0).all()

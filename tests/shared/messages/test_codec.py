@@ -176,10 +176,10 @@ def test_damaged_arrays_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "place", "value", "reason"),
     [
-        ("rewards", (3,), np.nan, "rewards holds a value that is not finite"),
-        ("values", (3,), np.inf, "values holds a value that is not finite"),
-        ("actions", (0,), 4, "actions reach 0..4, expected 0..3"),
-        ("outcomes", (0,), -1, "outcomes reach -1"),
+        ("rewards", (3,), np.nan, "rewards holds a number that is not finite"),
+        ("values", (3,), np.inf, "values holds a number that is not finite"),
+        ("actions", (0,), 4, "actions outside 0..3"),
+        ("outcomes", (0,), -1, "outcomes outside 0..2"),
         ("policies", (2, 1), 2.0, "a row of policies is not a probability distribution"),
         ("outcome_probabilities", (2, 1), -0.5, "a row of outcome_probabilities is not"),
     ],

@@ -1,0 +1,159 @@
+"""A large replay against a small one: what a step costs to add, to draw and in memory.
+
+Both hold steps of whole sessions, as the trainer adds them. Memory is told by the sum of the columns that
+the replay's docstring counts, and by what the process grew by while it was filled; that is less by as much
+of the trade steps' ring as no trade step was written to.
+"""
+
+import gc
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks.measure import Measurement, quickest
+from services.trainer.config import ReplayConfig
+from services.trainer.replay import Replay
+from services.trainer.steps import Steps
+from shared.environment.action import NUM_ACTIONS
+from shared.market.session import SESSION_BARS
+
+#: Goals in docs/benchmarks.md; cache misses are what a large replay costs more.
+GOAL_INSERT, GOAL_SAMPLE, GOAL_MEMORY = 0.8, 0.8, 0.95
+
+SMALL_STEPS = 10_000
+UNROLL_STEPS = 5
+BATCH_SIZE = 64
+STRETCH_STEPS = 16
+
+#: Sessions added to a full replay, at least, and draws in one repetition.
+MEASURED_SESSIONS, DRAWS = 200, 10
+
+#: Bytes of a stored step beside those of its columns: its age, its places in two rings, its two neighbours.
+INDEX_BYTES = 40
+
+#: Odds that a decision is a trade, and that it is a success.
+_TRADES, _SUCCESSES = 0.05, 0.02
+
+
+@dataclass(frozen=True)
+class ReplayCosts:
+    """Of one full replay."""
+
+    num_steps: int
+    insert_seconds: float  # of a step that evicts another, of the median session
+    draw_seconds: float  # of a batch of single steps
+    stretch_seconds: float  # of a batch of stretches
+    grown_bytes: int  # of the process, from before it was made until it was full
+
+
+def predicted_bytes(config: ReplayConfig, unroll_steps: int) -> int:
+    """73 + 30 K bytes of columns and 40 of index for each step; the columns of the success memory."""
+    columns = 73 + 30 * unroll_steps
+    return config.capacity_steps * (columns + INDEX_BYTES) + config.success_capacity * columns
+
+
+def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int = 0) -> list[Measurement]:
+    """Fill a small replay and a large one, and measure both.
+
+    Args:
+        num_steps: of the large one.
+        seconds: to measure each figure for, at least.
+        seed: of steps and draws.
+    """
+    # The large one first: it would grow into what the small one leaves free.
+    large, small = (replay_costs(steps, seconds=seconds, seed=seed) for steps in (num_steps, SMALL_STEPS))
+    predicted = predicted_bytes(_config(num_steps), UNROLL_STEPS)
+    of, against = f"{num_steps:,} steps", f"{SMALL_STEPS:,} steps"
+    rows = [
+        Measurement(
+            name=f"{what}, {of}",
+            value=scale * getattr(large, field),
+            unit=unit,
+            yardstick=against,
+            yardstick_value=scale * getattr(small, field),
+            goal_ratio=goal,
+        )
+        for what, field, scale, unit, goal in (
+            ("insert a step", "insert_seconds", 1e9, "ns", GOAL_INSERT),
+            (f"draw {BATCH_SIZE}", "draw_seconds", 1e6, "µs", GOAL_SAMPLE),
+            (f"draw {BATCH_SIZE} in stretches", "stretch_seconds", 1e6, "µs", GOAL_SAMPLE),
+        )
+    ]
+    memory = Measurement(
+        name=f"memory, {of}",
+        value=large.grown_bytes / 1e6,
+        unit="MB",
+        yardstick="predicted by its arithmetic",
+        yardstick_value=predicted / 1e6,
+        goal_ratio=GOAL_MEMORY,
+    )
+    return [*rows, memory]
+
+
+def replay_costs(num_steps: int, *, seconds: float, seed: int = 0) -> ReplayCosts:
+    """Fill one replay, add more, so that each step evicts another, and measure it.
+
+    Args:
+        num_steps: its capacity.
+        seconds: to measure each figure for, at least.
+        seed: of steps and draws.
+    """
+    rng = np.random.default_rng(seed)
+    session = _session(rng)
+    gc.collect()
+    before = _resident_bytes()
+    replay = Replay(_config(num_steps), UNROLL_STEPS)
+    position = 0
+
+    def insert() -> None:
+        nonlocal position
+        session.positions[:] = position
+        position += 1
+        replay.extend(session)
+
+    while len(replay) < num_steps:
+        insert()
+    grown = _resident_bytes() - before
+    sessions = []
+    begin, count = perf_counter(), position
+    while position < count + MEASURED_SESSIONS or perf_counter() < begin + seconds:
+        start = perf_counter()
+        insert()
+        sessions.append(perf_counter() - start)
+    draws, stretches = quickest(
+        (
+            lambda: [replay.sample(rng, BATCH_SIZE) for _ in range(DRAWS)],
+            lambda: [replay.sample(rng, BATCH_SIZE, STRETCH_STEPS) for _ in range(DRAWS)],
+        ),
+        repeats=20,
+        seconds=seconds,
+    )
+    inserted = float(np.median(sessions)) / SESSION_BARS
+    return ReplayCosts(num_steps, inserted, draws / DRAWS, stretches / DRAWS, grown)
+
+
+def _config(num_steps: int) -> ReplayConfig:
+    return ReplayConfig(capacity_steps=num_steps)
+
+
+def _session(rng: np.random.Generator) -> Steps:
+    """One session's steps of random numbers; some are trades, some are paid enough to be successes."""
+    steps = Steps.allocate(SESSION_BARS, UNROLL_STEPS)
+    steps.decisions[:] = np.arange(SESSION_BARS)
+    steps.actions[:] = np.where(
+        rng.random(steps.actions.shape) < _TRADES, rng.integers(1, NUM_ACTIONS, steps.actions.shape), 0
+    )
+    for column in (steps.static, steps.rewards, steps.policies, steps.returns, steps.decision_returns):
+        column[:] = rng.normal(size=column.shape)
+    steps.paid[:] = np.where(
+        rng.random(SESSION_BARS) < _SUCCESSES, 2.0 * ReplayConfig.success_reward_pips, 0.0
+    )
+    steps.lengths[:] = UNROLL_STEPS + 1
+    return steps
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -1,0 +1,49 @@
+"""The stream benchmark measures what it says, on a small size; its rates are those of the commands told."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from benchmarks.stream import TURNS, bench_stream
+from shared.adapters.bus import READ_COUNT
+from shared.errors import ServiceError
+
+
+def only_tool(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> None:
+    """PATH holds redis-benchmark or nothing; the server is the embedded wheel's."""
+    found = {"redis-benchmark": str(path)} if path else {}
+    monkeypatch.setattr("benchmarks.stream.shutil.which", found.get)
+
+
+def test_without_the_tool_the_goals_are_for_the_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_tool(monkeypatch, None)
+    speed = bench_stream(1)
+    assert speed.tool is None
+    assert speed.count == TURNS * READ_COUNT  # whole turns
+    assert 15_000 < speed.entry_bytes < 25_000
+    appended, consumed = speed.measurements
+    assert appended.ratio == pytest.approx(speed.ours.append / speed.raw.append)
+    assert consumed.ratio == pytest.approx(speed.ours.consume / speed.raw.consume)
+    assert appended.goal == consumed.goal == "ratio ≥ 0.8"
+    assert all(cost > 0.0 for _, cost in speed.steps.rows)
+    # Reading and decoding one takes no longer than what consuming takes as a whole, allowing for noise.
+    assert speed.steps.read + speed.steps.decode < 4 * 1e6 / speed.ours.consume
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'Could not connect' >&2; exit 1", "expected CSV with a rate, got: Could not connect"),
+        ('echo \'"test","rps"\'; echo \'"X","9","1","1","1","1","1","1"\'', "appended 0 bytes, expected"),
+    ],
+)
+def test_a_tool_that_did_not_do_what_it_was_asked_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
+) -> None:
+    tool = tmp_path / "redis-benchmark"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    only_tool(monkeypatch, tool)
+    with pytest.raises(ServiceError, match=reason):
+        bench_stream(1)
