@@ -217,3 +217,34 @@ def test_the_gradient_is_halved_once_for_each_unrolled_step(monkeypatch: pytest.
     plain = root_gradient()
     torch.testing.assert_close(scaled, plain * 0.5**K)
     assert float(plain.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, K])
+@pytest.mark.parametrize("term", ["policy", "value", "afterstate_value", "reward", "outcome"])
+def test_a_loss_of_a_later_step_counts_one_kth_and_is_halved_on_its_way(
+    term: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one parameter: the term of one step alone, against its plain cross-entropy without the halving."""
+    at = steps if term in {"policy", "value"} else steps - 1  # decisions are numbered from the root's
+
+    def gradient(*, scaled: bool) -> Tensor:
+        monkeypatch.setattr("services.trainer.losses.UNROLL_GRADIENT", 0.5 if scaled else 1.0)
+        network, batch = awake_network(), random_batch()
+        predictions, support = unroll(network, batch), network.support
+        logits = getattr(predictions, f"{term}_logits")
+        target = {
+            "policy": batch.policies,
+            "value": support.encode(batch.returns),
+            "afterstate_value": support.encode(batch.decision_returns),
+            "reward": support.encode(batch.rewards),
+            "outcome": torch.nn.functional.one_hot(batch.outcomes, 3).float(),
+        }[term]
+        alone = logits.detach().clone()
+        alone[:, at] = logits[:, at]
+        found = losses(replace(predictions, **{f"{term}_logits": alone}), batch, support)
+        loss = getattr(found, term) if scaled else cross_entropy(logits[:, at], target[:, at]).mean()
+        return torch.autograd.grad(loss, [network.get_parameter("static.0.bias")])[0]
+
+    plain = gradient(scaled=False)
+    torch.testing.assert_close(gradient(scaled=True), plain * 0.5**steps / K)
+    assert float(plain.abs().sum()) > 0
