@@ -73,16 +73,16 @@ class TrainerService:
         """Open what is on disk, go on from there, and learn until asked to stop."""
         with contextlib.ExitStack() as opened:
             await asyncio.to_thread(self._open, opened)
-            await self._lifecycle.until_stopping(self._publisher.announce_newest())
-            control_after = await self._lifecycle.until_stopping(self._hear_control())
-            self._report()
             try:
                 async with asyncio.TaskGroup() as loops:
+                    if self._ranks:
+                        loops.create_task(self._lead(self._ranks))
+                    await self._lifecycle.until_stopping(self._publisher.announce_newest())
+                    control_after = await self._lifecycle.until_stopping(self._hear_control())
+                    self._report()
                     loops.create_task(self._ingest())
                     loops.create_task(self._follow_control(control_after or "0-0"))
                     loops.create_task(self._learn())
-                    if self._ranks:
-                        loops.create_task(self._lead(self._ranks))
             except* MuZeroError as failures:
                 raise failures.exceptions[0] from failures
             if self._ranks:
@@ -164,19 +164,27 @@ class TrainerService:
 
     async def _lead(self, ranks: Ranks) -> None:
         """What the other ranks read into the journal too; when one of them is to stop, all stop."""
+        appending: asyncio.Task[bool] | None = None  # they are spoken to however long the disk refuses
         while not self._lifecycle.stopping.is_set():
             await self._lifecycle.sleep(REPORT_SECONDS)
+            if appending and appending.done():
+                if appending.result():
+                    async with self._ordering:
+                        await asyncio.to_thread(ranks.send_all, Taken())
+                    self._changed.set()
+                    self._report()
+                appending = None
+            report = Report(take=appending is None and not self._is_far_ahead())
             async with self._ordering:
-                offers = await asyncio.to_thread(_offers, ranks, Report(take=not self._is_far_ahead()))
+                offers = await asyncio.to_thread(_offers, ranks, report)
             if any(offer.stopping for offer in offers):
                 log.info("service_stopping", reason="another rank was told to stop")
                 self._lifecycle.stop()
             trajectories = [trajectory for offer in offers for trajectory in offer.trajectories]
-            if trajectories and await self._append(trajectories):
-                async with self._ordering:
-                    await asyncio.to_thread(ranks.send_all, Taken())
-                self._changed.set()
-                self._report()
+            if trajectories:
+                appending = asyncio.create_task(self._append(trajectories))
+        if appending:
+            await appending
 
     async def _append(self, trajectories: Sequence[Trajectory]) -> bool:
         """Append to the journal, trying again while the disk refuses; False when asked to stop first."""

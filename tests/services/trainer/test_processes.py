@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 import pytest
 import pytest_asyncio
+from redis.asyncio import Redis
 
 from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
@@ -27,7 +28,7 @@ from shared.market.session import SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import encode_trajectory
 from shared.messages.schemas import Heartbeat, TrajectoryFinished
-from shared.messages.streams import CHECKPOINTS, DEAD, TRAJECTORIES
+from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.conftest import ROOT
 from tests.shared.messages.trajectories import random_trajectory
@@ -65,7 +66,7 @@ class System:
     bus: Bus
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, service: str, **settings: str) -> subprocess.Popen[bytes]:
+    def start(self, service: str, launcher: Sequence[str] = (), **settings: str) -> subprocess.Popen[bytes]:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MM_")},
             **TINY,
@@ -77,7 +78,10 @@ class System:
         }
         with (self.home / f"{service}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"], env=environment, cwd=ROOT, stderr=log
+                [sys.executable, "-m", *launcher, f"services.{service}"],
+                env=environment,
+                cwd=ROOT,
+                stderr=log,
             )
         self.processes[service] = process
         return process
@@ -220,6 +224,51 @@ async def test_a_killed_trainer_loses_nothing_and_counts_nothing_twice(system: S
     assert system.recorded("updates", "attempt") == list(range(1, manifest.update + 1))
     versions = CheckpointStore(system.home / "checkpoints").versions()
     assert system.recorded("versions", "version") == versions
+
+
+async def test_two_ranks_read_and_learn_together_and_one_told_to_stop_stops_both(system: System) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    system.start("trainer", torchrun, GLOO_SOCKET_IFNAME="lo", MM_TRAINER__DEVICE="cpu")
+
+    async def both_read() -> bool:
+        return await _consumers(system) == {"trainer", "trainer-1"}
+
+    await system.until("both ranks read from the stream", both_read)
+    sent = 0
+    while sent < 40:  # a few at a time, so that either rank comes to read some
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 4))
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 2))  # a lost reply
+        sent += 4
+        await system.until("the stream is in the journal", lambda: _empty(system))
+    owed = (sent * SESSION_BARS) // 16  # as many as one rank makes
+
+    async def all_made() -> bool:
+        return await system.detail("trainer", "update") >= owed
+
+    await system.until(f"{owed} updates are made", all_made)
+    follower = await system.beat("trainer-rank")
+    assert follower is not None
+    assert follower.instance == "trainer-1-rank-1"
+    assert int(follower.detail["updates_here"] or 0) > 0
+    os.kill(follower.pid, signal.SIGTERM)
+    assert system.processes.pop("trainer").wait(PATIENCE_SECONDS) == 0
+    assert system.log("trainer").count('"service_stopped"') == 2
+
+    ids = system.journalled_ids()
+    assert len(ids) == len(set(ids)) == sent
+    manifest, _ = CheckpointStore(system.home / "checkpoints").newest_valid()
+    assert manifest is not None
+    assert manifest.episode == manifest.journal_position == sent
+    assert manifest.update == owed
+    assert await system.bus.heartbeats() == []
+
+
+async def _consumers(system: System) -> set[str]:
+    async with Redis.from_url(system.redis.url) as client:
+        if not await client.exists(TRAJECTORIES.key):
+            return set()
+        told = await client.xinfo_consumers(TRAJECTORIES.key, TRAINER_GROUP)
+        return {consumer["name"].decode() for consumer in told}
 
 
 async def _empty(system: System) -> bool:
