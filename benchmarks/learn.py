@@ -51,7 +51,7 @@ NUM_BARS = 500_000
 GOAL_IDLE_TRADES = 0.2
 GOAL_IDLE_LOSS_PIPS = 1.0
 
-#: Of the imitation's net pips, on the market whose moves come back, after these minutes.
+#: Of the imitation's reward (net pips under `pnl`), on the market whose moves come back, after these minutes.
 GOAL_SHARES = ((60.0, 0.97), (15.0, 0.90))
 
 #: A run has learned when it earns this part of the imitation's net pips in the curve's sessions.
@@ -191,11 +191,11 @@ class LearnReport:
         """What the run was to reach on the markets that there are goals for."""
         market, agent = self.config.market, self.players["agent"]
         if market is Market.OU:
-            part = share(agent.pips, self.imitation.test.pips) if self.imitation else None
+            part = share(agent.reward, self.imitation.test.reward) if self.imitation else None
             least = next((least for minutes, least in GOAL_SHARES if self.config.minutes >= minutes), None)
             if part is None or least is None:
                 return []
-            return [LearnGoal(f"{least} of the imitation's net pips", part.value, part.value >= least)]
+            return [LearnGoal(f"{least} of the imitation's reward", part.value, part.value >= least)]
         if (market, self.config.environment.reward) != (Market.GBM, RewardScheme.PNL):
             return []
         trades, pips = float(agent.trades.mean()), float(agent.pips.mean())
