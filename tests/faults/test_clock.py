@@ -48,7 +48,12 @@ async def test_no_age_is_negative_when_clocks_jump_by_hours(
             told = [
                 int(minutes[1]) for alert in status["alerts"] if (minutes := _MINUTES.search(alert["detail"]))
             ]
-            exposed = _SAMPLE.findall((await system.client.get("/metrics")).text)
+            # Other figures may well be negative: those that earlier tests of this process left, too.
+            exposed = [
+                (name, value)
+                for name, value in _SAMPLE.findall((await system.client.get("/metrics")).text)
+                if name.endswith(("_seconds", "_age_episodes"))
+            ]
             assert any(name == "mm_checkpoint_published_seconds" for name, _ in exposed)
             ages += len(told) + len(exposed)
             negative += sum(minutes < 0 for minutes in told) + sum(float(v) < 0.0 for _, v in exposed)

@@ -51,6 +51,8 @@ def main(folder: Path) -> None:
     if place.leads:
         training = Training(ALIKE, features(), FINGERPRINT, ranks)
         training.pacing.target = float("inf")
+        # torchrun ends it too, and may be sooner: what it says by itself is to be seen.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         advance(training, trajectories(40), 100_000)
     else:
         _follow(ALIKE, ranks, updates_to_live=3)
