@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.learn import LearnConfig, LearnReport, Spent, learn
 from services.trainer.config import Shaping
-from shared.adapters.picture import require_drawable, write_png
+from shared.adapters.picture import blank_figure, require_drawable, write_png
 from shared.errors import SettingsError
 from shared.numeric import Float64
 from shared.search.config import Selection
@@ -114,11 +114,7 @@ def draw_comparison(runs: Sequence[Learned], path: Path) -> None:
         DataError: the file cannot be written.
     """
     require_drawable(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(9, 5)
     _draw(figure.subplots(), runs)
     write_png(figure, path)
 

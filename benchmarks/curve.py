@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.learn import LearnReport
 from benchmarks.scores import Estimate, Scores, mean
-from shared.adapters.picture import require_drawable, write_png
+from shared.adapters.picture import blank_figure, require_drawable, write_png
 from shared.environment.reward import RewardScheme
 from shared.numeric import Float64
 
@@ -23,11 +23,7 @@ def draw_curve(report: LearnReport, path: Path) -> None:
         DataError: the file cannot be written.
     """
     require_drawable(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(9, 5)
     _draw(figure.subplots(), report)
     write_png(figure, path)
 

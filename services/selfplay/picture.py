@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.selfplay.played import PlayedEpisode
-from shared.adapters.picture import require_drawable, write_png
+from shared.adapters.picture import blank_figure, require_drawable, write_png
 from shared.environment.action import Action, Side
 from shared.market.bar import BAR_SECONDS
 from shared.market.clock import utc_text
@@ -47,12 +47,9 @@ def draw_episode(episode: PlayedEpisode, path: Path) -> None:
         DataError: the file cannot be written.
     """
     require_drawable(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 11), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(13, 11)
     panels = figure.subplots(5, 1, sharex=True, height_ratios=(4.0, 0.5, 2.2, 1.1, 1.8))
     figure.suptitle(_title(episode), x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold")
     for axes, draw in zip(

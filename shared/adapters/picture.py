@@ -25,6 +25,16 @@ def require_drawable(path: Path) -> None:
         raise DataError(f"{path}: expected the name of a file, in a folder that exists")
 
 
+def blank_figure(width_inches: float, height_inches: float) -> "Figure":
+    """An empty picture, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_inches, height_inches), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def write_png(figure: "Figure", path: Path) -> None:
     """Write a picture to a file.
 

@@ -128,6 +128,19 @@ def test_stretches_are_the_stored_neighbours_and_cross_no_trajectorys_end(
     assert set(drawn.bars.tolist()) <= stored
 
 
+def test_a_row_that_another_trajectory_took_is_no_neighbour() -> None:
+    """Its decision has the number that the neighbour had, so the trajectory alone tells them apart."""
+    replay = Replay(ReplayConfig(capacity_steps=3, trade_quota=0.0), K)
+    first, second = steps_of([False] * 3), steps_of([False], first=100)
+    first.positions[:], first.decisions[:] = 0, np.arange(3)
+    second.positions[:], second.decisions[:] = 1, 0
+    replay.extend(first)
+    replay.extend(second)  # into the row of decision 0
+    rng = np.random.default_rng(0)
+    drawn = {tuple(replay.sample(rng, 3, 3).bars.tolist()) for _ in range(50)}
+    assert drawn == {(1, 2), (100,)}
+
+
 def test_every_stored_step_is_as_likely_in_stretches() -> None:
     replay = Replay(ReplayConfig(capacity_steps=100, trade_quota=0.0), K)
     for position in range(4):
