@@ -1,7 +1,8 @@
 """What tests of several parts share."""
 
+import contextlib
 import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 from shared.adapters.bus import Bus
 from shared.runtime.redis_server import RedisServer, free_port
+from tests.faults.counts import ending_hangs
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +32,13 @@ SLOW_FIRST = ("tests/deploy/", "tests/loop/", "tests/services/trainer/test_proce
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow files."""
     items.sort(key=lambda item: not item.nodeid.startswith(SLOW_FIRST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """A soak may take long, but not hang."""
+    with ending_hangs() if item.get_closest_marker("soak") else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from shared.messages.codec import decode_trajectory, encode_trajectory
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from tests.shared.messages.trajectories import random_trajectory
 
-PATIENCE_SECONDS = 120.0
+#: A test that waits longer than this for one thing has failed; nothing depends on how much shorter it takes.
+PATIENCE_SECONDS = 600.0
 
 
 @dataclass

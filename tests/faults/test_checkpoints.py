@@ -12,7 +12,7 @@ from shared.adapters.checkpoint_files import MANIFEST, MANIFEST_SHA256
 from shared.adapters.checkpoints import TRAINING, WEIGHTS, CheckpointStore, Pointer
 from tests.conftest import ROOT
 from tests.faults.checkpoint_writer import publish
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.shared.adapters.checkpoint_versions import (
     InBucket,
     InFolder,
@@ -44,7 +44,7 @@ def test_a_writer_killed_before_any_step_leaves_whole_versions_only(tmp_path: Pa
     ) as writer:
         assert writer.stdin is not None
         assert writer.stdout is not None
-        for _ in range(count):
+        for _ in steps(count):
             step, was_killed = 0, True
             while was_killed:
                 newest = store.versions()[-1]
@@ -133,7 +133,7 @@ def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(
     keys = [key_of(place, 2, name) for name in FILES]
     contents = [place.read(key) for key in keys]
     found = 0
-    for number in range(count):
+    for number in steps(count):
         key, whole = keys[number % len(keys)], contents[number % len(keys)]
         if rng.random() < 0.5:
             place.write(key, whole[: rng.integers(len(whole))])

@@ -9,7 +9,7 @@ from shared.adapters.bus import Bus
 from shared.messages.schemas import CheckpointPublished, Heartbeat, now
 from shared.messages.streams import CHECKPOINTS
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.services.api.conftest import running_system
 
 _SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -23,7 +23,7 @@ async def test_no_age_is_negative_when_clocks_jump_by_hours(
     bus = Bus(own_redis.url)
     negative, ages, silent = 0, 0, []
     async with running_system(own_redis.url, bus, tmp_path, GatewayConfig()) as system:
-        for number in range(1, count + 1):
+        for number in steps(1, count + 1):
             hours = number if number % 2 else -number  # ahead, behind, further ahead ...
             moment = now() + timedelta(hours=hours)
             await bus.announce(

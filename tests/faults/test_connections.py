@@ -12,7 +12,7 @@ from shared.adapters import bus as bus_module
 from shared.adapters.bus import Bus
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Cut, Hook, Proxy, pass_on
 from tests.faults.reading import Tally, in_background, journal_all, journalled, send, until, until_drained
 
@@ -94,7 +94,7 @@ async def test_reads_given_up_at_any_moment_leave_nothing_pending(
             groups = await plain.xinfo_groups(TRAJECTORIES.key)
             return int(groups[0]["pending"]) if groups else 0
 
-        for seed in range(count):
+        for seed in steps(count):
             reading = asyncio.create_task(journal_all(reader, journal, tally))
             await asyncio.sleep(rng.uniform(0.0, 0.01))
             await send(producer, seed, tally)
@@ -142,7 +142,7 @@ async def test_a_lost_reply_repeats_the_entry_and_the_journal_knows_it(
 
     async with Proxy(own_redis, reply=lose_some) as proxy:
         producer, tally = Bus(proxy.url), Tally()
-        for seed in range(count):
+        for seed in steps(count):
             await send(producer, seed, tally)
         await producer.close()
     bus, journal = Bus(own_redis.url), Journal(tmp_path / "journal")
@@ -186,7 +186,7 @@ async def test_a_partition_that_swallows_everything_delays_and_loses_nothing(
 
         async with in_background(journal_all(reader, journal, tally)):
             async with in_background(produce()):
-                for _ in range(count):
+                for _ in steps(count):
                     before = len(tally.sent)
                     await until(lambda: len(tally.sent) > before + 20)  # noqa: B023
                     parted.set()
@@ -220,7 +220,7 @@ async def _through(
         producer, reader, looker = Bus(proxy.url), Bus(proxy.url), Bus(server.url)
         journal, tally = Journal(folder / "journal"), Tally()
         async with in_background(journal_all(reader, journal, tally)):
-            for seed in range(count):
+            for seed in steps(count):
                 await send(producer, seed, tally)
             await until_drained(looker)
         held = journalled(journal)

@@ -11,7 +11,7 @@ import pytest
 
 from services.trainer.journal import Journal
 from shared.adapters.checkpoints import CheckpointStore
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.shared.adapters.checkpoint_versions import equal, folder, manifest, tensors
 from tests.shared.messages.trajectories import random_trajectory, same
 
@@ -33,7 +33,7 @@ def test_a_journal_that_meets_a_full_disk_is_as_it_was_and_goes_on(tmp_path: Pat
     journal = Journal(tmp_path, segment_bytes=40_000)
     journal.append([random_trajectory(0)])
     refused = 0
-    for _ in range(count):
+    for _ in steps(count):
         position = journal.position
         files = {path: path.read_bytes() for path in tmp_path.glob("*.segment")}
         batch = [random_trajectory(seed) for seed in range(position, position + 2)]
@@ -60,7 +60,7 @@ def test_a_record_torn_at_any_byte_is_cut_off_and_comes_again(tmp_path: Path, co
     rng = np.random.default_rng(2)
     torn = 0
     journal = Journal(tmp_path, segment_bytes=40_000)
-    for seed in range(count):
+    for seed in steps(count):
         journal.append([random_trajectory(seed)])
         journal.close()
         last = max(tmp_path.glob("*.segment"))
@@ -84,7 +84,7 @@ def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path: Pat
     store.save(manifest(1), tensors(1), tensors(2))
     sizes = [path.stat().st_size for path in folder(store, 1).iterdir()]
     refused = 0
-    for _ in range(count):
+    for _ in steps(count):
         with files_of_at_most(int(rng.integers(max(sizes)))), pytest.raises(OSError, match="too large"):
             store.save(manifest(2), tensors(3), tensors(4))
         refused += 1

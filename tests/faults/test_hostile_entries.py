@@ -14,7 +14,7 @@ from shared.errors import MessageError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.streams import DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.faults.reading import in_background, journalled, send, until_drained
 from tests.shared.messages.trajectories import random_trajectory
 
@@ -75,7 +75,7 @@ async def test_hostile_entries_are_dead_letters_and_every_good_one_is_journalled
 
     good, dead = 0, 0
     async with Redis.from_url(redis_server.url) as plain, in_background(journal_good()):
-        for number in range(count):
+        for number in steps(count):
             if number == count // 2:
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             await plain.xadd(TRAJECTORIES.key, hostile(number, rng))  # type: ignore[arg-type]

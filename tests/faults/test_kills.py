@@ -15,7 +15,7 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import DEAD, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer, free_port
 from tests.conftest import ROOT
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Proxy
 from tests.faults.reading import (
     PATIENCE_SECONDS,
@@ -60,7 +60,7 @@ async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing
         return None
 
     async with Proxy(own_redis, reply=kill_at_a_reply) as proxy:
-        for _ in range(count):
+        for _ in steps(count):
             replies = 0
             first = len(acknowledged) + unanswered
             producer = subprocess.Popen(  # noqa: ASYNC220  begun at once
@@ -103,7 +103,7 @@ async def test_redis_killed_while_both_sides_run_loses_nothing_acknowledged(
     journal, tally = Journal(tmp_path / "journal"), Tally()
     async with in_background(journal_all(reader, journal, tally)):
         async with in_background(_produce(producer, tally)):
-            for _ in range(count):
+            for _ in steps(count):
                 await _sent_for(tally, seconds=0.2)
                 await asyncio.to_thread(own_redis.stop, kill=True)
                 await asyncio.to_thread(own_redis.start)
@@ -138,7 +138,7 @@ async def test_redis_killed_that_syncs_each_second_loses_two_seconds_at_most(
     producers = [Bus(server.url) for _ in range(FLOOD_PRODUCERS)]
     kills = []
     async with in_background(*(_flood(producer, tally, n) for n, producer in enumerate(producers))):
-        for _ in range(count):
+        for _ in steps(count):
             await _sent_for(tally, seconds=2.0)
             kills.append(time.monotonic())
             await asyncio.to_thread(server.stop, kill=True)

@@ -25,7 +25,7 @@ from shared.messages.codec import decode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Proxy
 from tests.faults.reading import until
 from tests.services.selfplay.test_service import EPISODES_A_VERSION, LANES, STEPS, alike, publish
@@ -76,7 +76,7 @@ async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
         lifecycle = Lifecycle("selfplay", settings)
         working = asyncio.create_task(SelfPlayService(settings, lifecycle).run())
         newest = 0
-        for _ in range(count):
+        for _ in steps(count):
             await until(lambda: len(begun) > 5 and begun[-1] == newest)  # noqa: B023
             parted.set()
             await until(lambda: lifecycle.bus.degraded)

@@ -16,7 +16,7 @@ from shared.adapters.bus import Bus
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.streams import DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.faults.reading import (
     PATIENCE_SECONDS,
     Tally,
@@ -56,7 +56,7 @@ async def test_while_redis_loads_its_data_the_bus_waits(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, count: int
 ) -> None:
     refused = 0
-    for number in range(count):
+    for number in steps(count):
         async with plain.pipeline(transaction=False) as pipe:
             for key in range(4_000):
                 pipe.set(f"filler:{key}", "x" * 64)
@@ -111,7 +111,7 @@ async def test_while_a_script_keeps_redis_busy_the_bus_waits(
     own_bus: Bus, plain: Redis, own_redis: RedisServer, count: int
 ) -> None:
     await plain.config_set("busy-reply-threshold", 10)
-    for number in range(count):
+    for number in steps(count):
         async with Redis.from_url(own_redis.url, protocol=2) as other:
             script = asyncio.ensure_future(other.eval("while true do end", 0))
             await asyncio.sleep(0.05)
@@ -132,7 +132,7 @@ async def test_a_redis_that_cannot_save_delays_and_loses_nothing(
     """After a snapshot failed Redis refuses writes, by default, until one succeeds."""
     await plain.config_set("save", "3600 1")
     snapshot = own_redis.folder / "dump.rdb"
-    for number in range(count):
+    for number in steps(count):
         snapshot.unlink(missing_ok=True)
         snapshot.mkdir()  # in the snapshot's way
         await _snapshot(plain, succeeds=False)
@@ -174,7 +174,7 @@ async def test_a_full_redis_makes_producers_wait_and_drains_by_itself(
 
     full = 0
     async with in_background(produce()):
-        for _ in range(count):
+        for _ in steps(count):
             await until(lambda: producer.degraded)
             full += 1
             waiting = await own_bus.length(TRAJECTORIES)
@@ -210,7 +210,7 @@ async def test_a_full_redis_takes_letters_and_acknowledgements_at_once(
     async with in_background(journal_all(own_bus, journal, tally)):
         await until_drained(own_bus)  # the group exists
     unreadable, refused = 0, 0
-    for number in range(1, count + 1):
+    for number in steps(1, count + 1):
         if number % 2:
             await plain.xadd(TRAJECTORIES.key, {"garbage": b"\xff"})
             unreadable += 1
@@ -255,7 +255,7 @@ async def test_a_clock_that_jumps_an_hour_either_way_keeps_order_and_trims_nothi
     journal, tally = Journal(tmp_path / "journal"), Tally()
     seeds = itertools.count()
     hour_ms = 3_600_000
-    for jump in range(1, count + 1):
+    for jump in steps(1, count + 1):
         for _ in range(5):
             await send(own_bus, next(seeds))
         seconds, _ = await plain.time()

@@ -16,7 +16,7 @@ from shared.messages.codec import encode
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAJECTORIES
 from shared.runtime.redis_server import free_port
-from tests.faults.counts import rounds, soaked, tell
+from tests.faults.counts import rounds, soaked, steps, tell
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.reading import journalled, until_drained
 from tests.faults.test_hostile_entries import MOST_GROWTH_KIB, hostile
@@ -137,7 +137,7 @@ async def test_a_trainer_outlives_hostile_entries_and_does_not_grow(
     trainer = system.start("trainer", MM_TRAINER__PUBLISH_EVERY_EPISODES="1000000")
     good, dead, before, most = 0, 0, 0, 0
     async with Redis.from_url(system.redis.url) as plain:
-        for number in range(count):
+        for number in steps(count):
             await plain.xadd(TRAJECTORIES.key, hostile(number, rng))  # type: ignore[arg-type]
             if number % 10 == 0:
                 await system.bus.append_all(TRAJECTORIES, sendable(system, good, good + 1))

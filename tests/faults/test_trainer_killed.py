@@ -14,7 +14,7 @@ from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until, until_drained
 from tests.services.trainer.test_processes import SESSION_BARS, System
@@ -64,7 +64,7 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
         return reply
 
     async with Proxy(own_redis, request=at_request, reply=at_reply) as proxy:
-        for number in range(count):
+        for number in steps(count):
             acknowledging = False
             kill_at_request, kill_at_reply = number % 2 == 0, number % 2 == 1
             trainer = system.start("trainer", MM_REDIS_URL=proxy.url)

@@ -17,7 +17,7 @@ from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
 from shared.messages.codec import decode_trajectory
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import rounds, steps, tell
 from tests.faults.processes import resident_kib
 from tests.faults.proxy import Cut, Proxy
 from tests.faults.reading import in_background, until, until_drained
@@ -106,7 +106,7 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
         Proxy(system.redis, request=at_request, reply=at_reply) as proxy,
         in_background(journal_all(system.bus, journal, received)),
     ):
-        for number in range(count + 1):
+        for number in steps(count + 1):
             begun = time.monotonic()
             worker = system.start("selfplay", MM_REDIS_URL=proxy.url, **WORKER)
             await until(lambda: sent_at[-1:] > [begun])  # noqa: B023
