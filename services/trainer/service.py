@@ -297,6 +297,7 @@ class TrainerService:
             update=training.learner.counters.updates,
             version=self._publisher.version,
             journalled=self._journal.position,
+            samples_per_insert_target=self._settings.trainer.samples_per_insert,
             paused=self._paused,
             updates_per_second=round(self._updates_per_second, 2),
         )
