@@ -1,5 +1,6 @@
 """`bench`: how fast, and how well it learns, as ratios to yardsticks measured in the same run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,9 +10,11 @@ import typer
 
 from cli.output import err, figure, print_fields, print_json, print_table, progress_bar
 from shared.environment.reward import RewardScheme
+from shared.errors import SettingsError
 from shared.market.synthetic import Market
 
 if TYPE_CHECKING:  # these bring torch, pandas and Redis along: each command imports what it measures
+    from benchmarks.compare import CompareRecord, Learned, Range, WaySummary
     from benchmarks.learn import LearnConfig, LearnReport
     from benchmarks.measure import Measurement
     from benchmarks.scores import Estimate
@@ -326,44 +329,58 @@ def compare(
     reward: Annotated[RewardScheme, typer.Option(help="what a step is paid")] = RewardScheme.PNL,
     minutes: Annotated[float, typer.Option(min=0.01, help="of self-play and learning of each run")] = 8.0,
     seeds: Annotated[int, typer.Option(min=1, help="runs of each way")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="the others count on from it")] = 0,
     way: Annotated[list[str] | None, typer.Option(help="may be repeated; all when not given")] = None,
     profile: Profile = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="folder that keeps each run as soon as it is done; what it holds is not repeated, and "
+            "processes with other ways or seeds may share it",
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="run nothing, tell all that the record holds")] = False,
     out: Annotated[Path, typer.Option("--out", help="the learning curves' PNG")] = Path("compare.png"),
     as_json: Json = False,
 ) -> None:
     """Selection rules, simulations and returns, each learned with by several seeds."""
-    from benchmarks.compare import LEARNED_SHARE, WAYS, draw_comparison
-    from benchmarks.compare import compare as compare_ways
+    from benchmarks.compare import LEARNED_SHARE, WAYS, CompareRecord, plan, summaries
+    from benchmarks.compare_picture import draw_comparison
     from shared.adapters.picture import require_drawable
 
     require_drawable(out)
     _one_thread()
     config = replace(_learn_config(profile, reward), market=market, minutes=minutes, imitation_minutes=0.0)
-    ways = way or list(WAYS)
-    runs = []
-    with progress_bar() as bar:
-        task = bar.add_task("runs", total=len(ways) * seeds)
-        for run in compare_ways(config, ways, range(seeds)):
-            runs.append(run)
-            bar.update(task, advance=1, description=f"{run.way}, seed {run.seed}: {run.share:.2f}")
-    draw_comparison(runs, out)
+    planned = plan(way or list(WAYS), range(first_seed, first_seed + seeds))
+    kept = CompareRecord(record, config) if record else None
+    recorded = {(run.way, run.seed): run for run in kept.runs()} if kept else {}
+    if show:
+        planned = list(recorded)
+        if not planned:
+            raise SettingsError(f"--show: no run is kept in {record}, expected a folder that --record filled")
+    runs = [recorded[one] for one in planned if one in recorded]
+    if runs:
+        err.print(f"{len(runs)} of {len(planned)} runs are in {record}", highlight=False, soft_wrap=True)
+        draw_comparison(runs, out)
+    left = [one for one in planned if one not in recorded]
+    _learn_ways(config, left, kept, runs, out)
+    order = list(dict.fromkeys(name for name, _ in planned))
+    runs.sort(key=lambda run: (order.index(run.way), run.seed))
     if as_json:
-        documents = [run.document() for run in runs]
-        print_json({"benchmark": "compare", "runs": documents, "picture": str(out)})
+        told = {"ways": [asdict(row) for row in summaries(runs)], "runs": [asdict(run) for run in runs]}
+        print_json({"benchmark": "compare", **told, "picture": str(out)})
         return
     print_table(
-        f"bench compare: {market}, {reward}, {minutes:g} minutes; until {LEARNED_SHARE} of the best policy's",
-        ("way", "seed", "minutes", "episodes", "share at the end"),
+        f"bench compare: {market}, {reward}, {minutes:g} minutes; goal: {LEARNED_SHARE} of the best policy's",
         (
-            (
-                run.way,
-                run.seed,
-                run.reached and run.reached.seconds / 60.0,
-                run.reached and run.reached.episodes,
-                run.share,
-            )
-            for run in sorted(runs, key=lambda run: ways.index(run.way))
+            "way",
+            "goal reached",
+            "minutes (median)",
+            "episodes (median)",
+            "share at the end (mean)",
         ),
+        [_way_row(row) for row in summaries(runs)],
     )
     err.print(f"learning curves: {out}", soft_wrap=True)
 
@@ -434,6 +451,48 @@ def _learn(config: "LearnConfig", record: Path | None) -> "LearnReport":
             bar.update(imitation, completed=round(spent.seconds), description=described)
 
         return learn(config, record=record, progress=show, imitation_progress=show_imitation)
+
+
+def _learn_ways(
+    config: "LearnConfig",
+    left: Sequence[tuple[str, int]],
+    record: "CompareRecord | None",
+    runs: "list[Learned]",
+    picture: Path,
+) -> None:
+    """Add the runs that are left, one by one; each is told, and drawn with the others, when it is done."""
+    from benchmarks.compare import compare as compare_ways
+    from benchmarks.compare_picture import draw_comparison
+
+    try:
+        with progress_bar() as bar:
+            for run in bar.track(compare_ways(config, left, record), total=len(left), description="runs"):
+                runs.append(run)
+                err.print(str(run), markup=False, highlight=False, soft_wrap=True)
+                draw_comparison(runs, picture)
+    except KeyboardInterrupt:
+        fate = "kept, the same command goes on after them" if record else "not kept without --record"
+        err.print(f"interrupted; finished runs: {len(runs)}, {fate}", highlight=False, soft_wrap=True)
+        raise
+
+
+def _way_row(row: "WaySummary") -> tuple[object, ...]:
+    diverged = f", {row.num_failed} diverged" if row.num_failed else ""
+    return (
+        row.way,
+        f"{row.num_reached} of {row.num_runs}{diverged}",
+        _range(row.median_minutes, ".2f"),
+        _range(row.median_episodes, ",.0f"),
+        _range(row.mean_share, ".2f") if row.mean_share else None,
+    )
+
+
+def _range(told: "Range", spec: str) -> str:
+    """A figure of several seeds, with the least and the most; infinite is never."""
+    value, low, high = (
+        format(one, spec) if math.isfinite(one) else "never" for one in (told.value, told.low, told.high)
+    )
+    return value if low == high else f"{value} ({low} to {high})"
 
 
 def _learn_document(report: "LearnReport") -> dict[str, object]:

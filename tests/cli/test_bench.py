@@ -3,13 +3,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -17,9 +15,10 @@ import benchmarks.encodings
 import benchmarks.engines
 import benchmarks.learn
 import benchmarks.networks
-from benchmarks.compare import Learned
-from benchmarks.learn import LearnConfig, Spent
+from benchmarks.learn import LearnConfig, LearnReport
 from cli.bench import app
+from shared.errors import SettingsError
+from tests.benchmarks.test_compare import report
 from tests.benchmarks.test_learn import CONFIG, run
 from tests.shared.model.networks import SMALL
 
@@ -147,23 +146,64 @@ def test_networks_prints_tables_for_people() -> None:
     assert "left out: ONNX Runtime, float32: not installed" in result.stderr
 
 
-def test_compare_learns_every_way_by_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[tuple[str, ...], tuple[int, ...], LearnConfig]] = []
-    curve = np.array([0.0, 1.0])
+@pytest.fixture
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[LearnConfig]:
+    """`compare` keeps what it was asked for and takes no time; seed 7 is interrupted."""
+    asked: list[LearnConfig] = []
 
-    def fake(config: LearnConfig, ways: Iterable[str], seeds: Sequence[int]) -> Iterator[Learned]:
-        told.append((tuple(ways), tuple(seeds), config))
-        for seed in seeds:
-            yield Learned("puct", seed, curve, curve / 2, Spent(60.0, 32, 10), 0.5)
+    def learn(config: LearnConfig) -> LearnReport:
+        if config.seed == 7:
+            raise KeyboardInterrupt
+        asked.append(config)
+        return report(0.0, 3.0, 5.0, seed=config.seed)
 
-    monkeypatch.setattr("benchmarks.compare.compare", fake)
+    monkeypatch.setattr("benchmarks.compare.learn", learn)
     monkeypatch.chdir(tmp_path)
+    return asked
+
+
+def test_compare_learns_every_way_by_every_seed(compared: list[LearnConfig], tmp_path: Path) -> None:
     profile = tmp_path / "profile.toml"
     profile.write_text("[search]\nmin_q_span = 5.0\n[learner]\nunroll_steps = 1\n")
     options = ("--way", "puct", "--seeds", "2", "--minutes", "1", "--profile", str(profile))
     answer = document("compare", *options)
-    [(ways, seeds, config)] = told
-    assert (ways, seeds) == (("puct",), (0, 1))
-    assert (config.search.min_q_span, config.learner.unroll_steps, config.imitation_minutes) == (5.0, 1, 0.0)
-    assert [run["reached"]["episodes"] for run in answer["runs"]] == [32, 32]
+    assert [config.seed for config in compared] == [0, 1]
+    for config in compared:
+        assert (config.search.min_q_span, config.learner.unroll_steps) == (5.0, 1)
+        assert (config.search.selection, config.minutes, config.imitation_minutes) == ("puct", 1.0, 0.0)
+    assert [(told["way"], told["seed"]) for told in answer["runs"]] == [("puct", 0), ("puct", 1)]
+    assert [(told["way"], told["num_runs"]) for told in answer["ways"]] == [("puct", 2)]
     assert (tmp_path / "compare.png").stat().st_size > 1_000
+
+
+def test_compare_goes_on_where_it_was_interrupted(compared: list[LearnConfig], tmp_path: Path) -> None:
+    options = ["compare", "--way", "puct", "--minutes", "1", "--record", "kept", "--first-seed"]
+    broken = CliRunner().invoke(app, [*options, "6", "--seeds", "3"])
+    assert broken.exit_code == 130
+    assert "puct, seed 6: 0.44 of the best policy's" in broken.stderr
+    assert "interrupted; finished runs: 1, kept" in broken.stderr
+    assert (tmp_path / "compare.png").stat().st_size > 1_000
+    told = document(*options, "5", "--seeds", "2", "--way", "as given")
+    assert [(config.search.selection, config.seed) for config in compared] == [
+        ("puct", 6),
+        ("puct", 5),
+        ("gumbel", 5),
+        ("gumbel", 6),
+    ]
+    assert [(one["way"], one["seed"]) for one in told["runs"]] == [
+        ("puct", 5),
+        ("puct", 6),
+        ("as given", 5),
+        ("as given", 6),
+    ]
+
+
+def test_compare_shows_what_a_record_holds_and_learns_nothing(compared: list[LearnConfig]) -> None:
+    options = ("compare", "--minutes", "1", "--record", "kept")
+    with pytest.raises(SettingsError, match="no run is kept in kept"):
+        bench(*options, "--show")
+    bench(*options, "--seeds", "1", "--first-seed", "3", "--way", "puct")
+    assert "puct" in bench(*options, "--show")
+    assert len(compared) == 1
+    with pytest.raises(SettingsError, match=r"minutes 1.0, not 2.0;"):
+        bench("compare", "--minutes", "2", "--record", "kept", "--show")
