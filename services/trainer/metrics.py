@@ -70,7 +70,7 @@ class TrainerMetrics:
         (SKIPPED if statistics.skipped else UPDATES).inc()
         self._pace = {
             "replay_age_episodes": training.replay_age,
-            "steps_per_second": training.config.learner.batch_size / max(seconds, 1e-9),
+            "steps_per_second": training.pacing.drawn_last / max(seconds, 1e-9),
         }
         counters = training.learner.counters
         with self._recording() as record:

@@ -18,6 +18,7 @@ class SamplesPerInsert:
     inserted: int = 0  # steps, ever
     drawn: int = 0  # steps, ever
     owed: float = 0.0  # steps that may be drawn yet
+    drawn_last: int = 0  # steps of the newest batch; whole stretches are seldom exactly a batch
 
     def insert(self, steps: int) -> None:
         """Some steps came in."""
@@ -28,10 +29,11 @@ class SamplesPerInsert:
         """True when a batch is owed and there is enough to draw from."""
         return replay_steps >= self.min_steps and self.owed >= batch_size
 
-    def draw(self, batch_size: int) -> None:
-        """A batch was drawn."""
-        self.drawn += batch_size
-        self.owed -= batch_size
+    def draw(self, steps: int) -> None:
+        """A batch of so many steps was drawn."""
+        self.drawn += steps
+        self.owed -= steps
+        self.drawn_last = steps
 
     @property
     def ratio(self) -> float:

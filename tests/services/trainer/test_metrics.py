@@ -1,14 +1,16 @@
 """What the trainer measures, against the batch that was learned from."""
 
+from dataclasses import replace
+
 import pytest
 
 from services.trainer.episodes import WINDOW_FIGURES, EpisodeWindow
 from services.trainer.learner import UpdateStatistics
-from services.trainer.metrics import UPDATE_FIGURES
+from services.trainer.metrics import UPDATE_FIGURES, TrainerMetrics
 from services.trainer.steps import Steps
 from services.trainer.views import Views
 from shared.environment.action import NUM_ACTIONS
-from tests.services.trainer.runs import new_training, trajectories
+from tests.services.trainer.runs import CONFIG, new_training, trajectories
 
 
 def test_the_age_told_is_that_of_the_batch_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +34,22 @@ def test_the_age_told_is_that_of_the_batch_that_was_drawn(monkeypatch: pytest.Mo
             assert told[-1] == pytest.approx(sum(ages) / len(ages))
     assert len(told) > 10
     assert max(told) > 3.0
+
+
+def test_steps_a_second_are_those_drawn_not_those_asked_for() -> None:
+    """A batch of 16 steps in stretches of 10 is two stretches, of 20 steps or fewer."""
+    training = new_training(replace(CONFIG, learner=replace(CONFIG.learner, stretch_steps=10)))
+    metrics = TrainerMetrics()
+    played = iter(trajectories(10))
+    told = []
+    for _ in range(8):
+        while not training.may_update:
+            training.insert(next(played))
+        before = training.pacing.drawn
+        metrics.updated(training, training.update(), seconds=0.5)
+        told.append(metrics.figures(training)["steps_per_second"])
+        assert told[-1] == 2 * (training.pacing.drawn - before)
+    assert set(told) != {32.0}
 
 
 def test_every_figure_has_one_name_that_is_announced() -> None:
