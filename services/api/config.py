@@ -48,6 +48,10 @@ class AlertConfig:
     #: masked, a policy that holds each trade for an hour still decides to trade on 3 % of the bars.
     trade_ratio_floor: float = 0.02
     checkpoint_silence_minutes: float = 30.0  # no new version for so long while the trainer runs
+    redis_memory_share: float = 0.8  # of maxmemory; above: soon all that write will wait
+    #: Above: workers do not pause as they should, which leaves their high water and what each has in hand.
+    backlog_trajectories: int = 1_000
+    pending_seconds: float = 120.0  # above: the trainer has trajectories and does not journal them
     check_seconds: float = 5.0
     webhook_url: SecretStr = _UNSET  # each new alert is posted there as JSON; empty means nowhere
 
@@ -57,12 +61,16 @@ class AlertConfig:
         Raises:
             SettingsError: names the field, its value and what is right.
         """
-        for name in ("win_rate_floor", "trade_ratio_floor"):
+        for name in ("win_rate_floor", "trade_ratio_floor", "redis_memory_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected a share from 0 to 1")
-        for name in ("checkpoint_silence_minutes", "check_seconds"):
+        for name in ("checkpoint_silence_minutes", "pending_seconds", "check_seconds"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected a positive number")
+        if self.backlog_trajectories < 1:
+            raise SettingsError(
+                f"alerts.backlog_trajectories is {self.backlog_trajectories}, expected 1 or more"
+            )
         if not math.isfinite(self.expectancy_floor_pips):
             raise SettingsError(
                 f"alerts.expectancy_floor_pips is {self.expectancy_floor_pips}, expected a finite number"

@@ -44,6 +44,7 @@ class _StatusCollector(Collector):
             ["stream"],
             [([stream], length) for stream, length in status.streams.items()],
         )
+        yield from self._redis()
         yield from self._services()
         yield from self._versions()
         yield _labelled(
@@ -57,6 +58,29 @@ class _StatusCollector(Collector):
             "1 for each condition that is wrong now",
             ["name", "source"],
             [([alert.name, alert.source], 1.0) for alert in status.alerts],
+        )
+
+    def _redis(self) -> Iterator[Metric]:
+        condition = self._status.redis_condition
+        if condition is None:
+            return
+        yield _gauge("mm_redis_memory_bytes", "Memory that Redis uses", condition.memory_bytes)
+        if condition.memory_limit_bytes is not None:
+            yield _gauge("mm_redis_memory_limit_bytes", "Its maxmemory", condition.memory_limit_bytes)
+        yield _labelled(
+            "mm_redis_disk_ok",
+            "1 while Redis could write what it last wanted to: append, rewrite, snapshot",
+            ["what"],
+            [([what], float(ok)) for what, ok in condition.disk.items()],
+        )
+        yield _gauge("mm_pending", "Trajectories given to the trainer, not acknowledged", condition.pending)
+        yield _gauge(
+            "mm_pending_seconds", "How long the longest of them is with it", condition.pending_seconds
+        )
+        yield _gauge(
+            "mm_lag_known",
+            "0 when trajectories were removed before the trainer was given them",
+            float(condition.lag is not None),
         )
 
     def _services(self) -> Iterator[Metric]:

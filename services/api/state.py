@@ -34,9 +34,10 @@ from services.api.views import (
 from shared.adapters.bus import TRANSIENT, Bus
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer
 from shared.adapters.promotions import Stage
+from shared.adapters.redis_condition import RedisCondition
 from shared.errors import CheckpointError, StoreAwayError
 from shared.messages.schemas import CheckpointPublished, ControlIssued, Heartbeat, now
-from shared.messages.streams import DEAD, STREAMS
+from shared.messages.streams import DEAD, STREAMS, TRAINER_GROUP, TRAJECTORIES
 
 log = structlog.get_logger()
 
@@ -54,10 +55,11 @@ class RedisAwayError(Exception):
 
 @dataclass(frozen=True)
 class _Live:
-    """What only Redis knows: who lives, and how long the streams are."""
+    """What only Redis knows: who lives, how long the streams are, and how Redis itself is."""
 
     heartbeats: list[Heartbeat]
     streams: dict[str, int]
+    condition: RedisCondition
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Gateway:
             services=services,
             streams=live.streams if live else {},
             dead_letters=live.streams[DEAD.key] if live else None,
+            redis_condition=live.condition if live else None,
             pointers=self._pointers(shelf or Shelf(frozenset(), dict.fromkeys(Pointer))),
             training=self._training(_detail_of(services, "trainer")),
             validation=self.history.last_validation,
@@ -198,7 +201,7 @@ class Gateway:
     async def _live(self) -> _Live:
         heartbeats = await self.bus.heartbeats()
         lengths = {stream.key: await self.bus.length(stream) for stream in STREAMS}
-        return _Live(heartbeats, lengths)
+        return _Live(heartbeats, lengths, await self.bus.condition(TRAJECTORIES, TRAINER_GROUP))
 
     def _pointers(self, shelf: Shelf) -> Pointers:
         best, promoted = shelf.pointers[Pointer.BEST], shelf.pointers[Pointer.PROMOTED]

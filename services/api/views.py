@@ -8,6 +8,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from shared.adapters.promotions import Stage
+from shared.adapters.redis_condition import RedisCondition
 from shared.messages.schemas import (
     ControlIssued,
     DecisionMade,
@@ -113,6 +114,7 @@ class Status(View):
     services: list[Service]
     streams: dict[str, int]
     dead_letters: int | None
+    redis_condition: RedisCondition | None = Field(description="null while Redis is away")
     pointers: Pointers
     training: Training
     validation: ValidationReported | None

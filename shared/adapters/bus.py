@@ -23,6 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from shared.adapters.dead_letters import Letter, RawEntry, letter_fields, read_letter
+from shared.adapters.redis_condition import RedisCondition, read_condition
 from shared.errors import MessageError, SettingsError
 from shared.messages.codec import decode, encode
 from shared.messages.schemas import Heartbeat, Message
@@ -205,6 +206,12 @@ class Bus:
         """Number of entries in a stream."""
         return int(
             await self._retried(f"tell the length of {stream.key}", lambda: self._redis.xlen(stream.key))
+        )
+
+    async def condition(self, stream: Stream[Message], group: str) -> RedisCondition:
+        """How Redis itself is, and what a group leaves behind in a stream."""
+        return await self._retried(
+            "tell how Redis is", lambda: read_condition(self._redis, stream.key, group)
         )
 
     async def last_id(self, stream: Stream[Message]) -> str:

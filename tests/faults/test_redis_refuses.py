@@ -2,15 +2,18 @@
 
 import asyncio
 import itertools
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
+from services.api.config import AlertConfig, GatewayConfig
 from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
@@ -27,6 +30,9 @@ from tests.faults.reading import (
     until,
     until_drained,
 )
+from tests.services.api.conftest import System as Gateway
+from tests.services.api.conftest import running_system
+from tests.services.api.test_alerts import webhook
 from tests.shared.messages.trajectories import random_trajectory
 
 #: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
@@ -34,6 +40,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.usefixtures("broken_connections"),
 ]
+
+#: Share of the memory at which the gateway is set to tell; what Redis needs for itself is less.
+FULL = 0.9
 
 
 @pytest_asyncio.fixture
@@ -158,46 +167,68 @@ async def _snapshot(redis: Redis, *, succeeds: bool) -> None:
 
 
 @rounds(1, 20)
-async def test_a_full_redis_makes_producers_wait_and_drains_by_itself(
+async def test_a_full_redis_makes_producers_wait_alerts_and_drains_by_itself(
     own_bus: Bus, plain: Redis, own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     producer, journal, tally = Bus(own_redis.url), Journal(tmp_path / "journal"), Tally()
     await send(own_bus, 0)
     async with in_background(journal_all(own_bus, journal, tally)):
         await until_drained(own_bus)  # the group exists: below it is a trainer that starts again
-    used = (await plain.info("memory"))["used_memory"]
-    await plain.config_set("maxmemory", used + 400_000)
 
     async def produce() -> None:
         for seed in itertools.count(100_000):
             await send(producer, seed, tally)
 
     full = 0
-    async with in_background(produce()):
-        for _ in steps(count):
-            await until(lambda: producer.degraded)
-            full += 1
-            waiting = await own_bus.length(TRAJECTORIES)
-            assert waiting > 10
+    gateway = GatewayConfig(redis_timeout_seconds=5.0)
+    async with webhook(200) as (url, posted):
+        alerts = AlertConfig(redis_memory_share=FULL, check_seconds=0.1, webhook_url=SecretStr(url))
+        async with running_system(own_redis.url, own_bus, tmp_path, gateway, alerts) as system:
+            assert await _told_that_it_is_full(system) is False
+            used = (await plain.info("memory"))["used_memory"]
+            await plain.config_set("maxmemory", used + 1_000_000)
+            async with in_background(produce()):
+                for _ in steps(count):
+                    await until(lambda: producer.degraded)
+                    full += await _told_that_it_is_full(system)
+                    waiting = await own_bus.length(TRAJECTORIES)
+                    assert waiting > 10
+                    async with in_background(journal_all(own_bus, journal, tally)):
+                        before = len(tally.sent)
+                        await until(lambda: len(tally.sent) > before)  # noqa: B023
             async with in_background(journal_all(own_bus, journal, tally)):
-                before = len(tally.sent)
-                await until(lambda: len(tally.sent) > before)  # noqa: B023
-    async with in_background(journal_all(own_bus, journal, tally)):
-        await until_drained(own_bus)
+                await until_drained(own_bus)
+            assert await _told_that_it_is_full(system) is False
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while (await posted.get())["name"] != "redis_memory":
+                    pass
     held = journalled(journal)
     journal.close()
     await producer.close()
     lost = tally.sent.keys() - set(held)
     tell(
         "redis full",
-        times=full,
+        times=count,
+        alerts=full,
         acknowledged=len(tally.sent),
         journalled=len(held),
         lost=len(lost),
         doubled=len(held) - len(set(held)),
     )
+    assert full == count
     assert lost == set()
     assert len(held) == len(set(held))
+
+
+async def _told_that_it_is_full(system: Gateway) -> bool:
+    """As /status tells it in words and /metrics in figures; both or neither."""
+    alerts = (await system.client.get("/status")).json()["alerts"]
+    words = any(alert["name"] == "redis_memory" and "Redis holds" in alert["detail"] for alert in alerts)
+    figures = dict(
+        re.findall(r"^mm_redis_(\w+) (\S+)$", (await system.client.get("/metrics")).text, re.MULTILINE)
+    )
+    assert words == (float(figures["memory_bytes"]) > FULL * float(figures["memory_limit_bytes"]))
+    return words
 
 
 @rounds(10, 1_000)

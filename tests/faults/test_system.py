@@ -69,6 +69,7 @@ async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_b
         return abs(ratio / SAMPLES_PER_INSERT - 1.0) < 0.1
 
     await system.until("samples are drawn as before", as_before)
+    assert await system.detail("trainer", "samples_per_insert_target") == SAMPLES_PER_INSERT
     assert await asyncio.to_thread(system.stop, "trainer") == 0
     tell(
         "stream silent",

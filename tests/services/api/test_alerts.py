@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from services.api.alerts import active_alerts
 from services.api.config import AlertConfig, GatewayConfig
 from services.api.views import Pointers, Status, Trader, Training
 from shared.adapters.bus import Bus
+from shared.adapters.redis_condition import RedisCondition
 from shared.adapters.webhook import post_alert
 from shared.errors import ServiceError, SettingsError
 from shared.messages.schemas import AlertRaised, DeadLettered
@@ -23,6 +25,23 @@ from tests.services.api.conftest import running_system
 
 MOMENT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 CONFIG = AlertConfig()
+
+
+GOOD = RedisCondition(
+    memory_bytes=800,
+    memory_limit_bytes=1_000,
+    append_ok=True,
+    rewrite_ok=True,
+    snapshot_ok=True,
+    pending=32,
+    pending_seconds=120.0,
+    lag=0,
+)
+
+
+def redis(**changes: object) -> Status:
+    """A status in which Redis is well but for the changes."""
+    return status(redis_condition=replace(GOOD, **changes))  # type: ignore[arg-type]
 
 
 def status(**changes: object) -> Status:
@@ -35,7 +54,11 @@ def status(**changes: object) -> Status:
         "metrics": changes.pop("metrics", {}),
         "live": changes.pop("live", {}),
     }
-    trader = {"state": "running", "detail": changes.pop("trader", {}), "last_decision": None}
+    trader = {
+        "state": changes.pop("trader_state", "running"),
+        "detail": changes.pop("trader", {}),
+        "last_decision": None,
+    }
     fields = {
         "state": "running",
         "redis": "up",
@@ -45,6 +68,7 @@ def status(**changes: object) -> Status:
         "services": [],
         "streams": {},
         "dead_letters": 0,
+        "redis_condition": GOOD,
         "pointers": Pointers(newest=3, best=None, promoted=None),
         "training": Training.model_validate(training),
         "validation": None,
@@ -59,31 +83,55 @@ def names(state: Status) -> list[str]:
     return [alert.name for alert in active_alerts(state, CONFIG)]
 
 
-@pytest.mark.parametrize(
-    ("state", "wrong"),
-    [
-        (status(), []),
-        (status(redis="away"), ["redis_away"]),
-        (status(metrics={"expectancy_pips": -10.0}), []),
-        (status(metrics={"expectancy_pips": -10.01}), ["training_diverging"]),
-        (status(metrics={"expectancy_pips": -20.0}, live={"expectancy_pips": 1.0}), []),
-        (status(metrics={"win_rate": 0.05}), []),
-        (status(metrics={"win_rate": 0.049}), ["policy_collapsed"]),
-        (status(metrics={"trade_ratio": 0.019}), ["hold_only"]),
-        (status(time=MOMENT + timedelta(minutes=30)), []),
-        (status(time=MOMENT + timedelta(minutes=31)), ["no_checkpoint"]),
-        (status(dead_letters=1), ["dead_letters"]),
-        (status(trader={"guards": "stale_price"}), ["guard_tripped"]),
-        (status(trader={"state": "halted", "guards": "daily_loss"}), ["trader_halted"]),
-    ],
-)
+#: A status, and the alerts that hold in it.
+CASES: list[tuple[Status, list[str]]] = [
+    (status(), []),
+    (status(redis="away", redis_condition=None), ["redis_away"]),
+    (redis(memory_bytes=801), ["redis_memory"]),
+    (redis(memory_bytes=801, memory_limit_bytes=None), []),
+    (redis(append_ok=False), ["redis_disk"]),
+    (redis(rewrite_ok=False, snapshot_ok=False), ["redis_disk"]),
+    (redis(pending_seconds=120.1), ["pending"]),
+    (redis(lag=None), ["entries_removed"]),
+    (status(streams={"mm:trajectories": 1_000}), []),
+    (status(streams={"mm:trajectories": 1_001}), ["backlog"]),
+    (status(metrics={"expectancy_pips": -10.0}), []),
+    (status(metrics={"expectancy_pips": -10.01}), ["training_diverging"]),
+    (status(metrics={"expectancy_pips": -20.0}, live={"expectancy_pips": 1.0}), []),
+    (status(metrics={"win_rate": 0.05}), []),
+    (status(metrics={"win_rate": 0.049}), ["policy_collapsed"]),
+    (status(metrics={"trade_ratio": 0.019}), ["hold_only"]),
+    (status(time=MOMENT + timedelta(minutes=30)), []),
+    (status(time=MOMENT + timedelta(minutes=31)), ["no_checkpoint"]),
+    (status(dead_letters=1), ["dead_letters"]),
+    (status(trader={"guards": "stale_price"}), ["guard_tripped"]),
+    (status(trader={"state": "halted", "guards": "daily_loss"}), ["trader_halted"]),
+    (status(trader_state="killed"), ["trader_killed"]),
+]
+
+
+@pytest.mark.parametrize(("state", "wrong"), CASES)
 def test_what_is_wrong_follows_from_the_status(state: Status, wrong: list[str]) -> None:
     assert names(state) == wrong
+
+
+def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
+    (memory,) = active_alerts(redis(memory_bytes=1_900_000, memory_limit_bytes=2_000_000), CONFIG)
+    assert memory.source == "redis"
+    assert memory.detail.startswith("Redis holds 1.9 of 2.0 MB (95%); when it is full, all who write wait")
+    (disk,) = active_alerts(redis(rewrite_ok=False, snapshot_ok=False), CONFIG)
+    assert disk.detail.startswith("Redis could not write to its disk (rewrite, snapshot)")
+    (pending,) = active_alerts(redis(pending_seconds=200.0), CONFIG)
+    assert "200 s ago" in pending.detail
+    assert "32 not acknowledged" in pending.detail
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {"redis_memory_share": 80.0},
+        {"backlog_trajectories": 0},
+        {"pending_seconds": -1.0},
         {"win_rate_floor": 1.5},
         {"trade_ratio_floor": float("nan")},
         {"expectancy_floor_pips": float("nan")},

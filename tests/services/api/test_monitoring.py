@@ -2,22 +2,33 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml  # type: ignore[import-untyped]
 
 from shared.adapters.bus import Bus
-from shared.messages.streams import DECISIONS
+from shared.messages.schemas import DeadLettered
+from shared.messages.streams import DEAD, DECISIONS
 from tests.services.api.conftest import System
+from tests.services.api.test_alerts import CASES, CONFIG
 from tests.services.api.test_status import beat, decision
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 METRIC = re.compile(r"\bmm_[a-z_]+\b")
+DOCUMENT = DEPLOY.parent / "docs" / "alerts.md"
+RULES = DEPLOY / "prometheus" / "alerts.yml"
+
+#: A metric with what is asked of its labels, and `label="value"` within it.
+SELECTOR = re.compile(r"\b(mm_[a-z_]+)(?:\{([^}]*)\})?")
+EQUAL = re.compile(r'(\w+)="([^"]*)"')
 
 
 def rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
+    groups = yaml.safe_load(RULES.read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
@@ -27,20 +38,67 @@ def panels() -> list[dict[str, Any]]:
 
 
 async def test_every_metric_that_is_asked_for_is_served(system: System, bus: Bus) -> None:
-    await bus.beat(beat("trainer", "t1", "degraded", updates=3))
+    await bus.beat(
+        beat("trainer", "t1", "degraded", updates=3, samples_per_insert=1.0, samples_per_insert_target=1.0)
+    )
     await system.publish(
         1, loss=1.0, win_rate=0.1, trade_ratio=0.2, expectancy_pips=1.0, samples_per_insert=4.0
     )
     await system.report(1, "paper")
     await bus.append(DECISIONS, decision())
+    await bus.append(DEAD, DeadLettered(stream="s", entry_id="1-0", reason="an alert is active"))
     await system.until(lambda: system.gateway.history.last_decision is not None)
     await system.until(lambda: system.gateway.history.last_validation is not None)
     await system.client.get("/status")
-    served = set(METRIC.findall((await system.client.get("/metrics")).text))
+    text = (await system.client.get("/metrics")).text
+    served = set(METRIC.findall(text))
     asked = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
     asked |= {name for panel in panels() for t in panel["targets"] for name in METRIC.findall(t["expr"])}
     assert len(asked) > 10
     assert asked <= served, asked - served
+    lines = text.splitlines()
+    for rule in rules():
+        for metric, labels in SELECTOR.findall(rule["expr"]):
+            wanted = [f'{label}="{value}"' for label, value in EQUAL.findall(labels)]
+            assert any(line.startswith(metric) and all(w in line for w in wanted) for line in lines), rule
+
+
+def test_every_condition_of_the_gateway_reaches_one_rule() -> None:
+    """A rule of its own, by its name, or the one for all others."""
+    by_name = {rule["alert"]: rule for rule in rules()}
+    (excepted,) = re.findall(r'name!~"([^"]*)"', by_name["ConditionActive"]["expr"])
+    own = {name for _, wrong in CASES for name in wrong if name.title().replace("_", "") in by_name}
+    assert set(excepted.split("|")) == own
+    assert {"redis_memory", "redis_disk", "backlog", "pending", "entries_removed", "dead_letters"} <= own
+
+
+def test_every_condition_is_told_of_in_the_documentation() -> None:
+    told = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)))
+    assert set(told) == {name for _, wrong in CASES for name in wrong}
+
+
+def test_rules_have_the_limits_of_the_settings() -> None:
+    limits = {
+        "RedisMemory": CONFIG.redis_memory_share,
+        "Backlog": CONFIG.backlog_trajectories,
+        "Pending": CONFIG.pending_seconds,
+        "TrainingDiverging": CONFIG.expectancy_floor_pips,
+        "PolicyCollapsed": CONFIG.win_rate_floor,
+        "NoCheckpoint": 60.0 * CONFIG.checkpoint_silence_minutes,
+    }
+    told = {rule["alert"]: float(rule["expr"].split()[-1]) for rule in rules() if rule["alert"] in limits}
+    assert told == limits
+
+
+def test_rules_fire_on_what_is_wrong_and_on_nothing_else() -> None:
+    """As Prometheus' own tool reads and evaluates them (tests/services/api/alerts.yml)."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool, of Prometheus, is not on PATH")
+    cases = Path(__file__).parent / "alerts.yml"
+    for command in (["check", "rules", str(RULES)], ["test", "rules", str(cases)]):
+        done = subprocess.run([promtool, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_rule_says_what_is_wrong_and_how_bad() -> None:
