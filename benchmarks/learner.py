@@ -1,30 +1,33 @@
 """Updates per second of the learner, against its forward and backward passes alone.
 
-The yardstick runs the networks over one batch's unroll and sends fixed gradients back: no drawing, no
-windows, no losses, no clipping, no optimizer, no statistics.
+The yardstick runs the networks over one batch's unroll, in the learner's precision, and sends fixed gradients
+back: no drawing, no windows, no losses, no clipping, no optimizer, no statistics. A batch of stretches has a
+few steps more or fewer than the batch size, so what is measured is steps a second.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import ParamSpec, TypeVar
+from unittest.mock import patch
 from uuid import UUID
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Measurement, quickest
-from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
+from benchmarks.measure import Measurement
+from services.trainer.config import LearnerConfig
 from services.trainer.losses import Batch, unroll
 from services.trainer.training import Training, TrainingConfig
 from shared.agent.trajectory import Trajectory
+from shared.engine.precision import Precision
 from shared.environment.action import NUM_ACTIONS
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.environment.position import NUM_STATIC
 from shared.features.kernels import NUM_FEATURES
 from shared.features.window import FIRST_WINDOW_BAR
 from shared.market.session import SESSION_BARS
-from shared.model.config import ModelConfig
-from shared.search.config import SearchConfig
 
 #: The goal in docs/benchmarks.md.
 GOAL_SHARE = 0.6
@@ -33,57 +36,84 @@ NUM_BARS = 5_000
 NUM_TRAJECTORIES = 30
 
 
+#: What an update is made of; losses, tensors and statistics are the rest.
+PARTS = ("drawing", "views", "forward", "backward", "optimizer")
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
 @dataclass(frozen=True)
 class LearnerSpeed:
     """Of the quickest repetition, the one that was disturbed least."""
 
-    batch_size: int
-    unroll_steps: int
-    updates_per_second: float
-    bound_per_second: float  # of forward and backward passes alone
+    config: LearnerConfig
+    precision: Precision
+    batch_steps: float  # of a batch, on average
+    steps_per_second: float
+    bound_steps_per_second: float  # of forward and backward passes alone
+    shares: dict[str, float]  # of an update's time, by part
+
+    @property
+    def updates_per_second(self) -> float:
+        """Updates with batches of average size."""
+        return self.steps_per_second / self.batch_steps
 
     @property
     def measurements(self) -> list[Measurement]:
-        """As a row."""
-        return [
-            Measurement(
-                name=f"learner, batch {self.batch_size}, unroll {self.unroll_steps}",
-                value=self.updates_per_second,
-                unit="updates/s",
-                yardstick="forward and backward passes alone",
-                yardstick_value=self.bound_per_second,
-                smaller_is_better=False,
-                goal_ratio=GOAL_SHARE,
-            )
-        ]
+        """As rows: the same speed in updates and in steps."""
+        config = self.config
+        stretches = f"stretches of {config.stretch_steps}, " if config.stretch_steps > 1 else ""
+        updates = Measurement(
+            name=f"batch {config.batch_size}, {stretches}unroll {config.unroll_steps}, {self.precision}",
+            value=self.updates_per_second,
+            unit="updates/s",
+            yardstick="forward and backward passes alone",
+            yardstick_value=self.bound_steps_per_second / self.batch_steps,
+            smaller_is_better=False,
+            goal_ratio=GOAL_SHARE,
+        )
+        steps = replace(
+            updates,
+            name=f"steps drawn and learned from, {self.batch_steps:.1f} a batch",
+            value=self.steps_per_second,
+            unit="steps/s",
+            yardstick_value=self.bound_steps_per_second,
+            goal_ratio=None,
+        )
+        return [updates, steps]
 
 
-def bench_learner(
-    *,
-    model: ModelConfig | None = None,
-    learner: LearnerConfig | None = None,
-    seconds: float = 10.0,
-    seed: int = 0,
-) -> LearnerSpeed:
-    """Measure both on random steps.
+def bench_learner(config: TrainingConfig, *, seconds: float = 10.0) -> LearnerSpeed:
+    """Measure both on random steps, then what an update is made of.
 
     Args:
-        model: sizes; the reference's where not given.
-        learner: batch size, unroll and the rest.
-        seconds: to measure for, at least.
-        seed: of weights and steps.
+        config: of the run; its seed is that of weights and steps.
+        seconds: to measure for, at least; as long again for the parts.
     """
-    training = _filled(model or ModelConfig(), learner or LearnerConfig(), seed)
-    whole, alone = quickest((training.update, _passes(training)), repeats=3, seconds=seconds)
-    config = training.config.learner
-    return LearnerSpeed(config.batch_size, config.unroll_steps, 1.0 / whole, 1.0 / alone)
+    training = _filled(config)
+    batches: list[int] = []
+
+    def update() -> int:
+        training.update()
+        batches.append(training.pacing.drawn_last)
+        return batches[-1]
+
+    whole, alone = _most_per_second((update, _passes(training)), repeats=3, seconds=seconds)
+    return LearnerSpeed(
+        config.learner,
+        training.learner.precision,
+        batch_steps=sum(batches) / len(batches),
+        steps_per_second=whole,
+        bound_steps_per_second=alone,
+        shares=_shares(training, seconds),
+    )
 
 
-def _filled(model: ModelConfig, learner: LearnerConfig, seed: int) -> Training:
+def _filled(config: TrainingConfig) -> Training:
     """A run with a full replay of random steps."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(config.trainer.seed)
     features = rng.normal(size=(NUM_BARS, NUM_FEATURES)).astype(np.float32)
-    config = TrainingConfig(model, ReplayConfig(), learner, TrainerConfig(seed=seed), SearchConfig().discount)
     training = Training(config, features, "0" * 64)
     for number in range(NUM_TRAJECTORIES):
         training.insert(random_trajectory(rng, number))
@@ -114,17 +144,85 @@ def random_trajectory(rng: np.random.Generator, number: int) -> Trajectory:
     )
 
 
-def _passes(training: Training) -> Callable[[], object]:
-    """Forward and backward of one batch, with gradients that cost nothing to find."""
-    learner = training.learner
-    steps = training.replay.sample(learner.generator(), training.config.learner.batch_size)
+def _passes(training: Training) -> Callable[[], int]:
+    """Forward and backward of one batch, with gradients that cost nothing to find; its steps."""
+    learner, config = training.learner, training.config.learner
+    steps = training.replay.sample(learner.generator(), config.batch_size, config.stretch_steps)
     batch = Batch.of(steps, training.views(steps), learner.device)
-    gradients: list[Tensor] = [
-        torch.ones_like(output) for output in vars(unroll(learner.network, batch)).values()
-    ]
 
-    def run() -> None:
+    def forward() -> list[Tensor]:
+        with torch.autocast(
+            learner.device.type, torch.bfloat16, enabled=learner.precision is Precision.BFLOAT16
+        ):
+            return list(vars(unroll(learner.network, batch)).values())
+
+    gradients = [torch.ones_like(output) for output in forward()]
+
+    def run() -> int:
         learner.network.zero_grad(set_to_none=True)
-        torch.autograd.backward(list(vars(unroll(learner.network, batch)).values()), gradients)
+        torch.autograd.backward(forward(), gradients)
+        _wait(learner.device)
+        return len(steps)
 
     return run
+
+
+def _most_per_second(functions: Sequence[Callable[[], int]], *, repeats: int, seconds: float) -> list[float]:
+    """Most that each function did in a second, all of them called in turns; `measure.quickest` by size.
+
+    Args:
+        functions: tell how much they did; called once before anything is measured.
+        repeats: rounds of measurement, at least.
+        seconds: to go on for, at least.
+    """
+    for function in functions:
+        function()
+    most = [0.0] * len(functions)
+    end = perf_counter() + seconds
+    while repeats > 0 or perf_counter() < end:
+        for index, function in enumerate(functions):
+            begin = perf_counter()
+            done = function()
+            most[index] = max(most[index], done / (perf_counter() - begin))
+        repeats -= 1
+    return most
+
+
+def _shares(training: Training, seconds: float) -> dict[str, float]:
+    """What each part takes of some updates' time."""
+    learner = training.learner
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    def timed(part: str, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            _wait(learner.device)
+            begin = perf_counter()
+            result = function(*args, **kwargs)
+            _wait(learner.device)
+            spent[part] += perf_counter() - begin
+            return result
+
+        return run
+
+    optimizer, utils = learner._optimizer, torch.nn.utils  # what is timed is the learner's own
+    with (
+        patch.object(training.replay, "sample", timed("drawing", training.replay.sample)),
+        patch.object(training, "views", timed("views", training.views)),
+        patch.object(learner, "_unroll", timed("forward", learner._unroll)),
+        patch.object(Tensor, "backward", timed("backward", Tensor.backward)),
+        patch.object(utils, "clip_grad_norm_", timed("optimizer", utils.clip_grad_norm_)),
+        patch.object(optimizer, "step", timed("optimizer", optimizer.step)),
+    ):
+        begin, updates = perf_counter(), 0
+        while updates < 3 or perf_counter() - begin < seconds:
+            training.update()
+            updates += 1
+        whole = perf_counter() - begin
+    shares = {part: time / whole for part, time in spent.items()}
+    return {**shares, "the rest": 1.0 - sum(shares.values())}
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
