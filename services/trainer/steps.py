@@ -1,12 +1,16 @@
-"""Steps in columns: what the replay stores and what a batch is made of."""
+"""Steps in columns, what a batch is made of; and in rows, as the replay stores them."""
 
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from shared.environment.action import NUM_ACTIONS, Action
 from shared.environment.position import NUM_STATIC
 from shared.numeric import Bool, Float32, Int8, Int64
+
+#: Rows of bytes, each a step.
+PlainRows = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,9 @@ class Steps:
         """Some of the steps, copied."""
         return Steps(**{name: getattr(self, name)[rows] for name in COLUMNS})
 
-    def joined(self, others: "Steps") -> "Steps":
-        """These steps, then the others."""
-        return Steps(
-            **{name: np.concatenate([getattr(self, name), getattr(others, name)]) for name in COLUMNS}
-        )
-
-    def put(self, rows: Int64, steps: "Steps") -> None:
-        """Write steps over some rows, in place."""
-        for name in COLUMNS:
-            getattr(self, name)[rows] = getattr(steps, name)
-
     @classmethod
     def allocate(cls, rows: int, unroll_steps: int) -> "Steps":
-        """Room for some steps, to be written; a row takes 73 + 30 K bytes (223 at K = 5)."""
+        """Room for some steps, to be written."""
         return cls(
             positions=np.zeros(rows, np.int64),
             decisions=np.zeros(rows, np.int64),
@@ -74,3 +67,50 @@ class Steps:
 
 
 COLUMNS = tuple(field.name for field in fields(Steps))
+
+
+class StoredSteps:
+    """Room for N steps, each in one piece of memory.
+
+    A step drawn from a large memory is in no cache: in columns it is waited for once a column, in one piece
+    about once. A row takes 73 + 30 K bytes, rounded up to words of 8 (224 at K = 5).
+    """
+
+    def __init__(self, rows: int, unroll_steps: int) -> None:
+        # The widest numbers come first, so that none needs a gap before it.
+        columns = sorted(vars(Steps.allocate(1, unroll_steps)).items(), key=lambda item: -item[1].itemsize)
+        row = np.dtype([(name, column.dtype, column.shape[1:]) for name, column in columns], align=True)
+        self._rows = np.zeros(rows, row)
+
+    @property
+    def positions(self) -> Int64:
+        """`[N]` of all rows, where they are stored."""
+        positions: Int64 = self._rows["positions"]
+        return positions
+
+    @property
+    def decisions(self) -> Int64:
+        """`[N]` of all rows, where they are stored."""
+        decisions: Int64 = self._rows["decisions"]
+        return decisions
+
+    def put(self, rows: Int64, steps: Steps) -> None:
+        """Write steps over some rows."""
+        written = np.empty(len(rows), self._rows.dtype)
+        for name in COLUMNS:
+            written[name] = getattr(steps, name)
+        _plain(self._rows)[rows] = _plain(written)
+
+    def take(self, rows: Int64) -> PlainRows:
+        """Some rows, copied; `in_columns` tells them apart."""
+        return _plain(self._rows).take(rows)
+
+    def in_columns(self, rows: PlainRows) -> Steps:
+        """Rows that were taken, as steps."""
+        named = rows.view(self._rows.dtype)
+        return Steps(**{name: named[name].copy() for name in COLUMNS})
+
+
+def _plain(rows: npt.NDArray[np.void]) -> PlainRows:
+    """The same memory without names, whose rows NumPy copies whole and not number by number."""
+    return rows.view(np.dtype((np.void, rows.itemsize)))

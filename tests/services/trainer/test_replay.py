@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.trainer.config import ReplayConfig
 from services.trainer.replay import Replay
-from services.trainer.steps import COLUMNS, Steps
+from services.trainer.steps import COLUMNS, Steps, StoredSteps
 from shared.environment.action import Action
 from shared.errors import SettingsError
 
@@ -155,18 +155,48 @@ def test_every_stored_step_is_as_likely_in_stretches() -> None:
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
-def test_a_row_comes_out_as_it_went_in() -> None:
-    rng = np.random.default_rng(0)
-    steps = steps_of([True, False, False])
-    for name in ("static", "policies", "returns"):
+@given(unroll_steps=st.integers(1, 7), count=st.integers(1, 30), seed=st.integers(0, 999))
+def test_a_row_comes_out_as_it_went_in(unroll_steps: int, count: int, seed: int) -> None:
+    """Every column, whatever the length of a row, from the replay and from the success memory."""
+    rng = np.random.default_rng(seed)
+    steps = Steps.allocate(count, unroll_steps)
+    for name in COLUMNS:
         array = getattr(steps, name)
-        array[:] = rng.normal(size=array.shape)
-    replay = Replay(CONFIG, K)
+        array[:] = rng.integers(-100, 100, array.shape)
+    steps.bars[:] = np.arange(count)
+    replay = Replay(ReplayConfig(capacity_steps=30, success_share=0.5), unroll_steps)
     replay.extend(steps)
-    drawn = replay.sample(rng, 50)
-    for row, bar in enumerate(drawn.bars.tolist()):
-        for name in ("static", "policies", "returns", "actions", "lengths"):
-            assert np.array_equal(getattr(drawn, name)[row], getattr(steps, name)[bar])
+    for drawn in (replay.sample(rng, 50), replay.sample(rng, 50, 4), *replay.contents()):
+        for name in COLUMNS:
+            column = getattr(drawn, name)
+            assert np.array_equal(column, getattr(steps, name)[drawn.bars])
+            assert column.dtype == getattr(steps, name).dtype
+            assert column.flags.c_contiguous  # as kernels and torch want them
+
+
+def test_what_was_drawn_is_a_copy() -> None:
+    replay = Replay(CONFIG, K)
+    replay.extend(steps_of([False]))
+    drawn = replay.sample(np.random.default_rng(0), 1)
+    drawn.returns[:] = 7.0
+    assert not replay.contents()[0].returns.any()
+
+
+def test_the_draws_of_a_generator_are_those_it_always_made() -> None:
+    """Recorded when the replay kept columns: a seed names the same batches in any version."""
+    replay = Replay(CONFIG, K)
+    history = [n % 5 == 0 for n in range(64)]
+    steps = steps_of(history, [9.0 if n % 7 == 3 else 0.0 for n in range(64)])
+    steps.positions[:], steps.decisions[:] = np.arange(64) // 16, np.arange(64) % 16
+    replay.extend(steps)
+    assert replay.sample(np.random.default_rng(5), 12).bars.tolist() == [
+        *(59, 62, 50, 62, 57, 58, 59, 60, 63, 50, 60),
+        45,  # a success
+    ]
+    assert replay.sample(np.random.default_rng(5), 12, 4).bars.tolist() == [
+        *(56, 57, 58, 59, 60, 61, 62, 63, 50),
+        59,
+    ]
 
 
 def test_an_empty_replay_cannot_be_drawn_from() -> None:
@@ -185,16 +215,12 @@ def test_numbers_out_of_range_are_refused_by_name(field: str, value: float) -> N
         ReplayConfig(**{field: value})  # type: ignore[arg-type]
 
 
-def stored_bytes(replay: Replay) -> int:
+def stored_bytes(replay: object) -> int:
     """Bytes of all arrays that a replay holds, as NumPy counts them."""
-    held = [array for value in vars(replay).values() for array in arrays_of(value)]
-    return sum(array.nbytes for array in held)
-
-
-def arrays_of(value: object) -> list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
-    if isinstance(value, np.ndarray):
-        return [value]
-    return list(vars(value).values()) if isinstance(value, Steps) else []
+    held = vars(replay).values()
+    return sum(value.nbytes for value in held if isinstance(value, np.ndarray)) + sum(
+        stored_bytes(value) for value in held if isinstance(value, StoredSteps)
+    )
 
 
 def filled(num_steps: int, sessions: int, length: int = 360) -> Replay:
@@ -210,10 +236,10 @@ def filled(num_steps: int, sessions: int, length: int = 360) -> Replay:
 
 
 @pytest.mark.parametrize("num_steps", [1, 300_000, pytest.param(10_000_000, marks=pytest.mark.soak)])
-def test_a_full_replay_takes_263_bytes_a_step_and_loses_no_count(num_steps: int) -> None:
+def test_a_full_replay_takes_264_bytes_a_step_and_loses_no_count(num_steps: int) -> None:
     sessions = num_steps // 360 + 100
     replay = filled(num_steps, sessions)
-    assert stored_bytes(replay) == 263 * num_steps + 223 * 1_000 + 5 * 8  # success memory; five counters
+    assert stored_bytes(replay) == 264 * num_steps + 224 * 1_000 + 5 * 8  # success memory; five counters
     assert len(replay) == num_steps
     assert replay.statistics.num_seen == 360 * sessions
     drawn = replay.sample(np.random.default_rng(0), 64, 16)

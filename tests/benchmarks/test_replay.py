@@ -1,0 +1,77 @@
+"""The replay benchmark measures a full replay, and its yardstick is as large as what it measures."""
+
+import numpy as np
+import pytest
+
+from benchmarks import replay as benchmark
+from benchmarks.replay import INDEX_BYTES, bench_replay, predicted_bytes, replay_costs, row_bytes
+from services.trainer.config import ReplayConfig
+from services.trainer.replay import Replay
+from services.trainer.steps import StoredSteps
+
+
+def held_bytes(owner: object) -> int:
+    """Bytes of all arrays of a replay, as NumPy counts them."""
+    return sum(
+        value.nbytes if isinstance(value, np.ndarray) else held_bytes(value)
+        for value in vars(owner).values()
+        if isinstance(value, np.ndarray | StoredSteps)
+    )
+
+
+@pytest.mark.parametrize("unroll_steps", [1, 2, 5, 8])
+def test_the_arithmetic_is_of_the_arrays_that_a_replay_holds(unroll_steps: int) -> None:
+    config = ReplayConfig(capacity_steps=500, success_capacity=30)
+    held = held_bytes(Replay(config, unroll_steps))
+    assert predicted_bytes(config, unroll_steps) == pytest.approx(held, abs=5 * 8)  # five counters
+    stored = StoredSteps(10, unroll_steps)
+    assert row_bytes(unroll_steps) * 10 == held_bytes(stored)
+
+
+def test_what_is_measured_is_full_and_evicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Replay] = []
+
+    def replay(config: ReplayConfig, unroll_steps: int) -> Replay:
+        made.append(Replay(config, unroll_steps))
+        return made[-1]
+
+    monkeypatch.setattr(benchmark, "Replay", replay)
+    costs = replay_costs(700, seconds=0.0)
+    assert costs.num_steps == 700
+    assert min(costs.insert_seconds, costs.draw_seconds, costs.stretch_seconds, costs.gather_seconds) > 0.0
+    statistics = made[0].statistics
+    assert statistics.num_steps == 700
+    assert statistics.num_seen >= 700 + 360 * benchmark.MEASURED_SESSIONS  # each of these took another's row
+    assert statistics.num_success_steps > 0  # draws come from both memories
+    drawn = made[0].sample(np.random.default_rng(0), 64, benchmark.STRETCH_STEPS)
+    joined = (np.diff(drawn.positions) == 0) & (np.diff(drawn.decisions) == 1)
+    assert joined.sum() > 30  # stretches are stretches
+
+
+def test_every_figure_has_its_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {20_000: 2.0, benchmark.SMALL_STEPS: 1.0}
+
+    def costs(num_steps: int, *, seconds: float, seed: int) -> benchmark.ReplayCosts:
+        scale = sizes[num_steps]
+        return benchmark.ReplayCosts(
+            num_steps, 1e-9 * scale, 40e-6 * scale, 20e-6 * scale, 10e-6 * scale, 5_000_000
+        )
+
+    monkeypatch.setattr(benchmark, "replay_costs", costs)
+    rows = {f"{row.name} | {row.yardstick}": row for row in bench_replay(20_000)}
+    assert {name: row.ratio for name, row in rows.items() if "memory" not in name} == pytest.approx(
+        {
+            "insert a step, 20,000 steps | 10,000 steps": 0.5,
+            "draw 64 in stretches, 20,000 steps | 10,000 steps": 0.5,
+            "draw 64 one by one, 20,000 steps | 10,000 steps": 0.5,
+            "NumPy takes 64 rows, 20,000 steps | 10,000 steps": 0.5,
+            "draw 64 one by one, 20,000 steps | NumPy takes 64 rows, 20,000 steps": 0.25,
+        }
+    )
+    memory = rows["memory, 20,000 steps | predicted by its arithmetic"]
+    assert memory.yardstick_value == pytest.approx((20_000 * (224 + INDEX_BYTES) + 1_000 * 224) / 1e6)
+    assert {name for name, row in rows.items() if row.goal} == {
+        "insert a step, 20,000 steps | 10,000 steps",
+        "draw 64 in stretches, 20,000 steps | 10,000 steps",
+        "memory, 20,000 steps | predicted by its arithmetic",
+    }
