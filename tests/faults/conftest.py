@@ -14,6 +14,7 @@ from shared.adapters.dataset import Dataset, write_dataset
 from shared.market.session import SessionConfig, SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer, free_port
+from tests.faults.forked import ForkedSystem
 from tests.services.trainer.test_processes import System
 
 
@@ -59,7 +60,7 @@ async def system(tmp_path: Path, bars: tuple[Path, Dataset], own_redis: RedisSer
     """Services to start as processes; killed at the end."""
     (tmp_path / "bars.duckdb").symlink_to(bars[0])
     bus = Bus(own_redis.url)
-    system = System(tmp_path, bars[1], own_redis, bus)
+    system = ForkedSystem(tmp_path, bars[1], own_redis, bus)
     yield system
     for process in system.processes.values():
         process.kill()

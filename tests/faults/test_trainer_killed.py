@@ -1,7 +1,6 @@
 """The trainer as a real process, killed with its trajectories in the journal and not yet acknowledged."""
 
 import asyncio
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import rounds, steps, tell
+from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until, until_drained
-from tests.services.trainer.test_processes import SESSION_BARS, System
+from tests.services.trainer.test_processes import SESSION_BARS, Process
 from tests.shared.messages.trajectories import random_trajectory
 
 #: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
@@ -37,7 +37,7 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
     """Killed in turn with its acknowledgement on the way to Redis, and with the reply on the way back."""
     dataset = write_dataset(tmp_path / "bars.duckdb", synthesize(Market.OU, 2_000, seed=1), "synthetic ou")
     bus = Bus(own_redis.url)
-    system = System(tmp_path, dataset, own_redis, bus)
+    system = ForkedSystem(tmp_path, dataset, own_redis, bus)
     acknowledging = False
     kill_at_request = kill_at_reply = False
     kills = 0
@@ -96,5 +96,5 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
     assert sorted(held) == list(range(EACH * count))
 
 
-def _ended(process: subprocess.Popen[bytes]) -> Callable[[], bool]:
+def _ended(process: Process) -> Callable[[], bool]:
     return lambda: process.poll() is not None

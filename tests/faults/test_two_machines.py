@@ -10,6 +10,7 @@ from shared.adapters.dataset import write_dataset
 from shared.market.session import SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer
+from tests.faults.counts import tell
 from tests.s3_server import S3Server
 from tests.services.trainer.test_processes import System
 from tests.shared.adapters.checkpoint_versions import InBucket
@@ -57,6 +58,7 @@ async def test_a_worker_fetches_from_a_bucket_what_the_trainer_published_there(
     store = CheckpointStore(url)
     versions = store.versions()
     assert [store.verify(held).version for held in versions] == versions
+    tell("two machines and a bucket", wanted=version, published=len(versions), damaged=0)
     pointed = store.pointer(Pointer.LATEST)
     assert pointed is not None
     assert pointed.version == versions[-1] >= version

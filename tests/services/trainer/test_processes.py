@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import duckdb
 import pytest
@@ -56,6 +57,17 @@ TINY = {
 PATIENCE_SECONDS = 600.0
 
 
+class Process(Protocol):
+    """What is done with a service's process; `subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def send_signal(self, sig: int, /) -> None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
 @dataclass
 class System:
     """Processes of one home, and what is known of them."""
@@ -64,9 +76,9 @@ class System:
     dataset: Dataset
     redis: RedisServer
     bus: Bus
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
 
-    def start(self, service: str, launcher: Sequence[str] = (), **settings: str) -> subprocess.Popen[bytes]:
+    def start(self, service: str, launcher: Sequence[str] = (), **settings: str) -> Process:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MM_")},
             **TINY,
@@ -76,15 +88,18 @@ class System:
             "MM_INSTANCE": f"{service}-1",
             **settings,
         }
+        self.processes[service] = self.begin(service, launcher, environment)
+        return self.processes[service]
+
+    def begin(self, service: str, launcher: Sequence[str], environment: Mapping[str, str]) -> Process:
+        """Start a service's process."""
         with (self.home / f"{service}.log").open("ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", *launcher, f"services.{service}"],
                 env=environment,
                 cwd=ROOT,
                 stderr=log,
             )
-        self.processes[service] = process
-        return process
 
     def stop(self, service: str, signum: signal.Signals = signal.SIGTERM) -> int:
         process = self.processes.pop(service)
