@@ -89,6 +89,7 @@ class TrainerConfig:
     samples_per_insert: float = 0.5  # times that a step is drawn, for each step that came in
     min_replay_steps: int = 1_000  # nothing is learned from fewer
     max_ahead_episodes: int = 16  # journalled and not learned from yet; beyond it the stream is left alone
+    max_version_lag: int | None = None  # versions; one played by an older one is refused, by default none is
     publish_every_episodes: int = 50
     keep_checkpoints: int = 5
     segment_megabytes: int = 64
@@ -102,6 +103,8 @@ class TrainerConfig:
         _require("trainer.hold_logit", self.hold_logit)
         _require("trainer.seed", self.seed, least=0)
         _require("trainer.samples_per_insert", self.samples_per_insert, above=0.0)
+        if self.max_version_lag is not None:
+            _require("trainer.max_version_lag", self.max_version_lag, least=0)
         for count in (
             "min_replay_steps",
             "max_ahead_episodes",

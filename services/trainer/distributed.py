@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import cast
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +92,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Taken:
-    """What was offered last is in the journal, synced."""
+    """What was offered last is in the journal, synced, but for what is too old."""
+
+    stale: Mapping[UUID, str]  # why it is, by trajectory
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 The leader keeps the one journal. What this rank read it offers to the leader, and acknowledges when the
 leader has it synced; so a trajectory is learned from once, whichever rank read it and whoever is killed.
+Whether one is too old the leader says (services/trainer/ingest.py); it goes to the dead letters from here.
 """
 
 import asyncio
+from collections.abc import Mapping
+from uuid import UUID
 
 import structlog
 import torch
 
 from services.trainer.distributed import Become, Offer, Part, Ranks, Report, Stop, Taken
-from services.trainer.ingest import consumer_name, take_in
+from services.trainer.ingest import Intake, consumer_name
 from services.trainer.learner import Learner
 from services.trainer.settings import TrainerSettings
 from shared.adapters.dataset import read_dataset
@@ -29,6 +32,8 @@ class FollowerService:
     def __init__(self, settings: TrainerSettings, lifecycle: Lifecycle, ranks: Ranks) -> None:
         self._settings, self._lifecycle, self._ranks = settings, lifecycle, ranks
         self._offered: list[Trajectory] = []
+        self._handed_on = False  # what is offered; the leader may take other ranks' before it asks for this
+        self._stale: Mapping[UUID, str] = {}  # of what was taken last
         self._taken = asyncio.Event()
 
     async def run(self) -> None:
@@ -58,13 +63,13 @@ class FollowerService:
             batch = await self._lifecycle.until_stopping(anext(batches))
             if batch is None or not batch.entries:
                 continue
-            trajectories = await take_in(batch, self._dataset, self._lifecycle)
-            if trajectories:
+            intake = Intake.of(batch, self._dataset)
+            if intake.accepted:
                 self._taken.clear()
-                self._offered = trajectories
+                self._offered = intake.trajectories
                 if not await self._lifecycle.until_stopping(self._taken.wait()):
                     return
-            await self._lifecycle.until_stopping(batch.ack())
+            await intake.settle(self._stale, self._lifecycle)
 
     async def _follow(self) -> None:
         """Do what the leader orders."""
@@ -75,11 +80,13 @@ class FollowerService:
                     await asyncio.to_thread(self._learn, order)
                 case Report():
                     offered = tuple(self._offered) if order.take else ()
+                    self._handed_on = self._handed_on or bool(offered)
                     offer = Offer(self._lifecycle.stopping.is_set(), offered)
                     await asyncio.to_thread(self._ranks.offer, offer)
                 case Taken():
-                    self._offered = []
-                    self._taken.set()
+                    if self._handed_on:  # else it is of other ranks alone
+                        self._offered, self._handed_on, self._stale = [], False, order.stale
+                        self._taken.set()
                 case Become():
                     await asyncio.to_thread(self._learner.restore, order.weights, order.moments)
                 case Stop():

@@ -1,6 +1,14 @@
-"""Which trajectories can be learned from, and why another cannot."""
+"""Which trajectories can be learned from, and why another cannot.
 
-from services.trainer.metrics import REFUSED
+What an entry is by itself any rank sees. Whether a trajectory is too old the leader alone can say: it has
+the versions, and the journal, which tells a second delivery of what was taken in when it was young.
+"""
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from services.trainer.metrics import REFUSED, Refusal
 from services.trainer.place import Place
 from shared.adapters.bus import Batch, Entry
 from shared.adapters.dataset import Dataset
@@ -18,20 +26,50 @@ def consumer_name(place: Place) -> str:
     return "trainer" if place.leads else f"trainer-{place.rank}"
 
 
-async def take_in(
-    batch: Batch[TrajectoryFinished], dataset: Dataset, lifecycle: Lifecycle
-) -> list[Trajectory]:
-    """The batch's trajectories that can be learned from; the others go to the dead letters."""
-    trajectories = []
-    for entry in batch.entries:
-        try:
-            trajectories.append(accepted(entry, dataset))
-        except MessageError as refused:
-            REFUSED.inc()
-            await lifecycle.until_stopping(
-                lifecycle.bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, str(refused))
-            )
-    return trajectories
+@dataclass(frozen=True)
+class Intake:
+    """A batch's trajectories, and why its other entries are none, both by entry id."""
+
+    batch: Batch[TrajectoryFinished]
+    accepted: Mapping[str, Trajectory]
+    unusable: Mapping[str, str]
+
+    @classmethod
+    def of(cls, batch: Batch[TrajectoryFinished], dataset: Dataset) -> "Intake":
+        """Look at every entry."""
+        accepted_entries, unusable = {}, {}
+        for entry in batch.entries:
+            try:
+                accepted_entries[entry.entry_id] = accepted(entry, dataset)
+            except MessageError as refused:
+                unusable[entry.entry_id] = str(refused)
+        return cls(batch, accepted_entries, unusable)
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """Those that can be learned from."""
+        return list(self.accepted.values())
+
+    async def settle(self, stale: Mapping[UUID, str], lifecycle: Lifecycle) -> None:
+        """Put what was refused with the dead letters, then acknowledge the rest, which is in the journal.
+
+        Asked to stop in the midst of it, nothing is acknowledged that lacks its letter: it comes again.
+
+        Args:
+            stale: why trajectories were found too old, by id.
+            lifecycle: of the service.
+        """
+        await lifecycle.until_stopping(self._letters_then_ack(stale, lifecycle))
+
+    async def _letters_then_ack(self, stale: Mapping[UUID, str], lifecycle: Lifecycle) -> None:
+        for entry in self.batch.entries:
+            unusable = self.unusable.get(entry.entry_id)
+            reason = unusable or stale.get(entry.message.trajectory_id)
+            if reason is not None:
+                await lifecycle.bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, reason)
+            if unusable is not None:
+                REFUSED.labels(Refusal.UNUSABLE).inc()  # the leader counted those that it found stale
+        await self.batch.ack()
 
 
 def accepted(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Trajectory:
@@ -55,3 +93,32 @@ def accepted(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Trajectory:
             f"the data set has windows for {FIRST_WINDOW_BAR} to {len(dataset.bars) - 1}"
         )
     return trajectory
+
+
+def stale_among(
+    trajectories: Sequence[Trajectory],
+    *,
+    newest: int,
+    max_version_lag: int | None,
+    journalled: Container[UUID],
+) -> dict[UUID, str]:
+    """Why trajectories are too old to be learned from, by id; those that are not are left out.
+
+    Args:
+        trajectories: that can be learned from otherwise.
+        newest: version published. A trainer that went back to an earlier one meets later ones: no lag.
+        max_version_lag: most versions that one may be behind; None refuses none.
+        journalled: ids taken in before; a second delivery is no new trajectory, however old.
+    """
+    if max_version_lag is None:
+        return {}
+    return {
+        trajectory.trajectory_id: (
+            f"trajectory {trajectory.trajectory_id}: played by version {trajectory.checkpoint_version}, "
+            f"{newest - trajectory.checkpoint_version} behind the newest, {newest}; "
+            f"trainer.max_version_lag allows {max_version_lag}"
+        )
+        for trajectory in trajectories
+        if newest - trajectory.checkpoint_version > max_version_lag
+        and trajectory.trajectory_id not in journalled
+    }

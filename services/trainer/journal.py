@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -82,6 +83,10 @@ class Journal:
     def position(self) -> int:
         """Number of trajectories ever appended: the number that the next one gets."""
         return self.first + len(self._places)
+
+    def __contains__(self, trajectory_id: object) -> bool:
+        """True when a trajectory of this id was appended before."""
+        return isinstance(trajectory_id, UUID) and trajectory_id.bytes in self._known
 
     def close(self) -> None:
         """Let another process open it."""

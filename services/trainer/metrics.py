@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import fields
+from enum import StrEnum
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from services.trainer.learner import UpdateStatistics, as_metrics
 from services.trainer.training import Training
@@ -23,6 +24,14 @@ UPDATE_FIGURES = (
     "steps_per_second",  # drawn and learned from, while the update was made
 )
 
+
+class Refusal(StrEnum):
+    """Why a trajectory is not learned from."""
+
+    UNUSABLE = "unusable"  # damaged, of another data set, or outside its bars
+    STALE = "stale"  # trainer.max_version_lag
+
+
 FIGURES = Gauge("mm_trainer_figure", "Losses, errors, replay and pacing, by name", ["name"])
 VERSION = Gauge("mm_trainer_version", "Newest published checkpoint version")
 EPISODES = Gauge("mm_trainer_episodes", "Trajectories learned from, ever")
@@ -31,7 +40,14 @@ UPDATES = Counter("mm_trainer_updates", "Updates made by this process")
 SKIPPED = Counter("mm_trainer_updates_skipped", "Updates left out for a loss or gradient that was not finite")
 ROLL_BACKS = Counter("mm_trainer_roll_backs", "Returns to an earlier version's weights")
 DUPLICATES = Counter("mm_trainer_duplicates", "Trajectories delivered again and not counted again")
-REFUSED = Counter("mm_trainer_refused", "Trajectories put with the dead letters")
+REFUSED = Counter("mm_trainer_refused", "Trajectories put with the dead letters", ["reason"])
+for _reason in Refusal:
+    REFUSED.labels(_reason)  # told from the start, as 0
+VERSION_LAG = Histogram(
+    "mm_trainer_version_lag",
+    "Versions from the one that played a trajectory to the newest, when it was taken in; none is less than 0",
+    buckets=(0, 1, 2, 3, 5, 10, 20, 50, 100),
+)
 DISK_FAILURES = Counter("mm_trainer_disk_failures", "Writes that the disk refused", ["what"])
 
 

@@ -11,19 +11,23 @@ compute of each update is the learner's affair (services/trainer/distributed.py,
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from uuid import UUID
 
 import structlog
 
 from services.trainer.distributed import Offer, Ranks, Report, Stop, Taken
 from services.trainer.episodes import WINDOW_FIGURES
-from services.trainer.ingest import consumer_name, take_in
+from services.trainer.ingest import Intake, consumer_name, stale_among
 from services.trainer.journal import Journal
 from services.trainer.metrics import (
     DISK_FAILURES,
     DUPLICATES,
+    REFUSED,
     ROLL_BACKS,
     UPDATE_FIGURES,
+    VERSION_LAG,
+    Refusal,
     TrainerMetrics,
 )
 from services.trainer.place import Place
@@ -154,23 +158,26 @@ class TrainerService:
             batch = await self._lifecycle.until_stopping(anext(batches))
             if batch is None or not batch.entries:
                 continue
-            trajectories = await take_in(batch, self._dataset, self._lifecycle)
-            if not await self._append(trajectories):
+            intake = Intake.of(batch, self._dataset)
+            stale = await self._append(intake.trajectories)
+            if stale is None:
                 return
-            await self._lifecycle.until_stopping(batch.ack())
+            await intake.settle(stale, self._lifecycle)
             self._changed.set()
             self._report()
             await self._wait_while(self._is_far_ahead)
 
     async def _lead(self, ranks: Ranks) -> None:
         """What the other ranks read into the journal too; when one of them is to stop, all stop."""
-        appending: asyncio.Task[bool] | None = None  # they are spoken to however long the disk refuses
+        # They are spoken to however long the disk refuses.
+        appending: asyncio.Task[Mapping[UUID, str] | None] | None = None
         while not self._lifecycle.stopping.is_set():
             await self._lifecycle.sleep(REPORT_SECONDS)
             if appending and appending.done():
-                if appending.result():
+                stale = appending.result()
+                if stale is not None:
                     async with self._ordering:
-                        await asyncio.to_thread(ranks.send_all, Taken())
+                        await asyncio.to_thread(ranks.send_all, Taken(stale))
                     self._changed.set()
                     self._report()
                 appending = None
@@ -186,21 +193,39 @@ class TrainerService:
         if appending:
             await appending
 
-    async def _append(self, trajectories: Sequence[Trajectory]) -> bool:
-        """Append to the journal, trying again while the disk refuses; False when asked to stop first."""
+    async def _append(self, trajectories: Sequence[Trajectory]) -> Mapping[UUID, str] | None:
+        """Append to the journal what is not too old, trying again while the disk refuses.
+
+        What is in the journal was young enough; it is learned from, now or after a restart, without a look
+        at versions.
+
+        Returns:
+            Why trajectories are too old, by id; None when asked to stop first.
+        """
         while True:
             try:
                 async with self._appending:
-                    new = await asyncio.to_thread(self._journal.append, trajectories)
+                    newest = self._publisher.version or 0
+                    stale = stale_among(
+                        trajectories,
+                        newest=newest,
+                        max_version_lag=self._settings.trainer.max_version_lag,
+                        journalled=self._journal,
+                    )
+                    recent = [one for one in trajectories if one.trajectory_id not in stale]
+                    new = await asyncio.to_thread(self._journal.append, recent)
             except OSError as refused:
                 DISK_FAILURES.labels("journal").inc()
                 log.error("journal_write_failed", error=str(refused), retry_seconds=DISK_RETRY_SECONDS)  # noqa: TRY400
                 await self._lifecycle.sleep(DISK_RETRY_SECONDS)
                 if self._lifecycle.stopping.is_set():
-                    return False
+                    return None
             else:
-                DUPLICATES.inc(len(trajectories) - len(new))
-                return True
+                DUPLICATES.inc(len(recent) - len(new))
+                REFUSED.labels(Refusal.STALE).inc(len(trajectories) - len(recent))
+                for trajectory in new:
+                    VERSION_LAG.observe(max(newest - trajectory.checkpoint_version, 0))
+                return stale
 
     def _is_far_ahead(self) -> bool:
         ahead = self._journal.position - self._training.position

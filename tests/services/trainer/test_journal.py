@@ -135,6 +135,7 @@ def test_old_segments_go_and_their_ids_stay_known(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="trajectory 4 is not here; held are 5 to 7"):
         journal.read(4)
     for _ in range(2):
+        assert [made.trajectory_id in journal for made in MADE[:9]] == [True] * 8 + [False]
         assert journal.append(MADE[:8]) == []
         journal.close()
         journal = Journal(tmp_path)

@@ -6,6 +6,7 @@ are whole, announced, and go on counting.
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Protocol
 
 import duckdb
+import numpy as np
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
 from services.trainer.journal import Journal
+from services.trainer.service import REPORT_SECONDS
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import Dataset, write_dataset
@@ -168,10 +171,14 @@ async def system(
         process.wait()
 
 
-def sendable(system: System, first: int, last: int) -> list[tuple[TrajectoryFinished, bytes]]:
+def sendable(
+    system: System, first: int, last: int, *, version: int = 3
+) -> list[tuple[TrajectoryFinished, bytes]]:
     fingerprint = system.dataset.fingerprint
     return [
-        encode_trajectory(random_trajectory(seed, SESSION_BARS, start_bar=500, dataset=fingerprint))
+        encode_trajectory(
+            random_trajectory(seed, SESSION_BARS, start_bar=500, dataset=fingerprint, version=version)
+        )
         for seed in range(first, last)
     ]
 
@@ -276,6 +283,53 @@ async def test_two_ranks_read_and_learn_together_and_one_told_to_stop_stops_both
     assert manifest.episode == manifest.journal_position == sent
     assert manifest.update == owed
     assert await system.bus.heartbeats() == []
+
+
+async def test_of_three_ranks_each_hands_on_all_it_read_and_refuses_what_is_too_old(system: System) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m")
+    intake_alone = {
+        "MM_TRAINER__MIN_REPLAY_STEPS": "1000000",
+        "MM_TRAINER__MAX_VERSION_LAG": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MM_TRAINER__DEVICE": "cpu",
+    }
+    early, last, young = 10, 60, 1_000_000  # a version that no limit refuses
+    rng = np.random.default_rng(0)
+    await system.bus.append_all(TRAJECTORIES, sendable(system, 0, early, version=0))
+    system.start("trainer", torchrun, **intake_alone)
+
+    async def all_read_and_a_version_is_out() -> bool:
+        version = await system.detail("trainer", "version")
+        return version >= 1 and await _consumers(system) == {"trainer", "trainer-1", "trainer-2"}
+
+    await system.until("all ranks read, and version 1 is published", all_read_and_a_version_is_out)
+    for seed in range(early, last):
+        version = 0 if seed % 2 else young
+        await system.bus.append_all(TRAJECTORIES, sendable(system, seed, seed + 1, version=version))
+        if seed % 10 == 0:  # a lost reply, of what was young when it first came
+            await system.bus.append_all(TRAJECTORIES, sendable(system, 3, 4, version=0))
+        # Any time between two looks of the leader: ranks read also while it takes what another handed on.
+        await asyncio.sleep(rng.uniform(0.0, REPORT_SECONDS))
+    await system.until("all is taken", lambda: _empty(system))
+    follower = await system.beat("trainer-rank")
+    assert follower is not None
+    os.kill(follower.pid, signal.SIGTERM)
+    assert system.processes.pop("trainer").wait(PATIENCE_SECONDS) == 0
+
+    young_ids = [_id(seed) for seed in (*range(early), *range(early, last, 2))]
+    assert sorted(system.journalled_ids()) == sorted(young_ids)
+    reasons = [letter.reason for letter in await system.bus.letters(count=1_000)]
+    assert sorted(reason.split(":")[0] for reason in reasons) == sorted(
+        f"trajectory {_id(seed)}" for seed in range(early + 1, last, 2)
+    )
+    assert all("played by version 0, " in reason for reason in reasons)
+    assert all(reason.endswith("; trainer.max_version_lag allows 0") for reason in reasons)
+    told = [json.loads(line) for line in system.log("trainer").splitlines() if '"dead_lettered"' in line]
+    assert {line["instance"] for line in told} - {"trainer-1"}  # not the leader's alone
+
+
+def _id(seed: int) -> str:
+    return str(random_trajectory(seed, SESSION_BARS).trajectory_id)
 
 
 async def _consumers(system: System) -> set[str]:

@@ -10,15 +10,18 @@ from typing import Any
 
 import duckdb
 import pytest
+from prometheus_client import generate_latest
 from pydantic import SecretStr
 
 from services.trainer import journal as journal_module
 from services.trainer.config import LearnerConfig, TrainerConfig
+from services.trainer.journal import Journal
 from services.trainer.service import TrainerService
 from services.trainer.settings import TrainerSettings
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Manifest, Pointer, Tensors
 from shared.adapters.dataset import Dataset, write_dataset
+from shared.agent.trajectory import Trajectory
 from shared.errors import DataError, SettingsError
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import encode_trajectory
@@ -31,7 +34,15 @@ from tests.shared.adapters.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory
 
 STEPS = 40
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 600.0
+
+
+#: What Prometheus is told of old trajectories.
+STALE = 'mm_trainer_refused_total{reason="stale"}'
+DUPLICATES = "mm_trainer_duplicates_total"
+TAKEN_IN = "mm_trainer_version_lag_count"
+NOT_BEHIND = 'mm_trainer_version_lag_bucket{le="0.0"}'
+STALENESS = (STALE, DUPLICATES, TAKEN_IN, NOT_BEHIND)
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +79,35 @@ async def running(settings: TrainerSettings) -> AsyncIterator[Lifecycle]:
         await lifecycle.bus.close()
 
 
+async def until_drained(bus: Bus) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await bus.length(TRAJECTORIES):  # noqa: ASYNC110  a state, not an event
+            await asyncio.sleep(0.01)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not holds():  # noqa: ASYNC110  heartbeats are looked at, not waited for
             await asyncio.sleep(0.01)
 
 
+def counted(name: str) -> float:
+    """A figure of this process, as Prometheus reads it."""
+    lines = generate_latest().decode().splitlines()
+    (value,) = [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
+    return float(value)
+
+
 def detail(lifecycle: Lifecycle, name: str) -> object:
     return lifecycle.heartbeat.detail.get(name)
 
 
+def played(dataset: Dataset, seed: int, version: int = 3) -> Trajectory:
+    return random_trajectory(seed, STEPS, start_bar=500, dataset=dataset.fingerprint, version=version)
+
+
 async def send(bus: Bus, dataset: Dataset, seeds: range) -> None:
-    made = [random_trajectory(s, STEPS, start_bar=500, dataset=dataset.fingerprint) for s in seeds]
+    made = [played(dataset, seed) for seed in seeds]
     await bus.append_all(TRAJECTORIES, [encode_trajectory(trajectory) for trajectory in made])
 
 
@@ -103,6 +131,44 @@ async def test_what_cannot_be_learned_from_goes_to_the_dead_letters_with_its_rea
     assert "bytes of arrays, the shapes say" in reasons[0]
     assert "bars 1999 to 2038, the data set has windows for 150 to 1999" in reasons[1]
     assert f"data set {'5e' * 6}…, the trainer has {fingerprint[:12]}…" in reasons[2]
+
+
+async def test_what_too_old_a_version_played_goes_to_the_dead_letters_and_all_else_is_learned_from(
+    settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
+) -> None:
+    limited = settings.model_copy(update={"trainer": replace(settings.trainer, max_version_lag=1)})
+    early = [played(dataset[1], seed, version=0) for seed in range(10)]
+    # Version 2 is the newest when these come: 0 is too old, but for what is known already.
+    stale = [played(dataset[1], seed, version=0) for seed in range(10, 16)]
+    late = [played(dataset[1], 20 + version, version=version) for version in (1, 2, 7)]
+    await bus.append_all(TRAJECTORIES, [encode_trajectory(one) for one in early])
+    async with running(limited) as trainer:
+        await until(lambda: detail(trainer, "version") == 2)
+        before = {name: counted(name) for name in STALENESS}
+        mixed = [*stale[:3], early[4], late[0], *stale[3:], late[1], early[9], late[2]]
+        await bus.append_all(TRAJECTORIES, [encode_trajectory(one) for one in mixed])
+        await until(lambda: detail(trainer, "episode") == 13)
+        await until_drained(bus)
+        assert detail(trainer, "journalled") == 13
+    journal = Journal(limited.journal_root)
+    learned = [journal.read(n).trajectory_id for n in range(journal.position)]
+    journal.close()
+    assert learned == [one.trajectory_id for one in (*early, *late)]
+    letters = [(e.message.stream, e.message.reason) for e in await bus.recent(DEAD, count=100)]
+    assert sorted(letters) == sorted(
+        (
+            "mm:trajectories",
+            f"trajectory {one.trajectory_id}: played by version 0, 2 behind the newest, 2; "
+            "trainer.max_version_lag allows 1",
+        )
+        for one in stale
+    )
+    assert {name: counted(name) - before[name] for name in STALENESS} == {
+        STALE: len(stale),
+        DUPLICATES: 2,
+        TAKEN_IN: 3,
+        NOT_BEHIND: 2,  # version 2, and 7
+    }
 
 
 async def test_learning_pauses_and_resumes_on_request_and_a_pause_outlives_a_restart(
