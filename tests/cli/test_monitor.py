@@ -87,6 +87,7 @@ BUSY = Snapshot(
         ],
         streams={"mm:trajectories": 12, "mm:validations": 8, "mm:decisions": 900, "mm:trades": 31},
         dead_letters=2,
+        redis_condition=None,
         pointers=Pointers(newest=8, best=7, promoted=Promoted(version=7, stage="paper")),
         training=Training(
             state="paused",
