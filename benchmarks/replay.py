@@ -10,9 +10,9 @@ rows of as many bytes from an array as large beside it: what that costs, memory 
 
 import gc
 import resource
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from services.trainer.replay import Replay
 from services.trainer.steps import Steps
 from shared.environment.action import NUM_ACTIONS
 from shared.market.session import SESSION_BARS
+from shared.numeric import Int64
 
 #: Goals in docs/benchmarks.md; cache misses are what a large replay costs more.
 GOAL_INSERT, GOAL_STRETCHES, GOAL_MEMORY = 0.8, 0.8, 0.95
@@ -31,7 +32,7 @@ UNROLL_STEPS = 5
 BATCH_SIZE = 64
 STRETCH_STEPS = 16
 
-#: Sessions added to a full replay, at least, and draws in one repetition.
+#: Sessions added to each full replay, at least, and draws in one repetition.
 MEASURED_SESSIONS, DRAWS = 200, 10
 
 #: Bytes of a stored step beside those of its row: its age, its places in two rings, its two neighbours.
@@ -46,7 +47,7 @@ class ReplayCosts:
     """Of one full replay."""
 
     num_steps: int
-    insert_seconds: float  # of a step that evicts another, of the median session
+    insert_seconds: float  # of a step that evicts another
     draw_seconds: float  # of a batch of single steps
     stretch_seconds: float  # of a batch of stretches
     gather_seconds: float  # of as many rows as a batch has, by NumPy from an array of as many bytes
@@ -72,8 +73,7 @@ def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int
         seconds: to measure each figure for, at least.
         seed: of steps and draws.
     """
-    # The large one first: it would grow into what the small one leaves free.
-    large, small = (replay_costs(steps, seconds=seconds, seed=seed) for steps in (num_steps, SMALL_STEPS))
+    large, small = replay_costs((num_steps, SMALL_STEPS), seconds=seconds, seed=seed)
     predicted = predicted_bytes(_config(num_steps), UNROLL_STEPS)
     of, against = f"{num_steps:,} steps", f"{SMALL_STEPS:,} steps"
     rows = [
@@ -110,48 +110,65 @@ def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int
     return [*rows, gathered, memory]
 
 
-def replay_costs(num_steps: int, *, seconds: float, seed: int = 0) -> ReplayCosts:
-    """Fill one replay, add more, so that each step evicts another, and measure it.
+def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list[ReplayCosts]:
+    """Fill replays, then measure them in turns: inserts, of which each step evicts another, and draws.
 
     Args:
-        num_steps: its capacity.
-        seconds: to measure each figure for, at least.
+        sizes: capacities, the largest first: another would leave it memory to grow into.
+        seconds: to measure inserts for, at least, and draws.
         seed: of steps and draws.
     """
     rng = np.random.default_rng(seed)
     session = _session(rng)
-    gc.collect()
-    before = _resident_bytes()
-    replay = Replay(_config(num_steps), UNROLL_STEPS)
-    position = 0
+    full = [_Full.of(num_steps, session, rng) for num_steps in sizes]
+    inserts = quickest([one.insert for one in full], repeats=MEASURED_SESSIONS, seconds=seconds)
+    ways = [way for one in full for way in (one.draw, one.draw_stretches, one.gather)]
+    draws = [spent / DRAWS for spent in quickest(ways, repeats=20, seconds=seconds)]
+    per_replay = zip(inserts, draws[::3], draws[1::3], draws[2::3], full, strict=True)
+    return [
+        ReplayCosts(len(one.replay), insert / SESSION_BARS, draw, stretches, gather, one.grown_bytes)
+        for insert, draw, stretches, gather, one in per_replay
+    ]
 
-    def insert() -> None:
-        nonlocal position
-        session.positions[:] = position
-        position += 1
-        replay.extend(session)
 
-    while len(replay) < num_steps:
-        insert()
-    grown = _resident_bytes() - before
-    sessions = []
-    begin, count = perf_counter(), position
-    while position < count + MEASURED_SESSIONS or perf_counter() < begin + seconds:
-        start = perf_counter()
-        insert()
-        sessions.append(perf_counter() - start)
-    plain = np.ones((num_steps, row_bytes(UNROLL_STEPS) // 8), np.int64)
-    draws, stretches, gathers = quickest(
-        (
-            lambda: [replay.sample(rng, BATCH_SIZE) for _ in range(DRAWS)],
-            lambda: [replay.sample(rng, BATCH_SIZE, STRETCH_STEPS) for _ in range(DRAWS)],
-            lambda: [plain.take(rng.integers(num_steps, size=BATCH_SIZE), axis=0) for _ in range(DRAWS)],
-        ),
-        repeats=20,
-        seconds=seconds,
-    )
-    inserted = float(np.median(sessions)) / SESSION_BARS
-    return ReplayCosts(num_steps, inserted, draws / DRAWS, stretches / DRAWS, gathers / DRAWS, grown)
+@dataclass
+class _Full:
+    """A full replay, and as large an array of NumPy's beside it."""
+
+    replay: Replay
+    session: Steps
+    rng: np.random.Generator
+    position: int = 0
+    grown_bytes: int = 0
+    plain: Int64 = field(default_factory=lambda: np.ones((1, row_bytes(UNROLL_STEPS) // 8), np.int64))
+
+    @classmethod
+    def of(cls, num_steps: int, session: Steps, rng: np.random.Generator) -> "_Full":
+        gc.collect()
+        before = _resident_bytes()
+        full = cls(Replay(_config(num_steps), UNROLL_STEPS), session, rng)
+        while len(full.replay) < num_steps:
+            full.insert()
+        full.grown_bytes = _resident_bytes() - before
+        full.plain = np.ones((num_steps, full.plain.shape[1]), np.int64)
+        return full
+
+    def insert(self) -> None:
+        self.session.positions[:] = self.position
+        self.position += 1
+        self.replay.extend(self.session)
+
+    def draw(self) -> None:
+        for _ in range(DRAWS):
+            self.replay.sample(self.rng, BATCH_SIZE)
+
+    def draw_stretches(self) -> None:
+        for _ in range(DRAWS):
+            self.replay.sample(self.rng, BATCH_SIZE, STRETCH_STEPS)
+
+    def gather(self) -> None:
+        for _ in range(DRAWS):
+            self.plain.take(self.rng.integers(len(self.plain), size=BATCH_SIZE), axis=0)
 
 
 def _config(num_steps: int) -> ReplayConfig:

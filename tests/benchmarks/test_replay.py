@@ -1,5 +1,7 @@
 """The replay benchmark measures a full replay, and its yardstick is as large as what it measures."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -36,26 +38,29 @@ def test_what_is_measured_is_full_and_evicts(monkeypatch: pytest.MonkeyPatch) ->
         return made[-1]
 
     monkeypatch.setattr(benchmark, "Replay", replay)
-    costs = replay_costs(700, seconds=0.0)
-    assert costs.num_steps == 700
-    assert min(costs.insert_seconds, costs.draw_seconds, costs.stretch_seconds, costs.gather_seconds) > 0.0
-    statistics = made[0].statistics
-    assert statistics.num_steps == 700
-    assert statistics.num_seen >= 700 + 360 * benchmark.MEASURED_SESSIONS  # each of these took another's row
-    assert statistics.num_success_steps > 0  # draws come from both memories
-    drawn = made[0].sample(np.random.default_rng(0), 64, benchmark.STRETCH_STEPS)
-    joined = (np.diff(drawn.positions) == 0) & (np.diff(drawn.decisions) == 1)
-    assert joined.sum() > 30  # stretches are stretches
+    measured = replay_costs((700, 400), seconds=0.0)
+    assert [costs.num_steps for costs in measured] == [700, 400]
+    for costs, full in zip(measured, made, strict=True):
+        assert (
+            min(costs.insert_seconds, costs.draw_seconds, costs.stretch_seconds, costs.gather_seconds) > 0.0
+        )
+        statistics = full.statistics
+        assert statistics.num_steps == costs.num_steps
+        # Each of these took another's row.
+        assert statistics.num_seen >= costs.num_steps + 360 * benchmark.MEASURED_SESSIONS
+        assert statistics.num_success_steps > 0  # draws come from both memories
+        drawn = full.sample(np.random.default_rng(0), 64, benchmark.STRETCH_STEPS)
+        joined = (np.diff(drawn.positions) == 0) & (np.diff(drawn.decisions) == 1)
+        assert joined.sum() > 30  # stretches are stretches
 
 
 def test_every_figure_has_its_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {20_000: 2.0, benchmark.SMALL_STEPS: 1.0}
-
-    def costs(num_steps: int, *, seconds: float, seed: int) -> benchmark.ReplayCosts:
-        scale = sizes[num_steps]
-        return benchmark.ReplayCosts(
-            num_steps, 1e-9 * scale, 40e-6 * scale, 20e-6 * scale, 10e-6 * scale, 5_000_000
-        )
+    def costs(sizes: Sequence[int], *, seconds: float, seed: int) -> list[benchmark.ReplayCosts]:
+        assert list(sizes) == [20_000, benchmark.SMALL_STEPS]
+        return [
+            benchmark.ReplayCosts(size, 1e-9 * times, 40e-6 * times, 20e-6 * times, 10e-6 * times, 5_000_000)
+            for size, times in zip(sizes, (2.0, 1.0), strict=True)
+        ]
 
     monkeypatch.setattr(benchmark, "replay_costs", costs)
     rows = {f"{row.name} | {row.yardstick}": row for row in bench_replay(20_000)}
