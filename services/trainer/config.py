@@ -51,7 +51,9 @@ class LearnerConfig:
     precision: Precision = Precision.FLOAT32  # of the passes; weights, losses and optimizer are float32
     cuda_precision: Precision = Precision.AUTO  # the same on a CUDA device, where auto is bfloat16
     learning_rate: float = 0.002
+    constant_updates: int = 0  # after so many it falls by one over their number's square root; 0: never
     weight_decay: float = 1e-5
+    average_decay: float = 0.0  # of the average of the weights that acts, at an update; 0: the weights do
     max_gradient_norm: float = 1.0
     policy_weight: float = 1.0
     value_weight: float = 0.25  # of states and of afterstates
@@ -67,11 +69,22 @@ class LearnerConfig:
         object.__setattr__(self, "cuda_precision", cuda_precision)
         for count in ("batch_size", "stretch_steps", "unroll_steps", "n_step", "max_skipped_in_a_row"):
             _require(f"learner.{count}", getattr(self, count), least=1)
+        if not 0.0 <= self.average_decay < 1.0:
+            raise SettingsError(
+                f"learner.average_decay is {self.average_decay}, expected 0 or more and less than 1"
+            )
         _require("learner.trace_floor", self.trace_floor, least=0.0, most=1.0)
+        _require("learner.constant_updates", self.constant_updates, least=0)
         for positive in ("learning_rate", "max_gradient_norm"):
             _require(f"learner.{positive}", getattr(self, positive), above=0.0)
         for name in ("weight_decay", "policy_weight", "value_weight", "reward_weight", "outcome_weight"):
             _require(f"learner.{name}", getattr(self, name), least=0.0)
+
+    def learning_rate_at(self, updates: int) -> float:
+        """Of the next update after so many: constant, then falling as 1/√updates."""
+        if self.constant_updates == 0:
+            return self.learning_rate
+        return self.learning_rate * min(1.0, math.sqrt(self.constant_updates / max(updates, 1)))
 
     def precision_on(self, device: str) -> Precision:
         """Float32 or bfloat16: what the passes are computed in on a kind of device."""

@@ -47,9 +47,12 @@ class Part:
     views: Views
     weight: float  # its share of the batch's rows
     dropout_seed: int
+    learning_rate: float
 
     @classmethod
-    def split(cls, steps: Steps, views: Views, seeds: Sequence[int], *, length: int) -> "list[Part]":
+    def split(
+        cls, steps: Steps, views: Views, seeds: Sequence[int], learning_rate: float, *, length: int
+    ) -> "list[Part]":
         """A batch in parts of whole stretches, one for each rank.
 
         A rank for which there is no stretch gets the first step's once more, with weight 0: it must join
@@ -59,6 +62,7 @@ class Part:
             steps: `[N]`.
             views: their S stretches.
             seeds: of each rank's dropout.
+            learning_rate: of the update.
             length: L, bars of a stretch that can be embedded.
         """
         stretches, size = views.rows // length, len(seeds)
@@ -71,7 +75,7 @@ class Part:
             if first == end:
                 first, end, chosen = stretches[0], stretches[0] + 1, np.zeros(1, np.int64)
             own = Views(views.spans[first:end], views.rows[chosen] - first * length)
-            parts.append(cls(steps.take(chosen), own, weight, seed))
+            parts.append(cls(steps.take(chosen), own, weight, seed, learning_rate))
         return parts
 
 

@@ -1,8 +1,12 @@
 """One update: draw, unroll, compare, step. Weights, optimizer and counters in; the same, and statistics, out.
 
 Randomness is counted, not kept: dropout in attempt n is seeded by the run's seed and n alone. So the
-state of a learner is its weights, its optimizer's moments and its counters, and learning that goes on
-from a saved state gives the same bits as learning that never stopped.
+state of a learner is its weights, their average, its optimizer's moments and its counters, and learning
+that goes on from a saved state gives the same bits as learning that never stopped.
+
+What acts is a running average of the weights, where one is asked for (Polyak and Juditsky 1992, with
+exponential weights): the last few batches move it less, so that what the agent plays, and what its
+targets are made of, is steadier than what is being trained.
 """
 
 import contextlib
@@ -10,11 +14,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from services.trainer.config import LearnerConfig
 from services.trainer.distributed import Become, Part, Ranks
@@ -27,6 +33,9 @@ from shared.model.network import Network
 
 #: What the random numbers of an attempt are for.
 _DRAWING, _DROPOUT = range(2)
+
+#: Ends the names of the weights in training, beside the optimizer's, in what is saved of averaged ones.
+_LAST = "last"
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -80,6 +89,12 @@ class Learner:
             ranks.parallel(self.network) if ranks else partial(unroll, self.network)
         )
         self._optimizer = self._new_optimizer()
+        self._average = _average(self.network, config.average_decay) if config.average_decay else None
+
+    @property
+    def acting(self) -> Network:
+        """What is to be played with: the network, or the average of what it has been."""
+        return cast("Network", self._average.module) if self._average else self.network
 
     @property
     def diverged(self) -> bool:
@@ -97,10 +112,11 @@ class Learner:
             steps: B steps.
             views: the bars that they look back on.
         """
+        rate = self.config.learning_rate_at(self.counters.updates)
         if self._ranks is None:
-            return self.learn(Part(steps, views, 1.0, self._dropout_seed(0)))
+            return self.learn(Part(steps, views, 1.0, self._dropout_seed(0), rate))
         seeds = [self._dropout_seed(rank) for rank in range(self._ranks.place.size)]
-        parts = Part.split(steps, views, seeds, length=self.config.stretch_steps)
+        parts = Part.split(steps, views, seeds, rate, length=self.config.stretch_steps)
         self._ranks.send(parts)
         return self.learn(parts[0])
 
@@ -128,7 +144,11 @@ class Learner:
             figures = self._ranks.mean(figures, part.weight)
         finite = math.isfinite(figures["loss"]) and math.isfinite(norm.item())
         if finite:
+            for group in self._optimizer.param_groups:
+                group["lr"] = part.learning_rate
             self._optimizer.step()
+            if self._average:
+                self._average.update_parameters(self.network)
             self.counters.updates += 1
             self.counters.skipped_in_a_row = 0
         else:
@@ -139,39 +159,48 @@ class Learner:
         return UpdateStatistics(skipped=not finite, gradient_norm=norm.item(), **figures)
 
     def weights(self) -> Arrays:
-        """Every weight and running statistic of the network, copied."""
-        return {name: _array(tensor) for name, tensor in self.network.state_dict().items()}
+        """Every weight and running statistic that acts, copied."""
+        return {name: _array(tensor) for name, tensor in self.acting.state_dict().items()}
 
     def moments(self) -> Arrays:
-        """The optimizer's state, by parameter, copied."""
+        """What else learning goes on from, copied: optimizer's state, and the weights behind an average."""
         names = [name for name, _ in self.network.named_parameters()]
         state: Mapping[int, Mapping[str, Tensor]] = self._optimizer.state_dict()["state"]
-        return {
+        moments = {
             f"{names[index]}/{key}": _array(tensor)
             for index, entries in state.items()
             for key, tensor in entries.items()
         }
+        if self._average:
+            moments |= {
+                f"{name}/{_LAST}": _array(tensor) for name, tensor in self.network.state_dict().items()
+            }
+        return moments
 
     def restore(self, weights: Mapping[str, npt.NDArray[np.generic]], moments: Arrays) -> None:
-        """Take over weights and the optimizer's state, on all ranks; the counters stay as they are.
+        """Take over weights and what else was saved, on all ranks; the counters stay as they are.
+
+        What was saved without an average begins one; what was saved with one goes on from the weights
+        behind it where none is asked for now.
 
         Raises:
             CheckpointError: names or shapes are another network's.
         """
-        try:
-            self.network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-        except RuntimeError as other:
-            raise CheckpointError(
-                f"weights do not fit the network: {str(other).splitlines()[-1].strip()}"
-            ) from other
-        self._optimizer = self._new_optimizer()
         indices = {name: index for index, (name, _) in enumerate(self.network.named_parameters())}
+        last: Arrays = {}
         state: dict[int, dict[str, Tensor]] = {}
         for name, array in moments.items():
-            parameter, _, key = name.rpartition("/")
-            if parameter not in indices:
-                raise CheckpointError(f"optimizer state of {parameter!r}, which the network does not have")
-            state.setdefault(indices[parameter], {})[key] = torch.from_numpy(array.copy())
+            owner, _, key = name.rpartition("/")
+            if key == _LAST:
+                last[owner] = array
+            elif owner in indices:
+                state.setdefault(indices[owner], {})[key] = torch.from_numpy(array.copy())
+            else:
+                raise CheckpointError(f"optimizer state of {owner!r}, which the network does not have")
+        _load(self.network, last or weights)
+        if self._average:
+            _load(self._average.module, weights)
+        self._optimizer = self._new_optimizer()
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         if self._ranks and self._ranks.place.leads:
             self._ranks.send_all(Become(weights, moments))
@@ -221,6 +250,23 @@ def as_metrics(statistics: UpdateStatistics) -> dict[str, float]:
         for name, value in asdict(statistics).items()
         if name != "skipped" and math.isfinite(value)
     }
+
+
+def _average(network: Network, decay: float) -> AveragedModel:
+    """The exponential average of a network's weights and running statistics; so far, what they are."""
+    average_by = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=average_by, use_buffers=True)
+    average.n_averaged.fill_(1)
+    return average
+
+
+def _load(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    try:
+        network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    except RuntimeError as other:
+        raise CheckpointError(
+            f"weights do not fit the network: {str(other).splitlines()[-1].strip()}"
+        ) from other
 
 
 def _array(tensor: Tensor) -> npt.NDArray[np.generic]:

@@ -35,6 +35,7 @@ ALIKE = replace(
 CASES: dict[str, TrainingConfig] = {
     "steps": ALIKE,
     "stretches": replace(ALIKE, learner=replace(ALIKE.learner, batch_size=40, stretch_steps=8)),
+    "averaged": replace(ALIKE, learner=replace(ALIKE.learner, average_decay=0.8, constant_updates=3)),
     "dropout": replace(ALIKE, model=replace(CONFIG.model, dropout=0.1)),
 }
 

@@ -66,7 +66,7 @@ def _saved(folder: Path, case: str, name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.mark.parametrize("case", ["steps", "stretches"])
+@pytest.mark.parametrize("case", ["steps", "stretches", "averaged"])
 def test_two_ranks_learn_what_one_learns(
     together: tuple[Path, subprocess.CompletedProcess[str]], case: str
 ) -> None:
@@ -112,7 +112,7 @@ def test_parts_are_the_batch_once_each_stretch_in_one_part() -> None:
         training.insert(trajectory)
     steps = training.replay.sample(np.random.default_rng(3), 40, 8)
     views = training.views(steps)
-    parts = Part.split(steps, views, [7, 8, 9], length=8)
+    parts = Part.split(steps, views, [7, 8, 9], 0.1, length=8)
     assert [part.dropout_seed for part in parts] == [7, 8, 9]
     assert sum(part.weight for part in parts) == pytest.approx(1.0)
     assert np.array_equal(np.concatenate([part.views.spans for part in parts]), views.spans)
@@ -131,7 +131,7 @@ def test_parts_are_the_batch_once_each_stretch_in_one_part() -> None:
         )
 
     lookback = config.model.receptive_field
-    whole = seen(Part(steps, views, 1.0, 0), lookback)
+    whole = seen(Part(steps, views, 1.0, 0, 0.1), lookback)
     assert sorted(step for part in parts for step in seen(part, lookback)) == whole
 
 
@@ -139,7 +139,7 @@ def test_a_rank_without_a_stretch_joins_in_without_weight() -> None:
     training = new_training()
     training.insert(trajectories(1)[0])
     steps = training.replay.sample(np.random.default_rng(0), 1).take(np.zeros(3, np.int64))
-    parts = Part.split(steps, training.views(steps), [0, 1], length=1)
+    parts = Part.split(steps, training.views(steps), [0, 1], 0.1, length=1)
     assert sorted((part.weight, len(part.steps)) for part in parts) == [(0.0, 1), (1.0, 3)]
 
 

@@ -43,6 +43,8 @@ STRETCHES = replace(
         trace_floor=0.1,
         shaping=Shaping.UNREALISED,
         precision=Precision.BFLOAT16,
+        average_decay=0.9,
+        constant_updates=7,
     ),
     trainer=replace(CONFIG.trainer, hold_logit=3.0, samples_per_insert=2.0),
 )
@@ -85,6 +87,62 @@ def test_a_resumed_replay_needs_nothing_older_than_the_manifest_says() -> None:
     draws = [t.replay.sample(np.random.default_rng(1), 50).bars.tolist() for t in (training, resumed)]
     assert draws[0] == draws[1]
     assert resumed.position == training.position
+
+
+AVERAGED = replace(CONFIG, learner=replace(CONFIG.learner, average_decay=0.75))
+
+
+def test_what_acts_is_the_running_average_of_the_weights() -> None:
+    training, plain = new_training(AVERAGED), new_training()
+    average = {name: weights.astype(float) for name, weights in plain.learner.network.arrays().items()}
+    for trajectory in JOURNAL[:15]:
+        for run in (training, plain):
+            run.insert(trajectory)
+        while plain.may_update:
+            assert training.update() == plain.update()  # what is trained is not the average
+            for name, weights in plain.learner.network.arrays().items():
+                average[name] += 0.25 * (weights - average[name])
+    assert plain.learner.counters.updates > 10
+    for name, weights in training.learner.acting.arrays().items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_allclose(weights, average[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    hidden = np.random.default_rng(0).normal(size=(5, CONFIG.model.hidden_size)).astype(np.float32)
+    acting, trained = (Agent(network, 0) for network in (training.learner.acting, training.learner.network))
+    holds = np.zeros(5, np.int8)
+    assert not np.array_equal(acting.afterstates(hidden, holds)[0], trained.afterstates(hidden, holds)[0])
+
+
+def test_an_average_begins_or_ends_between_versions() -> None:
+    plain, averaged = new_training(), new_training(AVERAGED)
+    for training in (plain, averaged):
+        advance(training, JOURNAL, 10)
+    begun, ended = new_training(AVERAGED), new_training()
+    for resumed, before in ((begun, plain), (ended, averaged)):
+        resumed.resume(saved(before.save(0)[0]), *before.save(0)[1:], JOURNAL.__getitem__)
+    for name, weights in plain.learner.weights().items():
+        assert np.array_equal(begun.learner.weights()[name], weights), name
+        assert np.array_equal(ended.learner.weights()[name], weights), name  # behind the average
+
+
+def test_the_learning_rate_falls_by_the_square_root_of_the_updates() -> None:
+    falling = LearnerConfig(learning_rate=0.01, constant_updates=4)
+    rates = [falling.learning_rate_at(updates) for updates in (0, 3, 4, 16, 400)]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.005, 0.001])
+    assert LearnerConfig(learning_rate=0.01).learning_rate_at(10**9) == 0.01
+
+    plain = new_training()
+    slowing = new_training(replace(CONFIG, learner=replace(CONFIG.learner, constant_updates=1)))
+    for training in (plain, slowing):
+        training.insert(JOURNAL[0])
+        training.insert(JOURNAL[1])
+    for _ in range(2):
+        assert plain.update() == slowing.update()
+    before = plain.learner.network.arrays()
+    plain.update()
+    slowing.update()
+    for name, _ in plain.learner.network.named_parameters():
+        whole, slowed = (run.learner.network.arrays()[name] - before[name] for run in (plain, slowing))
+        np.testing.assert_allclose(slowed, whole / np.sqrt(2.0), rtol=1e-3, atol=1e-7, err_msg=name)
 
 
 def test_other_seeds_make_other_networks() -> None:
