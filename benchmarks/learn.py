@@ -1,15 +1,16 @@
 """Does it learn? Train on a market whose best policy is known, and compare on sessions it never saw.
 
-Self-play and learning take turns in this one process, with the worker and the trainer of the services but
-without streams, journal and checkpoints. There are two yardsticks, played in the same test sessions. One is
-the best policy for that market and that reward scheme (`benchmarks.optimum`); it sees the law's hidden state,
-which the agent can only guess at from prices, so its share need not reach 1. The other is the agent's own
-network trained by supervision on that policy (`benchmarks.imitation`). Beside them stand a player of random
-legal actions and one that does nothing. All are judged greedily by plain sums over whole sessions,
-undiscounted.
+Self-play and learning run side by side in this one process, a core each: the worker and the trainer of
+the services without streams, journal and checkpoints. There are two yardsticks, played in the same test
+sessions. One is the best policy for that market and that reward scheme (`benchmarks.optimum`); it sees the
+law's hidden state, which the agent can only guess at from prices, so its share need not reach 1. The other
+is the agent's own network trained by supervision on that policy (`benchmarks.imitation`). Beside them stand
+a player of random legal actions and one that does nothing. All are judged greedily by plain sums over whole
+sessions, undiscounted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -52,7 +53,7 @@ GOAL_IDLE_TRADES = 0.2
 GOAL_IDLE_LOSS_PIPS = 1.0
 
 #: Of the imitation's reward (net pips under `pnl`), on the market whose moves come back, after these minutes.
-GOAL_SHARES = ((60.0, 0.97), (15.0, 0.90))
+GOAL_SHARES = {15.0: 0.90, 60.0: 0.97}
 
 #: A run has learned when it earns this part of the imitation's net pips in the curve's sessions.
 LEARNED_SHARE = 0.8
@@ -154,6 +155,7 @@ class LearnReport:
     starts: Int64  # [S] test sessions
     optimum_value: float  # mean computed reward of the best policy in these sessions
     players: dict[str, Scores]  # best, agent, nothing, random
+    on_time: dict[float, Scores]  # the agent when the minutes of a goal were over
     imitation: Imitation | None  # left out
 
     @property
@@ -191,11 +193,19 @@ class LearnReport:
         """What the run was to reach on the markets that there are goals for."""
         market, agent = self.config.market, self.players["agent"]
         if market is Market.OU:
-            part = share(agent.reward, self.imitation.test.reward) if self.imitation else None
-            least = next((least for minutes, least in GOAL_SHARES if self.config.minutes >= minutes), None)
-            if part is None or least is None:
+            if self.imitation is None:
                 return []
-            return [LearnGoal(f"{least} of the imitation's reward", part.value, part.value >= least)]
+            bound = self.imitation.test.reward
+            parts = {minutes: share(scores.reward, bound) for minutes, scores in self.on_time.items()}
+            return [
+                LearnGoal(
+                    f"{GOAL_SHARES[minutes]} of the imitation's reward after {minutes:g} minutes",
+                    part.value,
+                    part.value >= GOAL_SHARES[minutes],
+                )
+                for minutes, part in parts.items()
+                if part
+            ]
         if (market, self.config.environment.reward) != (Market.GBM, RewardScheme.PNL):
             return []
         trades, pips = float(agent.trades.mean()), float(agent.pips.mean())
@@ -254,6 +264,7 @@ def learn(
     rule = best_rule(arena.optimum, arena.states)
     best = score_rule(rule, arena.view.prices, sessions, environment)
     curve: list[CurvePoint] = []
+    on_time: dict[float, Scores] = {}
     due, last = 0.0, 60.0 * config.minutes
     with _Recorder(record, config) as recorder:
         for agent, spent in _versions(arena, config, training, clock, recorder):
@@ -264,6 +275,9 @@ def learn(
                 curve.append(CurvePoint(spent, scores, best))
                 recorder.judged(curve[-1], agent.version)
                 due = spent.seconds + last / config.curve_points
+            for minutes in GOAL_SHARES.keys() - on_time.keys():
+                if spent.seconds >= 60.0 * minutes:
+                    on_time[minutes] = score_agent(agent, arena.view, arena.test, environment, config.search)
     rules = {
         "best": rule,
         "nothing": flat,
@@ -279,7 +293,7 @@ def learn(
         if config.imitation_minutes > 0.0
         else None
     )
-    return LearnReport(config, tuple(curve), arena.test, expected, players, bound)
+    return LearnReport(config, tuple(curve), arena.test, expected, players, on_time, bound)
 
 
 def _arena(config: LearnConfig) -> _Arena:
@@ -391,7 +405,10 @@ def _versions(
     clock: Callable[[], float],
     recorder: _Recorder,
 ) -> Iterator[tuple[Agent, Spent]]:
-    """The agent before learning and after every batch of sessions, until the minutes are spent."""
+    """The agent before learning and after every batch of sessions, until the minutes are spent.
+
+    While it learns from a batch the next one is played, by the version that the batch before came to.
+    """
     worker = SelfPlayWorker(
         "bench learn",
         arena.view,
@@ -401,15 +418,20 @@ def _versions(
         config.search,
         np.random.default_rng(config.seed),
     )
-    agent, seconds = Agent(training.learner.network, version=0), 0.0
-    while True:
-        yield agent, Spent(seconds, training.position, training.learner.counters.updates)
-        begin, left = clock(), 60.0 * config.minutes - seconds
-        if left <= 0.0:
-            return
-        _batch(worker, training, agent, recorder, _from(begin + left, clock))
-        agent = Agent(training.learner.network, agent.version + 1)
-        seconds += clock() - begin
+    agent, seconds = Agent(training.learner.acting, version=0), 0.0
+    batch: Sequence[Trajectory] = ()
+    with ThreadPoolExecutor(1, "self-play") as player:
+        while True:
+            yield agent, Spent(seconds, training.position, training.learner.counters.updates)
+            begin, left = clock(), 60.0 * config.minutes - seconds
+            if left <= 0.0:
+                return
+            is_over = _from(begin + left, clock)
+            playing = player.submit(worker.play, agent, training.position, is_over)
+            _learn_from(batch, training, recorder, is_over)
+            batch = playing.result()
+            agent = Agent(training.learner.acting, agent.version + 1)
+            seconds += clock() - begin
 
 
 def _from(end: float, clock: Callable[[], float]) -> Callable[[], bool]:
@@ -417,19 +439,15 @@ def _from(end: float, clock: Callable[[], float]) -> Callable[[], bool]:
     return lambda: clock() >= end
 
 
-def _batch(
-    worker: SelfPlayWorker,
-    training: Training,
-    agent: Agent,
-    recorder: _Recorder,
-    is_over: Callable[[], bool],
+def _learn_from(
+    batch: Sequence[Trajectory], training: Training, recorder: _Recorder, is_over: Callable[[], bool]
 ) -> None:
-    """Play a batch and make the updates it is worth; break off when the time is over.
+    """Make the updates that a batch of sessions is worth; break off when the time is over.
 
     Raises:
         ServiceError: learning diverged.
     """
-    for trajectory in worker.play(agent, training.position, is_over):
+    for trajectory in batch:
         recorder.insert(training, trajectory)
         while training.may_update and not is_over():
             recorder.update(training)

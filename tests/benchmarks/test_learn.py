@@ -11,7 +11,7 @@ import pytest
 
 import shared.adapters.picture
 from benchmarks.curve import draw_curve
-from benchmarks.learn import CurvePoint, LearnConfig, LearnReport, Spent, learn
+from benchmarks.learn import GOAL_SHARES, CurvePoint, LearnConfig, LearnReport, Spent, learn
 from benchmarks.scores import Scores
 from services.selfplay.config import SelfPlayConfig
 from services.trainer.config import LearnerConfig, TrainerConfig
@@ -118,16 +118,27 @@ def test_players_rank_as_they_should(report: LearnReport) -> None:
 def test_a_market_with_an_edge_is_to_be_learned_as_well_as_imitation_does(report: LearnReport) -> None:
     assert report.imitation is not None
     bound = replace(report.imitation, test=trading(1.0, 10.0), validation=trading(1.0, 10.0))
-    for minutes, pips, met in ((15.0, 9.1, True), (15.0, 8.9, False), (60.0, 9.1, False), (60.0, 9.8, True)):
-        done = replace(
-            report,
-            config=replace(CONFIG, minutes=minutes),
-            imitation=bound,
-            players={"agent": trading(1.0, pips)},
-        )
-        assert [goal.met for goal in done.goals()] == [met], (minutes, pips)
-    assert replace(done, config=replace(CONFIG, minutes=5.0)).goals() == []
+    for on_time, met in (
+        ({15.0: 9.1}, [True]),
+        ({15.0: 8.9}, [False]),
+        ({15.0: 9.1, 60.0: 9.1}, [True, False]),
+        ({15.0: 8.9, 60.0: 9.8}, [False, True]),
+        ({}, []),
+    ):
+        scores = {minutes: trading(1.0, pips) for minutes, pips in on_time.items()}
+        done = replace(report, imitation=bound, on_time=scores)
+        assert [goal.met for goal in done.goals()] == met, on_time
     assert replace(done, imitation=None).goals() == []
+
+
+def test_test_sessions_are_judged_when_the_minutes_of_a_goal_are_over() -> None:
+    assert GOAL_SHARES == {15.0: 0.9, 60.0: 0.97}
+    told: list[Spent] = []
+    ticks = count(step=20.0)  # seconds
+    most = replace(CONFIG, minutes=40.0, curve_points=1, imitation_minutes=0.0)
+    done = learn(most, clock=lambda: next(ticks), progress=told.append)
+    assert list(done.on_time) == [15.0]
+    assert len(told) > 3
 
 
 def test_learned_is_told_from_the_first_evaluation_that_comes_close_to_the_imitation(
