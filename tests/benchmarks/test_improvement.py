@@ -18,7 +18,7 @@ from benchmarks.improvement import (
 )
 from benchmarks.improvement_picture import draw_improvement
 from shared.errors import SettingsError
-from tests.cli.test_bench import bench, document
+from tests.cli.benches import bench, document
 
 
 def by_hand(claimed_q: list[float]) -> Problems:

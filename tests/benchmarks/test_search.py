@@ -10,7 +10,7 @@ from benchmarks.search import PeerSpeed, SearchSpeed, bench_search, compare_sear
 from shared.engine.precision import Precision
 from shared.engine.processor import HAS_BFLOAT16
 from shared.search.config import SearchConfig, Selection
-from tests.cli.test_bench import document
+from tests.cli.benches import document
 from tests.shared.agent.markets import small_agent
 from tests.shared.model.networks import opinionated_network
 
