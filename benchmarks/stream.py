@@ -9,16 +9,23 @@ payloads over one connection each, in exchanges of the same size, and take turns
   input at a zero byte, so zeros in the payload are made ones;
 - redis-py's pipelines of XADD and of XREADGROUP, XACK and XDEL, with payloads made beforehand.
 
+Neither looks at what it reads. So this project's reader has its turn without decoding too, which is what
+the bus costs; and with decoding beside redis-py's reader that does the least that tells a damaged trajectory
+from a whole one and gives arrays: JSON, SHA-256 and NumPy's views, nothing checked beyond that.
+
 Beside them stands what each step costs on a trajectory's way into the replay.
 """
 
 import asyncio
+import hashlib
+import json
+import math
 import os
 import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -110,27 +117,43 @@ class StreamSpeed:
     ours: Rates  # decoded and checked too
     raw: Rates
     tool: Rates | None  # None without redis-benchmark on PATH
+    taken: float  # trajectories per second of ours, read and acknowledged but not decoded
+    raw_decoded: float  # of redis-py's, decoded by the least that gives arrays
     steps: StepCosts
 
     @property
     def measurements(self) -> list[Measurement]:
         """As rows; the goals are for redis-benchmark, and for redis-py's pipelines only without it."""
-        of = f", {self.entry_bytes / 1000:.1f} kB"
-        return [
-            Measurement(
-                name=name + of,
-                value=value,
-                unit="/s",
-                yardstick=f"{yardstick.name} {command}",
-                yardstick_value=yardstick_value,
-                smaller_is_better=False,
-                goal_ratio=GOAL_SHARE if yardstick is (self.tool or self.raw) else None,
+        rows = [
+            (
+                name,
+                value,
+                f"{yardstick.name} {command}",
+                yardstick_value,
+                yardstick is (self.tool or self.raw),
             )
             for yardstick in (self.tool, self.raw)
             if yardstick is not None
             for name, value, command, yardstick_value in (
                 ("append", self.ours.append, "XADD", yardstick.append),
                 ("consume", self.ours.consume, "XREADGROUP, XACK, XDEL", yardstick.consume),
+                ("consume undecoded", self.taken, "XREADGROUP, XACK, XDEL", yardstick.consume),
+            )
+        ]
+        least = f"{self.raw.name}, json, SHA-256, NumPy's views"
+        return [
+            Measurement(
+                name=f"{name}, {self.entry_bytes / 1000:.1f} kB",
+                value=value,
+                unit="/s",
+                yardstick=yardstick,
+                yardstick_value=yardstick_value,
+                smaller_is_better=False,
+                goal_ratio=GOAL_SHARE if has_goal and name != "consume undecoded" else None,
+            )
+            for name, value, yardstick, yardstick_value, has_goal in (
+                *rows,
+                ("consume", self.ours.consume, least, self.raw_decoded, False),
             )
         ]
 
@@ -153,7 +176,7 @@ def bench_stream(count: int = 1_024, *, seed: int = 0) -> StreamSpeed:
         server = RedisServer(folder / "redis", free_port())
         server.start()
         try:
-            rates, steps = asyncio.run(_measured(server, few, reads, folder / "journal", rng))
+            rates, readers, steps = asyncio.run(_measured(server, few, reads, folder / "journal", rng))
         finally:
             server.stop()
     ours, raw, *tool = rates
@@ -163,17 +186,19 @@ def bench_stream(count: int = 1_024, *, seed: int = 0) -> StreamSpeed:
         ours=ours,
         raw=raw,
         tool=tool[0] if tool else None,
+        taken=readers["taken"],
+        raw_decoded=readers["raw decoded"],
         steps=steps,
     )
 
 
 async def _measured(
     server: RedisServer, few: Sequence[Trajectory], reads: int, folder: Path, rng: np.random.Generator
-) -> tuple[list[Rates], StepCosts]:
+) -> tuple[list[Rates], dict[str, float], StepCosts]:
     bus, redis = Bus(server.url), Redis.from_url(server.url, protocol=2)
     try:
-        rates = await _turns(server, bus, redis, few, reads)
-        return rates, await _steps(bus, folder, rng, TURNS * reads * READ_COUNT // PIPELINE)
+        rates, readers = await _turns(server, bus, redis, few, reads)
+        return rates, readers, await _steps(bus, folder, rng, TURNS * reads * READ_COUNT // PIPELINE)
     finally:
         await bus.close()
         await redis.aclose()
@@ -181,8 +206,11 @@ async def _measured(
 
 async def _turns(
     server: RedisServer, bus: Bus, redis: Redis, few: Sequence[Trajectory], reads: int
-) -> list[Rates]:
-    """Ours, redis-py's, and redis-benchmark's where it is; each sends all and then reads all, in turns."""
+) -> tuple[list[Rates], dict[str, float]]:
+    """Ours, redis-py's, and redis-benchmark's where it is; each sends all and then reads all, in turns.
+
+    Beside them the rates of ours that does not decode, and of redis-py's that does.
+    """
     path = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
     tool = _Tool(path, server, few[0]) if path else None
     for key in (_RAW_KEY, *([_BENCHMARK_KEY] if tool else [])):
@@ -196,6 +224,10 @@ async def _turns(
             await tool.check(redis)
         spent["consume"].append(await _consumed(bus, reads))
         spent["raw consume"].append(await _consumed_raw(redis, reads))
+        await _appended(bus, few, reads)
+        spent["taken"].append(await _consumed(bus, reads, decoded=False))
+        await _appended_raw(redis, few, reads)
+        spent["raw decoded"].append(await _consumed_raw(redis, reads, decoded=True))
         if tool:
             spent["tool consume"].append(await asyncio.to_thread(tool.consume, reads))
         left = {key: await redis.xlen(key) for key in (TRAJECTORIES.key, _RAW_KEY, _BENCHMARK_KEY)}
@@ -203,10 +235,11 @@ async def _turns(
             raise ServiceError(f"bench stream: entries are left that all were to be read: {left}")
     ways = [("this", ""), ("redis-py", "raw "), *([(Path(path).name, "tool ")] if path else [])]
     turn = reads * READ_COUNT
-    return [
+    rates = [
         Rates(name, turn / min(spent[f"{way}append"]), turn / min(spent[f"{way}consume"]))
         for name, way in ways
     ]
+    return rates, {name: turn / min(spent[name]) for name in ("taken", "raw decoded")}
 
 
 async def _appended(bus: Bus, few: Sequence[Trajectory], reads: int) -> float:
@@ -227,11 +260,12 @@ async def _appended_raw(redis: Redis, few: Sequence[Trajectory], reads: int) -> 
     return perf_counter() - start
 
 
-async def _consumed(bus: Bus, reads: int) -> float:
+async def _consumed(bus: Bus, reads: int, *, decoded: bool = True) -> float:
     start, done = perf_counter(), 0
     async for batch in bus.consume(TRAJECTORIES, TRAINER_GROUP, "benchmark"):
-        for entry in batch.entries:
-            decode_trajectory(entry.message, entry.arrays)
+        if decoded:
+            for entry in batch.entries:
+                decode_trajectory(entry.message, entry.arrays)
         await batch.ack()
         done += len(batch.entries)
         if done >= reads * READ_COUNT:
@@ -239,16 +273,33 @@ async def _consumed(bus: Bus, reads: int) -> float:
     return perf_counter() - start
 
 
-async def _consumed_raw(redis: Redis, reads: int) -> float:
+async def _consumed_raw(redis: Redis, reads: int, *, decoded: bool = False) -> float:
     start = perf_counter()
     for _ in range(reads):
         reply = await redis.xreadgroup(_GROUP, "one", {_RAW_KEY: ">"}, count=READ_COUNT)
-        ids = [entry_id for entry_id, _ in cast("Any", reply)[0][1]]
+        entries = cast("Any", reply)[0][1]
+        ids = [entry_id for entry_id, _ in entries]
+        if decoded:
+            for _, fields_read in entries:
+                _least_decoded(fields_read)
         async with redis.pipeline(transaction=True) as pipe:
             pipe.xack(_RAW_KEY, _GROUP, *ids)
             pipe.xdel(_RAW_KEY, *ids)
             await pipe.execute()
     return perf_counter() - start
+
+
+def _least_decoded(entry: Mapping[bytes, bytes]) -> list[np.ndarray[Any, Any]]:
+    """Arrays of a trajectory whose hash is right, as short as Python and NumPy say it."""
+    header, blob = json.loads(entry[b"body"]), entry[b"arrays"]
+    if hashlib.sha256(blob).hexdigest() != header["arrays_sha256"]:
+        raise ServiceError("bench stream: the arrays' SHA-256 is not the header's")
+    arrays, offset = [], 0
+    for column in header["arrays"]:
+        array = np.frombuffer(blob, column["dtype"], math.prod(column["shape"]), offset)
+        offset += array.nbytes
+        arrays.append(array.reshape(column["shape"]))
+    return arrays
 
 
 class _Tool:

@@ -3,11 +3,14 @@
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.stream import TURNS, bench_stream
+from benchmarks.learner import random_trajectory
+from benchmarks.stream import TURNS, _least_decoded, bench_stream
 from shared.adapters.bus import READ_COUNT
 from shared.errors import ServiceError
+from shared.messages.codec import encode, encode_trajectory
 
 
 def only_tool(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> None:
@@ -22,13 +25,27 @@ def test_without_the_tool_the_goals_are_for_the_pipelines(monkeypatch: pytest.Mo
     assert speed.tool is None
     assert speed.count == TURNS * READ_COUNT  # whole turns
     assert 15_000 < speed.entry_bytes < 25_000
-    appended, consumed = speed.measurements
+    appended, consumed, taken, decoded = speed.measurements
+    assert taken.ratio == pytest.approx(speed.taken / speed.raw.consume)
+    assert decoded.ratio == pytest.approx(speed.ours.consume / speed.raw_decoded)
+    assert taken.goal is decoded.goal is None
     assert appended.ratio == pytest.approx(speed.ours.append / speed.raw.append)
     assert consumed.ratio == pytest.approx(speed.ours.consume / speed.raw.consume)
     assert appended.goal == consumed.goal == "ratio ≥ 0.8"
     assert all(cost > 0.0 for _, cost in speed.steps.rows)
     # Reading and decoding one takes no longer than what consuming takes as a whole, allowing for noise.
     assert speed.steps.read + speed.steps.decode < 4 * 1e6 / speed.ours.consume
+
+
+def test_the_least_decoding_gives_the_arrays_and_sees_damage() -> None:
+    trajectory = random_trajectory(np.random.default_rng(0), 0)
+    entry = {name.encode(): value for name, value in encode(*encode_trajectory(trajectory)).items()}
+    static, actions, *_, outcome_probabilities = _least_decoded(entry)
+    assert np.array_equal(static, trajectory.static)
+    assert np.array_equal(actions, trajectory.actions)
+    assert np.array_equal(outcome_probabilities, trajectory.outcome_probabilities)
+    with pytest.raises(ServiceError, match="SHA-256"):
+        _least_decoded({**entry, b"arrays": entry[b"arrays"][:-1] + b"?"})
 
 
 @pytest.mark.parametrize(
