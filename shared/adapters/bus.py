@@ -11,6 +11,7 @@ once too.
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
@@ -40,6 +41,9 @@ log = structlog.get_logger()
 BLOCK_MS = 2_000
 SOCKET_TIMEOUT_SECONDS = 10.0
 READ_COUNT = 32
+
+#: How often a reader looks for abandoned entries in the time after which one counts as abandoned.
+SWEEPS_PER_RECLAIM = 10
 
 #: An entry that was delivered this often and never acknowledged is poison.
 MAX_DELIVERIES = 3
@@ -261,12 +265,13 @@ class Bus:
         """Batches for one consumer of a group: its own pending ones first, then abandoned and new ones.
 
         What a reply held that broke off is pending with this consumer, so after each failed try it looks at
-        its own again: another reader may have them only when they were left alone for `reclaim_after_ms`.
+        its own again: another reader may have them only when they were left alone for `reclaim_after_ms`,
+        and takes them within a tenth of that time.
         Yields an empty batch whenever nothing came for a while. The group begins at the stream's
         start, so that nothing sent before the first consumer is missed; it is made only where there is
         none, since a full Redis refuses to make one and must be read from to have room again.
         """
-        claim_from = "0-0"
+        claim_from, next_sweep = "0-0", 0.0
         while True:
             pending_from = "0-0"
             while pending_from:
@@ -276,9 +281,13 @@ class Bus:
                     yield await self._batch(stream, group, rows)
             breaks = self._breaks
             while self._breaks == breaks:
-                claim_from, claimed = await self._claim(stream, group, consumer, claim_from, reclaim_after_ms)
-                if claimed:
-                    yield await self._batch(stream, group, claimed)
+                if claim_from != "0-0" or time.monotonic() >= next_sweep:
+                    claim_from, claimed = await self._claim(
+                        stream, group, consumer, claim_from, reclaim_after_ms
+                    )
+                    next_sweep = time.monotonic() + reclaim_after_ms / 1_000 / SWEEPS_PER_RECLAIM
+                    if claimed:
+                        yield await self._batch(stream, group, claimed)
                 rows = await self._read_group(stream, group, consumer, ">", block_ms=BLOCK_MS)
                 yield await self._batch(stream, group, rows)
 

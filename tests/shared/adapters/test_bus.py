@@ -101,6 +101,46 @@ async def test_what_another_consumer_left_is_taken_over(bus: Bus) -> None:
     assert await bus.length(TRAJECTORIES) == 0
 
 
+async def test_a_reader_of_news_looks_for_abandoned_entries_now_and_then_and_takes_all_there_are(
+    bus: Bus, redis: Redis
+) -> None:
+    """Not once a batch, a third of its questions; yet a look that found many goes on until the last."""
+    reclaim_after_ms = 3_000
+    await send(bus, *range(70))
+    died = consumer(bus, "died")
+    await read(died, 70)
+    await asyncio.sleep(reclaim_after_ms / 1_000)
+    await redis.config_resetstat()
+    batches = consumer(bus, "heir", reclaim_after_ms)
+
+    async def next_seeds(count: int) -> list[int]:
+        """Acknowledged as they come: on a slow machine they would count as abandoned by this one soon."""
+        seeds: list[int] = []
+        while len(seeds) < count:
+            batch = await anext(batches)
+            await batch.ack()
+            seeds += seeds_of([batch])
+        return seeds
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await next_seeds(70) == list(range(70))
+        looks = await num_calls(redis, "xautoclaim")
+        assert looks >= 3  # 32 entries each
+        trajectories = [encode_trajectory(random_trajectory(seed)) for seed in range(200)]
+        await bus.append_all(TRAJECTORIES, trajectories)
+        reads, began = await num_calls(redis, "xreadgroup"), asyncio.get_running_loop().time()
+        assert await next_seeds(200) == list(range(200))
+        seconds = asyncio.get_running_loop().time() - began
+    assert await num_calls(redis, "xreadgroup") - reads >= 200 / 32
+    assert await num_calls(redis, "xautoclaim") - looks <= 1 + seconds / (reclaim_after_ms / 10_000)
+
+
+async def num_calls(redis: Redis, command: str) -> int:
+    """Times that the server was asked this."""
+    told = await redis.info("commandstats")
+    return int(told.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
 async def test_what_is_delivered_again_and_again_is_poison(bus: Bus) -> None:
     await send(bus, 1)
     for delivery in range(MAX_DELIVERIES):
