@@ -1,5 +1,6 @@
 """A Redis of a test's own, since faults change or kill it, and the services' processes around it."""
 
+import contextlib
 import gc
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -58,11 +59,24 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
 @pytest_asyncio.fixture
 async def system(tmp_path: Path, bars: tuple[Path, Dataset], own_redis: RedisServer) -> AsyncIterator[System]:
     """Services to start as processes; killed at the end."""
-    (tmp_path / "bars.duckdb").symlink_to(bars[0])
-    bus = Bus(own_redis.url)
-    system = ForkedSystem(tmp_path, bars[1], own_redis, bus)
+    async with _running(System(tmp_path, bars[1], own_redis, Bus(own_redis.url)), bars[0]) as system:
+        yield system
+
+
+@pytest_asyncio.fixture
+async def forked_system(
+    tmp_path: Path, bars: tuple[Path, Dataset], own_redis: RedisServer
+) -> AsyncIterator[System]:
+    """As `system`, for tests that start a service often and do not tell how long that takes."""
+    async with _running(ForkedSystem(tmp_path, bars[1], own_redis, Bus(own_redis.url)), bars[0]) as system:
+        yield system
+
+
+@contextlib.asynccontextmanager
+async def _running(system: System, bars: Path) -> AsyncIterator[System]:
+    (system.home / "bars.duckdb").symlink_to(bars)
     yield system
     for process in system.processes.values():
         process.kill()
         process.wait()
-    await bus.close()
+    await system.bus.close()

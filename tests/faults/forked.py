@@ -17,9 +17,9 @@ import pytest
 from tests.conftest import ROOT
 from tests.services.trainer.test_processes import System
 
-#: What the services import, some of it only when they run.
+#: What the services that are killed often import, some of it only when they run.
 MODULES = (
-    *(f"services.{name}.__main__" for name in ("api", "selfplay", "trainer", "validator")),
+    *(f"services.{name}.__main__" for name in ("trainer", "validator")),
     "services.trainer.distributed",
     "services.trainer.service",
     "torch._dynamo",  # when an optimiser is made

@@ -42,8 +42,9 @@ EACH = 2
 
 @rounds(1, 25)
 async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the_newest_first(
-    system: System, count: int
+    forked_system: System, count: int
 ) -> None:
+    system = forked_system
     rng = np.random.default_rng(11)
     store = CheckpointStore(system.home / "checkpoints")
     desk = Desk(store, system.home / "validations")
