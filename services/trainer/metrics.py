@@ -48,6 +48,9 @@ VERSION_LAG = Histogram(
     "Versions from the one that played a trajectory to the newest, when it was taken in; none is less than 0",
     buckets=(0, 1, 2, 3, 5, 10, 20, 50, 100),
 )
+CONTROL_UNREADABLE = Counter(
+    "mm_trainer_control_unreadable", "Starts at which the newest order to pause or resume could not be read"
+)
 DISK_FAILURES = Counter("mm_trainer_disk_failures", "Writes that the disk refused", ["what"])
 
 

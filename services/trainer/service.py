@@ -21,6 +21,7 @@ from services.trainer.episodes import WINDOW_FIGURES
 from services.trainer.ingest import Intake, consumer_name, stale_among
 from services.trainer.journal import Journal
 from services.trainer.metrics import (
+    CONTROL_UNREADABLE,
     DISK_FAILURES,
     DUPLICATES,
     REFUSED,
@@ -38,7 +39,7 @@ from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import Dataset, read_dataset
 from shared.adapters.run_record import Reached, RunRecord
 from shared.agent.trajectory import Trajectory
-from shared.errors import MuZeroError
+from shared.errors import MessageError, MuZeroError
 from shared.messages.schemas import AlertRaised, ControlIssued
 from shared.messages.streams import ALERTS, CONTROL, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
@@ -59,6 +60,9 @@ LAST_WORD_SECONDS = 2.0
 
 #: Control messages for this target are the trainer's.
 CONTROL_TARGET = "training"
+
+#: Where the newest control message cannot be read, the newest readable one is looked for among so many.
+CONTROL_HISTORY = 1_000
 
 
 class TrainerService:
@@ -282,10 +286,21 @@ class TrainerService:
     async def _hear_control(self) -> str:
         """Obey what was asked for last, before anything is learned; the id after which news begins."""
         after = await self._bus.last_id(CONTROL)
-        latest = await self._bus.newest(CONTROL, name=CONTROL_TARGET)
+        try:
+            latest = await self._bus.newest(CONTROL, name=CONTROL_TARGET)
+        except MessageError as unreadable:
+            CONTROL_UNREADABLE.inc()
+            log.error("control_unreadable", error=str(unreadable))  # noqa: TRY400  the text says it all
+            latest = await self._newest_readable_control()
         if latest is not None:
             self._obey(latest)
         return after
+
+    async def _newest_readable_control(self) -> ControlIssued | None:
+        """What a trainer obeys that was running when the unreadable came."""
+        entries = await self._bus.recent(CONTROL, count=CONTROL_HISTORY)
+        readable = (entry.message for entry in entries)
+        return next((control for control in readable if control.target == CONTROL_TARGET), None)
 
     async def _follow_control(self, after: str) -> None:
         """Pause and resume."""

@@ -12,6 +12,7 @@ import duckdb
 import pytest
 from prometheus_client import generate_latest
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from services.trainer import journal as journal_module
 from services.trainer.config import LearnerConfig, TrainerConfig
@@ -24,7 +25,7 @@ from shared.adapters.dataset import Dataset, write_dataset
 from shared.agent.trajectory import Trajectory
 from shared.errors import DataError, SettingsError
 from shared.market.synthetic import Market, synthesize
-from shared.messages.codec import encode_trajectory
+from shared.messages.codec import encode, encode_trajectory
 from shared.messages.schemas import ControlIssued
 from shared.messages.streams import ALERTS, CHECKPOINTS, CONTROL, DEAD, TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
@@ -43,6 +44,9 @@ DUPLICATES = "mm_trainer_duplicates_total"
 TAKEN_IN = "mm_trainer_version_lag_count"
 NOT_BEHIND = 'mm_trainer_version_lag_bucket{le="0.0"}'
 STALENESS = (STALE, DUPLICATES, TAKEN_IN, NOT_BEHIND)
+
+#: And of an order that cannot be read.
+UNREADABLE = "mm_trainer_control_unreadable_total"
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +193,57 @@ async def test_learning_pauses_and_resumes_on_request_and_a_pause_outlives_a_res
         await until(lambda: detail(trainer, "paused") is True)
         await ask("running")
         await until(lambda: detail(trainer, "episode") == 8)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {b"": b""},
+        {b"\xff\x00": b"\xfe" * 300},
+        {b"type": b"ControlIssued", b"version": b"2"},
+        {b"body": b'{"target": "training", "state": "halted", "by": "test"}'},
+        {b"body": b"\x80\x02]q" * 100},
+        {b"body": b" " * 5_000_000},
+    ],
+    ids=["empty", "binary", "another-schema", "unknown-state", "no-json", "huge"],
+)
+async def test_what_asks_for_nothing_that_can_be_read_changes_nothing(
+    settings: TrainerSettings,
+    dataset: tuple[Path, Dataset],
+    bus: Bus,
+    redis_server: RedisServer,
+    damage: dict[bytes, bytes],
+) -> None:
+    paused = ControlIssued(target="training", state="paused", by="test")
+    good = {name.encode(): value for name, value in encode(paused).items()}
+    is_control = b"type" in damage or b"body" in damage
+    unreadable: Any = {**good, **damage} if is_control else damage
+
+    async def ask_unreadably() -> None:
+        """As `Bus.announce` does."""
+        async with Redis.from_url(redis_server.url) as plain:
+            await plain.delete(f"{CONTROL.key}:training")
+            await plain.xadd(CONTROL.key, unreadable)
+            await plain.hset(f"{CONTROL.key}:training", mapping=unreadable)
+
+    await bus.announce(CONTROL, paused, name="training")
+    await bus.announce(
+        CONTROL, paused.model_copy(update={"target": "trader", "state": "running"}), name="trader"
+    )
+    await ask_unreadably()
+    before = counted(UNREADABLE)
+    await send(bus, dataset[1], range(8))
+    async with running(settings) as trainer:
+        await until(lambda: detail(trainer, "journalled") == 8)
+        assert detail(trainer, "paused") is True  # as was asked for last in words that can be read
+        assert counted(UNREADABLE) == before + 1
+        assert await bus.length(DEAD) == 0
+        await ask_unreadably()
+        await bus.announce(CONTROL, paused.model_copy(update={"state": "running"}), name="training")
+        await until(lambda: detail(trainer, "episode") == 8)
+    (letter,) = await bus.letters(count=10)
+    assert letter.stream == CONTROL.key
+    assert letter.original == unreadable
 
 
 async def test_versions_are_published_announced_and_the_old_ones_removed(
