@@ -38,6 +38,9 @@ from shared.messages.streams import (
 
 log = structlog.get_logger()
 
+#: What may be behind an entry that was delivered, never acknowledged, and is no longer there.
+REMOVED_HINT = "it was removed from the stream before anyone finished with it: who trims or deletes there?"
+
 BLOCK_MS = 2_000
 SOCKET_TIMEOUT_SECONDS = 10.0
 READ_COUNT = 32
@@ -408,6 +411,8 @@ class Bus:
                 return (b"0-0", [])
 
         reply = await self._retried(f"reclaim {stream.key}", claim)
+        for gone in reply[2] if len(reply) > 2 else ():  # Redis 7 tells
+            log.error("entry_gone", stream=stream.key, entry_id=gone.decode(), hint=REMOVED_HINT)
         rows = [row for row in reply[1] if row[1]]
         poison = set()
         if rows:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import structlog
 from redis.asyncio import Redis
 
 from shared.adapters import bus as bus_module
@@ -99,6 +100,18 @@ async def test_what_another_consumer_left_is_taken_over(bus: Bus) -> None:
     assert seeds_of([batch]) == [1, 2, 3]
     await batch.ack()
     assert await bus.length(TRAJECTORIES) == 0
+
+
+async def test_an_entry_that_somebody_removed_while_it_was_pending_is_told(bus: Bus, redis: Redis) -> None:
+    await send(bus, 1, 2, 3)
+    (delivered,) = await read(consumer(bus, "died"), 3)
+    removed = delivered.entries[1].entry_id
+    await redis.xdel(TRAJECTORIES.key, removed)
+    with structlog.testing.capture_logs() as told:
+        (batch,) = [b for b in await read(consumer(bus, "heir", reclaim_after_ms=0), 2) if b.entries]
+    assert seeds_of([batch]) == [1, 3]
+    gone = [line for line in told if line["event"] == "entry_gone"]
+    assert [(line["stream"], line["entry_id"]) for line in gone] == [(TRAJECTORIES.key, removed)]
 
 
 async def test_a_reader_of_news_looks_for_abandoned_entries_now_and_then_and_takes_all_there_are(
