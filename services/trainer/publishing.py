@@ -66,12 +66,8 @@ class Publisher:
         self._published, self._tried_at = manifest, manifest.episode
         self._metrics.published(manifest)
 
-    async def publish(self, *, patience_seconds: float | None = None) -> None:
-        """Write a version and announce it; when disk or store refuses, learning goes on until the next.
-
-        Args:
-            patience_seconds: how long to wait for Redis to hear of it; None waits as long as it takes.
-        """
+    async def write(self) -> None:
+        """Write a version, to be announced; when disk or store refuses, learning goes on until the next."""
         self._tried_at = self._training.position
         try:
             await asyncio.to_thread(self._write)
@@ -79,18 +75,22 @@ class Publisher:
         except (OSError, StoreAwayError) as refused:
             DISK_FAILURES.labels("checkpoint").inc()
             log.error("checkpoint_write_failed", error=str(refused))  # noqa: TRY400  the text says it all
+
+    async def publish_last(self, *, patience_seconds: float) -> None:
+        """Write what was learned since the last version, if anything was, and announce the newest.
+
+        Args:
+            patience_seconds: how long to wait for Redis to hear of it.
+        """
+        published, training = self._published, self._training
+        saved = (published.episode, published.update) if published else None
+        if saved != (training.position, training.learner.counters.updates):
+            await self.write()
         try:
             async with asyncio.timeout(patience_seconds):
                 await self.announce_newest()
         except TimeoutError:  # the next start tells it
             log.warning("checkpoint_not_announced", version=self.version, reason="Redis does not answer")
-
-    async def publish_if_changed(self, *, patience_seconds: float) -> None:
-        """Publish what was learned since the last version, if anything was."""
-        published, training = self._published, self._training
-        saved = (published.episode, published.update) if published else None
-        if saved != (training.position, training.learner.counters.updates):
-            await self.publish(patience_seconds=patience_seconds)
 
     async def announce_newest(self) -> None:
         """Tell of the newest version unless that was the last one told of."""

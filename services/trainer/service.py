@@ -2,7 +2,8 @@
 
 Two loops meet at the journal. One takes trajectories from the stream, appends them and acknowledges
 them; the other reads the journal, learns, and publishes. Either may be ahead; neither waits for the
-other but at the journal's end and at the number of trajectories that it may be ahead.
+other but at the journal's end and at the number of trajectories that it may be ahead. While Redis takes no
+announcement learning waits and taking in does not: a full Redis must be read from to have room again.
 
 Under torchrun this is the leading rank. A third loop takes over what the other ranks read; what they
 compute of each update is the learner's affair (services/trainer/distributed.py, follower.py).
@@ -11,7 +12,7 @@ compute of each update is the learner's affair (services/trainer/distributed.py,
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from uuid import UUID
 
 import structlog
@@ -58,6 +59,9 @@ DISK_RETRY_SECONDS = 5.0
 #: Stopping waits no longer than this for Redis to hear of the last version; the next start tells it.
 LAST_WORD_SECONDS = 2.0
 
+#: When Redis could not be told something for so long, it may be full.
+FULL_SECONDS = 2.0
+
 #: Control messages for this target are the trainer's.
 CONTROL_TARGET = "training"
 
@@ -75,6 +79,7 @@ class TrainerService:
         self._ordering = asyncio.Lock()  # all ranks are at one thing at a time
         self._changed = asyncio.Event()
         self._paused = False
+        self._draining = False
         self._updates_per_second = 0.0
 
     async def run(self) -> None:
@@ -85,7 +90,6 @@ class TrainerService:
                 async with asyncio.TaskGroup() as loops:
                     if self._ranks:
                         loops.create_task(self._lead(self._ranks))
-                    await self._lifecycle.until_stopping(self._publisher.announce_newest())
                     control_after = await self._lifecycle.until_stopping(self._hear_control())
                     self._report()
                     loops.create_task(self._ingest())
@@ -95,7 +99,7 @@ class TrainerService:
                 raise failures.exceptions[0] from failures
             if self._ranks:
                 await asyncio.to_thread(self._ranks.send_all, Stop())
-            await self._publisher.publish_if_changed(patience_seconds=LAST_WORD_SECONDS)
+            await self._publisher.publish_last(patience_seconds=LAST_WORD_SECONDS)
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         """Data set, journal and newest valid version; version 0 when there is none."""
@@ -233,11 +237,29 @@ class TrainerService:
 
     def _is_far_ahead(self) -> bool:
         ahead = self._journal.position - self._training.position
-        return ahead >= self._settings.trainer.max_ahead_episodes
+        return ahead >= self._settings.trainer.max_ahead_episodes and not self._draining
+
+    async def _tell(self, telling: Awaitable[object]) -> None:
+        """Wait until Redis was told something, or the service is asked to stop.
+
+        Learning waits too. A full Redis may have room again only when trajectories leave it, so the intake
+        goes on meanwhile, however far ahead it is.
+        """
+        drain = asyncio.get_running_loop().call_later(FULL_SECONDS, self._drain)
+        try:
+            await self._lifecycle.until_stopping(telling)
+        finally:
+            drain.cancel()
+            self._draining = False
+
+    def _drain(self) -> None:
+        self._draining = True
+        self._changed.set()
 
     async def _learn(self) -> None:
         """Updates while they are owed, else the journal's next trajectory; a version when it is time."""
         training = self._training
+        await self._tell(self._publisher.announce_newest())
         while not self._lifecycle.stopping.is_set():
             if self._paused:
                 await self._wait_while(lambda: self._paused)
@@ -247,7 +269,8 @@ class TrainerService:
                 async with self._ordering:
                     await asyncio.to_thread(self._update)
             elif self._publisher.is_due:
-                await self._publisher.publish()
+                await self._publisher.write()
+                await self._tell(self._publisher.announce_newest())
             elif self._journal.position > training.position:
                 await asyncio.to_thread(self._take_next)
                 self._changed.set()
@@ -281,7 +304,7 @@ class TrainerService:
         detail = f"{skipped} updates in a row were not finite; weights are those of version {version} again"
         log.error("training_rolled_back", version=version, skipped_in_a_row=skipped)
         alert = AlertRaised(source="trainer", name="training_rolled_back", detail=detail)
-        await self._lifecycle.until_stopping(self._bus.append(ALERTS, alert))
+        await self._tell(self._bus.append(ALERTS, alert))
 
     async def _hear_control(self) -> str:
         """Obey what was asked for last, before anything is learned; the id after which news begins."""

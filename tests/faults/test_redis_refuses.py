@@ -4,20 +4,25 @@ import asyncio
 import itertools
 import re
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import redis
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from services.api.config import AlertConfig, GatewayConfig
+from services.trainer.config import TrainerConfig
 from services.trainer.journal import Journal
+from services.trainer.settings import TrainerSettings
 from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import CheckpointStore, Manifest, Tensors
+from shared.adapters.dataset import Dataset
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
-from shared.messages.streams import DEAD, TRAINER_GROUP, TRAJECTORIES
+from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.reading import (
@@ -33,6 +38,8 @@ from tests.faults.reading import (
 from tests.services.api.conftest import System as Gateway
 from tests.services.api.conftest import running_system
 from tests.services.api.test_alerts import webhook
+from tests.services.trainer.runs import CONFIG
+from tests.services.trainer.test_service import running as running_trainer
 from tests.shared.messages.trajectories import random_trajectory
 
 #: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
@@ -276,6 +283,116 @@ async def test_a_full_redis_takes_letters_and_acknowledgements_at_once(
     )
     assert letters == unreadable + refused
     assert held == list(range(count + 1))
+
+
+@pytest.fixture
+def fill(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[int]]:
+    """Have Redis full, by so many bytes, from when the trainer has a version's files to its announcement."""
+
+    def fill_at(version: int, excess: int) -> list[int]:
+        save, filled = CheckpointStore.save, list[int]()
+
+        def save_then_fill(store: CheckpointStore, manifest: Manifest, *tensors: Tensors) -> Manifest:
+            saved = save(store, manifest, *tensors)
+            if manifest.version == version:
+                with redis.Redis.from_url(own_redis.url, protocol=2) as client:
+                    used = client.info("memory")["used_memory"]
+                    client.config_set("maxmemory", max(used - excess, 1))
+                    with pytest.raises(OutOfMemoryError):
+                        client.set("one more", "byte")
+                filled.append(version)
+            return saved
+
+        monkeypatch.setattr(CheckpointStore, "save", save_then_fill)
+        return filled
+
+    return fill_at
+
+
+@pytest.mark.parametrize("version", [0, 1], ids=["it starts with", "that is due"])
+async def test_a_trainer_that_waits_to_announce_a_version_drains_the_full_redis_that_refuses_it(
+    own_redis: RedisServer,
+    own_bus: Bus,
+    plain: Redis,
+    bars: tuple[Path, Dataset],
+    tmp_path: Path,
+    fill: Callable[[int, int], list[int]],
+    version: int,
+) -> None:
+    """There is room when a third of what waits is taken in, which is more than the trainer may be ahead."""
+    settings = _trainer_settings(own_redis, bars[0], tmp_path)
+    await plain.xgroup_create(TRAJECTORIES.key, TRAINER_GROUP, id="0", mkstream=True)  # by an earlier trainer
+    await _send_sessions(own_bus, bars[1], range(150))
+    filled = fill(version, 1_000_000)
+    async with running_trainer(settings) as trainer:
+        await until(lambda: bool(filled))
+        assert await own_bus.length(TRAJECTORIES) > 100
+        await until(lambda: trainer.heartbeat.detail.get("episode") == 150)
+        await until_drained(own_bus)
+    assert sorted(_journalled(settings)) == list(range(150))
+    announced = [entry.message.version for entry in await own_bus.recent(CHECKPOINTS, count=100)]
+    assert announced[::-1] == CheckpointStore(settings.checkpoint_root).versions() == list(range(16))
+
+
+@pytest.mark.parametrize("version", [0, 1], ids=["it starts with", "that is due"])
+async def test_a_trainer_that_waits_to_announce_a_version_stops_when_asked_and_announces_it_next_time(
+    own_redis: RedisServer,
+    own_bus: Bus,
+    plain: Redis,
+    bars: tuple[Path, Dataset],
+    tmp_path: Path,
+    fill: Callable[[int, int], list[int]],
+    version: int,
+) -> None:
+    settings = _trainer_settings(own_redis, bars[0], tmp_path)
+    await plain.xgroup_create(TRAJECTORIES.key, TRAINER_GROUP, id="0", mkstream=True)  # by an earlier trainer
+    await _send_sessions(own_bus, bars[1], range(50))
+    filled = fill(version, 100_000_000)  # by more than it holds: there is no room whatever is taken in
+    async with running_trainer(settings) as trainer:
+        await until(lambda: bool(filled) and trainer.bus.degraded)
+        trainer.stop()
+    told = await own_bus.newest(CHECKPOINTS)
+    assert (told.version if told else -1) == version - 1
+    await plain.config_set("maxmemory", 0)
+    async with running_trainer(settings) as trainer:
+        await until(lambda: trainer.heartbeat.detail.get("episode") == 50)
+        await until_drained(own_bus)
+    assert sorted(_journalled(settings)) == list(range(50))
+    told = await own_bus.newest(CHECKPOINTS)
+    assert told is not None
+    assert told.version == CheckpointStore(settings.checkpoint_root).versions()[-1]
+
+
+def _trainer_settings(server: RedisServer, bars: Path, home: Path) -> TrainerSettings:
+    """Of a trainer that takes trajectories in, publishes, and makes no update."""
+    return TrainerSettings(
+        home=home,
+        dataset=bars,
+        redis_url=SecretStr(server.url),
+        model=CONFIG.model,
+        replay=CONFIG.replay,
+        learner=CONFIG.learner,
+        trainer=TrainerConfig(
+            min_replay_steps=1_000_000,
+            max_ahead_episodes=16,
+            publish_every_episodes=10,
+            keep_checkpoints=100,
+        ),
+    )
+
+
+async def _send_sessions(bus: Bus, dataset: Dataset, seeds: range) -> None:
+    """About 25 kB each."""
+    for seed in seeds:
+        session = random_trajectory(seed, 360, start_bar=500, dataset=dataset.fingerprint)
+        await bus.append(TRAJECTORIES, *encode_trajectory(session))
+
+
+def _journalled(settings: TrainerSettings) -> list[int]:
+    journal = Journal(settings.journal_root)
+    held = journalled(journal)
+    journal.close()
+    return held
 
 
 @rounds(2, 50)
