@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -246,6 +246,52 @@ async def test_a_killed_trainer_loses_nothing_and_counts_nothing_twice(system: S
     assert system.recorded("updates", "attempt") == list(range(1, manifest.update + 1))
     versions = CheckpointStore(system.home / "checkpoints").versions()
     assert system.recorded("versions", "version") == versions
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [{}, {"MM_LEARNER__AVERAGE_DECAY": "0.9", "MM_LEARNER__CONSTANT_UPDATES": "7"}],
+    ids=["reference", "averaged"],
+)
+async def test_20_updates_are_10_a_kill_and_10_more_bit_for_bit(
+    system: System, learner: dict[str, str]
+) -> None:
+    """On one thread; killed with version 1 at update 10, and with 5 updates after it that are lost."""
+    setting = {**learner, "MM_TRAINER__PUBLISH_EVERY_EPISODES": "4"}  # worth 10 updates
+
+    async def learn(sent: range, updates: int, version: int) -> None:
+        for each in sendable(system, sent.start, sent.stop):
+            await system.bus.append(TRAJECTORIES, *each)
+
+        async def learned() -> bool:
+            told = [await system.detail("trainer", name) for name in ("update", "version")]
+            return told == [updates, version]
+
+        await system.until(f"{updates} updates are made", learned)
+
+    never_stopped = replace(system, home=system.home / "never_stopped", processes={})
+    never_stopped.home.mkdir()
+    (never_stopped.home / "bars.duckdb").symlink_to(system.home / "bars.duckdb")
+    never_stopped.start("trainer", **setting)
+    await learn(range(8), updates=20, version=2)
+    assert never_stopped.stop("trainer") == 0
+
+    system.start("trainer", **setting)
+    await learn(range(6), updates=15, version=1)
+    system.stop("trainer", signal.SIGKILL)
+    system.start("trainer", **setting)
+    await learn(range(6, 8), updates=20, version=2)
+    assert system.stop("trainer") == 0
+
+    one, other = (CheckpointStore(home.home / "checkpoints") for home in (never_stopped, system))
+    assert one.versions() == other.versions() == [0, 1, 2]
+    for version, update in enumerate((0, 10, 20)):
+        wanted, got = one.manifest(version), other.manifest(version)
+        assert wanted.update == got.update == update
+        assert wanted.state == got.state
+        assert wanted.files == got.files  # SHA-256 of weights, and of moments and what is behind an average
+    hashes = {other.manifest(version).files["weights.safetensors"].sha256 for version in other.versions()}
+    assert len(hashes) == 3  # each 10 updates changed something
 
 
 async def test_two_ranks_read_and_learn_together_and_one_told_to_stop_stops_both(system: System) -> None:
