@@ -331,6 +331,42 @@ async def test_two_ranks_read_and_learn_together_and_one_told_to_stop_stops_both
     assert await system.bus.heartbeats() == []
 
 
+async def test_torchrun_told_to_stop_has_its_ranks_stop_in_order_and_what_was_learned_is_kept(
+    system: System,
+) -> None:
+    """As a container's end tells the first process alone; as a rule in the midst of learning."""
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    sent = 60
+    owed = (sent * SESSION_BARS) // 16
+    await system.bus.append_all(TRAJECTORIES, sendable(system, 0, sent))
+    system.start("trainer", torchrun, GLOO_SOCKET_IFNAME="lo", MM_TRAINER__DEVICE="cpu")
+
+    async def some_made() -> bool:
+        return await system.detail("trainer", "update") > 10
+
+    await system.until("some updates are made", some_made)
+    assert system.stop("trainer") == 1  # torchrun's word for a signal
+    log = system.log("trainer")
+    assert log.count('"service_stopped"') == 2
+    assert not any(f'"{event}"' in log for event in ("service_stopped_at_once", "service_failed"))
+    assert await system.bus.heartbeats() == []
+    manifest, _ = CheckpointStore(system.home / "checkpoints").newest_valid()
+    assert manifest is not None
+    assert 10 < manifest.update <= owed
+    assert system.recorded("updates", "attempt") == list(range(1, manifest.update + 1))  # all that were made
+
+    system.start("trainer")
+
+    async def all_made() -> bool:
+        return await system.detail("trainer", "update") == owed
+
+    await system.until(f"{owed} updates are made", all_made)
+    assert system.stop("trainer") == 0
+    assert await _empty(system)
+    ids = system.journalled_ids()
+    assert len(ids) == len(set(ids)) == sent
+
+
 async def test_of_three_ranks_each_hands_on_all_it_read_and_refuses_what_is_too_old(system: System) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m")
     intake_alone = {
