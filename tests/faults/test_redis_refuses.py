@@ -5,6 +5,7 @@ import itertools
 import re
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from redis.exceptions import OutOfMemoryError
 from services.api.config import AlertConfig, GatewayConfig
 from services.trainer.config import TrainerConfig
 from services.trainer.journal import Journal
+from services.trainer.publishing import Publisher
 from services.trainer.settings import TrainerSettings
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Manifest, Tensors
 from shared.adapters.dataset import Dataset
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
-from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
+from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.reading import (
@@ -295,11 +297,7 @@ def fill(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
         def save_then_fill(store: CheckpointStore, manifest: Manifest, *tensors: Tensors) -> Manifest:
             saved = save(store, manifest, *tensors)
             if manifest.version == version:
-                with redis.Redis.from_url(own_redis.url, protocol=2) as client:
-                    used = client.info("memory")["used_memory"]
-                    client.config_set("maxmemory", max(used - excess, 1))
-                    with pytest.raises(OutOfMemoryError):
-                        client.set("one more", "byte")
+                _fill(own_redis, excess)
                 filled.append(version)
             return saved
 
@@ -307,6 +305,14 @@ def fill(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
         return filled
 
     return fill_at
+
+
+def _fill(server: RedisServer, excess: int) -> None:
+    """Have a Redis hold so many bytes more than it may."""
+    with redis.Redis.from_url(server.url, protocol=2) as client:
+        client.config_set("maxmemory", max(client.info("memory")["used_memory"] - excess, 1))
+        with pytest.raises(OutOfMemoryError):
+            client.set("one more", "byte")
 
 
 @pytest.mark.parametrize("version", [0, 1], ids=["it starts with", "that is due"])
@@ -332,6 +338,40 @@ async def test_a_trainer_that_waits_to_announce_a_version_drains_the_full_redis_
     assert sorted(_journalled(settings)) == list(range(150))
     announced = [entry.message.version for entry in await own_bus.recent(CHECKPOINTS, count=100)]
     assert announced[::-1] == CheckpointStore(settings.checkpoint_root).versions() == list(range(16))
+
+
+async def test_a_trainer_that_waits_to_tell_of_a_roll_back_drains_the_full_redis_that_refuses_it(
+    own_redis: RedisServer,
+    own_bus: Bus,
+    plain: Redis,
+    bars: tuple[Path, Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    roll_back, filled = Publisher.roll_back, list[int]()
+
+    def roll_back_then_fill(publisher: Publisher) -> int:
+        version = roll_back(publisher)
+        if not filled:
+            _fill(own_redis, 1_000_000)
+            filled.append(version)
+        return version
+
+    monkeypatch.setattr(Publisher, "roll_back", roll_back_then_fill)
+    settings = _trainer_settings(own_redis, bars[0], tmp_path)
+    learner = replace(CONFIG.learner, reward_weight=1e38, max_skipped_in_a_row=3)  # no gradient is finite
+    trainer_config = replace(settings.trainer, min_replay_steps=1, samples_per_insert=0.05)
+    await plain.xgroup_create(TRAJECTORIES.key, TRAINER_GROUP, id="0", mkstream=True)  # by an earlier trainer
+    await _send_sessions(own_bus, bars[1], range(150))
+    async with running_trainer(
+        settings.model_copy(update={"learner": learner, "trainer": trainer_config})
+    ) as trainer:
+        await until(lambda: trainer.heartbeat.detail.get("episode") == 150)
+        await until_drained(own_bus)
+    assert filled
+    assert sorted(_journalled(settings)) == list(range(150))
+    alerts = [entry.message.name for entry in await own_bus.recent(ALERTS, count=100)]
+    assert set(alerts) == {"training_rolled_back"}
 
 
 @pytest.mark.parametrize("version", [0, 1], ids=["it starts with", "that is due"])
