@@ -250,8 +250,12 @@ async def test_a_killed_trainer_loses_nothing_and_counts_nothing_twice(system: S
 
 @pytest.mark.parametrize(
     "learner",
-    [{}, {"MM_LEARNER__AVERAGE_DECAY": "0.9", "MM_LEARNER__CONSTANT_UPDATES": "7"}],
-    ids=["reference", "averaged"],
+    [
+        pytest.param({}, id="reference", marks=pytest.mark.soak),
+        pytest.param(
+            {"MM_LEARNER__AVERAGE_DECAY": "0.9", "MM_LEARNER__CONSTANT_UPDATES": "7"}, id="averaged"
+        ),
+    ],
 )
 async def test_20_updates_are_10_a_kill_and_10_more_bit_for_bit(
     system: System, learner: dict[str, str]
@@ -331,6 +335,7 @@ async def test_two_ranks_read_and_learn_together_and_one_told_to_stop_stops_both
     assert await system.bus.heartbeats() == []
 
 
+@pytest.mark.soak
 async def test_torchrun_told_to_stop_has_its_ranks_stop_in_order_and_what_was_learned_is_kept(
     system: System,
 ) -> None:

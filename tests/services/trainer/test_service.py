@@ -129,7 +129,7 @@ async def test_what_cannot_be_learned_from_goes_to_the_dead_letters_with_its_rea
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "episode") == 1)
         assert detail(trainer, "journalled") == 1
-    assert await bus.length(TRAJECTORIES) == 0
+        await until_drained(bus)
     reasons = [entry.message.reason for entry in await bus.recent(DEAD, count=10)]
     assert len(reasons) == 3
     assert "bytes of arrays, the shapes say" in reasons[0]
