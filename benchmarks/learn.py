@@ -275,8 +275,8 @@ def learn(
                 curve.append(CurvePoint(spent, scores, best))
                 recorder.judged(curve[-1], agent.version)
                 due = spent.seconds + last / config.curve_points
-            for minutes in GOAL_SHARES.keys() - on_time.keys():
-                if spent.seconds >= 60.0 * minutes:
+            for minutes in GOAL_SHARES:
+                if minutes not in on_time and spent.seconds >= 60.0 * minutes:
                     on_time[minutes] = score_agent(agent, arena.view, arena.test, environment, config.search)
     rules = {
         "best": rule,

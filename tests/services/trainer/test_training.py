@@ -221,12 +221,13 @@ def test_too_many_in_a_row_diverge_and_an_earlier_version_mends_it() -> None:
     assert manifest.update == 5
 
 
-def test_a_checkpoint_gives_the_agent_that_was_saved(tmp_path: Path) -> None:
-    training = new_training()
+@pytest.mark.parametrize("config", [CONFIG, AVERAGED], ids=["last", "averaged"])
+def test_a_checkpoint_gives_the_agent_that_was_saved(tmp_path: Path, config: TrainingConfig) -> None:
+    training = new_training(config)
     advance(training, JOURNAL, 5)
     store = CheckpointStore(tmp_path)
     store.save(*training.save(4))
-    agent, trained = load_agent(store, 4), Agent(training.learner.network, 4)
+    agent, trained = load_agent(store, 4), Agent(training.learner.acting, 4)
     assert agent.version == 4
     assert agent.config == CONFIG.model
     rng = np.random.default_rng(0)
