@@ -84,6 +84,16 @@ def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
     assert told[-1] == report.spent
 
 
+def test_the_average_plays_and_is_judged_where_one_is_asked_for(report: LearnReport) -> None:
+    still = replace(CONFIG.learner, average_decay=1.0 - 1e-9)  # what acts stays version 0
+    holding = replace(CONFIG.trainer, hold_logit=0.01)  # whose actions are no ties
+    averaged = run(replace(CONFIG, learner=still, trainer=holding, imitation_minutes=0.0))
+    assert averaged.spent.updates > 10
+    for done, alike in ((averaged, True), (report, False)):
+        first, *_, last = (point.agent.pips for point in done.curve)
+        assert np.array_equal(first, last) is alike
+
+
 def test_shares_are_of_the_best_policy_and_of_its_imitation(report: LearnReport) -> None:
     players = {"best": trading(1.0, 8.0), "agent": trading(0.5, 3.0), "nothing": trading(0.0, 0.0)}
     assert report.imitation is not None
