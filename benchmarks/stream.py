@@ -42,7 +42,8 @@ from services.trainer.config import LearnerConfig, ReplayConfig
 from services.trainer.journal import Journal
 from services.trainer.replay import Replay
 from services.trainer.targets import unrolled_steps
-from shared.adapters.bus import READ_COUNT, Bus
+from shared.adapters.bus import Bus
+from shared.adapters.entries import READ_COUNT
 from shared.agent.trajectory import Trajectory
 from shared.errors import ServiceError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory

@@ -145,7 +145,11 @@ def drop(
             origins = {letter.origin for letter in _found(everything, wanted)}
             chosen = [letter for letter in everything if letter.origin in origins]
         return [
-            {"id": known.letter_id, "stream": known.stream, "dropped": await _soon(bus.drop(known.letter_id))}
+            {
+                "id": known.letter_id,
+                "stream": known.stream,
+                "dropped": await _soon(bus.dead.drop(known.letter_id)),
+            }
             for known in chosen
         ]
 
@@ -217,8 +221,8 @@ async def _replayed(
     """Replay one letter with all copies of it, and say so."""
     same = [other.letter_id for other in everything if other.origin == known.origin]
     copies = [letter_id for letter_id in same if letter_id != known.letter_id]
-    letter = await _soon(bus.letter(known.letter_id))
-    entry_id = await _soon(bus.replay(letter, copies)) if letter else None
+    letter = await _soon(bus.dead.letter(known.letter_id))
+    entry_id = await _soon(bus.dead.replay(letter, copies)) if letter else None
     if not quiet:
         told = (
             f"appended to {known.stream} as {entry_id}" if entry_id else "is there no longer: replayed before"
@@ -278,7 +282,7 @@ async def _letters(bus: Bus, limit: int | None = None) -> AsyncIterator[Letter]:
     """Letters, newest first, a page at a time: each may hold a large entry."""
     before, left = "+", limit
     while left is None or left > 0:
-        page = await _soon(bus.letters(count=_PAGE if left is None else min(_PAGE, left), before=before))
+        page = await _soon(bus.dead.letters(count=_PAGE if left is None else min(_PAGE, left), before=before))
         for letter in page:
             yield letter
         if not page:
@@ -288,7 +292,7 @@ async def _letters(bus: Bus, limit: int | None = None) -> AsyncIterator[Letter]:
 
 
 async def _letter(bus: Bus, letter_id: str) -> Letter:
-    letter = await _soon(bus.letter(letter_id))
+    letter = await _soon(bus.dead.letter(letter_id))
     if letter is None:
         raise _no_such(letter_id)
     return letter

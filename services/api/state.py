@@ -31,11 +31,12 @@ from services.api.views import (
     Trader,
     Training,
 )
-from shared.adapters.bus import TRANSIENT, Bus
+from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer
 from shared.adapters.promotions import Stage
 from shared.adapters.redis_condition import RedisCondition
-from shared.errors import CheckpointError, StoreAwayError
+from shared.adapters.redis_connection import TRANSIENT
+from shared.errors import CheckpointError, ServiceError, StoreAwayError
 from shared.messages.schemas import CheckpointPublished, ControlIssued, Heartbeat, now
 from shared.messages.streams import DEAD, STREAMS, TRAINER_GROUP, TRAJECTORIES
 
@@ -50,7 +51,7 @@ R = TypeVar("R")
 
 
 class RedisAwayError(Exception):
-    """Redis does not answer, and without it there is no answer to this request."""
+    """Redis gives no answer, and without it there is no answer to this request."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Gateway:
         """The answer to a question that Redis must answer in time.
 
         Raises:
-            RedisAwayError: it does not.
+            RedisAwayError: it does not, or refuses.
         """
         try:
             async with asyncio.timeout(self.config.redis_timeout_seconds):
@@ -99,6 +100,9 @@ class Gateway:
                 return await question()
         except (TimeoutError, RedisError, *TRANSIENT) as away:
             raise RedisAwayError from away
+        except ServiceError as refused:
+            log.error("redis_refused", error=str(refused))  # noqa: TRY400  the text says it all
+            raise RedisAwayError from refused
 
     def key_is_right(self, key: str) -> bool:
         """Compare an API key in constant time, whatever its length."""

@@ -10,8 +10,8 @@ from uuid import UUID
 
 from services.trainer.metrics import REFUSED, Refusal
 from services.trainer.place import Place
-from shared.adapters.bus import Batch, Entry
 from shared.adapters.dataset import Dataset
+from shared.adapters.entries import Batch, Entry
 from shared.agent.trajectory import Trajectory
 from shared.errors import MessageError
 from shared.features.window import FIRST_WINDOW_BAR

@@ -2,8 +2,7 @@
 
 Two loops meet at the journal. One takes trajectories from the stream, appends them and acknowledges
 them; the other reads the journal, learns, and publishes. Either may be ahead; neither waits for the
-other but at the journal's end and at the number of trajectories that it may be ahead. While Redis takes no
-announcement learning waits and taking in does not: a full Redis must be read from to have room again.
+other but at the journal's end and at the number of trajectories that it may be ahead.
 
 Under torchrun this is the leading rank. A third loop takes over what the other ranks read; what they
 compute of each update is the learner's affair (services/trainer/distributed.py, follower.py).
@@ -12,7 +11,7 @@ compute of each update is the learner's affair (services/trainer/distributed.py,
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
 import structlog
@@ -59,9 +58,6 @@ DISK_RETRY_SECONDS = 5.0
 #: Stopping waits no longer than this for Redis to hear of the last version; the next start tells it.
 LAST_WORD_SECONDS = 2.0
 
-#: When Redis could not be told something for so long, it may be full.
-FULL_SECONDS = 2.0
-
 #: Control messages for this target are the trainer's.
 CONTROL_TARGET = "training"
 
@@ -79,7 +75,6 @@ class TrainerService:
         self._ordering = asyncio.Lock()  # all ranks are at one thing at a time
         self._changed = asyncio.Event()
         self._paused = False
-        self._draining = False
         self._updates_per_second = 0.0
 
     async def run(self) -> None:
@@ -237,29 +232,12 @@ class TrainerService:
 
     def _is_far_ahead(self) -> bool:
         ahead = self._journal.position - self._training.position
-        return ahead >= self._settings.trainer.max_ahead_episodes and not self._draining
-
-    async def _tell(self, telling: Awaitable[object]) -> None:
-        """Wait until Redis was told something, or the service is asked to stop.
-
-        Learning waits too. A full Redis may have room again only when trajectories leave it, so the intake
-        goes on meanwhile, however far ahead it is.
-        """
-        drain = asyncio.get_running_loop().call_later(FULL_SECONDS, self._drain)
-        try:
-            await self._lifecycle.until_stopping(telling)
-        finally:
-            drain.cancel()
-            self._draining = False
-
-    def _drain(self) -> None:
-        self._draining = True
-        self._changed.set()
+        return ahead >= self._settings.trainer.max_ahead_episodes
 
     async def _learn(self) -> None:
         """Updates while they are owed, else the journal's next trajectory; a version when it is time."""
         training = self._training
-        await self._tell(self._publisher.announce_newest())
+        await self._lifecycle.until_stopping(self._publisher.announce_newest())
         while not self._lifecycle.stopping.is_set():
             if self._paused:
                 await self._wait_while(lambda: self._paused)
@@ -270,7 +248,7 @@ class TrainerService:
                     await asyncio.to_thread(self._update)
             elif self._publisher.is_due:
                 await self._publisher.write()
-                await self._tell(self._publisher.announce_newest())
+                await self._lifecycle.until_stopping(self._publisher.announce_newest())
             elif self._journal.position > training.position:
                 await asyncio.to_thread(self._take_next)
                 self._changed.set()
@@ -304,7 +282,7 @@ class TrainerService:
         detail = f"{skipped} updates in a row were not finite; weights are those of version {version} again"
         log.error("training_rolled_back", version=version, skipped_in_a_row=skipped)
         alert = AlertRaised(source="trainer", name="training_rolled_back", detail=detail)
-        await self._tell(self._bus.append(ALERTS, alert))
+        await self._lifecycle.until_stopping(self._bus.append(ALERTS, alert))
 
     async def _hear_control(self) -> str:
         """Obey what was asked for last, before anything is learned; the id after which news begins."""

@@ -1,20 +1,25 @@
-"""Dead letters: what is kept of an entry that could not be processed, and whether it can be replayed.
+"""Dead letters: what is kept of an entry that could not be processed, and how it is replayed.
 
 A letter is an entry of `mm:dead`: the message `DeadLettered` and, beside it, every field of the original
-byte for byte under its name with `original:` before it.
+byte for byte under its name with `original:` before it. An entry goes there, and comes back, all at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import cast
 
+import structlog
+
+from shared.adapters.entries import RawEntry, words_of
+from shared.adapters.redis_connection import RedisConnection
+from shared.adapters.redis_scripts import ADD, BURY, REPLAY
 from shared.errors import MessageError
 from shared.messages.codec import MAX_ARRAYS_BYTES, MAX_BODY_BYTES, decode, encode
 from shared.messages.schemas import DeadLettered, Message
 from shared.messages.streams import ANNOUNCED, DEAD, STREAMS, Stream
 
-#: Id and fields of a stream entry, as Redis gives them.
-RawEntry = tuple[bytes, Mapping[bytes, bytes]]
+log = structlog.get_logger()
 
 #: No reader takes a larger body or larger arrays; the rest is room for the names and small fields.
 MAX_KEPT_BYTES = MAX_BODY_BYTES + MAX_ARRAYS_BYTES + 4_096
@@ -93,3 +98,81 @@ def read_letter(raw: RawEntry) -> Letter:
         message.excerpt,
         original if message.kept and original else None,
     )
+
+
+class DeadLetters:
+    """The stream of letters."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection, self._redis = connection, connection.client
+
+    async def bury(self, stream: Stream[Message], group: str, raw: RawEntry, reason: str) -> None:
+        """Move an entry that was delivered to a group to the dead letters, both or neither."""
+        letter = words_of(letter_fields(stream, raw, reason))
+        arguments: list[bytes | str | int] = [group, raw[0], cast("int", DEAD.max_length), *letter]
+
+        async def move() -> None:
+            await cast("Awaitable[bytes | None]", self._redis.eval(BURY, 2, DEAD.key, stream.key, *arguments))
+
+        await self._connection.retried(f"dead-letter from {stream.key}", move)
+        log.warning("dead_lettered", stream=stream.key, entry_id=raw[0].decode(), reason=reason)
+
+    async def report(self, stream: Stream[Message], raw: RawEntry, reason: str) -> None:
+        """Write a letter about an entry that stays in its stream, for readers that can read it."""
+        letter = words_of(letter_fields(stream, raw, reason))
+        await self._connection.retried(
+            f"dead-letter from {stream.key}",
+            lambda: cast(
+                "Awaitable[bytes]",
+                self._redis.eval(ADD, 1, DEAD.key, cast("int", DEAD.max_length), *letter),
+            ),
+        )
+
+    async def letters(self, *, count: int, before: str = "+") -> list[Letter]:
+        """Up to `count` letters, newest first; with `before` a letter's id, those older than it."""
+        upper = before if before == "+" else f"({before}"
+        rows = await self._connection.retried(
+            "read the dead letters", lambda: self._redis.xrevrange(DEAD.key, max=upper, count=count)
+        )
+        return [read_letter(raw) for raw in cast("list[RawEntry]", rows)]
+
+    async def letter(self, letter_id: str) -> Letter | None:
+        """One letter, or None when there is none of that id."""
+        rows = await self._connection.retried(
+            "read a dead letter", lambda: self._redis.xrange(DEAD.key, min=letter_id, max=letter_id)
+        )
+        return read_letter(cast("list[RawEntry]", rows)[0]) if rows else None
+
+    async def replay(self, letter: Letter, copies: Sequence[str] = ()) -> str | None:
+        """Append a letter's entry to its stream again and remove the letter, both or neither.
+
+        `copies` are ids of other letters about the same entry; they go with it. Where a follower left the
+        entry in its stream it is moved to the end, not doubled.
+
+        Returns:
+            The entry's new id. None when the letter is there no longer: replayed by an earlier try whose
+            reply was lost, or by somebody else.
+
+        Raises:
+            MessageError: the letter cannot be replayed.
+        """
+        if letter.obstacle or letter.stream is None or letter.entry_id is None:
+            raise MessageError(f"dead letter {letter.letter_id} cannot be replayed: {letter.obstacle}")
+        stream, entry_id = letter.stream, letter.entry_id
+        arguments: list[bytes | str | int] = [letter.letter_id, entry_id, len(copies), *copies]
+        arguments += words_of(letter.original or {})
+
+        async def move() -> str | None:
+            appended = await cast(
+                "Awaitable[bytes | None]", self._redis.eval(REPLAY, 2, DEAD.key, stream, *arguments)
+            )
+            return appended.decode() if appended else None
+
+        return await self._connection.retried(f"replay into {stream}", move)
+
+    async def drop(self, letter_id: str) -> bool:
+        """Remove a letter for good; False when there is none of that id."""
+        removed = await self._connection.retried(
+            "drop a dead letter", lambda: self._redis.xdel(DEAD.key, letter_id)
+        )
+        return bool(removed)

@@ -14,35 +14,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from shared.adapters.redis_scripts import ACQUIRE_LEASE, RELEASE_LEASE
 from shared.errors import ServiceError
 
 log = structlog.get_logger()
 
 #: A holder stops this share of the lease's time before it runs out, for clocks that run unevenly.
 MARGIN = 0.2
-
-#: KEYS: lease, token. ARGV: holder, milliseconds. The token, or 0 when another one holds the lease.
-#: A token is at least the time in seconds, so that it grows even when Redis lost all it knew.
-_ACQUIRE = """
-local held = redis.call('GET', KEYS[1])
-if held then
-  local token, holder = held:match('^(%d+) (.*)$')
-  if holder ~= ARGV[1] then return 0 end
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
-  return tonumber(token)
-end
-local token = redis.call('INCR', KEYS[2])
-local now = tonumber(redis.call('TIME')[1])
-if token < now then
-  token = now
-  redis.call('SET', KEYS[2], token)
-end
-redis.call('SET', KEYS[1], token .. ' ' .. ARGV[1], 'PX', ARGV[2])
-return token
-"""
-
-#: KEYS: lease. ARGV: token and holder.
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
 class Lease:
@@ -87,7 +65,7 @@ class Lease:
         """Let the lease go, so that the next holder need not wait until it runs out."""
         held, self._until = self._token, 0.0
         try:
-            await self._redis.eval(_RELEASE, 1, self._key, f"{held} {self._holder}")
+            await self._redis.eval(RELEASE_LEASE, 1, self._key, f"{held} {self._holder}")
         except (RedisError, OSError) as away:
             log.debug("lease_not_released", error=str(away))
         await self._redis.aclose()
@@ -100,7 +78,12 @@ class Lease:
                 cast(
                     "int",
                     await self._redis.eval(
-                        _ACQUIRE, 2, self._key, self._token_key, self._holder, str(int(self._seconds * 1e3))
+                        ACQUIRE_LEASE,
+                        2,
+                        self._key,
+                        self._token_key,
+                        self._holder,
+                        str(int(self._seconds * 1e3)),
                     ),
                 )
             )

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from redis.asyncio import Redis
 
-from shared.adapters import bus as bus_module
+from shared.adapters import consumer_group
 from shared.adapters.bus import Bus
 from shared.adapters.dataset import Dataset, write_dataset
 from shared.market.session import SessionConfig, SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer, free_port
 from tests.faults.forked import ForkedSystem
-from tests.services.trainer.test_processes import System
+from tests.services.trainer.processes import System
 
 
 @pytest.fixture
@@ -28,10 +29,25 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
+@pytest_asyncio.fixture
+async def plain(own_redis: RedisServer) -> AsyncIterator[Redis]:
+    """A client to do harm with."""
+    async with Redis.from_url(own_redis.url, protocol=2) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def own_bus(own_redis: RedisServer) -> AsyncIterator[Bus]:
+    """A bus to the server that is harmed."""
+    bus = Bus(own_redis.url)
+    yield bus
+    await bus.close()
+
+
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader of this process looks around often."""
-    monkeypatch.setattr(bus_module, "BLOCK_MS", 20)
+    monkeypatch.setattr(consumer_group, "BLOCK_MS", 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.services.trainer.test_processes import System
+from tests.services.trainer.processes import System
 
 #: What the services that are killed often import, some of it only when they run.
 MODULES = (

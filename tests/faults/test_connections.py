@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.trainer.journal import Journal
-from shared.adapters import bus as bus_module
+from shared.adapters import redis_connection
 from shared.adapters.bus import Bus
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
@@ -170,7 +170,7 @@ async def test_a_lost_reply_repeats_the_entry_and_the_journal_knows_it(
 async def test_a_partition_that_swallows_everything_delays_and_loses_nothing(
     own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(bus_module, "SOCKET_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(redis_connection, "SOCKET_TIMEOUT_SECONDS", 0.3)
     parted = asyncio.Event()
 
     async def swallow(piece: bytes) -> bytes | None:

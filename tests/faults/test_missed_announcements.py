@@ -12,7 +12,7 @@ from services.selfplay.exploration import exploration_at
 from services.selfplay.service import SelfPlayService
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.worker import SelfPlayWorker
-from shared.adapters import bus as bus_module
+from shared.adapters import redis_connection
 from shared.adapters.agents import load_agent
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore
@@ -48,7 +48,7 @@ async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
     monkeypatch: pytest.MonkeyPatch,
     count: int,
 ) -> None:
-    monkeypatch.setattr(bus_module, "SOCKET_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(redis_connection, "SOCKET_TIMEOUT_SECONDS", 0.5)
     begun: list[int] = []  # version of each batch
     playing = SelfPlayWorker.play
 

@@ -20,7 +20,7 @@ from tests.faults.counts import rounds, steps, tell
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until, until_drained
-from tests.services.trainer.test_processes import SESSION_BARS, Process
+from tests.services.trainer.processes import SESSION_BARS, Process
 from tests.shared.messages.trajectories import random_trajectory
 
 #: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
@@ -102,7 +102,7 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
             trainer = system.start("trainer", MM_REDIS_URL=proxy.url, **NO_LAG)
         await until_drained(bus)
         assert await asyncio.to_thread(system.stop, "trainer") == 0
-    letters = await bus.letters(count=2_000)
+    letters = await bus.dead.letters(count=2_000)
     await bus.close()
     journal = Journal(tmp_path / "journal")
     held = journalled(journal)

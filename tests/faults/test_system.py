@@ -20,7 +20,7 @@ from tests.faults.counts import rounds, soaked, steps, tell
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.reading import journalled, until_drained
 from tests.faults.test_hostile_entries import MOST_GROWTH_KIB, hostile
-from tests.services.trainer.test_processes import SESSION_BARS, System, sendable
+from tests.services.trainer.processes import SESSION_BARS, System, sendable
 
 #: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
 pytestmark = [

@@ -17,7 +17,7 @@ from tests.faults.counts import rounds, steps, tell
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until, until_drained
-from tests.services.trainer.test_processes import SESSION_BARS, Process
+from tests.services.trainer.processes import SESSION_BARS, Process
 from tests.shared.messages.trajectories import random_trajectory
 
 #: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.

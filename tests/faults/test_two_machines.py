@@ -12,7 +12,7 @@ from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import tell
 from tests.s3_server import S3Server
-from tests.services.trainer.test_processes import System
+from tests.services.trainer.processes import System
 from tests.shared.adapters.checkpoint_versions import InBucket
 
 

@@ -13,7 +13,7 @@ from shared.adapters.validations import Ground
 from shared.market.session import Split
 from shared.messages.streams import ALERTS, VALIDATIONS
 from tests.faults.counts import rounds, steps, tell
-from tests.services.trainer.test_processes import System
+from tests.services.trainer.processes import System
 from tests.services.validator.cases import save_version
 from tests.services.validator.test_service import publish
 

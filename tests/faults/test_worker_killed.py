@@ -22,7 +22,7 @@ from tests.faults.processes import resident_kib
 from tests.faults.proxy import Cut, Proxy
 from tests.faults.reading import in_background, until, until_drained
 from tests.services.selfplay.test_service import publish
-from tests.services.trainer.test_processes import System
+from tests.services.trainer.processes import System
 
 #: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
 pytestmark = [

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from services.api.routes.parameters import Before, FromGateway, Limit
 from services.api.state import Gateway
 from services.api.views import Item, Page
-from shared.adapters.bus import Entry
+from shared.adapters.entries import Entry
 from shared.messages.schemas import AlertRaised, DeadLettered, DecisionMade, Message, TradeClosed
 from shared.messages.streams import ALERTS, DEAD, DECISIONS, TRADES, Stream
 

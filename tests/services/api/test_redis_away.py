@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest_asyncio
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from services.api.config import GatewayConfig
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import Pointer
+from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer, free_port
 from tests.services.api.conftest import API_KEY, KEY, System, running_system, write_report
 
@@ -74,3 +76,13 @@ async def test_when_redis_comes_back_the_gateway_follows_on(system: System, serv
     await system.publish(2)
     await system.until(lambda: 2 in system.gateway.history.checkpoints)
     assert (await system.client.get("/status")).json()["redis"] == "up"
+
+
+async def test_what_redis_refuses_is_told_as_if_it_were_away(system: System, server: RedisServer) -> None:
+    """Another program keeps something else where the trajectories should be."""
+    async with Redis.from_url(server.url) as client:
+        await client.set(TRAJECTORIES.key, "another program's")
+    status = await system.client.get("/status")
+    assert status.status_code == 200
+    assert status.json()["redis"] == "away"
+    assert (await system.client.get("/readyz")).status_code == 200

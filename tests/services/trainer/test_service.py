@@ -241,7 +241,7 @@ async def test_what_asks_for_nothing_that_can_be_read_changes_nothing(
         await ask_unreadably()
         await bus.announce(CONTROL, paused.model_copy(update={"state": "running"}), name="training")
         await until(lambda: detail(trainer, "episode") == 8)
-    (letter,) = await bus.letters(count=10)
+    (letter,) = await bus.dead.letters(count=10)
     assert letter.stream == CONTROL.key
     assert letter.original == unreadable
 

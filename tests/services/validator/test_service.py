@@ -12,8 +12,9 @@ import pytest
 
 from services.validator.service import Desk, ValidatorService
 from services.validator.validation import Standards, Validator
-from shared.adapters.bus import READ_COUNT, Bus
+from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import Pointer
+from shared.adapters.entries import READ_COUNT
 from shared.adapters.validations import Ground
 from shared.market.session import Split
 from shared.messages.schemas import CheckpointPublished, Message

@@ -10,9 +10,11 @@ import pytest_asyncio
 import structlog
 from redis.asyncio import Redis
 
-from shared.adapters import bus as bus_module
-from shared.adapters.bus import MAX_DELIVERIES, Batch, Bus
-from shared.errors import SettingsError
+from shared.adapters import consumer_group
+from shared.adapters.bus import Bus
+from shared.adapters.consumer_group import MAX_DELIVERIES
+from shared.adapters.entries import Batch
+from shared.errors import ServiceError, SettingsError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, TrajectoryFinished, now
 from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES, heartbeat_key
@@ -33,7 +35,7 @@ async def redis(redis_server: RedisServer, bus: Bus) -> AsyncIterator[Redis]:
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bus_module, "BLOCK_MS", 20)
+    monkeypatch.setattr(consumer_group, "BLOCK_MS", 20)
 
 
 def consumer(bus: Bus, name: str = "one", reclaim_after_ms: int = 60_000):  # type: ignore[no-untyped-def]
@@ -353,6 +355,29 @@ async def _ping(bus: Bus) -> None:
         await bus.ping()
     except RedisError as away:
         raise ConnectionError(str(away)) from away
+
+
+@pytest.mark.parametrize("key", [TRAJECTORIES.key, ALERTS.key, DEAD.key])
+async def test_a_key_that_holds_something_else_is_an_error_that_says_so(
+    bus: Bus, redis: Redis, key: str
+) -> None:
+    """Whoever meets it first; nothing that was in the streams is touched."""
+    if key == DEAD.key:
+        await redis.xadd(TRAJECTORIES.key, {"garbage": b"\xff"})
+    await redis.set(key, "another program's")
+
+    async def use() -> None:
+        if key == ALERTS.key:
+            await bus.append(ALERTS, AlertRaised(source="test", name="first"))
+        else:
+            await anext(consumer(bus))
+
+    with pytest.raises(ServiceError, match=r"^Redis refuses to .*WRONGTYPE.* a database of its own$") as told:
+        await asyncio.wait_for(use(), PATIENCE_SECONDS)
+    assert (key if key != DEAD.key else "dead-letter from") in str(told.value)
+    assert await redis.get(key) == b"another program's"
+    if key == DEAD.key:
+        assert await bus.length(TRAJECTORIES) == 1
 
 
 async def test_a_wrong_password_is_an_error_and_not_a_wait(redis_server: RedisServer) -> None:

@@ -100,7 +100,7 @@ async def buried(bus: Bus, redis: Redis, fields: Mapping[bytes, bytes]) -> Lette
     """The letter of an entry that a reader took and could not read."""
     await put(redis, TRAJECTORIES.key, fields)
     await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
-    (letter,) = await bus.letters(count=1)
+    (letter,) = await bus.dead.letters(count=1)
     return letter
 
 
@@ -115,7 +115,7 @@ async def test_a_letter_keeps_every_byte_of_what_a_reader_refused(bus: Bus, redi
     await put(redis, TRAJECTORIES.key, whole)
     batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
     await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "of another data set")
-    (letter,) = await bus.letters(count=10)
+    (letter,) = await bus.dead.letters(count=10)
     assert letter.original == whole
     assert letter.size_bytes == sum(len(name) + len(value) for name, value in whole.items())
     assert (letter.stream, letter.entry_id) == (TRAJECTORIES.key, batch.entries[0].entry_id)
@@ -133,8 +133,8 @@ async def test_an_entry_over_the_limit_leaves_an_excerpt_alone(bus: Bus, redis: 
         return
     assert letter.original is None
     with pytest.raises(MessageError, match="the entry itself was not kept, only an excerpt of it"):
-        await bus.replay(letter)
-    assert len(await bus.letters(count=10)) == 1
+        await bus.dead.replay(letter)
+    assert len(await bus.dead.letters(count=10)) == 1
 
 
 @pytest.mark.parametrize("excess", [0, 1])
@@ -143,22 +143,22 @@ async def test_an_entry_of_too_many_fields_is_not_kept(bus: Bus, redis: Redis, e
     letter = await buried(bus, redis, fields)
     assert bool(letter.obstacle) == bool(excess)
     if not excess:
-        await bus.replay(letter)
+        await bus.dead.replay(letter)
         assert await contents(redis, TRAJECTORIES.key) == [fields]
 
 
 async def test_letters_come_newest_first_in_pages(bus: Bus, redis: Redis) -> None:
     made = [(await buried(bus, redis, {b"number": b"%d" % number})).letter_id for number in range(5)]
-    newest = await bus.letters(count=2)
-    older = await bus.letters(count=9, before=newest[-1].letter_id)
+    newest = await bus.dead.letters(count=2)
+    older = await bus.dead.letters(count=9, before=newest[-1].letter_id)
     assert [letter.letter_id for letter in (*newest, *older)] == made[::-1]
-    assert await bus.letter(made[2]) == older[0]
-    assert await bus.letter("5-5") is None
+    assert await bus.dead.letter(made[2]) == older[0]
+    assert await bus.dead.letter("5-5") is None
 
 
 async def test_a_letter_is_replayed_once_however_often_it_is_asked_for(bus: Bus, redis: Redis) -> None:
     letter = await buried(bus, redis, {b"garbage": b"\xff"})
-    replies = await asyncio.gather(*(bus.replay(letter) for _ in range(8)))
+    replies = await asyncio.gather(*(bus.dead.replay(letter) for _ in range(8)))
     assert sum(reply is not None for reply in replies) == 1
     assert await contents(redis, TRAJECTORIES.key) == [{b"garbage": b"\xff"}]
     assert await bus.length(DEAD) == 0
@@ -169,9 +169,9 @@ async def test_an_entry_that_a_follower_left_in_place_is_moved_not_doubled(bus: 
     await bus.append(ALERTS, AlertRaised(source="test", name="good"))
     for _ in range(2):
         await anext(bus.follow(ALERTS, block_ms=20))
-    first, second = await bus.letters(count=9)
+    first, second = await bus.dead.letters(count=9)
     assert first.entry_id == second.entry_id == before
-    after = await bus.replay(first, copies=[second.letter_id])
+    after = await bus.dead.replay(first, copies=[second.letter_id])
     assert await bus.last_id(ALERTS) == after
     assert await bus.length(ALERTS) == 2
     assert await bus.length(DEAD) == 0
@@ -187,11 +187,11 @@ async def test_a_replay_goes_on_while_other_letters_arrive(bus: Bus, redis: Redi
 
     disturbing = asyncio.create_task(disturb())
     async with asyncio.timeout(PATIENCE_SECONDS):
-        assert await bus.replay(letter) is not None
+        assert await bus.dead.replay(letter) is not None
     stop.set()
     await disturbing
     assert await contents(redis, TRAJECTORIES.key) == [{b"garbage": b"\xff"}]
-    assert await bus.letter(letter.letter_id) is None
+    assert await bus.dead.letter(letter.letter_id) is None
 
 
 async def test_wherever_the_connection_breaks_both_happened_or_neither(
@@ -202,7 +202,7 @@ async def test_wherever_the_connection_breaks_both_happened_or_neither(
     async def replay_through(cut: Cut, letter: Letter) -> None:
         async with cut.url() as url:
             cut_off = Bus(url)
-            replaying = asyncio.create_task(cut_off.replay(letter))
+            replaying = asyncio.create_task(cut_off.dead.replay(letter))
             breaking = asyncio.create_task(cut.broken.wait())
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await asyncio.wait({replaying, breaking}, return_when=asyncio.FIRST_COMPLETED)
@@ -222,7 +222,7 @@ async def test_wherever_the_connection_breaks_both_happened_or_neither(
         letter = await buried(bus, redis, fields)
         await replay_through(Cut(redis_server, last_byte), letter)
         appended = await contents(redis, TRAJECTORIES.key) == [fields]
-        kept = await bus.letter(letter.letter_id) is not None
+        kept = await bus.dead.letter(letter.letter_id) is not None
         assert appended != kept, last_byte
         outcomes.append(appended)
         await redis.delete(TRAJECTORIES.key, DEAD.key)
@@ -236,14 +236,14 @@ async def test_a_replay_whose_reply_was_lost_is_not_done_again(
     whole = Cut(redis_server, None)
     async with whole.url() as url:
         through = Bus(url)
-        await through.replay(await buried(bus, redis, fields))
+        await through.dead.replay(await buried(bus, redis, fields))
         await through.close()
     await redis.delete(TRAJECTORIES.key)
     letter = await buried(bus, redis, fields)
     cut = Cut(redis_server, whole.sent)
     async with cut.url() as url:
         through = Bus(url)
-        replaying = asyncio.create_task(through.replay(letter))
+        replaying = asyncio.create_task(through.dead.replay(letter))
         async with asyncio.timeout(PATIENCE_SECONDS):
             await cut.broken.wait()
             assert not replaying.done()

@@ -1,0 +1,56 @@
+"""Entries of a stream as the client gives them, and as messages."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar, cast
+
+from shared.messages.codec import decode
+from shared.messages.schemas import Message
+from shared.messages.streams import Stream
+
+#: One reading takes so many entries at most, and waits so long for the first.
+READ_COUNT = 32
+BLOCK_MS = 2_000
+
+#: Id and fields of a stream entry, as Redis gives them.
+RawEntry = tuple[bytes, Mapping[bytes, bytes]]
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True)
+class Entry(Generic[M]):
+    """One message of a stream, with its entry id, the bytes of its arrays and the fields it came in."""
+
+    entry_id: str
+    message: M
+    arrays: bytes = field(repr=False)
+    fields: Mapping[bytes, bytes] = field(repr=False)
+
+    @classmethod
+    def of(cls, stream: Stream[M], raw: RawEntry) -> "Entry[M]":
+        """Read an entry.
+
+        Raises:
+            MessageError: it is none that this stream may hold.
+        """
+        message, arrays = decode(stream, raw[1])
+        return cls(raw[0].decode(), message, arrays, raw[1])
+
+
+@dataclass(frozen=True)
+class Batch(Generic[M]):
+    """Messages delivered to one consumer; acknowledge them after their effect is safe, never before."""
+
+    entries: Sequence[Entry[M]]
+    ack: Callable[[], Awaitable[None]]
+
+
+def rows_of(reply: object) -> list[RawEntry]:
+    """Entries of the one stream in a reply of XREAD or XREADGROUP (RESP2: a list of pairs)."""
+    return list(cast("list[tuple[bytes, list[RawEntry]]]", reply)[0][1]) if reply else []
+
+
+def words_of(fields: Mapping[str, bytes] | Mapping[bytes, bytes]) -> list[str | bytes]:
+    """Names and values in turn, as XADD and HSET take them."""
+    return [word for pair in fields.items() for word in pair]

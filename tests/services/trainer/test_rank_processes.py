@@ -1,0 +1,145 @@
+"""Several ranks as real processes under torchrun: they read, learn and stop together."""
+
+import asyncio
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from services.trainer.service import REPORT_SECONDS
+from shared.adapters.checkpoints import CheckpointStore
+from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
+from tests.services.trainer.processes import PATIENCE_SECONDS, SESSION_BARS, System, drained, sendable
+from tests.shared.messages.trajectories import random_trajectory
+
+
+async def test_two_ranks_read_and_learn_together_and_one_told_to_stop_stops_both(system: System) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    system.start("trainer", torchrun, GLOO_SOCKET_IFNAME="lo", MM_TRAINER__DEVICE="cpu")
+
+    async def both_read() -> bool:
+        return await _consumers(system) == {"trainer", "trainer-1"}
+
+    await system.until("both ranks read from the stream", both_read)
+    sent = 0
+    while sent < 40:  # a few at a time, so that either rank comes to read some
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 4))
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 2))  # a lost reply
+        sent += 4
+        await system.until("the stream is in the journal", lambda: drained(system))
+    owed = (sent * SESSION_BARS) // 16  # as many as one rank makes
+
+    async def all_made() -> bool:
+        return await system.detail("trainer", "update") >= owed
+
+    await system.until(f"{owed} updates are made", all_made)
+    follower = await system.beat("trainer-rank")
+    assert follower is not None
+    assert follower.instance == "trainer-1-rank-1"
+    assert int(follower.detail["updates_here"] or 0) > 0
+    os.kill(follower.pid, signal.SIGTERM)
+    assert system.processes.pop("trainer").wait(PATIENCE_SECONDS) == 0
+    assert system.log("trainer").count('"service_stopped"') == 2
+
+    ids = system.journalled_ids()
+    assert len(ids) == len(set(ids)) == sent
+    manifest, _ = CheckpointStore(system.home / "checkpoints").newest_valid()
+    assert manifest is not None
+    assert manifest.episode == manifest.journal_position == sent
+    assert manifest.update == owed
+    assert await system.bus.heartbeats() == []
+
+
+@pytest.mark.soak
+async def test_torchrun_told_to_stop_has_its_ranks_stop_in_order_and_what_was_learned_is_kept(
+    system: System,
+) -> None:
+    """As a container's end tells the first process alone; as a rule in the midst of learning."""
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    sent = 60
+    owed = (sent * SESSION_BARS) // 16
+    await system.bus.append_all(TRAJECTORIES, sendable(system, 0, sent))
+    system.start("trainer", torchrun, GLOO_SOCKET_IFNAME="lo", MM_TRAINER__DEVICE="cpu")
+
+    async def some_made() -> bool:
+        return await system.detail("trainer", "update") > 10
+
+    await system.until("some updates are made", some_made)
+    assert system.stop("trainer") == 1  # torchrun's word for a signal
+    log = system.log("trainer")
+    assert log.count('"service_stopped"') == 2
+    assert not any(f'"{event}"' in log for event in ("service_stopped_at_once", "service_failed"))
+    assert await system.bus.heartbeats() == []
+    manifest, _ = CheckpointStore(system.home / "checkpoints").newest_valid()
+    assert manifest is not None
+    assert 10 < manifest.update <= owed
+    assert system.recorded("updates", "attempt") == list(range(1, manifest.update + 1))  # all that were made
+
+    system.start("trainer")
+
+    async def all_made() -> bool:
+        return await system.detail("trainer", "update") == owed
+
+    await system.until(f"{owed} updates are made", all_made)
+    assert system.stop("trainer") == 0
+    assert await drained(system)
+    ids = system.journalled_ids()
+    assert len(ids) == len(set(ids)) == sent
+
+
+async def test_of_three_ranks_each_hands_on_all_it_read_and_refuses_what_is_too_old(system: System) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m")
+    intake_alone = {
+        "MM_TRAINER__MIN_REPLAY_STEPS": "1000000",
+        "MM_TRAINER__MAX_VERSION_LAG": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MM_TRAINER__DEVICE": "cpu",
+    }
+    early, last, young = 10, 60, 1_000_000  # a version that no limit refuses
+    rng = np.random.default_rng(0)
+    await system.bus.append_all(TRAJECTORIES, sendable(system, 0, early, version=0))
+    system.start("trainer", torchrun, **intake_alone)
+
+    async def all_read_and_a_version_is_out() -> bool:
+        version = await system.detail("trainer", "version")
+        return version >= 1 and await _consumers(system) == {"trainer", "trainer-1", "trainer-2"}
+
+    await system.until("all ranks read, and version 1 is published", all_read_and_a_version_is_out)
+    for seed in range(early, last):
+        version = 0 if seed % 2 else young
+        await system.bus.append_all(TRAJECTORIES, sendable(system, seed, seed + 1, version=version))
+        if seed % 10 == 0:  # a lost reply, of what was young when it first came
+            await system.bus.append_all(TRAJECTORIES, sendable(system, 3, 4, version=0))
+        # Any time between two looks of the leader: ranks read also while it takes what another handed on.
+        await asyncio.sleep(rng.uniform(0.0, REPORT_SECONDS))
+    await system.until("all is taken", lambda: drained(system))
+    follower = await system.beat("trainer-rank")
+    assert follower is not None
+    os.kill(follower.pid, signal.SIGTERM)
+    assert system.processes.pop("trainer").wait(PATIENCE_SECONDS) == 0
+
+    young_ids = [_id(seed) for seed in (*range(early), *range(early, last, 2))]
+    assert sorted(system.journalled_ids()) == sorted(young_ids)
+    reasons = [letter.reason for letter in await system.bus.dead.letters(count=1_000)]
+    assert sorted(reason.split(":")[0] for reason in reasons) == sorted(
+        f"trajectory {_id(seed)}" for seed in range(early + 1, last, 2)
+    )
+    assert all("played by version 0, " in reason for reason in reasons)
+    assert all(reason.endswith("; trainer.max_version_lag allows 0") for reason in reasons)
+    told = [json.loads(line) for line in system.log("trainer").splitlines() if '"dead_lettered"' in line]
+    assert {line["instance"] for line in told} - {"trainer-1"}  # not the leader's alone
+
+
+def _id(seed: int) -> str:
+    return str(random_trajectory(seed, SESSION_BARS).trajectory_id)
+
+
+async def _consumers(system: System) -> set[str]:
+    async with Redis.from_url(system.redis.url) as client:
+        if not await client.exists(TRAJECTORIES.key):
+            return set()
+        told = await client.xinfo_consumers(TRAJECTORIES.key, TRAINER_GROUP)
+        return {consumer["name"].decode() for consumer in told}
