@@ -266,10 +266,12 @@ def learn(
     curve: list[CurvePoint] = []
     on_time: dict[float, Scores] = {}
     due, last = 0.0, 60.0 * config.minutes
+    tested: Scores | None = None  # of the newest agent in the test sessions
     with _Recorder(record, config) as recorder:
         for agent, spent in _versions(arena, config, training, clock, recorder):
             if progress:
                 progress(spent)
+            tested = None
             if spent.seconds >= min(due, last):
                 scores = score_agent(agent, arena.view, sessions, environment, config.search)
                 curve.append(CurvePoint(spent, scores, best))
@@ -277,7 +279,8 @@ def learn(
                 due = spent.seconds + last / config.curve_points
             for minutes in GOAL_SHARES:
                 if minutes not in on_time and spent.seconds >= 60.0 * minutes:
-                    on_time[minutes] = score_agent(agent, arena.view, arena.test, environment, config.search)
+                    tested = tested or score_agent(agent, arena.view, arena.test, environment, config.search)
+                    on_time[minutes] = tested
     rules = {
         "best": rule,
         "nothing": flat,
@@ -286,7 +289,7 @@ def learn(
     players = {
         name: score_rule(played, arena.view.prices, arena.test, environment) for name, played in rules.items()
     }
-    players["agent"] = score_agent(agent, arena.view, arena.test, environment, config.search)
+    players["agent"] = tested or score_agent(agent, arena.view, arena.test, environment, config.search)
     expected = float(arena.optimum.value[arena.states[arena.test]].mean())
     bound = (
         _imitation(arena, config, rule, sessions, clock, imitation_progress)

@@ -35,7 +35,7 @@ def print_fields(title: str, fields: Mapping[str, object]) -> None:
     """Print names and values, one a line."""
     table = _table(title, show_header=False)
     table.add_column(style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")  # a hash is of no use without its end
     for name, value in fields.items():
         table.add_row(name, _cell(value))
     out.print(table)

@@ -115,6 +115,7 @@ class Offer:
 
     stopping: bool
     trajectories: Sequence[Trajectory] = field(default_factory=tuple)
+    unusable: int = 0  # entries since the last answer that are none; the leader alone tells Prometheus
 
 
 class Ranks:

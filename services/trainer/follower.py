@@ -34,6 +34,7 @@ class FollowerService:
         self._offered: list[Trajectory] = []
         self._handed_on = False  # what is offered; the leader may take other ranks' before it asks for this
         self._stale: Mapping[UUID, str] = {}  # of what was taken last
+        self._unusable = 0  # not yet told to the leader
         self._taken = asyncio.Event()
 
     async def run(self) -> None:
@@ -69,7 +70,7 @@ class FollowerService:
                 self._offered = intake.trajectories
                 if not await self._lifecycle.until_stopping(self._taken.wait()):
                     return
-            await intake.settle(self._stale, self._lifecycle)
+            await intake.settle(self._stale, self._lifecycle, self._count_unusable)
 
     async def _follow(self) -> None:
         """Do what the leader orders."""
@@ -81,7 +82,8 @@ class FollowerService:
                 case Report():
                     offered = tuple(self._offered) if order.take else ()
                     self._handed_on = self._handed_on or bool(offered)
-                    offer = Offer(self._lifecycle.stopping.is_set(), offered)
+                    offer = Offer(self._lifecycle.stopping.is_set(), offered, self._unusable)
+                    self._unusable = 0
                     await asyncio.to_thread(self._ranks.offer, offer)
                 case Taken():
                     if self._handed_on:  # else it is of other ranks alone
@@ -93,6 +95,9 @@ class FollowerService:
                     self._lifecycle.stop()
                     return
             self._report()
+
+    def _count_unusable(self) -> None:
+        self._unusable += 1
 
     def _learn(self, part: Part) -> None:
         torch.set_num_threads(self._settings.trainer.threads)

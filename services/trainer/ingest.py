@@ -4,11 +4,10 @@ What an entry is by itself any rank sees. Whether a trajectory is too old the le
 the versions, and the journal, which tells a second delivery of what was taken in when it was young.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from services.trainer.metrics import REFUSED, Refusal
 from services.trainer.place import Place
 from shared.adapters.dataset import Dataset
 from shared.adapters.entries import Batch, Entry
@@ -50,7 +49,9 @@ class Intake:
         """Those that can be learned from."""
         return list(self.accepted.values())
 
-    async def settle(self, stale: Mapping[UUID, str], lifecycle: Lifecycle) -> None:
+    async def settle(
+        self, stale: Mapping[UUID, str], lifecycle: Lifecycle, count_unusable: Callable[[], None]
+    ) -> None:
         """Put what was refused with the dead letters, then acknowledge the rest, which is in the journal.
 
         Asked to stop in the midst of it, nothing is acknowledged that lacks its letter: it comes again.
@@ -58,17 +59,20 @@ class Intake:
         Args:
             stale: why trajectories were found too old, by id.
             lifecycle: of the service.
+            count_unusable: called for each that has its letter; those found stale the leader counted.
         """
-        await lifecycle.until_stopping(self._letters_then_ack(stale, lifecycle))
+        await lifecycle.until_stopping(self._letters_then_ack(stale, lifecycle, count_unusable))
 
-    async def _letters_then_ack(self, stale: Mapping[UUID, str], lifecycle: Lifecycle) -> None:
+    async def _letters_then_ack(
+        self, stale: Mapping[UUID, str], lifecycle: Lifecycle, count_unusable: Callable[[], None]
+    ) -> None:
         for entry in self.batch.entries:
             unusable = self.unusable.get(entry.entry_id)
             reason = unusable or stale.get(entry.message.trajectory_id)
             if reason is not None:
                 await lifecycle.bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, reason)
             if unusable is not None:
-                REFUSED.labels(Refusal.UNUSABLE).inc()  # the leader counted those that it found stale
+                count_unusable()
         await self.batch.ack()
 
 

@@ -165,7 +165,7 @@ class TrainerService:
             stale = await self._append(intake.trajectories)
             if stale is None:
                 return
-            await intake.settle(stale, self._lifecycle)
+            await intake.settle(stale, self._lifecycle, REFUSED.labels(Refusal.UNUSABLE).inc)
             self._changed.set()
             self._report()
             await self._wait_while(self._is_far_ahead)
@@ -190,6 +190,7 @@ class TrainerService:
             if any(offer.stopping for offer in offers):
                 log.info("service_stopping", reason="another rank was told to stop")
                 self._lifecycle.stop()
+            REFUSED.labels(Refusal.UNUSABLE).inc(sum(offer.unusable for offer in offers))
             trajectories = [trajectory for offer in offers for trajectory in offer.trajectories]
             if trajectories:
                 appending = asyncio.create_task(self._append(trajectories))

@@ -155,6 +155,14 @@ def test_test_sessions_are_judged_when_the_minutes_of_a_goal_are_over() -> None:
     done = learn(most, clock=lambda: next(ticks), progress=told.append)
     assert list(done.on_time) == [15.0]
     assert len(told) > 3
+    assert done.on_time[15.0] is not done.players["agent"]
+
+
+def test_sessions_are_not_judged_twice_where_a_run_ends_with_the_minutes_of_a_goal() -> None:
+    ticks = count(step=20.0)  # seconds
+    config = replace(CONFIG, minutes=15.0, curve_points=1, imitation_minutes=0.0)
+    done = learn(config, clock=lambda: next(ticks))
+    assert done.on_time[15.0] is done.players["agent"]
 
 
 def test_learned_is_told_from_the_first_evaluation_that_comes_close_to_the_imitation(

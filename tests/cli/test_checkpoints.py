@@ -1,12 +1,14 @@
 """`checkpoints` on a store of real versions, as a user types it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cli.checkpoints import app
+from cli.output import out
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointer
 from shared.adapters.promotions import report_path
 from shared.errors import CheckpointError, PromotionError, SettingsError
@@ -50,6 +52,13 @@ def test_show_prints_the_manifest(store: CheckpointStore) -> None:
     document = json.loads(_run("show", "2", "--json"))
     assert document["update"] == 600
     assert document["files"][WEIGHTS]["sha256"] == store.manifest(2).files[WEIGHTS].sha256
+
+
+def test_show_cuts_no_hash_off(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out, "width", 60)
+    told = re.sub(r"\W", "", _run("show", "2"))
+    assert store.manifest(2).files[WEIGHTS].sha256 in told
+    assert store.manifest(2).dataset in told
 
 
 def test_show_tells_what_the_networks_cost(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,19 @@
 import asyncio
 import json
 import os
+import re
 import signal
 
+import httpx
 import numpy as np
 import pytest
 from redis.asyncio import Redis
 
 from services.trainer.service import REPORT_SECONDS
 from shared.adapters.checkpoints import CheckpointStore
+from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
+from shared.runtime.redis_server import free_port
 from tests.services.trainer.processes import PATIENCE_SECONDS, SESSION_BARS, System, drained, sendable
 from tests.shared.messages.trajectories import random_trajectory
 
@@ -98,10 +102,11 @@ async def test_of_three_ranks_each_hands_on_all_it_read_and_refuses_what_is_too_
         "GLOO_SOCKET_IFNAME": "lo",
         "MM_TRAINER__DEVICE": "cpu",
     }
+    port = free_port()
     early, last, young = 10, 60, 1_000_000  # a version that no limit refuses
     rng = np.random.default_rng(0)
     await system.bus.append_all(TRAJECTORIES, sendable(system, 0, early, version=0))
-    system.start("trainer", torchrun, **intake_alone)
+    system.start("trainer", torchrun, **intake_alone, MM_METRICS_PORT=str(port))
 
     async def all_read_and_a_version_is_out() -> bool:
         version = await system.detail("trainer", "version")
@@ -113,9 +118,18 @@ async def test_of_three_ranks_each_hands_on_all_it_read_and_refuses_what_is_too_
         await system.bus.append_all(TRAJECTORIES, sendable(system, seed, seed + 1, version=version))
         if seed % 10 == 0:  # a lost reply, of what was young when it first came
             await system.bus.append_all(TRAJECTORIES, sendable(system, 3, 4, version=0))
+        if seed % 4 == 0:
+            foreign = encode_trajectory(random_trajectory(1_000 + seed, SESSION_BARS, start_bar=500))
+            await system.bus.append_all(TRAJECTORIES, [foreign])
         # Any time between two looks of the leader: ranks read also while it takes what another handed on.
         await asyncio.sleep(rng.uniform(0.0, REPORT_SECONDS))
     await system.until("all is taken", lambda: drained(system))
+    foreign_seeds, stale_seeds = range(early + 2, last, 4), range(early + 1, last, 2)
+
+    async def all_refused_are_counted() -> bool:
+        return await _refused(port) == {"unusable": len(foreign_seeds), "stale": len(stale_seeds)}
+
+    await system.until("the leader counted what any rank refused", all_refused_are_counted)
     follower = await system.beat("trainer-rank")
     assert follower is not None
     os.kill(follower.pid, signal.SIGTERM)
@@ -123,9 +137,11 @@ async def test_of_three_ranks_each_hands_on_all_it_read_and_refuses_what_is_too_
 
     young_ids = [_id(seed) for seed in (*range(early), *range(early, last, 2))]
     assert sorted(system.journalled_ids()) == sorted(young_ids)
-    reasons = [letter.reason for letter in await system.bus.dead.letters(count=1_000)]
+    letters = [letter.reason for letter in await system.bus.dead.letters(count=1_000)]
+    reasons = [reason for reason in letters if "data set" not in reason]
+    assert len(letters) - len(reasons) == len(foreign_seeds)
     assert sorted(reason.split(":")[0] for reason in reasons) == sorted(
-        f"trajectory {_id(seed)}" for seed in range(early + 1, last, 2)
+        f"trajectory {_id(seed)}" for seed in stale_seeds
     )
     assert all("played by version 0, " in reason for reason in reasons)
     assert all(reason.endswith("; trainer.max_version_lag allows 0") for reason in reasons)
@@ -135,6 +151,14 @@ async def test_of_three_ranks_each_hands_on_all_it_read_and_refuses_what_is_too_
 
 def _id(seed: int) -> str:
     return str(random_trajectory(seed, SESSION_BARS).trajectory_id)
+
+
+async def _refused(port: int) -> dict[str, float]:
+    """What the leader tells Prometheus, by reason."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        told = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    found = re.findall(r'^mm_trainer_refused_total{reason="(\w+)"} (\S+)$', told, re.MULTILINE)
+    return {reason: float(count) for reason, count in found}
 
 
 async def _consumers(system: System) -> set[str]:
