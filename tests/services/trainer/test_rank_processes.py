@@ -58,10 +58,11 @@ async def test_two_ranks_read_and_learn_together_and_one_told_to_stop_stops_both
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 async def test_torchrun_told_to_stop_has_its_ranks_stop_in_order_and_what_was_learned_is_kept(
-    system: System,
+    system: System, signum: signal.Signals
 ) -> None:
-    """As a container's end tells the first process alone; as a rule in the midst of learning."""
+    """As a container's end and Ctrl-C tell it: torchrun alone, whose ranks are in sessions of their own."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     sent = 60
     owed = (sent * SESSION_BARS) // 16
@@ -72,7 +73,7 @@ async def test_torchrun_told_to_stop_has_its_ranks_stop_in_order_and_what_was_le
         return await system.detail("trainer", "update") > 10
 
     await system.until("some updates are made", some_made)
-    assert system.stop("trainer") == 1  # torchrun's word for a signal
+    assert system.stop("trainer", signum) == 1  # torchrun's word for a signal
     log = system.log("trainer")
     assert log.count('"service_stopped"') == 2
     assert not any(f'"{event}"' in log for event in ("service_stopped_at_once", "service_failed"))
