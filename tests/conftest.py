@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 import torch
 from hypothesis import settings
+from redis.asyncio import Redis
 
 from shared.adapters.bus import Bus
 from shared.runtime.redis_server import RedisServer, free_port
@@ -91,5 +92,29 @@ async def bus(redis_server: RedisServer) -> AsyncIterator[Bus]:
     async with Redis.from_url(redis_server.url) as client:
         await client.flushall()
     bus = Bus(redis_server.url)
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that no other test sees."""
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest_asyncio.fixture
+async def plain(own_redis: RedisServer) -> AsyncIterator[Redis]:
+    """A client to do harm with."""
+    async with Redis.from_url(own_redis.url, protocol=2) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def own_bus(own_redis: RedisServer) -> AsyncIterator[Bus]:
+    """A bus to the server that is harmed."""
+    bus = Bus(own_redis.url)
     yield bus
     await bus.close()

@@ -8,40 +8,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from redis.asyncio import Redis
 
 from shared.adapters import consumer_group
 from shared.adapters.bus import Bus
 from shared.adapters.dataset import Dataset, write_dataset
 from shared.market.session import SessionConfig, SplitConfig
 from shared.market.synthetic import Market, synthesize
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.redis_server import RedisServer
 from tests.faults.forked import ForkedSystem
 from tests.services.trainer.processes import System
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that no other test sees."""
-    server = RedisServer(tmp_path / "redis", free_port())
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest_asyncio.fixture
-async def plain(own_redis: RedisServer) -> AsyncIterator[Redis]:
-    """A client to do harm with."""
-    async with Redis.from_url(own_redis.url, protocol=2) as client:
-        yield client
-
-
-@pytest_asyncio.fixture
-async def own_bus(own_redis: RedisServer) -> AsyncIterator[Bus]:
-    """A bus to the server that is harmed."""
-    bus = Bus(own_redis.url)
-    yield bus
-    await bus.close()
 
 
 @pytest.fixture(autouse=True)

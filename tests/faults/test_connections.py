@@ -12,15 +12,12 @@ from shared.adapters import redis_connection
 from shared.adapters.bus import Bus
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Cut, Hook, Proxy, pass_on
 from tests.faults.reading import Tally, in_background, journal_all, journalled, send, until, until_drained
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 
 @rounds(30, 1_000)

@@ -5,7 +5,6 @@ import resource
 from pathlib import Path
 
 import numpy as np
-import pytest
 from redis.asyncio import Redis
 
 from services.trainer.journal import Journal
@@ -14,15 +13,12 @@ from shared.errors import MessageError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.streams import DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.reading import in_background, journalled, send, until_drained
 from tests.shared.messages.trajectories import random_trajectory
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 #: A process that grows by more than this holds on to what it refused.
 MOST_GROWTH_KIB = 50 << 10

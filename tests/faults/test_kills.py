@@ -21,6 +21,7 @@ from shared.adapters.bus import Bus
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import DEAD, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer, free_port
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.conftest import ROOT
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Proxy
@@ -36,11 +37,7 @@ from tests.faults.reading import (
 )
 from tests.shared.messages.trajectories import random_trajectory
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 #: How many trajectories go through before the one at which the process dies.
 BEFORE_THE_KILL = 5

@@ -25,16 +25,13 @@ from shared.messages.codec import decode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Proxy
 from tests.faults.reading import until
 from tests.services.selfplay.test_service import EPISODES_A_VERSION, LANES, STEPS, alike, publish
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 #: Announced each time while the worker hears nothing.
 MISSED = 100

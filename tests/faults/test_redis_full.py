@@ -21,6 +21,7 @@ from shared.messages.codec import decode_trajectory
 from shared.messages.schemas import AlertRaised, ControlIssued, Heartbeat, now
 from shared.messages.streams import ALERTS, CHECKPOINTS, CONTROL, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.intake import journalled_by, send_sessions, trainer_that_only_takes_in
 from tests.faults.reading import (
@@ -39,11 +40,7 @@ from tests.services.api.test_alerts import webhook
 from tests.services.trainer.runs import CONFIG
 from tests.services.trainer.test_service import running as running_trainer
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 #: Share of the memory at which the gateway is set to tell; what Redis needs for itself is less.
 FULL = 0.9

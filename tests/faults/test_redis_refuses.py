@@ -15,6 +15,7 @@ from shared.adapters.dataset import Dataset
 from shared.messages.codec import encode, encode_trajectory
 from shared.messages.streams import CHECKPOINTS, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.intake import journalled_by, send_sessions, trainer_that_only_takes_in
 from tests.faults.reading import (
@@ -30,11 +31,7 @@ from tests.faults.reading import (
 from tests.services.trainer.test_service import running as running_trainer
 from tests.shared.messages.trajectories import random_trajectory
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 
 @rounds(1, 20)

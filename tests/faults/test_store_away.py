@@ -25,6 +25,7 @@ from shared.environment.environment import EnvironmentConfig
 from shared.messages.streams import ALERTS, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.s3_server import S3Server
 from tests.services.api.conftest import running_system
 from tests.services.inference.versions import promote, save_version
@@ -35,11 +36,7 @@ from tests.services.validator import cases
 from tests.services.validator import test_service as validator
 from tests.shared.adapters.checkpoint_versions import InBucket
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 
 @pytest.fixture

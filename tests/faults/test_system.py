@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 from redis.asyncio import Redis
 
 from services.trainer.journal import Journal
@@ -16,17 +15,14 @@ from shared.messages.codec import encode
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAJECTORIES
 from shared.runtime.redis_server import free_port
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, soaked, steps, tell
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.reading import journalled, until_drained
 from tests.faults.test_hostile_entries import MOST_GROWTH_KIB, hostile
 from tests.services.trainer.processes import SESSION_BARS, System, sendable
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 #: Steps drawn for each that came in; a batch is 16.
 SAMPLES_PER_INSERT = 1.0

@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
 from shared.adapters.dataset import write_dataset
@@ -13,6 +11,7 @@ from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
@@ -20,11 +19,7 @@ from tests.faults.reading import journalled, until, until_drained
 from tests.services.trainer.processes import SESSION_BARS, Process
 from tests.shared.messages.trajectories import random_trajectory
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 #: Trajectories sent for each kill.
 EACH = 10

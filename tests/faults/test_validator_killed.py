@@ -5,23 +5,19 @@ import functools
 import signal
 
 import numpy as np
-import pytest
 
 from services.validator.service import Desk
 from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.validations import Ground
 from shared.market.session import Split
 from shared.messages.streams import ALERTS, VALIDATIONS
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.services.trainer.processes import System
 from tests.services.validator.cases import save_version
 from tests.services.validator.test_service import publish
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 #: A judgement takes about a second.
 SHORT = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -17,6 +16,7 @@ from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
 from shared.messages.codec import decode_trajectory
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.processes import resident_kib
 from tests.faults.proxy import Cut, Proxy
@@ -24,11 +24,7 @@ from tests.faults.reading import in_background, until, until_drained
 from tests.services.selfplay.test_service import publish
 from tests.services.trainer.processes import System
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 LANES = 4
 

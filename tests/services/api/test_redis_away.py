@@ -11,35 +11,26 @@ from services.api.config import GatewayConfig
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import Pointer
 from shared.messages.streams import TRAJECTORIES
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import API_KEY, KEY, System, running_system, write_report
 
 
 @pytest_asyncio.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
-    """A Redis that this test alone may stop."""
-    server = RedisServer(tmp_path / "redis", free_port())
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest_asyncio.fixture
-async def system(server: RedisServer, tmp_path: Path) -> AsyncIterator[System]:
+async def system(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[System]:
     config = GatewayConfig(api_key=SecretStr(API_KEY), redis_timeout_seconds=1.0)
-    bus = Bus(server.url)
-    async with running_system(server.url, bus, tmp_path, config) as running:
+    bus = Bus(own_redis.url)
+    async with running_system(own_redis.url, bus, tmp_path, config) as running:
         yield running
     await bus.close()
 
 
 async def test_without_redis_everything_still_answers_and_says_so(
-    system: System, server: RedisServer
+    system: System, own_redis: RedisServer
 ) -> None:
     await system.publish(1, loss=0.5)
     await system.until(lambda: 1 in system.gateway.history.checkpoints)
     write_report(system.validation_root, 1, "paper")
-    server.stop()
+    own_redis.stop()
     status = await system.client.get("/status")
     assert status.status_code == 200
     told = status.json()
@@ -55,10 +46,10 @@ async def test_without_redis_everything_still_answers_and_says_so(
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_without_redis_nothing_is_promoted_or_stopped(system: System, server: RedisServer) -> None:
+async def test_without_redis_nothing_is_promoted_or_stopped(system: System, own_redis: RedisServer) -> None:
     await system.publish(1)
     write_report(system.validation_root, 1, "paper")
-    server.stop()
+    own_redis.stop()
     answer = await system.client.post("/checkpoints/1/promote", headers=KEY)
     assert answer.status_code == 503
     assert "nothing was changed" in answer.json()["detail"]
@@ -66,21 +57,21 @@ async def test_without_redis_nothing_is_promoted_or_stopped(system: System, serv
     assert (await system.client.post("/trader/kill", headers=KEY)).status_code == 503
 
 
-async def test_when_redis_comes_back_the_gateway_follows_on(system: System, server: RedisServer) -> None:
+async def test_when_redis_comes_back_the_gateway_follows_on(system: System, own_redis: RedisServer) -> None:
     await system.publish(1)
     await system.until(lambda: 1 in system.gateway.history.checkpoints)
-    server.stop()
+    own_redis.stop()
     assert (await system.client.get("/readyz")).status_code == 503
-    server.start()
+    own_redis.start()
     assert (await system.client.get("/readyz")).status_code == 200
     await system.publish(2)
     await system.until(lambda: 2 in system.gateway.history.checkpoints)
     assert (await system.client.get("/status")).json()["redis"] == "up"
 
 
-async def test_what_redis_refuses_is_told_as_if_it_were_away(system: System, server: RedisServer) -> None:
+async def test_what_redis_refuses_is_told_as_if_it_were_away(system: System, own_redis: RedisServer) -> None:
     """Another program keeps something else where the trajectories should be."""
-    async with Redis.from_url(server.url) as client:
+    async with Redis.from_url(own_redis.url) as client:
         await client.set(TRAJECTORIES.key, "another program's")
     status = await system.client.get("/status")
     assert status.status_code == 200

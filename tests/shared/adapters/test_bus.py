@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 import structlog
 from redis.asyncio import Redis
 
@@ -24,13 +23,6 @@ from tests.shared.messages.trajectories import random_trajectory, same
 PATIENCE_SECONDS = 30.0
 
 Batches = list[Batch[TrajectoryFinished]]
-
-
-@pytest_asyncio.fixture
-async def redis(redis_server: RedisServer, bus: Bus) -> AsyncIterator[Redis]:
-    """A plain client beside the bus, to look and to do harm."""
-    async with Redis.from_url(redis_server.url, protocol=2) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)

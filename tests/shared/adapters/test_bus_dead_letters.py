@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import pytest
-import pytest_asyncio
 from redis.asyncio import Redis
 
 from shared.adapters.bus import Bus
@@ -16,22 +15,12 @@ from shared.messages.codec import encode, encode_trajectory
 from shared.messages.schemas import AlertRaised
 from shared.messages.streams import ALERTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
+from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.shared.messages.trajectories import random_trajectory
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.usefixtures("broken_connections"),
-]
+pytestmark = BREAKS_CONNECTIONS
 
 PATIENCE_SECONDS = 30.0
-
-
-@pytest_asyncio.fixture
-async def redis(redis_server: RedisServer, bus: Bus) -> AsyncIterator[Redis]:
-    """A plain client beside the bus, to look and to do harm."""
-    async with Redis.from_url(redis_server.url, protocol=2) as client:
-        yield client
 
 
 class Cut:
