@@ -41,6 +41,12 @@ TRANSIENT_REFUSAL = re.compile(r"(^|caused error: )(BUSY|MISCONF|NOREPLICAS) ")
 #: Kinds of a lost connection, to the client, that no waiting mends.
 REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
 
+#: What would be right, by a refusal's words. A script's flags are a syntax error to Redis 6.
+HINTS = {
+    "WRONGTYPE": "; another program keeps something else there: give the system a database of its own",
+    "compiling script": "; the system needs Redis 7.0 or Valkey",
+}
+
 R = TypeVar("R")
 
 
@@ -124,7 +130,5 @@ def _tell_refusal(what: str, error: Exception) -> None:
     """Raise a refusal that stays one as an error of ours; anything else is left to the caller."""
     if not isinstance(error, redis_errors.ResponseError):
         return
-    hint = ""
-    if "WRONGTYPE" in str(error):
-        hint = "; another program keeps something else under this key: give the system a database of its own"
+    hint = next((hint for refusal, hint in HINTS.items() if refusal in str(error)), "")
     raise ServiceError(f"Redis refuses to {what}: {error}{hint}") from error

@@ -9,10 +9,12 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
+from shared.adapters import bus as bus_module
 from shared.adapters import consumer_group
 from shared.adapters.bus import Bus
 from shared.adapters.consumer_group import MAX_DELIVERIES
 from shared.adapters.entries import Batch
+from shared.adapters.redis_scripts import ADD
 from shared.errors import ServiceError, SettingsError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, TrajectoryFinished, now
@@ -370,6 +372,15 @@ async def test_a_key_that_holds_something_else_is_an_error_that_says_so(
     assert await redis.get(key) == b"another program's"
     if key == DEAD.key:
         assert await bus.length(TRAJECTORIES) == 1
+
+
+async def test_a_redis_that_knows_no_flags_of_scripts_is_an_error_that_says_which_is_needed(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To Redis 6 a script's first line is no Lua, as here its second."""
+    monkeypatch.setattr(bus_module, "ADD", ADD.replace("\n", "\n#!lua\n", 1))
+    with pytest.raises(ServiceError, match=r"append to mm:alerts: .* Redis 7\.0 or Valkey$"):
+        await asyncio.wait_for(bus.append(ALERTS, AlertRaised(source="test", name="first")), PATIENCE_SECONDS)
 
 
 async def test_a_wrong_password_is_an_error_and_not_a_wait(redis_server: RedisServer) -> None:
