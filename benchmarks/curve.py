@@ -42,6 +42,9 @@ def _draw(axes: "Axes", report: LearnReport) -> None:
         linewidth=0,
     )
     axes.plot(minutes, [one.value for one in earned], color=_BLUE, marker="o", markersize=4, label="agent")
+    promoted = report.promoted.seconds / 60.0
+    best = max(one.value for one in earned)
+    axes.plot([promoted], [best], "o", color=_BLUE, markersize=10, fillstyle="none", label="promoted")
     levels = {
         "best policy": _earned(report, report.curve[0].best),
         "nothing": _earned(report, report.players["nothing"]),
@@ -66,7 +69,7 @@ def _draw(axes: "Axes", report: LearnReport) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_MUTED)
-    axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.06))
+    axes.legend(frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.06))
 
 
 def _earned(report: LearnReport, scores: Scores) -> Estimate:

@@ -7,6 +7,9 @@ law's hidden state, which the agent can only guess at from prices, so its share 
 is the agent's own network trained by supervision on that policy (`benchmarks.imitation`). Beside them stand
 a player of random legal actions and one that does nothing. All are judged greedily by plain sums over whole
 sessions, undiscounted.
+
+Two versions of the agent are judged: the newest, and the one that did best in validation sessions so far,
+which is what a validator would have promoted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +58,9 @@ GOAL_IDLE_LOSS_PIPS = 1.0
 #: Of the imitation's reward (net pips under `pnl`), on the market whose moves come back, after these minutes.
 GOAL_SHARES = {15.0: 0.90, 60.0: 0.97}
 
+#: The agent is evaluated on the way at least this often.
+LONGEST_UNJUDGED_SECONDS = 180.0
+
 #: A run has learned when it earns this part of the imitation's net pips in the curve's sessions.
 LEARNED_SHARE = 0.8
 
@@ -75,8 +81,8 @@ class LearnConfig:
     imitation_minutes: float = 3.0  # of supervision, on top of the minutes; 0 leaves that yardstick out
     seed: int = 0  # of market, weights, sessions and everything drawn
     num_bars: int = NUM_BARS
-    curve_points: int = 10  # evaluations on the way, evenly spaced
-    curve_sessions: int = 32  # validation sessions of each of them
+    curve_points: int = 10  # evaluations on the way, evenly spaced; more of them in a long run
+    curve_sessions: int = 96  # validation sessions of each of them
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -154,8 +160,9 @@ class LearnReport:
     curve: tuple[CurvePoint, ...]  # from before learning to the end of it
     starts: Int64  # [S] test sessions
     optimum_value: float  # mean computed reward of the best policy in these sessions
-    players: dict[str, Scores]  # best, agent, nothing, random
-    on_time: dict[float, Scores]  # the agent when the minutes of a goal were over
+    players: dict[str, Scores]  # best, agent, promoted, nothing, random
+    on_time: dict[float, Scores]  # the promoted version when the minutes of a goal were over
+    promoted: Spent  # what the version had cost that did best in validation sessions
     imitation: Imitation | None  # left out
 
     @property
@@ -199,7 +206,7 @@ class LearnReport:
             parts = {minutes: share(scores.reward, bound) for minutes, scores in self.on_time.items()}
             return [
                 LearnGoal(
-                    f"{GOAL_SHARES[minutes]} of the imitation's reward after {minutes:g} minutes",
+                    f"{GOAL_SHARES[minutes]} of the imitation's reward, promoted after {minutes:g} minutes",
                     part.value,
                     part.value >= GOAL_SHARES[minutes],
                 )
@@ -260,27 +267,19 @@ def learn(
         arena.view.features,
         arena.view.fingerprint,
     )
-    sessions = choose_sessions(arena.validation, config.curve_sessions)
     rule = best_rule(arena.optimum, arena.states)
-    best = score_rule(rule, arena.view.prices, sessions, environment)
-    curve: list[CurvePoint] = []
+    judge = _Judge(arena, config, rule)
     on_time: dict[float, Scores] = {}
     due, last = 0.0, 60.0 * config.minutes
-    tested: Scores | None = None  # of the newest agent in the test sessions
     with _Recorder(record, config) as recorder:
         for agent, spent in _versions(arena, config, training, clock, recorder):
             if progress:
                 progress(spent)
-            tested = None
-            if spent.seconds >= min(due, last):
-                scores = score_agent(agent, arena.view, sessions, environment, config.search)
-                curve.append(CurvePoint(spent, scores, best))
-                recorder.judged(curve[-1], agent.version)
-                due = spent.seconds + last / config.curve_points
-            for minutes in GOAL_SHARES:
-                if minutes not in on_time and spent.seconds >= 60.0 * minutes:
-                    tested = tested or score_agent(agent, arena.view, arena.test, environment, config.search)
-                    on_time[minutes] = tested
+            over = [m for m in GOAL_SHARES if m not in on_time and spent.seconds >= 60.0 * m]
+            if over or spent.seconds >= min(due, last):
+                recorder.judged(judge.validate(agent, spent), agent.version)
+                due = spent.seconds + min(last / config.curve_points, LONGEST_UNJUDGED_SECONDS)
+            on_time |= dict.fromkeys(over, judge.test(judge.promoted)) if over else {}
     rules = {
         "best": rule,
         "nothing": flat,
@@ -289,14 +288,46 @@ def learn(
     players = {
         name: score_rule(played, arena.view.prices, arena.test, environment) for name, played in rules.items()
     }
-    players["agent"] = tested or score_agent(agent, arena.view, arena.test, environment, config.search)
+    players |= {"agent": judge.test(agent), "promoted": judge.test(judge.promoted)}
     expected = float(arena.optimum.value[arena.states[arena.test]].mean())
     bound = (
-        _imitation(arena, config, rule, sessions, clock, imitation_progress)
+        _imitation(arena, config, rule, judge.sessions, clock, imitation_progress)
         if config.imitation_minutes > 0.0
         else None
     )
-    return LearnReport(config, tuple(curve), arena.test, expected, players, on_time, bound)
+    return LearnReport(
+        config, tuple(judge.curve), arena.test, expected, players, on_time, judge.promoted_at, bound
+    )
+
+
+class _Judge:
+    """Plays versions in validation sessions on the way, and in the test sessions those that are asked for."""
+
+    def __init__(self, arena: _Arena, config: LearnConfig, rule: Rule) -> None:
+        self._arena, self._config = arena, config
+        self.sessions = choose_sessions(arena.validation, config.curve_sessions)
+        self._best = score_rule(rule, arena.view.prices, self.sessions, config.environment)
+        self._tested: dict[int, Scores] = {}  # by version
+        self._most = -np.inf  # reward of the promoted version in validation sessions
+        self.curve: list[CurvePoint] = []
+
+    def validate(self, agent: Agent, spent: Spent) -> CurvePoint:
+        """Play the curve's sessions; what does as well as any before is promoted."""
+        point = CurvePoint(spent, self._play(agent, self.sessions), self._best)
+        self.curve.append(point)
+        reward = float(point.agent.reward.mean())
+        if reward >= self._most:
+            self._most, self.promoted, self.promoted_at = reward, agent, spent
+        return point
+
+    def test(self, agent: Agent) -> Scores:
+        """Play the test sessions, once a version."""
+        if agent.version not in self._tested:
+            self._tested[agent.version] = self._play(agent, self._arena.test)
+        return self._tested[agent.version]
+
+    def _play(self, agent: Agent, starts: Int64) -> Scores:
+        return score_agent(agent, self._arena.view, starts, self._config.environment, self._config.search)
 
 
 def _arena(config: LearnConfig) -> _Arena:

@@ -227,6 +227,7 @@ def _learn_document(report: "LearnReport") -> dict[str, object]:
         "config": asdict(report.config),
         "spent": asdict(report.spent),
         "learned": asdict(report.learned) if report.learned else None,
+        "promoted": asdict(report.promoted),
         "imitation_spent": asdict(report.imitation.spent) if report.imitation else None,
         "test_sessions": len(report.starts),
         "best_policy_computed_reward": report.optimum_value,
@@ -258,6 +259,7 @@ def _print_learning(report: "LearnReport") -> None:
             "learned from": f"{spent.episodes:,} episodes, in {spent.updates:,} updates",
             "imitation of the best policy": _imitation_learned(report),
             "80 % of the imitation": _learned(report),
+            "promoted": _promoted(report),
             "judged in": f"{len(report.starts):,} test sessions",
             "the best policy's computed reward": report.optimum_value,
         },
@@ -295,6 +297,11 @@ def _learned(report: "LearnReport") -> str | None:
         return "not reached in validation sessions"
     spent = report.learned
     return f"after {spent.seconds / 60.0:.1f} minutes and {spent.episodes:,} episodes, in validation sessions"
+
+
+def _promoted(report: "LearnReport") -> str:
+    spent = report.promoted
+    return f"the version after {spent.seconds / 60.0:.1f} minutes, the best in validation sessions"
 
 
 def _imitation_learned(report: "LearnReport") -> str | None:

@@ -46,7 +46,7 @@ def report(*pips: float, seed: int = 0) -> LearnReport:
         for n, earned in enumerate(pips)
     )
     players = {"agent": trading(pips[-1]), "best": trading(10.0)}
-    return LearnReport(LearnConfig(seed=seed), curve, np.arange(4), 0.0, players, {}, None)
+    return LearnReport(LearnConfig(seed=seed), curve, np.arange(4), 0.0, players, {}, curve[-1].spent, None)
 
 
 def test_every_way_changes_one_or_two_settings_of_the_tuned_profile_and_no_more() -> None:

@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 
 import shared.adapters.picture
+from benchmarks import learn as learn_module
 from benchmarks.curve import draw_curve
 from benchmarks.learn import GOAL_SHARES, CurvePoint, LearnConfig, LearnReport, Spent, learn
 from benchmarks.scores import Scores
 from services.selfplay.config import SelfPlayConfig
 from services.trainer.config import LearnerConfig, TrainerConfig
+from shared.agent.agent import Agent
 from shared.environment.environment import EnvironmentConfig
 from shared.environment.reward import RewardScheme
 from shared.errors import DataError, ServiceError, SettingsError
 from shared.market.session import Split, index_sessions
 from shared.market.synthetic import Market, synthesize
 from shared.model.config import ModelConfig
+from shared.numeric import Int64
 
 CONFIG = LearnConfig(
     market=Market.OU,
@@ -57,7 +60,7 @@ def report() -> LearnReport:
 def test_players_are_judged_in_every_test_session_and_nowhere_else(report: LearnReport) -> None:
     sessions = index_sessions(synthesize(Market.OU, CONFIG.num_bars, CONFIG.seed))
     assert np.array_equal(report.starts, sessions.non_overlapping(Split.TEST))
-    assert set(report.players) == {"best", "agent", "nothing", "random"}
+    assert set(report.players) == {"best", "agent", "promoted", "nothing", "random"}
     assert all(len(scores.pips) == len(report.starts) for scores in report.players.values())
     assert report.imitation is not None
     assert len(report.imitation.test.pips) == len(report.starts)
@@ -120,10 +123,10 @@ def test_an_imitation_that_earns_nothing_is_no_yardstick(report: LearnReport) ->
     nothing = np.zeros(len(report.starts))
     idle = Scores(nothing, nothing, nothing.astype(np.int64))
     barren = replace(report, imitation=replace(report.imitation, test=idle))
-    assert [row.imitation_share_of_pips for row in barren.summaries()] == [None] * 5
+    assert [row.imitation_share_of_pips for row in barren.summaries()] == [None] * 6
     without = replace(report, imitation=None)
     assert [row.name for row in without.summaries()] == list(report.players)
-    assert [row.imitation_share_of_pips for row in without.summaries()] == [None] * 4
+    assert [row.imitation_share_of_pips for row in without.summaries()] == [None] * 5
 
 
 def test_players_rank_as_they_should(report: LearnReport) -> None:
@@ -147,22 +150,38 @@ def test_a_market_with_an_edge_is_to_be_learned_as_well_as_imitation_does(report
     assert replace(done, imitation=None).goals() == []
 
 
-def test_test_sessions_are_judged_when_the_minutes_of_a_goal_are_over() -> None:
+def test_what_does_best_in_validation_sessions_is_promoted_and_judged_when_a_goals_minutes_are_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second and third evaluation are the best ones, alike; no version plays the test sessions twice."""
     assert GOAL_SHARES == {15.0: 0.9, 60.0: 0.97}
-    told: list[Spent] = []
-    ticks = count(step=20.0)  # seconds
-    most = replace(CONFIG, minutes=40.0, curve_points=1, imitation_minutes=0.0)
-    done = learn(most, clock=lambda: next(ticks), progress=told.append)
+    evaluated: list[int] = []
+    tested: list[int] = []
+
+    def scripted(agent: Agent, market: object, starts: Int64, *_: object) -> Scores:
+        if len(starts) == CONFIG.curve_sessions:
+            evaluated.append(agent.version)
+            return trading(0.0, 5.0 if len(evaluated) in (2, 3) else 1.0)
+        tested.append(agent.version)
+        return trading(0.0, float(agent.version))
+
+    monkeypatch.setattr(learn_module, "score_agent", scripted)
+    ticks: defaultdict[int, count[int]] = defaultdict(count)
+    seconds = [0.0]
+    done = learn(
+        replace(CONFIG, minutes=40.0, curve_points=1, imitation_minutes=0.0),
+        clock=lambda: 10.0 * next(ticks[threading.get_ident()]),
+        progress=lambda spent: seconds.append(spent.seconds),
+    )
+    unjudged = np.diff([point.spent.seconds for point in done.curve])
+    assert unjudged.max() < 180.0 + np.diff(seconds).max()
+    promoted = evaluated[2]
+    assert done.promoted == done.curve[2].spent
+    assert done.promoted.seconds < 900.0
     assert list(done.on_time) == [15.0]
-    assert len(told) > 3
-    assert done.on_time[15.0] is not done.players["agent"]
-
-
-def test_sessions_are_not_judged_twice_where_a_run_ends_with_the_minutes_of_a_goal() -> None:
-    ticks = count(step=20.0)  # seconds
-    config = replace(CONFIG, minutes=15.0, curve_points=1, imitation_minutes=0.0)
-    done = learn(config, clock=lambda: next(ticks))
-    assert done.on_time[15.0] is done.players["agent"]
+    assert done.on_time[15.0].pips[0] == done.players["promoted"].pips[0] == promoted
+    assert done.players["agent"].pips[0] == evaluated[-1] > promoted
+    assert tested == [promoted, evaluated[-1]]
 
 
 def test_learned_is_told_from_the_first_evaluation_that_comes_close_to_the_imitation(

@@ -66,7 +66,7 @@ def test_learn_tells_every_player_and_draws_its_curve(tmp_path: Path, short_run:
     assert (asked.market, asked.environment.reward, asked.minutes, asked.seed) == ("ou", "amddp1", 2.0, 3)
     assert asked.imitation_minutes == 0.5
     names = {player["name"] for player in told["players"]}
-    assert names == {"best", "agent", "nothing", "random", "imitation"}
+    assert names == {"best", "agent", "promoted", "nothing", "random", "imitation"}
     assert told["imitation_spent"]["updates"] > 0
     assert told["spent"]["episodes"] > 0
     assert len(told["curve"]) == CONFIG.curve_points + 1
