@@ -42,9 +42,10 @@ def _draw(axes: "Axes", report: LearnReport) -> None:
         linewidth=0,
     )
     axes.plot(minutes, [one.value for one in earned], color=_BLUE, marker="o", markersize=4, label="agent")
-    promoted = report.promoted.seconds / 60.0
-    best = max(one.value for one in earned)
-    axes.plot([promoted], [best], "o", color=_BLUE, markersize=10, fillstyle="none", label="promoted")
+    best = next(n for n, point in enumerate(report.curve) if point.spent == report.promoted)
+    axes.plot(
+        minutes[best], earned[best].value, "o", color=_BLUE, markersize=10, fillstyle="none", label="promoted"
+    )
     levels = {
         "best policy": _earned(report, report.curve[0].best),
         "nothing": _earned(report, report.players["nothing"]),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.bench_learning import compare, learn, learner
+from cli.bench_learning import compare, discount, learn, learner
 from cli.bench_options import Json, Seconds, Seed, one_thread, print_measurements, print_shares
 from cli.output import err, print_json, print_table, progress_bar
 
@@ -249,5 +249,5 @@ def inference(
     print_measurements("inference", bench_inference(decisions=decisions), as_json=as_json)
 
 
-for command in (learner, learn, compare):
+for command in (learner, learn, compare, discount):
     app.command()(command)

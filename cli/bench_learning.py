@@ -141,6 +141,25 @@ def compare(
     err.print(f"learning curves: {out}", soft_wrap=True)
 
 
+def discount(
+    bars: Annotated[int, typer.Option(min=20_000, help="of the market")] = 1_000_000,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The best policy on `ou` under each discount of rewards, judged by plain sums."""
+    from benchmarks.discounting import bench_discounts
+
+    told = bench_discounts((0.99, 0.995, 0.997, 0.999, 0.9995), num_bars=bars, seed=seed)
+    if as_json:
+        print_json({"benchmark": "discount", "discounts": [asdict(row) for row in told]})
+        return
+    print_table(
+        "bench discount: the best policy of each, undiscounted",
+        ("discount a bar", "enters at, pips", "net pips", "trades"),
+        [(f"{row.discount:g}", row.entry_pips, row.pips, row.trades) for row in told],
+    )
+
+
 def _learn_config(profile: Path | None, reward: RewardScheme) -> "LearnConfig":
     """A run with the settings of trainer and self-play, of which the reward is told."""
     from benchmarks.learn import LearnConfig

@@ -8,16 +8,14 @@ trajectories (redis_scripts.py).
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from typing import Any, TypeVar, cast
-
-from redis.asyncio import Redis
+from typing import TypeVar, cast
 
 from shared.adapters.consumer_group import GroupConsumer
 from shared.adapters.dead_letters import DeadLetters
-from shared.adapters.entries import BLOCK_MS, READ_COUNT, Batch, Entry, RawEntry, rows_of, words_of
+from shared.adapters.entries import BLOCK_MS, READ_COUNT, Batch, Entry, RawEntry, add_entry, rows_of
 from shared.adapters.redis_condition import RedisCondition, read_condition
 from shared.adapters.redis_connection import RedisConnection, cancellable
-from shared.adapters.redis_scripts import ADD, BEAT
+from shared.adapters.redis_scripts import BEAT
 from shared.errors import MessageError
 from shared.messages.codec import decode, encode
 from shared.messages.schemas import Heartbeat, Message
@@ -59,7 +57,7 @@ class Bus:
         fields = encode(message, arrays)
 
         entry_id = await self._connection.retried(
-            f"append to {stream.key}", lambda: _add(self._redis, stream, fields)
+            f"append to {stream.key}", lambda: add_entry(self._redis, stream, fields)
         )
         return entry_id.decode()
 
@@ -76,7 +74,7 @@ class Bus:
         async def add() -> int:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for fields in entries:
-                    _add(pipe, stream, fields)
+                    add_entry(pipe, stream, fields)
                 pipe.xlen(stream.key)
                 return int((await pipe.execute())[-1])
 
@@ -89,7 +87,7 @@ class Bus:
         """
         fields, kept = encode(message), f"{stream.key}:{name}"
         await self._connection.retried(
-            f"announce on {stream.key}", lambda: _add(self._redis, stream, fields, kept)
+            f"announce on {stream.key}", lambda: add_entry(self._redis, stream, fields, kept)
         )
 
     async def newest(self, stream: Stream[M], *, name: str = "latest") -> M | None:
@@ -202,18 +200,3 @@ class Bus:
         values = await self._connection.retried("read heartbeats", read)
         found = [Heartbeat.model_validate_json(value) for value in values if value]
         return sorted(found, key=lambda beat: (beat.service, beat.instance))
-
-
-def _add(
-    client: Redis, stream: Stream[Message], fields: Mapping[str, bytes], kept: str | None = None
-) -> Awaitable[bytes]:
-    """Append to a stream, and to the hash that keeps the newest where there is one.
-
-    A stream that has a bound is appended to also while Redis is full. Within a pipeline this only adds the
-    command.
-    """
-    if stream.max_length is None:
-        return cast("Awaitable[bytes]", client.xadd(stream.key, cast("Any", fields)))
-    keys = [stream.key, kept] if kept else [stream.key]
-    arguments = cast("list[str]", [stream.max_length, *words_of(fields)])
-    return cast("Awaitable[bytes]", client.eval(ADD, len(keys), *keys, *arguments))

@@ -11,9 +11,9 @@ from typing import cast
 
 import structlog
 
-from shared.adapters.entries import RawEntry, words_of
+from shared.adapters.entries import RawEntry, add_entry, words_of
 from shared.adapters.redis_connection import RedisConnection
-from shared.adapters.redis_scripts import ADD, BURY, REPLAY
+from shared.adapters.redis_scripts import BURY, REPLAY
 from shared.errors import MessageError
 from shared.messages.codec import MAX_ARRAYS_BYTES, MAX_BODY_BYTES, decode, encode
 from shared.messages.schemas import DeadLettered, Message
@@ -119,13 +119,9 @@ class DeadLetters:
 
     async def report(self, stream: Stream[Message], raw: RawEntry, reason: str) -> None:
         """Write a letter about an entry that stays in its stream, for readers that can read it."""
-        letter = words_of(letter_fields(stream, raw, reason))
+        letter = letter_fields(stream, raw, reason)
         await self._connection.retried(
-            f"dead-letter from {stream.key}",
-            lambda: cast(
-                "Awaitable[bytes]",
-                self._redis.eval(ADD, 1, DEAD.key, cast("int", DEAD.max_length), *letter),
-            ),
+            f"dead-letter from {stream.key}", lambda: add_entry(self._redis, DEAD, letter)
         )
 
     async def letters(self, *, count: int, before: str = "+") -> list[Letter]:

@@ -2,8 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
+from redis.asyncio import Redis
+
+from shared.adapters.redis_scripts import ADD
 from shared.messages.codec import decode
 from shared.messages.schemas import Message
 from shared.messages.streams import Stream
@@ -54,3 +57,21 @@ def rows_of(reply: object) -> list[RawEntry]:
 def words_of(fields: Mapping[str, bytes] | Mapping[bytes, bytes]) -> list[str | bytes]:
     """Names and values in turn, as XADD and HSET take them."""
     return [word for pair in fields.items() for word in pair]
+
+
+def add_entry(
+    client: Redis,
+    stream: Stream[Message],
+    fields: Mapping[str, bytes] | Mapping[bytes, bytes],
+    kept: str | None = None,
+) -> Awaitable[bytes]:
+    """Append to a stream, and to the hash that keeps the newest where there is one.
+
+    A stream that has a bound is appended to also while Redis is full. Within a pipeline this only adds the
+    command.
+    """
+    if stream.max_length is None:
+        return cast("Awaitable[bytes]", client.xadd(stream.key, cast("Any", fields)))
+    keys = [stream.key, kept] if kept else [stream.key]
+    arguments = cast("list[str]", [stream.max_length, *words_of(fields)])
+    return cast("Awaitable[bytes]", client.eval(ADD, len(keys), *keys, *arguments))

@@ -143,3 +143,9 @@ def test_compare_shows_what_a_record_holds_and_learns_nothing(compared: list[Lea
     assert len(compared) == 1
     with pytest.raises(SettingsError, match=r"minutes 1.0, not 2.0;"):
         bench("compare", "--minutes", "2", "--record", "kept", "--show")
+
+
+def test_discount_tells_every_discount() -> None:
+    told = document("discount", "--bars", "20000")
+    assert [row["discount"] for row in told["discounts"]] == [0.99, 0.995, 0.997, 0.999, 0.9995]
+    assert all(row["pips"] > 0.0 for row in told["discounts"])

@@ -9,8 +9,7 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
-from shared.adapters import bus as bus_module
-from shared.adapters import consumer_group
+from shared.adapters import consumer_group, entries
 from shared.adapters.bus import Bus
 from shared.adapters.consumer_group import MAX_DELIVERIES
 from shared.adapters.entries import Batch
@@ -378,7 +377,7 @@ async def test_a_redis_that_knows_no_flags_of_scripts_is_an_error_that_says_whic
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To Redis 6 a script's first line is no Lua, as here its second."""
-    monkeypatch.setattr(bus_module, "ADD", ADD.replace("\n", "\n#!lua\n", 1))
+    monkeypatch.setattr(entries, "ADD", ADD.replace("\n", "\n#!lua\n", 1))
     with pytest.raises(ServiceError, match=r"append to mm:alerts: .* Redis 7\.0 or Valkey$"):
         await asyncio.wait_for(bus.append(ALERTS, AlertRaised(source="test", name="first")), PATIENCE_SECONDS)
 
