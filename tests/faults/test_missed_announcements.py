@@ -1,6 +1,7 @@
 """A worker that misses a hundred announcements plays the newest next, and no trajectory has two versions."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,7 @@ async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
     count: int,
 ) -> None:
     monkeypatch.setattr(redis_connection, "SOCKET_TIMEOUT_SECONDS", 0.5)
-    begun: list[int] = []  # version of each batch
-    playing = SelfPlayWorker.play
-
-    def recorded(worker: SelfPlayWorker, agent: Agent, *rest: object) -> object:
-        begun.append(agent.version)
-        return playing(worker, agent, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(SelfPlayWorker, "play", recorded)
+    begun = _versions_of_batches(monkeypatch)
     parted = asyncio.Event()
 
     async def swallow(piece: bytes) -> bytes | None:
@@ -93,28 +87,11 @@ async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
     ]
     await bus.close()
 
-    data = bars[1]
-    market = MarketView(data.features, Prices.of(data.bars), data.outcomes, data.fingerprint)
-    store = CheckpointStore(settings.checkpoint_root)
-
-    def again(trajectory: Trajectory, version: int) -> Trajectory:
-        (replayed,) = list(
-            play(
-                load_agent(store, version),
-                market,
-                np.array([trajectory.start_bar]),
-                settings.environment,
-                settings.search,
-                seeds=np.array([trajectory.seed]),
-                exploration=exploration_at(EPISODES_A_VERSION * version, settings.selfplay),
-                worker=trajectory.worker,
-            )
-        )[-1]
-        return replayed
-
+    replay = _replay(settings, bars[1])
     checked = played[:: max(len(played) // 40, 1)]
-    mixed = [t for t in checked if not alike(again(t, t.checkpoint_version), t)]
-    others = set(begun) - set(range(0, newest + 1, MISSED))
+    mixed = [t for t in checked if not alike(replay(t, t.checkpoint_version), t)]
+    heard = set(range(0, newest + 1, MISSED))
+    others = set(begun) - heard
     tell(
         "announcements missed",
         times=count,
@@ -126,6 +103,40 @@ async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
         mixed=len(mixed),
     )
     assert others == set()
-    assert {trajectory.checkpoint_version for trajectory in played} == set(range(0, newest + 1, MISSED))
+    assert {trajectory.checkpoint_version for trajectory in played} == heard
     assert mixed == []
-    assert not alike(again(checked[0], 1), checked[0])  # another version would be told from it
+    assert not alike(replay(checked[0], 1), checked[0])  # another version would be told from it
+
+
+def _versions_of_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The version of each batch of sessions that is begun from now on, as they begin."""
+    begun: list[int] = []
+    playing = SelfPlayWorker.play
+
+    def recorded(worker: SelfPlayWorker, agent: Agent, *rest: object) -> object:
+        begun.append(agent.version)
+        return playing(worker, agent, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SelfPlayWorker, "play", recorded)
+    return begun
+
+
+def _replay(settings: SelfPlaySettings, data: Dataset) -> Callable[[Trajectory, int], Trajectory]:
+    """Plays a trajectory's session again, with the version that is asked for."""
+    market = MarketView(data.features, Prices.of(data.bars), data.outcomes, data.fingerprint)
+    store = CheckpointStore(settings.checkpoint_root)
+
+    def replay(trajectory: Trajectory, version: int) -> Trajectory:
+        *_, (again,) = play(
+            load_agent(store, version),
+            market,
+            np.array([trajectory.start_bar]),
+            settings.environment,
+            settings.search,
+            seeds=np.array([trajectory.seed]),
+            exploration=exploration_at(EPISODES_A_VERSION * version, settings.selfplay),
+            worker=trajectory.worker,
+        )
+        return again
+
+    return replay

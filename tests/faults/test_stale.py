@@ -46,31 +46,8 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
     dataset = write_dataset(tmp_path / "bars.duckdb", synthesize(Market.OU, 2_000, seed=1), "synthetic ou")
     bus = Bus(own_redis.url)
     system = ForkedSystem(tmp_path, dataset, own_redis, bus)
+    killer = _Killer(lambda: system.processes["trainer"].kill())
     rng = np.random.default_rng(18)
-    left = -1  # letters and acknowledgements until the trainer is killed; never when it is negative
-    at_the_reply = False
-    kills = 0
-
-    def kill() -> None:
-        nonlocal left, kills
-        left = -1
-        kills += 1
-        system.processes["trainer"].kill()
-
-    async def at_request(request: bytes) -> bytes | None:
-        nonlocal left
-        if left > 0 and b"XACK" in request:
-            left -= 1
-            if left == 0 and not at_the_reply:
-                kill()
-                return None
-        return request
-
-    async def at_reply(reply: bytes) -> bytes | None:
-        if left == 0 and reply.startswith((b"$", b":")):  # a letter's id or a number; a heartbeat's is +OK
-            kill()
-            return None
-        return reply
 
     async def send(seeds: Iterable[int], versions: Iterable[int]) -> None:
         sent = [
@@ -83,7 +60,7 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
         return await system.detail("trainer", "version") >= 1
 
     stale: set[int] = set()
-    async with Proxy(own_redis, request=at_request, reply=at_reply) as proxy:
+    async with Proxy(own_redis, request=killer.at_request, reply=killer.at_reply) as proxy:
         await send(range(EARLY), [0] * EARLY)
         trainer = system.start("trainer", MM_REDIS_URL=proxy.url, **NO_LAG)
         await system.until("a version after the first", later_version)
@@ -91,7 +68,7 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
             first = EARLY + EACH * number
             versions = rng.choice([0, YOUNG], EACH)
             stale |= {first + at for at in np.flatnonzero(versions == 0).tolist()}
-            left, at_the_reply = int(rng.integers(1, 6)), number % 2 == 1
+            killer.arm(int(rng.integers(1, 6)), at_the_reply=number % 2 == 1)
             await send(range(first, first + EACH), versions.tolist())
             await send(rng.choice(EARLY, 3, replace=False).tolist(), [0] * 3)  # again: their reply was lost
             await until(_ended(trainer))
@@ -107,7 +84,7 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
     sent = EARLY + EACH * count
     tell(
         "stale trajectories",
-        kills=kills,
+        kills=killer.kills,
         sent=sent,
         stale=len(stale),
         dead_letters=len(refused),
@@ -116,10 +93,42 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
         doubled=len(held) + len(refused) - len(set(held)) - len(set(refused)),
         in_both=len(set(held) & set(refused)),
     )
-    assert kills == count
+    assert killer.kills == count
     assert sorted(refused) == sorted(stale)
     assert sorted(held) == sorted(set(range(sent)) - stale)
     assert {letter.reason.rpartition("; ")[2] for letter in letters} == {"trainer.max_version_lag allows 0"}
+
+
+class _Killer:
+    """Sits in the trainer's connections and kills it at a letter or an acknowledgement, once armed."""
+
+    def __init__(self, kill: Callable[[], None]) -> None:
+        self._kill_trainer = kill
+        self._left: int | None = None  # requests until the kill; None: not armed
+        self._at_the_reply = False
+        self.kills = 0
+
+    def arm(self, requests: int, *, at_the_reply: bool) -> None:
+        """Kill at this request from now on: before Redis sees it, or with the reply on its way back."""
+        self._left, self._at_the_reply = requests, at_the_reply
+
+    async def at_request(self, request: bytes) -> bytes | None:
+        if self._left and b"XACK" in request:
+            self._left -= 1
+            if self._left == 0 and not self._at_the_reply:
+                return self._kill()
+        return request
+
+    async def at_reply(self, reply: bytes) -> bytes | None:
+        # A letter's id or a number; the reply to a heartbeat is +OK.
+        if self._left == 0 and reply.startswith((b"$", b":")):
+            return self._kill()
+        return reply
+
+    def _kill(self) -> None:
+        self._left = None
+        self.kills += 1
+        self._kill_trainer()
 
 
 def _ended(process: Process) -> Callable[[], bool]:
