@@ -6,18 +6,24 @@ A segment is a file named by the number of its first trajectory. It is a row of 
     magic 4 | size of the payload 4 | trajectories 4 | CRC-32 of the payload 4 | CRC-32 of these 16
     payload: for each trajectory  size of header 4 | size of arrays 4 | header (JSON) | arrays
 
-little-endian all. A frame is synced before `append` returns. So a process that is killed, or a machine
-that loses power, leaves at most one unfinished frame, the last one; it was never acknowledged and is
-cut off when the journal is opened. Damage anywhere else is an error, since it was acknowledged.
+little-endian all. A frame is synced before `append` returns, and what a killed process left unsynced is
+synced when the journal is opened. So whatever is known here is on the disk, and a process that is killed,
+or a machine that loses power, leaves at most one unfinished frame, the last one; it was never acknowledged
+and is cut off when the journal is opened. Unfinished is what ends before the frame does, or in sectors that
+were never written and read as zeros. Any other damage is an error, since it may have been acknowledged; so
+a last frame that lost power with its end written and an earlier sector not is refused too, and the error
+says how to cut it off by hand (docs/adr/0002).
 
 Ids of trajectories whose segments were removed live on in `removed.ids`, so that a late second
 delivery is still known.
 """
 
+import contextlib
 import fcntl
 import itertools
 import os
 import struct
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,8 +33,9 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from shared.adapters.files import sync
+from shared.adapters.files import sync, write_whole
 from shared.agent.trajectory import Trajectory
+from shared.environment.outcome import NUM_OUTCOMES
 from shared.errors import JournalError, MessageError
 from shared.messages.codec import decode_trajectory, encode_trajectory
 from shared.messages.schemas import TrajectoryFinished
@@ -40,6 +47,12 @@ _SUFFIX = ".segment"
 _REMOVED = "removed.ids"
 _LOCK = "lock"
 _ID_BYTES = 16
+
+#: Disks write whole multiples of this many bytes, or of more.
+_SECTOR_BYTES = 512
+
+#: A payload's last bytes are a row of probabilities, which sum to 1; so none ends in as many zeros.
+_LAST_ROW_BYTES = 4 * NUM_OUTCOMES
 
 #: Removed trajectories whose ids are still known: far more than can be on their way at any time.
 REMEMBERED_IDS = 200_000
@@ -58,35 +71,46 @@ class _Place:
 class Journal:
     """The trajectories of one training run in the order in which they came, numbered from 0.
 
-    One process writes. Reading while another thread appends is safe.
+    One process writes. Any of its threads may append, read, remove and ask what is here at any time: an
+    append and a removal wait for each other, all else waits for nobody's disk but its own.
     """
 
     def __init__(self, folder: Path, *, segment_bytes: int = 64 << 20) -> None:
-        """Open or begin a journal; an unfinished last frame is cut off.
+        """Open or begin a journal; an unfinished last frame is cut off, and all that is left is synced.
 
         Raises:
-            JournalError: another process has it open, or a segment is missing or damaged elsewhere
-                than at its unfinished end.
+            JournalError: another process has it open, a segment is missing or damaged elsewhere than at
+                its unfinished end, or the disk refuses.
         """
         self.folder, self._segment_bytes = folder, segment_bytes
         self.bytes_cut = 0  # of an unfinished frame, when the journal was opened
+        self.first = 0
+        self._places: list[_Place] = []
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._unclean: tuple[Path, int | None] | None = None  # what an append that failed may have left
+        self._writing = threading.Lock()  # one append or removal at a time
+        self._index = threading.Lock()  # of first, _places and _known; nobody who holds it waits for the disk
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder / _LOCK)
-        self._known: OrderedDict[bytes, None] = OrderedDict.fromkeys(self._removed_ids())
-        self._places: list[_Place] = []
-        segments = self._segments()
-        self.first = _first_number(segments[0]) if segments else 0
-        for segment in segments:
-            self._open_segment(segment, is_last=segment == segments[-1])
+        try:
+            self._open()
+        except OSError as refused:
+            self.close()
+            raise JournalError(f"{folder}: the disk refuses to open the journal: {refused}") from refused
+        except JournalError:
+            self.close()
+            raise
 
     @property
     def position(self) -> int:
         """Number of trajectories ever appended: the number that the next one gets."""
-        return self.first + len(self._places)
+        with self._index:
+            return self.first + len(self._places)
 
     def __contains__(self, trajectory_id: object) -> bool:
         """True when a trajectory of this id was appended before."""
-        return isinstance(trajectory_id, UUID) and trajectory_id.bytes in self._known
+        with self._index:
+            return isinstance(trajectory_id, UUID) and trajectory_id.bytes in self._known
 
     def close(self) -> None:
         """Let another process open it."""
@@ -100,28 +124,21 @@ class Journal:
         Raises:
             OSError: the disk refuses; the journal is as it was.
         """
-        new = {t.trajectory_id.bytes: t for t in trajectories if t.trajectory_id.bytes not in self._known}
-        if not new:
-            return []
-        records = [_encoded(trajectory) for trajectory in new.values()]
-        payload = b"".join(
-            _RECORD.pack(len(header), len(arrays)) + header + arrays for header, arrays in records
-        )
-        segment = self._writable_segment()
-        before = segment.stat().st_size if segment.exists() else 0
-        try:
-            _append_synced(segment, _head(payload, len(records)) + payload)
-        except OSError:
-            if segment.exists():
-                os.truncate(segment, before)
-            raise
-        offset = before + _HEAD.size
-        for header, arrays in records:
-            offset += _RECORD.size
-            self._places.append(_Place(segment, offset, len(header), len(arrays)))
-            offset += len(header) + len(arrays)
-        self._known.update(dict.fromkeys(new))
-        return list(new.values())
+        with self._writing:
+            new = {t.trajectory_id.bytes: t for t in trajectories if t.trajectory_id.bytes not in self._known}
+            if not new:
+                return []
+            records = [_encoded(trajectory) for trajectory in new.values()]
+            segment, offset = self._append_frame(records)
+            places = []
+            for header, arrays in records:
+                offset += _RECORD.size
+                places.append(_Place(segment, offset, len(header), len(arrays)))
+                offset += len(header) + len(arrays)
+            with self._index:
+                self._places += places
+                self._known.update(dict.fromkeys(new))
+            return list(new.values())
 
     def read(self, position: int) -> Trajectory:
         """The trajectory of a number.
@@ -129,15 +146,21 @@ class Journal:
         Raises:
             JournalError: the journal does not hold it, or what it holds is damaged.
         """
-        if not self.first <= position < self.position:
+        with self._index:
+            first, end = self.first, self.first + len(self._places)
+            place = self._places[position - first] if first <= position < end else None
+        if place is None:
             raise JournalError(
-                f"{self.folder}: trajectory {position} is not here; "
-                f"held are {self.first} to {self.position - 1}"
+                f"{self.folder}: trajectory {position} is not here; held are {first} to {end - 1}"
             )
-        place = self._places[position - self.first]
-        with place.segment.open("rb") as file:
-            file.seek(place.offset)
-            data = file.read(place.header_bytes + place.array_bytes)
+        try:
+            with place.segment.open("rb") as file:
+                file.seek(place.offset)
+                data = file.read(place.header_bytes + place.array_bytes)
+        except FileNotFoundError as removed:
+            raise JournalError(
+                f"{place.segment}: trajectory {position} is not here; the segment was removed"
+            ) from removed
         try:
             header = TrajectoryFinished.model_validate_json(data[: place.header_bytes])
             return decode_trajectory(header, data[place.header_bytes :])
@@ -151,22 +174,68 @@ class Journal:
 
         Returns:
             How many trajectories were removed.
+        Raises:
+            OSError: the disk refuses; what could not be removed is, the next time.
         """
-        segments = self._segments()
-        removed = 0
-        for segment, following in itertools.pairwise(segments):
-            upper = _first_number(following)
-            if upper > position:
-                break
-            count = upper - self.first
+        with self._writing:
+            self._clean()  # an empty segment would pass for the last one
+            segments = self._segments()
+            old = [one for one, after in itertools.pairwise(segments) if _first_number(after) <= position]
+            if not old:
+                return 0
+            first = max(_first_number(segments[len(old)]), self.first)  # a removal that failed left some
+            count = first - self.first
             self._remember(self._places[:count])
-            segment.unlink()
-            self._places = self._places[count:]
-            self.first = upper
-            removed += count
-        if removed:
+            with self._index:
+                self._places, self.first = self._places[count:], first
+            for segment in old:
+                segment.unlink()
             sync(self.folder)
-        return removed
+            return count
+
+    def _open(self) -> None:
+        """Take in what is there, then sync it: a process that was killed may have left it in memory alone."""
+        for left_over in self.folder.glob("*.partial"):
+            left_over.unlink()
+        self._known.update(dict.fromkeys(self._removed_ids()))
+        segments = self._segments()
+        if segments:
+            self.first = _first_number(segments[0])
+        for segment in segments:
+            self._open_segment(segment, is_last=segment == segments[-1])
+        if self._places:
+            sync(self._places[-1].segment)  # those before it were, when it was begun
+        sync(self.folder)
+        sync(self.folder.parent)
+
+    def _append_frame(self, records: Sequence[tuple[bytes, bytes]]) -> tuple[Path, int]:
+        """Write and sync a frame, or leave all as it was; the segment, and where in it the payload begins."""
+        payload = b"".join(
+            _RECORD.pack(len(header), len(arrays)) + header + arrays for header, arrays in records
+        )
+        self._clean()
+        segment = self._writable_segment()
+        before = segment.stat().st_size if segment.exists() else None
+        self._unclean = segment, before
+        try:
+            _append_synced(segment, _head(payload, len(records)) + payload)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the next append tries again
+                self._clean()
+            raise
+        self._unclean = None
+        return segment, (before or 0) + _HEAD.size
+
+    def _clean(self) -> None:
+        """Take away what an append that failed left behind: nothing may be written after it."""
+        if self._unclean is None:
+            return
+        segment, size = self._unclean
+        if size is None:
+            segment.unlink(missing_ok=True)
+        else:
+            os.truncate(segment, size)
+        self._unclean = None
 
     def _writable_segment(self) -> Path:
         """The last segment, or a new one when it is full."""
@@ -195,13 +264,10 @@ class Journal:
                 self.bytes_cut = len(data) - offset
                 break
             if size is None:
-                raise JournalError(
-                    f"{segment}: damaged at byte {offset} of {len(data)}; put the file back from a copy, "
-                    "or begin a new journal in another folder"
-                )
+                raise JournalError(_damaged(segment, data, offset, is_last=is_last))
             self._open_frame(segment, data[offset : offset + size], offset)
             offset += size
-        if offset == 0 and segment.exists():
+        if offset == 0 and self._places:  # alone, its name tells how far the journal had come
             segment.unlink()  # its first frame was never finished
 
     def _open_frame(self, segment: Path, frame: bytes, start: int) -> None:
@@ -226,19 +292,18 @@ class Journal:
         return ids[-REMEMBERED_IDS:]
 
     def _remember(self, places: Sequence[_Place]) -> None:
-        """Write the ids of trajectories that are about to go; the file is replaced whole."""
-        ids = self._removed_ids()
+        """Write the ids of trajectories that are about to go, and sync them under their name."""
+        ids = dict.fromkeys(self._removed_ids())
         for place in places:
             with place.segment.open("rb") as file:
                 file.seek(place.offset)
                 header = TrajectoryFinished.model_validate_json(file.read(place.header_bytes))
-            ids.append(header.trajectory_id.bytes)
-        aside = self.folder / f"{_REMOVED}.partial"
-        aside.unlink(missing_ok=True)
-        _append_synced(aside, b"".join(ids[-REMEMBERED_IDS:]))
-        aside.replace(self.folder / _REMOVED)
-        for forgotten in ids[:-REMEMBERED_IDS]:
-            self._known.pop(forgotten, None)
+            ids[header.trajectory_id.bytes] = None
+        in_order = list(ids)
+        write_whole(self.folder / _REMOVED, b"".join(in_order[-REMEMBERED_IDS:]))
+        with self._index:
+            for forgotten in in_order[:-REMEMBERED_IDS]:
+                self._known.pop(forgotten, None)
 
 
 def _locked(path: Path) -> int:
@@ -286,18 +351,44 @@ def _is_unfinished(data: bytes, offset: int) -> bool:
     """True when what begins here may be a frame whose writing was cut short, and nothing follows it."""
     rest = len(data) - offset
     head = _head_at(data, offset)
-    if head is not None:
-        return rest < _HEAD.size + head[0]
-    return rest < _HEAD.size or not any(data[offset:])
+    if head is None:
+        return rest < _HEAD.size or not any(data[offset:])
+    size = _HEAD.size + head[0]
+    return rest < size or (rest == size and _ends_unwritten(data))
+
+
+def _ends_unwritten(data: bytes) -> bool:
+    """True when the file ends in zeros from a sector's begin on, more of them than any payload ends in.
+
+    The file was made longer and lost power before the data came. The zeros of a trajectory's own numbers,
+    in the midst of a payload, prove nothing.
+    """
+    written = len(data.rstrip(b"\0"))
+    unwritten = -(-written // _SECTOR_BYTES) * _SECTOR_BYTES
+    return len(data) - unwritten >= _LAST_ROW_BYTES
+
+
+def _damaged(segment: Path, data: bytes, offset: int, *, is_last: bool) -> str:
+    """What is wrong with a segment, and how the operator goes on."""
+    text = (
+        f"{segment}: damaged at byte {offset} of {len(data)}; put the file back from a copy, "
+        "or begin a new journal in another folder"
+    )
+    if is_last and data.find(_MAGIC, offset + 1) < 0:
+        text += (
+            "; if the machine lost power while it wrote, this last append was never acknowledged: "
+            f"to go on without it, truncate -s {offset} {segment}"
+        )
+    return text
 
 
 def _append_synced(path: Path, data: bytes) -> None:
-    is_new = not path.exists()
     with path.open("ab") as file:
+        was_empty = file.tell() == 0
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    if is_new:
+    if was_empty:  # perhaps new, or made by a process that was killed: its name is not on the disk yet
         sync(path.parent)
 
 

@@ -9,6 +9,7 @@ comes again. Whoever calls `flush` before a version is written therefore has eve
 often the process was killed. What nobody goes on from lacks the last minute before the kill.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -38,6 +39,10 @@ WRITE_EVERY_SECONDS = 60.0
 TENSORBOARD_EVERY = 10
 
 SETTINGS = "settings.json"
+
+#: A column of whole numbers has 64 bits.
+LARGEST_COUNT = 2**63 - 1
+
 _LIBRARIES = ("micro-stochastic-muzero", "torch", "numpy", "numba", "pyarrow")
 
 _UPDATES = {
@@ -105,6 +110,7 @@ class RunRecord:
         self._folder, self._reached, self._clock = folder, reached or Reached(), clock
         self._update_figures, self._version_figures = tuple(update_figures), tuple(version_figures)
         self._boards: dict[str, TensorBoard] = {}
+        self._starts: bytes | None = None  # contents of the settings' file that wait for the disk
         self._written_at = clock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,11 +138,11 @@ class RunRecord:
     def settings(self, settings: Mapping[str, JsonValue]) -> None:
         """Note with what the run starts or goes on; seed and data set belong to the settings.
 
-        A start after which no version was made is forgotten, as its rows are.
+        A start after which no version was made is forgotten, as its rows are. A disk that refuses is no
+        error here: the settings wait, and `flush` tries again.
 
         Raises:
-            DataError: the file that is there is damaged.
-            OSError: the disk refuses.
+            DataError: the file that is there is damaged or cannot be read.
         """
         reached, path = self._reached, self._folder / SETTINGS
         earlier = [
@@ -154,7 +160,9 @@ class RunRecord:
             | {name: installed_version(name) for name in _LIBRARIES},
             "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         }
-        write_whole(path, json.dumps([*earlier, start], indent=2).encode())
+        self._starts = json.dumps([*earlier, start], indent=2).encode()
+        with contextlib.suppress(OSError):  # whoever flushes is told
+            self._write_starts()
 
     def update(
         self, attempt: int, update: int, episode: int, figures: Mapping[str, float], *, skipped: bool = False
@@ -168,6 +176,7 @@ class RunRecord:
             figures: by the names that were announced; one that is left out or not finite is null.
             skipped: loss or gradient was not finite.
         Raises:
+            DataError: a number is too large for its column.
             OSError: the disk refuses; the rows wait.
         """
         row: dict[str, Value] = {
@@ -177,7 +186,7 @@ class RunRecord:
             "time": now(),
             "skipped": skipped,
         }
-        self._updates.add(row | {name: figures.get(name) for name in self._update_figures})
+        self._add(self._updates, row | {name: figures.get(name) for name in self._update_figures})
         if update % TENSORBOARD_EVERY == 0 and not skipped:
             self._draw("updates", update, figures)
         self._write_when_due()
@@ -186,21 +195,20 @@ class RunRecord:
         """Record a trajectory that is learned from now; `episode` counts them, the first is 1.
 
         Raises:
+            DataError: a number is too large for its column.
             OSError: the disk refuses; the rows wait.
         """
         figures = episode_figures(trajectory)
-        self._episodes.add(
-            {
-                "episode": episode,
-                "time": now(),
-                "trajectory_id": str(trajectory.trajectory_id),
-                "worker": trajectory.worker,
-                "version": trajectory.checkpoint_version,
-                "start_bar": trajectory.start_bar,
-                "steps": len(trajectory),
-                **figures,
-            }
-        )
+        row: dict[str, Value] = {
+            "episode": episode,
+            "time": now(),
+            "trajectory_id": str(trajectory.trajectory_id),
+            "worker": trajectory.worker,
+            "version": trajectory.checkpoint_version,
+            "start_bar": trajectory.start_bar,
+            "steps": len(trajectory),
+        }
+        self._add(self._episodes, row | figures)
         self._draw("episodes", episode, {name: value for name, value in figures.items() if value is not None})
         self._write_when_due()
 
@@ -210,19 +218,21 @@ class RunRecord:
         """Record a version that was made, and write everything.
 
         Raises:
+            DataError: a number is too large for its column.
             OSError: the disk refuses; the rows wait.
         """
         row: dict[str, Value] = {"version": version, "episode": episode, "update": update, "time": time_made}
-        self._versions.add(row | {name: figures.get(name) for name in self._version_figures})
+        self._add(self._versions, row | {name: figures.get(name) for name in self._version_figures})
         self.flush()
 
     def flush(self) -> None:
         """Put everything on the disk.
 
         Raises:
-            OSError: the disk refuses; the rows wait.
+            OSError: the disk refuses; settings and rows wait.
         """
         self._written_at = self._clock()
+        self._write_starts()
         for table in self._tables:
             table.write()
         for board in self._boards.values():
@@ -246,6 +256,21 @@ class RunRecord:
         self, name: str, columns: Mapping[str, object], figures: Sequence[str], last: int
     ) -> GrowingTable:
         return GrowingTable(self._folder, name, {**columns, **dict.fromkeys(figures, FIGURE)}, last=last)
+
+    def _write_starts(self) -> None:
+        """Put the settings on the disk unless they are there."""
+        if self._starts is not None:
+            write_whole(self._folder / SETTINGS, self._starts)
+            self._starts = None
+
+    def _add(self, table: GrowingTable, row: Mapping[str, Value]) -> None:
+        """Take in a row, unless it could never be written."""
+        for column, value in row.items():
+            if isinstance(value, int) and abs(value) > LARGEST_COUNT:
+                raise DataError(
+                    f"{self._folder}: {column} is {value}, the record holds at most {LARGEST_COUNT}"
+                )
+        table.add(row)
 
     def _draw(self, board: str, step: int, figures: Mapping[str, float]) -> None:
         if board in self._boards:
@@ -278,5 +303,7 @@ def _starts(path: Path) -> list[dict[str, JsonValue]]:
         return [start for start in starts if start["episode"] >= 0 and start["attempt"] >= 0]
     except FileNotFoundError:
         return []
+    except OSError as refused:
+        raise DataError(f"{path}: cannot be read: {refused}") from refused
     except (ValueError, TypeError, KeyError) as damaged:
         raise DataError(f"{path}: damaged ({damaged!r}); move it away and start again") from damaged

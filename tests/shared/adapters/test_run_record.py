@@ -1,6 +1,7 @@
 """The record of a run, read by DuckDB and by TensorBoard's own reader."""
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,7 +60,17 @@ def test_figures_of_an_episode_are_those_worked_by_hand() -> None:
     trades = tuple(replace(random_trajectory(2).trades[0], pips=pips) for pips in (6.0, -4.0, 0.0, 2.0))
     actions = np.array([0, 1, 0, 3, 2, 0, 3, 0], np.int8)
     rewards = np.array([0, 0, 0, 6.5, 0, 0, -4.25, 0], np.float32)
-    assert episode_figures(replace(trajectory, trades=trades, actions=actions, rewards=rewards)) == {
+    static = np.zeros((8, 6), np.float32)
+    static[:, 0] = [0, 0, 1, 1, 0, -1, -1, 0]
+    played = replace(
+        trajectory,
+        trades=trades,
+        static=static,
+        actions=actions,
+        policies=np.eye(4, dtype=np.float32)[actions],
+        rewards=rewards,
+    )
+    assert episode_figures(played) == {
         "reward": 2.25,
         "trades": 4,
         "wins": 2,
@@ -167,6 +178,34 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "other" / "settings.json").write_text("[{}]")
     with pytest.raises(DataError, match=r"settings\.json: damaged \(KeyError\('episode'\)\)"):
         begin(tmp_path / "other")
+    (tmp_path / "third" / "settings.json").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"settings\.json: cannot be read: .*Is a directory"):
+        begin(tmp_path / "third")
+
+
+def test_settings_that_the_disk_refuses_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    begin(tmp_path).close()
+    with monkeypatch.context() as full:
+        full.setattr("shared.adapters.run_record.write_whole", refuse)
+        record = begin(tmp_path, Reached(version=1, episode=10, attempt=20))
+        with pytest.raises(OSError, match="No space left"):
+            record.version(1, 10, 20, WHEN, {})
+        assert rows(tmp_path, "select episode from settings") == [(0,)]
+    record.close()
+    assert rows(tmp_path, "select episode from settings order by 1") == [(0,), (10,)]
+    assert rows(tmp_path, "select episode from versions") == [(10,)]
+
+
+def test_a_number_too_large_for_the_tables_is_named_and_left_out(tmp_path: Path) -> None:
+    record = begin(tmp_path)
+    with pytest.raises(DataError, match="episode is 9223372036854775808, the record holds at most"):
+        record.version(0, 2**63, 0, WHEN, {})
+    record.version(0, 2**63 - 1, 0, WHEN, {})
+    record.close()
+    assert rows(tmp_path, "select version, episode from versions") == [(0, 2**63 - 1)]
 
 
 def curves(folder: Path) -> Iterator[tuple[str, list[tuple[int, float]]]]:
