@@ -22,12 +22,13 @@ from services.trainer.losses import Batch, unroll
 from services.trainer.training import Training, TrainingConfig
 from shared.agent.trajectory import Trajectory
 from shared.engine.precision import Precision
-from shared.environment.action import NUM_ACTIONS
+from shared.environment.action import LEGAL
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.environment.position import NUM_STATIC
 from shared.features.kernels import NUM_FEATURES
 from shared.features.window import FIRST_WINDOW_BAR
 from shared.market.session import SESSION_BARS
+from shared.numeric import Bool, Float32
 
 #: The goal in docs/benchmarks.md.
 GOAL_SHARE = 0.6
@@ -121,11 +122,17 @@ def _filled(config: TrainingConfig) -> Training:
 
 
 def random_trajectory(rng: np.random.Generator, number: int) -> Trajectory:
-    """A session's worth of random numbers, of the size that real ones have."""
+    """A session's worth of random numbers, of the size that real ones have; any action that is legal."""
 
-    def distributions(columns: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return rng.dirichlet(np.ones(columns), SESSION_BARS).astype(np.float32)
+    def distributions(allowed: Bool) -> Float32:
+        gamma = rng.standard_gamma(1.0, allowed.shape) * allowed
+        shares: Float32 = (gamma / gamma.sum(axis=1, keepdims=True)).astype(np.float32)
+        return shares
 
+    sides = rng.integers(-1, 2, SESSION_BARS)
+    legal = LEGAL[sides + 1]
+    static = np.tanh(rng.normal(size=(SESSION_BARS, NUM_STATIC)))
+    static[:, 0] = sides
     return Trajectory(
         trajectory_id=UUID(bytes=rng.bytes(16)),
         worker="benchmark",
@@ -133,13 +140,13 @@ def random_trajectory(rng: np.random.Generator, number: int) -> Trajectory:
         dataset="0" * 64,
         start_bar=int(rng.integers(FIRST_WINDOW_BAR, NUM_BARS - SESSION_BARS)),
         seed=number,
-        static=rng.normal(size=(SESSION_BARS, NUM_STATIC)).astype(np.float32),
-        actions=rng.integers(NUM_ACTIONS, size=SESSION_BARS).astype(np.int8),
+        static=static.astype(np.float32),
+        actions=(rng.random(legal.shape) * legal).argmax(axis=1).astype(np.int8),
         rewards=(10.0 * rng.normal(size=SESSION_BARS)).astype(np.float32),
-        policies=distributions(NUM_ACTIONS),
+        policies=distributions(legal),
         values=(20.0 * rng.normal(size=SESSION_BARS)).astype(np.float32),
         outcomes=rng.integers(NUM_OUTCOMES, size=SESSION_BARS).astype(np.int8),
-        outcome_probabilities=distributions(NUM_OUTCOMES),
+        outcome_probabilities=distributions(np.ones((SESSION_BARS, NUM_OUTCOMES), np.bool_)),
         trades=(),
     )
 

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -46,26 +47,30 @@ class EpisodeWindow:
             _Episode(
                 pips=np.array([trade.pips for trade in trajectory.trades], np.float64),
                 action_counts=np.bincount(trajectory.actions, minlength=NUM_ACTIONS),
-                reward=float(trajectory.rewards.sum()),
+                reward=float(trajectory.rewards.sum(dtype=np.float64)),
                 version=trajectory.checkpoint_version,
             )
         )
 
     def metrics(self) -> dict[str, float]:
-        """Figures by name; one that is not defined, such as a win rate without trades, is left out."""
-        if not self._episodes:
+        """Figures by name, all finite; one that is not defined, as a win rate without trades, is left out.
+
+        Another thread may add an episode meanwhile.
+        """
+        episodes = tuple(self._episodes)
+        if not episodes:
             return {}
-        pips = np.concatenate([episode.pips for episode in self._episodes])
-        counts = np.sum([episode.action_counts for episode in self._episodes], axis=0)
+        pips = np.concatenate([episode.pips for episode in episodes])
+        counts = np.sum([episode.action_counts for episode in episodes], axis=0)
         shares = counts / counts.sum()
         figures = {
             "expectancy_pips": expectancy(pips),
             "win_rate": win_rate(pips),
             "trade_ratio": float(1.0 - shares[Action.HOLD]),
-            "trades_per_episode": len(pips) / len(self._episodes),
-            "reward_per_episode": float(np.mean([episode.reward for episode in self._episodes])),
-            "net_pips_per_episode": float(pips.sum() / len(self._episodes)),
-            "oldest_version_playing": float(min(episode.version for episode in self._episodes)),
+            "trades_per_episode": len(pips) / len(episodes),
+            "reward_per_episode": float(np.mean([episode.reward for episode in episodes])),
+            "net_pips_per_episode": float(pips.sum() / len(episodes)),
+            "oldest_version_playing": float(min(episode.version for episode in episodes)),
             **{f"share_{action.name.lower()}": float(shares[action]) for action in Action},
         }
-        return {name: value for name, value in figures.items() if value is not None}
+        return {name: value for name, value in figures.items() if value is not None and isfinite(value)}

@@ -4,13 +4,23 @@ A reader refuses a version that it does not know; nothing is guessed. Times are 
 """
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from shared.agent.trajectory import MAX_PIPS
+
 #: SHA-256 in hex: of a data set's bars, or of a file.
 Fingerprint = str
+
+#: A trajectory's whole numbers are counted in 64 bits: in arrays, and in the columns of a run's record.
+MAX_COUNT = 2**63 - 1
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+#: The dearest quotes there are, of a bitcoin in dong or rupiah, are a thousandth of this.
+MAX_PRICE = 1e12
+Price = Annotated[float, Field(gt=0, le=MAX_PRICE)]
 
 
 def now() -> datetime:
@@ -33,7 +43,7 @@ class ArrayField(BaseModel):
 
     name: str = Field(max_length=64)
     dtype: Literal["<f4", "|i1"]
-    shape: tuple[int, ...] = Field(max_length=3)
+    shape: tuple[Count, ...] = Field(max_length=3)
 
 
 class TradeRecord(BaseModel):
@@ -41,14 +51,14 @@ class TradeRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    entry_bar: int = Field(ge=0)
-    exit_bar: int = Field(ge=0)
+    entry_bar: Count
+    exit_bar: Count
     side: Literal[-1, 1]
-    entry_price: float = Field(gt=0)
-    exit_price: float = Field(gt=0)
-    pips: float
-    max_drawdown_pips: float = Field(ge=0)
-    bars_held: int = Field(ge=0)
+    entry_price: Price
+    exit_price: Price
+    pips: float = Field(ge=-MAX_PIPS, le=MAX_PIPS)
+    max_drawdown_pips: float = Field(ge=0, le=MAX_PIPS)
+    bars_held: Count
 
 
 class TrajectoryFinished(Message):
@@ -57,10 +67,10 @@ class TrajectoryFinished(Message):
     schema_version: Literal[1] = 1
     trajectory_id: UUID  # counted once, however often delivered
     worker: str = Field(max_length=128)
-    checkpoint_version: int = Field(ge=0)  # the weights that acted, hence the policy lag
+    checkpoint_version: Count  # the weights that acted, hence the policy lag
     dataset: Fingerprint = Field(min_length=64, max_length=64)  # the trainer refuses another one
-    start_bar: int = Field(ge=0)
-    seed: int
+    start_bar: Count
+    seed: int = Field(ge=-MAX_COUNT - 1, le=MAX_COUNT)
     trades: tuple[TradeRecord, ...] = Field(max_length=1024)
     arrays: tuple[ArrayField, ...] = Field(max_length=16)
     arrays_sha256: Fingerprint

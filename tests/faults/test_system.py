@@ -17,9 +17,10 @@ from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAJECTORIES
 from shared.runtime.redis_server import free_port
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, soaked, steps, tell
+from tests.faults.hostile import hostile
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.reading import journalled, until_drained
-from tests.faults.test_hostile_entries import MOST_GROWTH_KIB, hostile
+from tests.faults.test_hostile_entries import MOST_GROWTH_KIB
 from tests.services.trainer.processes import SESSION_BARS, System, sendable
 
 pytestmark = BREAKS_CONNECTIONS
@@ -135,7 +136,8 @@ async def test_a_trainer_outlives_hostile_entries_and_does_not_grow(
     good, dead, before, most = 0, 0, 0, 0
     async with Redis.from_url(system.redis.url) as plain:
         for number in steps(count):
-            await plain.xadd(TRAJECTORIES.key, hostile(number, rng))  # type: ignore[arg-type]
+            poison = hostile(number, rng, dataset=system.dataset.fingerprint, start_bar=500)
+            await plain.xadd(TRAJECTORIES.key, poison)  # type: ignore[arg-type]
             if number % 10 == 0:
                 await system.bus.append_all(TRAJECTORIES, sendable(system, good, good + 1))
                 good += 1

@@ -61,7 +61,7 @@ async def test_a_dead_letter_is_told_without_the_entry_that_it_keeps(system: Sys
     size = sum(len(name) + len(value) for name, value in encode(header, arrays).items())
     assert (item["message"]["kept"], item["message"]["size_bytes"]) == (True, size)
     assert size > len(arrays) > 20_000
-    assert len(answer.content) < 4_000
+    assert len(answer.content) < 8_000  # a zero byte of the excerpt is six in JSON
     assert "original" not in answer.text
 
 

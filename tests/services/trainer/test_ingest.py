@@ -1,5 +1,6 @@
-"""Which trajectories are too old: exactly those further behind than allowed that were not taken in before."""
+"""Which trajectories cannot be learned from, and which are too old: those that were not taken in before."""
 
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -7,11 +8,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.config import TrainerConfig
-from services.trainer.ingest import stale_among
+from services.trainer.ingest import Intake, stale_among
 from services.trainer.settings import TrainerSettings
+from shared.adapters.dataset import Dataset
+from shared.adapters.entries import Batch, Entry
 from shared.errors import SettingsError
+from shared.messages.codec import encode, encode_trajectory
+from shared.messages.schemas import TrajectoryFinished
+from shared.messages.streams import TRAJECTORIES
 from shared.runtime.settings import load
+from tests.shared.messages.absurd import ABSURD_ARRAYS, with_changes
 from tests.shared.messages.trajectories import random_trajectory
+
+
+async def acknowledged() -> None:
+    """Nobody waits for it."""
+
+
+def entry(number: int, fields: dict[str, bytes]) -> Entry[TrajectoryFinished]:
+    """As it comes from the stream."""
+    return Entry.of(TRAJECTORIES, (f"{number}-0".encode(), {k.encode(): v for k, v in fields.items()}))
+
+
+def test_what_no_session_gives_is_unusable_with_its_reason_and_the_others_are_accepted(
+    made: tuple[Path, Dataset],
+) -> None:
+    dataset = made[1]
+    good = random_trajectory(1, start_bar=500, dataset=dataset.fingerprint)
+    kinds = list(ABSURD_ARRAYS.values())
+    entries = [entry(n, with_changes(good, changes)) for n, (changes, _) in enumerate(kinds)]
+    entries.append(entry(len(kinds), encode(*encode_trajectory(good))))
+    intake = Intake.of(Batch(entries, acknowledged), dataset)
+    assert list(intake.accepted) == [f"{len(kinds)}-0"]
+    for number, (_, reason) in enumerate(kinds):
+        assert reason in intake.unusable[f"{number}-0"]
 
 
 def too_old(version: int, *, newest: int, limit: int | None, journalled: bool = False) -> bool:

@@ -129,10 +129,12 @@ def test_an_excursion_teaches_its_decision_and_not_its_state() -> None:
 def test_shaped_rewards_pay_a_position_as_it_moves() -> None:
     # Flat, then long at -4, +1 and +6 pips unrealised, closed for 5; γ = 1 shows that sums stay.
     trajectory = random_trajectory(4, num_steps=5)
-    static = np.zeros((5, 6), np.float32)
+    static, actions = np.zeros((5, 6), np.float32), np.array([1, 0, 0, 3, 0], np.int8)
+    static[1:4, 0] = 1.0
     static[1:4, 1] = np.tanh(np.array([-4.0, 1.0, 6.0]) / 100.0)
     paid = floats(0, 0, 0, 5, 0)
-    trajectory = replace(trajectory, static=static, rewards=paid)
+    policies = np.eye(4, dtype=np.float32)[actions]
+    trajectory = replace(trajectory, static=static, actions=actions, policies=policies, rewards=paid)
     np.testing.assert_allclose(shaped_rewards(trajectory, 1.0), [-4, 5, 5, -1, 0], atol=1e-4)
     discounted = shaped_rewards(trajectory, 0.5)
     np.testing.assert_allclose(discounted, [-4 / 2, 1 / 2 + 4, 6 / 2 - 1, 5 - 6, 0], atol=1e-4)

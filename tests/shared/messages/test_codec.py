@@ -1,6 +1,5 @@
 """Round trips of every message, and every way in which an entry can lie."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,12 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.agent.trajectory import MAX_PIPS
 from shared.environment.action import Side
 from shared.errors import MessageError
 from shared.messages import schemas
 from shared.messages.codec import MAX_ARRAYS_BYTES, decode, decode_trajectory, encode, encode_trajectory
 from shared.messages.schemas import Message, TrajectoryFinished
 from shared.messages.streams import CHECKPOINTS, CONTROL, STREAMS, TRAJECTORIES
+from tests.shared.messages.absurd import (
+    ABSURD_ARRAYS,
+    ABSURD_HEADERS,
+    ABSURD_TRADES,
+    with_changes,
+    with_header,
+    with_trade,
+)
 from tests.shared.messages.trajectories import random_trajectory, same
 
 EXAMPLES: dict[type[Message], Message] = {
@@ -173,27 +181,65 @@ def test_damaged_arrays_are_refused() -> None:
     assert "damaged on the way" in lying(lambda h: h, flipped)
 
 
+def refusal(fields: dict[str, bytes]) -> str:
+    """Why the entry of a trajectory is refused."""
+    with pytest.raises(MessageError) as refused:
+        decode_trajectory(*decode(TRAJECTORIES, raw(fields)))
+    return str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("name", "place", "value", "reason"),
     [
-        ("rewards", (3,), np.nan, "rewards holds a number that is not finite"),
-        ("values", (3,), np.inf, "values holds a number that is not finite"),
-        ("actions", (0,), 4, "actions outside 0..3"),
-        ("outcomes", (0,), -1, "outcomes outside 0..2"),
-        ("policies", (2, 1), 2.0, "a row of policies is not a probability distribution"),
-        ("outcome_probabilities", (2, 1), -0.5, "a row of outcome_probabilities is not"),
+        ("rewards", 3, np.nan, "rewards[3] is nan, expected -1e+09 to 1e+09"),
+        ("values", 3, np.inf, "values[3] is inf, expected -1e+09 to 1e+09"),
+        ("static", (3, 0), np.nan, "static[3, 0] is nan, expected -1 to 1"),
+        ("actions", 0, 4, "actions[0] is 4, expected 0 to 3"),
+        ("outcomes", 0, -1, "outcomes[0] is -1, expected 0 to 2"),
+        ("policies", (2, 1), np.nan, "policies[2, 1] is nan, expected 0 to 1"),
+        ("policies", (2, 1), 3e38, "policies[2, 1] is 3e+38, expected 0 to 1"),
     ],
 )
 def test_values_that_cannot_be_are_refused(
-    name: str, place: tuple[int, ...], value: float, reason: str
+    name: str, place: int | tuple[int, ...], value: float, reason: str
 ) -> None:
+    assert reason in refusal(with_changes(random_trajectory(1), [(name, place, value)]))
+
+
+@pytest.mark.parametrize("kind", ABSURD_ARRAYS)
+def test_arrays_that_no_session_gives_are_refused_with_name_place_and_what_is_right(kind: str) -> None:
+    changes, reason = ABSURD_ARRAYS[kind]
+    for num_steps in (8, 360):
+        trajectory = random_trajectory(1, num_steps)
+        said = refusal(with_changes(trajectory, changes))
+        assert said.startswith(f"trajectory {trajectory.trajectory_id}: {reason}")
+
+
+@pytest.mark.parametrize("name", ABSURD_HEADERS)
+def test_whole_numbers_of_more_than_64_bits_are_refused_by_name(name: str) -> None:
+    value = ABSURD_HEADERS[name]
+    said = refusal(with_header(random_trajectory(1), name, value))
+    assert said.startswith(f"mm:trajectories: TrajectoryFinished.{name}: Input should be ")
+    nearest = value - 1 if value > 0 else value + 1
+    assert said.endswith(f"equal to {nearest}")
+    header, _ = decode(TRAJECTORIES, raw(with_header(random_trajectory(1), name, nearest)))
+    assert getattr(header, name) == nearest
+
+
+@pytest.mark.parametrize("name", ABSURD_TRADES)
+def test_trades_that_no_session_gives_are_refused_by_name(name: str) -> None:
+    said = refusal(with_trade(random_trajectory(1), name, ABSURD_TRADES[name]))
+    assert said.startswith(f"mm:trajectories: TrajectoryFinished.trades.1.{name}: Input should be ")
+
+
+@pytest.mark.parametrize("value", [MAX_PIPS, -MAX_PIPS])
+def test_the_most_pips_themselves_are_taken(value: float) -> None:
     trajectory = random_trajectory(1)
-    layout = ("static", "actions", "rewards", "policies", "values", "outcomes", "outcome_probabilities")
-    columns = {column: getattr(trajectory, column).copy() for column in layout}
-    columns[name][place] = value
-    blob = b"".join(column.tobytes() for column in columns.values())
-    digest = hashlib.sha256(blob).hexdigest()
-    assert reason in lying(lambda h: h.model_copy(update={"arrays_sha256": digest}), blob)
+    for fields in (
+        with_changes(trajectory, [("rewards", 3, value), ("values", 3, value)]),
+        with_trade(trajectory, "pips", value),
+    ):
+        decode_trajectory(*decode(TRAJECTORIES, raw(fields)))
 
 
 def test_equal_trajectories_have_equal_bytes() -> None:

@@ -1,15 +1,15 @@
-"""Trajectories for tests: valid, and different in every number."""
+"""Trajectories for tests: such as a session might give, of random numbers."""
 
 from uuid import UUID
 
 import numpy as np
 
 from shared.agent.trajectory import Trajectory
-from shared.environment.action import NUM_ACTIONS, Side
+from shared.environment.action import LEGAL, NUM_ACTIONS, Action, Side
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.environment.position import NUM_STATIC
 from shared.environment.trade import Trade
-from shared.numeric import Float32
+from shared.numeric import Bool, Float32, Int8
 
 FINGERPRINT = "5e" * 32
 
@@ -17,19 +17,25 @@ FINGERPRINT = "5e" * 32
 def random_trajectory(
     seed: int, num_steps: int = 12, *, start_bar: int = 200, dataset: str = FINGERPRINT, version: int = 3
 ) -> Trajectory:
-    """A trajectory of random numbers; the same for the same arguments."""
+    """A trajectory of random numbers; the same for the same arguments.
+
+    Each step's position is drawn by itself. 85 of 100 actions are HOLD, the others any that it allows.
+    """
     rng = np.random.default_rng(seed)
+    identity = UUID(bytes=rng.bytes(16))
+    static = positions(rng, num_steps)
+    legal = LEGAL[static[:, 0].astype(np.int8) + 1]
     return Trajectory(
-        trajectory_id=UUID(bytes=rng.bytes(16)),
+        trajectory_id=identity,
         worker=f"worker-{seed % 3}",
         checkpoint_version=version,
         dataset=dataset,
         start_bar=start_bar,
         seed=seed,
-        static=rng.normal(size=(num_steps, NUM_STATIC)).astype(np.float32),
-        actions=rng.choice(NUM_ACTIONS, num_steps, p=[0.85, 0.05, 0.05, 0.05]).astype(np.int8),
+        static=static,
+        actions=legal_actions(rng, legal),
         rewards=(8.0 * rng.normal(size=num_steps)).astype(np.float32),
-        policies=distributions(rng, num_steps, NUM_ACTIONS),
+        policies=distributions(rng, num_steps, NUM_ACTIONS, legal),
         values=(20.0 * rng.normal(size=num_steps)).astype(np.float32),
         outcomes=rng.integers(NUM_OUTCOMES, size=num_steps).astype(np.int8),
         outcome_probabilities=distributions(rng, num_steps, NUM_OUTCOMES),
@@ -49,9 +55,32 @@ def random_trajectory(
     )
 
 
-def distributions(rng: np.random.Generator, num_rows: int, num_columns: int) -> Float32:
-    """Rows that sum to 1."""
-    return rng.dirichlet(np.ones(num_columns), num_rows).astype(np.float32)
+def positions(rng: np.random.Generator, num_steps: int) -> Float32:
+    """Static features `[T, 6]`: about as often short, flat and long; all zero when flat."""
+    static = rng.normal(size=(num_steps, NUM_STATIC))
+    static[:, 0] = np.trunc(np.clip(2.3 * static[:, 0], -1.0, 1.0))
+    static[:, 1:] = np.tanh(static[:, 1:]) * np.abs(static[:, :1])
+    static[:, 2:] = np.abs(static[:, 2:])
+    return static.astype(np.float32)
+
+
+def legal_actions(rng: np.random.Generator, legal: Bool) -> Int8:
+    """An action for each row of `[T, 4]`."""
+    actions = rng.choice(NUM_ACTIONS, len(legal), p=[0.85, 0.05, 0.05, 0.05])
+    illegal = ~legal[np.arange(len(legal)), actions]
+    instead = np.where(legal[:, Action.CLOSE], Action.CLOSE, Action.BUY + np.arange(len(legal)) % 2)
+    return np.where(illegal, instead, actions).astype(np.int8)
+
+
+def distributions(
+    rng: np.random.Generator, num_rows: int, num_columns: int, allowed: Bool | None = None
+) -> Float32:
+    """Rows that sum to 1, 0 where nothing is allowed."""
+    shares = rng.dirichlet(np.ones(num_columns), num_rows)
+    if allowed is not None:
+        shares *= allowed
+        shares /= shares.sum(axis=1, keepdims=True)
+    return shares.astype(np.float32)
 
 
 def same(one: Trajectory, other: Trajectory) -> bool:
