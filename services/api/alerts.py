@@ -33,8 +33,8 @@ def _of_redis(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
         yield (
             "redis_memory",
             f"Redis holds {used:,.1f} of {limit:,.1f} MB ({condition.memory_share:.0%}); when it is full, "
-            "all who write wait, heartbeats too, until the trainer makes room: see that it reads, or raise "
-            "maxmemory",
+            "workers wait with their trajectories, and nothing else does, until the trainer makes room: see "
+            "that it reads, or raise maxmemory",
         )
     failed = [name for name, ok in condition.disk.items() if not ok]
     if failed:

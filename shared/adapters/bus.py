@@ -8,9 +8,15 @@ trajectories (redis_scripts.py).
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar, cast
 
-from shared.adapters.consumer_group import GroupConsumer
+import structlog
+from prometheus_client import Counter
+from pydantic import ValidationError
+from redis import exceptions as redis_errors
+
+from shared.adapters.consumer_group import Deliveries, GroupConsumer, deliver
 from shared.adapters.dead_letters import DeadLetters
 from shared.adapters.entries import BLOCK_MS, READ_COUNT, Batch, Entry, RawEntry, add_entry, rows_of
 from shared.adapters.redis_condition import RedisCondition, read_condition
@@ -20,6 +26,13 @@ from shared.errors import MessageError
 from shared.messages.codec import decode, encode
 from shared.messages.schemas import Heartbeat, Message
 from shared.messages.streams import HEARTBEAT_PREFIX, HEARTBEAT_TTL_SECONDS, Stream, heartbeat_key
+
+log = structlog.get_logger()
+
+HEARTBEATS_UNREADABLE = Counter("mm_heartbeats_unreadable", "Heartbeats met that are of another schema")
+
+#: So many entries go into one exchange.
+PIPELINE = 8
 
 M = TypeVar("M", bound=Message)
 
@@ -31,6 +44,8 @@ class Bus:
         self._connection = RedisConnection(url)
         self._redis = self._connection.client
         self.dead = DeadLetters(self._connection)
+        self._deliveries: dict[tuple[str, str, str], Deliveries] = {}  # by stream, group and consumer
+        self._unreadable: set[bytes] = set()  # heartbeats that were told of
 
     @property
     def degraded(self) -> bool:
@@ -62,23 +77,32 @@ class Bus:
         return entry_id.decode()
 
     async def append_all(self, stream: Stream[M], messages: Sequence[tuple[M, bytes]]) -> int:
-        """Append several messages with their arrays in one exchange, waiting as `append` does.
+        """Append several messages with their arrays, a few in each exchange, waiting as `append` does.
 
-        When a reply is lost all of them are sent again.
+        What Redis refused is sent again, behind what it took of the same exchange; when the connection breaks
+        all of that exchange.
 
         Returns:
             Number of entries in the stream then.
         """
         entries = [encode(message, arrays) for message, arrays in messages]
+        length = 0
+        for first in range(0, max(len(entries), 1), PIPELINE):
+            add = partial(self._add, stream, entries[first : first + PIPELINE])
+            length = await self._connection.retried(f"append to {stream.key}", add)
+        return length
 
-        async def add() -> int:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for fields in entries:
-                    add_entry(pipe, stream, fields)
-                pipe.xlen(stream.key)
-                return int((await pipe.execute())[-1])
-
-        return await self._connection.retried(f"append to {stream.key}", add)
+    async def _add(self, stream: Stream[Message], left: list[dict[str, bytes]]) -> int:
+        """Append in one exchange, and leave in the list what Redis refused; the number of entries then."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for fields in left:
+                add_entry(pipe, stream, fields)
+            pipe.xlen(stream.key)
+            replies = await pipe.execute(raise_on_error=False)
+        left[:] = [fields for fields, reply in zip(left, replies[:-1], strict=True) if _refused(reply)]
+        for reply in filter(_refused, replies):
+            raise reply
+        return int(replies[-1])
 
     async def announce(self, stream: Stream[M], message: M, *, name: str = "latest") -> None:
         """Append a message and keep it under `<key>:<name>` too, both or neither.
@@ -162,14 +186,34 @@ class Bus:
 
         What a reply held that broke off is pending with this consumer, so after each failed try it looks at
         its own again: another reader may have them only when they were left alone for `reclaim_after_ms`,
-        and takes them within a tenth of that time.
+        and takes them within a tenth of that time. What was pending comes one by one, and becomes a dead
+        letter where processes ended with it in hand too often (consumer_group.py).
         Yields an empty batch whenever nothing came for a while. The group begins at the stream's
         start, so that nothing sent before the first consumer is missed.
         """
         reader = GroupConsumer(
-            self._connection, self.dead, stream, group, consumer, reclaim_after_ms=reclaim_after_ms
+            self._connection,
+            self.dead,
+            stream,
+            group,
+            consumer,
+            reclaim_after_ms=reclaim_after_ms,
+            deliveries=self._deliveries.setdefault((stream.key, group, consumer), {}),
         )
         return reader.batches()
+
+    async def give_back(self) -> None:
+        """Say that this process ends in good order, not by an entry that it has in hand: none was delivered.
+
+        One try, for whom no `consume` runs any more.
+
+        Raises:
+            redis.exceptions.RedisError: Redis does not answer.
+        """
+        for (key, group, consumer), deliveries in tuple(self._deliveries.items()):
+            with contextlib.suppress(redis_errors.ResponseError):  # the group is no longer there
+                for entry_id, before in tuple(deliveries.items()):
+                    await cancellable(deliver(self._connection, key, group, consumer, entry_id, before))
 
     async def dead_letter(self, stream: Stream[M], group: str, entry: Entry[M], reason: str) -> None:
         """Move one delivered entry to the dead letters, both or neither."""
@@ -191,12 +235,34 @@ class Bus:
         await cancellable(self._redis.delete(heartbeat_key(service, instance)))
 
     async def heartbeats(self) -> list[Heartbeat]:
-        """All instances that say they live, by service and instance."""
+        """All instances that say they live, by service and instance.
 
-        async def read() -> list[bytes | None]:
+        A heartbeat of another schema, of an older or newer service's, is left out, counted and told of once.
+        """
+
+        async def read() -> dict[bytes, bytes | None]:
             keys = [key async for key in self._redis.scan_iter(f"{HEARTBEAT_PREFIX}:*", count=500)]
-            return cast("list[bytes | None]", await self._redis.mget(keys)) if keys else []
+            values = cast("list[bytes | None]", await self._redis.mget(keys)) if keys else []
+            return dict(zip(keys, values, strict=True))
 
-        values = await self._connection.retried("read heartbeats", read)
-        found = [Heartbeat.model_validate_json(value) for value in values if value]
-        return sorted(found, key=lambda beat: (beat.service, beat.instance))
+        beats = await self._connection.retried("read heartbeats", read)
+        self._unreadable.intersection_update(beats)
+        found = [self._read_heartbeat(key, value) for key, value in beats.items() if value is not None]
+        return sorted(filter(None, found), key=lambda beat: (beat.service, beat.instance))
+
+    def _read_heartbeat(self, key: bytes, value: bytes) -> Heartbeat | None:
+        try:
+            return Heartbeat.model_validate_json(value)
+        except ValidationError as invalid:
+            HEARTBEATS_UNREADABLE.inc()
+            if key not in self._unreadable:
+                problem = invalid.errors(include_url=False, include_input=False)[0]
+                where = ".".join(str(part) for part in problem["loc"])
+                named = key.decode("utf-8", "replace")
+                log.warning("heartbeat_unreadable", key=named, where=where, error=problem["msg"])
+            self._unreadable.add(key)
+            return None
+
+
+def _refused(reply: object) -> bool:
+    return isinstance(reply, Exception)

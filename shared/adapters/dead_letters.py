@@ -2,6 +2,7 @@
 
 A letter is an entry of `mm:dead`: the message `DeadLettered` and, beside it, every field of the original
 byte for byte under its name with `original:` before it. An entry goes there, and comes back, all at once.
+New letters push out the oldest: so many are kept, and so many bytes of them (`DEAD`).
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
@@ -109,7 +110,8 @@ class DeadLetters:
     async def bury(self, stream: Stream[Message], group: str, raw: RawEntry, reason: str) -> None:
         """Move an entry that was delivered to a group to the dead letters, both or neither."""
         letter = words_of(letter_fields(stream, raw, reason))
-        arguments: list[bytes | str | int] = [group, raw[0], cast("int", DEAD.max_length), *letter]
+        kept = [cast("int", DEAD.max_length), cast("int", DEAD.max_bytes)]
+        arguments: list[bytes | str | int] = [group, raw[0], *kept, *letter]
 
         async def move() -> None:
             await cast("Awaitable[bytes | None]", self._redis.eval(BURY, 2, DEAD.key, stream.key, *arguments))

@@ -73,5 +73,5 @@ def add_entry(
     if stream.max_length is None:
         return cast("Awaitable[bytes]", client.xadd(stream.key, cast("Any", fields)))
     keys = [stream.key, kept] if kept else [stream.key]
-    arguments = cast("list[str]", [stream.max_length, *words_of(fields)])
+    arguments = cast("list[str]", [stream.max_length, stream.max_bytes or 0, *words_of(fields)])
     return cast("Awaitable[bytes]", client.eval(ADD, len(keys), *keys, *arguments))

@@ -9,11 +9,9 @@ import time
 from typing import cast
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from shared.adapters.redis_connection import client_of
 from shared.adapters.redis_scripts import ACQUIRE_LEASE, RELEASE_LEASE
 from shared.errors import ServiceError
 
@@ -27,13 +25,7 @@ class Lease:
     """One process's claim to a name; `keep` renews it until it is cancelled."""
 
     def __init__(self, url: str, name: str, holder: str, *, seconds: float) -> None:
-        self._redis = Redis.from_url(
-            url,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            socket_timeout=2.0,
-            socket_connect_timeout=2.0,
-        )
+        self._redis = client_of(url, answer_seconds=2.0, connect_seconds=2.0)
         self._key, self._token_key = f"mm:lease:{name}", f"mm:lease:{name}:token"
         self._holder, self._seconds = holder, seconds
         self._token = 0

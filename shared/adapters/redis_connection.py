@@ -50,20 +50,26 @@ HINTS = {
 R = TypeVar("R")
 
 
+def client_of(url: str, *, answer_seconds: float, connect_seconds: float) -> Redis:
+    """A client that tries once, in RESP2 and with the shapes of replies that come with it."""
+    return Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        socket_timeout=answer_seconds,
+        socket_connect_timeout=connect_seconds,
+        health_check_interval=15,
+        protocol=2,
+        legacy_responses=True,
+        decode_responses=False,
+    )
+
+
 class RedisConnection:
     """A client, and whether it gets answers."""
 
     def __init__(self, url: str) -> None:
-        self.client = Redis.from_url(
-            url,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            socket_timeout=SOCKET_TIMEOUT_SECONDS,
-            socket_connect_timeout=5.0,
-            health_check_interval=15,
-            protocol=2,
-            decode_responses=False,
-        )
+        self.client = client_of(url, answer_seconds=SOCKET_TIMEOUT_SECONDS, connect_seconds=5.0)
         self.degraded = False  # true while Redis does not answer
         self.breaks = 0  # tries that failed, of whatever was asked
 

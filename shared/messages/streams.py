@@ -21,12 +21,16 @@ M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 @dataclass(frozen=True)
 class Stream(Generic[M_co]):
-    """One Redis stream. `max_length` None means that only acknowledged entries leave it."""
+    """One Redis stream. `max_length` None means that only acknowledged entries leave it.
+
+    `max_bytes`, of Redis' memory, is for a stream whose entries hold what others made up.
+    """
 
     key: str
     message: type[M_co]
     owner: str
     max_length: int | None
+    max_bytes: int | None = None
 
 
 TRAJECTORIES = Stream("mm:trajectories", TrajectoryFinished, "selfplay", None)
@@ -37,7 +41,7 @@ TRADES = Stream("mm:trades", TradeClosed, "trader", 100_000)
 DECISIONS = Stream("mm:decisions", DecisionMade, "trader", 100_000)
 CONTROL = Stream("mm:control", ControlIssued, "api", 10_000)
 ALERTS = Stream("mm:alerts", AlertRaised, "all", 10_000)
-DEAD = Stream("mm:dead", DeadLettered, "all", 2_000)
+DEAD = Stream("mm:dead", DeadLettered, "all", 2_000, max_bytes=64 << 20)
 
 STREAMS: tuple[Stream[Message], ...] = (
     TRAJECTORIES,

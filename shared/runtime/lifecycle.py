@@ -7,6 +7,7 @@ safe. Starting, and starting after a crash, are the same path.
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import socket
@@ -29,6 +30,9 @@ from shared.runtime.settings import ServiceSettings
 
 log = structlog.get_logger()
 
+#: Redis is told that a service ends within this time, or not: what it knows of it runs out by itself.
+FAREWELL_SECONDS = 1.0
+
 #: A service that is asked twice to stop, stops at once.
 EXIT_INTERRUPTED = 130
 
@@ -48,9 +52,15 @@ class Lifecycle:
         self._detail: dict[str, int | float | str | bool | None] = {}
 
     def report(self, **detail: int | float | str | bool | None) -> None:
-        """Tell, from the next heartbeat on, how things stand; the first report says that it runs."""
-        self._state = "running"
-        self._detail.update(detail)
+        """Tell, from the next heartbeat on, how things stand; the first report says that it runs.
+
+        A number that is not finite is told as none: no heartbeat may hold it.
+        """
+        if self._state == "starting":
+            self._state = "running"
+        for name, value in detail.items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            self._detail[name] = value if finite else None
 
     def stop(self) -> None:
         """Ask the service to finish what it is at and return."""
@@ -118,8 +128,10 @@ async def _run(service: str, settings: ServiceSettings, main: Main, registry: Co
         start_http_server(settings.metrics_port, addr="0.0.0.0", registry=registry)  # noqa: S104  scraped from other hosts
     log.info("service_started", pid=os.getpid())
     beats = asyncio.create_task(_beat(lifecycle, settings))
+    in_order = False
     try:
         await main(lifecycle)
+        in_order = True
     except MuZeroError as failure:
         log.error("service_failed", error=str(failure), kind=type(failure).__name__)  # noqa: TRY400  the text says it all
         return 2 if failure.user_fault else 1
@@ -127,7 +139,7 @@ async def _run(service: str, settings: ServiceSettings, main: Main, registry: Co
         log.exception("service_crashed")
         return 1
     finally:
-        await _farewell(lifecycle, beats)
+        await _farewell(lifecycle, beats, in_order=in_order)
     return 0
 
 
@@ -141,6 +153,7 @@ def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
 
 
 async def _beat(lifecycle: Lifecycle, settings: ServiceSettings) -> None:
+    """Say again and again that the service lives; what keeps one heartbeat from being said ends neither."""
     while True:
         try:
             await lifecycle.bus.beat(lifecycle.heartbeat)
@@ -148,18 +161,32 @@ async def _beat(lifecycle: Lifecycle, settings: ServiceSettings) -> None:
                 settings.alive_file.touch()
         except (RedisError, OSError) as away:
             log.debug("heartbeat_missed", error=str(away))
+        except Exception:
+            log.exception("heartbeat_failed")
         await asyncio.sleep(settings.heartbeat_seconds)
 
 
-async def _farewell(lifecycle: Lifecycle, beats: asyncio.Task[None]) -> None:
+async def _farewell(lifecycle: Lifecycle, beats: asyncio.Task[None], *, in_order: bool) -> None:
     beats.cancel()
-    await asyncio.gather(beats, return_exceptions=True)
-    try:
-        await lifecycle.bus.still(lifecycle.service, lifecycle.instance)
-    except (RedisError, OSError) as away:
-        log.debug("farewell_missed", error=str(away))
-    await lifecycle.bus.close()
+    await asyncio.wait({beats}, timeout=FAREWELL_SECONDS)
+    await _within_farewell(_last_words(lifecycle, in_order=in_order))
+    await _within_farewell(lifecycle.bus.close())
     log.info("service_stopped")
+
+
+async def _last_words(lifecycle: Lifecycle, *, in_order: bool) -> None:
+    await lifecycle.bus.still(lifecycle.service, lifecycle.instance)
+    if in_order:
+        await lifecycle.bus.give_back()
+
+
+async def _within_farewell(words: Awaitable[None]) -> None:
+    """Wait for Redis no longer than a moment."""
+    try:
+        async with asyncio.timeout(FAREWELL_SECONDS):
+            await words
+    except (RedisError, OSError) as away:  # TimeoutError is one of them
+        log.debug("farewell_missed", error=str(away))
 
 
 async def serve_app(app: ASGIApp, lifecycle: Lifecycle, *, host: str, port: int) -> None:

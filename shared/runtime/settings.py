@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from shared.engine.precision import Precision
 from shared.errors import SettingsError
+from shared.messages.streams import HEARTBEAT_TTL_SECONDS
 
 PREFIX = "MM_"
 DELIMITER = "__"
@@ -61,7 +62,7 @@ class ServiceSettings(BaseSettings):
     instance: str = Field("", description="name of this instance; empty means host and process id")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     log_format: str = Field("json", pattern="^(json|console)$")
-    heartbeat_seconds: float = Field(5.0, gt=0, le=15)
+    heartbeat_seconds: float = Field(5.0, gt=0, le=HEARTBEAT_TTL_SECONDS / 3)  # two may be missed
     alive_file: Path | None = Field(None, description="touched at each heartbeat, for health checks")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
     dataset: Path = Field(Path("data/dataset.duckdb"), description="the DuckDB file of bars")

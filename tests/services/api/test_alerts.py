@@ -118,7 +118,8 @@ def test_what_is_wrong_follows_from_the_status(state: Status, wrong: list[str]) 
 def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
     (memory,) = active_alerts(redis(memory_bytes=1_900_000, memory_limit_bytes=2_000_000), CONFIG)
     assert memory.source == "redis"
-    assert memory.detail.startswith("Redis holds 1.9 of 2.0 MB (95%); when it is full, all who write wait")
+    assert memory.detail.startswith("Redis holds 1.9 of 2.0 MB (95%); when it is full, workers wait")
+    assert "nothing else does" in memory.detail
     (disk,) = active_alerts(redis(rewrite_ok=False, snapshot_ok=False), CONFIG)
     assert disk.detail.startswith("Redis could not write to its disk (rewrite, snapshot)")
     (pending,) = active_alerts(redis(pending_seconds=200.0), CONFIG)

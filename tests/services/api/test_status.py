@@ -1,12 +1,18 @@
 """GET /status, /positions, /healthz, /readyz, /metrics."""
 
-from prometheus_client.parser import text_string_to_metric_families
+import asyncio
+from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
+
+from services.api.config import AlertConfig, GatewayConfig
 from services.api.state import EXPECTED_SERVICES
 from shared.adapters.bus import Bus
 from shared.messages.schemas import ControlIssued, DeadLettered, DecisionMade, Heartbeat, now
-from shared.messages.streams import CONTROL, DEAD, DECISIONS
-from tests.services.api.conftest import System
+from shared.messages.streams import ALERTS, CONTROL, DEAD, DECISIONS, heartbeat_key
+from shared.runtime.redis_server import RedisServer
+from tests.services.api.conftest import System, running_system
 
 
 def beat(service: str, instance: str, state: str = "running", **detail: float | str | bool) -> Heartbeat:
@@ -68,6 +74,25 @@ async def test_a_whole_system_is_running(system: System, bus: Bus) -> None:
     replicas = {service["service"]: len(service["instances"]) for service in status["services"]}
     assert replicas["selfplay"] == 2
     assert replicas["trainer"] == 1
+
+
+async def test_a_service_of_another_schema_ends_neither_the_status_nor_the_gateway(
+    redis_server: RedisServer, bus: Bus, tmp_path: Path
+) -> None:
+    config, often = GatewayConfig(redis_timeout_seconds=5.0), AlertConfig(check_seconds=0.05)
+    async with running_system(redis_server.url, bus, tmp_path, config, often) as system:
+        await bus.beat(beat("selfplay", "1"))
+        async with Redis.from_url(redis_server.url) as plain:
+            await plain.set(heartbeat_key("trainer", "newer"), b'{"schema_version":2}')
+        answer = await system.client.get("/status")
+        assert answer.status_code == 200
+        instances = {service["service"]: len(service["instances"]) for service in answer.json()["services"]}
+        assert (instances["selfplay"], instances["trainer"]) == (1, 0)
+        await bus.append(DEAD, DeadLettered(stream="s", entry_id="1-0", reason="r"))
+        async with asyncio.timeout(20):
+            while not await bus.length(ALERTS):  # noqa: ASYNC110  the gateway still watches
+                await asyncio.sleep(0.01)
+        assert (await samples(system))["mm_heartbeats_unreadable_total", frozenset()] > 0
 
 
 async def test_one_degraded_instance_degrades_the_system(system: System, bus: Bus) -> None:

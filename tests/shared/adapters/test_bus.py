@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import structlog
+from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from shared.adapters import consumer_group, entries
-from shared.adapters.bus import Bus
-from shared.adapters.consumer_group import MAX_DELIVERIES
+from shared.adapters.bus import HEARTBEATS_UNREADABLE, Bus
+from shared.adapters.consumer_group import ENTRIES_GONE, MAX_DELIVERIES
 from shared.adapters.entries import Batch
+from shared.adapters.lease import Lease
 from shared.adapters.redis_scripts import ADD
 from shared.errors import ServiceError, SettingsError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
@@ -66,6 +68,31 @@ async def test_what_is_appended_is_delivered_in_order_with_its_arrays(bus: Bus) 
         assert same(decoded, random_trajectory(entry.message.seed))
 
 
+async def test_many_are_appended_a_few_in_each_exchange(bus: Bus, redis: Redis) -> None:
+    asked = await num_calls(redis, "xlen")
+    trajectories = [encode_trajectory(random_trajectory(seed)) for seed in range(17)]
+    assert await bus.append_all(TRAJECTORIES, trajectories) == 17
+    assert await num_calls(redis, "xlen") - asked == 3  # the length is asked for once in each
+    assert await bus.append_all(TRAJECTORIES, []) == 17
+    assert seeds_of(await read(consumer(bus), 17)) == list(range(17))
+
+
+async def test_of_an_exchange_that_fills_redis_what_was_refused_alone_is_sent_again(
+    own_bus: Bus, plain: Redis
+) -> None:
+    big = [encode_trajectory(random_trajectory(seed, 5_000)) for seed in range(8)]
+    used = (await plain.info("memory"))["used_memory"]
+    await plain.config_set("maxmemory", used + 4 * len(big[0][1]))
+    sending = asyncio.create_task(own_bus.append_all(TRAJECTORIES, big))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not own_bus.degraded:  # noqa: ASYNC110  a state, not an event
+            await asyncio.sleep(0.01)
+        assert 0 < await own_bus.length(TRAJECTORIES) < len(big)
+        await plain.config_set("maxmemory", 0)
+        assert await sending == len(big)
+    assert sorted(seeds_of(await read(consumer(own_bus), len(big)))) == list(range(len(big)))
+
+
 async def test_an_acknowledged_entry_leaves_the_stream_and_another_does_not(bus: Bus) -> None:
     await send(bus, 1, 2)
     batches = consumer(bus)
@@ -88,25 +115,53 @@ async def test_a_consumer_that_died_gets_its_own_entries_first(bus: Bus) -> None
     assert await bus.length(TRAJECTORIES) == 0
 
 
+async def test_what_is_acknowledged_while_it_is_about_to_come_again_does_not_come(bus: Bus) -> None:
+    await send(bus, 1, 2)
+    (batch,) = await read(consumer(bus), 2)
+    again = consumer(bus)
+    assert seeds_of(await read(again, 1)) == [1]
+    await batch.ack()
+    await send(bus, 3)
+    assert seeds_of(await read(again, 1)) == [3]
+
+
 async def test_what_another_consumer_left_is_taken_over(bus: Bus) -> None:
     await send(bus, 1, 2, 3)
     await read(consumer(bus, "died"), 3)
-    (batch,) = [b for b in await read(consumer(bus, "heir", reclaim_after_ms=0), 3) if b.entries]
-    assert seeds_of([batch]) == [1, 2, 3]
-    await batch.ack()
+    batches = await read(consumer(bus, "heir", reclaim_after_ms=0), 3)
+    assert seeds_of(batches) == [1, 2, 3]
+    for batch in batches:
+        await batch.ack()
     assert await bus.length(TRAJECTORIES) == 0
 
 
-async def test_an_entry_that_somebody_removed_while_it_was_pending_is_told(bus: Bus, redis: Redis) -> None:
+@pytest.mark.parametrize("reader", ["died", "heir"])
+async def test_an_entry_that_somebody_removed_while_it_was_pending_is_counted_and_told(
+    bus: Bus, redis: Redis, reader: str
+) -> None:
+    """By who was given it and died, when it is back, as by who takes over from it."""
     await send(bus, 1, 2, 3)
     (delivered,) = await read(consumer(bus, "died"), 3)
     removed = delivered.entries[1].entry_id
     await redis.xdel(TRAJECTORIES.key, removed)
+    before = value_of(ENTRIES_GONE)
     with structlog.testing.capture_logs() as told:
-        (batch,) = [b for b in await read(consumer(bus, "heir", reclaim_after_ms=0), 2) if b.entries]
-    assert seeds_of([batch]) == [1, 3]
+        batches = await read(consumer(bus, reader, reclaim_after_ms=0), 2)
+    assert seeds_of(batches) == [1, 3]
     gone = [line for line in told if line["event"] == "entry_gone"]
     assert [(line["stream"], line["entry_id"]) for line in gone] == [(TRAJECTORIES.key, removed)]
+    assert value_of(ENTRIES_GONE) == before + 1
+    (alert,) = await bus.recent(ALERTS, count=10)
+    assert (alert.message.source, alert.message.name) == (TRAINER_GROUP, "entries_gone")
+    assert alert.message.detail.startswith(f"1 of {TRAJECTORIES.key}, the first {removed}: it was removed")
+    for batch in batches:
+        await batch.ack()
+    assert (await redis.xpending(TRAJECTORIES.key, TRAINER_GROUP))["pending"] == 0
+
+
+def value_of(counter: Counter) -> float:
+    (family,) = counter.collect()
+    return next(sample.value for sample in family.samples if sample.name.endswith("_total"))
 
 
 async def test_a_reader_of_news_looks_for_abandoned_entries_now_and_then_and_takes_all_there_are(
@@ -161,6 +216,64 @@ async def test_what_is_delivered_again_and_again_is_poison(bus: Bus) -> None:
     assert letter.message.reason == f"delivered more than {MAX_DELIVERIES} times and never acknowledged"
 
 
+async def test_what_ends_a_reader_that_keeps_its_name_is_poison_and_what_came_with_it_is_not(
+    bus: Bus, redis_server: RedisServer
+) -> None:
+    await send(bus, 1, 2, 3)
+    delivered = []
+    for _ in range(MAX_DELIVERIES + 1):  # processes
+        process = Bus(redis_server.url)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async for batch in consumer(process, "trainer"):
+                if batch.entries:
+                    delivered.append(seeds_of([batch]))
+                if 2 in seeds_of([batch]):
+                    break  # and of this one
+                await batch.ack()
+                if not await bus.length(TRAJECTORIES):
+                    break
+        await process.close()
+    assert delivered == [[1, 2, 3], [1], [2], [2], [3]]
+    assert await bus.length(TRAJECTORIES) == 0
+    (letter,) = await bus.recent(DEAD, count=10)
+    assert letter.message.reason == f"delivered more than {MAX_DELIVERIES} times and never acknowledged"
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+async def test_a_delivery_counts_once_for_a_process_and_not_where_it_ends_in_good_order(
+    bus: Bus, redis: Redis, redis_server: RedisServer, same_process: bool
+) -> None:
+    await send(bus, 1)
+    for _ in range(MAX_DELIVERIES + 2):
+        process = bus if same_process else Bus(redis_server.url)
+        assert seeds_of(await read(consumer(process, "trainer"), 1)) == [1]
+        if not same_process:
+            await process.give_back()
+            await process.close()
+    assert await bus.length(DEAD) == 0
+    (pending,) = await redis.xpending_range(TRAJECTORIES.key, TRAINER_GROUP, "-", "+", 10)
+    assert pending["times_delivered"] == (2 if same_process else 1)
+    await bus.give_back()
+    await bus.give_back()  # again does no harm
+
+
+async def test_what_another_reader_was_given_meanwhile_is_neither_taken_back_nor_given_back(
+    bus: Bus, redis: Redis
+) -> None:
+    await send(bus, 1, 2)
+    await read(consumer(bus), 2)
+    batches = consumer(bus)
+    assert seeds_of(await read(batches, 1)) == [1]  # both are known to be pending
+    await redis.xgroup_createconsumer(TRAJECTORIES.key, TRAINER_GROUP, "other")
+    await redis.xautoclaim(TRAJECTORIES.key, TRAINER_GROUP, "other", min_idle_time=0)
+    assert seeds_of([await anext(batches)]) == []
+    await bus.give_back()
+    pending = await redis.xpending_range(TRAJECTORIES.key, TRAINER_GROUP, "-", "+", 10)
+    assert [(one["consumer"], one["times_delivered"]) for one in pending] == [(b"other", 3), (b"other", 2)]
+    await redis.xgroup_destroy(TRAJECTORIES.key, TRAINER_GROUP)
+    await bus.give_back()  # there is none
+
+
 async def test_entries_that_cannot_be_read_are_dead_letters_and_the_good_ones_go_on(
     bus: Bus, redis: Redis
 ) -> None:
@@ -204,6 +317,31 @@ async def test_a_lost_group_is_made_again_and_nothing_sent_meanwhile_is_missed(
     await redis.flushall()
     await send(bus, 3)
     assert seeds_of(await read(batches, 1)) == [3]
+    await send(bus, 4)
+    await read(batches, 1)
+    again = consumer(bus)
+    assert seeds_of(await read(again, 1)) == [3]  # and knows that another one is pending
+    await redis.xgroup_destroy(TRAJECTORIES.key, TRAINER_GROUP)
+    assert sorted(seeds_of(await read(again, 2))) == [3, 4]
+
+
+async def test_a_wait_that_redis_breaks_off_goes_on(
+    bus: Bus, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis 7.0 answers -UNBLOCKED to who waits for a stream that is deleted."""
+    monkeypatch.setattr(consumer_group, "BLOCK_MS", 5_000)
+    reading = asyncio.create_task(read(consumer(bus), 1))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await _broken_off(redis):  # noqa: ASYNC110  a state, not an event
+            await asyncio.sleep(0.01)
+        await redis.delete(TRAJECTORIES.key)
+        await send(bus, 1)
+        assert seeds_of(await reading) == [1]
+
+
+async def _broken_off(redis: Redis) -> bool:
+    waiting = [client["id"] for client in await redis.client_list() if client["cmd"] == "xreadgroup"]
+    return bool(waiting and await redis.client_unblock(int(waiting[0]), error=True))
 
 
 async def test_cancelled_reads_leave_nothing_behind(bus: Bus) -> None:
@@ -279,6 +417,41 @@ async def test_heartbeats_live_a_while_and_go_with_the_service(bus: Bus, redis: 
     assert 0 < await redis.pttl(heartbeat_key("selfplay", "a")) <= 15_000
     await bus.still("selfplay", "a")
     assert await bus.heartbeats() == beats[:1]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "where"),
+    [
+        (heartbeat_key("trainer", "older").encode(), b'{"schema_version":2,"unknown":0}', "schema_version"),
+        (heartbeat_key("trainer", "").encode() + b"\xff", b"not JSON", ""),
+    ],
+)
+async def test_a_heartbeat_of_another_schema_is_skipped_counted_and_told_of_once(
+    bus: Bus, redis: Redis, key: bytes, text: bytes, where: str
+) -> None:
+    good = Heartbeat(service="selfplay", instance="a", state="running", pid=1, started_at=now())
+    await bus.beat(good)
+    await redis.set(key, text)
+    before = value_of(HEARTBEATS_UNREADABLE)
+    with structlog.testing.capture_logs() as told:
+        assert await bus.heartbeats() == [good]
+        assert await bus.heartbeats() == [good]
+    assert value_of(HEARTBEATS_UNREADABLE) == before + 2
+    (line,) = told
+    assert (line["event"], line["where"]) == ("heartbeat_unreadable", where)
+    assert line["key"] == key.decode("utf-8", "replace")
+
+
+async def test_a_client_tries_once_and_says_which_replies_it_expects(redis_server: RedisServer) -> None:
+    """What redis-py does unless told otherwise changes from release to release."""
+    bus, lease = Bus(redis_server.url), Lease(redis_server.url, "test", "one", seconds=1.0)
+    for client in (bus._redis, lease._redis):
+        settings = client.connection_pool.connection_kwargs
+        assert (settings["protocol"], settings["legacy_responses"]) == (2, True)
+        assert settings["health_check_interval"] == 15
+        assert settings["retry"].get_retries() == 0
+    await bus.close()
+    await lease.release()
 
 
 async def test_a_restart_of_redis_mid_stream_loses_nothing(tmp_path: Path) -> None:

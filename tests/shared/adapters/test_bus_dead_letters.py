@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
 
+from shared.adapters import dead_letters
 from shared.adapters.bus import Bus
 from shared.adapters.dead_letters import MAX_KEPT_BYTES, MAX_KEPT_FIELDS, Letter
 from shared.errors import MessageError
@@ -124,6 +126,35 @@ async def test_an_entry_over_the_limit_leaves_an_excerpt_alone(bus: Bus, redis: 
     with pytest.raises(MessageError, match="the entry itself was not kept, only an excerpt of it"):
         await bus.dead.replay(letter)
     assert len(await bus.dead.letters(count=10)) == 1
+
+
+async def test_letters_take_no_more_than_so_many_bytes_and_the_oldest_go(
+    bus: Bus, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader's letters and a follower's, large and small; the newest stays however large it is."""
+    assert cast("int", DEAD.max_bytes) <= (2 << 30) // 32  # of the maxmemory that is shipped
+    most = 400_000
+    monkeypatch.setattr(dead_letters, "DEAD", replace(DEAD, max_bytes=most))
+
+    async def kept() -> list[int | None]:
+        assert cast("int", await redis.memory_usage(DEAD.key, samples=0)) <= most
+        return [letter.size_bytes for letter in await bus.dead.letters(count=100)][::-1]
+
+    follower = bus.follow(ALERTS, block_ms=20)
+    sizes = [25_000, 1_000, 90_000, 25_000, 300, 120_000]
+    sent: list[int] = []
+    for _ in range(3):
+        for size in sizes:
+            await buried(bus, redis, {b"bytes": bytes(size - 5)})
+            await put(redis, ALERTS.key, {b"bytes": bytes(size // 2 - 5)})
+            await anext(follower)
+            sent += [size, size // 2]
+            held = await kept()
+            assert held == sent[-len(held) :]
+    assert len(held) >= 5
+    await buried(bus, redis, {b"bytes": bytes(most)})
+    (newest,) = await bus.dead.letters(count=100)
+    assert newest.size_bytes == most + 5
 
 
 @pytest.mark.parametrize("excess", [0, 1])

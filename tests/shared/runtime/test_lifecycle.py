@@ -2,20 +2,28 @@
 
 import asyncio
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import structlog
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from shared.adapters.bus import Bus
-from shared.messages.streams import ALERTS
-from shared.runtime.lifecycle import Lifecycle
+from shared.errors import SettingsError
+from shared.messages.codec import encode_trajectory
+from shared.messages.streams import ALERTS, TRAINER_GROUP, TRAJECTORIES
+from shared.runtime.lifecycle import Lifecycle, _beat, _farewell
 from shared.runtime.redis_server import RedisServer
-from shared.runtime.settings import ServiceSettings
+from shared.runtime.settings import ServiceSettings, load
 from tests.conftest import ROOT
+from tests.shared.messages.trajectories import random_trajectory
+
+PATIENCE_SECONDS = 30.0
 
 SERVICE = """
 import asyncio, sys
@@ -161,3 +169,69 @@ async def test_a_service_says_how_it_is() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+    lifecycle.report(loss=math.nan, profit=math.inf)
+    assert lifecycle.heartbeat.detail == {"version": 1, "episode": 2, "loss": None, "profit": None}
+    lifecycle.stop()
+    lifecycle.report(version=3)  # the last thing it was at is finished
+    assert state_of(lifecycle) == "stopping"
+
+
+def test_heartbeats_so_far_apart_that_one_late_ends_the_instance_are_refused() -> None:
+    assert load(ServiceSettings, heartbeat_seconds=5.0).heartbeat_seconds == 5.0
+    with pytest.raises(
+        SettingsError, match=r"setting MM_HEARTBEAT_SECONDS is 15: .* less than or equal to 5"
+    ):
+        load(ServiceSettings, heartbeat_seconds=15)
+
+
+async def test_a_heartbeat_that_cannot_be_said_is_told_of_and_the_next_one_is_said(
+    redis_server: RedisServer, bus: Bus
+) -> None:
+    lifecycle = lifecycle_at(redis_server.url)
+    lifecycle.report(figure=[])  # type: ignore[arg-type]  # by mistake
+    settings = ServiceSettings(redis_url=SecretStr(redis_server.url), heartbeat_seconds=0.02)
+    with structlog.testing.capture_logs() as told:
+        beats = asyncio.create_task(_beat(lifecycle, settings))
+        await asyncio.sleep(0.1)
+        assert await bus.heartbeats() == []
+        lifecycle.report(figure=1)
+    assert {line["event"] for line in told} == {"heartbeat_failed"}
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await bus.heartbeats():  # noqa: ASYNC110  a state, not an event
+            await asyncio.sleep(0.01)
+    await _farewell(lifecycle, beats, in_order=True)
+    assert await bus.heartbeats() == []
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.usefixtures("broken_connections")
+async def test_a_farewell_waits_a_moment_for_a_redis_that_swallows_everything() -> None:
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            pass
+        writer.close()
+
+    async with await asyncio.start_server(swallow, "127.0.0.1", 0) as silent:
+        lifecycle = lifecycle_at(f"redis://127.0.0.1:{silent.sockets[0].getsockname()[1]}/0")
+        beats = asyncio.create_task(_beat(lifecycle, ServiceSettings()))
+        await asyncio.sleep(0.05)
+        lifecycle.stop()
+        async with asyncio.timeout(4.0):  # a second, on a slow machine
+            await _farewell(lifecycle, beats, in_order=True)
+        assert beats.cancelled()
+
+
+@pytest.mark.parametrize(("in_order", "deliveries"), [(True, 1), (False, 2)])
+async def test_what_a_service_has_in_hand_counts_against_it_only_where_it_crashes(
+    redis_server: RedisServer, bus: Bus, in_order: bool, deliveries: int
+) -> None:
+    await bus.append(TRAJECTORIES, *encode_trajectory(random_trajectory(1)))
+    await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))  # by a process that is no more
+    lifecycle = lifecycle_at(redis_server.url)
+    (entry,) = (await anext(lifecycle.bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))).entries
+    beats = asyncio.create_task(_beat(lifecycle, ServiceSettings()))
+    await _farewell(lifecycle, beats, in_order=in_order)
+    async with Redis.from_url(redis_server.url, protocol=2) as redis:
+        (pending,) = await redis.xpending_range(TRAJECTORIES.key, TRAINER_GROUP, "-", "+", 10)
+    assert pending["message_id"] == entry.entry_id.encode()
+    assert pending["times_delivered"] == deliveries
