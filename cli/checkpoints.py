@@ -7,27 +7,38 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.dead import answered, soon
 from cli.output import err, out, print_fields, print_json, print_table
-from cli.runs import checkpoint_store, running, validation_root
+from cli.runs import NotUpError, checkpoint_store, redis_of, validation_root
 from services.selfplay.settings import SelfPlaySettings
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
 from shared.adapters.promotions import promote as promote_version
 from shared.adapters.promotions import roll_back
 from shared.environment.action import LEGAL
-from shared.errors import CheckpointError
+from shared.errors import CheckpointError, MuZeroError
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import PROMOTIONS
 from shared.model.config import ModelConfig
 from shared.model.cost import network_costs, plain_encoding, span_encoding, static_encoding
-from shared.runtime.settings import ServiceSettings, load
+from shared.runtime.settings import load
 
-app = typer.Typer(help="Versions that the trainer published.", no_args_is_help=True)
+app = typer.Typer(
+    help="Versions that the trainer published: those in --store, else in MM_CHECKPOINTS, else those of the "
+    "system that is up here, else those in MM_HOME, else those of the last local run.",
+    no_args_is_help=True,
+)
 
 Store = Annotated[
     str | None,
-    typer.Option("--store", help="folder or URL of versions; MM_CHECKPOINTS or the last local run's else"),
+    typer.Option(
+        "--store",
+        help="folder or URL of versions; else MM_CHECKPOINTS, else the store of the system that is up here, "
+        "else <home>/checkpoints, else the last local run's",
+    ),
 ]
+
+Pointers = dict[Pointer, Pointed | CheckpointError | None]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 Version = Annotated[int, typer.Argument(min=0, help="a version's number")]
 
@@ -36,7 +47,8 @@ Version = Annotated[int, typer.Argument(min=0, help="a version's number")]
 def list_versions(store: Store = None, as_json: Json = False) -> None:
     """List the versions, newest last, with their pointers."""
     versions = checkpoint_store(store)
-    rows = [_row(versions, version) for version in versions.versions()]
+    pointers = versions.pointers()
+    rows = [_row(versions, version, pointers) for version in versions.versions()]
     if as_json:
         print_json(rows)
         return
@@ -53,7 +65,7 @@ def show(version: Version, store: Store = None, as_json: Json = False) -> None:
     versions = checkpoint_store(store)
     manifest = versions.manifest(version)
     costs = _Costs.of(model_config(manifest), load(SelfPlaySettings))
-    document = {**json.loads(manifest.model_dump_json()), "pointers": _pointers(versions, version)}
+    document = {**json.loads(manifest.model_dump_json()), "pointers": _pointers(versions.pointers(), version)}
     if as_json:
         print_json({**document, "costs": asdict(costs)})
         return
@@ -87,21 +99,26 @@ def promote(
     version: Version,
     stage: Annotated[Literal["paper", "live"], typer.Option(help="what it may decide in")] = "paper",
     store: Store = None,
+    as_json: Json = False,
 ) -> None:
     """Let a version decide; only one that passed the stage's gate can be promoted."""
     versions = checkpoint_store(store)
-    message = promote_version(versions, validation_root(versions), version, stage, by="command line")
-    _announce(message)
-    out.print(f"version {version} is promoted to {stage}")
+    promotion = promote_version(versions, validation_root(versions), version, stage, by="command line")
+    _tell(versions, promotion, f"version {version} is promoted to {stage}", as_json=as_json)
 
 
 @app.command()
-def rollback(store: Store = None) -> None:
-    """Let the version decide that decided before the promoted one."""
+def rollback(store: Store = None, as_json: Json = False) -> None:
+    """Let the version decide that decided before the promoted one, or the newest before it that is whole."""
     versions = checkpoint_store(store)
-    message = roll_back(versions, validation_root(versions), by="command line")
-    _announce(message)
-    out.print(f"version {message.version} decides again, version {message.rolled_back_from} no longer")
+    back = roll_back(versions, validation_root(versions), by="command line")
+    for damaged in back.passed_over:
+        err.print(f"passed over: {damaged}", highlight=False, soft_wrap=True, markup=False)
+    now = back.promotion
+    told = f"version {now.version} decides again in {now.stage}"
+    if now.rolled_back_from != now.version:
+        told += f", version {now.rolled_back_from} no longer"
+    _tell(versions, now, told, as_json=as_json, passed_over=list(back.passed_over))
 
 
 @app.command()
@@ -110,15 +127,19 @@ def gc(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Remove all but the newest versions and those that a pointer names."""
-    removed = checkpoint_store(store).collect_garbage(keep=keep)
+    """Remove all but the newest versions, the newest whole one, and those that a pointer names."""
+    done = checkpoint_store(store).collect_garbage(keep=keep)
     if as_json:
-        print_json({"removed": removed})
+        print_json({"removed": done.removed, "obstacle": done.obstacle})
     else:
-        out.print(f"removed {len(removed)} versions{': ' + ', '.join(map(str, removed)) if removed else ''}")
+        numbers = f": {', '.join(map(str, done.removed))}" if done.removed else ""
+        out.print(f"removed {len(done.removed)} versions{numbers}")
+    if done.obstacle:
+        raise CheckpointError(f"versions stay that could go: {done.obstacle}")
 
 
-def _row(store: CheckpointStore, version: int) -> dict[str, object]:
+def _row(store: CheckpointStore, version: int, pointers: Pointers) -> dict[str, object]:
+    named = ", ".join(_pointers(pointers, version))
     try:
         manifest = store.manifest(version)
     except CheckpointError as damaged:
@@ -128,7 +149,7 @@ def _row(store: CheckpointStore, version: int) -> dict[str, object]:
             "update": None,
             "created_at": None,
             "megabytes": None,
-            "pointers": "",
+            "pointers": named,
             "fault": str(damaged),
         }
     return {
@@ -137,7 +158,7 @@ def _row(store: CheckpointStore, version: int) -> dict[str, object]:
         "update": manifest.update,
         "created_at": manifest.created_at.isoformat(timespec="seconds"),
         "megabytes": sum(entry.bytes for entry in manifest.files.values()) / 1e6,
-        "pointers": ", ".join(_pointers(store, version)),
+        "pointers": named,
         "fault": "",
     }
 
@@ -200,9 +221,13 @@ class _Costs:
         ]
 
 
-def _pointers(store: CheckpointStore, version: int) -> list[str]:
-    pointed = {name: store.pointer(name) for name in Pointer}
-    return [name.value for name, at in pointed.items() if at and at.version == version]
+def _pointers(pointers: Pointers, version: int) -> list[str]:
+    """The pointers that name a version, and those that are damaged, which may."""
+    return [
+        name.value if isinstance(at, Pointed) else f"{name} (damaged)"
+        for name, at in pointers.items()
+        if isinstance(at, CheckpointError) or (at and at.version == version)
+    ]
 
 
 def _fault(store: CheckpointStore, version: int) -> str:
@@ -213,16 +238,40 @@ def _fault(store: CheckpointStore, version: int) -> str:
     return ""
 
 
-def _announce(message: VersionPromoted) -> None:
-    """Tell the services that run; without any the pointer alone tells them when they start."""
-    run = running(load(ServiceSettings).home)
-    if run is None:
-        err.print("nothing is up here: services will see it when they start")
-        return
+def _tell(
+    store: CheckpointStore, promotion: VersionPromoted, told: str, *, as_json: bool, **more: object
+) -> None:
+    """Print what was done, and announce it to the system whose store it is.
 
-    async def announce() -> None:
-        bus = Bus(run.redis_url)
-        await bus.announce(PROMOTIONS, message)
-        await bus.close()
+    Raises:
+        MuZeroError: there is such a system, and its Redis does not take it.
+    """
+    silence, failure = "", None
+    try:
+        _announce(redis_of(store), promotion)
+    except NotUpError as nobody:
+        silence = str(nobody)
+    except MuZeroError as away:
+        silence, failure = str(away), away
+    if as_json:
+        document = {**promotion.model_dump(mode="json"), **more}
+        print_json({**document, "announced": not silence, "not_announced": silence})
+    else:
+        out.print(told)
+    if failure:
+        raise failure
+    if silence:
+        err.print(
+            f"not announced: {silence}; services see it when they start, or next look",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
-    asyncio.run(announce())
+
+def _announce(url: str, promotion: VersionPromoted) -> None:
+    async def announce(bus: Bus) -> None:
+        await soon(bus.announce(PROMOTIONS, promotion))
+
+    otherwise = "not announced, though done: services see it when they start, or next look"
+    asyncio.run(answered(url, announce, otherwise))

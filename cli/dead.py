@@ -10,7 +10,7 @@ import typer
 from redis.exceptions import RedisError
 
 from cli.output import err, out, print_fields, print_json, print_table
-from cli.runs import NotUpError, running
+from cli.runs import system_redis
 from services.api.events import place
 from shared.adapters.bus import Bus
 from shared.adapters.dead_letters import Letter
@@ -18,7 +18,6 @@ from shared.errors import MessageError, ServiceError, SettingsError
 from shared.messages.codec import decode, decode_trajectory
 from shared.messages.schemas import Message, TrajectoryFinished
 from shared.messages.streams import DEAD, STREAMS
-from shared.runtime.settings import ServiceSettings, load
 
 app = typer.Typer(help="Entries that could not be processed.", no_args_is_help=True)
 
@@ -46,7 +45,7 @@ def list_letters(
     """List the dead letters, newest first."""
 
     async def question(bus: Bus) -> tuple[list[Letter], int]:
-        return [letter async for letter in _letters(bus, limit)], await _soon(bus.length(DEAD))
+        return [letter async for letter in _letters(bus, limit)], await soon(bus.length(DEAD))
 
     letters, total = _ask(question)
     if as_json:
@@ -148,7 +147,7 @@ def drop(
             {
                 "id": known.letter_id,
                 "stream": known.stream,
-                "dropped": await _soon(bus.dead.drop(known.letter_id)),
+                "dropped": await soon(bus.dead.drop(known.letter_id)),
             }
             for known in chosen
         ]
@@ -221,8 +220,8 @@ async def _replayed(
     """Replay one letter with all copies of it, and say so."""
     same = [other.letter_id for other in everything if other.origin == known.origin]
     copies = [letter_id for letter_id in same if letter_id != known.letter_id]
-    letter = await _soon(bus.dead.letter(known.letter_id))
-    entry_id = await _soon(bus.dead.replay(letter, copies)) if letter else None
+    letter = await soon(bus.dead.letter(known.letter_id))
+    entry_id = await soon(bus.dead.replay(letter, copies)) if letter else None
     if not quiet:
         told = (
             f"appended to {known.stream} as {entry_id}" if entry_id else "is there no longer: replayed before"
@@ -239,50 +238,48 @@ def _ask(question: Callable[[Bus], Awaitable[R]]) -> R:
         NotUpError: neither is there.
         ServiceError: Redis does not answer.
     """
-    return asyncio.run(_answered(_redis_url(), question))
+    again = "a letter is replayed whole or still listed, so the command can be given again"
+    return asyncio.run(answered(system_redis(), question, again))
 
 
-async def _answered(url: str, question: Callable[[Bus], Awaitable[R]]) -> R:
+async def answered(url: str, question: Callable[[Bus], Awaitable[R]], otherwise: str) -> R:
+    """The answer of a Redis, whose connections are closed then.
+
+    Args:
+        url: of the Redis.
+        question: what to ask, each part of it `soon`.
+        otherwise: what an operator should know when there is no answer.
+    Raises:
+        SettingsError: the URL is none.
+        ServiceError: Redis does not answer.
+    """
     try:
         bus = Bus(url)
     except ValueError as wrong:
         raise SettingsError(f"setting MM_REDIS_URL: {wrong}") from wrong
     try:
-        await _soon(bus.ping())
+        await soon(bus.ping())
         return await question(bus)
     except (RedisError, OSError) as away:
         parts = urlsplit(url)
         raise ServiceError(
-            f"Redis at {parts.hostname}:{parts.port or 6379}: {str(away) or 'no answer in time'}; "
-            "a letter is replayed whole or still listed, so the command can be given again"
+            f"Redis at {parts.hostname}:{parts.port or 6379}: {str(away) or 'no answer in time'}; {otherwise}"
         ) from away
     finally:
         await bus.close()
 
 
-async def _soon(operation: Awaitable[R]) -> R:
+async def soon(operation: Awaitable[R]) -> R:
+    """What Redis answers within `PATIENCE_SECONDS`."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         return await operation
-
-
-def _redis_url() -> str:
-    settings = load(ServiceSettings)
-    if "redis_url" in settings.model_fields_set:
-        return settings.redis_url.get_secret_value()
-    home = settings.home.resolve()
-    run = running(home)
-    if run is None:
-        raise NotUpError(
-            f"nothing is up in {home}; start it with `micro-muzero up`, or name a Redis with MM_REDIS_URL"
-        )
-    return run.redis_url
 
 
 async def _letters(bus: Bus, limit: int | None = None) -> AsyncIterator[Letter]:
     """Letters, newest first, a page at a time: each may hold a large entry."""
     before, left = "+", limit
     while left is None or left > 0:
-        page = await _soon(bus.dead.letters(count=_PAGE if left is None else min(_PAGE, left), before=before))
+        page = await soon(bus.dead.letters(count=_PAGE if left is None else min(_PAGE, left), before=before))
         for letter in page:
             yield letter
         if not page:
@@ -292,7 +289,7 @@ async def _letters(bus: Bus, limit: int | None = None) -> AsyncIterator[Letter]:
 
 
 async def _letter(bus: Bus, letter_id: str) -> Letter:
-    letter = await _soon(bus.dead.letter(letter_id))
+    letter = await soon(bus.dead.letter(letter_id))
     if letter is None:
         raise _no_such(letter_id)
     return letter

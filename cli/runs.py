@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from shared.adapters.checkpoints import CheckpointStore, Pointer
-from shared.errors import CheckpointError, ServiceError
+from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
+from shared.errors import CheckpointError, ServiceError, SettingsError
 from shared.runtime.settings import ServiceSettings, load
 
 
@@ -98,14 +98,23 @@ def require_running(home: Path) -> Run:
 
 
 def checkpoint_store(given: str | None) -> CheckpointStore:
-    """The store that a command means: the one given, else the one set, else the last local run's.
+    """The store that a command means.
+
+    The one given, else the one set, else that of the run that is up here, else the one of services that were
+    started here one by one, else the last run's.
 
     Raises:
         NotUpError: there is no store to be found.
-        SettingsError: its URL is none.
+        SettingsError: its URL is none, or there is no such folder.
     """
     settings = load(ServiceSettings)
-    return CheckpointStore(given or settings.checkpoints or _state_folder(settings, "checkpoints"))
+    store = CheckpointStore(given or settings.checkpoints or _local_store(settings.home))
+    if store.root is not None and not store.root.is_dir():
+        raise SettingsError(
+            f"checkpoint store {store.name}: there is no such folder; the first version makes it, or name "
+            "folder or URL with --store"
+        )
+    return store
 
 
 def chosen_version(store: CheckpointStore, checkpoint: str) -> int:
@@ -116,38 +125,97 @@ def chosen_version(store: CheckpointStore, checkpoint: str) -> int:
     """
     if checkpoint.isdecimal():
         return int(checkpoint)
-    pointers = {name: store.pointer(name) for name in Pointer}
-    for name, pointed in pointers.items():
-        if name == checkpoint and pointed:
-            return pointed.version
-    names = ", ".join(f"{name} ({pointed.version})" for name, pointed in pointers.items() if pointed)
+    pointers = store.pointers()
+    named = pointers[Pointer(checkpoint)] if checkpoint in list(Pointer) else None
+    if isinstance(named, CheckpointError):
+        raise named
+    if named:
+        return named.version
+    names = ", ".join(f"{name} ({at.version})" for name, at in pointers.items() if isinstance(at, Pointed))
     raise CheckpointError(
         f"no version {checkpoint!r}: expected a number or a pointer that is set: {names or 'none is'}"
     )
 
 
 def validation_root(store: CheckpointStore) -> Path:
-    """The validator's reports on a store's versions: beside a folder of them, else in the local state.
+    """The validator's reports on a store's versions.
+
+    They lie in the home of the validator that judged them: that of a local run is the run's folder, that of
+    services started one by one is the one that is set.
+    """
+    settings = load(ServiceSettings)
+    if store.root and store.root.resolve().parent.parent == (settings.home / "runs").resolve():
+        return store.root.resolve().parent / "validations"
+    if settings.checkpoints and same_store(store, settings.checkpoints):
+        run = last_run(settings.home) if not settings.validation_root.is_dir() else running(settings.home)
+        if run:
+            return Path(run.folder) / "validations"
+    return settings.validation_root
+
+
+def system_redis() -> str:
+    """URL of the Redis that is set, else of the system that is up here.
 
     Raises:
-        NotUpError: there is neither.
+        NotUpError: neither is there.
     """
-    if store.root:
-        return store.root.parent / "validations"
-    return _state_folder(load(ServiceSettings), "validations")
-
-
-def _state_folder(settings: ServiceSettings, name: str) -> Path:
-    """A folder of the state that services keep here, or of the last local run's."""
-    if (settings.home / name).is_dir():
-        return settings.home / name
-    run = last_run(settings.home)
+    settings = load(ServiceSettings)
+    if "redis_url" in settings.model_fields_set:
+        return settings.redis_url.get_secret_value()
+    home = settings.home.resolve()
+    run = running(home)
     if run is None:
         raise NotUpError(
-            f"no {name} in {settings.home} and no local run yet; name folder or URL with --store, "
+            f"nothing is up in {home}; start it with `micro-muzero up`, or name a Redis with MM_REDIS_URL"
+        )
+    return run.redis_url
+
+
+def redis_of(store: CheckpointStore) -> str:
+    """URL of the Redis of the system whose services use a store: the one that is set, or is up here.
+
+    Raises:
+        NotUpError: no such system is known here; says why.
+    """
+    settings = load(ServiceSettings)
+    run = running(settings.home)
+    known: list[tuple[str, Path | str]] = []
+    if "redis_url" in settings.model_fields_set:
+        known.append((settings.redis_url.get_secret_value(), settings.checkpoint_root))
+    if run is not None:
+        known.append((run.redis_url, settings.checkpoints or Path(run.folder) / "checkpoints"))
+    for url, uses in known:
+        if same_store(store, uses):
+            return url
+    if not known:
+        raise NotUpError(f"nothing is up in {settings.home.resolve()}, and MM_REDIS_URL names no Redis")
+    raise NotUpError(f"the system that is known here has its versions in {known[0][1]}, not in {store.name}")
+
+
+def same_store(store: CheckpointStore, place: Path | str) -> bool:
+    """Whether a store is the one in a place."""
+    other = CheckpointStore(place)
+    if store.root and other.root:
+        return store.root.resolve() == other.root.resolve()
+    return store.name == other.name
+
+
+def _local_store(home: Path) -> Path:
+    """The folder of versions of what runs here, or ran last.
+
+    Raises:
+        NotUpError: nothing ever did.
+    """
+    run = running(home)
+    if run is None and (home / "checkpoints").is_dir():
+        return home / "checkpoints"
+    run = run or last_run(home)
+    if run is None:
+        raise NotUpError(
+            f"no checkpoints in {home} and no local run yet; name folder or URL with --store, "
             "or start the system with `micro-muzero up`"
         )
-    return Path(run.folder) / name
+    return Path(run.folder) / "checkpoints"
 
 
 def _state_path(home: Path) -> Path:

@@ -9,8 +9,8 @@
     ├── MessageError          a message cannot be read, or breaks its schema
     ├── JournalError          the trainer's journal is damaged
     ├── CheckpointError       a checkpoint is missing, damaged or of another shape
-    │   ├── PromotionError    a version that has not passed its gate
-    │   └── StoreAwayError    the store does not answer or refuses: nothing is known of its versions
+    │   └── PromotionError    a version that has not passed its gate
+    ├── StoreAwayError        the store of checkpoints does not answer: nothing is known of its versions
     ├── BrokerError           the broker refused, or answered what cannot be
     │   ├── OrderRejectedError    the broker refused an order and says why
     │   └── OutcomeUnknownError   an order was sent and its fate is not known yet
@@ -81,8 +81,11 @@ class PromotionError(CheckpointError):
     user_fault = True
 
 
-class StoreAwayError(CheckpointError):
-    """The store of checkpoints does not answer, or refuses; its versions may be whole, so try again."""
+class StoreAwayError(MuZeroError):
+    """The store of checkpoints does not answer, or refuses; its versions may be whole, so try again.
+
+    No `CheckpointError`: what catches damage must not take this for it.
+    """
 
 
 class BrokerError(MuZeroError):

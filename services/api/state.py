@@ -174,8 +174,6 @@ class Gateway:
                 return None
             try:
                 made = self.store.manifest(version)
-            except StoreAwayError:
-                raise
             except CheckpointError as damaged:
                 fault = str(damaged)
         promoted = shelf.pointers[Pointer.PROMOTED]
@@ -197,8 +195,6 @@ class Gateway:
         """Where a pointer stands; None when it was never set or its file is damaged."""
         try:
             return self.store.pointer(name)
-        except StoreAwayError:
-            raise
         except CheckpointError:
             return None
 

@@ -4,17 +4,23 @@
 is none of their business: `shared.adapters.checkpoints` tells that over either.
 """
 
+import contextlib
 import fcntl
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from shared.adapters.files import sync, write_synced, write_whole
+from shared.adapters.files import read_beneath, sync, write_synced, write_whole
+from shared.errors import StoreAwayError
 
 MANIFEST = "manifest.json"
 MANIFEST_SHA256 = "manifest.sha256"
+
+#: Manifests and pointers are some kilobytes; anything near this is none.
+MAX_SMALL_BYTES = 1_000_000
 
 _FOLDER = re.compile(r"v(\d{6,})")
 _LOCK = ".pointers.lock"
@@ -28,7 +34,11 @@ class CheckpointFiles(Protocol):
         """The folder or URL, as errors tell it and `--store` takes it; never a secret."""
 
     def versions(self) -> list[int]:
-        """Every version that is there, ascending; an empty or missing place has none."""
+        """Every version that is there, ascending; an empty or missing place has none.
+
+        Raises:
+            StoreAwayError: the store does not answer, or refuses.
+        """
 
     def add(self, version: int, files: Mapping[str, bytes], manifest_sha256: str) -> None:
         """Put all files of a version there: whole or not at all.
@@ -48,36 +58,50 @@ class CheckpointFiles(Protocol):
 
         Raises:
             FileNotFoundError: it is not there.
+            OSError: it cannot be read, or is larger than `MAX_SMALL_BYTES`.
             StoreAwayError: the store does not answer, or refuses.
         """
 
-    def read(self, version: int, name: str, manifest_sha256: str) -> bytes:
+    def read(self, version: int, name: str, manifest_sha256: str, *, limit: int) -> bytes:
         """Contents of another file of a version whose `manifest.sha256` names that manifest.
 
         Raises:
-            FileNotFoundError: it is not there.
+            OSError: it is not there, cannot be read, or has more bytes than the limit; then none is read.
             StoreAwayError: the store does not answer, or refuses.
         """
 
     def place(self, version: int, name: str) -> str:
         """Path or URL of a file of a version, as errors tell it."""
 
-    def remove(self, version: int) -> None:
-        """Remove a version: gone at once, then taken apart."""
+    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
+        """Remove a version, gone at once and then taken apart, as if no pointer moved meanwhile.
+
+        Args:
+            version: its number.
+            is_held: whether a pointer holds it now; may be asked more than once, and what it raises leaves
+                the version.
+        Returns:
+            Whether it was removed here: False where it is held, or was removed by another first.
+        """
 
     def tidy(self) -> None:
         """Remove what was left half removed or half written, and can never be a version."""
 
     def pointer(self, name: str) -> bytes | None:
-        """Contents of a small file, or None where there is none."""
+        """Contents of a small file, or None where there is none.
+
+        Raises:
+            OSError: it cannot be read, or is larger than `MAX_SMALL_BYTES`.
+            StoreAwayError: the store does not answer, or refuses.
+        """
 
     def change_pointer(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
         """Replace a small file by what is made of it, as if nobody else replaced it meanwhile.
 
         Args:
             name: of the file.
-            change: from the contents, None where there is no file, to the new ones, None to leave it;
-                may be called more than once.
+            change: from the contents, None where there is no file, empty where there is one that cannot be
+                read, to the new ones, None to leave it; may be called more than once.
         """
 
 
@@ -93,19 +117,25 @@ class DirectoryFiles:
         return str(self.root)
 
     def versions(self) -> list[int]:
-        """Versions by their folders, ascending."""
-        if not self.root.is_dir():
+        """Versions by their folders, ascending; a link to one is none."""
+        try:
+            with os.scandir(self.root) as entries:
+                folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        found = (_FOLDER.fullmatch(path.name) for path in self.root.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        except OSError as refused:
+            raise StoreAwayError(f"{self.root}: {refused.strerror}") from refused
+        return sorted(int(match[1]) for name in folders if (match := _FOLDER.fullmatch(name)))
 
     def add(self, version: int, files: Mapping[str, bytes], manifest_sha256: str) -> None:
         """Write a folder aside and rename it; what an earlier writer left half written is removed."""
         final = self.folder(version)
+        if final.is_symlink() or final.is_file():  # no version, and in the way of one
+            final.rename(final.with_name(f"{final.name}.no-version"))
         if final.exists():
             raise FileExistsError(str(final))
         for left_over in self.root.glob(".writing-*"):
-            shutil.rmtree(left_over)
+            _remove_tree(left_over)
         aside = self.root / f".writing-{final.name}"
         try:
             aside.mkdir(parents=True)
@@ -120,43 +150,73 @@ class DirectoryFiles:
 
     def manifest_line(self, version: int) -> bytes:
         """Contents of a version's `manifest.sha256`."""
-        return (self.folder(version) / MANIFEST_SHA256).read_bytes()
+        return self._read(f"{self.folder(version).name}/{MANIFEST_SHA256}", MAX_SMALL_BYTES)
 
-    def read(self, version: int, name: str, manifest_sha256: str) -> bytes:
+    def read(self, version: int, name: str, manifest_sha256: str, *, limit: int) -> bytes:
         """Contents of another file of a version."""
-        return (self.folder(version) / name).read_bytes()
+        return self._read(f"{self.folder(version).name}/{name}", limit)
 
     def place(self, version: int, name: str) -> str:
         """Path of a file of a version."""
         return str(self.folder(version) / name)
 
-    def remove(self, version: int) -> None:
-        """Rename the folder, then remove it."""
-        aside = self.root / f".removing-{self.folder(version).name}"
-        self.folder(version).rename(aside)
-        shutil.rmtree(aside)
+    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
+        """Rename the folder while no pointer can move, then remove it."""
+        folder = self.folder(version)
+        aside = self.root / f".removing-{folder.name}"
+        with self._pointers_locked():
+            if is_held():
+                return False
+            try:
+                folder.rename(aside)
+            except FileNotFoundError:
+                return False
+        _remove_tree(aside)
+        return True
 
     def tidy(self) -> None:
         """Remove what was left half removed; what was left half written goes before the next version."""
         for left_over in self.root.glob(".removing-*"):
-            shutil.rmtree(left_over)
+            _remove_tree(left_over)
 
     def pointer(self, name: str) -> bytes | None:
         """Contents of a file at the root, or None."""
         try:
-            return (self.root / name).read_bytes()
+            return self._read(name, MAX_SMALL_BYTES)
         except FileNotFoundError:
             return None
 
     def change_pointer(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
         """Read, change and replace a file at the root under a lock."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            changed = change(self.pointer(name))
+        with self._pointers_locked():
+            try:
+                held = self.pointer(name)
+            except OSError:
+                held = b""
+            changed = change(held)
             if changed is not None:
                 write_whole(self.root / name, changed)
 
     def folder(self, version: int) -> Path:
         """Folder of a version, there or not."""
         return self.root / f"v{version:06d}"
+
+    def _read(self, name: str, limit: int) -> bytes:
+        return read_beneath(self.root, name, limit=limit)
+
+    @contextlib.contextmanager
+    def _pointers_locked(self) -> Iterator[None]:
+        descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it, though another process may be removing it at the same time."""
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)

@@ -3,7 +3,7 @@
 A version `v000042` is `weights.safetensors`, `training.safetensors` (optimizer and random state),
 `manifest.json`, which holds the SHA-256 of both, and `manifest.sha256`, which holds its own (as
 `sha256sum -c` reads it). No pickle is ever read. Pointers (`latest`, `best`, `promoted`) are small JSON
-files, replaced atomically.
+files that hold their own hash, replaced atomically.
 """
 
 import hashlib
@@ -11,23 +11,41 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+import structlog
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from shared.adapters.checkpoint_files import MANIFEST, MANIFEST_SHA256, CheckpointFiles, DirectoryFiles
-from shared.adapters.object_store import ObjectFiles
-from shared.errors import CheckpointError, StoreAwayError
+from shared.adapters.checkpoint_files import (
+    MANIFEST,
+    MANIFEST_SHA256,
+    MAX_SMALL_BYTES,
+    CheckpointFiles,
+    DirectoryFiles,
+)
+from shared.adapters.object_store import SCHEMES, ObjectFiles
+from shared.errors import CheckpointError, SettingsError
 from shared.messages.schemas import Fingerprint, now
+
+log = structlog.get_logger()
 
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
@@ -36,6 +54,12 @@ TRAINING = "training.safetensors"
 _MANIFEST_LINE = re.compile(rb"([0-9a-f]{64})  manifest\.json\n")
 _LIBRARIES = ("torch", "numpy", "safetensors")
 
+#: A URL with a slash too few, which would be a folder's name.
+_ALMOST_URL = re.compile(rf"(?i)({'|'.join(SCHEMES)}|file|https?):|[a-z][a-z0-9+.-]+:/")
+
+#: Versions that a pointer remembers to have stood for.
+_HISTORY = 100
+
 
 class Pointer(StrEnum):
     """Names that stand for a version."""
@@ -43,6 +67,14 @@ class Pointer(StrEnum):
     LATEST = "latest"
     BEST = "best"
     PROMOTED = "promoted"
+
+
+#: What makes a damaged pointer whole.
+_MENDING = {
+    Pointer.LATEST: "the next version sets it again",
+    Pointer.BEST: "delete it, and the next version that passes its gate sets it again",
+    Pointer.PROMOTED: "promoting a version sets it again",
+}
 
 
 class FileEntry(BaseModel):
@@ -57,7 +89,7 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """What a version is: where in training it was made, of what, and what its files must hash to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     version: int = Field(ge=0)
@@ -74,23 +106,66 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry] = {}
 
 
+class Stood(NamedTuple):
+    """Where a pointer stood before, and for which stage: None where it was not remembered."""
+
+    version: int
+    stage: str | None
+
+
 class _PointerFile(BaseModel):
-    """A pointer on disk, with the versions that it named before, the newest last."""
+    """A pointer on disk, with where it stood before, the newest last."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = Field(ge=0)
+    version: int | None = Field(ge=0)  # None: for no version any more
     stage: str | None = None
-    history: tuple[int, ...] = ()
+    history: tuple[Stood | int, ...] = ()  # without stages in files of before they were remembered
+    sha256: Fingerprint | None = None  # of all else, as JSON
+
+    @classmethod
+    def of(cls, pointed: "Pointed | None") -> "_PointerFile":
+        """The file of a pointer."""
+        if pointed is None:
+            return cls(version=None)
+        return cls(version=pointed.version, stage=pointed.stage, history=pointed.history)
+
+    def signed(self) -> bytes:
+        """The file's contents."""
+        return self.model_copy(update={"sha256": self._digest()}).model_dump_json().encode()
+
+    def pointed(self) -> "Pointed | None":
+        """Where the pointer stands."""
+        if self.version is None:
+            return None
+        history = (stood if isinstance(stood, Stood) else Stood(stood, None) for stood in self.history)
+        return Pointed(self.version, self.stage, tuple(history))
+
+    @model_validator(mode="after")
+    def _require_digest(self) -> "_PointerFile":
+        if self.sha256 not in (None, self._digest()):
+            raise ValueError("its SHA-256 is not that of the rest")
+        return self
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Pointed:
-    """Where a pointer stands, for which stage, and where it stood before."""
+    """Where a pointer stands, for which stage, and where it stood before, the newest last."""
 
     version: int
     stage: str | None
-    history: tuple[int, ...]
+    history: tuple[Stood, ...]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The versions that garbage collection removed, and why others had to stay, if they had to."""
+
+    removed: tuple[int, ...]
+    obstacle: str = ""
 
 
 class CheckpointStore:
@@ -103,7 +178,7 @@ class CheckpointStore:
             root: a folder, a URL of one (`file:///...`) or of a prefix in an object store
                 (`s3://bucket/prefix`), or the files themselves.
         Raises:
-            SettingsError: the URL is none of these, or holds a secret.
+            SettingsError: it is a URL and none of these, or holds a secret.
         """
         self._files = _files_at(root) if isinstance(root, Path | str) else root
 
@@ -131,7 +206,7 @@ class CheckpointStore:
         Returns:
             The manifest with the files' sizes and hashes.
         Raises:
-            CheckpointError: the version exists already.
+            CheckpointError: the version exists already, or its manifest could not be read again.
             OSError: the disk refuses; nothing visible is left behind.
         """
         contents = {WEIGHTS: save_tensors(dict(weights)), TRAINING: save_tensors(dict(training))}
@@ -141,6 +216,8 @@ class CheckpointStore:
         }
         complete = manifest.model_copy(update={"files": entries})
         contents[MANIFEST] = complete.model_dump_json(indent=2).encode()
+        if problem := _problem(contents[MANIFEST]):
+            raise CheckpointError(f"version {manifest.version} cannot be saved: manifest: {problem}")
         digest = hashlib.sha256(contents[MANIFEST]).hexdigest()
         contents[MANIFEST_SHA256] = f"{digest}  {MANIFEST}\n".encode()
         try:
@@ -192,35 +269,54 @@ class CheckpointStore:
             self._tensors(manifest, digest, name)
         return manifest
 
-    def newest_valid(self) -> tuple[Manifest | None, list[CheckpointError]]:
-        """The newest version whose files are whole, and what was wrong with the newer ones."""
+    def newest_valid(self, *, before: int | None = None) -> tuple[Manifest | None, list[CheckpointError]]:
+        """The newest version whose files are whole, and what was wrong with the newer ones.
+
+        Args:
+            before: only older versions than this.
+        """
         refused: list[CheckpointError] = []
         for version in reversed(self.versions()):
+            if before is not None and version >= before:
+                continue
             try:
                 return self.verify(version), refused
-            except StoreAwayError:
-                raise  # says nothing of the version
             except CheckpointError as damaged:
                 refused.append(damaged)
         return None, refused
 
     def pointer(self, name: Pointer) -> Pointed | None:
-        """Where a pointer stands, or None when it was never set.
+        """Where a pointer stands, or None when it stands for no version.
 
         Raises:
-            CheckpointError: the pointer's file is damaged.
+            CheckpointError: the pointer's file is damaged or cannot be read.
         """
-        return self._pointed(name, self._files.pointer(_pointer_file(name)))
+        try:
+            held = self._files.pointer(_pointer_file(name))
+        except OSError as unreadable:
+            raise self._damaged(name, unreadable.strerror or str(unreadable)) from unreadable
+        return self._pointed(name, held)
+
+    def pointers(self) -> dict[Pointer, Pointed | CheckpointError | None]:
+        """Where every pointer stands, as `pointer` tells it, or what is wrong with it."""
+        found: dict[Pointer, Pointed | CheckpointError | None] = {}
+        for name in Pointer:
+            try:
+                found[name] = self.pointer(name)
+            except CheckpointError as damaged:
+                found[name] = damaged
+        return found
 
     def move(
-        self, name: Pointer, where: Callable[[Pointed | None], Pointed | None]
+        self, name: Pointer, where: Callable[[Pointed | None], Pointed | None], *, mend: bool = False
     ) -> tuple[Pointed | None, Pointed | None]:
         """Make a pointer stand elsewhere, as if nobody else moved it meanwhile.
 
         Args:
             name: the pointer.
-            where: from where it stands, None where it was never set, to where it shall, None to leave it;
-                may be called more than once, and what it raises leaves the pointer.
+            where: from where it stands, None where it stands for no version, to where it shall, None to leave
+                it; may be called more than once, and what it raises leaves the pointer.
+            mend: take a damaged pointer for one that stands for no version.
         Returns:
             Where it stood, and where it stands.
         Raises:
@@ -230,45 +326,84 @@ class CheckpointStore:
 
         def change(held: bytes | None) -> bytes | None:
             nonlocal before, after
-            before = self._pointed(name, held)
+            try:
+                before = self._pointed(name, held)
+            except CheckpointError as damaged:
+                if not mend:
+                    raise
+                log.warning("damaged_pointer_replaced", error=str(damaged))
+                before = None
             to = where(before)
             after = to or before
-            if to is None:
-                return None
-            file = _PointerFile(version=to.version, stage=to.stage, history=to.history[-100:])
-            return file.model_dump_json().encode()
+            return _PointerFile.of(to).signed() if to else None
 
         self._files.change_pointer(_pointer_file(name), change)
         return before, after
 
+    def move_back(self, name: Pointer, before: Pointed | None, after: Pointed | None) -> None:
+        """Undo a move from one place to another, unless the pointer was moved again meanwhile."""
+
+        def change(held: bytes | None) -> bytes | None:
+            return _PointerFile.of(before).signed() if self._pointed(name, held) == after else None
+
+        self._files.change_pointer(_pointer_file(name), change)
+
     def point(self, name: Pointer, version: int, *, stage: str | None = None) -> None:
-        """Make a pointer stand for a version.
+        """Make a pointer stand for a version, whatever its file holds.
 
         Raises:
             CheckpointError: there is no such version.
         """
         self.manifest(version)
-        self.move(name, lambda standing: moved(standing, version, stage))
+        self.move(name, lambda standing: moved(standing, version, stage), mend=True)
 
-    def collect_garbage(self, *, keep: int) -> list[int]:
-        """Remove all but the newest `keep` versions, the pointers' targets and a roll-back's target.
+    def collect_garbage(self, *, keep: int) -> Collected:
+        """Remove all but the newest `keep` versions, the newest whole one, the pointers' and a roll-back's.
 
-        Returns:
-            The versions removed.
+        While a pointer is damaged, nobody knows which version it holds, and while no version is whole, which
+        of them can be mended: then none is removed.
         """
-        versions = self.versions()
-        held = set(versions[-keep:]) if keep > 0 else set()
-        for name in Pointer:
-            pointed = self.pointer(name)
-            if pointed:
-                held.add(pointed.version)
-                if name is Pointer.PROMOTED:
-                    held.update(pointed.history[-1:])
+        removed: list[int] = []
+        try:
+            # One after the other, so that an obstacle leaves told what was removed before it.
+            removed.extend(v for v in self._garbage(keep) if self._files.remove(v, partial(self._is_held, v)))
+        except CheckpointError as obstacle:
+            log.warning("garbage_stays", reason=str(obstacle), removed=removed)
+            return Collected(tuple(removed), str(obstacle))
+        return Collected(tuple(removed))
+
+    def _garbage(self, keep: int) -> list[int]:
+        """The versions to remove, after what was left half removed.
+
+        Raises:
+            CheckpointError: that cannot be told.
+        """
         self._files.tidy()
-        removed = [version for version in versions if version not in held]
-        for version in removed:
-            self._files.remove(version)
-        return removed
+        versions = self.versions()
+        held = self._held()
+        old = [v for v in versions[: max(len(versions) - keep, 0)] if v not in held]
+        if not old:
+            return []
+        whole, _ = self.newest_valid()
+        if whole is None:
+            raise CheckpointError(f"{self.name}: no version is whole")
+        return [version for version in old if version != whole.version]
+
+    def _is_held(self, version: int) -> bool:
+        return version in self._held()
+
+    def _held(self) -> set[int]:
+        """The versions that pointers name, and the one that a roll-back of `promoted` goes to.
+
+        Raises:
+            CheckpointError: a pointer's file is damaged.
+        """
+        standing = {name: self.pointer(name) for name in Pointer}
+        held = {pointed.version for pointed in standing.values() if pointed}
+        if promoted := standing[Pointer.PROMOTED]:
+            earlier = [stood.version for stood in promoted.history if stood.version != promoted.version]
+            held.update(earlier[-1:])
+        return held
 
     def _manifest(self, version: int) -> tuple[Manifest, str]:
         """The manifest of a version, and its SHA-256."""
@@ -279,14 +414,13 @@ class CheckpointStore:
             where = self._files.place(version, MANIFEST_SHA256)
             raise CheckpointError(f"{where}: damaged; expected what `sha256sum {MANIFEST}` prints")
         digest = match[1].decode()
-        data = self._read(version, MANIFEST, digest)
+        data = self._read(version, MANIFEST, digest, MAX_SMALL_BYTES)
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"{place}: damaged manifest: its SHA-256 is not that of {MANIFEST_SHA256}")
         try:
             manifest = Manifest.model_validate_json(data)
         except ValidationError as invalid:
-            problem = invalid.errors(include_url=False, include_input=False)[0]
-            raise CheckpointError(f"{place}: damaged manifest: {problem['msg']}") from invalid
+            raise CheckpointError(f"{place}: damaged manifest: {_first(invalid)}") from invalid
         if manifest.version != version:
             raise CheckpointError(f"{place}: says version {manifest.version}, expected {version}")
         return manifest, digest
@@ -300,18 +434,23 @@ class CheckpointStore:
                 raise CheckpointError(f"{missing.filename}: {missing.strerror}") from missing
             have = ", ".join(str(v) for v in versions[-5:]) or "none"
             raise CheckpointError(f"no version {version} in {self.name}; newest there: {have}") from missing
+        except OSError as unreadable:
+            where = self._files.place(version, MANIFEST_SHA256)
+            raise CheckpointError(f"{where}: {unreadable.strerror}") from unreadable
 
-    def _read(self, version: int, name: str, digest: str) -> bytes:
+    def _read(self, version: int, name: str, digest: str, limit: int) -> bytes:
         try:
-            return self._files.read(version, name, digest)
-        except OSError as missing:
-            raise CheckpointError(f"{self._files.place(version, name)}: {missing.strerror}") from missing
+            return self._files.read(version, name, digest, limit=limit)
+        except OSError as unreadable:
+            raise CheckpointError(
+                f"{self._files.place(version, name)}: {unreadable.strerror}"
+            ) from unreadable
 
     def _verified(self, manifest: Manifest, digest: str, name: str) -> bytes:
         entry = manifest.files.get(name)
         if entry is None:
             raise CheckpointError(f"version {manifest.version} lists no file {name}")
-        data = self._read(manifest.version, name, digest)
+        data = self._read(manifest.version, name, digest, entry.bytes)
         place = self._files.place(manifest.version, name)
         if len(data) != entry.bytes:
             raise CheckpointError(f"{place}: {len(data)} bytes, the manifest says {entry.bytes}")
@@ -330,16 +469,18 @@ class CheckpointStore:
         if held is None:
             return None
         try:
-            file = _PointerFile.model_validate_json(held)
+            return _PointerFile.model_validate_json(held).pointed()
         except ValidationError as invalid:
-            where = f"{self.name}/{_pointer_file(name)}"
-            raise CheckpointError(f"{where}: damaged pointer; delete it or set it again") from invalid
-        return Pointed(file.version, file.stage, file.history)
+            raise self._damaged(name, _first(invalid)) from invalid
+
+    def _damaged(self, name: Pointer, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.name}/{_pointer_file(name)}: damaged pointer: {why}; {_MENDING[name]}")
 
 
 def moved(standing: Pointed | None, version: int, stage: str | None) -> Pointed:
     """A pointer after it was made to stand for a version."""
-    return Pointed(version, stage, (*standing.history, standing.version) if standing else ())
+    before = (*standing.history, Stood(standing.version, standing.stage)) if standing else ()
+    return Pointed(version, stage, before[-_HISTORY:])
 
 
 def _files_at(root: Path | str) -> CheckpointFiles:
@@ -347,7 +488,30 @@ def _files_at(root: Path | str) -> CheckpointFiles:
         return DirectoryFiles(Path(url2pathname(urlsplit(root).path)))
     if isinstance(root, str) and "://" in root:
         return ObjectFiles.at(root)
+    if isinstance(root, str) and _ALMOST_URL.match(root):
+        raise SettingsError(
+            f"checkpoint store {root}: expected a folder, or a URL such as s3://bucket/prefix, with two "
+            f"slashes; a folder of that name is ./{root}"
+        )
     return DirectoryFiles(Path(root))
+
+
+def _problem(manifest: bytes) -> str:
+    """Why a manifest could not be read again; empty where it could."""
+    if len(manifest) > MAX_SMALL_BYTES:
+        return f"{len(manifest)} bytes are more than the {MAX_SMALL_BYTES} that are read"
+    try:
+        Manifest.model_validate_json(manifest)
+    except ValidationError as invalid:
+        return _first(invalid)
+    return ""
+
+
+def _first(invalid: ValidationError) -> str:
+    """What is wrong first, and where."""
+    problem = invalid.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
 def _pointer_file(name: Pointer) -> str:

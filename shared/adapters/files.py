@@ -1,6 +1,8 @@
-"""Files that are on the disk when the call returns, and there whole or not at all."""
+"""Files that are on the disk when the call returns, there whole or not at all, and read within bounds."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -30,3 +32,45 @@ def write_whole(path: Path, data: bytes) -> None:
     finally:
         aside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def read_beneath(root: Path, name: str, *, limit: int) -> bytes:
+    """Contents of a file below a folder; no link on the way there is followed.
+
+    Args:
+        root: the folder, itself wherever it may be.
+        name: path below it, with slashes.
+        limit: bytes that it may have; more are never read.
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it is a link, no plain file, too large, or cannot be read.
+    """
+    path, folder = root / name, os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    *folders, last = name.split("/")
+    try:
+        for part in folders:
+            outer = folder
+            folder = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=outer)
+            os.close(outer)
+        # A pipe would let the reader wait for its writer.
+        descriptor = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as refused:
+        says = "a link, which is not followed" if refused.errno == errno.ELOOP else refused.strerror
+        raise OSError(refused.errno, says, str(path)) from None
+    finally:
+        os.close(folder)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
+        if found.st_size > limit:
+            raise too_large(str(path), found.st_size, limit)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(found.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def too_large(place: str, size: int, limit: int) -> OSError:
+    """The error of a file that is larger than what is read of it."""
+    return OSError(errno.EFBIG, f"{size} bytes, at most {limit} are expected", place)

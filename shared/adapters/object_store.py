@@ -16,12 +16,14 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from shared.adapters.checkpoint_files import MANIFEST_SHA256
+from shared.adapters.checkpoint_files import MANIFEST_SHA256, MAX_SMALL_BYTES
+from shared.adapters.files import too_large
 from shared.errors import SettingsError, StoreAwayError
 
 if TYPE_CHECKING:  # brought along only where it is used: commands start without it
@@ -46,6 +48,15 @@ _COMMITTED = re.compile(r"v(\d{6,})/manifest\.sha256")
 _ATTEMPT = re.compile(r"v(\d{6,})/([0-9a-f]{64})/.+")
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An object: its contents, None where there is none, and the mode of a put that replaces exactly it."""
+
+    data: bytes | None  # empty where it is too large to be read
+    mode: "PutMode"
+    size: int
 
 
 class ObjectFiles:
@@ -91,39 +102,56 @@ class ObjectFiles:
     def add(self, version: int, files: Mapping[str, bytes], manifest_sha256: str) -> None:
         """Put the files, each where nobody else's can be, and then the one that makes them a version."""
         last = _key(version, MANIFEST_SHA256)
-        if self._get(last) not in (None, files[MANIFEST_SHA256]):
+        if self._fetch(last).data not in (None, files[MANIFEST_SHA256]):
             raise FileExistsError(f"{self.name}/{last}")
         for name, data in files.items():
             if name != MANIFEST_SHA256:  # there already: an earlier try with this manifest, cut off
                 self._put(_key(version, name, manifest_sha256), data, "create")
         # Refused although it is ours: the first try's reply was lost and it was sent again.
         put = self._put(last, files[MANIFEST_SHA256], "create")
-        if not put and self._get(last) != files[MANIFEST_SHA256]:
+        if not put and self._fetch(last).data != files[MANIFEST_SHA256]:
             raise FileExistsError(f"{self.name}/{last}")
 
     def manifest_line(self, version: int) -> bytes:
         """Contents of a version's `manifest.sha256`."""
-        return self._read(_key(version, MANIFEST_SHA256))
+        return self._read(_key(version, MANIFEST_SHA256), MAX_SMALL_BYTES)
 
-    def read(self, version: int, name: str, manifest_sha256: str) -> bytes:
+    def read(self, version: int, name: str, manifest_sha256: str, *, limit: int) -> bytes:
         """Contents of another file of a version."""
-        return self._read(_key(version, name, manifest_sha256))
+        return self._read(_key(version, name, manifest_sha256), limit)
 
     def place(self, version: int, name: str) -> str:
         """URL of a file of a version, less the folder that its manifest's hash names."""
         return f"{self.name}/{_key(version, name)}"
 
-    def remove(self, version: int) -> None:
-        """Remove `manifest.sha256`, then the files."""
-        self._delete([_key(version, MANIFEST_SHA256)])
+    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
+        """Remove `manifest.sha256`, then the files; put it back where a pointer was moved here meanwhile.
+
+        Whoever moves a pointer looks for the version afterwards, and this looks at the pointers after the
+        removal, so that one of the two sees the other.
+        """
+        last = _key(version, MANIFEST_SHA256)
+        line = self._fetch(last).data
+        if line is None or is_held():
+            return False
+        self._delete([last])
+        held = True
+        try:
+            held = is_held()
+        finally:
+            if held:
+                self._put(last, line, "create")
+        if held:
+            return False
         self._delete(self._paths(f"v{version:06d}"))
+        return True
 
     def tidy(self) -> None:
         """Remove files of no version, up to the newest; later ones may be about to become one."""
         paths = self._paths()
         committed = {int(match[1]) for path in paths if (match := _COMMITTED.fullmatch(path))}
         newest = max(committed, default=-1)
-        lines = {version: self._get(_key(version, MANIFEST_SHA256)) or b"" for version in committed}
+        lines = {version: self._fetch(_key(version, MANIFEST_SHA256)).data or b"" for version in committed}
         attempts = [match for path in paths if (match := _ATTEMPT.fullmatch(path))]
         self._delete(
             match[0]
@@ -143,11 +171,11 @@ class ObjectFiles:
         """
         changed: bytes | None = None
         for _ in range(MAX_CONFLICTS):
-            before, mode = self._get_for_change(name)
-            if changed is not None and before == changed:
+            before = self._fetch(name)
+            if changed is not None and before.data == changed:
                 return  # it was replaced by this, and the reply was lost
-            changed = change(before)
-            if changed is None or self._put(name, changed, mode):
+            changed = change(before.data)
+            if changed is None or self._put(name, changed, before.mode):
                 return
         raise StoreAwayError(f"{self.name}/{name}: replaced by others {MAX_CONFLICTS} times in a row")
 
@@ -158,29 +186,33 @@ class ObjectFiles:
 
         return self._ask(prefix or "", listed)
 
-    def _read(self, key: str) -> bytes:
-        data = self._get(key)
+    def _read(self, key: str, limit: int) -> bytes:
+        data = self._get(key, limit)
         if data is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.name}/{key}")
         return data
 
-    def _get(self, key: str) -> bytes | None:
-        return self._get_for_change(key)[0]
+    def _get(self, key: str, limit: int = MAX_SMALL_BYTES) -> bytes | None:
+        found = self._fetch(key, limit)
+        if found.size > limit:
+            raise too_large(f"{self.name}/{key}", found.size, limit)
+        return found.data
 
-    def _get_for_change(self, key: str) -> "tuple[bytes | None, PutMode]":
-        """Contents, None where there are none, and the mode of a put that replaces exactly these."""
+    def _fetch(self, key: str, limit: int = MAX_SMALL_BYTES) -> "_Found":
+        """What lies under a key, if it is no larger than a limit."""
 
-        def got() -> "tuple[bytes | None, PutMode]":
+        def found() -> _Found:
             try:
                 result = self.objects.get(key)
-                tag = result.meta["e_tag"]
-                return bytes(result.bytes()), {"e_tag": tag} if tag else "overwrite"
             except FileNotFoundError as missing:
                 if "NoSuchBucket" in str(missing):
                     raise
-                return None, "create"
+                return _Found(None, "create", 0)
+            tag, size = result.meta["e_tag"], result.meta["size"]
+            data = bytes(result.bytes()) if size <= limit else b""
+            return _Found(data, {"e_tag": tag} if tag else "overwrite", size)
 
-        return self._ask(key, got)
+        return self._ask(key, found)
 
     def _put(self, key: str, data: bytes, mode: "PutMode") -> bool:
         """Put an object; False where the mode forbids it."""

@@ -4,16 +4,22 @@ The validator promotes to paper by itself; the gateway and the command line prom
 them come through here, so that none can promote a version whose report did not pass the stage's gate.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer, moved
-from shared.errors import PromotionError
+from shared.adapters.files import read_beneath
+from shared.errors import CheckpointError, PromotionError
 from shared.messages.schemas import VersionPromoted
 
 Stage = Literal["paper", "live"]
+
+#: A report of 3.6 years is some megabytes.
+MAX_REPORT_BYTES = 64_000_000
 
 
 class GateVerdict(BaseModel):
@@ -25,6 +31,14 @@ class GateVerdict(BaseModel):
     version: int = Field(ge=0)
     passed_gates: tuple[str, ...]
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """A roll-back: the fact to announce on mm:promotions, and what was wrong with the versions between."""
+
+    promotion: VersionPromoted
+    passed_over: tuple[str, ...]
 
 
 def report_path(validation_root: Path, version: int) -> Path:
@@ -40,11 +54,17 @@ def check_gate(report: Path, version: int, stage: Stage) -> GateVerdict:
             passed; the text names the report's reasons.
     """
     try:
-        verdict = GateVerdict.model_validate_json(report.read_bytes())
+        document = read_beneath(report.parent, report.name, limit=MAX_REPORT_BYTES)
+        verdict = GateVerdict.model_validate_json(document)
     except FileNotFoundError as missing:
         raise PromotionError(
-            f"version {version} has no validation report; it must be validated before it is promoted"
+            f"version {version} has no validation report in {report.parent}; "
+            "it must be validated before it is promoted"
         ) from missing
+    except OSError as unreadable:
+        raise PromotionError(
+            f"validation report of version {version}: {report}: {unreadable.strerror}; validate it again"
+        ) from unreadable
     except ValidationError as invalid:
         wrong = invalid.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in wrong["loc"]) or "document"
@@ -78,12 +98,13 @@ def promote(
         version: the version to promote.
         stage: `paper` or `live`.
         by: who promotes, for the audit.
-        replace_live: False keeps a version that trades live from being replaced by a paper promotion.
+        replace_live: False keeps a version that trades live from being replaced by a paper promotion, and
+            a damaged pointer, which may have named one.
     Returns:
         The fact to announce on mm:promotions.
     Raises:
         PromotionError: the gate was not passed, or a live version would be replaced.
-        CheckpointError: the version is missing or damaged.
+        CheckpointError: the version is missing or damaged, or was removed meanwhile.
     """
     store.verify(version)
     check_gate(report_path(validation_root, version), version, stage)
@@ -98,40 +119,69 @@ def promote(
             return None
         return moved(standing, version, stage)
 
-    store.move(Pointer.PROMOTED, where)
+    _move(store, where, mend=replace_live)
     return VersionPromoted(version=version, stage=stage, by=by)
 
 
-def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> VersionPromoted:
-    """Make the version decide that did before the promoted one.
+def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> RolledBack:
+    """Make the version decide that did before the promoted one, or the newest before it that is still whole.
 
-    It trades live only if the promoted one did and its own report passed the live gate; else paper.
+    It trades live only if the promoted one does, it did itself when it was promoted, and its report passed
+    the live gate; else on paper. So a version that went from paper to live goes back to paper.
 
-    Returns:
-        The fact to announce on mm:promotions.
     Raises:
         PromotionError: nothing was promoted before.
-        CheckpointError: the earlier version is missing or damaged.
+        CheckpointError: all that was is missing or damaged, or the pointer is.
     """
+    passed_over: dict[int, str] = {}
 
     def back(standing: Pointed | None) -> Pointed:
-        if standing is None or not standing.history:
-            raise PromotionError("no version was promoted before; there is nothing to roll back to")
-        earlier = standing.history[-1]
-        store.verify(earlier)
-        live = standing.stage == "live" and _passed(validation_root, earlier, "live")
-        return Pointed(earlier, "live" if live else "paper", standing.history[:-1])
+        passed_over.clear()
+        if standing is None:
+            raise PromotionError("no version is promoted; there is nothing to roll back")
+        for place in reversed(range(len(standing.history))):
+            version, stage = standing.history[place]
+            live = stage == standing.stage == "live" and _passed(validation_root, version)
+            to = Pointed(version, "live" if live else "paper", standing.history[:place])
+            if version in passed_over or (to.version, to.stage) == (standing.version, standing.stage):
+                continue
+            try:
+                store.verify(version)
+            except CheckpointError as damaged:
+                passed_over[version] = str(damaged)
+                continue
+            return to
+        if passed_over:
+            raise CheckpointError(f"no version promoted before is whole: {'; '.join(passed_over.values())}")
+        raise PromotionError("no version was promoted before; there is nothing to roll back to")
 
-    before, after = store.move(Pointer.PROMOTED, back)
+    before, after = _move(store, back)
     assert before is not None
-    assert after is not None
     stage: Stage = "live" if after.stage == "live" else "paper"
-    return VersionPromoted(version=after.version, stage=stage, by=by, rolled_back_from=before.version)
+    promotion = VersionPromoted(version=after.version, stage=stage, by=by, rolled_back_from=before.version)
+    return RolledBack(promotion, tuple(passed_over.values()))
 
 
-def _passed(validation_root: Path, version: int, stage: Stage) -> bool:
+def _move(
+    store: CheckpointStore, where: Callable[[Pointed | None], Pointed | None], *, mend: bool = False
+) -> tuple[Pointed | None, Pointed]:
+    """Move `promoted`, and back again where the version that it came to stand for was removed meanwhile."""
+    before, after = store.move(Pointer.PROMOTED, where, mend=mend)
+    assert after is not None
     try:
-        check_gate(report_path(validation_root, version), version, stage)
+        store.manifest(after.version)
+    except CheckpointError as gone:
+        store.move_back(Pointer.PROMOTED, before, after)
+        raise CheckpointError(
+            f"version {after.version} was removed while it was promoted, which is undone: {gone}"
+        ) from gone
+    return before, after
+
+
+def _passed(validation_root: Path, version: int) -> bool:
+    """Whether a version's report passed the live gate."""
+    try:
+        check_gate(report_path(validation_root, version), version, "live")
     except PromotionError:
         return False
     return True

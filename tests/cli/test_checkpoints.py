@@ -1,25 +1,36 @@
 """`checkpoints` on a store of real versions, as a user types it."""
 
+import asyncio
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from cli import dead
 from cli.checkpoints import app
-from cli.output import out
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointer
+from cli.output import err, out
+from cli.runs import Run, exclusive
+from shared.adapters import object_store
+from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointed, Pointer
 from shared.adapters.promotions import report_path
-from shared.errors import CheckpointError, PromotionError, SettingsError
+from shared.errors import CheckpointError, PromotionError, ServiceError, SettingsError, StoreAwayError
+from shared.messages.streams import PROMOTIONS
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
+from shared.runtime.redis_server import RedisServer, free_port
+from tests.s3_server import CREDENTIALS
 from tests.shared.adapters.checkpoint_versions import InBucket, fill, filled, folder
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CheckpointStore:
     monkeypatch.setenv("MM_HOME", str(tmp_path))
+    monkeypatch.setattr(err, "width", 1_000)
     return filled(tmp_path / "checkpoints", 0, 1, 2, 3)
 
 
@@ -31,21 +42,56 @@ def _run(*arguments: str) -> str:
     return result.stdout
 
 
-def _report(store: CheckpointStore, version: int, *gates: str) -> None:
-    assert store.root is not None
-    path = report_path(store.root.parent / "validations", version)
-    path.parent.mkdir(exist_ok=True)
+def _fails(*arguments: str) -> tuple[str, Exception]:
+    """What a command that fails has printed on stdout, and its error."""
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, Exception), result.output
+    return result.stdout, result.exception
+
+
+def _report(home: Path, version: int, *gates: str) -> None:
+    path = report_path(home / "validations", version)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text(json.dumps({"schema_version": 1, "version": version, "passed_gates": gates}))
 
 
 def test_list_tells_every_version_and_its_pointers(store: CheckpointStore) -> None:
     store.point(Pointer.LATEST, 3)
+    store.point(Pointer.BEST, 1)
     folder(store, 1).joinpath("manifest.json").write_text("{")
     rows = json.loads(_run("list", "--json"))
     assert [row["version"] for row in rows] == [0, 1, 2, 3]
-    assert [row["pointers"] for row in rows] == ["", "", "", "latest"]
+    assert [row["pointers"] for row in rows] == ["", "best", "", "latest"]
     assert [row["episode"] for row in rows] == [0, None, 100, 150]
     assert [bool(row["fault"]) for row in rows] == [False, True, False, False]
+
+
+def test_list_reads_the_pointers_once(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Pointer] = []
+
+    def pointer(_: CheckpointStore, name: Pointer) -> Pointed | None:
+        read.append(name)
+        return None
+
+    monkeypatch.setattr(CheckpointStore, "pointer", pointer)
+    _run("list", "--json")
+    assert read == list(Pointer)
+
+
+def test_a_damaged_pointer_is_shown_and_lets_nothing_be_removed(store: CheckpointStore) -> None:
+    store.point(Pointer.LATEST, 3)
+    assert store.root is not None
+    (store.root / "best.json").write_text("{")
+    rows = json.loads(_run("list", "--json"))
+    assert [row["pointers"] for row in rows] == [*["best (damaged)"] * 3, "latest, best (damaged)"]
+    assert json.loads(_run("show", "3", "--json"))["pointers"] == ["latest", "best (damaged)"]
+    with capture_logs() as logs:  # `main` sends them to stderr
+        printed, stays = _fails("gc", "--keep", "1", "--json")
+    assert [entry["event"] for entry in logs] == ["garbage_stays"]
+    assert json.loads(printed)["removed"] == []
+    assert isinstance(stays, CheckpointError)
+    assert "best.json: damaged pointer" in str(stays)
+    assert store.versions() == [0, 1, 2, 3]
 
 
 def test_show_prints_the_manifest(store: CheckpointStore) -> None:
@@ -109,9 +155,23 @@ def test_verify_finds_a_flipped_bit(store: CheckpointStore) -> None:
     assert list(json.loads(result.stdout)["faults"]) == ["2"]
 
 
-def test_only_what_passed_its_gate_is_promoted_and_a_rollback_undoes_it(store: CheckpointStore) -> None:
-    _report(store, 1, "paper")
-    _report(store, 2, "paper")
+def test_a_store_that_is_away_is_not_told_as_damaged_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "RETRIES", 0)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MM_HOME", str(tmp_path))
+    for command in (["verify", "2"], ["list"], ["show", "2"], ["gc"]):
+        assert isinstance(_fails(*command, "--store", "s3://bucket/x")[1], StoreAwayError)
+
+
+def test_only_what_passed_its_gate_is_promoted_and_a_rollback_undoes_it(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    _report(tmp_path, 1, "paper")
+    _report(tmp_path, 2, "paper")
     with pytest.raises(PromotionError, match="version 3 has no validation report"):
         _run("promote", "3")
     with pytest.raises(PromotionError, match="did not pass the live gate"):
@@ -125,9 +185,114 @@ def test_only_what_passed_its_gate_is_promoted_and_a_rollback_undoes_it(store: C
     assert pointed.version == 1
 
 
+def test_reports_are_sought_where_the_validator_leaves_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its home, wherever the versions are, and in a run's folder beside that run's versions."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("MM_HOME", str(home))
+    monkeypatch.setenv("MM_CHECKPOINTS", str(tmp_path / "shared" / "checkpoints"))
+    filled(tmp_path / "shared" / "checkpoints", 1)
+    _report(tmp_path / "shared", 1)
+    _report(home, 1, "paper")
+    _run("promote", "1")
+    filled(home / "runs" / "ou" / "checkpoints", 2)
+    _report(home / "runs" / "ou", 2, "paper")
+    _run("promote", "2", "--store", str(home / "runs" / "ou" / "checkpoints"))
+
+
+def test_a_rollback_tells_what_it_passed_over(store: CheckpointStore, tmp_path: Path) -> None:
+    for version in range(3):
+        _report(tmp_path, version, "paper")
+        _run("promote", str(version))
+    folder(store, 1).joinpath("manifest.json").write_text("{")
+    told = json.loads(_run("rollback", "--json"))
+    assert (told["version"], told["stage"], told["rolled_back_from"]) == (0, "paper", 2)
+    assert len(told["passed_over"]) == 1
+    assert "v000001/manifest.json: damaged manifest" in told["passed_over"][0]
+
+
+def test_a_folder_that_does_not_exist_is_told_and_not_made(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (["list"], ["rollback"], ["gc"], ["promote", "1"]):
+        wrong = _fails(*command, "--store", str(tmp_path / "typo"))[1]
+        assert isinstance(wrong, SettingsError)
+        assert wrong.user_fault
+        assert f"{tmp_path / 'typo'}: there is no such folder" in str(wrong)
+    assert not (tmp_path / "typo").exists()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MM_CHECKPOINTS", "s3:/bucket/x")
+    assert "with two slashes" in str(_fails("rollback")[1])
+    assert not (tmp_path / "s3:").exists()
+
+
+def _announced(url: str) -> list[int]:
+    async def read() -> list[int]:
+        bus = Bus(url)
+        try:
+            return [entry.message.version for entry in await bus.recent(PROMOTIONS, count=10)]
+        finally:
+            await bus.close()
+
+    return asyncio.run(read())
+
+
+@pytest.mark.usefixtures("bus")
+def test_a_promotion_is_announced_to_the_redis_that_is_set(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
+) -> None:
+    monkeypatch.setenv("MM_REDIS_URL", redis_server.url)
+    for version in (1, 2):
+        _report(tmp_path, version, "paper")
+        assert json.loads(_run("promote", str(version), "--json"))["announced"] is True
+    told = json.loads(_run("rollback", "--json"))
+    assert (told["version"], told["announced"], told["not_announced"]) == (1, True, "")
+    assert _announced(redis_server.url) == [1, 2, 1]
+
+
+@pytest.mark.usefixtures("bus")
+def test_only_the_system_whose_store_it_is_hears_of_a_promotion(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
+) -> None:
+    """What is up comes before what services started one by one have left in the home."""
+    monkeypatch.delenv("MM_REDIS_URL", raising=False)
+    _report(tmp_path, 1, "paper")
+    nobody = json.loads(_run("promote", "1", "--json"))
+    assert nobody["announced"] is False
+    assert "nothing is up in" in nobody["not_announced"]
+    run_folder = tmp_path / "runs" / "ou"
+    filled(run_folder / "checkpoints", 7)
+    _report(run_folder, 7, "paper")
+    with exclusive(tmp_path):
+        Run(str(run_folder), "", "", redis_server.url, os.getpid(), "", {}).save(tmp_path)
+        assert [row["version"] for row in json.loads(_run("list", "--json"))] == [7]
+        assert json.loads(_run("promote", "7", "--json"))["announced"] is True
+        other = CliRunner().invoke(app, ["promote", "1", "--store", str(tmp_path / "checkpoints")])
+    assert other.exit_code == 0
+    assert other.stdout == "version 1 is promoted to paper\n"
+    assert f"not announced: the system that is known here has its versions in {run_folder}" in other.stderr
+    assert _announced(redis_server.url) == [7]
+    assert [row["version"] for row in json.loads(_run("list", "--json"))] == [0, 1, 2, 3]
+
+
+def test_a_redis_that_does_not_answer_is_told_in_time(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MM_REDIS_URL", f"redis://:secret@127.0.0.1:{free_port()}/0")
+    monkeypatch.setattr(dead, "PATIENCE_SECONDS", 0.2)
+    _report(tmp_path, 1, "paper")
+    printed, away = _fails("promote", "1")
+    assert printed == "version 1 is promoted to paper\n"
+    assert isinstance(away, ServiceError)
+    assert "not announced, though done" in str(away)
+    assert "secret" not in str(away)
+    assert store.pointer(Pointer.PROMOTED) == Pointed(1, "paper", ())
+
+
 def test_gc_keeps_the_newest_and_what_a_pointer_names(store: CheckpointStore) -> None:
     store.point(Pointer.BEST, 0)
-    assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [1, 2]}
+    assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [1, 2], "obstacle": ""}
     assert store.versions() == [0, 3]
 
 
@@ -157,7 +322,7 @@ def test_a_bucket_is_named_like_a_folder(
         path.write_text(json.dumps({"schema_version": 1, "version": version, "passed_gates": ["paper"]}))
         _run("promote", str(version))
     assert "version 1 decides again" in _run("rollback")
-    assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [0, 2]}
+    assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [0, 2], "obstacle": ""}
     monkeypatch.delenv("MM_CHECKPOINTS")
     assert [row["version"] for row in json.loads(_run("list", "--json", "--store", url))] == [1, 3]
 

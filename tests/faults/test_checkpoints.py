@@ -10,6 +10,7 @@ import pytest
 
 from shared.adapters.checkpoint_files import MANIFEST, MANIFEST_SHA256
 from shared.adapters.checkpoints import TRAINING, WEIGHTS, CheckpointStore, Pointer
+from shared.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.faults.checkpoint_writer import publish
 from tests.faults.counts import rounds, steps, tell
@@ -135,12 +136,7 @@ def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(
     found = 0
     for number in steps(count):
         key, whole = keys[number % len(keys)], contents[number % len(keys)]
-        if rng.random() < 0.5:
-            place.write(key, whole[: rng.integers(len(whole))])
-        else:
-            damaged = bytearray(whole)
-            damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
-            place.write(key, bytes(damaged))
+        place.write(key, damaged(whole, rng))
         valid, refused = store.newest_valid()
         assert valid is not None
         found += (valid.version, len(refused)) == (1, 1)
@@ -148,3 +144,40 @@ def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(
     tell("checkpoint damaged", damaged=count, found=found, missed=count - found)
     assert found == count
     assert store.verify(2).version == 2
+
+
+@rounds_in_places(folder=(50, 1_000), bucket=(10, 200))
+def test_a_pointer_with_a_flipped_bit_or_a_cut_tail_is_found_and_nothing_is_removed_for_it(
+    place: InFolder | InBucket, count: int
+) -> None:
+    """It may have held any version; what is published next sets it again."""
+    rng = np.random.default_rng(7)
+    store = fill(place.store(), 1, 2, 3)
+    for name in Pointer:
+        store.point(name, 1, stage="paper")
+        store.point(name, 2, stage="paper")
+    found = 0
+    for number in steps(count):
+        name = list(Pointer)[number % len(Pointer)]
+        whole = place.read(f"{name}.json")
+        place.write(f"{name}.json", damaged(whole, rng))
+        before = store.pointers()[name]
+        found += isinstance(before, CheckpointError)
+        assert store.collect_garbage(keep=1).removed == ()
+        store.point(name, 2, stage="paper")
+        pointed = store.pointer(name)
+        assert pointed is not None
+        assert pointed.version == 2
+        place.write(f"{name}.json", whole)
+    tell("pointer damaged", damaged=count, found=found, missed=count - found)
+    assert found == count
+    assert store.versions() == [1, 2, 3]
+
+
+def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
+    """The tail cut off, or one bit flipped."""
+    if rng.random() < 0.5:
+        return whole[: rng.integers(len(whole))]
+    flipped = bytearray(whole)
+    flipped[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+    return bytes(flipped)

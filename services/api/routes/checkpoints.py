@@ -1,6 +1,7 @@
 """Versions: list, detail, weights, promotion and the way back."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable
 from http import HTTPStatus
@@ -15,7 +16,7 @@ from services.api.state import Gateway, RedisAwayError
 from services.api.views import Accepted, CheckpointDetail, CheckpointSummary, Page
 from shared.adapters.checkpoints import WEIGHTS
 from shared.adapters.promotions import Stage, promote, roll_back
-from shared.errors import CheckpointError, StoreAwayError
+from shared.errors import CheckpointError
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import PROMOTIONS
 
@@ -67,8 +68,6 @@ async def checkpoint(gateway: FromGateway, version: Version) -> CheckpointDetail
             return CheckpointDetail(summary=summary, manifest=None)
         try:
             manifest = gateway.store.manifest(version)
-        except StoreAwayError:
-            raise
         except CheckpointError:  # the summary tells its fault
             return CheckpointDetail(summary=summary, manifest=None)
         return CheckpointDetail(summary=summary, manifest=json.loads(manifest.model_dump_json()))
@@ -83,15 +82,17 @@ async def checkpoint(gateway: FromGateway, version: Version) -> CheckpointDetail
 )
 async def weights(gateway: FromGateway, version: Version) -> Response:
     """The network's weights (safetensors), verified against the manifest before the first byte is sent."""
-    if version not in await asyncio.to_thread(gateway.store.versions):
-        raise _unknown(version)
-    try:
-        data = await asyncio.to_thread(gateway.store.file_bytes, version, WEIGHTS)
-    except StoreAwayError:
-        raise
-    except CheckpointError as damaged:
-        raise HTTPException(HTTPStatus.CONFLICT, f"version {version} is damaged: {damaged}") from damaged
-    sha256 = (await asyncio.to_thread(gateway.store.manifest, version)).files[WEIGHTS].sha256
+
+    def read() -> tuple[bytes, str]:
+        try:
+            data = gateway.store.file_bytes(version, WEIGHTS)
+        except CheckpointError as refused:
+            if version not in gateway.store.versions():
+                raise _unknown(version) from refused
+            raise HTTPException(HTTPStatus.CONFLICT, f"version {version} is damaged: {refused}") from refused
+        return data, hashlib.sha256(data).hexdigest()
+
+    data, sha256 = await asyncio.to_thread(read)
     return Response(
         data,
         media_type="application/octet-stream",
@@ -120,8 +121,15 @@ async def promote_version(
 
 @router.post("/checkpoints/rollback", dependencies=[RequireKey])
 async def rollback(gateway: FromGateway) -> Accepted:
-    """Let the version decide that did before the promoted one."""
-    return await _change(gateway, lambda: roll_back(gateway.store, gateway.validation_root, by=_BY))
+    """Let the version decide that did before the promoted one, or the newest before it that is whole."""
+
+    def back() -> VersionPromoted:
+        rolled_back = roll_back(gateway.store, gateway.validation_root, by=_BY)
+        for damaged in rolled_back.passed_over:
+            log.warning("version_passed_over", error=damaged)
+        return rolled_back.promotion
+
+    return await _change(gateway, back)
 
 
 async def _change(gateway: Gateway, act: Callable[[], VersionPromoted]) -> Accepted:
@@ -137,8 +145,6 @@ async def _change(gateway: Gateway, act: Callable[[], VersionPromoted]) -> Accep
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer; nothing was changed"
         ) from away
-    except StoreAwayError:
-        raise
     except CheckpointError as refused:
         raise HTTPException(HTTPStatus.CONFLICT, str(refused)) from refused
     try:

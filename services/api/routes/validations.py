@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import stat
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
@@ -11,15 +12,14 @@ from pydantic import JsonValue
 
 from services.api.routes.parameters import FromGateway, Limit, Version
 from services.api.views import Page, ValidationDetail
-from shared.adapters.promotions import report_path
+from shared.adapters.files import read_beneath
+from shared.adapters.promotions import MAX_REPORT_BYTES, report_path
 from shared.messages.schemas import ValidationReported
 
 router = APIRouter(tags=["validations"])
 
 #: A report page carries its own styles and pictures, and runs nothing.
 _PAGE_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
-
-_MAX_REPORT_BYTES = 64_000_000
 
 
 @router.get("/validations")
@@ -49,8 +49,8 @@ async def validation(gateway: FromGateway, version: Version) -> ValidationDetail
     return ValidationDetail(
         summary=summary,
         report=report,
-        has_page=path.with_suffix(".html").is_file(),
-        has_picture=path.with_suffix(".png").is_file(),
+        has_page=_is_there(path.with_suffix(".html")),
+        has_picture=_is_there(path.with_suffix(".png")),
     )
 
 
@@ -82,12 +82,11 @@ def _report(path: Path) -> dict[str, JsonValue] | None:
     Raises:
         HTTPException: 409 when the file cannot be read as a report.
     """
-    try:
-        if path.stat().st_size > _MAX_REPORT_BYTES:
-            raise HTTPException(HTTPStatus.CONFLICT, f"the report is larger than {_MAX_REPORT_BYTES} bytes")
-        document = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except FileNotFoundError:
+    data = _contents(path)
+    if data is None:
         return None
+    try:
+        document = json.loads(data, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as damaged:
         raise HTTPException(
             HTTPStatus.CONFLICT, "the report is damaged; validate the version again"
@@ -98,9 +97,34 @@ def _report(path: Path) -> dict[str, JsonValue] | None:
 
 
 def _beside(path: Path, suffix: str, version: int) -> bytes:
-    try:
-        return path.with_suffix(suffix).read_bytes()
-    except FileNotFoundError as missing:
+    data = _contents(path.with_suffix(suffix))
+    if data is None:
         raise HTTPException(
             HTTPStatus.NOT_FOUND, f"the validation of version {version} has no {suffix[1:]} file"
-        ) from missing
+        )
+    return data
+
+
+def _contents(path: Path) -> bytes | None:
+    """A file of the validator's; None where there is none, a link being none.
+
+    Raises:
+        HTTPException: 409 when it cannot be read or is too large.
+    """
+    if not _is_there(path):
+        return None
+    try:
+        return read_beneath(path.parent, path.name, limit=MAX_REPORT_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as unreadable:
+        raise HTTPException(
+            HTTPStatus.CONFLICT, f"{path.name}: {unreadable.strerror}; validate the version again"
+        ) from unreadable
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False

@@ -1,6 +1,7 @@
 """GET /checkpoints and beside it, POST promote and rollback."""
 
 import hashlib
+import shutil
 from itertools import product
 
 import pytest
@@ -90,6 +91,30 @@ async def test_damaged_weights_are_not_sent(system: System) -> None:
     assert "damaged" in answer.json()["detail"]
 
 
+async def test_weights_collected_before_or_while_they_are_read(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone is gone, and what was read whole is sent."""
+    read = system.store.file_bytes
+
+    def gone_before(version: int, name: str) -> bytes:
+        shutil.rmtree(folder(system.store, version))
+        return read(version, name)
+
+    def gone_after(version: int, name: str) -> bytes:
+        data = read(version, name)
+        shutil.rmtree(folder(system.store, version))
+        return data
+
+    for version, (reading, status) in enumerate(((gone_before, 404), (gone_after, 200))):
+        await system.publish(version)
+        monkeypatch.setattr(system.store, "file_bytes", reading)
+        answer = await system.client.get(f"/checkpoints/{version}/weights")
+        assert answer.status_code == status, answer.text
+        assert version not in system.store.versions()
+    assert answer.headers["etag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
+
+
 @pytest.mark.parametrize("path", ["/checkpoints/99", "/checkpoints/99/weights"])
 async def test_an_unknown_version_is_404(system: System, path: str) -> None:
     answer = await system.client.get(path)
@@ -141,6 +166,30 @@ async def test_rollback_goes_to_the_version_before_and_says_so(system: System, b
     announced = await bus.newest(PROMOTIONS)
     assert announced is not None
     assert announced.version == 1
+
+
+async def test_rollback_passes_over_what_is_damaged(system: System) -> None:
+    for version in (1, 2, 3):
+        await system.publish(version)
+        await system.report(version, "paper")
+        assert (await system.client.post(f"/checkpoints/{version}/promote", headers=KEY)).status_code == 200
+    (folder(system.store, 2) / "weights.safetensors").write_bytes(b"")
+    back = await system.client.post("/checkpoints/rollback", headers=KEY)
+    assert (back.status_code, back.json()["promotion"]["version"]) == (200, 1)
+
+
+async def test_a_damaged_pointer_is_no_server_error_and_a_promotion_sets_it_again(system: System) -> None:
+    await system.publish(1)
+    await system.report(1, "paper")
+    assert system.store.root is not None
+    (system.store.root / "promoted.json").write_text("{")
+    assert (await system.client.get("/checkpoints")).status_code == 200
+    back = await system.client.post("/checkpoints/rollback", headers=KEY)
+    assert back.status_code == 409
+    assert "damaged pointer" in back.json()["detail"]
+    assert (await system.client.post("/checkpoints/1/promote", headers=KEY)).status_code == 200
+    status = (await system.client.get("/status")).json()
+    assert status["pointers"]["promoted"] == {"version": 1, "stage": "paper"}
 
 
 async def test_promoting_again_announces_again_and_keeps_the_history(system: System, bus: Bus) -> None:

@@ -13,10 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.api.routes import validations
 from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import Pointer
 from shared.messages.schemas import AlertRaised, DeadLettered
 from shared.messages.streams import ALERTS, DEAD
-from tests.services.api.conftest import API_KEY, KEY, System
+from tests.services.api.conftest import API_KEY, KEY, System, write_report
+from tests.shared.adapters.checkpoint_versions import folder
 
 PROBLEM = "application/problem+json"
 
@@ -94,6 +97,59 @@ async def test_no_version_reaches_the_file_system(system: System, tmp_path: Path
             assert head.split()[1] in (b"404", b"422"), target
             assert PROBLEM.encode() in head
             assert b"canary" not in body
+
+
+async def test_no_link_in_a_store_or_among_reports_is_followed(system: System, tmp_path: Path) -> None:
+    """Each names what would do as a version, a version's file or a report, and lies outside."""
+    await system.publish(1)
+    await system.publish(2)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    reports = system.validation_root
+    reports.mkdir(parents=True)
+    write_report(outside, 1, "paper", "live", reasons=("canary",))
+    for name in ("1.html", "1.png"):
+        (outside / name).write_text("canary")
+    for name in ("1.json", "1.html", "1.png"):
+        (reports / name).symlink_to(outside / name)
+    weights = folder(system.store, 1) / "weights.safetensors"
+    weights.rename(outside / "weights.safetensors")
+    weights.symlink_to(outside / "weights.safetensors")
+    folder(system.store, 2).rename(outside / "v000002")
+    folder(system.store, 2).symlink_to(outside / "v000002")
+    for path, status in (
+        ("/validations/1", 404),
+        ("/validations/1/page", 404),
+        ("/validations/1/picture", 404),
+        ("/checkpoints/1/weights", 409),
+        ("/checkpoints/2/weights", 404),
+    ):
+        answer = await system.client.get(path)
+        assert answer.status_code == status, (path, answer.text)
+        refused(answer)
+        assert "canary" not in answer.text
+    for version in (1, 2):
+        refused(await system.client.post(f"/checkpoints/{version}/promote", headers=KEY))
+    assert system.store.pointer(Pointer.PROMOTED) is None
+    for document in ("/checkpoints", "/checkpoints/1", "/checkpoints/2"):
+        answer = await system.client.get(document)
+        assert answer.status_code == 200
+        assert "canary" not in answer.text
+
+
+async def test_a_report_and_what_lies_beside_it_have_bounds(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(system.validation_root, 1, "paper")
+    (system.validation_root / "1.html").write_text("<p>one")
+    (system.validation_root / "2.html").mkdir()
+    assert (await system.client.get("/validations/1/page")).status_code == 200
+    assert (await system.client.get("/validations/2/page")).status_code == 404
+    monkeypatch.setattr(validations, "MAX_REPORT_BYTES", 5)
+    for path in ("/validations/1", "/validations/1/page"):
+        answer = await system.client.get(path)
+        assert answer.status_code == 409
+        assert "bytes, at most 5 are expected" in answer.json()["detail"]
 
 
 async def test_pages_have_bounds(system: System) -> None:

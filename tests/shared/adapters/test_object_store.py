@@ -11,7 +11,7 @@ import pytest
 
 from shared.adapters import object_store
 from shared.adapters.checkpoint_files import MANIFEST_SHA256
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointed, Pointer, moved
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Collected, Pointed, Pointer, Stood, moved
 from shared.adapters.object_store import ObjectFiles
 from shared.errors import CheckpointError, SettingsError, StoreAwayError
 from shared.runtime.redis_server import free_port
@@ -69,7 +69,7 @@ def test_of_two_writers_of_a_version_the_one_that_ends_first_wins(
     store = place.store()
     assert store.verify(1).version == 1
     assert equal(store.weights(1), tensors(2))
-    assert store.collect_garbage(keep=1) == [0]
+    assert store.collect_garbage(keep=1).removed == (0,)
     assert _files(store) == 4  # the loser's three are gone
 
 
@@ -161,7 +161,7 @@ def test_a_put_whose_reply_was_lost_is_not_taken_for_anothers(
     for version in (1, 2):
         store.point(Pointer.LATEST, version)
     assert [store.verify(version).version for version in store.versions()] == [1, 2]
-    assert store.pointer(Pointer.LATEST) == Pointed(2, None, (1,))
+    assert store.pointer(Pointer.LATEST) == Pointed(2, None, (Stood(1, None),))
 
 
 def test_a_pointer_moved_meanwhile_is_read_again(place: Place) -> None:
@@ -176,7 +176,7 @@ def test_a_pointer_moved_meanwhile_is_read_again(place: Place) -> None:
 
     place.store().move(Pointer.BEST, where)
     assert seen == [None, 1, 2]
-    assert place.store().pointer(Pointer.BEST) == Pointed(3, None, (1, 2))
+    assert place.store().pointer(Pointer.BEST) == Pointed(3, None, (Stood(1, None), Stood(2, None)))
 
 
 def test_a_pointer_moved_all_the_time_is_given_up(place: Place) -> None:
@@ -190,13 +190,32 @@ def test_a_pointer_moved_all_the_time_is_given_up(place: Place) -> None:
         place.store().move(Pointer.BEST, where)
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_version_pointed_at_while_its_line_is_removed_is_put_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch, damage: bool
+) -> None:
+    store = fill(place.store(), 0, 1)
+
+    def point(keys: object) -> None:
+        if isinstance(keys, list) and keys == ["v000000/manifest.sha256"]:
+            if damage:
+                place.write("best.json", b"{")
+            else:
+                place.store().point(Pointer.BEST, 0)
+
+    before_each("_delete", monkeypatch, point)
+    collected = store.collect_garbage(keep=1)
+    assert (collected.removed, bool(collected.obstacle)) == ((), damage)
+    assert store.verify(0).version == 0
+
+
 def test_a_damaged_line_costs_no_files(place: Place) -> None:
     """What cannot tell which files are its own keeps all of them, so that it can be mended."""
     store = fill(place.store(), 1, 2)
     line = place.read("v000001/manifest.sha256")
     place.write("v000001/manifest.sha256", b"\x00" + line[1:])
     store.point(Pointer.BEST, 2)
-    assert store.collect_garbage(keep=2) == []
+    assert store.collect_garbage(keep=2) == Collected(())
     place.write("v000001/manifest.sha256", line)
     assert store.verify(1).version == 1
 
@@ -217,10 +236,15 @@ def test_a_server_that_is_away_says_nothing_of_its_versions(
         lambda: store.save(manifest(2), tensors(2), {}),
         lambda: store.move(Pointer.BEST, lambda at: moved(at, 1, None)),
         lambda: store.collect_garbage(keep=1),
+        store.pointers,
     ):
         with pytest.raises(StoreAwayError, match=rf"{url}.*127\.0\.0\.1") as away:
             question()
         assert "\n" not in str(away.value)
+
+
+def test_a_store_that_is_away_is_no_damage() -> None:
+    assert not issubclass(StoreAwayError, CheckpointError)
 
 
 def test_a_missing_bucket_is_named(s3_server: S3Server, bucket: str) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.adapters.checkpoints import CheckpointStore, Pointer
-from shared.adapters.promotions import check_gate, promote, report_path, roll_back
+from shared.adapters import promotions
+from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
+from shared.adapters.promotions import Stage, check_gate, promote, report_path, roll_back
 from shared.errors import CheckpointError, PromotionError
 from tests.services.api.conftest import save_version, write_report
 from tests.shared.adapters.checkpoint_versions import folder
@@ -90,12 +91,59 @@ def test_an_automatic_paper_promotion_leaves_a_live_version(store: CheckpointSto
     assert promoted(store) == (1, "paper")
 
 
+def test_a_report_that_is_a_link_or_too_large_proves_nothing(
+    store: CheckpointStore, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = report_path(reports, 1)
+    monkeypatch.setattr(promotions, "MAX_REPORT_BYTES", 10)
+    with pytest.raises(PromotionError, match=r"1\.json: \d+ bytes, at most 10 are expected"):
+        promote(store, reports, 1, "paper", by="test")
+    monkeypatch.undo()
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(PromotionError, match=r"1\.json: a link, which is not followed; validate it again"):
+        promote(store, reports, 1, "paper", by="test")
+
+
+def test_a_person_replaces_a_damaged_pointer_and_the_validator_does_not(
+    store: CheckpointStore, reports: Path
+) -> None:
+    """It may have named a version that trades live."""
+    promote(store, reports, 2, "live", by="test")
+    assert store.root is not None
+    (store.root / "promoted.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"damaged pointer: .*; promoting a version sets it"):
+        promote(store, reports, 1, "paper", by="validator", replace_live=False)
+    with pytest.raises(CheckpointError, match="damaged pointer"):
+        roll_back(store, reports, by="a person")
+    promote(store, reports, 1, "paper", by="a person")
+    assert store.pointer(Pointer.PROMOTED) == Pointed(1, "paper", ())
+
+
+@pytest.mark.parametrize("before", [None, 2])
+def test_a_promotion_of_a_version_that_is_removed_meanwhile_is_undone(
+    store: CheckpointStore, reports: Path, monkeypatch: pytest.MonkeyPatch, before: int | None
+) -> None:
+    if before is not None:
+        promote(store, reports, before, "live", by="test")
+    standing, move = store.pointer(Pointer.PROMOTED), store.move
+
+    def collect_first(*arguments: object, **options: object) -> object:
+        CheckpointStore(store.name).collect_garbage(keep=1)
+        return move(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "move", collect_first)
+    with pytest.raises(CheckpointError, match="version 1 was removed while it was promoted, which is undone"):
+        promote(store, reports, 1, "paper", by="test")
+    assert store.pointer(Pointer.PROMOTED) == standing
+
+
 def test_rolling_back_a_live_version_never_makes_an_unfit_one_live(
     store: CheckpointStore, reports: Path
 ) -> None:
     promote(store, reports, 1, "paper", by="test")
     promote(store, reports, 2, "live", by="test")
-    fact = roll_back(store, reports, by="test")
+    fact = roll_back(store, reports, by="test").promotion
     assert (fact.version, fact.stage, fact.rolled_back_from) == (1, "paper", 2)
     assert promoted(store) == (1, "paper")
 
@@ -106,12 +154,60 @@ def test_rolling_back_from_live_to_one_that_passed_live_stays_live(
     write_report(reports, 1, "paper", "live")
     promote(store, reports, 1, "live", by="test")
     promote(store, reports, 2, "live", by="test")
-    assert roll_back(store, reports, by="test").stage == "live"
+    assert roll_back(store, reports, by="test").promotion.stage == "live"
+    assert promoted(store) == (1, "live")
 
 
 def test_there_must_be_something_to_roll_back_to(store: CheckpointStore, reports: Path) -> None:
     with pytest.raises(PromotionError, match="nothing to roll back"):
         roll_back(store, reports, by="test")
     promote(store, reports, 1, "paper", by="test")
-    with pytest.raises(PromotionError, match="nothing to roll back"):
+    with pytest.raises(PromotionError, match="nothing to roll back to"):
         roll_back(store, reports, by="test")
+
+
+ROLL_BACKS: list[tuple[list[tuple[int, Stage]], list[tuple[int, Stage]]]] = [
+    ([(2, "paper"), (2, "live")], [(2, "paper")]),
+    ([(1, "paper"), (2, "paper"), (2, "live")], [(2, "paper"), (1, "paper")]),
+    ([(2, "live"), (2, "paper")], []),
+    ([(2, "live"), (2, "paper"), (2, "live")], [(2, "paper")]),
+    ([(2, "paper"), (1, "live")], [(2, "paper")]),  # it passed live, but only ever traded on paper
+    ([(1, "live"), (2, "live"), (2, "paper"), (2, "live")], [(2, "paper"), (1, "paper")]),
+    ([(1, "live"), (2, "live"), (1, "live")], [(2, "live"), (1, "live")]),
+]
+
+
+@pytest.mark.parametrize(("acts", "back"), ROLL_BACKS)
+def test_each_rollback_changes_what_trades_and_none_makes_anything_live(
+    store: CheckpointStore,
+    reports: Path,
+    acts: list[tuple[int, Stage]],
+    back: list[tuple[int, Stage]],
+) -> None:
+    write_report(reports, 1, "paper", "live")
+    for version, stage in acts:
+        promote(store, reports, version, stage, by="test")
+    for expected in back:
+        fact = roll_back(store, reports, by="test").promotion
+        assert (fact.version, fact.stage) == expected == promoted(store)
+    with pytest.raises(PromotionError, match="nothing to roll back to"):
+        roll_back(store, reports, by="test")
+
+
+def test_what_is_gone_or_damaged_is_passed_over_and_told(store: CheckpointStore, reports: Path) -> None:
+    for version in range(4):
+        write_report(reports, version, "paper")
+        promote(store, reports, version, "paper", by="test")
+    assert store.collect_garbage(keep=1).removed == (0, 1)
+    first = roll_back(store, reports, by="test")
+    assert (first.promotion.version, first.passed_over) == (2, ())
+    with pytest.raises(
+        CheckpointError, match=r"no version promoted before is whole: no version 1 .*version 0"
+    ):
+        roll_back(store, reports, by="test")
+    assert promoted(store) == (2, "paper")
+    save_version(store, 0)
+    second = roll_back(store, reports, by="test")
+    assert (second.promotion.version, second.promotion.rolled_back_from) == (0, 2)
+    assert len(second.passed_over) == 1
+    assert "no version 1" in second.passed_over[0]
