@@ -27,7 +27,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 FROM ${BASE_IMAGE}
 RUN useradd --system --uid 10001 --home-dir /var/lib/micro-muzero micromuzero \
     && cd /var/lib && mkdir -p micro-muzero && cd micro-muzero \
-    && mkdir checkpoints journal record validations trader broker data numba \
+    && mkdir checkpoints unsent journal record validations trader broker data numba \
     && chown -R micromuzero: /var/lib/micro-muzero
 COPY --from=build /opt/venv /opt/venv
 COPY config /etc/micro-muzero

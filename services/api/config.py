@@ -49,7 +49,7 @@ class AlertConfig:
     trade_ratio_floor: float = 0.02
     checkpoint_silence_minutes: float = 30.0  # no new version for so long while the trainer runs
     redis_memory_share: float = 0.8  # of maxmemory; above: soon all that write will wait
-    #: Above: workers do not pause as they should, which leaves their high water and what each has in hand.
+    #: Above: workers do not pause as they should, which leaves their high water and a pipeline each.
     backlog_trajectories: int = 1_000
     pending_seconds: float = 120.0  # above: the trainer has trajectories and does not journal them
     check_seconds: float = 5.0

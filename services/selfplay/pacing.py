@@ -1,15 +1,20 @@
 """When to wait: the trainer lags behind.
 
 The trainer takes in no more than its samples-per-insert account allows, so the length of the stream
-is all that a worker needs to look at.
+is all that a worker needs to look at. It looks with every pipeline that it sends, so once the stream is
+over the mark each worker adds one more at most: the stream holds no more than `high_water` and `PIPELINE`
+for every worker.
 """
 
 from dataclasses import dataclass
 
+#: Trajectories that are sent between two looks at the stream.
+PIPELINE = 8
+
 
 @dataclass(frozen=True)
 class Backlog:
-    """Whether to play on, with hysteresis: from the high-water mark until below half of it, wait."""
+    """Whether to send and play on, with hysteresis: from the high-water mark until below half of it, wait."""
 
     high_water: int
     waiting: bool = False

@@ -1,8 +1,9 @@
 """Plays with the newest version and sends what it played.
 
 Three tasks: one hears of versions, one plays (in a thread, so that heartbeats and signals are not
-kept waiting), one sends. A version is changed between batches only. While Redis is away playing goes
-on until the queue of finished batches is full; nothing finished is ever dropped.
+kept waiting), one sends. A version is changed between batches only. While the trainer lags the sender
+waits, and no batch is begun, which would be of an old version once it is sent. While Redis is away
+playing goes on until the queue of finished batches is full; nothing finished is ever dropped.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import numpy as np
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.selfplay.pacing import Backlog
+from services.selfplay.pacing import PIPELINE, Backlog
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
 from services.selfplay.worker import SelfPlayWorker
@@ -23,7 +24,7 @@ from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import read_dataset
 from shared.agent.agent import Agent
 from shared.agent.trajectory import Trajectory
-from shared.errors import CheckpointError, MessageError, MuZeroError, StoreAwayError
+from shared.errors import CheckpointError, MessageError, MuZeroError, ServiceError, StoreAwayError
 from shared.messages.codec import encode_trajectory
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
@@ -58,11 +59,12 @@ class SelfPlayService:
         self._settings, self._lifecycle = settings, lifecycle
         self._bus = lifecycle.bus
         self._store = CheckpointStore(settings.checkpoint_root)
-        self._spool = Spool(settings.home / "unsent")
+        self._spool = Spool(settings.unsent_root)
         self._announced: CheckpointPublished | None = None
         self._refused: int | None = None
         self._heard = asyncio.Event()
         self._backlog = Backlog(settings.selfplay.high_water)
+        self._room = asyncio.Event()  # the trainer keeps up, as far as the sender knows
         self._finished: asyncio.Queue[Sequence[Trajectory] | None] = asyncio.Queue(
             settings.selfplay.unsent_batches
         )
@@ -81,6 +83,7 @@ class SelfPlayService:
             raise failures.exceptions[0] from failures
 
     def _open(self) -> SelfPlayWorker:
+        self._spool.prove_writable()
         dataset = read_dataset(self._settings.dataset)
         return SelfPlayWorker.of(self._lifecycle.instance, dataset, self._settings, np.random.default_rng())
 
@@ -110,9 +113,9 @@ class SelfPlayService:
         """Batch after batch, each with the version that is newest when it begins."""
         player: _Player | None = None
         await self._lifecycle.until_stopping(self._heard.wait())
-        await self._look_at_backlog()
         while not self._lifecycle.stopping.is_set():
-            await self._wait_for_trainer()
+            await self._lifecycle.until_stopping(self._room.wait())
+            self._lifecycle.report(waiting=False)
             player = await self._newest(player)
             if player is None:
                 await self._lifecycle.sleep(BACKLOG_SECONDS)
@@ -144,21 +147,6 @@ class SelfPlayService:
         VERSION.set(newest.version)
         return _Player(agent, newest.episode)
 
-    async def _wait_for_trainer(self) -> None:
-        """Wait while too many trajectories lie in the stream."""
-        while self._backlog.waiting and not self._lifecycle.stopping.is_set():
-            WAITING.set(1)
-            self._lifecycle.report(waiting=True)
-            await self._lifecycle.sleep(BACKLOG_SECONDS)
-            await self._look_at_backlog()
-        WAITING.set(0)
-        self._lifecycle.report(waiting=False)
-
-    async def _look_at_backlog(self) -> None:
-        length = await self._lifecycle.until_stopping(self._bus.length(TRAJECTORIES))
-        if length is not None:
-            self._backlog = self._backlog.seen(length)
-
     def _count(self, finished: Sequence[Trajectory], version: int, seconds: float) -> None:
         steps = sum(len(trajectory) for trajectory in finished)
         self._episodes += len(finished)
@@ -169,25 +157,83 @@ class SelfPlayService:
         )
 
     async def _send(self) -> None:
-        """First what an earlier worker could not send, then batches as they are finished."""
+        """First what an earlier worker could not send, then batches as they are finished.
+
+        Raises:
+            ServiceError: what a stopping worker had no time left for could not be kept either.
+        """
+        await self._look_at_backlog()
+        await self._send_kept()
+        refusals: list[OSError] = []
+        while (finished := await self._next_finished()) is not None:
+            refusals += await self._keep(await self._send_batch(finished))
+        if refusals:
+            raise ServiceError(
+                f"{len(refusals)} finished trajectories are lost: Redis did not take them in time, and "
+                f"{self._spool.folder} cannot be written: {refusals[0].strerror}"
+            ) from refusals[0]
+
+    async def _send_kept(self) -> None:
+        """Send what an earlier worker could not, until asked to stop.
+
+        Each is read once there is room for it: another worker may have sent it meanwhile.
+        """
         for path in await asyncio.to_thread(self._spool.files):
+            await self._wait_for_trainer()
             if self._lifecycle.stopping.is_set():
-                break
+                return
             trajectory = await asyncio.to_thread(self._spool.read, path)
             if trajectory and await self._sent([trajectory]):
                 log.info("unsent_trajectory_sent", trajectory_id=str(trajectory.trajectory_id))
                 self._spool.remove(path)
-        while (finished := await self._finished.get()) is not None:
-            if not await self._sent(finished):
-                await asyncio.to_thread(self._spool.write, finished)
-                log.warning("trajectories_kept_on_disk", count=len(finished), folder=str(self._spool.folder))
 
-    async def _sent(self, finished: Sequence[Trajectory]) -> bool:
-        """Send a batch however long it takes; False when a stopping worker has no time left for it.
+    async def _next_finished(self) -> Sequence[Trajectory] | None:
+        """The next finished batch once the trainer keeps up; None after the last."""
+        await self._wait_for_trainer()
+        return await self._finished.get()
+
+    async def _send_batch(self, finished: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        """Send a batch however long it takes; what a stopping worker has no time left for."""
+        for begin in range(0, len(finished), PIPELINE):
+            await self._wait_for_trainer()
+            if not await self._sent(finished[begin : begin + PIPELINE]):
+                return finished[begin:]
+        return ()
+
+    async def _keep(self, unsent: Sequence[Trajectory]) -> list[OSError]:
+        """Leave trajectories on the disk for the next start; what it said to those that it refused."""
+        refusals = await asyncio.to_thread(self._spool.write, unsent)
+        if num_kept := len(unsent) - len(refusals):
+            log.warning("trajectories_kept_on_disk", count=num_kept, folder=str(self._spool.folder))
+        return refusals
+
+    async def _wait_for_trainer(self) -> None:
+        """Wait while too many trajectories lie in the stream, unless the worker is stopping."""
+        while self._backlog.waiting and not self._lifecycle.stopping.is_set():
+            self._lifecycle.report(waiting=True)
+            await self._lifecycle.sleep(BACKLOG_SECONDS)
+            await self._look_at_backlog()
+
+    async def _look_at_backlog(self) -> None:
+        length = await self._lifecycle.until_stopping(self._bus.length(TRAJECTORIES))
+        if length is not None:
+            self._saw(length)
+
+    def _saw(self, length: int) -> None:
+        """Let batches begin, or none, by how many trajectories wait in the stream."""
+        self._backlog = self._backlog.seen(length)
+        WAITING.set(self._backlog.waiting)
+        if self._backlog.waiting:
+            self._room.clear()
+        else:
+            self._room.set()
+
+    async def _sent(self, pipeline: Sequence[Trajectory]) -> bool:
+        """Send at most `PIPELINE` trajectories; False when a stopping worker has no time left for it.
 
         What is on its way when the worker is asked to stop goes on: sent again, it would be there twice.
         """
-        messages = [encode_trajectory(trajectory) for trajectory in finished]
+        messages = [encode_trajectory(trajectory) for trajectory in pipeline]
         sending = asyncio.ensure_future(self._bus.append_all(TRAJECTORIES, messages))
         try:
             await self._lifecycle.until_stopping(asyncio.shield(sending))
@@ -197,7 +243,7 @@ class SelfPlayService:
                 await asyncio.wait({sending}, timeout=max(self._send_until - now, 0.0))
             if not sending.done():
                 return False
-            self._backlog = self._backlog.seen(sending.result())
+            self._saw(sending.result())
             return True
         finally:
             sending.cancel()

@@ -1,5 +1,7 @@
 """A self-play worker's settings."""
 
+from pathlib import Path
+
 from services.selfplay.config import SelfPlayConfig
 from shared.environment.environment import EnvironmentConfig
 from shared.runtime.settings import ServiceSettings
@@ -12,3 +14,8 @@ class SelfPlaySettings(ServiceSettings):
     selfplay: SelfPlayConfig = SelfPlayConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
     search: SearchConfig = SearchConfig()
+
+    @property
+    def unsent_root(self) -> Path:
+        """Folder of finished trajectories that a stopping worker could not send."""
+        return self.home / "unsent"

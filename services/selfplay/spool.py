@@ -1,19 +1,22 @@
 """Finished trajectories that could not be sent before the worker had to stop, one file each.
 
-Any worker that starts with the same home sends them; two that do so at once do no harm, since a
-trajectory is counted once by its id.
+Any worker that starts with the same home sends them, also while those that wrote them, or others, run. A
+file's name is its trajectory's id, so only the worker that played it writes it, whole or not at all; it is
+removed once Redis has taken what it holds, by whoever was told so. Two that send the same one at once do
+no harm, since a trajectory is counted once by its id.
 """
 
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from uuid import uuid4
 
 import structlog
 from pydantic import ValidationError
 
 from shared.adapters.files import write_whole
 from shared.agent.trajectory import Trajectory
-from shared.errors import MessageError
+from shared.errors import MessageError, SettingsError
 from shared.messages.codec import decode_trajectory, encode_trajectory
 from shared.messages.schemas import TrajectoryFinished
 
@@ -29,14 +32,43 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, trajectories: Iterable[Trajectory]) -> None:
-        """Keep trajectories; each file appears whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def prove_writable(self) -> None:
+        """Write a file and remove it: at the start there is nothing to lose yet.
+
+        Raises:
+            SettingsError: the disk refuses.
+        """
+        probe = self.folder / f".{uuid4()}.probe"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(probe, b"")
+            probe.unlink()
+        except OSError as refused:
+            raise SettingsError(
+                f"setting MM_HOME: {self.folder} cannot be written: {refused.strerror}; a worker keeps "
+                "there what it cannot send before it has to stop"
+            ) from refused
+
+    def write(self, trajectories: Iterable[Trajectory]) -> list[OSError]:
+        """Keep trajectories; each file appears whole or not at all.
+
+        Returns:
+            What the disk said to each trajectory that it refused.
+        """
+        refusals = []
         for trajectory in trajectories:
-            message, arrays = encode_trajectory(trajectory)
-            header = message.model_dump_json().encode()
-            path = self.folder / f"{trajectory.trajectory_id}{_SUFFIX}"
-            write_whole(path, _HEADER_SIZE.pack(len(header)) + header + arrays)
+            try:
+                self._write(trajectory)
+            except OSError as refused:
+                refusals.append(refused)
+        return refusals
+
+    def _write(self, trajectory: Trajectory) -> None:
+        message, arrays = encode_trajectory(trajectory)
+        header = message.model_dump_json().encode()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{trajectory.trajectory_id}{_SUFFIX}"
+        write_whole(path, _HEADER_SIZE.pack(len(header)) + header + arrays)
 
     def files(self) -> list[Path]:
         """What is kept."""
@@ -55,7 +87,7 @@ class Spool:
             return decode_trajectory(header, data[begin + size :])
         except FileNotFoundError:
             return None
-        except (MessageError, ValidationError, struct.error) as damaged:
+        except (MessageError, ValidationError, struct.error, OSError) as damaged:
             log.error("unsent_trajectory_unreadable", path=str(path), error=str(damaged))  # noqa: TRY400
             return None
 

@@ -70,45 +70,48 @@ class ValidatorService:
         self._num_skipped = 0
 
     async def run(self) -> None:
-        """Judge versions until asked to stop."""
+        """Judge versions until asked to stop; what fails meanwhile ends the service, whatever it is at."""
         self._done = await asyncio.to_thread(self._desk.records.done, self._validator.ground)
-        listening = asyncio.create_task(self._listen())
-        stopping = asyncio.create_task(self._pass_on_stop())
         try:
-            while not self._lifecycle.stopping.is_set():
-                self._report_state(None)
-                if not self._waiting:
-                    self._arrived.clear()
-                    await self._lifecycle.until_stopping(self._arrived.wait())
-                    _raise_failure(listening)
-                    continue
-                version = max(self._waiting)
-                self._report_state(version)
-                if await self._judge(version):
-                    self._waiting.discard(version)
-                    self._done.add(version)
-        finally:
-            for task in (listening, stopping):
-                task.cancel()
-            await asyncio.gather(listening, stopping, return_exceptions=True)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pass_on_stop())
+                listening = tasks.create_task(self._listen())
+                await self._judge_all()
+                listening.cancel()
+        except* MuZeroError as failures:
+            raise failures.exceptions[0] from failures
+
+    async def _judge_all(self) -> None:
+        """The newest of those that wait, one after the other, until asked to stop."""
+        while not self._lifecycle.stopping.is_set():
+            self._report_state(None)
+            if not self._waiting:
+                self._arrived.clear()
+                await self._lifecycle.until_stopping(self._arrived.wait())
+                continue
+            version = max(self._waiting)
+            self._report_state(version)
+            if await self._judge(version):
+                self._waiting.discard(version)
+                self._done.add(version)
 
     async def _listen(self) -> None:
         """Hear of versions; all that was announced before the start is heard before any is judged."""
-        try:
-            last = _place(await self._lifecycle.bus.last_id(CHECKPOINTS))
-            async for published in self._lifecycle.bus.follow(CHECKPOINTS):
-                self._waiting.update(entry.message.version for entry in published)
-                self._waiting -= self._done
-                if not published or _place(published[-1].entry_id) >= last:
-                    last = (0, 0)
-                    if self._waiting:
-                        self._arrived.set()
-        finally:
-            self._arrived.set()
+        last = _place(await self._lifecycle.bus.last_id(CHECKPOINTS))
+        async for published in self._lifecycle.bus.follow(CHECKPOINTS):
+            self._waiting.update(entry.message.version for entry in published)
+            self._waiting -= self._done
+            if not published or _place(published[-1].entry_id) >= last:
+                last = (0, 0)
+                if self._waiting:
+                    self._arrived.set()
 
     async def _pass_on_stop(self) -> None:
-        await self._lifecycle.stopping.wait()
-        self._stop.set()
+        """Let the thread that judges end, too, when the service stops or fails."""
+        try:
+            await self._lifecycle.stopping.wait()
+        finally:
+            self._stop.set()
 
     async def _judge(self, version: int) -> bool:
         """Validate, report and promote one version; False when it was given up because of a stop."""
@@ -267,9 +270,3 @@ def _place(entry_id: str) -> tuple[int, int]:
     """Milliseconds and number of an entry id: entries in the order in which they came."""
     ms, number = entry_id.split("-")
     return int(ms), int(number)
-
-
-def _raise_failure(task: asyncio.Task[None]) -> None:
-    """Let the failure of a task that was to run for ever end the service."""
-    if task.done():
-        task.result()

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from services.selfplay.config import SelfPlayConfig
+from services.selfplay.pacing import PIPELINE
 from services.selfplay.settings import SelfPlaySettings
 from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
@@ -18,9 +19,9 @@ from shared.messages.codec import decode_trajectory
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
-from tests.faults.processes import resident_kib
+from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.proxy import Cut, Proxy
-from tests.faults.reading import in_background, until, until_drained
+from tests.faults.reading import PATIENCE_SECONDS, in_background, until, until_drained
 from tests.services.selfplay.test_service import publish
 from tests.services.trainer.processes import System
 
@@ -34,16 +35,41 @@ WORKER = {"MM_SELFPLAY__LANES": str(LANES), "MM_ENVIRONMENT__SESSION_BARS": "20"
 #: A worker that grows by more than this while nobody hears it keeps what it should not have played.
 MOST_GROWTH_KIB = 50 << 10
 
+#: From the kill to the replacement's first trajectory, where it has a core (F1).
+REPLACEMENT_SECONDS = 5.0
+
+#: How many times as much a replacement may take. Of the processor: 3.2 to 3.5 s were measured, and a core's
+#: clock and caches may be shared. By the clock only a hang shows: with a thirtieth of a core it was 116 s.
+MOST_OF_PROCESSOR, MOST_BY_CLOCK = 2, 60
+
+#: More than a pipeline is finished at once.
+MANY_LANES = 16
+
 ENTRY_ID = re.compile(rb"\$\d+\r\n(\d+-\d+)\r\n")
 
 
 @dataclass
 class Received:
-    """What was journalled, with the entry ids that it came under."""
+    """What was delivered: the trajectory that each entry holds."""
 
-    entry_ids: set[str] = field(default_factory=set)
+    trajectories: dict[str, str] = field(default_factory=dict)
     delivered: int = 0
     doubled: int = 0
+
+
+@dataclass
+class Replacements:
+    """When workers were killed, and what the next one took until its first trajectory was on its way."""
+
+    killed_at: float = 0.0
+    sends: bool = False
+    waits: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+
+def entry_ids(reply: bytes) -> set[str]:
+    """Ids of entries that Redis tells of."""
+    return {found.decode() for found in ENTRY_ID.findall(reply)}
 
 
 async def journal_all(bus: Bus, journal: Journal, received: Received) -> None:
@@ -53,7 +79,9 @@ async def journal_all(bus: Bus, journal: Journal, received: Received) -> None:
         new = journal.append(played)
         received.delivered += len(played)
         received.doubled += len(played) - len(new)
-        received.entry_ids.update(entry.entry_id for entry in batch.entries)
+        received.trajectories.update(
+            (entry.entry_id, str(entry.message.trajectory_id)) for entry in batch.entries
+        )
         await batch.ack()
 
 
@@ -71,42 +99,48 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
     rng = np.random.default_rng(8)
     acknowledged: set[str] = set()
     kill_in = ""
-    sent_at: list[float] = []
+    replaced = Replacements()
 
     def kill() -> None:
         nonlocal kill_in
         kill_in = ""
+        replaced.killed_at = time.monotonic()
         system.processes["selfplay"].kill()
+
+    async def sends() -> bool:
+        return replaced.sends
 
     async def at_request(request: bytes) -> bytes | None:
         if TRAJECTORIES.key.encode() not in request or b"XADD" not in request:
             return request
-        sent_at.append(time.monotonic())
+        if not replaced.sends:
+            replaced.sends = True
+            replaced.waits.append(time.monotonic() - replaced.killed_at)
+            replaced.processor.append(cpu_seconds(system.processes["selfplay"].pid))
         if kill_in == "request":
             kill()
             raise Cut(request[: rng.integers(len(request))])
         return request
 
     async def at_reply(reply: bytes) -> bytes | None:
-        entry_ids = {found.decode() for found in ENTRY_ID.findall(reply)}
-        if entry_ids and kill_in == "reply":
+        told = entry_ids(reply)
+        if told and kill_in == "reply":
             kill()
             return None
-        acknowledged.update(entry_ids)
+        acknowledged.update(told)
         return reply
 
     await a_version(system)
     announcement = await system.bus.last_id(CHECKPOINTS)  # an entry id, too, that a worker is told
-    journal, received, waits = Journal(tmp_path / "journal"), Received(), []
+    journal, received = Journal(tmp_path / "journal"), Received()
     async with (
         Proxy(system.redis, request=at_request, reply=at_reply) as proxy,
         in_background(journal_all(system.bus, journal, received)),
     ):
         for number in steps(count + 1):
-            begun = time.monotonic()
+            replaced.sends = False
             worker = system.start("selfplay", MM_REDIS_URL=proxy.url, **WORKER)
-            await until(lambda: sent_at[-1:] > [begun])  # noqa: B023
-            waits.append(sent_at[-1] - begun)
+            await system.until("it sends", sends)
             await asyncio.sleep(rng.uniform(0.0, 0.3))
             kill_in = ("request", "reply", "")[number % 3]
             if not kill_in:
@@ -116,7 +150,8 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
     held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
     journal.close()
     acknowledged.discard(announcement)
-    lost = acknowledged - received.entry_ids
+    lost = acknowledged - received.trajectories.keys()
+    waits, processor = replaced.waits[1:], replaced.processor[1:]  # the first replaced none
     partial = await system.bus.length(DEAD)
     tell(
         "worker killed",
@@ -126,13 +161,16 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
         lost=len(lost),
         partial=partial,
         doubled=len(held) - len(set(held)),
-        replacement_median_seconds=round(float(np.median(waits[1:])), 2),
-        replacement_slowest_seconds=round(max(waits[1:]), 2),
+        replacement_median_seconds=round(float(np.median(waits)), 2),
+        replacement_slowest_seconds=round(max(waits), 2),
+        replacement_processor_seconds=round(float(np.median(processor)), 2),
     )
     assert len(acknowledged) >= count
     assert lost == set()
     assert partial == 0
     assert len(held) == len(set(held))
+    assert np.median(processor) <= MOST_OF_PROCESSOR * REPLACEMENT_SECONDS
+    assert np.median(waits) <= MOST_BY_CLOCK * REPLACEMENT_SECONDS
 
 
 @rounds(3, 60)
@@ -141,14 +179,22 @@ async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
 ) -> None:
     """For so many seconds nothing that it sends or is sent gets through."""
     parted = asyncio.Event()
+    acknowledged: set[str] = set()
 
-    async def swallow(piece: bytes) -> bytes | None:
-        return b"" if parted.is_set() else piece
+    async def at_request(request: bytes) -> bytes | None:
+        return b"" if parted.is_set() else request
+
+    async def at_reply(reply: bytes) -> bytes | None:
+        if parted.is_set():
+            return b""
+        acknowledged.update(entry_ids(reply))
+        return reply
 
     await a_version(system)
+    announcement = await system.bus.last_id(CHECKPOINTS)  # an entry id, too, that a worker is told
     journal, received = Journal(tmp_path / "journal"), Received()
     async with (
-        Proxy(system.redis, request=swallow, reply=swallow) as proxy,
+        Proxy(system.redis, request=at_request, reply=at_reply) as proxy,
         in_background(journal_all(system.bus, journal, received)),
     ):
         worker = system.start("selfplay", MM_REDIS_URL=proxy.url, **WORKER)
@@ -167,10 +213,12 @@ async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
         await until_drained(system.bus)
     held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
     journal.close()
+    acknowledged.discard(announcement)
     tell(
         "worker cut off",
         seconds=count,
         growth_kib=most - before,
+        acknowledged=len(acknowledged),
         delivered=received.delivered,
         doubled_deliveries=received.doubled,
         journalled=len(held),
@@ -178,7 +226,9 @@ async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
         doubled=len(held) - len(set(held)),
     )
     assert most - before < MOST_GROWTH_KIB
-    assert len(held) == len(set(held)) == received.delivered - received.doubled
+    assert acknowledged <= received.trajectories.keys()
+    assert set(held) == {received.trajectories[entry_id] for entry_id in acknowledged}
+    assert len(held) == len(set(held))
     assert list((system.home / "unsent").glob("*")) == []
     assert await system.bus.length(DEAD) == 0
 
@@ -193,7 +243,9 @@ async def test_a_trainer_at_a_quarter_of_the_speed_holds_the_workers_back_and_no
     await a_version(system)
     journal, received = Journal(tmp_path / "journal"), Received()
     for number in range(replicas):
-        worker = system.start("selfplay", MM_INSTANCE=f"selfplay-{number}", **WORKER)
+        worker = system.start(
+            "selfplay", MM_INSTANCE=f"selfplay-{number}", **WORKER | {"MM_SELFPLAY__LANES": str(MANY_LANES)}
+        )
         system.processes[f"selfplay-{number}"] = worker
     async with in_background(journal_all(system.bus, journal, received)):
         await until(lambda: journal.position >= 20 * LANES)
@@ -212,9 +264,10 @@ async def test_a_trainer_at_a_quarter_of_the_speed_holds_the_workers_back_and_no
             await batch.ack()
 
     async with in_background(read_slowly()):
-        while time.monotonic() < end:
-            longest = max(longest, await system.bus.length(TRAJECTORIES))
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(count + PATIENCE_SECONDS):
+            while time.monotonic() < end or longest <= config.high_water:
+                longest = max(longest, await system.bus.length(TRAJECTORIES))
+                await asyncio.sleep(0.02)
     slowly = journal.position
     for name in [name for name in system.processes if name != "selfplay"]:
         assert await asyncio.to_thread(system.stop, name) == 0
@@ -224,8 +277,7 @@ async def test_a_trainer_at_a_quarter_of_the_speed_holds_the_workers_back_and_no
         added = int((await plain.xinfo_stream(TRAJECTORIES.key))["entries-added"])
     held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
     journal.close()
-    # One batch of each worker is on its way, one in play, the others wait in its queue.
-    bound = config.high_water + replicas * (config.unsent_batches + 2) * LANES
+    bound = config.high_water + replicas * PIPELINE
     tell(
         "trainer at a quarter of the speed",
         seconds=count,

@@ -102,7 +102,7 @@ async def test_what_was_finished_before_sigterm_is_in_the_stream(worker: Worker,
     length = await bus.length(TRAJECTORIES)
     assert length >= played
     assert length % LANES == 0  # and no batch is there in part
-    assert Spool(worker.home / "unsent").files() == []
+    assert Spool(worker.settings.unsent_root).files() == []
 
 
 async def test_what_redis_could_not_take_before_sigterm_is_on_the_disk(
@@ -120,7 +120,7 @@ async def test_what_redis_could_not_take_before_sigterm_is_on_the_disk(
     played = await worker.until_play_rests()  # what is finished waits for Redis, and there is no more room
     await worker.stop()
     await asyncio.to_thread(redis.start)
-    kept = Spool(worker.home / "unsent").files()
+    kept = Spool(worker.settings.unsent_root).files()
     assert len(kept) >= 2 * LANES
     assert await bus.length(TRAJECTORIES) + len(kept) >= played
     await bus.close()

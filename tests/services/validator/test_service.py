@@ -14,8 +14,9 @@ from services.validator.service import Desk, ValidatorService
 from services.validator.validation import Standards, Validator
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import Pointer
-from shared.adapters.entries import READ_COUNT
+from shared.adapters.entries import READ_COUNT, Entry
 from shared.adapters.validations import Ground
+from shared.errors import ServiceError
 from shared.market.session import Split
 from shared.messages.schemas import CheckpointPublished, Message
 from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS, Stream
@@ -27,6 +28,9 @@ from tests.shared.adapters.checkpoint_versions import folder
 
 M = TypeVar("M", bound=Message)
 
+#: A validation that is stopped in its middle.
+SLOW = replace(STANDARDS, search=replace(STANDARDS.search, simulations=400))
+
 pytestmark = pytest.mark.usefixtures("bus")
 
 
@@ -34,14 +38,17 @@ def desk_in(folder: Path, *versions: int) -> Desk:
     return Desk(store_with(folder, *versions), folder / "validations")
 
 
+def service_of(lifecycle: Lifecycle, desk: Desk, standards: Standards) -> ValidatorService:
+    validator = Validator(small_dataset(), Split.VALIDATION, standards)
+    return ValidatorService(lifecycle, validator, desk, standards.validation)
+
+
 @asynccontextmanager
 async def running(
     redis: RedisServer, desk: Desk, standards: Standards = STANDARDS
 ) -> AsyncIterator[Lifecycle]:
     lifecycle = Lifecycle("validator", ServiceSettings(redis_url=redis.url, instance="v"))
-    validator = Validator(small_dataset(), Split.VALIDATION, standards)
-    service = ValidatorService(lifecycle, validator, desk, standards.validation)
-    running = asyncio.create_task(service.run())
+    running = asyncio.create_task(service_of(lifecycle, desk, standards).run())
     try:
         yield lifecycle
     finally:
@@ -173,9 +180,8 @@ async def test_a_stop_in_the_middle_leaves_the_version_for_the_next_start(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     desk = desk_in(tmp_path, 1)
-    slow = replace(STANDARDS, search=replace(STANDARDS.search, simulations=400))
     await publish(bus, 1)
-    async with running(redis_server, desk, slow) as lifecycle:
+    async with running(redis_server, desk, SLOW) as lifecycle:
         await until_heartbeat(lifecycle, validating=1)
     assert await bus.length(VALIDATIONS) == 0
     assert done(desk) == set()
@@ -183,6 +189,27 @@ async def test_a_stop_in_the_middle_leaves_the_version_for_the_next_start(
     async with running(redis_server, desk) as lifecycle:
         await until_heartbeat(lifecycle, done=1)
     assert done(desk) == {1}
+
+
+async def test_a_failure_to_hear_of_versions_ends_the_service_also_while_it_judges(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_in(tmp_path, 1)
+    await publish(bus, 1)
+    lifecycle = Lifecycle("validator", ServiceSettings(redis_url=redis_server.url, instance="v"))
+    follow = lifecycle.bus.follow
+
+    async def follow_until_judging(stream: Stream[M]) -> AsyncIterator[list[Entry[M]]]:
+        async for entries in follow(stream):
+            yield entries
+            await until_heartbeat(lifecycle, validating=1)
+            raise ServiceError("Redis refuses to follow mm:checkpoints")
+
+    monkeypatch.setattr(lifecycle.bus, "follow", follow_until_judging)
+    with pytest.raises(ServiceError, match="Redis refuses to follow mm:checkpoints"):
+        await asyncio.wait_for(service_of(lifecycle, desk, SLOW).run(), 60)
+    assert done(desk) == set()  # its turn comes again
+    await lifecycle.bus.close()
 
 
 async def test_a_live_version_is_not_replaced_by_a_paper_promotion(

@@ -1,0 +1,61 @@
+"""Where containers may write: the root file system is read-only, so every such folder is a volume."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from services.selfplay.settings import SelfPlaySettings
+
+ROOT = Path(__file__).resolve().parents[2]
+HOME = Path("/var/lib/micro-muzero")
+
+#: Folders of the home that the image makes for its user: a new volume begins with what the image holds there.
+MADE = re.compile(r"cd micro-muzero \\\n\s*&& mkdir ([a-z ]+) \\\n\s*&& chown -R micromuzero: (\S+)")
+
+
+@dataclass(frozen=True)
+class Mount:
+    volume: str
+    folder: Path
+    writable: bool
+
+
+@cache
+def compose() -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "docker-compose.yml").read_text()))
+
+
+def mounts(service: str) -> list[Mount]:
+    found = []
+    for text in compose()["services"][service]["volumes"]:
+        volume, folder, *mode = text.split(":")
+        found.append(Mount(volume, Path(folder), mode != ["ro"]))
+    return found
+
+
+def services_of_the_image() -> list[str]:
+    return [name for name, told in compose()["services"].items() if "micro-muzero" in told["image"]]
+
+
+def test_self_play_may_write_where_it_keeps_what_it_could_not_send() -> None:
+    assert compose()["services"]["selfplay"]["read_only"]
+    unsent = SelfPlaySettings(home=HOME).unsent_root
+    (mount,) = [mount for mount in mounts("selfplay") if mount.folder == unsent]
+    assert mount.writable
+    assert mount.volume in compose()["volumes"]  # named: there still when the container is made anew
+
+
+@pytest.mark.parametrize("service", services_of_the_image())
+def test_every_volume_of_a_service_begins_as_a_folder_of_the_image_s_user(service: str) -> None:
+    made = MADE.search((ROOT / "Dockerfile").read_text())
+    assert made is not None
+    assert made[2] == str(HOME)
+    for mount in mounts(service):
+        assert mount.volume in compose()["volumes"]
+        assert mount.folder.parent == HOME
+        assert mount.folder.name in made[1].split()
