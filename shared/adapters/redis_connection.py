@@ -112,18 +112,20 @@ class RedisConnection:
 
 
 async def cancellable(operation: Awaitable[R]) -> R:
-    """The result of an operation, unless the task was cancelled during it.
+    """The result of an operation, or its error, unless the task was cancelled during it.
 
     The client looks at its socket under `asyncio.timeout(0)`, which turns a cancellation that arrives
-    at that moment into its own time-out (CPython's `Timeout.__aexit__` cannot tell the two apart): the
-    task would go on as if nothing had been asked of it.
+    at that moment into its own time-out (CPython's `Timeout.__aexit__` cannot tell the two apart), and one
+    that arrives while it connects into a broken connection: the task would go on as if nothing had been
+    asked of it.
     """
     task = asyncio.current_task()
     asked_before = task.cancelling() if task else 0
-    result = await operation
-    if task and task.cancelling() > asked_before:
-        raise asyncio.CancelledError
-    return result
+    try:
+        return await operation
+    finally:
+        if task and task.cancelling() > asked_before:
+            raise asyncio.CancelledError
 
 
 def _is_transient(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from shared.adapters.bus import HEARTBEATS_UNREADABLE, Bus
 from shared.adapters.consumer_group import ENTRIES_GONE, MAX_DELIVERIES
 from shared.adapters.entries import Batch
 from shared.adapters.lease import Lease
+from shared.adapters.redis_connection import cancellable
 from shared.adapters.redis_scripts import ADD
 from shared.errors import ServiceError, SettingsError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
@@ -342,6 +343,22 @@ async def test_a_wait_that_redis_breaks_off_goes_on(
 async def _broken_off(redis: Redis) -> bool:
     waiting = [client["id"] for client in await redis.client_list() if client["cmd"] == "xreadgroup"]
     return bool(waiting and await redis.client_unblock(int(waiting[0]), error=True))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_a_cancellation_that_the_client_took_for_its_own_is_one(breaks: bool) -> None:
+    async def swallow() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if breaks:
+                raise ConnectionError("broken while it connected") from None
+
+    waiting = asyncio.create_task(cancellable(swallow()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 async def test_cancelled_reads_leave_nothing_behind(bus: Bus) -> None:
