@@ -1,6 +1,7 @@
 """What the trainer tells Prometheus, its heartbeat and the run's record."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from enum import StrEnum
@@ -61,6 +62,7 @@ class TrainerMetrics:
         self._record: RunRecord | None = None
         self._newest: Manifest | None = None
         self._pace: dict[str, float] = {}
+        self._told: set[str] = set()  # names of figures
 
     def begin(self, record: RunRecord) -> None:
         """Tell the record too from now on, and of the version that the run begins or goes on with."""
@@ -68,9 +70,11 @@ class TrainerMetrics:
         if self._newest is not None:
             self._note(self._newest)
 
-    def figures(self, training: Training) -> dict[str, float]:
-        """How learning stands, by name."""
-        return {**training.metrics(), **self._pace}
+    def figures(self, training: Training) -> dict[str, float | None]:
+        """How learning stands, by name; None is what was told before and is not defined now."""
+        now = {**training.metrics(), **self._pace}
+        self._told |= now.keys()
+        return {**dict.fromkeys(self._told), **now}
 
     def took_in(self, training: Training, trajectory: Trajectory) -> None:
         """A trajectory is learned from now."""
@@ -105,7 +109,7 @@ class TrainerMetrics:
     def learned(self, training: Training, journalled: int) -> None:
         """Some updates were made or a trajectory was taken in."""
         for name, value in self.figures(training).items():
-            FIGURES.labels(name).set(value)
+            FIGURES.labels(name).set(math.nan if value is None else value)
         EPISODES.set(training.position)
         JOURNALLED.set(journalled)
 

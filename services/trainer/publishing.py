@@ -27,6 +27,7 @@ class Publisher:
         self._bus, self._metrics = bus, metrics
         self._published: Manifest | None = None
         self._tried_at = 0  # episodes at the last publication, or the last attempt at one
+        self._rolled_back: tuple[int, int] | None = None  # to which version, after how many updates
 
     @property
     def version(self) -> int | None:
@@ -35,10 +36,10 @@ class Publisher:
 
     @property
     def is_due(self) -> bool:
-        """True when enough episodes were learned from since the last version."""
-        return (
-            self._training.position - self._tried_at >= self._training.config.trainer.publish_every_episodes
-        )
+        """True when enough episodes were learned from since the last version, and the weights can learn."""
+        training = self._training
+        enough = training.position - self._tried_at >= training.config.trainer.publish_every_episodes
+        return enough and training.learner.counters.skipped_in_a_row == 0
 
     def resume(self) -> None:
         """Go on from the newest valid version, or write version 0 where there is none.
@@ -48,6 +49,8 @@ class Publisher:
             DataError: they were trained on another data set.
             CheckpointError: there are versions and every one is damaged.
             JournalError: the journal lacks what the version needs.
+            OSError: the disk refuses; nothing was taken up yet.
+            StoreAwayError: the store does not answer; the same.
         """
         manifest, refused = self._store.newest_valid()
         for damaged in refused:
@@ -59,10 +62,9 @@ class Publisher:
             return
         self._require_same_run(manifest)
         version = manifest.version
-        self._training.resume(
-            manifest, self._store.weights(version), self._store.training(version), self._journal.read
-        )
+        weights, moments = self._store.weights(version), self._store.training(version)
         self._store.point(Pointer.LATEST, version)
+        self._training.resume(manifest, weights, moments, self._journal.read)
         self._published, self._tried_at = manifest, manifest.episode
         self._metrics.published(manifest)
 
@@ -83,8 +85,9 @@ class Publisher:
             patience_seconds: how long to wait for Redis to hear of it.
         """
         published, training = self._published, self._training
+        counters = training.learner.counters
         saved = (published.episode, published.update) if published else None
-        if saved != (training.position, training.learner.counters.updates):
+        if saved != (training.position, counters.updates) and counters.skipped_in_a_row == 0:
             await self.write()
         try:
             async with asyncio.timeout(patience_seconds):
@@ -121,10 +124,19 @@ class Publisher:
     def roll_back(self) -> int:
         """Give the training the newest valid version's weights; that version's number.
 
+        Where no update succeeded since the last roll-back, that version cannot learn either, and the one
+        before it is taken; when none is left, the newest again.
+
         Raises:
             CheckpointError: there is none.
+            OSError: the store cannot be read.
+            StoreAwayError: it does not answer.
         """
-        manifest, refused = self._store.newest_valid()
+        updates = self._training.learner.counters.updates
+        failed = self._rolled_back[0] if self._rolled_back and self._rolled_back[1] == updates else None
+        manifest, refused = self._store.newest_valid(before=failed)
+        if manifest is None and failed is not None:
+            manifest, refused = self._store.newest_valid()
         if manifest is None:
             raise CheckpointError(
                 f"{self._store.name}: no valid version to roll back to ({len(refused)} damaged)"
@@ -132,6 +144,7 @@ class Publisher:
         self._training.roll_back(
             self._store.weights(manifest.version), self._store.training(manifest.version)
         )
+        self._rolled_back = manifest.version, updates
         return manifest.version
 
     def _write(self) -> None:
@@ -149,8 +162,6 @@ class Publisher:
         for version in self._store.versions():
             try:
                 needed.append(SavedState.of(self._store.manifest(version)).replay_start)
-            except StoreAwayError:
-                raise  # what it needs is not known
             except CheckpointError as damaged:
                 log.error("checkpoint_refused", error=str(damaged))  # noqa: TRY400  the text says it all
         removed = self._journal.remove_before(min(needed))

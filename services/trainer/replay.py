@@ -4,7 +4,7 @@ What the replay holds is a function of the steps that came, not of when they cam
 steps (Q being the quota), and the newest of all other steps up to the capacity. Adding one step
 therefore evicts the oldest step that is not among the last Q trade steps, in O(1). The same holds for
 the success memory, the last S steps with a large reward. So a replay that is filled from the oldest
-trajectory it holds a step of equals, draw for draw, the one that saw everything: this is what lets old
+trajectory it can draw a step of equals, draw for draw, the one that saw everything: this is what lets old
 journal segments go.
 """
 
@@ -72,7 +72,7 @@ class Replay:
 
     @property
     def oldest_position(self) -> int | None:
-        """Journal number of the oldest trajectory with a step here; None while empty."""
+        """Journal number of the oldest trajectory with a step that may be drawn; None while empty."""
         oldest = [
             int(self._steps.positions[ring[self._counters[head]]])
             for ring, head, count in (
@@ -81,7 +81,7 @@ class Replay:
             )
             if self._counters[count]
         ]
-        if self._num_successes:
+        if self._num_successes and self.config.success_share:
             oldest.append(int(self._successes.positions[self._success_rows(np.zeros(1, np.int64))[0]]))
         return min(oldest, default=None)
 
@@ -102,7 +102,9 @@ class Replay:
         """Steps drawn with replacement: a share from the success memory, the others from all evenly.
 
         A trajectory's decisions k L to k L + L - 1 are a stretch. Each step drawn from all brings with it
-        those of its stretch that are stored; so the number drawn is near the batch size, not exactly it.
+        those of its stretch that are stored. So a step is as likely as the stored part of its stretch is
+        long, and the more stretches have lost steps to eviction, the fewer steps are drawn: trade steps that
+        only the quota keeps come alone.
 
         Args:
             generator: draws.

@@ -39,7 +39,7 @@ from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import Dataset, read_dataset
 from shared.adapters.run_record import Reached, RunRecord
 from shared.agent.trajectory import Trajectory
-from shared.errors import MessageError, MuZeroError
+from shared.errors import MessageError, MuZeroError, StoreAwayError
 from shared.messages.schemas import AlertRaised, ControlIssued
 from shared.messages.streams import ALERTS, CONTROL, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
@@ -81,23 +81,29 @@ class TrainerService:
         """Open what is on disk, go on from there, and learn until asked to stop."""
         with contextlib.ExitStack() as opened:
             await asyncio.to_thread(self._open, opened)
-            try:
-                async with asyncio.TaskGroup() as loops:
-                    if self._ranks:
-                        loops.create_task(self._lead(self._ranks))
-                    control_after = await self._lifecycle.until_stopping(self._hear_control())
-                    self._report()
-                    loops.create_task(self._ingest())
-                    loops.create_task(self._follow_control(control_after or "0-0"))
-                    loops.create_task(self._learn())
-            except* MuZeroError as failures:
-                raise failures.exceptions[0] from failures
+            resumed = await self._resume()
+            if resumed:
+                await self._take_in_and_learn()
             if self._ranks:
                 await asyncio.to_thread(self._ranks.send_all, Stop())
-            await self._publisher.publish_last(patience_seconds=LAST_WORD_SECONDS)
+            if resumed:
+                await self._publisher.publish_last(patience_seconds=LAST_WORD_SECONDS)
+
+    async def _take_in_and_learn(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as loops:
+                if self._ranks:
+                    loops.create_task(self._lead(self._ranks))
+                control_after = await self._lifecycle.until_stopping(self._hear_control())
+                self._report()
+                loops.create_task(self._ingest())
+                loops.create_task(self._follow_control(control_after or "0-0"))
+                loops.create_task(self._learn())
+        except* MuZeroError as failures:
+            raise failures.exceptions[0] from failures
 
     def _open(self, opened: contextlib.ExitStack) -> None:
-        """Data set, journal and newest valid version; version 0 when there is none."""
+        """Data set and journal, and a run at its beginning."""
         settings = self._settings
         self._dataset: Dataset = read_dataset(settings.dataset)
         self._journal = Journal(settings.journal_root, segment_bytes=settings.trainer.segment_megabytes << 20)
@@ -113,7 +119,22 @@ class TrainerService:
         self._publisher = Publisher(
             CheckpointStore(settings.checkpoint_root), self._journal, self._training, self._bus, self._metrics
         )
-        self._publisher.resume()
+
+    async def _resume(self) -> bool:
+        """Go on from the newest valid version, once the store answers, or the disk takes version 0.
+
+        Returns:
+            False when asked to stop first.
+        """
+        while True:
+            try:
+                await asyncio.to_thread(self._publisher.resume)
+                break
+            except (OSError, StoreAwayError) as away:
+                log.error("resume_failed", error=str(away), retry_seconds=DISK_RETRY_SECONDS)  # noqa: TRY400
+                await self._lifecycle.sleep(DISK_RETRY_SECONDS)
+                if self._lifecycle.stopping.is_set():
+                    return False
         self._metrics.begin(self._record())
         log.info(
             "training_opened",
@@ -126,6 +147,7 @@ class TrainerService:
             precision=self._training.learner.precision.value,
             ranks=self._ranks.place.size if self._ranks else 1,
         )
+        return True
 
     def _record(self) -> RunRecord:
         """The run's record, where the newest version left it."""
@@ -276,8 +298,13 @@ class TrainerService:
         self._metrics.took_in(self._training, trajectory)
 
     async def _roll_back(self) -> None:
-        async with self._ordering:
-            version = await asyncio.to_thread(self._publisher.roll_back)
+        try:
+            async with self._ordering:
+                version = await asyncio.to_thread(self._publisher.roll_back)
+        except (OSError, StoreAwayError) as away:
+            log.error("roll_back_failed", error=str(away), retry_seconds=DISK_RETRY_SECONDS)  # noqa: TRY400
+            await self._lifecycle.sleep(DISK_RETRY_SECONDS)
+            return
         ROLL_BACKS.inc()
         skipped = self._settings.learner.max_skipped_in_a_row
         detail = f"{skipped} updates in a row were not finite; weights are those of version {version} again"
@@ -332,7 +359,10 @@ class TrainerService:
     def _report(self) -> None:
         training = self._training
         self._metrics.learned(training, self._journal.position)
-        figures = {name: round(value, 6) for name, value in self._metrics.figures(training).items()}
+        figures = {
+            name: None if value is None else round(value, 6)
+            for name, value in self._metrics.figures(training).items()
+        }
         self._lifecycle.report(
             **figures,
             episode=training.position,

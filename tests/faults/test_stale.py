@@ -116,13 +116,15 @@ class _Killer:
         if self._left and b"XACK" in request:
             self._left -= 1
             if self._left == 0 and not self._at_the_reply:
-                return self._kill()
+                self._kill()
+                return None
         return request
 
     async def at_reply(self, reply: bytes) -> bytes | None:
         # A letter's id or a number; the reply to a heartbeat is +OK.
         if self._left == 0 and reply.startswith((b"$", b":")):
-            return self._kill()
+            self._kill()
+            return None
         return reply
 
     def _kill(self) -> None:

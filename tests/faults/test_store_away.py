@@ -64,6 +64,7 @@ async def test_the_trainer_learns_on_and_publishes_when_it_can(
     redis_server: RedisServer,
     bus: Bus,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = TrainerSettings(
         home=tmp_path,
@@ -97,6 +98,15 @@ async def test_the_trainer_learns_on_and_publishes_when_it_can(
     pointed = store.pointer(Pointer.LATEST)
     assert pointed is not None
     assert pointed.version == manifest.version
+
+    monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.1)
+    async with contextlib.AsyncExitStack() as stack:
+        with away(s3_server):
+            running = await stack.enter_async_context(trainer.running(settings))
+            await asyncio.sleep(1.5)  # it has asked more than once
+            assert trainer.detail(running, "version") is None
+        await trainer.until(lambda: trainer.detail(running, "version") == manifest.version)
+        assert trainer.detail(running, "episode") == 15
 
 
 async def test_a_worker_plays_on_and_fetches_the_version_later(

@@ -1,10 +1,13 @@
 """What the trainer measures, against the batch that was learned from."""
 
+import math
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
+from prometheus_client import REGISTRY
 
-from services.trainer.episodes import WINDOW_FIGURES, EpisodeWindow
+from services.trainer.episodes import WINDOW_EPISODES, WINDOW_FIGURES, EpisodeWindow
 from services.trainer.learner import UpdateStatistics
 from services.trainer.metrics import UPDATE_FIGURES, TrainerMetrics
 from services.trainer.steps import Steps
@@ -50,6 +53,28 @@ def test_steps_a_second_are_those_drawn_not_those_asked_for() -> None:
         told.append(metrics.figures(training)["steps_per_second"])
         assert told[-1] == 2 * (training.pacing.drawn - before)
     assert set(told) != {32.0}
+
+
+def test_a_figure_that_is_no_longer_defined_is_not_told_any_more() -> None:
+    """Trades, then none for as long as the window reaches."""
+    training, metrics = new_training(), TrainerMetrics()
+    traded = next(played for played in trajectories(10) if played.trades)
+    training.insert(traded)
+    metrics.learned(training, 1)
+    assert metrics.figures(training)["win_rate"] is not None
+    assert not math.isnan(_exported("win_rate"))
+    for number in range(WINDOW_EPISODES):
+        training.insert(replace(traded, trajectory_id=UUID(int=number), trades=()))
+    metrics.learned(training, WINDOW_EPISODES + 1)
+    assert metrics.figures(training)["win_rate"] is None
+    assert math.isnan(_exported("win_rate"))
+    assert _exported("trades_per_episode") == 0.0
+
+
+def _exported(name: str) -> float:
+    value = REGISTRY.get_sample_value("mm_trainer_figure", {"name": name})
+    assert value is not None
+    return value
 
 
 def test_every_figure_has_one_name_that_is_announced() -> None:

@@ -86,7 +86,14 @@ async def test_a_killed_trainer_loses_nothing_and_counts_nothing_twice(system: S
     [
         pytest.param({}, id="reference", marks=pytest.mark.soak),
         pytest.param(
-            {"MM_LEARNER__AVERAGE_DECAY": "0.9", "MM_LEARNER__CONSTANT_UPDATES": "7"}, id="averaged"
+            {
+                "MM_LEARNER__AVERAGE_DECAY": "0.9",
+                "MM_LEARNER__CONSTANT_UPDATES": "7",
+                "MM_LEARNER__SHAPING": "unrealised",
+                "MM_LEARNER__TRACE_FLOOR": "0.1",
+                "MM_LEARNER__PRECISION": "bfloat16",
+            },
+            id="as tuned",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """The replay against a slow one that keeps everything and selects; draws; O(1) in words of arrays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,6 +55,34 @@ def test_holds_the_last_trade_steps_of_the_quota_and_the_newest_others(
     assert len(replay) == min(capacity, len(history))
     # The quota holds whenever that many trade steps were seen.
     assert stored.is_trade.sum() >= min(sum(history), protected)
+
+
+def test_a_success_memory_that_is_not_drawn_from_holds_no_old_trajectory() -> None:
+    replay = Replay(replace(CONFIG, success_share=0.0), K)
+    replay.extend(steps_of([False] * 6, [0.0, 9.0, 9.0, 0.0, 0.0, 0.0]))
+    replay.extend(steps_of([False] * 50, first=6))
+    assert replay.statistics.num_success_steps == 2
+    assert replay.oldest_position == 46
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), seed=st.integers(0, 999))
+def test_refilled_from_its_oldest_trajectory_it_draws_the_same_stretches(
+    lengths: list[int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    journal = []
+    for position, length in enumerate(lengths):
+        steps = steps_of((rng.random(length) < 0.2).tolist())
+        steps.positions[:], steps.decisions[:] = position, np.arange(length)
+        steps.bars[:] = 1_000 * position + steps.decisions
+        journal.append(steps)
+    whole, refilled = Replay(CONFIG, K), Replay(CONFIG, K)
+    for steps in journal:
+        whole.extend(steps)
+    for steps in journal[whole.oldest_position :]:
+        refilled.extend(steps)
+    draws = [replay.sample(np.random.default_rng(5), 40, 4).bars.tolist() for replay in (whole, refilled)]
+    assert draws[0] == draws[1]
 
 
 @given(parts=histories)

@@ -120,3 +120,12 @@ def test_every_group_of_every_service_is_known() -> None:
     names = known_names()
     assert {"model", "replay", "learner", "trainer", "search", "selfplay", "environment"} <= names.keys()
     assert "redis_url" in names[""]
+
+
+@pytest.mark.parametrize(
+    "name", ["WINDOW_BARS", "TEMPORAL_FEATURES", "STATIC_FEATURES", "NUM_ACTIONS", "NUM_OUTCOMES"]
+)
+def test_sizes_that_the_data_fix_are_no_choice(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"MM_MODEL__{name}", "40")
+    with pytest.raises(SettingsError, match=rf"model\.{name.lower()} is 40, expected \d+"):
+        load(TrainerSettings)
