@@ -47,7 +47,11 @@ WAYS: dict[str, Change] = {
     "10-step returns": _with("learner", n_step=10),
     "rewards as paid": _with("learner", shaping=Shaping.NONE),
     "returns through excursions": _with("learner", trace_floor=0.0),
-    "no excursions": _with("selfplay", excursion_rate=0.0),
+    "no excursions": _with("selfplay", excursion_rate=0.0, excursion_rate_end=None),
+    "excursions at one rate": _with("selfplay", excursion_rate_end=None),
+    "a short average": _with("learner", average_share=0.0),
+    "dropout": _with("model", dropout=0.1),
+    "no trade quota": _with("replay", trade_quota=0.0),
     "small differences blown up": _with("search", min_q_span=0.01),
     "no preference to hold": _with("trainer", hold_logit=0.0),
 }

@@ -19,6 +19,9 @@ from shared.market.session import Split
 from shared.market.synthetic import LAWS, Market, synthesize_with_state
 from shared.numeric import Bool, Int8, Int64
 
+#: A discount is a setting, and test sessions choose none.
+SPLITS = (Split.TRAIN, Split.VALIDATION)
+
 #: Values that change by less are taken for settled.
 SETTLED_PIPS = 1e-5
 
@@ -99,7 +102,7 @@ def rule_of(policy: DiscountedPolicy, states: Int64, round_trip_pips: float) -> 
 
 
 def bench_discounts(discounts: Sequence[float], *, num_bars: int, seed: int) -> list[Discounted]:
-    """Play each discount's best policy in the same sessions, those of every split.
+    """Play each discount's best policy in the same sessions, those of training and validation.
 
     Args:
         discounts: γ per bar, below 1.
@@ -109,7 +112,7 @@ def bench_discounts(discounts: Sequence[float], *, num_bars: int, seed: int) -> 
     law, environment = LAWS[Market.OU], EnvironmentConfig(reward=RewardScheme.PNL)
     synthetic = synthesize_with_state(law, num_bars, seed)
     dataset = build_dataset(synthetic.bars, f"synthetic ou, seed {seed}")
-    starts = np.concatenate([dataset.sessions.non_overlapping(split) for split in (Split.TRAIN, Split.TEST)])
+    starts = np.concatenate([dataset.sessions.non_overlapping(split) for split in SPLITS])
     prices, states = Prices.of(dataset.bars), states_on_chain(law, synthetic.state)
     told = []
     for discount in discounts:

@@ -149,7 +149,7 @@ class LearnGoal:
     """Something to be reached, and what was."""
 
     goal: str
-    reached: float
+    reached: float | None  # None: there is nothing to compare with
     met: bool
 
 
@@ -204,15 +204,8 @@ class LearnReport:
             if self.imitation is None:
                 return []
             bound = self.imitation.test.reward
-            parts = {minutes: share(scores.reward, bound) for minutes, scores in self.on_time.items()}
             return [
-                LearnGoal(
-                    f"{GOAL_SHARES[minutes]} of the imitation's reward, promoted after {minutes:g} minutes",
-                    part.value,
-                    part.value >= GOAL_SHARES[minutes],
-                )
-                for minutes, part in parts.items()
-                if part
+                _share_goal(minutes, share(scores.reward, bound)) for minutes, scores in self.on_time.items()
             ]
         if (market, self.config.environment.reward) != (Market.GBM, RewardScheme.PNL):
             return []
@@ -221,6 +214,16 @@ class LearnReport:
             LearnGoal(f"at most {GOAL_IDLE_TRADES} trades a session", trades, trades <= GOAL_IDLE_TRADES),
             LearnGoal(f"a loss under {GOAL_IDLE_LOSS_PIPS} pip a session", pips, pips > -GOAL_IDLE_LOSS_PIPS),
         ]
+
+
+def _share_goal(minutes: float, part: Estimate | None) -> LearnGoal:
+    """Of an imitation that earns nothing there is no share, and the goal is not met."""
+    least = GOAL_SHARES[minutes]
+    return LearnGoal(
+        f"{least} of the imitation's reward, promoted after {minutes:g} minutes",
+        part.value if part else None,
+        part is not None and part.value >= least,
+    )
 
 
 @dataclass(frozen=True)

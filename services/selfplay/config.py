@@ -20,10 +20,12 @@ class SelfPlayConfig:
     epsilon: float = 0.2  # puct, share of decisions that are any legal action
     excursion_rate: float = 0.0  # probability that any legal action is taken and then held
     excursion_bars: float = 30.0  # for so long, on average
+    excursion_rate_end: float | None = None  # from `excursion_episodes` on; None: the rate stays
+    excursion_episodes: int = 10_000
 
     def __post_init__(self) -> None:
         """Check every number's range."""
-        for count in ("lanes", "high_water", "unsent_batches", "temperature_episodes"):
+        for count in ("lanes", "high_water", "unsent_batches", "temperature_episodes", "excursion_episodes"):
             if getattr(self, count) < 1:
                 raise SettingsError(f"selfplay.{count} is {getattr(self, count)}, expected 1 or more")
         if self.embedding_megabytes < 0:
@@ -34,8 +36,8 @@ class SelfPlayConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise SettingsError(f"selfplay.{name} is {value}, expected 0 or more")
-        for name in ("epsilon", "excursion_rate"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
+        for name in ("epsilon", "excursion_rate", "excursion_rate_end"):
+            if getattr(self, name) is not None and not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"selfplay.{name} is {getattr(self, name)}, expected 0 to 1")
         if not 1.0 <= self.excursion_bars < float("inf"):
             raise SettingsError(f"selfplay.excursion_bars is {self.excursion_bars}, expected 1 or more")

@@ -17,7 +17,7 @@ class ReplayConfig:
     """What the replay keeps and how it is drawn from."""
 
     capacity_steps: int = 10_000
-    trade_quota: float = 0.30  # share of the stored steps that trade steps may hold against newer ones
+    trade_quota: float = 0.30  # share of the steps that trade steps may hold against newer ones; never all
     success_capacity: int = 1_000
     success_reward_pips: float = 5.0  # a step paid more than this is remembered as a success
     success_share: float = 0.10  # part of a batch that is drawn from the success memory
@@ -54,6 +54,7 @@ class LearnerConfig:
     constant_updates: int = 0  # after so many it falls by one over their number's square root; 0: never
     weight_decay: float = 1e-5
     average_decay: float = 0.0  # of the average of the weights that acts, at an update; 0: the weights do
+    average_share: float = 0.0  # of all updates so far that it reaches back over, where that is further
     max_gradient_norm: float = 1.0
     policy_weight: float = 1.0
     value_weight: float = 0.25  # of states and of afterstates
@@ -73,6 +74,7 @@ class LearnerConfig:
             raise SettingsError(
                 f"learner.average_decay is {self.average_decay}, expected 0 or more and less than 1"
             )
+        _require("learner.average_share", self.average_share, least=0.0, most=1.0)
         _require("learner.trace_floor", self.trace_floor, least=0.0, most=1.0)
         _require("learner.constant_updates", self.constant_updates, least=0)
         for positive in ("learning_rate", "max_gradient_norm"):
@@ -85,6 +87,11 @@ class LearnerConfig:
         if self.constant_updates == 0:
             return self.learning_rate
         return self.learning_rate * min(1.0, math.sqrt(self.constant_updates / max(updates, 1)))
+
+    def average_decay_at(self, updates: int) -> float:
+        """Of the average at the next update after so many: constant, then closer to 1 as updates go by."""
+        reach = max(self.average_share * (updates + 1), 1.0)
+        return max(self.average_decay, 1.0 - 1.0 / reach)
 
     def precision_on(self, device: str) -> Precision:
         """Float32 or bfloat16: what the passes are computed in on a kind of device."""

@@ -6,7 +6,8 @@ that goes on from a saved state gives the same bits as learning that never stopp
 
 What acts is a running average of the weights, where one is asked for (Polyak and Juditsky 1992, with
 exponential weights): the last few batches move it less, so that what the agent plays, and what its
-targets are made of, is steadier than what is being trained.
+targets are made of, is steadier than what is being trained. It may reach back over a share of all updates
+so far: the later it is, the less the last ones tell that others did not.
 """
 
 import contextlib
@@ -36,6 +37,8 @@ _DRAWING, _DROPOUT = range(2)
 
 #: Ends the names of the weights in training, beside the optimizer's, in what is saved of averaged ones.
 _LAST = "last"
+
+_TensorList = tuple[Tensor, ...] | list[Tensor]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -89,7 +92,7 @@ class Learner:
             ranks.parallel(self.network) if ranks else partial(unroll, self.network)
         )
         self._optimizer = self._new_optimizer()
-        self._average = _average(self.network, config.average_decay) if config.average_decay else None
+        self._average = self._new_average() if config.average_decay or config.average_share else None
 
     @property
     def acting(self) -> Network:
@@ -225,6 +228,17 @@ class Learner:
             fused=True,
         )
 
+    def _new_average(self) -> AveragedModel:
+        """The exponential average of the network's weights and running statistics; so far, what they are."""
+        average = AveragedModel(self.network, multi_avg_fn=self._average_by, use_buffers=True)
+        average.n_averaged.fill_(1)
+        return average
+
+    def _average_by(self, held: _TensorList, new: _TensorList, count: Tensor | int) -> None:
+        """Move the average towards the weights that the next update has come to."""
+        decay = self.config.average_decay_at(self.counters.updates)
+        get_ema_multi_avg_fn(decay)(held, new, count)  # type: ignore[no-untyped-call]
+
     @torch.no_grad()
     def _figures(
         self, total: Tensor, terms: Losses, predictions: Predictions, batch: Batch
@@ -250,14 +264,6 @@ def as_metrics(statistics: UpdateStatistics) -> dict[str, float]:
         for name, value in asdict(statistics).items()
         if name != "skipped" and math.isfinite(value)
     }
-
-
-def _average(network: Network, decay: float) -> AveragedModel:
-    """The exponential average of a network's weights and running statistics; so far, what they are."""
-    average_by = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average = AveragedModel(network, multi_avg_fn=average_by, use_buffers=True)
-    average.n_averaged.fill_(1)
-    return average
 
 
 def _load(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:

@@ -53,7 +53,12 @@ def test_every_way_changes_one_or_two_settings_of_the_tuned_profile_and_no_more(
     tuned = load(TrainerSettings, profile=TUNED)
     playing = load(SelfPlaySettings, profile=TUNED)
     config = LearnConfig(
-        search=playing.search, selfplay=playing.selfplay, learner=tuned.learner, trainer=tuned.trainer
+        model=tuned.model,
+        search=playing.search,
+        selfplay=playing.selfplay,
+        replay=tuned.replay,
+        learner=tuned.learner,
+        trainer=tuned.trainer,
     )
     for name, change in WAYS.items():
         before, after = asdict(config), asdict(change(config))

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from benchmarks.discounting import Discounted, bench_discounts, best_under
+from benchmarks.discounting import SPLITS, Discounted, bench_discounts, best_under
 from benchmarks.optimum import best_rule, chain_of, solve, states_on_chain
 from benchmarks.scores import score_rule
 from shared.adapters.dataset import build_dataset
 from shared.environment.environment import EnvironmentConfig, Prices
 from shared.environment.reward import RewardScheme
-from shared.market.session import Split
 from shared.market.synthetic import LAWS, Market, synthesize_with_state
 
 NUM_BARS = 200_000
@@ -36,7 +35,7 @@ def test_almost_undiscounted_it_earns_what_the_best_policy_does(told: list[Disco
     law = LAWS[Market.OU]
     synthetic = synthesize_with_state(law, NUM_BARS, 1)
     dataset = build_dataset(synthetic.bars, "synthetic ou, seed 1")
-    starts = np.concatenate([dataset.sessions.non_overlapping(split) for split in (Split.TRAIN, Split.TEST)])
+    starts = np.concatenate([dataset.sessions.non_overlapping(split) for split in SPLITS])
     rule = best_rule(solve(chain_of(law), ENVIRONMENT), states_on_chain(law, synthetic.state))
     best = score_rule(rule, Prices.of(dataset.bars), starts, ENVIRONMENT)
     assert 0.95 < told[-1].pips / best.pips.mean() < 1.01

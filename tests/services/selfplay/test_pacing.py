@@ -1,5 +1,6 @@
 """When a worker waits, how it explores, and what it keeps on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,23 @@ def test_the_temperature_falls_to_a_half_over_20_000_episodes(episode: int, temp
 
 
 @pytest.mark.parametrize(
+    ("episode", "rate"), [(0, 0.1), (500, 0.075), (1_000, 0.05), (2_000, 0.0), (900_000, 0.0)]
+)
+def test_excursions_become_rarer_where_their_rate_has_an_end(episode: int, rate: float) -> None:
+    falling = SelfPlayConfig(excursion_rate=0.1, excursion_rate_end=0.0, excursion_episodes=2_000)
+    assert exploration_at(episode, falling).excursion_rate == pytest.approx(rate)
+    assert exploration_at(episode, replace(falling, excursion_rate_end=None)).excursion_rate == 0.1
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("lanes", 0),
         ("high_water", 0),
         ("embedding_megabytes", -1),
         ("epsilon", 1.5),
+        ("excursion_rate_end", -0.1),
+        ("excursion_episodes", 0),
         ("temperature_end", float("nan")),
     ],
 )
@@ -62,7 +74,7 @@ def test_the_spool_keeps_trajectories_until_they_are_sent(tmp_path: Path) -> Non
     spool = Spool(tmp_path / "unsent")
     assert spool.files() == []
     made = {str(t.trajectory_id): t for t in (random_trajectory(1), random_trajectory(2))}
-    spool.write(made.values())
+    assert spool.write(made.values()) == []
     files = spool.files()
     assert sorted(path.stem for path in files) == sorted(made)
     for path in files:
@@ -74,3 +86,27 @@ def test_the_spool_keeps_trajectories_until_they_are_sent(tmp_path: Path) -> Non
     files[1].write_bytes(files[1].read_bytes()[:-5])
     assert spool.read(files[1]) is None
     assert spool.files() == files[1:]  # it stays, to be looked at
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    taken = tmp_path / "unsent"
+    taken.write_text("a file where the folder should be")
+    with pytest.raises(SettingsError, match=rf"MM_HOME: {taken} cannot be written: File exists"):
+        Spool(taken).prove_writable()
+
+
+def test_a_folder_that_can_be_written_is_as_it_was(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "home" / "unsent")
+    spool.prove_writable()
+    assert list(spool.folder.iterdir()) == []
+
+
+def test_the_spool_tells_of_each_trajectory_that_the_disk_refuses(tmp_path: Path) -> None:
+    """The second has no place; those before and after it are kept all the same."""
+    spool = Spool(tmp_path / "unsent")
+    first, second, third = (random_trajectory(seed) for seed in (1, 2, 3))
+    (spool.folder / f"{second.trajectory_id}.trajectory").mkdir(parents=True)
+    (refused,) = spool.write([first, second, third])
+    assert refused.strerror == "Is a directory"
+    kept = {path.stem for path in spool.files() if path.is_file()}
+    assert kept == {str(first.trajectory_id), str(third.trajectory_id)}

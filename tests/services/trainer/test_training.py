@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.config import LearnerConfig, Shaping
+from services.trainer.config import LearnerConfig, ReplayConfig, Shaping
 from services.trainer.learner import Learner
 from services.trainer.losses import Batch, losses, unroll
 from services.trainer.training import SavedState, TrainingConfig
@@ -44,13 +44,22 @@ STRETCHES = replace(
         shaping=Shaping.UNREALISED,
         precision=Precision.BFLOAT16,
         average_decay=0.9,
+        average_share=0.6,
         constant_updates=7,
     ),
     trainer=replace(CONFIG.trainer, hold_logit=3.0, samples_per_insert=2.0),
 )
 
 
-@pytest.mark.parametrize("config", [CONFIG, STRETCHES], ids=["reference", "stretches"])
+#: The replay has lost its first trajectories, and of others all but what the quota keeps.
+SMALL = ReplayConfig(capacity_steps=70, trade_quota=0.1, success_capacity=3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, STRETCHES, replace(CONFIG, replay=SMALL), replace(STRETCHES, replay=SMALL)],
+    ids=["reference", "stretches", "reference, small replay", "stretches, small replay"],
+)
 def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path, config: TrainingConfig) -> None:
     never_stopped = new_training(config)
     losses = advance(never_stopped, JOURNAL, 20)
@@ -59,6 +68,7 @@ def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path, config: 
     assert advance(stopped, JOURNAL, 10) == losses[:10]
     store = CheckpointStore(tmp_path)
     store.save(*stopped.save(0))
+    assert (stopped.replay_start > 0) is (config.replay is SMALL)
 
     went_on = new_training(config)
     went_on.resume(store.manifest(0), store.weights(0), store.training(0), JOURNAL.__getitem__)
@@ -110,6 +120,31 @@ def test_what_acts_is_the_running_average_of_the_weights() -> None:
     acting, trained = (Agent(network, 0) for network in (training.learner.acting, training.learner.network))
     holds = np.zeros(5, np.int8)
     assert not np.array_equal(acting.afterstates(hidden, holds)[0], trained.afterstates(hidden, holds)[0])
+
+
+def test_an_average_over_a_share_of_all_updates_reaches_back_further_and_further() -> None:
+    """Over half of them: the n-th moves it by 2/n, once that is less than what the decay alone would."""
+    config = LearnerConfig(average_decay=0.75, average_share=0.5)
+    decays = [config.average_decay_at(updates) for updates in range(12)]
+    assert decays[:8] == [0.75] * 8
+    assert decays[8:] == pytest.approx([1 - 2 / 9, 1 - 2 / 10, 1 - 2 / 11, 1 - 2 / 12])
+    training, plain = (
+        new_training(replace(CONFIG, learner=replace(AVERAGED.learner, average_share=0.5))),
+        new_training(),
+    )
+    average = plain.learner.network.arrays()["policy_head.last.weight"].astype(float)
+    for trajectory in JOURNAL[:10]:
+        for run in (training, plain):
+            run.insert(trajectory)
+        while plain.may_update:
+            made = plain.learner.counters.updates + 1
+            training.update()
+            plain.update()
+            new = plain.learner.network.arrays()["policy_head.last.weight"]
+            average += min(0.25, 2 / made) * (new - average)
+    assert plain.learner.counters.updates > 16
+    acting = training.learner.acting.arrays()["policy_head.last.weight"]
+    np.testing.assert_allclose(acting, average, rtol=1e-4, atol=1e-7)
 
 
 def test_an_average_begins_or_ends_between_versions() -> None:
