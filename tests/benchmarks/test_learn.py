@@ -124,7 +124,7 @@ def test_an_imitation_that_earns_nothing_is_no_yardstick(report: LearnReport) ->
     idle = Scores(nothing, nothing, nothing.astype(np.int64))
     barren = replace(report, imitation=replace(report.imitation, test=idle))
     assert [row.imitation_share_of_pips for row in barren.summaries()] == [None] * 6
-    (goal,) = replace(barren, on_time={15.0: trading(1.0, 9.1)}).goals()
+    (goal,) = replace(barren, on_time={15.0: report.players["best"]}).goals()
     assert (goal.reached, goal.met) == (None, False)
     without = replace(report, imitation=None)
     assert [row.name for row in without.summaries()] == list(report.players)
