@@ -15,11 +15,12 @@ import numpy as np
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.selfplay.pacing import PIPELINE, Backlog
+from services.selfplay.pacing import Backlog
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
 from services.selfplay.worker import SelfPlayWorker
 from shared.adapters.agents import load_agent
+from shared.adapters.bus import PIPELINE
 from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import read_dataset
 from shared.agent.agent import Agent

@@ -11,10 +11,9 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from services.selfplay.config import SelfPlayConfig
-from services.selfplay.pacing import PIPELINE
 from services.selfplay.settings import SelfPlaySettings
 from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
+from shared.adapters.bus import PIPELINE, Bus
 from shared.messages.codec import decode_trajectory
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from tests.broken_connections import BREAKS_CONNECTIONS

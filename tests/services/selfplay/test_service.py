@@ -16,13 +16,12 @@ from pydantic import SecretStr
 from services.selfplay import service as service_module
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.exploration import exploration_at
-from services.selfplay.pacing import PIPELINE
 from services.selfplay.service import SelfPlayService
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
 from services.selfplay.worker import SelfPlayWorker
 from shared.adapters.agents import load_agent
-from shared.adapters.bus import Bus
+from shared.adapters.bus import PIPELINE, Bus
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest
 from shared.adapters.dataset import Dataset, write_dataset
 from shared.agent.agent import Agent
