@@ -46,6 +46,7 @@ WAYS: dict[str, Change] = {
     "one-step returns": _with("learner", n_step=1),
     "10-step returns": _with("learner", n_step=10),
     "rewards as paid": _with("learner", shaping=Shaping.NONE),
+    "no trade margin": _with("learner", trade_margin=0.0),
     "returns through excursions": _with("learner", trace_floor=0.0),
     "no excursions": _with("selfplay", excursion_rate=0.0, excursion_rate_end=None),
     "excursions at one rate": _with("selfplay", excursion_rate_end=None),

@@ -83,7 +83,7 @@ class LearnConfig:
     seed: int = 0  # of market, weights, sessions and everything drawn
     num_bars: int = NUM_BARS
     curve_points: int = 10  # evaluations on the way, evenly spaced; more of them in a long run
-    curve_sessions: int = 384  # validation sessions of each of them
+    curve_sessions: int = 768  # validation sessions of each of them: what is promoted is chosen by them
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     search: SearchConfig = field(default_factory=SearchConfig)

@@ -48,6 +48,7 @@ class LearnerConfig:
     n_step: int = 10  # bars until a value target bootstraps
     trace_floor: float = 0.0  # it bootstraps sooner, before an action less likely than this to the search
     shaping: Shaping = Shaping.NONE
+    trade_margin: float = 0.0  # pips that closing is charged beyond its costs in what is learned
     precision: Precision = Precision.FLOAT32  # of the passes; weights, losses and optimizer are float32
     cuda_precision: Precision = Precision.AUTO  # the same on a CUDA device, where auto is bfloat16
     learning_rate: float = 0.002
@@ -76,6 +77,7 @@ class LearnerConfig:
             )
         _require("learner.average_share", self.average_share, least=0.0, most=1.0)
         _require("learner.trace_floor", self.trace_floor, least=0.0, most=1.0)
+        _require("learner.trade_margin", self.trade_margin, least=0.0)
         _require("learner.constant_updates", self.constant_updates, least=0)
         for positive in ("learning_rate", "max_gradient_norm"):
             _require(f"learner.{positive}", getattr(self, positive), above=0.0)

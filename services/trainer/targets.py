@@ -10,6 +10,7 @@ import numpy as np
 from services.trainer.config import Shaping
 from services.trainer.steps import Steps
 from shared.agent.trajectory import Trajectory
+from shared.environment.action import Action
 from shared.environment.position import pips_of_static
 from shared.errors import ShapeError
 from shared.numeric import Bool, Float32, Float64, Int64, kernel, require_shape
@@ -95,6 +96,7 @@ def unrolled_steps(
     unroll_steps: int,
     trace_floor: float = 0.0,
     shaping: Shaping = Shaping.NONE,
+    trade_margin: float = 0.0,
 ) -> Steps:
     """Every step of an ended trajectory with what the next K decisions from it are compared with.
 
@@ -108,6 +110,9 @@ def unrolled_steps(
             decision returns, but the state's own target is the search's value of it, and returns of
             earlier steps bootstrap there. 0 takes every decision for the policy's.
         shaping: of the rewards that are learned.
+        trade_margin: pips that a decision to close is charged beyond its costs. A position is judged at
+            every bar, by a noisy value, and one bar that judges it too badly closes it: with a margin the
+            next trade must promise more than it costs.
     Returns:
         T steps; where fewer than K decisions follow, `lengths` says how many, and what lies beyond
         repeats the last step and is never compared with.
@@ -117,6 +122,7 @@ def unrolled_steps(
     states = np.minimum(starts[:, None] + np.arange(unroll_steps + 1), num_steps - 1)
     decisions = states[:, :unroll_steps]
     rewards = shaped_rewards(trajectory, discount) if shaping is Shaping.UNREALISED else trajectory.rewards
+    rewards = rewards - np.float32(trade_margin) * (trajectory.actions == Action.CLOSE)
     excursions = trajectory.policies[starts, trajectory.actions] < trace_floor
     decision_returns = n_step_returns(rewards, trajectory.values, discount=discount, n=n, cuts=excursions)
     returns = np.where(excursions, trajectory.values, decision_returns)

@@ -230,6 +230,7 @@ class Training:
                 unroll_steps=config.unroll_steps,
                 trace_floor=config.trace_floor,
                 shaping=config.shaping,
+                trade_margin=config.trade_margin,
             )
         )
         self.episodes.add(trajectory)

@@ -143,6 +143,25 @@ def test_shaped_rewards_pay_a_position_as_it_moves() -> None:
     assert (powers * discounted).sum() == pytest.approx((powers * paid).sum(), abs=1e-4)
 
 
+def test_a_margin_is_charged_at_every_close_and_reaches_the_returns() -> None:
+    # γ = 1/2, n = 3: the close at step 2 is 1.5 pips worse, for its own decision and the two before it.
+    trajectory = random_trajectory(6, num_steps=5)
+    actions = np.array([1, 0, 3, 0, 0], np.int8)
+    static = np.zeros((5, 6), np.float32)
+    static[1:3, 0] = 1.0  # long
+    policies = np.eye(4, dtype=np.float32)[actions]
+    trajectory = replace(trajectory, actions=actions, static=static, policies=policies)
+    plain, charged = (
+        unrolled_steps(trajectory, 0, discount=0.5, n=3, unroll_steps=1, trade_margin=margin)
+        for margin in (0.0, 1.5)
+    )
+    np.testing.assert_allclose(charged.rewards[:, 0] - plain.rewards[:, 0], [0, 0, -1.5, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        charged.returns[:, 0] - plain.returns[:, 0], [-1.5 / 4, -1.5 / 2, -1.5, 0, 0], atol=1e-5
+    )
+    np.testing.assert_array_equal(charged.paid, trajectory.rewards)
+
+
 def test_shaping_changes_what_is_learned_and_not_what_counts_as_a_success() -> None:
     trajectory = random_trajectory(5, num_steps=6)
     steps = unrolled_steps(trajectory, 0, discount=0.9, n=3, unroll_steps=1, shaping=Shaping.UNREALISED)
