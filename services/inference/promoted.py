@@ -56,6 +56,7 @@ class PromotedVersion:
         self._store, self._search, self._precision = store, search, precision
         self._served: Served | None = None
         self._refused: Pointed | None = None
+        self._damage = ""  # of the pointer
         self._store_is_away = False
         # Torch and numba work in this one thread: decisions are made one after the other, and a version
         # is loaded and warmed in another, so that no request waits for it.
@@ -86,22 +87,22 @@ class PromotedVersion:
         """Serve what the pointer names.
 
         Returns:
-            An alert when the version it names is refused, once for each such version, or when the store
-            no longer answers, once until it does.
+            An alert when the version it names is refused, once for each such version, when the pointer is
+            damaged, once until it changes, or when the store no longer answers, once until it does.
         """
         loop = asyncio.get_running_loop()
         pointed: Pointed | None = None
         try:
             pointed = await loop.run_in_executor(self._loader, self._store.pointer, Pointer.PROMOTED)
             if pointed is None or self._serves(pointed):
-                self._refused, self._store_is_away = None, False
+                self._accept()
                 return None
             self._served = await loop.run_in_executor(self._loader, self._load, pointed)
         except StoreAwayError as away:
             return self._lose_store(away)
         except MuZeroError as damaged:
             return self._refuse(pointed, damaged)
-        self._refused, self._store_is_away = None, False
+        self._accept()
         log.info("version_served", version=pointed.version, stage=pointed.stage)
         return None
 
@@ -146,9 +147,14 @@ class PromotedVersion:
             raise CheckpointError(f"version {pointed.version} values a state at {decided.values[0]}")
         return served
 
+    def _accept(self) -> None:
+        """Forget what was wrong."""
+        self._refused, self._damage, self._store_is_away = None, "", False
+
     def _refuse(self, pointed: Pointed | None, damaged: MuZeroError) -> AlertRaised | None:
-        told_before = pointed is not None and pointed == self._refused
-        self._refused = pointed
+        damage = "" if pointed else str(damaged)
+        told_before = (pointed, damage) == (self._refused, self._damage)
+        self._refused, self._damage = pointed, damage
         if told_before:
             return None
         serving = f"version {self._served.version} goes on" if self._served else "none is served"

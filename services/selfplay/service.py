@@ -131,22 +131,48 @@ class SelfPlayService:
         await self._finished.put(None)
 
     async def _newest(self, player: _Player | None) -> _Player | None:
-        """The newest version that was announced; the one before it when that cannot be read."""
+        """The newest version that was announced; when it is damaged the one that plays, else an older one."""
         newest = self._announced
         known = {self._refused, player.agent.version if player else None}
         if newest is None or newest.version in known:
             return player
         try:
-            agent = await asyncio.to_thread(load_agent, self._store, newest.version, self._settings.precision)
+            loaded = await asyncio.to_thread(self._load, newest.version)
+            if loaded is None:
+                player = player or await asyncio.to_thread(self._newest_before, newest.version)
+                self._refused = newest.version
+                return player
         except StoreAwayError as away:  # asked again before the next batch
             log.warning("version_not_fetched", version=newest.version, error=str(away))
             return player
+        return loaded
+
+    def _newest_before(self, version: int) -> _Player | None:
+        """The newest whole version older than one; None where there is none.
+
+        Raises:
+            StoreAwayError: the store does not answer.
+        """
+        for older in reversed(self._store.versions()):
+            if older < version and (player := self._load(older)):
+                log.warning("older_version_plays", version=older, newest=version)
+                return player
+        return None
+
+    def _load(self, version: int) -> _Player | None:
+        """A version, ready to play; None where it is missing or damaged, which is logged.
+
+        Raises:
+            StoreAwayError: the store does not answer.
+        """
+        try:
+            episode = self._store.manifest(version).episode
+            agent = load_agent(self._store, version, self._settings.precision)
         except CheckpointError as damaged:
-            log.error("version_refused", version=newest.version, error=str(damaged))  # noqa: TRY400
-            self._refused = newest.version
-            return player
-        VERSION.set(newest.version)
-        return _Player(agent, newest.episode)
+            log.error("version_refused", version=version, error=str(damaged))  # noqa: TRY400
+            return None
+        VERSION.set(version)
+        return _Player(agent, episode)
 
     def _count(self, finished: Sequence[Trajectory], version: int, seconds: float) -> None:
         steps = sum(len(trajectory) for trajectory in finished)

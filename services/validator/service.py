@@ -12,9 +12,9 @@ import torch
 from services.validator.config import ValidationConfig
 from services.validator.page import page, picture
 from services.validator.report import ValidationReport, write_report
-from services.validator.validation import Validator, row_of
+from services.validator.validation import Validator, announcement_of, row_of
 from shared.adapters.agents import load_agent
-from shared.adapters.checkpoints import CheckpointStore, Pointer
+from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
 from shared.adapters.files import write_whole
 from shared.adapters.promotions import promote, report_path
 from shared.adapters.validations import ValidationStore
@@ -54,9 +54,11 @@ class Desk:
 class ValidatorService:
     """Follows the published versions.
 
-    Where it stands is what its database says: a version is done when its row is written, after its
-    report, its announcement and its promotion. A crash before that repeats the version, which changes
-    nothing; versions published while the validator was away are still in the stream.
+    Where it stands is what its database says: a version is judged when its row is written, after its
+    report. A crash before that repeats the version. A crash after it, before announcement and promotion
+    were noted as told, repeats those, before any other version is judged: a judgement is made once, and
+    every later one finds its outcome. Versions published while the validator was away are still in the
+    stream.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ValidatorService:
         self._arrived = asyncio.Event()
         self._stop = threading.Event()
         self._num_skipped = 0
+        self._best_is_damaged = False
 
     async def run(self) -> None:
         """Judge versions until asked to stop; what fails meanwhile ends the service, whatever it is at."""
@@ -83,6 +86,9 @@ class ValidatorService:
 
     async def _judge_all(self) -> None:
         """The newest of those that wait, one after the other, until asked to stop."""
+        ground = self._validator.ground
+        for announcement in await asyncio.to_thread(self._desk.records.untold, ground):
+            await self._tell(announcement)
         while not self._lifecycle.stopping.is_set():
             self._report_state(None)
             if not self._waiting:
@@ -116,7 +122,8 @@ class ValidatorService:
     async def _judge(self, version: int) -> bool:
         """Validate, report and promote one version; False when it was given up because of a stop."""
         try:
-            report = await asyncio.to_thread(self._validate, version)
+            best = await self._best()
+            report = await asyncio.to_thread(self._validate, version, best)
         except _StoppedError:
             return False
         except StoreAwayError as away:
@@ -128,30 +135,58 @@ class ValidatorService:
             ground = self._validator.ground
             await asyncio.to_thread(self._desk.records.skip, ground, version, str(failure))
             return True
-        if not await self._lifecycle.until_stopping(self._tell(report)):
+        announcement = announcement_of(report)
+        await asyncio.to_thread(
+            self._desk.records.record, row_of(report), report.days, report.daily_pips, announcement
+        )
+        return await self._tell(announcement)
+
+    async def _tell(self, judged: ValidationReported) -> bool:
+        """Announce a judgement and what follows from it; False when asked to stop before all is told."""
+        if not await self._lifecycle.until_stopping(self._announce(judged)):
             return False
-        await asyncio.to_thread(self._desk.records.record, row_of(report), report.days, report.daily_pips)
+        await asyncio.to_thread(self._desk.records.told, self._validator.ground, judged.version)
         return True
 
-    async def _tell(self, report: ValidationReport) -> bool:
-        """Announce a report, and promote its version if it passed; True when all of it is told."""
-        await self._lifecycle.bus.announce(VALIDATIONS, _announcement(report))
+    async def _announce(self, judged: ValidationReported) -> bool:
+        """Announce a judgement, and promote its version if it passed; may be done again. True when done."""
+        await self._lifecycle.bus.announce(VALIDATIONS, judged)
         log.info(
             "version_validated",
-            version=report.version,
-            trades=report.summary.trades.num_trades,
-            expectancy_pips=report.summary.trades.expectancy_pips,
-            sqn100=report.summary.trades.sqn100,
-            passed_gates=report.passed_gates,
-            seconds=round(report.seconds, 2),
+            version=judged.version,
+            trades=judged.num_trades,
+            expectancy_pips=judged.expectancy_pips,
+            sqn100=judged.sqn,
+            passed_gates=judged.passed_gates,
+            seconds=round(judged.seconds, 2),
         )
-        if "paper" in report.passed_gates:
-            await self._promote(report.version)
+        if "paper" in judged.passed_gates:
+            await self._promote(judged.version)
         return True
 
-    def _validate(self, version: int) -> ValidationReport:
+    async def _best(self) -> int | None:
+        """The version to beat; None where there is none, or where it is not known, which is told once.
+
+        Raises:
+            StoreAwayError: the store does not answer.
+        """
+        try:
+            best = await asyncio.to_thread(self._desk.store.pointer, Pointer.BEST)
+        except CheckpointError as damaged:
+            if not self._best_is_damaged:
+                log.warning("best_damaged", error=str(damaged))
+                await self._lifecycle.until_stopping(self._alert("best_damaged", str(damaged)))
+            self._best_is_damaged = True
+            return None
+        self._best_is_damaged = False
+        return best.version if best else None
+
+    def _validate(self, version: int, best: int | None) -> ValidationReport:
         """Judge a version and write its report, off the event loop.
 
+        Args:
+            version: to be judged.
+            best: the one to beat.
         Raises:
             _StoppedError: the service was asked to stop.
             ServiceError: the time limit was reached.
@@ -175,11 +210,10 @@ class ValidatorService:
             raise CheckpointError(
                 f"version {version} was trained on data set {trained_on[:12]}…, this one is {dataset[:12]}…"
             )
-        best = store.pointer(Pointer.BEST)
         report = self._validator.validate(
             load_agent(store, version, self._desk.precision),
             records=self._desk.records,
-            best=best.version if best else None,
+            best=best,
             progress=look_around,
         )
         write_all(report, report_path(self._desk.reports, version), with_page=self._config.page)
@@ -207,7 +241,10 @@ class ValidatorService:
                 await self._wait_for_store(version, away)
 
     def _point(self, version: int) -> VersionPromoted:
-        self._desk.store.point(Pointer.BEST, version)
+        """Move the pointers; those that stand there already stay."""
+        best = self._desk.store.pointers()[Pointer.BEST]
+        if not isinstance(best, Pointed) or best.version != version:
+            self._desk.store.point(Pointer.BEST, version)
         return promote(
             self._desk.store, self._desk.reports, version, "paper", by="validator", replace_live=False
         )
@@ -247,23 +284,6 @@ def write_all(report: ValidationReport, path: Path, *, with_page: bool) -> None:
         write_whole(path.with_suffix(".png"), png)
         write_whole(path.with_suffix(".html"), page(report, png).encode())
     write_report(report, path)
-
-
-def _announcement(report: ValidationReport) -> ValidationReported:
-    trades = report.summary.trades
-    return ValidationReported(
-        version=report.version,
-        split=report.split,
-        num_sessions=report.num_sessions,
-        num_trades=trades.num_trades,
-        expectancy_pips=trades.expectancy_pips,
-        sqn=trades.sqn100,
-        net_pips=report.net_pips,
-        max_drawdown_pips=report.summary.max_drawdown_pips,
-        passed_gates=report.passed_gates,
-        reasons=report.reasons,
-        seconds=report.seconds,
-    )
 
 
 def _place(entry_id: str) -> tuple[int, int]:

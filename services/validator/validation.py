@@ -21,7 +21,7 @@ from shared.agent.agent import Agent
 from shared.agent.rollout import MarketView
 from shared.environment.environment import EnvironmentConfig, Prices
 from shared.market.session import Split
-from shared.messages.schemas import now
+from shared.messages.schemas import ValidationReported, now
 from shared.metrics.monte_carlo import MonteCarloConfig
 from shared.metrics.sizing import SizingConfig
 from shared.metrics.summary import MetricsConfig
@@ -153,5 +153,23 @@ def row_of(report: ValidationReport) -> ValidationRow:
         deflated_sharpe=daily.deflated_sharpe,
         overfitting=report.overfitting,
         passed_gates=",".join(report.passed_gates),
+        seconds=report.seconds,
+    )
+
+
+def announcement_of(report: ValidationReport) -> ValidationReported:
+    """What of the report is announced."""
+    trades = report.summary.trades
+    return ValidationReported(
+        version=report.version,
+        split=report.split,
+        num_sessions=report.num_sessions,
+        num_trades=trades.num_trades,
+        expectancy_pips=trades.expectancy_pips,
+        sqn=trades.sqn100,
+        net_pips=report.net_pips,
+        max_drawdown_pips=report.summary.max_drawdown_pips,
+        passed_gates=report.passed_gates,
+        reasons=report.reasons,
         seconds=report.seconds,
     )

@@ -72,7 +72,7 @@ class Pointer(StrEnum):
 #: What makes a damaged pointer whole.
 _MENDING = {
     Pointer.LATEST: "the next version sets it again",
-    Pointer.BEST: "delete it, and the next version that passes its gate sets it again",
+    Pointer.BEST: "the next version judged sets it again",
     Pointer.PROMOTED: "promoting a version sets it again",
 }
 

@@ -17,9 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
+import structlog
 
 from shared.adapters.files import sync, write_whole
 from shared.errors import DataError
+
+log = structlog.get_logger()
 
 _arrow: Any = pa  # has no types
 
@@ -79,7 +82,7 @@ class GrowingTable:
         self._last_key = last
         self.num_lost = 0
         self._cut(last)
-        self._join()
+        self._tidy()
 
     def add(self, row: Mapping[str, Value]) -> None:
         """Take in one row, to be written by the next `write`; a number that is not finite becomes null.
@@ -110,26 +113,38 @@ class GrowingTable:
         self._waiting = []
         self._writes += 1
         if self._writes % JOIN_EVERY_WRITES == 0:
-            self._join()
+            self._tidy()
 
     def _cut(self, last: int) -> None:
         """Remove the rows beyond a key, and the parts that a kill in the midst of `_join` or this left."""
-        whole: list[_Part] = []
-        for part in self._parts():
-            if part.first > last or (whole and part.last <= whole[-1].last):
-                part.path.unlink()
-            else:
-                whole.append(part)
+        whole = self._whole(last)
         if whole and whole[-1].last > last:
             rows = _read(whole[-1].path)
             self._save(rows.filter(_arrow.compute.less_equal(rows[self._key], last)))
             whole[-1].path.unlink()
         sync(self._folder)
 
+    def _whole(self, last: int) -> list[_Part]:
+        """Parts that begin up to a key, none within another; the others are removed."""
+        whole: list[_Part] = []
+        for part in self._parts():
+            if part.first > last or (whole and part.last <= whole[-1].last):
+                part.path.unlink()
+            else:
+                whole.append(part)
+        return whole
+
+    def _tidy(self) -> None:
+        """Join small parts; where the disk refuses they stay, and are joined after later writes."""
+        try:
+            self._join()
+        except OSError as refused:
+            log.warning("parts_not_joined", table=self._name, folder=str(self._folder), error=str(refused))
+
     def _join(self) -> None:
         """Put one part in the place of neighbours that are small."""
         together: list[_Part] = []
-        for part in self._parts():
+        for part in self._whole(self._last_key):
             if part.span >= PART_ROWS or sum(small.span for small in together) >= PART_ROWS:
                 self._replace(together)
                 together = []

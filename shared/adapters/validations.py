@@ -1,8 +1,9 @@
 """What the validator has judged: one DuckDB file, written by the validator alone.
 
 `validations` has a row per version, data set and split; `validation_days` the daily profits from which
-later versions are deflated; `skipped` the versions that could not be judged, and why. The file is open
-only while it is read or written, since DuckDB keeps other processes out meanwhile.
+later versions are deflated; `skipped` the versions that could not be judged, and why; `untold` the
+announcements of judgements that may not have been made yet. The file is open only while it is read or
+written, since DuckDB keeps other processes out meanwhile.
 """
 
 import contextlib
@@ -13,25 +14,31 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from pydantic import ValidationError
 
 from shared.adapters.databases import begin_database
 from shared.errors import DataError
+from shared.messages.schemas import ValidationReported
 from shared.numeric import Float64, Int64
 
 _SCHEMA = """
-CREATE TABLE validations (
+CREATE TABLE IF NOT EXISTS validations (
     version BIGINT, dataset VARCHAR, split VARCHAR, created_at VARCHAR, num_sessions BIGINT,
     num_trades BIGINT, net_pips DOUBLE, expectancy_pips DOUBLE, win_rate DOUBLE, profit_factor DOUBLE,
     sqn DOUBLE, sqn100 DOUBLE, sharpe DOUBLE, sortino DOUBLE, max_drawdown_pips DOUBLE,
     max_drawdown DOUBLE, safe_f DOUBLE, car25_percent DOUBLE, deflated_sharpe DOUBLE, overfitting DOUBLE,
     passed_gates VARCHAR, seconds DOUBLE, PRIMARY KEY (dataset, split, version)
 );
-CREATE TABLE validation_days (
+CREATE TABLE IF NOT EXISTS validation_days (
     version BIGINT, dataset VARCHAR, split VARCHAR, day BIGINT, pips DOUBLE,
     PRIMARY KEY (dataset, split, version, day)
 );
-CREATE TABLE skipped (
+CREATE TABLE IF NOT EXISTS skipped (
     version BIGINT, dataset VARCHAR, split VARCHAR, reason VARCHAR, PRIMARY KEY (dataset, split, version)
+);
+CREATE TABLE IF NOT EXISTS untold (
+    version BIGINT, dataset VARCHAR, split VARCHAR, announcement VARCHAR,
+    PRIMARY KEY (dataset, split, version)
 );
 """
 
@@ -78,8 +85,10 @@ class ValidationStore:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def record(self, row: ValidationRow, days: Int64, daily_pips: Float64) -> None:
-        """Write one judgement; an earlier one of the same version on the same ground is replaced."""
+    def record(
+        self, row: ValidationRow, days: Int64, daily_pips: Float64, announcement: ValidationReported
+    ) -> None:
+        """Write one judgement, untold; an earlier one of the same version on the same ground is replaced."""
         key = [row.version, row.dataset, row.split]
         columns = ", ".join("?" for _ in fields(row))
         with self._open(write=True) as connection:
@@ -91,7 +100,40 @@ class ValidationStore:
             connection.register("arrays", {"day": days, "pips": daily_pips})
             connection.execute("INSERT INTO validation_days SELECT ?, ?, ?, day, pips FROM arrays", key)
             connection.execute("DELETE FROM skipped WHERE version = ? AND dataset = ? AND split = ?", key)
+            connection.execute(
+                "INSERT OR REPLACE INTO untold VALUES (?, ?, ?, ?)", [*key, announcement.model_dump_json()]
+            )
             connection.commit()
+
+    def untold(self, ground: Ground) -> list[ValidationReported]:
+        """Announcements of judgements on a ground that `told` was not called for, by version.
+
+        Raises:
+            DataError: one is of another schema.
+        """
+        if not self.path.exists():
+            return []
+        with self._open(write=True) as connection:  # which adds the table to a file that has none
+            found = connection.execute(
+                "SELECT version, announcement FROM untold WHERE dataset = ? AND split = ? ORDER BY version",
+                [ground.dataset, ground.split],
+            ).fetchall()
+        try:
+            return [ValidationReported.model_validate_json(announcement) for _, announcement in found]
+        except ValidationError as other:
+            versions = ", ".join(str(version) for version, _ in found)
+            raise DataError(
+                f"{self.path}: the announcement of version {versions} is of another schema; "
+                "delete it from the table `untold`"
+            ) from other
+
+    def told(self, ground: Ground, version: int) -> None:
+        """Note that a judgement was announced, and all that follows from it is done."""
+        with self._open(write=True) as connection:
+            connection.execute(
+                "DELETE FROM untold WHERE version = ? AND dataset = ? AND split = ?",
+                [version, ground.dataset, ground.split],
+            )
 
     def skip(self, ground: Ground, version: int, reason: str) -> None:
         """Note a version that could not be judged, so that it is not tried for ever."""
@@ -151,6 +193,8 @@ class ValidationStore:
             if write:
                 begin_database(self.path, _SCHEMA)
             with duckdb.connect(str(self.path), read_only=not write) as connection:
+                if write:
+                    connection.execute(_SCHEMA)
                 yield connection
         except (duckdb.Error, OSError) as broken:
             raise DataError(f"{self.path}: {broken}") from broken

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import signal
 import time
 
@@ -51,7 +52,7 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
     desk = Desk(store, system.home / "validations")
     ground = Ground(system.dataset.fingerprint, Split.VALIDATION)
     newest = 0
-    firsts: dict[int, int] = {}  # by the number of results told before a start, the newest version then
+    firsts: dict[int, int] = {}  # by the number of versions judged before a start, the newest version then
 
     async def announce() -> None:
         nonlocal newest
@@ -60,22 +61,19 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
             save_version(store, newest, dataset=system.dataset.fingerprint)
             await publish(system.bus, newest)
 
-    async def more_told(than: int) -> bool:
-        return await system.bus.length(VALIDATIONS) > than
+    async def judged(number: int) -> bool:
+        return await system.detail("validator", "done") >= number
 
     async def start() -> None:
-        """Start it and wait until it judges, or has told a result before a busy machine let us look."""
-        told = await system.bus.length(VALIDATIONS)
-        firsts[told] = newest
+        """Start it and wait until it judges, or has judged before a busy machine let us look."""
+        before = len(desk.records.done(ground))
+        firsts[before] = newest
         system.start("validator", **SHORT)
 
         async def judges() -> bool:
-            return await more_told(told) or await system.detail("validator", "validating") == newest
+            return await judged(before + 1) or await system.detail("validator", "validating") == newest
 
         await system.until("the newest is judged", judges)
-
-    async def judged(number: int) -> bool:
-        return await system.detail("validator", "done") >= number
 
     in_the_middle = 0
     for _ in steps(count):
@@ -87,8 +85,8 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
         await announce()  # while it is away
     begun = time.monotonic()
     await start()
-    first_of_all = functools.partial(more_told, max(firsts))
-    await system.until("the newest is validated", first_of_all)  # the first that is told now is the newest
+    first_of_all = functools.partial(judged, max(firsts) + 1)
+    await system.until("the newest is validated", first_of_all)  # the first that is judged now is the newest
     newest_validated_seconds = time.monotonic() - begun
     for number in steps(1, newest + 1):
         await system.until(f"{number} of {newest} are judged", functools.partial(judged, number))
@@ -96,7 +94,8 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
 
     told = [entry.message.version for entry in await system.bus.recent(VALIDATIONS, count=10_000)][::-1]
     done = desk.records.done(ground)
-    reports = sorted(int(path.stem) for path in desk.reports.glob("*.json"))
+    reports = [json.loads(path.read_text()) for path in desk.reports.glob("*.json")]
+    order = [report["version"] for report in sorted(reports, key=lambda report: report["created_at"])]
     tell(
         "validator killed",
         kills=count,
@@ -109,8 +108,8 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
     )
     assert in_the_middle >= count // 5
     assert done == set(told) == set(range(1, newest + 1))
-    assert reports == sorted(done)
-    assert {number: told[number] for number in firsts} == firsts
+    assert sorted(order) == sorted(done)
+    assert {number: order[number] for number in firsts} == firsts
     assert newest_validated_seconds <= PERIOD_SECONDS
     assert len(told) - len(set(told)) <= count - in_the_middle  # killed after it told, before it noted so
     assert await system.bus.length(ALERTS) == 0

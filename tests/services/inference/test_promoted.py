@@ -79,6 +79,30 @@ async def test_a_damaged_pointer_leaves_the_old_version_serving(tmp_path: Path) 
     promoted.close()
 
 
+async def test_a_damaged_pointer_is_told_once_until_it_changes_or_is_whole_again(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    promoted = PromotedVersion(store, SearchConfig())
+    save_version(store, 1)
+    promote(store, 1)
+    pointer = tmp_path / f"{Pointer.PROMOTED}.json"
+    whole = pointer.read_text()
+
+    async def tells() -> list[bool]:
+        return [await promoted.refresh() is not None for _ in range(3)]
+
+    pointer.write_text("{")
+    assert await tells() == [True, False, False], "also where none is served yet"
+    pointer.write_text(whole.replace('"version":1', '"version":2'))
+    assert await tells() == [True, False, False], "it is damaged in another way"
+    pointer.write_text(whole)
+    assert await tells() == [False, False, False]
+    assert promoted.served is not None
+    pointer.write_text("{")
+    assert await tells() == [True, False, False]
+    assert promoted.served.version == 1
+    promoted.close()
+
+
 async def test_the_same_version_in_another_stage_is_told_so(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     promoted = PromotedVersion(store, SearchConfig())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog.testing
 from pydantic import SecretStr
 
 from services.selfplay import service as service_module
@@ -38,6 +39,7 @@ from shared.model.config import ModelConfig
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer, free_port
 from shared.search.config import SearchConfig, Selection
+from tests.shared.adapters.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory
 from tests.shared.model.networks import opinionated_network
 
@@ -312,6 +314,57 @@ async def test_all_of_a_trajectory_is_what_its_version_plays(
         version = trajectory.checkpoint_version
         assert alike(again(trajectory, version), trajectory)
         assert not alike(again(trajectory, (version + 1) % 6), trajectory)
+
+
+def damage(settings: SelfPlaySettings, *versions: int) -> None:
+    """Make versions what no worker plays with."""
+    for version in versions:
+        path = folder(CheckpointStore(settings.checkpoint_root), version) / WEIGHTS
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Version and episode of each batch that is begun."""
+    batches: list[tuple[int, int]] = []
+    play = SelfPlayWorker.play
+
+    def noted(worker: SelfPlayWorker, agent: Agent, episode: int, stop: Callable[[], bool]) -> object:
+        batches.append((agent.version, episode))
+        return play(worker, agent, episode, stop)
+
+    monkeypatch.setattr(SelfPlayWorker, "play", noted)
+    return batches
+
+
+async def test_a_worker_that_starts_while_the_newest_version_is_damaged_plays_the_newest_whole_one(
+    settings: SelfPlaySettings, bus: Bus, begun: list[tuple[int, int]]
+) -> None:
+    roomy = settings.model_copy(update={"selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000)})
+    for version in range(4):
+        await publish(bus, roomy, version)
+    damage(roomy, 2, 3)
+    with structlog.testing.capture_logs() as logs:
+        async with running(roomy) as worker:
+            await sent(bus, count=2 * LANES)
+            assert set(begun) == {(1, EPISODES_A_VERSION)}
+            await publish(bus, roomy, 4)
+            await until(lambda: worker.heartbeat.detail.get("version") == 4)
+    told = [(entry["event"], entry["version"]) for entry in logs if "version" in entry]
+    assert told == [("version_refused", 3), ("version_refused", 2), ("older_version_plays", 1)]
+
+
+async def test_a_worker_that_starts_while_every_version_is_damaged_waits_for_the_next(
+    settings: SelfPlaySettings, bus: Bus, begun: list[tuple[int, int]]
+) -> None:
+    await publish(bus, settings, 0)
+    damage(settings, 0)
+    with structlog.testing.capture_logs() as logs:
+        async with running(settings):
+            await until(lambda: any(entry["event"] == "version_refused" for entry in logs))
+            await publish(bus, settings, 1)
+            await sent(bus, count=LANES)
+    assert {version for version, _ in begun} == {1}
 
 
 async def test_a_damaged_version_is_refused_and_the_one_before_plays_on(

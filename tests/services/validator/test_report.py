@@ -8,7 +8,7 @@ import pytest
 from services.validator.page import page, picture
 from services.validator.report import ValidationReport, report_document, write_report
 from services.validator.service import write_all
-from services.validator.validation import Validator, row_of
+from services.validator.validation import Validator, announcement_of, row_of
 from shared.adapters.promotions import check_gate
 from shared.adapters.validations import ValidationStore
 from shared.errors import DataError
@@ -32,7 +32,7 @@ def records(tmp_path: Path) -> ValidationStore:
 
 
 def keep(records: ValidationStore, report: ValidationReport) -> None:
-    records.record(row_of(report), report.days, report.daily_pips)
+    records.record(row_of(report), report.days, report.daily_pips, announcement_of(report))
 
 
 def test_a_report_is_json_without_nan_and_opens_the_gate(report: ValidationReport, tmp_path: Path) -> None:

@@ -6,19 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from services.validator.service import Desk, ValidatorService
 from services.validator.validation import Standards, Validator
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import Pointer
+from shared.adapters.checkpoints import Pointed, Pointer
 from shared.adapters.entries import READ_COUNT, Entry
 from shared.adapters.validations import Ground
 from shared.errors import ServiceError
 from shared.market.session import Split
-from shared.messages.schemas import CheckpointPublished, Message
+from shared.messages.schemas import CheckpointPublished, Message, VersionPromoted
 from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS, Stream
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
@@ -224,3 +224,81 @@ async def test_a_live_version_is_not_replaced_by_a_paper_promotion(
     assert promoted is not None
     assert (promoted.version, promoted.stage) == (1, "live")
     assert await bus.length(PROMOTIONS) == 0
+
+
+async def test_a_damaged_best_pointer_is_told_once_and_set_again_by_the_next_version(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Version 2 does worse than 1 does, and 3 worse than 2."""
+    desk = desk_in(tmp_path, 1, 2, 3)
+    await publish(bus, 1)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=1)
+        (tmp_path / "checkpoints" / "best.json").write_text("{")
+        await publish(bus, 4)  # no such version in the store
+        await until_heartbeat(lifecycle, done=2, skipped=1)
+        await publish(bus, 2)
+        await until_heartbeat(lifecycle, done=3, skipped=1)
+        await publish(bus, 3)
+        await until_heartbeat(lifecycle, done=4, skipped=1)
+    incumbents = [json.loads((desk.reports / f"{v}.json").read_text())["incumbent"] for v in (1, 2, 3)]
+    assert incumbents == [None, None, 2]
+    assert desk.store.pointer(Pointer.BEST) == Pointed(2, None, ())
+    alerts = await until_told(bus, ALERTS, 2)
+    assert [alert.name for alert in alerts] == ["best_damaged", "validation_skipped"]
+    assert "best.json: damaged pointer" in alerts[0].detail
+    assert "the next version judged sets it again" in alerts[0].detail
+
+
+@pytest.mark.parametrize("moment", ["judged", "best moved", "promoted", "told"])
+async def test_a_validator_killed_while_it_tells_comes_to_the_same(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The first version passes with 14 trades. It would not as a later one, nor would 6 with it to beat."""
+    desk = desk_in(tmp_path, 5, 6)
+    await publish(bus, 5)
+    with monkeypatch.context() as patch:
+        await killed(redis_server, desk, moment, patch)
+    assert [version for version in (5, 6) if (desk.reports / f"{version}.json").exists()] == [5]
+    await publish(bus, 6)  # while it is away
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=2, skipped=0)
+    results = {
+        (message.version, message.created_at, message.passed_gates)
+        for message in await until_told(bus, VALIDATIONS, await bus.length(VALIDATIONS))
+    }
+    assert sorted((version, gates) for version, _, gates in results) == [(5, ("paper",)), (6, ())]
+    assert desk.store.pointer(Pointer.BEST) == Pointed(5, None, ())
+    assert desk.store.pointer(Pointer.PROMOTED) == Pointed(5, "paper", ())
+    promotions = await until_told(bus, PROMOTIONS, await bus.length(PROMOTIONS))
+    assert {(message.version, message.stage) for message in promotions} == {(5, "paper")}
+    assert done(desk) == {5, 6}
+    told = await bus.length(VALIDATIONS)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=2)
+    assert await bus.length(VALIDATIONS) == told  # nothing is left to tell
+
+
+async def killed(redis: RedisServer, desk: Desk, moment: str, patch: pytest.MonkeyPatch) -> None:
+    """Run a validator that ends at a moment of telling what it judged."""
+    lifecycle = Lifecycle("validator", ServiceSettings(redis_url=redis.url, instance="v"))
+    announce = lifecycle.bus.announce
+    ends_at: dict[str, Stream[Any]] = {"judged": VALIDATIONS, "promoted": PROMOTIONS, "told": PROMOTIONS}
+
+    async def announce_or_end(stream: Stream[M], message: M) -> None:
+        if stream is not ends_at.get(moment):
+            await announce(stream, message)
+            return
+        if moment == "told":
+            await announce(stream, message)
+        raise ServiceError("killed")
+
+    def end(*_: object, **__: object) -> VersionPromoted:
+        raise ServiceError("killed")
+
+    patch.setattr(lifecycle.bus, "announce", announce_or_end)
+    if moment == "best moved":
+        patch.setattr("services.validator.service.promote", end)
+    with pytest.raises(ServiceError, match="killed"):
+        await asyncio.wait_for(service_of(lifecycle, desk, STANDARDS).run(), 120)
+    await lifecycle.bus.close()

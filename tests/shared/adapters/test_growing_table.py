@@ -14,6 +14,7 @@ import duckdb
 import pytest
 
 from shared.adapters import growing_table
+from shared.adapters.files import write_whole
 from shared.adapters.growing_table import COUNT, FIGURE, FLAG, MOMENT, TEXT, GrowingTable
 from shared.errors import DataError
 from tests.conftest import ROOT
@@ -145,9 +146,6 @@ def test_a_disk_that_refuses_delays_rows_up_to_a_number(
 ) -> None:
     monkeypatch.setattr(growing_table, "MAX_WAITING_ROWS", 20)
 
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     growing = table(tmp_path)
     fill(growing, 1, 5)
     monkeypatch.setattr(growing_table, "write_whole", full)
@@ -160,6 +158,76 @@ def test_a_disk_that_refuses_delays_rows_up_to_a_number(
     growing.write()
     fill(growing, 31, 32)
     assert [step for step, _ in rows(tmp_path)] == [*range(1, 26), 31, 32]
+
+
+def full(path: Path, data: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_at_the_start_leaves_small_parts_for_a_later_write_to_join(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(table(tmp_path), 1, 24, every=8)
+    before = files(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(growing_table, "write_whole", full)
+        growing = table(tmp_path, 24)
+        assert files(tmp_path) == before
+        growing.add({"step": 25, "loss": 25 / 4.0})
+        with pytest.raises(OSError, match="No space left"):
+            growing.write()
+    monkeypatch.setattr(growing_table, "JOIN_EVERY_WRITES", 1)
+    growing.write()
+    assert files(tmp_path) == ["steps-000000000001-000000000025.parquet"]
+    assert rows(tmp_path) == expected(25)
+
+
+def test_a_disk_that_refuses_to_join_refuses_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing_table, "JOIN_EVERY_WRITES", 2)
+    growing = table(tmp_path)
+    fill(growing, 1, 8)
+
+    def full_for_joined(path: Path, data: bytes) -> None:
+        if path.name == "steps-000000000001-000000000016.parquet":
+            full(path, data)
+        write_whole(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(growing_table, "write_whole", full_for_joined)
+        fill(growing, 9, 16)
+    assert rows(tmp_path) == expected(16)
+    assert len(files(tmp_path)) == 2
+
+
+def test_a_disk_that_refuses_to_remove_what_was_joined_doubles_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(table(tmp_path), 1, 24, every=8)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("steps-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        growing = table(tmp_path, 24)
+    assert rows(tmp_path, "select distinct step, loss from parts order by step") == expected(24)
+    monkeypatch.setattr(growing_table, "JOIN_EVERY_WRITES", 1)
+    fill(growing, 25, 26)
+    assert files(tmp_path) == ["steps-000000000001-000000000026.parquet"]
+    assert rows(tmp_path) == expected(26)
+
+
+def test_a_full_disk_ends_a_start_that_has_rows_to_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(table(tmp_path), 1, 24)
+    monkeypatch.setattr(growing_table, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        table(tmp_path, 20)
+    assert rows(tmp_path) == expected(24)
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
