@@ -6,12 +6,13 @@ monotonic clock: when Redis is away or a renewal is late, the lease is over here
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from typing import cast
 
 import structlog
 from redis.exceptions import RedisError
 
-from shared.adapters.redis_connection import client_of
+from shared.adapters.redis_connection import cancellable, client_of
 from shared.adapters.redis_scripts import ACQUIRE_LEASE, RELEASE_LEASE
 from shared.errors import ServiceError
 
@@ -66,19 +67,15 @@ class Lease:
         asked = time.monotonic()
         had = self.token
         try:
-            token = int(
-                cast(
-                    "int",
-                    await self._redis.eval(
-                        ACQUIRE_LEASE,
-                        2,
-                        self._key,
-                        self._token_key,
-                        self._holder,
-                        str(int(self._seconds * 1e3)),
-                    ),
-                )
+            asking = self._redis.eval(
+                ACQUIRE_LEASE,
+                2,
+                self._key,
+                self._token_key,
+                self._holder,
+                str(int(self._seconds * 1e3)),
             )
+            token = int(await cancellable(cast("Awaitable[int]", asking)))
         except (RedisError, OSError) as away:
             log.debug("lease_not_renewed", error=str(away))
             return

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.adapters.bus import Bus
 from shared.adapters.lease import Lease
@@ -24,6 +25,29 @@ async def kept(url: str, holder: str, seconds: float = 2.0) -> AsyncIterator[Lea
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
         await lease.release()
+
+
+async def test_a_holder_that_is_cancelled_ends_also_where_the_client_takes_that_for_a_time_out(
+    bus: Bus, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def swallow(*_: object) -> None:
+        asked.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RedisTimeoutError from None
+
+    monkeypatch.setattr(Redis, "eval", swallow)
+    lease = Lease(redis_server.url, "test", "one", seconds=2.0)
+    keeping = asyncio.create_task(lease.keep())
+    await asked.wait()
+    keeping.cancel()
+    done, _ = await asyncio.wait({keeping}, timeout=5)
+    keeping.cancel()  # for where it went on
+    assert done
+    assert keeping.cancelled()
 
 
 async def test_one_holds_and_the_other_waits_until_it_is_let_go(bus: Bus, redis_server: RedisServer) -> None:
