@@ -78,12 +78,9 @@ async def follow_all(bus: Bus, history: History, events: Events) -> None:
 
 
 async def _follow_tail(bus: Bus, stream: Stream[Message], history: History, events: Events) -> None:
-    recent = await bus.recent(stream, count=_TAIL_LENGTH)
-    if len(recent) == _TAIL_LENGTH:
-        events.begin(stream, recent.pop().entry_id)
-    for entry in reversed(recent):
-        _take(stream, entry, history, events)
-    after = recent[0].entry_id if recent else "0-0"
+    after = await bus.id_before_newest(stream, count=_TAIL_LENGTH)
+    if after != "0-0":
+        events.begin(stream, after)
     await _follow(bus, stream, after, history, events)
 
 

@@ -1,6 +1,8 @@
 """Versions: written, pointed at, announced, collected; and taken up again after a restart."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
 import structlog
 
@@ -58,12 +60,14 @@ class Publisher:
         if manifest is None and refused:
             raise CheckpointError(f"{self._store.name}: every version is damaged; the newest: {refused[0]}")
         if manifest is None:
-            self._write()
+            with _counting_refusals():
+                self._write()
             return
         self._require_same_run(manifest)
         version = manifest.version
         weights, moments = self._store.weights(version), self._store.training(version)
-        self._store.point(Pointer.LATEST, version)
+        with _counting_refusals():
+            self._store.point(Pointer.LATEST, version)
         self._training.resume(manifest, weights, moments, self._journal.read)
         self._published, self._tried_at = manifest, manifest.episode
         self._metrics.published(manifest)
@@ -72,10 +76,10 @@ class Publisher:
         """Write a version, to be announced; when disk or store refuses, learning goes on until the next."""
         self._tried_at = self._training.position
         try:
-            await asyncio.to_thread(self._write)
-            await asyncio.to_thread(self._collect_garbage)
+            with _counting_refusals():
+                await asyncio.to_thread(self._write)
+                await asyncio.to_thread(self._collect_garbage)
         except (OSError, StoreAwayError) as refused:
-            DISK_FAILURES.labels("checkpoint").inc()
             log.error("checkpoint_write_failed", error=str(refused))  # noqa: TRY400  the text says it all
 
     async def publish_last(self, *, patience_seconds: float) -> None:
@@ -182,3 +186,13 @@ class Publisher:
                 f"{manifest.dataset[:12]}…, this is {self._training.dataset[:12]}…; "
                 "give that data set, or begin in another home and store"
             )
+
+
+@contextlib.contextmanager
+def _counting_refusals() -> Iterator[None]:
+    """Count what disk or store refuses, and leave it to the caller."""
+    try:
+        yield
+    except (OSError, StoreAwayError):
+        DISK_FAILURES.labels("checkpoint").inc()
+        raise

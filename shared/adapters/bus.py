@@ -34,6 +34,9 @@ HEARTBEATS_UNREADABLE = Counter("mm_heartbeats_unreadable", "Heartbeats met that
 #: So many entries go into one exchange.
 PIPELINE = 8
 
+#: So many are looked at at once where the newest of a stream cannot be read.
+FURTHER_COUNT = 500
+
 M = TypeVar("M", bound=Message)
 
 
@@ -146,17 +149,29 @@ class Bus:
     async def recent(self, stream: Stream[M], *, count: int, before: str = "+") -> list[Entry[M]]:
         """Up to `count` messages, newest first; with `before` an entry id, those older than it.
 
-        Entries that cannot be read are left out: their reader puts them with the dead letters.
+        Entries that cannot be read are passed over: their reader puts them with the dead letters.
         """
-        upper = before if before == "+" else f"({before}"
+        upper, size = before if before == "+" else f"({before}", count
+        entries: list[Entry[M]] = []
+        while True:
+            rows = await self._newest_rows(stream, upper, size)
+            for raw in rows:
+                with contextlib.suppress(MessageError):
+                    entries.append(Entry.of(stream, raw))
+            if len(entries) >= count or len(rows) < size:
+                return entries[:count]
+            upper, size = f"({rows[-1][0].decode()}", max(count, FURTHER_COUNT)
+
+    async def id_before_newest(self, stream: Stream[Message], *, count: int) -> str:
+        """Id of the entry before the newest `count`, or "0-0" where there are no more than that."""
+        rows = await self._newest_rows(stream, "+", count + 1)
+        return rows[-1][0].decode() if len(rows) > count else "0-0"
+
+    async def _newest_rows(self, stream: Stream[Message], upper: str, count: int) -> list[RawEntry]:
         rows = await self._connection.retried(
             f"read {stream.key}", lambda: self._redis.xrevrange(stream.key, max=upper, count=count)
         )
-        entries = []
-        for raw in cast("list[RawEntry]", rows):
-            with contextlib.suppress(MessageError):
-                entries.append(Entry.of(stream, raw))
-        return entries
+        return cast("list[RawEntry]", rows)
 
     async def follow(
         self, stream: Stream[M], after: str = "0-0", *, block_ms: int = BLOCK_MS

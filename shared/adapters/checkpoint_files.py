@@ -146,7 +146,13 @@ class DirectoryFiles:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        sync(self.root)
+        try:
+            sync(self.root)
+        except OSError:
+            with contextlib.suppress(OSError):
+                final.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
     def manifest_line(self, version: int) -> bytes:
         """Contents of a version's `manifest.sha256`."""

@@ -16,6 +16,7 @@ from shared.market.session import SessionConfig, SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer
 from tests.faults.forked import ForkedSystem
+from tests.faults.in_process import InProcessSystem, registry_of_their_own
 from tests.services.trainer.processes import System
 
 
@@ -60,6 +61,21 @@ async def forked_system(
 ) -> AsyncIterator[System]:
     """As `system`, for tests that start a service often and do not tell how long that takes."""
     async with _running(ForkedSystem(tmp_path, bars[1], own_redis, Bus(own_redis.url)), bars[0]) as system:
+        yield system
+
+
+@pytest_asyncio.fixture
+async def tasks_or_processes(
+    tmp_path: Path,
+    bars: tuple[Path, Dataset],
+    own_redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> AsyncIterator[System]:
+    """As `system`, of tasks in the default suite and of forked processes in a soak."""
+    kind = ForkedSystem if request.node.get_closest_marker("soak") else InProcessSystem
+    registry_of_their_own(monkeypatch)
+    async with _running(kind(tmp_path, bars[1], own_redis, Bus(own_redis.url)), bars[0]) as system:
         yield system
 
 

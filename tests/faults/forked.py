@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from services.api.state import EXPECTED_SERVICES
 from tests.conftest import ROOT
 from tests.services.trainer.processes import System
 
-#: What the services that are killed often import, some of it only when they run.
+#: What the services import, some of it only when they run.
 MODULES = (
-    *(f"services.{name}.__main__" for name in ("trainer", "validator")),
+    *(f"services.{name}.__main__" for name in EXPECTED_SERVICES),
+    *(f"services.{name}.service" for name in ("trainer", "selfplay", "validator")),
     "services.trainer.distributed",
-    "services.trainer.service",
+    "services.validator.validation",
     "torch._dynamo",  # when an optimiser is made
 )
 

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import os
+import re
 import resource
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +15,20 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.trainer.journal import Journal
+from services.trainer.publishing import Publisher
 from services.trainer.settings import TrainerSettings
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.checkpoints import CheckpointStore, Pointer
 from shared.adapters.dataset import Dataset
-from shared.adapters.files import write_synced
+from shared.errors import CheckpointError
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
+from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import rounds, steps, tell
+from tests.faults.full_disk import full_disk
 from tests.faults.intake import trainer_that_only_takes_in
-from tests.faults.reading import until, until_drained
+from tests.faults.reading import journalled, until, until_drained
 from tests.services.trainer.test_service import detail
 from tests.services.trainer.test_service import running as running_trainer
 from tests.shared.adapters.checkpoint_versions import equal, folder, manifest, tensors
@@ -125,9 +130,31 @@ def failures(what: str) -> float:
     return REGISTRY.get_sample_value("mm_trainer_disk_failures_total", {"what": what}) or 0.0
 
 
-def of_versions(store: Path | str) -> list[str]:
-    """Folders, also of those that are half written."""
-    return [path.name for path in Path(store).glob("*v0*")]
+EITHER_WAY = pytest.mark.parametrize("once", [False, True], ids=["from-there-on", "once"])
+
+#: What may lie in the trainer's folders: whole files and versions, and the two locks.
+_WHOLE = re.compile(r"v\d{6}|latest\.json|\d{12}\.segment|removed\.ids|lock|\.pointers\.lock")
+
+
+def left_over(folder: Path) -> list[str]:
+    """What lies there half made."""
+    return sorted(path.name for path in folder.glob("*") if not _WHOLE.fullmatch(path.name))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Names and contents."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def calls_for_files(store: CheckpointStore) -> set[str]:
+    """What each file of a version needs room for."""
+    files = [path.name for path in folder(store, store.versions()[-1]).iterdir()]
+    return {f"{what} {name}" for what in ("make", "write", "sync") for name in files}
+
+
+def tell_refused(what: str, refused: Sequence[str], *, once: bool) -> None:
+    kinds = Counter(call.partition(" ")[0] for call in refused)
+    tell(what, all_that_follow=not once, calls_refused=len(refused), **kinds, counted=len(refused), partial=0)
 
 
 async def send_short(bus: Bus, dataset: Dataset, *seeds: int) -> None:
@@ -156,35 +183,198 @@ async def test_a_trainer_counts_what_its_journal_s_disk_refuses_and_goes_on(
     journal.close()
 
 
-async def test_a_trainer_counts_every_write_of_a_version_that_is_refused_and_goes_on(
-    settings: TrainerSettings, bars: tuple[Path, Dataset], own_bus: Bus, monkeypatch: pytest.MonkeyPatch
+@EITHER_WAY
+async def test_a_version_refused_any_one_call_leaves_the_one_before_and_is_counted(
+    settings: TrainerSettings,
+    bars: tuple[Path, Dataset],
+    own_bus: Bus,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    once: bool,
 ) -> None:
-    """The first file of the first try, the second of the second, until each was refused once."""
+    """The first call of the first try, the second of the second, until a version needs no more of them."""
+    tries, write = 0, Publisher.write
+
+    async def told(publisher: Publisher) -> None:
+        nonlocal tries
+        await write(publisher)
+        tries += 1
+
+    async def try_another() -> None:
+        number = tries + 1
+        await send_short(own_bus, bars[1], number)
+        await until(lambda: tries == number)
+
+    monkeypatch.setattr(Publisher, "write", told)
+    settings = settings.model_copy(update={"trainer": replace(settings.trainer, keep_checkpoints=2)})
+    root = Path(settings.checkpoint_root)
+    store, disk = CheckpointStore(root), full_disk(root, monkeypatch)
     refused: list[str] = []
-
-    def each_once(path: Path, data: bytes) -> None:
-        if path.name not in refused:
-            refused.append(path.name)
-            path.symlink_to(FULL)
-        write_synced(path, data)
-
-    before = failures("checkpoint")
-    store = CheckpointStore(settings.checkpoint_root)
+    halves: list[CheckpointError] = []
+    disk.look = lambda: halves.extend(store.newest_valid()[1])
     async with running_trainer(settings) as trainer:
         await until(lambda: detail(trainer, "version") == 0)
-        files = [path.name for path in folder(store, 0).iterdir()]
-        monkeypatch.setattr("shared.adapters.checkpoint_files.write_synced", each_once)
-        for number in range(1, len(files) + 1):
-            await send_short(own_bus, bars[1], number)
-            await until(lambda: failures("checkpoint") == before + number)  # noqa: B023
-            await until(lambda: detail(trainer, "episode") == number)  # noqa: B023
-            newest, damaged = store.newest_valid()
-            assert (newest and newest.version, damaged) == (0, [])
-            assert of_versions(settings.checkpoint_root) == ["v000000"]
+        while True:
+            before, failed = store.versions()[-1], failures("checkpoint")
+            weights = store.weights(before)
+            disk.refuse(len(refused), once=once)
+            await try_another()
+            disk.free()
+            if not disk.refused:
+                break
+            refused.append(disk.refused[0])
+            assert halves == []
+            assert failures("checkpoint") == failed + 1
+            assert left_over(root) == []
+            assert equal(store.weights(before), weights)
+            assert [store.verify(version).version for version in store.versions()] == store.versions()
+            latest = store.pointer(Pointer.LATEST)
+            assert latest is not None
+            assert latest.version in store.versions()
+            await try_another()  # there is room again
+            assert failures("checkpoint") == failed + 1
+            assert store.verify(store.versions()[-1]).episode == tries
+        await until(lambda: detail(trainer, "episode") == tries)
+    tell_refused("version without room", refused, once=once)
+    assert set(refused) > calls_for_files(store)
+    assert sum(call.startswith("rename") for call in refused) == 3  # version, pointer, and what is removed
+
+
+@EITHER_WAY
+async def test_a_start_refused_any_one_call_of_a_version_waits_counts_it_and_goes_on(
+    settings: TrainerSettings,
+    bars: tuple[Path, Dataset],
+    own_bus: Bus,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    once: bool,
+) -> None:
+    """The first start writes version 0, the second its pointer anew; each try is refused the next call."""
+    root = Path(settings.checkpoint_root)
+    store, disk = CheckpointStore(root), full_disk(root, monkeypatch)
+    for start in ("first", "second"):
+        refused: list[str] = []
+        seen: list[tuple[float, list[str]]] = []
+        counted = failures("checkpoint")
+
+        async def look(_lifecycle: Lifecycle, _seconds: float) -> None:
+            """In place of the wait for the next try."""
+            refused.append(disk.refused[0])  # noqa: B023
+            seen.append((failures("checkpoint") - counted, left_over(root)))  # noqa: B023
+            disk.refuse(len(refused), once=once)  # noqa: B023
+
+        monkeypatch.setattr(Lifecycle, "sleep", look)
+        disk.refuse(0, once=once)
+        async with running_trainer(settings) as trainer:
+            await until(lambda: detail(trainer, "version") is not None)
+            disk.free()
+            held = len(store.versions())
+            await send_short(own_bus, bars[1], held)
+            await until(lambda: len(store.versions()) == held + 1)  # noqa: B023
+        tell_refused(f"{start} start without room", refused, once=once)
+        assert seen == [(number, []) for number in range(1, len(refused) + 1)]
+        assert store.newest_valid()[1] == []
+        assert start == "second" or set(refused) > calls_for_files(store)
+    assert [call.partition(" ")[0] for call in refused] == ["make", "write", "sync", "rename", "sync"]
+
+
+JOURNAL = pytest.mark.parametrize(
+    "segment_bytes", [1, 64 << 20], ids=["each-in-a-new-segment", "all-in-one-segment"]
+)
+
+
+@EITHER_WAY
+@JOURNAL
+async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
+    settings: TrainerSettings,
+    bars: tuple[Path, Dataset],
+    own_bus: Bus,
+    monkeypatch: pytest.MonkeyPatch,
+    segment_bytes: int,
+    *,
+    once: bool,
+) -> None:
+    """As a trainer meets it."""
+    root = settings.journal_root
+    monkeypatch.setattr(
+        "services.trainer.service.Journal", lambda folder, **_: Journal(folder, segment_bytes=segment_bytes)
+    )
+    store, disk = CheckpointStore(settings.checkpoint_root), full_disk(root, monkeypatch)
+    refused: list[str] = []
+    seen: list[tuple[bool, bool, float]] = []
+    async with running_trainer(settings) as trainer:
+        await until(lambda: detail(trainer, "version") == 0)
         await send_short(own_bus, bars[1], 0)
         await until(lambda: detail(trainer, "version") == 1)
-    assert sorted(refused) == sorted(files)
-    assert store.verify(1).episode == len(files) + 1
+        sent = 1
+        while True:
+            held, weights, counted = files_of(root), store.weights(store.versions()[-1]), failures("journal")
+
+            async def look(_seconds: float) -> None:
+                """In place of the wait for the next try."""
+                newest, _ = store.newest_valid()
+                loads = newest is not None and equal(store.weights(newest.version), weights)  # noqa: B023
+                as_it_was = files_of(root) == held and left_over(root) == []  # noqa: B023
+                seen.append((loads, as_it_was, failures("journal") - counted))  # noqa: B023
+                disk.free()
+
+            monkeypatch.setattr(trainer, "sleep", look)
+            disk.refuse(len(refused), once=once)
+            await send_short(own_bus, bars[1], sent)
+            sent += 1
+            await until(lambda: detail(trainer, "episode") == sent)  # noqa: B023
+            disk.free()
+            if not disk.refused:
+                break
+            refused += disk.refused[:1]
+        await until_drained(own_bus)
+    journal = Journal(root)
+    assert journal.bytes_cut == 0
+    assert journalled(journal) == list(range(sent))
+    journal.close()
+    tell_refused("segment without room", refused, once=once)
+    assert seen == [(True, True, 1.0)] * len(refused)
+    assert [call.partition(" ")[0] for call in refused] == (
+        ["make", "write", "sync", "sync"] if segment_bytes == 1 else ["write", "sync"]
+    )
+
+
+@EITHER_WAY
+def test_a_journal_refused_any_one_call_of_a_removal_loses_nothing_and_removes_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, once: bool
+) -> None:
+    journal = Journal(tmp_path, segment_bytes=1)
+    made = [random_trajectory(seed) for seed in range(40)]
+    disk = full_disk(tmp_path, monkeypatch)
+    refused: list[str] = []
+    end = 4
+    journal.append(made[:1])
+    for one in made[1:end]:
+        journal.append([one])
+    while True:
+        keep = journal.position - 2
+        disk.refuse(len(refused), once=once)
+        with contextlib.suppress(OSError):
+            journal.remove_before(keep)
+        disk.free()
+        if not disk.refused:
+            break
+        refused += disk.refused[:1]
+        assert left_over(tmp_path) == []
+        assert all(same(journal.read(number), made[number]) for number in range(journal.first, end))
+        assert journal.append(made[:end]) == []  # all are known, those removed too
+        journal.append(made[end : end + 1])
+        end += 1
+        journal.remove_before(keep)  # there is room again
+        assert (journal.first, journal.position) == (keep, end)
+        assert min(tmp_path.glob("*.segment")).name == f"{keep:012d}.segment"
+    journal.close()
+    again = Journal(tmp_path)
+    assert (again.first, again.position, again.bytes_cut) == (end - 2, end, 0)
+    assert again.append(made[:end]) == []
+    again.close()
+    tell_refused("removal without room", refused, once=once)
+    assert [call.partition(" ")[0] for call in refused] == ["make", "write", "sync", "rename", "sync", "sync"]
 
 
 async def test_a_trainer_that_starts_while_the_record_s_disk_refuses_counts_it_and_learns(
