@@ -10,11 +10,14 @@ import torch
 from services.trainer.config import LearnerConfig, ReplayConfig, Shaping
 from services.trainer.learner import Learner
 from services.trainer.losses import Batch, losses, unroll
+from services.trainer.steps import COLUMNS
+from services.trainer.targets import unrolled_steps
 from services.trainer.training import SavedState, TrainingConfig
 from shared.adapters.agents import load_agent
 from shared.adapters.checkpoints import CheckpointStore, Manifest
 from shared.agent.agent import Agent
 from shared.engine.precision import Precision
+from shared.environment.action import Action
 from shared.errors import CheckpointError
 from shared.model.network import initial_network
 from tests.services.trainer.runs import CONFIG, advance, new_training, trajectories
@@ -42,6 +45,7 @@ STRETCHES = replace(
         unroll_steps=1,
         trace_floor=0.1,
         shaping=Shaping.UNREALISED,
+        trade_margin=3.0,
         precision=Precision.BFLOAT16,
         average_decay=0.9,
         average_share=0.6,
@@ -100,6 +104,26 @@ def test_a_resumed_replay_needs_nothing_older_than_the_manifest_says() -> None:
 
 
 AVERAGED = replace(CONFIG, learner=replace(CONFIG.learner, average_decay=0.75))
+
+
+def test_what_is_learned_from_is_made_by_the_learners_settings() -> None:
+    training, trajectory = new_training(STRETCHES), JOURNAL[0]
+    assert (trajectory.actions == Action.CLOSE).any()
+    training.insert(trajectory)
+    wanted = unrolled_steps(
+        trajectory,
+        0,
+        discount=STRETCHES.discount,
+        n=STRETCHES.learner.n_step,
+        unroll_steps=1,
+        trace_floor=0.1,
+        shaping=Shaping.UNREALISED,
+        trade_margin=3.0,
+    )
+    held, _ = training.replay.contents()
+    held = held.take(np.argsort(held.decisions))
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(held, name), getattr(wanted, name), err_msg=name)
 
 
 def test_what_acts_is_the_running_average_of_the_weights() -> None:
