@@ -30,7 +30,7 @@ from shared.adapters.checkpoints import (
     Stood,
     moved,
 )
-from shared.adapters.files import read_beneath, write_synced
+from shared.adapters.files import read_beneath, sync, write_synced
 from shared.errors import CheckpointError, SettingsError, StoreAwayError
 from tests.conftest import ROOT
 from tests.shared.adapters.checkpoint_versions import (
@@ -564,3 +564,22 @@ def test_a_folder_may_be_given_as_a_url(tmp_path: Path) -> None:
 def test_a_url_of_no_store_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match=r"checkpoint store.*expected.* s3://bucket/prefix"):
         CheckpointStore(url)
+
+
+def test_a_version_whose_last_sync_is_refused_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        if folder == tmp_path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(folder)
+
+    store = CheckpointStore(tmp_path)
+    with monkeypatch.context() as disk:
+        disk.setattr("shared.adapters.checkpoint_files.sync", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            store.save(manifest(0), tensors(0), tensors(0))
+    assert store.versions() == []
+    assert list(tmp_path.glob("*writing*")) == []
+    store.save(manifest(0), tensors(0), tensors(0))
+    assert store.versions() == [0]
