@@ -46,6 +46,7 @@ from shared.market.synthetic import LAWS, Market, synthesize_with_state
 from shared.messages.schemas import now
 from shared.model.config import ModelConfig
 from shared.numeric import Int64
+from shared.runtime.allocator import keep_freed_memory
 from shared.search.config import SearchConfig
 
 #: Some five years: 1,400,000 bars to train on, and about 780 sessions of validation and test each. A share
@@ -258,6 +259,7 @@ def learn(
         DataError: the market is too short for a session of each split, or the record cannot be written.
         ServiceError: learning diverged.
     """
+    keep_freed_memory()  # as the trainer does
     arena = _arena(config)
     environment = config.environment
     training = Training(

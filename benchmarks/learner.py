@@ -29,6 +29,7 @@ from shared.features.kernels import NUM_FEATURES
 from shared.features.window import FIRST_WINDOW_BAR
 from shared.market.session import SESSION_BARS
 from shared.numeric import Bool, Float32
+from shared.runtime.allocator import keep_freed_memory
 
 #: The goal in docs/benchmarks.md.
 GOAL_SHARE = 0.6
@@ -92,6 +93,7 @@ def bench_learner(config: TrainingConfig, *, seconds: float = 10.0) -> LearnerSp
         config: of the run; its seed is that of weights and steps.
         seconds: to measure for, at least; as long again for the parts.
     """
+    keep_freed_memory()  # as the trainer does
     training = _filled(config)
     batches: list[int] = []
 

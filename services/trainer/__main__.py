@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from services.trainer.place import Place
 from services.trainer.settings import TrainerSettings
+from shared.runtime.allocator import keep_freed_memory
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
 
@@ -20,6 +21,7 @@ def compose(settings: TrainerSettings) -> Main:
         from services.trainer.follower import FollowerService
         from services.trainer.service import TrainerService
 
+        keep_freed_memory()
         torch.set_num_threads(settings.trainer.threads)
         place = Place.of()
         if place.size == 1:

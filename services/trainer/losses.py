@@ -133,12 +133,12 @@ def losses(predictions: Predictions, batch: Batch, support: Support) -> Losses:
     outcomes = functional.one_hot(batch.outcomes, predictions.outcome_logits.shape[-1])
     return Losses(
         policy=_mean(cross_entropy(predictions.policy_logits, batch.policies), states),
-        value=_mean(cross_entropy(predictions.value_logits, support.encode(batch.returns)), states),
+        value=_mean(two_hot_cross_entropy(predictions.value_logits, batch.returns, support), states),
         afterstate_value=_mean(
-            cross_entropy(predictions.afterstate_value_logits, support.encode(batch.decision_returns)),
+            two_hot_cross_entropy(predictions.afterstate_value_logits, batch.decision_returns, support),
             decisions,
         ),
-        reward=_mean(cross_entropy(predictions.reward_logits, support.encode(batch.rewards)), decisions),
+        reward=_mean(two_hot_cross_entropy(predictions.reward_logits, batch.rewards, support), decisions),
         outcome=_mean(cross_entropy(predictions.outcome_logits, outcomes), decisions),
     )
 
@@ -146,6 +146,21 @@ def losses(predictions: Predictions, batch: Batch, support: Support) -> Losses:
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """`-Σ target log softmax(logits)` over the last axis: `[..., N]`, `[..., N]` -> `[...]`."""
     return -(target * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+
+def two_hot_cross_entropy(logits: Tensor, values: Tensor, support: Support) -> Tensor:
+    """`cross_entropy` with the two-hot targets of some scalars, of which it looks at what is not zero.
+
+    Args:
+        logits: `[..., bins]`.
+        values: `[...]` pips.
+        support: the bins.
+    Returns:
+        `[...]` nats.
+    """
+    bins, shares = support.two_hot(values)
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    return -(shares * log_probabilities.gather(-1, bins)).sum(dim=-1)
 
 
 def _mean(terms: Tensor, weights: Tensor) -> Tensor:

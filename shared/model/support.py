@@ -27,12 +27,22 @@ class Support(nn.Module):
         Returns:
             `[..., bins]`, float32, sums to 1.
         """
+        bins, shares = self.two_hot(values)
+        return torch.zeros(*values.shape, self.bins, device=values.device).scatter(-1, bins, shares)
+
+    def two_hot(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What `encode` holds that is not zero, hundreds of times as short.
+
+        Args:
+            values: `[...]` pips.
+        Returns:
+            `[..., 2]` int64, two neighbouring bins; `[..., 2]` float32, the share of each.
+        """
         place = (values.clamp(-self.bound_pips, self.bound_pips) + self.bound_pips) / self.step_pips
         lower = place.floor().clamp(0, self.bins - 2)
-        share = (place - lower).unsqueeze(-1).to(torch.float32)
-        index = lower.to(torch.int64).unsqueeze(-1)
-        target = torch.zeros(*values.shape, self.bins, device=values.device)
-        return target.scatter(-1, index, 1.0 - share).scatter(-1, index + 1, share)
+        share = (place - lower).to(torch.float32)
+        index = lower.to(torch.int64)
+        return torch.stack((index, index + 1), dim=-1), torch.stack((1.0 - share, share), dim=-1)
 
     def decode(self, logits: Tensor) -> Tensor:
         """Mean of the distribution that the logits stand for: `[..., bins]` -> `[...]` pips.

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from services.trainer.config import LearnerConfig
-from services.trainer.losses import Batch, Losses, Predictions, cross_entropy, losses, unroll
+from services.trainer.losses import (
+    Batch,
+    Losses,
+    Predictions,
+    cross_entropy,
+    losses,
+    two_hot_cross_entropy,
+    unroll,
+)
 from services.trainer.steps import Steps
 from services.trainer.targets import unrolled_steps
 from services.trainer.views import Views
 from shared.model.config import ModelConfig
 from shared.model.network import Network, initial_network
+from shared.model.support import Support
 from tests.shared.messages.trajectories import random_trajectory
 
 K = 3
@@ -164,6 +173,23 @@ def test_cross_entropy_is_the_usual_one() -> None:
     target = torch.softmax(torch.randn(7, 5, generator=torch.Generator().manual_seed(1)), dim=-1)
     wanted = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     torch.testing.assert_close(cross_entropy(logits, target), wanted)
+
+
+@pytest.mark.parametrize("bins", [2, 3, 31])
+def test_two_hot_cross_entropy_and_its_gradient_are_those_of_the_whole_target(bins: int) -> None:
+    support = Support(bins, 60.0)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 3, bins, generator=generator, requires_grad=True)
+    values = 50.0 * torch.randn(40, 3, generator=generator)  # some beyond the bounds
+    values[0] = torch.tensor([-60.0, 0.0, 60.0])
+    wanted = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), support.encode(values).flatten(0, 1), reduction="none"
+    ).view(40, 3)
+    found = two_hot_cross_entropy(logits, values, support)
+    torch.testing.assert_close(found, wanted)
+    (gradient,) = torch.autograd.grad(found.square().sum(), [logits])
+    (wanted_gradient,) = torch.autograd.grad(wanted.square().sum(), [logits])
+    torch.testing.assert_close(gradient, wanted_gradient)
 
 
 def awake_network() -> Network:
