@@ -18,6 +18,9 @@ from shared.runtime.redis_server import free_port
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 240.0
 
+#: One service of each kind whose death must cost nothing.
+KILLED = ("trainer", "selfplay-1", "trader", "validator")
+
 
 class System:
     """One home folder, and the `up` that runs in it."""
@@ -78,10 +81,10 @@ class System:
             time.sleep(0.2)
         raise AssertionError(f"never came: {what}\nlast status: {json.dumps(status)}\n{self.logs()}")
 
-    def stop(self, signum: int = signal.SIGINT) -> tuple[dict[str, object], str]:
+    def stop(self) -> tuple[dict[str, object], str]:
         """Stop `up` as Ctrl-C does; its summary, and what it said on stderr."""
         assert self.process is not None
-        self.process.send_signal(signum)
+        self.process.send_signal(signal.SIGINT)
         output, errors = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, f"{errors}\n{self.logs()}"
         return json.loads(output), errors
@@ -127,7 +130,7 @@ def _run(system: System) -> Run:
     return run
 
 
-def test_from_bar_to_order_and_on_from_there(system: System) -> None:
+def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System) -> None:
     system.start()
     first = system.wait_until("a version promoted and decisions made", _learns_and_trades)
     versions = first["pointers"]["newest"]  # type: ignore[index]
@@ -147,36 +150,31 @@ def test_from_bar_to_order_and_on_from_there(system: System) -> None:
     assert episodes > 0
 
     system.start()
-    again = system.wait_until(
-        "the second run", lambda s: _learns_and_trades(s) and _stream(s, "mm:decisions") > 0
-    )
+    again = system.wait_until("the second run", _learns_and_trades)
     assert again["pointers"]["newest"] >= summary["pointers"]["newest"]  # type: ignore[index]
     assert again["training"]["episode"] >= episodes  # type: ignore[index]
     assert _stream(again, "mm:decisions") >= _stream(summary, "mm:decisions")
+
+    before = _run(system).pids
+    for name in KILLED:
+        os.kill(before[name], signal.SIGKILL)
+
+    def all_back(_: dict[str, object]) -> bool:
+        pids = _run(system).pids
+        return all(pids.get(name) not in (None, before[name]) for name in KILLED)
+
+    then = system.wait_until("the killed ones running again", all_back)
+    grown = {stream: _stream(then, stream) + 1 for stream in ("mm:checkpoints", "mm:decisions")}
+    after = system.wait_until(
+        "another version and decision", lambda s: all(_stream(s, stream) >= grown[stream] for stream in grown)
+    )
+    assert after["dead_letters"] == 0
     stopped = system.command("down")
     assert stopped.returncode == 0, stopped.stderr
     assert system.process is not None
-    system.process.communicate(timeout=30)
-
-
-def test_killed_services_come_back_and_nothing_is_counted_twice(system: System) -> None:
-    system.start()
-    system.wait_until("a version promoted and decisions made", _learns_and_trades)
-    before = _run(system).pids
-    for name in ("trainer", "selfplay-1", "trader", "validator"):
-        os.kill(before[name], signal.SIGKILL)
-
-    def all_back(status: dict[str, object]) -> bool:
-        pids = _run(system).pids
-        return all(pids.get(name) not in (None, before[name]) for name in ("trainer", "selfplay-1", "trader"))
-
-    then = system.wait_until("the killed ones running again", all_back)
-    grown = _stream(then, "mm:checkpoints") + 1
-    after = system.wait_until("another version", lambda s: _stream(s, "mm:checkpoints") >= grown)
-    assert after["dead_letters"] == 0
-    summary, errors = system.stop(signal.SIGTERM)
+    output, errors = system.process.communicate(timeout=30)
     assert "had to kill" not in errors
-    assert summary["dead_letters"] == 0
+    assert json.loads(output)["dead_letters"] == 0
 
 
 @pytest.mark.parametrize(
