@@ -6,6 +6,7 @@ allocates and frees the same hundred megabytes over and over.
 """
 
 import ctypes
+import platform
 
 #: Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -17,15 +18,9 @@ LARGE_BLOCK = 64 * 2**20
 KEPT = 512 * 2**20
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, up to `KEPT` bytes, for what it allocates next.
-
-    Returns:
-        False where the C library is not glibc and nothing was changed.
-    """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    library.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
-    library.mallopt(_M_TRIM_THRESHOLD, KEPT)
-    return True
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, up to `KEPT` bytes, for its next allocations; glibc only."""
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT)
