@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -26,10 +26,8 @@ def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer_group, "BLOCK_MS", 20)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def last_broken_connections() -> Iterator[None]:
-    """Those of the last test, which its event loop held on to, are forgotten before pytest looks."""
-    yield
+def pytest_sessionfinish() -> None:
+    """Connections that the last test broke are forgotten before pytest looks; till now some were held."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
