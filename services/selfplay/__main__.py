@@ -10,10 +10,9 @@ from shared.runtime.lifecycle import Lifecycle, Main
 
 def compose(settings: SelfPlaySettings) -> Main:
     """The worker's coroutine, wired to its settings."""
+    from services.selfplay.service import SelfPlayService
 
     async def run(lifecycle: Lifecycle) -> None:
-        from services.selfplay.service import SelfPlayService
-
         await SelfPlayService(settings, lifecycle).run()
 
     return run

@@ -13,14 +13,13 @@ from shared.runtime.lifecycle import Lifecycle, Main
 
 def compose(settings: TrainerSettings) -> Main:
     """The trainer's coroutine, wired to its settings."""
+    import torch
+
+    from services.trainer.distributed import Ranks
+    from services.trainer.follower import FollowerService
+    from services.trainer.service import TrainerService
 
     async def run(lifecycle: Lifecycle) -> None:
-        import torch
-
-        from services.trainer.distributed import Ranks
-        from services.trainer.follower import FollowerService
-        from services.trainer.service import TrainerService
-
         keep_freed_memory()
         torch.set_num_threads(settings.trainer.threads)
         place = Place.of()

@@ -90,16 +90,16 @@ class Journal:
         self._unclean: tuple[Path, int | None] | None = None  # what an append that failed may have left
         self._writing = threading.Lock()  # one append or removal at a time
         self._index = threading.Lock()  # of first, _places and _known; nobody who holds it waits for the disk
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder / _LOCK)
         try:
-            self._open()
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder / _LOCK)
+            try:
+                self._open()
+            except (OSError, JournalError):
+                self.close()
+                raise
         except OSError as refused:
-            self.close()
             raise JournalError(f"{folder}: the disk refuses to open the journal: {refused}") from refused
-        except JournalError:
-            self.close()
-            raise
 
     @property
     def position(self) -> int:

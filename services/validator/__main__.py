@@ -11,14 +11,13 @@ from shared.runtime.lifecycle import Lifecycle, Main
 
 def compose(settings: ValidatorSettings) -> Main:
     """The validator's coroutine, wired to its settings."""
+    from services.validator.service import Desk, ValidatorService
+    from services.validator.validation import Standards, Validator
+    from shared.adapters.checkpoints import CheckpointStore
+    from shared.adapters.dataset import read_dataset
+    from shared.market.session import Split
 
     async def run(lifecycle: Lifecycle) -> None:
-        from services.validator.service import Desk, ValidatorService
-        from services.validator.validation import Standards, Validator
-        from shared.adapters.checkpoints import CheckpointStore
-        from shared.adapters.dataset import read_dataset
-        from shared.market.session import Split
-
         standards = Standards(
             environment=settings.environment,
             search=settings.search,

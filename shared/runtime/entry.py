@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import SecretStr
 
 from shared.errors import MuZeroError
-from shared.runtime.lifecycle import Main, run_service
+from shared.runtime.lifecycle import EXIT_INTERRUPTED, Main, run_service
 from shared.runtime.settings import DELIMITER, PREFIX, ServiceSettings, load
 
 _S = TypeVar("_S", bound=ServiceSettings)
@@ -27,10 +27,13 @@ def service_main(
     Args:
         service: name in heartbeats, logs and metrics.
         settings_class: what it can be told.
-        compose: wires settings to a coroutine; raises MuZeroError on what the user must mend.
+        compose: wires settings to a coroutine; raises MuZeroError on what the user must mend. What takes
+            seconds to import it imports itself: `--help` does without, and a signal ends the process at
+            once, when there is nothing yet to be kept.
         arguments: the command line without the program's name; None reads `sys.argv`.
     Returns:
-        Exit status: 0 in good order, 1 on a failure, 2 when the user's input is at fault.
+        Exit status: 0 in good order, 1 on a failure, 2 when the user's input is at fault, 130 when Ctrl-C
+        came before the service had begun.
     """
     parser = argparse.ArgumentParser(
         prog=f"micro-muzero {service}",
@@ -48,6 +51,8 @@ def service_main(
     except MuZeroError as failure:
         print(f"error: {failure}", file=sys.stderr)  # noqa: T201  a command's one line
         return 2 if failure.user_fault else 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return run_service(service, settings, main)
 
 

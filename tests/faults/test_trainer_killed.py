@@ -1,11 +1,13 @@
-"""The trainer as a real process, killed with its trajectories in the journal and not yet acknowledged."""
+"""The trainer as a real process, killed: between its journal and an acknowledgement, and at any time."""
 
 import asyncio
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
+from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import write_dataset
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import encode_trajectory
@@ -16,7 +18,7 @@ from tests.faults.counts import rounds, steps, tell
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until, until_drained
-from tests.services.trainer.processes import SESSION_BARS, Process
+from tests.services.trainer.processes import SESSION_BARS, Process, System, drained, sendable
 from tests.shared.messages.trajectories import random_trajectory
 
 pytestmark = BREAKS_CONNECTIONS
@@ -89,6 +91,42 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
     )
     assert kills == count
     assert sorted(held) == list(range(EACH * count))
+
+
+async def test_a_trainer_killed_at_any_time_loses_nothing_and_counts_nothing_twice(
+    forked_system: System,
+) -> None:
+    system, sent = forked_system, 0
+    for last in (False, False, True):
+        system.start("trainer")
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 17))
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent + 10, sent + 17))  # a lost reply
+        sent += 17
+        if not last:
+            await system.learned_from(sent - 8)
+            system.stop("trainer", signal.SIGKILL)
+    # Exactly the updates that so many trajectories are worth, however often it was killed.
+    owed = (sent * SESSION_BARS) // 16
+
+    async def all_made() -> bool:
+        return await system.detail("trainer", "update") >= owed and await drained(system)
+
+    await system.until(f"{sent} episodes are learned from", all_made)
+    assert system.stop("trainer") == 0
+
+    wanted = {str(random_trajectory(seed, SESSION_BARS).trajectory_id) for seed in range(sent)}
+    ids = system.journalled_ids()
+    assert len(ids) == len(wanted)
+    assert set(ids) == wanted
+    manifest, _ = CheckpointStore(system.home / "checkpoints").newest_valid()
+    assert manifest is not None
+    assert manifest.episode == manifest.journal_position == sent
+    assert manifest.update == owed
+    # The record has each of them once, and every version.
+    assert system.recorded("episodes", "episode") == list(range(1, sent + 1))
+    assert system.recorded("updates", "attempt") == list(range(1, manifest.update + 1))
+    versions = CheckpointStore(system.home / "checkpoints").versions()
+    assert system.recorded("versions", "version") == versions
 
 
 def _ended(process: Process) -> Callable[[], bool]:

@@ -137,6 +137,14 @@ def test_a_disk_that_does_not_sync_what_is_there_is_an_error_at_the_start(folder
     Journal(folder).close()  # it is not locked
 
 
+def test_a_folder_that_cannot_be_made_is_an_error_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(
+        JournalError, match=r"home/journal: the disk refuses to open the journal: .*Not a dir"
+    ):
+        Journal(tmp_path / "home" / "journal")
+
+
 @pytest.mark.parametrize("refused", ["file", "folder"])
 def test_a_segment_whose_first_append_fails_is_gone_and_the_next_try_is_on_the_disk(
     folder: Path, disk: Disk, refused: str

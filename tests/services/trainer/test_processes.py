@@ -12,8 +12,7 @@ import pytest
 from services.trainer.journal import Journal
 from shared.adapters.checkpoints import CheckpointStore
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAJECTORIES
-from tests.services.trainer.processes import SESSION_BARS, System, drained, sendable
-from tests.shared.messages.trajectories import random_trajectory
+from tests.services.trainer.processes import System, drained, sendable
 
 
 async def test_worker_and_trainer_learn_and_stop_in_good_order(system: System) -> None:
@@ -49,36 +48,6 @@ async def test_worker_and_trainer_learn_and_stop_in_good_order(system: System) -
     journal.close()
     assert max(versions) >= 1  # later games were played by a trained version
     assert await system.bus.length(DEAD) == 0
-
-
-async def test_a_killed_trainer_loses_nothing_and_counts_nothing_twice(system: System) -> None:
-    sent = 0
-    for last in (False, False, True):
-        system.start("trainer")
-        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 17))
-        await system.bus.append_all(TRAJECTORIES, sendable(system, sent + 10, sent + 17))  # a lost reply
-        sent += 17
-        if not last:
-            await system.learned_from(sent - 8)
-            system.stop("trainer", signal.SIGKILL)
-    await system.learned_from(sent)
-    await system.until("the stream is learned from", lambda: drained(system))
-    assert system.stop("trainer") == 0
-
-    wanted = {str(random_trajectory(seed, SESSION_BARS).trajectory_id) for seed in range(sent)}
-    ids = system.journalled_ids()
-    assert len(ids) == len(wanted)
-    assert set(ids) == wanted
-    manifest, _ = CheckpointStore(system.home / "checkpoints").newest_valid()
-    assert manifest is not None
-    assert manifest.episode == manifest.journal_position == sent
-    # Exactly the updates that so many trajectories are worth, however often it was killed.
-    assert manifest.update == (sent * SESSION_BARS) // 16
-    # The record has each of them once, and every version.
-    assert system.recorded("episodes", "episode") == list(range(1, sent + 1))
-    assert system.recorded("updates", "attempt") == list(range(1, manifest.update + 1))
-    versions = CheckpointStore(system.home / "checkpoints").versions()
-    assert system.recorded("versions", "version") == versions
 
 
 @pytest.mark.parametrize(

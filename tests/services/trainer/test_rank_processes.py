@@ -20,41 +20,76 @@ from tests.services.trainer.processes import PATIENCE_SECONDS, SESSION_BARS, Sys
 from tests.shared.messages.trajectories import random_trajectory
 
 
-async def test_two_ranks_read_and_learn_together_and_one_told_to_stop_stops_both(system: System) -> None:
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    system.start("trainer", torchrun, GLOO_SOCKET_IFNAME="lo", MM_TRAINER__DEVICE="cpu")
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.soak)])
+async def test_ranks_read_and_learn_together_refuse_what_is_too_old_and_stop_when_one_is_told_to(
+    system: System, ranks: int
+) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m")
+    port = free_port()
+    early, last, young = 10, 60, 1_000_000  # a version that no limit refuses
+    rng = np.random.default_rng(0)
+    await system.bus.append_all(TRAJECTORIES, sendable(system, 0, early, version=0))
+    system.start(
+        "trainer",
+        torchrun,
+        MM_TRAINER__MAX_VERSION_LAG="0",
+        MM_TRAINER__DEVICE="cpu",
+        MM_METRICS_PORT=str(port),
+        GLOO_SOCKET_IFNAME="lo",
+    )
+    readers = {"trainer", *(f"trainer-{rank}" for rank in range(1, ranks))}
 
-    async def both_read() -> bool:
-        return await _consumers(system) == {"trainer", "trainer-1"}
+    async def all_read_and_a_version_is_out() -> bool:
+        return await system.detail("trainer", "version") >= 1 and await _consumers(system) == readers
 
-    await system.until("both ranks read from the stream", both_read)
-    sent = 0
-    while sent < 40:  # a few at a time, so that either rank comes to read some
-        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 4))
-        await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 2))  # a lost reply
-        sent += 4
-        await system.until("the stream is in the journal", lambda: drained(system))
-    owed = (sent * SESSION_BARS) // 16  # as many as one rank makes
+    await system.until("all ranks read, and version 1 is published", all_read_and_a_version_is_out)
+    for seed in range(early, last):
+        version = 0 if seed % 2 else young
+        await system.bus.append_all(TRAJECTORIES, sendable(system, seed, seed + 1, version=version))
+        if seed % 10 == 0:  # a lost reply, of what was young when it first came
+            await system.bus.append_all(TRAJECTORIES, sendable(system, 3, 4, version=0))
+        if seed % 4 == 0:
+            foreign = encode_trajectory(random_trajectory(1_000 + seed, SESSION_BARS, start_bar=500))
+            await system.bus.append_all(TRAJECTORIES, [foreign])
+        # Any time between two looks of the leader: ranks read also while it takes what another handed on.
+        await asyncio.sleep(rng.uniform(0.0, REPORT_SECONDS))
+    await system.until("all is taken", lambda: drained(system))
+    foreign_seeds, stale_seeds = range(early + 2, last, 4), range(early + 1, last, 2)
+    young_seeds = [*range(early), *range(early, last, 2)]
+    owed = (len(young_seeds) * SESSION_BARS) // 16  # as many as one rank makes
+
+    async def all_refused_are_counted() -> bool:
+        return await _refused(port) == {"unusable": len(foreign_seeds), "stale": len(stale_seeds)}
 
     async def all_made() -> bool:
         return await system.detail("trainer", "update") >= owed
 
+    await system.until("the leader counted what any rank refused", all_refused_are_counted)
     await system.until(f"{owed} updates are made", all_made)
     follower = await system.beat("trainer-rank")
     assert follower is not None
-    assert follower.instance == "trainer-1-rank-1"
+    assert re.fullmatch(r"trainer-1-rank-[12]", follower.instance)
     assert int(follower.detail["updates_here"] or 0) > 0
     os.kill(follower.pid, signal.SIGTERM)
     assert system.processes.pop("trainer").wait(PATIENCE_SECONDS) == 0
-    assert system.log("trainer").count('"service_stopped"') == 2
+    assert system.log("trainer").count('"service_stopped"') == ranks
+    assert await system.bus.heartbeats() == []
 
-    ids = system.journalled_ids()
-    assert len(ids) == len(set(ids)) == sent
+    assert sorted(system.journalled_ids()) == sorted(_id(seed) for seed in young_seeds)
     manifest, _ = CheckpointStore(system.home / "checkpoints").newest_valid()
     assert manifest is not None
-    assert manifest.episode == manifest.journal_position == sent
+    assert manifest.episode == manifest.journal_position == len(young_seeds)
     assert manifest.update == owed
-    assert await system.bus.heartbeats() == []
+    letters = [letter.reason for letter in await system.bus.dead.letters(count=1_000)]
+    reasons = [reason for reason in letters if "data set" not in reason]
+    assert len(letters) - len(reasons) == len(foreign_seeds)
+    assert sorted(reason.split(":")[0] for reason in reasons) == sorted(
+        f"trajectory {_id(seed)}" for seed in stale_seeds
+    )
+    assert all("played by version 0, " in reason for reason in reasons)
+    assert all(reason.endswith("; trainer.max_version_lag allows 0") for reason in reasons)
+    told = [json.loads(line) for line in system.log("trainer").splitlines() if '"dead_lettered"' in line]
+    assert {line["instance"] for line in told} - {"trainer-1"}  # not the leader's alone
 
 
 @pytest.mark.soak
@@ -93,61 +128,6 @@ async def test_torchrun_told_to_stop_has_its_ranks_stop_in_order_and_what_was_le
     assert await drained(system)
     ids = system.journalled_ids()
     assert len(ids) == len(set(ids)) == sent
-
-
-async def test_of_three_ranks_each_hands_on_all_it_read_and_refuses_what_is_too_old(system: System) -> None:
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m")
-    intake_alone = {
-        "MM_TRAINER__MIN_REPLAY_STEPS": "1000000",
-        "MM_TRAINER__MAX_VERSION_LAG": "0",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "MM_TRAINER__DEVICE": "cpu",
-    }
-    port = free_port()
-    early, last, young = 10, 60, 1_000_000  # a version that no limit refuses
-    rng = np.random.default_rng(0)
-    await system.bus.append_all(TRAJECTORIES, sendable(system, 0, early, version=0))
-    system.start("trainer", torchrun, **intake_alone, MM_METRICS_PORT=str(port))
-
-    async def all_read_and_a_version_is_out() -> bool:
-        version = await system.detail("trainer", "version")
-        return version >= 1 and await _consumers(system) == {"trainer", "trainer-1", "trainer-2"}
-
-    await system.until("all ranks read, and version 1 is published", all_read_and_a_version_is_out)
-    for seed in range(early, last):
-        version = 0 if seed % 2 else young
-        await system.bus.append_all(TRAJECTORIES, sendable(system, seed, seed + 1, version=version))
-        if seed % 10 == 0:  # a lost reply, of what was young when it first came
-            await system.bus.append_all(TRAJECTORIES, sendable(system, 3, 4, version=0))
-        if seed % 4 == 0:
-            foreign = encode_trajectory(random_trajectory(1_000 + seed, SESSION_BARS, start_bar=500))
-            await system.bus.append_all(TRAJECTORIES, [foreign])
-        # Any time between two looks of the leader: ranks read also while it takes what another handed on.
-        await asyncio.sleep(rng.uniform(0.0, REPORT_SECONDS))
-    await system.until("all is taken", lambda: drained(system))
-    foreign_seeds, stale_seeds = range(early + 2, last, 4), range(early + 1, last, 2)
-
-    async def all_refused_are_counted() -> bool:
-        return await _refused(port) == {"unusable": len(foreign_seeds), "stale": len(stale_seeds)}
-
-    await system.until("the leader counted what any rank refused", all_refused_are_counted)
-    follower = await system.beat("trainer-rank")
-    assert follower is not None
-    os.kill(follower.pid, signal.SIGTERM)
-    assert system.processes.pop("trainer").wait(PATIENCE_SECONDS) == 0
-
-    young_ids = [_id(seed) for seed in (*range(early), *range(early, last, 2))]
-    assert sorted(system.journalled_ids()) == sorted(young_ids)
-    letters = [letter.reason for letter in await system.bus.dead.letters(count=1_000)]
-    reasons = [reason for reason in letters if "data set" not in reason]
-    assert len(letters) - len(reasons) == len(foreign_seeds)
-    assert sorted(reason.split(":")[0] for reason in reasons) == sorted(
-        f"trajectory {_id(seed)}" for seed in stale_seeds
-    )
-    assert all("played by version 0, " in reason for reason in reasons)
-    assert all(reason.endswith("; trainer.max_version_lag allows 0") for reason in reasons)
-    told = [json.loads(line) for line in system.log("trainer").splitlines() if '"dead_lettered"' in line]
-    assert {line["instance"] for line in told} - {"trainer-1"}  # not the leader's alone
 
 
 def _id(seed: int) -> str:

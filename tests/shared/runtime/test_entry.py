@@ -1,0 +1,40 @@
+"""The way into a service: what a signal does before the service has begun."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+IMPORTING = """
+import sys, time
+from shared.runtime.entry import service_main
+from shared.runtime.settings import ServiceSettings
+
+def compose(settings):
+    print("importing", flush=True)
+    time.sleep(600)
+
+sys.exit(service_main("probe", ServiceSettings, compose, []))
+"""
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_service_that_still_imports_ends_at_once_and_without_a_traceback(
+    signum: signal.Signals, status: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status
+    assert errors == ""
