@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def service_main(
     )
     parser.add_argument("--profile", type=Path, help="TOML file with a table per group of settings")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
     try:
         overrides = {"profile": given.profile} if given.profile else {}
         settings = load(settings_class, **overrides)

@@ -9,9 +9,11 @@ import pytest
 from tests.conftest import ROOT
 
 IMPORTING = """
-import sys, time
+import signal, sys, time
 from shared.runtime.entry import service_main
 from shared.runtime.settings import ServiceSettings
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts background jobs
 
 def compose(settings):
     print("importing", flush=True)
@@ -35,6 +37,6 @@ def test_a_service_that_still_imports_ends_at_once_and_without_a_traceback(
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signum)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == status
     assert errors == ""
