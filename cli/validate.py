@@ -12,7 +12,7 @@ from shared.adapters.checkpoints import Pointer
 from shared.market.session import Split
 from shared.runtime.settings import load
 
-if TYPE_CHECKING:  # these bring torch along: they are imported when a version is to be judged
+if TYPE_CHECKING:  # they take a second to import: done when a version is to be judged
     from services.validator.evaluate import Progress
     from services.validator.report import ValidationReport
 
@@ -72,8 +72,6 @@ def _judge(
 ) -> None:
     from dataclasses import replace
 
-    import torch
-
     from services.validator.report import report_document
     from services.validator.service import write_all
     from services.validator.settings import ValidatorSettings
@@ -82,7 +80,6 @@ def _judge(
     from shared.adapters.dataset import read_dataset
     from shared.adapters.promotions import report_path
 
-    torch.set_num_threads(1)
     settings = load(ValidatorSettings)
     versions = checkpoint_store(store)
     version = chosen_version(versions, checkpoint)

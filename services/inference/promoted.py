@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import structlog
-import torch
 
 from shared.adapters.agents import load_agent
 from shared.adapters.bus import Bus
@@ -60,8 +59,8 @@ class PromotedVersion:
         self._store_is_away = False
         # Torch and numba work in this one thread: decisions are made one after the other, and a version
         # is loaded and warmed in another, so that no request waits for it.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="decide", initializer=_one_torch_thread)
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_one_torch_thread)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="decide")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     @property
     def served(self) -> Served | None:
@@ -168,10 +167,6 @@ class PromotedVersion:
         serving = f"version {self._served.version} goes on" if self._served else "none is served"
         log.error("store_away", error=str(away), serving=self._served and self._served.version)
         return AlertRaised(source="inference", name="store_away", detail=f"{away}; {serving}"[:2048])
-
-
-def _one_torch_thread() -> None:
-    torch.set_num_threads(1)
 
 
 async def _listen(bus: Bus, moved: asyncio.Event) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-import torch
 
 from services.validator.config import ValidationConfig
 from services.validator.page import page, picture
@@ -192,7 +191,6 @@ class ValidatorService:
             ServiceError: the time limit was reached.
             CheckpointError: the version is gone, damaged, or was trained on other bars.
         """
-        torch.set_num_threads(1)
         deadline = time.monotonic() + self._config.time_limit_seconds
 
         def look_around(done: int, total: int) -> None:
