@@ -5,7 +5,6 @@ Types are checked while the tests run, and told of after them.
 Arguments go to pytest (`./run test -k features`).
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,9 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
-#: One process more than cores, since most wait at times for what they started; a file of tests at a time, in
-#: the order of collection.
-PARALLEL = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder"]
+#: A process per core, a file of tests at a time, in the order of collection.
+PARALLEL = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 QUICK: dict[str, list[str]] = {
     "format": [str(BIN / "ruff"), "format", "--check", "."],

@@ -40,7 +40,13 @@ _X86 = pytest.mark.skipif(
 
 
 @_X86
-@pytest.mark.parametrize(("features", "lanes"), [("+avx,+avx2,+fma,+sse4.2", 8), ("+sse2,+sse4.2", 4)])
+@pytest.mark.parametrize(
+    ("features", "lanes"),
+    [
+        pytest.param("+avx,+avx2,+fma,+sse4.2", 8, marks=pytest.mark.soak),
+        ("+sse2,+sse4.2", 4),
+    ],
+)
 def test_other_vector_registers_give_the_same_numbers(tmp_path: Path, features: str, lanes: int) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(50, 9)).astype(np.float32)
