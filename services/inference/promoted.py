@@ -57,7 +57,7 @@ class PromotedVersion:
         self._refused: Pointed | None = None
         self._damage = ""  # of the pointer
         self._store_is_away = False
-        # Torch and numba work in this one thread: decisions are made one after the other, and a version
+        # Kernels run in this one thread: decisions are made one after the other, and a version
         # is loaded and warmed in another, so that no request waits for it.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="decide")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
