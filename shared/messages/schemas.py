@@ -5,7 +5,7 @@ A reader refuses a version that it does not know; nothing is guessed. Times are 
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -160,12 +160,18 @@ class ControlIssued(Message):
 
 
 class AlertRaised(Message):
-    """Something an operator must know: a guard tripped, a collapse was seen."""
+    """Something an operator must know: a condition began or ended, or an event happened.
 
-    schema_version: Literal[1] = 1
+    Alerts of version 1 have neither id nor phase and are read as events.
+    """
+
+    schema_version: Literal[1, 2] = 2
+    alert_id: UUID = Field(default_factory=uuid4)  # the same in every delivery of this alert
     source: str = Field(max_length=128)
     name: str = Field(max_length=128)
     detail: str = Field("", max_length=2048)
+    phase: Literal["event", "began", "ended"] = "event"
+    occurrences: int = Field(1, ge=1)  # times that a condition appeared before it ended
 
 
 class DeadLettered(Message):
