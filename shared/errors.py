@@ -13,6 +13,7 @@
     ├── StoreAwayError        the store of checkpoints does not answer: nothing is known of its versions
     ├── BrokerError           the broker refused, or answered what cannot be
     │   ├── OrderRejectedError    the broker refused an order and says why
+    │   ├── UnreadableAnswerError the broker's answer breaks its own schema
     │   └── OutcomeUnknownError   an order was sent and its fate is not known yet
     ├── InferenceError        no decision could be had in time
     └── ServiceError          a local process could not be started or reached
@@ -102,6 +103,10 @@ class OrderRejectedError(BrokerError):
     def __init__(self, message: str, *, status: int, reject_reason: str) -> None:
         super().__init__(message, status=status)
         self.reject_reason = reject_reason
+
+
+class UnreadableAnswerError(BrokerError):
+    """The broker answered, and the answer breaks its own schema; names the field at fault."""
 
 
 class OutcomeUnknownError(BrokerError):

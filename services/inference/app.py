@@ -74,9 +74,7 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
         served = promoted.served
         if served is None:
             metrics.requests.labels("unready").inc()
-            raise HTTPException(
-                HTTPStatus.SERVICE_UNAVAILABLE, "no version is promoted yet", {"Retry-After": "5"}
-            )
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, promoted.absence, {"Retry-After": "5"})
         if waiting >= config.max_waiting:
             metrics.requests.labels("busy").inc()
             raise HTTPException(
@@ -109,8 +107,7 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
     async def readyz() -> Ready:
         """A version is loaded; 503 before."""
         if promoted.served is None:
-            refused = f"; version {promoted.refused} was refused" if promoted.refused is not None else ""
-            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"no version is loaded{refused}")
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, promoted.absence)
         return Ready(version=promoted.served.version, stage=promoted.served.stage)
 
     @app.get("/metrics")

@@ -55,6 +55,7 @@ class PromotedVersion:
         self._store, self._search, self._precision = store, search, precision
         self._served: Served | None = None
         self._refused: Pointed | None = None
+        self._loading: Pointed | None = None
         self._damage = ""  # of the pointer
         self._store_is_away = False
         # Kernels run in this one thread: decisions are made one after the other, and a version
@@ -71,6 +72,15 @@ class PromotedVersion:
     def refused(self) -> int | None:
         """The version that the pointer names and that could not be loaded."""
         return self._refused.version if self._refused else None
+
+    @property
+    def absence(self) -> str:
+        """Why no version decides yet."""
+        if self._loading:
+            return f"version {self._loading.version} is loading"
+        if self._refused:
+            return f"version {self._refused.version} was refused"
+        return "no version is promoted yet"
 
     def close(self) -> None:
         """End the threads."""
@@ -96,11 +106,14 @@ class PromotedVersion:
             if pointed is None or self._serves(pointed):
                 self._accept()
                 return None
+            self._loading = pointed
             self._served = await loop.run_in_executor(self._loader, self._load, pointed)
         except StoreAwayError as away:
             return self._lose_store(away)
         except MuZeroError as damaged:
             return self._refuse(pointed, damaged)
+        finally:
+            self._loading = None
         self._accept()
         log.info("version_served", version=pointed.version, stage=pointed.stage)
         return None

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from uuid import uuid4
@@ -17,6 +18,7 @@ from services.trader.metrics import TraderMetrics
 from services.trader.service import TraderService
 from services.trader.settings import TraderSettings
 from services.trader.venue import Venue, choose_venue
+from services.trader.waiting import announced
 from shared.adapters.checkpoints import CheckpointStore, Pointer
 from shared.adapters.inference import InferenceClient
 from shared.adapters.lease import Lease
@@ -29,9 +31,21 @@ from shared.runtime.lifecycle import Lifecycle, Main
 #: A stopping trader tells what is untold for so long; the rest waits on disk for its next start.
 LAST_WORD_SECONDS = 2.0
 
+#: A shorter wait for the broker, or for a lease that should have run out, is not announced.
+UNAVAILABLE_SECONDS = 10.0
 
-def compose(settings: TraderSettings, registry: CollectorRegistry = REGISTRY) -> Main:
+
+def compose(
+    settings: TraderSettings,
+    registry: CollectorRegistry = REGISTRY,
+    wall: Callable[[], float] = time.time,
+) -> Main:
     """Wire the service.
+
+    Args:
+        settings: the trader's.
+        registry: its metrics.
+        wall: this machine's clock, in seconds since 1970 UTC.
 
     Raises:
         SettingsError: the mode asks for something that is missing.
@@ -51,10 +65,18 @@ def compose(settings: TraderSettings, registry: CollectorRegistry = REGISTRY) ->
 
     async def main(lifecycle: Lifecycle) -> None:
         async with AsyncExitStack() as stack:
-            account = settings.oanda_account or await _only_account(venue, lifecycle)
+            account = settings.oanda_account
+            if not account:
+                detail = f"no account is known before the broker at {venue.api_url} answers"
+                async with announced(
+                    lifecycle, "waiting_for_broker", detail, begin_seconds=UNAVAILABLE_SECONDS
+                ):
+                    account = await _only_account(venue, lifecycle)
             if not account:
                 return
-            service = await _assemble(settings, venue, account, lifecycle, stack, TraderMetrics(registry))
+            service = await _assemble(
+                settings, venue, account, lifecycle, stack, TraderMetrics(registry), wall
+            )
             if service is not None:
                 await service.run()
 
@@ -92,6 +114,7 @@ async def _assemble(
     lifecycle: Lifecycle,
     stack: AsyncExitStack,
     metrics: TraderMetrics,
+    wall: Callable[[], float],
 ) -> TraderService | None:
     """Everything that a trader works with, once it holds the account's lease; None when asked to stop."""
     config = settings.trader
@@ -105,7 +128,12 @@ async def _assemble(
     stack.push_async_callback(lease.release)
     _in_background(lease.keep(), lifecycle, stack)
     lifecycle.report(state="standby", mode=settings.mode.value)
-    await lifecycle.until_stopping(lease.acquired())
+    detail = f"another trader holds the lease of account {account}: this one sends no order"
+    # A trader that was killed holds its lease until it runs out.
+    async with announced(
+        lifecycle, "standby", detail, begin_seconds=config.lease_seconds + UNAVAILABLE_SECONDS
+    ):
+        await lifecycle.until_stopping(lease.acquired())
     if lifecycle.stopping.is_set():
         return None
     folder = settings.home / "trader"
@@ -136,7 +164,8 @@ async def _assemble(
         config,
         settings.guards,
         settings.mode,
-        usual_spread_pips=settings.environment.spread_pips,
+        settings.environment,
+        wall=wall,
     )
 
 

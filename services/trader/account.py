@@ -33,6 +33,7 @@ from shared.adapters.oanda_records import (
     OrderOutcome,
     Price,
     Transaction,
+    UnreadTransaction,
 )
 from shared.environment.action import Action, Side
 from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError, ServiceError
@@ -65,6 +66,7 @@ class Account:
         self._stopping = stopping
         self._instrument = Instrument.named(config.instrument)
         self._details: InstrumentDetails | None = None
+        self.foreign_orders = ""  # pending orders that are not this trader's, as of the last reconciliation
         self._memory = ledger.memory()
         if self._memory is not None and self._memory.account != client.account:
             raise ServiceError(
@@ -103,12 +105,12 @@ class Account:
         """Make memory and broker agree; the broker is right.
 
         Raises:
-            BrokerError: it cannot be read, or the account is one that is not traded.
-            ServiceError: the account's history is not the one that the ledger knows.
+            BrokerError: it cannot be read, the account is one that is not traded, or its history is not the
+                one that the ledger knows. The broker may answer better later, so none of these is final.
         """
         self._details = await self._client.instrument(self._instrument.name)
         if self._details.pip_location != self._instrument.pip_location:
-            raise ServiceError(
+            raise BrokerError(
                 f"{self._details.name}: the broker's pip is 10^{self._details.pip_location}, "
                 f"the features' 10^{self._instrument.pip_location}"
             )
@@ -117,7 +119,7 @@ class Account:
             if snapshot.summary.hedging_enabled:
                 raise BrokerError(f"account {self._client.account} hedges; only netting accounts are traded")
             if await self._agree(snapshot):
-                self._alert_foreign_orders(snapshot)
+                self._note_foreign_orders(snapshot)
                 return
         raise BrokerError("the account changes faster than it can be reconciled")
 
@@ -152,7 +154,7 @@ class Account:
             f"the ledger knows {before.holding.last_transaction_id}"
         )
         if self._mode is not Mode.PAPER:
-            raise ServiceError(f"{detail}: another account's history, nothing is traded on it")
+            raise BrokerError(f"{detail}: another account's history, nothing is traded on it")
         log.warning("account_replaced", detail=detail)
         self._memory = Memory(
             before.account,
@@ -164,13 +166,10 @@ class Account:
         alert = AlertRaised(source="trader", name="account_replaced", detail=detail)
         self._ledger.begin_anew(self._memory, [alert])
 
-    def _alert_foreign_orders(self, snapshot: AccountSnapshot) -> None:
+    def _note_foreign_orders(self, snapshot: AccountSnapshot) -> None:
         foreign = [order for order in snapshot.orders if order.kind not in _EXIT_ORDERS]
-        if foreign:
-            kinds = ", ".join(f"{order.kind} {order.order_id}" for order in foreign[:5])
-            detail = f"pending orders that are not this trader's: {kinds}"
-            log.warning("foreign_orders", detail=detail)
-            self.keep(self.memory, [AlertRaised(source="trader", name="foreign_orders", detail=detail)])
+        kinds = ", ".join(f"{order.kind} {order.order_id}" for order in foreign[:5])
+        self.foreign_orders = f"pending orders that are not this trader's: {kinds}" if foreign else ""
 
     async def sync(self, spread: Decimal | None) -> None:
         """Read the account's new transactions: fills, exits by the broker, outcomes of orders.
@@ -180,11 +179,32 @@ class Account:
         Raises:
             BrokerError: they cannot be read.
         """
-        unsettled = self._ledger.unsettled()
-        since = min([self.holding.last_transaction_id, *(i.last_transaction_id for i in unsettled)])
+        unsettled, known = self._ledger.unsettled(), self.holding.last_transaction_id
+        since = min([known, *(i.last_transaction_id for i in unsettled)])
         transactions = await self._client.transactions_since(since)
         if transactions:
             self._take_up(transactions, unsettled, spread)
+        unread = [
+            transaction
+            for transaction in transactions
+            if isinstance(transaction, UnreadTransaction) and transaction.transaction_id > known
+        ]
+        if unread:
+            await self._read_instead_of(unread)
+
+    async def _read_instead_of(self, unread: Sequence[UnreadTransaction]) -> None:
+        """Take what is held from a snapshot, since transactions that cannot be read may have changed it."""
+        snapshot = await self._client.snapshot()
+        first = unread[0]
+        detail = (
+            f"{len(unread)} transactions from {first.transaction_id} on cannot be read, "
+            f"the position was read from a snapshot instead: {first.reason}"
+        )
+        log.warning("transactions_unread", detail=detail)
+        alert = AlertRaised(source="trader", name="transactions_unread", detail=detail[:2048])
+        told = snapshot_holding(snapshot, self._instrument.name, self.holding)
+        last = max(told.last_transaction_id, self.holding.last_transaction_id)
+        self.keep(replace(self.memory, holding=replace(told, last_transaction_id=last)), [alert])
 
     def _take_up(
         self, transactions: Sequence[Transaction], unsettled: Sequence[Intent], spread: Decimal | None

@@ -31,7 +31,7 @@ class TraderConfig:
     live_confirmation: str = ""  # live only: the account id, spelled out once more
     history_bars: int = 600  # bars that warm the features up
     inference_deadline_ms: float = 100.0
-    candle_wait_seconds: float = 5.0  # how long a closed bar's candle may take before the bar is held through
+    candle_wait_seconds: float = 60.0  # wall clock that a closed bar's candle may take; then the trader holds
     candle_poll_seconds: float = 0.25
     decision_age_seconds: float = 60.0  # market time after a bar's end from which it is not acted on
     look_up_seconds: float = 30.0  # how long an order without an answer is looked for before trading halts
@@ -78,6 +78,7 @@ class GuardConfig:
 
     stale_seconds: float = 10.0  # wall clock without tick or heartbeat
     quiet_seconds: float = 120.0  # wall clock without a tick while the market is open
+    max_jump_percent: float = 5.0  # from the last good price; beyond it a candle must confirm the new level
     max_spread_pips: float = 8.0  # of an entry
     close_margin_minutes: float = 5.0  # before Friday's close: no entries, and positions are closed
     max_clock_skew_seconds: float = 5.0  # wall clock against the broker's; not looked at in a replay

@@ -2,16 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
+
+import numpy as np
 
 from services.trader.config import TraderConfig
 from services.trader.market import Market
 from services.trader.orders import HeldTrade
+from services.trader.refusals import Refusal, fault_of
 from shared.adapters.oanda import MAX_CANDLES, OandaClient
 from shared.adapters.oanda_records import NANOSECONDS, Candle
+from shared.environment.environment import EnvironmentConfig
 from shared.environment.position import Position
+from shared.errors import UnreadableAnswerError
 from shared.market.bar import BAR_SECONDS, Instrument
+from shared.market.calendar import rollover_nights
 
 
 class History:
@@ -23,13 +29,23 @@ class History:
         market: Market,
         instrument: Instrument,
         config: TraderConfig,
-        *,
-        usual_spread_pips: float,
+        costs: EnvironmentConfig,
     ) -> None:
-        """Nothing is read yet; `usual_spread_pips` stands for a trade's spread that is not known."""
+        """Nothing is read yet.
+
+        Args:
+            client: of the account.
+            market: filled with the candles.
+            instrument: that is traded.
+            config: the trader's.
+            costs: charged to the position as the environment charges them; its spread stands for that of a
+                trade whose spread is not known.
+        """
         self._client, self._market, self._instrument, self._config = client, market, instrument, config
-        self._usual_spread = Decimal(str(usual_spread_pips)) * Decimal(str(instrument.pip))
+        self._costs = costs
+        self._usual_spread = Decimal(str(costs.spread_pips)) * Decimal(str(instrument.pip))
         self._held: HeldTrade | None = None
+        self._marked_s = 0  # opening time of the bar that the position was last marked at
         self.position = Position(instrument.pip)
 
     async def warm_up(self, held: HeldTrade | None) -> None:
@@ -38,15 +54,15 @@ class History:
         Raises:
             BrokerError: the candles cannot be read.
         """
-        candles = await self._client.candles(
-            self._instrument.name, price="M", count=self._config.history_bars
-        )
-        self._market.warm_up(candles)
+        self._market.warm_up(await self._candles(count=self._config.history_bars))
         self._held, self.position = None, Position(self._instrument.pip)
         await self.follow(held)
 
     async def catch_up(self, bar_time_s: int, given_up: Callable[[], bool]) -> bool:
         """Take the complete candles up to a bar; a candle not complete yet is waited for.
+
+        OANDA completes a minute's candle 1 to 45 s late in thin hours. It is waited for while the bar may
+        still be decided on.
 
         Args:
             bar_time_s: opening time of the bar that closed.
@@ -61,7 +77,8 @@ class History:
             await self.refresh()
             if self._has(bar_time_s):
                 break
-            if given_up() or time.monotonic() >= deadline:
+            too_old = self._market.bar_age_seconds(bar_time_s) > self._config.decision_age_seconds
+            if too_old or given_up() or time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(self._config.candle_poll_seconds)
         return True
@@ -72,8 +89,7 @@ class History:
         Raises:
             BrokerError: they cannot be read.
         """
-        for candle in await self._newer():
-            self._take(candle)
+        self._mark(self._market.take(await self._newer()))
 
     async def follow(self, held: HeldTrade | None) -> None:
         """Make the marked position that of the trade that is held: another one is marked from its entry on.
@@ -83,19 +99,30 @@ class History:
         """
         if held == self._held:
             return
-        position = Position(self._instrument.pip)
+        older = [] if held is None else await self._older(_entry_bar_s(held))
+        self._held, self.position = held, Position(self._instrument.pip)
         if held is not None:
             # Entered at the mid and charged the whole spread, as in the environment; the fill has half of it.
             spread = self._usual_spread if held.spread is None else held.spread
             mid = held.price - int(held.side) * spread / 2
-            charged_pips = float(spread / Decimal(str(self._instrument.pip)))
-            position = position.after_entry(held.side, float(mid), charged_pips)
-            entry_s = _entry_bar_s(held)
-            for candle in await self._older(entry_s):
-                assert candle.mid is not None, "mids were asked for"
-                position = position.at_close(candle.mid.close)
-            position = self._market.marked(position, entry_s)
-        self._held, self.position = held, position
+            charged_pips = self._costs.round_trip_at(float(spread / Decimal(str(self._instrument.pip))))
+            self.position = self.position.after_entry(held.side, float(mid), charged_pips)
+            self._marked_s = _entry_bar_s(held)
+            self._mark([*older, *self._market.closes_from(self._marked_s)])
+
+    def _mark(self, closes: Iterable[tuple[int, float]]) -> None:
+        """Mark the position held at the closes of successive bars, as the environment does.
+
+        Financing is charged at a bar's open, for the nights since the open of the bar before it.
+        """
+        if self._held is None:
+            return
+        for time_s, close in closes:
+            if time_s < self._marked_s:
+                continue
+            nights = int(rollover_nights(np.array([self._marked_s, time_s], np.int64))[0])
+            financed = self.position.charge(self._costs.financing_pips_per_night * nights)
+            self.position, self._marked_s = financed.at_close(close), time_s
 
     def _has(self, bar_time_s: int) -> bool:
         last = self._market.last_bar_s
@@ -105,28 +132,42 @@ class History:
         """Complete candles after the newest one kept."""
         last = self._market.last_bar_s
         if last is None:
-            return await self._client.candles(self._instrument.name, price="M", count=1)
-        return await self._client.candles(
-            self._instrument.name, price="M", start_s=last, include_first=False, count=MAX_CANDLES
-        )
+            return await self._candles(count=self._config.history_bars)
+        return await self._candles(start_s=last, include_first=False, count=MAX_CANDLES)
 
-    def _take(self, candle: Candle) -> None:
-        if self._has(candle.time_s):
-            return
-        self._market.append(candle)
-        if self._held is not None and candle.time_s >= _entry_bar_s(self._held):
-            self.position = self.position.at_close(self._market.last_close)
+    async def _candles(
+        self, *, count: int, start_s: int | None = None, include_first: bool = True
+    ) -> tuple[Candle, ...]:
+        """Complete candles of mid prices; what cannot be read is refused and left out.
 
-    async def _older(self, entry_s: int) -> list[Candle]:
-        """Candles from an entry to the oldest one kept."""
-        found: list[Candle] = []
+        Raises:
+            BrokerError: the broker does not answer, or refuses.
+        """
+        try:
+            return await self._client.candles(
+                self._instrument.name,
+                price="M",
+                count=count,
+                start_s=start_s,
+                include_first=include_first,
+                unreadable=lambda reason: self._market.refuse(Refusal.CANDLE, reason),
+            )
+        except UnreadableAnswerError as unreadable:
+            self._market.refuse(Refusal.CANDLE, str(unreadable))
+            return ()
+
+    async def _older(self, entry_s: int) -> list[tuple[int, float]]:
+        """Opening time and close of the bars from an entry to the oldest one kept."""
+        found: list[tuple[int, float]] = []
         stop = self._market.first_bar_s
         while stop is not None and entry_s < stop:
-            batch = await self._client.candles(
-                self._instrument.name, price="M", start_s=entry_s, count=MAX_CANDLES
-            )
-            found += [candle for candle in batch if candle.time_s < stop]
-            if not batch or batch[-1].time_s + BAR_SECONDS >= stop:
+            batch = await self._candles(start_s=entry_s, count=MAX_CANDLES)
+            found += [
+                (candle.time_s, candle.mid.close)
+                for candle in batch
+                if candle.mid and entry_s <= candle.time_s < stop and not fault_of(candle, stop)
+            ]
+            if not batch or batch[-1].time_s < entry_s or batch[-1].time_s + BAR_SECONDS >= stop:
                 break
             entry_s = batch[-1].time_s + BAR_SECONDS
         return found

@@ -137,6 +137,14 @@ class Ledger:
                 ],
             )
 
+    def tell(self, messages: Iterable[AuditMessage]) -> None:
+        """Keep messages for the readers where there is nothing new to remember, or nothing known yet."""
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO outbox (kind, body) VALUES (?, ?)",
+                [(type(message).__name__, message.model_dump_json()) for message in messages],
+            )
+
     def begin_anew(self, memory: Memory, messages: Iterable[AuditMessage] = ()) -> None:
         """Forget every intent: their account is no more. What is to be told stays."""
         with self._db:

@@ -1,18 +1,24 @@
-"""The market as the trader sees it: ticks into bars, bars checked against the broker's candles, features."""
+"""The market as the trader sees it: ticks into bars, bars checked against the broker's candles, features.
 
-from collections import deque
+Nothing that a broker sends raises an error here. What breaks a rule of `refusals` is counted and changes
+nothing else.
+"""
+
+import math
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shared.adapters.oanda_records import NANOSECONDS, Candle, Heartbeat, Price
+from services.trader.refusals import BrokerTimes, PriceLevel, Refusal, ReplayTimes, Verdict, fault_of
+from shared.adapters.oanda_records import NANOSECONDS, Candle, Heartbeat, Price, UnreadableLine
+from shared.environment.action import Side
 from shared.environment.position import Position
-from shared.errors import BrokerError
 from shared.features.window import FIRST_WINDOW_BAR, FeatureStream
 from shared.market.bar import BAR_SECONDS, Instrument
 from shared.market.calendar import WEEK_OPEN_S, open_minute, week_open_s
-from shared.market.candles import CandleBuilder
+from shared.market.candles import BAR_NS, CandleBuilder
 from shared.numeric import Float32
 
 #: Bars whose closes the features of the newest one depend on.
@@ -33,46 +39,104 @@ class Quoted:
 class Market:
     """One instrument, live."""
 
-    def __init__(self, instrument: Instrument, monotonic: Callable[[], float]) -> None:
-        self._instrument, self._monotonic = instrument, monotonic
-        self.quoted: Quoted | None = None
-        self.time_ns = 0  # market time: that of the newest tick or heartbeat
-        self.heard = monotonic()  # when it came
+    def __init__(
+        self,
+        instrument: Instrument,
+        monotonic: Callable[[], float],
+        wall: Callable[[], float] | None,
+        *,
+        max_jump_percent: float,
+    ) -> None:
+        """Nothing is known yet.
+
+        Args:
+            instrument: that is traded.
+            monotonic: this machine's clock for ages, in seconds.
+            wall: this machine's clock in seconds since 1970 UTC; None where market time is simulated.
+            max_jump_percent: distance from the last good price beyond which a price is refused.
+        """
+        self._instrument, self._monotonic, self._wall = instrument, monotonic, wall
+        self._max_jump_percent = max_jump_percent
         self.num_compared = 0  # own bars compared with the broker's candles
         self.num_mismatches = 0
-        self._restart(())
+        self.num_late = 0  # ticks that were not newer than the one before: the broker repeats itself
+        self.refused: Counter[Refusal] = Counter()
+        self.refusals: dict[Refusal, str] = {}  # the newest of each, in words
+        self.heard = monotonic()  # when the newest line came
+        self.warm_up(())
 
     # -- history -------------------------------------------------------------------------------------
 
     def warm_up(self, candles: Sequence[Candle]) -> None:
-        """Begin anew with a history of complete candles; ticks build bars from here on."""
-        self._restart(candles)
+        """Begin anew with a history of complete candles; ticks build bars from here on.
 
-    def _restart(self, candles: Sequence[Candle]) -> None:
+        Market time and prices begin anew too: a wrong one does not outlive the connection it came over.
+        """
+        self.quoted: Quoted | None = None
+        self.time_ns = 0  # market time: that of the newest tick or heartbeat
+        self._skew_s: float | None = None
         self._features = FeatureStream(self._instrument)
         self._past: deque[tuple[int, float]] = deque(maxlen=5_000)
         self._builder = CandleBuilder()
+        self._minute = -1  # the minute that prices come in, good or not; -1 between two
+        self._over = -1  # the newest minute that was closed
         self._own: dict[int, float] = {}
         self._first_own = True  # ticks began inside a minute: its bar is no candle
-        for candle in candles:
-            self.append(candle)
+        self._level = PriceLevel(self._max_jump_percent)
+        self._refused_candles: deque[int] = deque(maxlen=1_000)
+        self._times: BrokerTimes | ReplayTimes = BrokerTimes() if self._wall else ReplayTimes(0)
+        self.take(candles)
+        if self._wall is None and self.last_bar_s is not None:
+            self._times = ReplayTimes(self.last_bar_s + BAR_SECONDS)
 
-    def append(self, candle: Candle) -> None:
-        """Take the broker's next complete candle, and compare it with the bar that the ticks made.
+    def take(self, candles: Sequence[Candle]) -> list[tuple[int, float]]:
+        """Take the broker's complete candles, and compare each with the bar that the ticks made.
 
-        Raises:
-            BrokerError: it has no mid prices.
-            DataError: it is not later than the one before, or its close is no price.
+        Returns:
+            Opening time and close of each that is new and follows the rules, in order of time.
         """
-        if candle.mid is None:
-            raise BrokerError(f"candle {candle.time_s} has no mid prices")
-        self._features.push(candle.time_s, candle.mid.close)
-        self._past.append((candle.time_s, candle.mid.close))
-        own = self._own.pop(candle.time_s, None)
+        fresh: list[tuple[Candle, float]] = []
+        until_s = self._times.latest_s(self._wall_s())
+        last_s = -1 if self.last_bar_s is None else self.last_bar_s
+        for candle in sorted(candles, key=lambda candle: candle.time_s):
+            if candle.time_s <= last_s:
+                continue
+            fault = fault_of(candle, until_s)
+            if fault or candle.mid is None:
+                self._refuse_candle(candle, fault)
+            else:
+                fresh.append((candle, candle.mid.close))
+                last_s = candle.time_s
+        taken = []
+        accepted = self._level.accepts_closes([close for _, close in fresh])
+        for (candle, close), near in zip(fresh, accepted, strict=True):
+            if near:
+                self._append(candle.time_s, close)
+                taken.append((candle.time_s, close))
+            else:
+                detail = f"close {close} is far from the last price and no quote confirms it"
+                self._refuse_candle(candle, detail)
+        return taken
+
+    def _append(self, time_s: int, close: float) -> None:
+        self._features.push(time_s, close)
+        self._past.append((time_s, close))
+        own = self._own.pop(time_s, None)
         if own is not None:
             self.num_compared += 1
-            self.num_mismatches += abs(own - candle.mid.close) > self._instrument.pip / 100
-        self._own = {time_s: close for time_s, close in self._own.items() if time_s > candle.time_s}
+            self.num_mismatches += abs(own - close) > self._instrument.pip / 100
+        self._own = {own_s: close for own_s, close in self._own.items() if own_s > time_s}
+
+    def _refuse_candle(self, candle: Candle, fault: str) -> None:
+        """Count a candle that is refused once, however often it is read."""
+        if candle.time_s not in self._refused_candles:
+            self._refused_candles.append(candle.time_s)
+            self.refuse(Refusal.CANDLE, f"candle {candle.time_s}: {fault}")
+
+    def refuse(self, refusal: Refusal, detail: str) -> None:
+        """Count an item that is refused."""
+        self.refused[refusal] += 1
+        self.refusals[refusal] = detail
 
     @property
     def last_bar_s(self) -> int | None:
@@ -96,12 +160,9 @@ class Market:
         first, last = open_minute(times[[0, -1]]).tolist()
         return int(last - first + 1 - len(times))
 
-    def marked(self, position: Position, from_s: int) -> Position:
-        """The position after the closes of the bars kept from `from_s` on."""
-        for time_s, close in self._past:
-            if time_s >= from_s:
-                position = position.at_close(close)
-        return position
+    def closes_from(self, from_s: int) -> list[tuple[int, float]]:
+        """Opening time and close of each bar kept from `from_s` on."""
+        return [(time_s, close) for time_s, close in self._past if time_s >= from_s]
 
     @property
     def first_bar_s(self) -> int | None:
@@ -110,28 +171,92 @@ class Market:
 
     # -- ticks ---------------------------------------------------------------------------------------
 
-    def on_item(self, item: Price | Heartbeat) -> int | None:
+    def on_item(self, item: Price | Heartbeat | UnreadableLine) -> int | None:
         """Take one line of the price stream.
 
         Returns:
             Opening time of the bar that it closed, or None.
         """
-        self.heard = self._monotonic()
-        self.time_ns = max(self.time_ns, item.time_ns)
-        if isinstance(item, Heartbeat):
-            closed = self._builder.flush(item.time_ns)
-        else:
-            self.quoted = Quoted(item, self.heard)
-            if item.bid is None or item.ask is None or not item.tradeable:
-                closed = self._builder.flush(item.time_ns)
-            else:
-                closed = self._builder.push(item.time_ns, item.bid, item.ask)
-        if closed is None:
+        if isinstance(item, UnreadableLine):
+            self.refuse(Refusal.UNREADABLE, item.reason)
             return None
-        if not self._first_own and len(self._own) < _KEPT_BARS:
-            self._own[closed.time_s] = closed.close
-        self._first_own = False
-        return closed.time_s
+        price = item if isinstance(item, Price) else None
+        if price is not None and price.instrument != self._instrument.name:
+            self.refuse(Refusal.FOREIGN, f"a price of {price.instrument[:40]!r}")
+            return None
+        wall_s = self._wall_s()
+        verdict = self._times.judge(item.time_ns, wall_s, heartbeat=price is None)
+        if verdict in (Verdict.REFUSED, Verdict.DISPROVES):
+            self.refuse(Refusal.FUTURE, self._misdated(item.time_ns, wall_s, verdict))
+        if verdict is Verdict.REFUSED:
+            return None
+        if verdict is Verdict.DISPROVES:  # the bar that the refused price closed goes on
+            self._over = min(self._over, item.time_ns // BAR_NS - 1)
+        if verdict is Verdict.HELD:  # the bar before it is over all the same
+            return self._close_minute((self._minute + 1) * BAR_NS)
+        self.heard = self._monotonic()
+        if self._wall and (price is None or item.time_ns > self.time_ns > 0):
+            # A session's first price is a snapshot, as old as the last change; it says nothing of clocks.
+            self._skew_s = wall_s - item.time_ns / NANOSECONDS
+        self.time_ns = max(self.time_ns, item.time_ns)
+        closed = self._close_minute(item.time_ns)
+        if price is not None:
+            self._on_price(price)
+        return closed
+
+    def _on_price(self, price: Price) -> None:
+        if price.bid is None or price.ask is None or not price.tradeable:
+            self.quoted = Quoted(price, self.heard)
+            return
+        self._minute = max(self._minute, price.time_ns // BAR_NS)
+        if self._minute <= self._over:
+            self._minute = -1
+        if not 0 < price.bid <= price.ask < math.inf:
+            self.refuse(Refusal.CROSSED, f"bid {price.bid}, ask {price.ask}: expected 0 < bid <= ask")
+        elif self.quoted and self.quoted.price.tradeable and price.time_ns <= self.quoted.price.time_ns:
+            self.num_late += 1
+        elif not self._level.accepts_price((price.bid + price.ask) / 2):
+            detail = f"bid {price.bid}, ask {price.ask} are far from the last price, no candle confirms them"
+            self.refuse(Refusal.OUTLIER, detail)
+        else:
+            self.quoted = Quoted(price, self.heard)
+            self._builder.push(price.time_ns, price.bid, price.ask)
+
+    def _close_minute(self, now_ns: int) -> int | None:
+        """Close the bar of the newest minute with prices if it is over; one of refused prices closes too."""
+        if self._minute < 0 or now_ns < (self._minute + 1) * BAR_NS:
+            return None
+        built = self._builder.flush(now_ns)
+        if built is not None:
+            if not self._first_own and len(self._own) < _KEPT_BARS:
+                self._own[built.time_s] = built.close
+            self._first_own = False
+        self._over, self._minute = self._minute, -1
+        return self._over * BAR_SECONDS
+
+    def _misdated(self, time_ns: int, wall_s: float, verdict: Verdict) -> str:
+        if verdict is Verdict.DISPROVES:
+            return "a price was dated far ahead of the replay, and the next one was not"
+        ahead_s = time_ns / NANOSECONDS - (wall_s if self._wall else self.time_ns / NANOSECONDS)
+        clock = "this machine's clock" if self._wall else "the replay"
+        return f"a line is dated {ahead_s:.0f} s ahead of {clock}"
+
+    def _wall_s(self) -> float:
+        return self._wall() if self._wall else 0.0
+
+    @property
+    def clock_skew_seconds(self) -> float | None:
+        """How far this machine's clock is ahead of the broker's; None where that is not known."""
+        return self._skew_s
+
+    def price_age_seconds(self) -> float:
+        """How old the price in force is: since it came, and where time is real by its own date too."""
+        if self.quoted is None:
+            return math.inf
+        age = self._monotonic() - self.quoted.arrived
+        if self._wall is None or self._skew_s is None:
+            return age
+        return max(age, self._wall() - self._skew_s - self.quoted.price.time_ns / NANOSECONDS)
 
     def minutes_to_close(self) -> float:
         """Open minutes until Friday's close; 0 or less while the week is over."""
@@ -142,3 +267,12 @@ class Market:
     def bar_age_seconds(self, bar_time_s: int) -> float:
         """Market time since a bar ended."""
         return self.time_ns / NANOSECONDS - (bar_time_s + BAR_SECONDS)
+
+
+def compile_kernels(instrument: Instrument) -> None:
+    """Run every kernel that a bar's close needs, so that the first bar finds them compiled.
+
+    Compilation takes up to half a minute where nothing is cached; it belongs into a thread.
+    """
+    FeatureStream(instrument).push(0, 1.0)
+    Position(instrument.pip).after_entry(Side.LONG, 1.0, 0.0).at_close(1.0).static()

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.trader.guards import Guard, TraderState, Trip
+from services.trader.refusals import Refusal
 
 
 class TraderMetrics:
@@ -36,6 +37,12 @@ class TraderMetrics:
         self.reconnects = Counter(
             "mm_trader_reconnects", "Sessions with the broker that ended", registry=registry
         )
+        self.refused = Counter(
+            "mm_trader_refused", "Prices, lines and candles refused, by reason", ["reason"], registry=registry
+        )
+        self.late_ticks = Gauge(
+            "mm_trader_late_ticks", "Prices that were not newer than the one before", registry=registry
+        )
         self.trips = Counter(
             "mm_trader_guard_trips", "How often each guard tripped", ["guard"], registry=registry
         )
@@ -47,6 +54,8 @@ class TraderMetrics:
         self.outbox = Gauge(
             "mm_trader_outbox_rows", "Audit messages not told to every sink", registry=registry
         )
+        for refusal in Refusal:
+            self.refused.labels(refusal.value)
         for guard in Guard:
             self.trips.labels(guard.value)
             self.tripped.labels(guard.value)

@@ -59,10 +59,11 @@ class RiskBook:
         day, week = int(trading_day(moment)[0]), int(week_open_s(moment)[0])
         equity = self.realised + open_pips
         book = replace(self, equity=equity, peak=max(self.peak, equity))
-        if day != self.day:
-            # The first mark of a day starts from the equity that the day before ended with.
+        if day > self.day:
+            # The first mark of a day starts from the equity that the day before ended with. A day never
+            # comes again: a clock that goes back must not forgive its losses.
             book = replace(book, day=day, day_start=self.equity, daily_broken=False)
-        if week != self.week_open_s:
+        if week > self.week_open_s:
             book = replace(book, week_open_s=week, week_start=self.equity, weekly_broken=False)
         return replace(
             book,

@@ -6,13 +6,15 @@
 
 A session with the broker begins with reconciling account and history and ends with the first error of
 the price stream; the next one begins after a pause that grows. Nothing is ordered outside a session,
-without the account's lease, or for a bar that was decided on before.
+without the account's lease, or for a bar that was decided on before. No answer of the broker ends the
+trader: it says what is wrong and tries again.
 """
 
 import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,25 +24,19 @@ import structlog
 from services.trader.account import Account
 from services.trader.audit import Audit
 from services.trader.config import GuardConfig, Mode, TraderConfig
-from services.trader.guards import (
-    Guard,
-    Permission,
-    Situation,
-    Trip,
-    permit,
-    state_of,
-    tripped,
-)
+from services.trader.guards import Guard, Permission, permit
 from services.trader.history import History
 from services.trader.ledger import Ledger
-from services.trader.market import Market
+from services.trader.market import Market, compile_kernels
 from services.trader.metrics import TraderMetrics
 from services.trader.orders import IntentState
+from services.trader.watching import Watching
 from shared.adapters.inference import Decision, InferenceClient
 from shared.adapters.lease import Lease
 from shared.adapters.oanda import OandaClient
 from shared.adapters.oanda_records import NANOSECONDS, Price
 from shared.environment.action import Action, Side
+from shared.environment.environment import EnvironmentConfig
 from shared.errors import BrokerError, InferenceError
 from shared.market.bar import Instrument
 from shared.messages.schemas import AlertRaised, ControlIssued, DecisionMade
@@ -49,10 +45,17 @@ from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
-_HOUR_S = 3_600
-
 #: How often guards and kill switch are looked at while no bar closes.
 _WATCH_SECONDS = 0.5
+
+#: A session whose prices came for so long was a good one: the next pause is a short one again.
+_GOOD_SESSION_SECONDS = 5.0
+
+#: The paper broker refuses the acknowledgement of a bar that is not complete.
+_NOT_COMPLETE = 400
+
+#: The broker refuses the token, or this account.
+_REFUSED = (401, 403)
 
 
 class TraderService:
@@ -72,51 +75,102 @@ class TraderService:
         config: TraderConfig,
         limits: GuardConfig,
         mode: Mode,
+        costs: EnvironmentConfig,
         *,
-        usual_spread_pips: float,
+        wall: Callable[[], float],
     ) -> None:
-        """Wire the parts; `run` does the rest."""
+        """Wire the parts; `run` does the rest.
+
+        Args:
+            client: of the account.
+            inference: asked for decisions.
+            account: what is held and ordered.
+            ledger: of the account, on disk.
+            audit: told of new messages.
+            lease: of the account.
+            lifecycle: of the service.
+            metrics: of the service.
+            instrument: that is traded.
+            config: the trader's.
+            limits: of the guards.
+            mode: paper, practice or live.
+            costs: charged to a position as the environment charges them.
+            wall: this machine's clock, in seconds since 1970 UTC.
+        """
         self._client, self._inference, self._account = client, inference, account
         self._ledger, self._audit, self._lease = ledger, audit, lease
         self._lifecycle, self._metrics = lifecycle, metrics
         self._instrument, self._config, self._limits, self._mode = instrument, config, limits, mode
-        self._market = Market(instrument, time.monotonic)
-        self._history = History(client, self._market, instrument, config, usual_spread_pips=usual_spread_pips)
+        self._market = Market(
+            instrument,
+            time.monotonic,
+            None if mode is Mode.PAPER else wall,
+            max_jump_percent=limits.max_jump_percent,
+        )
+        self._history = History(client, self._market, instrument, config, costs)
+        self._watching = Watching(
+            account,
+            ledger,
+            audit,
+            self._market,
+            self._history,
+            lease,
+            lifecycle,
+            metrics,
+            instrument,
+            config,
+            limits,
+            mode,
+        )
         self._closed_bars: asyncio.Queue[int] = asyncio.Queue()
         self._first_price = asyncio.Event()
         self._known = asyncio.Event()  # the account was reconciled
         self._control_read = asyncio.Event()  # what operators ordered so far was taken up
-        self._standing: frozenset[Guard] = frozenset()
-        self._decision: Decision | None = None
-        self._inference_failing = False
-        self._num_decisions = 0
         self._next_flatten = 0.0
+        self._began = 0.0  # when the session's first price had come
 
     # -- sessions ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Trade until the lifecycle stops."""
         control = asyncio.create_task(self._follow_control())
+        watch = asyncio.create_task(self._keep_watch())
         try:
+            await asyncio.to_thread(compile_kernels, self._instrument)
             await self._sessions()
         finally:
             control.cancel()
-            await asyncio.gather(control, return_exceptions=True)
+            watch.cancel()
+            await asyncio.gather(control, watch, return_exceptions=True)
+
+    async def _keep_watch(self) -> None:
+        """Look around beside the trading, which may wait for an answer; runs until it is cancelled."""
+        try:
+            while True:
+                self._watching.look()
+                self._watching.report()
+                await asyncio.sleep(_WATCH_SECONDS)
+        except Exception:
+            log.exception("watch_failed")
+            self._lifecycle.stop()
+            raise
 
     async def _sessions(self) -> None:
-        pauses = 0
+        pauses, watching = 0, self._watching
         while not self._lifecycle.stopping.is_set():
-            began = time.monotonic()
             try:
                 await self._session()
             except BrokerError as broken:
-                if broken.status in (401, 403):
-                    raise
                 self._metrics.reconnects.inc()
-                pauses = 0 if time.monotonic() - began > self._config.reconnect_max_seconds else pauses + 1
+                good = watching.in_session and time.monotonic() - self._began > _GOOD_SESSION_SECONDS
+                pauses = 0 if good else pauses + 1
                 pause = min(self._config.reconnect_max_seconds, 0.5 * 2.0**pauses) * random.uniform(0.5, 1.0)  # noqa: S311
                 log.warning("broker_away", error=str(broken), again_in_seconds=round(pause, 2))
-                self._lifecycle.report(state="reconnecting")
+                watching.in_session, watching.broker_away = False, str(broken)
+                # The position stays open and unwatched while the token is refused: an operator must know.
+                watching.broker_refuses = str(broken) if broken.status in _REFUSED else ""
+                watching.look()
+                watching.report()
                 await self._lifecycle.sleep(pause)
 
     async def _session(self) -> None:
@@ -132,23 +186,32 @@ class TraderService:
         self._closed_bars = asyncio.Queue()
         self._first_price.clear()
         reader = asyncio.create_task(self._read_prices())
+        reader.add_done_callback(self._note_broken_stream)
         try:
             await self._until_first_price(reader)
             await self._history.refresh()
+            self._began = time.monotonic()
+            self._watching.in_session = True
+            self._watching.broker_away = self._watching.broker_refuses = ""
             log.info(
                 "session_began", side=self._account.holding.side.name, last_bar_s=self._market.last_bar_s
             )
             if self._market.last_bar_s is not None:
-                await self._on_bar(self._market.last_bar_s)
+                await self._on_bar(self._market.last_bar_s, reader)
             while not self._lifecycle.stopping.is_set():
                 bar_time_s = await self._next_bar(reader)
                 if bar_time_s is not None:
-                    await self._on_bar(bar_time_s)
+                    await self._on_bar(bar_time_s, reader)
                 elif self._next_flatten_due():
                     await self._watch()
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+
+    def _note_broken_stream(self, reader: asyncio.Task[None]) -> None:
+        """Say that the stream broke as soon as it did; the session may be waiting for an answer."""
+        if not reader.cancelled() and isinstance(broken := reader.exception(), BrokerError):
+            self._watching.broker_away = str(broken)
 
     async def _read_prices(self) -> None:
         async with contextlib.aclosing(self._client.price_stream(self._instrument.name)) as items:
@@ -188,29 +251,44 @@ class TraderService:
 
     # -- one bar -------------------------------------------------------------------------------------
 
-    async def _on_bar(self, bar_time_s: int) -> None:
-        """Everything that a bar's close asks for."""
-        complete = await self._history.catch_up(bar_time_s, self._in_a_hurry)
+    async def _on_bar(self, bar_time_s: int, reader: asyncio.Task[None]) -> None:
+        """Everything that a bar's close asks for; each bar is decided on once, with its candle or without."""
+
+        def given_up() -> bool:
+            return self._in_a_hurry() or reader.done()
+
+        complete = await self._history.catch_up(bar_time_s, given_up)
         await self._account.sync(self._spread())
         await self._history.follow(self._account.holding.trade)
         self._mark_risk()
         newest = self._market.last_bar_s
-        if not complete:
+        if newest is None:
+            return
+        if complete:
+            bar_time_s = newest
+            self._watching.failing.pop("candle_late", None)
+        else:
             self._metrics.late_candles.inc()
             log.warning("candle_late", bar_time_s=bar_time_s)
-        if newest is None or newest <= self._account.memory.decided_bar_s:
-            await self._acknowledge(newest)
+        if bar_time_s <= self._account.memory.decided_bar_s:
+            await self._acknowledge(bar_time_s)
             return
-        decision, failure = await self._ask(newest)
-        trips = self._look(newest)
+        decision, failure = await self._ask(bar_time_s) if complete else (None, self._late(bar_time_s))
+        self._watching.decision_age_seconds = self._market.bar_age_seconds(bar_time_s)
+        trips = self._watching.look()
         if decision is None:
             permission = permit(Action.HOLD, self._account.holding.side, trips)
             permission = replace(permission, reason="; ".join(filter(None, (permission.reason, failure))))
         else:
             permission = permit(decision.action, self._account.holding.side, trips)
-        executed = await self._carry_out(permission, newest, decision)
-        self._note(newest, decision, permission, executed)
-        await self._acknowledge(newest)
+        executed = await self._carry_out(permission, bar_time_s, decision)
+        self._note(bar_time_s, decision, permission, executed)
+        await self._acknowledge(bar_time_s)
+
+    def _late(self, bar_time_s: int) -> str:
+        detail = f"the candle of bar {bar_time_s} did not come in time"
+        self._watching.failing["candle_late"] = detail
+        return detail
 
     def _in_a_hurry(self) -> bool:
         """Something is more urgent than a late candle."""
@@ -234,13 +312,12 @@ class TraderService:
             )
         except InferenceError as failure:
             self._metrics.inference_failures.inc()
-            if not self._inference_failing:
+            if "inference" not in self._watching.failing:
                 log.warning("no_decision", error=str(failure))
-                self._alert("inference", str(failure))
-            self._inference_failing = True
+            self._watching.failing["inference"] = str(failure)
             return None, f"inference: {failure}"
-        self._inference_failing = False
-        self._decision = decision
+        self._watching.failing.pop("inference", None)
+        self._watching.decision = decision
         self._metrics.inference_seconds.observe(decision.latency_ms / 1e3)
         return decision, ""
 
@@ -254,7 +331,8 @@ class TraderService:
         token, quoted = self._lease.token, self._market.quoted
         if token is None or quoted is None:
             return False
-        intent = await self._account.order(action, bar_time_s, quoted.price, token)
+        with self._watching.ordering():
+            intent = await self._account.order(action, bar_time_s, quoted.price, token)
         self._metrics.orders.labels(intent.state.value).inc()
         await self._history.follow(self._account.holding.trade)
         if intent.state is not IntentState.FILLED:
@@ -283,70 +361,32 @@ class TraderService:
             close=self._market.last_close,
             latency_ms=decision.latency_ms if decision else None,
         )
-        self._num_decisions += 1
+        self._watching.num_decisions += 1
         self._metrics.decisions.labels(wanted.name, str(executed).lower()).inc()
         self._account.keep(replace(self._account.memory, decided_bar_s=bar_time_s), [told])
         self._audit.written()
-        self._report(None)
+        self._watching.report()
 
-    async def _acknowledge(self, bar_time_s: int | None) -> None:
-        """Let the paper broker's replay go on; the market does not wait for anyone."""
-        if self._mode is Mode.PAPER and bar_time_s is not None:
+    async def _acknowledge(self, bar_time_s: int) -> None:
+        """Let the paper broker's replay go on; the market does not wait for anyone.
+
+        A bar that was held through for want of its candle may not be complete yet: it closes once more.
+        """
+        if self._mode is not Mode.PAPER:
+            return
+        try:
             await self._client.acknowledge_bar(bar_time_s)
+        except BrokerError as early:
+            if early.status != _NOT_COMPLETE:
+                raise
+            log.info("acknowledged_early", bar_time_s=bar_time_s, error=str(early))
 
     # -- guards --------------------------------------------------------------------------------------
 
-    def _situation(self, bar_time_s: int | None) -> Situation:
-        now, market, memory = time.monotonic(), self._market, self._account.memory
-        quoted = market.quoted
-        spread = quoted.price.spread if quoted else None
-        skew = (
-            None
-            if self._mode is Mode.PAPER
-            else time.time() - (market.time_ns / NANOSECONDS + now - market.heard)
-        )
-        live = self._decision is not None and self._decision.stage == "live"
-        return Situation(
-            side=memory.holding.side,
-            bars_held=self._history.position.bars_held,
-            silence_seconds=now - market.heard,
-            price_age_seconds=now - quoted.arrived if quoted else float("inf"),
-            spread_pips=None if spread is None else spread / self._instrument.pip,
-            tradeable=quoted is not None and quoted.price.tradeable,
-            minutes_to_close=market.minutes_to_close(),
-            clock_skew_seconds=skew,
-            decision_age_seconds=0.0 if bar_time_s is None else market.bar_age_seconds(bar_time_s),
-            decision_age_limit_seconds=self._config.decision_age_seconds,
-            missing_minutes=market.missing_minutes(),
-            orders_last_hour=self._ledger.num_orders_after((market.last_bar_s or 0) - _HOUR_S),
-            risk=memory.risk,
-            control=memory.control,
-            has_lease=self._lease.token is not None,
-            unknown_orders=self._account.num_unknown(),
-            foreign_position=memory.holding.foreign(self._config.units),
-            outbox_full=self._ledger.num_untold() >= self._config.outbox_rows,
-            version_live=live if self._mode is Mode.LIVE else None,
-        )
-
-    def _look(self, bar_time_s: int | None) -> tuple[Trip, ...]:
-        """The guards that hold; one that did not before is an event and an alert."""
-        trips = tripped(self._situation(bar_time_s), self._limits)
-        standing = frozenset(trip.guard for trip in trips)
-        new = standing - self._standing
-        for trip in trips:
-            if trip.guard in new:
-                log.warning("guard_tripped", guard=trip.guard, detail=trip.detail)
-                self._alert(trip.guard.value, trip.detail)
-        for guard in self._standing - standing:
-            log.info("guard_lifted", guard=guard)
-        self._standing = standing
-        self._metrics.show(state_of(trips), trips, new)
-        return trips
-
     async def _watch(self) -> None:
         """Between bars: guards that need no bar, and the kill switch, which asks nobody."""
-        trips = self._look(None)
-        self._report(None)
+        trips = self._watching.look()
+        self._watching.report()
         if not any(trip.guard is Guard.KILLED for trip in trips):
             return
         held, quoted = self._account.holding.side, self._market.quoted
@@ -399,34 +439,6 @@ class TraderService:
         if quoted is None or quoted.price.bid is None or quoted.price.ask is None:
             return None
         return Decimal(str(quoted.price.ask)) - Decimal(str(quoted.price.bid))
-
-    def _report(self, state: str | None) -> None:
-        memory, last = self._account.memory, self._market.last_bar_s
-        trips = tripped(self._situation(None), self._limits)
-        held = memory.holding.trade
-        self._metrics.side.set(int(memory.holding.side))
-        self._metrics.equity.set(memory.risk.equity)
-        self._metrics.realised.set(memory.risk.realised)
-        self._metrics.bar_mismatches.set(self._market.num_mismatches)
-        self._metrics.outbox.set(self._ledger.num_untold())
-        self._lifecycle.report(
-            state=state or state_of(trips).value,
-            mode=self._mode.value,
-            guards=", ".join(trip.guard for trip in trips),
-            side=int(memory.holding.side),
-            units=memory.holding.units,
-            entry_price=float(held.price) if held else None,
-            entry_time_s=held.time_ns // NANOSECONDS if held else None,
-            pnl_pips=round(self._history.position.pnl, 3),
-            realised_pips=round(memory.risk.realised, 3),
-            last_bar_s=last,
-            last_bar=None if last is None else datetime.fromtimestamp(last, UTC).isoformat(),
-            version=self._decision.version if self._decision else None,
-            decisions=self._num_decisions,
-            orders=self._ledger.num_orders(),
-            bar_mismatches=self._market.num_mismatches,
-            control=memory.control,
-        )
 
 
 def _entry_order(entry_id: str) -> tuple[int, ...]:

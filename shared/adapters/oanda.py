@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from functools import partial
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -35,11 +36,12 @@ from shared.adapters.oanda_records import (
     Position,
     Price,
     Transaction,
+    UnreadableLine,
     format_time,
     parse_all,
     read,
 )
-from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError
+from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError, UnreadableAnswerError
 
 with warnings.catch_warnings():
     # Its source has invalid escape sequences, which Python warns of whenever it compiles the file anew.
@@ -210,6 +212,7 @@ class OandaClient:
         stop_s: int | None = None,
         include_first: bool = True,
         complete_only: bool = True,
+        unreadable: Callable[[str], None] | None = None,
     ) -> tuple[Candle, ...]:
         """Candles in time order, at most 5,000.
 
@@ -222,8 +225,11 @@ class OandaClient:
             stop_s: no candle from this time on.
             include_first: False leaves out the candle that covers `start_s`.
             complete_only: leave out a candle whose end has not passed; it counts in `count` all the same.
+            unreadable: called with the reason for each candle that cannot be read, which is then left out;
+                without it such a candle fails the whole answer.
         Raises:
             BrokerError: refused, or unreachable after every attempt.
+            UnreadableAnswerError: the answer breaks its schema, or is about another instrument.
         """
         if count is not None and not 1 <= count <= MAX_CANDLES:
             raise BrokerError(f"candle count {count}: expected 1 to {MAX_CANDLES}")
@@ -236,7 +242,7 @@ class OandaClient:
         if stop_s is not None:
             params["to"] = format_time(stop_s * 1_000_000_000)
         call = _describe(instruments.InstrumentsCandles, quote(instrument, safe=""), params=params)
-        found = await self._read(call, lambda answer: parse_all(Candle.parse, answer["candles"]))
+        found = await self._read(call, lambda answer: _candles(answer, instrument, granularity, unreadable))
         return tuple(candle for candle in found if candle.complete or not complete_only)
 
     async def prices(self, *names: str) -> tuple[Price, ...]:
@@ -259,8 +265,10 @@ class OandaClient:
                 return details
         raise BrokerError(f"account {self.account} cannot trade {name}")
 
-    def price_stream(self, *names: str) -> AsyncGenerator[Price | Heartbeat, None]:
+    def price_stream(self, *names: str) -> AsyncGenerator[Price | Heartbeat | UnreadableLine, None]:
         """Prices and heartbeats as they come; it never ends by itself; `aclosing` ends it.
+
+        A line that cannot be read, of an unknown type for one, comes as an UnreadableLine.
 
         Raises:
             BrokerError: refused, closed, broken, or silent for longer than `price_stall_seconds`.
@@ -323,8 +331,11 @@ class OandaClient:
     async def transactions_since(self, transaction_id: int) -> tuple[Transaction, ...]:
         """Every transaction with a larger id, in order; a server may send them in several answers.
 
+        A transaction of which only the id can be read comes as an UnreadTransaction.
+
         Raises:
             BrokerError: with status 416 when the id is out of the account's range.
+            UnreadableAnswerError: the answer breaks its schema, or its ids do not increase.
         """
         found: list[Transaction] = []
         while True:
@@ -333,15 +344,20 @@ class OandaClient:
             batch, last = await self._read(
                 call,
                 lambda answer: (
-                    parse_all(Transaction.parse, answer["transactions"]),
+                    parse_all(Transaction.parse_leniently, answer["transactions"]),
                     int(answer["lastTransactionID"]),
                 ),
             )
+            ids = [since, *(transaction.transaction_id for transaction in batch)]
+            if any(later <= earlier for earlier, later in pairwise(ids)):
+                raise UnreadableAnswerError(
+                    f"{call.method} {call.path}: ids after {since} are {ids[1:6]}, expected them to increase"
+                )
             found.extend(batch)
             if not batch or batch[-1].transaction_id >= last:
                 return tuple(found)
 
-    def transaction_stream(self) -> AsyncGenerator[Transaction | Heartbeat, None]:
+    def transaction_stream(self) -> AsyncGenerator[Transaction | Heartbeat | UnreadableLine, None]:
         """Transactions and heartbeats as they come; it never ends by itself; `aclosing` ends it.
 
         Raises:
@@ -435,7 +451,7 @@ class OandaClient:
 
     async def _stream(
         self, call: _Call, limits: httpx.Timeout, parse: Callable[[Json], _R]
-    ) -> AsyncGenerator[_R | Heartbeat, None]:
+    ) -> AsyncGenerator[_R | Heartbeat | UnreadableLine, None]:
         name = f"{call.method} {call.path}"
         try:
             async with self._streams.stream(
@@ -446,7 +462,7 @@ class OandaClient:
                     raise BrokerError(_refusal(call, response), status=response.status_code)
                 async with aclosing(split_lines(response.aiter_bytes())) as lines:
                     async for line in lines:
-                        yield read(name, partial(_parse_line, line, parse))
+                        yield _parse_line(name, line, parse)
         except httpx.ReadTimeout as silence:
             raise BrokerError(f"{name}: nothing arrived for {limits.read} s, the stream is dead") from silence
         except httpx.HTTPError as error:
@@ -475,15 +491,42 @@ def _object(response: httpx.Response) -> Json:
 
 
 def _parse_object(text: bytes) -> Json:
-    answer = json.loads(text)
+    try:
+        answer = json.loads(text)
+    except RecursionError as deep:
+        raise ValueError(f"JSON nested too deeply: {text[:80]!r}") from deep
     if not isinstance(answer, dict):
         raise TypeError(f"expected a JSON object, got {text[:80]!r}")
     return answer
 
 
-def _parse_line(line: bytes, parse: Callable[[Json], _R]) -> _R | Heartbeat:
-    item = _parse_object(line)
-    return Heartbeat.parse(item) if item.get("type") == "HEARTBEAT" else parse(item)
+def _parse_line(name: str, line: bytes, parse: Callable[[Json], _R]) -> _R | Heartbeat | UnreadableLine:
+    def parsed() -> _R | Heartbeat:
+        item = _parse_object(line)
+        return Heartbeat.parse(item) if item.get("type") == "HEARTBEAT" else parse(item)
+
+    try:
+        return read(name, parsed)
+    except UnreadableAnswerError as unreadable:
+        return UnreadableLine(str(unreadable))
+
+
+def _candles(
+    answer: Json, instrument: str, granularity: str, unreadable: Callable[[str], None] | None
+) -> tuple[Candle, ...]:
+    """Candles of an answer that is about what was asked."""
+    told = (answer.get("instrument", instrument), answer.get("granularity", granularity))
+    if told != (instrument, granularity):
+        raise ValueError(f"candles of {told[0]} {told[1]}, asked was {instrument} {granularity}")
+    found = []
+    for item in answer["candles"]:
+        try:
+            found.append(read(f"candle of {instrument}", partial(Candle.parse, item)))
+        except UnreadableAnswerError as broken:
+            if unreadable is None:
+                raise
+            unreadable(str(broken))
+    return tuple(found)
 
 
 def _reason(error: httpx.HTTPError) -> str:

@@ -1,8 +1,9 @@
 """What OANDA v20 says, as typed records: market data in float64, money and units in exact decimals.
 
 Every number of the protocol is a string and every time RFC 3339 with up to nine decimals; both are read
-here and nowhere else. Fields that a newer server adds are ignored, so that an addition breaks nothing;
-a field that is missing or cannot be read is a BrokerError that names it.
+here and nowhere else. Fields that a newer server adds are ignored, so that an addition breaks nothing.
+An answer with a field that is missing or cannot be read raises UnreadableAnswerError, which names the
+field. A stream line and a transaction are read one by one: a bad one becomes a record that says why.
 """
 
 import re
@@ -12,11 +13,21 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
-from shared.errors import BrokerError
+from shared.errors import BrokerError, UnreadableAnswerError
+from shared.market.clock import FIRST_TIME_S, LAST_TIME_S
 
 NANOSECONDS = 1_000_000_000
 
+#: Ids and counts are 64-bit numbers.
+MAX_ID = 2**63 - 1
+
+#: No price, size or amount of money has more digits before its decimal point, or after it.
+MAX_DIGITS = 18
+
 Json = Mapping[str, Any]
+
+#: What a parser raises when it meets something else than OANDA's schema.
+_UNREADABLE = (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError)
 
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", re.ASCII)
 _R = TypeVar("_R")
@@ -33,12 +44,14 @@ def parse_time(text: str) -> int:
     """Nanoseconds since 1970 UTC of an RFC 3339 time ending in Z.
 
     Raises:
-        ValueError: the text is no such time.
+        ValueError: the text is no such time, or a time that the trading calendar does not cover.
     """
     match = _RFC3339.fullmatch(text)
     if match is None:
         raise ValueError(f"time {text!r}: expected RFC 3339 in UTC such as 2024-03-08T15:00:00.000000000Z")
     seconds = int(datetime.fromisoformat(match[1] + "+00:00").timestamp())
+    if not FIRST_TIME_S <= seconds < LAST_TIME_S:
+        raise ValueError(f"time {text!r}: expected a time in 1970 to 2099")
     return seconds * NANOSECONDS + int((match[2] or "").ljust(9, "0"))
 
 
@@ -68,7 +81,7 @@ class Candle:
         """Read one element of `candles`."""
         quotes = {name: _quote(item[name]) for name in ("mid", "bid", "ask") if item.get(name) is not None}
         return cls(
-            parse_time(item["time"]) // NANOSECONDS, int(item["volume"]), _flag(item["complete"]), **quotes
+            parse_time(item["time"]) // NANOSECONDS, _id(item["volume"]), _flag(item["complete"]), **quotes
         )
 
 
@@ -93,10 +106,16 @@ class Price:
 
     @classmethod
     def parse(cls, item: Json) -> "Price":
-        """Read a PRICE line or an element of `prices`."""
+        """Read a PRICE line or an element of `prices`.
+
+        Raises:
+            ValueError: it is a line of another type.
+        """
+        if item.get("type", "PRICE") != "PRICE":
+            raise ValueError(f"type {str(item['type'])[:40]!r}: expected PRICE or HEARTBEAT")
         bids, asks = item["bids"], item["asks"]
         return cls(
-            item["instrument"],
+            str(item["instrument"]),
             parse_time(item["time"]),
             _float(bids[0]["price"]) if bids else None,
             _float(asks[0]["price"]) if asks else None,
@@ -115,7 +134,14 @@ class Heartbeat:
     def parse(cls, item: Json) -> "Heartbeat":
         """Read a HEARTBEAT line."""
         last = item.get("lastTransactionID")
-        return cls(parse_time(item["time"]), None if last is None else int(last))
+        return cls(parse_time(item["time"]), None if last is None else _id(last))
+
+
+@dataclass(frozen=True)
+class UnreadableLine:
+    """A stream line that cannot be read; the stream goes on."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -186,11 +212,11 @@ class AccountSummary:
             _decimal(item["unrealizedPL"]),
             _decimal(item["marginUsed"]),
             _decimal(item["marginAvailable"]),
-            int(item["openTradeCount"]),
-            int(item["openPositionCount"]),
-            int(item["pendingOrderCount"]),
+            _id(item["openTradeCount"]),
+            _id(item["openPositionCount"]),
+            _id(item["pendingOrderCount"]),
             _flag(item["hedgingEnabled"]),
-            int(item["lastTransactionID"]),
+            _id(item["lastTransactionID"]),
         )
 
 
@@ -239,10 +265,10 @@ class OpenTrade:
     def parse(cls, item: Json) -> "OpenTrade":
         """Read one element of `trades`."""
         return cls(
-            int(item["id"]),
+            _id(item["id"]),
             item["instrument"],
             _decimal(item["currentUnits"]),
-            _decimal(item["price"]),
+            _price(item["price"]),
             parse_time(item["openTime"]),
             _client_id(item.get("clientExtensions")),
         )
@@ -263,7 +289,7 @@ class Order:
     def parse(cls, item: Json) -> "Order":
         """Read `order` or one element of `orders`."""
         return cls(
-            int(item["id"]),
+            _id(item["id"]),
             item["type"],
             item["state"],
             _client_id(item.get("clientExtensions")),
@@ -285,11 +311,11 @@ class Transaction:
     def parse(item: Json) -> "Transaction":
         """Read one transaction as the record of its type."""
         kind = item["type"]
-        base = (int(item["id"]), int(item["batchID"]), parse_time(item["time"]), kind)
+        base = (_id(item["id"]), _id(item["batchID"]), parse_time(item["time"]), kind)
         if kind == "ORDER_FILL":
             return Fill(*base, *_fill_fields(item))
         if kind == "ORDER_CANCEL":
-            return OrderCancelled(*base, int(item["orderID"]), item.get("clientOrderID"), item["reason"])
+            return OrderCancelled(*base, _id(item["orderID"]), item.get("clientOrderID"), item["reason"])
         if kind == "MARKET_ORDER":
             return OrderCreated(
                 *base, item["instrument"], _decimal(item["units"]), _client_id(item.get("clientExtensions"))
@@ -297,6 +323,25 @@ class Transaction:
         if kind.endswith("_REJECT"):
             return OrderRejected(*base, item["rejectReason"], _client_id(item.get("clientExtensions")))
         return Transaction(*base)
+
+    @staticmethod
+    def parse_leniently(item: Json) -> "Transaction":
+        """Read one transaction; one that cannot be read, but whose id can, becomes an UnreadTransaction.
+
+        One bad entry of the account's history is read again and again. It must not keep the trader from
+        everything that came after it.
+        """
+        try:
+            return Transaction.parse(item)
+        except _UNREADABLE as broken:
+            return UnreadTransaction(_id(item["id"]), 0, 0, str(item.get("type"))[:40], explain(broken))
+
+
+@dataclass(frozen=True)
+class UnreadTransaction(Transaction):
+    """A transaction of which only the id can be read; what it did is known from a snapshot alone."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -363,7 +408,7 @@ class Fill(Transaction):
 def _fill_fields(item: Json) -> tuple[Any, ...]:
     opened, reduced = item.get("tradeOpened"), item.get("tradeReduced")
     return (
-        int(item["orderID"]),
+        _id(item["orderID"]),
         item.get("clientOrderID"),
         item["instrument"],
         _decimal(item["units"]),
@@ -378,9 +423,9 @@ def _fill_fields(item: Json) -> tuple[Any, ...]:
 
 def _trade_fill(item: Json) -> TradeFill:
     return TradeFill(
-        int(item["tradeID"]),
+        _id(item["tradeID"]),
         _decimal(item["units"]),
-        _decimal(item["price"]),
+        _price(item["price"]),
         _decimal(item.get("realizedPL", "0")),
     )
 
@@ -410,10 +455,10 @@ class OrderOutcome:
         fill_record = None if fill is None else Transaction.parse(fill)
         cancel_record = None if cancel is None else Transaction.parse(cancel)
         return cls(
-            int(answer[f"{prefix}CreateTransaction"]["id"]),
+            _id(answer[f"{prefix}CreateTransaction"]["id"]),
             fill_record if isinstance(fill_record, Fill) else None,
             cancel_record if isinstance(cancel_record, OrderCancelled) else None,
-            int(answer["lastTransactionID"]),
+            _id(answer["lastTransactionID"]),
         )
 
 
@@ -438,17 +483,24 @@ class AccountSnapshot:
 
 
 def read(what: str, parse: Callable[[], _R]) -> _R:
-    """Run a parser and translate what it stumbles over.
+    """Run a parser and translate its errors.
 
     Raises:
-        BrokerError: naming what was read and the field at fault.
+        UnreadableAnswerError: naming what was read and the field at fault.
     """
     try:
         return parse()
-    except KeyError as missing:
-        raise BrokerError(f"{what}: field {missing} is missing") from missing
-    except (ValueError, TypeError, IndexError, AttributeError, InvalidOperation) as broken:
-        raise BrokerError(f"{what}: {broken}") from broken
+    except _UNREADABLE as broken:
+        raise UnreadableAnswerError(f"{what}: {explain(broken)}") from broken
+
+
+def explain(broken: Exception) -> str:
+    """What a parser stumbled over, in words."""
+    if isinstance(broken, KeyError):
+        return f"field {broken} is missing"
+    if isinstance(broken, InvalidOperation):
+        return "a number cannot be read"
+    return str(broken)[:200] or type(broken).__name__
 
 
 def parse_all(parse: Callable[[Json], _R], items: Iterable[Json]) -> tuple[_R, ...]:
@@ -466,7 +518,27 @@ def _decimal(text: object) -> Decimal:
     value = Decimal(text)
     if not value.is_finite():
         raise ValueError(f"number {text!r} is not finite")
+    # Beyond this, arithmetic and int() of an exponent such as 1e999999999 would fail or never end.
+    if value.adjusted() >= MAX_DIGITS or -int(value.as_tuple().exponent) > 2 * MAX_DIGITS:
+        raise ValueError(f"number {text[:40]!r} has more than {MAX_DIGITS} digits")
     return value
+
+
+def _price(text: object) -> Decimal:
+    value = _decimal(text)
+    if value <= 0:
+        raise ValueError(f"price {text!r} is not above 0")
+    return value
+
+
+def _id(value: object) -> int:
+    """An id or a count: a whole number, as a string or a JSON number."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{str(value)[:40]!r} is no whole number")
+    number = int(value)
+    if not 0 <= number <= MAX_ID:
+        raise ValueError(f"{str(value)[:40]!r} is not from 0 to {MAX_ID}")
+    return number
 
 
 def _flag(value: object) -> bool:
@@ -476,7 +548,7 @@ def _flag(value: object) -> bool:
 
 
 def _optional_id(text: object) -> int | None:
-    return None if text is None else int(str(text))
+    return None if text is None else _id(text)
 
 
 def _client_id(extensions: Json | None) -> str | None:

@@ -59,7 +59,11 @@ class EnvironmentConfig:
     @property
     def round_trip_pips(self) -> float:
         """What one trade costs whatever the price does."""
-        return self.spread_pips + self.commission_pips + 2.0 * self.slippage_pips
+        return self.round_trip_at(self.spread_pips)
+
+    def round_trip_at(self, spread_pips: float) -> float:
+        """What one trade costs at a given spread; the trader has that of the quote."""
+        return spread_pips + self.commission_pips + 2.0 * self.slippage_pips
 
     @property
     def reward_weights(self) -> RewardWeights:

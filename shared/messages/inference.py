@@ -21,6 +21,9 @@ MAX_BARS = 1_000
 #: Counts beyond this are damage.
 MAX_BARS_HELD = 10_000_000
 
+#: The audit's tables count versions in 32 bits.
+MAX_VERSION = 2**31 - 1
+
 #: No pnl or drawdown of one position is larger.
 MAX_PIPS = 1e6
 
@@ -121,6 +124,6 @@ class DecisionReply(_Model):
     outcome_probabilities: Annotated[
         list[Probability], Field(min_length=NUM_OUTCOMES, max_length=NUM_OUTCOMES)
     ]
-    version: Annotated[int, Field(ge=0)]
+    version: Annotated[int, Field(ge=0, le=MAX_VERSION)]
     stage: str | None  # what the version was promoted for: paper or live
     latency_ms: Annotated[float, Field(ge=0)]  # from the parsed request to the answer

@@ -1,6 +1,8 @@
 """A paper broker and an inference that follows a script, both over real HTTP, and the whole trader."""
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -52,6 +54,9 @@ class Broker:
     url: str
     posts: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
+    hosts: set[tuple[str, str]] = field(default_factory=set)  # each host that was named, and the path
+    forged: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)  # by end of the path
+    refusal: int | None = None  # status that everything is answered with
 
     @property
     def units(self) -> Decimal:
@@ -66,6 +71,11 @@ class Broker:
         """Commit these faults from now on."""
         self.venue.faults.change(FaultConfig(**faults))  # type: ignore[arg-type]
 
+    def say(self, line: dict[str, Any]) -> None:
+        """Put a line of the test's own into every price stream."""
+        for subscription in self.venue._prices:
+            subscription.put(line)
+
     async def decided(self, bar: int) -> None:
         """Wait until the trader has acknowledged a bar."""
         await until(lambda: self.venue.place.acknowledged_s >= BARS.time_s[bar])
@@ -79,11 +89,41 @@ class _Watching:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
+            host = dict(scope["headers"])[b"host"].decode()
+            self._broker.hosts.add((host, scope["path"].removeprefix("/v3/accounts").removeprefix("/v3")))
+            if self._broker.refusal:
+                answer = JSONResponse({"errorMessage": "forbidden"}, self._broker.refusal)
+                await answer(scope, receive, send)
+                return
             if scope["method"] in ("POST", "PUT") and scope["path"].startswith("/v3/accounts"):
                 self._broker.posts.append(f"{scope['method']} {scope['path'].rsplit('/', 1)[-1]}")
             elif "transactions" in scope["path"]:
                 self._broker.reads.append(scope["path"])
+            for end, forge in self._broker.forged.items():
+                if scope["path"].endswith(end):
+                    send = _Forging(forge, send)
         await self._app(scope, receive, send)
+
+
+class _Forging:
+    """Changes the JSON of one answer on its way out."""
+
+    def __init__(self, forge: Callable[[dict[str, Any]], Any], send: Any) -> None:
+        self._forge, self._send = forge, send
+        self._start: Any = None
+        self._body = b""
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        body = json.dumps(self._forge(json.loads(self._body))).encode()
+        headers = [(name, value) for name, value in self._start["headers"] if name != b"content-length"]
+        await self._send({**self._start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
+        await self._send({"type": "http.response.body", "body": body})
 
 
 @asynccontextmanager
@@ -233,10 +273,12 @@ def trader_settings(
 
 
 @asynccontextmanager
-async def running_trader(settings: TraderSettings) -> AsyncIterator[Trader]:
+async def running_trader(
+    settings: TraderSettings, wall: Callable[[], float] = time.time
+) -> AsyncIterator[Trader]:
     registry = CollectorRegistry()
     lifecycle = Lifecycle("trader", settings)
-    task: asyncio.Task[None] = asyncio.ensure_future(compose(settings, registry)(lifecycle))
+    task: asyncio.Task[None] = asyncio.ensure_future(compose(settings, registry, wall)(lifecycle))
     try:
         yield Trader(lifecycle, task, registry)
     finally:

@@ -35,6 +35,19 @@ def test_a_day_s_loss_counts_open_and_closed_trades_and_is_forgotten_with_the_da
     assert not book.daily_broken, "17:00 New York"
 
 
+def test_a_clock_that_goes_back_does_not_forgive_a_day_or_a_week() -> None:
+    book = RiskBook().marked(NOON, 0.0, LIMITS)
+    book = book.closed(-150.0).marked(NOON + 60, 0.0, LIMITS)
+    assert book.daily_broken
+    assert book.weekly_broken
+    book = book.marked(NOON - 7 * DAY, 0.0, LIMITS)
+    assert book.daily_broken
+    assert book.weekly_broken
+    book = book.marked(NOON + 120, 0.0, LIMITS)
+    assert book.daily_broken, "the day did not begin a second time"
+    assert book.weekly_broken
+
+
 def test_a_week_s_loss_is_kept_from_day_to_day_until_the_next_week() -> None:
     book = RiskBook().marked(NOON, 0.0, LIMITS)
     for day in range(1, 3):

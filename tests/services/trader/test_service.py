@@ -17,6 +17,7 @@ from shared.adapters.bus import Bus
 from shared.environment.action import Action
 from shared.environment.environment import EnvironmentConfig, Prices, reset, step
 from shared.errors import ServiceError
+from shared.market.calendar import rollover_nights
 from shared.messages.schemas import AlertRaised, ControlIssued, DecisionMade
 from shared.messages.streams import ALERTS, CONTROL, DECISIONS, TRADES
 from shared.runtime.redis_server import RedisServer, free_port
@@ -38,7 +39,9 @@ async def decisions_of(bus: Bus) -> list[DecisionMade]:
 
 
 async def alerts_of(bus: Bus) -> list[AlertRaised]:
-    return [entry.message for entry in await bus.recent(ALERTS, count=1_000)][::-1]
+    """What was announced, without the ends of conditions."""
+    alerts = [entry.message for entry in await bus.recent(ALERTS, count=1_000)][::-1]
+    return [alert for alert in alerts if alert.phase != "ended"]
 
 
 async def control(bus: Bus, state: str) -> None:
@@ -79,31 +82,44 @@ async def test_the_trader_sees_and_does_what_the_environment_would(
 ) -> None:
     """Same decisions on the same bars: every static feature equal bit for bit, every trade's pips equal."""
     num_bars = 40
+    night = int(np.flatnonzero(rollover_nights(BARS.time_s) > 0)[0])
+    first = night - 15
     rng = np.random.default_rng(5)
-    script = {FIRST_BAR + bar: Action(int(rng.integers(4))) for bar in range(num_bars)}
+    script = {first + bar: Action(int(rng.integers(4))) for bar in range(num_bars)}
+    # Held over 17:00 New York, so that a night is financed.
+    script |= {night - 3: Action.CLOSE, night - 2: Action.BUY, night - 1: Action.HOLD}
+    script |= dict.fromkeys(range(night, night + 4), Action.HOLD)
+    environment = EnvironmentConfig(commission_pips=1.0, slippage_pips=0.3, financing_pips_per_night=2.2)
     async with (
-        running_broker(tmp_path, stop=FIRST_BAR + num_bars + 2) as broker,
+        running_broker(tmp_path, first=first, stop=first + num_bars + 2) as broker,
         running_oracle(script) as oracle,
-        running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)),
     ):
-        await broker.decided(FIRST_BAR + num_bars - 1)
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings.model_copy(update={"environment": environment})):
+            await broker.decided(first + num_bars - 1)
     asked = oracle.asked[:num_bars]
-    assert asked == list(range(FIRST_BAR, FIRST_BAR + num_bars))
+    assert asked == list(range(first, first + num_bars))
     told = await decisions_of(bus)
-    prices, environment = Prices.of(BARS), EnvironmentConfig()
-    lanes, trades = reset(np.array([FIRST_BAR])), []
+    prices = Prices.of(BARS)
+    lanes, trades = reset(np.array([first])), []
+    charged = set()
     for index, made in enumerate(told[:num_bars]):
         static = np.array(oracle.static[index], np.float32)
         assert np.array_equal(static, lanes.static()[0]), f"static features at decision {index}"
+        if made.action == "HOLD":  # an order's row tells of the position after it
+            assert made.pnl_pips == lanes.pnl[0], f"pnl at decision {index}"
+        charged.add(round(float(lanes.charged_pips[0]), 6))
         transition = step(lanes, np.array([Action[made.action]], np.int8), prices, environment)
         lanes = transition.lanes
         trades += [trade for _, trade in transition.trades]
+    assert charged == {0.0, 5.6, 7.8}, "spread 4, commission 1, slippage twice 0.3; a night 2.2"
     assert {made.action for made in told} == {"HOLD", "BUY", "SELL", "CLOSE"}
     closed = [entry.message for entry in await bus.recent(TRADES, count=100)][::-1]
     assert len(closed) >= 3
     for trade, made_up in zip(closed, trades, strict=False):
         assert trade.side == int(made_up.side)
-        assert trade.pips == pytest.approx(made_up.pips)
+        moved = (made_up.exit_price - made_up.entry_price) * int(made_up.side) / 0.01
+        assert trade.pips == pytest.approx(moved - 4.0), "of the two fills"
         assert int(trade.entry_time.timestamp()) == BARS.time_s[made_up.entry_bar]
         assert int(trade.exit_time.timestamp()) == BARS.time_s[made_up.exit_bar]
 

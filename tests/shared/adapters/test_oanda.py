@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.adapters.oanda import MarketOrder, OandaClient, split_lines
+from shared.adapters.oanda import (
+    PRICE_STALL_SECONDS,
+    TRANSACTION_STALL_SECONDS,
+    MarketOrder,
+    OandaClient,
+    split_lines,
+)
 from shared.adapters.oanda_records import (
     Candle,
     Fill,
@@ -22,11 +28,13 @@ from shared.adapters.oanda_records import (
     Price,
     Quote,
     Transaction,
+    UnreadableLine,
+    UnreadTransaction,
     format_time,
     parse_time,
     read,
 )
-from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError
+from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError, UnreadableAnswerError
 
 D = Decimal
 ACCOUNT = "101-004-1234567-001"
@@ -230,6 +238,55 @@ async def test_all_transactions_are_read_however_few_an_answer_holds() -> None:
     assert b"id=1001" in server.requests[1]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"pl": "NaN"},
+        {"tradeOpened": {"tradeID": "1002", "units": "1", "price": "0"}},
+        {"type": 7},
+        {"time": None},
+    ],
+)
+async def test_a_transaction_that_cannot_be_read_does_not_hide_the_next(damage: dict[str, object]) -> None:
+    told = {"transactions": [{**FILLED, "id": "1001", **damage}, FILLED], "lastTransactionID": "1002"}
+    async with speaking(answer(200, told)) as (client, _):
+        bad, good = await client.transactions_since(1000)
+    assert isinstance(bad, UnreadTransaction)
+    assert bad.transaction_id == 1001
+    assert isinstance(good, Fill)
+
+
+@pytest.mark.parametrize("ids", [("1000",), ("1002", "1001"), ("1001", "1001"), (str(2**63),)])
+async def test_a_history_whose_ids_do_not_increase_is_refused(ids: tuple[str, ...]) -> None:
+    """A server that sends the same transactions again must not be asked for ever."""
+    told = {"transactions": [{**CREATED, "id": text} for text in ids], "lastTransactionID": "9999"}
+    async with speaking(answer(200, told)) as (client, _):
+        with pytest.raises(UnreadableAnswerError):
+            await asyncio.wait_for(client.transactions_since(1000), 5)
+
+
+async def test_candles_of_another_instrument_are_refused() -> None:
+    told = {"instrument": "EUR_USD", "granularity": "M1", "candles": []}
+    async with speaking(answer(200, told)) as (client, _):
+        with pytest.raises(UnreadableAnswerError, match="EUR_USD M1, asked was GBP_JPY M1"):
+            await client.candles("GBP_JPY")
+
+
+async def test_a_candle_that_cannot_be_read_is_left_out_where_asked_for_and_else_an_error() -> None:
+    mid = {"o": "1.0", "h": "1.0", "l": "1.0", "c": "1.0"}
+    candle = {"time": "2024-03-08T15:00:00Z", "volume": 1, "complete": True, "mid": mid}
+    broken = {**candle, "mid": {**mid, "c": "NaN"}}
+    told = {"instrument": "GBP_JPY", "granularity": "M1", "candles": [broken, candle]}
+    async with speaking(answer(200, told)) as (client, _):
+        reasons: list[str] = []
+        (good,) = await client.candles("GBP_JPY", unreadable=reasons.append)
+        assert good.mid == Quote(1.0, 1.0, 1.0, 1.0)
+        assert [text for text in reasons if "not finite" in text] == reasons
+        assert len(reasons) == 1
+        with pytest.raises(UnreadableAnswerError, match="not finite"):
+            await client.candles("GBP_JPY")
+
+
 async def test_a_client_id_is_quoted_in_the_path() -> None:
     async with speaking(answer(404, {"errorMessage": "no"})) as (client, server):
         assert await client.order_by_client_id("a/../b?c") is None
@@ -355,8 +412,6 @@ async def test_a_silent_stream_is_dead() -> None:
     [
         ([STREAM_HEAD, chunk(b'{"type":"PRI')], "RemoteProtocolError"),
         ([STREAM_HEAD, b"0\r\n\r\n"], "closed the stream"),
-        ([STREAM_HEAD, chunk(b"nonsense\n")], "Expecting value"),
-        ([STREAM_HEAD, chunk(b"[1]\n")], "expected a JSON object"),
         (answer(401, {"errorMessage": "Insufficient"}), "401: Insufficient"),
     ],
 )
@@ -364,6 +419,54 @@ async def test_a_stream_that_ends_says_why(pieces: list[bytes], text: str) -> No
     async with speaking(pieces) as (client, _), aclosing(client.price_stream("GBP_JPY")) as stream:
         with pytest.raises(BrokerError, match=text):
             await anext(stream)
+
+
+_PRICE = {
+    "type": "PRICE",
+    "instrument": "GBP_JPY",
+    "time": "2024-03-08T15:00:00.123456789Z",
+    "bids": [{"price": "189.081", "liquidity": 1}],
+    "asks": [{"price": "189.109", "liquidity": 1}],
+    "tradeable": True,
+}
+
+
+def _priced(text: object) -> bytes:
+    return json.dumps({**_PRICE, "bids": [{"price": text, "liquidity": 1}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b"nonsense", "Expecting value"),
+        (b"[1]", "expected a JSON object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"type":"\xff"}', "decode"),
+        (b'{"type":"MARGIN_NEWS"}', "MARGIN_NEWS"),
+        (json.dumps({k: v for k, v in _PRICE.items() if k != "bids"}).encode(), "field 'bids' is missing"),
+        (_priced("NaN"), "not finite"),
+        (_priced("1e999"), "more than 18 digits"),
+        (_priced("1e-999999999"), "more than 18 digits"),
+        (_priced(float("nan")), "not a string"),
+        (json.dumps({**_PRICE, "time": "2200-01-01T00:00:00Z"}).encode(), "1970 to 2099"),
+        (b'{"type":"HEARTBEAT","time":"soon"}', "soon"),
+    ],
+)
+async def test_a_stream_line_that_cannot_be_read_costs_that_line_only(line: bytes, text: str) -> None:
+    lines = line + b"\n" + json.dumps(BEAT).encode() + b"\n"
+    async with (
+        speaking([STREAM_HEAD, chunk(lines)], hang=True) as (client, _),
+        aclosing(client.price_stream("GBP_JPY")) as stream,
+    ):
+        bad, good = await anext(stream), await anext(stream)
+    assert isinstance(bad, UnreadableLine)
+    assert text in bad.reason
+    assert isinstance(good, Heartbeat)
+
+
+def test_a_stream_is_dead_after_two_heartbeats_are_missing() -> None:
+    """OANDA: reconnect after 10 s without a price line and after 20 s without a transaction line."""
+    assert (PRICE_STALL_SECONDS, TRANSACTION_STALL_SECONDS) == (10.0, 20.0)
 
 
 async def test_transactions_and_their_heartbeats_are_streamed() -> None:

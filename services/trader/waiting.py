@@ -1,0 +1,55 @@
+"""Alerts of a trader that cannot begin yet: its ledger is not open, so they go straight to their stream."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+
+import structlog
+
+from shared.adapters.bus import Bus
+from shared.messages.conditions import Condition, ConditionTracker
+from shared.messages.streams import ALERTS
+from shared.runtime.lifecycle import Lifecycle
+
+log = structlog.get_logger()
+
+_LOOK_SECONDS = 0.5
+
+#: The trader begins without having announced the end of its wait where Redis does not answer in time.
+_END_SECONDS = 2.0
+
+
+@contextlib.asynccontextmanager
+async def announced(
+    lifecycle: Lifecycle, name: str, detail: str, *, begin_seconds: float
+) -> AsyncIterator[None]:
+    """Announce that the trader waits, and that the wait is over.
+
+    Args:
+        lifecycle: of the trader.
+        name: of the alert.
+        detail: what it waits for.
+        begin_seconds: a shorter wait is not announced.
+    """
+    tracker = ConditionTracker(begin_seconds=begin_seconds)
+    task = asyncio.create_task(_announce(lifecycle.bus, tracker, {Condition("trader", name): detail}))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                for alert in tracker.look({}, time.monotonic()):
+                    await lifecycle.bus.append(ALERTS, alert)
+        except TimeoutError:
+            log.warning("alert_not_sent", name=name, phase="ended")
+
+
+async def _announce(bus: Bus, tracker: ConditionTracker, holding: Mapping[Condition, str]) -> None:
+    while True:
+        for alert in tracker.look(holding, time.monotonic()):
+            log.warning("condition", name=alert.name, phase=alert.phase, detail=alert.detail)
+            await bus.append(ALERTS, alert)
+        await asyncio.sleep(_LOOK_SECONDS)

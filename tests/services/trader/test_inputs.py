@@ -1,0 +1,254 @@
+"""The whole trader against a broker that sends what cannot be: it says so once, goes on, and can close."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.adapters.bus import Bus
+from shared.adapters.oanda_records import format_time
+from shared.environment.action import Action
+from shared.messages.streams import ALERTS
+from shared.runtime.redis_server import RedisServer
+from tests.services.trader.parts import (
+    BARS,
+    FIRST_BAR,
+    Broker,
+    running_broker,
+    running_oracle,
+    running_trader,
+    trader_settings,
+    until,
+)
+from tests.services.trader.test_service import alerts_of, control, decisions_of
+
+BUY_AT = FIRST_BAR + 1
+
+
+def priced(broker: Broker, bid: object, ask: object, **changes: object) -> dict[str, Any]:
+    """A PRICE line as of now."""
+    return {
+        "type": "PRICE",
+        "instrument": "GBP_JPY",
+        "time": format_time(broker.venue.now_ns + 1_000_000),
+        "bids": [{"price": bid, "liquidity": 1_000_000}],
+        "asks": [{"price": ask, "liquidity": 1_000_000}],
+        "tradeable": True,
+        **changes,
+    }
+
+
+def a_day_ahead(broker: Broker) -> str:
+    return format_time(broker.venue.now_ns + 86_400 * 1_000_000_000)
+
+
+_BAD_LINES: dict[str, Callable[[Broker], dict[str, Any]]] = {
+    "crossed": lambda broker: priced(broker, "171.000", "170.999"),
+    "outlier": lambda broker: priced(broker, "18500.0", "18500.1"),
+    "foreign": lambda broker: priced(broker, "1.1", "1.2", instrument="EUR_USD"),
+    "future": lambda broker: {"type": "HEARTBEAT", "time": a_day_ahead(broker)},
+    "unreadable": lambda broker: {"type": "PRICE", "time": "soon"},
+}
+
+
+async def test_bad_lines_cost_themselves_and_nothing_else(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """One of each kind, thrice, while a position is held: decisions go on, and the position closes."""
+    async with running_broker(tmp_path) as broker, running_oracle({BUY_AT: Action.BUY}) as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings) as trader:
+            await until(lambda: broker.units == 1)
+            for _ in range(3):
+                for line in _BAD_LINES.values():
+                    broker.say(line(broker))
+            for reason in _BAD_LINES:
+                await until(lambda: f'mm_trader_refused_total{{reason="{reason}"}} 3.0' in trader.metrics())  # noqa: B023
+            reached = broker.venue.place.acknowledged_s
+            await until(lambda: broker.venue.place.acknowledged_s > reached + 600)
+            assert trader.detail["state"] == "active"
+            assert trader.detail["guards"] == ""
+            assert "mm_trader_reconnects_total 0.0" in trader.metrics(), "the session went on"
+            await control(bus, "killed")
+            await until(lambda: broker.units == 0)
+            await until(lambda: trader.detail["control"] == "killed")
+    names = [alert.name for alert in await alerts_of(bus)]
+    assert sorted(names) == ["killed", *sorted(f"refused_{reason}" for reason in _BAD_LINES)], "one of each"
+
+
+async def test_bad_candles_are_left_out_and_a_bar_without_its_candle_is_held_through(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    bad = FIRST_BAR + 4
+    script = {BUY_AT: Action.BUY, bad: Action.CLOSE}
+
+    def spoil(answer: dict[str, Any]) -> dict[str, Any]:
+        for candle in answer["candles"]:
+            if candle["time"].startswith(format_time(int(BARS.time_s[bad]) * 1_000_000_000)[:19]):
+                candle["mid"]["l"] = "999.0"
+        return answer
+
+    async with running_broker(tmp_path, stop=FIRST_BAR + 12) as broker, running_oracle(script) as oracle:
+        broker.forged["/candles"] = spoil
+        settings = trader_settings(
+            redis_server.url, tmp_path, broker, oracle, candle_wait_seconds=0.3, candle_poll_seconds=0.05
+        )
+        async with running_trader(settings) as trader:
+            await broker.decided(FIRST_BAR + 9)
+            assert 'mm_trader_refused_total{reason="candle"} 1.0' in trader.metrics()
+            assert "mm_trader_late_candles_total 1.0" in trader.metrics()
+        assert broker.units == 1
+        assert bad not in oracle.asked
+    rows = {int(made.bar_time.timestamp()): made for made in await decisions_of(bus)}
+    held = rows[int(BARS.time_s[bad])]
+    assert (held.action, held.executed) == ("HOLD", False)
+    assert "did not come in time" in held.reason
+    assert [int(BARS.time_s[FIRST_BAR + n]) in rows for n in range(9)] == [True] * 9, "a row for each bar"
+    assert sorted(alert.name for alert in await alerts_of(bus)) == ["candle_late", "refused_candle"]
+
+
+async def test_a_candle_that_comes_late_is_waited_for(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """OANDA completes a minute 1 to 45 s late: the decision waits as long as the bar may be acted on."""
+    late, looks = FIRST_BAR + 3, 0
+
+    def hide(answer: dict[str, Any]) -> dict[str, Any]:
+        nonlocal looks
+        for candle in answer["candles"]:
+            if candle["time"].startswith(format_time(int(BARS.time_s[late]) * 1_000_000_000)[:19]):
+                looks += 1
+                candle["complete"] = looks > 8
+        return answer
+
+    async with running_broker(tmp_path, stop=FIRST_BAR + 8) as broker, running_oracle() as oracle:
+        oracle.script = {late: Action.SELL}
+        broker.forged["/candles"] = hide
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle, candle_poll_seconds=0.05)
+        async with running_trader(settings):
+            await until(lambda: broker.units == -1)
+    assert looks > 8
+    assert await alerts_of(bus) == []
+
+
+async def test_a_new_level_that_candles_confirm_is_traded_on(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The limit is put below the market's own steps: every bar is a new level, and none is stuck."""
+    async with running_broker(tmp_path, stop=FIRST_BAR + 30) as broker, running_oracle() as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        narrow = settings.guards.__class__(max_jump_percent=0.02)
+        async with running_trader(settings.model_copy(update={"guards": narrow})) as trader:
+            await broker.decided(FIRST_BAR + 25)
+            assert 'reason="outlier"} 0.0' not in trader.metrics()
+    assert {int(made.bar_time.timestamp()) for made in await decisions_of(bus)} >= set(
+        BARS.time_s[FIRST_BAR : FIRST_BAR + 25].tolist()
+    )
+
+
+async def test_a_transaction_that_cannot_be_read_does_not_keep_the_trader_from_its_position(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The entry's fill is damaged in every answer: the position is read from a snapshot instead."""
+
+    def damage(answer: dict[str, Any]) -> dict[str, Any]:
+        for transaction in answer["transactions"]:
+            if transaction["type"] == "ORDER_FILL" and "tradeOpened" in transaction:
+                del transaction["tradeOpened"]["price"]
+        return answer
+
+    script = {BUY_AT: Action.BUY, FIRST_BAR + 4: Action.CLOSE}
+    async with running_broker(tmp_path, stop=FIRST_BAR + 40) as broker, running_oracle(script) as oracle:
+        broker.forged["/transactions/sinceid"] = damage
+        async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
+            await until(lambda: trader.detail.get("units") == 1)
+            await control(bus, "running")  # the order's own outcome is not known: an operator goes on
+            await control(bus, "killed")
+            await until(lambda: broker.units == 0)
+    assert "transactions_unread" in [alert.name for alert in await alerts_of(bus)]
+
+
+async def test_a_broker_that_refuses_the_token_is_told_of_and_the_trader_goes_on_when_it_may(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The position stays open meanwhile, so the trader stays too, and says so."""
+    async with running_broker(tmp_path) as broker, running_oracle({BUY_AT: Action.BUY}) as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings) as trader:
+            await until(lambda: broker.units == 1)
+            broker.refusal = 403
+            await until(lambda: trader.detail["state"] == "halted")
+            assert trader.detail["guards"] == "broker_refuses"
+            await until(lambda: len(broker.hosts) > 0)
+            await _began(bus, "broker_refuses")
+            assert not trader.task.done()
+            broker.refusal = None
+            await control(bus, "killed")
+            await until(lambda: broker.units == 0)
+    (told,) = [alert for alert in await alerts_of(bus) if alert.name == "broker_refuses"]
+    assert "403" in told.detail
+
+
+async def test_a_broker_that_is_away_is_told_of_before_the_account_is_known(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trader.watching.AWAY_SECONDS", 0.0)
+    async with running_broker(tmp_path) as broker, running_oracle() as oracle:
+        broker.refusal = 404  # as for an instrument that the account cannot trade
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        known = settings.model_copy(update={"oanda_account": broker.venue.config.account})
+        async with running_trader(known) as trader:
+            await _began(bus, "broker_away")
+            assert trader.detail["state"] == "reconnecting"
+            broker.refusal = None
+            await broker.decided(FIRST_BAR + 2)
+            await _ended(bus, "broker_away")
+    told = [alert for alert in await alerts_of(bus) if alert.name == "broker_away"]
+    assert len(told) == 1, "one alert, however often the broker refused"
+    assert "404" in told[0].detail
+
+
+async def test_a_trader_that_stands_by_is_told_of(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trader.__main__.UNAVAILABLE_SECONDS", -100.0)
+    async with running_broker(tmp_path) as broker, running_oracle() as oracle:
+        first = trader_settings(redis_server.url, tmp_path / "one", broker, oracle, instance="one")
+        second = trader_settings(redis_server.url, tmp_path / "two", broker, oracle, instance="two")
+        async with running_trader(first):
+            await broker.decided(FIRST_BAR + 1)
+            async with running_trader(second):
+                await _began(bus, "standby")
+        async with running_trader(second):
+            await _ended(bus, "standby")
+
+
+async def test_the_order_rate_counts_the_orders_of_an_hour(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    script = {BUY_AT: Action.BUY, BUY_AT + 1: Action.CLOSE, BUY_AT + 4: Action.BUY, BUY_AT + 70: Action.BUY}
+    async with running_broker(tmp_path, stop=FIRST_BAR + 80) as broker, running_oracle(script) as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        two = settings.guards.__class__(max_orders_per_hour=2)
+        async with running_trader(settings.model_copy(update={"guards": two})):
+            await until(lambda: len(broker.posts) == 3, seconds=60)
+    blocked = [made for made in await decisions_of(bus) if "order_rate" in made.reason]
+    assert [int(made.bar_time.timestamp()) for made in blocked] == [BARS.time_s[BUY_AT + 4]]
+
+
+async def _began(bus: Bus, name: str) -> None:
+    await _announced(bus, name, "began")
+
+
+async def _ended(bus: Bus, name: str) -> None:
+    await _announced(bus, name, "ended")
+
+
+async def _announced(bus: Bus, name: str, phase: str) -> None:
+    async with asyncio.timeout(30):
+        while (name, phase) not in {  # noqa: ASYNC110  Redis says when
+            (entry.message.name, entry.message.phase) for entry in await bus.recent(ALERTS, count=1_000)
+        }:
+            await asyncio.sleep(0.05)

@@ -1,0 +1,319 @@
+"""What is refused of the broker's data, and that nothing it sends raises an error or moves time or price."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.trader.market import Market
+from services.trader.refusals import BrokerTimes, PriceLevel, Refusal, ReplayTimes, Verdict, fault_of
+from shared.adapters.oanda_records import NANOSECONDS, Candle, Heartbeat, Price, Quote, UnreadableLine
+from shared.market.bar import Instrument
+
+#: Monday 2024-03-04 12:00 UTC.
+NOON_S = 1_709_553_600
+DAY_S = 86_400
+
+
+class Clocks:
+    """This machine's clocks, turned by hand."""
+
+    def __init__(self) -> None:
+        self.wall_s, self.monotonic_s = float(NOON_S), 0.0
+
+    def go_on(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.monotonic_s += seconds
+
+
+def market_of(clocks: Clocks, *, simulated: bool = False) -> Market:
+    return Market(
+        Instrument.named("GBP_JPY"),
+        lambda: clocks.monotonic_s,
+        None if simulated else lambda: clocks.wall_s,
+        max_jump_percent=5.0,
+    )
+
+
+def at(seconds: float) -> int:
+    return int((NOON_S + seconds) * NANOSECONDS)
+
+
+def price(seconds: float, bid: float | None = 190.0, ask: float | None = 190.04, **changes: object) -> Price:
+    told = Price("GBP_JPY", at(seconds), bid, ask, tradeable=True)
+    return replace(told, **changes)  # type: ignore[arg-type]
+
+
+def candle(minute: int, close: float = 190.0, **changes: object) -> Candle:
+    told = Candle(NOON_S + 60 * minute, 4, complete=True, mid=Quote(close, close, close, close))
+    return replace(told, **changes)  # type: ignore[arg-type]
+
+
+# -- prices ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("item", "refusal"),
+    [
+        (price(2, 171.0, 170.999), Refusal.CROSSED),
+        (price(2, 0.0, 190.04), Refusal.CROSSED),
+        (price(2, -1.0, -0.5), Refusal.CROSSED),
+        (price(2, 190.0, math.inf), Refusal.CROSSED),
+        (price(2, math.nan, 190.0), Refusal.CROSSED),
+        (price(2, 19_000.0, 19_000.1), Refusal.OUTLIER),
+        (price(2, 1.9, 1.901), Refusal.OUTLIER),
+        (price(2, instrument="EUR_USD"), Refusal.FOREIGN),
+        (price(DAY_S), Refusal.FUTURE),
+        (Heartbeat(at(DAY_S)), Refusal.FUTURE),
+        (UnreadableLine("field 'bids' is missing"), Refusal.UNREADABLE),
+    ],
+)
+def test_a_bad_line_is_counted_and_leaves_price_time_and_bar_as_they_were(
+    item: Price | Heartbeat | UnreadableLine, refusal: Refusal
+) -> None:
+    clocks = Clocks()
+    market = market_of(clocks)
+    good = price(1)
+    market.on_item(good)
+    assert market.on_item(item) is None
+    assert market.refused == {refusal: 1}
+    assert market.quoted is not None
+    assert market.quoted.price == good, "the last good price is in force"
+    assert market.time_ns <= at(2)
+    assert market.on_item(price(3, 190.1, 190.14)) is None
+    assert market.quoted.price.bid == 190.1, "and the next good one comes into force"
+    clocks.go_on(60)
+    assert market.on_item(Heartbeat(at(60))) == NOON_S, "the bar closes when its minute is over"
+
+
+def test_a_minute_of_bad_prices_alone_closes_too_so_that_its_candle_is_asked_for() -> None:
+    clocks = Clocks()
+    market = market_of(clocks)
+    market.on_item(price(1, 2.0, 1.0))
+    clocks.go_on(60)
+    assert market.on_item(Heartbeat(at(59))) is None
+    assert market.on_item(Heartbeat(at(60))) == NOON_S
+    assert market.on_item(Heartbeat(at(65))) is None, "once"
+
+
+def test_a_price_that_comes_again_is_not_a_fresh_one() -> None:
+    clocks = Clocks()
+    market = market_of(clocks)
+    market.on_item(price(1))
+    clocks.go_on(30.0)
+    market.on_item(price(1))
+    assert market.num_late == 1
+    assert market.price_age_seconds() == 30.0
+    market.on_item(price(0.5))
+    assert market.num_late == 2
+
+
+def test_a_snapshot_is_as_old_as_its_own_time_says() -> None:
+    """On connecting OANDA sends the price in force, whenever it came into force."""
+    clocks = Clocks()
+    market = market_of(clocks)
+    market.on_item(price(-300))
+    market.on_item(Heartbeat(at(0)))
+    assert market.price_age_seconds() == 300.0
+    clocks.go_on(5.0)
+    assert market.price_age_seconds() == 305.0
+    market.on_item(price(5))
+    assert market.price_age_seconds() == 0.0
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(
+                Price,
+                st.sampled_from(["GBP_JPY", "EUR_USD", ""]),
+                st.integers(0, 4_102_444_799 * NANOSECONDS),
+                st.none() | st.floats(),
+                st.none() | st.floats(),
+                st.booleans(),
+            ),
+            st.builds(Heartbeat, st.integers(0, 4_102_444_799 * NANOSECONDS)),
+            st.just(UnreadableLine("x")),
+        ),
+        max_size=30,
+    ),
+    st.booleans(),
+)
+@settings(max_examples=200)
+def test_no_line_raises_an_error_and_no_bad_price_is_in_force(
+    items: list[Price | Heartbeat | UnreadableLine], simulated: bool
+) -> None:
+    clocks = Clocks()
+    market = market_of(clocks, simulated=simulated)
+    for item in items:
+        market.on_item(item)
+        market.minutes_to_close()
+        quoted = market.quoted
+        if (
+            quoted
+            and quoted.price.tradeable
+            and quoted.price.bid is not None
+            and quoted.price.ask is not None
+        ):
+            assert 0 < quoted.price.bid <= quoted.price.ask < math.inf
+            assert quoted.price.instrument == "GBP_JPY"
+        if not simulated:
+            assert market.time_ns / NANOSECONDS <= clocks.wall_s + 5.001
+
+
+# -- time --------------------------------------------------------------------------------------------
+
+
+def test_a_slow_clock_is_believed_once_lines_agree_on_it_and_never_a_clock_a_day_off() -> None:
+    times = BrokerTimes()
+    ahead = 120.0
+    verdicts = [times.judge(at(ahead + s), NOON_S + s, heartbeat=True) for s in range(0, 20, 5)]
+    assert verdicts == [Verdict.REFUSED, Verdict.REFUSED, Verdict.ACCEPTED, Verdict.ACCEPTED]
+    # The clock is set right: soon a line two minutes ahead is refused again.
+    assert times.judge(at(20), NOON_S + 20, heartbeat=True) is Verdict.ACCEPTED
+    assert times.judge(at(20 + ahead), NOON_S + 20, heartbeat=True) is Verdict.REFUSED
+    assert {times.judge(at(DAY_S + s), NOON_S + s, heartbeat=True) for s in range(25, 600, 5)} == {
+        Verdict.REFUSED
+    }
+
+
+def test_wrong_times_among_right_ones_are_never_believed() -> None:
+    times = BrokerTimes()
+    for s in range(0, 600, 5):
+        assert times.judge(at(s), NOON_S + s, heartbeat=True) is Verdict.ACCEPTED
+        assert times.judge(at(s + 300), NOON_S + s, heartbeat=True) is Verdict.REFUSED
+
+
+@pytest.mark.parametrize(("ahead", "skew"), [(-30.0, 30.0), (3.0, -3.0)])
+def test_the_skew_is_how_far_this_clock_is_ahead_of_the_broker_s(ahead: float, skew: float) -> None:
+    market = market_of(Clocks())
+    market.on_item(price(-3_600))
+    assert market.clock_skew_seconds is None, "a snapshot says nothing of clocks"
+    market.on_item(Heartbeat(at(ahead)))
+    assert market.clock_skew_seconds == skew
+
+
+def test_a_wrong_time_does_not_outlive_its_connection() -> None:
+    market = market_of(Clocks(), simulated=True)
+    market.on_item(price(0))
+    market.on_item(price(DAY_S))
+    market.on_item(price(DAY_S + 1))
+    assert market.time_ns == at(DAY_S + 1)
+    market.warm_up([candle(0)])
+    market.on_item(price(61))
+    assert market.time_ns == at(61)
+
+
+def test_a_replay_jumps_where_a_second_price_confirms_it_and_the_bar_before_is_over() -> None:
+    market = market_of(Clocks(), simulated=True)
+    market.on_item(price(59))
+    assert market.on_item(Heartbeat(at(2 * DAY_S))) is None
+    assert market.refused == {Refusal.FUTURE: 1}, "a heartbeat never jumps"
+    assert market.on_item(price(2 * DAY_S, 191.0, 191.04)) == NOON_S
+    assert market.time_ns == at(59)
+    assert market.on_item(price(2 * DAY_S + 20, 191.0, 191.04)) is None
+    assert market.time_ns == at(2 * DAY_S + 20)
+    assert market.refused == {Refusal.FUTURE: 1}
+
+
+def test_a_replay_s_jump_that_the_next_price_does_not_confirm_is_refused_and_the_bar_goes_on() -> None:
+    market = market_of(Clocks(), simulated=True)
+    market.on_item(price(0))
+    assert market.on_item(price(DAY_S)) == NOON_S
+    assert market.on_item(price(20)) is None
+    assert market.refused == {Refusal.FUTURE: 1}
+    assert market.time_ns == at(20)
+    assert market.on_item(price(61)) == NOON_S, "it closes again, now that it is over"
+
+
+def test_heartbeats_do_not_confirm_a_replay_s_jump() -> None:
+    times = ReplayTimes(NOON_S)
+    assert times.judge(at(DAY_S), 0.0, heartbeat=False) is Verdict.HELD
+    assert times.judge(at(DAY_S + 1), 0.0, heartbeat=True) is Verdict.REFUSED
+
+
+# -- levels ------------------------------------------------------------------------------------------
+
+
+def test_a_new_level_needs_prices_and_a_candle_that_agree() -> None:
+    level = PriceLevel(5.0)
+    assert level.accepts_price(190.0)
+    assert not any(level.accepts_price(mid) for mid in (170.0, 170.1, 170.2, 170.1))
+    assert level.accepts_closes([170.0]) == [True]
+    assert level.accepts_price(170.1)
+    assert not level.accepts_price(190.0)
+
+
+def test_neither_prices_nor_a_candle_move_the_level_alone() -> None:
+    level = PriceLevel(5.0)
+    assert level.accepts_price(190.0)
+    assert not any(level.accepts_price(19_000.0) for _ in range(1_000))
+    assert level.accepts_price(190.1)
+    assert level.accepts_closes([19_000.0, 19_000.0, 190.2]) == [False, False, True]
+
+
+def test_prices_that_disagree_with_each_other_make_no_level() -> None:
+    level = PriceLevel(5.0)
+    assert level.accepts_price(190.0)
+    for mid in (170.0, 100.0, 170.0, 100.0):
+        assert not level.accepts_price(mid)
+    assert level.accepts_closes([170.0]) == [False]
+
+
+def test_a_history_jumps_where_the_next_candle_stays_and_not_for_one_alone() -> None:
+    level = PriceLevel(5.0)
+    assert level.accepts_closes([19_000.0, 190.0, 190.1, 1.9, 190.0, 170.0, 170.1]) == [
+        False, True, True, False, True, True, True,
+    ]  # fmt: skip
+
+
+def test_the_limit_is_a_share_of_the_price_and_infinity_switches_it_off() -> None:
+    level = PriceLevel(5.0)
+    assert level.accepts_price(100.0)
+    assert level.accepts_price(105.0 - 1e-9)
+    assert not level.accepts_price(110.26)
+    assert PriceLevel(math.inf).accepts_price(1.0)
+
+
+# -- candles -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"mid": None}, "no mid prices"),
+        ({"time_s": NOON_S + 7}, "not the opening of a minute"),
+        ({"time_s": NOON_S + DAY_S}, "in the future"),
+        ({"mid": Quote(190.0, 189.0, 191.0, 190.0)}, "expected 0 < low"),
+        ({"mid": Quote(190.0, 190.0, 190.0, 190.1)}, "expected 0 < low"),
+        ({"mid": Quote(190.0, 190.0, 0.0, 190.0)}, "expected 0 < low"),
+        ({"mid": Quote(190.0, math.inf, 190.0, 190.0)}, "expected 0 < low"),
+        ({"mid": Quote(190.0, 190.0, 190.0, math.nan)}, "expected 0 < low"),
+    ],
+)
+def test_a_bad_candle_is_refused_once_however_often_it_is_read(changes: dict[str, object], text: str) -> None:
+    clocks = Clocks()
+    clocks.go_on(600)
+    market = market_of(clocks)
+    bad = candle(1, **changes)  # type: ignore[arg-type]
+    assert text in fault_of(bad, clocks.wall_s)
+    for _ in range(3):
+        assert market.take([candle(0), bad, candle(2)]) in ([(NOON_S, 190.0), (NOON_S + 120, 190.0)], [])
+    assert market.refused == {Refusal.CANDLE: 1}
+    assert text in market.refusals[Refusal.CANDLE]
+    assert market.last_bar_s == NOON_S + 120
+
+
+def test_candles_out_of_order_and_twice_are_taken_in_order_and_once() -> None:
+    clocks = Clocks()
+    clocks.go_on(600)
+    market = market_of(clocks)
+    assert [time_s for time_s, _ in market.take([candle(2), candle(0), candle(1), candle(1)])] == [
+        NOON_S,
+        NOON_S + 60,
+        NOON_S + 120,
+    ]
+    assert market.take([candle(1), candle(2)]) == []
+    assert not market.refused
