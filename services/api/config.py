@@ -9,6 +9,9 @@ from shared.errors import SettingsError
 
 _UNSET = SecretStr("")
 
+#: A shorter API key could be guessed.
+MIN_KEY_LENGTH = 16
+
 
 @dataclass(frozen=True)
 class GatewayConfig:
@@ -16,9 +19,11 @@ class GatewayConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: SecretStr = _UNSET  # of every POST; empty means that they are off
+    allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
+    api_key: SecretStr = _UNSET  # of every POST, 16 characters or more; empty switches them off
     redis_timeout_seconds: float = 2.0  # how long an answer waits for Redis
     max_event_clients: int = 64  # open /events streams; more are refused with 429
+    max_event_clients_per_peer: int = 32  # of one client address
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be.
@@ -32,8 +37,15 @@ class GatewayConfig:
             raise SettingsError(
                 f"gateway.redis_timeout_seconds is {self.redis_timeout_seconds}, expected above 0, at most 60"
             )
-        if self.max_event_clients < 1:
-            raise SettingsError(f"gateway.max_event_clients is {self.max_event_clients}, expected 1 or more")
+        for name in ("max_event_clients", "max_event_clients_per_peer"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"gateway.{name} is {getattr(self, name)}, expected 1 or more")
+        key_length = len(self.api_key.get_secret_value())
+        if 0 < key_length < MIN_KEY_LENGTH:
+            raise SettingsError(
+                f"gateway.api_key has {key_length} characters, expected {MIN_KEY_LENGTH} or more: "
+                "`openssl rand -hex 16` makes one"
+            )
         if not self.api_key.get_secret_value().isascii():
             raise SettingsError("gateway.api_key has a character that an HTTP header cannot carry; use ASCII")
 

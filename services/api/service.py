@@ -6,7 +6,8 @@ from services.api.app import create_app
 from services.api.history import follow_all
 from services.api.state import Gateway
 from services.api.watch import relay, watch
-from shared.runtime.lifecycle import Lifecycle, serve_app
+from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.server import serve_app
 
 
 async def run(gateway: Gateway, lifecycle: Lifecycle) -> None:
@@ -21,7 +22,13 @@ async def run(gateway: Gateway, lifecycle: Lifecycle) -> None:
     ending = asyncio.create_task(_end_events(lifecycle, gateway))
     lifecycle.report(port=config.port)
     try:
-        await serve_app(create_app(gateway), lifecycle, host=config.host, port=config.port)
+        await serve_app(
+            create_app(gateway),
+            lifecycle,
+            host=config.host,
+            port=config.port,
+            allowed_hosts=config.allowed_hosts,
+        )
     finally:
         ending.cancel()
         if not beside.done():

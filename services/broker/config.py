@@ -24,6 +24,7 @@ class BrokerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8002
+    allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
     account: str = "101-001-0000001-001"
     balance: int = 1_000_000  # in the instrument's quote currency
     margin_rate: float = 0.05

@@ -20,7 +20,8 @@ from services.broker.venue import Venue
 from shared.adapters.dataset import Dataset, read_dataset
 from shared.errors import DataError
 from shared.market.session import SESSION_BARS, Split
-from shared.runtime.lifecycle import Lifecycle, serve_app
+from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.server import serve_app
 
 log = structlog.get_logger()
 
@@ -100,7 +101,9 @@ class BrokerService:
                 asyncio.create_task(_close_streams(venue, lifecycle)),
             ]
             try:
-                await serve_app(app, lifecycle, host=config.host, port=config.port)
+                await serve_app(
+                    app, lifecycle, host=config.host, port=config.port, allowed_hosts=config.allowed_hosts
+                )
             finally:
                 lifecycle.stop()
                 await asyncio.gather(*beside)

@@ -12,7 +12,8 @@ from services.inference.settings import InferenceSettings
 from shared.adapters.checkpoints import CheckpointStore
 from shared.market.bar import Instrument
 from shared.runtime.entry import service_main
-from shared.runtime.lifecycle import Lifecycle, Main, serve_app
+from shared.runtime.lifecycle import Lifecycle, Main
+from shared.runtime.server import serve_app
 
 
 def compose(settings: InferenceSettings) -> Main:
@@ -32,7 +33,9 @@ def compose(settings: InferenceSettings) -> Main:
         following = asyncio.create_task(promoted.follow(lifecycle, poll_seconds=config.poll_seconds))
         following.add_done_callback(lambda _: lifecycle.stop())  # neither goes on without the other
         try:
-            await serve_app(app, lifecycle, host=config.host, port=config.port)
+            await serve_app(
+                app, lifecycle, host=config.host, port=config.port, allowed_hosts=config.allowed_hosts
+            )
         finally:
             lifecycle.stop()
             await following

@@ -11,6 +11,7 @@ class InferenceConfig:
 
     host: str = "127.0.0.1"
     port: int = 8001
+    allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
     instrument: str = "GBP_JPY"  # the only one that is answered for
     max_waiting: int = 32  # requests in work or waiting; more are refused with 503
     poll_seconds: float = 5.0  # how often the promoted pointer is read when no message says that it moved

@@ -12,15 +12,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TypeVar
 
 import structlog
-import uvicorn
-from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry
 from redis.exceptions import RedisError
-from starlette.types import ASGIApp
 
 from shared.adapters.bus import Bus
 from shared.errors import MuZeroError
@@ -124,13 +122,12 @@ async def _run(service: str, settings: ServiceSettings, main: Main, registry: Co
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _on_signal, lifecycle, signum)
-    if settings.metrics_port:
-        start_http_server(settings.metrics_port, addr="0.0.0.0", registry=registry)  # noqa: S104  scraped from other hosts
     log.info("service_started", pid=os.getpid())
     beats = asyncio.create_task(_beat(lifecycle, settings))
     in_order = False
     try:
-        await main(lifecycle)
+        async with _metrics(lifecycle, settings, registry):
+            await main(lifecycle)
         in_order = True
     except MuZeroError as failure:
         log.error("service_failed", error=str(failure), kind=type(failure).__name__)  # noqa: TRY400  the text says it all
@@ -141,6 +138,17 @@ async def _run(service: str, settings: ServiceSettings, main: Main, registry: Co
     finally:
         await _farewell(lifecycle, beats, in_order=in_order)
     return 0
+
+
+def _metrics(
+    lifecycle: Lifecycle, settings: ServiceSettings, registry: CollectorRegistry
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Serve the process's metrics where a port is set."""
+    if not settings.metrics_port:
+        return contextlib.nullcontext()
+    from shared.runtime.server import metrics_served  # most services listen nowhere and do without
+
+    return metrics_served(registry, lifecycle, host=settings.metrics_host, port=settings.metrics_port)
 
 
 def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
@@ -187,43 +195,3 @@ async def _within_farewell(words: Awaitable[None]) -> None:
             await words
     except (RedisError, OSError) as away:  # TimeoutError is one of them
         log.debug("farewell_missed", error=str(away))
-
-
-async def serve_app(app: ASGIApp, lifecycle: Lifecycle, *, host: str, port: int) -> None:
-    """Serve an ASGI application until the service is asked to stop.
-
-    Raises:
-        MuZeroError: the port cannot be had.
-    """
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-        timeout_keep_alive=30,
-        lifespan="on",
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve())
-    stop = asyncio.create_task(lifecycle.stopping.wait())
-    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    stop.cancel()
-    try:
-        await serving
-    except SystemExit:  # uvicorn's word for a port that it cannot have
-        log.debug("server_gave_up")
-    if not lifecycle.stopping.is_set():
-        raise MuZeroError(f"{lifecycle.service}: cannot serve on {host}:{port}; is the port taken?")
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the lifecycle."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield

@@ -65,6 +65,7 @@ class ServiceSettings(BaseSettings):
     heartbeat_seconds: float = Field(5.0, gt=0, le=HEARTBEAT_TTL_SECONDS / 3)  # two may be missed
     alive_file: Path | None = Field(None, description="touched at each heartbeat, for health checks")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
+    metrics_host: str = Field("127.0.0.1", description="interface of that port; 0.0.0.0 for other hosts")
     dataset: Path = Field(Path("data/dataset.duckdb"), description="the DuckDB file of bars")
     checkpoints: str | None = Field(
         None, description="checkpoint store: a folder or s3://bucket/prefix; `<home>/checkpoints` when unset"

@@ -35,7 +35,7 @@ class Project:
 
     def __init__(self) -> None:
         self.port = free_port()
-        self.environment = {**os.environ, "PORT": str(self.port), "API_KEY": "compose-test"}
+        self.environment = {**os.environ, "PORT": str(self.port), "API_KEY": "compose-test-key-1"}
 
     def compose(self, *arguments: str, timeout: float = 1500) -> str:
         """Run `docker compose`; a failure shows what the services last said."""

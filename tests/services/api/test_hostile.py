@@ -93,7 +93,7 @@ async def test_no_version_reaches_the_file_system(system: System, tmp_path: Path
         for version in [*VERSIONS, "../secret", "..%2fsecret", "%2e%2e%2fsecret"]:
             # A client's library would tidy the path up, so it is sent as it stands.
             target = pattern.format(quote(version, safe="%./\\"))
-            head, body = await raw(system, f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            head, body = await raw(system, f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert head.split()[1] in (b"404", b"422"), target
             assert PROBLEM.encode() in head
             assert b"canary" not in body
@@ -208,7 +208,7 @@ async def test_a_large_body_is_refused_before_it_is_read(system: System) -> None
     assert refused_at_once.status_code == 413
     refused(refused_at_once)
     request = (
-        b"POST /trader/kill HTTP/1.1\r\nHost: x\r\nX-API-Key: " + API_KEY.encode() + b"\r\n"
+        b"POST /trader/kill HTTP/1.1\r\nHost: localhost\r\nX-API-Key: " + API_KEY.encode() + b"\r\n"
         b"Content-Length: 100000000000\r\n\r\n"
     )
     assert b" 413 " in (await raw(system, request))[0]
@@ -244,7 +244,7 @@ async def test_another_method_is_405(system: System) -> None:
 
 async def test_an_unknown_path_is_404(system: System) -> None:
     for path in UNKNOWN_PATHS:
-        head, _ = await raw(system, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head, _ = await raw(system, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert head.split()[1] == b"404", path
         assert PROBLEM.encode() in head
 

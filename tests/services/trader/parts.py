@@ -33,8 +33,9 @@ from services.trader.settings import TraderSettings
 from shared.environment.action import LEGAL, Action
 from shared.market.bar import BarSeries
 from shared.market.synthetic import Market, synthesize
-from shared.runtime.lifecycle import Lifecycle, serve_app
+from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import free_port
+from shared.runtime.server import serve_app
 
 #: Bars 0..399 are history; the replay begins at bar 400, on a Monday.
 BARS = synthesize(Market.OU, 2_000, seed=3)
