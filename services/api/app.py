@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.keys import WrongKeys
 from services.api.metrics import REQUESTS, SECONDS
 from services.api.routes import checkpoints, events, journal, operator, pages, status, validations
 from services.api.state import Gateway, RedisAwayError
@@ -46,6 +47,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         responses=PROBLEM_RESPONSES,
     )
     app.state.gateway = gateway
+    app.state.wrong_keys = WrongKeys()
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
     app.add_exception_handler(RedisAwayError, _on_redis_away)
     app.add_exception_handler(StoreAwayError, _on_store_away)

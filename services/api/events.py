@@ -41,6 +41,7 @@ EVENT_NAMES: Mapping[str, str] = {
 RESET = "reset"
 
 _KEPT = 5_000
+_KEPT_BYTES = 16_000_000
 _QUEUED = 1_000
 _ENTRY_ID = re.compile(r"(\d{1,20})-(\d{1,20})")
 
@@ -79,12 +80,15 @@ class TooManyListenersError(Exception):
 class Events:
     """Keeps the last events and hands them out."""
 
-    def __init__(self, max_listeners: int) -> None:
+    def __init__(self, max_listeners: int, max_per_peer: int | None = None) -> None:
+        """Nothing has happened yet; `max_per_peer` bounds the listeners of one client address."""
         self._max_listeners = max_listeners
+        self._max_per_peer = max_per_peer or max_listeners
+        self._kept_bytes = 0
         self._kept: deque[tuple[str, Place, Event]] = deque()
         self._forgotten: dict[str, Place] = dict.fromkeys(EVENT_NAMES, (0, 0))
         self._at: dict[str, Place] = dict.fromkeys(EVENT_NAMES, (0, 0))
-        self._queues: set[_Queue] = set()
+        self._queues: dict[_Queue, str] = {}  # the address of each listener
         self._closed = False
 
     @property
@@ -101,30 +105,33 @@ class Events:
         self._at[stream.key] = at = place(entry_id)
         event = Event(self._id(), EVENT_NAMES[stream.key], message.model_dump_json())
         self._kept.append((stream.key, at, event))
-        if len(self._kept) > _KEPT:
-            key, gone, _ = self._kept.popleft()
+        self._kept_bytes += len(event.data)
+        while len(self._kept) > _KEPT or self._kept_bytes > _KEPT_BYTES:
+            key, gone, forgotten = self._kept.popleft()
+            self._kept_bytes -= len(forgotten.data)
             self._forgotten[key] = gone
         for queue in self._queues:
             _offer(queue, event)
 
     @contextlib.contextmanager
-    def listen(self, last_event_id: str | None) -> Iterator[AsyncIterator[Event]]:
+    def listen(self, last_event_id: str | None, peer: str = "") -> Iterator[AsyncIterator[Event]]:
         """The events after one that a listener saw, or from now on.
 
         Raises:
-            TooManyListenersError: no place is left.
+            TooManyListenersError: no place is left, or none for this address.
         """
-        if len(self._queues) >= self._max_listeners:
+        of_peer = sum(other == peer for other in self._queues.values())
+        if len(self._queues) >= self._max_listeners or of_peer >= self._max_per_peer:
             raise TooManyListenersError
         queue: _Queue = asyncio.Queue(_QUEUED)
         missed = self._missed(last_event_id)
-        self._queues.add(queue)
+        self._queues[queue] = peer
         if self._closed:
             _offer(queue, None)
         try:
             yield _all(missed, queue)
         finally:
-            self._queues.remove(queue)
+            del self._queues[queue]
 
     def close(self) -> None:
         """End every listener's stream; the service stops."""

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from services.api.views import Status
 
 REQUESTS = Counter("mm_gateway_requests", "Requests answered", ["route", "method", "status"])
+WRONG_KEYS = Counter("mm_gateway_wrong_keys", "Requests with a wrong API key")
 SECONDS = Histogram(
     "mm_gateway_seconds",
     "From a request to its answer's first byte",
@@ -89,7 +90,7 @@ class _StatusCollector(Collector):
             "mm_service_instances",
             "Instances of a service that say they live",
             ["service"],
-            [([service.service], len(service.instances)) for service in services],
+            [([service.service], service.num_instances) for service in services],
         )
         instances = [(s.service, i) for s in services for i in s.instances]
         yield _labelled(

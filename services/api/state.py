@@ -45,6 +45,10 @@ log = structlog.get_logger()
 #: Services that belong to a whole system, in the order in which they are shown.
 EXPECTED_SERVICES = ("trainer", "selfplay", "validator", "inference", "trader", "broker", "api")
 
+#: The status shows so many instances of a service, and so many services.
+MAX_INSTANCES = 64
+MAX_SERVICES = 32
+
 ControlState = Literal["running", "paused", "killed"]
 
 R = TypeVar("R")
@@ -86,7 +90,7 @@ class Gateway:
 
     def __post_init__(self) -> None:
         """Make room for listeners."""
-        self.events = Events(self.config.max_event_clients)
+        self.events = Events(self.config.max_event_clients, self.config.max_event_clients_per_peer)
 
     async def ask(self, question: Callable[[], Awaitable[R]]) -> R:
         """The answer to a question that Redis must answer in time.
@@ -235,10 +239,14 @@ class Gateway:
 
 
 def _services(heartbeats: list[Heartbeat]) -> list[Service]:
-    names = dict.fromkeys([*EXPECTED_SERVICES, *(beat.service for beat in heartbeats)])
+    beats_of: dict[str, list[Heartbeat]] = {name: [] for name in EXPECTED_SERVICES}
+    for beat in heartbeats:
+        if beat.service in beats_of or len(beats_of) < MAX_SERVICES:
+            beats_of.setdefault(beat.service, []).append(beat)
     return [
         Service(
             service=name,
+            num_instances=len(beats),
             instances=[
                 Instance(
                     instance=beat.instance,
@@ -247,11 +255,11 @@ def _services(heartbeats: list[Heartbeat]) -> list[Service]:
                     beat_at=beat.created_at,
                     detail=beat.detail,
                 )
-                for beat in heartbeats
-                if beat.service == name
+                # Sorted stably: each group keeps the order of its names.
+                for beat in sorted(beats, key=lambda beat: beat.state != "degraded")[:MAX_INSTANCES]
             ],
         )
-        for name in names
+        for name, beats in beats_of.items()
     ]
 
 

@@ -55,7 +55,8 @@ class Service(View):
     """All instances of one service; none when it is not there."""
 
     service: str
-    instances: list[Instance]
+    instances: list[Instance] = Field(description="those that are degraded first; at most 64")
+    num_instances: int = Field(0, description="of all instances, also those that are not shown")
 
 
 class Promoted(View):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.agent.trajectory import MAX_PIPS
 
@@ -21,6 +21,21 @@ Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 #: The dearest quotes there are, of a bitcoin in dong or rupiah, are a thousandth of this.
 MAX_PRICE = 1e12
 Price = Annotated[float, Field(gt=0, le=MAX_PRICE)]
+
+
+#: Characters of a text that explains something.
+MAX_TEXT = 2_048
+
+
+def _cut(text: object) -> object:
+    return text[: MAX_TEXT - 1] + "…" if isinstance(text, str) and len(text) > MAX_TEXT else text
+
+
+#: A reason or detail. A longer one is cut, wherever it was made: it must not keep a fact from being recorded.
+Text = Annotated[str, BeforeValidator(_cut), Field(max_length=MAX_TEXT)]
+
+#: Name of a service, instance, split, stream or the like.
+Name = Annotated[str, Field(max_length=256)]
 
 
 def now() -> datetime:
@@ -92,15 +107,15 @@ class ValidationReported(Message):
 
     schema_version: Literal[1] = 1
     version: int = Field(ge=0)
-    split: str
+    split: Name
     num_sessions: int = Field(ge=0)
     num_trades: int = Field(ge=0)
     expectancy_pips: float | None
     sqn: float | None
     net_pips: float
     max_drawdown_pips: float
-    passed_gates: tuple[str, ...]
-    reasons: tuple[str, ...] = ()  # why a gate was not passed
+    passed_gates: tuple[Name, ...]
+    reasons: tuple[Text, ...] = ()  # why a gate was not passed
     seconds: float = Field(ge=0)
 
 
@@ -121,7 +136,7 @@ class DecisionMade(Message):
     bar_time: AwareDatetime
     action: Literal["HOLD", "BUY", "SELL", "CLOSE"]
     executed: bool
-    reason: str = ""  # why a decision was not carried out, or why there was none
+    reason: Text = ""  # why a decision was not carried out, or why there was none
     version: int | None = None
     value: float | None = None
     visit_policy: tuple[float, ...] = Field((), max_length=4)
@@ -138,7 +153,7 @@ class TradeClosed(Message):
 
     schema_version: Literal[1] = 1
     trade_id: str = Field(max_length=64)
-    instrument: str
+    instrument: Name
     side: Literal[-1, 1]
     units: int = Field(gt=0)
     entry_time: AwareDatetime
@@ -146,7 +161,7 @@ class TradeClosed(Message):
     entry_price: float = Field(gt=0)
     exit_price: float = Field(gt=0)
     pips: float
-    reason: str = ""
+    reason: Text = ""
 
 
 class ControlIssued(Message):
@@ -169,7 +184,7 @@ class AlertRaised(Message):
     alert_id: UUID = Field(default_factory=uuid4)  # the same in every delivery of this alert
     source: str = Field(max_length=128)
     name: str = Field(max_length=128)
-    detail: str = Field("", max_length=2048)
+    detail: Text = ""
     phase: Literal["event", "began", "ended"] = "event"
     occurrences: int = Field(1, ge=1)  # times that a condition appeared before it ended
 
@@ -181,9 +196,9 @@ class DeadLettered(Message):
     """
 
     schema_version: Literal[1, 2] = 2
-    stream: str
+    stream: Name
     entry_id: str = Field(pattern=r"^\d{1,20}-\d{1,20}$")
-    reason: str = Field(max_length=2048)
+    reason: Text
     size_bytes: int | None = Field(None, ge=0)  # names and values of all fields
     kept: bool = False
     excerpt: str = Field("", max_length=4096)
@@ -193,9 +208,9 @@ class Heartbeat(Message):
     """A service instance is alive; the key expires when it stops saying so."""
 
     schema_version: Literal[1] = 1
-    service: str
-    instance: str
+    service: Name
+    instance: Name
     state: Literal["starting", "running", "degraded", "stopping"]
     pid: int
     started_at: AwareDatetime
-    detail: dict[str, int | float | str | bool | None] = {}
+    detail: dict[Name, int | float | Text | bool | None] = Field({}, max_length=256)

@@ -8,10 +8,10 @@ from http import HTTPStatus
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Body, HTTPException, Query, Response
+from fastapi import APIRouter, Body, Header, HTTPException, Query, Response
 from pydantic import BaseModel, ConfigDict
 
-from services.api.routes.parameters import FromGateway, Limit, RequireKey, Version
+from services.api.routes.parameters import FromGateway, KeyedRoute, Limit, RequireKey, Version
 from services.api.state import Gateway, RedisAwayError
 from services.api.views import Accepted, CheckpointDetail, CheckpointSummary, Page
 from shared.adapters.checkpoints import WEIGHTS
@@ -22,7 +22,7 @@ from shared.messages.streams import PROMOTIONS
 
 log = structlog.get_logger()
 
-router = APIRouter(tags=["checkpoints"])
+router = APIRouter(tags=["checkpoints"], route_class=KeyedRoute)
 
 _BY = "gateway"
 
@@ -78,13 +78,27 @@ async def checkpoint(gateway: FromGateway, version: Version) -> CheckpointDetail
 @router.get(
     "/checkpoints/{version}/weights",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}},
+    responses={
+        200: {"content": {"application/octet-stream": {}}},
+        304: {"description": "The client has these weights"},
+    },
 )
-async def weights(gateway: FromGateway, version: Version) -> Response:
-    """The network's weights (safetensors), verified against the manifest before the first byte is sent."""
+async def weights(
+    gateway: FromGateway,
+    version: Version,
+    if_none_match: Annotated[str, Header(max_length=1_024, description="ETag of a copy")] = "",
+) -> Response:
+    """The network's weights (safetensors), verified against the manifest before the first byte is sent.
 
-    def read() -> tuple[bytes, str]:
+    304 where the client has them already. A version's number is not unique over all runs, so a copy is used
+    only after asking.
+    """
+
+    def read() -> tuple[bytes | None, str]:
         try:
+            declared = gateway.store.manifest(version).files.get(WEIGHTS)
+            if declared is not None and f'"{declared.sha256}"' in if_none_match:
+                return None, declared.sha256
             data = gateway.store.file_bytes(version, WEIGHTS)
         except CheckpointError as refused:
             if version not in gateway.store.versions():
@@ -93,12 +107,14 @@ async def weights(gateway: FromGateway, version: Version) -> Response:
         return data, hashlib.sha256(data).hexdigest()
 
     data, sha256 = await asyncio.to_thread(read)
+    caching = {"ETag": f'"{sha256}"', "Cache-Control": "no-cache"}
+    if data is None:
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=caching)
     return Response(
         data,
         media_type="application/octet-stream",
         headers={
-            "ETag": f'"{sha256}"',
-            "Cache-Control": "public, max-age=31536000, immutable",
+            **caching,
             "Content-Disposition": f'attachment; filename="v{version:06d}-{WEIGHTS}"',
         },
     )

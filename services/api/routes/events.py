@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, HTTPException
+from fastapi import APIRouter, Depends, Header, HTTPException, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from services.api.events import Event, TooManyListenersError
@@ -16,15 +16,19 @@ _RETRY_MS = 2_000
 
 
 async def _listen(
-    gateway: FromGateway, last_event_id: Annotated[str | None, Header(max_length=512)] = None
+    gateway: FromGateway,
+    request: Request,
+    last_event_id: Annotated[str | None, Header(max_length=512)] = None,
 ) -> AsyncIterator[AsyncIterator[Event]]:
     try:
-        listening = gateway.events.listen(last_event_id)
+        listening = gateway.events.listen(last_event_id, request.client.host if request.client else "")
         with listening as events:
             yield events
     except TooManyListenersError as full:
         raise HTTPException(
-            HTTPStatus.TOO_MANY_REQUESTS, "every place for a listener is taken", {"Retry-After": "10"}
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "every place for a listener is taken, or every place for this address",
+            {"Retry-After": "10"},
         ) from full
 
 

@@ -1,5 +1,6 @@
 """The audit streams, page by page: trades, decisions, alerts, dead letters."""
 
+from functools import partial
 from typing import TypeVar
 
 from fastapi import APIRouter
@@ -7,13 +8,18 @@ from fastapi import APIRouter
 from services.api.routes.parameters import Before, FromGateway, Limit
 from services.api.state import Gateway
 from services.api.views import Item, Page
-from shared.adapters.entries import Entry
 from shared.messages.schemas import AlertRaised, DeadLettered, DecisionMade, Message, TradeClosed
 from shared.messages.streams import ALERTS, DEAD, DECISIONS, TRADES, Stream
 
 router = APIRouter(tags=["journal"])
 
 M = TypeVar("M", bound=Message)
+
+#: A page ends early rather than be larger; `next` goes on behind it.
+MAX_PAGE_BYTES = 1_000_000
+
+#: Entries of the first reading; their size tells how many the next one may ask for.
+_FIRST_READ = 16
 
 
 @router.get("/trades")
@@ -43,9 +49,22 @@ async def dead(gateway: FromGateway, limit: Limit = 50, before: Before = None) -
 
 
 async def _page(gateway: Gateway, stream: Stream[M], limit: int, before: str | None) -> Page[Item[M]]:
-    async def read() -> list[Entry[M]]:
-        return await gateway.bus.recent(stream, count=limit + 1, before=before or "+")
-
-    entries = await gateway.ask(read)
-    items: list[Item[M]] = [Item(entry_id=entry.entry_id, message=entry.message) for entry in entries[:limit]]
-    return Page(items=items, next=items[-1].entry_id if len(entries) > limit else None)
+    """A page of at most `limit` entries and, beyond its first entry, of at most `MAX_PAGE_BYTES`."""
+    items: list[Item[M]] = []
+    page_bytes = read_bytes = 0
+    place = before or "+"
+    while True:
+        room = limit + 1 - len(items)  # one more than the page holds tells whether there is another page
+        mean_bytes = max(1, read_bytes // max(1, len(items)))
+        count = min(room, max(1, MAX_PAGE_BYTES // mean_bytes) if items else _FIRST_READ)
+        entries = await gateway.ask(partial(gateway.bus.recent, stream, count=count, before=place))
+        for entry in entries:
+            size = len(entry.fields[b"body"])
+            if len(items) == limit or (items and page_bytes + size > MAX_PAGE_BYTES):
+                return Page(items=items, next=items[-1].entry_id)
+            items.append(Item(entry_id=entry.entry_id, message=entry.message))
+            page_bytes += size
+            read_bytes += sum(map(len, entry.fields.values()))
+        if len(entries) < count:
+            return Page(items=items, next=None)
+        place = entries[-1].entry_id

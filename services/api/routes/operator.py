@@ -7,7 +7,7 @@ import structlog
 from fastapi import APIRouter, Body, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.api.routes.parameters import FromGateway, RequireKey
+from services.api.routes.parameters import FromGateway, KeyedRoute, RequireKey
 from services.api.state import ControlState, Gateway, RedisAwayError
 from services.api.views import Accepted
 from shared.messages.schemas import ControlIssued
@@ -15,7 +15,7 @@ from shared.messages.streams import CONTROL
 
 log = structlog.get_logger()
 
-router = APIRouter(tags=["operator"], dependencies=[RequireKey])
+router = APIRouter(tags=["operator"], route_class=KeyedRoute, dependencies=[RequireKey])
 
 
 class Reason(BaseModel):

@@ -1,14 +1,22 @@
 """Parameters that several routes share, each with its bounds."""
 
+import math
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Path, Query, Request, Security
+import structlog
+from fastapi import Depends, HTTPException, Path, Query, Request, Response, Security
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from pydantic import AfterValidator
 
 from services.api.events import place
+from services.api.keys import WrongKeys
+from services.api.metrics import WRONG_KEYS
 from services.api.state import Gateway
+
+log = structlog.get_logger()
 
 #: A version's number; nothing else of a path reaches the file system.
 Version = Annotated[int, Path(ge=0, le=999_999_999, description="a checkpoint's version")]
@@ -38,18 +46,59 @@ FromGateway = Annotated[Gateway, Depends(_gateway)]
 
 _key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="MM_GATEWAY__API_KEY")
 
+#: Marks a route of a `KeyedRoute` router that needs the API key, and documents it.
+RequireKey = Security(_key_header)
 
-def _require_key(gateway: FromGateway, key: Annotated[str | None, Security(_key_header)]) -> None:
+
+class KeyedRoute(APIRoute):
+    """Checks the API key, where the route needs it, before the request's body is received."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The framework's handler, behind the check."""
+        handle = super().get_route_handler()
+        if RequireKey not in self.dependencies:
+            return handle
+
+        async def check_then_handle(request: Request) -> Response:
+            _check_key(request)
+            return await handle(request)
+
+        return check_then_handle
+
+
+def _check_key(request: Request) -> None:
+    """Let the right key pass, always: a limit on wrong keys must not lock an operator out.
+
+    Raises:
+        HTTPException: 403 where no key is set, 401 without the right one, 429 after too many wrong ones.
+    """
+    gateway = _gateway(request)
     if not gateway.config.api_key.get_secret_value():
         raise HTTPException(
             HTTPStatus.FORBIDDEN, "changes over HTTP are off: no API key is set (MM_GATEWAY__API_KEY)"
         )
-    if key is None or not gateway.key_is_right(key):
+    key = request.headers.get(_key_header.model.name, "")
+    if key and gateway.key_is_right(key):
+        return
+    if key:
+        _note_wrong_key(request)
+    raise HTTPException(
+        HTTPStatus.UNAUTHORIZED,
+        "the API key is wrong" if key else "this needs the API key in the header X-API-Key",
+        headers={"WWW-Authenticate": "ApiKey"},
+    )
+
+
+def _note_wrong_key(request: Request) -> None:
+    wrong_keys = request.app.state.wrong_keys
+    assert isinstance(wrong_keys, WrongKeys)
+    WRONG_KEYS.inc()
+    peer = request.client.host if request.client else ""
+    wait_seconds = wrong_keys.note(peer)
+    if wait_seconds:
         raise HTTPException(
-            HTTPStatus.UNAUTHORIZED,
-            "this needs the API key in the header X-API-Key",
-            headers={"WWW-Authenticate": "ApiKey"},
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "too many wrong API keys came from this address",
+            headers={"Retry-After": str(math.ceil(wait_seconds))},
         )
-
-
-RequireKey = Depends(_require_key)
+    log.warning("wrong_api_key", peer=peer, path=request.url.path)

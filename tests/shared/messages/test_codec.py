@@ -15,8 +15,8 @@ from shared.environment.action import Side
 from shared.errors import MessageError
 from shared.messages import schemas
 from shared.messages.codec import MAX_ARRAYS_BYTES, decode, decode_trajectory, encode, encode_trajectory
-from shared.messages.schemas import Message, TrajectoryFinished
-from shared.messages.streams import CHECKPOINTS, CONTROL, STREAMS, TRAJECTORIES
+from shared.messages.schemas import MAX_TEXT, DecisionMade, Heartbeat, Message, TrajectoryFinished
+from shared.messages.streams import CHECKPOINTS, CONTROL, DECISIONS, STREAMS, TRAJECTORIES
 from tests.shared.messages.absurd import (
     ABSURD_ARRAYS,
     ABSURD_HEADERS,
@@ -247,3 +247,39 @@ def test_equal_trajectories_have_equal_bytes() -> None:
     one, other = encode_trajectory(trajectory), encode_trajectory(replace(trajectory))
     assert one[1] == other[1]
     assert one[0].arrays_sha256 == other[0].arrays_sha256
+
+
+def test_a_text_that_is_too_long_is_cut_and_its_message_kept() -> None:
+    made = DecisionMade(
+        bar_time=datetime.now(UTC),
+        action="HOLD",
+        executed=False,
+        reason="é" * 9_000,
+        side=0,
+        pnl_pips=0,
+        close=1,
+    )
+    assert (len(made.reason), made.reason[-2:]) == (MAX_TEXT, "é…")
+    fields = encode(made)
+    fields["body"] = fields["body"].replace(
+        made.reason.encode(), ("é" * 90_000).encode()
+    )  # of another release
+    read, _ = decode(DECISIONS, {name.encode(): value for name, value in fields.items()})
+    assert read == made
+
+
+@pytest.mark.parametrize("value", ["5", "5.5", "true", "", 5, 5.5, True, None])
+def test_a_heartbeat_keeps_the_type_of_each_detail(value: object) -> None:
+    beat = Heartbeat.model_validate(
+        {
+            "service": "trader",
+            "instance": "one",
+            "state": "running",
+            "pid": 1,
+            "started_at": datetime.now(UTC),
+            "detail": {"value": value, "long": "l" * 9_000},
+        }
+    )
+    for read in (beat, Heartbeat.model_validate_json(beat.model_dump_json())):
+        assert (type(read.detail["value"]), read.detail["value"]) == (type(value), value)
+        assert len(str(read.detail["long"])) == MAX_TEXT

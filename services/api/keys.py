@@ -1,0 +1,40 @@
+"""Wrong API keys, counted and limited per client address: guessing is seen and does not flood the log."""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+#: More wrong keys than this within the window are answered with 429.
+MAX_WRONG_KEYS = 20
+WINDOW_SECONDS = 60.0
+
+#: Client addresses that are remembered; the one that has been quiet the longest is forgotten first.
+_MAX_PEERS = 1_000
+
+
+class WrongKeys:
+    """Times of recent wrong keys by client address."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is known yet; `monotonic` tells seconds."""
+        self._monotonic = monotonic
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def note(self, peer: str) -> float:
+        """Count one wrong key.
+
+        Returns:
+            Seconds that the client must wait because it sent too many; 0 while it did not. A key that is
+            answered so does not lengthen the wait.
+        """
+        now = self._monotonic()
+        times = self._times.setdefault(peer, deque())
+        self._times.move_to_end(peer)
+        if len(self._times) > _MAX_PEERS:
+            self._times.popitem(last=False)
+        while times and now - times[0] >= WINDOW_SECONDS:
+            times.popleft()
+        if len(times) >= MAX_WRONG_KEYS:
+            return times[0] + WINDOW_SECONDS - now
+        times.append(now)
+        return 0.0
