@@ -195,8 +195,7 @@ class Market:
         if verdict is Verdict.HELD:  # the bar before it is over all the same
             return self._close_minute((self._minute + 1) * BAR_NS)
         self.heard = self._monotonic()
-        if self._wall and (price is None or item.time_ns > self.time_ns > 0):
-            # A session's first price is a snapshot, as old as the last change; it says nothing of clocks.
+        if self._wall and price is None:  # a price is as old as its last change, and says nothing of clocks
             self._skew_s = wall_s - item.time_ns / NANOSECONDS
         self.time_ns = max(self.time_ns, item.time_ns)
         closed = self._close_minute(item.time_ns)

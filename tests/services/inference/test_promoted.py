@@ -1,6 +1,7 @@
 """Which version decides: the promoted one, swapped whole, kept when its successor is damaged."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from pydantic import SecretStr
 from services.inference.promoted import PromotedVersion
 from services.inference.settings import InferenceSettings
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointer
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointer
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import ALERTS, PROMOTIONS
 from shared.runtime.lifecycle import Lifecycle
@@ -48,6 +49,40 @@ async def test_a_damaged_successor_leaves_the_old_version_serving(tmp_path: Path
     assert await promoted.refresh() is None
     assert (promoted.served.version, promoted.refused) == (3, None)
     promoted.close()
+
+
+class SlowStore(CheckpointStore):
+    """A store whose versions take until the test lets them through."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reading, self.go_on = threading.Event(), threading.Event()
+
+    def manifest(self, version: int) -> Manifest:
+        if not threading.current_thread().name.startswith("load"):
+            return super().manifest(version)
+        self.reading.set()
+        assert self.go_on.wait(20)
+        return super().manifest(version)
+
+
+async def test_a_version_that_is_loading_is_said_to_be_loading(tmp_path: Path) -> None:
+    store = SlowStore(tmp_path)
+    promoted = PromotedVersion(store, SearchConfig())
+    assert promoted.absence == "no version is promoted yet"
+    save_version(store, 7)
+    promote(store, 7)
+    loading = asyncio.create_task(promoted.refresh())
+    assert await asyncio.to_thread(store.reading.wait, 20)
+    assert promoted.absence == "version 7 is loading"
+    store.go_on.set()
+    assert await loading is None
+    damage(store, 7)
+    second = PromotedVersion(store, SearchConfig())
+    assert await second.refresh() is not None
+    assert second.absence == "version 7 was refused"
+    promoted.close()
+    second.close()
 
 
 async def test_a_version_that_decides_nonsense_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from services.broker.planning import AccountTerms
 from services.broker.service import running
 from services.broker.settings import BrokerSettings
 from services.broker.tape import Tape
+from services.broker.transactions import MarketOrderFields
 from services.broker.venue import Venue
 from services.trader.__main__ import compose
 from services.trader.config import GuardConfig, TraderConfig
@@ -76,6 +77,11 @@ class Broker:
         """Put a line of the test's own into every price stream."""
         for subscription in self.venue._prices:
             subscription.put(line)
+
+    async def buy(self) -> None:
+        """Buy one unit once the market is open, as a trader before this one did."""
+        await until(lambda: self.venue.place.next_tick > self.venue.tape.first_tick)
+        self.venue.market_order(MarketOrderFields(instrument="GBP_JPY", units=Decimal(1)))
 
     async def decided(self, bar: int) -> None:
         """Wait until the trader has acknowledged a bar."""
@@ -137,8 +143,9 @@ async def running_broker(
     pacing: Pacing = Pacing.ACKNOWLEDGED,
     speed: float = 60.0,
     port: int | None = None,
+    heartbeat_seconds: float = 5.0,
 ) -> AsyncIterator[Broker]:
-    config = BrokerConfig(pacing=pacing, speed=speed)
+    config = BrokerConfig(pacing=pacing, speed=speed, heartbeat_seconds=heartbeat_seconds)
     terms = AccountTerms(config.account)
     ledger = BrokerLedger(folder / "broker.sqlite", account=config.account, dataset=bars.fingerprint)
     exchange = Exchange(terms, InstrumentRules.of(bars.instrument, Decimal("0.05")), ledger.transactions())

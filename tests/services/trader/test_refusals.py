@@ -121,6 +121,8 @@ def test_a_snapshot_is_as_old_as_its_own_time_says() -> None:
     assert market.price_age_seconds() == 305.0
     market.on_item(price(5))
     assert market.price_age_seconds() == 0.0
+    clocks.go_on(1.0)
+    assert market.price_age_seconds() == 1.0
 
 
 @given(
@@ -190,7 +192,7 @@ def test_wrong_times_among_right_ones_are_never_believed() -> None:
 def test_the_skew_is_how_far_this_clock_is_ahead_of_the_broker_s(ahead: float, skew: float) -> None:
     market = market_of(Clocks())
     market.on_item(price(-3_600))
-    assert market.clock_skew_seconds is None, "a snapshot says nothing of clocks"
+    assert market.clock_skew_seconds is None, "a price says nothing of clocks"
     market.on_item(Heartbeat(at(ahead)))
     assert market.clock_skew_seconds == skew
 
