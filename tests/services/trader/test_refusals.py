@@ -1,6 +1,8 @@
 """What is refused of the broker's data, and that nothing it sends raises an error or moves time or price."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -163,6 +165,36 @@ def test_no_line_raises_an_error_and_no_bad_price_is_in_force(
             assert quoted.price.instrument == "GBP_JPY"
         if not simulated:
             assert market.time_ns / NANOSECONDS <= clocks.wall_s + 5.001
+
+
+_FIRST_BARS = """
+from numba.core.registry import CPUDispatcher
+from services.trader.market import Market, compile_kernels
+from shared.adapters.oanda_records import Candle, Quote
+from shared.environment import position
+from shared.environment.action import Side
+from shared.features import kernels
+from shared.market.bar import Instrument
+
+def compiled():
+    modules = (kernels, position)
+    found = [f for m in modules for f in vars(m).values() if isinstance(f, CPUDispatcher)]
+    return {f.__name__: len(f.signatures) for f in found}
+
+gbp_jpy = Instrument.named("GBP_JPY")
+compile_kernels(gbp_jpy)
+before = compiled()
+market = Market(gbp_jpy, lambda: 0.0, None, max_jump_percent=5.0)
+market.take([Candle(60 * n, 1, True, Quote(190.0, 190.0, 190.0, 190.0)) for n in range(200)])
+position.Position(0.01).after_entry(Side.SHORT, 190.0, 4.0).charge(1.5).at_close(190.25).static()
+assert market.window() is not None
+assert any(before.values()) and compiled() == before, (before, compiled())
+"""
+
+
+def test_after_the_kernels_were_compiled_no_bar_compiles_one() -> None:
+    """Compilation takes half a minute with a cold cache; on the event loop it would stop everything."""
+    subprocess.run([sys.executable, "-c", _FIRST_BARS], check=True, timeout=300)
 
 
 # -- time --------------------------------------------------------------------------------------------
