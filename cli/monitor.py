@@ -20,7 +20,7 @@ from rich.text import Text
 from cli.output import out, print_json
 from cli.runs import require_running
 from cli.settings import UpSettings
-from services.api.views import CheckpointSummary, Detail, Page, Service, Status
+from services.api.views import ActiveAlert, CheckpointSummary, Control, Detail, Page, Service, Status
 from shared.environment.action import Action
 from shared.environment.outcome import ChanceOutcome
 from shared.errors import ServiceError
@@ -65,7 +65,7 @@ class Snapshot:
             f"decisions {_number(status.streams.get('mm:decisions'))}",
             f"trades {_number(status.streams.get('mm:trades'))}",
         ]
-        missing = [service.service for service in status.services if not service.instances]
+        missing = [service.service for service in status.services if service.state == "missing"]
         if missing:
             parts.append(f"waiting for {', '.join(missing)}")
         if status.alerts:
@@ -187,7 +187,7 @@ def build_view(snapshot: Snapshot) -> RenderableType:
     panels.add_row(_training(status), _trading(status))
     parts += [panels, _versions(snapshot.checkpoints)]
     parts += [
-        Text(f"! {alert.name}: {alert.detail}", "bold red", no_wrap=True, overflow="ellipsis")
+        Text(f"! {_alert(alert)}", "bold red", no_wrap=True, overflow="ellipsis")
         for alert in status.alerts[:_NUM_EVENTS]
     ]
     parts += [
@@ -196,10 +196,18 @@ def build_view(snapshot: Snapshot) -> RenderableType:
     return Group(*parts)
 
 
+def _alert(alert: ActiveAlert) -> str:
+    since = f" (since {_local_time(alert.since)})" if alert.since else ""
+    return f"{alert.source}: {alert.name}{since}: {alert.detail}"
+
+
 def _heading(status: Status) -> RenderableType:
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append("Micro Stochastic MuZero  ", "bold")
-    line.append(f"● {status.state}", "green" if status.state == "running" else "bold yellow")
+    well = status.state == "running" and not status.alerts
+    line.append(f"● {status.state}", "green" if well else "bold yellow")
+    if status.alerts:
+        line.append(f"  {len(status.alerts)} alert{'s' if len(status.alerts) > 1 else ''}", "bold red")
     if status.redis == "away":
         line.append("  Redis is away", "bold red")
     line.append(f"  {_local_time(status.time)}  up {_duration(status.time - status.started_at)}", "dim")
@@ -221,10 +229,11 @@ def _services(status: Status) -> RenderableType:
 def _service(service: Service) -> Text:
     states = [instance.state for instance in service.instances]
     worst = next((state for state in ("stopping", "degraded", "starting") if state in states), "running")
-    style = _STATE_STYLE[worst] if states else "red"
-    mark = "●" if states else "○"
+    style = _STATE_STYLE[worst] if states else "dim" if service.state == "unknown" else "red"
+    mark = "●" if states else "?" if service.state == "unknown" else "○"
     count = f"×{len(states)}" if len(states) > 1 else ""
-    return Text.assemble((mark, style), f"{service.service}{count}")
+    restarts = (f" {service.restarts} restarts", "bold red") if service.restarts else ""
+    return Text.assemble((mark, style), f"{service.service}{count}", restarts)
 
 
 def _training(status: Status) -> Panel:
@@ -237,12 +246,16 @@ def _training(status: Status) -> Panel:
         ("wins · trade ratio", f"{_share(numbers.get('win_rate'))} · {_share(numbers.get('trade_ratio'))}"),
         ("updates/s", _figure(numbers.get("updates_per_second"), ".1f")),
     ]
-    return _panel("training", training.state, rows)
+    return _panel("training", training, rows)
 
 
 def _trading(status: Status) -> Panel:
     decision = status.trader.last_decision
-    rows = [("position", _position(status))]
+    promoted = status.pointers.promoted
+    version = (
+        f"version {promoted.version} promoted to {promoted.stage}" if promoted else "no version promoted"
+    )
+    rows = [("position", f"{_position(status)}, {version}")]
     if decision:
         rows += [
             ("decided", f"{decision.action}{'' if decision.executed else ' (not carried out)'}"),
@@ -250,16 +263,20 @@ def _trading(status: Status) -> Panel:
             ("outcomes", _bars(decision.outcome_probabilities, tuple(o.name[0] for o in ChanceOutcome))),
             ("value", f"{_pips(decision.value)} pips, version {_number(decision.version)}"),
         ]
-    return _panel("trading", status.trader.state, rows)
+    return _panel("trading", status.trader, rows)
 
 
-def _panel(title: str, state: str, rows: list[tuple[str, str]]) -> Panel:
+def _panel(title: str, control: Control, rows: list[tuple[str, str]]) -> Panel:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(no_wrap=True, overflow="ellipsis")
     for name, value in rows:
         grid.add_row(name, value)
-    heading = title if state == "running" else f"{title} [bold red]{state}[/]"
+    heading = Text(title)
+    if control.state != "running":
+        heading.append(f" {control.state}", "bold red")
+    if control.order and not control.confirmed:
+        heading.append(f", {control.order.state} unconfirmed", "bold red")
     return Panel(grid, title=heading, title_align="left", height=7, padding=(0, 1))
 
 
@@ -293,12 +310,14 @@ def _versions(checkpoints: tuple[CheckpointSummary, ...]) -> RenderableType:
 
 
 def _position(status: Status) -> str:
-    """By the trader's own word, else by its last decision."""
+    """By the trader's own word, else by its last decision; neither where the trader cannot be heard."""
     detail, decision = status.trader.detail, status.trader.last_decision
+    if status.trader.state == "unknown" and "side" not in detail:
+        return "not known"
     side = detail.get("side", decision.side if decision else None)
     pnl = detail.get("pnl_pips", decision.pnl_pips if decision else None)
     if side not in _SIDE:
-        return "not known yet"
+        return "not known"
     held = _SIDE[int(side)]
     return f"{held} {_pips(float(pnl))} pips" if side and isinstance(pnl, int | float) else held
 

@@ -17,6 +17,7 @@
     │   └── OutcomeUnknownError   an order was sent and its fate is not known yet
     ├── InferenceError        no decision could be had in time
     └── ServiceError          a local process could not be started or reached
+        └── WebhookError          an alert was not delivered to the operator's webhook
 
 A command prints the text of any of these as one line and exits with 2 when the
 user's input is at fault, with 1 otherwise.
@@ -119,3 +120,11 @@ class InferenceError(MuZeroError):
 
 class ServiceError(MuZeroError):
     """A local process could not be started or reached."""
+
+
+class WebhookError(ServiceError):
+    """An alert was not delivered to the operator's webhook."""
+
+    def __init__(self, text: str, *, again: bool) -> None:
+        super().__init__(text)
+        self.again = again  # a later attempt may succeed, and cannot deliver the alert twice

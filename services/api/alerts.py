@@ -1,30 +1,104 @@
-"""What is wrong at this moment, from the status alone."""
+"""What is wrong at this moment, from the status alone; `standing` says for how long it must be so."""
 
 from collections.abc import Iterator
 from datetime import timedelta
 
 from services.api.config import AlertConfig
-from services.api.views import ActiveAlert, Status
+from services.api.views import ActiveAlert, Detail, Service, Status
 from shared.messages.streams import TRAJECTORIES
+
+#: States of a trader that cannot trade, and why.
+_NOT_TRADING = {
+    "reconnecting": "the broker does not answer, and the trader tries again",
+    "waiting for the broker": "the broker has not answered since the trader started",
+}
+
+#: Guards that halt a trader without a fault: the weekend, and the kill switch, which has its own alert.
+_EXPECTED_HALTS = ("market_closed", "killed", "market_closed, killed", "killed, market_closed")
+
+_SIDES = {-1: "short", 1: "long"}
 
 
 def active_alerts(status: Status, config: AlertConfig) -> list[ActiveAlert]:
-    """Every condition of section 18 that holds now."""
+    """Every condition that holds now."""
+    found = [
+        ("redis", _of_redis(status, config)),
+        *((service.service, _of_service(service, status, config)) for service in status.services),
+        ("streams", _of_streams(status, config)),
+        ("trainer", _of_training(status, config)),
+        ("trader", _of_trading(status)),
+    ]
     return [
         ActiveAlert(name=name, source=source, detail=detail)
-        for source, found in {
-            "redis": _of_redis(status, config),
-            "streams": _of_streams(status, config),
-            "trainer": _of_training(status, config),
-            "trader": _of_trading(status),
-        }.items()
-        for name, detail in found
+        for source, conditions in found
+        for name, detail in conditions
     ]
+
+
+def _of_service(service: Service, status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
+    absence = service.absence
+    if service.expected and absence is not None:
+        never = absence.seen_at is None
+        patience = timedelta(seconds=config.start_seconds if never else 0.0)
+        if status.time - absence.since >= patience:
+            yield "service_missing", _missing(service, status)
+    degraded = [i.instance for i in service.instances if i.state == "degraded"]
+    if degraded:
+        yield "service_degraded", f"{', '.join(degraded)}: degraded by its own word; its log says why"
+    if service.restarts >= config.restarts:
+        yield (
+            "service_restarting",
+            f"{service.service} started again {service.restarts} times within {config.restart_minutes:g} "
+            "minutes; its log says why it ends",
+        )
+
+
+def _missing(service: Service, status: Status) -> str:
+    absence = service.absence
+    assert absence is not None
+    if absence.seen_at is None:
+        text = f"no {service.service} was seen since the gateway started"
+    else:
+        end = (
+            "its heartbeats stopped without a goodbye: it was killed or hangs"
+            if absence.ran_out
+            else "it stopped in good order and was not started again"
+        )
+        text = f"no {service.service} since {absence.seen_at:%H:%M:%S} UTC: {end}"
+    return f"{text}. {_last_position(absence.last_detail, status)}" if service.service == "trader" else text
+
+
+def _last_position(last: Detail, status: Status) -> str:
+    """What a trader that is gone left behind, as far as anyone knows."""
+    side, units, price = last.get("side"), last.get("units"), last.get("entry_price")
+    decision = status.trader.last_decision
+    if side is None and decision is not None:
+        side = decision.side
+    if side is None:
+        return "Whether it held a position is not known"
+    if side not in _SIDES:
+        return "It held no position"
+    held = " ".join(
+        [
+            _SIDES[int(side)],
+            *([f"{abs(units):,} units"] if isinstance(units, int) else []),
+            *([f"at {price:g}"] if isinstance(price, float | int) else []),
+        ]
+    )
+    return (
+        f"IT HELD A POSITION ({held}), which nobody watches now: close it at the broker or start the trader"
+    )
 
 
 def _of_redis(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
     if status.redis == "away":
-        yield "redis_away", "Redis does not answer; what only it knows is not shown"
+        yield (
+            "redis_away",
+            (
+                "Redis does not answer; what only it knows is not shown. To stop trading meanwhile, run "
+                "./run kill on the trader's host"
+            ),
+        )
     condition = status.redis_condition
     if condition is None:
         return
@@ -83,21 +157,30 @@ def _of_training(status: Status, config: AlertConfig) -> Iterator[tuple[str, str
     win_rate = metrics.get("win_rate")
     if win_rate is not None and win_rate < config.win_rate_floor:
         yield "policy_collapsed", f"self-play win rate is {win_rate:.1%}, below {config.win_rate_floor:.1%}"
-    trade_ratio = metrics.get("trade_ratio")
-    if trade_ratio is not None and trade_ratio < config.trade_ratio_floor:
+    trade_ratio, episode = metrics.get("trade_ratio"), metrics.get("episode", status.training.episode)
+    early = episode is None or episode < config.trade_ratio_after_episodes
+    if trade_ratio is not None and trade_ratio < config.trade_ratio_floor and not early:
         yield "hold_only", f"trade ratio is {trade_ratio:.1%}, below {config.trade_ratio_floor:.1%}"
     silence = timedelta(minutes=config.checkpoint_silence_minutes)
     published = status.training.published_at
-    if published and status.training.state == "running" and status.time - published > silence:
+    if published and status.training.state != "paused" and status.time - published > silence:
         minutes = (status.time - published).total_seconds() / 60
         yield "no_checkpoint", f"no new version for {minutes:.0f} minutes"
 
 
 def _of_trading(status: Status) -> Iterator[tuple[str, str]]:
-    trader = status.trader.detail
-    if trader.get("state") == "halted":
-        yield "trader_halted", f"no order is sent: {trader.get('guards') or 'see its log'}"
-    elif trader.get("guards"):
-        yield "guard_tripped", str(trader["guards"])
-    if status.trader.state == "killed":
-        yield "trader_killed", "the kill switch is on; POST /trader/resume lifts it"
+    trader = status.trader
+    state, guards = trader.detail.get("state"), trader.detail.get("guards")
+    if state in _NOT_TRADING:
+        yield "broker_away", f"{_NOT_TRADING[str(state)]}: no order is sent and no position is watched"
+    elif state == "standby":
+        yield (
+            "trader_standby",
+            "the only trader seen waits until another one, which is not seen, gives up its lease",
+        )
+    elif state == "halted" and guards not in _EXPECTED_HALTS:
+        yield "trader_halted", f"no order is sent: {guards or 'see its log'}"
+    elif guards and state != "halted":
+        yield "guard_tripped", str(guards)
+    if trader.state == "killed" or (trader.order and trader.order.state == "killed"):
+        yield "trader_killed", f"the kill switch is on: {trader.summary}; POST /trader/resume lifts it"

@@ -12,6 +12,9 @@ _UNSET = SecretStr("")
 #: A shorter API key could be guessed.
 MIN_KEY_LENGTH = 16
 
+#: Services that belong to a complete system, in the order in which they are shown.
+EXPECTED_SERVICES = ("trainer", "selfplay", "validator", "inference", "trader", "broker", "api")
+
 
 @dataclass(frozen=True)
 class GatewayConfig:
@@ -59,13 +62,23 @@ class AlertConfig:
     #: Below: the policy only holds. The reference warned below 0.5, with illegal actions counted; with them
     #: masked, a policy that holds each trade for an hour still decides to trade on 3 % of the bars.
     trade_ratio_floor: float = 0.02
+    trade_ratio_after_episodes: int = 500  # before: a policy that only holds is no alarm yet
     checkpoint_silence_minutes: float = 30.0  # no new version for so long while the trainer runs
     redis_memory_share: float = 0.8  # of maxmemory; above: soon all that write will wait
     #: Above: workers do not pause as they should, which leaves their high water and a pipeline each.
     backlog_trajectories: int = 1_000
     pending_seconds: float = 120.0  # above: the trainer has trajectories and does not journal them
+    #: Services whose absence is an alert. The broker of a trader that is not in paper mode is exempt.
+    expected_services: tuple[str, ...] = EXPECTED_SERVICES
+    start_seconds: float = 180.0  # from the gateway's start until a service never seen is missing
+    missing_seconds: float = 30.0  # a service missing or degraded, or a broker away, for so long
+    restarts: int = 3  # of one service within `restart_minutes`
+    restart_minutes: float = 10.0
+    training_seconds: float = 300.0  # bad figures of training for so long; good ones for as long end it
+    end_seconds: float = 60.0  # absence after which a condition ended; a shorter gap is part of it
     check_seconds: float = 5.0
     webhook_url: SecretStr = _UNSET  # each new alert is posted there as JSON; empty means nowhere
+    repeat_seconds: float = 300.0  # events of one kind within so long are one post, with their number
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be.
@@ -76,12 +89,26 @@ class AlertConfig:
         for name in ("win_rate_floor", "trade_ratio_floor", "redis_memory_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected a share from 0 to 1")
-        for name in ("checkpoint_silence_minutes", "pending_seconds", "check_seconds"):
+        for name in ("checkpoint_silence_minutes", "pending_seconds", "restart_minutes", "check_seconds"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected a positive number")
-        if self.backlog_trajectories < 1:
+        for name in (
+            "start_seconds",
+            "missing_seconds",
+            "training_seconds",
+            "end_seconds",
+            "repeat_seconds",
+            "trade_ratio_after_episodes",
+        ):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("backlog_trajectories", "restarts"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected 1 or more")
+        if unknown := set(self.expected_services) - set(EXPECTED_SERVICES):
             raise SettingsError(
-                f"alerts.backlog_trajectories is {self.backlog_trajectories}, expected 1 or more"
+                f"alerts.expected_services has {', '.join(sorted(unknown))}, expected some of "
+                f"{', '.join(EXPECTED_SERVICES)}"
             )
         if not math.isfinite(self.expectancy_floor_pips):
             raise SettingsError(

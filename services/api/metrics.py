@@ -92,6 +92,12 @@ class _StatusCollector(Collector):
             ["service"],
             [([service.service], service.num_instances) for service in services],
         )
+        yield _labelled(
+            "mm_service_restarts",
+            "Processes of a service that ended and were replaced within the last minutes",
+            ["service"],
+            [([service.service], service.restarts) for service in services],
+        )
         instances = [(s.service, i) for s in services for i in s.instances]
         yield _labelled(
             "mm_service_degraded",

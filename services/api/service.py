@@ -4,8 +4,9 @@ import asyncio
 
 from services.api.app import create_app
 from services.api.history import follow_all
+from services.api.outbox import Outbox
 from services.api.state import Gateway
-from services.api.watch import relay, watch
+from services.api.watch import announce, deliver, relay, watch
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.server import serve_app
 
@@ -39,10 +40,13 @@ async def run(gateway: Gateway, lifecycle: Lifecycle) -> None:
 
 
 async def _beside(gateway: Gateway) -> None:
+    post = Outbox(gateway.alerts.repeat_seconds)
     async with asyncio.TaskGroup() as group:
         group.create_task(follow_all(gateway.bus, gateway.history, gateway.events))
         group.create_task(watch(gateway))
-        group.create_task(relay(gateway))
+        group.create_task(announce(gateway, post))
+        group.create_task(relay(gateway, post))
+        group.create_task(deliver(gateway, post))
 
 
 async def _end_events(lifecycle: Lifecycle, gateway: Gateway) -> None:

@@ -6,9 +6,10 @@ Nothing here waits for Redis longer than set: an answer that needs it says that 
 import asyncio
 import hashlib
 import hmac
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,12 +18,15 @@ import structlog
 from redis.exceptions import RedisError
 
 from services.api.alerts import active_alerts
-from services.api.config import AlertConfig, GatewayConfig
+from services.api.config import EXPECTED_SERVICES, AlertConfig, GatewayConfig
+from services.api.control import trader_control, training_control
 from services.api.events import Events
 from services.api.history import History
+from services.api.roster import Roster
+from services.api.standing import Standing
 from services.api.views import (
+    Absence,
     CheckpointSummary,
-    Detail,
     Instance,
     Pointers,
     Promoted,
@@ -37,13 +41,11 @@ from shared.adapters.promotions import Stage
 from shared.adapters.redis_condition import RedisCondition
 from shared.adapters.redis_connection import TRANSIENT
 from shared.errors import CheckpointError, ServiceError, StoreAwayError
-from shared.messages.schemas import CheckpointPublished, ControlIssued, Heartbeat, now
+from shared.messages.conditions import Condition
+from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, now
 from shared.messages.streams import DEAD, STREAMS, TRAINER_GROUP, TRAJECTORIES
 
 log = structlog.get_logger()
-
-#: Services that belong to a whole system, in the order in which they are shown.
-EXPECTED_SERVICES = ("trainer", "selfplay", "validator", "inference", "trader", "broker", "api")
 
 #: The status shows so many instances of a service, and so many services.
 MAX_INSTANCES = 64
@@ -65,6 +67,7 @@ class _Live:
     heartbeats: list[Heartbeat]
     streams: dict[str, int]
     condition: RedisCondition
+    begun: dict[Condition, str] | None  # what an earlier gateway announced; read once
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,16 @@ class Gateway:
     history: History = field(default_factory=History)
     started_at: datetime = field(default_factory=now)
     events: Events = field(init=False)
+    noted: asyncio.Queue[AlertRaised] = field(init=False)  # what began or ended, to be announced
 
     def __post_init__(self) -> None:
-        """Make room for listeners."""
+        """Make room for listeners, and begin to look."""
         self.events = Events(self.config.max_event_clients, self.config.max_event_clients_per_peer)
+        self.noted = asyncio.Queue()
+        self._roster = Roster(timedelta(minutes=self.alerts.restart_minutes))
+        self._standing = Standing(self.alerts)
+        self._recalled = False
+        self._redis_away_since: datetime | None = None
 
     async def ask(self, question: Callable[[], Awaitable[R]]) -> R:
         """The answer to a question that Redis must answer in time.
@@ -117,43 +126,41 @@ class Gateway:
         return hmac.compare_digest(given, right)
 
     async def status(self) -> Status:
-        """The whole system at this moment; what only Redis or the store knows is empty while it is away."""
+        """The system at this moment; what only Redis or the store knows is unknown while it is away.
+
+        Each reading is a look: conditions that begin or end with it are noted, to be announced.
+        """
         try:
             live: _Live | None = await self.ask(self._live)
         except RedisAwayError:
             live = None
         shelf = await self._shelf_or_none()
-        services = _services(live.heartbeats if live else [])
-        complete = all(
-            service.instances and all(instance.state != "degraded" for instance in service.instances)
-            for service in services
-        )
+        moment = now()
+        self._look(live, moment)
+        services = self._services(live)
+        complete = all(service.state == "up" for service in services if service.expected)
         status = Status(
             state="running" if live and shelf and complete else "degraded",
             redis="up" if live else "away",
-            time=now(),
+            redis_away_since=self._redis_away_since,
+            time=moment,
             started_at=self.started_at,
             version=installed_version("micro-stochastic-muzero"),
+            changes_allowed=bool(self.config.api_key.get_secret_value()),
             services=services,
             streams=live.streams if live else {},
             dead_letters=live.streams[DEAD.key] if live else None,
             redis_condition=live.condition if live else None,
             pointers=self._pointers(shelf or Shelf(frozenset(), dict.fromkeys(Pointer))),
-            training=self._training(_detail_of(services, "trainer")),
+            training=self._training(services),
             validation=self.history.last_validation,
-            trader=Trader(
-                state=self.control("trader"),
-                detail=_detail_of(services, "trader"),
-                last_decision=self.history.last_decision,
-            ),
+            trader=self._trader(services),
             alerts=[],
         )
-        return status.model_copy(update={"alerts": active_alerts(status, self.alerts)})
-
-    def control(self, target: str) -> ControlState:
-        """What the operator last said that a part may do."""
-        issued: ControlIssued | None = self.history.controls.get(target)
-        return issued.state if issued else "running"
+        held = active_alerts(status, self.alerts)
+        for alert in self._standing.look(held, time.monotonic(), redis_answers=live is not None):
+            self.noted.put_nowait(alert)
+        return status.model_copy(update={"alerts": self._standing.active()})
 
     def shelf(self) -> Shelf:
         """What lies in the store now.
@@ -205,7 +212,76 @@ class Gateway:
     async def _live(self) -> _Live:
         heartbeats = await self.bus.heartbeats()
         lengths = {stream.key: await self.bus.length(stream) for stream in STREAMS}
-        return _Live(heartbeats, lengths, await self.bus.condition(TRAJECTORIES, TRAINER_GROUP))
+        condition = await self.bus.condition(TRAJECTORIES, TRAINER_GROUP)
+        begun = None if self._recalled else await self.bus.begun_conditions()
+        return _Live(heartbeats, lengths, condition, begun)
+
+    def _look(self, live: _Live | None, moment: datetime) -> None:
+        """Note who is there, and since when Redis is away."""
+        if live is None:
+            self._redis_away_since = self._redis_away_since or moment
+            return
+        self._redis_away_since = None
+        self._roster.look(self.alerts.expected_services, live.heartbeats, moment)
+        if live.begun is not None and not self._recalled:
+            self._standing.resume(live.begun)
+            self._recalled = True
+
+    def _services(self, live: _Live | None) -> list[Service]:
+        beats_of: dict[str, list[Heartbeat]] = {name: [] for name in EXPECTED_SERVICES}
+        for beat in live.heartbeats if live else []:
+            if beat.service in beats_of or len(beats_of) < MAX_SERVICES:
+                beats_of.setdefault(beat.service, []).append(beat)
+        expected = set(self.alerts.expected_services)
+        modes = {beat.detail.get("mode") for beat in beats_of["trader"]}
+        if modes - {None, "paper"}:
+            expected.discard("broker")  # the paper broker has nothing to do
+        return [
+            self._service(name, beats, known=live is not None, expected=name in expected)
+            for name, beats in beats_of.items()
+        ]
+
+    def _service(self, name: str, beats: list[Heartbeat], *, known: bool, expected: bool) -> Service:
+        attendance = self._roster.of(name)
+        absence = None
+        if known and not beats and name != "api" and attendance.absent_since is not None:
+            absence = Absence(
+                since=attendance.absent_since,
+                seen_at=attendance.seen_at,
+                ran_out=attendance.ran_out,
+                last_detail=attendance.last.detail if attendance.last else {},
+            )
+        state = "missing" if known else "unknown"
+        if beats:
+            state = "degraded" if any(beat.state == "degraded" for beat in beats) else "up"
+        elif name == "api":
+            state = "up"  # this one, which answers; its heartbeat comes in a moment
+        # Sorted stably: each group keeps the order of its names.
+        shown = sorted(beats, key=lambda beat: beat.state != "degraded")[:MAX_INSTANCES]
+        return Service.model_validate(
+            {
+                "service": name,
+                "state": state,
+                "expected": expected,
+                "restarts": attendance.restarts,
+                "absence": absence,
+                "num_instances": len(beats),
+                "instances": [_instance(beat) for beat in shown],
+            }
+        )
+
+    def _trader(self, services: list[Service]) -> Trader:
+        spokesman = _spokesman(services, "trader")
+        since = self._roster.of("trader").seen_at
+        control = trader_control(
+            self.history.controls.get("trader"), spokesman.detail if spokesman else None, since
+        )
+        return Trader(
+            **dict(control),
+            heard_at=spokesman.beat_at if spokesman else since,
+            detail=spokesman.detail if spokesman else {},
+            last_decision=self.history.last_decision,
+        )
 
     def _pointers(self, shelf: Shelf) -> Pointers:
         best, promoted = shelf.pointers[Pointer.BEST], shelf.pointers[Pointer.PROMOTED]
@@ -224,49 +300,37 @@ class Gateway:
             log.warning("store_away", error=str(away))
             return None
 
-    def _training(self, live: Detail) -> Training:
+    def _training(self, services: list[Service]) -> Training:
         newest = max(self.history.checkpoints, default=None)
         published = self.history.checkpoints[newest] if newest is not None else None
+        spokesman = _spokesman(services, "trainer")
+        live = spokesman.detail if spokesman else None
+        since = self._roster.of("trainer").seen_at
         return Training(
-            state=self.control("training"),
+            **dict(training_control(self.history.controls.get("training"), live, since)),
             version=newest,
             episode=published.episode if published else None,
             update=published.update if published else None,
             published_at=published.created_at if published else None,
             metrics=published.metrics if published else {},
-            live=live,
+            live=live or {},
         )
 
 
-def _services(heartbeats: list[Heartbeat]) -> list[Service]:
-    beats_of: dict[str, list[Heartbeat]] = {name: [] for name in EXPECTED_SERVICES}
-    for beat in heartbeats:
-        if beat.service in beats_of or len(beats_of) < MAX_SERVICES:
-            beats_of.setdefault(beat.service, []).append(beat)
-    return [
-        Service(
-            service=name,
-            num_instances=len(beats),
-            instances=[
-                Instance(
-                    instance=beat.instance,
-                    state=beat.state,
-                    started_at=beat.started_at,
-                    beat_at=beat.created_at,
-                    detail=beat.detail,
-                )
-                # Sorted stably: each group keeps the order of its names.
-                for beat in sorted(beats, key=lambda beat: beat.state != "degraded")[:MAX_INSTANCES]
-            ],
-        )
-        for name, beats in beats_of.items()
-    ]
+def _instance(beat: Heartbeat) -> Instance:
+    return Instance(
+        instance=beat.instance,
+        state=beat.state,
+        started_at=beat.started_at,
+        beat_at=beat.created_at,
+        detail=beat.detail,
+    )
 
 
-def _detail_of(services: list[Service], name: str) -> Detail:
-    """What the first instance of a service says of itself."""
+def _spokesman(services: list[Service], name: str) -> Instance | None:
+    """The instance that speaks for a service: not a trader that waits in standby behind another."""
     instances = next((service.instances for service in services if service.service == name), [])
-    return instances[0].detail if instances else {}
+    return min(instances, key=lambda instance: instance.detail.get("state") == "standby", default=None)
 
 
 def _stage(promoted: Pointed) -> Stage:

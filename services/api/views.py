@@ -51,10 +51,25 @@ class Instance(View):
     detail: Detail
 
 
+class Absence(View):
+    """A service that no instance of is there."""
+
+    since: AwareDatetime = Field(description="the first look at which it was not there")
+    seen_at: AwareDatetime | None = Field(description="null when it was not seen since the gateway started")
+    ran_out: bool = Field(description="its heartbeats stopped without a goodbye: it was killed or hangs")
+    last_detail: Detail = Field(description="what it last said of itself")
+
+
 class Service(View):
-    """All instances of one service; none when it is not there."""
+    """All instances of one service."""
 
     service: str
+    state: Literal["up", "degraded", "missing", "unknown"] = Field(
+        description="unknown while Redis is away; degraded: an instance says so"
+    )
+    expected: bool = Field(description="part of a complete system: that it is missing is an alert")
+    restarts: int = Field(0, description="processes that ended and were replaced, within the last minutes")
+    absence: Absence | None = None
     instances: list[Instance] = Field(description="those that are degraded first; at most 64")
     num_instances: int = Field(0, description="of all instances, also those that are not shown")
 
@@ -74,10 +89,32 @@ class Pointers(View):
     promoted: Promoted | None
 
 
-class Training(View):
-    """Where learning stands."""
+class Order(View):
+    """What an operator ordered last."""
 
     state: Literal["running", "paused", "killed"]
+    by: str
+    reason: str
+    at: AwareDatetime
+
+
+class Control(View):
+    """What a part does by its own word, and whether that is what was ordered."""
+
+    state: Literal["running", "paused", "killed", "unknown"] = Field(
+        description="the part's own word; unknown while it cannot be heard"
+    )
+    order: Order | None = Field(None, description="the operator's newest order")
+    confirmed: bool | None = Field(
+        None,
+        description="the part does what was ordered (killed: and holds no position); null: not known",
+    )
+    summary: str = Field("", description="the same in words, with the time and by whom")
+
+
+class Training(Control):
+    """Where learning stands."""
+
     version: int | None
     episode: int | None
     update: int | None
@@ -86,10 +123,10 @@ class Training(View):
     live: Detail = Field(description="what the trainer says now; empty when it is not there")
 
 
-class Trader(View):
-    """Where trading stands: what the operator allows, and what the trader says of itself."""
+class Trader(Control):
+    """Where trading stands."""
 
-    state: Literal["running", "paused", "killed"]
+    heard_at: AwareDatetime | None = Field(None, description="when the trader said so")
     detail: Detail
     last_decision: DecisionMade | None
 
@@ -100,18 +137,23 @@ class ActiveAlert(View):
     name: str
     source: str
     detail: str
+    since: AwareDatetime | None = Field(None, description="when its beginning was announced")
 
 
 class Status(View):
     """The whole system at one moment."""
 
     state: Literal["running", "degraded"] = Field(
-        description="degraded: Redis is away, a service is not there, or says so"
+        description="degraded: Redis or the store is away, an expected service is missing or degraded"
     )
     redis: Literal["up", "away"]
+    redis_away_since: AwareDatetime | None = None
     time: AwareDatetime
     started_at: AwareDatetime
     version: str
+    changes_allowed: bool = Field(
+        True, description="an API key is set, so that operators may change things over HTTP"
+    )
     services: list[Service]
     streams: dict[str, int]
     dead_letters: int | None
@@ -161,7 +203,7 @@ class Positions(View):
     """What the trader holds, by its own latest word."""
 
     time: AwareDatetime | None = Field(description="when the trader said so; null when it is not there")
-    state: Literal["running", "paused", "killed"]
+    state: Literal["running", "paused", "killed", "unknown"]
     detail: Detail
     last_decision: DecisionMade | None
 

@@ -18,14 +18,31 @@ from redis import exceptions as redis_errors
 
 from shared.adapters.consumer_group import Deliveries, GroupConsumer, deliver
 from shared.adapters.dead_letters import DeadLetters
-from shared.adapters.entries import BLOCK_MS, READ_COUNT, Batch, Entry, RawEntry, add_entry, rows_of
+from shared.adapters.entries import (
+    BLOCK_MS,
+    READ_COUNT,
+    Batch,
+    Entry,
+    RawEntry,
+    add_entry,
+    add_phase,
+    rows_of,
+)
 from shared.adapters.redis_condition import RedisCondition, read_condition
 from shared.adapters.redis_connection import RedisConnection, cancellable
 from shared.adapters.redis_scripts import BEAT
 from shared.errors import MessageError
 from shared.messages.codec import decode, encode
-from shared.messages.schemas import Heartbeat, Message
-from shared.messages.streams import HEARTBEAT_PREFIX, HEARTBEAT_TTL_SECONDS, Stream, heartbeat_key
+from shared.messages.conditions import Condition
+from shared.messages.schemas import AlertRaised, Heartbeat, Message
+from shared.messages.streams import (
+    ALERTS,
+    CONDITIONS_KEY,
+    HEARTBEAT_PREFIX,
+    HEARTBEAT_TTL_SECONDS,
+    Stream,
+    heartbeat_key,
+)
 
 log = structlog.get_logger()
 
@@ -116,6 +133,33 @@ class Bus:
         await self._connection.retried(
             f"announce on {stream.key}", lambda: add_entry(self._redis, stream, fields, kept)
         )
+
+    async def append_phase(self, alert: AlertRaised) -> bool:
+        """Append an alert that a condition began or ended, unless that was the last one appended of it.
+
+        The phase of each condition is kept in Redis, so that a gateway that restarts, or a second one,
+        repeats nothing.
+
+        Returns:
+            True when the alert was appended.
+        """
+        entry_id = await self._connection.retried(
+            f"append to {ALERTS.key}", lambda: add_phase(self._redis, alert, encode(alert))
+        )
+        return entry_id is not None
+
+    async def begun_conditions(self) -> dict[Condition, str]:
+        """Conditions of `append_phase` that began and did not end, each with its detail."""
+        phases = await self._connection.retried(
+            f"read {CONDITIONS_KEY}",
+            lambda: cast("Awaitable[Mapping[bytes, bytes]]", self._redis.hgetall(CONDITIONS_KEY)),
+        )
+        begun = {}
+        for name, value in phases.items():
+            phase, _, detail = value.decode("utf-8", "replace").partition(" ")
+            if phase == "began":
+                begun[Condition(*name.decode("utf-8", "replace").split("\0", 1))] = detail
+        return begun
 
     async def newest(self, stream: Stream[M], *, name: str = "latest") -> M | None:
         """The last message announced under a name, or None when there was none."""

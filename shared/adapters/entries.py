@@ -6,10 +6,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from redis.asyncio import Redis
 
-from shared.adapters.redis_scripts import ADD
+from shared.adapters.redis_scripts import ADD, ADD_PHASE
 from shared.messages.codec import decode
-from shared.messages.schemas import Message
-from shared.messages.streams import Stream
+from shared.messages.schemas import AlertRaised, Message
+from shared.messages.streams import ALERTS, CONDITIONS_KEY, Stream
 
 #: One reading takes so many entries at most, and waits so long for the first.
 READ_COUNT = 32
@@ -75,3 +75,17 @@ def add_entry(
     keys = [stream.key, kept] if kept else [stream.key]
     arguments = cast("list[str]", [stream.max_length, stream.max_bytes or 0, *words_of(fields)])
     return cast("Awaitable[bytes]", client.eval(ADD, len(keys), *keys, *arguments))
+
+
+def add_phase(client: Redis, alert: AlertRaised, fields: Mapping[str, bytes]) -> Awaitable[bytes | None]:
+    """Append an alert unless the last one of its condition had the same phase; None then."""
+    arguments = [
+        ALERTS.max_length or 0,
+        ALERTS.max_bytes or 0,
+        f"{alert.source}\0{alert.name}",
+        alert.phase,
+        alert.detail,
+        *words_of(fields),
+    ]
+    called = client.eval(ADD_PHASE, 2, ALERTS.key, CONDITIONS_KEY, *cast("list[str]", arguments))
+    return cast("Awaitable[bytes | None]", called)

@@ -31,6 +31,17 @@ if KEYS[2] then redis.call('HSET', KEYS[2], unpack(ARGV, 3)) end
 return entry
 """
 
+#: KEYS: stream, hash. ARGV: most entries, most bytes, field, phase, text, names and values of the entry's
+#: fields. Append unless the hash has this phase under the field already; then it has.
+ADD_PHASE = f"""{_BEGIN}{_KEEP_WITHIN}
+local before = redis.call('HGET', KEYS[2], ARGV[3])
+if before and string.sub(before, 1, #ARGV[4] + 1) == ARGV[4] .. ' ' then return false end
+redis.call('HSET', KEYS[2], ARGV[3], ARGV[4] .. ' ' .. ARGV[5])
+local entry = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, 6))
+keep_within(KEYS[1], ARGV[2])
+return entry
+"""
+
 #: KEYS: heartbeat. ARGV: its text, seconds that it holds.
 BEAT = f"{_BEGIN}return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])"
 

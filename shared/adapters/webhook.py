@@ -1,29 +1,58 @@
 """Alerts to a person: posted as JSON to an address that the operator chose."""
 
-import httpx
-import stamina
+import re
+from http import HTTPStatus
 
-from shared.errors import ServiceError
+import httpx
+
+from shared.errors import WebhookError
 from shared.messages.schemas import AlertRaised
 
-TIMEOUT_SECONDS = 5.0
-ATTEMPTS = 3
+#: Chat services may take several seconds to answer. An answer that comes later than this is not waited for,
+#: and the alert is not repeated, because the receiver may have it.
+ANSWER_SECONDS = 30.0
+CONNECT_SECONDS = 5.0
+
+_ZERO_WIDTH = "\u200b"
 
 
 async def post_alert(url: str, alert: AlertRaised) -> None:
-    """Post one alert; `text` is what chat services show.
+    """Post one alert, once.
+
+    `text` is what chat services show. `alert_id`, also in the header `Idempotency-Key`, is the same in
+    every delivery of an alert.
 
     Raises:
-        ServiceError: the address does not take it; the text names no part of the address, which may
-            hold a secret.
+        WebhookError: the alert was not delivered. The text names no part of the address, which may hold
+            a secret.
     """
-    document = {"text": f"{alert.source}: {alert.name}: {alert.detail}", **alert.model_dump(mode="json")}
+    document = {"text": chat_text(alert), **alert.model_dump(mode="json")}
+    timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
     try:
-        async for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=ATTEMPTS, timeout=30.0):
-            with attempt:
-                async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as client:
-                    (await client.post(url, json=document)).raise_for_status()
-    except httpx.HTTPStatusError as refused:
-        raise ServiceError(f"the alert webhook answered {refused.response.status_code}") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as failed:
-        raise ServiceError(f"the alert webhook does not answer: {type(failed).__name__}") from None
+        async with httpx.AsyncClient(timeout=timeout) as client:
+            answer = await client.post(url, json=document, headers={"Idempotency-Key": str(alert.alert_id)})
+    except httpx.InvalidURL:
+        raise WebhookError("the alert webhook is not an address", again=False) from None
+    except httpx.HTTPError as failed:
+        unsent = isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout)
+        raise WebhookError(
+            f"the alert webhook does not answer: {type(failed).__name__}", again=unsent
+        ) from None
+    if answer.is_success:
+        return
+    overloaded = answer.is_server_error or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
+    raise WebhookError(f"the alert webhook answered {answer.status_code}", again=overloaded)
+
+
+def chat_text(alert: AlertRaised) -> str:
+    """One line for a chat, in which nothing that the alert says can mention or format.
+
+    Slack reads `<!channel>`, other services read `@here` and `[text](address)`.
+    """
+    times = f" after {alert.occurrences:,} occurrences" if alert.occurrences > 1 else ""
+    phase = "" if alert.phase == "event" else f" {alert.phase}"
+    if alert.phase == "event" and alert.occurrences > 1:
+        times = f", {alert.occurrences:,} times"
+    line = " ".join(f"{alert.source}: {alert.name}{phase}{times}: {alert.detail}".split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'")
+    return re.sub(r"@|(?<=\])(?=\()", lambda found: f"{found[0]}{_ZERO_WIDTH}", line)

@@ -63,6 +63,17 @@ class ConditionTracker:
             alert for condition in absent if (alert := self._absent(condition, now_s)) is not None
         ]
 
+    def resume(self, condition: Condition, detail: str, now_s: float) -> None:
+        """Take over a condition whose beginning a predecessor announced: it is not announced again.
+
+        If it does not hold, its end is announced `end_seconds` after `now_s`.
+        """
+        self._seen[condition] = _Seen(detail, now_s, now_s, holds=False, announced=True, occurrences=0)
+
+    def begun(self) -> list[Condition]:
+        """Conditions whose beginning was announced and that held at the last look."""
+        return [condition for condition, seen in self._seen.items() if seen.announced and seen.holds]
+
     def _present(self, condition: Condition, detail: str, now_s: float) -> AlertRaised | None:
         seen = self._seen.setdefault(condition, _Seen(detail, now_s, now_s))
         if not seen.holds:
@@ -89,6 +100,6 @@ def _alert(condition: Condition, seen: _Seen, phase: str) -> AlertRaised:
             "name": condition.name,
             "detail": seen.detail[:_MAX_DETAIL],
             "phase": phase,
-            "occurrences": seen.occurrences,
+            "occurrences": max(seen.occurrences, 1),
         }
     )

@@ -61,6 +61,9 @@ ANNOUNCED: tuple[Stream[Message], ...] = (CHECKPOINTS, VALIDATIONS, PROMOTIONS, 
 #: The consumer group that learns from trajectories.
 TRAINER_GROUP = "trainer"
 
+#: Hash with the phase of each of the gateway's conditions.
+CONDITIONS_KEY = "mm:conditions"
+
 HEARTBEAT_PREFIX = "mm:heartbeat"
 HEARTBEAT_TTL_SECONDS = 15
 

@@ -17,6 +17,7 @@ from services.api.views import (
     ActiveAlert,
     CheckpointSummary,
     Instance,
+    Order,
     Page,
     Pointers,
     Promoted,
@@ -34,6 +35,8 @@ MOMENT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 def service(name: str, *states: str) -> Service:
     return Service(
         service=name,
+        state="missing" if not states else "degraded" if "degraded" in states else "up",
+        expected=True,
         instances=[
             Instance.model_validate(
                 {
@@ -137,7 +140,7 @@ EMPTY = Snapshot(
         update={
             "state": "degraded",
             "redis": "away",
-            "services": [service("trainer")],
+            "services": [service("trainer").model_copy(update={"state": "unknown"})],
             "streams": {},
             "dead_letters": None,
             "pointers": Pointers(newest=None, best=None, promoted=None),
@@ -151,7 +154,12 @@ EMPTY = Snapshot(
                 live={},
             ),
             "validation": None,
-            "trader": Trader(state="killed", detail={}, last_decision=None),
+            "trader": Trader(
+                state="unknown",
+                order=Order(state="killed", by="gateway", reason="", at=MOMENT),
+                detail={},
+                last_decision=None,
+            ),
             "alerts": [],
         }
     ),
@@ -212,14 +220,15 @@ def test_the_view_tells_services_training_trading_versions_alerts_and_events() -
     assert "paused" in text
     assert "promoted: paper" in text
     assert "not judged" in text
-    assert "! dead_letters: 2 entries" in text
+    assert "! streams: dead_letters: 2 entries" in text
     assert "trainer started" in text
 
 
 def test_the_view_of_a_system_without_redis_says_so() -> None:
     text = drawn(EMPTY)
     assert "Redis is away" in text
-    assert "killed" in text
+    assert "trading unknown, killed unconfirmed" in text
+    assert "?trainer" in text
     assert "no version yet" in text
 
 
@@ -274,6 +283,14 @@ def test_without_a_terminal_nothing_is_drawn(capsys: pytest.CaptureFixture[str])
     with live_display(interactive=False) as show:
         show(build_view(BUSY))
     assert capsys.readouterr().out == ""
+
+
+def test_the_position_of_a_trader_that_cannot_be_heard_is_not_known() -> None:
+    """Its last decision may be older than its last order."""
+    trader = BUSY.status.trader.model_copy(update={"state": "unknown"})
+    text = drawn(Snapshot(BUSY.status.model_copy(update={"trader": trader}), ()))
+    assert "not known" in text
+    assert "short" not in text
 
 
 def test_the_traders_own_word_of_its_position_is_newer_than_its_last_decision() -> None:

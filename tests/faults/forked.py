@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from services.api.state import EXPECTED_SERVICES
+from services.api.config import EXPECTED_SERVICES
 from tests.conftest import ROOT
 from tests.services.trainer.processes import System
 

@@ -10,9 +10,8 @@ from typing import Any, cast
 import httpx
 from redis.asyncio import Redis
 
-from services.api.config import GatewayConfig
+from services.api.config import EXPECTED_SERVICES, GatewayConfig
 from services.api.events import EVENT_NAMES
-from services.api.state import EXPECTED_SERVICES
 from shared.adapters.bus import Bus
 from shared.adapters.dead_letters import read_letter
 from shared.adapters.entries import RawEntry, rows_of

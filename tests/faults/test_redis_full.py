@@ -18,6 +18,7 @@ from shared.adapters.checkpoints import CheckpointStore
 from shared.adapters.dataset import Dataset
 from shared.adapters.lease import Lease
 from shared.messages.codec import decode_trajectory
+from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised, ControlIssued, Heartbeat, now
 from shared.messages.streams import ALERTS, CHECKPOINTS, CONTROL, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
@@ -174,12 +175,16 @@ async def test_everything_but_a_trajectory_goes_through_a_full_redis_at_once(
         await own_bus.announce(CONTROL, killed, name="trader")
         await own_bus.append(ALERTS, AlertRaised(source="test", name="first"))
         assert await own_bus.append_all(ALERTS, [(AlertRaised(source="test", name="second"), b"")]) == 3
+        began = AlertRaised(source="test", name="full", detail="\0 text", phase="began")
+        assert await own_bus.append_phase(began)
+        assert not await own_bus.append_phase(began)  # nor by another gateway
+        assert await own_bus.begun_conditions() == {Condition("test", "full"): "\0 text"}
         batch = await anext(own_bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))  # makes the group
         await own_bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "for this test")
         (letter,) = await own_bus.dead.letters(count=10)
         await own_bus.dead.replay(letter)
         follower = own_bus.follow(ALERTS, block_ms=20)
-        assert [entry.message.name for entry in await anext(follower)] == ["first", "second"]
+        assert [entry.message.name for entry in await anext(follower)] == ["first", "second", "full"]
         assert await own_bus.newest(CONTROL, name="trader") == killed
         assert await own_bus.heartbeats() == [beat]
         await until(lambda: own_bus.degraded)
@@ -204,7 +209,7 @@ async def test_an_order_to_stop_trading_goes_through_a_full_redis(
         await fill(plain)
         answer = await system.client.post("/trader/kill", headers=KEY)
         assert answer.status_code == 200
-        await system.until(lambda: system.gateway.control("trader") == "killed")
+        await system.until(lambda: "trader" in system.gateway.history.controls)
     ordered = await own_bus.newest(CONTROL, name="trader")
     assert ordered is not None
     assert ordered.state == "killed"

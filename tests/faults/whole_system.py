@@ -9,7 +9,7 @@ from typing import Literal
 
 import httpx
 
-from services.api.state import EXPECTED_SERVICES
+from services.api.config import EXPECTED_SERVICES
 from services.trader.guards import Guard
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Pointer

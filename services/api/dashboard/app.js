@@ -1,7 +1,12 @@
 // The dashboard: reads the gateway's routes, follows /events, changes things only with the operator's key.
+import { drawActive, drawRaised } from './alerts.js';
 import { Chart, colour, drawMark, number, redraw } from './charts.js';
+import { $, el, fill, setText } from './dom.js';
+import { EventStream, whileVisible } from './live.js';
+import { allow, ask, drawOperator, drawUnreached } from './operator.js';
 
 const STATUS_MS = 2000;
+const ANSWER_MS = 10_000;
 const KEPT_VERSIONS = 2000;
 const KEPT_DECISIONS = 600;
 const ROWS = 12;
@@ -9,27 +14,22 @@ const ACTIONS = ['HOLD', 'BUY', 'SELL', 'CLOSE'];
 const OUTCOMES = ['UP', 'NEUTRAL', 'DOWN'];
 const SIDES = { '-1': 'short', 0: 'flat', 1: 'long' };
 
-const $ = (id) => document.getElementById(id);
-const state = { status: null, versions: new Map(), live: [], decisions: [], trades: [], alerts: [], shown: null, picked: false, rows: ROWS };
+const KEPT_ALERTS = 200;
+const state = { status: null, versions: new Map(), live: [], decisions: [], dropped: 0, trades: [], alerts: [], shown: null, picked: false, rows: ROWS };
 
-// Every text from the system goes in as text, never as markup.
-function el(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
 const signed = (value, digits = 1) => (value === null || value === undefined ? '–' : `${value > 0 ? '+' : ''}${number(value, digits)}`.replace(/^[+-](0\.?0*)$/, '$1'));
 const share = (value) => (value === null || value === undefined ? '–' : `${number(value * 100, 0)} %`);
 const whole = (value) => number(value, 0);
 const tone = (value) => (value > 0 ? 'good' : value < 0 ? 'bad' : '');
 const clock = (time) => new Date(time).toLocaleTimeString('en-GB');
+const zoned = (time) => new Date(time).toLocaleTimeString('en-GB', { timeZoneName: 'short' });
 // The time of today, the date of an earlier day.
 const when = (time) => (Date.now() - new Date(time) < 43_200_000 ? clock(time) : new Date(time).toLocaleDateString('en-CA'));
 const marketTime = (time) => new Date(time).toISOString().slice(5, 16).replace('T', ' ');
 
 async function get(path) {
-  const answer = await fetch(path, { cache: 'no-store' });
-  if (!answer.ok) throw new Error((await answer.json()).detail);
+  const answer = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS) });
+  if (!answer.ok) throw new Error(answer.headers.get('content-type')?.includes('json') ? (await answer.json()).detail : `answer ${answer.status}`);
   return answer.json();
 }
 
@@ -55,12 +55,13 @@ const fan = new Chart('chart-fan', [
 ], { size: 'tall', bands: [{ series: [2, 1], fill: 'band' }, { series: [4, 3], fill: 'band-inner' }], format: onePlace,
   title: (x) => `after ${whole(x)} trades`, zero: true, empty: 'no validated version with trades yet' });
 
-const barAt = (index) => state.decisions[Math.round(index)];
+// Bars are counted from the first that this page saw, so that a zoomed range stays where it is.
+const barAt = (index) => state.decisions[Math.round(index) - state.dropped];
 const barLabel = (index) => (Number.isInteger(index) && barAt(index) ? marketTime(barAt(index).bar_time) : '');
 const barTitle = (index) => (barAt(index) ? `${marketTime(barAt(index).bar_time)} UTC` : '');
 const price = new Chart('chart-price', [{ label: 'close', colour: 'c1' }], {
   format: (v) => (v === null ? '–' : number(v, 3)), xLabels: barLabel, title: barTitle, empty: 'the trader has not decided yet',
-  marks: (plot) => state.decisions.forEach((d, i) => { if (d.executed && d.action !== 'HOLD') drawMark(plot, i, d.close, d.action); }),
+  marks: (plot) => state.decisions.forEach((d, i) => { if (d.executed && d.action !== 'HOLD') drawMark(plot, state.dropped + i, d.close, d.action); }),
 });
 const pnl = new Chart('chart-pnl', [{ label: 'pnl', colour: 'c3' }], { size: 'low', format: onePlace, xLabels: barLabel, title: barTitle, zero: true, empty: 'flat so far' });
 
@@ -68,15 +69,18 @@ const pnl = new Chart('chart-pnl', [{ label: 'pnl', colour: 'c3' }], { size: 'lo
 function drawStatus() {
   const s = state.status;
   const pill = $('state');
-  pill.textContent = s.redis === 'away' ? 'Redis is away' : s.state;
-  pill.className = `pill ${s.redis === 'away' ? 'bad' : s.state === 'running' ? 'good' : 'warn'}`;
-  $('clock').textContent = clock(s.time);
-  $('alerts').replaceChildren(...s.alerts.map((a) => el('div', { className: 'alert' }, el('b', { textContent: a.name.replaceAll('_', ' ') }), el('span', { textContent: a.detail }))));
+  const wrong = s.alerts.length;
+  const [text, kind] = s.redis === 'away' ? [`Redis is away since ${clock(s.redis_away_since ?? s.time)}`, 'bad']
+    : wrong ? [`${s.state}, ${wrong} ${wrong === 1 ? 'alert' : 'alerts'}`, 'bad'] : [s.state, s.state === 'running' ? 'good' : 'warn'];
+  setText(pill, text);
+  pill.className = `pill ${kind}`;
+  setText($('clock'), zoned(s.time));
+  drawActive(s.alerts);
   drawTiles(s);
-  $('services').replaceChildren(...s.services.map(drawService));
-  $('streams').replaceChildren(...Object.entries(s.streams).map(([key, length]) => el('span', {}, `${key} `, el('b', { textContent: whole(length) }))));
-  drawSwitch('training', s.training.state, s.training.state === 'running' ? ['Pause training', '/training/pause', ''] : ['Resume training', '/training/resume', 'primary']);
-  drawSwitch('trader', s.trader.state, s.trader.state === 'running' ? ['Kill switch', '/trader/kill', 'danger'] : ['Resume trading', '/trader/resume', 'primary']);
+  fill($('services'), ...s.services.map((service) => drawService(service, s)));
+  fill($('streams'), ...Object.entries(s.streams).map(([key, length]) => el('span', { key }, `${key} `, el('b', { textContent: whole(length) }))));
+  drawOperator(s, () => { readStatus(); versionsSoon(); });
+  allow($('rollback'));
   drawDecision(s);
 }
 
@@ -85,7 +89,8 @@ function drawTiles(s) {
   const promoted = s.pointers.promoted;
   const detail = s.trader.detail;
   const last = s.trader.last_decision;
-  const side = detail.side ?? last?.side;
+  const unknown = s.trader.state === 'unknown' && detail.side === undefined;
+  const side = unknown ? undefined : detail.side ?? last?.side;
   const open = detail.pnl_pips ?? last?.pnl_pips;
   const tiles = [
     ['Episodes', whole(numbers.episode ?? s.training.episode), `${whole(numbers.update ?? s.training.update)} updates`],
@@ -93,45 +98,32 @@ function drawTiles(s) {
     ['Promoted', promoted ? `${promoted.version}` : '–', promoted ? promoted.stage : 'no version passed yet', promoted ? 'good' : ''],
     ['Expectancy', signed(numbers.expectancy_pips), 'self-play, pips a trade', tone(numbers.expectancy_pips)],
     ['Validated', signed(s.validation?.expectancy_pips), s.validation ? `version ${s.validation.version}, pips a trade` : 'nothing yet', tone(s.validation?.expectancy_pips)],
-    ['Position', side === undefined ? '–' : SIDES[side], detail.guards || detail.state || detail.mode || ''],
+    ['Position', unknown ? '?' : side === undefined || side === null ? '–' : SIDES[side], unknown ? s.trader.summary.split(';')[0] : detail.guards || detail.state || detail.mode || ''],
     ['Open pnl', side ? signed(open) : '–', detail.realised_pips === undefined ? 'pips' : `${signed(detail.realised_pips)} pips realised`, side ? tone(open) : ''],
     ['Dead letters', whole(s.dead_letters), `${whole(s.streams['mm:trajectories'])} trajectories waiting`, s.dead_letters ? 'bad' : ''],
   ];
-  $('tiles').replaceChildren(...tiles.map(([name, value, note, kind = '']) => el('div', { className: 'tile' },
+  fill($('tiles'), ...tiles.map(([name, value, note, kind = '']) => el('div', { className: 'tile' },
     el('div', { className: 'name', textContent: name }), el('div', { className: `value ${kind}`, textContent: value }),
     el('div', { className: 'note', textContent: note, title: note }))));
 }
 
-function drawService({ service, instances }) {
-  const headline = instances.length > 1 ? `×${instances.length}` : '';
+function drawService({ service, state: now, instances, restarts, absence, expected }, s) {
+  const headline = [instances.length > 1 ? `×${instances.length}` : '', restarts ? `${restarts} restart${restarts === 1 ? '' : 's'}` : ''].filter(Boolean).join(' · ');
   const rows = instances.slice(0, 6).map((i) => el('div', { className: `dot ${i.state}`, title: Object.entries(i.detail).map(([k, v]) => `${k}: ${v}`).join('\n') },
     el('span', { textContent: i.state === 'running' ? i.instance : `${i.instance} · ${i.state}` })));
-  if (!instances.length) rows.push(el('div', { className: 'muted', textContent: 'not there' }));
-  return el('div', { className: `service ${instances.length ? '' : 'absent'}` }, el('header', {}, el('span', { textContent: service }), el('span', { className: 'muted', textContent: headline })), ...rows);
+  if (instances.length > 6) rows.push(el('div', { className: 'muted', textContent: `and ${instances.length - 6} more` }));
+  if (now === 'unknown') rows.push(el('div', { className: 'muted', textContent: `unknown since ${clock(s.redis_away_since ?? s.time)}` }));
+  else if (!instances.length && now === 'up') rows.push(el('div', { className: 'dot' }, el('span', { textContent: 'answers' })));
+  else if (!instances.length) rows.push(el('div', { className: expected ? 'warn' : 'muted', textContent: absence?.seen_at ? `missing since ${clock(absence.since)}` : expected ? 'not seen yet' : 'not expected' }));
+  return el('div', { className: `service ${instances.length ? '' : 'absent'}`, key: service }, el('header', {}, el('span', { textContent: service }), el('span', { className: restarts ? 'warn' : 'muted', textContent: headline })), ...rows);
 }
-
-function drawSwitch(name, now, [label, path, kind]) {
-  const pill = $(`${name}-state`);
-  pill.textContent = now;
-  pill.className = `pill ${now === 'running' ? 'good' : 'bad'}`;
-  const button = $(`${name}-switch`);
-  button.textContent = label;
-  button.className = kind;
-  button.onclick = () => ask({ title: label, text: EXPLAINED[path], path, danger: kind === 'danger' });
-}
-const EXPLAINED = {
-  '/training/pause': 'The trainer stops learning; self-play goes on until it waits for the trainer.',
-  '/training/resume': 'The trainer learns on.',
-  '/trader/kill': 'The open position is closed and trading stops, also after a restart, until it is resumed.',
-  '/trader/resume': 'The kill switch is lifted and the trader may enter positions again.',
-};
 
 function drawDecision(s) {
   const d = s.trader.last_decision;
-  if (!d) { $('decision').replaceChildren(el('div', { className: 'empty', textContent: 'the trader has not decided yet' })); return; }
+  if (!d) { fill($('decision'), el('div', { className: 'empty', textContent: 'the trader has not decided yet' })); return; }
   const facts = [['bar', `${marketTime(d.bar_time)} UTC`], ['order', d.action === 'HOLD' ? d.reason || 'none' : d.executed ? 'filled' : d.reason || 'not sent'], ['value', `${signed(d.value)} pips`],
     ['version', d.version ?? '–'], ['position after', `${SIDES[d.side]}${d.side ? ` ${signed(d.pnl_pips)}` : ''}`], ['latency', d.latency_ms === null ? '–' : `${number(d.latency_ms, 1)} ms`]];
-  $('decision').replaceChildren(
+  fill($('decision'),
     el('div', { className: `action ${{ BUY: 'good', SELL: 'bad', CLOSE: 'warn' }[d.action] ?? ''}`, textContent: d.action }),
     el('div', { className: 'muted', textContent: 'visit policy' }), bars(ACTIONS, d.visit_policy, ''),
     el('div', { className: 'muted', textContent: 'next close, as the model expects it' }), bars(OUTCOMES, d.outcome_probabilities, 'outcomes'),
@@ -144,14 +136,15 @@ function bars(names, shares, kind) {
 const factList = (facts) => el('dl', { className: 'facts' }, ...facts.flatMap(([name, value, kind = '']) => [el('dt', { textContent: name }), el('dd', { textContent: value, className: kind })]));
 
 function drawVersions() {
-  const all = [...state.versions.values()].sort((a, b) => b.version - a.version);
-  $('versions-table').tBodies[0].replaceChildren(...(all.length ? all.slice(0, state.rows).map(versionRow) : [emptyRow(11, 'the trainer publishes version 0 when it starts')]));
+  const decides = (v) => v.pointers.includes('promoted'); // first, however old
+  const all = [...state.versions.values()].sort((a, b) => decides(b) - decides(a) || b.version - a.version);
+  fill($('versions-table').tBodies[0], ...(all.length ? all.slice(0, state.rows).map(versionRow) : [emptyRow(11, 'the trainer publishes version 0 when it starts')]));
   $('more-versions').hidden = all.length <= state.rows;
   drawCurves();
   const judged = [...state.versions.values()].filter((v) => v.validation).map((v) => v.version).sort((a, b) => b - a);
   const select = $('validated');
   if (select.options.length !== judged.length || Number(select.options[0]?.value) !== judged[0]) {
-    select.replaceChildren(...judged.map((v) => el('option', { value: v, textContent: v })));
+    fill(select, ...judged.map((v) => el('option', { value: v, textContent: v, key: v })));
   }
   const promoted = state.status?.pointers.promoted?.version;
   const wanted = state.picked ? state.shown : judged.includes(promoted) ? promoted : judged[0];
@@ -168,9 +161,9 @@ function versionRow(v) {
     ...(j ? j.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : []));
   if (v.fault) gates.append(el('span', { className: 'tag live', textContent: 'damaged', title: v.fault }));
   if (j?.reasons.length) gates.title = j.reasons.join('\n');
-  const button = el('button', { type: 'button', textContent: 'Promote', disabled: !j?.passed_gates.length || !v.stored, title: !j ? 'not validated' : j.passed_gates.length ? '' : j.reasons.join('\n') });
+  const button = el('button', { type: 'button', textContent: 'Promote', disabled: !j?.passed_gates.length || !v.stored || state.status?.changes_allowed === false, title: state.status?.changes_allowed === false ? 'changes over HTTP are off: no API key is set' : !j ? 'not validated' : j.passed_gates.length ? '' : j.reasons.join('\n') });
   button.onclick = () => ask({ title: `Promote version ${v.version}`, text: 'It will decide in trading from its next bar on.', path: `/checkpoints/${v.version}/promote`, stages: j.passed_gates });
-  return el('tr', { className: v.stage ? 'promoted' : v.stored ? '' : 'gone' },
+  return el('tr', { key: v.version, className: v.stage ? 'promoted' : v.stored ? '' : 'gone' },
     el('td', { textContent: v.version }), el('td', { textContent: whole(v.episode) }), el('td', { textContent: v.created_at ? when(v.created_at) : '–' }),
     el('td', { textContent: number(v.metrics.loss, 3) }), el('td', { textContent: j ? whole(j.num_trades) : '–' }),
     el('td', { textContent: signed(j?.expectancy_pips, 2), className: tone(j?.expectancy_pips) }), el('td', { textContent: number(j?.sqn, 2) }),
@@ -215,7 +208,10 @@ function drawReport({ summary, report }) {
   if (carlo) {
     const [p5, p25, p50, p75, p95] = carlo.fan_pips;
     fan.feed([carlo.fan_trades, p5, p95, p25, p75, p50, report.realised_pips?.length === carlo.fan_trades.length ? report.realised_pips : p50.map(() => null)]);
-  } else fan.feed(null);
+  } else {
+    fan.options.empty = !summary ? 'no validated version with trades yet' : summary.num_trades ? 'the report has no resampled curves' : `version ${summary.version} made no trade in validation`;
+    fan.feed(null);
+  }
   const facts = summary ? [['sessions', whole(summary.num_sessions)], ['trades', whole(summary.num_trades)],
     ['pips a trade', signed(summary.expectancy_pips, 2), tone(summary.expectancy_pips)], ['SQN', number(summary.sqn, 2)],
     ['net pips', signed(summary.net_pips), tone(summary.net_pips)], ['largest drawdown', `${number(summary.max_drawdown_pips, 1)} pips`]] : [];
@@ -224,13 +220,13 @@ function drawReport({ summary, report }) {
     ['CAR25', s.sizing.safe_f ? `${number(s.sizing.safe_f.car25_percent, 1)} %` : '–'], ['overfitting (PBO)', share(report.overfitting)]);
   if (carlo) facts.push(['chance of a loss', share(carlo.probability_of_loss)], ['chance of ruin', share(carlo.probability_of_ruin)], ['drawdown, 95 of 100 below', `${number(carlo.max_drawdown_pips[4], 0)} pips`]);
   const reasons = summary?.reasons ?? [];
-  $('verdict').replaceChildren(
+  fill($('verdict'),
     el('p', {}, ...(summary?.passed_gates.length ? summary.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : [el('span', { className: 'tag', textContent: 'passed no gate' })])),
     factList(facts), el('ul', { className: 'reasons' }, ...reasons.map((r) => el('li', { textContent: r }))));
-  $('months').tBodies[0].replaceChildren(...(report?.months?.length ? report.months.map((m) => row([m.month, whole(m.num_days), whole(m.num_trades), share(m.win_rate), signed(m.expectancy_pips), signed(m.pips)], m.pips)) : [emptyRow(6, 'none')]));
+  fill($('months').tBodies[0], ...(report?.months?.length ? report.months.map((m) => row([m.month, whole(m.num_days), whole(m.num_trades), share(m.win_rate), signed(m.expectancy_pips), signed(m.pips)], m.pips)) : [emptyRow(6, 'none')]));
   const rivals = report?.baselines?.map((b) => row([b.name.replaceAll('_', ' '), whole(b.num_trades), signed(b.expectancy_pips), number(b.sqn100, 2), signed(b.net_pips), number(b.max_drawdown_pips, 0)], b.net_pips, 4)) ?? [];
   if (summary) rivals.unshift(row([`version ${summary.version}`, whole(summary.num_trades), signed(summary.expectancy_pips), number(summary.sqn, 2), signed(summary.net_pips), number(summary.max_drawdown_pips, 0)], summary.net_pips, 4));
-  $('baselines').tBodies[0].replaceChildren(...rivals);
+  fill($('baselines').tBodies[0], ...rivals);
 }
 function row(cells, value, coloured = cells.length - 1) {
   return el('tr', {}, ...cells.map((text, i) => el('td', { textContent: text, className: i === 0 ? 'left' : i === coloured ? tone(value) : '' })));
@@ -239,16 +235,15 @@ function row(cells, value, coloured = cells.length - 1) {
 function drawTrading() {
   const decisions = state.decisions;
   if (decisions.length > 1) {
-    const x = decisions.map((_, i) => i);
+    const x = decisions.map((_, i) => state.dropped + i);
     price.feed([x, decisions.map((d) => d.close)]);
     pnl.feed([x, decisions.map((d) => (d.side ? d.pnl_pips : 0))]);
     $('price-note').textContent = `last ${decisions.length} bars · ▲ buy ▼ sell ◆ close`;
   }
-  $('trades').tBodies[0].replaceChildren(...(state.trades.length ? state.trades.map((t) => el('tr', {}, el('td', { className: 'left', textContent: marketTime(t.exit_time) }),
+  fill($('trades').tBodies[0], ...(state.trades.length ? state.trades.map((t) => el('tr', {}, el('td', { className: 'left', textContent: marketTime(t.exit_time) }),
     el('td', { className: 'left', textContent: SIDES[t.side] }), el('td', { textContent: number(t.entry_price, 3) }), el('td', { textContent: number(t.exit_price, 3) }),
     el('td', { textContent: signed(t.pips), className: tone(t.pips) }), el('td', { className: 'left wrap', textContent: t.reason }))) : [emptyRow(6, 'no trade closed yet')]));
-  $('alert-log').replaceChildren(...(state.alerts.length ? state.alerts.map((a) => el('li', {}, el('time', { textContent: when(a.created_at) }), el('b', { textContent: `${a.source}: ${a.name.replaceAll('_', ' ')} ` }), el('span', { className: 'muted', textContent: a.detail })))
-    : [el('li', { className: 'muted', textContent: 'none' })]));
+  drawRaised(state.alerts);
 }
 
 // ---- reading ------------------------------------------------------------------------------------
@@ -256,14 +251,30 @@ async function readStatus() {
   try {
     const before = state.status?.pointers.promoted?.version;
     state.status = await get('/status');
+    unanswered = null;
     drawStatus();
     noteLive(state.status.training.live);
     if (before !== state.status.pointers.promoted?.version) drawVersions();
   } catch (failure) {
-    $('state').textContent = 'no answer from the gateway';
+    unanswered ??= Date.now();
+    setText($('state'), `no answer from the gateway since ${clock(unanswered)}`);
     $('state').className = 'pill bad';
+    drawUnreached(unanswered);
     console.warn(failure);
   }
+  drawStale();
+}
+
+// Since when what is shown is not of the present, in words.
+let unanswered = null;
+let unheard = null;
+function drawStale() {
+  const text = unanswered ? `The gateway does not answer: everything here is from ${clock(unanswered)} or before.`
+    : unheard ? `Events do not arrive: prices, decisions, trades, versions and alerts are from ${clock(unheard)} or before. Trying again.` : '';
+  setText($('stale'), text);
+  $('stale').hidden = !text;
+  document.body.classList.toggle('is-stale', Boolean(unanswered));
+  document.body.classList.toggle('is-unheard', Boolean(text));
 }
 
 async function readVersions(pages) {
@@ -278,8 +289,12 @@ async function readVersions(pages) {
 }
 
 async function readTrading() {
-  const [decisions, trades, alerts] = await Promise.all([get(`/decisions?limit=500`), get('/trades?limit=50'), get('/alerts?limit=50')]);
-  state.decisions = decisions.items.map((i) => i.message).reverse();
+  const [decisions, trades, alerts] = await Promise.all([get(`/decisions?limit=500`), get('/trades?limit=50'), get(`/alerts?limit=${KEPT_ALERTS}`)]);
+  const seen = state.decisions.at(-1)?.bar_time;
+  const read = decisions.items.map((i) => i.message).reverse();
+  const at = read.findLastIndex((d) => d.bar_time === seen);
+  state.dropped += at < 0 ? state.decisions.length : state.decisions.length - at - 1;
+  state.decisions = read;
   state.trades = trades.items.map((i) => i.message);
   state.alerts = alerts.items.map((i) => i.message);
   drawTrading();
@@ -291,56 +306,41 @@ const tradingSoon = soon(async () => drawTrading());
 const statusSoon = soon(readStatus);
 
 function readAll() {
+  loaded = true;
   readVersions(KEPT_VERSIONS / 500).catch(console.warn);
   readTrading().catch(console.warn);
 }
 
-function follow() {
-  const source = new EventSource('/events');
-  source.onopen = readAll; // what happened between the first reading and this moment was not told
-  const on = (name, act) => source.addEventListener(name, (event) => { act(JSON.parse(event.data)); statusSoon(); });
-  on('decision', (d) => { state.decisions.push(d); state.decisions.splice(0, state.decisions.length - KEPT_DECISIONS); tradingSoon(); });
-  on('trade', (t) => { state.trades.unshift(t); state.trades.length = Math.min(state.trades.length, 50); tradingSoon(); });
-  on('alert', (a) => { state.alerts.unshift(a); state.alerts.length = Math.min(state.alerts.length, 50); tradingSoon(); });
-  on('validation', (v) => { if (v.version === state.shown) state.report = null; versionsSoon(); });
-  ['checkpoint', 'promotion'].forEach((name) => on(name, versionsSoon));
-  ['control', 'dead'].forEach((name) => on(name, () => {}));
-  on('reset', readAll);
-}
-
-// ---- the operator -------------------------------------------------------------------------------
-function ask({ title, text, path, stages = null, danger = false }) {
-  const dialog = $('ask');
-  $('ask-title').textContent = title;
-  $('ask-text').textContent = text;
-  $('ask-error').textContent = '';
-  $('ask-stage').hidden = !stages;
-  const select = $('ask-stage').querySelector('select');
-  if (stages) select.replaceChildren(...stages.map((s) => el('option', { textContent: s })));
-  $('ask-key').value = sessionStorage.getItem('key') ?? '';
-  const go = $('ask-go');
-  go.textContent = title;
-  go.className = danger ? 'danger' : 'primary';
-  $('ask-cancel').onclick = () => dialog.close();
-  dialog.querySelector('form').onsubmit = async (event) => {
-    event.preventDefault();
-    go.disabled = true;
-    try {
-      const key = $('ask-key').value;
-      const answer = await fetch(path, { method: 'POST', headers: { 'X-API-Key': key, 'Content-Type': 'application/json' }, body: stages ? JSON.stringify({ stage: select.value }) : '{}' });
-      if (!answer.ok) throw new Error((await answer.json()).detail);
-      sessionStorage.setItem('key', key);
-      dialog.close();
-      readStatus();
-      versionsSoon();
-    } catch (failure) {
-      $('ask-error').textContent = failure.message;
-    } finally {
-      go.disabled = false;
-    }
-  };
-  dialog.showModal();
-}
+const push = (list, item, most) => { list.unshift(item); list.length = Math.min(list.length, most); tradingSoon(); };
+const HAPPENED = {
+  decision: (d) => {
+    state.decisions.push(d);
+    state.dropped += state.decisions.splice(0, state.decisions.length - KEPT_DECISIONS).length;
+    tradingSoon();
+  },
+  trade: (t) => push(state.trades, t, 50),
+  alert: (a) => push(state.alerts, a, KEPT_ALERTS),
+  validation: (v) => { if (v.version === state.shown) state.report = null; versionsSoon(); },
+  checkpoint: versionsSoon,
+  promotion: versionsSoon,
+  control: () => {},
+  dead: () => {},
+  reset: readAll,
+};
+const handlers = Object.fromEntries(Object.entries(HAPPENED).map(([name, act]) => [name, (data) => { act(data); statusSoon(); }]));
+const stream = new EventStream(handlers, {
+  opened: () => { // what happened before this moment was not told
+    unheard = null;
+    drawStale();
+    readAll();
+  },
+  lost: () => {
+    if (!unheard && !loaded) readAll();
+    unheard ??= Date.now();
+    drawStale();
+  },
+});
+let loaded = false;
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -350,14 +350,16 @@ const prefersDark = matchMedia('(prefers-color-scheme: dark)');
 const chosen = () => localStorage.getItem('theme') ?? (prefersDark.matches ? 'dark' : 'light');
 prefersDark.addEventListener('change', () => setTheme(chosen()));
 $('theme').onclick = () => { localStorage.setItem('theme', chosen() === 'dark' ? 'light' : 'dark'); setTheme(chosen()); };
-$('rollback').onclick = () => ask({ title: 'Roll back', text: 'The version that was promoted before decides again.', path: '/checkpoints/rollback' });
+$('rollback').onclick = () => {
+  const promoted = state.status?.pointers.promoted;
+  const now = promoted ? `Version ${promoted.version}, promoted to ${promoted.stage}, no longer decides.` : 'No version is promoted.';
+  ask({ title: 'Roll back', text: `${now} The version that was promoted before it decides again.`, path: '/checkpoints/rollback' });
+};
 $('more-versions').onclick = () => { state.rows += 50; drawVersions(); };
 $('validated').onchange = (event) => { state.picked = true; showValidation(Number(event.target.value)).catch(console.warn); };
 
 setTheme(chosen());
 drawTrading();
-await readStatus();
-readAll();
-follow();
-setInterval(readStatus, STATUS_MS);
+drawReport({ summary: null, report: null });
+whileVisible(readStatus, STATUS_MS, { shown: () => stream.open(), hidden: () => stream.close() });
 document.documentElement.dataset.ready = colour('bg') ? 'yes' : 'no';

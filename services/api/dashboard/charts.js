@@ -1,4 +1,5 @@
 // Charts of the dashboard: each keeps its element, is fed columns, and is drawn anew when the theme changes.
+import { el, fill } from './dom.js';
 /* global uPlot */
 
 const charts = new Set();
@@ -23,6 +24,7 @@ export class Chart {
     this.holder.replaceChildren(this.legend, this.plotBox);
     this.plot = null;
     this.data = null;
+    this.zoom = null; // {min, max} that the user chose; null: the whole range
     charts.add(this);
     this.feed(null);
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.plotBox);
@@ -40,15 +42,16 @@ export class Chart {
     if (!columns || columns[0].length === 0) {
       this.plot?.destroy();
       this.plot = null;
-      this.legend.replaceChildren();
-      const empty = document.createElement('div');
-      empty.className = 'empty';
-      empty.textContent = this.options.empty ?? 'nothing yet';
-      this.plotBox.replaceChildren(empty);
+      fill(this.legend);
+      fill(this.plotBox, el('div', { className: 'empty', textContent: this.options.empty ?? 'nothing yet' }));
       return;
     }
-    if (this.plot && !changed) this.plot.setData(columns);
-    else this.draw();
+    if (!this.plot || changed) this.draw();
+    else if (this.zoom) {
+      // New data would show the whole range again.
+      this.plot.setData(columns, false);
+      this.plot.setScale('x', this.zoom);
+    } else this.plot.setData(columns);
     this.tell(columns[0].length - 1);
   }
 
@@ -76,11 +79,14 @@ export class Chart {
         { ...axis, size: 52, values: (_, ticks) => ticks.map(format) },
       ],
       hooks: {
+        setSelect: [(plot) => { if (plot.select.width > 0) this.zoom = { min: plot.posToVal(plot.select.left, 'x'), max: plot.posToVal(plot.select.left + plot.select.width, 'x') }; }],
         setCursor: [(plot) => this.tell(plot.cursor.idx ?? this.data[0].length - 1)],
         drawAxes: zero ? [(plot) => drawZero(plot)] : [],
         draw: marks ? [(plot) => marks(plot)] : [],
       },
     }, this.data, this.plotBox);
+    this.plot.over.addEventListener('dblclick', () => { this.zoom = null; });
+    if (this.zoom) this.plot.setScale('x', this.zoom);
   }
 
   tell(at) {
@@ -89,17 +95,12 @@ export class Chart {
       .filter(({ s }) => s.legend !== false)
       .map(({ s, value }) => entry(s.band ? 'band' : `s${s.colour.slice(1)}`, s.label, s.band ? '' : format(value ?? null)));
     if (title) items.unshift(entry('', title(this.data[0][at], at), ''));
-    this.legend.replaceChildren(...items);
+    fill(this.legend, ...items);
   }
 }
 
 function entry(kind, label, value) {
-  const span = document.createElement('span');
-  span.className = kind;
-  if (kind) span.append(document.createElement('i'));
-  span.append(label);
-  if (value) span.append(Object.assign(document.createElement('b'), { textContent: value }));
-  return span;
+  return el('span', { className: kind }, kind ? el('i') : null, label, value ? el('b', { textContent: value }) : null);
 }
 
 function drawZero(plot) {

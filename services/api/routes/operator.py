@@ -15,6 +15,9 @@ from shared.messages.streams import CONTROL
 
 log = structlog.get_logger()
 
+#: How to stop trading while Redis is away.
+_SECOND_WAY = ". To stop the trader now, run ./run kill on its host: that needs no Redis"
+
 router = APIRouter(tags=["operator"], route_class=KeyedRoute, dependencies=[RequireKey])
 
 
@@ -62,7 +65,8 @@ async def _issue(
     except RedisAwayError as away:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            f"Redis does not answer; whether {target} is {state} is not known, repeat this when it does",
+            f"Redis does not answer; whether {target} is {state} is not known, repeat this when it does"
+            + (_SECOND_WAY if state == "killed" else ""),
         ) from away
     log.info("control_issued", **control.model_dump(mode="json"))
     return Accepted(control=control)

@@ -12,7 +12,11 @@ router = APIRouter(include_in_schema=False)
 #: The only files that are served; a path from a client picks a name of this table and nothing else.
 ASSETS = {
     "app.js": "text/javascript",
+    "alerts.js": "text/javascript",
     "charts.js": "text/javascript",
+    "dom.js": "text/javascript",
+    "live.js": "text/javascript",
+    "operator.js": "text/javascript",
     "style.css": "text/css",
     "docs.js": "text/javascript",
     "icon.svg": "image/svg+xml",

@@ -30,9 +30,8 @@ async def status(gateway: FromGateway) -> Status:
 async def positions(gateway: FromGateway) -> Positions:
     """What the trader holds."""
     now = await gateway.status()
-    trader = next(service for service in now.services if service.service == "trader")
     return Positions(
-        time=trader.instances[0].beat_at if trader.instances else None,
+        time=now.trader.heard_at if now.trader.detail else None,
         state=now.trader.state,
         detail=now.trader.detail,
         last_decision=now.trader.last_decision,

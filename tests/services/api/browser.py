@@ -35,11 +35,18 @@ def find_browser() -> str | None:
 class Page:
     """One open page; what goes wrong in it is collected in `errors`."""
 
-    def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
+    def __init__(self, socket: ClientConnection, *, port: int = 0) -> None:
+        self._socket, self._port = socket, port
         self._ids = itertools.count(1)
         self.errors: list[str] = []
         self.requests: list[str] = []
+
+    @asynccontextmanager
+    async def tab(self) -> AsyncIterator["Page"]:
+        """Another tab of the same window, in front of this one."""
+        target = await self.call("Target.createTarget", url="about:blank")
+        async with _connected(self._port, target["targetId"]) as page:
+            yield page
 
     async def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """One command of the protocol, and its result."""
@@ -107,6 +114,13 @@ def _written(port_file: Path) -> bool:
 
 
 @asynccontextmanager
+async def _connected(port: int, target: str) -> AsyncIterator[Page]:
+    address = f"ws://127.0.0.1:{port}/devtools/page/{target}"
+    async with connect(address, max_size=None, proxy=None) as socket:
+        yield Page(socket, port=port)
+
+
+@asynccontextmanager
 async def browsing(program: str, profile: Path) -> AsyncIterator[Page]:
     """A browser with a fresh profile, ended afterwards."""
     process = await asyncio.create_subprocess_exec(
@@ -120,9 +134,8 @@ async def browsing(program: str, profile: Path) -> AsyncIterator[Page]:
         port, path = port_file.read_text().split("\n")[:2]
         async with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None) as root:
             target = await Page(root).call("Target.createTarget", url="about:blank")
-            address = f"ws://127.0.0.1:{port}/devtools/page/{target['targetId']}"
-            async with connect(address, max_size=None, proxy=None) as socket:
-                yield Page(socket)
+            async with _connected(int(port), target["targetId"]) as page:
+                yield page
             with suppress(Exception):
                 await Page(root).call("Browser.close")
     finally:

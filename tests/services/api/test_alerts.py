@@ -2,26 +2,28 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from services.api.alerts import active_alerts
 from services.api.config import AlertConfig, GatewayConfig
-from services.api.views import Pointers, Status, Trader, Training
+from services.api.views import Detail, Pointers, Service, Status, Trader, Training
 from shared.adapters.bus import Bus
 from shared.adapters.redis_condition import RedisCondition
-from shared.adapters.webhook import post_alert
-from shared.errors import ServiceError, SettingsError
+from shared.adapters.webhook import chat_text, post_alert
+from shared.errors import SettingsError, WebhookError
 from shared.messages.schemas import AlertRaised, DeadLettered
 from shared.messages.streams import ALERTS, DEAD
 from shared.runtime.redis_server import RedisServer, free_port
-from tests.services.api.conftest import running_system
+from tests.services.api.conftest import System, running_system
 
 MOMENT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 CONFIG = AlertConfig()
@@ -44,6 +46,29 @@ def redis(**changes: object) -> Status:
     return status(redis_condition=replace(GOOD, **changes))  # type: ignore[arg-type]
 
 
+def service(
+    name: str, state: str, *, never_for: float | None = None, last: Detail | None = None, **changes: object
+) -> Service:
+    """A service as the gateway shows it; `never_for`: never seen, since so many seconds."""
+    absence = {
+        "since": MOMENT - timedelta(seconds=never_for or 0),
+        "seen_at": MOMENT if never_for is None else None,
+        "ran_out": True,
+        "last_detail": last or {},
+    }
+    instance = {"instance": "1", "state": "running", "started_at": MOMENT, "beat_at": MOMENT, "detail": {}}
+    fields = {
+        "service": name,
+        "state": state,
+        "expected": True,
+        "absence": absence if state == "missing" else None,
+        "instances": [{**instance, "state": "degraded" if state == "degraded" else "running"}]
+        if state in ("up", "degraded")
+        else [],
+    }
+    return Service.model_validate({**fields, **changes})
+
+
 def status(**changes: object) -> Status:
     training = {
         "state": "running",
@@ -54,7 +79,9 @@ def status(**changes: object) -> Status:
         "metrics": changes.pop("metrics", {}),
         "live": changes.pop("live", {}),
     }
+    order = changes.pop("trader_order", None)
     trader = {
+        "order": order and {"state": order, "by": "t", "reason": "", "at": MOMENT},
         "state": changes.pop("trader_state", "running"),
         "detail": changes.pop("trader", {}),
         "last_decision": None,
@@ -100,13 +127,30 @@ CASES: list[tuple[Status, list[str]]] = [
     (status(metrics={"expectancy_pips": -20.0}, live={"expectancy_pips": 1.0}), []),
     (status(metrics={"win_rate": 0.05}), []),
     (status(metrics={"win_rate": 0.049}), ["policy_collapsed"]),
-    (status(metrics={"trade_ratio": 0.019}), ["hold_only"]),
+    (status(metrics={"trade_ratio": 0.019}), []),  # 150 episodes
+    (status(metrics={"trade_ratio": 0.019}, live={"episode": 499}), []),
+    (status(metrics={"trade_ratio": 0.019}, live={"episode": 500}), ["hold_only"]),
     (status(time=MOMENT + timedelta(minutes=30)), []),
     (status(time=MOMENT + timedelta(minutes=31)), ["no_checkpoint"]),
     (status(dead_letters=1), ["dead_letters"]),
     (status(trader={"guards": "stale_price"}), ["guard_tripped"]),
     (status(trader={"state": "halted", "guards": "daily_loss"}), ["trader_halted"]),
+    (status(trader={"state": "halted", "guards": "market_closed"}), []),
+    (status(trader={"state": "active", "guards": ""}), []),
+    (status(trader={"state": "reconnecting"}), ["broker_away"]),
+    (status(trader={"state": "waiting for the broker"}), ["broker_away"]),
+    (status(trader={"state": "standby"}), ["trader_standby"]),
     (status(trader_state="killed"), ["trader_killed"]),
+    (status(trader_order="killed"), ["trader_killed"]),  # sent, not confirmed
+    (status(services=[service("selfplay", "up")]), []),
+    (status(services=[service("selfplay", "degraded")]), ["service_degraded"]),
+    (status(services=[service("selfplay", "up", restarts=2)]), []),
+    (status(services=[service("selfplay", "up", restarts=3)]), ["service_restarting"]),
+    (status(services=[service("selfplay", "missing")]), ["service_missing"]),
+    (status(services=[service("selfplay", "missing", expected=False)]), []),
+    (status(services=[service("selfplay", "missing", never_for=179)]), []),
+    (status(services=[service("selfplay", "missing", never_for=180)]), ["service_missing"]),
+    (status(redis="away", redis_condition=None, services=[service("selfplay", "unknown")]), ["redis_away"]),
 ]
 
 
@@ -128,6 +172,21 @@ def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
 
 
 @pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ({"side": 1, "units": 1000, "entry_price": 187.5}, "IT HELD A POSITION (long 1,000 units at 187.5)"),
+        ({"side": -1}, "IT HELD A POSITION (short)"),
+        ({"side": 0}, "It held no position"),
+        ({}, "Whether it held a position is not known"),
+    ],
+)
+def test_of_a_trader_that_is_gone_its_position_is_told(last: Detail, words: str) -> None:
+    (missing,) = active_alerts(status(services=[service("trader", "missing", last=last)]), CONFIG)
+    assert words in missing.detail
+    assert "since 12:00:00 UTC: its heartbeats stopped" in missing.detail
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"redis_memory_share": 80.0},
@@ -137,6 +196,9 @@ def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
         {"trade_ratio_floor": float("nan")},
         {"expectancy_floor_pips": float("nan")},
         {"check_seconds": 0.0},
+        {"missing_seconds": -1.0},
+        {"restarts": 0},
+        {"expected_services": ("trainer", "trainr")},
         {"webhook_url": SecretStr("file:///etc/passwd")},
     ],
 )
@@ -150,44 +212,139 @@ async def webhook(*statuses: int) -> AsyncIterator[tuple[str, "asyncio.Queue[dic
     """A server that takes posts, and answers with the statuses in turn, then with the last one."""
     received: asyncio.Queue[dict[str, object]] = asyncio.Queue()
     answers = list(statuses)
+    unanswered: list[asyncio.StreamWriter] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.split("content-length: ")[1].split("\r\n")[0])
-        received.put_nowait(json.loads(await reader.readexactly(length)))
+        document = json.loads(await reader.readexactly(length))
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if answer == 0:  # takes it and never answers
+            key = head.split("idempotency-key: ")[1].split("\r\n")[0]
+            received.put_nowait({**document, "header": key})
+            unanswered.append(writer)
+            return
+        received.put_nowait(document)
         writer.write(f"HTTP/1.1 {answer} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
         writer.close()
 
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook-canary", received
+        for writer in unanswered:
+            writer.close()
+            await writer.wait_closed()
 
 
 ALERT = AlertRaised(source="trader", name="stale_price", detail="no tick for 12 s")
 
 
-async def test_an_alert_is_posted_and_tried_again() -> None:
+async def test_what_the_webhook_refuses_for_now_is_posted_again_with_the_same_id(
+    redis_server: RedisServer, bus: Bus, tmp_path: Path
+) -> None:
     async with webhook(500, 200) as (url, received):
-        await post_alert(url, ALERT)
-        assert received.qsize() == 2
-        document = received.get_nowait()
-        assert document["text"] == "trader: stale_price: no tick for 12 s"
-        assert document["name"] == "stale_price"
+        alerts = AlertConfig(check_seconds=0.05, webhook_url=SecretStr(url))
+        async with running_system(redis_server.url, bus, tmp_path, GatewayConfig(), alerts) as system:
+            await system.client.get("/status")
+            await bus.append(ALERTS, ALERT)
+            async with asyncio.timeout(20):
+                first, second = await received.get(), await received.get()
+    assert first == second
+    assert first["text"] == "trader: stale_price: no tick for 12 s"
+    assert (first["name"], first["alert_id"]) == ("stale_price", str(ALERT.alert_id))
+
+
+@pytest.mark.parametrize(
+    ("status", "again"), [(200, None), (204, None), (302, False), (403, False), (429, True), (503, True)]
+)
+async def test_one_post_is_one_request(status: int, again: bool | None) -> None:
+    async with webhook(status) as (url, received):
+        if again is None:
+            await post_alert(url, ALERT)
+        else:
+            with pytest.raises(WebhookError) as failure:
+                await post_alert(url, ALERT)
+            assert failure.value.again is again
+        assert received.qsize() == 1
+
+
+async def test_a_slow_receiver_gets_an_alert_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have taken it, although its answer did not come in time."""
+    monkeypatch.setattr("shared.adapters.webhook.ANSWER_SECONDS", 0.2)
+    async with webhook(0) as (url, received):
+        with pytest.raises(WebhookError, match="ReadTimeout") as failure:
+            await post_alert(url, ALERT)
+        assert failure.value.again is False
+        assert received.get_nowait()["header"] == str(ALERT.alert_id)
+
+
+def test_nothing_in_an_alert_mentions_or_formats_in_a_chat() -> None:
+    detail = "<!channel> @here `code` & [text](http://evil.test)\nsecond line"
+    text = chat_text(AlertRaised(source="<@U1>", name="n", detail=detail))
+    assert text == (
+        "&lt;@\u200bU1&gt;: n: &lt;!channel&gt; @\u200bhere 'code' &amp; "
+        "[text]\u200b(http://evil.test) second line"
+    )
+
+
+@pytest.mark.parametrize(
+    ("phase", "occurrences", "text"),
+    [
+        ("event", 1, "s: n: d"),
+        ("event", 3, "s: n, 3 times: d"),
+        ("began", 1, "s: n began: d"),
+        ("ended", 12, "s: n ended after 12 occurrences: d"),
+    ],
+)
+def test_a_chat_is_told_the_phase_in_words(
+    phase: Literal["event", "began", "ended"], occurrences: int, text: str
+) -> None:
+    alert = AlertRaised(source="s", name="n", detail="d", phase=phase, occurrences=occurrences)
+    assert chat_text(alert) == text
 
 
 async def test_a_webhook_that_refuses_is_an_error_that_keeps_the_address_secret() -> None:
     async with webhook(403) as (url, _):
-        with pytest.raises(ServiceError, match="answered 403") as failure:
+        with pytest.raises(WebhookError, match="answered 403") as failure:
             await post_alert(url, ALERT)
     assert "canary" not in str(failure.value)
-    with pytest.raises(ServiceError, match="does not answer"):
+    with pytest.raises(WebhookError, match="does not answer"):
         await post_alert(f"http://127.0.0.1:{free_port()}/hook-canary", ALERT)
 
 
-async def test_what_goes_wrong_is_raised_once_and_posted(
+async def test_a_condition_is_announced_once_when_it_begins_and_once_when_it_ends(
     redis_server: RedisServer, bus: Bus, tmp_path: Path
 ) -> None:
+    """By two gateways on one Redis, and over the restart of both."""
+    alerts = AlertConfig(check_seconds=0.05, end_seconds=0.2, missing_seconds=3600)
+    config = GatewayConfig(redis_timeout_seconds=5.0)
+
+    def gateway(name: str) -> AbstractAsyncContextManager[System]:
+        return running_system(redis_server.url, bus, tmp_path / name, config, alerts)
+
+    async def alerts_raised(count: int) -> Sequence[tuple[str, str]]:
+        async with asyncio.timeout(20):
+            while await bus.length(ALERTS) < count:  # noqa: ASYNC110  other processes append
+                await asyncio.sleep(0.01)
+        return [(e.message.name, e.message.phase) for e in await bus.recent(ALERTS, count=10)][::-1]
+
+    async with gateway("a"), gateway("b"):
+        letter = await bus.append(DEAD, DeadLettered(stream="s", entry_id="1-0", reason="r"))
+        assert await alerts_raised(1) == [("dead_letters", "began")]
+    async with gateway("a") as restarted:
+        await bus.append(ALERTS, ALERT)
+        await restarted.until(lambda: bool(restarted.gateway.noted.empty()))
+        assert [a["name"] for a in (await restarted.client.get("/status")).json()["alerts"]] == [
+            "dead_letters"
+        ]
+    assert await alerts_raised(2) == [("dead_letters", "began"), ("stale_price", "event")]
+    async with Redis.from_url(redis_server.url) as plain:
+        await plain.xdel(DEAD.key, letter)
+    async with gateway("a"), gateway("b"):
+        assert (await alerts_raised(3))[2:] == [("dead_letters", "ended")]
+
+
+async def test_what_anyone_raises_is_posted(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> None:
     async with webhook(200) as (url, received):
         alerts = AlertConfig(check_seconds=0.05, webhook_url=SecretStr(url))
         config = GatewayConfig(redis_timeout_seconds=5.0)
@@ -196,7 +353,7 @@ async def test_what_goes_wrong_is_raised_once_and_posted(
             await bus.append(DEAD, DeadLettered(stream="s", entry_id="1-0", reason="r"))
             async with asyncio.timeout(20):
                 posted = await received.get()
-            assert posted["name"] == "dead_letters"
+            assert (posted["name"], posted["phase"]) == ("dead_letters", "began")
             await bus.append(ALERTS, ALERT)
             async with asyncio.timeout(20):
                 posted = await received.get()
@@ -204,14 +361,19 @@ async def test_what_goes_wrong_is_raised_once_and_posted(
             assert await bus.length(ALERTS) == 2  # not raised again while it lasts
 
 
-async def test_that_redis_is_away_is_posted_past_redis(bus: Bus, tmp_path: Path) -> None:
+async def test_that_redis_is_away_is_posted_past_redis_and_once(bus: Bus, tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     async with webhook(200) as (url, received):
-        alerts = AlertConfig(check_seconds=0.05, webhook_url=SecretStr(url))
+        alerts = AlertConfig(check_seconds=0.05, end_seconds=0.1, webhook_url=SecretStr(url))
         config = GatewayConfig(redis_timeout_seconds=1.0)
         async with running_system(server.url, bus, tmp_path, config, alerts):
             server.stop()
             async with asyncio.timeout(20):
                 posted = await received.get()
-            assert posted["name"] == "redis_away"
+            assert (posted["name"], posted["phase"]) == ("redis_away", "began")
+            server.start()
+            async with asyncio.timeout(20):
+                posted = await received.get()
+            assert (posted["name"], posted["phase"]) == ("redis_away", "ended")
+    server.stop()

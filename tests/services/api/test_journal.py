@@ -47,7 +47,8 @@ async def test_decisions_alerts_and_dead_letters_are_the_messages(system: System
     await bus.append(ALERTS, AlertRaised(source="trader", name="stale_price", detail="no tick for 12 s"))
     await bus.append(DEAD, DeadLettered(stream="mm:trajectories", entry_id="1-0", reason="bad hash"))
     assert (await system.client.get("/decisions")).json()["items"][0]["message"]["action"] == "CLOSE"
-    assert (await system.client.get("/alerts")).json()["items"][0]["message"]["name"] == "stale_price"
+    raised = [item["message"]["name"] for item in (await system.client.get("/alerts")).json()["items"]]
+    assert "stale_price" in raised  # and perhaps dead_letters already
     assert (await system.client.get("/dead")).json()["items"][0]["message"]["reason"] == "bad hash"
 
 
@@ -127,5 +128,6 @@ async def test_an_operators_word_stands_under_its_target(
     assert standing is not None
     assert (standing.target, standing.state, standing.reason) == (target, state, "drill")
     await system.until(lambda: target in system.gateway.history.controls)
-    told = (await system.client.get("/status")).json()["trader" if target == "trader" else "training"]
-    assert told["state"] == state
+    told = (await system.client.get("/status")).json()[target]
+    assert (told["order"]["state"], told["order"]["reason"]) == (state, "drill")
+    assert (told["state"], told["confirmed"]) == ("unknown", None)  # nobody says that it is so

@@ -4,16 +4,20 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import yaml  # type: ignore[import-untyped]
 
+from services.api.config import AlertConfig, GatewayConfig
 from shared.adapters.bus import Bus
 from shared.messages.schemas import DeadLettered
 from shared.messages.streams import DEAD, DECISIONS
-from tests.services.api.conftest import System
+from shared.runtime.redis_server import RedisServer
+from tests.services.api.conftest import System, running_system
 from tests.services.api.test_alerts import CASES, CONFIG
 from tests.services.api.test_status import beat, decision
 
@@ -35,6 +39,15 @@ def rules() -> list[dict[str, Any]]:
 def panels() -> list[dict[str, Any]]:
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "micro-muzero.json").read_text())
     return list(dashboard["panels"])
+
+
+@pytest_asyncio.fixture
+async def system(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> AsyncIterator[System]:
+    """A gateway for which a service that was never seen is missing at once."""
+    alerts = AlertConfig(start_seconds=0.0, missing_seconds=0.0)
+    config = GatewayConfig(redis_timeout_seconds=5.0)
+    async with running_system(redis_server.url, bus, tmp_path, config, alerts) as running:
+        yield running
 
 
 async def test_every_metric_that_is_asked_for_is_served(system: System, bus: Bus) -> None:

@@ -36,7 +36,12 @@ async def test_without_redis_everything_still_answers_and_says_so(
     told = status.json()
     assert (told["state"], told["redis"], told["dead_letters"]) == ("degraded", "away", None)
     assert told["pointers"]["newest"] == 1
-    assert told["alerts"][0]["name"] == "redis_away"
+    assert [alert["name"] for alert in told["alerts"]] == ["redis_away"]
+    assert told["redis_away_since"] is not None
+    services = {service["service"]: service["state"] for service in told["services"]}
+    assert services.pop("api") == "up"  # the one that answers
+    assert set(services.values()) == {"unknown"}
+    assert told["trader"]["state"] == "unknown"
     assert (await system.client.get("/healthz")).status_code == 200
     assert (await system.client.get("/checkpoints")).json()["items"][0]["metrics"] == {"loss": 0.5}
     assert "mm_redis_up 0.0" in (await system.client.get("/metrics")).text
@@ -54,7 +59,9 @@ async def test_without_redis_nothing_is_promoted_or_stopped(system: System, own_
     assert answer.status_code == 503
     assert "nothing was changed" in answer.json()["detail"]
     assert system.store.pointer(Pointer.PROMOTED) is None
-    assert (await system.client.post("/trader/kill", headers=KEY)).status_code == 503
+    killing = await system.client.post("/trader/kill", headers=KEY)
+    assert killing.status_code == 503
+    assert "./run kill" in killing.json()["detail"]
 
 
 async def test_when_redis_comes_back_the_gateway_follows_on(system: System, own_redis: RedisServer) -> None:

@@ -81,3 +81,16 @@ def test_beginnings_and_ends_take_turns_and_follow_the_two_times(
         else:
             assert not any(present[second - end_seconds + 1 : second + 1])
             assert not present[second]
+
+
+def test_a_condition_that_a_predecessor_announced_is_not_announced_again() -> None:
+    for still_holds in (True, False):
+        tracker = ConditionTracker(end_seconds=60)
+        tracker.resume(STALE, "no tick for 10 s", 0)
+        assert tracker.begun() == []
+        assert tracker.look({STALE: "no tick for 90 s"} if still_holds else {}, 1) == []
+        assert tracker.begun() == ([STALE] if still_holds else [])
+        assert tracker.look({}, 59) == []
+        (ended,) = tracker.look({}, 70)
+        assert (ended.phase, ended.occurrences) == ("ended", 1)
+        assert ended.detail == ("no tick for 90 s" if still_holds else "no tick for 10 s")

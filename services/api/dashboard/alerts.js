@@ -1,0 +1,55 @@
+// Alerts: those that hold now, and the list of what was raised, put together by condition.
+import { $, el, fill, setText } from './dom.js';
+
+const words = (name) => name.replaceAll('_', ' ');
+const clock = (time) => new Date(time).toLocaleTimeString('en-GB');
+const when = (time) => (Date.now() - new Date(time) < 43_200_000 ? clock(time) : new Date(time).toLocaleDateString('en-CA'));
+const keyOf = ({ source, name }) => `${source}: ${words(name)}`;
+
+let announced = null;
+
+export function drawActive(alerts) {
+  fill($('alerts'), ...alerts.map((a) => el('div', { className: 'alert', key: keyOf(a) },
+    el('b', { textContent: keyOf(a) }), el('span', { textContent: a.detail }),
+    el('small', { textContent: a.since ? `since ${when(a.since)}` : '' }))));
+  const now = new Set(alerts.map(keyOf));
+  const began = [...now].filter((key) => announced === null || !announced.has(key));
+  const ended = [...(announced ?? [])].filter((key) => !now.has(key));
+  announced = now;
+  // Read out by screen readers: what changed, and nothing that stayed.
+  const news = [...began.map((key) => `alert: ${key}`), ...ended.map((key) => `over: ${key}`)];
+  if (news.length) setText($('announcer'), news.join('. '));
+}
+
+// One entry a condition, with its newest alert first: [{key, alert, count, began, ended}]
+export function grouped(alerts) {
+  const groups = new Map();
+  for (const alert of alerts) { // newest first
+    const key = keyOf(alert);
+    const group = groups.get(key) ?? { key, alert, count: 0, began: null, ended: null };
+    groups.set(key, group);
+    if (alert.phase === 'event') group.count += alert.occurrences;
+    if (alert.phase === 'began') {
+      group.began ??= alert.created_at;
+      group.count += 1;
+    }
+    if (alert.phase === 'ended') group.ended ??= alert.created_at;
+  }
+  return [...groups.values()];
+}
+
+function timesOf({ alert, count, began, ended }) {
+  if (alert.phase === 'event') return count > 1 ? `${count} times, last ${when(alert.created_at)}` : when(alert.created_at);
+  const episodes = count > 1 ? `, ${count} times` : '';
+  if (alert.phase === 'began') return `since ${when(began)}${episodes}`;
+  const flaps = alert.occurrences > 1 ? ` after ${alert.occurrences} occurrences` : '';
+  return `${began ? `began ${when(began)}, ` : ''}ended ${when(ended)}${flaps}${episodes}`;
+}
+
+export function drawRaised(alerts) {
+  const entries = grouped(alerts).map((group) => el('li', { key: group.key },
+    el('b', { textContent: `${group.key} ` }),
+    el('span', { className: `tag ${group.alert.phase === 'began' ? 'live' : ''}`, textContent: timesOf(group) }),
+    el('span', { className: 'muted', textContent: group.alert.detail })));
+  fill($('alert-log'), ...(entries.length ? entries : [el('li', { className: 'muted', textContent: 'none' })]));
+}

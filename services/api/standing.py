@@ -1,0 +1,100 @@
+"""Conditions over time: which of those that hold have begun, and what is to be announced of them."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from services.api.config import AlertConfig
+from services.api.views import ActiveAlert
+from shared.messages.conditions import Condition, ConditionTracker
+from shared.messages.schemas import AlertRaised
+
+_REDIS_AWAY = "redis_away"
+
+#: Figures that swing, above all in the first minutes of a run.
+_TRAINING = ("training_diverging", "policy_collapsed", "hold_only")
+
+#: What a restart or a reconnect of a few seconds mends.
+_PASSING = (
+    "service_missing",
+    "service_degraded",
+    "broker_away",
+    "trader_standby",
+    "trader_halted",
+    "guard_tripped",
+)
+
+
+class Standing:
+    """Feeds the conditions of successive looks to trackers, each with the hold-off of its kind.
+
+    While Redis is away nothing is known of the other conditions: they neither begin nor end, and that time
+    counts for no hold-off.
+    """
+
+    def __init__(self, config: AlertConfig) -> None:
+        end = config.end_seconds
+        self._redis_away = ConditionTracker(end_seconds=end)
+        self._at_once = ConditionTracker(end_seconds=end)
+        self._passing = ConditionTracker(begin_seconds=config.missing_seconds, end_seconds=end)
+        self._training = ConditionTracker(
+            begin_seconds=config.training_seconds, end_seconds=config.training_seconds
+        )
+        self._since: dict[Condition, datetime] = {}
+        self._held: dict[Condition, ActiveAlert] = {}
+        self._known_s = 0.0  # time during which Redis answered
+        self._last_s: float | None = None  # last look, where Redis answered at it
+
+    def resume(self, begun: Mapping[Condition, str]) -> None:
+        """Take over what an earlier gateway announced."""
+        for condition, detail in begun.items():
+            self._tracker(condition.name).resume(condition, detail, self._known_s)
+
+    def look(self, held: Sequence[ActiveAlert], now_s: float, *, redis_answers: bool) -> list[AlertRaised]:
+        """Take one look, and return what begins or ends with it.
+
+        Args:
+            held: conditions that hold now.
+            now_s: monotonic time.
+            redis_answers: so that all conditions are known, and not only that Redis is away.
+        """
+        if redis_answers:
+            self._known_s += now_s - self._last_s if self._last_s is not None else 0.0
+        self._last_s = now_s if redis_answers else None
+        known = [alert for alert in held if redis_answers or alert.name == _REDIS_AWAY]
+        self._held = {Condition(alert.source, alert.name): alert for alert in known}
+        raised = []
+        for tracker in self._trackers:
+            if tracker is not self._redis_away and not redis_answers:
+                continue
+            mine = {c: alert.detail for c, alert in self._held.items() if self._tracker(c.name) is tracker}
+            raised += tracker.look(mine, now_s if tracker is self._redis_away else self._known_s)
+        for alert in raised:
+            self._note(alert)
+        return raised
+
+    def active(self) -> list[ActiveAlert]:
+        """Conditions that have begun and hold, in the order of the last look."""
+        begun = {condition for tracker in self._trackers for condition in tracker.begun()}
+        return [
+            alert.model_copy(update={"since": self._since.get(condition)})
+            for condition, alert in self._held.items()
+            if condition in begun
+        ]
+
+    @property
+    def _trackers(self) -> tuple[ConditionTracker, ...]:
+        return (self._redis_away, self._at_once, self._passing, self._training)
+
+    def _tracker(self, name: str) -> ConditionTracker:
+        if name == _REDIS_AWAY:
+            return self._redis_away
+        if name in _TRAINING:
+            return self._training
+        return self._passing if name in _PASSING else self._at_once
+
+    def _note(self, alert: AlertRaised) -> None:
+        condition = Condition(alert.source, alert.name)
+        if alert.phase == "began":
+            self._since[condition] = alert.created_at
+        else:
+            self._since.pop(condition, None)

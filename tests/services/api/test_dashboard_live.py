@@ -1,0 +1,239 @@
+"""The dashboard while things go wrong, in a real browser: what is so, and what is not known."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from services.api.config import AlertConfig, GatewayConfig
+from shared.adapters.bus import Bus
+from shared.messages.schemas import AlertRaised, Heartbeat
+from shared.messages.streams import ALERTS, CONTROL, DECISIONS
+from shared.runtime.redis_server import RedisServer
+from tests.services.api.browser import Page
+from tests.services.api.conftest import API_KEY, System, running_system
+from tests.services.api.test_dashboard import browser, page
+from tests.services.api.test_status import beat, decision
+
+__all__ = ["browser", "page"]  # fixtures
+
+ALERTING = AlertConfig(start_seconds=0.0, missing_seconds=0.0, end_seconds=0.0, check_seconds=0.1)
+HELD = {"control": "running", "state": "active", "side": 1, "units": 1000, "pnl_pips": -3.2, "guards": ""}
+KILLED = {**HELD, "control": "killed", "state": "halted", "guards": "killed"}
+
+
+@pytest_asyncio.fixture
+async def system(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> AsyncIterator[System]:
+    config = GatewayConfig(api_key=SecretStr(API_KEY), redis_timeout_seconds=5.0, max_event_clients=1)
+    async with running_system(redis_server.url, bus, tmp_path, config, ALERTING) as running:
+        yield running
+
+
+def trader(**detail: object) -> Heartbeat:
+    return beat("trader", "trader").model_copy(update={"detail": detail})
+
+
+def text(selector: str) -> str:
+    return f"document.querySelector({selector!r}).innerText"
+
+
+async def test_an_operator_kills_from_a_phone_and_sees_whether_it_is_so(
+    system: System, bus: Bus, page: Page
+) -> None:
+    await bus.beat(trader(**HELD))
+    await page.open(str(system.client.base_url), width=390, height=844)
+    await page.until(f"{text('#trader-state')} === 'running'")
+    # At the end of a long page the button is still in sight.
+    await page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    box = "document.querySelector('#kill').getBoundingClientRect()"
+    assert await page.evaluate("window.scrollY") > 1000
+    assert await page.evaluate(f"{box}.top >= 0 && {box}.bottom < 150")
+    assert await page.evaluate(f"{box}.right <= 390 && document.documentElement.scrollWidth <= 390")
+    # Above the alerts of services that are missing, nothing is green.
+    assert "pill bad" in await page.evaluate("document.querySelector('#state').className")
+    await page.evaluate("document.querySelector('#kill').click()")
+    assert "long 1,000 units, open pnl -3.2 pips" in await page.evaluate(text("#ask-facts"))
+    key = "document.querySelector('#ask-key').value"
+    await page.evaluate(f"{key} = 'wrong', document.querySelector('#ask-go').click()")
+    await page.until(f"{text('#ask-error')} === 'the API key is wrong'")
+    await page.evaluate(f"{key} = {API_KEY!r}, document.querySelector('#ask-go').click()")
+    await page.until(f"{text('#trader-state')}.includes('kill sent at')")
+    shown = await page.evaluate(text("#trader-state"))
+    assert shown.endswith("by gateway, not confirmed; it says running")
+    assert await page.evaluate("document.querySelector('#trader-state').className") == "pill warn"
+    assert await page.evaluate(text("#kill")) == "Kill sent"
+    ordered = await bus.newest(CONTROL, name="trader")
+    assert ordered is not None
+    assert ordered.state == "killed"
+    await bus.beat(trader(**KILLED))
+    await page.until(f"{text('#trader-state')} === 'killed, but the position is still open (long)'")
+    await bus.beat(trader(**{**KILLED, "side": 0}))
+    await page.until(f"{text('#trader-state')}.endsWith('by gateway, no position')")
+    assert await page.evaluate(text("#kill")) == "Killed"
+    await bus.still("trader", "trader")
+    await page.until(f"{text('#trader-state')}.startsWith('unknown since')")
+    tile = "[...document.querySelectorAll('.tile')].find((t) => t.innerText.startsWith('Position')).innerText"
+    assert (await page.evaluate(tile)).split("\n")[1] == "?"
+
+
+async def test_a_service_that_is_missing_and_back_is_shown_and_told_once(
+    system: System, bus: Bus, page: Page
+) -> None:
+    missing = "document.querySelector('#alerts [data-key=\"broker: service missing\"]')"
+    await page.open(str(system.client.base_url))
+    await page.until(f"{missing} && {text('#announcer')}.includes('alert: broker: service missing')")
+    # What stays is not rebuilt: selected text, focus and the screen reader's place survive.
+    await page.evaluate(
+        f"window.kept = {missing}, window.tile = document.querySelector('.tile .value').firstChild,"
+        "getSelection().selectAllChildren(kept.querySelector('b')),"
+        "window.spoken = 0, new MutationObserver((changes) => { window.spoken += changes.length; })"
+        ".observe(document.querySelector('#announcer'), { childList: true, subtree: true })"
+    )
+    seen = await page.evaluate(text("#clock"))
+    await page.until(f"{text('#clock')} !== {seen!r}")
+    assert await page.evaluate(f"window.kept === {missing} && window.tile.isConnected")
+    assert await page.evaluate("String(getSelection())") == "broker: service missing"
+    assert await page.evaluate("window.spoken") == 0
+    await bus.beat(beat("broker", "broker"))
+    await page.until(f"!{missing} && {text('#announcer')} === 'over: broker: service missing'")
+    listed = "document.querySelector('#alert-log [data-key=\"broker: service missing\"]')"
+    await page.until(f"{listed}.innerText.includes('ended')")
+    assert "began" in await page.evaluate(f"{listed}.innerText")
+
+
+async def test_alerts_of_one_kind_are_one_line_and_a_zoomed_chart_stays_zoomed(
+    system: System, bus: Bus, page: Page
+) -> None:
+    for n in range(30):
+        await bus.append(ALERTS, AlertRaised(source="trader", name="old_bar", detail=f"bar {n}"))
+        await bus.append(DECISIONS, decision(close=100.0 + n))
+    await page.open(str(system.client.base_url))
+    line = "document.querySelector('#alert-log [data-key=\"trader: old bar\"]').innerText"
+    await page.until(f"{line}.includes('30 times, last') && {line}.endsWith('bar 29')")
+    await page.until(f"{text('#price-note')}.startsWith('last 30 bars')")
+    plot = await page.evaluate(
+        "(() => { const over = document.querySelector('#chart-price .u-over');"
+        "over.scrollIntoView({block: 'center'});"
+        "const { left, top, width, height } = over.getBoundingClientRect();"
+        "return { left, width, y: top + height / 2 }; })()"
+    )
+
+    async def mouse(kind: str, share: float) -> None:
+        x = plot["left"] + share * plot["width"]
+        buttons = 0 if kind == "mouseReleased" else 1
+        await page.call(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=x,
+            y=plot["y"],
+            button="left",
+            buttons=buttons,
+            clickCount=1,
+        )
+
+    async def close_at_the_left() -> float:
+        await page.call("Input.dispatchMouseEvent", type="mouseMoved", x=plot["left"] + 40, y=plot["y"])
+        await page.call("Input.dispatchMouseEvent", type="mouseMoved", x=plot["left"] + 1, y=plot["y"])
+        return float(await page.evaluate(text("#chart-price .legend b")))
+
+    assert await close_at_the_left() == 100
+    await mouse("mousePressed", 0.5)
+    await mouse("mouseMoved", 0.7)
+    await mouse("mouseMoved", 0.9)
+    await mouse("mouseReleased", 0.9)
+    assert await close_at_the_left() == pytest.approx(115, abs=1)
+    await bus.append(DECISIONS, decision(close=130.0))
+    await page.until(f"{text('#price-note')}.startsWith('last 31 bars')")
+    assert await close_at_the_left() == pytest.approx(115, abs=1)
+
+
+@dataclass
+class Proxy:
+    """Stands before the gateway and can answer 502 for its event stream."""
+
+    upstream: int
+    bad_gateway: bool = False
+    streams: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # either side has gone
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET /events ") and self.bad_gateway:
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
+        answer, question = await asyncio.open_connection("127.0.0.1", self.upstream)
+        if head.startswith(b"GET /events "):
+            self.streams += [writer, question]
+        try:
+            question.write(head.replace(b"keep-alive", b"close"))
+            while data := await answer.read(65536):
+                writer.write(data)
+                await writer.drain()
+        finally:
+            question.close()
+
+
+async def test_the_event_stream_comes_back_after_a_429_and_a_502(
+    system: System, bus: Bus, page: Page
+) -> None:
+    proxy = Proxy(system.port)
+    async with await asyncio.start_server(proxy.handle, "127.0.0.1", 0) as server:
+        with system.gateway.events.listen(None, "another"):  # takes the only place
+            await page.open(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            await page.until(f"{text('#stale')}.startsWith('Events do not arrive')")
+            assert await page.evaluate("document.body.className") == "is-unheard"
+        await page.until("document.querySelector('#stale').hidden")
+        await bus.append(DECISIONS, decision(action="SELL"))
+        await page.until(f"{text('#decision .action')} === 'SELL'")
+        proxy.bad_gateway = True
+        for writer in proxy.streams:
+            writer.transport.abort()
+        await page.until("!document.querySelector('#stale').hidden")
+        proxy.bad_gateway = False
+        await page.until("document.querySelector('#stale').hidden")
+        await bus.append(DECISIONS, decision(action="CLOSE"))
+        await page.until(f"{text('#decision .action')} === 'CLOSE'")
+        server.close()
+        await page.until(f"{text('#stale')}.startsWith('The gateway does not answer')")
+        await page.until(f"{text('#trader-state')}.startsWith('unknown since')")
+
+
+async def test_the_seventh_tab_works_and_a_hidden_one_holds_no_place(
+    system: System, bus: Bus, page: Page
+) -> None:
+    """A browser has six connections to one address; the gateway here has one place for a stream."""
+    async with AsyncExitStack() as tabs:
+        opened = [page]
+        for _ in range(6):
+            opened.append(await tabs.enter_async_context(opened[-1].tab()))
+        for tab in opened:
+            await tab.call("Page.bringToFront")
+            await tab.open(str(system.client.base_url))
+            await tab.until("document.querySelector('#stale').hidden && document.querySelector('.tile')")
+        await bus.append(DECISIONS, decision(action="SELL"))
+        await opened[-1].until(f"{text('#decision .action')} === 'SELL'")
+        await page.call("Page.bringToFront")
+        await page.until(f"{text('#decision .action')} === 'SELL'")
+
+
+async def test_without_a_key_the_kill_switch_says_why_it_is_off(
+    redis_server: RedisServer, bus: Bus, tmp_path: Path, page: Page
+) -> None:
+    config = GatewayConfig(redis_timeout_seconds=5.0)
+    async with running_system(redis_server.url, bus, tmp_path, config, ALERTING) as system:
+        await page.open(str(system.client.base_url))
+        await page.until("document.querySelector('#kill').disabled")
+        assert "no API key is set (MM_GATEWAY__API_KEY)" in await page.evaluate(text("#kill-why"))
+        assert "./run kill" in await page.evaluate(text("#kill-why"))

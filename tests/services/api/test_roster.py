@@ -1,0 +1,82 @@
+"""Who was seen when: absences and restarts, from heartbeats alone."""
+
+from datetime import UTC, datetime, timedelta
+
+from services.api.roster import Roster
+from shared.messages.schemas import Heartbeat
+
+BEGIN = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return BEGIN + timedelta(seconds=seconds)
+
+
+def beat(instance: str, started: float, beaten: float, service: str = "trainer") -> Heartbeat:
+    return Heartbeat.model_validate(
+        {
+            "service": service,
+            "instance": instance,
+            "state": "running",
+            "pid": 1,
+            "started_at": at(started),
+            "created_at": at(beaten),
+        }
+    )
+
+
+def roster() -> Roster:
+    return Roster(timedelta(minutes=10))
+
+
+def test_a_service_that_was_never_seen_is_absent_since_the_first_look() -> None:
+    looks = roster()
+    for second in (0, 5, 10):
+        looks.look(["trainer"], [], at(second))
+    absent = looks.of("trainer")
+    assert (absent.absent_since, absent.seen_at) == (at(0), None)
+
+
+def test_a_heartbeat_that_is_withdrawn_and_one_that_runs_out_are_told_apart() -> None:
+    for kept_seconds, ran_out in ((2, False), (15, True)):
+        looks = roster()
+        for second in range(0, 60, 2):
+            there = [beat("1", 0, min(second, 20))] if second <= 20 + kept_seconds else []
+            looks.look(["trainer"], there, at(second))
+        absent = looks.of("trainer")
+        assert absent.ran_out is ran_out
+        assert absent.absent_since == at(20 + kept_seconds + 2 - (20 + kept_seconds) % 2)
+    looks.look(["trainer"], [beat("1", 61, 61)], at(62))
+    assert looks.of("trainer").absent_since is None
+
+
+def test_restarts_quicker_than_a_heartbeat_runs_out_are_counted() -> None:
+    """Under one name, and under a new name each time, whose old heartbeats are still there for a while."""
+    for names in (["same"] * 4, ["a", "b", "c", "d"]):
+        looks = roster()
+        for n, name in enumerate(names):
+            old = beat(names[n - 1], 4 * n - 4, 4 * n - 2) if n and names[n - 1] != name else None
+            looks.look(["trainer"], [beat(name, 4 * n, 4 * n), *([old] if old else [])], at(4 * n))
+        looks.look(["trainer"], [beat(names[-1], 12, 20)], at(20))
+        assert looks.of("trainer").restarts == 3
+        looks.look(["trainer"], [beat(names[-1], 12, 700)], at(700))
+        assert looks.of("trainer").restarts == 0
+
+
+def test_replicas_added_or_removed_and_a_heartbeat_that_returns_are_no_restarts() -> None:
+    looks = roster()
+    one, five = [beat("1", 0, 0)], [beat(str(n), 0, 0) for n in range(5)]
+    for n, there in enumerate([one, five, five, one, [], [], one]):
+        looks.look(["trainer"], there, at(30 * n))
+    assert looks.of("trainer").restarts == 0
+
+
+def test_the_last_words_are_those_of_the_instance_that_knew_its_position() -> None:
+    looks = roster()
+    trading = beat("1", 0, 0, "trader").model_copy(update={"detail": {"side": 1}})
+    standby = beat("2", 0, 3, "trader").model_copy(update={"detail": {"state": "standby"}})
+    looks.look(["trader"], [trading, standby], at(3))
+    looks.look(["trader"], [], at(20))
+    last = looks.of("trader").last
+    assert last is not None
+    assert last.detail == {"side": 1}
