@@ -133,27 +133,26 @@ class TraderService:
 
     async def run(self) -> None:
         """Trade until the lifecycle stops."""
-        control = asyncio.create_task(self._follow_control())
-        watch = asyncio.create_task(self._keep_watch())
+        beside = [asyncio.create_task(self._follow_control()), asyncio.create_task(self._keep_watch())]
+        for task in beside:
+            task.add_done_callback(lambda _: self._lifecycle.stop())
         try:
             await asyncio.to_thread(compile_kernels, self._instrument)
             await self._sessions()
         finally:
-            control.cancel()
-            watch.cancel()
-            await asyncio.gather(control, watch, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            ends = await asyncio.gather(*beside, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
 
     async def _keep_watch(self) -> None:
         """Look around beside the trading, which may wait for an answer; runs until it is cancelled."""
-        try:
-            while True:
-                self._watching.look()
-                self._watching.report()
-                await asyncio.sleep(_WATCH_SECONDS)
-        except Exception:
-            log.exception("watch_failed")
-            self._lifecycle.stop()
-            raise
+        while True:
+            self._watching.look()
+            self._watching.report()
+            await asyncio.sleep(_WATCH_SECONDS)
 
     async def _sessions(self) -> None:
         pauses, watching = 0, self._watching

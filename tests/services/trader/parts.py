@@ -144,6 +144,7 @@ async def running_broker(
     speed: float = 60.0,
     port: int | None = None,
     heartbeat_seconds: float = 5.0,
+    allowed_hosts: str = "",
 ) -> AsyncIterator[Broker]:
     config = BrokerConfig(pacing=pacing, speed=speed, heartbeat_seconds=heartbeat_seconds)
     terms = AccountTerms(config.account)
@@ -155,7 +156,9 @@ async def running_broker(
     broker = Broker(venue, f"http://127.0.0.1:{port}")
     lifecycle = Lifecycle("broker", BrokerSettings(home=folder))
     app = _Watching(create_app(venue, "paper"), broker)
-    serving = asyncio.create_task(serve_app(app, lifecycle, host="127.0.0.1", port=port))
+    serving = asyncio.create_task(
+        serve_app(app, lifecycle, host="127.0.0.1", port=port, allowed_hosts=allowed_hosts)
+    )
     try:
         async with running(venue):
             await _listening(port)

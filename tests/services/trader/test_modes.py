@@ -76,7 +76,7 @@ async def trading(
     held: bool = False,
 ) -> AsyncIterator[Market]:
     async with (
-        running_broker(tmp_path, heartbeat_seconds=0.2) as broker,
+        running_broker(tmp_path, heartbeat_seconds=0.2, allowed_hosts=",".join((*PRACTICE, *LIVE))) as broker,
         running_oracle(script) as oracle,
         posing_as_oanda(broker, tmp_path, monkeypatch) as connected,
     ):
