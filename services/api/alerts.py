@@ -9,6 +9,8 @@ from shared.messages.streams import TRAJECTORIES
 
 #: States of a trader that cannot trade, and why.
 _NOT_TRADING = {
+    "reconciling": "the broker has not yet shown what the account holds",
+    "connecting": "the broker sends no prices yet",
     "reconnecting": "the broker does not answer, and the trader tries again",
     "waiting for the broker": "the broker has not answered since the trader started",
 }

@@ -23,6 +23,9 @@ _PASSING = (
     "guard_tripped",
 )
 
+#: Conditions that the trader itself announces in detail, one alert a guard; here they are only shown.
+_ANNOUNCED_BY_TRADER = ("guard_tripped", "broker_away", "trader_standby")
+
 
 class Standing:
     """Feeds the conditions of successive looks to trackers, each with the hold-off of its kind.
@@ -70,7 +73,7 @@ class Standing:
             raised += tracker.look(mine, now_s if tracker is self._redis_away else self._known_s)
         for alert in raised:
             self._note(alert)
-        return raised
+        return [alert for alert in raised if alert.name not in _ANNOUNCED_BY_TRADER]
 
     def active(self) -> list[ActiveAlert]:
         """Conditions that have begun and hold, in the order of the last look."""

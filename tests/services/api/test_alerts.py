@@ -138,6 +138,7 @@ CASES: list[tuple[Status, list[str]]] = [
     (status(trader={"state": "halted", "guards": "market_closed"}), []),
     (status(trader={"state": "active", "guards": ""}), []),
     (status(trader={"state": "reconnecting"}), ["broker_away"]),
+    (status(trader={"state": "reconciling"}), ["broker_away"]),
     (status(trader={"state": "waiting for the broker"}), ["broker_away"]),
     (status(trader={"state": "standby"}), ["trader_standby"]),
     (status(trader_state="killed"), ["trader_killed"]),

@@ -35,6 +35,15 @@ def test_each_kind_of_condition_has_its_own_hold_off() -> None:
     assert look(standing, 600) == [("hold_only", "ended")]
 
 
+def test_what_the_trader_announces_itself_is_shown_and_not_announced_again() -> None:
+    standing = Standing(CONFIG)
+    away = ActiveAlert(name="broker_away", source="trader", detail="x")
+    for second in (0, 30, 60):
+        assert look(standing, second, away) == []
+    assert shown(standing) == ["broker_away"]
+    assert look(standing, 200) == []
+
+
 def test_figures_that_swing_around_their_limit_are_one_alert() -> None:
     standing = Standing(CONFIG)
     raised = [
