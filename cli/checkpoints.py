@@ -12,7 +12,7 @@ from cli.output import err, out, print_fields, print_json, print_table
 from cli.runs import NotUpError, checkpoint_store, redis_of, validation_root
 from services.selfplay.settings import SelfPlaySettings
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
+from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer, stage_of
 from shared.adapters.promotions import promote as promote_version
 from shared.adapters.promotions import roll_back
 from shared.environment.action import LEGAL
@@ -101,7 +101,11 @@ def promote(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Let a version decide; only one that passed the stage's gate can be promoted."""
+    """Let a version decide; only one that passed the stage's gate can be promoted.
+
+    The validator service's own judgement counts, on the validation split of the data set that the version
+    was trained on; reports of `validate` and `backtest` never promote.
+    """
     versions = checkpoint_store(store)
     promotion = promote_version(versions, validation_root(versions), version, stage, by="command line")
     _tell(versions, promotion, f"version {version} is promoted to {stage}", as_json=as_json)
@@ -115,7 +119,7 @@ def rollback(store: Store = None, as_json: Json = False) -> None:
     for damaged in back.passed_over:
         err.print(f"passed over: {damaged}", highlight=False, soft_wrap=True, markup=False)
     now = back.promotion
-    told = f"version {now.version} decides again in {now.stage}"
+    told = f"version {now.version} decides again ({now.stage})"
     if now.rolled_back_from != now.version:
         told += f", version {now.rolled_back_from} no longer"
     _tell(versions, now, told, as_json=as_json, passed_over=list(back.passed_over))
@@ -139,7 +143,7 @@ def gc(
 
 
 def _row(store: CheckpointStore, version: int, pointers: Pointers) -> dict[str, object]:
-    named = ", ".join(_pointers(pointers, version))
+    named = ", ".join(_pointers(pointers, version, with_stage=True))
     try:
         manifest = store.manifest(version)
     except CheckpointError as damaged:
@@ -221,13 +225,22 @@ class _Costs:
         ]
 
 
-def _pointers(pointers: Pointers, version: int) -> list[str]:
-    """The pointers that name a version, and those that are damaged, which may."""
-    return [
-        name.value if isinstance(at, Pointed) else f"{name} (damaged)"
-        for name, at in pointers.items()
-        if isinstance(at, CheckpointError) or (at and at.version == version)
-    ]
+def _pointers(pointers: Pointers, version: int, *, with_stage: bool = False) -> list[str]:
+    """The pointers that name a version, and those that are damaged, which may.
+
+    Args:
+        pointers: where each stands.
+        version: the version.
+        with_stage: tell also what it is promoted to.
+    """
+    named = []
+    for name, at in pointers.items():
+        if isinstance(at, CheckpointError):
+            named.append(f"{name} (damaged)")
+        elif at and at.version == version:
+            stage = f" ({stage_of(at)})" if with_stage and name is Pointer.PROMOTED else ""
+            named.append(f"{name}{stage}")
+    return named
 
 
 def _fault(store: CheckpointStore, version: int) -> str:

@@ -14,7 +14,7 @@ from cli.output import progress_bar
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
 from services.trainer.training import Training, TrainingConfig
 from services.validator.config import ValidationConfig
-from services.validator.validation import Standards, Validator
+from services.validator.validation import Provenance, Standards, Validator
 from shared.adapters.dataset import Dataset, build_dataset
 from shared.agent.agent import Agent
 from shared.agent.exploration import Exploration
@@ -58,7 +58,7 @@ def _parts() -> Iterator[str]:
     _learn(dataset, trajectories)
     yield "validation"
     standards = Standards(validation=ValidationConfig(max_sessions=2))
-    Validator(dataset, Split.TRAIN, standards).validate(Agent(network, 0))
+    Validator(dataset, Split.TRAIN, standards).validate(Agent(network, 0), Provenance("0" * 64))
 
 
 def _follow_live(dataset: Dataset) -> None:

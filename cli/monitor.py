@@ -159,7 +159,7 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
         f"versions published: {_number(status.streams.get('mm:checkpoints'))}, "
         f"newest {_number(status.pointers.newest)}",
         f"validated: {_number(status.streams.get('mm:validations'))}, promoted: "
-        + (f"{promoted.version} to {promoted.stage}" if promoted else "none yet"),
+        + (f"{promoted.version} ({promoted.stage})" if promoted else "none yet"),
     ]
     if verdict:
         lines.append(
@@ -288,25 +288,35 @@ def _versions(checkpoints: tuple[CheckpointSummary, ...]) -> RenderableType:
     for checkpoint in checkpoints[:_NUM_VERSIONS]:
         verdict = checkpoint.validation
         table.add_row(
-            Text(str(checkpoint.version), "bold green" if checkpoint.stage else ""),
+            Text(str(checkpoint.version), _stage_style(checkpoint)),
             _number(checkpoint.episode),
             _figure(checkpoint.metrics.get("loss"), ".3f"),
             _number(verdict.num_trades) if verdict else "–",
             _pips(verdict.expectancy_pips) if verdict else "–",
             _figure(verdict.sqn, ".2f") if verdict else "–",
             _pips(verdict.net_pips) if verdict else "–",
-            Text(
-                f"promoted: {checkpoint.stage}"
-                if checkpoint.stage
-                else ", ".join(verdict.passed_gates) or "none passed"
-                if verdict
-                else "not judged",
-                "bold green" if checkpoint.stage else "dim",
-            ),
+            Text(_standing(checkpoint), _stage_style(checkpoint) or "dim"),
         )
     if not checkpoints:
         return Text(" no version yet: the trainer publishes the first when it starts", "dim")
     return table
+
+
+def _standing(checkpoint: CheckpointSummary) -> str:
+    """What a version is promoted to, else how it was judged."""
+    verdict = checkpoint.validation
+    match checkpoint.stage:
+        case "unproven":
+            return "unproven: no entries"
+        case "paper" | "live":
+            return f"promoted: {checkpoint.stage}"
+        case None:
+            return (", ".join(verdict.passed_gates) or "none passed") if verdict else "not judged"
+
+
+def _stage_style(checkpoint: CheckpointSummary) -> str:
+    """Green where a version passed a gate and decides; an unproven one is told without colour."""
+    return "bold green" if checkpoint.stage in ("paper", "live") else "bold" if checkpoint.stage else ""
 
 
 def _position(status: Status) -> str:

@@ -1,5 +1,6 @@
 """`validate` and `backtest`: the validator's judgement of one version, on demand."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,8 @@ from rich.progress import Progress as ProgressBar
 from cli.output import err, out, print_fields, print_json, print_table, progress_bar
 from cli.runs import checkpoint_store, chosen_version, last_run
 from shared.adapters.checkpoints import Pointer
+from shared.adapters.validations import DATABASE
+from shared.errors import SettingsError
 from shared.market.session import Split
 from shared.runtime.settings import load
 
@@ -26,7 +29,10 @@ Store = Annotated[
 ]
 Sessions = Annotated[int, typer.Option(min=0, help="so many, spread over the split; 0 walks all")]
 Runs = Annotated[int, typer.Option(min=1, help="Monte Carlo runs")]
-Out = Annotated[Path | None, typer.Option("--out", help="folder for the report as JSON, page and picture")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="folder for the report as JSON, page and picture; not the validator's own"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 SplitOption = Annotated[Split, typer.Option("--split", help="the sessions to walk")]
 
@@ -41,7 +47,10 @@ def validate(
     out_folder: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Judge one version as the validator does, alone: no earlier version deflates or is beaten."""
+    """Judge one version as the validator does, alone: no earlier version deflates or is beaten.
+
+    Such a report never promotes: only the validator service's own does.
+    """
     _judge(checkpoint, split, data, store, sessions, runs, out_folder, as_json=as_json)
 
 
@@ -75,18 +84,24 @@ def _judge(
     from services.validator.report import report_document
     from services.validator.service import write_all
     from services.validator.settings import ValidatorSettings
-    from services.validator.validation import Standards, Validator
+    from services.validator.validation import Provenance, Standards, Validator
     from shared.adapters.agents import load_agent
+    from shared.adapters.checkpoints import WEIGHTS
     from shared.adapters.dataset import read_dataset
     from shared.adapters.promotions import report_path
 
     settings = load(ValidatorSettings)
+    if out_folder:
+        _refuse_to_replace(out_folder)
     versions = checkpoint_store(store)
     version = chosen_version(versions, checkpoint)
+    manifest = versions.manifest(version)
+    if out_folder:
+        _refuse_to_replace_report(report_path(out_folder, version))
     agent = load_agent(versions, version, settings.precision)
     run = last_run(settings.home)
     dataset = read_dataset(data or (Path(run.dataset) if run and store is None else settings.dataset))
-    trained_on = versions.manifest(version).dataset
+    trained_on = manifest.dataset
     if trained_on != dataset.fingerprint:
         err.print(
             f"note: version {version} was trained on other bars ({trained_on[:12]}…); these are "
@@ -105,7 +120,11 @@ def _judge(
         ),
     )
     with progress_bar() as bar:
-        report = validator.validate(agent, progress=_shown_on(bar, f"version {version}, {split}"))
+        report = validator.validate(
+            agent,
+            Provenance(manifest.files[WEIGHTS].sha256),
+            progress=_shown_on(bar, f"version {version}, {split}"),
+        )
     if out_folder:
         write_all(report, report_path(out_folder, version), with_page=settings.validation.page)
     if as_json:
@@ -114,6 +133,39 @@ def _judge(
     _print(report)
     if out_folder:
         out.print(f"report: {report_path(out_folder, version).with_suffix('.html')}")
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    """Check that a folder may be written to.
+
+    Raises:
+        SettingsError: it is the validator service's own, or no folder.
+    """
+    if (folder / DATABASE).exists():
+        raise SettingsError(
+            f"--out {folder} holds the validator service's own reports; name another folder for this one"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--out {folder} is a file, expected a folder")
+
+
+def _refuse_to_replace_report(path: Path) -> None:
+    """Check that a report may be written: nothing is there, or an earlier report made on demand.
+
+    Raises:
+        SettingsError: something else is there; says what.
+    """
+    if not any(path.with_suffix(suffix).exists() for suffix in (".json", ".html", ".png")):
+        return
+    try:
+        there = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        there = None
+    if not isinstance(there, dict) or there.get("purpose") != "on-demand":
+        raise SettingsError(
+            f"{path} or the page or picture beside it exists and is not a report made on demand; "
+            "name another folder with --out"
+        )
 
 
 def _shown_on(bar: ProgressBar, what: str) -> "Progress":

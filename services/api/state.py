@@ -36,8 +36,7 @@ from services.api.views import (
     Training,
 )
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer
-from shared.adapters.promotions import Stage
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer, stage_of
 from shared.adapters.redis_condition import RedisCondition
 from shared.adapters.redis_connection import TRANSIENT
 from shared.errors import CheckpointError, ServiceError, StoreAwayError
@@ -197,7 +196,7 @@ class Gateway:
             weights_sha256=_weights_sha256(made),
             stored=stored,
             pointers=[name.value for name, at in shelf.pointers.items() if at and at.version == version],
-            stage=_stage(promoted) if promoted and promoted.version == version else None,
+            stage=stage_of(promoted) if promoted and promoted.version == version else None,
             validation=self.history.validations.get(version),
             fault=fault,
         )
@@ -289,7 +288,7 @@ class Gateway:
         return Pointers(
             newest=newest,
             best=best.version if best else None,
-            promoted=Promoted(version=promoted.version, stage=_stage(promoted)) if promoted else None,
+            promoted=Promoted(version=promoted.version, stage=stage_of(promoted)) if promoted else None,
         )
 
     async def _shelf_or_none(self) -> Shelf | None:
@@ -331,10 +330,6 @@ def _spokesman(services: list[Service], name: str) -> Instance | None:
     """The instance that speaks for a service: not a trader that waits in standby behind another."""
     instances = next((service.instances for service in services if service.service == name), [])
     return min(instances, key=lambda instance: instance.detail.get("state") == "standby", default=None)
-
-
-def _stage(promoted: Pointed) -> Stage:
-    return "live" if promoted.stage == "live" else "paper"
 
 
 def _weights_sha256(made: CheckpointPublished | Manifest | None) -> str | None:

@@ -7,11 +7,11 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
-from shared.adapters.promotions import Stage
 from shared.adapters.redis_condition import RedisCondition
 from shared.messages.schemas import (
     ControlIssued,
     DecisionMade,
+    Stage,
     ValidationReported,
     VersionPromoted,
 )
@@ -78,7 +78,7 @@ class Promoted(View):
     """The version that decides, and in what."""
 
     version: int
-    stage: Stage
+    stage: Stage = Field(description="unproven: served, but the trader makes no entry on it")
 
 
 class Pointers(View):

@@ -10,7 +10,7 @@ import structlog
 
 from shared.adapters.agents import load_agent
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
+from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer, stage_of
 from shared.agent.agent import Agent
 from shared.agent.decide import Decisions, decide
 from shared.engine.precision import Precision
@@ -18,7 +18,7 @@ from shared.environment.position import NUM_STATIC
 from shared.errors import CheckpointError, MuZeroError, StoreAwayError
 from shared.features.kernels import NUM_FEATURES
 from shared.features.window import WINDOW_BARS
-from shared.messages.schemas import AlertRaised
+from shared.messages.schemas import AlertRaised, Stage
 from shared.messages.streams import ALERTS, PROMOTIONS
 from shared.numeric import Float32
 from shared.runtime.lifecycle import Lifecycle
@@ -33,7 +33,7 @@ class Served:
 
     agent: Agent
     version: int
-    stage: str | None
+    stage: Stage
 
     def decide(self, windows: Float32, static: Float32, search: SearchConfig) -> Decisions:
         """Greedy decisions.
@@ -142,7 +142,7 @@ class PromotedVersion:
 
     def _serves(self, pointed: Pointed) -> bool:
         now = self._served
-        return now is not None and (now.version, now.stage) == (pointed.version, pointed.stage)
+        return now is not None and (now.version, now.stage) == (pointed.version, stage_of(pointed))
 
     def _load(self, pointed: Pointed) -> Served:
         """Load a version and let it decide once, so that its first request finds everything compiled.
@@ -151,7 +151,7 @@ class PromotedVersion:
             CheckpointError: missing or damaged, or it decides nonsense.
         """
         served = Served(
-            load_agent(self._store, pointed.version, self._precision), pointed.version, pointed.stage
+            load_agent(self._store, pointed.version, self._precision), pointed.version, stage_of(pointed)
         )
         windows = np.zeros((1, WINDOW_BARS, NUM_FEATURES), np.float32)
         decided = served.decide(windows, np.zeros((1, NUM_STATIC), np.float32), self._search)

@@ -42,6 +42,7 @@ class TraderConfig:
     stop_loss_pips: float = 0.0  # rides on the entry order; 0 sends none
     take_profit_pips: float = 0.0  # rides on the entry order; 0 sends none
     max_slippage_pips: float = 0.0  # worst price of an entry, from the quote; 0 sets no bound
+    trade_unproven: bool = False  # paper mode only: enter on a version that passed no gate
     outbox_rows: int = 200_000  # audit messages kept while Redis is away; beyond it no entry is made
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ class Guard(StrEnum):
     FOREIGN_POSITION = "foreign_position"
     OUTBOX_FULL = "outbox_full"
     VERSION_NOT_LIVE = "version_not_live"
+    VERSION_UNPROVEN = "version_unproven"
 
 
 class Effect(IntEnum):
@@ -83,6 +84,7 @@ class Situation:
     foreign_position: str  # what the account holds that is not this trader's; empty when nothing
     outbox_full: bool
     version_live: bool | None  # None where the mode does not ask for it
+    version_unproven: bool  # the version that decides passed no gate, and no setting allows its entries
 
 
 def tripped(now: Situation, limits: GuardConfig) -> tuple[Trip, ...]:
@@ -206,6 +208,9 @@ def _rights(now: Situation, _limits: GuardConfig) -> list[Trip]:
     if now.version_live is False:
         detail = "the version that decides is not promoted to live"
         trips.append(Trip(Guard.VERSION_NOT_LIVE, Effect.NO_ENTRY, detail))
+    if now.version_unproven:
+        detail = "holding until a version proves itself: the one that decides passed no gate"
+        trips.append(Trip(Guard.VERSION_UNPROVEN, Effect.NO_ENTRY, detail))
     return trips
 
 

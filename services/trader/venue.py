@@ -45,6 +45,11 @@ def choose_venue(
                 "set TRADER_MODE to practice or live to trade at OANDA"
             )
         return Venue(config.broker_url, config.broker_url, token or _PAPER_TOKEN)
+    if config.trade_unproven:
+        raise SettingsError(
+            f"MM_TRADER__TRADE_UNPROVEN is true in mode {mode}: a version that passed no gate may be traded "
+            "in paper mode only"
+        )
     for name, value in (("OANDA_TOKEN", token), ("OANDA_ACCOUNT", account)):
         if not value:
             raise SettingsError(f"{name} is not set: mode {mode} needs it")

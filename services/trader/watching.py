@@ -88,7 +88,8 @@ class Watching:
         now, market, memory = time.monotonic(), self._market, self._account.memory
         quoted = market.quoted
         spread = quoted.price.spread if quoted else None
-        live = self.decision is not None and self.decision.stage == "live"
+        stage = self.decision.stage if self.decision else None
+        proven = stage in ("paper", "live") or (stage == "unproven" and self._config.trade_unproven)
         return Situation(
             side=memory.holding.side,
             bars_held=self._history.position.bars_held,
@@ -109,7 +110,8 @@ class Watching:
             unknown_orders=max(0, self._account.num_unknown() - self._num_on_their_way),
             foreign_position=memory.holding.foreign(self._config.units),
             outbox_full=self._ledger.num_untold() >= self._config.outbox_rows,
-            version_live=live if self._mode is Mode.LIVE else None,
+            version_live=stage == "live" if self._mode is Mode.LIVE else None,
+            version_unproven=self.decision is not None and not proven,
         )
 
     def look(self) -> tuple[Trip, ...]:

@@ -1,8 +1,14 @@
-"""The report of one version: composed here, kept as JSON, told in a page."""
+"""The report of one version: composed here, kept as JSON, shown in a page.
 
+docs/schemas/validation-report-2.json is its schema.
+"""
+
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,16 +18,19 @@ from services.validator.baselines import Baseline
 from services.validator.evaluate import Walk, evaluate, mark_to_market
 from services.validator.gate import Evidence, GateConfig, Incumbent, Verdict, judge
 from shared.adapters.files import write_whole
-from shared.environment.environment import EnvironmentConfig
 from shared.market.bar import BAR_SECONDS, BarSeries
 from shared.metrics.equity import Month, max_drawdown_pips, sharpe
 from shared.metrics.honesty import backtest_overfitting
 from shared.metrics.summary import MetricsConfig, Summary, document
 from shared.metrics.trades import Activity, trade_statistics
 from shared.numeric import Float64, Int64
-from shared.search.config import SearchConfig
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+
+#: A report of the service can promote its version; one made on demand never can.
+Purpose = Literal["service", "on-demand"]
+
+ON_DEMAND = "made on demand: only the validator service's own judgement opens a gate"
 
 _YEAR_SECONDS = 365.25 * 86_400
 
@@ -34,8 +43,10 @@ class Subject:
     split: str
     dataset: str  # fingerprint of the bars
     instrument: str
-    environment: EnvironmentConfig
-    search: SearchConfig
+    weights_sha256: str
+    purpose: Purpose
+    standards: Mapping[str, object]  # every setting that the judgement depends on
+    superseded_by: int | None  # a newer version that was published before this one was judged
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,11 @@ class Comparison:
 class ValidationReport:
     """All that is known of one version on one split."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
+    purpose: Purpose
     version: int
+    weights_sha256: str
+    superseded_by: int | None  # a newer version that was published before this one was judged
     split: str
     dataset: str
     instrument: str
@@ -79,7 +93,8 @@ class ValidationReport:
     last_bar_at: str
     data_years: float  # that the whole data set spans
     num_sessions: int
-    passed_gates: tuple[str, ...]
+    num_sessions_in_split: int  # those that do not overlap; all of them are walked unless limited
+    passed_gates: tuple[str, ...]  # none in a report made on demand
     reasons: tuple[str, ...]  # why the other gates were not passed
     incumbent: int | None  # the version that was to be beaten
     summary: Summary
@@ -91,8 +106,8 @@ class ValidationReport:
     realised_pips: Float64  # [G] profit after each of the Monte Carlo fan's trades, as it happened
     days: Int64  # [D] since 1970-01-01; trading days
     daily_pips: Float64  # [D] marked to market
-    environment: dict[str, object]
-    search: dict[str, object]
+    standards: dict[str, object]  # settings by group, seeds among them
+    code_version: str
 
     @property
     def net_pips(self) -> float:
@@ -111,6 +126,7 @@ def compose(
     baselines: tuple[Baseline, ...],
     bars: BarSeries,
     *,
+    num_sessions_in_split: int,
     metrics: MetricsConfig,
     gate: GateConfig,
     history: History,
@@ -125,6 +141,7 @@ def compose(
         walked: its sessions.
         baselines: on the same sessions.
         bars: of the data set.
+        num_sessions_in_split: that could have been walked.
         metrics: how trade lists are judged.
         gate: what the gates ask for.
         history: versions before, this one not among them.
@@ -142,9 +159,14 @@ def compose(
     summary = evaluation.summary
     data_years = float(bars.time_s[-1] - bars.time_s[0] + BAR_SECONDS) / _YEAR_SECONDS
     verdict = judge(evidence(summary, data_years), incumbent, gate)
+    if subject.purpose == "on-demand":
+        verdict = Verdict(passed=(), reasons=(ON_DEMAND, *verdict.reasons))
     return ValidationReport(
         schema_version=SCHEMA_VERSION,
+        purpose=subject.purpose,
         version=subject.version,
+        weights_sha256=subject.weights_sha256,
+        superseded_by=subject.superseded_by,
         split=subject.split,
         dataset=subject.dataset,
         instrument=subject.instrument,
@@ -154,6 +176,7 @@ def compose(
         last_bar_at=_time_of(bars, walked.last_bar),
         data_years=data_years,
         num_sessions=walked.num_sessions,
+        num_sessions_in_split=num_sessions_in_split,
         passed_gates=verdict.passed,
         reasons=verdict.reasons,
         incumbent=incumbent.version if incumbent else None,
@@ -166,8 +189,8 @@ def compose(
         realised_pips=_realised(walked, summary),
         days=evaluation.days,
         daily_pips=evaluation.daily_pips,
-        environment=asdict(subject.environment),
-        search=asdict(subject.search),
+        standards=dict(subject.standards),
+        code_version=installed_version("micro-stochastic-muzero"),
     )
 
 
@@ -216,8 +239,9 @@ def report_document(report: ValidationReport) -> dict[str, object]:
     return whole
 
 
-def write_report(report: ValidationReport, path: Path) -> None:
-    """Write the JSON report, whole or not at all."""
+def write_report(report: ValidationReport, path: Path) -> str:
+    """Write the JSON report, whole or not at all; its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report_document(report), indent=1, allow_nan=False)
-    write_whole(path, text.encode())
+    text = json.dumps(report_document(report), indent=1, allow_nan=False).encode()
+    write_whole(path, text)
+    return hashlib.sha256(text).hexdigest()

@@ -11,12 +11,12 @@ import structlog
 from services.validator.config import ValidationConfig
 from services.validator.page import page, picture
 from services.validator.report import ValidationReport, write_report
-from services.validator.validation import Validator, announcement_of, row_of
+from services.validator.validation import Provenance, Validator, announcement_of, row_of
 from shared.adapters.agents import load_agent
-from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
+from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointed, Pointer
 from shared.adapters.files import write_whole
-from shared.adapters.promotions import promote, report_path
-from shared.adapters.validations import ValidationStore
+from shared.adapters.promotions import promote, report_path, require_record, serve_unproven
+from shared.adapters.validations import DATABASE, ValidationStore
 from shared.engine.precision import Precision
 from shared.errors import CheckpointError, MuZeroError, PromotionError, ServiceError, StoreAwayError
 from shared.messages.schemas import AlertRaised, ValidationReported, VersionPromoted
@@ -24,9 +24,6 @@ from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
-
-#: The database of judgements, beside the reports.
-DATABASE = "validations.duckdb"
 
 #: The checkpoint store does not answer: how long until a version's turn comes again.
 STORE_RETRY_SECONDS = 5.0
@@ -57,7 +54,8 @@ class ValidatorService:
     report. A crash before that repeats the version. A crash after it, before announcement and promotion
     were noted as told, repeats those, before any other version is judged: a judgement is made once, and
     every later one finds its outcome. Versions published while the validator was away are still in the
-    stream.
+    stream. At the start versions are judged again whose report is not, or no longer, what promotes:
+    damaged, of an earlier release, or judged by other settings.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class ValidatorService:
 
     async def run(self) -> None:
         """Judge versions until asked to stop; what fails meanwhile ends the service, whatever it is at."""
-        self._done = await asyncio.to_thread(self._desk.records.done, self._validator.ground)
+        self._done = await asyncio.to_thread(self._begin)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pass_on_stop())
@@ -82,6 +80,22 @@ class ValidatorService:
                 listening.cancel()
         except* MuZeroError as failures:
             raise failures.exceptions[0] from failures
+
+    def _begin(self) -> set[int]:
+        """Write down the standing settings; the versions that need not be judged, off the event loop."""
+        records, ground = self._desk.records, self._validator.ground
+        records.stand(ground, self._validator.standards.document())
+        done = records.done(ground)
+        try:
+            for version in records.judged(ground).intersection(self._desk.store.versions()):
+                try:
+                    require_record(self._desk.reports, self._desk.store.manifest(version))
+                except CheckpointError as unfit:
+                    log.info("judged_again", version=version, reason=str(unfit))
+                    done.discard(version)
+        except StoreAwayError as away:
+            log.warning("store_away", error=str(away), consequence="no version is judged again")
+        return done
 
     async def _judge_all(self) -> None:
         """The newest of those that wait, one after the other, until asked to stop."""
@@ -122,7 +136,9 @@ class ValidatorService:
         """Validate, report and promote one version; False when it was given up because of a stop."""
         try:
             best = await self._best()
-            report = await asyncio.to_thread(self._validate, version, best)
+            newest = max({*self._waiting, *self._done, version})
+            superseded_by = newest if newest > version else None
+            report, sha256 = await asyncio.to_thread(self._validate, version, best, superseded_by)
         except _StoppedError:
             return False
         except StoreAwayError as away:
@@ -136,7 +152,7 @@ class ValidatorService:
             return True
         announcement = announcement_of(report)
         await asyncio.to_thread(
-            self._desk.records.record, row_of(report), report.days, report.daily_pips, announcement
+            self._desk.records.record, row_of(report, sha256), report.days, report.daily_pips, announcement
         )
         return await self._tell(announcement)
 
@@ -159,8 +175,7 @@ class ValidatorService:
             passed_gates=judged.passed_gates,
             seconds=round(judged.seconds, 2),
         )
-        if "paper" in judged.passed_gates:
-            await self._promote(judged.version)
+        await self._promote(judged.version, passed="paper" in judged.passed_gates)
         return True
 
     async def _best(self) -> int | None:
@@ -180,12 +195,17 @@ class ValidatorService:
         self._best_is_damaged = False
         return best.version if best else None
 
-    def _validate(self, version: int, best: int | None) -> ValidationReport:
+    def _validate(
+        self, version: int, best: int | None, superseded_by: int | None
+    ) -> tuple[ValidationReport, str]:
         """Judge a version and write its report, off the event loop.
 
         Args:
             version: to be judged.
             best: the one to beat.
+            superseded_by: a newer version that is published already.
+        Returns:
+            The report, and the SHA-256 of its file.
         Raises:
             _StoppedError: the service was asked to stop.
             ServiceError: the time limit was reached.
@@ -203,38 +223,42 @@ class ValidatorService:
                 )
 
         store, dataset = self._desk.store, self._validator.ground.dataset
-        trained_on = store.manifest(version).dataset
-        if trained_on != dataset:
+        manifest = store.manifest(version)
+        if manifest.dataset != dataset:
             raise CheckpointError(
-                f"version {version} was trained on data set {trained_on[:12]}…, this one is {dataset[:12]}…"
+                f"version {version} was trained on data set {manifest.dataset[:12]}…, "
+                f"this one is {dataset[:12]}…"
             )
         report = self._validator.validate(
             load_agent(store, version, self._desk.precision),
+            Provenance(manifest.files[WEIGHTS].sha256, "service", superseded_by),
             records=self._desk.records,
             best=best,
             progress=look_around,
         )
-        write_all(report, report_path(self._desk.reports, version), with_page=self._config.page)
-        return report
+        path = report_path(self._desk.reports, version)
+        return report, write_all(report, path, with_page=self._config.page)
 
-    async def _promote(self, version: int) -> None:
-        """Make a version that passed the paper gate the best, and the one that trades on paper."""
+    async def _promote(self, version: int, *, passed: bool) -> None:
+        """Promote a version that passed the paper gate, or the first of all as unproven."""
         try:
-            message = await self._pointed_at(version)
+            message = await self._pointed_at(version, passed=passed)
         except PromotionError as withheld:
             log.info("promotion_withheld", version=version, reason=str(withheld))
             return
         except CheckpointError as gone:
             await self._alert("promotion_failed", str(gone))
             return
+        if message is None:
+            return
         await self._lifecycle.bus.announce(PROMOTIONS, message)
         log.info("version_promoted", version=version, stage=message.stage)
 
-    async def _pointed_at(self, version: int) -> VersionPromoted:
-        """Move the pointers, however long the store does not answer."""
+    async def _pointed_at(self, version: int, *, passed: bool) -> VersionPromoted | None:
+        """Move the pointers, however long the store does not answer; None where none is to be moved."""
         while True:
             try:
-                return await asyncio.to_thread(self._point, version)
+                return await asyncio.to_thread(self._point if passed else self._point_unproven, version)
             except StoreAwayError as away:
                 await self._wait_for_store(version, away)
 
@@ -246,6 +270,10 @@ class ValidatorService:
         return promote(
             self._desk.store, self._desk.reports, version, "paper", by="validator", replace_live=False
         )
+
+    def _point_unproven(self, version: int) -> VersionPromoted | None:
+        """Let a version that passed no gate be served where none is."""
+        return serve_unproven(self._desk.store, self._desk.reports, version, by="validator")
 
     async def _wait_for_store(self, version: int, away: StoreAwayError) -> None:
         """Wait until it is worth asking again."""
@@ -274,14 +302,17 @@ class ValidatorService:
         )
 
 
-def write_all(report: ValidationReport, path: Path, *, with_page: bool) -> None:
-    """Write a report and, beside it, its picture and page; the report last, since it opens the gate."""
+def write_all(report: ValidationReport, path: Path, *, with_page: bool) -> str:
+    """Write a report and, beside it, its picture and page; the SHA-256 of the JSON file.
+
+    The JSON file is written last: its record is what allows promotion.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if with_page:
         png = picture(report)
         write_whole(path.with_suffix(".png"), png)
         write_whole(path.with_suffix(".html"), page(report, png).encode())
-    write_report(report, path)
+    return write_report(report, path)
 
 
 def _place(entry_id: str) -> tuple[int, int]:

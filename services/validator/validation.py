@@ -1,7 +1,7 @@
 """One version judged, from its weights to its report: what the service and the command line share."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from services.validator.baselines import Baseline, walk_baselines
 from services.validator.config import ValidationConfig
@@ -14,7 +14,7 @@ from services.validator.evaluate import (
     walk,
 )
 from services.validator.gate import GateConfig, Incumbent
-from services.validator.report import History, Subject, ValidationReport, compose
+from services.validator.report import History, Purpose, Subject, ValidationReport, compose
 from shared.adapters.dataset import Dataset
 from shared.adapters.validations import Ground, ValidationRow, ValidationStore
 from shared.agent.agent import Agent
@@ -26,6 +26,9 @@ from shared.metrics.monte_carlo import MonteCarloConfig
 from shared.metrics.sizing import SizingConfig
 from shared.metrics.summary import MetricsConfig
 from shared.search.config import SearchConfig
+
+#: Of the random baseline.
+BASELINE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,35 @@ class Standards:
     sizing: SizingConfig = field(default_factory=SizingConfig)
     gate: GateConfig = field(default_factory=GateConfig)
 
+    @property
+    def metrics(self) -> MetricsConfig:
+        """How trade lists are judged."""
+        return MetricsConfig(monte_carlo=self.monte_carlo, sizing=self.sizing)
+
+    def document(self) -> dict[str, object]:
+        """Every setting that a judgement depends on, seeds included, as the report and the record hold it."""
+        return {
+            "environment": asdict(self.environment),
+            "search": asdict(self.search),
+            "max_sessions": self.validation.max_sessions,
+            "metrics": asdict(self.metrics),
+            "gate": asdict(self.gate),
+            "seeds": {
+                "monte_carlo": self.monte_carlo.seed,
+                "sizing": self.sizing.seed,
+                "random_baseline": BASELINE_SEED,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """For what a version is judged, and what it is."""
+
+    weights_sha256: str
+    purpose: Purpose = "on-demand"
+    superseded_by: int | None = None  # a newer version that was published before this one was judged
+
 
 class Validator:
     """Judges versions on one split of one data set; every version walks the same sessions."""
@@ -51,13 +83,20 @@ class Validator:
         """
         self.ground = Ground(dataset.fingerprint, split)
         self._dataset, self._standards = dataset, standards
-        self._starts = choose_sessions(
-            dataset.sessions.non_overlapping(split), standards.validation.max_sessions
-        )
+        all_starts = dataset.sessions.non_overlapping(split)
+        self._num_sessions_in_split = len(all_starts)
+        self._starts = choose_sessions(all_starts, standards.validation.max_sessions)
         require_sessions(self._starts)
         prices = Prices.of(dataset.bars)
         self._market = MarketView(dataset.features, prices, dataset.outcomes, dataset.fingerprint)
-        self._baselines: tuple[Baseline, ...] = walk_baselines(prices, self._starts, standards.environment)
+        self._baselines: tuple[Baseline, ...] = walk_baselines(
+            prices, self._starts, standards.environment, seed=BASELINE_SEED
+        )
+
+    @property
+    def standards(self) -> Standards:
+        """By what versions are judged."""
+        return self._standards
 
     @property
     def num_sessions(self) -> int:
@@ -67,6 +106,7 @@ class Validator:
     def validate(
         self,
         agent: Agent,
+        provenance: Provenance,
         *,
         records: ValidationStore | None = None,
         best: int | None = None,
@@ -76,6 +116,7 @@ class Validator:
 
         Args:
             agent: the version.
+            provenance: for what it is judged, and what it is.
             records: versions judged before; None judges this one alone.
             best: the version that the `best` pointer names; it is to be beaten if it was judged on
                 the same ground, and if it is another one.
@@ -99,13 +140,16 @@ class Validator:
                 split=self.ground.split,
                 dataset=self.ground.dataset,
                 instrument=bars.instrument.name,
-                environment=standards.environment,
-                search=standards.search,
+                weights_sha256=provenance.weights_sha256,
+                purpose=provenance.purpose,
+                standards=standards.document(),
+                superseded_by=provenance.superseded_by,
             ),
             walked,
             self._baselines,
             bars,
-            metrics=MetricsConfig(monte_carlo=standards.monte_carlo, sizing=standards.sizing),
+            num_sessions_in_split=self._num_sessions_in_split,
+            metrics=standards.metrics,
             gate=standards.gate,
             history=self._history(walked, agent.version, records),
             incumbent=self._incumbent(agent.version, best, records),
@@ -127,8 +171,13 @@ class Validator:
         return Incumbent(best, sqn100) if judged else None
 
 
-def row_of(report: ValidationReport) -> ValidationRow:
-    """The report's row in the table of validations."""
+def row_of(report: ValidationReport, report_sha256: str) -> ValidationRow:
+    """The report's row in the table of validations.
+
+    Args:
+        report: of the service.
+        report_sha256: of the file that `write_report` wrote.
+    """
     summary, trades, daily = report.summary, report.summary.trades, report.summary.daily
     safe_f = summary.sizing.safe_f
     return ValidationRow(
@@ -154,6 +203,7 @@ def row_of(report: ValidationReport) -> ValidationRow:
         overfitting=report.overfitting,
         passed_gates=",".join(report.passed_gates),
         seconds=report.seconds,
+        report_sha256=report_sha256,
     )
 
 

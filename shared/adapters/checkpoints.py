@@ -43,7 +43,7 @@ from shared.adapters.checkpoint_files import (
 )
 from shared.adapters.object_store import SCHEMES, ObjectFiles
 from shared.errors import CheckpointError, SettingsError
-from shared.messages.schemas import Fingerprint, now
+from shared.messages.schemas import Fingerprint, Stage, now
 
 log = structlog.get_logger()
 
@@ -481,6 +481,17 @@ def moved(standing: Pointed | None, version: int, stage: str | None) -> Pointed:
     """A pointer after it was made to stand for a version."""
     before = (*standing.history, Stood(standing.version, standing.stage)) if standing else ()
     return Pointed(version, stage, before[-_HISTORY:])
+
+
+def stage_of(promoted: Pointed) -> Stage:
+    """The stage that a promoted version decides in; a pointer from before stages were kept means paper."""
+    match promoted.stage:
+        case "live":
+            return "live"
+        case "unproven":
+            return "unproven"
+        case _:
+            return "paper"
 
 
 def _files_at(root: Path | str) -> CheckpointFiles:

@@ -1,34 +1,55 @@
 """Which version decides in trading: promotion through a gate, and the way back.
 
-The validator promotes to paper by itself; the gateway and the command line promote for a person. All of
-them come through here, so that none can promote a version whose report did not pass the stage's gate.
+The validator promotes by itself; the gateway and the command line promote for a person. All of them come
+through here. Only the validator service's own judgement counts: a report on the validation split of the
+data set that the version was trained on, of the weights that the store holds, by the settings by which
+the service judges now, with the SHA-256 that the service recorded in its database.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer, moved
+from shared.adapters.checkpoints import (
+    WEIGHTS,
+    CheckpointStore,
+    Manifest,
+    Pointed,
+    Pointer,
+    moved,
+    stage_of,
+)
 from shared.adapters.files import read_beneath
-from shared.errors import CheckpointError, PromotionError
-from shared.messages.schemas import VersionPromoted
-
-Stage = Literal["paper", "live"]
+from shared.errors import CheckpointError, DataError, PromotionError
+from shared.market.session import Split
+from shared.messages.schemas import Fingerprint, Stage, VersionPromoted
 
 #: A report of 3.6 years is some megabytes.
 MAX_REPORT_BYTES = 64_000_000
 
+#: The stages that have a gate; `unproven` has none, and the validator alone promotes to it.
+GatedStage = Literal["paper", "live"]
+
+#: What makes a judgement count again.
+_JUDGE_AGAIN = "the validator judges a stored version again when it starts"
+
 
 class GateVerdict(BaseModel):
-    """The part of a validation report that says which gates its version passed."""
+    """The part of a validation report that says what was judged, by what, and which gates were passed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
+    purpose: Literal["service", "on-demand"]
     version: int = Field(ge=0)
+    dataset: Fingerprint
+    split: str
+    weights_sha256: Fingerprint
+    standards: dict[str, JsonValue]
     passed_gates: tuple[str, ...]
     reasons: tuple[str, ...] = ()
 
@@ -46,44 +67,114 @@ def report_path(validation_root: Path, version: int) -> Path:
     return validation_root / f"{version}.json"
 
 
-def check_gate(report: Path, version: int, stage: Stage) -> GateVerdict:
-    """What the report says of a version that passed a stage's gate.
+def check_gate(validation_root: Path, manifest: Manifest, stage: GatedStage) -> GateVerdict:
+    """The service's own judgement of a version that passed a stage's gate.
 
     Raises:
-        PromotionError: no report, one that cannot be read or is another version's, or the gate was not
-            passed; the text names the report's reasons.
+        PromotionError: `require_record` refuses the judgement, or the gate was not passed; the text names
+            the report's reasons.
     """
+    verdict = require_record(validation_root, manifest)
+    if stage not in verdict.passed_gates:
+        why = "; ".join(verdict.reasons) or "the report names no reason"
+        raise PromotionError(f"version {manifest.version} did not pass the {stage} gate: {why}")
+    return verdict
+
+
+def require_record(validation_root: Path, manifest: Manifest) -> GateVerdict:
+    """The report of a version, if it is the service's own, untouched, and judges what the store holds.
+
+    Args:
+        validation_root: the validator's folder, with its reports and its database.
+        manifest: of the version, verified.
+    Raises:
+        PromotionError: there is no report, or it proves nothing; the text says why.
+    """
+    version, path = manifest.version, report_path(validation_root, manifest.version)
+    document = _report(path, version)
     try:
-        document = read_beneath(report.parent, report.name, limit=MAX_REPORT_BYTES)
         verdict = GateVerdict.model_validate_json(document)
-    except FileNotFoundError as missing:
-        raise PromotionError(
-            f"version {version} has no validation report in {report.parent}; "
-            "it must be validated before it is promoted"
-        ) from missing
-    except OSError as unreadable:
-        raise PromotionError(
-            f"validation report of version {version}: {report}: {unreadable.strerror}; validate it again"
-        ) from unreadable
     except ValidationError as invalid:
         wrong = invalid.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in wrong["loc"]) or "document"
         raise PromotionError(
-            f"validation report of version {version}: {where}: {wrong['msg']}; validate it again"
+            f"validation report of version {version}: {where}: {wrong['msg']}; {_JUDGE_AGAIN}"
         ) from invalid
     if verdict.version != version:
-        raise PromotionError(f"{report.name} is the report of version {verdict.version}, not {version}")
-    if stage not in verdict.passed_gates:
-        why = "; ".join(verdict.reasons) or "the report names no reason"
-        raise PromotionError(f"version {version} did not pass the {stage} gate: {why}")
+        raise PromotionError(f"{path.name} is the report of version {verdict.version}, not {version}")
+    if problem := _mismatch(verdict, manifest) or _unrecorded(verdict, document, validation_root):
+        raise PromotionError(f"validation report of version {version}: {problem}")
     return verdict
+
+
+def _report(path: Path, version: int) -> bytes:
+    try:
+        return read_beneath(path.parent, path.name, limit=MAX_REPORT_BYTES)
+    except FileNotFoundError as missing:
+        raise PromotionError(
+            f"version {version} has no validation report in {path.parent}; "
+            "the validator must judge it before it is promoted"
+        ) from missing
+    except OSError as unreadable:
+        raise PromotionError(
+            f"validation report of version {version}: {path}: {unreadable.strerror}; {_JUDGE_AGAIN}"
+        ) from unreadable
+
+
+def _mismatch(verdict: GateVerdict, manifest: Manifest) -> str:
+    """Why a report does not judge the stored version out of sample; empty where it does."""
+    weights = manifest.files.get(WEIGHTS)
+    if verdict.purpose != "service":
+        return "it was made on demand; only the validator service's own judgement promotes"
+    if verdict.split != Split.VALIDATION:
+        return f"it judges the {verdict.split} split, expected the {Split.VALIDATION} split"
+    if verdict.dataset != manifest.dataset:
+        return (
+            f"it judges on data set {verdict.dataset[:12]}…, the version was trained on "
+            f"{manifest.dataset[:12]}…; expected the same"
+        )
+    if weights is None or verdict.weights_sha256 != weights.sha256:
+        return f"it judges other weights than the store holds; {_JUDGE_AGAIN}"
+    return ""
+
+
+def _unrecorded(verdict: GateVerdict, document: bytes, validation_root: Path) -> str:
+    """Why a report is not the one that the service recorded, by today's settings; empty where it is."""
+    from shared.adapters.validations import DATABASE, Ground, ValidationStore  # DuckDB, needed here alone
+
+    records = ValidationStore(validation_root / DATABASE)
+    try:
+        record = records.recorded(Ground(verdict.dataset, verdict.split), verdict.version)
+    except DataError as unreadable:
+        return f"the validator's record cannot be read: {unreadable}"
+    if record is None or record.report_sha256 is None:
+        return f"the validator has no record of it in {records.path}; {_JUDGE_AGAIN}"
+    if record.report_sha256 != hashlib.sha256(document).hexdigest():
+        return f"it is not the report that the validator recorded: its SHA-256 differs; {_JUDGE_AGAIN}"
+    if record.standards is None:
+        return f"the validator recorded no settings in {records.path}; {_JUDGE_AGAIN}"
+    if differences := _differences(verdict.standards, record.standards):
+        return f"it was judged by other settings than the validator's: {differences}; {_JUDGE_AGAIN}"
+    return ""
+
+
+def _differences(judged: Mapping[str, object], standing: Mapping[str, object], prefix: str = "") -> str:
+    """The settings in which two standards differ, the first three by name."""
+    found = []
+    for name in sorted({*judged, *standing}):
+        was, now = judged.get(name), standing.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found.append(_differences(was, now, f"{prefix}{name}."))
+        elif was != now:
+            found.append(f"{prefix}{name} was {was}, is {now}")
+    return ", ".join([difference for difference in found if difference][:3])
 
 
 def promote(
     store: CheckpointStore,
     validation_root: Path,
     version: int,
-    stage: Stage,
+    stage: GatedStage,
     *,
     by: str,
     replace_live: bool = True,
@@ -106,8 +197,7 @@ def promote(
         PromotionError: the gate was not passed, or a live version would be replaced.
         CheckpointError: the version is missing or damaged, or was removed meanwhile.
     """
-    store.verify(version)
-    check_gate(report_path(validation_root, version), version, stage)
+    check_gate(validation_root, store.verify(version), stage)
 
     def where(standing: Pointed | None) -> Pointed | None:
         if standing and standing.stage == "live" and stage == "paper" and not replace_live:
@@ -123,11 +213,41 @@ def promote(
     return VersionPromoted(version=version, stage=stage, by=by)
 
 
+def serve_unproven(
+    store: CheckpointStore, validation_root: Path, version: int, *, by: str
+) -> VersionPromoted | None:
+    """Promote a version that passed no gate as `unproven`, if none is promoted: it is served, not traded.
+
+    Args:
+        store: where the version lies.
+        validation_root: where the reports lie.
+        version: judged by the service.
+        by: who promotes, for the audit.
+    Returns:
+        The fact to announce on mm:promotions; None where another version is promoted, or the pointer is
+        damaged and may name one.
+    Raises:
+        PromotionError: the report is not the service's own.
+        CheckpointError: the version is missing or damaged, or was removed meanwhile.
+    """
+    try:
+        pointed = store.pointer(Pointer.PROMOTED)
+    except CheckpointError:
+        return None
+    if pointed is None:
+        require_record(validation_root, store.verify(version))
+        _, pointed = _move(store, lambda standing: None if standing else moved(None, version, "unproven"))
+    if (pointed.version, pointed.stage) != (version, "unproven"):
+        return None
+    return VersionPromoted(version=version, stage="unproven", by=by)
+
+
 def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> RolledBack:
     """Make the version decide that did before the promoted one, or the newest before it that is still whole.
 
     It trades live only if the promoted one does, it did itself when it was promoted, and its report passed
-    the live gate; else on paper. So a version that went from paper to live goes back to paper.
+    the live gate; else on paper, or not at all where it was unproven. So a version that went from paper to
+    live goes back to paper.
 
     Raises:
         PromotionError: nothing was promoted before.
@@ -141,8 +261,10 @@ def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> Roll
             raise PromotionError("no version is promoted; there is nothing to roll back")
         for place in reversed(range(len(standing.history))):
             version, stage = standing.history[place]
-            live = stage == standing.stage == "live" and _passed(validation_root, version)
-            to = Pointed(version, "live" if live else "paper", standing.history[:place])
+            to_stage: Stage = "unproven" if stage == "unproven" else "paper"
+            if stage == standing.stage == "live" and _passed_live(store, validation_root, version):
+                to_stage = "live"
+            to = Pointed(version, to_stage, standing.history[:place])
             if version in passed_over or (to.version, to.stage) == (standing.version, standing.stage):
                 continue
             try:
@@ -157,8 +279,9 @@ def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> Roll
 
     before, after = _move(store, back)
     assert before is not None
-    stage: Stage = "live" if after.stage == "live" else "paper"
-    promotion = VersionPromoted(version=after.version, stage=stage, by=by, rolled_back_from=before.version)
+    promotion = VersionPromoted(
+        version=after.version, stage=stage_of(after), by=by, rolled_back_from=before.version
+    )
     return RolledBack(promotion, tuple(passed_over.values()))
 
 
@@ -178,10 +301,10 @@ def _move(
     return before, after
 
 
-def _passed(validation_root: Path, version: int) -> bool:
-    """Whether a version's report passed the live gate."""
+def _passed_live(store: CheckpointStore, validation_root: Path, version: int) -> bool:
+    """Whether a version that is still stored passed the live gate."""
     try:
-        check_gate(report_path(validation_root, version), version, "live")
-    except PromotionError:
+        check_gate(validation_root, store.manifest(version), "live")
+    except CheckpointError:
         return False
     return True

@@ -1,13 +1,16 @@
 """What the validator has judged: one DuckDB file, written by the validator alone.
 
-`validations` has a row per version, data set and split; `validation_days` the daily profits from which
-later versions are deflated; `skipped` the versions that could not be judged, and why; `untold` the
-announcements of judgements that may not have been made yet. The file is open only while it is read or
-written, since DuckDB keeps other processes out meanwhile.
+`validations` has a row per version, data set and split, with the SHA-256 of its report; `standing` the
+settings by which the service judges; `validation_days` the daily profits from which later versions are
+deflated; `skipped` the versions that could not be judged, and why; `untold` the announcements of
+judgements that may not have been made yet. The file is open only while it is read or written, since
+DuckDB keeps other processes out meanwhile; each waits for the other.
 """
 
 import contextlib
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,11 @@ CREATE TABLE IF NOT EXISTS validations (
     num_trades BIGINT, net_pips DOUBLE, expectancy_pips DOUBLE, win_rate DOUBLE, profit_factor DOUBLE,
     sqn DOUBLE, sqn100 DOUBLE, sharpe DOUBLE, sortino DOUBLE, max_drawdown_pips DOUBLE,
     max_drawdown DOUBLE, safe_f DOUBLE, car25_percent DOUBLE, deflated_sharpe DOUBLE, overfitting DOUBLE,
-    passed_gates VARCHAR, seconds DOUBLE, PRIMARY KEY (dataset, split, version)
+    passed_gates VARCHAR, seconds DOUBLE, report_sha256 VARCHAR, PRIMARY KEY (dataset, split, version)
+);
+ALTER TABLE validations ADD COLUMN IF NOT EXISTS report_sha256 VARCHAR;
+CREATE TABLE IF NOT EXISTS standing (
+    dataset VARCHAR, split VARCHAR, standards VARCHAR, PRIMARY KEY (dataset, split)
 );
 CREATE TABLE IF NOT EXISTS validation_days (
     version BIGINT, dataset VARCHAR, split VARCHAR, day BIGINT, pips DOUBLE,
@@ -41,6 +48,12 @@ CREATE TABLE IF NOT EXISTS untold (
     PRIMARY KEY (dataset, split, version)
 );
 """
+
+#: The database's name in the folder of the reports.
+DATABASE = "validations.duckdb"
+
+#: How long a process waits while another has the file open, which takes milliseconds.
+LOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,15 @@ class ValidationRow:
     overfitting: float | None
     passed_gates: str  # separated by commas
     seconds: float
+    report_sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the service wrote down of a judgement, apart from its report."""
+
+    report_sha256: str | None  # None where an earlier release judged
+    standards: Mapping[str, object] | None  # by which the service judges now; None where it never said
 
 
 class ValidationStore:
@@ -104,6 +126,37 @@ class ValidationStore:
                 "INSERT OR REPLACE INTO untold VALUES (?, ?, ?, ?)", [*key, announcement.model_dump_json()]
             )
             connection.commit()
+
+    def stand(self, ground: Ground, standards: Mapping[str, object]) -> None:
+        """Write down by which settings the service judges from now on."""
+        with self._open(write=True) as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO standing VALUES (?, ?, ?)",
+                [ground.dataset, ground.split, json.dumps(standards, sort_keys=True, allow_nan=False)],
+            )
+
+    def recorded(self, ground: Ground, version: int) -> Record | None:
+        """What was written down of a version's judgement on a ground; None where it was not judged.
+
+        Raises:
+            DataError: the file cannot be read, or an earlier release wrote it.
+        """
+        rows = self._rows(
+            """SELECT report_sha256, standards FROM validations LEFT JOIN standing USING (dataset, split)
+               WHERE dataset = ? AND split = ? AND version = ?""",
+            ground,
+            version,
+        )
+        return Record(rows[0][0], json.loads(rows[0][1]) if rows[0][1] else None) if rows else None
+
+    def judged(self, ground: Ground) -> set[int]:
+        """Versions that have a judgement on a ground."""
+        return {
+            version
+            for (version,) in self._rows(
+                "SELECT version FROM validations WHERE dataset = ? AND split = ?", ground
+            )
+        }
 
     def untold(self, ground: Ground) -> list[ValidationReported]:
         """Announcements of judgements on a ground that `told` was not called for, by version.
@@ -192,9 +245,21 @@ class ValidationStore:
         try:
             if write:
                 begin_database(self.path, _SCHEMA)
-            with duckdb.connect(str(self.path), read_only=not write) as connection:
+            with self._connect(write=write) as connection:
                 if write:
                     connection.execute(_SCHEMA)
                 yield connection
         except (duckdb.Error, OSError) as broken:
             raise DataError(f"{self.path}: {broken}") from broken
+
+    def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
+        """Open the file as soon as no other process, or thread, has it open."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return duckdb.connect(str(self.path), read_only=not write)
+            except (duckdb.IOException, duckdb.ConnectionException) as busy:
+                held = "lock" in str(busy) or "different configuration" in str(busy)
+                if not held or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)

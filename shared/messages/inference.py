@@ -125,5 +125,5 @@ class DecisionReply(_Model):
         list[Probability], Field(min_length=NUM_OUTCOMES, max_length=NUM_OUTCOMES)
     ]
     version: Annotated[int, Field(ge=0, le=MAX_VERSION)]
-    stage: str | None  # what the version was promoted for: paper or live
+    stage: str | None  # what the version was promoted to: unproven, paper or live
     latency_ms: Annotated[float, Field(ge=0)]  # from the parsed request to the answer

@@ -14,6 +14,9 @@ from shared.agent.trajectory import MAX_PIPS
 #: SHA-256 in hex: of a data set's bars, or of a file.
 Fingerprint = str
 
+#: What a promoted version may do: be served without entries, trade on paper, or trade live.
+Stage = Literal["unproven", "paper", "live"]
+
 #: A trajectory's whole numbers are counted in 64 bits: in arrays, and in the columns of a run's record.
 MAX_COUNT = 2**63 - 1
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -120,11 +123,14 @@ class ValidationReported(Message):
 
 
 class VersionPromoted(Message):
-    """A version now decides in paper or live trading; a roll-back is a promotion of an earlier version."""
+    """A version is now the one that decides; a roll-back is a promotion of an earlier version.
 
-    schema_version: Literal[1] = 1
+    Version 1 knew no stage `unproven`.
+    """
+
+    schema_version: Literal[1, 2] = 2
     version: int = Field(ge=0)
-    stage: Literal["paper", "live"]
+    stage: Stage
     by: str = Field(max_length=128)
     rolled_back_from: int | None = None
 

@@ -17,14 +17,14 @@ from cli.runs import Run, exclusive
 from shared.adapters import object_store
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointed, Pointer
-from shared.adapters.promotions import report_path
 from shared.errors import CheckpointError, PromotionError, ServiceError, SettingsError, StoreAwayError
 from shared.messages.streams import PROMOTIONS
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
 from shared.runtime.redis_server import RedisServer, free_port
 from tests.s3_server import CREDENTIALS
-from tests.shared.adapters.checkpoint_versions import InBucket, fill, filled, folder
+from tests.shared.adapters.checkpoint_versions import InBucket, fill, filled, folder, manifest, tensors
+from tests.shared.adapters.judgements import keep_report, report_document
 
 
 @pytest.fixture
@@ -50,9 +50,8 @@ def _fails(*arguments: str) -> tuple[str, Exception]:
 
 
 def _report(home: Path, version: int, *gates: str) -> None:
-    path = report_path(home / "validations", version)
-    path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_text(json.dumps({"schema_version": 1, "version": version, "passed_gates": gates}))
+    document = report_document(version, *gates, dataset=manifest(version).dataset, weights=tensors(version))
+    keep_report(home / "validations", document)
 
 
 def test_list_tells_every_version_and_its_pointers(store: CheckpointStore) -> None:
@@ -317,9 +316,7 @@ def test_a_bucket_is_named_like_a_folder(
     assert json.loads(_run("show", "2", "--json"))["update"] == 600
     assert json.loads(_run("verify", "--json"))["ok"] is True
     for version in (1, 2):
-        path = report_path(tmp_path / "validations", version)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"schema_version": 1, "version": version, "passed_gates": ["paper"]}))
+        _report(tmp_path, version, "paper")
         _run("promote", str(version))
     assert "version 1 decides again" in _run("rollback")
     assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [0, 2], "obstacle": ""}

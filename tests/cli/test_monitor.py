@@ -9,10 +9,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from typer import Typer
 from typer.testing import CliRunner
 
-from cli.monitor import Snapshot, build_view, fetch_snapshot, live_display, monitor, summary_lines
+from cli.monitor import Snapshot, _versions, build_view, fetch_snapshot, live_display, monitor, summary_lines
 from services.api.views import (
     ActiveAlert,
     CheckpointSummary,
@@ -232,6 +234,15 @@ def test_the_view_of_a_system_without_redis_says_so() -> None:
     assert "no version yet" in text
 
 
+def test_an_unproven_version_is_told_so_and_not_in_green() -> None:
+    (seven,) = [checkpoint for checkpoint in BUSY.checkpoints if checkpoint.stage]
+    unproven = seven.model_copy(update={"stage": "unproven"})
+    table = _versions((seven, unproven))
+    assert isinstance(table, Table)
+    told = [(str(cell), cell.style) for cell in table.columns[-1].cells if isinstance(cell, Text)]
+    assert told == [("promoted: paper", "bold green"), ("unproven: no entries", "bold")]
+
+
 def test_one_line_tells_what_is_missing() -> None:
     assert "waiting for broker" in BUSY.line
     assert "promoted 7 (paper)" in BUSY.line
@@ -240,7 +251,7 @@ def test_one_line_tells_what_is_missing() -> None:
 
 def test_the_summary_tells_the_run() -> None:
     text = "\n".join(summary_lines(BUSY))
-    assert "promoted: 7 to paper" in text
+    assert "promoted: 7 (paper)" in text
     assert "900 decisions, 62 orders, 31 trades closed" in text
     assert "123 trades in 40 sessions" in text
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from cli.validate import backtest, validate
 from shared.adapters.checkpoints import Pointer
 from shared.adapters.dataset import write_dataset
-from shared.errors import CheckpointError, DataError
+from shared.adapters.validations import DATABASE, Ground, ValidationStore
+from shared.errors import CheckpointError, DataError, SettingsError
 from tests.services.validator.cases import small_dataset, store_with
 
 app = typer.Typer()
@@ -54,7 +55,37 @@ def test_backtest_walks_the_test_split_and_writes_a_page(given: list[str], tmp_p
     assert "version 1, test split" in text
     assert "moving-average cross" in text
     assert {path.name for path in (tmp_path / "reports").iterdir()} == {"1.json", "1.html", "1.png"}
-    assert json.loads((tmp_path / "reports" / "1.json").read_text())["split"] == "test"
+    report = json.loads((tmp_path / "reports" / "1.json").read_text())
+    assert (report["split"], report["purpose"], report["passed_gates"]) == ("test", "on-demand", [])
+    run("validate", "--checkpoint", "1", *given, "--sessions", "2", "--out", str(tmp_path / "reports"))
+    assert (
+        json.loads((tmp_path / "reports" / "1.json").read_text())["num_sessions"] == 2
+    )  # made on demand too
+
+
+def test_a_report_made_on_demand_replaces_nothing_else(given: list[str], tmp_path: Path) -> None:
+    """Refused before the version is walked."""
+    service, foreign = tmp_path / "validations", tmp_path / "foreign"
+    service.mkdir()
+    ValidationStore(service / DATABASE).stand(Ground("ab" * 32, "validation"), {})
+    with pytest.raises(SettingsError, match="holds the validator service's own reports"):
+        run("validate", "--checkpoint", "1", *given, "--split", "train", "--out", str(service))
+    assert [path.name for path in service.iterdir()] == [DATABASE]
+    foreign.mkdir()
+    for name, text in (
+        ("1.json", '{"schema_version": 1, "version": 1, "passed_gates": ["paper"]}'),
+        ("1.json", '{"purpose": "service"}'),
+        ("1.html", "<p>mine"),
+        ("1.png", "mine"),
+    ):
+        (foreign / name).write_text(text)
+        with pytest.raises(SettingsError, match=r"foreign/1\.json or the page or picture beside it exists"):
+            run("validate", "--checkpoint", "1", *given, "--out", str(foreign))
+        assert (foreign / name).read_text() == text
+        (foreign / name).unlink()
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="is a file, expected a folder"):
+        run("validate", "--checkpoint", "1", *given, "--out", str(tmp_path / "file"))
 
 
 def test_a_checkpoint_that_is_none_is_refused(given: list[str]) -> None:

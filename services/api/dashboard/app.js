@@ -12,6 +12,7 @@ const KEPT_DECISIONS = 600;
 const ROWS = 12;
 const ACTIONS = ['HOLD', 'BUY', 'SELL', 'CLOSE'];
 const OUTCOMES = ['UP', 'NEUTRAL', 'DOWN'];
+const STAGES = { unproven: 'unproven: no entries', paper: 'paper', live: 'live' };
 const SIDES = { '-1': 'short', 0: 'flat', 1: 'long' };
 
 const KEPT_ALERTS = 200;
@@ -95,7 +96,7 @@ function drawTiles(s) {
   const tiles = [
     ['Episodes', whole(numbers.episode ?? s.training.episode), `${whole(numbers.update ?? s.training.update)} updates`],
     ['Newest version', whole(s.pointers.newest), s.training.published_at ? `published ${when(s.training.published_at)}` : 'none published'],
-    ['Promoted', promoted ? `${promoted.version}` : '–', promoted ? promoted.stage : 'no version passed yet', promoted ? 'good' : ''],
+    ['Promoted', promoted ? `${promoted.version}` : '–', promoted ? STAGES[promoted.stage] : 'no version judged yet', promoted && promoted.stage !== 'unproven' ? 'good' : ''],
     ['Expectancy', signed(numbers.expectancy_pips), 'self-play, pips a trade', tone(numbers.expectancy_pips)],
     ['Validated', signed(s.validation?.expectancy_pips), s.validation ? `version ${s.validation.version}, pips a trade` : 'nothing yet', tone(s.validation?.expectancy_pips)],
     ['Position', unknown ? '?' : side === undefined || side === null ? '–' : SIDES[side], unknown ? s.trader.summary.split(';')[0] : detail.guards || detail.state || detail.mode || ''],
@@ -157,7 +158,7 @@ function drawVersions() {
 function versionRow(v) {
   const j = v.validation;
   const gates = el('td', { className: 'left' }, ...v.pointers.filter((p) => p !== 'promoted').map((p) => el('span', { className: 'tag', textContent: p })),
-    v.stage ? el('span', { className: `tag ${v.stage === 'live' ? 'live' : 'good'}`, textContent: `promoted: ${v.stage}` }) : null,
+    v.stage ? stageTag(v.stage, j) : null,
     ...(j ? j.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : []));
   if (v.fault) gates.append(el('span', { className: 'tag live', textContent: 'damaged', title: v.fault }));
   if (j?.reasons.length) gates.title = j.reasons.join('\n');
@@ -168,6 +169,12 @@ function versionRow(v) {
     el('td', { textContent: number(v.metrics.loss, 3) }), el('td', { textContent: j ? whole(j.num_trades) : '–' }),
     el('td', { textContent: signed(j?.expectancy_pips, 2), className: tone(j?.expectancy_pips) }), el('td', { textContent: number(j?.sqn, 2) }),
     el('td', { textContent: signed(j?.net_pips), className: tone(j?.net_pips) }), el('td', { textContent: number(j?.max_drawdown_pips, 1) }), gates, el('td', {}, button));
+}
+// An unproven version is served and not traded: grey, never green.
+function stageTag(stage, judged) {
+  if (stage !== 'unproven') return el('span', { className: `tag ${stage === 'live' ? 'live' : 'good'}`, textContent: `promoted: ${stage}` });
+  const trades = judged ? `; ${whole(judged.num_trades)} trades` : '';
+  return el('span', { className: 'tag', textContent: 'unproven', title: `first judged; nothing to beat${trades}; the trader makes no entry on it` });
 }
 const emptyRow = (columns, text) => el('tr', {}, el('td', { colSpan: columns, className: 'muted left', textContent: text }));
 

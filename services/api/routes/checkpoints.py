@@ -15,7 +15,7 @@ from services.api.routes.parameters import FromGateway, KeyedRoute, Limit, Requi
 from services.api.state import Gateway, RedisAwayError
 from services.api.views import Accepted, CheckpointDetail, CheckpointSummary, Page
 from shared.adapters.checkpoints import WEIGHTS
-from shared.adapters.promotions import Stage, promote, roll_back
+from shared.adapters.promotions import GatedStage, promote, roll_back
 from shared.errors import CheckpointError
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import PROMOTIONS
@@ -32,7 +32,7 @@ class PromotionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    stage: Stage = "paper"
+    stage: GatedStage = "paper"
 
 
 @router.get("/checkpoints")

@@ -1,7 +1,6 @@
 """A gateway over real HTTP, beside a real Redis, with versions that are real files."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
@@ -23,6 +23,7 @@ from shared.messages.schemas import CheckpointPublished, ValidationReported
 from shared.messages.streams import CHECKPOINTS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer, free_port
+from tests.shared.adapters.judgements import keep_report, report_document
 
 API_KEY = "canary-key-5f0c2d"
 KEY = {"X-API-Key": API_KEY}
@@ -94,15 +95,23 @@ def save_version(store: CheckpointStore, version: int, metrics: dict[str, float]
             metrics=metrics or {},
             state={},
         ),
-        {"layer.weight": np.full((2, 3), version, np.float32)},
+        _weights(version),
         {"step": np.array([version], np.int64)},
     )
 
 
+def _weights(version: int) -> dict[str, npt.NDArray[np.generic]]:
+    return {"layer.weight": np.full((2, 3), version, np.float32)}
+
+
+def report_of(version: int, *passed: str, reasons: tuple[str, ...] = ()) -> dict[str, object]:
+    """The report of a version that `save_version` saves."""
+    return report_document(version, *passed, dataset=FINGERPRINT, weights=_weights(version), reasons=reasons)
+
+
 def write_report(root: Path, version: int, *passed: str, reasons: tuple[str, ...] = ()) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    document = {"schema_version": 1, "version": version, "passed_gates": passed, "reasons": reasons}
-    (root / f"{version}.json").write_text(json.dumps(document), encoding="utf-8")
+    """Leave a judgement of a version that `save_version` saves, as the validator does."""
+    keep_report(root, report_of(version, *passed, reasons=reasons))
 
 
 @asynccontextmanager

@@ -98,6 +98,13 @@ async def test_an_operator_promotes_with_the_key_and_not_without(
         "document.querySelector('#ask-go').click()"
     )
     await page.until("document.body.innerText.includes('promoted: paper')")
+    system.store.point(Pointer.PROMOTED, 2, stage="unproven")
+    await page.open(str(system.client.base_url), dark=True)
+    await page.until("document.body.innerText.includes('unproven: no entries')")
+    badge = "[...document.querySelectorAll('.tag')].find(tag => tag.textContent === 'unproven')"
+    assert await page.evaluate(f"{badge}.className") == "tag"  # neither green nor red
+    assert "nothing to beat" in await page.evaluate(f"{badge}.title")
+    system.store.point(Pointer.PROMOTED, 2, stage="paper")
     pointed = system.store.pointer(Pointer.PROMOTED)
     assert pointed is not None
     assert (pointed.version, pointed.stage) == (2, "paper")

@@ -142,12 +142,11 @@ async def test_the_same_version_in_another_stage_is_told_so(tmp_path: Path) -> N
     store = CheckpointStore(tmp_path)
     promoted = PromotedVersion(store, SearchConfig())
     save_version(store, 1)
-    promote(store, 1)
-    await promoted.refresh()
-    promote(store, 1, "live")
-    await promoted.refresh()
-    assert promoted.served is not None
-    assert promoted.served.stage == "live"
+    for stage in ("unproven", "paper", "live"):
+        promote(store, 1, stage)
+        await promoted.refresh()
+        assert promoted.served is not None
+        assert promoted.served.stage == stage
     promoted.close()
 
 

@@ -43,6 +43,7 @@ CALM = Situation(
     foreign_position="",
     outbox_full=False,
     version_live=None,
+    version_unproven=False,
 )
 
 
@@ -78,6 +79,7 @@ CASES: list[tuple[dict[str, Any], Guard, Effect, dict[str, Any]]] = [
     ({"has_lease": False}, Guard.NO_LEASE, Effect.NO_ORDER, {}),
     ({"outbox_full": True}, Guard.OUTBOX_FULL, Effect.NO_ENTRY, {}),
     ({"version_live": False}, Guard.VERSION_NOT_LIVE, Effect.NO_ENTRY, {"version_live": True}),
+    ({"version_unproven": True}, Guard.VERSION_UNPROVEN, Effect.NO_ENTRY, {"version_unproven": False}),
 ]
 
 

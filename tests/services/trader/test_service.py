@@ -155,6 +155,25 @@ async def test_an_answer_that_cannot_be_acted_on_is_a_hold(
     assert [alert.name for alert in await alerts_of(bus)] == ["inference"], "one alert for one outage"
 
 
+@pytest.mark.parametrize(
+    ("stage", "trade_unproven", "enters"),
+    [("unproven", False, False), ("unproven", True, True), ("of another release", True, False)],
+)
+async def test_no_position_is_entered_on_a_version_that_proved_nothing(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, stage: str, trade_unproven: bool, enters: bool
+) -> None:
+    async with running_broker(tmp_path) as broker, running_oracle({FIRST_BAR + 2: Action.BUY}) as oracle:
+        oracle.stage = stage
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle, trade_unproven=trade_unproven)
+        async with running_trader(settings) as trader:
+            await broker.decided(FIRST_BAR + 4)
+            assert ("version_unproven" in trader.detail["guards"]) is not enters
+        assert bool(broker.posts) is enters
+    (buy,) = [d for d in await decisions_of(bus) if d.action == "BUY"]
+    assert buy.executed is enters
+    assert ("version_unproven: holding until a version proves itself" in buy.reason) is not enters
+
+
 async def test_a_slow_or_dead_inference_is_a_hold(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:

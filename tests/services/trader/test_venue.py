@@ -33,6 +33,14 @@ def test_oanda_needs_a_token_and_an_account(mode: Mode, token: str, account: str
         choose_venue(mode, TraderConfig(), token=token, account=account, promoted=LIVE)
 
 
+@pytest.mark.parametrize("mode", [Mode.PRACTICE, Mode.LIVE])
+def test_an_unproven_version_is_traded_in_paper_mode_only(mode: Mode) -> None:
+    config = TraderConfig(trade_unproven=True, live_confirmation=ACCOUNT)
+    with pytest.raises(SettingsError, match=f"TRADE_UNPROVEN is true in mode {mode}"):
+        choose_venue(mode, config, token="t", account=ACCOUNT, promoted=LIVE)
+    choose_venue(Mode.PAPER, config, token="", account="", promoted=None)
+
+
 def test_practice_never_goes_to_the_live_host() -> None:
     venue = choose_venue(Mode.PRACTICE, TraderConfig(), token="t", account=ACCOUNT, promoted=None)
     assert "fxpractice" in venue.api_url

@@ -1,4 +1,6 @@
+import hashlib
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,12 +10,13 @@ import pytest
 from services.validator.page import page, picture
 from services.validator.report import ValidationReport, report_document, write_report
 from services.validator.service import write_all
-from services.validator.validation import Validator, announcement_of, row_of
-from shared.adapters.promotions import check_gate
+from services.validator.validation import Provenance, Validator, announcement_of, row_of
 from shared.adapters.validations import ValidationStore
 from shared.errors import DataError
 from shared.market.session import Split
-from tests.services.validator.cases import STANDARDS, agent, small_dataset
+from tests.services.validator.cases import STANDARDS, agent, small_dataset, starts
+
+SERVICE = Provenance("cd" * 32, "service")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def validator() -> Validator:
 
 @pytest.fixture(scope="module")
 def report(validator: Validator) -> ValidationReport:
-    return validator.validate(agent(1))
+    return validator.validate(agent(1), SERVICE)
 
 
 @pytest.fixture
@@ -32,24 +35,54 @@ def records(tmp_path: Path) -> ValidationStore:
 
 
 def keep(records: ValidationStore, report: ValidationReport) -> None:
-    records.record(row_of(report), report.days, report.daily_pips, announcement_of(report))
+    records.record(row_of(report, "ab" * 32), report.days, report.daily_pips, announcement_of(report))
 
 
-def test_a_report_is_json_without_nan_and_opens_the_gate(report: ValidationReport, tmp_path: Path) -> None:
+def test_a_report_is_json_without_nan(report: ValidationReport, tmp_path: Path) -> None:
     path = tmp_path / "1.json"
-    write_report(report, path)
+    sha256 = write_report(report, path)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     read = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
-    assert read["schema_version"] == 1
+    assert (read["schema_version"], read["purpose"], read["weights_sha256"]) == (2, "service", "cd" * 32)
     assert read["version"] == 1
     assert read["summary"]["trades"]["num_trades"] == report.summary.trades.num_trades
     assert len(read["days"]) == len(read["daily_pips"])
     assert read["baselines"][0]["name"] == "flat"
-    assert check_gate(path, 1, "paper").passed_gates == ("paper",)
+    assert read["num_sessions"] == read["num_sessions_in_split"] == len(starts())
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_report_holds_every_setting_that_it_depends_on(report: ValidationReport) -> None:
+    """So that one made with other thresholds, costs, seeds or sessions is told from the service's own."""
+    judged = STANDARDS.document()
+    assert report.standards == judged
+    for change in (
+        {"gate": replace(STANDARDS.gate, live_min_years=0.0)},
+        {"environment": replace(STANDARDS.environment, spread_pips=0.0)},
+        {"search": replace(STANDARDS.search, simulations=3)},
+        {"monte_carlo": replace(STANDARDS.monte_carlo, seed=1)},
+        {"sizing": replace(STANDARDS.sizing, seed=1)},
+        {"validation": replace(STANDARDS.validation, max_sessions=4)},
+    ):
+        assert replace(STANDARDS, **change).document() != judged
+    assert replace(STANDARDS, validation=replace(STANDARDS.validation, lanes=3)).document() == judged
+
+
+def test_a_report_made_on_demand_passes_no_gate(validator: Validator) -> None:
+    report = validator.validate(agent(1), Provenance("cd" * 32))
+    assert report.purpose == "on-demand"
+    assert report.passed_gates == ()
+    assert report.reasons[0] == "made on demand: only the validator service's own judgement opens a gate"
+
+
+def test_a_limited_walk_says_of_how_many_sessions(report: ValidationReport) -> None:
+    some = replace(STANDARDS, validation=replace(STANDARDS.validation, max_sessions=4))
+    limited = Validator(small_dataset(), Split.VALIDATION, some).validate(agent(1), SERVICE)
+    assert (limited.num_sessions, limited.num_sessions_in_split) == (4, report.num_sessions)
+
+
 def test_the_same_version_gives_the_same_report(validator: Validator, report: ValidationReport) -> None:
-    again = report_document(validator.validate(agent(1)))
+    again = report_document(validator.validate(agent(1), SERVICE))
     first = report_document(report)
     for moment in ("created_at", "seconds"):
         again.pop(moment), first.pop(moment)
@@ -60,8 +93,8 @@ def test_earlier_versions_deflate_and_the_best_is_to_be_beaten(
     validator: Validator, report: ValidationReport, records: ValidationStore
 ) -> None:
     keep(records, report)
-    keep(records, validator.validate(agent(2), records=records, best=1))
-    third = validator.validate(agent(3), records=records, best=1)
+    keep(records, validator.validate(agent(2), SERVICE, records=records, best=1))
+    third = validator.validate(agent(3), SERVICE, records=records, best=1)
     assert third.num_versions_tried == 3
     assert third.summary.daily.num_trials == 3
     assert third.incumbent == 1
@@ -75,7 +108,7 @@ def test_a_version_neither_beats_nor_deflates_itself(
     validator: Validator, report: ValidationReport, records: ValidationStore
 ) -> None:
     keep(records, report)
-    again = validator.validate(agent(1), records=records, best=1)
+    again = validator.validate(agent(1), SERVICE, records=records, best=1)
     assert again.incumbent is None
     assert again.num_versions_tried == 1
 
@@ -83,7 +116,7 @@ def test_a_version_neither_beats_nor_deflates_itself(
 def test_a_best_version_that_was_judged_elsewhere_is_not_to_be_beaten(
     validator: Validator, records: ValidationStore
 ) -> None:
-    assert validator.validate(agent(1), records=records, best=9).incumbent is None
+    assert validator.validate(agent(1), SERVICE, records=records, best=9).incumbent is None
 
 
 def test_records_remember(validator: Validator, report: ValidationReport, records: ValidationStore) -> None:
@@ -135,8 +168,6 @@ def test_the_page_is_whole_and_needs_nothing_else(report: ValidationReport, tmp_
 
 
 def test_a_version_that_never_trades_has_a_page_too(report: ValidationReport) -> None:
-    from dataclasses import replace
-
     from shared.metrics.summary import summarise
     from tests.services.validator.test_evaluate import METRICS
 

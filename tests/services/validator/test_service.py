@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 
 from services.validator.service import Desk, ValidatorService
@@ -15,8 +16,9 @@ from services.validator.validation import Standards, Validator
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import Pointed, Pointer
 from shared.adapters.entries import READ_COUNT, Entry
+from shared.adapters.promotions import require_record
 from shared.adapters.validations import Ground
-from shared.errors import ServiceError
+from shared.errors import PromotionError, ServiceError
 from shared.market.session import Split
 from shared.messages.schemas import CheckpointPublished, Message, VersionPromoted
 from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS, Stream
@@ -25,6 +27,7 @@ from shared.runtime.redis_server import RedisServer
 from shared.runtime.settings import ServiceSettings
 from tests.services.validator.cases import STANDARDS, save_version, small_dataset, store_with
 from tests.shared.adapters.checkpoint_versions import folder
+from tests.shared.adapters.judgements import announcement_of, row_of
 
 M = TypeVar("M", bound=Message)
 
@@ -68,7 +71,7 @@ async def until_told(bus: Bus, stream: Stream[M], count: int, *, seconds: float 
     return messages
 
 
-async def until_heartbeat(lifecycle: Lifecycle, **wanted: int) -> None:
+async def until_heartbeat(lifecycle: Lifecycle, **wanted: int | None) -> None:
     """Wait until the heartbeat says so; it tells, it does not call."""
     async with asyncio.timeout(30):
         while any(lifecycle.heartbeat.detail.get(name) != value for name, value in wanted.items()):  # noqa: ASYNC110
@@ -100,6 +103,8 @@ async def test_versions_are_judged_newest_first_and_the_first_is_promoted(
     assert validations[0].num_trades > 0
     assert json.loads((desk.reports / "3.json").read_text())["passed_gates"] == ["paper"]
     assert (desk.reports / "2.html").is_file()
+    reports = {v: json.loads((desk.reports / f"{v}.json").read_text()) for v in (1, 2, 3)}
+    assert [reports[v]["superseded_by"] for v in (3, 2, 1)] == [None, 3, 3]
     promotions = await until_told(bus, PROMOTIONS, 1)
     assert promotions[0].version == 3
     assert promotions[0].stage == "paper"
@@ -124,6 +129,57 @@ async def test_a_restart_goes_on_from_where_it_stood(
         await until_heartbeat(lifecycle, done=2)
     validations = await until_told(bus, VALIDATIONS, 2)
     assert [message.version for message in validations] == [1, 2]
+
+
+async def test_where_none_is_promoted_the_first_version_is_served_unproven(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Version 9 was judged much better, so that 1 and 2 pass no gate."""
+    desk = desk_in(tmp_path, 1, 2, 9)
+    ground = Ground(small_dataset().fingerprint, Split.VALIDATION)
+    better = replace(row_of(ground, 9), sqn100=99.0)
+    desk.records.record(better, np.array([1], np.int64), np.array([4.0]), announcement_of(9, ground))
+    desk.records.told(ground, 9)
+    desk.store.point(Pointer.BEST, 9)
+    await publish(bus, 1)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=1)
+        await publish(bus, 2)
+        await until_heartbeat(lifecycle, done=2)
+    validations = await until_told(bus, VALIDATIONS, 2)
+    assert [(message.version, message.passed_gates) for message in validations] == [(1, ()), (2, ())]
+    promotions = await until_told(bus, PROMOTIONS, await bus.length(PROMOTIONS))
+    assert [(message.version, message.stage) for message in promotions] == [(1, "unproven")]
+    assert desk.store.pointer(Pointer.PROMOTED) == Pointed(1, "unproven", ())
+    assert desk.store.pointer(Pointer.BEST) == Pointed(9, None, ())
+
+
+@pytest.mark.parametrize("wrong", ["edited", "of an earlier release", "judged by other settings"])
+async def test_at_the_start_a_report_that_cannot_promote_is_made_again(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, wrong: str
+) -> None:
+    desk = desk_in(tmp_path, 1, 2)
+    report, manifest = desk.reports / "1.json", desk.store.manifest(1)
+    await publish(bus, 1, 2)
+    standards = STANDARDS
+    if wrong == "judged by other settings":
+        standards = replace(STANDARDS, gate=replace(STANDARDS.gate, live_min_years=0.0))
+    async with running(redis_server, desk, standards) as lifecycle:
+        await until_heartbeat(lifecycle, done=2)
+    assert require_record(desk.reports, manifest).standards["gate"] == standards.document()["gate"]
+    if wrong == "edited":
+        report.write_text(report.read_text().replace('"validation"', '"train"'))
+    if wrong == "of an earlier release":
+        report.write_text('{"schema_version": 1, "version": 1, "passed_gates": ["paper"]}')
+    if wrong != "judged by other settings":
+        with pytest.raises(PromotionError):
+            require_record(desk.reports, manifest)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=2, validating=None)
+    assert require_record(desk.reports, manifest).standards["gate"] == STANDARDS.document()["gate"]
+    again = [1, 2] if wrong == "judged by other settings" else [1]
+    validations = await until_told(bus, VALIDATIONS, 2 + len(again))
+    assert sorted(message.version for message in validations[2:]) == again
 
 
 async def test_after_a_long_absence_the_newest_of_all_is_judged_first(

@@ -1,33 +1,44 @@
 """Promotion through a gate, and the way back."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from shared.adapters import promotions
 from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
-from shared.adapters.promotions import Stage, check_gate, promote, report_path, roll_back
+from shared.adapters.promotions import GatedStage, promote, report_path, roll_back, serve_unproven
+from shared.adapters.validations import DATABASE
 from shared.errors import CheckpointError, PromotionError
-from tests.services.api.conftest import save_version, write_report
+from tests.services.api.conftest import report_of, save_version, write_report
 from tests.shared.adapters.checkpoint_versions import folder
+from tests.shared.adapters.judgements import STANDARDS, keep_report
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> CheckpointStore:
-    store = CheckpointStore(tmp_path / "checkpoints")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Versions and reports, written once and copied for each test."""
+    home = tmp_path_factory.mktemp("made")
+    store, reports = CheckpointStore(home / "checkpoints"), home / "validations"
     for version in range(4):
         save_version(store, version)
-    return store
+    write_report(reports, 1, "paper")
+    write_report(reports, 2, "paper", "live")
+    write_report(reports, 3, reasons=("paper: 4 trades, needs 30",))
+    return home
 
 
 @pytest.fixture
-def reports(tmp_path: Path) -> Path:
-    folder = tmp_path / "validations"
-    write_report(folder, 1, "paper")
-    write_report(folder, 2, "paper", "live")
-    write_report(folder, 3, reasons=("paper: 4 trades, needs 30",))
-    return folder
+def store(made: Path, tmp_path: Path) -> CheckpointStore:
+    shutil.copytree(made / "checkpoints", tmp_path / "checkpoints")
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def reports(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made / "validations", tmp_path / "validations")
+    return tmp_path / "validations"
 
 
 def promoted(store: CheckpointStore) -> tuple[int, str | None] | None:
@@ -58,21 +69,127 @@ def test_one_that_did_not_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "says"),
     [
-        "",
-        "{}",
-        "[]",
-        json.dumps({"schema_version": 2, "version": 0, "passed_gates": ["paper"]}),
-        json.dumps({"schema_version": 1, "version": 0}),
-        json.dumps({"schema_version": 1, "version": 1, "passed_gates": ["paper"]}),
+        ("", "Invalid JSON"),
+        ("{}", "Field required"),
+        ("[]", "Input should be an object"),
+        (json.dumps({"schema_version": 1, "version": 0, "passed_gates": ["paper"]}), "schema_version"),
+        (json.dumps({**report_of(0, "paper"), "schema_version": 3}), "schema_version"),
+        (json.dumps({**report_of(0), "passed_gates": None}), "passed_gates"),
+        (json.dumps(report_of(1, "paper")), r"0\.json is the report of version 1, not 0"),
     ],
 )
-def test_a_report_that_is_not_this_versions_proves_nothing(reports: Path, content: str) -> None:
-    path = report_path(reports, 0)
-    path.write_text(content)
-    with pytest.raises(PromotionError):
-        check_gate(path, 0, "paper")
+def test_a_report_that_is_not_this_versions_proves_nothing(
+    store: CheckpointStore, reports: Path, content: str, says: str
+) -> None:
+    report_path(reports, 0).write_text(content)
+    with pytest.raises(PromotionError, match=says):
+        promote(store, reports, 0, "paper", by="test")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"purpose": "on-demand"}, "made on demand; only the validator service's own judgement promotes"),
+        ({"split": "train"}, "judges the train split, expected the validation split"),
+        ({"split": "test"}, "judges the test split, expected the validation split"),
+        ({"dataset": "00" * 32}, "on data set 000000000000…, the version was trained on abababababab…"),
+        ({"weights_sha256": "00" * 32}, "judges other weights than the store holds"),
+        (
+            {"standards": {**STANDARDS, "gate": {"live_min_years": 0.0}}},
+            r"by other settings than the validator's: gate\.live_min_years was 0\.0, is 3\.0",
+        ),
+        (
+            {"standards": {"environment": {"spread_pips": 0.0}, "gate": STANDARDS["gate"]}},
+            r"environment\.spread_pips was 0\.0, is 4\.0",
+        ),
+        ({"standards": {"gate": STANDARDS["gate"]}}, "environment was None"),
+    ],
+)
+def test_only_the_judgement_that_counts_promotes(
+    store: CheckpointStore, reports: Path, changed: dict[str, object], says: str
+) -> None:
+    """Each is a whole report of this version with one thing wrong, recorded under its own hash."""
+    keep_report(reports, {**report_of(1, "paper", "live"), **changed})
+    for stage in ("paper", "live"):
+        with pytest.raises(PromotionError, match=says):
+            promote(store, reports, 1, stage, by="test")
+    assert promoted(store) is None
+
+
+@pytest.mark.parametrize("recorded_before", [True, False])
+def test_a_report_that_the_service_did_not_record_proves_nothing(
+    store: CheckpointStore, tmp_path: Path, recorded_before: bool
+) -> None:
+    """An edited report, and one that was put there."""
+    reports = tmp_path / "validations"
+    if recorded_before:
+        write_report(reports, 1)
+    keep_report(reports, report_of(1, "paper", "live"), recorded=False)
+    says = "its SHA-256 differs" if recorded_before else "has no record of it"
+    for stage in ("paper", "live"):
+        with pytest.raises(PromotionError, match=says):
+            promote(store, reports, 1, stage, by="test")
+    assert serve_unproven_says(store, reports, 1) == says
+    assert promoted(store) is None
+
+
+def serve_unproven_says(store: CheckpointStore, reports: Path, version: int) -> str:
+    with pytest.raises(PromotionError) as refused:
+        serve_unproven(store, reports, version, by="test")
+    return next(text for text in ("its SHA-256 differs", "has no record of it") if text in str(refused.value))
+
+
+def test_a_report_copied_from_another_version_or_home_proves_nothing(
+    store: CheckpointStore, reports: Path, tmp_path: Path
+) -> None:
+    shutil.copy(report_path(reports, 2), report_path(reports, 0))
+    with pytest.raises(PromotionError, match="is the report of version 2"):
+        promote(store, reports, 0, "live", by="test")
+    elsewhere = tmp_path / "elsewhere"
+    write_report(elsewhere, 3, reasons=("paper: 4 trades, needs 30",))
+    shutil.copy(report_path(reports, 2), report_path(elsewhere, 2))
+    with pytest.raises(PromotionError, match="has no record of it"):
+        promote(store, elsewhere, 2, "live", by="test")
+
+
+def test_a_record_that_cannot_be_read_proves_nothing(store: CheckpointStore, reports: Path) -> None:
+    (reports / DATABASE).write_bytes(b"no database")
+    with pytest.raises(PromotionError, match=r"record cannot be read: .*validations\.duckdb"):
+        promote(store, reports, 1, "paper", by="test")
+
+
+def test_a_version_is_served_unproven_only_where_none_is_promoted(
+    store: CheckpointStore, reports: Path
+) -> None:
+    fact = serve_unproven(store, reports, 3, by="test")
+    assert fact is not None
+    assert (fact.version, fact.stage, promoted(store)) == (3, "unproven", (3, "unproven"))
+    again = serve_unproven(store, reports, 3, by="test")  # may be announced again
+    assert again is not None
+    assert again.version == 3
+    assert serve_unproven(store, reports, 1, by="test") is None
+    promote(store, reports, 1, "paper", by="test")
+    assert serve_unproven(store, reports, 3, by="test") is None
+    assert promoted(store) == (1, "paper")
+    back = roll_back(store, reports, by="test").promotion
+    assert (back.version, back.stage, promoted(store)) == (3, "unproven", (3, "unproven"))
+
+
+def test_where_the_pointer_is_damaged_none_is_served_unproven(store: CheckpointStore, reports: Path) -> None:
+    assert store.root is not None
+    (store.root / "promoted.json").write_text("{")
+    assert serve_unproven(store, reports, 3, by="test") is None
+    assert (store.root / "promoted.json").read_text() == "{"
+
+
+def test_a_pointer_without_a_stage_means_paper(store: CheckpointStore, reports: Path) -> None:
+    """As releases left it that did not keep the stage."""
+    store.point(Pointer.PROMOTED, 1)
+    promote(store, reports, 2, "paper", by="test")
+    assert roll_back(store, reports, by="test").promotion.stage == "paper"
+    assert promoted(store) == (1, "paper")
 
 
 def test_a_damaged_version_is_refused(store: CheckpointStore, reports: Path) -> None:
@@ -101,7 +218,7 @@ def test_a_report_that_is_a_link_or_too_large_proves_nothing(
     monkeypatch.undo()
     path.rename(tmp_path / "elsewhere.json")
     path.symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(PromotionError, match=r"1\.json: a link, which is not followed; validate it again"):
+    with pytest.raises(PromotionError, match=r"1\.json: a link, which is not followed; the validator judges"):
         promote(store, reports, 1, "paper", by="test")
 
 
@@ -166,7 +283,7 @@ def test_there_must_be_something_to_roll_back_to(store: CheckpointStore, reports
         roll_back(store, reports, by="test")
 
 
-ROLL_BACKS: list[tuple[list[tuple[int, Stage]], list[tuple[int, Stage]]]] = [
+ROLL_BACKS: list[tuple[list[tuple[int, GatedStage]], list[tuple[int, GatedStage]]]] = [
     ([(2, "paper"), (2, "live")], [(2, "paper")]),
     ([(1, "paper"), (2, "paper"), (2, "live")], [(2, "paper"), (1, "paper")]),
     ([(2, "live"), (2, "paper")], []),
@@ -181,8 +298,8 @@ ROLL_BACKS: list[tuple[list[tuple[int, Stage]], list[tuple[int, Stage]]]] = [
 def test_each_rollback_changes_what_trades_and_none_makes_anything_live(
     store: CheckpointStore,
     reports: Path,
-    acts: list[tuple[int, Stage]],
-    back: list[tuple[int, Stage]],
+    acts: list[tuple[int, GatedStage]],
+    back: list[tuple[int, GatedStage]],
 ) -> None:
     write_report(reports, 1, "paper", "live")
     for version, stage in acts:
