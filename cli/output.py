@@ -16,7 +16,7 @@ err = Console(stderr=True)
 
 def print_json(document: object) -> None:
     """Print one JSON document on stdout; numbers that JSON has no word for become null."""
-    print(json.dumps(_without_nan(document), indent=2))
+    print(json.dumps(_without_nan(document), indent=2, allow_nan=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -13,6 +13,7 @@ from shared.adapters.checkpoints import Pointer
 from shared.adapters.validations import DATABASE
 from shared.errors import SettingsError
 from shared.market.session import Split
+from shared.metrics.undefined import why
 from shared.runtime.settings import load
 
 if TYPE_CHECKING:  # they take a second to import: done when a version is to be judged
@@ -179,6 +180,10 @@ def _shown_on(bar: ProgressBar, what: str) -> "Progress":
 
 def _print(report: "ValidationReport") -> None:
     trades, daily, spent = report.summary.trades, report.summary.daily, report.activity
+
+    def told(value: float | None, path: str) -> float | str:
+        return why(report.undefined, path) if value is None else value
+
     print_fields(
         f"version {report.version}, {report.split} split",
         {
@@ -187,16 +192,16 @@ def _print(report: "ValidationReport") -> None:
             "to": report.last_bar_at,
             "trades": trades.num_trades,
             "net pips": trades.total_pips,
-            "expectancy, pips": trades.expectancy_pips,
-            "win rate": trades.win_rate,
-            "profit factor": trades.profit_factor,
-            "SQN, 100 trades": trades.sqn100,
-            "daily Sharpe": daily.sharpe,
-            "daily Sortino": daily.sortino,
-            "deflated Sharpe": daily.deflated_sharpe,
+            "expectancy, pips": told(trades.expectancy_pips, "summary.trades.expectancy_pips"),
+            "win rate": told(trades.win_rate, "summary.trades.win_rate"),
+            "profit factor": told(trades.profit_factor, "summary.trades.profit_factor"),
+            "SQN, 100 trades": told(trades.sqn100, "summary.trades.sqn100"),
+            "daily Sharpe": told(daily.sharpe, "summary.daily.sharpe"),
+            "daily Sortino": told(daily.sortino, "summary.daily.sortino"),
+            "deflated Sharpe": told(daily.deflated_sharpe, "summary.daily.deflated_sharpe"),
             "drawdown, pips": report.summary.max_drawdown_pips,
-            "trade ratio": spent.trade_ratio,
-            "exposure": spent.exposure,
+            "trade ratio": told(spent.trade_ratio, "activity.trade_ratio"),
+            "exposure": told(spent.exposure, "activity.exposure"),
             "recommended fraction": f"{report.summary.sizing.fraction:.3g} ({report.summary.sizing.reason})",
             "gates passed": ", ".join(report.passed_gates) or "none",
         },
@@ -207,7 +212,14 @@ def _print(report: "ValidationReport") -> None:
         "simple rules on the same sessions",
         ("rule", "trades", "net pips", "expectancy", "SQN", "Sharpe"),
         [
-            (rule.name, rule.num_trades, rule.net_pips, rule.expectancy_pips, rule.sqn100, rule.sharpe)
-            for rule in report.baselines
+            (
+                rule.name,
+                rule.num_trades,
+                rule.net_pips,
+                told(rule.expectancy_pips, f"baselines.{index}.expectancy_pips"),
+                told(rule.sqn100, f"baselines.{index}.sqn100"),
+                told(rule.sharpe, f"baselines.{index}.sharpe"),
+            )
+            for index, rule in enumerate(report.baselines)
         ],
     )

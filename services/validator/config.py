@@ -12,6 +12,7 @@ class ValidationConfig:
     lanes: int = 64  # sessions that are played in lockstep
     max_sessions: int = 0  # evenly spread over the split; 0 walks all of them
     time_limit_seconds: float = 1800.0  # for one version
+    annual_min_days: int = 60  # Sharpe and Sortino ratios of fewer days are not told per year
     page: bool = True  # write the HTML page and its picture beside the JSON report
 
     def __post_init__(self) -> None:
@@ -24,6 +25,10 @@ class ValidationConfig:
             raise SettingsError(f"validation.lanes is {self.lanes}, expected 1 or more")
         if self.max_sessions < 0:
             raise SettingsError(f"validation.max_sessions is {self.max_sessions}, expected 0 (all) or more")
+        if self.annual_min_days < 2:
+            raise SettingsError(
+                f"validation.annual_min_days is {self.annual_min_days}, expected 2 or more days"
+            )
         if not self.time_limit_seconds > 0:
             raise SettingsError(
                 f"validation.time_limit_seconds is {self.time_limit_seconds}, expected a positive number"

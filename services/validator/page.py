@@ -13,6 +13,7 @@ from shared.environment.action import Action
 from shared.metrics.bootstrap import Interval
 from shared.metrics.equity import drawdown_curve
 from shared.metrics.monte_carlo import DRAWDOWN_PERCENTILES, MonteCarlo
+from shared.metrics.undefined import UNEXPLAINED, why
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,18 +159,19 @@ header p,li{color:var(--muted)}img{width:100%;border-radius:8px;background:#fff}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:0 32px}
 div.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
+.why{color:var(--muted);font-size:13px;font-weight:400;white-space:normal;line-height:1.3;display:inline-block}
 th{color:var(--muted);font-weight:500}th:first-child,td:first-child{text-align:left;white-space:normal}
 """
 
 
 def _cards(report: ValidationReport) -> Iterable[str]:
-    trades, daily = report.summary.trades, report.summary.daily
+    trades = report.summary.trades
     for name, value in (
         ("trades", f"{trades.num_trades:,}"),
         ("net pips", f"{report.net_pips:+,.1f}"),
-        ("expectancy, pips", _number(trades.expectancy_pips)),
-        ("SQN (100 trades)", _number(trades.sqn100)),
-        ("daily Sharpe", _number(daily.sharpe)),
+        ("expectancy, pips", _told(report, "trades.expectancy_pips")),
+        ("SQN (100 trades)", _told(report, "trades.sqn100")),
+        ("daily Sharpe", _told(report, "daily.sharpe")),
         ("drawdown, pips", f"{report.summary.max_drawdown_pips:,.1f}"),
     ):
         yield f'<div class="card"><b>{value}</b><span>{name}</span></div>'
@@ -178,14 +180,30 @@ def _cards(report: ValidationReport) -> Iterable[str]:
 def _trade_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     trades, intervals = report.summary.trades, report.summary.intervals
     return [
-        ("expectancy, pips", _number(trades.expectancy_pips), _interval(intervals.expectancy_pips)),
-        ("expectancy, R (mean loss)", _number(trades.expectancy_r), ""),
-        ("win rate", _percent(trades.win_rate), _interval(intervals.win_rate, 100.0, " %")),
-        ("profit factor", _number(trades.profit_factor), _interval(intervals.profit_factor)),
-        ("average win, pips", _number(trades.average_win_pips), ""),
-        ("average loss, pips", _number(trades.average_loss_pips), ""),
-        ("SQN, all trades", _number(trades.sqn), ""),
-        ("SQN, 100 trades", _number(trades.sqn100), _interval(intervals.sqn100)),
+        (
+            "expectancy, pips",
+            _told(report, "trades.expectancy_pips"),
+            _interval(intervals.expectancy_pips, why(report.undefined, "summary.intervals.expectancy_pips")),
+        ),
+        ("expectancy, R (mean loss)", _told(report, "trades.expectancy_r"), ""),
+        (
+            "win rate",
+            _percent(trades.win_rate, why(report.undefined, "summary.trades.win_rate")),
+            _interval(intervals.win_rate, why(report.undefined, "summary.intervals.win_rate"), 100.0, " %"),
+        ),
+        (
+            "profit factor",
+            _told(report, "trades.profit_factor"),
+            _interval(intervals.profit_factor, why(report.undefined, "summary.intervals.profit_factor")),
+        ),
+        ("average win, pips", _told(report, "trades.average_win_pips"), ""),
+        ("average loss, pips", _told(report, "trades.average_loss_pips"), ""),
+        ("SQN, all trades", _told(report, "trades.sqn"), ""),
+        (
+            "SQN, 100 trades",
+            _told(report, "trades.sqn100"),
+            _interval(intervals.sqn100, why(report.undefined, "summary.intervals.sqn100")),
+        ),
     ]
 
 
@@ -195,11 +213,19 @@ def _risk_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     return [
         ("maximum drawdown, pips", f"{summary.max_drawdown_pips:,.1f}"),
         ("maximum drawdown", _percent(summary.max_drawdown)),
-        ("daily Sharpe, Sortino", f"{_number(summary.daily.sharpe)}, {_number(summary.daily.sortino)}"),
-        ("safe-f", _number(safe_f.fraction if safe_f else None)),
-        ("DD95 at safe-f", _percent(safe_f.dd95 if safe_f else None)),
-        ("CAR25", _percent(safe_f.car25_percent if safe_f else None, 1.0)),
-        ("Kelly, continuous", _number(summary.sizing.kelly)),
+        ("daily Sharpe", _told(report, "daily.sharpe")),
+        ("daily Sortino", _told(report, "daily.sortino")),
+        ("safe-f", _told(report, "sizing.safe_f.fraction")),
+        ("DD95 at safe-f", _percent(safe_f.dd95 if safe_f else None, summary.sizing.reason)),
+        (
+            "CAR25",
+            _percent(
+                safe_f.car25_percent if safe_f else None,
+                why(report.undefined, "summary.sizing.safe_f.car25_percent"),
+                1.0,
+            ),
+        ),
+        ("Kelly, continuous", _told(report, "sizing.kelly")),
         ("recommended fraction", _number(summary.sizing.fraction)),
         ("because of", html.escape(summary.sizing.reason)),
     ]
@@ -208,8 +234,11 @@ def _risk_rows(report: ValidationReport) -> list[tuple[str, ...]]:
 def _honesty_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     return [
         ("versions tried on these days", f"{report.num_versions_tried:,}"),
-        ("deflated Sharpe ratio", _number(report.summary.daily.deflated_sharpe)),
-        ("probability of backtest overfitting", _number(report.overfitting)),
+        ("deflated Sharpe ratio", _told(report, "daily.deflated_sharpe")),
+        (
+            "probability of backtest overfitting",
+            _number(report.overfitting, why(report.undefined, "overfitting")),
+        ),
         ("years of data", f"{report.data_years:.2f}"),
         ("version to beat", "none" if report.incumbent is None else str(report.incumbent)),
     ]
@@ -218,11 +247,15 @@ def _honesty_rows(report: ValidationReport) -> list[tuple[str, ...]]:
 def _activity_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     spent = report.activity
     shares = spent.action_shares or ()
+    idle = why(report.undefined, "activity.exposure")
     return [
         ("decisions", f"{spent.num_decisions:,}"),
-        ("trade ratio", _percent(spent.trade_ratio)),
-        ("in a position", _percent(spent.exposure)),
-        ("units traded a day", _number(spent.turnover_per_day)),
+        ("trade ratio", _percent(spent.trade_ratio, idle)),
+        ("in a position", _percent(spent.exposure, idle)),
+        (
+            "units traded a day",
+            _number(spent.turnover_per_day, why(report.undefined, "activity.turnover_per_day")),
+        ),
         *((action.name, _percent(share)) for action, share in zip(Action, shares, strict=False)),
     ]
 
@@ -262,9 +295,9 @@ def _baseline_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         f"version {report.version}",
         f"{summary.trades.num_trades:,}",
         f"{report.net_pips:+,.1f}",
-        _number(summary.trades.expectancy_pips),
-        _number(summary.trades.sqn100),
-        _number(summary.daily.sharpe),
+        _told(report, "trades.expectancy_pips"),
+        _told(report, "trades.sqn100"),
+        _told(report, "daily.sharpe"),
         f"{summary.max_drawdown_pips:,.1f}",
     )
     return [
@@ -274,12 +307,12 @@ def _baseline_rows(report: ValidationReport) -> list[tuple[str, ...]]:
                 rule.name,
                 f"{rule.num_trades:,}",
                 f"{rule.net_pips:+,.1f}",
-                _number(rule.expectancy_pips),
-                _number(rule.sqn100),
-                _number(rule.sharpe),
+                _number(rule.expectancy_pips, why(report.undefined, f"baselines.{index}.expectancy_pips")),
+                _number(rule.sqn100, why(report.undefined, f"baselines.{index}.sqn100")),
+                _number(rule.sharpe, why(report.undefined, f"baselines.{index}.sharpe")),
                 f"{rule.max_drawdown_pips:,.1f}",
             )
-            for rule in report.baselines
+            for index, rule in enumerate(report.baselines)
         ),
     ]
 
@@ -291,10 +324,10 @@ def _month_rows(report: ValidationReport) -> list[tuple[str, ...]]:
             f"{month.num_days}",
             f"{month.pips:+,.1f}",
             f"{month.num_trades:,}",
-            _percent(month.win_rate),
-            _number(month.expectancy_pips),
+            _percent(month.win_rate, why(report.undefined, f"months.{index}.win_rate")),
+            _number(month.expectancy_pips, why(report.undefined, f"months.{index}.expectancy_pips")),
         )
-        for month in report.months
+        for index, month in enumerate(report.months)
     ]
 
 
@@ -306,18 +339,34 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     )
 
 
-def _number(value: float | None) -> str:
+def _told(report: ValidationReport, path: str) -> str:
+    """A number of the summary by its dotted path, or why it is not defined."""
+    value: object = report.summary
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    assert value is None or isinstance(value, int | float)
+    return _number(value, why(report.undefined, f"summary.{path}"))
+
+
+def _number(value: float | None, reason: str = UNEXPLAINED) -> str:
     if value is None:
-        return "–"
+        return _because(reason)
     return f"{value:,.3f}" if 0.0 < abs(value) < 1.0 else f"{value:,.2f}"
 
 
-def _percent(share: float | None, scale: float = 100.0) -> str:
-    return "–" if share is None else f"{scale * share:.1f} %"
+def _percent(share: float | None, reason: str = UNEXPLAINED, scale: float = 100.0) -> str:
+    return _because(reason) if share is None else f"{scale * share:.1f} %"
 
 
-def _interval(interval: Interval | None, scale: float = 1.0, unit: str = "") -> str:
-    return "–" if interval is None else f"{scale * interval.low:,.2f} to {scale * interval.high:,.2f}{unit}"
+def _interval(interval: Interval | None, reason: str, scale: float = 1.0, unit: str = "") -> str:
+    if interval is None:
+        return _because(reason)
+    return f"{scale * interval.low:,.2f} to {scale * interval.high:,.2f}{unit}"
+
+
+def _because(reason: str) -> str:
+    """What stands where a number is not defined."""
+    return f'<span class="why">{html.escape(reason)}</span>'
 
 
 def _day(moment: str) -> str:

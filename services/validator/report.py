@@ -22,7 +22,8 @@ from shared.market.bar import BAR_SECONDS, BarSeries
 from shared.metrics.equity import Month, max_drawdown_pips, sharpe
 from shared.metrics.honesty import backtest_overfitting
 from shared.metrics.summary import MetricsConfig, Summary, document
-from shared.metrics.trades import Activity, trade_statistics
+from shared.metrics.trades import NO_TRADE, Activity, trade_statistics
+from shared.metrics.undefined import reasons
 from shared.numeric import Float64, Int64
 
 SCHEMA_VERSION: Final = 2
@@ -31,6 +32,8 @@ SCHEMA_VERSION: Final = 2
 Purpose = Literal["service", "on-demand"]
 
 ON_DEMAND = "made on demand: only the validator service's own judgement opens a gate"
+
+_TOO_LITTLE_TO_CHOOSE = "one version alone, or fewer than 32 days"
 
 _YEAR_SECONDS = 365.25 * 86_400
 
@@ -74,6 +77,15 @@ class Comparison:
     sharpe: float | None  # daily, annualised
     max_drawdown_pips: float  # marked to market
 
+    def undefined(self) -> Mapping[str, str]:
+        """Why each number that is None is not defined."""
+        few = NO_TRADE if self.num_trades == 0 else "no losing trade, fewer than 2 trades, or all are equal"
+        return {
+            "expectancy_pips": NO_TRADE,
+            "sqn100": few,
+            "sharpe": "too few days to annualise, or all days are equal",
+        }
+
 
 @dataclass(frozen=True)
 class ValidationReport:
@@ -106,6 +118,7 @@ class ValidationReport:
     realised_pips: Float64  # [G] profit after each of the Monte Carlo fan's trades, as it happened
     days: Int64  # [D] since 1970-01-01; trading days
     daily_pips: Float64  # [D] marked to market
+    undefined: dict[str, str]  # why each number that is null is, by its dotted path
     standards: dict[str, object]  # settings by group, seeds among them
     code_version: str
 
@@ -161,6 +174,8 @@ def compose(
     verdict = judge(evidence(summary, data_years), incumbent, gate)
     if subject.purpose == "on-demand":
         verdict = Verdict(passed=(), reasons=(ON_DEMAND, *verdict.reasons))
+    compared = tuple(_compare(baseline, bars, metrics.annual_min_days) for baseline in baselines)
+    overfitting = backtest_overfitting(np.column_stack([history.daily_pips, evaluation.daily_pips]))
     return ValidationReport(
         schema_version=SCHEMA_VERSION,
         purpose=subject.purpose,
@@ -182,13 +197,20 @@ def compose(
         incumbent=incumbent.version if incumbent else None,
         summary=summary,
         activity=evaluation.activity,
-        overfitting=backtest_overfitting(np.column_stack([history.daily_pips, evaluation.daily_pips])),
+        overfitting=overfitting,
         num_versions_tried=len(history.versions) + 1,
-        baselines=tuple(_compare(baseline, bars) for baseline in baselines),
+        baselines=compared,
         months=evaluation.months,
         realised_pips=_realised(walked, summary),
         days=evaluation.days,
         daily_pips=evaluation.daily_pips,
+        undefined={
+            **reasons(summary, "summary"),
+            **reasons(evaluation.activity, "activity"),
+            **reasons(compared, "baselines"),
+            **reasons(evaluation.months, "months"),
+            **({"overfitting": _TOO_LITTLE_TO_CHOOSE} if overfitting is None else {}),
+        },
         standards=dict(subject.standards),
         code_version=installed_version("micro-stochastic-muzero"),
     )
@@ -214,7 +236,7 @@ def _realised(walked: Walk, summary: Summary) -> Float64:
     return profit[summary.monte_carlo[0].fan_trades]
 
 
-def _compare(baseline: Baseline, bars: BarSeries) -> Comparison:
+def _compare(baseline: Baseline, bars: BarSeries, min_days: int) -> Comparison:
     marked = mark_to_market(baseline.walk, bars)
     statistics = trade_statistics(baseline.walk.trades.columns.pips)
     return Comparison(
@@ -223,7 +245,7 @@ def _compare(baseline: Baseline, bars: BarSeries) -> Comparison:
         expectancy_pips=statistics.expectancy_pips,
         net_pips=statistics.total_pips,
         sqn100=statistics.sqn100,
-        sharpe=sharpe(marked.daily_pips),
+        sharpe=sharpe(marked.daily_pips) if len(marked.days) >= min_days else None,
         max_drawdown_pips=max_drawdown_pips(marked.equity_pips),
     )
 

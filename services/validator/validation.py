@@ -45,7 +45,11 @@ class Standards:
     @property
     def metrics(self) -> MetricsConfig:
         """How trade lists are judged."""
-        return MetricsConfig(monte_carlo=self.monte_carlo, sizing=self.sizing)
+        return MetricsConfig(
+            annual_min_days=self.validation.annual_min_days,
+            monte_carlo=self.monte_carlo,
+            sizing=self.sizing,
+        )
 
     def document(self) -> dict[str, object]:
         """Every setting that a judgement depends on, seeds included, as the report and the record hold it."""

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 from shared.errors import DataError
+from shared.metrics.rounding import mean_over_deviation
 from shared.metrics.trades import SQN_CAP
 from shared.numeric import Float64, kernel, parallel_kernel
 
@@ -144,7 +145,7 @@ def optimal_block_length(values: Float64) -> float:
     Source: Politis and White 2004, corrected by Patton, Politis and White 2009.
     """
     num = len(values)
-    if num < _MIN_VALUES_FOR_BLOCKS or np.ptp(values) == 0.0:
+    if num < _MIN_VALUES_FOR_BLOCKS or mean_over_deviation(values) is None:
         return 1.0
     centred = values - values.mean()
     max_lag = min(math.ceil(math.sqrt(num)) + _QUIET_LAGS, num - 2)

@@ -6,6 +6,7 @@ and Sortino do not depend on that equity, while drawdown as a fraction does.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy.typing as npt
 
 from shared.environment.trade import TradeColumns, TradeLog
 from shared.errors import DataError
-from shared.metrics.trades import expectancy, win_rate
+from shared.metrics.rounding import mean_over_deviation, settled
+from shared.metrics.trades import NO_TRADE, expectancy, win_rate
 from shared.numeric import Float64, Int64, kernel, require_shape
 
 #: Trading days a year, by which daily ratios are annualised.
@@ -117,11 +119,10 @@ def sharpe(returns: Float64, periods_per_year: float = DAYS_PER_YEAR) -> float |
         returns: `[D]`, a value a period, periods without a trade included as 0.
         periods_per_year: k; 1 gives the ratio per period.
     Returns:
-        None for fewer than two periods or periods that are all equal.
+        None for fewer than two periods or periods that are all equal but for rounding.
     """
-    if len(returns) < 2 or np.ptp(returns) == 0.0:
-        return None
-    return float(returns.mean() / returns.std(ddof=1) * math.sqrt(periods_per_year))
+    ratio = mean_over_deviation(returns)
+    return None if ratio is None else ratio * math.sqrt(periods_per_year)
 
 
 def sortino(returns: Float64, periods_per_year: float = DAYS_PER_YEAR, target: float = 0.0) -> float | None:
@@ -130,11 +131,19 @@ def sortino(returns: Float64, periods_per_year: float = DAYS_PER_YEAR, target: f
     Returns:
         None without a period below the target.
     """
-    excess = returns - target
+    excess = settled(returns - target)
     if not (excess < 0.0).any():
         return None
-    downside = math.sqrt(float(np.mean(np.minimum(excess, 0.0) ** 2)))
-    return float(excess.mean()) / downside * math.sqrt(periods_per_year)
+    scaled = excess / np.abs(excess).max()  # squares of very small or large values lose their digits
+    downside = math.sqrt(float(np.mean(np.minimum(scaled, 0.0) ** 2)))
+    return float(scaled.mean()) / downside * math.sqrt(periods_per_year)
+
+
+def why_not_annualised(num_days: float, min_days: int) -> str | None:
+    """Why a ratio of so few days is not told per year; None where there are enough."""
+    if num_days >= min_days:
+        return None
+    return f"{num_days:.0f} day{'' if round(num_days) == 1 else 's'}: fewer than {min_days}, not annualised"
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,10 @@ class Month:
     num_trades: int  # left in this month
     win_rate: float | None
     expectancy_pips: float | None
+
+    def undefined(self) -> Mapping[str, str]:
+        """Why each number that is None is not defined."""
+        return {"win_rate": NO_TRADE, "expectancy_pips": NO_TRADE}
 
 
 def months(days: Int64, pips: Float64, exit_days: Int64, trade_pips: Float64) -> tuple[Month, ...]:

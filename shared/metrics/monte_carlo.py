@@ -27,6 +27,9 @@ FAN_PERCENTILES = (5, 25, 50, 75, 95)
 #: Percentiles by which the distribution of maximum drawdowns is told.
 DRAWDOWN_PERCENTILES = (5, 25, 50, 75, 95, 99)
 
+#: More runs change no digit that is shown, and a fan of each is kept in memory.
+MAX_RUNS = 100_000
+
 #: The fan is told at no more than so many points, evenly spaced over the trades.
 _FAN_POINTS = 51
 
@@ -48,9 +51,14 @@ class MonteCarloConfig:
             SettingsError: names the field, its value and what is right.
         """
         for name, value, right, wanted in (
-            ("runs", self.runs, self.runs >= 1, "at least 1"),
+            ("runs", self.runs, 1 <= self.runs <= MAX_RUNS, f"1 to {MAX_RUNS:,}"),
             ("seed", self.seed, self.seed >= 0, "not negative"),
-            ("starting_equity_pips", self.starting_equity_pips, self.starting_equity_pips > 0, "positive"),
+            (
+                "starting_equity_pips",
+                self.starting_equity_pips,
+                1.0 <= self.starting_equity_pips <= 1e12,
+                "1 to 1e12 pips",
+            ),
             ("ruin_loss", self.ruin_loss, 0 < self.ruin_loss <= 1, "in (0, 1]"),
             (
                 "mean_block_trades",

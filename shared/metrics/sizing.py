@@ -13,6 +13,7 @@ import numpy as np
 from shared.errors import SettingsError
 from shared.metrics.bootstrap import Resampling, optimal_block_length, resample
 from shared.metrics.equity import DAYS_PER_YEAR
+from shared.metrics.rounding import mean_over_deviation, settled
 from shared.numeric import Float64, parallel_kernel
 
 
@@ -37,11 +38,11 @@ class SizingConfig:
             SettingsError: names the field, its value and what is right.
         """
         for name, value, right, wanted in (
-            ("horizon_days", self.horizon_days, self.horizon_days >= 1, "at least 1"),
+            ("horizon_days", self.horizon_days, 1 <= self.horizon_days <= 25_200, "1 to 25,200 (a century)"),
             ("drawdown_tolerance", self.drawdown_tolerance, 0 < self.drawdown_tolerance < 1, "in (0, 1)"),
             ("tail", self.tail, 0 < self.tail < 1, "in (0, 1)"),
-            ("curves", self.curves, self.curves >= 1, "at least 1"),
-            ("repeats", self.repeats, self.repeats >= 1, "at least 1"),
+            ("curves", self.curves, 1 <= self.curves <= 100_000, "1 to 100,000"),
+            ("repeats", self.repeats, 1 <= self.repeats <= 1_000, "1 to 1,000"),
             ("seed", self.seed, self.seed >= 0, "not negative"),
             ("max_fraction", self.max_fraction, self.max_fraction > 0, "positive"),
             ("min_periods", self.min_periods, self.min_periods >= 2, "at least 2"),
@@ -192,6 +193,7 @@ def kelly_discrete(trade_pips: Float64) -> float | None:
     The risk is the mean loss, b the mean win over it and p the chance to win among the trades that
     win or lose. Negative where there is no edge; None without a win or without a loss.
     """
+    trade_pips = settled(trade_pips)
     wins, losses = trade_pips[trade_pips > 0], trade_pips[trade_pips < 0]
     if not len(wins) or not len(losses):
         return None
@@ -201,9 +203,8 @@ def kelly_discrete(trade_pips: Float64) -> float | None:
 
 def kelly_continuous(gains: Float64) -> float | None:
     """Kelly's fraction mean / variance of gains per period; None without a spread among them."""
-    if len(gains) < 2 or np.ptp(gains) == 0.0:
-        return None
-    return float(gains.mean() / gains.var(ddof=1))
+    ratio = mean_over_deviation(gains)
+    return None if ratio is None else ratio / float(gains.std(ddof=1))
 
 
 def size(gains: Float64, config: SizingConfig) -> Sizing:
@@ -219,7 +220,7 @@ def size(gains: Float64, config: SizingConfig) -> Sizing:
     kelly = kelly_continuous(gains)
     if len(gains) < config.min_periods:
         return Sizing(None, None, kelly, 0.0, f"{len(gains)} periods, fewer than {config.min_periods}")
-    if not (gains < 0.0).any():
+    if not (settled(gains) < 0.0).any():
         return Sizing(None, None, kelly, 0.0, "no losing period: the risk is not known")
     smaller, larger = sorted(
         (risk_normalize(gains, resampling, config) for resampling in Resampling),

@@ -1,18 +1,30 @@
 """All that is said of one trade list: what the validator reports and `metrics` prints."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from shared.errors import SettingsError
 from shared.metrics.bootstrap import Resampling, TradeIntervals, optimal_block_length, trade_intervals
-from shared.metrics.equity import max_drawdown, max_drawdown_pips, sharpe, sortino
+from shared.metrics.equity import (
+    DAYS_PER_YEAR,
+    max_drawdown,
+    max_drawdown_pips,
+    sharpe,
+    sortino,
+    why_not_annualised,
+)
 from shared.metrics.honesty import deflated_sharpe
 from shared.metrics.monte_carlo import MonteCarlo, MonteCarloConfig, simulate
+from shared.metrics.rounding import settled
 from shared.metrics.sizing import Sizing, SizingConfig, kelly_discrete, size
 from shared.metrics.trades import TradeStatistics, r_multiples, trade_statistics
 from shared.numeric import Float64
+
+NO_TIMES: Final = "no times given, so there are no days"
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,7 @@ class MetricsConfig:
 
     confidence: float = 0.95  # of the bootstrap intervals
     interval_runs: int = 1000
+    annual_min_days: int = 60  # ratios of fewer days are not told per year
     monte_carlo: MonteCarloConfig = field(default_factory=MonteCarloConfig)
     sizing: SizingConfig = field(default_factory=SizingConfig)
 
@@ -34,17 +47,31 @@ class MetricsConfig:
             raise SettingsError(f"metrics.confidence is {self.confidence}: expected a number in (0, 1)")
         if self.interval_runs < 1:
             raise SettingsError(f"metrics.interval_runs is {self.interval_runs}: expected at least 1")
+        if self.annual_min_days < 2:
+            raise SettingsError(f"metrics.annual_min_days is {self.annual_min_days}: expected at least 2")
 
 
 @dataclass(frozen=True)
 class DailyStatistics:
     """Ratios of daily returns, annualised by 252 days; None where undefined."""
 
-    num_days: int
+    num_days: int  # 0 where no times are given
     sharpe: float | None
     sortino: float | None
     deflated_sharpe: float | None  # over the trials it was chosen from
     num_trials: int
+    reason: str | None  # why neither ratio is told per year; None where there are enough days
+
+    def undefined(self) -> Mapping[str, str]:
+        """Why each number that is None is not defined."""
+        names = [item.name for item in dataclasses.fields(self)]
+        reasons = dict.fromkeys(names, "the ratio's variance is not defined")
+        if self.num_days < 2:
+            reasons |= dict.fromkeys(names, NO_TIMES if self.num_days == 0 else "1 day: fewer than 2")
+        return reasons | {
+            "sharpe": self.reason or "all days are equal",
+            "sortino": self.reason or "no losing day",
+        }
 
 
 @dataclass(frozen=True)
@@ -64,10 +91,11 @@ class Summary:
 def summarise(
     pips: Float64,
     equity_pips: Float64,
-    daily_pips: Float64,
+    daily_pips: Float64 | None,
     config: MetricsConfig,
     *,
     risk_pips: Float64 | None = None,
+    trades_per_year: float | None = None,
     earlier_ratios: Float64 | None = None,
 ) -> Summary:
     """Judge a trade list.
@@ -75,19 +103,27 @@ def summarise(
     Args:
         pips: `[N]` trades in time order, out of sample, net of all costs.
         equity_pips: `[T]` profit so far, marked to market.
-        daily_pips: `[D]` profit of each trading day, days without a trade included.
+        daily_pips: `[D]` profit of each trading day, days without a trade included; None where the
+            trades have no times: then nothing is told per day or year.
         config: runs, seeds, account, tolerances.
         risk_pips: `[N]` what each trade risked; None takes the mean absolute loss.
+        trades_per_year: annualises the ratios of trades without times.
         earlier_ratios: `[V]` Sharpe ratio per day of every other trial that this one was chosen among.
     Raises:
         DataError: a trade or a risk is not a usable number.
     """
     account = config.monte_carlo.starting_equity_pips
-    returns = daily_pips / account
+    statistics = trade_statistics(pips, risk_pips)
+    pips = settled(pips)
+    returns = np.zeros(0) if daily_pips is None else daily_pips / account
     own = sharpe(returns, periods_per_year=1)
     others = np.zeros(0) if earlier_ratios is None else earlier_ratios
     ratios = others if own is None else np.append(others, own)
-    statistics = trade_statistics(pips, risk_pips)
+    per_year = DAYS_PER_YEAR if trades_per_year is None else trades_per_year
+    periods = returns if trades_per_year is None else pips / account
+    reason = why_not_annualised(len(periods) * DAYS_PER_YEAR / per_year, config.annual_min_days)
+    if daily_pips is None and trades_per_year is None:
+        reason = NO_TIMES
     return Summary(
         trades=statistics,
         intervals=trade_intervals(
@@ -100,15 +136,18 @@ def summarise(
         ),
         daily=DailyStatistics(
             num_days=len(returns),
-            sharpe=sharpe(returns),
-            sortino=sortino(returns),
+            sharpe=None if reason else sharpe(periods, per_year),
+            sortino=None if reason else sortino(periods, per_year),
             deflated_sharpe=deflated_sharpe(returns, ratios),
             num_trials=max(len(ratios), 1),
+            reason=reason,
         ),
         max_drawdown_pips=max_drawdown_pips(equity_pips),
         max_drawdown=max_drawdown(equity_pips, account),
         kelly_discrete=kelly_discrete(pips),
-        sizing=size(returns, config.sizing),
+        sizing=Sizing(None, None, None, 0.0, NO_TIMES)
+        if daily_pips is None
+        else size(returns, config.sizing),
         monte_carlo=tuple(simulate(pips, way, config.monte_carlo) for way in Resampling) if len(pips) else (),
     )
 

@@ -4,16 +4,26 @@ A number that the trades do not define (no loss to divide by, no spread to divid
 trades) is None, never infinite and never zero in its place.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from shared.environment.action import NUM_ACTIONS, Action
 from shared.errors import DataError, ShapeError
+from shared.metrics.rounding import mean_over_deviation, settled
 from shared.numeric import Float64, Int64, require_shape
 
 #: Van Tharp's cap: more trades than these do not make a system better.
 SQN_CAP = 100
+
+#: Beyond this no trade is one: a hundred times the price of a pound in yen, in pips.
+MAX_TRADE_PIPS: Final = 1e6
+
+NO_TRADE: Final = "no trade"
+NO_WIN: Final = "no winning trade"
+NO_LOSS: Final = "no losing trade"
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,34 @@ class TradeStatistics:
     sqn: float | None
     sqn100: float | None
 
+    def undefined(self) -> Mapping[str, str]:
+        """Why each number that is None is not defined."""
+        if self.num_trades == 0:
+            return dict.fromkeys(_UNDEFINED_WITHOUT_TRADES, NO_TRADE)
+        no_risk = f"{NO_LOSS}, so the risk of a trade is not known"
+        no_spread = "1 trade: fewer than 2" if self.num_trades == 1 else "all trades are equal"
+        sqn_reason = no_risk if self.expectancy_r is None else no_spread
+        return {
+            "profit_factor": NO_LOSS,
+            "average_win_pips": NO_WIN,
+            "average_loss_pips": NO_LOSS,
+            "expectancy_r": no_risk,
+            "sqn": sqn_reason,
+            "sqn100": sqn_reason,
+        }
+
+
+_UNDEFINED_WITHOUT_TRADES: Final = (
+    "expectancy_pips",
+    "win_rate",
+    "profit_factor",
+    "average_win_pips",
+    "average_loss_pips",
+    "expectancy_r",
+    "sqn",
+    "sqn100",
+)
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -42,6 +80,11 @@ class Activity:
     exposure: float | None  # share of bars spent in a position
     turnover_per_day: float | None  # units bought or sold a trading day; a round trip is two
 
+    def undefined(self) -> Mapping[str, str]:
+        """Why each number that is None is not defined."""
+        names = ("trade_ratio", "action_shares", "exposure", "turnover_per_day")
+        return dict.fromkeys(names, "no decision" if self.num_decisions == 0 else "no trading day")
+
 
 def trade_statistics(pips: Float64, risk_pips: Float64 | None = None) -> TradeStatistics:
     """All of the above for trades `[N]` in pips; `risk_pips` as in `r_multiples`.
@@ -50,6 +93,7 @@ def trade_statistics(pips: Float64, risk_pips: Float64 | None = None) -> TradeSt
         DataError: a trade or a risk is not a usable number.
     """
     require_trades(pips)
+    pips = settled(pips)
     r = r_multiples(pips, risk_pips)
     return TradeStatistics(
         num_trades=len(pips),
@@ -66,16 +110,18 @@ def trade_statistics(pips: Float64, risk_pips: Float64 | None = None) -> TradeSt
 
 
 def require_trades(pips: Float64) -> None:
-    """Check that trades are `[N]` finite numbers.
+    """Check that trades are `[N]` finite numbers of a possible size.
 
     Raises:
         ShapeError: more than one axis.
-        DataError: a value is NaN or infinite; names the trade.
+        DataError: a value is NaN, infinite or too large; names the trade.
     """
     require_shape("pips", pips, None)
-    if not np.isfinite(pips).all():
-        row = int(np.flatnonzero(~np.isfinite(pips))[0])
-        raise DataError(f"trade {row} has {pips[row]} pips: expected a finite number")
+    possible = np.abs(pips) <= MAX_TRADE_PIPS
+    if not possible.all():
+        row = int(np.flatnonzero(~possible)[0])
+        wanted = f"a number between -{MAX_TRADE_PIPS:,.0f} and {MAX_TRADE_PIPS:,.0f}"
+        raise DataError(f"trade {row} has {pips[row]} pips: expected {wanted}")
 
 
 def expectancy(pips: Float64) -> float | None:
@@ -85,11 +131,12 @@ def expectancy(pips: Float64) -> float | None:
 
 def win_rate(pips: Float64) -> float | None:
     """Share of trades that ended above zero; a trade of exactly zero is no win. None without a trade."""
-    return float((pips > 0).mean()) if len(pips) else None
+    return float((settled(pips) > 0).mean()) if len(pips) else None
 
 
 def profit_factor(pips: Float64) -> float | None:
     """Sum of the wins over the absolute sum of the losses; None without a loss."""
+    pips = settled(pips)
     losses = -float(pips[pips < 0].sum())
     return float(pips[pips > 0].sum()) / losses if losses > 0 else None
 
@@ -108,7 +155,7 @@ def r_multiples(pips: Float64, risk_pips: Float64 | None = None) -> Float64 | No
         DataError: a risk is not a positive number.
     """
     if risk_pips is None:
-        losses = pips[pips < 0]
+        losses = pips[settled(pips) < 0]
         return pips / -losses.mean() if len(losses) else None
     if risk_pips.shape != pips.shape:
         raise ShapeError("risk_pips", risk_pips.shape, pips.shape)
@@ -128,10 +175,11 @@ def sqn(r: Float64, cap: int | None = None) -> float | None:
         None for fewer than two trades or trades that are all equal.
     Source: Van Tharp, Definitive Guide to Position Sizing (2008).
     """
-    if len(r) < 2 or np.ptp(r) == 0.0:
+    ratio = mean_over_deviation(r)
+    if ratio is None:
         return None
     num_trades = len(r) if cap is None else min(len(r), cap)
-    return float(np.sqrt(num_trades) * r.mean() / r.std(ddof=1))
+    return float(np.sqrt(num_trades)) * ratio
 
 
 def activity(action_counts: Int64, bars_in_position: int, num_trades: int, num_days: int) -> Activity:

@@ -6,7 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.metrics import metrics, read_trades
+from cli.metrics import metrics
+from cli.trade_file import read_trades
 from shared.errors import FormatError, SettingsError
 
 app = typer.Typer()
@@ -47,8 +48,25 @@ def test_every_metric_of_a_list_of_pips(tmp_path: Path) -> None:
     assert document["max_drawdown_pips"] == 8.0
     assert document["kelly_discrete"] == pytest.approx(0.6 - 0.4 / 2.0)
     assert [paths["resampling"] for paths in document["monte_carlo"]] == ["iid", "block"]
-    assert document["daily"]["num_days"] == 6
-    assert "each trade counts as a day" in document["days"]
+    assert document["days"] == "no times given, so there are no days"
+    daily = {name: document["daily"][name] for name in ("num_days", "sharpe", "sortino")}
+    assert daily == {"num_days": 0, "sharpe": None, "sortino": None}
+    assert document["sizing"]["safe_f"] is None
+    assert document["undefined"]["daily.sharpe"] == document["undefined"]["sizing.safe_f"] == document["days"]
+
+
+def test_trades_a_year_annualise_trades_without_times(tmp_path: Path) -> None:
+    """Six trades at 25 a year are sixty days of 252."""
+    path = written(tmp_path, PIPS)
+    document = judged(path, "--trades-per-year", 25)
+    assert document["daily"]["sharpe"] == pytest.approx(4.0 / 104.0**0.5 * 25**0.5)
+    assert document["daily"]["sortino"] == pytest.approx(4.0 / (80.0 / 6) ** 0.5 * 25**0.5)
+    assert document["sizing"]["safe_f"] is None
+    many = judged(path, "--trades-per-year", 26)
+    assert many["undefined"]["daily.sharpe"] == "58 days: fewer than 60, not annualised"
+    timed = written(tmp_path, "pips,time\n1,2024-03-08T21:58:00Z\n")
+    with pytest.raises(SettingsError, match="is for files without times"):
+        judged(timed, "--trades-per-year", 25)
 
 
 def test_given_risk_and_time(tmp_path: Path) -> None:
@@ -91,7 +109,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 def test_the_tables_tell_it_in_words(tmp_path: Path) -> None:
     text = run(written(tmp_path, PIPS))
-    for word in ("expectancy_pips", "profit_factor", "mean absolute loss", "Monte Carlo", "fewer than 30"):
+    for word in ("expectancy_pips", "profit_factor", "mean absolute loss", "Monte Carlo", "no times given"):
         assert word in text
 
 
@@ -103,7 +121,20 @@ def test_the_tables_tell_it_in_words(tmp_path: Path) -> None:
         ("pips\n", r"trades\.csv: no trade"),
         ("pips\n1\nmany\n", r"trades\.csv:3: pips is 'many', expected a number"),
         ("pips\nnan\n", r"trades\.csv:2: pips is 'nan'"),
-        ("a,pips\n1\n", r"trades\.csv:2: pips is None"),
+        ("pips\n1\n\n1_0\n", r"trades\.csv:4: pips is '1_0', expected a number"),
+        ('pips\n"1,5"\n', r"trades\.csv:2: pips is '1,5', expected a number with a decimal point"),
+        (
+            "pips\n1e300\n",
+            r"trades\.csv:2: pips is 1e300, expected a number between -1,000,000 and 1,000,000",
+        ),
+        ("pips\n1e309\n", r"trades\.csv:2: pips is 1e309, expected a number between"),
+        ("a,pips\n1\n", r"trades\.csv:2: 1 cells, the header has 2 columns"),
+        ("pips,a\n1,2\n1,2,3\n", r"trades\.csv:3: 3 cells, the header has 2 columns"),
+        ("pips,a,Pips\n1,2,3\n", r"trades\.csv:1: column 'pips' is there more than once"),
+        ("pips;time\n1;2\n", r"trades\.csv:1: no column 'pips' .* separated by ';', expected commas"),
+        ("pips,time\n1,1709971200000\n", r"trades\.csv:2: time is '1709971200000', .* like milliseconds"),
+        ("pips,time\n1,0001-01-01\n", r"trades\.csv:2: time is '0001-01-01', .* years 1970 to 2099"),
+        ("pips,time\n1,9999-12-31\n", r"trades\.csv:2: time is '9999-12-31', .* years 1970 to 2099"),
         ("pips,risk\n1,0\n", r"trades\.csv:2: risk is '0', expected a positive number"),
         ("pips,time\n1,noon\n", r"trades\.csv:2: time is 'noon', expected ISO 8601"),
     ],
@@ -111,6 +142,19 @@ def test_the_tables_tell_it_in_words(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_refused_by_line(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(FormatError, match=reason):
         read_trades(written(tmp_path, text))
+
+
+def test_trades_while_the_market_is_closed_are_warned_of(
+    tmp_path: Path,
+) -> None:
+    """Saturday noon is; the last minute of Friday, its close and Sunday's open are not."""
+    open_ = "pips,time\n1,2024-03-08T21:59:00Z\n1,2024-03-08T22:00:00Z\n-1,2024-03-10T21:00:00Z\n"
+    assert read_trades(written(tmp_path, open_)).warnings == ()
+    closed = written(tmp_path, open_ + "1,2024-03-09T12:00:00Z\n1,2024-03-10T20:59:00Z\n")
+    (warning,) = judged(closed)["warnings"]
+    assert warning.startswith(
+        "2 of 5 trades were left while the market is closed, the first in line 5 (2024-03-09"
+    )
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -128,3 +172,7 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
         run(written(tmp_path, PIPS), "--equity", 0)
     with pytest.raises(SettingsError, match="runs"):
         run(written(tmp_path, PIPS), "--runs", 0)
+    with pytest.raises(SettingsError, match="runs is 100000000: expected 1 to 100,000"):
+        run(written(tmp_path, PIPS), "--runs", 100_000_000)
+    with pytest.raises(SettingsError, match="starting_equity_pips is 1e-300: expected 1 to 1e12"):
+        run(written(tmp_path, PIPS), "--equity", 1e-300)

@@ -1,11 +1,13 @@
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from services.validator.page import page, picture
 from services.validator.report import ValidationReport, report_document, write_report
@@ -14,7 +16,11 @@ from services.validator.validation import Provenance, Validator, announcement_of
 from shared.adapters.validations import ValidationStore
 from shared.errors import DataError
 from shared.market.session import Split
+from shared.metrics.summary import summarise
+from shared.metrics.undefined import UNEXPLAINED, reasons
 from tests.services.validator.cases import STANDARDS, agent, small_dataset, starts
+from tests.services.validator.report_schema import PATH, report_schema
+from tests.services.validator.test_evaluate import METRICS
 
 SERVICE = Provenance("cd" * 32, "service")
 
@@ -50,6 +56,70 @@ def test_a_report_is_json_without_nan(report: ValidationReport, tmp_path: Path) 
     assert read["baselines"][0]["name"] == "flat"
     assert read["num_sessions"] == read["num_sessions_in_split"] == len(starts())
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_report_is_of_the_published_schema(validator: Validator, report: ValidationReport) -> None:
+    published = json.loads(PATH.read_text())
+    assert published == report_schema(), "run `python -m tests.services.validator.report_schema`"
+    Draft202012Validator.check_schema(published)
+    reports = [report, validator.validate(agent(2), Provenance("cd" * 32)), idle(report)]
+    for document in [json.loads(json.dumps(report_document(whole), allow_nan=False)) for whole in reports]:
+        Draft202012Validator(published).validate(document)
+        for wrong in ({"weights_sha256": None}, {"purpose": "audit"}, {"more": 1}, {"daily_pips": ["1"]}):
+            assert not Draft202012Validator(published).is_valid({**document, **wrong})
+        del document["standards"]
+        assert not Draft202012Validator(published).is_valid(document)
+
+
+def test_every_number_that_is_null_has_its_reason_in_words(
+    validator: Validator, report: ValidationReport
+) -> None:
+    """And no other has one."""
+    for whole in (report, idle(report)):
+        document = report_document(whole)
+        judged = {
+            name: document[name] for name in ("summary", "activity", "baselines", "months", "overfitting")
+        }
+        nulls = {path for path in paths_of_nulls(judged) if not path.endswith("reason")}
+        assert set(whole.undefined) == nulls
+        assert UNEXPLAINED not in whole.undefined.values()
+    assert (
+        report.undefined["summary.daily.sharpe"] == f"{len(report.days)} days: fewer than 60, not annualised"
+    )
+    assert idle(report).undefined["summary.trades.win_rate"] == "no trade"
+
+
+def paths_of_nulls(value: object, path: str = "") -> Iterator[str]:
+    """By walking the JSON document, not the dataclasses."""
+    if value is None:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        yield from paths_of_nulls(item, f"{path}.{name}" if path else str(name))
+
+
+def idle(report: ValidationReport) -> ValidationReport:
+    """The report of a version that never trades."""
+    nothing = np.zeros(len(report.days))
+    summary = summarise(np.zeros(0), nothing, nothing, METRICS)
+    months = tuple(
+        replace(month, pips=0.0, num_trades=0, win_rate=None, expectancy_pips=None) for month in report.months
+    )
+    activity = replace(report.activity, turnover_per_day=0.0, trade_ratio=0.0, exposure=0.0)
+    kept = {
+        path: reason
+        for path, reason in report.undefined.items()
+        if not path.startswith(("summary", "months"))
+    }
+    return replace(
+        report,
+        summary=summary,
+        activity=activity,
+        realised_pips=np.zeros(0),
+        daily_pips=nothing,
+        months=months,
+        undefined={**kept, **reasons(summary, "summary"), **reasons(months, "months")},
+    )
 
 
 def test_a_report_holds_every_setting_that_it_depends_on(report: ValidationReport) -> None:
@@ -168,15 +238,8 @@ def test_the_page_is_whole_and_needs_nothing_else(report: ValidationReport, tmp_
 
 
 def test_a_version_that_never_trades_has_a_page_too(report: ValidationReport) -> None:
-    from shared.metrics.summary import summarise
-    from tests.services.validator.test_evaluate import METRICS
-
-    nothing = np.zeros(len(report.days))
-    flat = replace(
-        report,
-        summary=summarise(np.zeros(0), nothing, nothing, METRICS),
-        realised_pips=np.zeros(0),
-        daily_pips=nothing,
-        months=tuple(replace(month, pips=0.0, win_rate=None) for month in report.months),
-    )
-    assert "–" in page(flat, picture(flat))
+    flat = idle(report)
+    text = page(flat, picture(flat))
+    assert '<span class="why">no trade</span>' in text
+    assert "not annualised" in text
+    assert "–" not in text

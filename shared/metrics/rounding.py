@@ -1,0 +1,38 @@
+"""When numbers count as equal or as zero: profits are differences of prices and carry rounding errors.
+
+Forty wins of 6 pips computed from prices differ by 1e-12 of each other. Dividing by such a deviation gives
+a Sharpe ratio of 1e14, so one rule for all of `shared.metrics` says what is only rounding.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from shared.numeric import Float64
+
+#: Relative to the largest value; prices are exact to 1e-16 and their differences to about 1e-12 of a pip.
+ROUNDING: Final = 1e-9
+
+
+def settled(values: Float64) -> Float64:
+    """The values, those that differ from zero by rounding only being exactly zero."""
+    if not len(values):
+        return values
+    noise = ROUNDING * np.abs(values).max()
+    return np.where(np.abs(values) <= noise, 0.0, values)
+
+
+def mean_over_deviation(values: Float64) -> float | None:
+    """Mean over standard deviation, which has one degree of freedom less; the same for values of any scale.
+
+    Returns:
+        None for fewer than two values, or values that are all equal but for rounding.
+    """
+    if len(values) < 2:
+        return None
+    largest = float(np.abs(values).max())
+    if not 0.0 < largest < np.inf:
+        return None
+    scaled = values / largest
+    deviation = float(scaled.std(ddof=1))
+    return float(scaled.mean()) / deviation if deviation > ROUNDING else None

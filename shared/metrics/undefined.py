@@ -1,0 +1,68 @@
+"""Why a number is undefined, in words, for every None of a result: reports, pages and documents show them.
+
+A dataclass explains its own fields by `undefined()`, which maps a field to its reason, or by a field
+`reason` for all of them. What neither explains is in the table here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Final, Protocol, runtime_checkable
+
+#: What is shown where no reason is known; a test keeps it from being needed.
+UNEXPLAINED: Final = "not defined"
+
+_WHY: Final[Mapping[tuple[str, str], str]] = {
+    ("Sizing", "kelly"): "no days, fewer than 2, or all days are equal",
+    ("SafeF", "fraction_sd"): "a single repeat has no deviation",
+    ("SafeF", "car25_percent"): "a quarter of the resampled accounts is ruined",
+    ("SafeF", "car25_sd"): "a single repeat, or a quarter of the resampled accounts is ruined",
+    ("TradeIntervals", "expectancy_pips"): "fewer than 2 trades",
+    ("TradeIntervals", "win_rate"): "fewer than 2 trades",
+    ("TradeIntervals", "profit_factor"): "fewer than 2 trades, or a resampled list has no losing trade",
+    ("TradeIntervals", "sqn100"): "fewer than 2 trades, or the trades of a resampled list are all equal",
+    ("Summary", "kelly_discrete"): "no losing or no winning trade",
+}
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """A result that knows why its numbers are undefined."""
+
+    def undefined(self) -> Mapping[str, str]:
+        """The reason of each field that may be None."""
+
+
+def reasons(value: object, path: str = "") -> dict[str, str]:
+    """Why each None in a result is one, by its dotted path; an index stands for an item of a tuple.
+
+    Args:
+        value: a dataclass, a tuple of them, or a plain value.
+        path: of the value itself.
+    """
+    if isinstance(value, tuple):
+        items = {str(index): item for index, item in enumerate(value)}
+        own: Mapping[str, str] = {}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        own = value.undefined() if isinstance(value, Explained) else {}
+    else:
+        return {}
+    general = items.pop("reason", None)
+    found: dict[str, str] = {}
+    for name, item in items.items():
+        here = f"{path}.{name}" if path else name
+        if item is None:
+            table = _WHY.get((type(value).__name__, name))
+            found[here] = own.get(name) or table or general or UNEXPLAINED
+        else:
+            found |= reasons(item, here)
+    return found
+
+
+def why(undefined: Mapping[str, str], path: str) -> str:
+    """The reason of a number: its own, or that of what it belongs to."""
+    while path:
+        if path in undefined:
+            return undefined[path]
+        path = path.rpartition(".")[0]
+    return UNEXPLAINED
