@@ -124,9 +124,9 @@ def page(report: ValidationReport, png: bytes) -> str:
     )
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in report.reasons)
     body = f"""<header><h1>Version {report.version} {gates}</h1>
-<p>{html.escape(report.instrument)}, {html.escape(report.split)} split: {report.num_sessions:,} sessions from
+<p>{html.escape(report.instrument)}, {html.escape(report.split)} split: {_sessions(report)} from
 {_day(report.first_bar_at)} to {_day(report.last_bar_at)}; judged {html.escape(report.created_at)}
-in {report.seconds:.1f} s.</p></header>
+in {report.seconds:.1f} s.{_superseded(report)}</p></header>
 {f"<ul>{reasons}</ul>" if reasons else ""}
 <section class="cards">{"".join(_cards(report))}</section>
 <img alt="Equity fan, drawdown and monthly pips" src="data:image/png;base64,{base64.b64encode(png).decode()}">
@@ -138,7 +138,8 @@ in {report.seconds:.1f} s.</p></header>
 </div>
 {_table("Monte Carlo", _MONTE_CARLO_COLUMNS, map(_monte_carlo_row, report.summary.monte_carlo))}
 {_table("Against simple rules on the same sessions", _BASELINE_COLUMNS, _baseline_rows(report))}
-{_table("Months", ("month", "days", "net pips", "trades", "win rate", "expectancy"), _month_rows(report))}"""
+{_table("Months", ("month", "days", "net pips", "trades", "win rate", "expectancy"), _month_rows(report))}
+{_table("Provenance", ("", ""), _provenance_rows(report))}"""
     return f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Version {report.version}, {html.escape(report.split)}</title><style>{_STYLE}</style>
@@ -159,9 +160,31 @@ header p,li{color:var(--muted)}img{width:100%;border-radius:8px;background:#fff}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:0 32px}
 div.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
-.why{color:var(--muted);font-size:13px;font-weight:400;white-space:normal;line-height:1.3;display:inline-block}
+.why{color:var(--muted);min-width:5em;font-size:13px;font-weight:400;white-space:normal;line-height:1.3;display:inline-block}
 th{color:var(--muted);font-weight:500}th:first-child,td:first-child{text-align:left;white-space:normal}
 """
+
+
+def _sessions(report: ValidationReport) -> str:
+    """How many sessions were walked, and of how many where some were left out."""
+    if report.num_sessions == report.num_sessions_in_split:
+        return f"{report.num_sessions:,} sessions"
+    return f"{report.num_sessions:,} of {report.num_sessions_in_split:,} sessions"
+
+
+def _superseded(report: ValidationReport) -> str:
+    if report.superseded_by is None:
+        return ""
+    return f" Version {report.superseded_by} was published before this one was judged."
+
+
+def _provenance_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    return [
+        ("made", "by the validator service" if report.purpose == "service" else "on demand"),
+        ("weights, SHA-256", report.weights_sha256[:16] + "…"),
+        ("data set", html.escape(report.dataset[:16]) + "…"),
+        ("code version", html.escape(report.code_version)),
+    ]
 
 
 def _cards(report: ValidationReport) -> Iterable[str]:

@@ -65,7 +65,7 @@ class DailyStatistics:
     def undefined(self) -> Mapping[str, str]:
         """Why each number that is None is not defined."""
         names = [item.name for item in dataclasses.fields(self)]
-        reasons = dict.fromkeys(names, "the ratio's variance is not defined")
+        reasons = dict.fromkeys(names, "all days are equal, or leave the ratio no variance")
         if self.num_days < 2:
             reasons |= dict.fromkeys(names, NO_TIMES if self.num_days == 0 else "1 day: fewer than 2")
         return reasons | {

@@ -234,7 +234,15 @@ def test_the_page_is_whole_and_needs_nothing_else(report: ValidationReport, tmp_
     outline.feed((tmp_path / "1.html").read_text())
     assert outline.open == []
     assert all(link.startswith("data:image/png") for link in outline.links)
-    assert "moving-average cross" in (tmp_path / "1.html").read_text()
+    text = (tmp_path / "1.html").read_text()
+    assert "moving-average cross" in text
+    assert "by the validator service" in text
+    assert "not annualised" in text
+    later = replace(report, superseded_by=9, purpose="on-demand", num_sessions=3)
+    told = page(later, b"")
+    assert "Version 9 was published before this one was judged." in told
+    assert f"3 of {report.num_sessions_in_split} sessions" in told
+    assert "on demand" in told
 
 
 def test_a_version_that_never_trades_has_a_page_too(report: ValidationReport) -> None:
