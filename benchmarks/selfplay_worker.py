@@ -181,7 +181,7 @@ class _Player:
         self.worker = SelfPlayWorker.of(f"core-{task.core}", dataset, settings, generator)
         del dataset  # what the worker does not use goes, as in the service
         self._agents = cycle([Agent(task.weights, version, task.precision) for version in (0, 1)])
-        url = settings.redis_url.get_secret_value()
+        url = settings.redis_address
         self._loop, self._bus, self._redis = asyncio.Runner(), Bus(url), Redis.from_url(url)
 
     def close(self) -> None:

@@ -1,6 +1,8 @@
 """`up`, `down` and `status`: the whole system as local processes, with a Redis of its own."""
 
 import asyncio
+import contextlib
+import math
 import os
 import secrets
 import signal
@@ -10,34 +12,38 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cli.disk import REDIS_ROOM_MB, DiskWatch, free_megabytes, warn_of_low_disk
+from cli.leftovers import HOME_VARIABLE, NAME_VARIABLE, end_leftovers, leftovers
 from cli.local_data import prepare_dataset
-from cli.monitor import Snapshot, build_view, fetch_snapshot, live_display, summary_lines
-from cli.output import err, out, print_json
-from cli.runs import Run, exclusive, last_run, require_running, running
+from cli.monitor import Snapshot, build_view, fetch_snapshot, summary_lines
+from cli.output import out, print_json, say
+from cli.runs import NotUpError, Run, exclusive, lock_holder, require_running
 from cli.settings import UpSettings
-from cli.supervisor import ProcessSpec, Supervisor
+from cli.supervisor import STOP_PHASES, ProcessSpec, Supervisor
+from cli.terminal import Terminal
 from shared.errors import ServiceError
 from shared.numeric import COMPILED_MARK
+from shared.runtime.child import ending_with_parent
 from shared.runtime.redis_server import RedisServer, free_port, is_free
 from shared.runtime.settings import load
-
-#: Stopped first to last, with the seconds that each phase may take; 10 s in all with Redis.
-STOP_PHASES = (
-    (("trader", "selfplay", "validator"), 4.5),
-    (("trainer", "inference", "broker", "api"), 2.5),
-)
 
 #: Learning and trading come first on a machine with fewer cores than processes.
 _NICENESS = {"selfplay": 10, "validator": 5}
 
-DOWN_SECONDS = 15.0
-SNAPSHOT_SECONDS = 1.0
+#: `up` kills what has not stopped after its phases; the rest is for Redis' last write and for a busy machine.
+DOWN_SECONDS = sum(seconds for _, seconds in STOP_PHASES) + 20.0
+
+LOOK_SECONDS = 1.0
 PLAIN_LINE_SECONDS = 10.0
+
+#: `up` gives up where Redis ended so often before it ever answered.
+REDIS_TRIES = 3
 
 #: What `up` runs with unless it is told another profile.
 TUNED = Path(__file__).resolve().parents[1] / "config" / "tuned.toml"
@@ -63,6 +69,8 @@ def up(
     settings = load(UpSettings, profile=profile or load(UpSettings).profile or TUNED)
     home = settings.home.resolve()
     with exclusive(home):
+        end_leftovers(home, say)
+        warn_of_low_disk(home, settings)
         _compile_kernels_once()
         dataset = prepare_dataset(home, data, settings)
         last = asyncio.run(_System(settings, home, dataset, replicas or settings.replicas).run(duration))
@@ -78,19 +86,31 @@ def up(
 
 
 def down() -> None:
-    """Stop the system that `up` started here, in order."""
+    """Stop the system that `up` started here, in order, and end what a killed `up` left behind."""
     home = load(UpSettings).home.resolve()
-    run = running(home)
-    if run is None:
-        _end_leftovers(last_run(home))
+    holder = lock_holder(home)
+    if holder is not None:
+        _stop(home, holder)
+    if leftovers(home):
+        try:
+            with exclusive(home):  # or the processes are those of an `up` that has just started
+                end_leftovers(home, say)
+        except NotUpError:
+            return
+    elif holder is None:
         out.print("nothing is up")
-        return
-    os.kill(run.pid, signal.SIGTERM)
+
+
+def _stop(home: Path, holder: int) -> None:
+    """Ask an `up` to stop, and wait until it has."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(holder, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_SECONDS
-    while running(home):
+    while lock_holder(home) == holder:
         if time.monotonic() > deadline:
             raise ServiceError(
-                f"process {run.pid} did not stop within {DOWN_SECONDS:.0f} s; see {run.folder}/logs"
+                f"process {holder} did not stop within {DOWN_SECONDS:.0f} s; end it with `kill -9 {holder}`, "
+                "then run `micro-muzero down` again for what it leaves behind"
             )
         time.sleep(0.1)
     out.print("stopped")
@@ -120,9 +140,15 @@ class _System:
         self._redis = RedisServer(self._folder / "redis", free_port())
         self._gateway_port = settings.port if is_free(settings.port) else free_port()
         self._profile = settings.profile
+        self._disk = DiskWatch(home, low_mb=settings.low_free_mb)
         self._api_key = _kept_secret(home / "api_key")
         self._events: deque[str] = deque(maxlen=8)
         self._interactive = sys.stdout.isatty()
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._stop = asyncio.Event()
+        self._last: Snapshot | None = None
+        self._saved: Run | None = None
+        self._save_failure = ""
 
     @property
     def gateway_url(self) -> str:
@@ -131,55 +157,106 @@ class _System:
 
     async def run(self, duration: float | None) -> Snapshot | None:
         """Start everything, show what happens, stop everything; the last snapshot taken."""
-        _end_leftovers(last_run(self._home))
-        stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(signum, stop.set)
-        self._redis.start()
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+                loop.add_signal_handler(signum, self._stop.set)
+
+        def stop_since_nobody_watches() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: all has stopped already
+                loop.call_soon_threadsafe(self._stop.set)
+
+        self._terminal = Terminal(interactive=self._interactive, on_gone=stop_since_nobody_watches)
         supervisor = Supervisor(self._tell)
-        last: Snapshot | None = None
+        killed: list[str] = []
         try:
-            for spec in self._specs():
-                await supervisor.start(spec)
-            self._save(supervisor)
-            err.print(
-                f"dashboard {self.gateway_url}\nlogs      {self._logs}\nAPI key   {self._home / 'api_key'}",
-                soft_wrap=True,
-                highlight=False,
-            )
-            last = await self._show(supervisor, stop, duration)
+            await self._start(supervisor)
+            await self._supervise(supervisor, duration)
         finally:
-            err.print("stopping ...")
-            killed = await supervisor.stop(STOP_PHASES)
-            self._redis.stop(timeout=2.0)
+            self._terminal.say("stopping ...")
+            killed = await supervisor.stop()
             if killed:
-                err.print(f"had to kill: {', '.join(killed)}")
+                self._terminal.say(f"had to kill: {', '.join(killed)}")
+            self._terminal.close()
         if supervisor.failure.done():
             raise supervisor.failure.result()
-        return last
+        return self._last
 
-    async def _show(
-        self, supervisor: Supervisor, stop: asyncio.Event, duration: float | None
-    ) -> Snapshot | None:
-        started = time.monotonic()
-        last: Snapshot | None = None
-        next_line = 0.0
-        with live_display(self._interactive) as show:
-            while not stop.is_set() and not supervisor.failure.done():
+    async def _start(self, supervisor: Supervisor) -> None:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._redis.prepare()
+        await supervisor.start(self._redis_spec())
+        while not await asyncio.to_thread(self._redis.answers):
+            if self._stop.is_set():
+                return
+            if supervisor.restarts("redis") >= REDIS_TRIES:
+                raise ServiceError(self._redis.why_not_up())
+            await _wait(self._stop.wait, 0.05)
+        for spec in self._specs():
+            await supervisor.start(spec)
+        self._save(supervisor)
+        self._terminal.say(
+            f"dashboard {self.gateway_url}\nlogs      {self._logs}\nAPI key   {self._home / 'api_key'}"
+        )
+
+    async def _supervise(self, supervisor: Supervisor, duration: float | None) -> None:
+        """Look after the processes until it is time to stop; the view is no part of that and may fail."""
+        deadline = math.inf if duration is None else time.monotonic() + duration
+        view = asyncio.create_task(self._show())
+        view.add_done_callback(self._on_view_ended)
+        while not self._stop.is_set() and not supervisor.failure.done() and time.monotonic() < deadline:
+            self._save(supervisor)
+            for event in self._disk.look(time.monotonic()):
+                self._tell(event)
+            await _wait(self._stop.wait, min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        view.cancel()
+        await asyncio.gather(view, return_exceptions=True)
+
+    async def _show(self) -> None:
+        started, next_line, told = time.monotonic(), 0.0, ""
+        while True:
+            try:
+                snapshot = await fetch_snapshot(self.gateway_url, events=tuple(self._events))
+            except ServiceError as other:
+                snapshot = None
+                if str(other) != told:
+                    self._tell(str(other))
+                told = str(other)
+            if snapshot is not None:
+                self._last = snapshot
                 elapsed = time.monotonic() - started
-                if duration is not None and elapsed >= duration:
-                    break
-                last = await fetch_snapshot(self.gateway_url, events=tuple(self._events)) or last
-                if last is not None:
-                    self._save(supervisor)
-                    if self._interactive:
-                        show(build_view(last))
-                    elif elapsed >= next_line:
-                        next_line = elapsed + PLAIN_LINE_SECONDS
-                        err.print(f"{elapsed:5.0f} s  {last.line}", highlight=False, soft_wrap=True)
-                await _wait(stop.wait, SNAPSHOT_SECONDS)
-        return last
+                self._terminal.show(partial(build_view, snapshot))
+                if not self._interactive and elapsed >= next_line:
+                    next_line = elapsed + PLAIN_LINE_SECONDS
+                    self._terminal.say(f"{elapsed:5.0f} s  {snapshot.line}")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _on_view_ended(self, view: asyncio.Task[None]) -> None:
+        if not view.cancelled():
+            self._tell(f"the live view failed, the system goes on: {view.exception()!r}")
+
+    def _redis_spec(self) -> ProcessSpec:
+        return ProcessSpec(
+            "redis",
+            self._redis.command,
+            {HOME_VARIABLE: str(self._home), NAME_VARIABLE: "redis"},
+            self._redis.log_path,
+            input_path=self._redis.config_path,
+            lock=self._redis.lock,
+            obstacle=self._obstacle_to_redis,
+        )
+
+    def _obstacle_to_redis(self) -> str:
+        """What keeps Redis from starting again; mends what a power failure does to its file."""
+        free_mb = free_megabytes(self._folder)
+        if free_mb < REDIS_ROOM_MB:
+            return (
+                f"waits for disk space: {free_mb:,} MB are free in {self._folder}, it needs {REDIS_ROOM_MB}"
+            )
+        removed = self._redis.remove_zero_tail()
+        if removed:
+            self._tell(f"removed {removed:,} zero bytes from the end of Redis' append-only file")
+        return ""
 
     def _specs(self) -> list[ProcessSpec]:
         names = ["trainer", *(f"selfplay-{n + 1}" for n in range(self._replicas))]
@@ -188,8 +265,8 @@ class _System:
         return [
             ProcessSpec(
                 name,
-                f"services.{name.split('-')[0]}",
-                {**common, "MM_INSTANCE": name},
+                (sys.executable, "-m", f"services.{name.split('-')[0]}"),
+                {**common, NAME_VARIABLE: name},
                 self._logs / f"{name}.log",
                 _NICENESS.get(name.split("-")[0], 0),
             )
@@ -199,9 +276,11 @@ class _System:
     def _common_environment(self) -> dict[str, str]:
         inference, broker = free_port(), free_port()
         environment = {
+            HOME_VARIABLE: str(self._home),
             "MM_HOME": str(self._folder),
             "MM_DATASET": str(self._dataset),
             "MM_REDIS_URL": self._redis.url,
+            "MM_REDIS_PASSWORD": self._redis.password,  # or one that is set for another Redis would be used
             "MM_GATEWAY__PORT": str(self._gateway_port),
             "MM_GATEWAY__API_KEY": self._api_key,
             "MM_INFERENCE__PORT": str(inference),
@@ -214,29 +293,43 @@ class _System:
         return {**environment, "MM_PROFILE": str(self._profile.resolve())} if self._profile else environment
 
     def _save(self, supervisor: Supervisor) -> None:
-        pids = {**supervisor.pids, "redis": self._redis.pid or 0}
-        Run(
+        """Write the run's file where something has changed; a disk that refuses is one event."""
+        run = Run(
             folder=str(self._folder),
             dataset=str(self._dataset),
             gateway_url=self.gateway_url,
             redis_url=self._redis.url,
             pid=os.getpid(),
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            pids=pids,
-        ).save(self._home)
+            started_at=self._started_at,
+            pids=supervisor.pids,
+        )
+        if run == self._saved:
+            return
+        try:
+            run.save(self._home)
+        except OSError as failure:
+            if str(failure) != self._save_failure:
+                self._tell(f"cannot write which processes run, and tries again: {failure}")
+            self._save_failure = str(failure)
+            return
+        self._saved, self._save_failure = run, ""
 
     def _tell(self, event: str) -> None:
         self._events.append(f"{datetime.now():%H:%M:%S} {event}")
-        if not self._interactive:
-            err.print(event, highlight=False)
+        if not self._interactive or self._last is None:  # else it is part of the picture
+            self._terminal.say(event)
+        with contextlib.suppress(OSError), (self._logs / "up.log").open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {event}\n")
 
 
 def _compile_kernels_once() -> None:
     """Fill the kernel cache before many processes need it; nothing to do from the second time on."""
     if COMPILED_MARK.is_file():
         return
-    err.print("compiling kernels (once) ...")
-    subprocess.run([sys.executable, "-m", "cli.main", "compile"], check=True)
+    say("compiling kernels (once) ...")
+    compiling = subprocess.run(ending_with_parent([sys.executable, "-m", "cli.main", "compile"]))
+    if compiling.returncode:
+        raise ServiceError(f"compiling the kernels failed with status {compiling.returncode}")
 
 
 def _kept_secret(path: Path) -> str:
@@ -245,18 +338,6 @@ def _kept_secret(path: Path) -> str:
         path.touch(mode=0o600)
         path.write_text(secrets.token_urlsafe(32), encoding="ascii")
     return path.read_text(encoding="ascii").strip()
-
-
-def _end_leftovers(run: Run | None) -> None:
-    """End what an `up` that was killed has left running."""
-    for name, pid in (run.pids if run else {}).items():
-        command_line = Path(f"/proc/{pid}/cmdline")
-        if not command_line.is_file():
-            continue
-        words = command_line.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        if f"services.{name.split('-')[0]}" in words or (name == "redis" and "redis.conf" in words):
-            os.kill(pid, signal.SIGKILL)
-            err.print(f"ended {name} (process {pid}), left over from a run that was killed")
 
 
 async def _wait(awaitable: Callable[[], Awaitable[object]], seconds: float) -> None:

@@ -1,7 +1,9 @@
 """How commands print: one JSON document on stdout, or a table; everything else goes to stderr."""
 
+import contextlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -12,6 +14,21 @@ from rich.table import Table
 
 out = Console()
 err = Console(stderr=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stderr; any character may be in it.
+
+    Raises:
+        OSError: stderr cannot be written to, because its terminal is closed for example.
+    """
+    print(text, file=sys.stderr, flush=True)  # rich would end the thread where a pipe is closed
+
+
+def say(text: str) -> None:
+    """Print a line on stderr if that is possible: for commands that must go on in any case."""
+    with contextlib.suppress(OSError):
+        print_line(text)
 
 
 def print_json(document: object) -> None:

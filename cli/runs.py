@@ -3,13 +3,20 @@
 import contextlib
 import fcntl
 import json
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
 
+from cli.leftovers import described, leftovers
 from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
 from shared.errors import CheckpointError, ServiceError, SettingsError
 from shared.runtime.settings import ServiceSettings, load
+
+_LOCK = "up.lock"
+_LOCK_SECONDS = 0.5
 
 
 class NotUpError(ServiceError):
@@ -31,12 +38,23 @@ class Run:
     pids: dict[str, int]
 
     def save(self, home: Path) -> None:
-        """Write it for the other commands; the file holds a password and is the owner's alone."""
+        """Write it for the other commands; the file holds a password, so only its owner may read it.
+
+        Raises:
+            OSError: the disk refuses; the file that was there is intact.
+        """
         path = _state_path(home)
         aside = path.with_suffix(".tmp")
-        aside.touch(mode=0o600)
-        aside.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
-        aside.rename(path)
+        try:
+            aside.touch(mode=0o600)
+            with aside.open("w", encoding="utf-8") as file:
+                json.dump(asdict(self), file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())  # or a power failure may leave an empty file under the name
+            aside.rename(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def last_run(home: Path) -> Run | None:
@@ -59,30 +77,39 @@ def exclusive(home: Path) -> Iterator[None]:
     """Hold the home for one `up`; the lock goes with the process, however it ends.
 
     Raises:
-        ServiceError: another `up` holds it.
+        NotUpError: another `up` holds it.
     """
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "up.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as held:
-            run = last_run(home)
-            who = f" (process {run.pid}, {run.gateway_url})" if run else ""
-            raise NotUpError(f"the system is up already{who}; `micro-muzero down` stops it") from held
+    with (home / _LOCK).open("a+") as lock:
+        if not _locked(lock):
+            raise NotUpError(f"the system is up already ({_who(home)}); `micro-muzero down` stops it")
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
 
 
-def running(home: Path) -> Run | None:
-    """The run that is up now, or None."""
-    run = last_run(home)
-    if run is None:
-        return None
-    with (home / "up.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return run
+def lock_holder(home: Path) -> int | None:
+    """Process id of the `up` that holds the home now, or None.
+
+    It may still be starting: only once `running` returns a run are its processes and addresses known.
+    """
+    try:
+        with (home / _LOCK).open("r") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _written_holder(lock)
+    except FileNotFoundError:
+        pass
     return None
+
+
+def running(home: Path) -> Run | None:
+    """The run that is up now and has started its processes, or None."""
+    holder = lock_holder(home)
+    run = last_run(home) if holder is not None else None
+    return run if run and run.pid == holder else None
 
 
 def require_running(home: Path) -> Run:
@@ -92,9 +119,17 @@ def require_running(home: Path) -> Run:
         NotUpError: none is.
     """
     run = running(home)
-    if run is None:
-        raise NotUpError(f"nothing is up in {home}; start it with `micro-muzero up`")
-    return run
+    if run is not None:
+        return run
+    if lock_holder(home) is not None:
+        raise NotUpError(f"the system is not up yet ({_who(home)})")
+    left = leftovers(home)
+    if left:
+        raise NotUpError(
+            f"nothing is up in {home}, but an `up` that was killed left processes: {described(left)}; "
+            "`micro-muzero down` ends them"
+        )
+    raise NotUpError(f"nothing is up in {home}; start it with `micro-muzero up`")
 
 
 def checkpoint_store(given: str | None) -> CheckpointStore:
@@ -161,7 +196,7 @@ def system_redis() -> str:
     """
     settings = load(ServiceSettings)
     if "redis_url" in settings.model_fields_set:
-        return settings.redis_url.get_secret_value()
+        return settings.redis_address
     home = settings.home.resolve()
     run = running(home)
     if run is None:
@@ -181,7 +216,7 @@ def redis_of(store: CheckpointStore) -> str:
     run = running(settings.home)
     known: list[tuple[str, Path | str]] = []
     if "redis_url" in settings.model_fields_set:
-        known.append((settings.redis_url.get_secret_value(), settings.checkpoint_root))
+        known.append((settings.redis_address, settings.checkpoint_root))
     if run is not None:
         known.append((run.redis_url, settings.checkpoints or Path(run.folder) / "checkpoints"))
     for url, uses in known:
@@ -220,3 +255,34 @@ def _local_store(home: Path) -> Path:
 
 def _state_path(home: Path) -> Path:
     return home / "up.json"
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the lock; other commands hold it for moments, to see whether it is held."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def _written_holder(lock: IO[str]) -> int:
+    """The process id in the lock file; its holder writes it right after it takes the lock."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while time.monotonic() < deadline:
+        lock.seek(0)
+        text = lock.read()
+        if text.isdecimal():
+            return int(text)
+        time.sleep(0.02)
+    raise ServiceError(f"{lock.name}: held by a process that did not write its id; end it and try again")
+
+
+def _who(home: Path) -> str:
+    run = running(home)
+    return f"process {run.pid}, {run.gateway_url}" if run else f"process {lock_holder(home)} is starting"

@@ -15,5 +15,7 @@ class UpSettings(ServiceSettings):
     market: Market = Field(Market.OU, description="synthetic market when no data is given")
     market_bars: int = Field(100_000, ge=5_000, le=20_000_000)
     market_seed: int = Field(1, ge=0)
+    min_free_mb: int = Field(500, ge=0, description="MB of free disk below which `up` does not start")
+    low_free_mb: int = Field(5_000, ge=0, description="MB of free disk below which `up` warns")
     sessions: SessionConfig = SessionConfig()
     splits: SplitConfig = SplitConfig()

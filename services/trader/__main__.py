@@ -119,7 +119,7 @@ async def _assemble(
     """Everything that a trader works with, once it holds the account's lease; None when asked to stop."""
     config = settings.trader
     lease = Lease(
-        settings.redis_url.get_secret_value(),
+        settings.redis_address,
         f"trader:{account}",
         # Two processes of one name are two traders all the same.
         f"{lifecycle.instance} {uuid4()}",

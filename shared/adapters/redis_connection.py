@@ -93,7 +93,7 @@ class RedisConnection:
                 except REFUSED as refused:
                     raise SettingsError(
                         f"setting MM_REDIS_URL: Redis refuses to {what}: {refused}; "
-                        "give the URL that has the server's user and password"
+                        "give the server's user in the URL and its password in MM_REDIS_PASSWORD"
                     ) from refused
                 except Exception as away:
                     if not _is_transient(away):

@@ -31,8 +31,11 @@ log = structlog.get_logger()
 #: Redis is told that a service ends within this time, or not: what it knows of it runs out by itself.
 FAREWELL_SECONDS = 1.0
 
-#: A service that is asked twice to stop, stops at once.
+#: Exit status of a service that a second Ctrl-C stopped at once.
 EXIT_INTERRUPTED = 130
+
+#: A service whose parent has ended may take so long to stop; then SIGALRM ends it.
+ORPHAN_SECONDS = 30
 
 T = TypeVar("T")
 
@@ -43,9 +46,10 @@ class Lifecycle:
     def __init__(self, service: str, settings: ServiceSettings) -> None:
         self.service = service
         self.instance = settings.instance or f"{socket.gethostname()}-{os.getpid()}"
-        self.bus = Bus(settings.redis_url.get_secret_value())
+        self.bus = Bus(settings.redis_address)
         self.stopping = asyncio.Event()
         self.started_at: datetime = now()
+        self.parent = os.getppid()
         self._state: str = "starting"
         self._detail: dict[str, int | float | str | bool | None] = {}
 
@@ -152,7 +156,16 @@ def _metrics(
 
 
 def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
+    """Stop in order; a second Ctrl-C stops at once, a repeated SIGTERM changes nothing.
+
+    SIGTERM comes from the system when the parent ends, and again from whoever ends what is left. A service
+    that has lost its parent has nobody who kills it when it hangs, so an alarm does.
+    """
+    if os.getppid() != lifecycle.parent:
+        signal.alarm(ORPHAN_SECONDS)
     if lifecycle.stopping.is_set():
+        if signum == signal.SIGTERM:
+            return
         log.warning("service_stopped_at_once", signal=signal.Signals(signum).name)
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)

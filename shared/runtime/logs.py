@@ -1,16 +1,18 @@
 """Structured logs on stderr: JSON for machines, or coloured lines for a person."""
 
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import stamina
 import structlog
 
 _SECRET_NAME = re.compile(r"token|password|secret|api[_-]?key|authorization", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(\w+://[^:/@\s]*:)[^@\s]+@")
+#: Up to the last @ of a word: a password that is not percent-encoded may have one.
+_URL_PASSWORD = re.compile(r"(\w+://[^:/@\s]*:)\S+@")
 _BEARER = re.compile(r"(Bearer\s+)\S+", re.IGNORECASE)
 _REDACTED = "***"
 
@@ -32,7 +34,7 @@ def configure_logs(service: str, instance: str, *, level: str = "INFO", form: st
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -50,9 +52,29 @@ def configure_logs(service: str, instance: str, *, level: str = "INFO", form: st
     structlog.contextvars.bind_contextvars(service=service, instance=instance)
 
 
+class _Lossy:
+    """A stream that loses what cannot be written: a full disk under a log must not stop what is logged."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def is_secret_name(name: str) -> bool:
+    """True for the name of a field that holds a secret."""
+    return bool(_SECRET_NAME.search(name))
+
+
 def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """Hide values of fields with a secret's name, and passwords inside URLs and headers."""
-    return {name: _REDACTED if _SECRET_NAME.search(name) else redact(value) for name, value in event.items()}
+    return {name: _REDACTED if is_secret_name(name) else redact(value) for name, value in event.items()}
 
 
 def redact(value: object) -> object:
@@ -63,8 +85,7 @@ def redact(value: object) -> object:
         return _BEARER.sub(rf"\1{_REDACTED}", _URL_PASSWORD.sub(rf"\1{_REDACTED}@", value))
     if isinstance(value, Mapping):
         return {
-            name: _REDACTED if _SECRET_NAME.search(str(name)) else redact(item)
-            for name, item in value.items()
+            name: _REDACTED if is_secret_name(str(name)) else redact(item) for name, item in value.items()
         }
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]

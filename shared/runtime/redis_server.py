@@ -1,6 +1,9 @@
 """A Redis server of one's own: on a free port, append-only, in a folder of its own.
 
 A server on PATH is taken first; without one, the embedded wheel's. Used by `up` and by the tests.
+
+A lock in the folder belongs to the server process and ends with it, so that no two servers ever append to
+the same files.
 """
 
 import secrets
@@ -9,10 +12,16 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from shared.errors import ServiceError
+from shared.runtime.child import ending_with_parent
 
 START_SECONDS = 20.0
+
+_MANIFEST = "appendonlydir/appendonly.aof.manifest"
+_BLOCK = 1 << 16
+_LOG_LINES = 5
 
 
 def find_redis_server() -> str:
@@ -67,12 +76,41 @@ class RedisServer:
     @property
     def url(self) -> str:
         """URL with the password, for clients."""
-        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        return f"redis://:{quote(self.password, safe='')}@127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
+        """Process id of a server that `start` started, while it runs."""
         return self._process.pid if self._process else None
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Program and arguments; the server reads `config_path` from its standard input.
+
+        As an argument the path would be a pattern to the server, where it has a `*`, `?` or `[`.
+        """
+        return find_redis_server(), "-"
+
+    @property
+    def config_path(self) -> Path:
+        """The server's configuration, once `prepare` has written it."""
+        return self.folder.resolve() / "redis.conf"
+
+    @property
+    def lock(self) -> Path:
+        """File that the server process must hold a lock on while it runs."""
+        return self.folder.resolve() / "server.lock"
+
+    @property
+    def log_path(self) -> Path:
+        """Where the server's output goes."""
+        return self.folder / "redis.log"
+
+    def prepare(self) -> None:
+        """Write the server's configuration."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config_path.touch(mode=0o600)
+        self.config_path.write_text(self._config(), encoding="ascii")
 
     def start(self) -> None:
         """Start the server and wait until it answers.
@@ -80,21 +118,20 @@ class RedisServer:
         Raises:
             ServiceError: it did not come up; the text holds the end of its log.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log_path = self.folder / "redis.log"
-        config = self.folder / "redis.conf"
-        config.touch(mode=0o600)
-        config.write_text(self._config(), encoding="ascii")
-        with log_path.open("ab") as log:
+        self.prepare()
+        with self.config_path.open("rb") as config, self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [find_redis_server(), str(config.resolve())], stdout=log, stderr=log, start_new_session=True
+                ending_with_parent(self.command, lock=self.lock),
+                stdin=config,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
+        while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-5:])
-                raise ServiceError(f"redis-server did not come up on port {self.port}; its log ends:\n{tail}")
+                raise ServiceError(self.why_not_up())
             time.sleep(0.02)
 
     def stop(self, *, kill: bool = False, timeout: float = 10.0) -> None:
@@ -112,27 +149,11 @@ class RedisServer:
             self._process.wait()
         self._process = None
 
-    def _config(self) -> str:
-        return "\n".join(
-            [
-                "bind 127.0.0.1",
-                f"port {self.port}",
-                f"dir {self.folder.resolve()}",
-                f"requirepass {self.password}",
-                "appendonly yes",
-                f"appendfsync {self._appendfsync}",
-                "maxmemory 2gb",
-                "maxmemory-policy noeviction",
-                'save ""',
-                "",
-            ]
-        )
-
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         """True when the server answers PING with the password: then its data is loaded too."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
-                connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
+                connection.sendall(_request("AUTH", self.password) + _request("PING"))
                 reply = b""
                 while reply.count(b"\r\n") < 2:
                     received = connection.recv(256)
@@ -142,3 +163,96 @@ class RedisServer:
         except OSError:
             return False
         return b"+PONG" in reply
+
+    def why_not_up(self) -> str:
+        """Error text for a server that did not come up; ends with what it last wrote into its log."""
+        lines = log_tail(self.log_path).splitlines()[-_LOG_LINES:]
+        text = f"redis-server did not come up on port {self.port}; its log ends:\n" + "\n".join(lines)
+        if any("Bad file format" in line for line in lines):
+            text += (
+                f"\nThe append-only file in {self.folder} is damaged. Copy the folder, then run "
+                f"`redis-check-aof --fix` on {self.folder / _MANIFEST}; docs/operations.md says what is lost"
+            )
+        return text
+
+    def remove_zero_tail(self) -> int:
+        """Remove the zero bytes that a power failure can leave at the end of the append-only file.
+
+        The file system may have recorded the file's new length and lost the data. The server refuses to
+        start on such a file. Every acknowledged command was synced and ends with a line break, so nothing
+        acknowledged is removed; the server itself drops a command that is cut off before the zeros.
+
+        Returns:
+            Bytes removed.
+        """
+        path = self._last_append_file()
+        if path is None:
+            return 0
+        with path.open("r+b") as file:
+            end = size = file.seek(0, 2)
+            while end:
+                start = max(0, end - _BLOCK)
+                file.seek(start)
+                kept = len(file.read(end - start).rstrip(b"\0"))
+                end = start + kept
+                if kept:
+                    break
+            if end < size:
+                file.truncate(end)
+        return size - end
+
+    def _config(self) -> str:
+        settings = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self.folder.resolve()),
+            "requirepass": self.password,
+            "appendonly": "yes",
+            "appendfsync": self._appendfsync,
+            "maxmemory": "2gb",
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "set-proc-title": "no",  # the title would overwrite the environment that `leftovers` reads
+        }
+        return "".join(f"{name} {_quoted(value)}\n" for name, value in settings.items())
+
+    def _last_append_file(self) -> Path | None:
+        """The file that the server appends to, by its manifest: `file NAME seq N type i`, in order."""
+        manifest = self.folder / _MANIFEST
+        if not manifest.is_file():
+            return None
+        lines = manifest.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.split()[1] for line in lines if line.endswith("type i")]
+        path = manifest.parent / names[-1] if names else None
+        return path if path and path.is_file() else None
+
+
+def log_tail(path: Path, *, since: int = 0) -> str:
+    """The end of a log, at most 64 kB of it.
+
+    Args:
+        path: of the log.
+        since: offset of the first byte that counts.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(since if since <= size else 0, size - _BLOCK))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _quoted(value: str) -> str:
+    """A value as redis.conf spells it: any character may be in it."""
+    plain = "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
+        for byte in value.encode("utf-8", "surrogateescape")
+    )
+    return f'"{plain}"'
+
+
+def _request(*words: str) -> bytes:
+    """One command of the Redis protocol."""
+    parts = [word.encode("utf-8", "surrogateescape") for word in words]
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)

@@ -12,10 +12,19 @@ import os
 import tomllib
 import types
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -26,10 +35,14 @@ from pydantic_settings import (
 from shared.engine.precision import Precision
 from shared.errors import SettingsError
 from shared.messages.streams import HEARTBEAT_TTL_SECONDS
+from shared.runtime.logs import is_secret_name
 
 PREFIX = "MM_"
 DELIMITER = "__"
 ENV_FILE = Path(".env")
+
+#: Fields that hold a secret, and whose names do not say so.
+_SECRET_FIELDS = frozenset({"redis_url", "alerts__webhook_url", "webhook_url"})
 
 #: Modules that define a settings class each; together they are all the names there are.
 SETTINGS_MODULES = (
@@ -59,6 +72,12 @@ class ServiceSettings(BaseSettings):
     profile: Path | None = Field(None, description="TOML file with a table per group of settings")
     home: Path = Field(Path(".micro-muzero"), description="folder that holds all state of a local run")
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="where the streams live")
+    redis_password: SecretStr = Field(
+        SecretStr(""), description="of Redis, with any character; it takes the place of one in the URL"
+    )
+    redis_password_file: Path | None = Field(
+        None, description="file whose first line is the password, such as a Docker secret, where none is set"
+    )
     instance: str = Field("", description="name of this instance; empty means host and process id")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     log_format: str = Field("json", pattern="^(json|console)$")
@@ -73,6 +92,37 @@ class ServiceSettings(BaseSettings):
     precision: Precision = Field(
         Precision.AUTO, description="of decisions: bfloat16 where the processor multiplies it, or one by name"
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _has_the_form_of_a_url(cls, url: SecretStr) -> SecretStr:
+        """Refuse what is not a URL of a Redis; the text holds no part of the value, which has a password."""
+        parts = urlsplit(url.get_secret_value())
+        place = parts.path if parts.scheme == "unix" else parts.hostname
+        if parts.scheme not in ("redis", "rediss", "unix") or not place or not _has_port(parts):
+            raise ValueError(
+                "expected redis://host:port/0; percent-encode a password in it, or set MM_REDIS_PASSWORD"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _has_a_password_that_can_be_read(self) -> Self:
+        """Refuse a file that cannot be read at the start."""
+        assert self.redis_address
+        return self
+
+    @property
+    def redis_address(self) -> str:
+        """URL of Redis with its password, for a client.
+
+        Raises:
+            SettingsError: the file of the password cannot be read.
+        """
+        password = self.redis_password.get_secret_value()
+        if not password and self.redis_password_file is not None:
+            password = _first_line(self.redis_password_file)
+        url = self.redis_url.get_secret_value()
+        return _with_password(url, password) if password else url
 
     @property
     def checkpoint_root(self) -> Path | str:
@@ -121,8 +171,38 @@ def load(settings_class: type[_S], **overrides: object) -> _S:
         problem = invalid.errors(include_url=False)[0]
         name = DELIMITER.join(str(part) for part in problem["loc"])
         raise SettingsError(
-            f"setting {PREFIX}{name.upper()} is {problem['input']!r}: {problem['msg']}"
-        ) from invalid
+            f"setting {PREFIX}{name.upper()} {_shown(name, problem['input'])}: {problem['msg']}"
+        ) from None  # the cause holds the values of all settings
+
+
+def _shown(name: str, value: object) -> str:
+    """A refused value as an error may show it: no secret, and no group, which may hold one."""
+    if is_secret_name(name) or name in _SECRET_FIELDS or not isinstance(value, str | int | float | bool):
+        return "is invalid"
+    return f"is {value!r}"
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """True where the port is a number, or is left out."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise SettingsError(f"setting MM_REDIS_PASSWORD_FILE: {path} cannot be read: {unreadable}") from None
+
+
+def _with_password(url: str, password: str) -> str:
+    """The URL with another password; whatever characters it has, it is percent-encoded."""
+    parts = urlsplit(url)
+    user = (parts.username or "", quote(password, safe=""))
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{':'.join(user)}@{host}"))
 
 
 def known_names() -> dict[str, frozenset[str]]:

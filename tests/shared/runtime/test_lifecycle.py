@@ -40,6 +40,7 @@ async def main(lifecycle):
     print("ready", flush=True)
     await lifecycle.sleep(600)
     if kind == "slow": await asyncio.sleep(600)
+    if kind == "brief": await asyncio.sleep(0.3)
 
 settings = ServiceSettings(redis_url=sys.argv[1], instance="one", heartbeat_seconds=0.05)
 sys.exit(run_service("probe", settings, main))
@@ -104,6 +105,21 @@ def test_a_second_signal_stops_at_once(redis_server: RedisServer) -> None:
     process.send_signal(signal.SIGINT)
     status, _ = ended(process)
     assert status == 130
+
+
+def test_a_repeated_sigterm_does_not_cut_a_stop_off(redis_server: RedisServer) -> None:
+    """The system sends one when the parent ends; whoever ends what is left sends another."""
+    process = start(redis_server.url, "brief")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert process.stderr is not None
+    process.send_signal(signal.SIGTERM)
+    while "service_stopping" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    status, lines = ended(process)
+    assert status == 0
+    assert [line["event"] for line in lines] == ["service_stopped"]
 
 
 def lifecycle_at(url: str) -> Lifecycle:

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import structlog
@@ -9,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.runtime.logs import configure_logs, redact
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,7 @@ def test_secrets_are_hidden_wherever_they_stand(capsys: pytest.CaptureFixture[st
         headers={"Authorization": "Bearer hunter2", "X-Api-Key": "hunter2"},
         tried=["https://user:hunter2@host", ("Bearer hunter2",)],
     )
-    failure = RuntimeError("redis://:hunter2@host/0 refused")
+    failure = RuntimeError("redis://:hunter2@host/0 refused, redis://:x@hunter2@host/0 too")
     structlog.get_logger().error("crashed", exc_info=failure, error=failure)
     text = capsys.readouterr().err
     assert "hunter2" not in text
@@ -76,3 +80,32 @@ def test_redaction_keeps_the_shape_of_a_value(value: object) -> None:
 def test_text_without_secrets_stays_as_it_is() -> None:
     for text in ("a plain text", "http://host:80/path", "a@b.c", "10:30@noon"):
         assert redact(text) == text
+
+
+def test_a_log_that_cannot_be_written_loses_lines_and_stops_nothing(tmp_path: Path) -> None:
+    program = """
+import resource, structlog, sys
+from shared.runtime.logs import configure_logs
+configure_logs("trader", "trader-1")
+log = structlog.get_logger()
+log.info("before")
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+log.info("lost")
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+log.info("after")
+print("went on")
+"""
+    with (tmp_path / "log").open("w") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+    assert done.stdout == "went on\n"
+    written = (tmp_path / "log").read_text()
+    assert '"before"' in written
+    assert '"after"' in written

@@ -32,6 +32,48 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
     server.stop()  # again does no harm
 
 
+def test_a_folder_and_a_password_of_any_characters(tmp_path: Path) -> None:
+    every = "".join(map(chr, range(0x20, 0x7F))) + "é漢"
+    folder = tmp_path / ("a folder & co" + every.replace("/", "") + "\n")
+    server = RedisServer(folder / "redis", free_port(), password=every)
+    server.start()
+    with Redis.from_url(server.url) as client:
+        assert client.ping()
+        assert client.config_get("dir") == {"dir": str(folder / "redis")}
+    server.stop()
+
+
+def test_a_folder_has_one_server_at_a_time(tmp_path: Path) -> None:
+    first, second = RedisServer(tmp_path, free_port()), RedisServer(tmp_path, free_port())
+    first.start()
+    with pytest.raises(ServiceError, match=r"another process holds .*server\.lock"):
+        second.start()
+    first.stop(kill=True)
+    second.start()
+    second.stop()
+
+
+def test_zeros_that_a_power_failure_left_are_removed(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, free_port())
+    assert server.remove_zero_tail() == 0
+    server.start()
+    with Redis.from_url(server.url) as client:
+        client.set("kept", b"x\0\0")
+    server.stop(kill=True)
+    assert server.remove_zero_tail() == 0
+    (file,) = (tmp_path / "appendonlydir").glob("*.incr.aof")
+    with file.open("ab") as end:
+        end.write(b"*3\r\n$3\r\nSET\r\n$4\r\ncut" + bytes(200_000))  # a command that was never answered
+    with pytest.raises(ServiceError, match="redis-check-aof --fix"):
+        server.start()
+    assert server.remove_zero_tail() == 200_000
+    server.start()
+    with Redis.from_url(server.url) as client:
+        assert client.get("kept") == b"x\0\0"
+        assert client.dbsize() == 1
+    server.stop()
+
+
 def test_a_port_that_is_taken_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -1,13 +1,19 @@
 """Sources of settings and their order; names and values that are wrong are told, not guessed."""
 
+import traceback
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from redis import Redis
 
+from services.api.settings import GatewaySettings
 from services.selfplay.settings import SelfPlaySettings
 from services.trainer.settings import TrainerSettings
 from shared.errors import SettingsError
-from shared.runtime.settings import known_names, load
+from shared.runtime.settings import ServiceSettings, known_names, load
 from shared.search.config import Selection
 
 
@@ -114,6 +120,71 @@ def test_a_password_is_not_shown() -> None:
     settings = load(TrainerSettings, redis_url="redis://:secret@localhost/0")
     assert "secret" not in repr(settings)
     assert settings.redis_url.get_secret_value().count("secret") == 1
+
+
+#: What people and `openssl rand -base64` make, and everything else.
+PASSWORDS = st.one_of(
+    st.sampled_from(["aB/cD+e=", "#1", "what?", "a@b", "x:y", "50%", "two words", "\"'`$\\", "päss", "%2F"]),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), min_size=1, max_size=20),
+)
+
+
+@given(PASSWORDS, st.sampled_from(["redis://h:1/0", "rediss://:old@h/2", "redis://user:a%2Fb@[::1]:7/0"]))
+def test_a_password_of_any_character_reaches_the_client(password: str, url: str) -> None:
+    address = ServiceSettings(redis_url=SecretStr(url), redis_password=SecretStr(password)).redis_address
+    alone, together = (Redis.from_url(text).connection_pool.connection_kwargs for text in (url, address))
+    assert together["password"] == password
+    for name in ("username", "host", "port", "db"):
+        assert together.get(name) == alone.get(name)
+
+
+def test_the_password_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_REDIS_URL", "redis://h:1/0")
+    monkeypatch.setenv("MM_REDIS_PASSWORD_FILE", "secret")
+    with pytest.raises(SettingsError, match="MM_REDIS_PASSWORD_FILE: secret cannot be read"):
+        load(ServiceSettings)
+    Path("secret").write_text("a/b c\n")
+    assert load(ServiceSettings).redis_address == "redis://:a%2Fb%20c@h:1/0"
+    monkeypatch.setenv("MM_REDIS_PASSWORD", "nearer")
+    assert load(ServiceSettings).redis_address == "redis://:nearer@h:1/0"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hunter2/x@redis:6379/0",
+        "redis://:hunter2#x@redis:6379/0",
+        "redis://:hunter2?x@redis:6379/0",
+        "http://:hunter2@redis:6379/0",
+        "redis://:hunter2@redis:port/0",
+        "hunter2",
+    ],
+)
+def test_a_url_that_is_none_is_refused_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("MM_REDIS_URL", url)
+    with pytest.raises(
+        SettingsError, match=r"MM_REDIS_URL is invalid: .*percent-encode .* MM_REDIS_PASSWORD"
+    ) as no:
+        load(TrainerSettings)
+    shown = "".join(traceback.format_exception(no.value))
+    assert "hunter2" not in shown
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MM_GATEWAY__API_KEY", "hunter2-é"),
+        ("MM_GATEWAY", "hunter2"),
+        ("MM_ALERTS", '{"webhook_url": ["hunter2"]}'),
+    ],
+)
+def test_a_refused_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as refused:
+        load(GatewaySettings)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_every_group_of_every_service_is_known() -> None:

@@ -1,0 +1,57 @@
+"""Free disk: refused, warned of, and told once while the system runs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cli.disk import DiskWatch, free_megabytes, warn_of_low_disk
+from cli.settings import UpSettings
+from shared.errors import SettingsError
+
+
+class Disk:
+    """The figure that the system gives."""
+
+    free_mb = 10_000
+
+    def usage(self, _: Path) -> shutil._ntuple_diskusage:
+        return shutil._ntuple_diskusage(1 << 40, 0, self.free_mb * 1_000_000)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(shutil, "disk_usage", disk.usage)
+    return disk
+
+
+def test_the_figure_is_the_systems(tmp_path: Path) -> None:
+    assert abs(free_megabytes(tmp_path) - shutil.disk_usage(tmp_path).free / 1e6) < 1_000
+
+
+def test_too_little_is_refused_and_little_is_warned_of_with_figures(
+    disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = UpSettings(min_free_mb=500, low_free_mb=5_000)
+    warn_of_low_disk(tmp_path, settings)
+    assert capsys.readouterr().err == ""
+    disk.free_mb = 4_999
+    warn_of_low_disk(tmp_path, settings)
+    assert "only 4,999 MB are free in" in capsys.readouterr().err
+    disk.free_mb = 499
+    with pytest.raises(
+        SettingsError, match=r"499 MB are free in .*, and `up` needs 500 MB \(MM_MIN_FREE_MB\)"
+    ):
+        warn_of_low_disk(tmp_path, settings)
+
+
+def test_a_low_disk_is_one_event_and_its_end_another(disk: Disk, tmp_path: Path) -> None:
+    watch = DiskWatch(tmp_path, low_mb=5_000)
+    assert list(watch.look(0.0)) == []
+    disk.free_mb = 4_000
+    assert [event[:24] for event in watch.look(1.0)] == ["only 4,000 MB are free i"]
+    assert list(watch.look(2.0)) == []
+    disk.free_mb = 6_000
+    assert list(watch.look(3.0)) == []
+    assert [event[:18] for event in watch.look(100.0)] == ["6,000 MB are free "]

@@ -1,0 +1,116 @@
+"""What the supervisor does when a process ends, cannot be started, or is asked to stop."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli import supervisor as supervising
+from cli.supervisor import ProcessSpec, Supervisor, last_error
+from shared.errors import ServiceError
+
+WAITS = "import time; time.sleep(600)"
+FAILS = "import sys; print('error: no room'); sys.exit(3)"
+AT_FAULT = "import sys; print('error: setting MM_X is wrong'); sys.exit(2)"
+
+
+@pytest.fixture(autouse=True)
+def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "RESTART_FIRST_SECONDS", 0.05)
+
+
+def spec(folder: Path, program: str, obstacle: Callable[[], str] = str) -> ProcessSpec:
+    return ProcessSpec(
+        "one", (sys.executable, "-S", "-c", program), {}, folder / "one.log", obstacle=obstacle
+    )
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not holds():  # noqa: ASYNC110  of other processes
+            await asyncio.sleep(0.01)
+
+
+async def test_an_event_says_why_a_process_ended_and_it_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "one.log").write_text("error: of an earlier run\n")
+    events: list[str] = []
+    supervisor = Supervisor(events.append)
+    await supervisor.start(spec(tmp_path, FAILS))
+    await until(lambda: supervisor.restarts("one") >= 1)
+    assert events[0] == "one ended with status 3: no room; starting it again in 0 s"
+    await supervisor.stop()
+    assert supervisor.pids == {}
+
+
+async def test_an_obstacle_delays_the_restart_and_is_told_once(tmp_path: Path) -> None:
+    obstacles = ["waits for disk space"] * 3
+    events: list[str] = []
+    supervisor = Supervisor(events.append)
+    await supervisor.start(spec(tmp_path, FAILS, lambda: obstacles.pop() if obstacles else ""))
+    await until(lambda: supervisor.restarts("one") >= 1)
+    await supervisor.stop()
+    assert events.count("one waits for disk space") == 1
+    assert obstacles == []
+
+
+async def test_what_cannot_be_started_again_is_tried_until_it_can(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "one.log"
+    events: list[str] = []
+    supervisor = Supervisor(events.append)
+
+    def obstruct() -> str:
+        if log.is_file():  # from now on the log cannot be opened
+            log.unlink()
+            log.mkdir()
+        elif any("cannot be started" in event for event in events):
+            log.rmdir()
+        return ""
+
+    await supervisor.start(
+        ProcessSpec("one", (sys.executable, "-S", "-c", FAILS), {}, log, obstacle=obstruct)
+    )
+    await until(lambda: supervisor.restarts("one") >= 1)
+    await supervisor.stop()
+    assert "one cannot be started: [Errno 21] Is a directory" in events[1]
+
+
+async def test_a_fault_of_the_user_s_ends_the_run_with_its_text(tmp_path: Path) -> None:
+    supervisor = Supervisor(lambda _: None)
+    await supervisor.start(spec(tmp_path, AT_FAULT))
+    assert str(await supervisor.failure) == "one ended with status 2: setting MM_X is wrong"
+    await supervisor.stop()
+
+
+async def test_a_process_that_cannot_be_started_at_all_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "one.log").mkdir()
+    with pytest.raises(ServiceError, match=r"one cannot be started: .* Is a directory"):
+        await Supervisor(lambda _: None).start(spec(tmp_path, WAITS))
+
+
+async def test_nothing_is_started_again_while_it_stops(tmp_path: Path) -> None:
+    """One that has died just before is about to be restarted."""
+    supervisor = Supervisor(lambda _: None)
+    await supervisor.start(spec(tmp_path, FAILS))
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)\n" + WAITS
+    await supervisor.start(ProcessSpec("two", (sys.executable, "-S", "-c", deaf), {}, tmp_path / "two.log"))
+    await until(lambda: "deaf" in (tmp_path / "two.log").read_text())
+    stopping = asyncio.create_task(supervisor.stop(((("two",), 0.5),)))
+    await until(lambda: "one" not in supervisor.pids)
+    restarts = supervisor.restarts("one")
+    assert await stopping == ["two"]
+    assert supervisor.restarts("one") == restarts
+    assert supervisor.pids == {}
+
+
+def test_the_last_error_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    assert last_error(log) == "its log is empty"
+    log.write_text("start\nerror: first\nend\n")
+    assert last_error(log) == "first"
+    assert last_error(log, since=19) == "end"
+    log.write_text(
+        '{"event": "service_failed", "level": "error", "error": "no such data set"}\n{"event": "x"}\n'
+    )
+    assert last_error(log) == "no such data set"

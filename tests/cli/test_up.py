@@ -1,0 +1,246 @@
+"""Whatever ends `up`, its terminal or its Redis: nothing runs on, nothing starts twice, all is told."""
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from cli import leftovers as leftover_processes
+from cli.leftovers import HOME_VARIABLE, NAME_VARIABLE, leftovers
+from cli.local import down, status
+from cli.runs import NotUpError, exclusive, last_run, lock_holder, running
+from tests.cli.small_up import SmallUp
+
+NAMES = {"redis", "trainer", "selfplay-1", "validator", "inference", "broker", "trader", "api"}
+FIRST = {"trader", "selfplay-1", "validator"}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallUp]:
+    home = tmp_path / "home"
+    monkeypatch.setenv("MM_HOME", str(home))
+    small = SmallUp(home)
+    yield small
+    small.clean_up()
+
+
+def stopped_in_order(small: SmallUp) -> None:
+    small.until_nothing_runs()
+    stopped = small.stopped()
+    assert set(stopped[: len(FIRST)]) == FIRST
+    assert sorted(stopped) == sorted(NAMES - {"redis"}), "each is asked once"
+    assert lock_holder(small.home) is None
+
+
+def test_a_closed_terminal_stops_everything_in_order(small: SmallUp) -> None:
+    terminal = small.start_on_terminal()
+    small.until_ready()
+    assert small.names() == NAMES
+    os.close(terminal)
+    small.wait()
+    stopped_in_order(small)
+
+
+def test_a_pipe_that_nobody_reads_any_more_stops_everything_in_order(small: SmallUp) -> None:
+    reading, writing = os.pipe()
+    small.start(writing)
+    os.close(writing)
+    small.until_ready()
+    os.close(reading)
+    os.kill(small.named("broker").pid, signal.SIGKILL)  # `up` writes a line about it
+    small.wait()
+    small.until_nothing_runs()
+    assert set(small.stopped()) >= FIRST
+
+
+def test_a_pipe_that_is_full_holds_nothing_up(small: SmallUp) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writing, b"-" * 4096)
+    small.start(writing)
+    before = small.until_ready().pids["trader"]
+    os.kill(before, signal.SIGKILL)
+    small.until_ready(without=before)
+    os.kill(small.pid, signal.SIGTERM)
+    small.wait()
+    stopped_in_order(small)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_sighup_is_ignored_where_it_was_before_as_under_nohup(small: SmallUp) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            small.start(nowhere.fileno())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    small.until_ready()
+    os.kill(small.pid, signal.SIGHUP)
+    os.kill(small.named("api").pid, signal.SIGKILL)
+    small.until(lambda: any("api was killed" in event for event in small.events()))
+    assert running(small.home)
+    os.kill(small.pid, signal.SIGTERM)
+    small.wait()
+    small.until_nothing_runs()
+
+
+def test_nothing_outlives_an_up_that_is_killed(small: SmallUp) -> None:
+    with Path(os.devnull).open("w") as nowhere:
+        small.start(nowhere.fileno())
+    small.until_ready()
+    os.kill(small.pid, signal.SIGKILL)
+    small.wait()
+    small.until_nothing_runs()
+    assert sorted(small.stopped()) == sorted(NAMES - {"redis"}), "SIGTERM, so that each stops in order"
+    assert last_run(small.home) is not None  # tells the other commands where the trader's files are
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child of another home's `up`."""
+    environment = {**os.environ, HOME_VARIABLE: str(tmp_path / "other"), NAME_VARIABLE: "trader"}
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, env=environment
+    ) as p:
+        yield p
+        p.kill()
+
+
+@pytest.mark.parametrize("command", ["down", "up"])
+def test_what_hangs_after_a_kill_is_named_and_ended(
+    small: SmallUp,
+    stranger: subprocess.Popen[bytes],
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DEAF", "trader")
+    with Path(os.devnull).open("w") as nowhere:
+        small.start(nowhere.fileno())
+        before = small.until_ready()
+        os.kill(small.pid, signal.SIGKILL)
+        small.wait()
+        small.until(lambda: small.names() == {"trader"})
+        assert lock_holder(small.home) is None, "a child must not inherit the lock of `up`"
+        with pytest.raises(NotUpError, match=rf"left processes: trader \({before.pids['trader']}\)"):
+            status()
+        monkeypatch.delenv("DEAF")
+        monkeypatch.setattr(leftover_processes, "STOP_PHASES", ((("trader",), 0.5),))
+        asked = small.stopped().count("trader")
+        if command == "down":
+            down()
+            said = capsys.readouterr().err
+            assert "had to kill: trader" in said
+            assert small.stopped().count("trader") > asked, "SIGTERM comes first"
+        else:
+            small.start(nowhere.fileno())
+            assert small.until_ready().pids["trader"] != before.pids["trader"]
+            assert [left.name for left in leftovers(small.home)].count("trader") == 1
+            down()
+            small.wait()
+    assert leftovers(small.home) == []
+    assert stranger.poll() is None
+
+
+def test_redis_is_started_again_with_what_it_had(small: SmallUp) -> None:
+    with Path(os.devnull).open("w") as nowhere:
+        small.start(nowhere.fileno())
+    run = small.until_ready()
+    with Redis.from_url(run.redis_url) as client:
+        client.xadd("numbers", {"n": 1})
+        os.kill(run.pids["redis"], signal.SIGKILL)
+
+        def again() -> bool:
+            with contextlib.suppress(RedisError):
+                return int(client.xlen("numbers")) == 1 and client.info()["process_id"] != run.pids["redis"]
+            return False
+
+        small.until(again)
+    small.until(lambda: running(small.home).pids["redis"] != run.pids["redis"])  # type: ignore[union-attr]
+    assert any("redis was killed by SIGKILL; starting it again" in event for event in small.events())
+    down()
+    small.wait()
+    stopped_in_order(small)
+
+
+def test_a_disk_that_refuses_ends_nothing_and_is_told_once(small: SmallUp) -> None:
+    reading, writing = os.pipe()
+    small.start(writing)
+    os.close(writing)
+    before = small.until_ready()
+    _, most = resource.prlimit(small.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(small.pid, resource.RLIMIT_FSIZE, (0, most))  # no file may grow: EFBIG
+    os.kill(before.pids["validator"], signal.SIGKILL)
+    small.until(
+        lambda: {"validator"} <= small.names() and small.named("validator").pid != before.pids["validator"]
+    )
+    time.sleep(0.5)  # several looks
+    assert running(small.home) == before, "the file from before is intact"
+    resource.prlimit(small.pid, resource.RLIMIT_FSIZE, (most, most))
+    small.until(lambda: running(small.home) != before)
+    assert running(small.home).started_at == before.started_at  # type: ignore[union-attr]
+    assert not list(small.home.glob("*.tmp"))
+    down()
+    small.wait()
+    with os.fdopen(reading, errors="replace") as output:
+        assert output.read().count("cannot write which processes run") == 1
+    small.until_nothing_runs()
+
+
+def test_a_second_up_and_a_down_meanwhile_find_one_up(
+    small: SmallUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path(os.devnull).open("w") as nowhere:
+        small.start(nowhere.fileno())
+        run = small.until_ready()
+        second = SmallUp(small.home)
+        second.start(nowhere.fileno())
+        assert second.wait() == 1
+    assert f"is up already (process {run.pid}" in (small.home / "failure").read_text()
+    assert running(small.home) == run
+    down()
+    assert "stopped" in capsys.readouterr().out
+    assert small.wait() == 1  # nobody ever answered as the gateway
+    stopped_in_order(small)
+    down()
+    assert "nothing is up" in capsys.readouterr().out
+
+
+def test_a_home_that_is_held_is_not_taken_for_the_run_before(tmp_path: Path) -> None:
+    """While `up` imports bars the file of the run before is still there; its process id is another's."""
+    assert lock_holder(tmp_path / "none") is None
+    with exclusive(tmp_path):
+        (tmp_path / "up.json").write_text(
+            '{"folder": "f", "dataset": "d", "gateway_url": "u", "redis_url": "r", "pid": 1,'
+            ' "started_at": "2026", "pids": {}}'
+        )
+        assert lock_holder(tmp_path) == os.getpid()
+        assert running(tmp_path) is None
+        with pytest.raises(NotUpError, match=f"process {os.getpid()} is starting"), exclusive(tmp_path):
+            pass
+    assert lock_holder(tmp_path) is None
+
+
+def test_a_look_at_the_lock_does_not_refuse_an_up(tmp_path: Path) -> None:
+    (tmp_path / "up.lock").touch()
+    with (tmp_path / "up.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        releasing = subprocess.Popen(
+            [sys.executable, "-S", "-c", "import time; time.sleep(0.2)"], pass_fds=[looking.fileno()]
+        )
+    with exclusive(tmp_path):
+        assert lock_holder(tmp_path) == os.getpid()
+    assert releasing.wait() == 0

@@ -1,0 +1,65 @@
+"""REDIS_PASSWORD in compose: any character, in no URL and on no command line."""
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from redis import Redis
+from redis import exceptions as redis_errors
+
+from shared.runtime.redis_server import find_redis_server, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = """aB/cD+e= #1 what? a@b x:y 50% "'`$HOME\\ päss"""
+
+
+def test_the_server_of_compose_takes_any_password_and_shows_none(tmp_path: Path) -> None:
+    told = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["redis"]
+    assert told["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD:-only-inside-this-network}"}
+    shell, option, script = told["command"]
+    port = free_port()
+    entrypoint = tmp_path / "docker-entrypoint.sh"
+    entrypoint.write_text(
+        f'#!/bin/sh\nshift\nexec "{find_redis_server()}" "$@" --port {port} --dir "$TMPDIR"\n'
+    )
+    entrypoint.chmod(0o755)
+    environment = {
+        **os.environ,
+        "REDISCLI_AUTH": PASSWORD,
+        "TMPDIR": str(tmp_path),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    command = [shell, option, script.replace("$$", "$")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+        try:
+            with Redis(port=port, password=PASSWORD) as client:
+                deadline = time.monotonic() + 30
+                while True:
+                    try:
+                        assert client.ping()
+                        break
+                    except redis_errors.ConnectionError:
+                        assert time.monotonic() < deadline
+                        time.sleep(0.05)
+                assert client.config_get("appendfsync") == {"appendfsync": "always"}
+            for wrong in (None, "other"):
+                with (
+                    Redis(port=port, password=wrong) as stranger,
+                    pytest.raises(redis_errors.AuthenticationError),
+                ):
+                    stranger.ping()
+            assert PASSWORD[:8].encode() not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        finally:
+            server.terminate()
+
+
+def test_no_url_and_no_shell_text_of_compose_is_made_of_a_setting() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name, told in services.items():
+        for value in dict(told.get("environment", {})).values():
+            assert "://" not in str(value) or "${" not in str(value), name
+        assert not any(re.search(r"(?<!\$)\$\{", part) for part in told.get("command", [])), name
