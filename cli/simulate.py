@@ -123,7 +123,7 @@ def _trades(episode: Episode) -> list[dict[str, Any]]:
 
 def _print(episode: Episode, dataset: Dataset) -> None:
     closed_s = dataset.bars.time_s[episode.bars] + BAR_SECONDS
-    decimals = 1 - dataset.bars.instrument.pip_location
+    decimals = dataset.bars.instrument.price_decimals
     print_table(
         "Steps: the position before each action, and the reward after it, in pips",
         ("bar", "closed (UTC)", "position", "pnl", "action", "reward"),

@@ -24,7 +24,7 @@ class InstrumentRules:
     @classmethod
     def of(cls, instrument: Instrument, margin_rate: Decimal) -> "InstrumentRules":
         """OANDA quotes one decimal beyond the pip."""
-        return cls(instrument.name, instrument.pip_location, 1 - instrument.pip_location, margin_rate)
+        return cls(instrument.name, instrument.pip_location, instrument.price_decimals, margin_rate)
 
     @property
     def point(self) -> Decimal:
@@ -33,10 +33,11 @@ class InstrumentRules:
 
     def json_object(self) -> Json:
         """One element of `instruments`."""
-        trailing = [f"{points * 10.0**self.pip_location:.3f}" for points in (5, 10_000)]
+        pip = Decimal(1).scaleb(self.pip_location)
+        trailing = [f"{pips * pip:.{self.display_precision}f}" for pips in (5, 10_000)]
         return {
             "name": self.name,
-            "type": "CURRENCY",
+            "type": "METAL" if self.name.startswith(("XAU_", "XAG_", "XPT_", "XPD_")) else "CURRENCY",
             "displayName": self.name.replace("_", "/"),
             "pipLocation": self.pip_location,
             "displayPrecision": self.display_precision,

@@ -56,7 +56,7 @@ class Tape:
         stop = len(bars) if stop is None else stop
         if not 0 <= first < stop <= len(bars):
             raise DataError(f"bars {first} to {stop} of {len(bars)}: there is nothing to replay")
-        decimals = 1 - bars.instrument.pip_location
+        decimals = bars.instrument.price_decimals
         prices = np.stack([bars.open, bars.high, bars.low, bars.close], axis=1)
         spread = np.full(len(bars), spread_pips)
         if spread_from_data:

@@ -10,24 +10,21 @@ from services.inference.app import build_app
 from services.inference.promoted import PromotedVersion
 from services.inference.settings import InferenceSettings
 from shared.adapters.checkpoints import CheckpointStore
-from shared.market.bar import Instrument
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
 from shared.runtime.server import serve_app
 
 
 def compose(settings: InferenceSettings) -> Main:
-    """Wire the service.
-
-    Raises:
-        DataError: the instrument's name is none.
-    """
+    """Wire the service."""
     config = settings.inference
-    Instrument.named(config.instrument)
 
     async def main(lifecycle: Lifecycle) -> None:
         promoted = PromotedVersion(
-            CheckpointStore(settings.checkpoint_root), settings.search, settings.precision
+            CheckpointStore(settings.checkpoint_root),
+            settings.search,
+            settings.precision,
+            instrument=config.instrument,
         )
         app = build_app(promoted, config, REGISTRY)
         following = asyncio.create_task(promoted.follow(lifecycle, poll_seconds=config.poll_seconds))

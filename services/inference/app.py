@@ -62,7 +62,6 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
     """The application; `promoted` is refreshed elsewhere."""
     app = FastAPI(title="Micro Stochastic MuZero inference", version="1", responses=PROBLEM_RESPONSES)
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
-    instrument = Instrument.named(config.instrument)
     metrics = _Metrics(registry)
     waiting = 0
 
@@ -84,7 +83,7 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
             )
         waiting += 1
         try:
-            windows, static = _observation(request, instrument)
+            windows, static = _observation(request, served)
             decided = await promoted.decide(served, windows, static)
             reply = _reply(
                 request, served, decided, LEGAL[int(static[0, 0]) + 1], time.perf_counter() - started
@@ -120,16 +119,18 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
     return app
 
 
-def _observation(request: DecisionRequest, instrument: Instrument) -> tuple[Float32, Float32]:
+def _observation(request: DecisionRequest, served: Served) -> tuple[Float32, Float32]:
     """`[1, 32, 9]` and `[1, 6]` as the agent sees them.
 
     Raises:
         HTTPException: 422 for another instrument, or bars without a window.
     """
+    instrument = served.instrument
     if request.instrument != instrument.name:
         raise HTTPException(
             HTTPStatus.UNPROCESSABLE_ENTITY,
-            f"instrument {request.instrument!r}: this service decides for {instrument.name}",
+            f"instrument {request.instrument!r}: version {served.version} was trained on {instrument.name} "
+            "and decides for no other",
         )
     if request.features is not None:
         window = np.array(request.features, np.float32)

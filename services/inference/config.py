@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shared.errors import SettingsError
+from shared.market.bar import normal_name
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class InferenceConfig:
     host: str = "127.0.0.1"
     port: int = 8001
     allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
-    instrument: str = "GBP_JPY"  # the only one that is answered for
+    instrument: str = ""  # the only one that is answered for; empty: the one the version was trained on
     max_waiting: int = 32  # requests in work or waiting; more are refused with 503
     poll_seconds: float = 5.0  # how often the promoted pointer is read when no message says that it moved
 
@@ -21,7 +22,10 @@ class InferenceConfig:
 
         Raises:
             SettingsError: names the field, its value and what is right.
+            DataError: the instrument is not the name of a pair.
         """
+        if self.instrument:
+            normal_name(self.instrument)
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"inference.port is {self.port}, expected 0 to 65535")
         if self.max_waiting < 1:

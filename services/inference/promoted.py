@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from shared.adapters.agents import load_agent
+from shared.adapters.agents import load_agent, trained_instrument
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer, stage_of
 from shared.agent.agent import Agent
@@ -18,6 +18,7 @@ from shared.environment.position import NUM_STATIC
 from shared.errors import CheckpointError, MuZeroError, StoreAwayError
 from shared.features.kernels import NUM_FEATURES
 from shared.features.window import WINDOW_BARS
+from shared.market.bar import Instrument, normal_name
 from shared.messages.schemas import AlertRaised, Stage
 from shared.messages.streams import ALERTS, PROMOTIONS
 from shared.numeric import Float32
@@ -25,6 +26,9 @@ from shared.runtime.lifecycle import Lifecycle
 from shared.search.config import SearchConfig
 
 log = structlog.get_logger()
+
+#: What versions decide for whose manifests do not name an instrument: older releases knew no other.
+_BEFORE_MANIFESTS_NAMED_IT = "GBP_JPY"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Served:
     agent: Agent
     version: int
     stage: Stage
+    instrument: Instrument  # that it was trained on
 
     def decide(self, windows: Float32, static: Float32, search: SearchConfig) -> Decisions:
         """Greedy decisions.
@@ -50,8 +55,22 @@ class PromotedVersion:
     """Follows the store's `promoted` pointer."""
 
     def __init__(
-        self, store: CheckpointStore, search: SearchConfig, precision: Precision = Precision.AUTO
+        self,
+        store: CheckpointStore,
+        search: SearchConfig,
+        precision: Precision = Precision.AUTO,
+        *,
+        instrument: str = "",
     ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            store: with the versions.
+            search: how they plan.
+            precision: of their numbers.
+            instrument: versions that were trained on another one are refused; empty accepts any.
+        """
+        self._instrument = instrument and normal_name(instrument)
         self._store, self._search, self._precision = store, search, precision
         self._served: Served | None = None
         self._refused: Pointed | None = None
@@ -150,14 +169,29 @@ class PromotedVersion:
         Raises:
             CheckpointError: missing or damaged, or it decides nonsense.
         """
-        served = Served(
-            load_agent(self._store, pointed.version, self._precision), pointed.version, stage_of(pointed)
-        )
+        agent = load_agent(self._store, pointed.version, self._precision)
+        served = Served(agent, pointed.version, stage_of(pointed), self._instrument_of(pointed.version))
         windows = np.zeros((1, WINDOW_BARS, NUM_FEATURES), np.float32)
         decided = served.decide(windows, np.zeros((1, NUM_STATIC), np.float32), self._search)
         if not np.isfinite(decided.values).all():
             raise CheckpointError(f"version {pointed.version} values a state at {decided.values[0]}")
         return served
+
+    def _instrument_of(self, version: int) -> Instrument:
+        """The instrument that a version decides for.
+
+        Raises:
+            CheckpointError: it is another one than the setting says.
+        """
+        trained_on = trained_instrument(self._store.manifest(version))
+        if trained_on is None:
+            return Instrument.named(self._instrument or _BEFORE_MANIFESTS_NAMED_IT)
+        if self._instrument not in ("", trained_on.name):
+            raise CheckpointError(
+                f"version {version} was trained on {trained_on.name}, but MM_INFERENCE__INSTRUMENT is "
+                f"{self._instrument}: unset it, or promote a version of that instrument"
+            )
+        return trained_on
 
     def _accept(self) -> None:
         """Forget what was wrong."""

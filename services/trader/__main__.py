@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from typing import TypeVar
 from uuid import uuid4
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -17,7 +18,7 @@ from services.trader.ledger import Ledger
 from services.trader.metrics import TraderMetrics
 from services.trader.service import TraderService
 from services.trader.settings import TraderSettings
-from services.trader.venue import Venue, choose_venue
+from services.trader.venue import Venue, choose_venue, chosen_instrument, require_trained_on
 from services.trader.waiting import announced
 from shared.adapters.checkpoints import CheckpointStore, Pointer
 from shared.adapters.inference import InferenceClient
@@ -27,6 +28,8 @@ from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
+
+_T = TypeVar("_T")
 
 #: A stopping trader tells what is untold for so long; the rest waits on disk for its next start.
 LAST_WORD_SECONDS = 2.0
@@ -50,11 +53,8 @@ def compose(
     Raises:
         SettingsError: the mode asks for something that is missing.
     """
-    promoted = (
-        CheckpointStore(settings.checkpoint_root).pointer(Pointer.PROMOTED)
-        if settings.mode is Mode.LIVE
-        else None
-    )
+    store = CheckpointStore(settings.checkpoint_root)
+    promoted = store.pointer(Pointer.PROMOTED) if settings.mode is Mode.LIVE else None
     venue = choose_venue(
         settings.mode,
         settings.trader,
@@ -65,18 +65,19 @@ def compose(
 
     async def main(lifecycle: Lifecycle) -> None:
         async with AsyncExitStack() as stack:
-            account = settings.oanda_account
-            if not account:
-                detail = f"no account is known before the broker at {venue.api_url} answers"
-                async with announced(
-                    lifecycle, "waiting_for_broker", detail, begin_seconds=UNAVAILABLE_SECONDS
-                ):
-                    account = await _only_account(venue, lifecycle)
-            if not account:
+            account, instrument = settings.oanda_account, None
+            detail = f"account and instrument are not known before the broker at {venue.api_url} answers"
+            async with announced(lifecycle, "waiting_for_broker", detail, begin_seconds=UNAVAILABLE_SECONDS):
+                account = account or await _only_account(venue, lifecycle)
+                if account:
+                    name = settings.trader.instrument
+                    instrument = await _traded_instrument(venue, account, name, lifecycle)
+            if instrument is None:
                 return
-            service = await _assemble(
-                settings, venue, account, lifecycle, stack, TraderMetrics(registry), wall
-            )
+            if promoted is not None:
+                require_trained_on(store.manifest(promoted.version), instrument)
+            metrics = TraderMetrics(registry)
+            service = await _assemble(settings, venue, account, instrument, lifecycle, stack, metrics, wall)
             if service is not None:
                 await service.run()
 
@@ -89,28 +90,58 @@ async def _only_account(venue: Venue, lifecycle: Lifecycle) -> str:
     Raises:
         SettingsError: it opens several.
     """
+    accounts = await _answer(venue, "", lifecycle, OandaClient.accounts)
+    if accounts is None:
+        return ""
+    if len(accounts) != 1:
+        raise SettingsError(
+            f"OANDA_ACCOUNT is not set and the token opens {len(accounts)}: {', '.join(accounts)}"
+        )
+    return accounts[0]
+
+
+async def _traded_instrument(
+    venue: Venue, account: str, name: str, lifecycle: Lifecycle
+) -> Instrument | None:
+    """The instrument to trade, with the broker's pip, as soon as the broker answers; None when asked to stop.
+
+    Args:
+        venue: where the account is.
+        account: its id.
+        name: as the setting has it; empty takes the only instrument that the account can trade.
+        lifecycle: of the service.
+    Raises:
+        SettingsError: the account cannot trade it, or can trade several and none is named.
+    """
+    found = await _answer(venue, account, lifecycle, OandaClient.instruments)
+    return None if found is None else chosen_instrument(found, name, venue.api_url)
+
+
+async def _answer(
+    venue: Venue, account: str, lifecycle: Lifecycle, ask: Callable[[OandaClient], Awaitable[_T]]
+) -> _T | None:
+    """What the broker answers, asked until it does; None when asked to stop.
+
+    Raises:
+        BrokerError: it refuses.
+    """
     while not lifecycle.stopping.is_set():
-        async with OandaClient("", venue.token, api_url=venue.api_url) as client:
+        async with OandaClient(account, venue.token, api_url=venue.api_url) as client:
             try:
-                accounts = await client.accounts()
+                return await ask(client)
             except BrokerError as away:
                 if away.status is not None and away.status < 500:
                     raise
                 lifecycle.report(state="waiting for the broker")
                 await lifecycle.sleep(1.0)
-                continue
-        if len(accounts) != 1:
-            raise SettingsError(
-                f"OANDA_ACCOUNT is not set and the token opens {len(accounts)}: {', '.join(accounts)}"
-            )
-        return accounts[0]
-    return ""
+    return None
 
 
 async def _assemble(
     settings: TraderSettings,
     venue: Venue,
     account: str,
+    instrument: Instrument,
     lifecycle: Lifecycle,
     stack: AsyncExitStack,
     metrics: TraderMetrics,
@@ -154,13 +185,13 @@ async def _assemble(
     return TraderService(
         client,
         inference,
-        Account(client, ledger, config, settings.mode, lifecycle.stopping),
+        Account(client, ledger, config, instrument, settings.mode, lifecycle.stopping),
         ledger,
         audit,
         lease,
         lifecycle,
         metrics,
-        Instrument.named(config.instrument),
+        instrument,
         config,
         settings.guards,
         settings.mode,

@@ -58,13 +58,14 @@ class Account:
         client: OandaClient,
         ledger: Ledger,
         config: TraderConfig,
+        instrument: Instrument,
         mode: Mode,
         stopping: asyncio.Event,
     ) -> None:
         """Nothing is known of the account before `reconcile`."""
         self._client, self._ledger, self._config, self._mode = client, ledger, config, mode
         self._stopping = stopping
-        self._instrument = Instrument.named(config.instrument)
+        self._instrument = instrument
         self._details: InstrumentDetails | None = None
         self.foreign_orders = ""  # pending orders that are not this trader's, as of the last reconciliation
         self._memory = ledger.memory()

@@ -5,7 +5,7 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
-from shared.market.bar import Instrument
+from shared.market.bar import normal_name
 
 
 class Mode(StrEnum):
@@ -26,7 +26,7 @@ class TraderConfig:
 
     broker_url: str = "http://127.0.0.1:8002"  # of the paper broker; practice and live have OANDA's own
     inference_url: str = "http://127.0.0.1:8001"
-    instrument: str = "GBP_JPY"
+    instrument: str = ""  # empty: the only one that the account can trade, as at the paper broker
     units: int = 1
     live_confirmation: str = ""  # live only: the account id, spelled out once more
     history_bars: int = 600  # bars that warm the features up
@@ -47,7 +47,8 @@ class TraderConfig:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        Instrument.named(self.instrument)
+        if self.instrument:
+            normal_name(self.instrument)
         for name in ("broker_url", "inference_url"):
             url = urlsplit(getattr(self, name))
             if url.scheme not in ("http", "https") or not url.hostname:

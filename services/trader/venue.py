@@ -1,12 +1,16 @@
 """Which broker a mode trades at, and what real money asks for first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from services.trader.config import Mode, TraderConfig
-from shared.adapters.checkpoints import Pointed
+from shared.adapters.agents import trained_instrument
+from shared.adapters.checkpoints import Manifest, Pointed
 from shared.adapters.oanda import LIVE_API, LIVE_STREAM, PRACTICE_API, PRACTICE_STREAM
+from shared.adapters.oanda_records import InstrumentDetails
 from shared.errors import SettingsError
+from shared.market.bar import Instrument, normal_name
 
 _OANDA_DOMAIN = "oanda.com"
 
@@ -69,3 +73,45 @@ def choose_venue(
             "promote one with `checkpoints promote VERSION --stage live`"
         )
     return Venue(LIVE_API, LIVE_STREAM, token)
+
+
+def chosen_instrument(offered: Sequence[InstrumentDetails], name: str, url: str) -> Instrument:
+    """The instrument to trade, with the broker's pip.
+
+    Args:
+        offered: what the account can trade.
+        name: as the setting has it; empty takes the only one offered.
+        url: of the broker, for the error.
+    Raises:
+        SettingsError: it is not offered, or several are and none is named.
+    """
+    wanted = name and normal_name(name)
+    matching = [one for one in offered if wanted in ("", one.name)]
+    names = ", ".join(one.name for one in offered[:5]) + (", ..." if len(offered) > 5 else "")
+    if not matching:
+        raise SettingsError(
+            f"MM_TRADER__INSTRUMENT is {name}, but the broker at {url} trades {names}: set it to what is "
+            "traded there, or unset it where that is a single instrument"
+        )
+    if len(matching) > 1:
+        raise SettingsError(
+            f"MM_TRADER__INSTRUMENT is not set and the broker at {url} trades {len(offered)} instruments: "
+            "set it to the one that the promoted version was trained on"
+        )
+    return Instrument(matching[0].name, matching[0].pip_location)
+
+
+def require_trained_on(manifest: Manifest, instrument: Instrument) -> None:
+    """Check that a version was trained on the instrument that is traded.
+
+    Raises:
+        SettingsError: it was trained on another one, or with another pip.
+        CheckpointError: the manifest is damaged.
+    """
+    trained_on = trained_instrument(manifest)
+    if trained_on not in (None, instrument):
+        raise SettingsError(
+            f"version {manifest.version} was trained on {trained_on.name} with a pip of {trained_on.pip:g}, "
+            f"but the trader is to trade {instrument.name} with a pip of {instrument.pip:g}: set "
+            "MM_TRADER__INSTRUMENT to the former, or promote a version of the latter"
+        )

@@ -113,7 +113,13 @@ class TrainerService:
         config = TrainingConfig(
             settings.model, settings.replay, settings.learner, settings.trainer, settings.search.discount
         )
-        self._training = Training(config, self._dataset.features, self._dataset.fingerprint, self._ranks)
+        self._training = Training(
+            config,
+            self._dataset.features,
+            self._dataset.fingerprint,
+            self._ranks,
+            instrument=self._dataset.bars.instrument,
+        )
         self._metrics = TrainerMetrics()
         opened.callback(self._metrics.close)
         self._publisher = Publisher(

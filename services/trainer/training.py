@@ -22,10 +22,12 @@ from services.trainer.replay import Replay
 from services.trainer.steps import Steps
 from services.trainer.targets import unrolled_steps
 from services.trainer.views import Views
+from shared.adapters.agents import instrument_settings
 from shared.adapters.checkpoints import Manifest, Tensors
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import Action
 from shared.errors import CheckpointError
+from shared.market.bar import Instrument
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
 from shared.numeric import Float32
@@ -79,7 +81,13 @@ class Training:
     """One training run."""
 
     def __init__(
-        self, config: TrainingConfig, features: Float32, dataset: str, ranks: Ranks | None = None
+        self,
+        config: TrainingConfig,
+        features: Float32,
+        dataset: str,
+        ranks: Ranks | None = None,
+        *,
+        instrument: Instrument | None = None,
     ) -> None:
         """Begin with random weights.
 
@@ -88,10 +96,11 @@ class Training:
             features: `[T, 9]` temporal features of the data set's bars.
             dataset: its fingerprint.
             ranks: that learn with this one, the leader.
+            instrument: of the bars; each version names it.
         Raises:
             SettingsError: there is no such device.
         """
-        self.config, self.dataset = config, dataset
+        self.config, self.dataset, self.instrument = config, dataset, instrument
         self.features = features
         seed = config.trainer.seed
         network = initial_network(config.model, seed)
@@ -157,7 +166,7 @@ class Training:
             journal_position=self.position,
             dataset=self.dataset,
             model=cast("dict[str, JsonValue]", asdict(self.config.model)),
-            settings=self.config.recorded(),
+            settings=self.config.recorded() | instrument_settings(self.instrument),
             metrics=self.metrics(),
             state=state.model_dump(),
         )

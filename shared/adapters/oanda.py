@@ -250,6 +250,13 @@ class OandaClient:
         call = _describe(pricing.PricingInfo, self.account, params={"instruments": ",".join(names)})
         return await self._read(call, lambda answer: parse_all(Price.parse, answer["prices"]))
 
+    async def instruments(self) -> tuple[InstrumentDetails, ...]:
+        """Precision and sizes of every instrument that the account can trade."""
+        call = _describe(accounts.AccountInstruments, self.account, params={})
+        return tuple(
+            await self._read(call, lambda answer: parse_all(InstrumentDetails.parse, answer["instruments"]))
+        )
+
     async def instrument(self, name: str) -> InstrumentDetails:
         """Precision and sizes of one instrument.
 

@@ -1,6 +1,8 @@
 """One-minute bars, column by column, and the instrument they price."""
 
 import hashlib
+import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -13,29 +15,94 @@ from shared.numeric import Bool, Float64, Int64, require_shape
 BAR_SECONDS = 60
 
 
+#: Currencies whose pairs with each other have a pip of 0.0001.
+_FOUR_DECIMALS = frozenset(
+    "AUD CAD CHF CNH CZK DKK EUR GBP HKD MXN NOK NZD PLN SEK SGD TRY USD ZAR".split()  # noqa: SIM905
+)
+#: Currencies whose pairs with the yen have a pip of 0.01; brokers disagree on HKD_JPY and others.
+_YEN_BASES = frozenset(("AUD", "CAD", "CHF", "EUR", "GBP", "NZD", "SGD", "TRY", "USD", "ZAR"))
+
+_NAME = re.compile(r"([A-Z0-9]{2,12})_([A-Z]{3})")
+_SIX_LETTERS = re.compile(r"([A-Z]{3})[/-]?([A-Z]{3})")
+
+#: Powers of ten that a pip may be.
+_PIP_LOCATIONS = range(-8, 2)
+
+
 @dataclass(frozen=True)
 class Instrument:
-    """A currency pair; its pip is `10 ** pip_location` of the quote currency."""
+    """A currency pair or metal; its pip is `10 ** pip_location` of the quote currency."""
 
     name: str
     pip_location: int
 
     @property
     def pip(self) -> float:
-        """Size of one pip in units of price: 0.01 for JPY quotes, 0.0001 otherwise."""
+        """Size of one pip in units of price, such as 0.01 for GBP_JPY and 0.0001 for EUR_USD."""
         return float(10.0**self.pip_location)
 
-    @classmethod
-    def named(cls, name: str) -> Self:
-        """The instrument of a name such as GBP_JPY, with the pip location that its quote currency has.
+    @property
+    def price_decimals(self) -> int:
+        """Decimals of a quoted price: one beyond the pip."""
+        return 1 - self.pip_location
 
+    @classmethod
+    def named(cls, name: str, pip_location: int | None = None) -> Self:
+        """The instrument of a name.
+
+        Args:
+            name: such as GBP_JPY, GBPJPY, GBP/JPY or gbp_jpy.
+            pip_location: as the broker or the user says; taken from the pair's convention if not given.
         Raises:
-            DataError: the name is not of the form AAA_BBB.
+            DataError: the name is not of that form, or the pair's pip is not known.
         """
-        base, _, quote = name.partition("_")
-        if not all(len(code) == 3 and code.isascii() and code.isupper() for code in (base, quote)):
-            raise DataError(f"instrument {name!r}: expected a name such as GBP_JPY")
-        return cls(name, -2 if quote == "JPY" else -4)
+        name = normal_name(name)
+        if pip_location is None:
+            pip_location = known_pip_location(name)
+            if pip_location is None:
+                raise DataError(
+                    f"instrument {name}: the size of its pip is not known; give it to "
+                    "`data import` or `data synth` with --pip, for example --pip 0.01"
+                )
+        if pip_location not in _PIP_LOCATIONS:
+            raise DataError(f"instrument {name}: pip 10^{pip_location}, expected 10^-8 to 10")
+        return cls(name, pip_location)
+
+
+def normal_name(name: str) -> str:
+    """An instrument's name as OANDA writes it, such as GBP_JPY.
+
+    Raises:
+        DataError: it is not the name of a pair.
+    """
+    upper = name.strip().upper()
+    if match := _SIX_LETTERS.fullmatch(upper):
+        upper = f"{match[1]}_{match[2]}"
+    if not _NAME.fullmatch(upper) or not upper.isascii():
+        raise DataError(f"instrument {name!r}: expected a name such as GBP_JPY")
+    return upper
+
+
+def known_pip_location(name: str) -> int | None:
+    """The pip's power of ten by convention, or None where brokers disagree or the pair is not known."""
+    base, _, quote = name.partition("_")
+    if base == quote:
+        return None
+    if quote == "JPY":
+        return -2 if base in _YEN_BASES else None
+    return -4 if base in _FOUR_DECIMALS and quote in _FOUR_DECIMALS else None
+
+
+def pip_location_of(pip: float) -> int:
+    """The power of ten of a pip's size.
+
+    Raises:
+        DataError: it is not a power of ten.
+    """
+    location = next((n for n in _PIP_LOCATIONS if math.isclose(pip, 10.0**n, rel_tol=1e-9)), None)
+    if location is None:
+        raise DataError(f"pip {pip:g}: expected a power of ten such as 0.0001, 0.01 or 1")
+    return location
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,8 @@ def synthesize_with_state(
 
 
 def start_price(instrument: Instrument) -> float:
-    """Where a synthetic market of this instrument begins: 185 yen or 1.1 of any other quote currency."""
-    return 185.0 if instrument.pip_location == -2 else 1.1
+    """Where a synthetic market of this instrument begins: 18,500 pips for a pip of 0.01, else 11,000."""
+    return 185.0 if instrument.pip_location == -2 else 11_000 * instrument.pip
 
 
 def _gbm(

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.inference.promoted import PromotedVersion
 from shared.agent.decide import decide
 from shared.environment.action import Action
 from shared.environment.position import static_features
 from shared.features.window import WINDOW_BARS, temporal_features, window
+from shared.market.bar import Instrument
 from shared.market.synthetic import Market, synthesize
 from shared.numeric import Float32
 from shared.search.config import SearchConfig
@@ -198,3 +200,27 @@ async def test_metrics_tell_the_version_and_what_was_asked(service: Service) -> 
     assert "mm_inference_version 3.0" in page
     assert 'mm_inference_requests_total{result="decided"} 1.0' in page
     assert 'mm_inference_requests_total{result="refused"} 1.0' in page
+
+
+async def test_a_version_decides_only_for_the_instrument_it_was_trained_on(service: Service) -> None:
+    euro = Instrument.named("EUR_USD")
+    save_version(service.store, 1, instrument=euro)
+    promote(service.store, 1)
+    assert await service.promoted.refresh() is None
+    bars = synthesize(Market.OU, 400, seed=3, instrument=euro)
+    request = {"instrument": "EUR_USD", "static": FLAT}
+    columns = {"bars": {"time_s": bars.time_s.tolist(), "close": bars.close.tolist()}}
+    features = {"features": window(temporal_features(bars), len(bars) - 1).tolist()}
+    answers = [
+        (await service.client.post("/inference", json={**request, **given})).json()
+        for given in (columns, features)
+    ]
+    assert answers[0]["instrument"] == "EUR_USD"
+    assert answers[0]["value"] == answers[1]["value"]  # windows are made with its pip
+    refused = await service.client.post("/inference", json=body())
+    assert refused.status_code == 422
+    assert "version 1 was trained on EUR_USD and decides for no other" in refused.json()["detail"]
+    strict = PromotedVersion(service.store, SearchConfig(), instrument="gbpjpy")
+    assert await strict.refresh() is not None
+    assert (strict.served, strict.refused) == (None, 1)
+    strict.close()

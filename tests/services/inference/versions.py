@@ -2,8 +2,10 @@
 
 from dataclasses import asdict
 
+from shared.adapters.agents import instrument_settings
 from shared.adapters.checkpoints import CheckpointStore, Manifest, Pointer
 from shared.agent.agent import Agent
+from shared.market.bar import Instrument
 from shared.model.network import Network
 from tests.shared.model.networks import SMALL, opinionated_network
 
@@ -19,7 +21,13 @@ def agent_of(version: int) -> Agent:
     return Agent(network_of(version), version)
 
 
-def save_version(store: CheckpointStore, version: int, network: Network | None = None) -> None:
+def save_version(
+    store: CheckpointStore,
+    version: int,
+    network: Network | None = None,
+    *,
+    instrument: Instrument | None = None,
+) -> None:
     weights = (network or network_of(version)).state_dict()
     store.save(
         Manifest(
@@ -29,7 +37,7 @@ def save_version(store: CheckpointStore, version: int, network: Network | None =
             journal_position=0,
             dataset="ab" * 32,
             model=asdict(SMALL),
-            settings={},
+            settings=instrument_settings(instrument),
             metrics={},
             state={},
         ),

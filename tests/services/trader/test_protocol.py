@@ -46,7 +46,14 @@ async def client(broker: Broker) -> AsyncIterator[OandaClient]:
 
 def open_account(client: OandaClient, ledger: Ledger, **config: object) -> Account:
     quick: dict[str, object] = {"look_up_seconds": 1.0, "look_up_poll_seconds": 0.05, **config}
-    return Account(client, ledger, TraderConfig(**quick), Mode.PAPER, asyncio.Event())  # type: ignore[arg-type]
+    return Account(
+        client,
+        ledger,
+        TraderConfig(**quick),  # type: ignore[arg-type]
+        BARS.instrument,
+        Mode.PAPER,
+        asyncio.Event(),
+    )
 
 
 async def order(
@@ -183,10 +190,18 @@ from services.trader.config import Mode, TraderConfig
 from services.trader.ledger import Ledger
 from shared.adapters.oanda import OandaClient
 from shared.environment.action import Action
+from shared.market.bar import Instrument
 
 async def main(url, folder, step, bar_time_s):
     async with OandaClient("101-001-0000001-001", "paper", api_url=url, stream_url=url) as client:
-        account = Account(client, Ledger(Path(folder)), TraderConfig(), Mode.PAPER, asyncio.Event())
+        account = Account(
+            client,
+            Ledger(Path(folder)),
+            TraderConfig(),
+            Instrument.named("GBP_JPY"),
+            Mode.PAPER,
+            asyncio.Event(),
+        )
         await account.reconcile()
         (quote,) = await client.prices("GBP_JPY")
         send, take_up = client.market_order, account._take_up

@@ -16,8 +16,10 @@ from services.trader.ledger import Ledger
 from shared.adapters.bus import Bus
 from shared.environment.action import Action
 from shared.environment.environment import EnvironmentConfig, Prices, reset, step
-from shared.errors import ServiceError
+from shared.errors import ServiceError, SettingsError
+from shared.market.bar import Instrument
 from shared.market.calendar import rollover_nights
+from shared.market.synthetic import Market, synthesize
 from shared.messages.schemas import AlertRaised, ControlIssued, DecisionMade
 from shared.messages.streams import ALERTS, CONTROL, DECISIONS, TRADES
 from shared.runtime.redis_server import RedisServer, free_port
@@ -385,3 +387,29 @@ async def test_rejects_in_a_row_open_the_circuit(bus: Bus, redis_server: RedisSe
             broker.faulty()
             await control(bus, "running")
             await until(lambda: broker.units == 1)
+
+
+async def test_the_trader_trades_what_the_paper_broker_has_and_nothing_else(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    euro = synthesize(Market.OU, 2_000, seed=3, instrument=Instrument.named("EUR_USD"))
+    script = {FIRST_BAR + 2: Action.BUY, FIRST_BAR + 4: Action.CLOSE}
+    async with (
+        running_broker(tmp_path, bars=euro, stop=FIRST_BAR + 10) as broker,
+        running_oracle(script) as oracle,
+    ):
+        contradicting = trader_settings(redis_server.url, tmp_path, broker, oracle, instrument="GBP_JPY")
+        with pytest.raises(SettingsError, match=r"MM_TRADER__INSTRUMENT is GBP_JPY, but .* trades EUR_USD"):
+            async with running_trader(contradicting) as trader:
+                await trader.task
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle, stop_loss_pips=200.0)
+        async with running_trader(settings) as trader:
+            await broker.decided(FIRST_BAR + 6)
+            await until(lambda: trader.detail["orders"] == 2)
+            assert trader.detail["bar_mismatches"] == 0
+        entry = broker.fills()[0].trade_opened
+        assert float(entry.price) == round(euro.open[FIRST_BAR + 3] + 0.0002, 5)  # half of 4 pips
+        (trade,) = [found.message for found in await bus.recent(TRADES, count=10)]
+        move = euro.open[FIRST_BAR + 5] - euro.open[FIRST_BAR + 3]
+        assert trade.pips == pytest.approx(move / 0.0001 - 4.0, abs=1e-6)
+        assert trade.instrument == "EUR_USD"

@@ -1,11 +1,17 @@
 """Which broker a mode trades at: real money asks for three things, and paper never reaches OANDA."""
 
+from decimal import Decimal
+
 import pytest
 
 from services.trader.config import GuardConfig, Mode, TraderConfig
-from services.trader.venue import choose_venue
+from services.trader.venue import choose_venue, chosen_instrument, require_trained_on
+from shared.adapters.agents import instrument_settings
 from shared.adapters.checkpoints import Pointed
+from shared.adapters.oanda_records import InstrumentDetails
 from shared.errors import SettingsError
+from shared.market.bar import Instrument
+from tests.shared.adapters.checkpoint_versions import manifest
 
 ACCOUNT = "001-001-1234567-001"
 LIVE = Pointed(9, "live", ())
@@ -87,3 +93,27 @@ def test_live_trades_at_oanda_when_all_is_there() -> None:
 def test_a_setting_that_cannot_be_is_refused_by_name(group: type, name: str, value: object) -> None:
     with pytest.raises(SettingsError, match=name):
         group(**{name: value})
+
+
+def offered(*names: str) -> list[InstrumentDetails]:
+    return [InstrumentDetails(name, -1, 2, 0, Decimal(1)) for name in names]
+
+
+def test_the_instrument_and_its_pip_are_the_broker_s() -> None:
+    gold = Instrument("XAU_USD", -1)
+    assert chosen_instrument(offered("XAU_USD"), "", "url") == gold
+    assert chosen_instrument(offered("EUR_USD", "XAU_USD"), "xau_usd", "url") == gold
+    with pytest.raises(SettingsError, match=r"INSTRUMENT is GBP_JPY, but .* trades EUR_USD, XAU_USD"):
+        chosen_instrument(offered("EUR_USD", "XAU_USD"), "GBP_JPY", "url")
+    with pytest.raises(SettingsError, match=r"INSTRUMENT is not set and .* trades 2 instruments"):
+        chosen_instrument(offered("EUR_USD", "XAU_USD"), "", "url")
+
+
+def test_a_version_is_not_traded_on_another_instrument_or_pip() -> None:
+    gold = Instrument("XAU_USD", -1)
+    trained = manifest(9).model_copy(update={"settings": instrument_settings(gold)})
+    require_trained_on(trained, gold)
+    require_trained_on(manifest(9), gold)  # of a release that did not name it
+    for other in (Instrument("GBP_JPY", -2), Instrument("XAU_USD", -2)):
+        with pytest.raises(SettingsError, match=rf"version 9 was trained on XAU_USD .*to trade {other.name}"):
+            require_trained_on(trained, other)

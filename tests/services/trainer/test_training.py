@@ -12,15 +12,17 @@ from services.trainer.learner import Learner
 from services.trainer.losses import Batch, losses, unroll
 from services.trainer.steps import COLUMNS
 from services.trainer.targets import unrolled_steps
-from services.trainer.training import SavedState, TrainingConfig
-from shared.adapters.agents import load_agent
+from services.trainer.training import SavedState, Training, TrainingConfig
+from shared.adapters.agents import load_agent, trained_instrument
 from shared.adapters.checkpoints import CheckpointStore, Manifest
 from shared.agent.agent import Agent
 from shared.engine.precision import Precision
 from shared.environment.action import Action
 from shared.errors import CheckpointError
+from shared.market.bar import Instrument
 from shared.model.network import initial_network
-from tests.services.trainer.runs import CONFIG, advance, new_training, trajectories
+from tests.services.trainer.runs import CONFIG, advance, features, new_training, trajectories
+from tests.shared.messages.trajectories import FINGERPRINT
 
 JOURNAL = trajectories(40)
 
@@ -362,3 +364,10 @@ def test_stretches_learn_what_single_steps_learn() -> None:
         gradients.append({name: weight.grad for name, weight in network.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_a_version_names_the_instrument_that_it_was_trained_on() -> None:
+    gold = Instrument("XAU_USD", -2)
+    manifest, _, _ = Training(CONFIG, features(), FINGERPRINT, instrument=gold).save(0)
+    assert trained_instrument(saved(manifest)) == gold
+    assert trained_instrument(new_training().save(0)[0]) is None
