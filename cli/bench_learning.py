@@ -60,9 +60,12 @@ def learn(
     """Train on a synthetic market, against its best policy and its own network trained on that policy."""
     from benchmarks.curve import draw_curve
     from shared.adapters.picture import require_drawable
+    from shared.adapters.run_record import require_no_record
 
     picture = out or Path(f"learn-{market}-{reward}-{seed}.png")
     require_drawable(picture)
+    if record is not None:
+        require_no_record(record)
     one_thread()
     config = replace(
         _learn_config(profile, reward),

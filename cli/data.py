@@ -13,15 +13,24 @@ from rich.markup import escape
 from cli.output import err, print_fields, print_json, print_table, progress_bar
 from cli.settings import UpSettings
 from shared.adapters.candle_download import discard_pages, download_bars
-from shared.adapters.dataset import Dataset, export_features, read_dataset, refuse_to_replace, write_dataset
+from shared.adapters.dataset import (
+    Dataset,
+    check_dataset_output,
+    check_features_output,
+    export_features,
+    read_dataset,
+    write_dataset,
+)
 from shared.adapters.oanda import PRACTICE_API, OandaClient
 from shared.environment.outcome import UNDEFINED, ChanceOutcome
 from shared.errors import DataError, SettingsError
-from shared.market.bar import BarSeries, Instrument
+from shared.market.bar import BarSeries, Instrument, normal_name, pip_location_of
+from shared.market.calendar import is_open
 from shared.market.clock import utc_text
-from shared.market.formats import ImportResult, read_bars
+from shared.market.formats import MAX_DROPPED, ImportOptions, ImportResult, read_bars
 from shared.market.session import NO_SPLIT, Split
-from shared.market.summary import summarize
+from shared.market.spread import SpreadUnit
+from shared.market.summary import doubts, summarize
 from shared.market.synthetic import DEFAULT_START_S, Market, synthesize
 from shared.runtime.settings import ServiceSettings, load, with_environment_name
 
@@ -29,12 +38,30 @@ app = typer.Typer(help="Market data: bars, sessions, features.", no_args_is_help
 
 DEFAULT_INSTRUMENT = "GBP_JPY"
 
-_CURRENCIES = "AUD|CAD|CHF|EUR|GBP|JPY|NZD|USD"
-_PAIR = re.compile(rf"(?<![A-Z])({_CURRENCIES})[_-]?({_CURRENCIES})(?![A-Z])")
+_BASES = "AUD|BTC|CAD|CHF|CNH|CZK|DKK|ETH|EUR|GBP|HKD|HUF|JPY|MXN|NOK|NZD|PLN|SEK|SGD|THB|TRY|USD|XAG|XAU|ZAR"
+_PAIR = re.compile(rf"(?<![A-Z])({_BASES})[_-]?({_BASES})(?![A-Z])")
 
 Data = Annotated[Path, typer.Option("--data", help="a data set, as `data import` makes it")]
 Out = Annotated[Path, typer.Option("--out", help="the data set to write; an older one is replaced")]
 Name = Annotated[str, typer.Option("--instrument", help="the currency pair that the bars price")]
+MaybeName = Annotated[
+    str | None,
+    typer.Option(
+        "--instrument", help=f"the currency pair that the bars price; {DEFAULT_INSTRUMENT} if not given"
+    ),
+]
+Pip = Annotated[
+    float | None,
+    typer.Option("--pip", help="size of a pip in units of price; needed where the pair's is not known"),
+]
+Timezone = Annotated[
+    str | None,
+    typer.Option(
+        "--timezone",
+        help="clock of the file's times: Europe/London, +03:00, NY+7; found from the file if not given",
+    ),
+]
+Repair = Annotated[bool, typer.Option("--repair", help="drop faulty rows instead of refusing the file")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 
@@ -50,58 +77,76 @@ def import_command(
         Path, typer.Argument(help="bars: CSV, HistData, MetaTrader, Dukascopy, Parquet; or one .gz")
     ],
     out: Out,
-    instrument: Name = DEFAULT_INSTRUMENT,
-    timezone: Annotated[
-        str | None,
-        typer.Option(
-            help="clock of the file's times: Europe/London, +03:00, NY+7; told from it if not given"
-        ),
+    instrument: MaybeName = None,
+    pip: Pip = None,
+    timezone: Timezone = None,
+    repair: Repair = False,
+    max_dropped: Annotated[
+        float, typer.Option(help="largest share of the rows that --repair may drop")
+    ] = MAX_DROPPED,
+    spread_unit: Annotated[
+        SpreadUnit | None, typer.Option(help="of a column `spread` whose unit the file does not say")
     ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="drop faulty rows instead of refusing the file")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a data set of a file of one-minute bars."""
-    result, dataset = import_file(file, out, instrument, timezone, repair=repair)
+    options = ImportOptions(timezone, repair, max_dropped, spread_unit)
+    result, dataset = import_file(file, out, instrument_of(file, instrument, pip), options)
     found = {
         "file": str(file),
         "format": result.format,
         "timezone": result.timezone,
         "dropped": result.num_dropped,
+        "left_out_outside_week": result.num_outside,
     }
     _print_written(out, found, dataset, as_json)
 
 
+def instrument_of(file: Path, name: str | None, pip: float | None) -> Instrument:
+    """The instrument of a file of bars.
+
+    Raises:
+        DataError: no name is given and the file is named after another pair than the default one, or the
+            pair's pip is not known.
+    """
+    pair = _PAIR.search(file.name.upper())
+    named = f"{pair[1]}_{pair[2]}" if pair else None
+    location = pip_location_of(pip) if pip is not None else None
+    if name is not None:
+        instrument = Instrument.named(name, location)
+        if named not in (None, instrument.name):
+            _warn(f"{escape(file.name)} is imported as {instrument.name}, as --instrument says")
+        return instrument
+    if named not in (None, DEFAULT_INSTRUMENT):
+        raise DataError(
+            f"{file.name} is named after {named}: say which pair it holds with --instrument {named} "
+            f"(or {DEFAULT_INSTRUMENT})"
+        )
+    return Instrument.named(DEFAULT_INSTRUMENT, location)
+
+
 def import_file(
-    file: Path,
-    out: Path,
-    instrument: str = DEFAULT_INSTRUMENT,
-    timezone: str | None = None,
-    *,
-    repair: bool = False,
+    file: Path, out: Path, instrument: Instrument, options: ImportOptions
 ) -> tuple[ImportResult, Dataset]:
     """Make a data set of a file of bars, with progress bars; `out` holds the old or the new one, never half.
 
     Raises:
-        DataError: the file cannot be imported, or something else than a data set lies at `out`.
+        DataError: the file cannot be imported, or something else than a data set is at `out`.
     """
-    pair = Instrument.named(instrument)
-    refuse_to_replace(out)
-    named = _PAIR.search(file.name.upper())
-    if named and f"{named[1]}_{named[2]}" != instrument:
-        _warn(f"{escape(file.name)} is imported as {instrument}: --instrument can say otherwise")
+    check_dataset_output(out, file)
     with progress_bar() as bars:
         task = bars.add_task(f"reading {escape(file.name)}", total=None)
         result = read_bars(
             file,
-            pair,
-            timezone,
-            repair=repair,
+            instrument,
+            options,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
+    for finding in result.findings:
+        _warn(escape(finding))
     if result.num_dropped:
-        _warn(f"{result.num_dropped:,} faulty rows were dropped")
+        rows = "1 faulty row was" if result.num_dropped == 1 else f"{result.num_dropped:,} faulty rows were"
+        _warn(f"{rows} dropped, for the reasons above")
     return result, _write(out, result.bars, file.name)
 
 
@@ -112,14 +157,15 @@ def synth(
     bars: Annotated[int, typer.Option(help="number of bars")] = 100_000,
     seed: Annotated[int, typer.Option(help="the same seed gives the same bars")] = 1,
     instrument: Name = DEFAULT_INSTRUMENT,
+    pip: Pip = None,
     start: Annotated[
         datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="first minute, in UTC")
     ] = datetime.fromtimestamp(DEFAULT_START_S, UTC).replace(tzinfo=None),
     as_json: Json = False,
 ) -> None:
     """Make a data set of a synthetic market."""
-    pair = Instrument.named(instrument)
-    refuse_to_replace(out)
+    pair = Instrument.named(instrument, pip_location_of(pip) if pip is not None else None)
+    check_dataset_output(out)
     made = synthesize(market, bars, seed, pair, _seconds(start))
     source = f"synthetic {market}, seed {seed}"
     _print_written(out, {"source": source}, _write(out, made, source), as_json)
@@ -145,8 +191,8 @@ def download(
 
     Needs OANDA_TOKEN in the environment or in `.env`.
     """
-    pair = Instrument.named(instrument)
-    refuse_to_replace(out)
+    name = normal_name(instrument)
+    check_dataset_output(out)
     token = load(DownloadSettings).oanda_token.get_secret_value()
     if not token:
         raise SettingsError("OANDA_TOKEN is not set: candles need a personal access token")
@@ -155,16 +201,23 @@ def download(
     if from_s >= to_s:
         raise DataError(f"--from {utc_text(from_s)} is not before --to {utc_text(to_s)}")
     pages = out.with_name(f"{out.name}.pages")
-    bars = asyncio.run(_download(api_url, token, pair, from_s, to_s, pages))
-    dataset = _write(out, bars, f"OANDA candles of {instrument}")
+    bars = asyncio.run(_download(api_url, token, name, from_s, to_s, pages))
+    inside = is_open(bars.time_s)
+    if not inside.all():
+        _warn(f"{int((~inside).sum()):,} candles outside the trading week were left out")
+    dataset = _write(out, bars[inside], f"OANDA candles of {name}")
     discard_pages(pages)
     _print_written(out, {"source": dataset.source}, dataset, as_json)
 
 
-async def _download(
-    api_url: str, token: str, instrument: Instrument, from_s: int, to_s: int, pages: Path
-) -> BarSeries:
+async def _download(api_url: str, token: str, name: str, from_s: int, to_s: int, pages: Path) -> BarSeries:
     async with OandaClient("", token, api_url=api_url) as client:
+        accounts = await client.accounts()
+    if not accounts:
+        raise SettingsError("OANDA_TOKEN opens no account: the pip's size is read from one")
+    async with OandaClient(accounts[0], token, api_url=api_url) as client:
+        details = await client.instrument(name)
+        instrument = Instrument.named(name, details.pip_location)
         with progress_bar() as progress:
             task = progress.add_task(f"minutes of {instrument.name}", total=(to_s - from_s) // 60)
             return await download_bars(
@@ -217,6 +270,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "mean_range_pips": summary.mean_range_pips,
         "p99_range_pips": summary.p99_range_pips,
         "mean_spread_pips": summary.mean_spread_pips,
+        "flat_bars": summary.num_flat,
         "gaps": summary.num_gaps,
         "longest_gaps": gaps,
         "sessions": _session_counts(dataset),
@@ -275,6 +329,7 @@ def features(
     as_json: Json = False,
 ) -> None:
     """Export bar_index, time, the nine features by name, and outcome (-1 where undefined)."""
+    check_features_output(out, data)
     dataset = read_dataset(data)
     export_features(dataset, out)
     document = {"out": str(out), "rows": len(dataset.bars), "fingerprint": dataset.fingerprint}
@@ -293,6 +348,8 @@ def _write(out: Path, bars: BarSeries, source: str) -> Dataset:
             settings.splits,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+    for doubt in doubts(summarize(bars), bars.instrument):
+        _warn(doubt)
     if len(dataset.sessions.starts) == 0:
         _warn("no session can be played on these bars: see `data describe` for their number, gaps and range")
     return dataset
@@ -308,13 +365,18 @@ def _session_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
 
 
 def _print_written(out: Path, found: dict[str, object], dataset: Dataset, as_json: bool) -> None:
-    times = dataset.bars.time_s
+    summary = summarize(dataset.bars)
     document = found | {
         "out": str(out),
         "instrument": dataset.bars.instrument.name,
-        "bars": len(times),
-        "first": utc_text(int(times[0])),
-        "last": utc_text(int(times[-1])),
+        "pip": dataset.bars.instrument.pip,
+        "bars": summary.num_bars,
+        "first": utc_text(summary.first_s),
+        "last": utc_text(summary.last_s),
+        "coverage": summary.coverage,
+        "gaps": summary.num_gaps,
+        "mean_range_pips": summary.mean_range_pips,
+        "mean_spread_pips": summary.mean_spread_pips,
         "sessions": _session_counts(dataset),
         "fingerprint": dataset.fingerprint,
     }

@@ -1,6 +1,7 @@
 """`dead`: list, inspect, replay and drop what could not be processed."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,6 +15,7 @@ from cli.runs import system_redis
 from services.api.events import place
 from shared.adapters.bus import Bus
 from shared.adapters.dead_letters import Letter
+from shared.adapters.outputs import check_output, written_aside
 from shared.errors import MessageError, ServiceError, SettingsError
 from shared.messages.codec import decode, decode_trajectory
 from shared.messages.schemas import Message, TrajectoryFinished
@@ -382,9 +384,11 @@ def _write_command(path: Path, letter: Letter) -> None:
         raise LetterError(f"dead letter {letter.letter_id} keeps no entry to write; {letter.obstacle}")
     words = [b"XADD", letter.stream.encode(), b"*", *(w for pair in letter.original.items() for w in pair)]
     command = b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
-    try:
-        path.write_bytes(command)
-    except OSError as refused:
-        raise SettingsError(
-            f"--raw {path}: {refused.strerror}; expected a file that can be written"
-        ) from refused
+    with written_aside(check_output(path, "dead letter written before", _is_command)) as aside:
+        aside.write_bytes(command)
+
+
+def _is_command(path: Path) -> bool:
+    """Whether a file is what `_write_command` writes."""
+    with path.open("rb") as file:
+        return re.match(rb"\*[0-9]+\r\n\$4\r\nXADD\r\n", file.read(64)) is not None

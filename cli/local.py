@@ -18,9 +18,10 @@ from typing import Annotated
 
 import typer
 
+from cli.data import MaybeName, Repair, Timezone
 from cli.disk import REDIS_ROOM_MB, DiskWatch, free_megabytes, warn_of_low_disk
 from cli.leftovers import HOME_VARIABLE, NAME_VARIABLE, end_leftovers, leftovers
-from cli.local_data import prepare_dataset
+from cli.local_data import FileSays, configured_instruments, prepare_dataset, require_one_instrument
 from cli.monitor import Snapshot, build_view, fetch_snapshot, summary_lines
 from cli.output import out, print_json, say
 from cli.runs import NotUpError, Run, exclusive, lock_holder, require_running
@@ -56,6 +57,9 @@ def up(
     data: Annotated[
         Path | None, typer.Option(help="bars in any format that `data import` reads, or a data set")
     ] = None,
+    instrument: MaybeName = None,
+    timezone: Timezone = None,
+    repair: Repair = False,
     profile: Annotated[
         Path | None,
         typer.Option(help="TOML file of settings; config/tuned.toml unless MM_PROFILE names one"),
@@ -72,8 +76,11 @@ def up(
         end_leftovers(home, say)
         warn_of_low_disk(home, settings)
         _compile_kernels_once()
-        dataset = prepare_dataset(home, data, settings)
-        last = asyncio.run(_System(settings, home, dataset, replicas or settings.replicas).run(duration))
+        dataset = prepare_dataset(home, data, settings, FileSays(instrument, timezone, repair))
+        traded = require_one_instrument(dataset, **configured_instruments(settings.profile))
+        last = asyncio.run(
+            _System(settings, home, dataset, traded, replicas or settings.replicas).run(duration)
+        )
     if last is None:
         raise ServiceError(
             f"the system never answered; see the logs in {home / 'runs' / dataset.stem / 'logs'}"
@@ -133,8 +140,11 @@ def status(as_json: Json = False) -> None:
 class _System:
     """All processes of one run."""
 
-    def __init__(self, settings: UpSettings, home: Path, dataset: Path, replicas: int) -> None:
+    def __init__(
+        self, settings: UpSettings, home: Path, dataset: Path, instrument: str, replicas: int
+    ) -> None:
         self._home, self._dataset, self._replicas = home, dataset, replicas
+        self._instrument = instrument
         self._folder = home / "runs" / dataset.stem
         self._logs = self._folder / "logs"
         self._redis = RedisServer(self._folder / "redis", free_port())
@@ -286,6 +296,8 @@ class _System:
             "MM_INFERENCE__PORT": str(inference),
             "MM_BROKER__PORT": str(broker),
             "MM_TRADER__INFERENCE_URL": f"http://127.0.0.1:{inference}",
+            "MM_TRADER__INSTRUMENT": self._instrument,
+            "MM_INFERENCE__INSTRUMENT": self._instrument,
             "MM_TRADER__BROKER_URL": f"http://127.0.0.1:{broker}",
             "OANDA_TOKEN": _kept_secret(self._home / "paper_token"),
             "OMP_NUM_THREADS": "1",

@@ -1,26 +1,54 @@
 """The data set that `up` runs on: given, imported from a file of bars, or synthetic."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from cli.data import import_file
+from cli.data import import_file, instrument_of
 from cli.output import err
 from cli.settings import UpSettings
-from shared.adapters.dataset import read_dataset, write_dataset
-from shared.errors import DataError
+from shared.adapters.dataset import read_dataset, read_instrument, write_dataset
+from shared.errors import DataError, SettingsError
+from shared.market.bar import Instrument, normal_name
+from shared.market.formats import ImportOptions
+from shared.market.summary import doubts, summarize
 from shared.market.synthetic import synthesize
+from shared.runtime.settings import load
 
 
-def prepare_dataset(home: Path, given: Path | None, settings: UpSettings) -> Path:
-    """Path of a data set that is there and whole; made in `<home>/data` when it is not there yet.
+@dataclass(frozen=True)
+class FileSays:
+    """What the user says about a file of bars; see `data import`."""
+
+    instrument: str | None = None
+    timezone: str | None = None
+    repair: bool = False
+
+    @property
+    def anything(self) -> bool:
+        """Whether an option was given."""
+        return self != FileSays()
+
+
+def prepare_dataset(
+    home: Path, given: Path | None, settings: UpSettings, says: FileSays | None = None
+) -> Path:
+    """Path of a data set that can be read; made in `<home>/data` when it is not there yet.
 
     Args:
         home: folder of all local state.
         given: a data set, a file of bars, or None for a synthetic market.
-        settings: market, length and seed of the synthetic bars, and the instrument of imported ones.
+        settings: market, length and seed of the synthetic bars.
+        says: what the user says about a file of bars.
     Raises:
         DataError: the file is not there, or not what an importer can read.
+        SettingsError: options of a file of bars were given without one.
     """
+    says = says or FileSays()
+    if says.anything and (given is None or given.suffix == ".duckdb"):
+        raise SettingsError(
+            "--instrument, --timezone and --repair are about a file of bars: expected one with --data"
+        )
     if given is None:
         path = (
             home
@@ -36,16 +64,51 @@ def prepare_dataset(home: Path, given: Path | None, settings: UpSettings) -> Pat
     if not given.is_file():
         raise DataError(f"{given}: no such file; --data takes a file of bars or a data set")
     if given.suffix == ".duckdb":
-        read_dataset(given)
+        bars = read_dataset(given).bars
+        for doubt in doubts(summarize(bars), bars.instrument):
+            err.print(f"[yellow]warning:[/] {doubt}", soft_wrap=True, highlight=False)
         return given.resolve()
-    path = home / "data" / f"{given.name.split('.')[0]}-{_identity(given)}.duckdb"
+    instrument = instrument_of(given, says.instrument, pip=None)
+    options = ImportOptions(says.timezone, says.repair)
+    path = home / "data" / f"{given.name.split('.')[0]}-{_identity(given, instrument, options)}.duckdb"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        import_file(given, path)
+        import_file(given, path, instrument, options)
     return path
 
 
-def _identity(path: Path) -> str:
-    """Eight digits that change when the file does."""
+def require_one_instrument(dataset: Path, **configured: str) -> str:
+    """The name of the data set's instrument, which every service is to trade.
+
+    Args:
+        dataset: its path.
+        configured: instrument that each setting names; empty where it takes the data set's.
+    Raises:
+        SettingsError: a setting names another instrument.
+    """
+    name = read_instrument(dataset).name
+    for setting, other in configured.items():
+        if other and normal_name(other) != name:
+            raise SettingsError(
+                f"{setting} is {other}, but the bars of {dataset.name} are those of {name}: "
+                f"unset {setting}, or give bars of {other}"
+            )
+    return name
+
+
+def configured_instruments(profile: Path | None) -> dict[str, str]:
+    """The instrument of each setting that names one, by the setting's name."""
+    from services.inference.settings import InferenceSettings
+    from services.trader.settings import TraderSettings
+
+    return {
+        "MM_TRADER__INSTRUMENT": load(TraderSettings, profile=profile).trader.instrument,
+        "MM_INFERENCE__INSTRUMENT": load(InferenceSettings, profile=profile).inference.instrument,
+    }
+
+
+def _identity(path: Path, instrument: Instrument, options: ImportOptions) -> str:
+    """Eight digits that change when the file, or what the user says about it, does."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(f"{instrument} {options}".encode())
+    return digest.hexdigest()[:8]

@@ -1,6 +1,7 @@
 """`micro-muzero`: every command of the system, a file per group."""
 
 import os
+import signal
 import sys
 
 import structlog
@@ -43,9 +44,18 @@ app.add_typer(bench.app, name="bench")
 services.register(app)
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM came: what a command has begun is cleaned up as after Ctrl-C."""
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise _TerminatedError
+
+
 def main() -> None:
     """Run one command; an error is one line, exit status 2 when the input is at fault, else 1."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for results
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except MuZeroError as failure:
@@ -54,6 +64,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except _TerminatedError:
+        err.print("terminated")
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from shared.adapters.files import write_whole
+from shared.adapters.outputs import check_output, written_aside
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig, Prices
@@ -101,16 +101,19 @@ class PlayedEpisode:
         return cls(trajectory, bars.instrument.name, bars.time_s[rows], bars.close[rows], episode.pnl)
 
 
-def refuse_to_replace(path: Path) -> None:
+def refuse_to_replace(path: Path) -> Path:
     """Check, before anything is played, that its file can be written and replaces nothing.
 
+    Returns:
+        The file to write, with every link resolved.
     Raises:
-        DataError: something lies there, or there is no folder to write to.
+        DataError: something is there, or there is no folder to write to.
     """
     if path.exists():
         raise DataError(f"{path} exists: choose another name, nothing was changed")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path}: expected the name of a file, in a folder that exists")
+    return check_output(path, "file of episodes to replace", lambda _: False)
 
 
 def write_episodes(path: Path, episodes: Iterable[PlayedEpisode]) -> None:
@@ -119,14 +122,10 @@ def write_episodes(path: Path, episodes: Iterable[PlayedEpisode]) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    refuse_to_replace(path)
+    target = refuse_to_replace(path)
     rows = [_table(number, episode) for number, episode in enumerate(episodes)]
-    buffer = _arrow.BufferOutputStream()
-    _arrow.parquet.write_table(_arrow.concat_tables([_SCHEMA.empty_table(), *rows]), buffer)
-    try:
-        write_whole(path, buffer.getvalue().to_pybytes())
-    except OSError as refused:
-        raise DataError(f"{path}: cannot be written: {refused.strerror}") from refused
+    with written_aside(target) as aside:
+        _arrow.parquet.write_table(_arrow.concat_tables([_SCHEMA.empty_table(), *rows]), aside)
 
 
 def read_episode(path: Path, number: int) -> PlayedEpisode:

@@ -7,7 +7,6 @@ it read-only, copies what it needs into arrays, and closes it.
 
 import contextlib
 import hashlib
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
-from shared.adapters.files import sync
+from shared.adapters.outputs import check_output, naming, written_aside
 from shared.environment.outcome import label_outcomes
 from shared.errors import DataError
 from shared.features.window import FEATURE_NAMES, temporal_features
@@ -122,10 +121,9 @@ def write_dataset(
     Returns:
         What was written.
     Raises:
-        DataError: there are no bars, or something else than a data set lies at `path`.
+        DataError: there are no bars, or a file of another kind is at `path`.
     """
-    path = Path(path)
-    refuse_to_replace(path)
+    target = check_dataset_output(Path(path))
     dataset = build_dataset(bars, source, session_config, split_config)
     tables = {
         "bars": _bar_columns(bars),
@@ -133,7 +131,7 @@ def write_dataset(
         "sessions": _session_columns(dataset.sessions),
         "dataset": _key_columns(dataset),
     }
-    with _written_aside(path) as aside, contextlib.closing(duckdb.connect(str(aside))) as connection:
+    with _written(target) as connection:
         _execute(connection, _SCHEMA)
         for done, (name, columns) in enumerate(tables.items()):
             if progress:
@@ -163,62 +161,97 @@ def read_dataset(path: Path) -> Dataset:
             return _read(path, connection)
 
 
+def read_instrument(path: Path) -> Instrument:
+    """The instrument of a data set, without reading its bars.
+
+    Raises:
+        DataError: the file is missing, or no data set.
+    """
+    with _telling(path, "read as a data set"):
+        if not path.is_file() or not _is_dataset(path):
+            raise DataError(f"{path}: no data set; make one with `data import` or `data synth`")
+        with contextlib.closing(duckdb.connect(str(path), read_only=True)) as connection:
+            values = dict(connection.execute("SELECT key, value FROM dataset").fetchall())
+    try:
+        return Instrument(values["instrument"], int(values["pip_location"]))
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path}: table `dataset` lacks or garbles {error}") from error
+
+
 def export_features(dataset: Dataset, path: Path) -> None:
     """Write a Parquet file of bar_index, time (UTC), the nine features (null where undefined) and outcome.
 
     Raises:
-        DataError: a folder, or a file that is not Parquet, lies at `path`; or it cannot be written.
+        DataError: something else than an older export is at `path`, or it cannot be written.
     """
-    with _telling(path, "written"):
-        if path.is_dir() or (path.exists() and not _begins_with(path, slice(0, 4), b"PAR1")):
-            raise DataError(f"{path} exists and is no Parquet file: choose another name, nothing was changed")
+    target = check_features_output(path)
     columns = _feature_columns(dataset.features, dataset.outcomes)
     table = {
         "bar_index": columns.pop("bar_index"),
         "time": _arrow.array(dataset.bars.time_s * 1_000_000, _arrow.timestamp("us", "UTC")),
         **{name: _arrow.array(column, from_pandas=True) for name, column in columns.items()},
     }
-    with _written_aside(path) as aside:
+    with written_aside(target) as aside:
         _arrow.parquet.write_table(_arrow.table(table), aside)
 
 
-def refuse_to_replace(path: Path) -> None:
-    """Check that writing a data set to `path` destroys nothing but an older data set.
+def check_dataset_output(path: Path, *inputs: Path) -> Path:
+    """Where a data set at `path` is written; see `check_output`.
 
     Raises:
-        DataError: a folder or a file of another kind lies there.
+        DataError: writing it would destroy something else than an older data set, or is not possible.
     """
-    with _telling(path, "written"):
-        if path.is_dir():
-            raise DataError(f"{path} is a folder: expected the name of a file to write")
-        if path.exists() and not _is_duckdb(path):
-            raise DataError(f"{path} exists and is no data set: choose another name, nothing was changed")
+    return check_output(path, "data set", _is_dataset, *inputs, may_lack_folder=True)
+
+
+def check_features_output(path: Path, *inputs: Path) -> Path:
+    """Where exported features at `path` are written; see `check_output`.
+
+    Raises:
+        DataError: writing it would destroy something else than an older export, or is not possible.
+    """
+    return check_output(path, "export of features", _is_export, *inputs, may_lack_folder=True)
 
 
 @contextlib.contextmanager
-def _written_aside(path: Path) -> Iterator[Path]:
-    """A name to write to; its file takes the place of `path` when all went well, or is removed."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with _telling(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield aside
-            sync(aside)
-            aside.replace(path)
-            sync(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
-            aside.with_name(f"{aside.name}.wal").unlink(missing_ok=True)
+def _written(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A new database that replaces `target` when the block ends well."""
+    with (
+        _telling(target, "written"),
+        written_aside(target) as aside,
+        contextlib.closing(duckdb.connect(str(aside))) as connection,
+    ):
+        yield connection
 
 
 @contextlib.contextmanager
 def _telling(path: Path, what: str) -> Iterator[None]:
     """Turn what the file system and DuckDB say of a file into an error that names it."""
+    with naming(path, what):
+        try:
+            yield
+        except duckdb.Error as error:
+            raise DataError(f"{path}: cannot be {what}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _is_dataset(path: Path) -> bool:
+    """Whether a file is a data set of some release: a DuckDB file whose table `dataset` names its schema."""
+    if not _is_duckdb(path):
+        return False
+    query = "SELECT count(*) FROM dataset WHERE key = 'schema_version'"
     try:
-        yield
-    except (OSError, duckdb.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        raise DataError(f"{path}: cannot be {what}: {reason}") from error
+        with contextlib.closing(duckdb.connect(str(path), read_only=True)) as connection:
+            return connection.execute(query).fetchall() == [(1,)]
+    except duckdb.Error:  # damaged, in use by a writer, or another schema
+        return False
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        names = _arrow.parquet.read_schema(path).names
+    except _arrow.ArrowException:
+        return False
+    return bool(names == ["bar_index", "time", *FEATURE_NAMES, "outcome"])
 
 
 def _is_duckdb(path: Path) -> bool:

@@ -82,6 +82,18 @@ class Reached:
     update: int = 0
 
 
+def require_no_record(folder: Path) -> None:
+    """Check that a run which begins in a folder removes nothing: a record of its own would.
+
+    Raises:
+        DataError: something is in the folder, or it is a file.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty: choose another folder for the record, nothing was changed")
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file: expected a folder for the record")
+
+
 class RunRecord:
     """Writes the record of one run."""
 

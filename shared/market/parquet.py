@@ -9,7 +9,8 @@ import pyarrow.parquet
 
 from shared.errors import FormatError
 from shared.market.rows import RawRows
-from shared.market.text import COLUMN_NAMES, PRICES, Progress
+from shared.market.spread import SpreadUnit
+from shared.market.text import COLUMN_NAMES, PRICES, Progress, spread_column
 from shared.numeric import Float64, Int64
 
 _arrow: Any = pa  # has no types
@@ -25,6 +26,7 @@ class ParquetRows:
 
     rows: RawRows
     is_utc: bool  # the times are instants: with a zone, or counted since 1970
+    spread_unit: SpreadUnit | None  # None where there is no spread, or its unit is not known
 
 
 def read_parquet(path: str, data: bytes, progress: Progress | None) -> ParquetRows:
@@ -37,10 +39,14 @@ def read_parquet(path: str, data: bytes, progress: Progress | None) -> ParquetRo
         file = _arrow.parquet.ParquetFile(_arrow.BufferReader(data))
         columns = _columns(path, file.schema_arrow)
         kind = file.schema_arrow.field(columns["time"]).type
+        names = [name.lower() for name in file.schema_arrow.names]
+        spread, spread_unit = spread_column(columns, names)
         parts: list[RawRows] = []
         done = 0
         for batch in file.iter_batches(columns=list(columns.values()), batch_size=_BATCH_ROWS):
-            parts.append(_rows(path, {ours: batch.column(name) for ours, name in columns.items()}, done))
+            parts.append(
+                _rows(path, {ours: batch.column(name) for ours, name in columns.items()}, spread, done)
+            )
             done += len(batch)
             if progress:
                 progress(done, file.metadata.num_rows)
@@ -48,7 +54,8 @@ def read_parquet(path: str, data: bytes, progress: Progress | None) -> ParquetRo
         raise FormatError(path, f"the Parquet data is damaged: {error}") from error
     if done == 0:
         raise FormatError(path, "the file is empty: expected one-minute bars")
-    return ParquetRows(RawRows.joined(parts), bool(_arrow.types.is_integer(kind) or kind.tz is not None))
+    is_utc = bool(_arrow.types.is_integer(kind) or kind.tz is not None)
+    return ParquetRows(RawRows.joined(parts), is_utc, spread_unit)
 
 
 def _columns(path: str, schema: Any) -> dict[str, str]:
@@ -58,9 +65,13 @@ def _columns(path: str, schema: Any) -> dict[str, str]:
         FormatError: a column is missing, there twice, or of the wrong type.
     """
     found: dict[str, str] = {}
-    wanted = {alias: ours for ours in ("time", *PRICES, "volume") for alias in COLUMN_NAMES[ours]}
+    wanted = {
+        alias: ours
+        for ours in ("time", *PRICES, "volume", "spread", "spread_pips")
+        for alias in COLUMN_NAMES[ours]
+    }
     for name in schema.names:
-        ours = wanted.get(name.lower(), "spread_pips" if name.lower() == "spread_pips" else "")
+        ours = wanted.get(name.lower(), "")
         if ours in found:
             raise FormatError(path, f"columns {found[ours]!r} and {name!r} both name the {ours}")
         if ours:
@@ -86,7 +97,7 @@ def _is_number(kind: Any) -> bool:
     return bool(types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind))
 
 
-def _rows(path: str, columns: dict[str, Any], done: int) -> RawRows:
+def _rows(path: str, columns: dict[str, Any], spread: str | None, done: int) -> RawRows:
     num_rows = len(columns["time"])
 
     def numbers(name: str, missing: float) -> Float64:
@@ -105,7 +116,7 @@ def _rows(path: str, columns: dict[str, Any], done: int) -> RawRows:
         low=numbers("low", np.nan),
         close=numbers("close", np.nan),
         volume=np.rint(numbers("volume", 0.0)),
-        spread_pips=numbers("spread_pips", np.nan),
+        spread=numbers(spread, np.nan) if spread else np.full(num_rows, np.nan),
         line=np.arange(done + 1, done + num_rows + 1),
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import FormatError
+from shared.market.bar import BarSeries
 from shared.market.clock import FIRST_TIME_S, LAST_TIME_S, utc_text
 from shared.numeric import Bool, Float64, Int64, kernel
 
@@ -40,15 +41,15 @@ class RawRows:
     low: Float64
     close: Float64
     volume: Float64
-    spread_pips: Float64  # NaN where the file has none
+    spread: Float64  # in the file's unit, pips once `spread.in_pips` has converted it; NaN for none
     line: Int64
     unreadable: list[RowFault] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.time_s)
 
-    def kept(self, keep: Bool) -> "RawRows":
-        """The rows where `keep`, `[T]`, holds."""
+    def kept(self, keep: Bool | Int64) -> "RawRows":
+        """The rows where `keep`, `[T]`, holds; or those of its indices, in their order."""
         columns = {name: getattr(self, name)[keep] for name in _COLUMNS}
         return replace(self, **columns)
 
@@ -107,7 +108,7 @@ def row_faults(rows: RawRows) -> Iterator[tuple[Bool, str]]:
                 name + " {" + name + "} lies outside low {low} to high {high}",
             )
         yield ~(rows.volume >= 0) | (rows.volume >= 2**62), "volume is {volume}: expected 0 or more"
-        yield rows.spread_pips < 0, "spread is {spread_pips} pips: expected 0 or more"
+        yield rows.spread < 0, "spread is {spread} pips: expected 0 or more"
 
 
 def first_fault(rows: RawRows) -> RowFault | None:
@@ -120,12 +121,44 @@ def first_fault(rows: RawRows) -> RowFault | None:
     return min(found, key=lambda fault: fault.line, default=None)
 
 
-def faulty(rows: RawRows) -> Bool:
-    """Whether each row, `[T]`, has a fault by itself."""
+@dataclass(frozen=True)
+class FaultKind:
+    """Rows with a fault of one kind; each row counts once."""
+
+    count: int
+    first: RowFault
+
+
+def faulty(rows: RawRows) -> tuple[Bool, list[FaultKind]]:
+    """Whether each row, `[T]`, has a fault by itself; and all faults by kind, unreadable rows included."""
+    kinds = []
+    if rows.unreadable:
+        kinds.append(FaultKind(len(rows.unreadable), min(rows.unreadable, key=lambda fault: fault.line)))
     anywhere = np.zeros(len(rows), np.bool_)
-    for where, _ in row_faults(rows):
+    for where, template in row_faults(rows):
+        new = where & ~anywhere
+        if new.any():
+            row = int(np.argmax(new))
+            fault = RowFault(int(rows.line[row]), template.format(**_values(rows, row)))
+            kinds.append(FaultKind(int(new.sum()), fault))
         anywhere |= where
-    return anywhere
+    return anywhere, kinds
+
+
+def flat_runs(rows: RawRows | BarSeries, min_rows: int) -> Bool:
+    """Rows, `[T]`, of long runs without volume and at one price: fillers of closed hours and holidays.
+
+    A row belongs to a run when it repeats the price before it, a minute later and without volume.
+    """
+    still = (rows.volume == 0) & (rows.high == rows.low) & (rows.open == rows.close)
+    still[1:] &= (rows.close[1:] == rows.close[:-1]) & (np.diff(rows.time_s) == 60)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], still, [False]]).astype(np.int8)))
+    starts, stops = edges[::2], edges[1::2]
+    flat = np.zeros(len(rows), np.bool_)
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        if stop - start >= min_rows:
+            flat[start:stop] = True
+    return flat
 
 
 def first_disorder(time_s: Int64, line: Int64) -> RowFault | None:
@@ -152,6 +185,17 @@ def rising(time_s: Int64) -> Bool:
         return keep
     keep[np.flatnonzero(keep)[~_longest_rising(time_s[keep])]] = False
     return keep
+
+
+def repetitions(rows: RawRows, keep: Bool) -> int:
+    """How many rows that are not kept repeat time and prices of a kept one."""
+    kept_s = rows.time_s[keep]  # rising
+    place = np.minimum(np.searchsorted(kept_s, rows.time_s[~keep]), len(kept_s) - 1)
+    same = kept_s[place] == rows.time_s[~keep]
+    for name in ("open", "high", "low", "close"):
+        price = getattr(rows, name)
+        same &= price[keep][place] == price[~keep]
+    return int(same.sum())
 
 
 @kernel

@@ -4,8 +4,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.market.bar import BAR_SECONDS, BarSeries
+from shared.market.bar import BAR_SECONDS, BarSeries, Instrument
 from shared.market.calendar import is_open, open_minute
+from shared.market.rows import flat_runs
+
+#: Shortest run of bars at one price and without volume that is counted as filler.
+FLAT_RUN_BARS = 30
+
+#: Mean spreads and ranges, in pips, outside of which the unit of the prices or the pip is in doubt.
+_SPREADS_PIPS = (0.05, 100.0)
+_RANGES_PIPS = (0.1, 200.0)
+
+_LEAST_COVERAGE = 0.9
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Summary:
     mean_range_pips: float
     p99_range_pips: float
     mean_spread_pips: float  # NaN where the source has none
+    num_flat: int  # bars of long runs at one price and without volume, as fillers of holidays are
     num_gaps: int
     longest_gaps: tuple[Gap, ...]  # longest first
 
@@ -60,6 +71,34 @@ def summarize(bars: BarSeries, *, num_gaps: int = 5) -> Summary:
         mean_range_pips=float(ranges.mean()),
         p99_range_pips=float(np.quantile(ranges, 0.99)),
         mean_spread_pips=float(spreads.mean()) if len(spreads) else float("nan"),
+        num_flat=int(flat_runs(bars, FLAT_RUN_BARS).sum()),
         num_gaps=int(np.count_nonzero(missing)),
         longest_gaps=gaps,
     )
+
+
+def doubts(summary: Summary, instrument: Instrument) -> list[str]:
+    """What about the bars is not as a market's bars are, in words; empty where nothing is."""
+    found = []
+    low, high = _RANGES_PIPS
+    if not low <= summary.mean_range_pips <= high:
+        found.append(
+            f"the mean range of a bar is {summary.mean_range_pips:.4g} pips of {instrument.pip:g}, "
+            f"expected {low:g} to {high:g}: check instrument and pip"
+        )
+    low, high = _SPREADS_PIPS
+    if summary.mean_spread_pips < low or summary.mean_spread_pips > high:
+        found.append(
+            f"the mean spread is {summary.mean_spread_pips:.4g} pips, expected {low:g} to {high:g}: "
+            "check the unit of the spread before paper trading with it"
+        )
+    if summary.num_outside:
+        found.append(f"{summary.num_outside:,} bars lie outside the trading week")
+    if summary.num_flat:
+        found.append(
+            f"{summary.num_flat:,} bars are in runs of {FLAT_RUN_BARS} or more without volume at one price, "
+            "as fillers of holidays and outages are"
+        )
+    if summary.coverage < _LEAST_COVERAGE:
+        found.append(f"only {summary.coverage:.0%} of the open minutes have a bar: see `data describe`")
+    return found

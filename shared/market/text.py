@@ -11,7 +11,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,8 +22,8 @@ import pyarrow.compute
 import pyarrow.csv
 
 from shared.errors import FormatError
-from shared.market.bar import Instrument
 from shared.market.rows import RawRows, RowFault
+from shared.market.spread import SpreadUnit
 from shared.numeric import Bool, Float64, Int64
 
 _arrow: Any = pa  # has no types
@@ -32,6 +32,18 @@ _arrow: Any = pa  # has no types
 Progress = Callable[[int, int], None]
 
 MAX_LINE_BYTES = 1_000
+
+#: Files that hold bars at times, by their first bytes, and what to do with them.
+_CONTAINERS = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save it as CSV",
+    b"BZh": "bzip2 data: unpack it",
+    b"\xfd7zXZ": "xz data: unpack it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"\x28\xb5\x2f\xfd": "Zstandard data: unpack it",
+    b"\x5d\x00\x00": "LZMA data, as Dukascopy's .bi5 ticks are: convert it to one-minute bars as CSV",
+    b"ARROW1": "a Feather file: save it as Parquet",
+    b"FEA1": "a Feather file: save it as Parquet",
+}
 _BLOCK_BYTES = 1 << 22
 
 PRICES = ("open", "high", "low", "close")
@@ -43,7 +55,11 @@ COLUMN_NAMES = {
     **{name: (name,) for name in PRICES},
     "volume": ("volume", "tickvol", "tick_volume"),
     "spread": ("spread",),
+    "spread_pips": ("spread_pips",),
 }
+
+#: Columns that only MetaTrader 5 writes: its spread is in points.
+METATRADER_5_COLUMNS = frozenset(("tickvol", "tick_volume", "real_volume", "<spread>"))
 
 #: How a time is written, and how the way it is written becomes ISO 8601.
 _ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(?P<zone>Z|[+-]\d\d:?\d\d)?")
@@ -67,10 +83,11 @@ class TextFormat:
     header_lines: int
     time_pattern: re.Pattern[str]
     is_utc: bool  # the times say so themselves
-    spread_unit: float  # units of the spread column in a pip
+    spread: str | None  # column of the spread
+    spread_unit: SpreadUnit | None  # None where the layout does not say
 
 
-def sniff(path: str, data: bytes, instrument: Instrument) -> TextFormat:
+def sniff(path: str, data: bytes) -> TextFormat:
     """Tell the format from the first lines.
 
     Raises:
@@ -104,6 +121,7 @@ def sniff(path: str, data: bytes, instrument: Instrument) -> TextFormat:
     text = _time_text(columns, row.split(delimiter))
     pattern = _time_pattern(path, number, text)
     zone = (match := _ISO.fullmatch(text)) is not None and match["zone"] is not None
+    spread, spread_unit = spread_column(columns, [*cells, *head.lower().split(delimiter)])
     return TextFormat(
         name=name or _header_name(cells, pattern),
         delimiter=delimiter,
@@ -111,7 +129,8 @@ def sniff(path: str, data: bytes, instrument: Instrument) -> TextFormat:
         header_lines=header_lines,
         time_pattern=pattern,
         is_utc=zone or pattern in (_UNIX, _MILLISECONDS),
-        spread_unit=10.0 ** (_decimals(data, delimiter, columns, header_lines) + instrument.pip_location),
+        spread=spread,
+        spread_unit=spread_unit,
     )
 
 
@@ -171,6 +190,8 @@ def refuse_binary(path: str, data: bytes) -> None:
     Raises:
         FormatError: it is not; names the first such line.
     """
+    if kind := next((kind for magic, kind in _CONTAINERS.items() if data.startswith(magic)), None):
+        raise FormatError(path, f"unknown format: this is {kind}; expected text or Parquet")
     content = np.frombuffer(data, np.uint8)
     strange = (content >= 0x80) | (content == 0)
     if strange.any():
@@ -210,7 +231,7 @@ def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
     values = {name: _numbers(name, columns[name], faults) for name in PRICES}
     nothing = np.zeros(len(batch))
     volume = _numbers("volume", columns["volume"], faults) if "volume" in columns else nothing
-    spread = _numbers("spread", columns["spread"], faults) if "spread" in columns else nothing + np.nan
+    spread = _numbers(layout.spread, columns[layout.spread], faults) if layout.spread else nothing + np.nan
     keep: Bool = np.ones(len(batch), np.bool_)
     keep[list(faults)] = False
     unreadable = [RowFault(int(line[row]), reason) for row, reason in faults.items() if not blank[row]]
@@ -218,7 +239,7 @@ def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
         time_s=time_s,
         **values,
         volume=np.rint(volume),
-        spread_pips=spread / layout.spread_unit,
+        spread=spread,
         line=line,
         unreadable=unreadable,
     )
@@ -296,6 +317,20 @@ def _known_columns(path: str, cells: tuple[str, ...]) -> tuple[str, ...]:
     return columns
 
 
+def spread_column(columns: Collection[str], names: Collection[str]) -> tuple[str | None, SpreadUnit | None]:
+    """The column that holds the spread, and its unit where name or layout says it.
+
+    Args:
+        columns: by our names.
+        names: as the file has them, in lower case.
+    """
+    if "spread_pips" in columns:
+        return "spread_pips", SpreadUnit.PIPS
+    if "spread" not in columns:
+        return None, None
+    return "spread", SpreadUnit.POINTS if METATRADER_5_COLUMNS & set(names) else None
+
+
 def _time_text(columns: tuple[str, ...], cells: list[str]) -> str:
     parts = [
         cells[columns.index(name)].strip()
@@ -321,15 +356,3 @@ def _header_name(cells: tuple[str, ...], pattern: re.Pattern[str]) -> str:
     if "date" in cells:
         return "MetaTrader 5"
     return "Dukascopy" if pattern is _MILLISECONDS else "OANDA-like CSV"
-
-
-def _decimals(data: bytes, delimiter: str, columns: tuple[str, ...], header_lines: int) -> int:
-    """Most decimals of a price in the first rows: MetaTrader's point is the last of them."""
-    places = [columns.index(name) for name in PRICES]
-
-    def prices() -> Iterator[str]:
-        for line in data[:100_000].decode("ascii").splitlines()[header_lines:]:
-            cells = line.split(delimiter)
-            yield from (cells[place].strip() for place in places if place < len(cells))
-
-    return max((len(price.partition(".")[2]) for price in prices()), default=0)

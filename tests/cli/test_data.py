@@ -76,20 +76,62 @@ def test_import_with_repair_and_timezone_and_instrument(tmp_path: Path, csv: Pat
     with pytest.raises(FormatError, match=r"bars\.csv:78: 1 column, expected 6; --repair"):
         run("import", csv, "--out", out)
     assert not out.exists()
-    found = document(
-        "import", csv, "--out", out, "--repair", "--timezone", "+02:00", "--instrument", "CHF_JPY"
-    )
+    found = document("import", csv, "--out", out, "--repair", "--timezone", "UTC", "--instrument", "chfjpy")
     assert (found["bars"], found["dropped"]) == (14_999, 1)
-    assert (found["instrument"], found["timezone"][:6]) == ("CHF_JPY", "UTC+2,")
-    assert found["first"] == "2020-01-05 20:00 UTC"
+    assert (found["instrument"], found["timezone"][:17]) == ("CHF_JPY", "UTC, as asked for")
+    assert found["first"] == "2020-01-05 22:00 UTC"
 
 
-def test_a_file_named_after_another_pair_is_warned_of(tmp_path: Path, csv: Path) -> None:
-    other = csv.rename(tmp_path / "EURUSD_M1_2020.csv")
-    result = CliRunner().invoke(app, ["import", str(other), "--out", str(tmp_path / "d.duckdb")])
-    assert "EURUSD_M1_2020.csv is imported as GBP_JPY" in result.stderr
-    arguments = ["import", str(other), "--out", str(tmp_path / "d.duckdb"), "--instrument", "EUR_USD"]
-    assert "imported as" not in CliRunner().invoke(app, arguments).stderr
+@pytest.mark.parametrize(("name", "pair"), [("EURUSD_M1_2020.csv", "EUR_USD"), ("xau-usd.csv", "XAU_USD")])
+def test_a_file_named_after_another_pair_is_not_imported_unless_told_so(
+    tmp_path: Path, csv: Path, name: str, pair: str
+) -> None:
+    other, out = csv.rename(tmp_path / name), tmp_path / "d.duckdb"
+    with pytest.raises(DataError, match=rf"{name} is named after {pair}.*--instrument {pair}"):
+        run("import", other, "--out", out)
+    assert not out.exists()
+    told = document("import", other, "--out", out, "--instrument", pair, "--pip", "0.01")
+    assert (told["instrument"], told["pip"]) == (pair, 0.01)
+    result = CliRunner().invoke(app, ["import", str(other), "--out", str(out), "--instrument", "GBP_JPY"])
+    assert "is imported as GBP_JPY, as --instrument says" in result.stderr
+
+
+def test_an_import_says_what_its_bars_are_like(tmp_path: Path, bars: BarSeries, csv: Path) -> None:
+    found = document("import", csv, "--out", tmp_path / "d.duckdb")
+    assert found["mean_range_pips"] == pytest.approx(bars.range_pips.mean())
+    assert (found["coverage"], found["gaps"], found["mean_spread_pips"]) == (1.0, 0, None)
+    assert found["left_out_outside_week"] == 0
+    arguments = ["import", str(csv), "--out", str(tmp_path / "e.duckdb"), "--instrument", "EUR_USD"]
+    told = CliRunner().invoke(app, arguments).stderr  # yen prices of a pair whose pip is 0.0001
+    assert "the mean range of a bar is 38" in told
+    assert "check instrument and pip" in told
+
+
+def test_only_data_sets_and_exports_are_replaced(tmp_path: Path, csv: Path) -> None:
+    import duckdb
+
+    foreign, data = tmp_path / "foreign.duckdb", tmp_path / "d.duckdb"
+    with duckdb.connect(str(foreign)) as connection:
+        connection.execute("CREATE TABLE precious (x INTEGER)")
+    bars_file = tmp_path / "bars.parquet"
+    pd.read_csv(csv).to_parquet(bars_file)
+    before = foreign.read_bytes(), bars_file.read_bytes()
+    run("synth", "--bars", 500, "--out", data)
+    for arguments in (
+        ["import", csv, "--out", foreign],
+        ["synth", "--out", foreign],
+        ["features", "--data", data, "--out", bars_file],
+        ["features", "--data", data, "--out", foreign],
+    ):
+        with pytest.raises(DataError, match="exists and is no"):
+            run(*arguments)
+    with pytest.raises(DataError, match="is the file that is read"):
+        run("features", "--data", data, "--out", data)
+    assert (foreign.read_bytes(), bars_file.read_bytes()) == before
+    (tmp_path / "link.duckdb").symlink_to("d.duckdb")
+    run("synth", "--bars", 600, "--out", tmp_path / "link.duckdb")
+    assert (tmp_path / "link.duckdb").is_symlink()
+    assert len(read_dataset(data).bars) == 600
 
 
 def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path, csv: Path) -> None:
@@ -173,12 +215,18 @@ def test_settings_decide_sessions_and_splits(tmp_path: Path, monkeypatch: pytest
         (["import", "nowhere.csv", "--out", "d.duckdb"], r"nowhere\.csv: cannot be read: No such file"),
         (["import", ".", "--out", "d.duckdb"], "a folder or a device"),
         (["import", "bars.csv", "--out", "."], "is a folder"),
-        (["import", "bars.csv", "--out", "bars.csv"], "exists and is no data set"),
+        (["import", "bars.csv", "--out", "bars.csv"], "is the file that is read"),
         (
             ["import", "bars.csv", "--out", "d.duckdb", "--instrument", "gold"],
             "'gold': expected a name",
         ),
         (["import", "bars.csv", "--out", "d.duckdb", "--timezone", "Oz"], "time zone 'Oz' is not known"),
+        (
+            ["import", "bars.csv", "--out", "d.duckdb", "--instrument", "XAU_USD"],
+            "size of its pip is not known",
+        ),
+        (["import", "bars.csv", "--out", "d.duckdb", "--pip", "0.02"], "expected a power of ten"),
+        (["import", "bars.csv", "--out", "d.duckdb", "--max-dropped", "5"], "a share from 0 to 1"),
         (["synth", "--bars", "0", "--out", "d.duckdb"], "expected 1 to"),
         (["synth", "--seed", "-1", "--out", "d.duckdb"], "seed -1"),
         (["describe", "--data", "bars.csv"], r"bars\.csv: not a data set"),
@@ -213,21 +261,31 @@ class FakeOanda(BaseHTTPRequestHandler):
 
     bars: ClassVar[BarSeries]
     requests: ClassVar[list[str]]
+    pip_locations: ClassVar[dict[str, int]] = {"GBP_JPY": -2, "XAU_USD": -1}
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
-        if (
-            self.headers["Authorization"] != "Bearer secret-token"
-            or path != "/v3/instruments/GBP_JPY/candles"
-        ):
+        if self.headers["Authorization"] != "Bearer secret-token":
             self.send_response(401)
             self.end_headers()
             return
+        if path == "/v3/accounts":
+            self.answer({"accounts": [{"id": "101-001-1-001"}]})
+            return
+        if path == "/v3/accounts/101-001-1-001/instruments":
+            name = query["instruments"][0]
+            details = {"name": name, "pipLocation": self.pip_locations[name], "displayPrecision": 3}
+            self.answer({"instruments": [{**details, "tradeUnitsPrecision": 0, "minimumTradeSize": "1"}]})
+            return
+        assert path in [f"/v3/instruments/{name}/candles" for name in self.pip_locations]
         start = int(datetime.fromisoformat(query["from"][0]).timestamp())
         first = int(np.searchsorted(self.bars.time_s, start))
         rows = range(first, min(first + int(query["count"][0]), len(self.bars)))
-        body = json.dumps({"candles": [self.candle(row) for row in rows]}).encode()
+        self.answer({"candles": [self.candle(row) for row in rows]})
+
+    def answer(self, document: dict[str, object]) -> None:
+        body = json.dumps(document).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -283,6 +341,9 @@ def test_download(tmp_path: Path, bars: BarSeries, oanda: str, monkeypatch: pyte
         np.testing.assert_array_equal(getattr(dataset.bars, name), getattr(bars[:7_000], name))
     assert (dataset.bars.spread_pips == 3.0).all()
     assert [file.name for file in tmp_path.iterdir()] == ["d.duckdb"]
+    gold = document(*arguments, "--instrument", "xauusd")  # its pip is the broker's, whatever that is
+    assert (gold["instrument"], gold["pip"]) == ("XAU_USD", 0.1)
+    assert (read_dataset(out).bars.spread_pips == 0.3).all()
 
 
 def test_real_broker_export_through_the_command(tmp_path: Path, real_data: Path) -> None:

@@ -24,7 +24,7 @@ from services.trainer.config import TrainerConfig
 from services.trainer.settings import TrainerSettings
 from shared.adapters.bus import Bus
 from shared.adapters.dataset import write_dataset
-from shared.errors import ServiceError, SettingsError
+from shared.errors import DataError, ServiceError, SettingsError
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import decode, decode_trajectory, encode, encode_trajectory
 from shared.messages.schemas import ControlIssued, Message
@@ -280,8 +280,11 @@ async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Pat
     with pytest.raises(LetterError, match="there is no dead letter 7-0"):
         await run("replay", str(letter["id"]), "7-0")
     assert await listed() == [letter]  # nothing was done by halves
-    with pytest.raises(SettingsError, match=r"--raw .*: Is a directory"):
-        await run("show", str(letter["id"]), "--raw", str(tmp_path))
+    (tmp_path / "notes.txt").write_text("mine")
+    for taken, reason in ((tmp_path, "is a folder"), (tmp_path / "notes.txt", "is no dead letter")):
+        with pytest.raises(DataError, match=reason):
+            await run("show", str(letter["id"]), "--raw", str(taken))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_without_a_redis_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,9 @@ import httpx
 import pytest
 
 from cli.runs import Run, last_run, running
+from shared.adapters.dataset import write_dataset
+from shared.market.bar import Instrument
+from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,8 +133,12 @@ def _run(system: System) -> Run:
     return run
 
 
-def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System) -> None:
-    system.start()
+def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_path: Path) -> None:
+    # Not the default instrument: every service takes it from the data set.
+    data = tmp_path / "euro.duckdb"
+    bars = synthesize(Market.OU, 20_000, seed=1, instrument=Instrument.named("EUR_USD"))
+    write_dataset(data, bars, "synthetic")
+    system.start("--data", str(data))
     first = system.wait_until("a version promoted and decisions made", _learns_and_trades)
     versions = first["pointers"]["newest"]  # type: ignore[index]
     shown = system.command("status", "--json")
@@ -149,10 +156,11 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System) -> N
     episodes = summary["training"]["episode"]  # type: ignore[index]
     assert episodes > 0
 
-    system.start()
+    system.start("--data", str(data))
     again = system.wait_until("the second run", _learns_and_trades)
     assert again["pointers"]["newest"] >= summary["pointers"]["newest"]  # type: ignore[index]
     assert again["training"]["episode"] >= episodes  # type: ignore[index]
+    assert again["trader"]["last_decision"]["version"] is not None  # type: ignore[index]
     assert _stream(again, "mm:decisions") >= _stream(summary, "mm:decisions")
 
     before = _run(system).pids

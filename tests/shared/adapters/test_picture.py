@@ -25,7 +25,7 @@ def test_without_matplotlib_there_is_a_word_about_it(tmp_path: Path, monkeypatch
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "curve.png").mkdir()
-    with pytest.raises(DataError, match=r"curve\.png: the picture cannot be written"):
+    with pytest.raises(DataError, match=r"curve\.png is a folder"):
         write_png(Figure(), tmp_path / "curve.png")
     write_png(Figure(), tmp_path / "other.png")
     assert (tmp_path / "other.png").read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from shared.errors import DataError, FormatError
 from shared.market.bar import BarSeries, Instrument
 from shared.market.calendar import open_minute, open_minutes
-from shared.market.formats import ImportResult, read_bars
+from shared.market.formats import ImportOptions, ImportResult, read_bars
 from shared.market.rows import rising
+from shared.market.spread import SpreadUnit
 from shared.market.synthetic import Market, synthesize
 from tests.shared.market.series import GBP_JPY, seconds
 
@@ -194,18 +196,23 @@ def test_line_ends_byte_order_mark_blank_lines_and_gzip(
 
 def test_timezone_overrides_what_the_file_says(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars, naive, head=HEAD, zone="America/New_York")
-    found = read_bars(path, GBP_JPY, timezone="NY+7")
-    assert (found.bars.time_s == bars.time_s - 7 * 3600).all()
+    found = read_bars(path, GBP_JPY, ImportOptions(timezone="NY+7"))
+    assert (found.bars.time_s == bars.time_s[:30] - 7 * 3600).all()
     assert found.timezone == "New York + 7 h, as asked for"
-    found = read_bars(write(tmp_path / "b.csv", bars, oanda, head=HEAD), GBP_JPY, timezone="+03:00")
-    assert (found.bars.time_s == bars.time_s - 3 * 3600).all()
+    path_b = write(tmp_path / "b.csv", bars, oanda, head=HEAD)
+    found = read_bars(path_b, GBP_JPY, ImportOptions(timezone="+03:00"))
+    # The 60 bars after the weekend would now open before it ends.
+    assert (found.bars.time_s == bars.time_s[:30] - 3 * 3600).all()
+    assert found.num_outside == 60
     with pytest.raises(DataError, match="IANA name"):
-        read_bars(path, GBP_JPY, timezone="Narnia")
+        read_bars(path, GBP_JPY, ImportOptions(timezone="Narnia"))
 
 
 def test_utc_that_is_a_servers_clock_is_doubted(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars, dukascopy, head=HEAD, zone="America/New_York", shift_hours=7)
-    assert "1 weekend gap fits New York + 7 h" in read_bars(path, GBP_JPY).timezone
+    with pytest.raises(FormatError, match=r"30 of 90 bars .*1 weekend gap fits New York \+ 7 h.*--timezone"):
+        read_bars(path, GBP_JPY)
+    same_bars(read_bars(path, GBP_JPY, ImportOptions("NY+7")).bars, bars)
 
 
 def test_a_year_on_the_brokers_clock(tmp_path: Path) -> None:
@@ -241,7 +248,7 @@ def test_weekends_that_fit_no_zone_are_refused(tmp_path: Path, bars: BarSeries) 
         FormatError, match=r"a\.csv.*fit none.*Fri 2023-03-31 20:50 to Mon 2023-04-03 00:00.*--timezone"
     ):
         read_bars(path, GBP_JPY)
-    assert len(read_bars(path, GBP_JPY, timezone="UTC").bars) == 80
+    assert len(read_bars(path, GBP_JPY, ImportOptions(timezone="UTC")).bars) == 80
 
 
 def test_no_weekend_to_tell_a_zone_from(tmp_path: Path, bars: BarSeries) -> None:
@@ -258,7 +265,7 @@ def test_other_than_one_minute_bars_are_refused(tmp_path: Path, step: int, name:
     bars = synthesize(Market.OU, len(times), 1)
     path = parquet(tmp_path / "a.parquet", bars, arrow.array(times, arrow.timestamp("s", "UTC")))
     with pytest.raises(FormatError, match=f"{name} bars.*expected one-minute bars"):
-        read_bars(path, GBP_JPY, repair=True)
+        read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=1.0))
 
 
 GOOD = ["2023-04-03T00:00:00Z,164.3,164.5,164.2,164.4,10", "2023-04-03T00:01:00Z,164.4,164.6,164.3,164.5,11"]
@@ -299,7 +306,7 @@ def test_a_fault_is_refused_with_file_and_line_and_dropped_on_repair(
     with pytest.raises(FormatError, match=rf"bad\.csv:4: .*{reason}.*--repair") as caught:
         read_bars(path, GBP_JPY)
     assert caught.value.line == 4
-    repaired = read_bars(path, GBP_JPY, repair=True)
+    repaired = read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=1.0))
     assert repaired.num_dropped == 1
     path.write_text("\n".join([HEAD, *GOOD, AFTER]) + "\n")
     same_bars(repaired.bars, read_bars(path, GBP_JPY).bars)
@@ -310,7 +317,9 @@ def test_the_first_of_many_faults_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join([HEAD, *GOOD, *(row for row, _ in FAULTS[2:]), AFTER]) + "\n")
     with pytest.raises(FormatError, match=r":4: high 164\.3 is below low"):
         read_bars(path, GBP_JPY)
-    assert read_bars(path, GBP_JPY, repair=True).num_dropped == len(FAULTS) - 2
+    assert (
+        read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=1.0)).num_dropped == len(FAULTS) - 2
+    )
 
 
 def test_lines_are_counted_across_blocks_and_skipped_rows(tmp_path: Path) -> None:
@@ -322,7 +331,7 @@ def test_lines_are_counted_across_blocks_and_skipped_rows(tmp_path: Path) -> Non
     lines[80_000] = "1,2"
     lines[130_000] = lines[130_000].replace("Z,", "Z,-")
     path.write_text("\n".join(lines))
-    result = read_bars(path, GBP_JPY, repair=True)
+    result = read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=1.0))
     assert (result.num_dropped, len(result.bars)) == (3, 150_000 - 4)
     for fixed, line in ((5, 6), (80_000, 80_001), (130_000, 130_001)):
         with pytest.raises(FormatError) as caught:
@@ -344,7 +353,7 @@ def test_faults_of_parquet_are_named_by_row(tmp_path: Path, bars: BarSeries) -> 
     path = parquet(tmp_path / "a.parquet", bars, arrow.array(twice, arrow.timestamp("s", "UTC")))
     with pytest.raises(FormatError, match=r"row 9: .*twice, before in row 8"):
         read_bars(path, GBP_JPY)
-    assert read_bars(path, GBP_JPY, repair=True).num_dropped == 1
+    assert read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=1.0)).num_dropped == 1
 
 
 @pytest.mark.parametrize(
@@ -377,7 +386,7 @@ HOSTILE = {
     "other csv": (b"name,age\nBob,42\n", "unknown format"),
     "noise": (bytes(range(256)) * 40, "binary data"),
     "data set": (bytes(8) + b"DUCK" + bytes(99), "a data set already"),
-    "zip": (b"PK\x03\x04" + bytes(200), "binary data"),
+    "zip": (b"PK\x03\x04" + bytes(200), "this is a zip archive or an Excel workbook: unpack it"),
     "one huge line": (b"9" * 5_000_000, "5,000,000 bytes long"),
     "huge line below": (f"{HEAD}\n{GOOD[0]}\n".encode() + b"1," * 900_000, r"x:3: .*1,800,000 bytes"),
     "cut gzip": (gzip.compress(HEAD.encode() + b"\n" + GOOD[0].encode() * 99)[:-20], "cut off|damaged"),
@@ -399,7 +408,7 @@ def test_hostile_files_are_refused(tmp_path: Path, name: str, repair: bool) -> N
     content, reason = HOSTILE[name]
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(FormatError, match=reason):
-        read_bars(tmp_path / "x", GBP_JPY, repair=repair)
+        read_bars(tmp_path / "x", GBP_JPY, ImportOptions(repair=repair))
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
@@ -412,7 +421,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_a_repair_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_text(f"{HEAD}\n2023-04-03T00:00:00Z,1,1,2,1,1\n")
     with pytest.raises(FormatError, match="no row is left after the repair"):
-        read_bars(tmp_path / "x", GBP_JPY, repair=True)
+        read_bars(tmp_path / "x", GBP_JPY, ImportOptions(repair=True, max_dropped=1.0))
 
 
 @given(st.lists(st.integers(0, 12), max_size=12))
@@ -483,7 +492,7 @@ def test_real_five_minute_bars_are_refused(real_data: Path) -> None:
 def test_real_euro_bars_whose_weekends_are_no_broker_s(real_data: Path, tmp_path: Path) -> None:
     path = real_data / "EURUSD_M1_20170102_20190910__binarycom.parquet"
     found = read_bars(path, EUR_USD)
-    assert len(found.bars) == 978_427
+    assert (len(found.bars), found.num_outside) == (978_427 - 76, 76)
     assert found.timezone == "UTC, as its times say"
     assert found.bars.range_pips.mean() < 5
     table = arrow.parquet.read_table(path)
@@ -491,4 +500,135 @@ def test_real_euro_bars_whose_weekends_are_no_broker_s(real_data: Path, tmp_path
     arrow.parquet.write_table(table.set_column(0, "time", local), tmp_path / "naive.parquet")
     with pytest.raises(FormatError, match=r"140 weekend gaps fit none.*--timezone"):
         read_bars(tmp_path / "naive.parquet", EUR_USD)
-    assert (read_bars(tmp_path / "naive.parquet", EUR_USD, "UTC").bars.time_s == found.bars.time_s).all()
+    assert (
+        read_bars(tmp_path / "naive.parquet", EUR_USD, ImportOptions("UTC")).bars.time_s == found.bars.time_s
+    ).all()
+
+
+def test_a_file_that_runs_newest_first_loses_no_bar(tmp_path: Path, bars: BarSeries) -> None:
+    path = write(tmp_path / "a.csv", bars[::-1], oanda, head=HEAD)
+    for repair in (False, True):
+        found = read_bars(path, GBP_JPY, ImportOptions(repair=repair))
+        same_bars(found.bars, bars)
+        assert found.num_dropped == 0
+        assert "newest bar to the oldest: the rows were sorted" in found.findings[0]
+
+
+def test_months_joined_in_the_wrong_order_lose_no_bar(tmp_path: Path) -> None:
+    year = synthesize(Market.OU, 9_000, seed=1)
+    joined = year[np.concatenate([np.arange(4_500, 9_000), np.arange(4_500)])]
+    path = write(tmp_path / "a.csv", joined, oanda, head=HEAD)
+    for repair in (False, True):
+        found = read_bars(path, GBP_JPY, ImportOptions(repair=repair))
+        same_bars(found.bars, year)
+        assert "2 blocks of rows are not in order of time" in found.findings[0]
+
+
+def test_a_repair_keeps_overlapping_files_once_and_refuses_to_drop_much(tmp_path: Path) -> None:
+    bars = synthesize(Market.OU, 400, seed=1)
+    overlapping = bars[np.concatenate([np.arange(250), np.arange(190, 400)])]
+    path = write(tmp_path / "a.csv", overlapping, oanda, head=HEAD)
+    with pytest.raises(
+        FormatError, match=r"a\.csv:252: .*earlier than.*--repair drops such rows \(60 of 460\)"
+    ):
+        read_bars(path, GBP_JPY)
+    found = read_bars(path, GBP_JPY, ImportOptions(repair=True))
+    same_bars(found.bars, bars)
+    assert (found.num_dropped, "60 rows, 60 of them repetitions" in found.findings[0]) == (60, True)
+
+    # Every other row again, with other prices: neither half is known to be the wrong one.
+    prices = {name: getattr(bars, name) + 1 for name in ("open", "high", "low", "close")}
+    shifted = replace(bars, **prices)
+    lines = write(tmp_path / "b.csv", bars, oanda, head=HEAD).read_text().splitlines()
+    other = write(tmp_path / "c.csv", shifted, oanda).read_text().splitlines()
+    path.write_text("\n".join([*lines, *other]) + "\n")
+    wanted = r"400 rows of 800 would have to be dropped, more than the 5% .*--max-dropped"
+    for repair in (False, True):
+        with pytest.raises(FormatError, match=wanted):
+            read_bars(path, GBP_JPY, ImportOptions(repair=repair))
+    assert read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=0.5)).num_dropped == 400
+
+
+def test_a_repair_names_reasons_lines_and_counts(tmp_path: Path) -> None:
+    bars = synthesize(Market.OU, 300, seed=1)
+    path = write(tmp_path / "a.csv", bars, oanda, head=HEAD)
+    lines = path.read_text().splitlines()
+    lines[10], lines[20] = "oops", "oops"
+    lines[30] = lines[30].replace(lines[30].split(",")[2], "1.0", 1)
+    path.write_text("\n".join(lines))
+    found = read_bars(path, GBP_JPY, ImportOptions(repair=True))
+    assert found.num_dropped == 3
+    assert found.findings[0] == "2 rows: line 11: 1 column, expected 6"
+    assert found.findings[1].startswith("1 row: line 31: high 1.0 is below low")
+
+
+@pytest.mark.parametrize(
+    ("head", "decimals", "spread", "unit", "pips"),
+    [
+        ("time,open,high,low,close,tick_volume,spread", 3, "25", None, 2.5),  # MetaTrader's points
+        ("time,open,high,low,close,tick_volume,spread", 6, "25", None, 2.5),  # printed with more decimals
+        ("time,open,high,low,close,tick_volume,spread", 14, "25", None, 2.5),  # a round trip through floats
+        ("time,open,high,low,close,volume,spread", 3, "0.025", None, 2.5),  # units of price
+        ("time,open,high,low,close,volume,spread_pips", 3, "2.5", None, 2.5),
+        ("time,open,high,low,close,volume,spread", 3, "2.5", SpreadUnit.PIPS, 2.5),
+        ("time,open,high,low,close,volume,spread", 3, "25", SpreadUnit.POINTS, 2.5),
+        ("time,open,high,low,close,volume,spread", 3, "2.5", SpreadUnit.NONE, np.nan),
+        ("time,open,high,low,close,volume,spread", 3, "2.5", None, None),  # pips, or a quarter in points
+        ("time,open,high,low,close,volume,spread", 3, "25", None, None),
+    ],
+)
+def test_a_spread_is_in_pips_or_refused(
+    tmp_path: Path, bars: BarSeries, head: str, decimals: int, spread: str, unit: SpreadUnit | None,
+    pips: float | None,
+) -> None:  # fmt: skip
+    rows = []
+    for bar in range(len(bars)):
+        prices = [f"{getattr(bars, name)[bar]:.{decimals}f}" for name in ("open", "high", "low", "close")]
+        rows.append(",".join([str(bars.time_s[bar]), *prices, "7", spread]))
+    (tmp_path / "a.csv").write_text("\n".join([head, *rows]) + "\n")
+    options = ImportOptions(spread_unit=unit)
+    if pips is None:
+        with pytest.raises(
+            FormatError, match=r"unit of the column `spread` is not known.*spread_pips.*--spread-unit"
+        ):
+            read_bars(tmp_path / "a.csv", GBP_JPY, options)
+        return
+    found = read_bars(tmp_path / "a.csv", GBP_JPY, options).bars
+    np.testing.assert_array_equal(found.spread_pips, np.full(len(bars), pips))
+
+
+def test_a_spread_of_a_parquet_file_is_in_pips_or_refused(tmp_path: Path, bars: BarSeries) -> None:
+    path, half = tmp_path / "a.parquet", np.full(len(bars), 25)
+    parquet(path, bars, bars.time_s, spread=half)
+    with pytest.raises(FormatError, match="unit of the column `spread` is not known"):
+        read_bars(path, GBP_JPY)
+    parquet(path, bars, bars.time_s, spread=half, real_volume=half * 0)  # as MetaTrader's copy_rates has it
+    assert (read_bars(path, GBP_JPY).bars.spread_pips == 2.5).all()
+
+
+def filled(bars: BarSeries) -> BarSeries:
+    """The bars with every missing minute filled flat and without volume, as exports with all flats are."""
+    times = np.arange(bars.time_s[0], bars.time_s[-1] + 60, 60)
+    last = np.searchsorted(bars.time_s, times, side="right") - 1
+    real = bars.time_s[last] == times
+    close = bars.close[last]
+    prices = {
+        name: np.where(real, getattr(bars, name)[last], close) for name in ("open", "high", "low", "close")
+    }
+    volume = np.where(real, bars.volume[last], 0)
+    return BarSeries(GBP_JPY, times, volume=volume, spread_pips=np.full(len(times), np.nan), **prices)
+
+
+def test_fillers_of_closed_hours_are_left_out_with_and_without_a_zone(tmp_path: Path) -> None:
+    bars = synthesize(Market.OU, 2_000, seed=1, start_s=seconds("2023-03-31T04:00"))
+    path = write(tmp_path / "a.csv", filled(bars), oanda, head=HEAD)
+    found = read_bars(path, GBP_JPY)
+    same_bars(found.bars, bars)
+    assert found.num_outside == 48 * 60
+    (finding,) = found.findings
+    assert finding.startswith("2,880 bars outside the trading week")
+    assert finding.endswith("were left out, 2,880 of them flat")
+    path = write(tmp_path / "b.csv", filled(bars), naive, head=HEAD, zone="America/New_York", shift_hours=7)
+    found = read_bars(path, GBP_JPY)
+    same_bars(found.bars, bars)
+    assert found.timezone.startswith("New York + 7 h, told from its weekends")

@@ -1,0 +1,104 @@
+"""Files that a command is asked to write: whole or not at all, and never over a file of another kind.
+
+`check_output` is called before anything is computed, so that a long command does not end in a refusal.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shared.adapters.files import sync
+from shared.errors import DataError
+
+
+def check_output(
+    path: Path, kind: str, is_own: Callable[[Path], bool], *inputs: Path, may_lack_folder: bool = False
+) -> Path:
+    """Check that a file can be written and destroys nothing but an older file of its kind.
+
+    Args:
+        path: as the user names it. A symbolic link is followed: its target is written, the link stays.
+        kind: noun phrase for the error, such as "data set".
+        is_own: whether an existing file is of this kind; may raise OSError.
+        inputs: files that the command reads.
+        may_lack_folder: accept a folder that is not there yet; `written_aside` makes it.
+    Returns:
+        The file to write, with every link resolved.
+    Raises:
+        DataError: a folder, a device, an input or a file of another kind is there, or it cannot be written.
+    """
+    with naming(path, "written"):
+        target = path.resolve()
+        if target.is_dir():
+            raise DataError(f"{path} is a folder: expected the name of a file to write")
+        for one in inputs:
+            if target.exists() and one.exists() and target.samefile(one):
+                raise DataError(f"{path} is the file that is read: choose another name, nothing was changed")
+        if target.exists() and not (target.is_file() and is_own(target)):
+            raise DataError(f"{path} exists and is no {kind}: choose another name, nothing was changed")
+        folder = target.parent
+        while may_lack_folder and not folder.exists():
+            folder = folder.parent
+        probe = _aside(folder / target.name)
+        probe.touch()
+        probe.unlink()
+    return target
+
+
+@contextlib.contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A name to write to; its file replaces `target` when the block ends well, and is removed otherwise.
+
+    Writers hold a shared lock on the folder. A writer that gets it exclusively is alone, so that the
+    files left behind by killed writers of the same target can be removed.
+
+    Args:
+        target: as `check_output` returned it.
+    """
+    aside = _aside(target)
+    with naming(target, "written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _lock_and_tidy(folder, target)
+            yield aside
+            sync(aside)
+            aside.replace(target)
+            os.fsync(folder)
+        finally:
+            aside.unlink(missing_ok=True)
+            aside.with_name(f"{aside.name}.wal").unlink(missing_ok=True)
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """Turn an error of the file system into one that names the file and what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be {what}: {error.strerror or error}") from error
+    except RuntimeError as error:
+        if "loop" not in str(error).lower():
+            raise
+        raise DataError(f"{path}: cannot be {what}: it is a loop of symbolic links") from error
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+
+
+def _lock_and_tidy(folder: int, target: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # another writer is at work
+        fcntl.flock(folder, fcntl.LOCK_SH)
+        return
+    prefix = f".{target.name}."
+    for left in target.parent.iterdir():
+        if left.name.startswith(prefix) and left.name.endswith((".partial", ".partial.wal")):
+            left.unlink(missing_ok=True)
+    fcntl.flock(folder, fcntl.LOCK_SH)

@@ -1,0 +1,73 @@
+"""The spread column of a bar file, in pips: which unit it is in, and whether that can be known."""
+
+from dataclasses import replace
+from enum import StrEnum
+
+import numpy as np
+
+from shared.errors import FormatError
+from shared.market.bar import Instrument
+from shared.market.rows import RawRows
+from shared.numeric import Float64
+
+#: Spreads of a currency pair are within these, in pips.
+_PLAUSIBLE_PIPS = (0.1, 30.0)
+
+
+class SpreadUnit(StrEnum):
+    """What a file's spread column counts."""
+
+    PIPS = "pips"
+    PRICE = "price"  # units of the quote currency
+    POINTS = "points"  # last decimals of the price, as MetaTrader counts
+    NONE = "none"  # the column is not read
+
+
+def in_pips(path: str, rows: RawRows, unit: SpreadUnit | None, instrument: Instrument) -> RawRows:
+    """The rows with their spread in pips.
+
+    Args:
+        path: of the file, for the error.
+        rows: as read, spread in the file's unit.
+        unit: of the spread, as the user or the file's layout says; None where neither does.
+        instrument: what the bars price.
+    Raises:
+        FormatError: the unit is not known, and the values fit several or none.
+    """
+    sizes = {
+        SpreadUnit.PIPS: 1.0,
+        SpreadUnit.PRICE: 1.0 / instrument.pip,
+        SpreadUnit.POINTS: _point(rows, instrument) / instrument.pip,
+    }
+    if unit is SpreadUnit.NONE:
+        return replace(rows, spread=np.full(len(rows), np.nan))
+    known = rows.spread[rows.spread > 0]
+    if len(known) == 0:
+        return rows
+    if unit is None:
+        unit = _told_apart(path, float(np.median(known)), sizes)
+    return replace(rows, spread=np.round(rows.spread * sizes[unit], 6))
+
+
+def _told_apart(path: str, median: float, sizes: dict[SpreadUnit, float]) -> SpreadUnit:
+    low, high = _PLAUSIBLE_PIPS
+    fitting = [unit for unit, size in sizes.items() if low <= median * size <= high]
+    if len(fitting) == 1:
+        return fitting[0]
+    may_be = f"it may be {' or '.join(fitting)}" if fitting else "it fits neither pips, price nor points"
+    raise FormatError(
+        path,
+        f"the unit of the column `spread` is not known (median {median:g}, {may_be}): name the column "
+        "spread_pips, or use `data import --spread-unit` with pips, price, points or none",
+    )
+
+
+def _point(rows: RawRows, instrument: Instrument) -> float:
+    """The last decimal that prices use, at most one beyond the pip, whatever the file prints."""
+    prices: Float64 = np.stack([rows.open, rows.high, rows.low, rows.close])
+    prices = prices[np.isfinite(prices)]
+    for decimals in range(instrument.price_decimals):
+        scaled = prices * 10.0**decimals
+        if (np.abs(scaled - np.rint(scaled)) < 1e-4).all():
+            return float(10.0**-decimals)
+    return float(10.0**-instrument.price_decimals)

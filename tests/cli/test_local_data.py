@@ -1,0 +1,77 @@
+"""The data set that `up` runs on, and that every service is set to trade its instrument."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from cli.local_data import FileSays, configured_instruments, prepare_dataset, require_one_instrument
+from cli.main import app
+from cli.settings import UpSettings
+from shared.adapters.dataset import read_dataset, read_instrument, write_dataset
+from shared.errors import DataError, SettingsError
+from shared.market.bar import Instrument
+from shared.market.synthetic import Market, synthesize
+
+EUR_USD = Instrument.named("EUR_USD")
+
+
+@pytest.fixture(scope="module")
+def euro_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bars of EUR_USD on the clock of a broker, one of them faulty."""
+    bars = synthesize(Market.OU, 7_500, seed=1, instrument=EUR_USD)
+    frame = pd.DataFrame({name: getattr(bars, name) for name in ("open", "high", "low", "close", "volume")})
+    frame.insert(0, "time", pd.to_datetime(bars.time_s, unit="s") + pd.Timedelta(hours=2))
+    frame.loc[77, "high"] = 0.5
+    path = tmp_path_factory.mktemp("bars") / "EURUSD_M1.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_bars_of_any_pair_are_imported_with_what_the_errors_advise(tmp_path: Path, euro_file: Path) -> None:
+    says = FileSays()
+    for advised, then in (
+        ("--instrument EUR_USD", replace(says, instrument="EUR_USD")),
+        ("--repair", replace(says, instrument="EUR_USD", repair=True)),
+    ):
+        with pytest.raises(DataError, match=advised):
+            prepare_dataset(tmp_path, euro_file, UpSettings(), says)
+        says = then
+    path = prepare_dataset(tmp_path, euro_file, UpSettings(), says)
+    dataset = read_dataset(path)
+    assert (len(dataset.bars), dataset.bars.instrument) == (7_499, EUR_USD)
+    assert prepare_dataset(tmp_path, euro_file, UpSettings(), says) == path
+    other = prepare_dataset(tmp_path, euro_file, UpSettings(), replace(says, timezone="+02:00"))
+    assert other != path
+    assert prepare_dataset(tmp_path, path, UpSettings()) == path.resolve()
+    with pytest.raises(SettingsError, match="are about a file of bars"):
+        prepare_dataset(tmp_path, path, UpSettings(), says)
+
+
+def test_settings_that_name_another_instrument_stop_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "e.duckdb"
+    write_dataset(path, synthesize(Market.OU, 100, seed=1, instrument=EUR_USD), "synthetic")
+    assert read_instrument(path) == EUR_USD
+    assert require_one_instrument(path, **configured_instruments(None)) == "EUR_USD"
+    assert require_one_instrument(path, MM_TRADER__INSTRUMENT="eurusd") == "EUR_USD"
+    monkeypatch.setenv("MM_HOME", str(tmp_path / "home"))
+    for setting in ("MM_TRADER__INSTRUMENT", "MM_INFERENCE__INSTRUMENT"):
+        with monkeypatch.context() as context:
+            context.setenv(setting, "GBP_JPY")
+            result = CliRunner().invoke(app, ["up", "--data", str(path)])
+            assert isinstance(result.exception, SettingsError)
+            assert f"{setting} is GBP_JPY, but the bars of e.duckdb are those of EUR_USD" in str(
+                result.exception
+            )
+    assert not (tmp_path / "home" / "runs").exists()
+
+
+def test_what_is_no_data_set_has_no_instrument(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    for name in ("notes", "absent"):
+        with pytest.raises(DataError, match=f"{name}: no data set"):
+            read_instrument(tmp_path / name)
