@@ -239,7 +239,8 @@ def _within_week(path: str, rows: RawRows, asked: Clock | None, told: str) -> tu
         )
     if count == len(rows):
         raise FormatError(path, f"no bar lies inside {week}")
-    text = f"{count:,} bars outside {week} were left out, {count - int(moving.sum()):,} of them flat"
+    bars = "1 bar" if count == 1 else f"{count:,} bars"
+    text = f"left out {bars} outside {week}, {count - int(moving.sum()):,} of them flat"
     return rows.kept(inside), _Outside(count, text)
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 import benchmarks.learn
 from benchmarks.learn import LearnConfig, LearnReport
 from cli.bench import app
-from shared.errors import SettingsError
+from shared.errors import DataError, SettingsError
 from tests.benchmarks.test_compare import report
 from tests.benchmarks.test_learn import CONFIG, run
 from tests.cli.benches import bench, document
@@ -80,6 +80,19 @@ def test_learn_prints_shares_as_a_table(tmp_path: Path, short_run: list[LearnCon
     assert "…" not in told  # no cell is cut in a terminal of 80 columns
     assert all(player in told for player in ("best", "agent", "nothing", "random", "imitation"))
     assert short_run
+
+
+def test_learn_removes_no_older_record(
+    tmp_path: Path, short_run: list[LearnConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    older = tmp_path / "record" / "updates-000.parquet"
+    older.parent.mkdir()
+    older.write_text("an earlier run's")
+    with pytest.raises(DataError, match="record is not empty"):
+        bench("learn", "--record", "record")
+    assert older.read_text() == "an earlier run's"
+    assert not short_run
 
 
 @pytest.fixture

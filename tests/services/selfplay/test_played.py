@@ -128,6 +128,11 @@ def test_nothing_is_replaced(path: Path, episodes: list[PlayedEpisode], tmp_path
     with pytest.raises(DataError, match=r"exists: choose another name"):
         write_episodes(path, episodes)
     assert path.read_bytes() == before
+    link = tmp_path / "link.parquet"
+    link.symlink_to("target.parquet")
+    write_episodes(link, episodes)
+    assert link.is_symlink()
+    assert len(read_episode(tmp_path / "target.parquet", 0).close)
     with pytest.raises(DataError, match="folder that exists"):
         refuse_to_replace(tmp_path / "absent" / "file.parquet")
 

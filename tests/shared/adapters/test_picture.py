@@ -23,6 +23,24 @@ def test_without_matplotlib_there_is_a_word_about_it(tmp_path: Path, monkeypatch
         require_drawable(tmp_path / "curve.png")
 
 
+def test_only_a_picture_drawn_here_is_replaced_and_a_link_is_followed(tmp_path: Path) -> None:
+    foreign, link = tmp_path / "foreign.png", tmp_path / "link.png"
+    Figure().savefig(foreign)
+    before = foreign.read_bytes()
+    (tmp_path / "bars.csv").write_text("time,open")
+    for taken in (foreign, tmp_path / "bars.csv"):
+        with pytest.raises(DataError, match="is no picture drawn by this program"):
+            require_drawable(taken)
+        with pytest.raises(DataError, match="is no picture drawn by this program"):
+            write_png(Figure(), taken)
+    assert foreign.read_bytes() == before
+    link.symlink_to("target.png")
+    for _ in range(2):
+        write_png(Figure(), link)
+    assert link.is_symlink()
+    assert (tmp_path / "target.png").is_file()
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "curve.png").mkdir()
     with pytest.raises(DataError, match=r"curve\.png is a folder"):

@@ -626,8 +626,8 @@ def test_fillers_of_closed_hours_are_left_out_with_and_without_a_zone(tmp_path: 
     same_bars(found.bars, bars)
     assert found.num_outside == 48 * 60
     (finding,) = found.findings
-    assert finding.startswith("2,880 bars outside the trading week")
-    assert finding.endswith("were left out, 2,880 of them flat")
+    assert finding.startswith("left out 2,880 bars outside the trading week")
+    assert finding.endswith(", 2,880 of them flat")
     path = write(tmp_path / "b.csv", filled(bars), naive, head=HEAD, zone="America/New_York", shift_hours=7)
     found = read_bars(path, GBP_JPY)
     same_bars(found.bars, bars)
