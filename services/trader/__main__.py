@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TypeVar
 from uuid import uuid4
 
+import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from services.trader.account import Account
@@ -28,6 +29,8 @@ from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
+
+log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
@@ -123,15 +126,16 @@ async def _answer(
     """What the broker answers, asked until it does; None when asked to stop.
 
     Raises:
-        BrokerError: it refuses.
+        BrokerError: it refuses the token or the account.
     """
     while not lifecycle.stopping.is_set():
         async with OandaClient(account, venue.token, api_url=venue.api_url) as client:
             try:
                 return await ask(client)
             except BrokerError as away:
-                if away.status is not None and away.status < 500:
+                if away.status in (401, 403):
                     raise
+                log.warning("broker_away", error=str(away))
                 lifecycle.report(state="waiting for the broker")
                 await lifecycle.sleep(1.0)
     return None

@@ -193,20 +193,19 @@ async def test_a_broker_that_refuses_the_token_is_told_of_and_the_trader_goes_on
 async def test_a_broker_that_is_away_is_told_of_before_the_account_is_known(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trader.watching.AWAY_SECONDS", 0.0)
+    monkeypatch.setattr("services.trader.__main__.UNAVAILABLE_SECONDS", 0.0)
     async with running_broker(tmp_path) as broker, running_oracle() as oracle:
         broker.refusal = 404  # as for an instrument that the account cannot trade
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
         known = settings.model_copy(update={"oanda_account": broker.venue.config.account})
         async with running_trader(known) as trader:
-            await _began(bus, "broker_away")
-            assert trader.detail["state"] == "reconnecting"
+            await _began(bus, "waiting_for_broker")
+            assert trader.detail["state"] == "waiting for the broker"
             broker.refusal = None
             await broker.decided(FIRST_BAR + 2)
-            await _ended(bus, "broker_away")
-    told = [alert for alert in await alerts_of(bus) if alert.name == "broker_away"]
-    assert len(told) == 1, "one alert, however often the broker refused"
-    assert "404" in told[0].detail
+            await _ended(bus, "waiting_for_broker")
+    told = [alert for alert in await alerts_of(bus) if alert.name == "waiting_for_broker"]
+    assert [alert.phase for alert in told] == ["began", "ended"], "one alert, however often it refused"
 
 
 async def test_a_trader_that_stands_by_is_told_of(
