@@ -57,7 +57,7 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for results
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        app(prog_name="micro-muzero")
     except MuZeroError as failure:
         err.print(f"[red]error:[/] {escape(str(failure))}", soft_wrap=True, highlight=False)
         sys.exit(2 if failure.user_fault else 1)
