@@ -27,6 +27,7 @@ from services.api.standing import Standing
 from services.api.views import (
     Absence,
     CheckpointSummary,
+    Detail,
     Instance,
     Pointers,
     Promoted,
@@ -280,6 +281,7 @@ class Gateway:
             heard_at=spokesman.beat_at if spokesman else since,
             detail=spokesman.detail if spokesman else {},
             last_decision=self.history.last_decision,
+            replay_end=_replay_end(spokesman.detail if spokesman else {}),
         )
 
     def _pointers(self, shelf: Shelf) -> Pointers:
@@ -330,6 +332,18 @@ def _spokesman(services: list[Service], name: str) -> Instance | None:
     """The instance that speaks for a service: not a trader that waits in standby behind another."""
     instances = next((service.instances for service in services if service.service == name), [])
     return min(instances, key=lambda instance: instance.detail.get("state") == "standby", default=None)
+
+
+def _replay_end(trader: Detail) -> str:
+    """The end of a paper replay in words, by the trader's own report; empty while the replay goes on."""
+    if trader.get("state") != "replay finished":
+        return ""
+    last_bar = str(trader.get("last_bar") or "an unknown bar").replace("T", " ").replace("+00:00", " UTC")
+    return (
+        f"replay finished at {last_bar}: {trader.get('decisions', 0)} decisions since the trader started, "
+        f"{trader.get('trades', 0)} trades. To go on, start with other bars (`./run up --data FILE`); "
+        "docs/trading.md says how to replay these again."
+    )
 
 
 def _weights_sha256(made: CheckpointPublished | Manifest | None) -> str | None:

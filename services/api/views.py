@@ -129,6 +129,7 @@ class Trader(Control):
     heard_at: AwareDatetime | None = Field(None, description="when the trader said so")
     detail: Detail
     last_decision: DecisionMade | None
+    replay_end: str = Field("", description="how the paper broker's replay ended; empty while it goes on")
 
 
 class ActiveAlert(View):

@@ -10,7 +10,8 @@ from shared.market.session import Split
 class Pacing(StrEnum):
     """When the next bar comes."""
 
-    SPEED = "speed"  # simulated time runs `speed` times as fast as the wall clock
+    #: Simulated time runs `speed` times as fast as the wall clock, and waits for a client that acknowledges.
+    SPEED = "speed"
     ACKNOWLEDGED = "acknowledged"  # as soon as the client has acknowledged the bar before
 
 
@@ -33,6 +34,7 @@ class BrokerConfig:
     split: str = "test"  # the bars replayed: a split's, or `all`; those before are history
     pacing: Pacing = Pacing.SPEED
     speed: float = 300.0
+    patience_seconds: float = 30.0  # wall clock; how long a client that acknowledges bars is waited for
     jump_gap_minutes: int = 30  # longer stretches without bars are jumped over; 0 replays them too
     heartbeat_seconds: float = 5.0  # wall clock, on every stream
 
@@ -48,6 +50,12 @@ class BrokerConfig:
         splits = (*Split, "all")
         _require(self.split in splits, "split", self.split, ", ".join(splits))
         _require(0.1 <= self.speed <= 100_000, "speed", self.speed, "0.1 to 100000")
+        _require(
+            0 < self.patience_seconds <= 3_600,
+            "patience_seconds",
+            self.patience_seconds,
+            "above 0, at most 3600",
+        )
         _require(self.jump_gap_minutes >= 0, "jump_gap_minutes", self.jump_gap_minutes, "at least 0")
         _require(
             0 < self.heartbeat_seconds <= 60,

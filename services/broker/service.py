@@ -144,6 +144,8 @@ async def _report(venue: Venue, lifecycle: Lifecycle) -> None:
             transactions=account.last_id,
             units=float(account.units),
             balance=float(account.balance),
-            over=venue.is_over,
+            over=venue.is_finished,
+            speed=round(venue.pace.speed, 1),
+            waiting_seconds=round(venue.waiting_seconds, 1),
         )
         await lifecycle.sleep(REPORT_SECONDS)

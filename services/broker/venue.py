@@ -6,6 +6,7 @@ announcement are one uninterrupted piece of code, so no lock is needed and no re
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -18,6 +19,7 @@ from services.broker.config import BrokerConfig, Pacing
 from services.broker.exchange import Answer, Exchange
 from services.broker.faults import Faults
 from services.broker.ledger import Ledger, Place
+from services.broker.pace import Pace
 from services.broker.planning import Quote
 from services.broker.tape import SECOND_NS, TICKS_PER_BAR, Tape
 from services.broker.transactions import ClientExtensions, MarketOrderFields, RejectReason, Transaction
@@ -68,7 +70,11 @@ class Venue:
             )
         self._prices: set[Subscription] = set()
         self._transactions: set[Subscription] = set()
-        self._acknowledged = asyncio.Event()
+        self._client_changed = asyncio.Event()  # a bar was acknowledged, or a price stream ended
+        self._acknowledges = self._place.acknowledged_s > 0  # a client has acknowledged bars
+        self._given_up = False  # it was waited for in vain, and has acknowledged nothing since
+        self._waiting_since: float | None = None
+        self.pace = Pace(config.speed)
         self.stopping = asyncio.Event()  # streams end when it is set
         before = self._place.next_tick - 1
         if self._place.next_tick == tape.first_tick:
@@ -96,6 +102,16 @@ class Venue:
         return self._place.next_tick >= self.tape.stop_tick
 
     @property
+    def is_finished(self) -> bool:
+        """The last bar is complete and the market is closed for good."""
+        return self.is_over and self._newest_ns >= self.tape.end_ns(self.tape.stop - 1)
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long the replay has been waiting for its client; 0 while it goes on."""
+        return 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+
+    @property
     def place(self) -> Place:
         """Where the replay stands."""
         return self._place
@@ -106,14 +122,16 @@ class Venue:
             bar, phase = divmod(self._place.next_tick, TICKS_PER_BAR)
             if phase == 0 and bar > self.tape.first:
                 await self._cross_gap(bar)
-            if phase == 1 and bar > self.tape.first:
-                await self._await_acknowledgement(int(self.tape.time_s[bar - 1]))
             await self._pace(self.tape.tick_time_ns(self._place.next_tick))
+            if phase == 1 and bar > self.tape.first:
+                await self._await_decision(bar - 1)
             self._step(self.tape.quote(self._place.next_tick), self._place.next_tick + 1)
         last = self.tape.stop - 1
         await self._pace(self.tape.end_ns(last))
         self._step(self.tape.closed_quote(last), self._place.next_tick)
-        log.info("replay_over", bars=self.tape.stop - self.tape.first)
+        log.info(
+            "replay_finished", bars=self.tape.stop - self.tape.first, last_bar_s=int(self.tape.time_s[last])
+        )
 
     async def _cross_gap(self, bar: int) -> None:
         """Close the market before a gap in trading hours or data that is jumped over, then jump."""
@@ -122,16 +140,53 @@ class Venue:
             return
         await self._pace(self.tape.end_ns(bar - 1))
         self._step(self.tape.closed_quote(bar - 1), self._place.next_tick)
+        await self._await_decision(bar - 1)  # while the market's time is still that of this bar
         self.clock.set(self.tape.tick_time_ns(self._place.next_tick))
 
     async def _pace(self, time_ns: int) -> None:
         seconds = self.clock.seconds_until(time_ns) if self.config.pacing is Pacing.SPEED else 0.0
         await asyncio.sleep(seconds)
 
-    async def _await_acknowledgement(self, time_s: int) -> None:
-        while self.config.pacing is Pacing.ACKNOWLEDGED and self._place.acknowledged_s < time_s:
-            self._acknowledged.clear()
-            await self._acknowledged.wait()
+    async def _await_decision(self, bar: int) -> None:
+        """Wait until the client has acknowledged a bar; simulated time stands still meanwhile.
+
+        With pacing `acknowledged` the wait has no end. With `speed` it is for a client that acknowledges
+        bars and listens to prices, and ends after `patience_seconds`: such a client decides on every bar
+        however slow the machine is, and all others see a market that does not wait.
+        """
+        time_s = int(self.tape.time_s[bar])
+        began = self._waiting_since = time.monotonic()
+        while self._place.acknowledged_s < time_s and self._is_waited_for():
+            self._client_changed.clear()
+            rest = None if self._given_up else began + self.config.patience_seconds - time.monotonic()
+            try:
+                async with asyncio.timeout(rest):
+                    await self._client_changed.wait()
+            except TimeoutError:
+                self._given_up = True
+                log.warning(
+                    "client_silent",
+                    bar_time_s=time_s,
+                    waited_seconds=self.config.patience_seconds,
+                    replay="waits" if self.config.pacing is Pacing.ACKNOWLEDGED else "goes on without it",
+                )
+        self._waiting_since = None
+        if self.config.pacing is Pacing.SPEED:
+            self._note_wait(time.monotonic() - began)
+
+    def _note_wait(self, seconds: float) -> None:
+        """Let simulated time go on from where it stood, and say once that the machine is too slow."""
+        if seconds > 0.001:
+            self.clock.set(self.now_ns)
+        self.pace.waited(seconds)
+        if self.pace.is_news():
+            speed = round(self.pace.speed, 1)
+            log.warning("machine_too_slow_for_speed", asked=self.config.speed, replayed_at=speed)
+
+    def _is_waited_for(self) -> bool:
+        if self.config.pacing is Pacing.ACKNOWLEDGED:
+            return True
+        return self._acknowledges and not self._given_up and bool(self._prices)
 
     def _step(self, quote: Quote, next_tick: int) -> None:
         """Put a price in force: exits that it reaches, the ledger, the streams."""
@@ -166,7 +221,8 @@ class Venue:
             raise BrokerError(f"bar {time_s} is not complete: the newest complete bar opened at {newest_s}")
         self._place = replace(self._place, acknowledged_s=max(self._place.acknowledged_s, time_s))
         self._commit(())
-        self._acknowledged.set()
+        self._acknowledges, self._given_up = True, False
+        self._client_changed.set()
 
     # -- orders --------------------------------------------------------------------------------------
 
@@ -234,6 +290,7 @@ class Venue:
             yield subscription
         finally:
             group.discard(subscription)
+            self._client_changed.set()
 
     @property
     def last(self) -> Json:
@@ -252,5 +309,6 @@ class Venue:
             "acknowledgedSeconds": self._place.acknowledged_s,
             "pacing": self.config.pacing.value,
             "speed": self.config.speed,
-            "over": self.is_over,
+            "waitingSeconds": round(self.waiting_seconds, 3),
+            "over": self.is_finished,
         }

@@ -71,6 +71,7 @@ class Situation:
     price_age_seconds: float  # since the last tick
     spread_pips: float | None  # of the quote; None while the book is empty
     tradeable: bool  # as the broker says
+    replay_over: bool  # the paper broker's tape has ended, and its last bar was decided on
     minutes_to_close: float  # until Friday's close; 0 or less while the week is over
     clock_skew_seconds: float | None  # None where the market's time is simulated
     decision_age_seconds: float  # market time since the end of the bar decided on
@@ -131,6 +132,8 @@ _Check = Callable[[Situation, GuardConfig], list[Trip]]
 
 def _feed(now: Situation, limits: GuardConfig) -> list[Trip]:
     """Prices: there, fresh, and from a market that is open; where it is closed, silence alarms nobody."""
+    if now.replay_over:
+        return []  # no price comes and nothing is decided any more
     if now.minutes_to_close <= 0 or not now.tradeable:
         return [Trip(Guard.MARKET_CLOSED, Effect.NO_ORDER, "the market is closed")]
     trips = []

@@ -17,6 +17,7 @@ class RiskBook:
     """
 
     realised: float = 0.0  # all trades closed so far
+    trades: int = 0  # how many they are
     equity: float = 0.0  # realised and open
     peak: float = 0.0
     day: int = -1  # `trading_day` of the last mark
@@ -45,7 +46,7 @@ class RiskBook:
 
     def closed(self, pips: float) -> "RiskBook":
         """The book after a trade was closed."""
-        return replace(self, realised=self.realised + pips)
+        return replace(self, realised=self.realised + pips, trades=self.trades + 1)
 
     def marked(self, time_s: int, open_pips: float, limits: GuardConfig) -> "RiskBook":
         """The book at a bar's close: a new day or week begins, limits break.

@@ -182,6 +182,10 @@ class TraderService:
         self._known.set()
         await self._lifecycle.until_stopping(self._control_read.wait())
         await self._history.warm_up(self._account.holding.trade)
+        if self._market.first_bar_s is not None:
+            await self._acknowledge(
+                self._market.first_bar_s
+            )  # from here on a paper market waits for this trader
         self._closed_bars = asyncio.Queue()
         self._first_price.clear()
         reader = asyncio.create_task(self._read_prices())
@@ -367,14 +371,17 @@ class TraderService:
         self._watching.report()
 
     async def _acknowledge(self, bar_time_s: int) -> None:
-        """Let the paper broker's replay go on; the market does not wait for anyone.
+        """Let the paper broker's replay go on, and learn whether it is over; OANDA's market waits for nobody.
 
         A bar that was held through for want of its candle may not be complete yet: it closes once more.
         """
         if self._mode is not Mode.PAPER:
             return
         try:
-            await self._client.acknowledge_bar(bar_time_s)
+            over = await self._client.acknowledge_bar(bar_time_s)
+            if over and not self._watching.replay_over:
+                log.info("replay_finished", last_bar_s=bar_time_s, trades=self._account.memory.risk.trades)
+            self._watching.replay_over = over
         except BrokerError as early:
             if early.status != _NOT_COMPLETE:
                 raise

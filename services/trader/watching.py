@@ -13,7 +13,7 @@ import structlog
 from services.trader.account import Account
 from services.trader.audit import Audit
 from services.trader.config import GuardConfig, Mode, TraderConfig
-from services.trader.guards import Situation, TraderState, Trip, state_of, tripped
+from services.trader.guards import Guard, Situation, TraderState, Trip, state_of, tripped
 from services.trader.history import History
 from services.trader.ledger import Ledger
 from services.trader.market import Market
@@ -35,6 +35,10 @@ AWAY_SECONDS = 10.0
 
 #: A condition has ended once it was absent for so long; shorter gaps are the same condition.
 ENDS_SECONDS = 60.0
+
+
+#: State of a trader whose paper broker has replayed all of its bars.
+REPLAY_FINISHED = "replay finished"
 
 
 class Watching:
@@ -72,6 +76,7 @@ class Watching:
         self.decision: Decision | None = None  # the newest
         self.decision_age_seconds = 0.0  # of the newest bar decided on, when it was decided on
         self.num_decisions = 0
+        self.replay_over = False  # the paper broker's tape has ended, and its last bar was decided on
 
     @contextlib.contextmanager
     def ordering(self) -> Iterator[None]:
@@ -97,6 +102,7 @@ class Watching:
             price_age_seconds=market.price_age_seconds(),
             spread_pips=None if spread is None else spread / self._instrument.pip,
             tradeable=quoted is not None and quoted.price.tradeable,
+            replay_over=self.replay_over,
             minutes_to_close=market.minutes_to_close(),
             clock_skew_seconds=market.clock_skew_seconds,
             decision_age_seconds=self.decision_age_seconds,
@@ -122,7 +128,11 @@ class Watching:
         if self.in_session:
             self._look_at_guards()
         now = time.monotonic()
-        holding = {Condition("trader", trip.guard.value): trip.detail for trip in self._trips}
+        holding = {
+            Condition("trader", trip.guard.value): trip.detail
+            for trip in self._trips
+            if trip.guard is not Guard.MARKET_CLOSED  # every market closes, and a replay ends
+        }
         holding |= {Condition("trader", name): detail for name, detail in self.failing.items()}
         holding |= self._new_refusals()
         if self._account.foreign_orders:
@@ -172,6 +182,8 @@ class Watching:
             state = "reconnecting"
         elif not self.in_session:
             state = "connecting"
+        elif self.replay_over:
+            state = REPLAY_FINISHED
         self._metrics.outbox.set(self._ledger.num_untold())
         self._metrics.late_ticks.set(self._market.num_late)
         self._lifecycle.report(state=state, mode=self._mode.value, guards=", ".join(guards))
@@ -196,6 +208,7 @@ class Watching:
             last_bar=None if last is None else datetime.fromtimestamp(last, UTC).isoformat(),
             version=self.decision.version if self.decision else None,
             decisions=self.num_decisions,
+            trades=memory.risk.trades,
             orders=self._ledger.num_orders(),
             bar_mismatches=self._market.num_mismatches,
             control=memory.control,

@@ -412,13 +412,18 @@ class OandaClient:
         """
         await self._write(_describe(orders.OrderCancel, self.account, orderID=str(order_id)), lambda _: None)
 
-    async def acknowledge_bar(self, time_s: int) -> None:
+    async def acknowledge_bar(self, time_s: int) -> bool:
         """Tell the paper broker that the bar opened at `time_s` was decided on; its replay may go on.
 
-        OANDA has no such call: only where the settings name the paper broker it is made.
+        OANDA has no such call: it is made only where the settings name the paper broker.
+
+        Returns:
+            True when this was the last bar of the replay.
         """
         call = _Call("POST", "/v3/replay/acknowledge", {}, {"time": format_time(time_s * 1_000_000_000)}, 200)
-        await self._read(call, lambda _: None)
+        return await self._read(
+            call, lambda body: body.get("over") is True and body.get("newestCompleteSeconds") == time_s
+        )
 
     # -- transport -----------------------------------------------------------------------------------
 

@@ -83,6 +83,8 @@ function drawStatus() {
   drawOperator(s, () => { readStatus(); versionsSoon(); });
   allow($('rollback'));
   drawDecision(s);
+  $('replay-end').hidden = !s.trader.replay_end;
+  setText($('replay-end'), s.trader.replay_end);
 }
 
 function drawTiles(s) {

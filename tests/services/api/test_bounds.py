@@ -176,3 +176,15 @@ async def test_the_status_is_bounded_however_many_instances_there_are(system: Sy
     assert shown == ["w299", *(f"w{number:03}" for number in range(MAX_INSTANCES - 1))]
     page = (await system.client.get("/metrics")).text
     assert 'mm_service_instances{service="selfplay"} 300.0' in page
+
+
+async def test_the_end_of_a_replay_is_an_end_and_no_fault(system: System, bus: Bus) -> None:
+    detail = {"state": "replay finished", "guards": "", "last_bar": "2024-05-15T12:56:00+00:00"}
+    beat = {"service": "trader", "instance": "one", "state": "running", "pid": 1, "started_at": now()}
+    await bus.beat(Heartbeat.model_validate({**beat, "detail": {**detail, "decisions": 912, "trades": 14}}))
+    status = (await system.client.get("/status")).json()
+    assert "2024-05-15 12:56:00 UTC: 912 decisions" in status["trader"]["replay_end"]
+    assert "14 trades" in status["trader"]["replay_end"]
+    assert not [alert for alert in status["alerts"] if alert["source"] == "trader"]
+    await bus.beat(Heartbeat.model_validate({**beat, "detail": {**detail, "state": "active"}}))
+    assert (await system.client.get("/status")).json()["trader"]["replay_end"] == ""

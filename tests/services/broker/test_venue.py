@@ -1,12 +1,17 @@
 """The running market: pacing, gaps, the end, and what a kill leaves behind."""
 
 import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from services.broker.config import BrokerConfig, Pacing
+from services.broker.pace import Pace
 from services.broker.service import running
 from services.broker.transactions import MarketOrderFields
 from services.broker.venue import Venue
@@ -177,3 +182,154 @@ async def test_orders_are_cancelled_once_the_tape_is_over(tmp_path: Path) -> Non
         answer = venue.market_order(buy())
     assert answer.cancelled is not None
     assert answer.cancelled.reason == "MARKET_HALTED"
+
+
+def newest_s(venue: Venue) -> int:
+    return int(venue.tape.time_s[venue.newest_complete_bar()])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  the replay tells nobody
+            await asyncio.sleep(0.001)
+
+
+FAST = BrokerConfig(pacing=Pacing.SPEED, speed=100_000)  # a bar in 0.6 ms
+
+
+async def test_with_a_speed_a_client_that_acknowledges_is_waited_for(tmp_path: Path) -> None:
+    """It sees every bar, however slow it is, and simulated time stands still meanwhile."""
+    venue = venue_of(tmp_path, bars_of(CLOSES), FAST)
+    venue.acknowledge(0)
+    with venue.price_lines():
+        async with running(venue) as replay:
+            for bar in range(1, len(CLOSES)):
+                await until(lambda bar=bar: venue.place.next_tick == 4 * bar + 1)  # type: ignore[misc]
+                await asyncio.sleep(0.01)  # many bars' time
+                assert venue.place.next_tick == 4 * bar + 1
+                assert newest_s(venue) == START_S + 60 * (bar - 1)
+                assert venue.now_ns < venue.tape.tick_time_ns(4 * bar + 1)
+                assert venue.waiting_seconds > 0
+                venue.acknowledge(newest_s(venue))
+            async with asyncio.timeout(20):
+                await replay
+    assert venue.is_finished
+    assert venue.waiting_seconds == 0
+
+
+async def test_a_client_that_leaves_is_waited_for_no_more(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, bars_of(CLOSES), FAST)
+    venue.acknowledge(0)
+    async with running(venue) as replay:
+        with venue.price_lines():
+            await until(lambda: venue.place.next_tick == 5)
+            await asyncio.sleep(0.01)
+            assert not replay.done()
+        async with asyncio.timeout(20):
+            await replay  # its stream has ended: the market goes on
+
+
+async def test_a_client_that_comes_back_is_waited_for_at_once(tmp_path: Path) -> None:
+    """The ledger knows that bars were acknowledged, also after the broker was killed."""
+    venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
+    async with running(venue):
+        await settle(venue)
+        venue.acknowledge(START_S)
+    venue.ledger.close()
+    again = venue_of(tmp_path, bars_of(CLOSES), FAST)
+    with again.price_lines():
+        async with running(again):
+            await until(lambda: again.place.next_tick == 9)
+            await asyncio.sleep(0.01)
+            assert again.place.next_tick == 9  # bar 0 is acknowledged, bar 1 is not
+    again.ledger.close()
+
+
+async def test_a_client_that_falls_silent_does_not_stop_the_market_for_ever(tmp_path: Path) -> None:
+    config = replace(FAST, patience_seconds=0.2)
+    venue = venue_of(tmp_path, bars_of(CLOSES), config)
+    venue.acknowledge(0)
+    with venue.price_lines(), capture_logs() as logs:
+        async with running(venue) as replay:
+            async with asyncio.timeout(20):
+                await replay
+    silent = [line for line in logs if line["event"] == "client_silent"]
+    assert [line["bar_time_s"] for line in silent] == [START_S]  # said once, and waited for no more
+
+
+async def test_a_client_that_speaks_again_is_waited_for_again(tmp_path: Path) -> None:
+    config = BrokerConfig(pacing=Pacing.SPEED, speed=600, patience_seconds=0.05)  # a bar in 0.1 s
+    venue = venue_of(tmp_path, bars_of(CLOSES), config)
+    venue.acknowledge(0)
+    with venue.price_lines():
+        async with running(venue):
+            await until(lambda: venue.place.next_tick >= 6)
+            venue.acknowledge(START_S)
+            before = venue.place.next_tick
+            await until(lambda: venue.waiting_seconds > 0)
+            assert venue.place.next_tick > before
+            assert venue.place.next_tick % 4 == 1
+
+
+async def test_time_goes_on_at_its_speed_after_a_wait(tmp_path: Path) -> None:
+    """It does not rush through what it would have replayed meanwhile."""
+    config = BrokerConfig(pacing=Pacing.SPEED, speed=120)  # a bar in 0.5 s
+    venue = venue_of(tmp_path, bars_of(CLOSES), config)
+    venue.acknowledge(0)
+    with venue.price_lines():
+        async with running(venue):
+            await until(lambda: venue.waiting_seconds > 1.0)
+            stood = venue.now_ns
+            began = time.monotonic()
+            venue.acknowledge(newest_s(venue))
+            await until(lambda: venue.place.next_tick >= 8)
+            passed_s = (venue.now_ns - stood) / 1e9
+            assert passed_s <= (time.monotonic() - began) * 120 + 1
+
+
+async def test_the_week_ends_only_when_its_last_bar_was_decided_on(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, with_weekend(), ACKNOWLEDGED)
+    async with running(venue):
+        for bar in range(2):
+            await settle(venue)
+            venue.acknowledge(int(venue.tape.time_s[bar]))
+        await settle(venue)
+        assert newest_s(venue) == venue.tape.time_s[2]
+        assert venue.place.next_tick == 12  # the market is closed; Sunday's first price is still to come
+        assert venue.now_ns == venue.tape.end_ns(2)
+        venue.acknowledge(newest_s(venue))
+        await settle(venue)
+        assert venue.place.next_tick == 17  # the whole of Sunday's first bar; its decision is waited for
+
+
+async def test_the_replay_is_over_when_its_last_bar_is_complete(tmp_path: Path) -> None:
+    venue = venue_of(tmp_path, bars_of([188.0, 188.1]), BrokerConfig(pacing=Pacing.SPEED, speed=300))
+    async with running(venue) as replay:
+        await until(lambda: venue.place.next_tick == 8)
+        if venue.newest_complete_bar() == 0:
+            assert venue.status()["over"] is False
+        await replay
+    assert venue.status()["over"] is True
+    assert venue.status()["newestCompleteSeconds"] == START_S + 60
+
+
+def test_pace_is_the_mean_over_the_latest_bars_and_told_of_once() -> None:
+    pace = Pace(300.0)  # a bar in 0.2 s
+    told = []
+    for _ in range(59):
+        pace.waited(0.2)
+        told.append(pace.is_news())
+    assert pace.speed == pytest.approx(150.0)
+    pace.waited(0.2)
+    assert told == [False] * 59  # a handful of bars is no measure
+    assert [pace.is_news(), pace.is_news()] == [True, False]
+    for _ in range(60):
+        pace.waited(0.0)
+    assert pace.speed == 300.0
+
+
+def test_a_little_wait_is_not_told_of() -> None:
+    pace = Pace(300.0)
+    for _ in range(100):
+        pace.waited(0.03)
+        assert not pace.is_news()

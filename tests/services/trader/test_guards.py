@@ -30,6 +30,7 @@ CALM = Situation(
     price_age_seconds=0.5,
     spread_pips=3.0,
     tradeable=True,
+    replay_over=False,
     minutes_to_close=3_000.0,
     clock_skew_seconds=0.1,
     decision_age_seconds=1.0,
@@ -98,6 +99,8 @@ def test_every_guard_has_a_case() -> None:
 
 
 def test_a_closed_market_s_silence_alarms_nobody() -> None:
+    over = replace(CALM, tradeable=False, minutes_to_close=-9.0, replay_over=True)
+    assert tripped(over, LIMITS) == ()
     closed = replace(CALM, tradeable=False, silence_seconds=1e5, price_age_seconds=1e5, spread_pips=None)
     assert [trip.guard for trip in tripped(closed, LIMITS)] == [Guard.MARKET_CLOSED]
 

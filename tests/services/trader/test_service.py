@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from starlette.responses import JSONResponse, Response
 
+from services.broker.config import Pacing
 from services.trader.config import GuardConfig
 from services.trader.ledger import Ledger
 from shared.adapters.bus import Bus
@@ -413,3 +414,29 @@ async def test_the_trader_trades_what_the_paper_broker_has_and_nothing_else(
         move = euro.open[FIRST_BAR + 5] - euro.open[FIRST_BAR + 3]
         assert trade.pips == pytest.approx(move / 0.0001 - 4.0, abs=1e-6)
         assert trade.instrument == "EUR_USD"
+
+
+async def test_a_paper_market_waits_for_a_trader_that_is_slower_and_its_end_is_an_end(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Every bar is decided on in time on a machine too slow for the pace; then the trader is finished."""
+    stop = FIRST_BAR + 12
+    script = {FIRST_BAR + 2: Action.BUY, FIRST_BAR + 5: Action.CLOSE}
+    async with running_broker(tmp_path, stop=stop) as broker, running_oracle(script) as oracle:
+        oracle.delay_seconds = 0.1
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings) as trader:
+            await broker.decided(FIRST_BAR)  # the trader is there; from now on a bar takes 0.02 s
+            broker.venue.config = replace(broker.venue.config, pacing=Pacing.SPEED)
+            broker.venue.clock.speed = 3_000.0
+            await until(lambda: trader.detail.get("state") == "replay finished")
+            assert trader.detail["guards"] == ""
+            assert (trader.detail["trades"], trader.detail["side"]) == (1, 0)
+            assert trader.detail["last_bar_s"] == BARS.time_s[stop - 1]
+        async with running_trader(settings) as trader:  # and after a restart
+            await until(lambda: trader.detail.get("state") == "replay finished")
+            assert trader.detail["trades"] == 1
+    told = await decisions_of(bus)
+    assert [int(d.bar_time.timestamp()) for d in told] == BARS.time_s[FIRST_BAR:stop].tolist()
+    assert [d.action for d in told if d.executed and d.action != "HOLD"] == ["BUY", "CLOSE"]
+    assert [alert.name for alert in await alerts_of(bus)] == []
