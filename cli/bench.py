@@ -195,6 +195,43 @@ def montecarlo(
 
 
 @app.command()
+def gate(
+    runs: Annotated[int, typer.Option(min=1, help="of each kind, of 200 versions each")] = 100,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """How often the gates let versions without an edge pass, and how often an honest edge."""
+    from benchmarks.gate import bench_gate
+
+    report = bench_gate(runs=runs, seed=seed)
+    if as_json:
+        print_json({"benchmark": "gate", **asdict(report)})
+        return
+    print_table(
+        f"{runs} runs of versions without an edge: goal at most 10 in 100 beyond unproven, 1 in 100 live",
+        ("versions", "a run", "runs beyond unproven", "runs live", "versions beyond unproven"),
+        (
+            (
+                row.population,
+                row.num_versions,
+                row.runs_beyond_unproven,
+                row.runs_live,
+                row.versions_beyond_unproven,
+            )
+            for row in report.luck
+        ),
+    )
+    print_table(
+        "Honest edges: share of runs in which they passed",
+        ("edge (annual Sharpe)", "deflated Sharpe", "paper", "live"),
+        (
+            (row.edge, f"{row.deflated_sharpe:.2f}", f"{row.paper:.2f}", f"{row.live:.2f}")
+            for row in report.power
+        ),
+    )
+
+
+@app.command()
 def networks(
     batch: Annotated[
         list[int] | None,

@@ -13,7 +13,9 @@ class UpSettings(ServiceSettings):
     replicas: int = Field(2, ge=1, le=64, description="self-play workers")
     port: int = Field(8000, ge=1, le=65535, description="port of the gateway; a free one when it is taken")
     market: Market = Field(Market.OU, description="synthetic market when no data is given")
-    market_bars: int = Field(100_000, ge=5_000, le=20_000_000)
+    market_bars: int = Field(
+        300_000, ge=5_000, le=20_000_000, description="of it; 31 days of validation, paper asks for 20"
+    )
     market_seed: int = Field(1, ge=0)
     min_free_mb: int = Field(500, ge=0, description="MB of free disk below which `up` does not start")
     low_free_mb: int = Field(5_000, ge=0, description="MB of free disk below which `up` warns")

@@ -180,6 +180,7 @@ def _shown_on(bar: ProgressBar, what: str) -> "Progress":
 
 def _print(report: "ValidationReport") -> None:
     trades, daily, spent = report.summary.trades, report.summary.daily, report.activity
+    honesty = report.summary.honesty
 
     def told(value: float | None, path: str) -> float | str:
         return why(report.undefined, path) if value is None else value
@@ -198,7 +199,8 @@ def _print(report: "ValidationReport") -> None:
             "SQN, 100 trades": told(trades.sqn100, "summary.trades.sqn100"),
             "daily Sharpe": told(daily.sharpe, "summary.daily.sharpe"),
             "daily Sortino": told(daily.sortino, "summary.daily.sortino"),
-            "deflated Sharpe": told(daily.deflated_sharpe, "summary.daily.deflated_sharpe"),
+            "deflated Sharpe": told(honesty.deflated_sharpe, "summary.honesty.deflated_sharpe"),
+            "p-value, adjusted": told(honesty.adjusted_p_value, "summary.honesty.adjusted_p_value"),
             "drawdown, pips": report.summary.max_drawdown_pips,
             "trade ratio": told(spent.trade_ratio, "activity.trade_ratio"),
             "exposure": told(spent.exposure, "activity.exposure"),
@@ -210,7 +212,7 @@ def _print(report: "ValidationReport") -> None:
         out.print(reason, highlight=False)
     print_table(
         "simple rules on the same sessions",
-        ("rule", "trades", "net pips", "expectancy", "SQN", "Sharpe"),
+        ("rule", "trades", "net pips", "expectancy", "SQN", "Sharpe", "version a day", "p-value"),
         [
             (
                 rule.name,
@@ -219,6 +221,8 @@ def _print(report: "ValidationReport") -> None:
                 told(rule.expectancy_pips, f"baselines.{index}.expectancy_pips"),
                 told(rule.sqn100, f"baselines.{index}.sqn100"),
                 told(rule.sharpe, f"baselines.{index}.sharpe"),
+                rule.rival.excess_pips_per_day,
+                told(rule.rival.p_value, f"baselines.{index}.rival.p_value"),
             )
             for index, rule in enumerate(report.baselines)
         ],

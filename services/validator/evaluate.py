@@ -147,7 +147,7 @@ def mark_to_market(walked: Walk, bars: BarSeries) -> Marked:
 
 
 def evaluate(
-    walked: Walk, bars: BarSeries, config: MetricsConfig, *, earlier_ratios: Float64 | None = None
+    walked: Walk, bars: BarSeries, config: MetricsConfig, *, others: Float64 | None = None
 ) -> Evaluation:
     """Judge what was done in a walk.
 
@@ -155,15 +155,13 @@ def evaluate(
         walked: of sessions of these bars.
         bars: of the data set.
         config: runs, seeds, account, tolerances.
-        earlier_ratios: `[V]` Sharpe ratio per day of the versions tried before, on the same days.
+        others: `[D, V]` daily profit of the versions tried before, NaN on days without one.
     """
     trades = walked.trades.columns
     marked = mark_to_market(walked, bars)
     exit_days = marked.day_of_bar[trades.exit_bar - walked.starts[0]]
     return Evaluation(
-        summary=summarise(
-            trades.pips, marked.equity_pips, marked.daily_pips, config, earlier_ratios=earlier_ratios
-        ),
+        summary=summarise(trades.pips, marked.equity_pips, marked.daily_pips, config, others=others),
         activity=activity(
             walked.action_counts, int(trades.bars_held.sum()), len(walked.trades), len(marked.days)
         ),

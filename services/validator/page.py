@@ -13,6 +13,7 @@ from shared.environment.action import Action
 from shared.metrics.bootstrap import Interval
 from shared.metrics.equity import drawdown_curve
 from shared.metrics.monte_carlo import DRAWDOWN_PERCENTILES, MonteCarlo
+from shared.metrics.overfitting import Overfitting
 from shared.metrics.undefined import UNEXPLAINED, why
 
 if TYPE_CHECKING:
@@ -118,10 +119,8 @@ def _name_dates(axes: "Axes") -> None:
 
 def page(report: ValidationReport, png: bytes) -> str:
     """The HTML page; the picture rides inside it."""
-    gates = "".join(
-        f'<span class="gate {"passed" if gate in report.passed_gates else "failed"}">{gate}</span>'
-        for gate in ("paper", "live")
-    )
+    passed = "".join(f'<span class="gate passed">passed {gate}</span>' for gate in report.passed_gates)
+    gates = passed or '<span class="gate failed">unproven</span>'
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in report.reasons)
     body = f"""<header><h1>Version {report.version} {gates}</h1>
 <p>{html.escape(report.instrument)}, {html.escape(report.split)} split: {_sessions(report)} from
@@ -133,7 +132,7 @@ in {report.seconds:.1f} s.{_superseded(report)}</p></header>
 <div class="columns">
 {_table("Trades", ("", "value", "95 % interval"), _trade_rows(report))}
 {_table("Risk", ("", "value"), _risk_rows(report))}
-{_table("Honesty", ("", "value"), _honesty_rows(report))}
+{_table("Could it be luck?", ("", "value"), _honesty_rows(report))}
 {_table("Activity", ("", "value"), _activity_rows(report))}
 </div>
 {_table("Monte Carlo", _MONTE_CARLO_COLUMNS, map(_monte_carlo_row, report.summary.monte_carlo))}
@@ -157,7 +156,7 @@ header p,li{color:var(--muted)}img{width:100%;border-radius:8px;background:#fff}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px}
 .card b{display:block;font-size:22px}.card span{color:var(--muted);font-size:13px}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:0 32px}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 32px}
 div.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
 .why{color:var(--muted);min-width:5em;font-size:13px;font-weight:400;white-space:normal;line-height:1.3;display:inline-block}
@@ -241,9 +240,9 @@ def _risk_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         ("safe-f", _told(report, "sizing.safe_f.fraction")),
         ("DD95 at safe-f", _percent(safe_f.dd95 if safe_f else None, summary.sizing.reason)),
         (
-            "CAR25",
+            "CAR25, the smaller of iid and block",
             _percent(
-                safe_f.car25_percent if safe_f else None,
+                summary.sizing.car25_percent,
                 why(report.undefined, "summary.sizing.safe_f.car25_percent"),
                 1.0,
             ),
@@ -255,15 +254,34 @@ def _risk_rows(report: ValidationReport) -> list[tuple[str, ...]]:
 
 
 def _honesty_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    honesty, overfitting = report.summary.honesty, report.overfitting
+    trials = honesty.trials
     return [
-        ("versions tried on these days", f"{report.num_versions_tried:,}"),
-        ("deflated Sharpe ratio", _told(report, "daily.deflated_sharpe")),
-        (
-            "probability of backtest overfitting",
-            _number(report.overfitting, why(report.undefined, "overfitting")),
-        ),
+        ("versions tried on these days", f"{trials.num_tried:,}"),
+        ("of them could have been chosen", f"{trials.num_counted:,}"),
+        ("independent trials, effectively (N)", f"{trials.effective:,.1f}"),
+        ("p-value, sign flips by day", _told(report, "honesty.p_value")),
+        ("p-value after all versions tried", _told(report, "honesty.adjusted_p_value")),
+        ("Sharpe ratio a day, chance it is above 0", _told(report, "honesty.probabilistic_sharpe")),
+        ("Sharpe ratio a day by luck alone (SR*)", _told(report, "honesty.expected_best_sharpe")),
+        ("its variance without an edge (V)", _told(report, "honesty.null_variance")),
+        ("deflated Sharpe ratio", _told(report, "honesty.deflated_sharpe")),
+        ("days in all for 0.95 at this ratio", _days_in_all(report)),
+        *_overfitting_rows(overfitting),
         ("years of data", f"{report.data_years:.2f}"),
         ("version to beat", "none" if report.incumbent is None else str(report.incumbent)),
+    ]
+
+
+def _overfitting_rows(overfitting: Overfitting) -> list[tuple[str, ...]]:
+    if overfitting.reason:
+        return [("probability of backtest overfitting", _because(overfitting.reason))]
+    of = f"{overfitting.num_trials} versions, {overfitting.num_days} days, {overfitting.num_blocks} blocks"
+    return [
+        ("probability of backtest overfitting", _number(overfitting.probability)),
+        ("best version of one half loses in the other", _percent(overfitting.probability_of_loss)),
+        ("its ratio there over that in its own half, slope", _number(overfitting.degradation_slope)),
+        ("taken from", of),
     ]
 
 
@@ -309,7 +327,17 @@ def _monte_carlo_row(paths: MonteCarlo) -> tuple[str, ...]:
     )
 
 
-_BASELINE_COLUMNS = ("", "trades", "net pips", "expectancy", "SQN (100)", "daily Sharpe", "drawdown, pips")
+_BASELINE_COLUMNS = (
+    "",
+    "trades",
+    "net pips",
+    "expectancy",
+    "SQN (100)",
+    "daily Sharpe",
+    "drawdown, pips",
+    "version better by, a day",
+    "p-value",
+)
 
 
 def _baseline_rows(report: ValidationReport) -> list[tuple[str, ...]]:
@@ -322,6 +350,8 @@ def _baseline_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         _told(report, "trades.sqn100"),
         _told(report, "daily.sharpe"),
         f"{summary.max_drawdown_pips:,.1f}",
+        "",
+        "",
     )
     return [
         own,
@@ -334,6 +364,8 @@ def _baseline_rows(report: ValidationReport) -> list[tuple[str, ...]]:
                 _number(rule.sqn100, why(report.undefined, f"baselines.{index}.sqn100")),
                 _number(rule.sharpe, why(report.undefined, f"baselines.{index}.sharpe")),
                 f"{rule.max_drawdown_pips:,.1f}",
+                f"{rule.rival.excess_pips_per_day:+,.1f}",
+                _number(rule.rival.p_value, why(report.undefined, f"baselines.{index}.rival.p_value")),
             )
             for index, rule in enumerate(report.baselines)
         ),
@@ -374,7 +406,16 @@ def _told(report: ValidationReport, path: str) -> str:
 def _number(value: float | None, reason: str = UNEXPLAINED) -> str:
     if value is None:
         return _because(reason)
+    if 0.0 < abs(value) < 0.001:
+        return f"{value:.1e}"
     return f"{value:,.3f}" if 0.0 < abs(value) < 1.0 else f"{value:,.2f}"
+
+
+def _days_in_all(report: ValidationReport) -> str:
+    days = report.summary.honesty.min_track_record_days
+    if days is None:
+        return _because(why(report.undefined, "summary.honesty.min_track_record_days"))
+    return f"{days:,}"
 
 
 def _percent(share: float | None, reason: str = UNEXPLAINED, scale: float = 100.0) -> str:

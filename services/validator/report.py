@@ -16,11 +16,13 @@ import numpy as np
 
 from services.validator.baselines import Baseline
 from services.validator.evaluate import Walk, evaluate, mark_to_market
-from services.validator.gate import Evidence, GateConfig, Incumbent, Verdict, judge
+from services.validator.gate import Evidence, GateConfig, Incumbent, Rival, Verdict, judge
 from shared.adapters.files import write_whole
 from shared.market.bar import BAR_SECONDS, BarSeries
 from shared.metrics.equity import Month, max_drawdown_pips, sharpe
-from shared.metrics.honesty import backtest_overfitting
+from shared.metrics.honesty import could_be_chosen
+from shared.metrics.overfitting import Overfitting, backtest_overfitting
+from shared.metrics.significance import sign_flip_p_value
 from shared.metrics.summary import MetricsConfig, Summary, document
 from shared.metrics.trades import NO_TRADE, Activity, trade_statistics
 from shared.metrics.undefined import reasons
@@ -32,8 +34,6 @@ SCHEMA_VERSION: Final = 2
 Purpose = Literal["service", "on-demand"]
 
 ON_DEMAND = "made on demand: only the validator service's own judgement opens a gate"
-
-_TOO_LITTLE_TO_CHOOSE = "one version alone, or fewer than 32 days"
 
 _YEAR_SECONDS = 365.25 * 86_400
 
@@ -54,10 +54,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class History:
-    """Versions judged before on the same days."""
+    """Versions judged before on any of the same days."""
 
     versions: tuple[int, ...]
-    daily_pips: Float64  # [D, V]
+    daily_pips: Float64  # [D, V]; NaN on days on which a version was not judged
 
     @classmethod
     def none(cls, num_days: int) -> "History":
@@ -76,6 +76,7 @@ class Comparison:
     sqn100: float | None
     sharpe: float | None  # daily, annualised
     max_drawdown_pips: float  # marked to market
+    rival: Rival  # how much better the version is, paired by day
 
     def undefined(self) -> Mapping[str, str]:
         """Why each number that is None is not defined."""
@@ -111,7 +112,7 @@ class ValidationReport:
     incumbent: int | None  # the version that was to be beaten
     summary: Summary
     activity: Activity
-    overfitting: float | None  # PBO over this version and those before
+    overfitting: Overfitting  # over this version and those before that could have been chosen
     num_versions_tried: int
     baselines: tuple[Comparison, ...]
     months: tuple[Month, ...]
@@ -162,20 +163,16 @@ def compose(
         seconds: that the walk took.
         created_at: now, in UTC.
     """
-    earlier = [sharpe(history.daily_pips[:, column], 1) for column in range(len(history.versions))]
-    evaluation = evaluate(
-        walked,
-        bars,
-        metrics,
-        earlier_ratios=np.array([0.0 if ratio is None else ratio for ratio in earlier]),
-    )
+    evaluation = evaluate(walked, bars, metrics, others=history.daily_pips)
     summary = evaluation.summary
+    compared = tuple(
+        _compare(baseline, bars, evaluation.daily_pips, metrics.annual_min_days) for baseline in baselines
+    )
     data_years = float(bars.time_s[-1] - bars.time_s[0] + BAR_SECONDS) / _YEAR_SECONDS
-    verdict = judge(evidence(summary, data_years), incumbent, gate)
+    verdict = judge(evidence(summary, tuple(rule.rival for rule in compared), data_years), incumbent, gate)
     if subject.purpose == "on-demand":
         verdict = Verdict(passed=(), reasons=(ON_DEMAND, *verdict.reasons))
-    compared = tuple(_compare(baseline, bars, metrics.annual_min_days) for baseline in baselines)
-    overfitting = backtest_overfitting(np.column_stack([history.daily_pips, evaluation.daily_pips]))
+    overfitting = overfitting_of(evaluation.daily_pips, history.daily_pips)
     return ValidationReport(
         schema_version=SCHEMA_VERSION,
         purpose=subject.purpose,
@@ -198,7 +195,7 @@ def compose(
         summary=summary,
         activity=evaluation.activity,
         overfitting=overfitting,
-        num_versions_tried=len(history.versions) + 1,
+        num_versions_tried=summary.honesty.trials.num_tried,
         baselines=compared,
         months=evaluation.months,
         realised_pips=_realised(walked, summary),
@@ -209,24 +206,42 @@ def compose(
             **reasons(evaluation.activity, "activity"),
             **reasons(compared, "baselines"),
             **reasons(evaluation.months, "months"),
-            **({"overfitting": _TOO_LITTLE_TO_CHOOSE} if overfitting is None else {}),
+            **reasons(overfitting, "overfitting"),
         },
         standards=dict(subject.standards),
         code_version=installed_version("micro-stochastic-muzero"),
     )
 
 
-def evidence(summary: Summary, data_years: float) -> Evidence:
-    """What the gates look at; CAR25 is that of the smaller safe-f."""
-    safe_f = summary.sizing.safe_f
+def evidence(summary: Summary, rivals: tuple[Rival, ...], data_years: float) -> Evidence:
+    """What the gates look at; CAR25 is the smaller of both ways of resampling."""
+    expectancy = summary.intervals.expectancy_pips
     return Evidence(
         num_trades=summary.trades.num_trades,
-        sqn100=summary.trades.sqn100,
+        num_days=summary.daily.num_days,
+        num_tried=summary.honesty.trials.num_tried,
         data_years=data_years,
-        car25_percent=safe_f.car25_percent if safe_f else None,
-        deflated_sharpe=summary.daily.deflated_sharpe,
+        expectancy_high_pips=expectancy.high if expectancy else None,
+        adjusted_p_value=summary.honesty.adjusted_p_value,
+        rivals=rivals,
+        sqn100=summary.trades.sqn100,
+        car25_percent=summary.sizing.car25_percent,
+        deflated_sharpe=summary.honesty.deflated_sharpe,
+        min_track_record_days=summary.honesty.min_track_record_days,
         max_drawdown=summary.max_drawdown,
     )
+
+
+def rival_of(name: str, daily_pips: Float64, rule_pips: Float64) -> Rival:
+    """How much better a version is than a rule on the same days, `[D]` each, and how sure that is."""
+    excess = daily_pips - rule_pips
+    return Rival(name, float(excess.mean()), sign_flip_p_value(excess))
+
+
+def overfitting_of(daily_pips: Float64, others: Float64) -> Overfitting:
+    """Probability of backtest overfitting among the candidates that were judged on all of these days."""
+    versions = np.column_stack([others[:, ~np.isnan(others).any(axis=0)], daily_pips])
+    return backtest_overfitting(versions[:, could_be_chosen(versions)])
 
 
 def _realised(walked: Walk, summary: Summary) -> Float64:
@@ -236,7 +251,7 @@ def _realised(walked: Walk, summary: Summary) -> Float64:
     return profit[summary.monte_carlo[0].fan_trades]
 
 
-def _compare(baseline: Baseline, bars: BarSeries, min_days: int) -> Comparison:
+def _compare(baseline: Baseline, bars: BarSeries, daily_pips: Float64, min_days: int) -> Comparison:
     marked = mark_to_market(baseline.walk, bars)
     statistics = trade_statistics(baseline.walk.trades.columns.pips)
     return Comparison(
@@ -247,6 +262,7 @@ def _compare(baseline: Baseline, bars: BarSeries, min_days: int) -> Comparison:
         sqn100=statistics.sqn100,
         sharpe=sharpe(marked.daily_pips) if len(marked.days) >= min_days else None,
         max_drawdown_pips=max_drawdown_pips(marked.equity_pips),
+        rival=rival_of(baseline.name, daily_pips, marked.daily_pips),
     )
 
 

@@ -208,9 +208,12 @@ class ValidationStore:
         }
 
     def sqn100(self, ground: Ground, version: int) -> tuple[bool, float | None]:
-        """Whether a version was judged on a ground, and its SQN capped at 100 trades."""
+        """Whether a version passed a gate on a ground, and its SQN capped at 100 trades."""
         rows = self._rows(
-            "SELECT sqn100 FROM validations WHERE dataset = ? AND split = ? AND version = ?", ground, version
+            """SELECT sqn100 FROM validations
+               WHERE dataset = ? AND split = ? AND version = ? AND passed_gates <> ''""",
+            ground,
+            version,
         )
         return bool(rows), rows[0][0] if rows else None
 

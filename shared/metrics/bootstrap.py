@@ -19,7 +19,7 @@ from shared.numeric import Float64, kernel, parallel_kernel
 #: Fewer values than these say nothing about how far apart they still depend on each other.
 _MIN_VALUES_FOR_BLOCKS = 10
 
-#: So many insignificant correlations in a row end the dependence (Politis and White's K_N).
+#: The dependence ends where so many correlations in a row are insignificant (Politis and White's K_N).
 _QUIET_LAGS = 5
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -142,7 +142,7 @@ def optimal_block_length(values: Float64) -> float:
 
     Args:
         values: `[N]` in time order.
-    Source: Politis and White 2004, corrected by Patton, Politis and White 2009.
+    Source: Politis and White 2004, corrected by Patton, Politis and White 2009. Oracle: the package arch.
     """
     num = len(values)
     if num < _MIN_VALUES_FOR_BLOCKS or mean_over_deviation(values) is None:
@@ -150,20 +150,39 @@ def optimal_block_length(values: Float64) -> float:
     centred = values - values.mean()
     max_lag = min(math.ceil(math.sqrt(num)) + _QUIET_LAGS, num - 2)
     covariance = np.array([centred[lag:] @ centred[: num - lag] / num for lag in range(max_lag + 1)])
-    insignificant = np.abs(covariance[1:] / covariance[0]) < 2.0 * math.sqrt(math.log10(num) / num)
-    # The last lag after which correlation stays insignificant for `_QUIET_LAGS` lags.
-    significant_lag = next(
-        (lag for lag in range(len(insignificant)) if insignificant[lag : lag + _QUIET_LAGS].all()), max_lag
-    )
-    bandwidth = min(2 * max(significant_lag, 1), max_lag)
+    first_quiet = _first_quiet_lag(centred, covariance * num)
+    bandwidth = max_lag if first_quiet is None else min(2 * first_quiet, max_lag)
     lags = np.arange(1, bandwidth + 1)
     weights = np.minimum(1.0, 2.0 * (1.0 - lags / bandwidth))  # flat top
     slope = 2.0 * float((weights * lags * covariance[lags]).sum())
     long_run_variance = float(covariance[0] + 2.0 * (weights * covariance[lags]).sum())
-    if long_run_variance <= 0.0:
-        return 1.0
+    longest = math.ceil(min(3.0 * math.sqrt(num), num / 3.0))
+    if long_run_variance == 0.0:
+        return float(longest)
     length = (slope / long_run_variance) ** 2 * num
-    return float(min(max(length ** (1.0 / 3.0), 1.0), math.ceil(min(3.0 * math.sqrt(num), num / 3.0))))
+    return float(min(max(length ** (1.0 / 3.0), 1.0), longest))
+
+
+def _first_quiet_lag(centred: Float64, products: Float64) -> int | None:
+    """The lag at which correlation becomes insignificant for `_QUIET_LAGS` lags in a row.
+
+    Politis and White name the last lag before such a run. Their own code and the usual packages take
+    the first lag of the run, which gives longer blocks and hence a more careful drawdown.
+
+    Args:
+        centred: `[N]` values less their mean.
+        products: `[L]` sum of products at each lag, from 0.
+    """
+    num = len(centred)
+    squares = np.cumsum(centred**2)
+    lags = np.arange(len(products))
+    later, earlier = squares[-1] - squares[lags], squares[num - 2 - lags]
+    norm = np.sqrt(np.maximum(later * earlier, 0.0))
+    quiet = np.abs(products) < 2.0 * math.sqrt(math.log10(num) / num) * norm
+    for lag in range(1, len(products) - _QUIET_LAGS):
+        if quiet[lag : lag + _QUIET_LAGS].all():
+            return lag
+    return None
 
 
 @parallel_kernel

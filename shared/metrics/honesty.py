@@ -1,150 +1,213 @@
-"""How much of a result is luck: probabilistic and deflated Sharpe ratio, probability of backtest overfitting.
+"""How much of a result is luck: the deflated Sharpe ratio, and the number of trials that deflates it.
 
 All Sharpe ratios here are per period, never annualised; kurtosis is non-excess (a normal has 3).
 """
 
 import math
-from itertools import combinations
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
-from shared.errors import DataError, ShapeError
+from shared.errors import DataError
 from shared.metrics.equity import sharpe
-from shared.numeric import Float64, Int64, require_shape
+from shared.metrics.significance import adjusted_p_value, sign_flip_p_value
+from shared.numeric import Bool, Float64, require_shape
 
-#: Blocks into which CSCV cuts time; half of them are in sample: 12 870 splits.
-CSCV_BLOCKS = 16
+#: A trial with fewer days with a result could not have been chosen: its p-value is at least 1/512.
+MIN_ACTIVE_DAYS: Final = 10
 
-#: Splits that are ranked at a time, to bound memory.
-_SPLITS_AT_ONCE = 1024
+#: Significantly below zero: the upper end of the Sharpe ratio's 95 % interval is negative.
+_BELOW_ZERO: Final = -1.96
+
+#: The confidence that the minimum track record is for; the live gate asks for the same.
+TRACK_RECORD_CONFIDENCE: Final = 0.95
+
+#: Why nothing is told of trades without times.
+NO_DAYS: Final = "no days: the trades have no times"
+
+_NORMAL: Final = NormalDist()
 
 
-def probabilistic_sharpe(
-    ratio: float, num_periods: int, skewness: float, kurtosis_: float, benchmark: float = 0.0
-) -> float | None:
-    """Chance that the true Sharpe ratio exceeds a benchmark, given the one measured.
+@dataclass(frozen=True)
+class Trials:
+    """How many versions one was chosen among."""
 
-    PSR = Φ((SR - SR*) √(T - 1) / √(1 - γ₃ SR + (γ₄ - 1) / 4 · SR²)).
+    num_tried: int  # versions judged on any of these days, this one included
+    num_counted: int  # those that could have been chosen: traded, and not clearly losing
+    effective: float  # as many independent trials, from the mean correlation of daily results
+
+
+@dataclass(frozen=True)
+class Honesty:
+    """What remains of a result after the search that found it; ratios are per day, None where undefined."""
+
+    trials: Trials
+    probabilistic_sharpe: float | None  # chance that the true ratio is above 0
+    null_variance: float | None  # V, of a ratio measured without an edge
+    expected_best_sharpe: float | None  # SR*, which the best of the trials would show by luck
+    deflated_sharpe: float | None  # chance that the true ratio is above what luck would show
+    min_track_record_days: int | None  # with this ratio, until the deflated one reaches 0.95
+    p_value: float | None  # sign flips by day
+    adjusted_p_value: float | None  # the same, corrected for the trials
+    reason: str | None  # why the ratios are undefined
+
+    def undefined(self) -> Mapping[str, str]:
+        """Why each number that is None is not defined."""
+        no_result = NO_DAYS if self.reason == NO_DAYS else "no day has a result"
+        return {
+            "p_value": no_result,
+            "adjusted_p_value": no_result,
+            "min_track_record_days": self.reason or "the Sharpe ratio is not above 0",
+        }
+
+
+def sharpe_variance(ratio: float, num_periods: int, skewness: float, kurtosis: float) -> float:
+    """Variance of a measured Sharpe ratio: (1 - γ₃ SR + (γ₄ - 1) / 4 · SR²) / (T - 1).
 
     Args:
         ratio: SR, per period.
-        num_periods: T.
+        num_periods: T, at least 2.
         skewness: γ₃ of the returns.
-        kurtosis_: γ₄ of the returns, non-excess.
+        kurtosis: γ₄ of the returns, non-excess.
+    Source: Mertens 2002; Bailey and López de Prado 2012, The Sharpe Ratio Efficient Frontier.
+    """
+    return (1.0 - skewness * ratio + (kurtosis - 1.0) / 4.0 * ratio**2) / (num_periods - 1)
+
+
+def probabilistic_sharpe(ratio: float, variance: float, benchmark: float = 0.0) -> float:
+    """Chance that the true Sharpe ratio exceeds a benchmark, given the one measured: Φ((SR - SR*) / σ(SR)).
+
+    Args:
+        ratio: SR, per period.
+        variance: σ²(SR), positive; `sharpe_variance`.
         benchmark: SR*, per period.
-    Returns:
-        None for fewer than two periods, or where skewness and ratio leave no variance.
     Source: Bailey and López de Prado 2012, The Sharpe Ratio Efficient Frontier.
     """
-    variance = 1.0 - skewness * ratio + (kurtosis_ - 1.0) / 4.0 * ratio**2
-    if num_periods < 2 or variance <= 0.0:
-        return None
-    return float(ndtr((ratio - benchmark) * math.sqrt(num_periods - 1) / math.sqrt(variance)))
+    return _NORMAL.cdf((ratio - benchmark) / math.sqrt(variance))
 
 
-def expected_best_sharpe(num_trials: int, variance: float) -> float:
+def expected_best_sharpe(num_trials: float, variance: float) -> float:
     """The Sharpe ratio that the best of N trials without any edge is expected to show, per period.
 
     SR* = √V ((1 - γ) Z(1 - 1/N) + γ Z(1 - 1/(N e))), γ the Euler-Mascheroni constant, Z the normal
-    quantile; 0 for a single trial, where nothing was selected.
+    quantile; 0 for a single trial, where nothing was selected, and never below.
 
     Args:
-        num_trials: N, independent trials, at least 1.
+        num_trials: N, independent trials, at least 1; a fraction for an effective number.
         variance: V, of the trials' Sharpe ratios per period.
     Source: Bailey and López de Prado 2014, The Deflated Sharpe Ratio.
     Raises:
         DataError: fewer than one trial.
     """
-    if num_trials < 1:
+    if not num_trials >= 1:
         raise DataError(f"{num_trials} trials: expected at least 1")
-    if num_trials == 1:
+    if num_trials <= 1.0 + 1e-9:
         return 0.0
-    expected = (1.0 - np.euler_gamma) * ndtri(1.0 - 1.0 / num_trials)
-    expected += np.euler_gamma * ndtri(1.0 - 1.0 / (num_trials * math.e))
-    return float(math.sqrt(variance) * expected)
+    expected = (1.0 - np.euler_gamma) * _NORMAL.inv_cdf(1.0 - 1.0 / num_trials)
+    expected += np.euler_gamma * _NORMAL.inv_cdf(1.0 - 1.0 / (num_trials * math.e))
+    return max(0.0, float(math.sqrt(variance) * expected))
 
 
-def deflated_sharpe(returns: Float64, trial_ratios: Float64) -> float | None:
-    """Probabilistic Sharpe ratio against the best that as many trials would have shown by luck.
+def could_be_chosen(daily_pips: Float64) -> Bool:
+    """Which trials count: those with results on enough days that are not clearly below zero.
 
-    Versions of one run are alike, so counting each as an independent trial errs on the strict side.
+    A version that hardly trades, or one that surely loses, could not have been the lucky best. Among
+    versions without an edge the second rule leaves out one in forty, too few to matter.
 
     Args:
-        returns: `[T]` of the trial that is judged.
-        trial_ratios: `[N]` Sharpe ratio per period of every trial, the judged one included.
+        daily_pips: `[D, V]` a column a version; NaN on days on which it was not judged.
     Returns:
-        None where the returns define no Sharpe ratio.
+        `[V]`.
     """
-    require_shape("trial_ratios", trial_ratios, None)
-    ratio = sharpe(returns, periods_per_year=1)
+    judged = ~np.isnan(daily_pips)
+    results = np.where(judged, daily_pips, 0.0)
+    active = (results != 0.0).sum(axis=0)
+    num = np.maximum(judged.sum(axis=0), 1)
+    mean = results.sum(axis=0) / num
+    spread = np.sqrt((np.where(judged, results - mean, 0.0) ** 2).sum(axis=0) / np.maximum(num - 1, 1))
+    not_losing = mean * np.sqrt(num) >= _BELOW_ZERO * spread
+    counted: Bool = (active >= MIN_ACTIVE_DAYS) & not_losing
+    return counted
+
+
+def count_trials(daily_pips: Float64, others: Float64) -> Trials:
+    """The trials that a version was chosen among, itself always counted.
+
+    The effective number is 1 + (1 - ρ)(M - 1), ρ the mean correlation of the M counted versions' daily
+    results, taken as 0 where negative. It is at most M: alike versions deflate less, and never more.
+
+    Args:
+        daily_pips: `[D]` profit of each day of the version that is judged.
+        others: `[D, V]` of every other version on these days; NaN where it was not judged.
+    Source: Bailey and López de Prado 2014, appendix 3.
+    """
+    require_shape("daily_pips", daily_pips, None)
+    require_shape("others", others, len(daily_pips), None)
+    judged_here = others[:, ~np.isnan(others).all(axis=0)]
+    columns = np.column_stack([daily_pips, judged_here[:, could_be_chosen(judged_here)]])
+    num = columns.shape[1]
+    if num == 1:
+        return Trials(judged_here.shape[1] + 1, 1, 1.0)
+    judged = ~np.isnan(columns)
+    centred = np.where(judged, columns - np.nanmean(columns, axis=0), 0.0)
+    norms = np.sqrt((centred**2).sum(axis=0))
+    unit = centred / np.where(norms > 0.0, norms, 1.0)
+    together = float((unit.sum(axis=1) ** 2).sum()) - num
+    correlation = min(max(together / (num * (num - 1)), 0.0), 1.0)
+    return Trials(judged_here.shape[1] + 1, num, 1.0 + (1.0 - correlation) * (num - 1))
+
+
+def honesty(daily_pips: Float64, others: Float64 | None = None) -> Honesty:
+    """Judge a result against the luck of the search that found it.
+
+    The variance V is that of a ratio measured without an edge: the sampling variance of the version's
+    own days, but at least 1 / (T - 1), its value at a ratio of 0. The spread of the ratios among the
+    versions is not used: in a run that learns it measures learning, and one ruinous version would put
+    the gate out of reach. The floor keeps a few lucky trades with their large skewness from passing.
+
+    Args:
+        daily_pips: `[D]` profit of each day, days without a trade included.
+        others: `[D, V]` of every other version on these days, NaN where it was not judged; None: none.
+    Source: Bailey and López de Prado 2014, The Deflated Sharpe Ratio.
+    """
+    num = len(daily_pips)
+    trials = count_trials(daily_pips, np.zeros((num, 0)) if others is None else others)
+    p_value = sign_flip_p_value(daily_pips)
+    adjusted = None if p_value is None else adjusted_p_value(p_value, trials.effective)
+    ratio = sharpe(daily_pips, periods_per_year=1)
     if ratio is None:
-        return None
-    variance = float(trial_ratios.var(ddof=1)) if len(trial_ratios) > 1 else 0.0
-    standardised = (returns - returns.mean()) / returns.std()
-    return probabilistic_sharpe(
-        ratio,
-        len(returns),
-        float((standardised**3).mean()),
-        float((standardised**4).mean()),
-        expected_best_sharpe(len(trial_ratios), variance),
+        reason = NO_DAYS if num == 0 else "1 day: fewer than 2" if num == 1 else "all days are equal"
+        return Honesty(trials, None, None, None, None, None, p_value, adjusted, reason)
+    standardised = (daily_pips - daily_pips.mean()) / daily_pips.std()
+    skewness, kurtosis = float((standardised**3).mean()), float((standardised**4).mean())
+    variance = max(sharpe_variance(ratio, num, skewness, kurtosis), 1.0 / (num - 1))
+    best = expected_best_sharpe(trials.effective, variance)
+    return Honesty(
+        trials=trials,
+        probabilistic_sharpe=probabilistic_sharpe(ratio, variance),
+        null_variance=variance,
+        expected_best_sharpe=best,
+        deflated_sharpe=probabilistic_sharpe(ratio, variance, best),
+        min_track_record_days=_min_track_record(ratio, variance * (num - 1), trials.effective),
+        p_value=p_value,
+        adjusted_p_value=adjusted,
+        reason=None,
     )
 
 
-def backtest_overfitting(returns: Float64, num_blocks: int = CSCV_BLOCKS) -> float | None:
-    """Probability that the trial chosen in sample ranks below the median out of sample (PBO).
-
-    Combinatorially symmetric cross-validation: time is cut into even blocks; for every half of
-    them the trial with the best Sharpe ratio is chosen and its relative rank w among the trials is
-    taken on the other half; PBO is the share of halves with ln(w / (1 - w)) <= 0. Noise gives about
-    a half, one real edge about 0. The oldest periods that do not fill a block are left out.
+def _min_track_record(ratio: float, variance_of_one: float, trials: float) -> int | None:
+    """Days after which the same ratio would deflate to `TRACK_RECORD_CONFIDENCE`; None without an edge.
 
     Args:
-        returns: `[T, N]` a column a trial, on the same periods.
-        num_blocks: even.
-    Returns:
-        None for a single trial, or for fewer than two periods a block.
-    Source: Bailey, Borwein, López de Prado and Zhu 2017. Oracle: tests/oracles/overfitting.py.
-    Raises:
-        ShapeError: not a matrix.
-        DataError: an odd number of blocks.
+        ratio: SR, per day.
+        variance_of_one: (T - 1) times the variance of the ratio.
+        trials: effective number of trials.
+    Source: Bailey and López de Prado 2012, for the probabilistic ratio.
     """
-    if returns.ndim != 2:
-        raise ShapeError("returns", returns.shape, ("periods", "trials"))
-    if num_blocks < 2 or num_blocks % 2:
-        raise DataError(f"{num_blocks} blocks: expected an even number of at least 2")
-    num_periods, num_trials = returns.shape
-    length = num_periods // num_blocks
-    if num_trials < 2 or length < 2:
+    if ratio <= 0.0:
         return None
-    blocks = returns[num_periods - length * num_blocks :].reshape(num_blocks, length, num_trials)
-    centre = float(returns.mean())
-    blocks = blocks - centre  # sums of squares then lose less to rounding
-    sums, squares = blocks.sum(axis=1), (blocks**2).sum(axis=1)
-    halves = np.array(list(combinations(range(num_blocks), num_blocks // 2)))
-    num_below = 0
-    for first in range(0, len(halves), _SPLITS_AT_ONCE):
-        chosen = halves[first : first + _SPLITS_AT_ONCE]
-        inside = np.zeros((len(chosen), num_blocks))
-        np.put_along_axis(inside, chosen, 1.0, axis=1)
-        num = length * num_blocks // 2
-        in_sample = _ratios(inside @ sums, inside @ squares, num, centre)
-        out_of_sample = _ratios((1.0 - inside) @ sums, (1.0 - inside) @ squares, num, centre)
-        num_below += int((_relative_rank(in_sample.argmax(axis=1), out_of_sample) <= 0.5).sum())
-    return num_below / len(halves)
-
-
-def _ratios(sums: Float64, squares: Float64, num: int, centre: float) -> Float64:
-    """Sharpe ratios from sums over `num` periods; 0 for returns that are all equal (never traded)."""
-    mean = sums / num
-    variance = np.maximum(squares - num * mean**2, 0.0) / (num - 1)
-    constant = variance <= 1e-12 * (mean + centre) ** 2
-    return np.where(constant, 0.0, (mean + centre) / np.sqrt(np.where(constant, 1.0, variance)))
-
-
-def _relative_rank(trial: Int64, ratios: Float64) -> Float64:
-    """Rank of one trial a row among all, over N + 1, in (0, 1); ties share their mean rank."""
-    own = np.take_along_axis(ratios, trial[:, None], axis=1)
-    below, equal = (ratios < own).sum(axis=1), (ratios == own).sum(axis=1)
-    rank: Float64 = (below + (equal + 1) / 2.0) / (ratios.shape[1] + 1)
-    return rank
+    errors = expected_best_sharpe(trials, 1.0) + _NORMAL.inv_cdf(TRACK_RECORD_CONFIDENCE)
+    return math.ceil(1.0 + variance_of_one * (errors / ratio) ** 2)

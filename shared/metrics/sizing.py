@@ -5,6 +5,7 @@ that is pips over the starting equity, so a fraction here is a recommended size 
 per starting equity, not the size traded.
 """
 
+import math
 from dataclasses import dataclass
 
 import numba
@@ -71,10 +72,17 @@ class Sizing:
     """The recommended fraction, and where it comes from."""
 
     safe_f: SafeF | None  # the smaller of iid and block; None where the gains size nothing
-    other: SafeF | None  # the larger one
+    other: SafeF | None  # the larger one; of equal fractions the one with the greater CAR25
     kelly: float | None  # continuous, full
     fraction: float  # min(safety · Kelly, safe-f), at least 0
     reason: str  # what bounds the fraction, or why it is 0
+
+    @property
+    def car25_percent(self) -> float | None:
+        """The smaller CAR25 of both ways of resampling; None unless both are defined."""
+        rates = [way.car25_percent if way else None for way in (self.safe_f, self.other)]
+        defined = [rate for rate in rates if rate is not None]
+        return min(defined) if len(defined) == len(rates) else None
 
 
 @parallel_kernel
@@ -104,7 +112,7 @@ def grow(gains: Float64, fraction: float) -> tuple[Float64, Float64]:
         fraction: of the account staked.
     Returns:
         `[R]` final equity, `[R]` deepest drawdown as a fraction of the running maximum.
-    Oracle: tests/oracles/risk_normalization.py.
+    Oracle: the package risk-normalization.
     """
     final, max_drawdown = np.empty(len(gains)), np.empty(len(gains))
     _grow(gains, fraction, final, max_drawdown)
@@ -224,7 +232,7 @@ def size(gains: Float64, config: SizingConfig) -> Sizing:
         return Sizing(None, None, kelly, 0.0, "no losing period: the risk is not known")
     smaller, larger = sorted(
         (risk_normalize(gains, resampling, config) for resampling in Resampling),
-        key=lambda result: result.fraction,
+        key=lambda way: (way.fraction, -math.inf if way.car25_percent is None else way.car25_percent),
     )
     if smaller.car25_percent is None or smaller.car25_percent < 0.0:
         return Sizing(smaller, larger, kelly, 0.0, "CAR25 is negative")

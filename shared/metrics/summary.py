@@ -17,7 +17,7 @@ from shared.metrics.equity import (
     sortino,
     why_not_annualised,
 )
-from shared.metrics.honesty import deflated_sharpe
+from shared.metrics.honesty import Honesty, honesty
 from shared.metrics.monte_carlo import MonteCarlo, MonteCarloConfig, simulate
 from shared.metrics.rounding import settled
 from shared.metrics.sizing import Sizing, SizingConfig, kelly_discrete, size
@@ -58,17 +58,11 @@ class DailyStatistics:
     num_days: int  # 0 where no times are given
     sharpe: float | None
     sortino: float | None
-    deflated_sharpe: float | None  # over the trials it was chosen from
-    num_trials: int
     reason: str | None  # why neither ratio is told per year; None where there are enough days
 
     def undefined(self) -> Mapping[str, str]:
         """Why each number that is None is not defined."""
-        names = [item.name for item in dataclasses.fields(self)]
-        reasons = dict.fromkeys(names, "all days are equal, or leave the ratio no variance")
-        if self.num_days < 2:
-            reasons |= dict.fromkeys(names, NO_TIMES if self.num_days == 0 else "1 day: fewer than 2")
-        return reasons | {
+        return {
             "sharpe": self.reason or "all days are equal",
             "sortino": self.reason or "no losing day",
         }
@@ -81,6 +75,7 @@ class Summary:
     trades: TradeStatistics
     intervals: TradeIntervals  # blocks of trades, so that streaks widen them
     daily: DailyStatistics
+    honesty: Honesty  # what remains of it after the search that found it
     max_drawdown_pips: float  # marked to market as finely as the equity curve given
     max_drawdown: float  # fraction of the account's peak
     kelly_discrete: float | None  # share of the account to risk a trade, full Kelly
@@ -96,7 +91,7 @@ def summarise(
     *,
     risk_pips: Float64 | None = None,
     trades_per_year: float | None = None,
-    earlier_ratios: Float64 | None = None,
+    others: Float64 | None = None,
 ) -> Summary:
     """Judge a trade list.
 
@@ -108,7 +103,8 @@ def summarise(
         config: runs, seeds, account, tolerances.
         risk_pips: `[N]` what each trade risked; None takes the mean absolute loss.
         trades_per_year: annualises the ratios of trades without times.
-        earlier_ratios: `[V]` Sharpe ratio per day of every other trial that this one was chosen among.
+        others: `[D, V]` daily profit of every other version that this one was chosen among, NaN on
+            days on which it was not judged; None where nothing was chosen.
     Raises:
         DataError: a trade or a risk is not a usable number.
     """
@@ -116,9 +112,6 @@ def summarise(
     statistics = trade_statistics(pips, risk_pips)
     pips = settled(pips)
     returns = np.zeros(0) if daily_pips is None else daily_pips / account
-    own = sharpe(returns, periods_per_year=1)
-    others = np.zeros(0) if earlier_ratios is None else earlier_ratios
-    ratios = others if own is None else np.append(others, own)
     per_year = DAYS_PER_YEAR if trades_per_year is None else trades_per_year
     periods = returns if trades_per_year is None else pips / account
     reason = why_not_annualised(len(periods) * DAYS_PER_YEAR / per_year, config.annual_min_days)
@@ -138,10 +131,9 @@ def summarise(
             num_days=len(returns),
             sharpe=None if reason else sharpe(periods, per_year),
             sortino=None if reason else sortino(periods, per_year),
-            deflated_sharpe=deflated_sharpe(returns, ratios),
-            num_trials=max(len(ratios), 1),
             reason=reason,
         ),
+        honesty=honesty(np.zeros(0) if daily_pips is None else daily_pips, others),
         max_drawdown_pips=max_drawdown_pips(equity_pips),
         max_drawdown=max_drawdown(equity_pips, account),
         kelly_discrete=kelly_discrete(pips),

@@ -20,6 +20,7 @@ _WHY: Final[Mapping[tuple[str, str], str]] = {
     ("TradeIntervals", "win_rate"): "fewer than 2 trades",
     ("TradeIntervals", "profit_factor"): "fewer than 2 trades, or a resampled list has no losing trade",
     ("TradeIntervals", "sqn100"): "fewer than 2 trades, or the trades of a resampled list are all equal",
+    ("Rival", "p_value"): "the version and the rule earn the same every day",
     ("Summary", "kelly_discrete"): "no losing or no winning trade",
 }
 

@@ -168,7 +168,14 @@ class WholeSystem:
     def _settings(self, service: str) -> dict[str, str]:
         """What makes a service small, and tells it where the others are."""
         return {
-            "validator": {"MM_VALIDATION__MAX_SESSIONS": "2", "MM_VALIDATION__PAGE": "false"},
+            "validator": {
+                "MM_VALIDATION__MAX_SESSIONS": "2",
+                "MM_VALIDATION__PAGE": "false",
+                "MM_GATE__PAPER_MIN_TRADES": "0",  # two sessions prove nothing
+                "MM_GATE__PAPER_MIN_DAYS": "0",
+                "MM_GATE__PAPER_MAX_P_VALUE": "1",
+                "MM_GATE__PAPER_MAX_RULE_P_VALUE": "1",
+            },
             "inference": {
                 "MM_INFERENCE__PORT": str(self.ports["inference"]),
                 "MM_INFERENCE__POLL_SECONDS": "3600",

@@ -213,7 +213,7 @@ async function showValidation(version) {
 
 // Where in a report the reason of an undefined number is found.
 const PATHS = { 'pips a trade': 'summary.trades.expectancy_pips', SQN: 'summary.trades.sqn100', 'win rate': 'summary.trades.win_rate', 'profit factor': 'summary.trades.profit_factor',
-  'Sharpe, daily': 'summary.daily.sharpe', 'deflated Sharpe': 'summary.daily.deflated_sharpe', 'safe-f': 'summary.sizing.safe_f', CAR25: 'summary.sizing.safe_f.car25_percent', 'overfitting (PBO)': 'overfitting' };
+  'Sharpe, daily': 'summary.daily.sharpe', 'deflated Sharpe': 'summary.honesty.deflated_sharpe', 'safe-f': 'summary.sizing.safe_f', CAR25: 'summary.sizing.safe_f.car25_percent', 'overfitting (PBO)': 'overfitting.probability' };
 function drawReport({ summary, report }) {
   const s = report?.summary;
   const why = report?.undefined ?? {};
@@ -229,8 +229,8 @@ function drawReport({ summary, report }) {
     ['pips a trade', signed(summary.expectancy_pips, 2), tone(summary.expectancy_pips)], ['SQN', number(summary.sqn, 2)],
     ['net pips', signed(summary.net_pips), tone(summary.net_pips)], ['largest drawdown', `${number(summary.max_drawdown_pips, 1)} pips`]] : [];
   if (s) facts.push(['win rate', share(s.trades.win_rate)], ['profit factor', number(s.trades.profit_factor, 2)], ['Sharpe, daily', number(s.daily.sharpe, 2)],
-    ['deflated Sharpe', number(s.daily.deflated_sharpe, 2)], ['safe-f', number(s.sizing.safe_f?.fraction, 3)],
-    ['CAR25', Number.isFinite(s.sizing.safe_f?.car25_percent) ? `${number(s.sizing.safe_f.car25_percent, 1)} %` : '–'], ['overfitting (PBO)', share(report.overfitting)]);
+    ['deflated Sharpe', number(s.honesty?.deflated_sharpe, 2)], ['safe-f', number(s.sizing.safe_f?.fraction, 3)],
+    ['CAR25', Number.isFinite(s.sizing.safe_f?.car25_percent) ? `${number(s.sizing.safe_f.car25_percent, 1)} %` : '–'], ['overfitting (PBO)', share(report.overfitting?.probability)]);
   if (carlo) facts.push(['chance of a loss', share(carlo.probability_of_loss)], ['chance of ruin', share(carlo.probability_of_ruin)], ['drawdown, 95 of 100 below', `${number(carlo.max_drawdown_pips[4], 0)} pips`]);
   const undefinedBecause = (path) => { const found = Object.keys(why).find((known) => path === known || path.startsWith(`${known}.`)); return found && why[found]; };
   facts.forEach((fact) => { const reason = fact[1] === '–' && PATHS[fact[0]] && undefinedBecause(PATHS[fact[0]]); if (reason) { fact[1] = reason; fact[2] = 'muted'; } });

@@ -27,7 +27,8 @@ FAN = {
 }
 SUMMARY = {
     "trades": {"win_rate": 0.5, "profit_factor": 1.2},
-    "daily": {"sharpe": 1.0, "deflated_sharpe": None},
+    "daily": {"sharpe": 1.0},
+    "honesty": {"deflated_sharpe": None},
     "sizing": {"safe_f": None},
     "monte_carlo": [FAN],
 }

@@ -9,6 +9,7 @@ import numpy as np
 from services.validator.baselines import walk_rule
 from services.validator.config import ValidationConfig
 from services.validator.evaluate import Walk
+from services.validator.gate import GateConfig
 from services.validator.validation import Standards
 from shared.adapters.checkpoints import CheckpointStore, Manifest
 from shared.adapters.dataset import Dataset, build_dataset
@@ -24,12 +25,18 @@ from tests.shared.model.networks import SMALL, opinionated_network
 #: Sessions of a tenth of their length: as many, and quickly walked.
 ENVIRONMENT = EnvironmentConfig(session_bars=36)
 
+#: Asks for nothing but a higher SQN than the best: for tests of what follows from a verdict.
+OPEN_GATE = GateConfig(
+    paper_min_trades=0, paper_min_days=0, paper_max_p_value=1.0, paper_max_rule_p_value=1.0
+)
+
 STANDARDS = Standards(
     environment=ENVIRONMENT,
     search=SearchConfig(simulations=2),
     validation=ValidationConfig(lanes=8),
     monte_carlo=MonteCarloConfig(runs=40),
     sizing=SizingConfig(curves=40, repeats=2, horizon_days=60, min_periods=3),
+    gate=OPEN_GATE,
 )
 
 

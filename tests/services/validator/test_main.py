@@ -34,6 +34,10 @@ async def test_the_process_judges_promotes_and_stops_when_told(
         "MM_ENVIRONMENT__SESSION_BARS": "36",
         "MM_VALIDATION__MAX_SESSIONS": "5",
         "MM_SIZING__REPEATS": "1",
+        "MM_GATE__PAPER_MIN_TRADES": "0",
+        "MM_GATE__PAPER_MIN_DAYS": "0",
+        "MM_GATE__PAPER_MAX_P_VALUE": "1",
+        "MM_GATE__PAPER_MAX_RULE_P_VALUE": "1",
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,

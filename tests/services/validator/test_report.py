@@ -55,6 +55,8 @@ def test_a_report_is_json_without_nan(report: ValidationReport, tmp_path: Path) 
     assert len(read["days"]) == len(read["daily_pips"])
     assert read["baselines"][0]["name"] == "flat"
     assert read["num_sessions"] == read["num_sessions_in_split"] == len(starts())
+    assert read["baselines"][2]["rival"]["name"] == "always long"
+    assert read["summary"]["honesty"]["trials"]["num_tried"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -166,7 +168,8 @@ def test_earlier_versions_deflate_and_the_best_is_to_be_beaten(
     keep(records, validator.validate(agent(2), SERVICE, records=records, best=1))
     third = validator.validate(agent(3), SERVICE, records=records, best=1)
     assert third.num_versions_tried == 3
-    assert third.summary.daily.num_trials == 3
+    assert third.summary.honesty.trials.num_tried == 3
+    assert third.overfitting.reason is not None
     assert third.incumbent == 1
     beaten = third.summary.trades.sqn100, report.summary.trades.sqn100
     assert ("paper" in third.passed_gates) == (

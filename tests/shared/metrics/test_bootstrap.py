@@ -1,6 +1,7 @@
 import numba
 import numpy as np
 import pytest
+from arch.bootstrap import optimal_block_length as arch_block_length
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -68,11 +69,20 @@ def test_nothing_to_draw_from_is_refused() -> None:
 
 
 def test_block_length_of_an_autoregressive_series() -> None:
-    # In theory (2 phi / (1 - phi^2))^(2/3) n^(1/3) = 19.2; the package arch says 17.1 of one.
+    # In theory (2 phi / (1 - phi^2))^(2/3) n^(1/3) = 19.2.
     lengths = [optimal_block_length(autoregressive(2000, 0.6, seed)) for seed in range(20)]
     assert np.median(lengths) == pytest.approx(19.2, rel=0.2)
     noise = [optimal_block_length(autoregressive(2000, 0.0, seed)) for seed in range(20)]
     assert np.median(noise) < 3.0
+
+
+def test_block_length_agrees_with_arch() -> None:
+    for num in (16, 50, 120, 1000):
+        for coefficient in (-0.5, 0.0, 0.3, 0.6, 0.9):
+            for seed in range(3):
+                series = autoregressive(num, coefficient, seed)
+                theirs = float(arch_block_length(series)["stationary"].iloc[0])
+                assert optimal_block_length(series) == pytest.approx(max(theirs, 1.0))
 
 
 def test_block_length_of_too_little() -> None:

@@ -13,8 +13,8 @@ CONFIG = MetricsConfig(
 )
 
 
-def summary_of(pips: np.ndarray, earlier: np.ndarray | None = None) -> Summary:
-    return summarise(pips, np.cumsum(pips), pips, CONFIG, earlier_ratios=earlier)
+def summary_of(pips: np.ndarray, others: np.ndarray | None = None) -> Summary:
+    return summarise(pips, np.cumsum(pips), pips, CONFIG, others=others)
 
 
 def test_everything_is_judged_and_fits_into_json() -> None:
@@ -41,10 +41,13 @@ def test_no_trade_is_judged_too() -> None:
 
 
 def test_earlier_trials_deflate() -> None:
-    pips = np.random.default_rng(0).normal(2.0, 15.0, 120)
-    alone, chosen = summary_of(pips), summary_of(pips, np.linspace(-0.2, 0.2, 40))
-    assert (alone.daily.num_trials, chosen.daily.num_trials) == (1, 41)
-    assert (chosen.daily.deflated_sharpe or 0) < (alone.daily.deflated_sharpe or 0)
+    pips = np.random.default_rng(0).normal(5.0, 15.0, 120)
+    others = np.random.default_rng(1).normal(0.0, 15.0, (120, 40))
+    alone, chosen = summary_of(pips).honesty, summary_of(pips, others).honesty
+    assert (alone.trials.num_tried, chosen.trials.num_tried) == (1, 41)
+    assert (chosen.deflated_sharpe or 0) < (alone.deflated_sharpe or 0)
+    assert chosen.p_value == alone.p_value
+    assert (chosen.adjusted_p_value or 0) > (alone.adjusted_p_value or 0)
 
 
 def test_the_same_seed_gives_the_same_report() -> None:

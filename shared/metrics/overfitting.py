@@ -1,0 +1,129 @@
+"""Probability of backtest overfitting: does the best version of one half of time stay good in the other?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+import numpy as np
+
+from shared.errors import DataError, ShapeError
+from shared.numeric import Float64, Int64
+
+#: Blocks into which CSCV cuts time, half of them in sample: 12,870 splits, or 70 where days are few.
+CSCV_BLOCKS: Final = 16
+FEW_BLOCKS: Final = 8
+
+#: Fewer days than these are cut into `FEW_BLOCKS`.
+_MANY_DAYS: Final = 64
+
+#: Fewer trials than these rank too coarsely for the probability to mean anything.
+MIN_TRIALS: Final = 10
+
+#: Splits that are ranked at a time, to bound memory.
+_SPLITS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Overfitting:
+    """What choosing the best trial is worth out of sample; None where undefined, with the reason."""
+
+    probability: float | None  # PBO: share of splits whose choice ranks at or below the median out of sample
+    degradation_slope: float | None  # of the choice's ratio out of sample over that in sample
+    probability_of_loss: float | None  # share of splits whose choice loses out of sample
+    num_trials: int  # N
+    num_days: int  # T, those that fill no block left out
+    num_blocks: int  # S
+    reason: str | None  # why the numbers are undefined
+
+    def undefined(self) -> Mapping[str, str]:
+        """Why the slope is not defined; the other numbers have the general reason."""
+        return {"degradation_slope": self.reason or "the choice has the same ratio in every split"}
+
+
+def backtest_overfitting(returns: Float64, num_blocks: int | None = None) -> Overfitting:
+    """Cross-validate the choice of the best trial over every half of time (CSCV).
+
+    Time is cut into even blocks; for every half of them the trial with the best Sharpe ratio is chosen
+    and its relative rank w among the trials is taken on the other half. PBO is the share of halves with
+    ln(w / (1 - w)) <= 0: noise gives about a half, one real edge about 0. Give it candidates alone:
+    among trials of which half are ruinous any choice of the others ranks well. The oldest days that do
+    not fill a block are left out.
+
+    Args:
+        returns: `[T, N]` a column a trial, on the same days.
+        num_blocks: S, even; None takes 16, or 8 for fewer than 64 days.
+    Returns:
+        Numbers of None for fewer than 10 trials or fewer than two days a block.
+    Source: Bailey, Borwein, López de Prado and Zhu 2017. Oracle: tests/oracles/overfitting.py.
+    Raises:
+        ShapeError: not a matrix.
+        DataError: an odd number of blocks.
+    """
+    if returns.ndim != 2:
+        raise ShapeError("returns", returns.shape, ("days", "trials"))
+    num_days, num_trials = returns.shape
+    if num_blocks is None:
+        num_blocks = CSCV_BLOCKS if num_days >= _MANY_DAYS else FEW_BLOCKS
+    if num_blocks < 2 or num_blocks % 2:
+        raise DataError(f"{num_blocks} blocks: expected an even number of at least 2")
+    length = num_days // num_blocks
+    if num_trials < MIN_TRIALS:
+        return _undefined(returns, num_blocks, f"{num_trials} candidates, needs {MIN_TRIALS}")
+    if length < 2:
+        return _undefined(returns, num_blocks, f"{num_days} days, needs {2 * num_blocks}")
+    in_sample, out_of_sample, ranks = _choices(returns, num_blocks, length)
+    spread = float(np.ptp(in_sample))
+    return Overfitting(
+        probability=float((ranks <= 0.5).mean()),
+        degradation_slope=float(np.polyfit(in_sample, out_of_sample, 1)[0]) if spread > 1e-12 else None,
+        probability_of_loss=float((out_of_sample < 0.0).mean()),
+        num_trials=num_trials,
+        num_days=length * num_blocks,
+        num_blocks=num_blocks,
+        reason=None,
+    )
+
+
+def _undefined(returns: Float64, num_blocks: int, reason: str) -> Overfitting:
+    num_days, num_trials = returns.shape
+    return Overfitting(None, None, None, num_trials, num_days, num_blocks, reason)
+
+
+def _choices(returns: Float64, num_blocks: int, length: int) -> tuple[Float64, Float64, Float64]:
+    """Of each split's choice: its ratio in sample, its ratio and its relative rank out of sample."""
+    num_days, num_trials = returns.shape
+    blocks = returns[num_days - length * num_blocks :].reshape(num_blocks, length, num_trials)
+    centre = float(returns.mean())
+    blocks = blocks - centre  # sums of squares then lose less to rounding
+    sums, squares = blocks.sum(axis=1), (blocks**2).sum(axis=1)
+    halves = np.array(list(combinations(range(num_blocks), num_blocks // 2)))
+    parts: list[tuple[Float64, Float64, Float64]] = []
+    for first in range(0, len(halves), _SPLITS_AT_ONCE):
+        chosen = halves[first : first + _SPLITS_AT_ONCE]
+        inside = np.zeros((len(chosen), num_blocks))
+        np.put_along_axis(inside, chosen, 1.0, axis=1)
+        num = length * num_blocks // 2
+        within = _ratios(inside @ sums, inside @ squares, num, centre)
+        outside = _ratios((1.0 - inside) @ sums, (1.0 - inside) @ squares, num, centre)
+        best = within.argmax(axis=1)
+        row = np.arange(len(best))
+        parts.append((within[row, best], outside[row, best], _relative_rank(best, outside)))
+    in_sample, out_of_sample, ranks = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return in_sample, out_of_sample, ranks
+
+
+def _ratios(sums: Float64, squares: Float64, num: int, centre: float) -> Float64:
+    """Sharpe ratios from sums over `num` periods; 0 for returns that are all equal (never traded)."""
+    mean = sums / num
+    variance = np.maximum(squares - num * mean**2, 0.0) / (num - 1)
+    constant = variance <= 1e-12 * (mean + centre) ** 2
+    return np.where(constant, 0.0, (mean + centre) / np.sqrt(np.where(constant, 1.0, variance)))
+
+
+def _relative_rank(trial: Int64, ratios: Float64) -> Float64:
+    """Rank of one trial a row among all, over N + 1, in (0, 1); ties share their mean rank."""
+    own = np.take_along_axis(ratios, trial[:, None], axis=1)
+    below, equal = (ratios < own).sum(axis=1), (ratios == own).sum(axis=1)
+    rank: Float64 = (below + (equal + 1) / 2.0) / (ratios.shape[1] + 1)
+    return rank

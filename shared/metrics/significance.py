@@ -1,0 +1,109 @@
+"""Could a result be luck? Sign flips of daily results, corrected for every version that was tried."""
+
+import math
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+
+from shared.errors import DataError
+from shared.numeric import Float64, require_shape
+
+#: Up to so many days with a result all sign patterns are counted, 65,536 at most; beyond, approximated.
+_EXACT_DAYS: Final = 16
+
+#: Newton's steps towards the saddlepoint; some five are needed, more where nearly every day was won.
+_MAX_STEPS: Final = 200
+
+#: About how many versions a run is expected to try. It shapes how the error is spread over them and
+#: bounds nothing: the shares of any number of versions add up to at most 1.
+EXPECTED_TRIALS: Final = 200
+
+_NORMAL: Final = NormalDist()
+
+
+def sign_flip_p_value(daily_pips: Float64) -> float | None:
+    """Chance that days of the same size, each as likely won as lost, earn at least as much.
+
+    A version without an edge wins a day as easily as it loses one. Whole days are flipped, since the
+    trades of a day share its market. Unlike the normal approximation behind the probabilistic Sharpe
+    ratio, the p-value holds with few trades: n days with a result never give less than 2^-n.
+
+    Args:
+        daily_pips: `[D]` profit of each day, or its excess over another's; days of 0 do not matter.
+    Returns:
+        The one-sided p-value, exact up to 16 days with a result and a saddlepoint approximation
+        beyond, within about a third for fat tails and closer for more days. None without a day with a
+        result.
+    Source: Lugannani and Rice 1980, for the approximation. Oracle: counting, in the tests.
+    """
+    require_shape("daily_pips", daily_pips, None)
+    sizes = np.abs(daily_pips[daily_pips != 0.0])
+    if len(sizes) == 0:
+        return None
+    sizes = sizes / sizes.max()
+    total = float((daily_pips / np.abs(daily_pips).max()).sum())
+    if len(sizes) <= _EXACT_DAYS:
+        return _share_of_patterns(sizes, total)
+    upper_tail = _upper_tail(sizes, abs(total))
+    return upper_tail if total >= 0.0 else 1.0 - upper_tail
+
+
+def _share_of_patterns(sizes: Float64, total: float) -> float:
+    """Share of all sign patterns whose sum is at least the total."""
+    sums = np.zeros(1)
+    for size in sizes:
+        sums = np.concatenate((sums - size, sums + size))
+    return float((sums >= total - 1e-9 * sizes.sum()).mean())
+
+
+def _upper_tail(sizes: Float64, total: float) -> float:
+    """Saddlepoint approximation of the chance that the flipped sum is at least `total`, not negative.
+
+    The sum's cumulant generating function is K(t) = Σ log cosh(t a); K'(t) = total defines the saddlepoint.
+    """
+    variance = float(sizes @ sizes)
+    if total <= 1e-6 * math.sqrt(variance):
+        return 0.5
+    if total >= sizes.sum() * (1.0 - 1e-9):
+        return float(0.5 ** len(sizes))  # every day was won: no pattern earns more
+    point = total / variance  # below the saddlepoint; K' is concave, so Newton's steps never pass it
+    for _ in range(_MAX_STEPS):
+        tilted = np.tanh(point * sizes)
+        gap = total - float((sizes * tilted).sum())
+        if gap <= 1e-9 * total:
+            break
+        point += gap / float((sizes**2 * (1.0 - tilted**2)).sum())
+    scaled = point * sizes
+    cumulant = float((scaled + np.log1p(np.exp(-2.0 * scaled)) - math.log(2.0)).sum())
+    slope = float((sizes**2 / np.cosh(np.minimum(scaled, 300.0)) ** 2).sum())
+    w = math.sqrt(max(2.0 * (point * total - cumulant), 0.0))
+    u = point * math.sqrt(slope)
+    if w < 1e-3:
+        return 0.5
+    tail = 0.5 * math.erfc(w / math.sqrt(2.0)) + _NORMAL.pdf(w) * (1.0 / u - 1.0 / w)
+    return min(max(tail, float(0.5 ** len(sizes))), 0.5)
+
+
+def share_of_error(trials: float) -> float:
+    """Share of the allowed error that belongs to the version judged last of so many trials.
+
+    share(N) = E / ((N + E)(N + E - 1)) with E = `EXPECTED_TRIALS`. It adds up to 1 over N = 1, 2, 3, …,
+    so that a run of any length passes a version without an edge with at most the allowed chance. It
+    falls slowly over the first E versions: the first has no easier test than the hundredth.
+
+    Raises:
+        DataError: fewer than one trial.
+    """
+    if not trials >= 1.0:
+        raise DataError(f"{trials} trials: expected at least 1")
+    return EXPECTED_TRIALS / ((trials + EXPECTED_TRIALS) * (trials + EXPECTED_TRIALS - 1.0))
+
+
+def adjusted_p_value(p_value: float, trials: float) -> float:
+    """A version's p-value over its share of the error, at most 1.
+
+    To pass versions with an adjusted p-value of at most α bounds the chance that a whole run of
+    versions without an edge passes any by α (a weighted Bonferroni correction in the order of judging).
+    """
+    return min(1.0, p_value / share_of_error(trials))
