@@ -95,7 +95,9 @@ class SmallUp:
         """Wait for a state."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not holds():
-            assert time.monotonic() < deadline, f"still there: {leftovers(self.home)}; {self.events()}"
+            failure = self.home / "failure"
+            why = failure.read_text() if failure.exists() else ""
+            assert time.monotonic() < deadline, f"{why}; {leftovers(self.home)}; {self.events()}"
             time.sleep(0.02)
 
     def until_nothing_runs(self) -> None:
@@ -153,5 +155,6 @@ def _stand_in_for_the_services() -> None:
 
     vars(supervisor)["RESTART_FIRST_SECONDS"] = vars(local)["LOOK_SECONDS"] = 0.1
     vars(local)["prepare_dataset"] = lambda home, *_: home / "data" / "bars.duckdb"
+    vars(local)["require_one_instrument"] = lambda *_, **__: "GBP_JPY"
     vars(local)["COMPILED_MARK"] = Path(__file__)
     local._System._specs = waiting  # type: ignore[method-assign,assignment]
