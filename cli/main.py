@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from cli import bench, checkpoints, data, dead, local, records, services
+from cli.kill import kill
 from cli.metrics import metrics
 from cli.monitor import monitor
 from cli.output import err
@@ -33,7 +34,7 @@ def compile_kernels() -> None:
     compile_all()
 
 
-for command in (local.up, local.down, local.status, monitor, simulate, validate, backtest, metrics):
+for command in (local.up, local.down, local.status, kill, monitor, simulate, validate, backtest, metrics):
     app.command()(command)
 app.command("compile")(compile_kernels)
 app.add_typer(data.app, name="data")

@@ -15,10 +15,12 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from services.trader.account import Account
 from services.trader.audit import Audit, AuditTables
 from services.trader.config import Mode
+from services.trader.kill_switch import KillSwitch, StatusFile
 from services.trader.ledger import Ledger
 from services.trader.metrics import TraderMetrics
 from services.trader.service import TraderService
 from services.trader.settings import TraderSettings
+from services.trader.standby import Standby
 from services.trader.venue import Venue, choose_venue, chosen_instrument, require_trained_on
 from services.trader.waiting import announced
 from shared.adapters.checkpoints import CheckpointStore, Pointer
@@ -163,15 +165,17 @@ async def _assemble(
     stack.push_async_callback(lease.release)
     _in_background(lease.keep(), lifecycle, stack)
     lifecycle.report(state="standby", mode=settings.mode.value)
+    folder = settings.home / "trader"
+    switch, status = KillSwitch(folder), StatusFile(folder)
+    standby = Standby(switch, status, venue, account, instrument.name, settings)
     detail = f"another trader holds the lease of account {account}: this one sends no order"
     # A trader that was killed holds its lease until it runs out.
     async with announced(
         lifecycle, "standby", detail, begin_seconds=config.lease_seconds + UNAVAILABLE_SECONDS
     ):
-        await lifecycle.until_stopping(lease.acquired())
+        await lifecycle.until_stopping(standby.until(lease.acquired()))
     if lifecycle.stopping.is_set():
         return None
-    folder = settings.home / "trader"
     ledger = Ledger(folder)
     stack.callback(ledger.close)
     tables = AuditTables(folder / "trader.duckdb")
@@ -200,6 +204,9 @@ async def _assemble(
         settings.guards,
         settings.mode,
         settings.environment,
+        switch,
+        status,
+        api_url=venue.api_url,
         wall=wall,
     )
 

@@ -34,14 +34,17 @@ class TraderConfig:
     candle_wait_seconds: float = 60.0  # wall clock that a closed bar's candle may take; then the trader holds
     candle_poll_seconds: float = 0.25
     decision_age_seconds: float = 60.0  # market time after a bar's end from which it is not acted on
-    look_up_seconds: float = 30.0  # how long an order without an answer is looked for before trading halts
+    look_up_seconds: float = 30.0  # an order without an answer or a trace for so long was not executed
     look_up_poll_seconds: float = 1.0  # at least OANDA's replication lag
-    flatten_retry_seconds: float = 5.0
+    flatten_retry_seconds: float = 1.0  # from a failed close to the next one; doubles with each failure
+    flatten_retry_max_seconds: float = 30.0
+    sync_seconds: float = 5.0  # between two looks at the account's transactions while no bar closes
     reconnect_max_seconds: float = 30.0
     lease_seconds: float = 15.0
-    stop_loss_pips: float = 0.0  # rides on the entry order; 0 sends none
+    stop_loss_pips: float = 150.0  # rides on the entry order; 0 sends none, which live refuses
+    live_without_stop: bool = False  # live only: trade although stop_loss_pips is 0
     take_profit_pips: float = 0.0  # rides on the entry order; 0 sends none
-    max_slippage_pips: float = 0.0  # worst price of an entry, from the quote; 0 sets no bound
+    max_slippage_pips: float = 10.0  # worst price of an entry, from the quote; 0 sets no bound
     trade_unproven: bool = False  # paper mode only: enter on a version that passed no gate
     outbox_rows: int = 200_000  # audit messages kept while Redis is away; beyond it no entry is made
 
@@ -61,6 +64,11 @@ class TraderConfig:
         if not 151 <= self.history_bars <= 5_000:
             raise SettingsError(
                 f"trader.history_bars is {self.history_bars}, expected 151 (the first window's bars) to 5000"
+            )
+        if self.flatten_retry_max_seconds < self.flatten_retry_seconds:
+            raise SettingsError(
+                f"trader.flatten_retry_max_seconds is {self.flatten_retry_max_seconds}, expected at least "
+                f"trader.flatten_retry_seconds, which is {self.flatten_retry_seconds}"
             )
         for field in fields(self):
             value = getattr(self, field.name)
@@ -88,7 +96,7 @@ class GuardConfig:
     weekly_loss_pips: float = 500.0
     max_drawdown_pips: float = 1_000.0  # from the highest equity; trading stops until an operator resumes it
     max_orders_per_hour: float = 40.0  # entries are refused beyond it; market time
-    max_rejects: int = 3  # in a row; trading stops until an operator resumes it
+    max_rejects: int = 3  # in a row; no entry until a fill, or until an operator resumes trading
     max_bars_held: int = 360  # a session's length: no agent has ever held longer, so it is closed
     max_missing_minutes: float = 60.0  # open minutes without a bar among the last 150
 

@@ -1,4 +1,9 @@
-"""What may not be traded now, and why: pure functions of a situation."""
+"""What may not be traded now, and why: pure functions of a situation.
+
+A guard forbids as little as its reason asks for. Nothing but a closed market keeps the kill switch or a
+limit from closing what is held: a stale price, a missing lease or an unknown order are reasons against
+an entry, and an untended position is the larger risk.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,9 +44,10 @@ class Guard(StrEnum):
 class Effect(IntEnum):
     """What a guard does; the larger one wins."""
 
-    NO_ENTRY = 1
-    FLATTEN = 2  # close what is held, and no entry
-    NO_ORDER = 3
+    NO_ENTRY = 1  # the agent may still close
+    NO_DECISION = 2  # the agent's decisions are not acted on; exits that a guard forces are
+    FLATTEN = 3  # close what is held, and no entry
+    NO_ORDER = 4  # nothing can be traded
 
 
 class TraderState(StrEnum):
@@ -49,7 +55,7 @@ class TraderState(StrEnum):
 
     ACTIVE = "active"
     REDUCING = "reducing"  # exits only
-    HALTED = "halted"  # nothing
+    HALTED = "halted"  # nothing, but what the kill switch or a limit closes while the market is open
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class Trip:
     guard: Guard
     effect: Effect
     detail: str
+
+
+_HALTING = (Effect.NO_DECISION, Effect.NO_ORDER)
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class Situation:
     orders_last_hour: int
     risk: RiskBook
     control: str  # running, paused or killed
+    killed_by: str  # who killed it and how that is lifted, in words
     has_lease: bool
     unknown_orders: int  # sent, and their outcome not known
     foreign_position: str  # what the account holds that is not this trader's; empty when nothing
@@ -108,7 +118,7 @@ def permit(action: Action, side: Side, trips: Sequence[Trip]) -> Permission:
     if effect is None:
         return Permission(action)
     allowed = action
-    if effect is Effect.NO_ORDER:
+    if effect in _HALTING:
         allowed = Action.HOLD
     elif effect is Effect.FLATTEN:
         allowed = Action.HOLD if side is Side.FLAT else Action.CLOSE
@@ -124,7 +134,12 @@ def state_of(trips: Sequence[Trip]) -> TraderState:
     effect = max((trip.effect for trip in trips), default=None)
     if effect is None:
         return TraderState.ACTIVE
-    return TraderState.HALTED if effect is Effect.NO_ORDER else TraderState.REDUCING
+    return TraderState.HALTED if effect in _HALTING else TraderState.REDUCING
+
+
+def forced_exit(trips: Sequence[Trip]) -> str:
+    """Why what is held must be closed whatever the agent decides, or an empty text."""
+    return "; ".join(f"{trip.guard}: {trip.detail}" for trip in trips if trip.effect is Effect.FLATTEN)
 
 
 _Check = Callable[[Situation, GuardConfig], list[Trip]]
@@ -139,15 +154,15 @@ def _feed(now: Situation, limits: GuardConfig) -> list[Trip]:
     trips = []
     if now.silence_seconds > limits.stale_seconds:
         trips.append(
-            _no_order(Guard.STALE_PRICE, f"neither tick nor heartbeat for {now.silence_seconds:.1f} s")
+            _no_decision(Guard.STALE_PRICE, f"neither tick nor heartbeat for {now.silence_seconds:.1f} s")
         )
     if now.price_age_seconds > limits.quiet_seconds:
-        trips.append(_no_order(Guard.QUIET_PRICE, f"no price for {now.price_age_seconds:.1f} s"))
+        trips.append(_no_decision(Guard.QUIET_PRICE, f"no price for {now.price_age_seconds:.1f} s"))
     if now.minutes_to_close <= limits.close_margin_minutes:
         detail = f"the week closes in {now.minutes_to_close:.0f} min"
         trips.append(Trip(Guard.MARKET_CLOSING, Effect.FLATTEN, detail))
     if now.spread_pips is None:
-        trips.append(_no_order(Guard.SPREAD, "the book is empty"))
+        trips.append(_no_decision(Guard.SPREAD, "the book is empty"))
     elif now.spread_pips > limits.max_spread_pips:
         detail = f"{now.spread_pips:.1f} pips, at most {limits.max_spread_pips:g}"
         trips.append(Trip(Guard.SPREAD, Effect.NO_ENTRY, detail))
@@ -161,7 +176,7 @@ def _clocks(now: Situation, limits: GuardConfig) -> list[Trip]:
         detail = f"this clock is {skew:+.1f} s off the broker's"
         trips.append(Trip(Guard.CLOCK_SKEW, Effect.NO_ENTRY, detail))
     if now.decision_age_seconds > now.decision_age_limit_seconds:
-        trips.append(_no_order(Guard.OLD_BAR, f"the bar ended {now.decision_age_seconds:.0f} s ago"))
+        trips.append(_no_decision(Guard.OLD_BAR, f"the bar ended {now.decision_age_seconds:.0f} s ago"))
     if now.missing_minutes > limits.max_missing_minutes:
         detail = f"{now.missing_minutes} open minutes without a bar in the features' past"
         trips.append(Trip(Guard.MISSING_BARS, Effect.NO_ENTRY, detail))
@@ -187,24 +202,25 @@ def _orders(now: Situation, limits: GuardConfig) -> list[Trip]:
         trips.append(Trip(Guard.ORDER_RATE, Effect.NO_ENTRY, detail))
     if now.risk.rejects >= limits.max_rejects:
         detail = f"{now.risk.rejects} orders in a row were refused or cancelled"
-        trips.append(_no_order(Guard.REJECTS, detail))
+        trips.append(Trip(Guard.REJECTS, Effect.NO_ENTRY, detail))
     if now.bars_held >= limits.max_bars_held:
         trips.append(Trip(Guard.HELD_LONG, Effect.FLATTEN, f"held for {now.bars_held} bars"))
     if now.unknown_orders:
-        trips.append(_no_order(Guard.OUTCOME_UNKNOWN, "an order was sent and its outcome is not known"))
+        detail = f"{now.unknown_orders} orders were sent and their outcome is not known"
+        trips.append(Trip(Guard.OUTCOME_UNKNOWN, Effect.NO_ENTRY, detail))
     if now.foreign_position:
-        trips.append(_no_order(Guard.FOREIGN_POSITION, now.foreign_position))
+        trips.append(_no_decision(Guard.FOREIGN_POSITION, now.foreign_position))
     return trips
 
 
 def _rights(now: Situation, _limits: GuardConfig) -> list[Trip]:
     trips = []
     if now.control == "killed":
-        trips.append(Trip(Guard.KILLED, Effect.FLATTEN, "the kill switch is on"))
+        trips.append(Trip(Guard.KILLED, Effect.FLATTEN, f"the kill switch is on {now.killed_by}".rstrip()))
     if now.control == "paused":
         trips.append(Trip(Guard.PAUSED, Effect.NO_ENTRY, "an operator paused trading"))
     if not now.has_lease:
-        trips.append(_no_order(Guard.NO_LEASE, "the account's lease is not held"))
+        trips.append(Trip(Guard.NO_LEASE, Effect.NO_ENTRY, "the account's lease is not held"))
     if now.outbox_full:
         detail = "too many audit messages wait for Redis"
         trips.append(Trip(Guard.OUTBOX_FULL, Effect.NO_ENTRY, detail))
@@ -217,8 +233,8 @@ def _rights(now: Situation, _limits: GuardConfig) -> list[Trip]:
     return trips
 
 
-def _no_order(guard: Guard, detail: str) -> Trip:
-    return Trip(guard, Effect.NO_ORDER, detail)
+def _no_decision(guard: Guard, detail: str) -> Trip:
+    return Trip(guard, Effect.NO_DECISION, detail)
 
 
 _CHECKS: tuple[_Check, ...] = (_feed, _clocks, _losses, _orders, _rights)

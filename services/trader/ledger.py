@@ -6,6 +6,7 @@ any moment finds them in agreement. Nothing here is needed to know the position,
 it says which orders are this trader's, which limits are broken, and what readers have not heard yet.
 """
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -13,12 +14,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from services.trader.orders import Holding, Intent, IntentState
 from services.trader.risk import RiskBook
+from shared.environment.action import Action
 from shared.errors import ServiceError
 from shared.messages.schemas import AlertRaised, DecisionMade, TradeClosed
+
+log = structlog.get_logger()
 
 AuditMessage = DecisionMade | TradeClosed | AlertRaised
 
@@ -54,6 +59,7 @@ class Memory:
     control: str = "running"  # running, paused or killed
     control_entry: str = "0-0"  # last entry read of mm:control
     fence: int = 0  # largest token under which an order was sent
+    exit: str = ""  # why what is held is being closed; closes are repeated until the broker shows flat
 
 
 @dataclass(frozen=True)
@@ -157,10 +163,11 @@ class Ledger:
         """Keep an order that is about to be sent, and the memory to go on with; on disk when this returns.
 
         Raises:
-            ServiceError: the same order was kept before, or a later holder of the lease has sent one.
+            ServiceError: the same order was kept before, or it is an entry and a later holder of the lease
+                has sent an order.
         """
         kept = self.memory()
-        if kept is not None and intent.fence < kept.fence:
+        if kept is not None and intent.action is not Action.CLOSE and intent.fence < kept.fence:
             raise ServiceError(
                 f"order {intent.intent_id} under token {intent.fence}: {kept.fence} was used already"
             )
@@ -196,6 +203,10 @@ class Ledger:
             "SELECT body FROM intents WHERE state = ? ORDER BY rowid", (IntentState.SENDING.value,)
         )
         return [_INTENT.validate_json(body) for (body,) in rows]
+
+    def num_unknown_entries(self) -> int:
+        """How many of the unsettled orders may still open a position."""
+        return sum(intent.action is not Action.CLOSE for intent in self.unsettled())
 
     def num_orders_after(self, bar_time_s: int) -> int:
         """How many orders were sent for bars later than this."""
@@ -237,3 +248,20 @@ class Ledger:
     def _told(self, sink: str) -> int:
         row = self._db.execute("SELECT seq FROM told WHERE sink = ?", (sink,)).fetchone()
         return int(row[0]) if row else 0
+
+
+def kept_control(folder: Path) -> str:
+    """What operators ordered last as a folder's ledger knows it, without opening the ledger for writing.
+
+    "running" where there is no ledger, and "unknown" where it cannot be read.
+    """
+    path = folder / "ledger.sqlite"
+    if not path.is_file():
+        return "running"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT body FROM memory").fetchone()
+        return _MEMORY.validate_json(row[0]).control if row else "running"
+    except (sqlite3.Error, ValidationError) as damaged:
+        log.warning("ledger_not_read", path=str(path), error=str(damaged))
+        return "unknown"

@@ -1,25 +1,33 @@
 """Orders and what became of them: pure functions over the account's transactions, the only truth.
 
 An order is an `Intent` first: kept before it is sent, sent once, and settled by what the account's
-transactions say of its client id, however the answer to the request itself fared.
+transactions say of its client id, whatever the answer to the request was.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 
+from services.trader.config import TraderConfig
+from shared.adapters.oanda import MarketOrder
 from shared.adapters.oanda_records import (
+    NANOSECONDS,
     AccountSnapshot,
     Fill,
+    InstrumentDetails,
     OrderCancelled,
     OrderCreated,
     OrderRejected,
+    Price,
     TradeFill,
     Transaction,
 )
 from shared.environment.action import Action, Side
+from shared.market.bar import Instrument
+from shared.messages.schemas import TradeClosed
 
 
 class IntentState(StrEnum):
@@ -28,8 +36,9 @@ class IntentState(StrEnum):
     SENDING = "sending"  # kept; sent at most once from here on, and its outcome is not known
     FILLED = "filled"
     CANCELLED = "cancelled"  # accepted and not filled: a 201 is not a fill
-    REJECTED = "rejected"  # refused, nothing was done
-    NOT_SENT = "not_sent"  # the broker could not be reached, nothing was done
+    REJECTED = "rejected"  # refused with a reject transaction
+    NOT_SENT = "not_sent"  # no connection, or refused before it was looked at: 401, 403, 429
+    NOT_EXECUTED = "not_executed"  # no clear answer, and no trace in the account for the look-up time
     ABANDONED = "abandoned"  # no trace of it, and an operator resumed trading
 
 
@@ -57,10 +66,33 @@ def intent_id(account: str, bar_time_s: int, action: Action, attempt: int = 0) -
         account: account id.
         bar_time_s: opening time of the bar decided on.
         action: the order's.
-        attempt: counts orders of one bar whose predecessor is known to have done nothing.
+        attempt: counts orders of one bar; an entry has a second one only where the first is known to have
+            done nothing, a close as often as it is repeated.
     """
     text = f"{account}|{bar_time_s}|{action.name}|{attempt}"
     return f"mm-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def entry_order(
+    intent: Intent, quote: Price, details: InstrumentDetails, config: TraderConfig, pip: float
+) -> MarketOrder:
+    """The market order of an entry: its worst price, stop and target are counted from the quote."""
+    direction = 1 if intent.action is Action.BUY else -1
+    price = quote.ask if direction > 0 else quote.bid
+    assert price is not None, "no order is sent into an empty book"
+
+    def away(pips: float, sign: int) -> float | None:
+        return price + sign * direction * pips * pip if pips else None
+
+    return MarketOrder(
+        details,
+        direction * intent.units,
+        client_id=intent.intent_id,
+        trade_client_id=intent.intent_id,
+        price_bound=away(config.max_slippage_pips, 1),
+        stop_loss=away(config.stop_loss_pips, -1),
+        take_profit=away(config.take_profit_pips, 1),
+    )
 
 
 @dataclass(frozen=True)
@@ -213,3 +245,36 @@ def outcome_in(intent: str, transactions: Sequence[Transaction]) -> tuple[Intent
             case _:
                 pass
     return found
+
+
+def fills_by_client_id(transactions: Sequence[Transaction]) -> dict[str, str]:
+    """Client ids of the orders that some transactions filled, with the fill in words."""
+    created = {t.transaction_id: t.client_order_id for t in transactions if isinstance(t, OrderCreated)}
+    found: dict[str, str] = {}
+    for fill in transactions:
+        if isinstance(fill, Fill):
+            client_id = fill.client_order_id or created.get(fill.order_id)
+            if client_id is not None:
+                found[client_id] = f"filled at {fill.price}"
+    return found
+
+
+def trade_closed(closed: ClosedTrade, instrument: Instrument) -> TradeClosed:
+    """The message that tells of a closed trade."""
+    trade = closed.trade
+    return TradeClosed(
+        trade_id=f"{trade.trade_id}-{closed.transaction_id}",
+        instrument=instrument.name,
+        side=1 if trade.side is Side.LONG else -1,
+        units=closed.units,
+        entry_time=_moment(trade.time_ns),
+        exit_time=_moment(closed.time_ns),
+        entry_price=float(trade.price),
+        exit_price=float(closed.price),
+        pips=closed.pips(instrument.pip),
+        reason=closed.reason,
+    )
+
+
+def _moment(time_ns: int) -> datetime:
+    return datetime.fromtimestamp(time_ns / NANOSECONDS, UTC)

@@ -5,9 +5,10 @@
                                           decisions, trades, alerts -> ledger -> streams, DuckDB
 
 A session with the broker begins with reconciling account and history and ends with the first error of
-the price stream; the next one begins after a pause that grows. Nothing is ordered outside a session,
-without the account's lease, or for a bar that was decided on before. No answer of the broker ends the
-trader: it says what is wrong and tries again.
+the price stream; the next one begins after a pause that grows. No entry is made outside a session, without
+the account's lease, or for a bar that was decided on before. Exits need none of these: a task beside the
+sessions closes until the broker shows flat, and another one looks for the kill file twice a second. No
+answer of the broker ends the trader: it says what is wrong and tries again.
 """
 
 import asyncio
@@ -24,22 +25,25 @@ import structlog
 from services.trader.account import Account
 from services.trader.audit import Audit
 from services.trader.config import GuardConfig, Mode, TraderConfig
-from services.trader.guards import Guard, Permission, permit
+from services.trader.control import Control
+from services.trader.exits import Exits
+from services.trader.guards import Permission, permit
 from services.trader.history import History
+from services.trader.kill_switch import KillSwitch, StatusFile
 from services.trader.ledger import Ledger
 from services.trader.market import Market, compile_kernels
 from services.trader.metrics import TraderMetrics
-from services.trader.orders import IntentState
+from services.trader.orders import Intent, IntentState
 from services.trader.watching import Watching
 from shared.adapters.inference import Decision, InferenceClient
 from shared.adapters.lease import Lease
 from shared.adapters.oanda import OandaClient
 from shared.adapters.oanda_records import NANOSECONDS, Price
-from shared.environment.action import Action, Side
+from shared.environment.action import LEGAL, Action
 from shared.environment.environment import EnvironmentConfig
 from shared.errors import BrokerError, InferenceError
 from shared.market.bar import Instrument
-from shared.messages.schemas import AlertRaised, ControlIssued, DecisionMade
+from shared.messages.schemas import AlertRaised, DecisionMade
 from shared.messages.streams import CONTROL
 from shared.runtime.lifecycle import Lifecycle
 
@@ -76,7 +80,10 @@ class TraderService:
         limits: GuardConfig,
         mode: Mode,
         costs: EnvironmentConfig,
+        switch: KillSwitch,
+        status: StatusFile,
         *,
+        api_url: str,
         wall: Callable[[], float],
     ) -> None:
         """Wire the parts; `run` does the rest.
@@ -95,6 +102,9 @@ class TraderService:
             limits: of the guards.
             mode: paper, practice or live.
             costs: charged to a position as the environment charges them.
+            switch: the kill file.
+            status: written for `kill`.
+            api_url: where the broker's requests go, as the status file names it.
             wall: this machine's clock, in seconds since 1970 UTC.
         """
         self._client, self._inference, self._account = client, inference, account
@@ -108,6 +118,8 @@ class TraderService:
             max_jump_percent=limits.max_jump_percent,
         )
         self._history = History(client, self._market, instrument, config, costs)
+        self._exits = Exits(account, self._market, config, limits, settled=self._order_settled)
+        self._control = Control(switch, status, account, self._exits, mode=mode, api_url=api_url)
         self._watching = Watching(
             account,
             ledger,
@@ -121,19 +133,21 @@ class TraderService:
             config,
             limits,
             mode,
+            self._control,
+            self._exits,
         )
         self._closed_bars: asyncio.Queue[int] = asyncio.Queue()
         self._first_price = asyncio.Event()
         self._known = asyncio.Event()  # the account was reconciled
         self._control_read = asyncio.Event()  # what operators ordered so far was taken up
-        self._next_flatten = 0.0
         self._began = 0.0  # when the session's first price had come
 
     # -- sessions ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Trade until the lifecycle stops."""
-        beside = [asyncio.create_task(self._follow_control()), asyncio.create_task(self._keep_watch())]
+        work = (self._follow_control(), self._keep_watch(), self._keep_closing())
+        beside = [asyncio.create_task(task) for task in work]
         for task in beside:
             task.add_done_callback(lambda _: self._lifecycle.stop())
         try:
@@ -150,9 +164,27 @@ class TraderService:
     async def _keep_watch(self) -> None:
         """Look around beside the trading, which may wait for an answer; runs until it is cancelled."""
         while True:
+            self._control.see_kill_file()
             self._watching.look()
             self._watching.report()
+            self._control.write_status(str(self._lifecycle.heartbeat.detail.get("state", "starting")))
             await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _keep_closing(self) -> None:
+        """Close what must be closed, in a session or not; runs until it is cancelled."""
+        while True:
+            if self._account.reconciled:
+                await self._close_what_must_be_closed()
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _close_what_must_be_closed(self) -> None:
+        forced = self._watching.forced_exit()
+        if reason := self._exits.wanted(forced):
+            await self._exits.close_when_due(reason)
+        else:
+            await self._exits.look_around(confirm=bool(forced))
+        if self._account.holding.trade is None:
+            await self._history.follow(None)
 
     async def _sessions(self) -> None:
         pauses, watching = 0, self._watching
@@ -205,8 +237,6 @@ class TraderService:
                 bar_time_s = await self._next_bar(reader)
                 if bar_time_s is not None:
                     await self._on_bar(bar_time_s, reader)
-                elif self._next_flatten_due():
-                    await self._watch()
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
@@ -237,7 +267,7 @@ class TraderService:
             reader.result()
 
     async def _next_bar(self, reader: asyncio.Task[None]) -> int | None:
-        """The next bar that closed, or None when it is time to look around.
+        """The next bar that closed, or None when it is time to see whether the stream still lives.
 
         Raises:
             BrokerError: the stream broke.
@@ -295,7 +325,7 @@ class TraderService:
 
     def _in_a_hurry(self) -> bool:
         """Something is more urgent than a late candle."""
-        return self._lifecycle.stopping.is_set() or self._account.memory.control == "killed"
+        return self._lifecycle.stopping.is_set() or self._control.now == "killed"
 
     def _mark_risk(self) -> None:
         memory = self._account.memory
@@ -328,21 +358,33 @@ class TraderService:
         """Send what is permitted; True when what was decided, or forced by a guard, was done."""
         if permission.action is Action.HOLD:
             return decision is not None and decision.action is Action.HOLD
-        return await self._order(permission.action, bar_time_s)
+        if permission.action is Action.CLOSE:
+            reason = permission.reason or "the agent decided to close"
+            with self._watching.ordering():
+                closed = await self._exits.close(reason, bar_time_s, decided=True)
+            await self._history.follow(self._account.holding.trade)
+            return closed
+        return await self._enter(permission.action, bar_time_s)
 
-    async def _order(self, action: Action, bar_time_s: int) -> bool:
+    async def _enter(self, action: Action, bar_time_s: int) -> bool:
+        """Send an entry, unless a kill, the lease or the position changed since the guards looked."""
         token, quoted = self._lease.token, self._market.quoted
-        if token is None or quoted is None:
+        legal = LEGAL[self._account.holding.side + 1, action]
+        if token is None or quoted is None or not legal or self._control.forbids_entry():
             return False
         with self._watching.ordering():
-            intent = await self._account.order(action, bar_time_s, quoted.price, token)
-        self._metrics.orders.labels(intent.state.value).inc()
+            intent = await self._account.enter(action, bar_time_s, quoted.price, token)
+        self._order_settled(intent)
         await self._history.follow(self._account.holding.trade)
         if intent.state is not IntentState.FILLED:
             self._alert(
                 "order_not_filled", f"{action.name} for bar {bar_time_s}: {intent.state}: {intent.detail}"
             )
         return intent.state is IntentState.FILLED
+
+    def _order_settled(self, intent: Intent) -> None:
+        self._metrics.orders.labels(intent.state.value).inc()
+        self._audit.written()
 
     def _note(
         self, bar_time_s: int, decision: Decision | None, permission: Permission, executed: bool
@@ -387,26 +429,7 @@ class TraderService:
                 raise
             log.info("acknowledged_early", bar_time_s=bar_time_s, error=str(early))
 
-    # -- guards --------------------------------------------------------------------------------------
-
-    async def _watch(self) -> None:
-        """Between bars: guards that need no bar, and the kill switch, which asks nobody."""
-        trips = self._watching.look()
-        self._watching.report()
-        if not any(trip.guard is Guard.KILLED for trip in trips):
-            return
-        held, quoted = self._account.holding.side, self._market.quoted
-        if held is Side.FLAT or quoted is None or not quoted.price.tradeable:
-            return
-        self._next_flatten = time.monotonic() + self._config.flatten_retry_seconds
-        await self._account.sync(self._spread())
-        if self._account.holding.side is not Side.FLAT and self._market.last_bar_s is not None:
-            log.warning("killed_flattening", side=held.name)
-            await self._order(Action.CLOSE, self._market.last_bar_s)
-            self._audit.written()
-
-    def _next_flatten_due(self) -> bool:
-        return time.monotonic() >= self._next_flatten
+    # -- operators -----------------------------------------------------------------------------------
 
     def _alert(self, name: str, detail: str) -> None:
         alert = AlertRaised(source="trader", name=name, detail=detail[:2048])
@@ -423,20 +446,9 @@ class TraderService:
             self._control_read.set()
         async for entries in bus.follow(CONTROL, after):
             for entry in entries:
-                self._control(entry.entry_id, entry.message)
+                self._control.take_up(entry.entry_id, entry.message)
             if not entries or _entry_order(entries[-1].entry_id) >= _entry_order(until):
                 self._control_read.set()
-
-    def _control(self, entry_id: str, order: ControlIssued) -> None:
-        """Take up one order: it holds, over restarts too, until the next one."""
-        memory = replace(self._account.memory, control_entry=entry_id)
-        if order.target == "trader":
-            log.warning("trader_control", state=order.state, by=order.by, reason=order.reason)
-            memory = replace(memory, control=order.state)
-            if order.state == "running":
-                memory = replace(memory, risk=memory.risk.resumed())
-                self._account.abandon_unknown()
-        self._account.keep(memory)
 
     # -- telling -------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from shared.market.bar import Instrument, normal_name
 _OANDA_DOMAIN = "oanda.com"
 
 #: The paper broker's own default, which local runs replace by a secret of theirs.
-_PAPER_TOKEN = "paper"  # noqa: S105
+PAPER_TOKEN = "paper"  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Venue:
     api_url: str
     stream_url: str
     token: str
+
+
+def rest_url(mode: Mode, config: TraderConfig) -> str:
+    """Where the requests of a mode go."""
+    return {Mode.PAPER: config.broker_url, Mode.PRACTICE: PRACTICE_API, Mode.LIVE: LIVE_API}[mode]
 
 
 def choose_venue(
@@ -48,7 +53,7 @@ def choose_venue(
                 f"MM_TRADER__BROKER_URL is {config.broker_url} in paper mode: "
                 "set TRADER_MODE to practice or live to trade at OANDA"
             )
-        return Venue(config.broker_url, config.broker_url, token or _PAPER_TOKEN)
+        return Venue(rest_url(mode, config), config.broker_url, token or PAPER_TOKEN)
     if config.trade_unproven:
         raise SettingsError(
             f"MM_TRADER__TRADE_UNPROVEN is true in mode {mode}: a version that passed no gate may be traded "
@@ -58,11 +63,16 @@ def choose_venue(
         if not value:
             raise SettingsError(f"{name} is not set: mode {mode} needs it")
     if mode is Mode.PRACTICE:
-        return Venue(PRACTICE_API, PRACTICE_STREAM, token)
+        return Venue(rest_url(mode, config), PRACTICE_STREAM, token)
     if config.live_confirmation != account:
         raise SettingsError(
             "mode live trades real money: MM_TRADER__LIVE_CONFIRMATION must be the account id "
             f"that OANDA_ACCOUNT is, it is {config.live_confirmation!r}"
+        )
+    if not config.stop_loss_pips and not config.live_without_stop:
+        raise SettingsError(
+            "mode live sends a stop with every entry and MM_TRADER__STOP_LOSS_PIPS is 0: set it above 0, or "
+            "set MM_TRADER__LIVE_WITHOUT_STOP to true to trade real money without a stop"
         )
     if promoted is None or promoted.stage != "live":
         have = (
@@ -72,7 +82,7 @@ def choose_venue(
             f"mode live needs a version that passed the live gate, {have}: "
             "promote one with `checkpoints promote VERSION --stage live`"
         )
-    return Venue(LIVE_API, LIVE_STREAM, token)
+    return Venue(rest_url(mode, config), LIVE_STREAM, token)
 
 
 def chosen_instrument(offered: Sequence[InstrumentDetails], name: str, url: str) -> Instrument:

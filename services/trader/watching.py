@@ -13,7 +13,9 @@ import structlog
 from services.trader.account import Account
 from services.trader.audit import Audit
 from services.trader.config import GuardConfig, Mode, TraderConfig
-from services.trader.guards import Guard, Situation, TraderState, Trip, state_of, tripped
+from services.trader.control import Control
+from services.trader.exits import Exits
+from services.trader.guards import Guard, Situation, TraderState, Trip, forced_exit, state_of, tripped
 from services.trader.history import History
 from services.trader.ledger import Ledger
 from services.trader.market import Market
@@ -58,8 +60,11 @@ class Watching:
         config: TraderConfig,
         limits: GuardConfig,
         mode: Mode,
+        control: Control,
+        exits: Exits,
     ) -> None:
         """Nothing holds yet."""
+        self._control, self._exits = control, exits
         self._account, self._ledger, self._audit = account, ledger, audit
         self._market, self._history, self._lease = market, history, lease
         self._lifecycle, self._metrics = lifecycle, metrics
@@ -110,7 +115,8 @@ class Watching:
             missing_minutes=market.missing_minutes(),
             orders_last_hour=self._ledger.num_orders_after((market.last_bar_s or 0) - HOUR_S),
             risk=memory.risk,
-            control=memory.control,
+            control=self._control.now,
+            killed_by=self._control.killed_by,
             has_lease=self._lease.token is not None,
             # An order that is on its way is looked up before its outcome counts as unknown.
             unknown_orders=max(0, self._account.num_unknown() - self._num_on_their_way),
@@ -135,6 +141,8 @@ class Watching:
         }
         holding |= {Condition("trader", name): detail for name, detail in self.failing.items()}
         holding |= self._new_refusals()
+        if self._exits.failing:
+            holding[Condition("trader", "exit_not_confirmed")] = self._exits.detail
         if self._account.foreign_orders:
             holding[Condition("trader", "foreign_orders")] = self._account.foreign_orders
         if self.broker_refuses:
@@ -147,6 +155,10 @@ class Watching:
             for alert in alerts:
                 log.warning("condition", name=alert.name, phase=alert.phase, detail=alert.detail)
         return self._trips
+
+    def forced_exit(self) -> str:
+        """Why what is held must be closed now, in a session or not; empty when no guard asks for it."""
+        return forced_exit(tripped(self._situation(), self._limits))
 
     def _look_at_guards(self) -> None:
         before = frozenset(trip.guard for trip in self._trips)
@@ -211,5 +223,7 @@ class Watching:
             trades=memory.risk.trades,
             orders=self._ledger.num_orders(),
             bar_mismatches=self._market.num_mismatches,
-            control=memory.control,
+            control=self._control.now,
+            kill_file=self._control.by_file,
+            flat_at=self._exits.flat_at,
         )

@@ -1,7 +1,8 @@
 """A lease in Redis: one holder at a time, with a token that grows from holder to holder.
 
-The holder renews it well before it runs out, and counts its time from before it asked, by its own
-monotonic clock: when Redis is away or a renewal is late, the lease is over here before it is over there.
+The holder renews it well before it runs out. It counts the lease's time by its own monotonic clock, from
+before it asked, so it always considers the lease expired before Redis does. The lease guards entries: a
+close is idempotent at the account and is sent without it.
 """
 
 import asyncio

@@ -3,8 +3,10 @@
 oandapyV20's request objects describe each call (path, method, parameters, expected status); its own
 transport blocks and has no time-outs, so httpx carries them. A read is repeated on 429, 5xx and
 transport errors, with back-off and jitter. A write is sent once: OANDA gives no protection against a
-market order sent twice, so whatever leaves its fate open raises OutcomeUnknownError, and the caller looks
-the outcome up (`transactions_since`, `order_by_client_id`).
+market order sent twice. Only an answer that proves that nothing was executed counts as a refusal: 401, 403,
+429, and 400 or 404 with a reject transaction. A connection that was never made proves it too. Any other
+answer that is not the expected one raises OutcomeUnknownError, and the caller looks the outcome up
+(`transactions_since`, `order_by_client_id`).
 """
 
 import json
@@ -60,8 +62,17 @@ MAX_CANDLES = 5_000
 PRICE_STALL_SECONDS = 10.0
 TRANSACTION_STALL_SECONDS = 20.0
 
+#: Why a close is rejected when that side of the position is flat.
+NOTHING_TO_CLOSE = "CLOSEOUT_POSITION_DOESNT_EXIST"
+
 MAX_LINE_BYTES = 1 << 20
 TOO_MANY_REQUESTS = 429
+
+#: A request with such an answer was refused before anything was done with it.
+_REFUSED_UNSEEN = (401, 403, TOO_MANY_REQUESTS)
+
+#: A request with such an answer was refused if a reject transaction says so.
+_REFUSED_WITH_REJECT = (400, 404)
 FIRST_SERVER_ERROR = 500
 NOT_FOUND = 404
 
@@ -379,8 +390,10 @@ class OandaClient:
         """Send a market order, once.
 
         Raises:
-            OrderRejectedError: refused with a reason; nothing was done.
-            OutcomeUnknownError: no answer, or a 5xx: it may be filled. Look it up, never send it again.
+            OrderRejectedError: refused with a reject transaction; nothing was done.
+            OutcomeUnknownError: no answer, or one that proves nothing: it may be filled. Look it up, never
+                send it again.
+            BrokerError: not sent, or refused before it was looked at; nothing was done.
         """
         call = _describe(orders.OrderCreate, self.account, data=order.body())
         return await self._write(call, OrderOutcome.parse)
@@ -388,11 +401,12 @@ class OandaClient:
     async def close_position(
         self, instrument: str, *, long: bool, client_id: str | None = None
     ) -> OrderOutcome:
-        """Close all units of one side of a position, once; it can only reduce.
+        """Close all units of one side of a position, once; it can only reduce, so it may be repeated.
 
         Raises:
-            OrderRejectedError: refused with a reason, CLOSEOUT_POSITION_DOESNT_EXIST when that side is flat.
-            OutcomeUnknownError: no answer, or a 5xx.
+            OrderRejectedError: refused with a reject transaction, `NOTHING_TO_CLOSE` when that side is flat.
+            OutcomeUnknownError: no answer, or one that proves nothing.
+            BrokerError: not sent, or refused before it was looked at; nothing was done.
         """
         side = "long" if long else "short"
         body: dict[str, object] = {f"{side}Units": "ALL"}
@@ -408,7 +422,7 @@ class OandaClient:
 
         Raises:
             OrderRejectedError: there is no such pending order.
-            OutcomeUnknownError: no answer, or a 5xx.
+            OutcomeUnknownError: no answer, or one that proves nothing.
         """
         await self._write(_describe(orders.OrderCancel, self.account, orderID=str(order_id)), lambda _: None)
 
@@ -446,14 +460,13 @@ class OandaClient:
         try:
             response = await self._rest.request(call.method, call.path, params=call.params, json=call.body)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            # The request never left: there is nothing to look up.
+            # No connection was made, so there is nothing to look up. A WriteTimeout may come after the whole
+            # request has left, and is not one of these.
             raise BrokerError(f"{call.method} {call.path} was not sent: {_reason(error)}") from error
         except httpx.HTTPError as error:
             raise OutcomeUnknownError(f"{call.method} {call.path} was sent: {_reason(error)}") from error
-        if response.status_code >= FIRST_SERVER_ERROR:
-            raise OutcomeUnknownError(_refusal(call, response), status=response.status_code)
         if response.status_code != call.expected_status:
-            raise _write_refused(call, response)
+            raise _write_failed(call, response)
         try:
             return read(f"{call.method} {call.path}", lambda: parse(_object(response)))
         except BrokerError as error:
@@ -559,16 +572,24 @@ def _refusal(call: _Call, response: httpx.Response) -> str:
     return f"{call.method} {call.path} answered {response.status_code}{': ' if details else ''}{details}"
 
 
-def _write_refused(call: _Call, response: httpx.Response) -> BrokerError:
-    """A reject transaction carries the reason; where there is none, the error code is the reason."""
-    text = _refusal(call, response)
+def _write_failed(call: _Call, response: httpx.Response) -> BrokerError:
+    """What an unexpected answer proves: a reject, a refusal before the request was looked at, or nothing."""
+    text, status = _refusal(call, response), response.status_code
+    if status in _REFUSED_UNSEEN:
+        return BrokerError(text, status=status)
+    reason = _reject_reason(response) if status in _REFUSED_WITH_REJECT else None
+    if reason is None:
+        return OutcomeUnknownError(text, status=status)
+    return OrderRejectedError(text, status=status, reject_reason=reason)
+
+
+def _reject_reason(response: httpx.Response) -> str | None:
+    """The reason in an answer's reject transaction, or None where it holds none."""
     try:
         body = _object(response)
     except (ValueError, TypeError):
-        return BrokerError(text, status=response.status_code)
-    rejects = [value for name, value in body.items() if name.endswith("RejectTransaction")]
-    reasons = [item["rejectReason"] for item in rejects if isinstance(item, dict) and "rejectReason" in item]
-    reason = reasons[0] if reasons else body.get("errorCode")
-    if reason is None:
-        return BrokerError(text, status=response.status_code)
-    return OrderRejectedError(text, status=response.status_code, reject_reason=str(reason))
+        return None
+    for name, value in body.items():
+        if name.endswith("RejectTransaction") and isinstance(value, dict) and "rejectReason" in value:
+            return str(value["rejectReason"])
+    return None

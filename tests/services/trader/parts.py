@@ -5,8 +5,9 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,30 @@ NO_LIMITS = GuardConfig(
 )
 
 
+class Forged(StrEnum):
+    """What becomes of a write on its way, and what is answered to it."""
+
+    TIMED_OUT_UNEXECUTED = "504, not executed"
+    TIMED_OUT_EXECUTED = "504, executed"
+    OK_EXECUTED = "200 for a 201, executed"
+    MOVED_EXECUTED = "302, executed"
+    PLAIN_400_EXECUTED = "400 without a reject, executed"
+    CREATED_FOR_OK_EXECUTED = "201 for a 200, executed"
+    WITHOUT_FILL_UNEXECUTED = "the expected status without a fill, not executed"
+    WITHOUT_FILL_EXECUTED = "the expected status without a fill, executed"
+    BROKEN_OFF_UNEXECUTED = "half an answer, not executed"
+    BROKEN_OFF_EXECUTED = "half an answer, executed"
+    NOT_JSON_UNEXECUTED = "the expected status and HTML, not executed"
+    HALTED = "accepted and cancelled: the market is halted"
+    REJECTED = "400 with a reject transaction"
+    TOO_MANY = "429"
+
+    @property
+    def executed(self) -> bool:
+        """The broker did what it was asked for."""
+        return self.value.endswith(" executed") and not self.value.endswith("not executed")
+
+
 @dataclass
 class Broker:
     """A paper broker that runs; `posts` are the orders and close-outs that reached it."""
@@ -59,6 +84,7 @@ class Broker:
     hosts: set[tuple[str, str]] = field(default_factory=set)  # each host that was named, and the path
     forged: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)  # by end of the path
     refusal: int | None = None  # status that everything is answered with
+    answers: list[Forged] = field(default_factory=list)  # answers to the next writes, in order
 
     @property
     def units(self) -> Decimal:
@@ -89,7 +115,7 @@ class Broker:
 
 
 class _Watching:
-    """Notes every write and every read of transactions on its way to the broker."""
+    """Notes every write and every read of transactions on its way to the broker, and forges answers."""
 
     def __init__(self, app: FastAPI, broker: Broker) -> None:
         self._app, self._broker = app, broker
@@ -104,12 +130,51 @@ class _Watching:
                 return
             if scope["method"] in ("POST", "PUT") and scope["path"].startswith("/v3/accounts"):
                 self._broker.posts.append(f"{scope['method']} {scope['path'].rsplit('/', 1)[-1]}")
+                if self._broker.answers:
+                    await self._forge(self._broker.answers.pop(0), scope, receive, send)
+                    return
             elif "transactions" in scope["path"]:
                 self._broker.reads.append(scope["path"])
             for end, forge in self._broker.forged.items():
                 if scope["path"].endswith(end):
                     send = _Forging(forge, send)
         await self._app(scope, receive, send)
+
+    async def _forge(self, forged: Forged, scope: Any, receive: Any, send: Any) -> None:
+        exchange = self._broker.venue.exchange
+        if forged is Forged.HALTED:
+            standing = exchange.price_in_force()
+            exchange.quote = replace(standing, tradeable=False)
+            await self._app(scope, receive, send)
+            exchange.quote = standing
+            return
+        if forged.executed:
+            await self._app(scope, receive, _nowhere)
+        expected = 201 if scope["method"] == "POST" else 200
+        reject = (
+            b'{"orderRejectTransaction": {"rejectReason": "INTERNAL_SERVER_ERROR"}, "errorMessage": "no"}'
+        )
+        status, body = {
+            Forged.TIMED_OUT_UNEXECUTED: (504, b'{"errorMessage": "Timeout waiting for response."}'),
+            Forged.TIMED_OUT_EXECUTED: (504, b"<html>"),
+            Forged.OK_EXECUTED: (200, b"{}"),
+            Forged.MOVED_EXECUTED: (302, b""),
+            Forged.PLAIN_400_EXECUTED: (400, b'{"errorMessage": "Invalid value", "errorCode": "X"}'),
+            Forged.CREATED_FOR_OK_EXECUTED: (201, b"{}"),
+            Forged.NOT_JSON_UNEXECUTED: (expected, b"<html>"),
+            Forged.REJECTED: (400, reject),
+            Forged.TOO_MANY: (429, b'{"errorMessage": "Rate limit exceeded"}'),
+        }.get(forged, (expected, b'{"lastTransactionID": "1"}'))
+        missing = 10 if "half an answer" in forged.value else 0
+        length = str(len(body) + missing).encode()
+        await send(
+            {"type": "http.response.start", "status": status, "headers": [(b"content-length", length)]}
+        )
+        await send({"type": "http.response.body", "body": body, "more_body": bool(missing)})
+
+
+async def _nowhere(_message: Any) -> None:
+    """Drop a part of an answer."""
 
 
 class _Forging:

@@ -14,6 +14,7 @@ from services.trader.guards import (
     Situation,
     TraderState,
     Trip,
+    forced_exit,
     permit,
     state_of,
     tripped,
@@ -39,6 +40,7 @@ CALM = Situation(
     orders_last_hour=5,
     risk=RiskBook(),
     control="running",
+    killed_by="",
     has_lease=True,
     unknown_orders=0,
     foreign_position="",
@@ -56,28 +58,28 @@ def test_nothing_trips_in_calm() -> None:
 
 #: What changes in calm, the guard that it trips, its effect; and a value just inside the limit.
 CASES: list[tuple[dict[str, Any], Guard, Effect, dict[str, Any]]] = [
-    ({"silence_seconds": 10.1}, Guard.STALE_PRICE, Effect.NO_ORDER, {"silence_seconds": 10.0}),
-    ({"price_age_seconds": 120.1}, Guard.QUIET_PRICE, Effect.NO_ORDER, {"price_age_seconds": 120.0}),
+    ({"silence_seconds": 10.1}, Guard.STALE_PRICE, Effect.NO_DECISION, {"silence_seconds": 10.0}),
+    ({"price_age_seconds": 120.1}, Guard.QUIET_PRICE, Effect.NO_DECISION, {"price_age_seconds": 120.0}),
     ({"spread_pips": 8.1}, Guard.SPREAD, Effect.NO_ENTRY, {"spread_pips": 8.0}),
-    ({"spread_pips": None}, Guard.SPREAD, Effect.NO_ORDER, {"spread_pips": 0.0}),
+    ({"spread_pips": None}, Guard.SPREAD, Effect.NO_DECISION, {"spread_pips": 0.0}),
     ({"tradeable": False}, Guard.MARKET_CLOSED, Effect.NO_ORDER, {}),
     ({"minutes_to_close": 0.0}, Guard.MARKET_CLOSED, Effect.NO_ORDER, {"minutes_to_close": 5.1}),
     ({"minutes_to_close": 5.0}, Guard.MARKET_CLOSING, Effect.FLATTEN, {"minutes_to_close": 5.1}),
     ({"clock_skew_seconds": -5.1}, Guard.CLOCK_SKEW, Effect.NO_ENTRY, {"clock_skew_seconds": -5.0}),
     ({"clock_skew_seconds": 300.0}, Guard.CLOCK_SKEW, Effect.NO_ENTRY, {"clock_skew_seconds": None}),
-    ({"decision_age_seconds": 60.1}, Guard.OLD_BAR, Effect.NO_ORDER, {"decision_age_seconds": 60.0}),
+    ({"decision_age_seconds": 60.1}, Guard.OLD_BAR, Effect.NO_DECISION, {"decision_age_seconds": 60.0}),
     ({"missing_minutes": 61}, Guard.MISSING_BARS, Effect.NO_ENTRY, {"missing_minutes": 60}),
     ({"risk": RiskBook(daily_broken=True)}, Guard.DAILY_LOSS, Effect.FLATTEN, {"risk": RiskBook()}),
     ({"risk": RiskBook(weekly_broken=True)}, Guard.WEEKLY_LOSS, Effect.FLATTEN, {"risk": RiskBook()}),
     ({"risk": RiskBook(drawdown_broken=True)}, Guard.DRAWDOWN, Effect.FLATTEN, {"risk": RiskBook()}),
     ({"side": Side.LONG, "bars_held": 360}, Guard.HELD_LONG, Effect.FLATTEN, {"bars_held": 359}),
     ({"orders_last_hour": 40}, Guard.ORDER_RATE, Effect.NO_ENTRY, {"orders_last_hour": 39}),
-    ({"risk": RiskBook(rejects=3)}, Guard.REJECTS, Effect.NO_ORDER, {"risk": RiskBook(rejects=2)}),
-    ({"unknown_orders": 1}, Guard.OUTCOME_UNKNOWN, Effect.NO_ORDER, {}),
-    ({"foreign_position": "2 units"}, Guard.FOREIGN_POSITION, Effect.NO_ORDER, {}),
+    ({"risk": RiskBook(rejects=3)}, Guard.REJECTS, Effect.NO_ENTRY, {"risk": RiskBook(rejects=2)}),
+    ({"unknown_orders": 1}, Guard.OUTCOME_UNKNOWN, Effect.NO_ENTRY, {}),
+    ({"foreign_position": "2 units"}, Guard.FOREIGN_POSITION, Effect.NO_DECISION, {}),
     ({"control": "killed"}, Guard.KILLED, Effect.FLATTEN, {"control": "running"}),
     ({"control": "paused"}, Guard.PAUSED, Effect.NO_ENTRY, {"control": "running"}),
-    ({"has_lease": False}, Guard.NO_LEASE, Effect.NO_ORDER, {}),
+    ({"has_lease": False}, Guard.NO_LEASE, Effect.NO_ENTRY, {}),
     ({"outbox_full": True}, Guard.OUTBOX_FULL, Effect.NO_ENTRY, {}),
     ({"version_live": False}, Guard.VERSION_NOT_LIVE, Effect.NO_ENTRY, {"version_live": True}),
     ({"version_unproven": True}, Guard.VERSION_UNPROVEN, Effect.NO_ENTRY, {"version_unproven": False}),
@@ -120,6 +122,8 @@ def test_infinity_switches_a_limit_off() -> None:
         (Effect.FLATTEN, Side.LONG, Action.HOLD, Action.CLOSE),
         (Effect.FLATTEN, Side.SHORT, Action.CLOSE, Action.CLOSE),
         (Effect.FLATTEN, Side.FLAT, Action.BUY, Action.HOLD),
+        (Effect.NO_DECISION, Side.LONG, Action.CLOSE, Action.HOLD),
+        (Effect.NO_DECISION, Side.FLAT, Action.BUY, Action.HOLD),
         (Effect.NO_ORDER, Side.LONG, Action.CLOSE, Action.HOLD),
         (Effect.NO_ORDER, Side.FLAT, Action.SELL, Action.HOLD),
     ],
@@ -148,3 +152,20 @@ def test_guards_never_make_an_entry_nor_an_illegal_action(
     if Effect.NO_ORDER in effects:
         assert done is Action.HOLD
         assert state_of(trips) is TraderState.HALTED
+
+
+@given(
+    others=st.sets(st.sampled_from([case[1] for case in CASES])),
+    forced=st.sampled_from([case for case in CASES if case[2] is Effect.FLATTEN]),
+    side=st.sampled_from([Side.LONG, Side.SHORT]),
+)
+def test_nothing_but_a_closed_market_keeps_a_forced_exit_from_closing(
+    others: set[Guard], forced: tuple[dict[str, Any], Guard, Effect, dict[str, Any]], side: Side
+) -> None:
+    """However many guards trip beside it, and whatever the agent wants."""
+    beside = {name: value for case in CASES if case[1] in others for name, value in case[0].items()}
+    trips = tripped(replace(CALM, **{**beside, **forced[0], "side": side}), LIMITS)
+    assert str(forced[1]) in forced_exit(trips) or Guard.MARKET_CLOSED in {trip.guard for trip in trips}
+    closed = any(trip.guard is Guard.MARKET_CLOSED for trip in trips)
+    for wanted in (Action.HOLD, Action.CLOSE):
+        assert permit(wanted, side, trips).action is (Action.HOLD if closed else Action.CLOSE)

@@ -59,8 +59,10 @@ def open_account(client: OandaClient, ledger: Ledger, **config: object) -> Accou
 async def order(
     account: Account, client: OandaClient, action: Action, bar_time_s: int = BAR_S
 ) -> IntentState:
+    if action is Action.CLOSE:
+        return (await account.close(bar_time_s, "test", look_up_seconds=1.0)).state
     (quote,) = await client.prices("GBP_JPY")
-    return (await account.order(action, bar_time_s, quote, 1)).state
+    return (await account.enter(action, bar_time_s, quote, 1)).state
 
 
 @pytest.fixture
@@ -144,16 +146,17 @@ async def test_the_same_order_is_never_sent_twice(
     assert broker.posts == ["POST orders", "PUT close"]
 
 
-async def test_an_order_under_an_older_token_is_not_sent(
+async def test_an_entry_under_an_older_token_is_not_sent(
     broker: Broker, client: OandaClient, ledger: Ledger
 ) -> None:
     account = open_account(client, ledger)
     await account.reconcile()
     (quote,) = await client.prices("GBP_JPY")
-    await account.order(Action.BUY, BAR_S, quote, 7)
+    await account.enter(Action.BUY, BAR_S, quote, 7)
+    assert await order(account, client, Action.CLOSE) is IntentState.FILLED, "a close needs no token"
     with pytest.raises(ServiceError, match="7 was used already"):
-        await account.order(Action.CLOSE, BAR_S, quote, 6)
-    assert broker.posts == ["POST orders"]
+        await account.enter(Action.BUY, BAR_S + 60, quote, 6)
+    assert broker.posts == ["POST orders", "PUT close"]
 
 
 async def test_an_order_without_a_trace_stays_unknown_until_its_trace_is_found(
@@ -164,7 +167,7 @@ async def test_an_order_without_a_trace_stays_unknown_until_its_trace_is_found(
     broker.faulty(
         gateway_timeout_probability=1.0, read_error_probability=1.0
     )  # executed, and nothing can be read
-    intent = await account.order(Action.BUY, BAR_S, await _quote(broker, client), 1)
+    intent = await account.enter(Action.BUY, BAR_S, await _quote(broker, client), 1)
     assert intent.state is IntentState.SENDING
     assert account.num_unknown() == 1
     broker.faulty()
@@ -209,19 +212,22 @@ async def main(url, folder, step, bar_time_s):
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
 
+        async def never_sent(order):
+            die()
+
         if step == "kept":
-            client.market_order = die
+            client.market_order = never_sent
         elif step == "sent":
             async def sent(order):
                 await send(order)
                 die()
             client.market_order = sent
         else:
-            account._take_up = lambda transactions, unsettled, spread: (
+            account._take_up = lambda transactions, spread: (
                 die() if any(t.kind == "ORDER_FILL" for t in transactions)
-                else take_up(transactions, unsettled, spread)
+                else take_up(transactions, spread)
             )
-        await account.order(Action.BUY, bar_time_s, quote, 1)
+        await account.enter(Action.BUY, bar_time_s, quote, 1)
 
 asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
 """

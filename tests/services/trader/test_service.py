@@ -288,7 +288,7 @@ async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, 
                 reached = broker.venue.place.acknowledged_s
                 await until(lambda: broker.venue.place.acknowledged_s > reached + 600)
                 assert standby.detail["state"] == "standby"
-        assert not (tmp_path / "two" / "trader").exists(), "it did not even open its ledger"
+        assert not (tmp_path / "two" / "trader" / "ledger.sqlite").exists(), "it did not even open its ledger"
         posts = len(broker.posts)
         async with running_trader(second) as standby:
             await until(lambda: len(broker.posts) > posts)
@@ -302,7 +302,7 @@ async def test_two_traders_cannot_share_a_folder(tmp_path: Path) -> None:
     ledger.close()
 
 
-async def test_redis_away_stops_orders_and_loses_no_message(tmp_path: Path) -> None:
+async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     bus = Bus(server.url)
@@ -316,11 +316,12 @@ async def test_redis_away_stops_orders_and_loses_no_message(tmp_path: Path) -> N
                 await until(lambda: len(broker.posts) >= 4)
                 server.stop(kill=True)
                 await until(lambda: "no_lease" in str(trader.detail["guards"]))
-                posts, reached = len(broker.posts), broker.venue.place.acknowledged_s
+                entries, reached = broker.posts.count("POST orders"), broker.venue.place.acknowledged_s
                 await until(lambda: broker.venue.place.acknowledged_s > reached + 300)
-                assert len(broker.posts) == posts, "no lease, no order"
+                assert broker.posts.count("POST orders") == entries, "no lease, no entry"
+                assert broker.units == 0, "the agent's close went through without the lease"
                 server.start()
-                await until(lambda: len(broker.posts) > posts)
+                await until(lambda: broker.posts.count("POST orders") > entries)
                 told = trader.detail["decisions"]
 
                 async with asyncio.timeout(30):
@@ -384,7 +385,7 @@ async def test_rejects_in_a_row_open_the_circuit(bus: Bus, redis_server: RedisSe
         async with running_trader(settings) as trader:
             await broker.decided(FIRST_BAR + 8)
             assert broker.posts == ["POST orders"] * 3
-            assert trader.detail["state"] == "halted"
+            assert trader.detail["state"] == "reducing"
             broker.faulty()
             await control(bus, "running")
             await until(lambda: broker.units == 1)

@@ -1,5 +1,6 @@
 """Which broker a mode trades at: real money asks for three things, and paper never reaches OANDA."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -74,6 +75,17 @@ def test_live_trades_at_oanda_when_all_is_there() -> None:
     config = TraderConfig(live_confirmation=ACCOUNT)
     venue = choose_venue(Mode.LIVE, config, token="t", account=ACCOUNT, promoted=LIVE)
     assert venue.api_url == "https://api-fxtrade.oanda.com"
+    assert venue.stream_url == "https://stream-fxtrade.oanda.com"
+
+
+def test_every_entry_has_a_stop_unless_told_otherwise_and_live_refuses_to_go_without() -> None:
+    assert TraderConfig().stop_loss_pips > 0
+    bare = TraderConfig(live_confirmation=ACCOUNT, stop_loss_pips=0.0)
+    with pytest.raises(SettingsError, match="STOP_LOSS_PIPS is 0"):
+        choose_venue(Mode.LIVE, bare, token="t", account=ACCOUNT, promoted=LIVE)
+    choose_venue(Mode.PRACTICE, bare, token="t", account=ACCOUNT, promoted=None)
+    meant = replace(bare, live_without_stop=True)
+    assert choose_venue(Mode.LIVE, meant, token="t", account=ACCOUNT, promoted=LIVE).token == "t"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +96,7 @@ def test_live_trades_at_oanda_when_all_is_there() -> None:
         (TraderConfig, "broker_url", "localhost"),
         (TraderConfig, "stop_loss_pips", -1.0),
         (TraderConfig, "lease_seconds", 0.0),
+        (TraderConfig, "flatten_retry_max_seconds", 0.5),
         (TraderConfig, "inference_deadline_ms", float("nan")),
         (GuardConfig, "max_spread_pips", 0.0),
         (GuardConfig, "daily_loss_pips", float("nan")),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
@@ -336,6 +337,13 @@ async def test_an_order_is_sent_as_strings_with_the_instruments_decimals() -> No
         answer(500, b""),
         answer(201, b"not json"),
         answer(201, {"lastTransactionID": "5"}),
+        answer(200, ORDER_ANSWER),
+        answer(302, b""),
+        answer(400, {"errorMessage": "Invalid value specified for 'units'", "errorCode": "X"}),
+        answer(400, b"<html>"),
+        answer(400, {"orderRejectTransaction": "?"}),
+        answer(404, {"errorMessage": "no such path"}),
+        answer(409, {"orderRejectTransaction": {"rejectReason": "X"}}),
     ],
 )
 async def test_a_write_without_a_clear_answer_is_sent_once_and_unknown(lost: list[bytes]) -> None:
@@ -350,6 +358,28 @@ async def test_a_write_without_an_answer_in_time_is_unknown() -> None:
         with pytest.raises(OutcomeUnknownError, match="ReadTimeout"):
             await client.market_order(MarketOrder(GBP_JPY, 1))
     assert len(server.requests) == 1
+
+
+async def test_a_write_that_times_out_while_it_is_sent_is_unknown() -> None:
+    """The server reads nothing: the request fills the sockets' buffers, so a part of it has left."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        async with OandaClient(ACCOUNT, TOKEN, api_url=url, read_seconds=0.2) as client:
+            with pytest.raises(OutcomeUnknownError, match="WriteTimeout"):
+                await client.market_order(MarketOrder(GBP_JPY, 1, client_id="x" * 20_000_000))
+
+
+@pytest.mark.parametrize("status", [401, 403, 429])
+async def test_a_write_that_was_refused_before_it_was_looked_at_is_known_not_to_be_executed(
+    status: int,
+) -> None:
+    async with speaking(answer(status, {"errorMessage": "no"})) as (client, _):
+        with pytest.raises(BrokerError) as refused:
+            await client.close_position("GBP_JPY", long=True)
+    assert not isinstance(refused.value, OutcomeUnknownError | OrderRejectedError)
+    assert refused.value.status == status
 
 
 async def test_a_write_that_never_left_is_no_unknown_outcome() -> None:

@@ -1,0 +1,230 @@
+"""`kill`: stop trading now, also without Redis, without the gateway and without the trader.
+
+The order is a file in the trader's home, which the trader looks for twice a second; Redis is told too, so
+that the dashboard shows it. What counts is the trader's own word: the broker has shown the account flat. A
+trader that does not give it in time is done without, and the position is closed at the broker from here.
+"""
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from cli.output import err, out
+from cli.runs import last_run, running
+from services.trader.closing import close_at_broker
+from services.trader.config import Mode
+from services.trader.kill_switch import KillOrder, KillSwitch, StatusFile, TraderStatus
+from services.trader.settings import TraderSettings
+from services.trader.venue import PAPER_TOKEN, rest_url
+from shared.adapters.bus import Bus
+from shared.adapters.oanda import OandaClient
+from shared.errors import BrokerError, ServiceError
+from shared.messages.schemas import ControlIssued
+from shared.messages.streams import CONTROL
+from shared.runtime.settings import load
+
+REDIS_SECONDS = 3.0
+_POLL_SECONDS = 0.2
+
+#: The broker is asked at least so often whether the account is flat, however short the time.
+_LEAST_ATTEMPTS = 3
+
+_T = TypeVar("_T")
+
+
+def kill(
+    reason: Annotated[str, typer.Option(help="why, for the record")] = "",
+    timeout: Annotated[
+        float, typer.Option(min=0.5, help="seconds that the trader has to confirm that the account is flat")
+    ] = 15.0,
+    at_broker: Annotated[
+        bool, typer.Option("--at-broker", help="close at the broker at once, without waiting for the trader")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="lift the kill switch; trading goes on")] = False,
+) -> None:
+    """Close the position and stop trading until `--resume`; works without Redis, gateway and trader."""
+    target = _Target.find()
+    if resume:
+        _resume(target, reason)
+        return
+    order = _send(target, reason)
+    if not at_broker:
+        status = _confirmation(target, order, timeout)
+        if status is not None:
+            _print(f"confirmed: flat at transaction {status.flat_at} (trader, process {status.pid})")
+            return
+        err.print(f"not confirmed: {_why_not(target, order, timeout)}", highlight=False, soft_wrap=True)
+        _print("closing at the broker from here ...")
+    transaction, account = asyncio.run(_close(target, timeout))
+    _print(f"confirmed: flat at transaction {transaction}, account {account} (the broker's own word)")
+    status = target.status.read()
+    if order is None:
+        raise ServiceError(
+            "the account is flat, but the kill was not kept: stop the trader, it may trade again"
+        )
+    if status is not None and _alive(status.pid) and status.kill_id != order.kill_id:
+        raise ServiceError(
+            f"the account is flat, but the trader (process {status.pid}) has not seen the kill: end it, or "
+            "it may trade again"
+        )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The trader that is meant, and what is needed to do without it."""
+
+    switch: KillSwitch
+    status: StatusFile
+    settings: TraderSettings
+    token: str
+    redis_url: str
+
+    @classmethod
+    def find(cls) -> "_Target":
+        """The trader of the system that is up here; else that of this home; else that of the last run."""
+        settings = load(TraderSettings)
+        home, token = settings.home.resolve(), settings.oanda_token.get_secret_value()
+        redis_url = settings.redis_address
+        run = running(home) or (None if (home / "trader").is_dir() else last_run(home))
+        folder = home / "trader"
+        if run is not None:
+            folder, redis_url = Path(run.folder) / "trader", run.redis_url
+            kept = home / "paper_token"
+            token = kept.read_text(encoding="ascii").strip() if kept.is_file() else token
+        if not folder.is_dir():
+            raise ServiceError(
+                f"no trader has run in {home}: set MM_HOME to the home of the trader that is to stop"
+            )
+        return cls(KillSwitch(folder), StatusFile(folder), settings, token or PAPER_TOKEN, redis_url)
+
+
+def _send(target: _Target, reason: str) -> KillOrder | None:
+    """Order the kill by every way there is; at least one must work unless the broker is asked directly."""
+    try:
+        order = target.switch.engage(f"{os.environ.get('USER', 'unknown')} with `kill`", reason)
+        _print(f"sent: {target.switch.path}")
+    except OSError as refused:
+        order = None
+        err.print(f"not sent: {target.switch.path} cannot be written: {refused}", highlight=False)
+    said = asyncio.run(_tell_redis(target.redis_url, "killed", reason))
+    _print("sent: Redis" if said is None else f"Redis does not answer ({said}); the file is enough")
+    return order
+
+
+def _resume(target: _Target, reason: str) -> None:
+    lifted = target.switch.lift()
+    _print(f"lifted: {target.switch.path}" if lifted else f"there was no kill file at {target.switch.path}")
+    said = asyncio.run(_tell_redis(target.redis_url, "running", reason))
+    if said is not None:
+        raise ServiceError(
+            f"Redis does not answer ({said}): a kill that the trader heard of through Redis still holds; "
+            "repeat `kill --resume` when Redis is back"
+        )
+    _print("sent: Redis")
+
+
+async def _tell_redis(url: str, state: str, reason: str) -> str | None:
+    """Announce what the trader may do; why that was not possible, or None."""
+    order = ControlIssued.model_validate({"target": "trader", "state": state, "by": "kill", "reason": reason})
+    bus = Bus(url)
+    try:
+        async with asyncio.timeout(REDIS_SECONDS):
+            await bus.announce(CONTROL, order, name="trader")
+    except TimeoutError:
+        return f"no answer within {REDIS_SECONDS:.0f} s"
+    finally:
+        await bus.close()
+    return None
+
+
+def _confirmation(target: _Target, order: KillOrder | None, seconds: float) -> TraderStatus | None:
+    """The trader's word that the broker shows flat since this order, or None when it does not come."""
+
+    def confirmed() -> TraderStatus | None:
+        status = target.status.read()
+        if order is None or status is None or status.kill_id != order.kill_id or status.flat_at is None:
+            return None
+        return status
+
+    return _poll(confirmed, seconds)
+
+
+def _poll(look: Callable[[], _T | None], seconds: float) -> _T | None:
+    deadline = time.monotonic() + seconds
+    while (found := look()) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return found
+
+
+def _why_not(target: _Target, order: KillOrder | None, seconds: float) -> str:
+    status = target.status.read()
+    if status is None:
+        return f"no trader has written {target.status.path}"
+    if not _alive(status.pid):
+        return f"the trader does not run (process {status.pid} is gone); the kill holds when it starts again"
+    if order is None or status.kill_id != order.kill_id:
+        return f"the trader (process {status.pid}) has not seen the kill within {seconds:g} s; it hangs"
+    held = "something" if status.units is None else f"{status.units} units"
+    return f"the trader has seen the kill and still holds {held} after {seconds:g} s: {status.detail}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+async def _close(target: _Target, seconds: float) -> tuple[int, str]:
+    """Close at the broker until it shows flat: the transaction, and the account.
+
+    Raises:
+        ServiceError: it does not within the time; says why, and that the position may be open.
+    """
+    status, settings = target.status.read(), target.settings
+    url = status.api_url if status else rest_url(settings.mode, settings.trader)
+    account = status.account if status else settings.oanda_account
+    instrument = status.instrument if status else settings.trader.instrument
+    if not instrument:
+        raise ServiceError("MM_TRADER__INSTRUMENT is not set and no trader says what it trades: set it")
+    detail, deadline, pause = "", time.monotonic() + seconds, 0.5
+    paper = (status.mode if status else settings.mode.value) == Mode.PAPER
+    async with OandaClient(account, target.token, api_url=url, read_attempts=1, read_seconds=5.0) as client:
+        for attempt in itertools.count():
+            if attempt >= _LEAST_ATTEMPTS and time.monotonic() > deadline:
+                break
+            try:
+                client.account = account = account or await _only_account(client)
+                transaction, detail = await close_at_broker(client, instrument)
+                if transaction is not None:
+                    return transaction, account
+            except BrokerError as failed:
+                detail = str(failed)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 5.0)
+    page = "" if paper else ". Close it on OANDA's own page or by telephone"
+    raise ServiceError(
+        f"the position may still be open, the broker at {url} did not close it: {detail}. A trader that "
+        f"runs goes on trying{page}"
+    )
+
+
+async def _only_account(client: OandaClient) -> str:
+    accounts = await client.accounts()
+    if len(accounts) != 1:
+        raise BrokerError(f"OANDA_ACCOUNT is not set and the token opens {len(accounts)} accounts")
+    return accounts[0]
+
+
+def _print(line: str) -> None:
+    out.print(line, highlight=False, soft_wrap=True, markup=False)

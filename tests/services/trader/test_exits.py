@@ -1,0 +1,315 @@
+"""Closes under every kind of answer, and what the ledger says of orders whose answer proves nothing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from services.broker.tape import TICKS_PER_BAR
+from services.broker.transactions import ClientExtensions, MarketOrderFields
+from services.trader.account import Account
+from services.trader.config import GuardConfig, Mode, TraderConfig
+from services.trader.exits import Exits
+from services.trader.ledger import Ledger
+from services.trader.market import Market
+from services.trader.orders import Intent, IntentState
+from shared.adapters.oanda import OandaClient
+from shared.adapters.oanda_records import Transaction
+from shared.environment.action import Action, Side
+from shared.market.bar import Instrument
+from shared.messages.schemas import AlertRaised
+from tests.services.trader.parts import BARS, FIRST_BAR, Broker, Forged, running_broker, until
+
+ACCOUNT = "101-001-0000001-001"
+BAR_S, NEXT_BAR = int(BARS.time_s[FIRST_BAR]), FIRST_BAR + 1
+
+
+@pytest_asyncio.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A market that stands at the open of a bar: no bar closes while it does."""
+    async with running_broker(tmp_path) as running:
+        await until(lambda: running.venue.place.next_tick == NEXT_BAR * TICKS_PER_BAR + 1)
+        yield running
+
+
+@pytest_asyncio.fixture
+async def client(broker: Broker) -> AsyncIterator[OandaClient]:
+    async with OandaClient(
+        ACCOUNT, "paper", api_url=broker.url, stream_url=broker.url, read_attempts=1, read_seconds=0.5
+    ) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "trader")
+    yield opened
+    opened.close()
+
+
+class Trading:
+    """One account with its exits, as a trader has them."""
+
+    def __init__(self, client: OandaClient, ledger: Ledger, **config: float) -> None:
+        quick = {
+            "look_up_seconds": 0.3,
+            "look_up_poll_seconds": 0.05,
+            "flatten_retry_seconds": 0.05,
+            **config,
+        }
+        self.config = TraderConfig(**quick)  # type: ignore[arg-type]
+        self.client, self.ledger = client, ledger
+        self.now = time.monotonic()  # stands still unless a test moves it
+        self.account = Account(
+            client, ledger, self.config, Mode.PAPER, asyncio.Event(), monotonic=lambda: self.now
+        )
+        self.market = Market(Instrument.named("GBP_JPY"), lambda: self.now)
+        self.sent: list[Intent] = []
+        self.exits = Exits(self.account, self.market, self.config, GuardConfig(), settled=self.sent.append)
+
+    async def enter(self, action: Action = Action.BUY, bar_time_s: int = BAR_S) -> Intent:
+        (quote,) = await self.client.prices("GBP_JPY")
+        return await self.account.enter(action, bar_time_s, quote, 1)
+
+    async def sync_at(self, seconds: float) -> None:
+        """Read the account so many seconds later."""
+        self.now += seconds
+        await self.account.sync(None)
+
+    async def until_flat(self) -> None:
+        """What the trader does twice a second, as long as something is held."""
+        async with asyncio.timeout(20):
+            while reason := self.exits.wanted(""):
+                await self.exits.close_when_due(reason)
+                await asyncio.sleep(0.01)
+
+
+@pytest_asyncio.fixture
+async def trading(client: OandaClient, ledger: Ledger) -> Trading:
+    opened = Trading(client, ledger)
+    await opened.account.reconcile()
+    return opened
+
+
+@pytest.mark.parametrize("forged", list(Forged))
+async def test_a_close_is_repeated_until_the_broker_shows_flat_whatever_is_answered(
+    broker: Broker, trading: Trading, forged: Forged
+) -> None:
+    assert (await trading.enter(Action.SELL)).state is IntentState.FILLED
+    broker.answers = [forged] * 3
+    await trading.exits.close("killed", BAR_S)
+    await trading.until_flat()
+    assert broker.units == 0 == trading.account.holding.units
+    assert broker.posts.count("PUT close") == (1 if forged.executed else 4)
+    assert broker.posts.count("POST orders") == 1
+    assert len(broker.fills()) == 2
+    assert len({intent.intent_id for intent in trading.sent}) == len(trading.sent), (
+        "each under an id of its own"
+    )
+    assert trading.account.memory.exit == ""
+    assert trading.exits.detail == ""
+
+
+async def test_closes_go_on_while_nothing_can_be_read_and_when_the_broker_comes_back(
+    broker: Broker, trading: Trading
+) -> None:
+    await trading.enter()
+    broker.faulty(read_error_probability=1.0)
+    broker.answers = [Forged.TIMED_OUT_UNEXECUTED] * 2
+    assert not await trading.exits.close("killed", BAR_S)
+    closing = asyncio.create_task(trading.until_flat())
+    await until(lambda: broker.units == 0)
+    await asyncio.sleep(0.1)
+    assert not closing.done(), "the broker has not shown it yet"
+    broker.faulty()
+    await closing
+    assert trading.account.holding.side is Side.FLAT
+
+
+async def test_pauses_between_closes_double_up_to_their_limit(
+    broker: Broker, client: OandaClient, ledger: Ledger
+) -> None:
+    trading = Trading(client, ledger, flatten_retry_seconds=0.1, flatten_retry_max_seconds=0.4)
+    await trading.account.reconcile()
+    await trading.enter()
+    broker.answers = [Forged.TOO_MANY] * 5
+    loop, times = asyncio.get_running_loop(), []
+    closing = asyncio.create_task(trading.until_flat())
+    await trading.exits.close("killed", BAR_S)
+    while len(broker.posts) < 6:
+        before = len(broker.posts)
+        await until(lambda before=before: len(broker.posts) > before)  # type: ignore[misc]
+        times.append(loop.time())
+    await closing
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    for gap, least in zip(gaps, (0.2, 0.4, 0.4, 0.4), strict=False):
+        assert gap >= least * 0.9
+
+
+async def test_a_close_that_does_not_work_is_a_condition_until_it_does(
+    broker: Broker, trading: Trading
+) -> None:
+    await trading.enter()
+    assert not trading.exits.failing
+    broker.answers = [Forged.REJECTED]
+    await trading.exits.close("killed", BAR_S)
+    assert trading.exits.failing
+    assert "INTERNAL_SERVER_ERROR" in trading.exits.detail
+    await trading.until_flat()
+    assert not trading.exits.failing
+
+
+async def test_a_position_that_a_stop_or_a_person_closed_is_not_closed_again(
+    broker: Broker, client: OandaClient, trading: Trading
+) -> None:
+    await trading.enter()
+    await client.close_position("GBP_JPY", long=True)
+    assert await trading.exits.close("killed", BAR_S), "the reject says that nothing is held"
+    assert broker.posts.count("PUT close") == 2
+    assert trading.account.memory.risk.rejects == 0, "such a reject is no fault of the order"
+
+
+async def test_an_exit_outlives_a_restart_and_ends_with_its_trade(
+    broker: Broker, client: OandaClient, trading: Trading, ledger: Ledger
+) -> None:
+    await trading.enter()
+    broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
+    assert not await trading.exits.close("held_long: 360 bars", BAR_S)
+    again = Trading(client, ledger)
+    assert again.exits.wanted("") == "held_long: 360 bars"
+    await again.account.reconcile()
+    await again.until_flat()
+    assert broker.units == 0
+    assert ledger.memory().exit == ""  # type: ignore[union-attr]
+    entered = await again.enter(Action.SELL, BAR_S + 60)
+    assert entered.state is IntentState.FILLED
+    assert again.exits.wanted("") == "", "the next trade is not closed for it"
+
+
+async def test_a_market_known_to_be_closed_is_waited_for_and_a_silent_stream_is_not(
+    broker: Broker, client: OandaClient, trading: Trading
+) -> None:
+    await trading.enter()
+    (quote,) = await client.prices("GBP_JPY")
+    trading.now = time.monotonic()
+    trading.market.on_item(replace(quote, tradeable=False))
+    await trading.exits.close_when_due("killed")
+    assert "PUT close" not in broker.posts
+    assert "market is closed" in trading.exits.detail
+    trading.market.heard -= 60.0
+    await trading.exits.close_when_due("killed")
+    assert broker.units == 0
+
+
+# -- entries -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forged", [forged for forged in Forged if forged.executed])
+async def test_an_entry_that_was_executed_is_never_called_anything_else(
+    broker: Broker, trading: Trading, forged: Forged
+) -> None:
+    broker.answers = [forged]
+    assert (await trading.enter()).state is IntentState.FILLED
+    assert broker.posts == ["POST orders"]
+    assert trading.account.holding.units == 1
+    assert trading.account.memory.risk.rejects == 0
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Forged.TIMED_OUT_UNEXECUTED,
+        Forged.WITHOUT_FILL_UNEXECUTED,
+        Forged.BROKEN_OFF_UNEXECUTED,
+        Forged.NOT_JSON_UNEXECUTED,
+    ],
+)
+async def test_an_entry_without_a_trace_is_settled_once_the_account_stood_still_for_the_look_up_time(
+    broker: Broker, trading: Trading, ledger: Ledger, forged: Forged
+) -> None:
+    broker.answers = [forged]
+    lost = await trading.enter()
+    assert lost.state is IntentState.SENDING
+    await trading.sync_at(0.29)
+    assert trading.account.num_unknown() == 1, "not before its time"
+    await trading.sync_at(0.02)
+    assert ledger.intent(lost.intent_id).state is IntentState.NOT_EXECUTED  # type: ignore[union-attr]
+    assert trading.account.num_unknown() == 0
+    assert trading.account.memory.risk.rejects == 0, "it says nothing about the order"
+    assert broker.posts == ["POST orders"], "an entry is never sent again"
+
+
+async def test_an_account_that_moves_starts_the_look_up_time_anew(broker: Broker, trading: Trading) -> None:
+    broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
+    await trading.enter()
+    for _ in range(3):
+        broker.venue.market_order(_another())
+        broker.venue.close_position(long=True, units=None, extensions=None)
+        await trading.sync_at(0.2)
+        assert trading.account.num_unknown() == 1
+    await trading.sync_at(0.29)
+    assert trading.account.num_unknown() == 1
+    await trading.sync_at(0.02)
+    assert trading.account.num_unknown() == 0
+
+
+async def test_an_order_that_the_broker_knows_is_not_settled_although_its_transactions_are_hidden(
+    broker: Broker, trading: Trading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that lags shows an old last transaction; the look-up by client id is the second opinion."""
+    broker.answers = [Forged.TIMED_OUT_EXECUTED]
+    since = trading.client.transactions_since
+
+    async def lagging(_transaction_id: int) -> tuple[Transaction, ...]:
+        return ()
+
+    monkeypatch.setattr(trading.client, "transactions_since", lagging)
+    lost = await trading.enter()
+    await trading.sync_at(60.0)
+    assert trading.account.num_unknown() == 1
+    monkeypatch.setattr(trading.client, "transactions_since", since)
+    await trading.account.sync(None)
+    assert trading.account.holding.units == 1
+    assert trading.ledger.intent(lost.intent_id).state is IntentState.FILLED  # type: ignore[union-attr]
+
+
+async def test_a_fill_that_comes_after_an_order_was_settled_corrects_the_ledger(
+    broker: Broker, trading: Trading, ledger: Ledger
+) -> None:
+    """The broker executes what it answered 504 to only after the look-up time."""
+    broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
+    lost = await trading.enter()
+    await trading.sync_at(1.0)
+    assert trading.account.num_unknown() == 0
+    broker.venue.market_order(_another(lost.intent_id))
+    await trading.account.sync(None)
+    kept = ledger.intent(lost.intent_id)
+    assert kept is not None
+    assert kept.state is IntentState.FILLED
+    assert kept.detail.endswith("after not_executed")
+    assert trading.account.holding.units == 1
+    await trading.account.sync(None)
+    alerts = [row.message for row in ledger.untold("streams", count=99)]
+    assert [a.name for a in alerts if isinstance(a, AlertRaised)] == ["order_filled_late"], "told once"
+
+
+async def test_an_unknown_entry_keeps_the_account_from_being_called_flat(
+    broker: Broker, trading: Trading
+) -> None:
+    assert await trading.account.shown_flat()
+    broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
+    await trading.enter()
+    assert not await trading.account.shown_flat(), "it may still be executed"
+    trading.now += 1.0
+    assert await trading.account.shown_flat()
+
+
+def _another(client_id: str | None = None) -> MarketOrderFields:
+    extensions = ClientExtensions(id=client_id) if client_id else None
+    return MarketOrderFields(instrument="GBP_JPY", units=Decimal(1), client_extensions=extensions)

@@ -1,0 +1,248 @@
+"""The kill switch from end to end: the trader, its kill file, `kill`, and every part dead in its turn."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from cli.kill import kill
+from services.trader.kill_switch import KillSwitch
+from shared.adapters.bus import Bus
+from shared.environment.action import Action
+from shared.errors import ServiceError
+from shared.messages.schemas import ControlIssued
+from shared.messages.streams import CONTROL
+from shared.runtime.redis_server import RedisServer, free_port
+from tests.services.trader.parts import (
+    BARS,
+    FIRST_BAR,
+    Broker,
+    Forged,
+    Oracle,
+    running_broker,
+    running_oracle,
+    running_trader,
+    trader_settings,
+    until,
+)
+
+ENTRY_BAR = FIRST_BAR + 1
+
+
+@pytest_asyncio.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A replay that stands still once the entry was made: what closes then does not wait for a bar."""
+    async with running_broker(tmp_path, stop=FIRST_BAR + 50) as running:
+        acknowledge = running.venue.acknowledge
+
+        def until_entry(time_s: int) -> None:
+            if time_s < BARS.time_s[ENTRY_BAR]:
+                acknowledge(time_s)
+
+        running.venue.acknowledge = until_entry  # type: ignore[method-assign]
+        yield running
+
+
+@pytest_asyncio.fixture
+async def oracle() -> AsyncIterator[Oracle]:
+    """Wants to enter at every bar from the first one on that the broker lets pass."""
+    async with running_oracle(dict.fromkeys(range(ENTRY_BAR, FIRST_BAR + 50), Action.BUY)) as running:
+        yield running
+
+
+@pytest.fixture
+def kill_it(
+    tmp_path: Path,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> "Kill":
+    monkeypatch.setenv("MM_HOME", str(tmp_path))
+    monkeypatch.setenv("MM_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("OANDA_TOKEN", "paper")
+    return Kill(capsys)
+
+
+class Kill:
+    """`micro-muzero kill`, in a thread of its own."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    async def __call__(self, *, seconds: float = 20.0, at_broker: bool = False, resume: bool = False) -> str:
+        """What it printed."""
+        self._capsys.readouterr()
+        await asyncio.to_thread(kill, reason="test", timeout=seconds, at_broker=at_broker, resume=resume)
+        return self._capsys.readouterr().out
+
+
+async def control(bus: Bus, state: str) -> None:
+    order = ControlIssued.model_validate({"target": "trader", "state": state, "by": "test"})
+    await bus.announce(CONTROL, order, name="trader")
+
+
+def status(home: Path) -> dict[str, object]:
+    return dict(json.loads((home / "trader" / "state.json").read_text()))
+
+
+async def test_a_kill_through_redis_outlives_closes_that_are_not_answered(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
+) -> None:
+    """No bar closes: a close has to be repeated for the bar that the first one was sent for."""
+    settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+    async with running_trader(settings) as trader:
+        await until(lambda: trader.detail.get("side") == 1)
+        broker.answers = [Forged.TIMED_OUT_UNEXECUTED, Forged.BROKEN_OFF_UNEXECUTED, Forged.HALTED]
+        await control(bus, "killed")
+        await until(lambda: broker.units == 0)
+        await until(lambda: status(tmp_path)["flat_at"] is not None)
+        assert not trader.task.done()
+        assert status(tmp_path)["units"] == 0
+        last = broker.venue.exchange.account.last_id
+        await until(lambda: trader.detail["flat_at"] == last == status(tmp_path)["flat_at"])
+    assert broker.posts == ["POST orders", *["PUT close"] * 4]
+
+
+async def test_kill_confirms_what_the_trader_confirms_and_resume_lifts_it(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle, kill_it: Kill
+) -> None:
+    async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
+        await until(lambda: trader.detail.get("side") == 1)
+        said = await kill_it()
+        assert broker.units == 0
+        transaction = broker.venue.exchange.account.last_id
+        assert f"confirmed: flat at transaction {transaction} (trader" in said
+        assert said.index("sent: ") < said.index("confirmed: ")
+        newest = await bus.newest(CONTROL, name="trader")
+        assert newest is not None
+        assert newest.state == "killed"
+        assert trader.detail["control"] == "killed"
+        assert "lifted" in await kill_it(resume=True)
+        await until(lambda: trader.detail["control"] == "running")
+
+
+async def test_kill_with_redis_dead_and_a_look_up_under_way(
+    tmp_path: Path, broker: Broker, oracle: Oracle, kill_it: Kill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is executed and answered 504, and nothing can be read while the trader looks for it."""
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    monkeypatch.setenv("MM_REDIS_URL", server.url)
+    try:
+        settings = trader_settings(server.url, tmp_path, broker, oracle, look_up_seconds=600.0)
+        async with running_trader(settings) as trader:
+            await until(lambda: trader.detail.get("state") == "active")
+            broker.answers = [Forged.TIMED_OUT_EXECUTED]
+            await until(lambda: len(broker.posts) == 1)
+            server.stop(kill=True)
+            said = await kill_it()
+            assert "Redis does not answer" in said
+            assert "confirmed: flat at transaction" in said
+            assert broker.units == 0
+            assert not trader.task.done()
+    finally:
+        server.stop()
+
+
+async def test_a_killed_trader_that_crashes_is_done_without(
+    redis_server: RedisServer, bus: Bus, tmp_path: Path, broker: Broker, oracle: Oracle, kill_it: Kill
+) -> None:
+    """SIGKILL between the unanswered close and the next one; `kill` then closes at the broker itself."""
+    async with trader_process(
+        redis_server.url, tmp_path, broker, oracle, MM_TRADER__FLATTEN_RETRY_SECONDS="9"
+    ) as trader:
+        await until(lambda: broker.units == 1, seconds=60)
+        broker.answers = [Forged.TIMED_OUT_UNEXECUTED] * 2
+        KillSwitch(tmp_path / "trader").engage("test")
+        await until(lambda: "PUT close" in broker.posts)
+        trader.send_signal(signal.SIGKILL)
+        await trader.wait()
+    assert broker.units == 1
+    said = await kill_it(seconds=1.0)
+    assert "closing at the broker" in said
+    assert f"flat at transaction {broker.venue.exchange.account.last_id}, account" in said
+    assert broker.units == 0
+
+
+async def test_a_killed_trader_that_restarts_without_redis_closes_without_the_lease(
+    tmp_path: Path, redis_server: RedisServer, bus: Bus, broker: Broker, oracle: Oracle, kill_it: Kill
+) -> None:
+    """The kill came through Redis and is in the ledger only; then trader and Redis die."""
+    settings = trader_settings(redis_server.url, tmp_path, broker, oracle, flatten_retry_seconds=5.0)
+    async with running_trader(settings) as trader:
+        await until(lambda: trader.detail.get("side") == 1)
+        broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
+        await control(bus, "killed")
+        await until(lambda: "PUT close" in broker.posts)
+    assert broker.units == 1
+    nowhere = trader_settings(f"redis://127.0.0.1:{free_port()}", tmp_path, broker, oracle)
+    async with running_trader(nowhere) as trader:
+        await until(lambda: broker.units == 0)
+        assert trader.detail["state"] == "standby"
+        said = await kill_it()
+        assert f"confirmed: flat at transaction {broker.venue.exchange.account.last_id} (trader" in said
+    async with running_trader(settings) as trader:
+        await until(lambda: trader.detail.get("control") == "killed")
+        await until(lambda: trader.detail.get("flat_at") is not None)
+        assert trader.detail["side"] == 0
+    assert broker.posts.count("POST orders") == 1, "no entry while it is killed"
+
+
+async def test_a_kill_that_nothing_can_carry_out_says_so(
+    tmp_path: Path, kill_it: Kill, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
+) -> None:
+    with pytest.raises(ServiceError, match="set MM_HOME"):
+        await kill_it(seconds=0.5)
+    (tmp_path / "trader").mkdir()
+    monkeypatch.setenv("MM_TRADER__BROKER_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MM_TRADER__INSTRUMENT", "GBP_JPY")
+    with pytest.raises(ServiceError, match=r"may still be open.*ConnectError"):
+        await kill_it(seconds=0.5)
+    assert KillSwitch(tmp_path / "trader").order() is not None, "it holds when the trader starts"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"kill_id": 3}'])
+def test_a_kill_file_of_any_content_holds_until_it_is_lifted(tmp_path: Path, content: bytes) -> None:
+    switch = KillSwitch(tmp_path)
+    assert switch.order() is None
+    switch.path.write_bytes(content)
+    assert switch.order() is not None
+    assert switch.lift()
+    assert switch.order() is None
+    assert not switch.lift()
+
+
+@asynccontextmanager
+async def trader_process(
+    redis_url: str, home: Path, broker: Broker, oracle: Oracle, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A trader that can be killed."""
+    variables = {
+        "MM_REDIS_URL": redis_url,
+        "MM_HOME": str(home),
+        "MM_TRADER__BROKER_URL": broker.url,
+        "MM_TRADER__INFERENCE_URL": oracle.url,
+        "MM_TRADER__INFERENCE_DEADLINE_MS": "5000",
+        "MM_TRADER__FLATTEN_RETRY_MAX_SECONDS": "9",
+        **environment,
+    }
+    with (home / "trader.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.trader"),
+            env={**os.environ, "PYTHONPATH": str(Path.cwd()), **variables},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
