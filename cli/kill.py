@@ -6,6 +6,7 @@ trader that does not give it in time is done without, and the position is closed
 """
 
 import asyncio
+import getpass
 import itertools
 import os
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
 
 import typer
 
@@ -31,6 +33,7 @@ from shared.messages.streams import CONTROL
 from shared.runtime.settings import load
 
 REDIS_SECONDS = 3.0
+REDIS_PORT = 6379
 _POLL_SECONDS = 0.2
 
 #: The broker is asked at least so often whether the account is flat, however short the time.
@@ -108,7 +111,7 @@ class _Target:
 def _send(target: _Target, reason: str) -> KillOrder | None:
     """Order the kill by every way there is; at least one must work unless the broker is asked directly."""
     try:
-        order = target.switch.engage(f"{os.environ.get('USER', 'unknown')} with `kill`", reason)
+        order = target.switch.engage(f"{_user()} with `kill`", reason)
         _print(f"sent: {target.switch.path}")
     except OSError as refused:
         order = None
@@ -133,6 +136,8 @@ def _resume(target: _Target, reason: str) -> None:
 async def _tell_redis(url: str, state: str, reason: str) -> str | None:
     """Announce what the trader may do; why that was not possible, or None."""
     order = ControlIssued.model_validate({"target": "trader", "state": state, "by": "kill", "reason": reason})
+    if refused := await _refusal(url):
+        return refused
     bus = Bus(url)
     try:
         async with asyncio.timeout(REDIS_SECONDS):
@@ -142,6 +147,20 @@ async def _tell_redis(url: str, state: str, reason: str) -> str | None:
     finally:
         await bus.close()
     return None
+
+
+async def _refusal(url: str) -> str:
+    """Why Redis cannot be connected to, or an empty text; a bus would go on trying."""
+    where = urlsplit(url)
+    if not where.hostname:
+        return ""
+    try:
+        async with asyncio.timeout(REDIS_SECONDS):
+            _, writer = await asyncio.open_connection(where.hostname, where.port or REDIS_PORT)
+    except (OSError, TimeoutError) as failed:
+        return str(failed) or f"no connection within {REDIS_SECONDS:.0f} s"
+    writer.close()
+    return ""
 
 
 def _confirmation(target: _Target, order: KillOrder | None, seconds: float) -> TraderStatus | None:
@@ -217,6 +236,13 @@ async def _close(target: _Target, seconds: float) -> tuple[int, str]:
         f"the position may still be open, the broker at {url} did not close it: {detail}. A trader that "
         f"runs goes on trying{page}"
     )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"user {os.getuid()}"
 
 
 async def _only_account(client: OandaClient) -> str:
