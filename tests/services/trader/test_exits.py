@@ -221,6 +221,15 @@ async def test_an_entry_that_was_executed_is_never_called_anything_else(
     assert trading.account.memory.risk.rejects == 0
 
 
+async def test_an_entry_that_was_never_looked_at_is_not_sent_and_no_reject(
+    broker: Broker, trading: Trading
+) -> None:
+    broker.forged = [Forged.TOO_MANY]
+    assert (await trading.enter()).state is IntentState.NOT_SENT
+    assert trading.account.num_unknown() == 0
+    assert trading.account.memory.risk.rejects == 0
+
+
 @pytest.mark.parametrize(
     "forged",
     [
