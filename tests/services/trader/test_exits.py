@@ -65,10 +65,11 @@ class Trading:
         self.config = TraderConfig(**quick)  # type: ignore[arg-type]
         self.client, self.ledger = client, ledger
         self.now = time.monotonic()  # stands still unless a test moves it
+        instrument = Instrument.named("GBP_JPY")
         self.account = Account(
-            client, ledger, self.config, Mode.PAPER, asyncio.Event(), monotonic=lambda: self.now
+            client, ledger, self.config, instrument, Mode.PAPER, asyncio.Event(), monotonic=lambda: self.now
         )
-        self.market = Market(Instrument.named("GBP_JPY"), lambda: self.now, None, max_jump_percent=100.0)
+        self.market = Market(instrument, lambda: self.now, None, max_jump_percent=100.0)
         self.sent: list[Intent] = []
         self.exits = Exits(self.account, self.market, self.config, GuardConfig(), settled=self.sent.append)
 
