@@ -137,6 +137,11 @@ class Exits:
             )
 
     @property
+    def closing(self) -> bool:
+        """A close is on its way, or being looked up."""
+        return self._one_at_a_time.locked()
+
+    @property
     def failing(self) -> bool:
         """A close has not worked, and something is still held."""
         return self._failures > 0 and self._account.reconciled and self._account.holding.side is not Side.FLAT

@@ -360,8 +360,7 @@ class TraderService:
             return decision is not None and decision.action is Action.HOLD
         if permission.action is Action.CLOSE:
             reason = permission.reason or "the agent decided to close"
-            with self._watching.ordering():
-                closed = await self._exits.close(reason, bar_time_s, decided=True)
+            closed = await self._exits.close(reason, bar_time_s, decided=True)
             await self._history.follow(self._account.holding.trade)
             return closed
         return await self._enter(permission.action, bar_time_s)

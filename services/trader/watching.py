@@ -119,7 +119,7 @@ class Watching:
             killed_by=self._control.killed_by,
             has_lease=self._lease.token is not None,
             # An order that is on its way is looked up before its outcome counts as unknown.
-            unknown_orders=max(0, self._account.num_unknown() - self._num_on_their_way),
+            unknown_orders=max(0, self._account.num_unknown() - self._num_on_their_way - self._exits.closing),
             foreign_position=memory.holding.foreign(self._config.units),
             outbox_full=self._ledger.num_untold() >= self._config.outbox_rows,
             version_live=stage == "live" if self._mode is Mode.LIVE else None,
