@@ -147,7 +147,12 @@ def mark_to_market(walked: Walk, bars: BarSeries) -> Marked:
 
 
 def evaluate(
-    walked: Walk, bars: BarSeries, config: MetricsConfig, *, others: Float64 | None = None
+    walked: Walk,
+    bars: BarSeries,
+    config: MetricsConfig,
+    *,
+    others: Float64 | None = None,
+    num_more: int = 0,
 ) -> Evaluation:
     """Judge what was done in a walk.
 
@@ -156,12 +161,15 @@ def evaluate(
         bars: of the data set.
         config: runs, seeds, account, tolerances.
         others: `[D, V]` daily profit of the versions tried before, NaN on days without one.
+        num_more: versions tried before these.
     """
     trades = walked.trades.columns
     marked = mark_to_market(walked, bars)
     exit_days = marked.day_of_bar[trades.exit_bar - walked.starts[0]]
     return Evaluation(
-        summary=summarise(trades.pips, marked.equity_pips, marked.daily_pips, config, others=others),
+        summary=summarise(
+            trades.pips, marked.equity_pips, marked.daily_pips, config, others=others, num_more=num_more
+        ),
         activity=activity(
             walked.action_counts, int(trades.bars_held.sum()), len(walked.trades), len(marked.days)
         ),

@@ -54,15 +54,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class History:
-    """Versions judged before on any of the same days."""
+    """Versions tried before on any of the same days, of whatever run and data set."""
 
-    versions: tuple[int, ...]
     daily_pips: Float64  # [D, V]; NaN on days on which a version was not judged
+    num_older: int  # versions tried before these
 
     @classmethod
     def none(cls, num_days: int) -> "History":
         """Nothing was judged before."""
-        return cls((), np.zeros((num_days, 0)))
+        return cls(np.zeros((num_days, 0)), 0)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def compose(
         seconds: that the walk took.
         created_at: now, in UTC.
     """
-    evaluation = evaluate(walked, bars, metrics, others=history.daily_pips)
+    evaluation = evaluate(walked, bars, metrics, others=history.daily_pips, num_more=history.num_older)
     summary = evaluation.summary
     compared = tuple(
         _compare(baseline, bars, evaluation.daily_pips, metrics.annual_min_days) for baseline in baselines

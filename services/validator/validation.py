@@ -16,7 +16,7 @@ from services.validator.evaluate import (
 from services.validator.gate import GateConfig, Incumbent
 from services.validator.report import History, Purpose, Subject, ValidationReport, compose
 from shared.adapters.dataset import Dataset
-from shared.adapters.validations import Ground, ValidationRow, ValidationStore
+from shared.adapters.validations import Candidate, Ground, ValidationRow, ValidationStore
 from shared.agent.agent import Agent
 from shared.agent.rollout import MarketView
 from shared.environment.environment import EnvironmentConfig, Prices
@@ -121,7 +121,7 @@ class Validator:
         Args:
             agent: the version.
             provenance: for what it is judged, and what it is.
-            records: versions judged before; None judges this one alone.
+            records: of everything tried before; None judges this version alone.
             best: the version that the `best` pointer names; it is to be beaten if it was judged on
                 the same ground, and if it is another one.
             progress: told after every step; what it raises ends the validation.
@@ -155,18 +155,21 @@ class Validator:
             num_sessions_in_split=self._num_sessions_in_split,
             metrics=standards.metrics,
             gate=standards.gate,
-            history=self._history(walked, agent.version, records),
+            history=self._history(
+                walked,
+                Candidate(self.ground, bars.instrument.name, agent.version, provenance.weights_sha256),
+                records,
+            ),
             incumbent=self._incumbent(agent.version, best, records),
             seconds=time.perf_counter() - started,
             created_at=now(),
         )
 
-    def _history(self, walked: Walk, version: int, records: ValidationStore | None) -> History:
+    def _history(self, walked: Walk, candidate: Candidate, records: ValidationStore | None) -> History:
         days = mark_to_market(walked, self._dataset.bars).days
         if records is None:
             return History.none(len(days))
-        versions, pips = records.history(self.ground, days, leave_out=version)
-        return History(versions, pips)
+        return History(*records.history(candidate, days))
 
     def _incumbent(self, version: int, best: int | None, records: ValidationStore | None) -> Incumbent | None:
         if records is None or best is None or best == version:
@@ -208,6 +211,8 @@ def row_of(report: ValidationReport, report_sha256: str) -> ValidationRow:
         passed_gates=",".join(report.passed_gates),
         seconds=report.seconds,
         report_sha256=report_sha256,
+        instrument=report.instrument,
+        weights_sha256=report.weights_sha256,
     )
 
 

@@ -1,10 +1,10 @@
 """What the validator has judged: one DuckDB file, written by the validator alone.
 
 `validations` has a row per version, data set and split, with the SHA-256 of its report; `standing` the
-settings by which the service judges; `validation_days` the daily profits from which later versions are
-deflated; `skipped` the versions that could not be judged, and why; `untold` the announcements of
-judgements that may not have been made yet. The file is open only while it is read or written, since
-DuckDB keeps other processes out meanwhile; each waits for the other.
+settings by which the service judges; `trials` the daily profits of everything that was ever tried, by
+which later versions are deflated; `skipped` the versions that could not be judged, and why; `untold` the
+announcements of judgements that may not have been made yet. The file is open only while it is read or
+written, since DuckDB keeps other processes out meanwhile; each waits for the other.
 """
 
 import contextlib
@@ -30,15 +30,18 @@ CREATE TABLE IF NOT EXISTS validations (
     num_trades BIGINT, net_pips DOUBLE, expectancy_pips DOUBLE, win_rate DOUBLE, profit_factor DOUBLE,
     sqn DOUBLE, sqn100 DOUBLE, sharpe DOUBLE, sortino DOUBLE, max_drawdown_pips DOUBLE,
     max_drawdown DOUBLE, safe_f DOUBLE, car25_percent DOUBLE, deflated_sharpe DOUBLE, overfitting DOUBLE,
-    passed_gates VARCHAR, seconds DOUBLE, report_sha256 VARCHAR, PRIMARY KEY (dataset, split, version)
+    passed_gates VARCHAR, seconds DOUBLE, report_sha256 VARCHAR, instrument VARCHAR, weights_sha256 VARCHAR,
+    PRIMARY KEY (dataset, split, version)
 );
 ALTER TABLE validations ADD COLUMN IF NOT EXISTS report_sha256 VARCHAR;
+ALTER TABLE validations ADD COLUMN IF NOT EXISTS instrument VARCHAR;
+ALTER TABLE validations ADD COLUMN IF NOT EXISTS weights_sha256 VARCHAR;
 CREATE TABLE IF NOT EXISTS standing (
     dataset VARCHAR, split VARCHAR, standards VARCHAR, PRIMARY KEY (dataset, split)
 );
-CREATE TABLE IF NOT EXISTS validation_days (
-    version BIGINT, dataset VARCHAR, split VARCHAR, day BIGINT, pips DOUBLE,
-    PRIMARY KEY (dataset, split, version, day)
+CREATE TABLE IF NOT EXISTS trials (
+    instrument VARCHAR, split VARCHAR, dataset VARCHAR, version BIGINT, weights_sha256 VARCHAR,
+    judged_at VARCHAR, days BIGINT[], pips DOUBLE[]
 );
 CREATE TABLE IF NOT EXISTS skipped (
     version BIGINT, dataset VARCHAR, split VARCHAR, reason VARCHAR, PRIMARY KEY (dataset, split, version)
@@ -48,6 +51,29 @@ CREATE TABLE IF NOT EXISTS untold (
     PRIMARY KEY (dataset, split, version)
 );
 """
+
+#: The table in which earlier releases kept the daily profits of the last judgement of each version. They
+#: wrote down neither instrument nor weights, which stay NULL.
+_EARLIER_DAYS = "validation_days"
+
+_MOVE_EARLIER_DAYS = """
+BEGIN;
+INSERT INTO trials
+    SELECT NULL, split, dataset, version, NULL, coalesce(any_value(created_at), ''),
+           list(day ORDER BY day), list(pips ORDER BY day)
+    FROM validation_days LEFT JOIN validations USING (dataset, split, version)
+    GROUP BY dataset, split, version;
+DROP TABLE validation_days;
+COMMIT;
+"""
+
+#: The row of a version as a trial: of the same weights, or judged by an earlier release on this ground.
+_SAME_TRIAL = """split = $split AND (
+    weights_sha256 = $weights OR (weights_sha256 IS NULL AND dataset = $dataset AND version = $version)
+)"""
+
+#: So many trials are compared day by day, the last judged; those before them are only counted.
+MAX_TRIALS = 2_000
 
 #: The database's name in the folder of the reports.
 DATABASE = "validations.duckdb"
@@ -62,6 +88,16 @@ class Ground:
 
     dataset: str  # fingerprint
     split: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that is judged: what tells it from every other that was tried."""
+
+    ground: Ground
+    instrument: str
+    version: int
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -91,6 +127,8 @@ class ValidationRow:
     passed_gates: str  # separated by commas
     seconds: float
     report_sha256: str
+    instrument: str
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -110,17 +148,38 @@ class ValidationStore:
     def record(
         self, row: ValidationRow, days: Int64, daily_pips: Float64, announcement: ValidationReported
     ) -> None:
-        """Write one judgement, untold; an earlier one of the same version on the same ground is replaced."""
+        """Write one judgement, untold; an earlier one of the same version on the same ground is replaced.
+
+        As a trial it replaces only one of the same weights on the same ground: a version of another run
+        or data set was tried, whatever its number.
+        """
         key = [row.version, row.dataset, row.split]
-        columns = ", ".join("?" for _ in fields(row))
+        columns = ", ".join(item.name for item in fields(row))
+        values = ", ".join("?" for _ in fields(row))
+        trial = {
+            "split": row.split,
+            "dataset": row.dataset,
+            "version": row.version,
+            "weights": row.weights_sha256,
+        }
         with self._open(write=True) as connection:
             connection.begin()
-            connection.execute(f"INSERT OR REPLACE INTO validations VALUES ({columns})", astuple(row))  # noqa: S608 - question marks
             connection.execute(
-                "DELETE FROM validation_days WHERE version = ? AND dataset = ? AND split = ?", key
+                f"INSERT OR REPLACE INTO validations ({columns}) VALUES ({values})",  # noqa: S608 - our own names
+                astuple(row),
             )
-            connection.register("arrays", {"day": days, "pips": daily_pips})
-            connection.execute("INSERT INTO validation_days SELECT ?, ?, ?, day, pips FROM arrays", key)
+            connection.execute(f"DELETE FROM trials WHERE {_SAME_TRIAL} AND dataset = $dataset", trial)  # noqa: S608 - a constant
+            connection.execute(
+                """INSERT INTO trials
+                   VALUES ($instrument, $split, $dataset, $version, $weights, $at, $days, $pips)""",
+                {
+                    **trial,
+                    "instrument": row.instrument,
+                    "at": row.created_at,
+                    "days": days.tolist(),
+                    "pips": daily_pips.tolist(),
+                },
+            )
             connection.execute("DELETE FROM skipped WHERE version = ? AND dataset = ? AND split = ?", key)
             connection.execute(
                 "INSERT OR REPLACE INTO untold VALUES (?, ?, ?, ?)", [*key, announcement.model_dump_json()]
@@ -217,25 +276,43 @@ class ValidationStore:
         )
         return bool(rows), rows[0][0] if rows else None
 
-    def history(self, ground: Ground, days: Int64, *, leave_out: int) -> tuple[tuple[int, ...], Float64]:
-        """Daily profits of every other version judged on exactly these days.
+    def history(self, candidate: Candidate, days: Int64) -> tuple[Float64, int]:
+        """What was tried before on a candidate's instrument and split, on any of these days.
+
+        Whatever the data set, the run and the number of sessions: a version tried on the same market is
+        a trial. Of the same weights only other ones are. A trial of an earlier release, which did not
+        write down the instrument, counts as one on this instrument.
 
         Args:
-            ground: bars and split.
+            candidate: that is judged.
             days: `[D]` trading days, ascending.
-            leave_out: the version that is being judged.
         Returns:
-            V versions, ascending, and `[D, V]` pips.
+            `[D, V]` pips of the last `MAX_TRIALS` trials, in the order of their judgement, NaN on days on
+            which one was not judged; and how many trials there were before these.
         """
-        rows = self._rows(
-            """SELECT version, list(day ORDER BY day), list(pips ORDER BY day) FROM validation_days
-               WHERE dataset = ? AND split = ? AND version <> ? GROUP BY version ORDER BY version""",
-            ground,
-            leave_out,
-        )
-        same = [(version, pips) for version, on_days, pips in rows if on_days == days.tolist()]
-        matrix = np.array([pips for _, pips in same], np.float64).reshape(len(same), len(days)).T
-        return tuple(version for version, _ in same), matrix
+        if not self.path.exists():
+            return np.zeros((len(days), 0)), 0
+        with self._open(write=True) as connection:  # which moves what an earlier release kept
+            found = connection.execute(
+                f"""SELECT days, pips, count(*) OVER () FROM trials
+                    WHERE (instrument = $instrument OR instrument IS NULL) AND split = $split
+                    AND list_has_any(days, $days) AND NOT coalesce(({_SAME_TRIAL}), false)
+                    ORDER BY judged_at DESC, version DESC, dataset, weights_sha256 LIMIT $limit""",  # noqa: S608 - a constant
+                {
+                    "instrument": candidate.instrument,
+                    "split": candidate.ground.split,
+                    "dataset": candidate.ground.dataset,
+                    "version": candidate.version,
+                    "weights": candidate.weights_sha256,
+                    "days": days.tolist(),
+                    "limit": MAX_TRIALS,
+                },
+            ).fetchall()
+        pips = np.full((len(days), len(found)), np.nan)
+        for column, (on_days, of_days, _) in enumerate(reversed(found)):
+            _, here, there = np.intersect1d(days, on_days, assume_unique=True, return_indices=True)
+            pips[here, column] = np.array(of_days)[there]
+        return pips, (found[0][2] if found else 0) - len(found)
 
     def _rows(self, query: str, ground: Ground, *more: object) -> list[tuple[Any, ...]]:
         if not self.path.exists():
@@ -251,6 +328,10 @@ class ValidationStore:
             with self._connect(write=write) as connection:
                 if write:
                     connection.execute(_SCHEMA)
+                    if connection.execute(
+                        "SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [_EARLIER_DAYS]
+                    ).fetchall():
+                        connection.execute(_MOVE_EARLIER_DAYS)
                 yield connection
         except (duckdb.Error, OSError) as broken:
             raise DataError(f"{self.path}: {broken}") from broken

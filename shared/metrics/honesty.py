@@ -133,7 +133,7 @@ def could_be_chosen(daily_pips: Float64) -> Bool:
     return counted
 
 
-def count_trials(daily_pips: Float64, others: Float64) -> Trials:
+def count_trials(daily_pips: Float64, others: Float64, num_more: int = 0) -> Trials:
     """The trials that a version was chosen among, itself always counted.
 
     The effective number is 1 + (1 - ρ)(M - 1), ρ the mean correlation of the M counted versions' daily
@@ -142,6 +142,7 @@ def count_trials(daily_pips: Float64, others: Float64) -> Trials:
     Args:
         daily_pips: `[D]` profit of each day of the version that is judged.
         others: `[D, V]` of every other version on these days; NaN where it was not judged.
+        num_more: versions tried besides, whose results are not at hand: each counts, as alike as the rest.
     Source: Bailey and López de Prado 2014, appendix 3.
     """
     require_shape("daily_pips", daily_pips, None)
@@ -149,18 +150,20 @@ def count_trials(daily_pips: Float64, others: Float64) -> Trials:
     judged_here = others[:, ~np.isnan(others).all(axis=0)]
     columns = np.column_stack([daily_pips, judged_here[:, could_be_chosen(judged_here)]])
     num = columns.shape[1]
+    num_tried = judged_here.shape[1] + 1 + num_more
     if num == 1:
-        return Trials(judged_here.shape[1] + 1, 1, 1.0)
+        return Trials(num_tried, 1 + num_more, 1.0 + num_more)
     judged = ~np.isnan(columns)
     centred = np.where(judged, columns - np.nanmean(columns, axis=0), 0.0)
     norms = np.sqrt((centred**2).sum(axis=0))
     unit = centred / np.where(norms > 0.0, norms, 1.0)
     together = float((unit.sum(axis=1) ** 2).sum()) - num
     correlation = min(max(together / (num * (num - 1)), 0.0), 1.0)
-    return Trials(judged_here.shape[1] + 1, num, 1.0 + (1.0 - correlation) * (num - 1))
+    counted = num + num_more
+    return Trials(num_tried, counted, 1.0 + (1.0 - correlation) * (counted - 1))
 
 
-def honesty(daily_pips: Float64, others: Float64 | None = None) -> Honesty:
+def honesty(daily_pips: Float64, others: Float64 | None = None, num_more: int = 0) -> Honesty:
     """Judge a result against the luck of the search that found it.
 
     The variance V is that of a ratio measured without an edge: the sampling variance of the version's
@@ -171,10 +174,11 @@ def honesty(daily_pips: Float64, others: Float64 | None = None) -> Honesty:
     Args:
         daily_pips: `[D]` profit of each day, days without a trade included.
         others: `[D, V]` of every other version on these days, NaN where it was not judged; None: none.
+        num_more: versions tried besides, whose results are not at hand.
     Source: Bailey and López de Prado 2014, The Deflated Sharpe Ratio.
     """
     num = len(daily_pips)
-    trials = count_trials(daily_pips, np.zeros((num, 0)) if others is None else others)
+    trials = count_trials(daily_pips, np.zeros((num, 0)) if others is None else others, num_more)
     p_value = sign_flip_p_value(daily_pips)
     adjusted = None if p_value is None else adjusted_p_value(p_value, trials.effective)
     ratio = sharpe(daily_pips, periods_per_year=1)

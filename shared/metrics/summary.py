@@ -92,6 +92,7 @@ def summarise(
     risk_pips: Float64 | None = None,
     trades_per_year: float | None = None,
     others: Float64 | None = None,
+    num_more: int = 0,
 ) -> Summary:
     """Judge a trade list.
 
@@ -105,6 +106,7 @@ def summarise(
         trades_per_year: annualises the ratios of trades without times.
         others: `[D, V]` daily profit of every other version that this one was chosen among, NaN on
             days on which it was not judged; None where nothing was chosen.
+        num_more: versions that it was chosen among besides, whose results are not at hand.
     Raises:
         DataError: a trade or a risk is not a usable number.
     """
@@ -133,7 +135,7 @@ def summarise(
             sortino=None if reason else sortino(periods, per_year),
             reason=reason,
         ),
-        honesty=honesty(np.zeros(0) if daily_pips is None else daily_pips, others),
+        honesty=honesty(np.zeros(0) if daily_pips is None else daily_pips, others, num_more),
         max_drawdown_pips=max_drawdown_pips(equity_pips),
         max_drawdown=max_drawdown(equity_pips, account),
         kelly_discrete=kelly_discrete(pips),

@@ -82,6 +82,8 @@ def row_of(ground: Ground, version: int, *, sha256: str = "ab" * 32) -> Validati
         passed_gates="paper",
         seconds=1.5,
         report_sha256=sha256,
+        instrument="EUR_USD",
+        weights_sha256=hashlib.sha256(str(version).encode()).hexdigest(),
     )
 
 

@@ -7,6 +7,7 @@ from scipy.stats import kurtosis, skew
 from shared.errors import DataError
 from shared.metrics.equity import sharpe
 from shared.metrics.honesty import (
+    Trials,
     count_trials,
     expected_best_sharpe,
     honesty,
@@ -111,6 +112,18 @@ def test_versions_judged_on_some_of_the_days_count_too() -> None:
     trials = count_trials(daily, others)
     assert (trials.num_tried, trials.num_counted) == (8, 8)
     assert trials.effective > 5.0
+
+
+def test_versions_that_are_only_counted_count_as_much_as_those_at_hand() -> None:
+    """300 independent versions, 30 of them at hand; and a version before which all are only counted."""
+    daily, others = edge(), noise(3, 300)
+    some, all_of_them = count_trials(daily, others[:, :30], 270), count_trials(daily, others)
+    assert some.num_tried == all_of_them.num_tried == 301
+    assert some.effective == pytest.approx(all_of_them.effective, rel=0.05)
+    assert count_trials(daily, others[:, :0], 300) == Trials(301, 301, 301.0)
+    assert honesty(daily, others[:, :30], 270).adjusted_p_value == pytest.approx(
+        honesty(daily, others).adjusted_p_value, rel=0.1
+    )
 
 
 def test_a_few_lucky_trades_do_not_pass() -> None:

@@ -2,7 +2,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from risk_normalization.risk_normalization import risk_normalization
 
@@ -66,6 +66,7 @@ def test_a_larger_fraction_never_has_a_smaller_drawdown(seed: int, fraction: flo
     assert (grow(curves, fraction * times)[1] >= grow(curves, fraction)[1] - 1e-12).all()
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 50), st.floats(0.02, 0.5))
 def test_safe_fraction_is_the_largest_within_the_tolerance(seed: int, tolerance: float) -> None:
     config = SizingConfig(drawdown_tolerance=tolerance, max_fraction=4.0)
