@@ -173,6 +173,11 @@ async def test_a_large_body_is_refused_before_it_is_read(service: Service) -> No
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+async def test_a_host_name_that_is_not_this_servers_is_refused(service: Service) -> None:
+    for name, status in (("evil.test", 421), ("inference", 200)):
+        assert (await service.client.get("/healthz", headers={"Host": name})).status_code == status
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.one_of(

@@ -1,0 +1,88 @@
+"""Children that end with their parent and hold a lock, as real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from shared.runtime.child import EXIT_HELD, ending_with_parent
+from shared.runtime.child import __file__ as script
+
+PARENT = """
+import subprocess, sys
+from shared.runtime.child import ending_with_parent
+child = subprocess.Popen(ending_with_parent(["sleep", "600"]))
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def name_of(pid: int) -> str:
+    """What a process runs; empty once it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if "State:\tZ" in status else status.split()[1]
+
+
+def wait_for(pid: int, name: str) -> None:
+    deadline = time.monotonic() + 20
+    while name_of(pid) != name:
+        assert time.monotonic() < deadline, f"process {pid} is still {name_of(pid)!r}, expected {name!r}"
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent ended")
+def test_a_child_ends_with_a_parent_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            wait_for(child, "sleep")
+            parent.kill()
+            wait_for(child, "")
+        finally:
+            if name_of(child):
+                os.kill(child, signal.SIGKILL)
+
+
+def test_a_program_whose_parent_ended_before_it_began_is_not_started(tmp_path: Path) -> None:
+    """The signal of the parent's end came too early to be asked for."""
+    begun = tmp_path / "begun"
+    for parent, starts in ((os.getppid(), False), (os.getpid(), True)):
+        command = [sys.executable, "-I", "-S", script, str(parent), "0", "", "touch", str(begun)]
+        assert subprocess.run(command).returncode == 0
+        assert begun.exists() is starts
+
+
+def test_one_of_two_children_holds_a_lock_and_the_other_says_so(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with subprocess.Popen(ending_with_parent(["sleep", "600"], lock=lock)) as holder:
+        wait_for(holder.pid, "sleep")
+        second = subprocess.run(ending_with_parent(["true"], lock=lock), capture_output=True, text=True)
+        holder.kill()
+    assert (second.returncode, second.stderr) == (EXIT_HELD, f"error: another process holds {lock}\n")
+    assert subprocess.run(ending_with_parent(["true"], lock=lock)).returncode == 0
+
+
+def test_a_child_has_its_niceness_and_a_missing_program_is_named() -> None:
+    nice = subprocess.run(ending_with_parent(["nice"], niceness=3), capture_output=True, text=True)
+    assert int(nice.stdout) == min(os.nice(0) + 3, 19)
+    missing = subprocess.run(ending_with_parent(["/no/such"]), capture_output=True, text=True)
+    assert (missing.returncode, missing.stderr) == (127, "error: /no/such: No such file or directory\n")
+
+
+def test_a_child_of_another_thread_is_not_tied_to_it() -> None:
+    """Linux would end it with the thread."""
+    commands: list[list[str]] = []
+    thread = threading.Thread(target=lambda: commands.append(ending_with_parent(["true"])))
+    thread.start()
+    thread.join()
+    assert commands[0][4] == "0"
+    assert ending_with_parent(["true"])[4] == str(os.getpid())
