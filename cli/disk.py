@@ -1,6 +1,5 @@
-"""Free disk below a home: enough to start, and whether it runs low."""
+"""Free disk below the home of `up`: enough to start, and whether it runs low."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from cli.output import say
 from cli.settings import UpSettings
 from shared.errors import SettingsError
 from shared.messages.conditions import Condition, ConditionTracker
+from shared.runtime.disk import free_megabytes, low_disk
 
 #: Redis ends when it cannot append, so it is not started with less free disk than this.
 REDIS_ROOM_MB = 64
@@ -16,11 +16,6 @@ _LOW = Condition("disk", "disk_low")
 
 #: A disk that fills and is emptied again and again is one condition.
 _END_SECONDS = 60.0
-
-
-def free_megabytes(folder: Path) -> int:
-    """Free disk for files in a folder, in MB of a million bytes."""
-    return shutil.disk_usage(folder).free // 1_000_000
 
 
 def warn_of_low_disk(home: Path, settings: UpSettings) -> None:
@@ -35,8 +30,8 @@ def warn_of_low_disk(home: Path, settings: UpSettings) -> None:
             f"{free:,} MB are free in {home}, and `up` needs {settings.min_free_mb:,} MB (MM_MIN_FREE_MB): "
             "make room, or name a folder on another disk with MM_HOME"
         )
-    if free < settings.low_free_mb:
-        say(f"warning: {_low(free, home, settings.low_free_mb)}")
+    if low := low_disk(free, settings.alerts.low_free_mb, home):
+        say(f"warning: {low}")
 
 
 class DiskWatch:
@@ -49,14 +44,7 @@ class DiskWatch:
     def look(self, now_s: float) -> Iterator[str]:
         """Take one look; events in words."""
         free = free_megabytes(self._home)
-        low = {_LOW: _low(free, self._home, self._low_mb)} if free < self._low_mb else {}
-        for alert in self._tracker.look(low, now_s):
+        low = low_disk(free, self._low_mb, self._home)
+        for alert in self._tracker.look({_LOW: low} if low else {}, now_s):
             ended = f"{free:,} MB are free in {self._home} again"
             yield alert.detail if alert.phase == "began" else ended
-
-
-def _low(free: int, home: Path, low_mb: int) -> str:
-    return (
-        f"only {free:,} MB are free in {home}, less than {low_mb:,} MB (MM_LOW_FREE_MB); a full disk stops "
-        "learning, and Redis until there is room"
-    )

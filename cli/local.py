@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from cli.data import MaybeName, Repair, Timezone
-from cli.disk import REDIS_ROOM_MB, DiskWatch, free_megabytes, warn_of_low_disk
+from cli.disk import REDIS_ROOM_MB, DiskWatch, warn_of_low_disk
 from cli.leftovers import HOME_VARIABLE, NAME_VARIABLE, end_leftovers, leftovers
 from cli.local_data import FileSays, configured_instruments, prepare_dataset, require_one_instrument
 from cli.monitor import Snapshot, build_view, fetch_snapshot, summary_lines
@@ -31,6 +31,7 @@ from cli.terminal import Terminal
 from shared.errors import ServiceError
 from shared.numeric import COMPILED_MARK
 from shared.runtime.child import ending_with_parent
+from shared.runtime.disk import free_megabytes
 from shared.runtime.redis_server import RedisServer, free_port, is_free
 from shared.runtime.settings import load
 
@@ -150,7 +151,7 @@ class _System:
         self._redis = RedisServer(self._folder / "redis", free_port())
         self._gateway_port = settings.port if is_free(settings.port) else free_port()
         self._profile = settings.profile
-        self._disk = DiskWatch(home, low_mb=settings.low_free_mb)
+        self._disk = DiskWatch(home, low_mb=settings.alerts.low_free_mb)
         self._api_key = _kept_secret(home / "api_key")
         self._events: deque[str] = deque(maxlen=8)
         self._interactive = sys.stdout.isatty()

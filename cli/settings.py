@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from services.api.config import AlertConfig
 from shared.market.session import SessionConfig, SplitConfig
 from shared.market.synthetic import Market
 from shared.runtime.settings import ServiceSettings
@@ -18,6 +19,6 @@ class UpSettings(ServiceSettings):
     )
     market_seed: int = Field(1, ge=0)
     min_free_mb: int = Field(500, ge=0, description="MB of free disk below which `up` does not start")
-    low_free_mb: int = Field(5_000, ge=0, description="MB of free disk below which `up` warns")
+    alerts: AlertConfig = Field(AlertConfig(), description="`low_free_mb`: free disk below which `up` warns")
     sessions: SessionConfig = SessionConfig()
     splits: SplitConfig = SplitConfig()

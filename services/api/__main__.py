@@ -16,7 +16,14 @@ def compose(settings: GatewaySettings) -> Main:
 
     async def main(lifecycle: Lifecycle) -> None:
         store = CheckpointStore(settings.checkpoint_root)
-        gateway = Gateway(lifecycle.bus, store, settings.validation_root, settings.gateway, settings.alerts)
+        gateway = Gateway(
+            lifecycle.bus,
+            store,
+            settings.home.absolute(),
+            settings.validation_root,
+            settings.gateway,
+            settings.alerts,
+        )
         await run(gateway, lifecycle)
 
     return main

@@ -4,19 +4,20 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from services.api.config import AlertConfig
+from services.api.control import REPLAY_FINISHED
 from services.api.views import ActiveAlert, Detail, Service, Status
 from shared.messages.streams import TRAJECTORIES
+from shared.runtime.disk import low_disk
 
 #: States of a trader that cannot trade, and why.
 _NOT_TRADING = {
-    "reconciling": "the broker has not yet shown what the account holds",
     "connecting": "the broker sends no prices yet",
     "reconnecting": "the broker does not answer, and the trader tries again",
     "waiting for the broker": "the broker has not answered since the trader started",
 }
 
-#: Guards that halt a trader without a fault: the weekend, and the kill switch, which has its own alert.
-_EXPECTED_HALTS = ("market_closed", "killed", "market_closed, killed", "killed, market_closed")
+#: Guards that are no alert: the weekend, and the kill switch, which has an alert of its own.
+_EXPECTED_GUARDS = ("market_closed", "killed")
 
 _SIDES = {-1: "short", 1: "long"}
 
@@ -25,6 +26,7 @@ def active_alerts(status: Status, config: AlertConfig) -> list[ActiveAlert]:
     """Every condition that holds now."""
     found = [
         ("redis", _of_redis(status, config)),
+        ("disk", _of_disk(status, config)),
         *((service.service, _of_service(service, status, config)) for service in status.services),
         ("streams", _of_streams(status, config)),
         ("trainer", _of_training(status, config)),
@@ -97,8 +99,8 @@ def _of_redis(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
         yield (
             "redis_away",
             (
-                "Redis does not answer; what only it knows is not shown. To stop trading meanwhile, run "
-                "./run kill on the trader's host"
+                "Redis does not answer; what only it knows is not shown. It exits when its disk is full. To "
+                "stop trading meanwhile, run ./run kill on the trader's host"
             ),
         )
     condition = status.redis_condition
@@ -116,8 +118,15 @@ def _of_redis(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
     if failed:
         yield (
             "redis_disk",
-            f"Redis could not write to its disk ({', '.join(failed)}): make room there, or see its log",
+            f"Redis could not write to its disk ({', '.join(failed)}): make room there, or see its log; "
+            "a Redis that syncs every write exits as soon as it cannot append",
         )
+
+
+def _of_disk(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
+    disk = status.disk
+    if disk and (low := low_disk(disk.free_mb, config.low_free_mb, disk.home)):
+        yield "disk_low", low
 
 
 def _of_streams(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
@@ -172,7 +181,10 @@ def _of_training(status: Status, config: AlertConfig) -> Iterator[tuple[str, str
 
 def _of_trading(status: Status) -> Iterator[tuple[str, str]]:
     trader = status.trader
-    state, guards = trader.detail.get("state"), trader.detail.get("guards")
+    state = trader.detail.get("state")
+    all_guards = str(trader.detail.get("guards") or "").split(", ")
+    guards = ", ".join(guard for guard in all_guards if guard not in _EXPECTED_GUARDS)
+    closed = "market_closed" in all_guards
     if state in _NOT_TRADING:
         yield "broker_away", f"{_NOT_TRADING[str(state)]}: no order is sent and no position is watched"
     elif state == "standby":
@@ -180,9 +192,10 @@ def _of_trading(status: Status) -> Iterator[tuple[str, str]]:
             "trader_standby",
             "the only trader seen waits until another one, which is not seen, gives up its lease",
         )
-    elif state == "halted" and guards not in _EXPECTED_HALTS:
+    elif state == "halted" and not closed:
         yield "trader_halted", f"no order is sent: {guards or 'see its log'}"
-    elif guards and state != "halted":
-        yield "guard_tripped", str(guards)
+    elif guards and state != REPLAY_FINISHED:  # after a replay nothing is traded that a guard could forbid
+        yield "guard_tripped", guards
     if trader.state == "killed" or (trader.order and trader.order.state == "killed"):
-        yield "trader_killed", f"the kill switch is on: {trader.summary}; POST /trader/resume lifts it"
+        lift = "" if trader.killed_by_file else "; POST /trader/resume lifts it"
+        yield "trader_killed", f"the kill switch is on: {trader.summary}{lift}"

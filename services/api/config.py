@@ -64,6 +64,7 @@ class AlertConfig:
     trade_ratio_floor: float = 0.02
     trade_ratio_after_episodes: int = 500  # before: a policy that only holds is no alarm yet
     checkpoint_silence_minutes: float = 30.0  # no new version for so long while the trainer runs
+    low_free_mb: int = 5_000  # MB of free disk for the home; less is low
     redis_memory_share: float = 0.8  # of maxmemory; above: soon all that write will wait
     #: Above: workers do not pause as they should, which leaves their high water and a pipeline each.
     backlog_trajectories: int = 1_000
@@ -99,6 +100,7 @@ class AlertConfig:
             "end_seconds",
             "repeat_seconds",
             "trade_ratio_after_episodes",
+            "low_free_mb",
         ):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected 0 or more")

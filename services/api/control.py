@@ -6,6 +6,12 @@ from typing import Literal
 from services.api.views import Control, Detail, Order
 from shared.messages.schemas import ControlIssued
 
+#: State of a trader whose paper broker has replayed all of its bars, as its heartbeat has it.
+REPLAY_FINISHED = "replay finished"
+
+_BY_FILE = "killed by its kill file"
+_LIFT_FILE = "`micro-muzero kill --resume` on the trader's host lifts it, the page does not"
+
 _VERBS = {"running": "resume", "paused": "pause", "killed": "kill"}
 _SIDES = {-1: "short", 0: "flat", 1: "long"}
 
@@ -27,13 +33,17 @@ def trader_control(issued: ControlIssued | None, detail: Detail | None, since: d
         says = detail.get("state") or "nothing of it"
         return _unheard(issued, f"unknown: the trader says {says}")
     held = detail.get("side")
-    if own == "killed" and held != 0:
+    by_file = bool(detail.get("kill_file"))
+    if own == "killed" and (by_file or held != 0):
+        words = _BY_FILE if by_file else "killed"
         holding = _SIDES.get(held) if isinstance(held, int) else None
+        open_position = f", but the position is still open ({holding or 'not known'})"
+        summary = words + (", no position" if held == 0 else open_position)
         return Control(
             state="killed",
             order=_order(issued),
-            confirmed=False,
-            summary=f"killed, but the position is still open ({holding or 'not known'})",
+            confirmed=held == 0,
+            summary=f"{summary}; {_LIFT_FILE}" if by_file else summary,
         )
     summary = _stopped(str(own), issued, ", no position" if own == "killed" else "")
     state = detail.get("state")

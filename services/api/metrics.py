@@ -45,6 +45,8 @@ class _StatusCollector(Collector):
             ["stream"],
             [([stream], length) for stream, length in status.streams.items()],
         )
+        if status.disk is not None:
+            yield _gauge("mm_disk_free_bytes", "Free disk for the gateway's home", status.disk.free_mb * 1e6)
         yield from self._redis()
         yield from self._services()
         yield from self._versions()

@@ -8,7 +8,8 @@ from services.api.views import ActiveAlert
 from shared.messages.conditions import Condition, ConditionTracker
 from shared.messages.schemas import AlertRaised
 
-_REDIS_AWAY = "redis_away"
+#: Conditions that the gateway knows of without Redis.
+_WITHOUT_REDIS = ("redis_away", "disk_low")
 
 #: Figures that swing, above all in the first minutes of a run.
 _TRAINING = ("training_diverging", "policy_collapsed", "hold_only")
@@ -30,13 +31,13 @@ _ANNOUNCED_BY_TRADER = ("guard_tripped", "broker_away", "trader_standby")
 class Standing:
     """Feeds the conditions of successive looks to trackers, each with the hold-off of its kind.
 
-    While Redis is away nothing is known of the other conditions: they neither begin nor end, and that time
-    counts for no hold-off.
+    While Redis is away only that and the free disk are known. Other conditions neither begin nor end then,
+    and that time counts for no hold-off.
     """
 
     def __init__(self, config: AlertConfig) -> None:
         end = config.end_seconds
-        self._redis_away = ConditionTracker(end_seconds=end)
+        self._without_redis = ConditionTracker(end_seconds=end)
         self._at_once = ConditionTracker(end_seconds=end)
         self._passing = ConditionTracker(begin_seconds=config.missing_seconds, end_seconds=end)
         self._training = ConditionTracker(
@@ -47,10 +48,11 @@ class Standing:
         self._known_s = 0.0  # time during which Redis answered
         self._last_s: float | None = None  # last look, where Redis answered at it
 
-    def resume(self, begun: Mapping[Condition, str]) -> None:
-        """Take over what an earlier gateway announced."""
+    def resume(self, begun: Mapping[Condition, str], now_s: float) -> None:
+        """Take over what an earlier gateway announced; `now_s` is monotonic."""
         for condition, detail in begun.items():
-            self._tracker(condition.name).resume(condition, detail, self._known_s)
+            tracker = self._tracker(condition.name)
+            tracker.resume(condition, detail, self._clock(tracker, now_s))
 
     def look(self, held: Sequence[ActiveAlert], now_s: float, *, redis_answers: bool) -> list[AlertRaised]:
         """Take one look, and return what begins or ends with it.
@@ -58,19 +60,19 @@ class Standing:
         Args:
             held: conditions that hold now.
             now_s: monotonic time.
-            redis_answers: so that all conditions are known, and not only that Redis is away.
+            redis_answers: so that all conditions are known, and not only those that need no Redis.
         """
         if redis_answers:
             self._known_s += now_s - self._last_s if self._last_s is not None else 0.0
         self._last_s = now_s if redis_answers else None
-        known = [alert for alert in held if redis_answers or alert.name == _REDIS_AWAY]
+        known = [alert for alert in held if redis_answers or alert.name in _WITHOUT_REDIS]
         self._held = {Condition(alert.source, alert.name): alert for alert in known}
         raised = []
         for tracker in self._trackers:
-            if tracker is not self._redis_away and not redis_answers:
+            if tracker is not self._without_redis and not redis_answers:
                 continue
             mine = {c: alert.detail for c, alert in self._held.items() if self._tracker(c.name) is tracker}
-            raised += tracker.look(mine, now_s if tracker is self._redis_away else self._known_s)
+            raised += tracker.look(mine, self._clock(tracker, now_s))
         for alert in raised:
             self._note(alert)
         return [alert for alert in raised if alert.name not in _ANNOUNCED_BY_TRADER]
@@ -86,14 +88,18 @@ class Standing:
 
     @property
     def _trackers(self) -> tuple[ConditionTracker, ...]:
-        return (self._redis_away, self._at_once, self._passing, self._training)
+        return (self._without_redis, self._at_once, self._passing, self._training)
 
     def _tracker(self, name: str) -> ConditionTracker:
-        if name == _REDIS_AWAY:
-            return self._redis_away
+        if name in _WITHOUT_REDIS:
+            return self._without_redis
         if name in _TRAINING:
             return self._training
         return self._passing if name in _PASSING else self._at_once
+
+    def _clock(self, tracker: ConditionTracker, now_s: float) -> float:
+        """The time of a tracker; for those that need Redis it stands still without it."""
+        return now_s if tracker is self._without_redis else self._known_s
 
     def _note(self, alert: AlertRaised) -> None:
         condition = Condition(alert.source, alert.name)

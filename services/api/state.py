@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from services.api.alerts import active_alerts
 from services.api.config import EXPECTED_SERVICES, AlertConfig, GatewayConfig
-from services.api.control import trader_control, training_control
+from services.api.control import REPLAY_FINISHED, trader_control, training_control
 from services.api.events import Events
 from services.api.history import History
 from services.api.roster import Roster
@@ -28,6 +28,7 @@ from services.api.views import (
     Absence,
     CheckpointSummary,
     Detail,
+    Disk,
     Instance,
     Pointers,
     Promoted,
@@ -44,6 +45,7 @@ from shared.errors import CheckpointError, ServiceError, StoreAwayError
 from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, now
 from shared.messages.streams import DEAD, STREAMS, TRAINER_GROUP, TRAJECTORIES
+from shared.runtime.disk import free_megabytes
 
 log = structlog.get_logger()
 
@@ -84,6 +86,7 @@ class Gateway:
 
     bus: Bus
     store: CheckpointStore
+    home: Path
     validation_root: Path
     config: GatewayConfig
     alerts: AlertConfig
@@ -151,6 +154,7 @@ class Gateway:
             streams=live.streams if live else {},
             dead_letters=live.streams[DEAD.key] if live else None,
             redis_condition=live.condition if live else None,
+            disk=await self._disk(),
             pointers=self._pointers(shelf or Shelf(frozenset(), dict.fromkeys(Pointer))),
             training=self._training(services),
             validation=self.history.last_validation,
@@ -224,7 +228,7 @@ class Gateway:
         self._redis_away_since = None
         self._roster.look(self.alerts.expected_services, live.heartbeats, moment)
         if live.begun is not None and not self._recalled:
-            self._standing.resume(live.begun)
+            self._standing.resume(live.begun, time.monotonic())
             self._recalled = True
 
     def _services(self, live: _Live | None) -> list[Service]:
@@ -279,6 +283,7 @@ class Gateway:
         return Trader(
             **dict(control),
             heard_at=spokesman.beat_at if spokesman else since,
+            killed_by_file=bool(spokesman and spokesman.detail.get("kill_file")),
             detail=spokesman.detail if spokesman else {},
             last_decision=self.history.last_decision,
             replay_end=_replay_end(spokesman.detail if spokesman else {}),
@@ -300,6 +305,14 @@ class Gateway:
         except StoreAwayError as away:
             log.warning("store_away", error=str(away))
             return None
+
+    async def _disk(self) -> Disk | None:
+        try:
+            free_mb = await asyncio.to_thread(free_megabytes, self.home)
+        except OSError as failed:
+            log.warning("disk_not_read", home=str(self.home), error=str(failed))
+            return None
+        return Disk(home=str(self.home), free_mb=free_mb)
 
     def _training(self, services: list[Service]) -> Training:
         newest = max(self.history.checkpoints, default=None)
@@ -336,7 +349,7 @@ def _spokesman(services: list[Service], name: str) -> Instance | None:
 
 def _replay_end(trader: Detail) -> str:
     """The end of a paper replay in words, by the trader's own report; empty while the replay goes on."""
-    if trader.get("state") != "replay finished":
+    if trader.get("state") != REPLAY_FINISHED:
         return ""
     last_bar = str(trader.get("last_bar") or "an unknown bar").replace("T", " ").replace("+00:00", " UTC")
     return (

@@ -127,9 +127,19 @@ class Trader(Control):
     """Where trading stands."""
 
     heard_at: AwareDatetime | None = Field(None, description="when the trader said so")
+    killed_by_file: bool = Field(
+        False, description="a kill file on the trader's host holds, which no order through Redis lifts"
+    )
     detail: Detail
     last_decision: DecisionMade | None
     replay_end: str = Field("", description="how the paper broker's replay ended; empty while it goes on")
+
+
+class Disk(View):
+    """The disk that the gateway's home is on; locally and in compose it is that of all services."""
+
+    home: str
+    free_mb: int = Field(description="of a million bytes")
 
 
 class ActiveAlert(View):
@@ -159,6 +169,7 @@ class Status(View):
     streams: dict[str, int]
     dead_letters: int | None
     redis_condition: RedisCondition | None = Field(description="null while Redis is away")
+    disk: Disk | None = Field(None, description="null while the disk does not answer")
     pointers: Pointers
     training: Training
     validation: ValidationReported | None

@@ -198,7 +198,14 @@ class Watching:
             state = REPLAY_FINISHED
         self._metrics.outbox.set(self._ledger.num_untold())
         self._metrics.late_ticks.set(self._market.num_late)
-        self._lifecycle.report(state=state, mode=self._mode.value, guards=", ".join(guards))
+        known = self._account.reconciled or self._control.by_file
+        self._lifecycle.report(
+            state=state,
+            mode=self._mode.value,
+            guards=", ".join(guards),
+            control=self._control.now if known else None,
+            kill_file=self._control.by_file,
+        )
         if self._account.reconciled:
             self._report_account()
 
@@ -223,7 +230,5 @@ class Watching:
             trades=memory.risk.trades,
             orders=self._ledger.num_orders(),
             bar_mismatches=self._market.num_mismatches,
-            control=self._control.now,
-            kill_file=self._control.by_file,
             flat_at=self._exits.flat_at,
         )

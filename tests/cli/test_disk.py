@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.disk import DiskWatch, free_megabytes, warn_of_low_disk
+from cli.disk import DiskWatch, warn_of_low_disk
 from cli.settings import UpSettings
+from services.api.config import AlertConfig
 from shared.errors import SettingsError
+from shared.runtime.disk import free_megabytes
 
 
 class Disk:
@@ -26,14 +28,15 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return disk
 
 
-def test_the_figure_is_the_systems(tmp_path: Path) -> None:
-    assert abs(free_megabytes(tmp_path) - shutil.disk_usage(tmp_path).free / 1e6) < 1_000
+@pytest.mark.parametrize("folder", ["", "not/there/yet"])
+def test_the_figure_is_the_systems(tmp_path: Path, folder: str) -> None:
+    assert abs(free_megabytes(tmp_path / folder) - shutil.disk_usage(tmp_path).free / 1e6) < 1_000
 
 
 def test_too_little_is_refused_and_little_is_warned_of_with_figures(
     disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = UpSettings(min_free_mb=500, low_free_mb=5_000)
+    settings = UpSettings(min_free_mb=500, alerts=AlertConfig(low_free_mb=5_000))
     warn_of_low_disk(tmp_path, settings)
     assert capsys.readouterr().err == ""
     disk.free_mb = 4_999

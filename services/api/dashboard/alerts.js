@@ -38,18 +38,28 @@ export function grouped(alerts) {
   return [...groups.values()];
 }
 
-function timesOf({ alert, count, began, ended }) {
+// The trader's own conditions end by its word alone, and a trader that died gives none: when the trader that is
+// there now started, or never. The gateway announces trader_* and service_* itself.
+const speaksSince = (status) => Math.min(...(status?.services.find((s) => s.service === 'trader')?.instances ?? []).map((i) => Date.parse(i.started_at)));
+const isForgotten = ({ source, name, phase, created_at: at }, since) => phase === 'began' && source === 'trader' && !/^(trader|service)_/.test(name) && Date.parse(at) < since;
+
+function timesOf({ alert, count, began, ended }, forgotten) {
   if (alert.phase === 'event') return count > 1 ? `${count} times, last ${when(alert.created_at)}` : when(alert.created_at);
   const episodes = count > 1 ? `, ${count} times` : '';
+  if (forgotten) return `began ${when(began)}${episodes}, its end is not known`;
   if (alert.phase === 'began') return `since ${when(began)}${episodes}`;
   const flaps = alert.occurrences > 1 ? ` after ${alert.occurrences} occurrences` : '';
   return `${began ? `began ${when(began)}, ` : ''}ended ${when(ended)}${flaps}${episodes}`;
 }
 
-export function drawRaised(alerts) {
-  const entries = grouped(alerts).map((group) => el('li', { key: group.key },
-    el('b', { textContent: `${group.key} ` }),
-    el('span', { className: `tag ${group.alert.phase === 'began' ? 'live' : ''}`, textContent: timesOf(group) }),
-    el('span', { className: 'muted', textContent: group.alert.detail })));
+export function drawRaised(alerts, status) {
+  const since = speaksSince(status);
+  const entries = grouped(alerts).map((group) => {
+    const forgotten = isForgotten(group.alert, since);
+    return el('li', { key: group.key },
+      el('b', { textContent: `${group.key} ` }),
+      el('span', { className: `tag ${group.alert.phase === 'began' && !forgotten ? 'live' : ''}`, textContent: timesOf(group, forgotten) }),
+      el('span', { className: 'muted', textContent: group.alert.detail }));
+  });
   fill($('alert-log'), ...(entries.length ? entries : [el('li', { className: 'muted', textContent: 'none' })]));
 }

@@ -77,6 +77,7 @@ function drawStatus() {
   pill.className = `pill ${kind}`;
   setText($('clock'), zoned(s.time));
   drawActive(s.alerts);
+  drawRaised(state.alerts, s);
   drawTiles(s);
   fill($('services'), ...s.services.map((service) => drawService(service, s)));
   fill($('streams'), ...Object.entries(s.streams).map(([key, length]) => el('span', { key }, `${key} `, el('b', { textContent: whole(length) }))));
@@ -236,7 +237,7 @@ function drawReport({ summary, report }) {
   facts.forEach((fact) => { const reason = fact[1] === '–' && PATHS[fact[0]] && undefinedBecause(PATHS[fact[0]]); if (reason) { fact[1] = reason; fact[2] = 'muted'; } });
   const reasons = summary?.reasons ?? [];
   fill($('verdict'),
-    el('p', {}, ...(summary?.passed_gates.length ? summary.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : [el('span', { className: 'tag', textContent: 'passed no gate' })])),
+    el('p', {}, ...(summary?.passed_gates.length ? summary.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : [el('span', { className: 'tag', textContent: summary ? 'passed no gate' : 'no version judged yet' })])),
     factList(facts), el('ul', { className: 'reasons' }, ...reasons.map((r) => el('li', { textContent: r }))));
   fill($('months').tBodies[0], ...(report?.months?.length ? report.months.map((m) => row([m.month, whole(m.num_days), whole(m.num_trades), share(m.win_rate), signed(m.expectancy_pips), signed(m.pips)], m.pips)) : [emptyRow(6, 'none')]));
   const rivals = report?.baselines?.map((b) => row([b.name.replaceAll('_', ' '), whole(b.num_trades), signed(b.expectancy_pips), number(b.sqn100, 2), signed(b.net_pips), number(b.max_drawdown_pips, 0)], b.net_pips, 4)) ?? [];
@@ -258,7 +259,7 @@ function drawTrading() {
   fill($('trades').tBodies[0], ...(state.trades.length ? state.trades.map((t) => el('tr', {}, el('td', { className: 'left', textContent: marketTime(t.exit_time) }),
     el('td', { className: 'left', textContent: SIDES[t.side] }), el('td', { textContent: number(t.entry_price, 3) }), el('td', { textContent: number(t.exit_price, 3) }),
     el('td', { textContent: signed(t.pips), className: tone(t.pips) }), el('td', { className: 'left wrap', textContent: t.reason }))) : [emptyRow(6, 'no trade closed yet')]));
-  drawRaised(state.alerts);
+  drawRaised(state.alerts, state.status);
 }
 
 // ---- reading ------------------------------------------------------------------------------------

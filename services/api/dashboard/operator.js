@@ -35,7 +35,8 @@ function drawControl(name, control, wrong, running) {
   const pill = $(`${name}-state`);
   setText(pill, control.summary);
   pill.className = `pill ${tone(control, wrong)}`;
-  const stopped = control.state === 'killed' || control.state === 'paused' || (control.order && control.order.state !== 'running');
+  // A kill file outranks every order: there is nothing that the page could resume.
+  const stopped = !control.killed_by_file && (control.state === 'killed' || control.state === 'paused' || (control.order && control.order.state !== 'running'));
   const path = name === 'trader' ? '/trader/resume' : '/training/resume';
   const [label, to, kind] = stopped ? [name === 'trader' ? 'Resume trading' : 'Resume training', path, 'primary'] : running ?? [];
   const button = $(`${name}-switch`);

@@ -125,6 +125,7 @@ async def running_system(
     gateway = Gateway(
         lifecycle.bus,
         CheckpointStore(settings.checkpoint_root),
+        settings.home,
         settings.validation_root,
         config,
         alerts or AlertConfig(),

@@ -118,6 +118,12 @@ CASES: list[tuple[Status, list[str]]] = [
     (redis(memory_bytes=801, memory_limit_bytes=None), []),
     (redis(append_ok=False), ["redis_disk"]),
     (redis(rewrite_ok=False, snapshot_ok=False), ["redis_disk"]),
+    (status(disk={"home": "/h", "free_mb": 5_000}), []),
+    (status(disk={"home": "/h", "free_mb": 4_999}), ["disk_low"]),
+    (
+        status(redis="away", redis_condition=None, disk={"home": "/h", "free_mb": 9}),
+        ["redis_away", "disk_low"],
+    ),
     (redis(pending_seconds=120.1), ["pending"]),
     (redis(lag=None), ["entries_removed"]),
     (status(streams={"mm:trajectories": 1_000}), []),
@@ -136,9 +142,15 @@ CASES: list[tuple[Status, list[str]]] = [
     (status(trader={"guards": "stale_price"}), ["guard_tripped"]),
     (status(trader={"state": "halted", "guards": "daily_loss"}), ["trader_halted"]),
     (status(trader={"state": "halted", "guards": "market_closed"}), []),
+    (status(trader={"state": "halted", "guards": "market_closed, killed"}), []),
+    (status(trader={"state": "halted", "guards": "market_closed, version_unproven"}), ["guard_tripped"]),
+    (status(trader={"state": "halted", "guards": "broker_refuses"}), ["trader_halted"]),
+    (status(trader={"state": "reducing", "guards": "killed"}), []),
+    (status(trader={"state": "reducing", "guards": "killed, no_lease"}), ["guard_tripped"]),
+    (status(trader={"state": "replay finished", "guards": "version_unproven"}), []),
     (status(trader={"state": "active", "guards": ""}), []),
     (status(trader={"state": "reconnecting"}), ["broker_away"]),
-    (status(trader={"state": "reconciling"}), ["broker_away"]),
+    (status(trader={"state": "connecting"}), ["broker_away"]),
     (status(trader={"state": "waiting for the broker"}), ["broker_away"]),
     (status(trader={"state": "standby"}), ["trader_standby"]),
     (status(trader_state="killed"), ["trader_killed"]),
@@ -167,6 +179,12 @@ def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
     assert "nothing else does" in memory.detail
     (disk,) = active_alerts(redis(rewrite_ok=False, snapshot_ok=False), CONFIG)
     assert disk.detail.startswith("Redis could not write to its disk (rewrite, snapshot)")
+    assert "exits as soon as it cannot append" in disk.detail
+    (low,) = active_alerts(status(disk={"home": "/home/m", "free_mb": 4_999}), CONFIG)
+    assert (low.source, low.name) == ("disk", "disk_low")
+    assert low.detail.startswith(
+        "only 4,999 MB are free in /home/m, less than 5,000 MB (MM_ALERTS__LOW_FREE_MB)"
+    )
     (pending,) = active_alerts(redis(pending_seconds=200.0), CONFIG)
     assert "200 s ago" in pending.detail
     assert "32 not acknowledged" in pending.detail
@@ -192,6 +210,7 @@ def test_of_a_trader_that_is_gone_its_position_is_told(last: Detail, words: str)
     [
         {"redis_memory_share": 80.0},
         {"backlog_trajectories": 0},
+        {"low_free_mb": -1},
         {"pending_seconds": -1.0},
         {"win_rate_floor": 1.5},
         {"trade_ratio_floor": float("nan")},

@@ -23,6 +23,9 @@ KILL, RESUME = order("killed"), order("running")
 FLAT: Detail = {"control": "killed", "side": 0, "state": "halted", "guards": "killed"}
 ACTIVE: Detail = {"control": "running", "side": 1, "state": "active", "guards": ""}
 
+LIFT = "`micro-muzero kill --resume` on the trader's host lifts it, the page does not"
+OPEN = "killed by its kill file, but the position is still open"
+
 TRADER = [
     (None, ACTIVE, "running", True, "running"),
     (RESUME, ACTIVE, "running", True, "running"),
@@ -34,6 +37,17 @@ TRADER = [
     (KILL, FLAT, "killed", True, "killed since 11:53:02 UTC by gateway, no position"),
     (None, FLAT, "killed", False, "killed, no position"),
     (RESUME, FLAT, "killed", False, "resume sent at 11:53:02 UTC by gateway, not confirmed; it says killed"),
+    (RESUME, {**FLAT, "kill_file": True}, "killed", True, f"killed by its kill file, no position; {LIFT}"),
+    (None, {**FLAT, "kill_file": True, "side": 1}, "killed", False, f"{OPEN} (long); {LIFT}"),
+    (
+        None,
+        {"control": "killed", "kill_file": True, "state": "connecting"},
+        "killed",
+        False,
+        f"{OPEN} (not known); {LIFT}",
+    ),
+    (KILL, {**FLAT, "kill_file": False}, "killed", True, "killed since 11:53:02 UTC by gateway, no position"),
+    (None, {"state": "connecting", "control": None}, "unknown", None, "unknown: the trader says connecting"),
     (None, {"state": "standby"}, "unknown", None, "unknown: the trader says standby"),
     (None, {}, "unknown", None, "unknown: the trader says nothing of it"),
     (None, None, "unknown", None, "unknown since 11:50:00 UTC"),

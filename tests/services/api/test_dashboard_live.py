@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -104,6 +106,28 @@ async def test_a_service_that_is_missing_and_back_is_shown_and_told_once(
     listed = "document.querySelector('#alert-log [data-key=\"broker: service missing\"]')"
     await page.until(f"{listed}.innerText.includes('ended')")
     assert "began" in await page.evaluate(f"{listed}.innerText")
+
+
+async def test_what_a_dead_trader_began_has_an_end_that_nobody_knows(
+    system: System, bus: Bus, page: Page
+) -> None:
+    began = AlertRaised(source="trader", name="stale_price", detail="d", phase="began")
+    await bus.append(ALERTS, began)
+    await bus.append(ALERTS, began.model_copy(update={"name": "trader_killed", "alert_id": uuid4()}))
+    early = beat("trader", "trader").model_copy(
+        update={"started_at": began.created_at - timedelta(seconds=9)}
+    )
+    await bus.beat(early)
+    await page.open(str(system.client.base_url))
+    line = "document.querySelector('#alert-log [data-key=\"trader: stale price\"]').innerText"
+    killed = "document.querySelector('#alert-log [data-key=\"trader: trader killed\"]').innerText"
+    await page.until(f"{line}.includes('since ')")
+    await bus.still("trader", "trader")
+    await page.until(f"{line}.includes('its end is not known')")
+    assert "since " in await page.evaluate(killed)  # the gateway's own
+    await bus.beat(beat("trader", "trader"))  # its successor
+    await page.until("document.querySelector('#services').innerText.includes('trader')")
+    assert "its end is not known" in await page.evaluate(line)
 
 
 async def test_alerts_of_one_kind_are_one_line_and_a_zoomed_chart_stays_zoomed(

@@ -93,6 +93,7 @@ def test_every_condition_is_told_of_in_the_documentation() -> None:
 def test_rules_have_the_limits_of_the_settings() -> None:
     limits = {
         "RedisMemory": CONFIG.redis_memory_share,
+        "DiskLow": 1e6 * CONFIG.low_free_mb,
         "Backlog": CONFIG.backlog_trajectories,
         "Pending": CONFIG.pending_seconds,
         "TrainingDiverging": CONFIG.expectancy_floor_pips,

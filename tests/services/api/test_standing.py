@@ -67,9 +67,24 @@ def test_while_redis_is_away_nothing_else_begins_or_ends() -> None:
     assert look(standing, 1_065, DEAD, MISSING) == [("redis_away", "ended")]
 
 
+def test_a_disk_that_fills_up_while_redis_is_away_is_announced() -> None:
+    standing = Standing(CONFIG)
+    low = ActiveAlert(name="disk_low", source="disk", detail="9 MB")
+    assert look(standing, 0, AWAY, low) == [("redis_away", "began"), ("disk_low", "began")]
+    assert look(standing, 100, AWAY) == [("disk_low", "ended")]
+
+
+def test_what_an_earlier_gateway_announced_has_the_same_time_to_come_back() -> None:
+    standing = Standing(CONFIG)
+    standing.resume({Condition("redis", "redis_away"): "x", Condition("streams", "dead_letters"): "2"}, 9_000)
+    assert look(standing, 9_000) == []
+    assert look(standing, 9_059) == []
+    assert sorted(look(standing, 9_060)) == [("dead_letters", "ended"), ("redis_away", "ended")]
+
+
 def test_what_an_earlier_gateway_announced_is_not_announced_again_but_its_end_is() -> None:
     standing = Standing(CONFIG)
-    standing.resume({Condition("streams", "dead_letters"): "2", Condition("trainer", "hold_only"): "x"})
+    standing.resume({Condition("streams", "dead_letters"): "2", Condition("trainer", "hold_only"): "x"}, 0.0)
     assert look(standing, 0, DEAD) == []
     assert shown(standing) == ["dead_letters"]
     assert look(standing, 100, DEAD) == []
