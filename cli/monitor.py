@@ -31,6 +31,7 @@ _TIMEOUT_SECONDS = 5.0
 _NUM_VERSIONS = 4
 _NUM_EVENTS = 3
 _BAR_CELLS = 8
+_PANEL_ROWS = 5
 
 _STATE_STYLE = {"running": "green", "starting": "yellow", "degraded": "yellow", "stopping": "yellow"}
 _SIDE = {-1: "short", 0: "flat", 1: "long"}
@@ -215,15 +216,10 @@ def _heading(status: Status) -> RenderableType:
 
 
 def _services(status: Status) -> RenderableType:
-    line = Text()
-    for service in status.services:
-        line.append_text(_service(service)).append("  ")
-    backlog = status.streams.get("mm:trajectories")
-    if backlog is not None:
-        line.append(f"backlog {backlog:,}", "dim")
+    line = Text(no_wrap=True, overflow="ellipsis")
     if status.dead_letters:
-        line.append(f"  dead {status.dead_letters:,}", "bold red")
-    return line
+        line.append(f"dead {status.dead_letters:,}  ", "bold red")
+    return line.append_text(Text("  ").join(_service(service) for service in status.services))
 
 
 def _service(service: Service) -> Text:
@@ -232,7 +228,7 @@ def _service(service: Service) -> Text:
     style = _STATE_STYLE[worst] if states else "dim" if service.state == "unknown" else "red"
     mark = "●" if states else "?" if service.state == "unknown" else "○"
     count = f"×{len(states)}" if len(states) > 1 else ""
-    restarts = (f" {service.restarts} restarts", "bold red") if service.restarts else ""
+    restarts = (f"↻{service.restarts}", "bold red") if service.restarts else ""
     return Text.assemble((mark, style), f"{service.service}{count}", restarts)
 
 
@@ -244,18 +240,23 @@ def _training(status: Status) -> Panel:
         ("loss", _figure(numbers.get("loss"), ".3f")),
         ("expectancy", f"{_pips(numbers.get('expectancy_pips'))} pips"),
         ("wins · trade ratio", f"{_share(numbers.get('win_rate'))} · {_share(numbers.get('trade_ratio'))}"),
-        ("updates/s", _figure(numbers.get("updates_per_second"), ".1f")),
+        (
+            "updates/s · backlog",
+            f"{_figure(numbers.get('updates_per_second'), '.1f')} · "
+            f"{_number(status.streams.get('mm:trajectories'))}",
+        ),
     ]
     return _panel("training", training, rows)
 
 
 def _trading(status: Status) -> Panel:
     decision = status.trader.last_decision
-    promoted = status.pointers.promoted
-    version = (
-        f"version {promoted.version} promoted to {promoted.stage}" if promoted else "no version promoted"
-    )
-    rows = [("position", f"{_position(status)}, {version}")]
+    nothing = "" if status.pointers.promoted else ", none promoted"
+    rows = [("position", f"{_position(status)}{nothing}")]
+    if status.trader.state == "unknown":
+        rows.append(("state", status.trader.summary.removeprefix("unknown: ")))
+    if status.trader.killed_by_file:
+        rows.append(("lifted by", "micro-muzero kill --resume"))
     if decision:
         rows += [
             ("decided", f"{decision.action}{'' if decision.executed else ' (not carried out)'}"),
@@ -263,12 +264,12 @@ def _trading(status: Status) -> Panel:
             ("outcomes", _bars(decision.outcome_probabilities, tuple(o.name[0] for o in ChanceOutcome))),
             ("value", f"{_pips(decision.value)} pips, version {_number(decision.version)}"),
         ]
-    return _panel("trading", status.trader, rows)
+    return _panel("trading", status.trader, rows[:_PANEL_ROWS])
 
 
 def _panel(title: str, control: Control, rows: list[tuple[str, str]]) -> Panel:
     grid = Table.grid(padding=(0, 1))
-    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(style="dim", no_wrap=True, min_width=max(len(name) for name, _ in rows))
     grid.add_column(no_wrap=True, overflow="ellipsis")
     for name, value in rows:
         grid.add_row(name, value)
@@ -277,11 +278,11 @@ def _panel(title: str, control: Control, rows: list[tuple[str, str]]) -> Panel:
         heading.append(f" {control.state}", "bold red")
     if control.order and not control.confirmed:
         heading.append(f", {control.order.state} unconfirmed", "bold red")
-    return Panel(grid, title=heading, title_align="left", height=7, padding=(0, 1))
+    return Panel(grid, title=heading, title_align="left", height=_PANEL_ROWS + 2, padding=(0, 1))
 
 
 def _versions(checkpoints: tuple[CheckpointSummary, ...]) -> RenderableType:
-    table = Table(expand=True, box=None, header_style="dim", padding=(0, 1))
+    table = Table(expand=True, box=None, header_style="dim", padding=(0, 0, 0, 1))
     for name in ("version", "episode", "loss", "trades", "pips/trade", "SQN", "net pips"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("gates", no_wrap=True)

@@ -226,6 +226,22 @@ def test_the_view_tells_services_training_trading_versions_alerts_and_events() -
     assert "trainer started" in text
 
 
+def test_no_line_of_a_complete_system_wraps_or_is_cut_at_80_columns() -> None:
+    """Every service, a restart, a full backlog, and the longest standing of a version."""
+    names = ("trainer", "selfplay", "validator", "inference", "trader", "broker", "api")
+    services = [service(name, *["running"] * (16 if name == "selfplay" else 1)) for name in names]
+    services[0] = services[0].model_copy(update={"restarts": 3})
+    unproven = BUSY.checkpoints[1].model_copy(update={"stage": "unproven"})
+    changes = {"services": services, "streams": {"mm:trajectories": 1_000}, "dead_letters": 0, "alerts": []}
+    text = drawn(Snapshot(BUSY.status.model_copy(update=changes), (unproven,)))
+    (line,) = [line for line in text.splitlines() if "●trainer" in line]
+    assert line.split() == ["●trainer↻3", "●selfplay×16", *(f"●{name}" for name in names[2:])]
+    assert "unproven: no entries" in text
+    assert "+3.5 pips, version 7" in text
+    assert "– · 1,000" in text
+    assert "…" not in text
+
+
 def test_the_view_of_a_system_without_redis_says_so() -> None:
     text = drawn(EMPTY)
     assert "Redis is away" in text
@@ -294,6 +310,25 @@ def test_without_a_terminal_nothing_is_drawn(capsys: pytest.CaptureFixture[str])
     with live_display(interactive=False) as show:
         show(build_view(BUSY))
     assert capsys.readouterr().out == ""
+
+
+def test_a_trader_killed_by_its_file_is_shown_with_the_way_to_lift_that() -> None:
+    trader = BUSY.status.trader.model_copy(
+        update={"state": "killed", "killed_by_file": True, "confirmed": True, "detail": {"side": 0}}
+    )
+    lines = drawn(Snapshot(BUSY.status.model_copy(update={"trader": trader}), ())).splitlines()
+    assert any("trading killed" in line for line in lines)
+    assert any("micro-muzero kill --resume" in line for line in lines)
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_trader_that_has_not_begun_says_what_it_waits_for() -> None:
+    waits = "unknown: the trader says connecting"
+    trader = BUSY.status.trader.model_copy(update={"state": "unknown", "summary": waits, "detail": {}})
+    text = drawn(Snapshot(BUSY.status.model_copy(update={"trader": trader}), ()))
+    assert "the trader says connecting" in text
+    assert "position " in text
 
 
 def test_the_position_of_a_trader_that_cannot_be_heard_is_not_known() -> None:
