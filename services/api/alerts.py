@@ -16,8 +16,9 @@ _NOT_TRADING = {
     "waiting for the broker": "the broker has not answered since the trader started",
 }
 
-#: Guards that are no alert: the weekend, and the kill switch, which has an alert of its own.
-_EXPECTED_GUARDS = ("market_closed", "killed")
+#: Guards that are no alert: the weekend, a system without a proven version, and the kill switch, which has an
+#: alert of its own.
+_EXPECTED_GUARDS = ("market_closed", "version_unproven", "killed")
 
 _SIDES = {-1: "short", 1: "long"}
 

@@ -41,6 +41,11 @@ class Guard(StrEnum):
     VERSION_UNPROVEN = "version_unproven"
 
 
+#: Guards that hold in ordinary operation: every market closes, a replay ends, and a new system has no version
+#: yet that passed a gate. They are shown and raise no alert.
+ORDINARY_GUARDS = frozenset((Guard.MARKET_CLOSED, Guard.VERSION_UNPROVEN))
+
+
 class Effect(IntEnum):
     """What a guard does; the larger one wins."""
 

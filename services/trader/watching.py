@@ -15,7 +15,15 @@ from services.trader.audit import Audit
 from services.trader.config import GuardConfig, Mode, TraderConfig
 from services.trader.control import Control
 from services.trader.exits import Exits
-from services.trader.guards import Guard, Situation, TraderState, Trip, forced_exit, state_of, tripped
+from services.trader.guards import (
+    ORDINARY_GUARDS,
+    Situation,
+    TraderState,
+    Trip,
+    forced_exit,
+    state_of,
+    tripped,
+)
 from services.trader.history import History
 from services.trader.ledger import Ledger
 from services.trader.market import Market
@@ -137,7 +145,7 @@ class Watching:
         holding = {
             Condition("trader", trip.guard.value): trip.detail
             for trip in self._trips
-            if trip.guard is not Guard.MARKET_CLOSED  # every market closes, and a replay ends
+            if trip.guard not in ORDINARY_GUARDS
         }
         holding |= {Condition("trader", name): detail for name, detail in self.failing.items()}
         holding |= self._new_refusals()

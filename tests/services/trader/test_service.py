@@ -175,6 +175,7 @@ async def test_no_position_is_entered_on_a_version_that_proved_nothing(
     (buy,) = [d for d in await decisions_of(bus) if d.action == "BUY"]
     assert buy.executed is enters
     assert ("version_unproven: holding until a version proves itself" in buy.reason) is not enters
+    assert [alert for alert in await alerts_of(bus) if alert.name == "version_unproven"] == []
 
 
 async def test_a_slow_or_dead_inference_is_a_hold(
