@@ -14,6 +14,7 @@ from shared.metrics.bootstrap import Interval
 from shared.metrics.equity import drawdown_curve
 from shared.metrics.monte_carlo import DRAWDOWN_PERCENTILES, MonteCarlo
 from shared.metrics.overfitting import Overfitting
+from shared.metrics.trades import NO_TRADE
 from shared.metrics.undefined import UNEXPLAINED, why
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def page(report: ValidationReport, png: bytes) -> str:
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in report.reasons)
     body = f"""<header><h1>Version {report.version} {gates}</h1>
 <p>{html.escape(report.instrument)}, {html.escape(report.split)} split: {_sessions(report)} from
-{_day(report.first_bar_at)} to {_day(report.last_bar_at)}; judged {html.escape(report.created_at)}
+{_day(report.first_bar_at)} to {_day(report.last_bar_at)}; judged {_minute(report.created_at)}
 in {report.seconds:.1f} s.{_superseded(report)}</p></header>
 {f"<ul>{reasons}</ul>" if reasons else ""}
 <section class="cards">{"".join(_cards(report))}</section>
@@ -135,7 +136,7 @@ in {report.seconds:.1f} s.{_superseded(report)}</p></header>
 {_table("Could it be luck?", ("", "value"), _honesty_rows(report))}
 {_table("Activity", ("", "value"), _activity_rows(report))}
 </div>
-{_table("Monte Carlo", _MONTE_CARLO_COLUMNS, map(_monte_carlo_row, report.summary.monte_carlo))}
+{_table("Monte Carlo", _MONTE_CARLO_COLUMNS, _monte_carlo_rows(report))}
 {_table("Against simple rules on the same sessions", _BASELINE_COLUMNS, _baseline_rows(report))}
 {_table("Months", ("month", "days", "net pips", "trades", "win rate", "expectancy"), _month_rows(report))}
 {_table("Provenance", ("", ""), _provenance_rows(report))}"""
@@ -152,7 +153,7 @@ body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sa
 main{max-width:1100px;margin:auto;padding:24px}h1{font-size:26px;margin:0}h2{font-size:16px;margin:28px 0 8px}
 header p,li{color:var(--muted)}img{width:100%;border-radius:8px;background:#fff}
 .gate{font-size:13px;padding:3px 10px;border-radius:12px;vertical-align:middle;margin-left:6px;color:#fff}
-.passed{background:#15803d}.failed{background:#9aa5b1}
+.passed{background:#15803d}.failed{background:#52606d}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px}
 .card b{display:block;font-size:22px}.card span{color:var(--muted);font-size:13px}
@@ -249,7 +250,7 @@ def _risk_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         ),
         ("Kelly, continuous", _told(report, "sizing.kelly")),
         ("recommended fraction", _number(summary.sizing.fraction)),
-        ("because of", html.escape(summary.sizing.reason)),
+        ("because of", _because(summary.sizing.reason)),
     ]
 
 
@@ -312,6 +313,10 @@ _MONTE_CARLO_COLUMNS = (
     "loss",
     "ruin",
 )
+
+
+def _monte_carlo_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    return [*map(_monte_carlo_row, report.summary.monte_carlo)] or [(_because(NO_TRADE),)]
 
 
 def _monte_carlo_row(paths: MonteCarlo) -> tuple[str, ...]:
@@ -435,3 +440,8 @@ def _because(reason: str) -> str:
 
 def _day(moment: str) -> str:
     return html.escape(moment[:10])
+
+
+def _minute(moment: str) -> str:
+    """Of an ISO 8601 time in UTC."""
+    return html.escape(f"{moment[:10]} {moment[11:16]} UTC")

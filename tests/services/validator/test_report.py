@@ -247,5 +247,10 @@ def test_a_version_that_never_trades_has_a_page_too(report: ValidationReport) ->
     flat = idle(report)
     text = page(flat, picture(flat))
     assert '<span class="why">no trade</span>' in text
+    after_heading = text.split("<h2>Monte Carlo</h2>")[1].split("</section>")[0]
+    assert after_heading.count("<tr>") == 2
+    assert '<td><span class="why">no trade</span></td>' in after_heading
+    assert f'<span class="why">{flat.summary.sizing.reason}</span>' in text  # which wraps on a phone
+    assert f"judged {flat.created_at[:10]} {flat.created_at[11:16]} UTC" in " ".join(text.split())
     assert "not annualised" in text
     assert "–" not in text
