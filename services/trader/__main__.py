@@ -193,7 +193,7 @@ async def _assemble(
     return TraderService(
         client,
         inference,
-        Account(client, ledger, config, instrument, settings.mode, lifecycle.stopping),
+        Account(client, ledger, config, instrument, settings.mode, lifecycle.stopping, settings.environment),
         ledger,
         audit,
         lease,

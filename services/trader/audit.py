@@ -36,7 +36,7 @@ CREATE TABLE decisions (
 );
 CREATE TABLE trades (
     seq BIGINT PRIMARY KEY, created_at TIMESTAMPTZ, trade_id VARCHAR, instrument VARCHAR, side TINYINT,
-    units BIGINT, entry_time TIMESTAMPTZ, exit_time TIMESTAMPTZ, entry_price DOUBLE, exit_price DOUBLE,
+    units DOUBLE, entry_time TIMESTAMPTZ, exit_time TIMESTAMPTZ, entry_price DOUBLE, exit_price DOUBLE,
     pips DOUBLE, reason VARCHAR
 );
 CREATE TABLE alerts (
@@ -72,6 +72,7 @@ class AuditTables:
         try:
             begin_database(path, _SCHEMA)
             self._db = duckdb.connect(str(path), config={"threads": 1, "memory_limit": "256MB"})
+            self._db.execute("ALTER TABLE trades ALTER units TYPE DOUBLE")  # earlier releases: whole units
         except (duckdb.Error, OSError) as refused:
             raise ServiceError(f"{path} cannot be opened: {refused}") from refused
 

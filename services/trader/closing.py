@@ -1,8 +1,10 @@
-"""Closing a position at the broker without the ledger: for a trader that waits for its lease, and for `kill`.
+"""Closing a position at the broker without the ledger.
 
-A close is reduce-only and is repeated until the account shows that nothing is held.
+For a trader that waits for its lease or cannot read its account, and for `kill`. A close is reduce-only and
+is repeated until the account shows that nothing is held.
 """
 
+import asyncio
 from uuid import uuid4
 
 import structlog
@@ -14,6 +16,9 @@ from shared.errors import BrokerError, OrderRejectedError
 
 log = structlog.get_logger()
 
+#: An account that does not answer in time is closed unread.
+_READ_SECONDS = 3.0
+
 
 async def close_at_broker(client: OandaClient, instrument: str) -> tuple[int | None, str]:
     """Close what an account holds of an instrument, once, if it holds anything.
@@ -24,10 +29,13 @@ async def close_at_broker(client: OandaClient, instrument: str) -> tuple[int | N
         The transaction at which the account is flat and an empty text, or None and why it is not known to be.
     """
     try:
-        snapshot = await client.snapshot()
-    except BrokerError as unreadable:
+        async with asyncio.timeout(_READ_SECONDS):
+            snapshot = await client.snapshot()
+    except (BrokerError, TimeoutError) as unreadable:
         tried = [await _close(client, instrument, long=long) for long in (True, False)]
-        return None, "; ".join(filter(None, (f"the account cannot be read: {unreadable}", *tried)))
+        return None, "; ".join(
+            filter(None, (f"the account cannot be read: {str(unreadable) or 'no answer in time'}", *tried))
+        )
     held = snapshot_holding(snapshot, instrument, None)
     if not held.trades:
         return snapshot.summary.last_transaction_id, ""

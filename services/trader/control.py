@@ -9,6 +9,7 @@ from services.trader.account import Account
 from services.trader.config import Mode
 from services.trader.exits import Exits
 from services.trader.kill_switch import KillOrder, KillSwitch, StatusFile, TraderStatus
+from services.trader.orders import plain
 from shared.messages.schemas import ControlIssued
 
 log = structlog.get_logger()
@@ -31,13 +32,17 @@ class Control:
         self._switch, self._status, self._account, self._exits = switch, status, account, exits
         self._mode, self._api_url = mode, api_url
         self._kill: KillOrder | None = switch.order()
+        self._early: list[tuple[str, ControlIssued]] = []  # orders that came before the account was known
 
     @property
     def now(self) -> str:
         """What holds: running, paused or killed."""
         if self._kill is not None:
             return "killed"
-        return self._account.memory.control if self._account.reconciled else "running"
+        if self._account.reconciled:
+            return self._account.memory.control
+        ordered = [order.state for _, order in self._early if order.target == "trader"]
+        return ordered[-1] if ordered else "running"
 
     @property
     def killed_by(self) -> str:
@@ -67,6 +72,10 @@ class Control:
 
     def take_up(self, entry_id: str, order: ControlIssued) -> None:
         """Take up one order from Redis: it holds, over restarts too, until the next one."""
+        if not self._account.reconciled:
+            self._early.append((entry_id, order))  # nowhere to be kept; it holds all the same
+            self._exits.hurry()
+            return
         memory = replace(self._account.memory, control_entry=entry_id)
         if order.target == "trader":
             log.warning("trader_control", state=order.state, by=order.by, reason=order.reason)
@@ -77,6 +86,12 @@ class Control:
                 memory = replace(memory, risk=memory.risk.resumed(), exit="")
                 self._account.abandon_unknown()
         self._account.keep(memory)
+
+    def account_is_known(self) -> None:
+        """Keep what was ordered before the account was read for the first time."""
+        early, self._early = self._early, []
+        for entry_id, order in early:
+            self.take_up(entry_id, order)
 
     def write_status(self, state: str) -> None:
         """Write the status file, which `kill` reads, when something in it has changed."""
@@ -91,9 +106,9 @@ class Control:
                 state=state,
                 control=self.now,
                 kill_id=self._kill.kill_id if self._kill else None,
-                units=self._account.holding.units if known else None,
+                units=plain(self._account.holding.units) if known else None,
                 unknown_orders=self._account.num_unknown() if known else 0,
                 flat_at=self._exits.flat_at,
-                detail=self._exits.detail if known else "the account was not read yet",
+                detail=self._exits.detail or ("" if known else "the account was not read yet"),
             )
         )

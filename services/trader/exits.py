@@ -66,7 +66,7 @@ class Exits:
         self.flat_at = None
         if self._market_is_closed():
             self.detail = "the market is closed; the position is closed when it opens"
-        elif time.monotonic() >= self._next_close and not self._one_at_a_time.locked():
+        elif self._is_due():
             last_bar_s = self._market.last_bar_s
             await self.close(reason, max(self._account.memory.decided_bar_s, last_bar_s or 0))
         else:
@@ -86,19 +86,43 @@ class Exits:
             held = self._account.holding.side
             if held is Side.FLAT:
                 return True
-            pause = min(
-                self._config.flatten_retry_seconds * 2.0**self._failures,
-                self._config.flatten_retry_max_seconds,
-            )
-            self._next_close = time.monotonic() + pause
+            pause = self._pause()
             log.warning("closing", side=held.name, reason=reason, failures=self._failures)
             intent = await self._account.close(
                 bar_time_s, reason, look_up_seconds=min(pause, _LOOK_SECONDS), decided=decided
             )
-            if intent.state is IntentState.REJECTED and intent.detail == NOTHING_TO_CLOSE:
-                await self._look(self._account.reconcile())
             self._settled(intent)
+            if intent.state is IntentState.REJECTED and intent.detail == NOTHING_TO_CLOSE:
+                agreed = await self._look(self._agrees())
+                if not agreed and self._account.holding.side is held:
+                    await self._account.close_unread()
             return self._judge(intent)
+
+    async def _agrees(self) -> bool:
+        await self._account.reconcile()
+        return True
+
+    async def close_unread(self) -> None:
+        """Close what is held although the account cannot be read: what is known of it may be wrong."""
+        if not self._is_due():
+            return
+        async with self._one_at_a_time:
+            self._pause()
+            self._failures = min(self._failures + 1, 16)
+            flat_at, self.detail = await self._account.close_unread()
+            if not self._account.reconciled:
+                self.flat_at = flat_at
+
+    def _is_due(self) -> bool:
+        return time.monotonic() >= self._next_close and not self._one_at_a_time.locked()
+
+    def _pause(self) -> float:
+        """Put off the next close; the pause doubles with every one that did not work."""
+        pause = min(
+            self._config.flatten_retry_seconds * 2.0**self._failures, self._config.flatten_retry_max_seconds
+        )
+        self._next_close = time.monotonic() + pause
+        return pause
 
     def _judge(self, intent: Intent) -> bool:
         if self._account.holding.side is Side.FLAT:
@@ -114,10 +138,10 @@ class Exits:
         Args:
             confirm: ask the broker, too, whether the account is flat, until it is.
         """
-        if self._account.holding.side is Side.FLAT:
-            self._failures = 0
-        else:
+        if self._account.holding.side is not Side.FLAT:
             self.flat_at = None
+        elif not confirm:
+            self._failures = 0
         if time.monotonic() < self._next_look:
             return
         confirm = confirm and self.flat_at is None
@@ -128,13 +152,16 @@ class Exits:
         )
         if not confirm:
             await self._look(self._account.sync(None))
-        elif await self._look(self._account.shown_flat()):
+            return
+        shown = await self._look(self._account.shown_flat())
+        if shown:
             self.flat_at, self.detail = self._account.holding.last_transaction_id, ""
+            self._failures = 0
             log.warning("flat_confirmed", transaction=self.flat_at)
-        elif not self.detail or self._account.holding.side is Side.FLAT:
-            self.detail = (
-                f"the outcome of {unknown} orders is not known yet" if unknown else "the broker was not read"
-            )
+        elif shown is None:
+            await self.close_unread()
+        elif self._account.holding.side is Side.FLAT:
+            self.detail = f"the outcome of {unknown} orders is not known yet"
 
     @property
     def closing(self) -> bool:
@@ -143,8 +170,8 @@ class Exits:
 
     @property
     def failing(self) -> bool:
-        """A close has not worked, and something is still held."""
-        return self._failures > 0 and self._account.reconciled and self._account.holding.side is not Side.FLAT
+        """A close has not worked, and something is still held, or may be."""
+        return self._failures > 0
 
     def _market_is_closed(self) -> bool:
         """The stream says so, and is alive; a stream that is silent says nothing about the market."""

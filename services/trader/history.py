@@ -9,10 +9,10 @@ import numpy as np
 
 from services.trader.config import TraderConfig
 from services.trader.market import Market
-from services.trader.orders import HeldTrade
+from services.trader.orders import HeldTrade, bar_of
 from services.trader.refusals import Refusal, fault_of
 from shared.adapters.oanda import MAX_CANDLES, OandaClient
-from shared.adapters.oanda_records import NANOSECONDS, Candle
+from shared.adapters.oanda_records import Candle
 from shared.environment.environment import EnvironmentConfig
 from shared.environment.position import Position
 from shared.errors import UnreadableAnswerError
@@ -99,7 +99,7 @@ class History:
         """
         if held == self._held:
             return
-        older = [] if held is None else await self._older(_entry_bar_s(held))
+        older = [] if held is None else await self._older(bar_of(held.time_ns))
         self._held, self.position = held, Position(self._instrument.pip)
         if held is not None:
             # Entered at the mid and charged the whole spread, as in the environment; the fill has half of it.
@@ -107,7 +107,7 @@ class History:
             mid = held.price - int(held.side) * spread / 2
             charged_pips = self._costs.round_trip_at(float(spread / Decimal(str(self._instrument.pip))))
             self.position = self.position.after_entry(held.side, float(mid), charged_pips)
-            self._marked_s = _entry_bar_s(held)
+            self._marked_s = bar_of(held.time_ns)  # its close is the first that marks it
             self._mark([*older, *self._market.closes_from(self._marked_s)])
 
     def _mark(self, closes: Iterable[tuple[int, float]]) -> None:
@@ -171,8 +171,3 @@ class History:
                 break
             entry_s = batch[-1].time_s + BAR_SECONDS
         return found
-
-
-def _entry_bar_s(trade: HeldTrade) -> int:
-    """Opening time of the bar in which a trade was filled: its close is the first that marks it."""
-    return trade.time_ns // NANOSECONDS // BAR_SECONDS * BAR_SECONDS

@@ -48,7 +48,7 @@ class TraderStatus:
     state: str  # standby, reconnecting, active, reducing or halted
     control: str  # running, paused or killed
     kill_id: str | None  # of the kill file that was seen last; None while there is none
-    units: int | None  # held, signed; None while that is not known
+    units: int | float | None  # held, signed; None while that is not known
     unknown_orders: int
     flat_at: int | None  # transaction at which the broker showed flat after the kill; None until it did
     detail: str  # why it is not flat yet

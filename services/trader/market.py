@@ -80,6 +80,7 @@ class Market:
         self._builder = CandleBuilder()
         self._minute = -1  # the minute that prices come in, good or not; -1 between two
         self._over = -1  # the newest minute that was closed
+        self._minute_starts: deque[int] = deque(maxlen=64)  # times of each minute's first line, in a replay
         self._own: dict[int, float] = {}
         self._first_own = True  # ticks began inside a minute: its bar is no candle
         self._level = PriceLevel(self._max_jump_percent)
@@ -197,11 +198,16 @@ class Market:
         self.heard = self._monotonic()
         if self._wall and price is None:  # a price is as old as its last change, and says nothing of clocks
             self._skew_s = wall_s - item.time_ns / NANOSECONDS
-        self.time_ns = max(self.time_ns, item.time_ns)
+        self._go_on(item.time_ns)
         closed = self._close_minute(item.time_ns)
         if price is not None:
             self._on_price(price)
         return closed
+
+    def _go_on(self, time_ns: int) -> None:
+        if self._wall is None and time_ns // BAR_NS > self.time_ns // BAR_NS:
+            self._minute_starts.append(time_ns)
+        self.time_ns = max(self.time_ns, time_ns)
 
     def _on_price(self, price: Price) -> None:
         if price.bid is None or price.ask is None or not price.tradeable:
@@ -264,8 +270,14 @@ class Market:
         return (opened + WEEK_OPEN_S - time_s) / 60
 
     def bar_age_seconds(self, bar_time_s: int) -> float:
-        """Market time since a bar ended."""
-        return self.time_ns / NANOSECONDS - (bar_time_s + BAR_SECONDS)
+        """Market time since a bar ended; in a replay, since the first line after its end.
+
+        A replay says nothing in a gap of its data, and fills at the open that follows, as the environment
+        does: the first line after a gap is the earliest moment to decide at.
+        """
+        end_ns = (bar_time_s + BAR_SECONDS) * NANOSECONDS
+        since_ns = next((start for start in self._minute_starts if start >= end_ns), end_ns)
+        return (self.time_ns - since_ns) / NANOSECONDS
 
 
 def compile_kernels(instrument: Instrument) -> None:

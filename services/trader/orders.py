@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 
+import numpy as np
+
 from services.trader.config import TraderConfig
 from shared.adapters.oanda import MarketOrder
 from shared.adapters.oanda_records import (
@@ -26,7 +28,9 @@ from shared.adapters.oanda_records import (
     Transaction,
 )
 from shared.environment.action import Action, Side
-from shared.market.bar import Instrument
+from shared.environment.environment import EnvironmentConfig
+from shared.market.bar import BAR_SECONDS, Instrument
+from shared.market.calendar import rollover_nights
 from shared.messages.schemas import TradeClosed
 
 
@@ -52,7 +56,7 @@ class Intent:
     bar_time_s: int  # the bar whose close it was decided at
     action: Action  # BUY, SELL or CLOSE
     side: Side  # held when it was decided
-    units: int
+    units: Decimal
     last_transaction_id: int  # the account's, before sending
     fence: int  # token of the lease it is sent under
     state: IntentState = IntentState.SENDING
@@ -100,7 +104,7 @@ class HeldTrade:
     """One open trade at the broker."""
 
     trade_id: int
-    units: int  # signed
+    units: Decimal  # signed; whole where this trader opened it, and others may have opened it
     price: Decimal
     time_ns: int  # of the fill
     spread: Decimal | None  # quoted when it was filled, in units of price; None when that is not known
@@ -116,15 +120,22 @@ class ClosedTrade:
     """A trade that was closed, wholly or in part."""
 
     trade: HeldTrade
-    units: int  # closed now, above 0
+    units: Decimal  # closed now, above 0
     price: Decimal
     time_ns: int
     transaction_id: int
     reason: str  # OANDA's, such as MARKET_ORDER_POSITION_CLOSEOUT or STOP_LOSS_ORDER
 
-    def pips(self, pip: float) -> float:
-        """Net pips of the round trip, from the two fills: the spread lies in them."""
-        return float((self.price - self.trade.price) * int(self.trade.side) / Decimal(str(pip)))
+    def pips(self, pip: float, costs: EnvironmentConfig) -> float:
+        """Net pips of the round trip, charged as the environment charges it.
+
+        Spread and slippage lie in the two fills. Commission and financing do not, and are charged as an
+        open position was charged for them: a trade earns no more by being closed.
+        """
+        between = float((self.price - self.trade.price) * int(self.trade.side) / Decimal(str(pip)))
+        bars_s = np.array([bar_of(self.trade.time_ns), bar_of(self.time_ns)], np.int64)
+        nights = int(rollover_nights(bars_s)[0])
+        return between - costs.commission_pips - costs.financing_pips_per_night * nights
 
 
 @dataclass(frozen=True)
@@ -136,9 +147,9 @@ class Holding:
     trades: tuple[HeldTrade, ...] = ()
 
     @property
-    def units(self) -> int:
+    def units(self) -> Decimal:
         """Net units, signed."""
-        return sum(trade.units for trade in self.trades)
+        return sum((trade.units for trade in self.trades), Decimal(0))
 
     @property
     def side(self) -> Side:
@@ -164,9 +175,7 @@ def snapshot_holding(snapshot: AccountSnapshot, instrument: str, known: Holding 
     """What the broker says is held; what was kept of the same trades (the spread) is kept on."""
     spreads = {trade.trade_id: trade.spread for trade in known.trades} if known else {}
     trades = (
-        HeldTrade(
-            trade.trade_id, int(trade.units), trade.price, trade.open_time_ns, spreads.get(trade.trade_id)
-        )
+        HeldTrade(trade.trade_id, trade.units, trade.price, trade.open_time_ns, spreads.get(trade.trade_id))
         for trade in snapshot.trades
         if trade.instrument == instrument
     )
@@ -201,26 +210,22 @@ def _after_fill(holding: Holding, fill: Fill, spread: Decimal | None, closed: li
     trades = {trade.trade_id: trade for trade in holding.trades}
     for part in (*fill.closed, *((fill.reduced,) if fill.reduced else ())):
         before = trades.get(part.trade_id)
-        if before is None:
+        if before is None or part.units == 0:
             continue
         closed.append(_closed(before, part, fill))
-        rest = before.units + int(part.units)
+        rest = before.units + part.units
         if rest == 0 or part in fill.closed:
             del trades[part.trade_id]
         else:
             trades[part.trade_id] = replace(before, units=rest)
     if fill.opened is not None:
         opened = fill.opened
-        trades[opened.trade_id] = HeldTrade(
-            opened.trade_id, int(opened.units), opened.price, fill.time_ns, spread
-        )
+        trades[opened.trade_id] = HeldTrade(opened.trade_id, opened.units, opened.price, fill.time_ns, spread)
     return replace(holding, trades=tuple(trades.values()))
 
 
 def _closed(trade: HeldTrade, part: TradeFill, fill: Fill) -> ClosedTrade:
-    return ClosedTrade(
-        trade, abs(int(part.units)), part.price, fill.time_ns, fill.transaction_id, fill.reason
-    )
+    return ClosedTrade(trade, abs(part.units), part.price, fill.time_ns, fill.transaction_id, fill.reason)
 
 
 def outcome_in(intent: str, transactions: Sequence[Transaction]) -> tuple[IntentState, str] | None:
@@ -259,19 +264,29 @@ def fills_by_client_id(transactions: Sequence[Transaction]) -> dict[str, str]:
     return found
 
 
-def trade_closed(closed: ClosedTrade, instrument: Instrument) -> TradeClosed:
+def bar_of(time_ns: int) -> int:
+    """Opening time of the bar in which something happened, in seconds."""
+    return time_ns // NANOSECONDS // BAR_SECONDS * BAR_SECONDS
+
+
+def plain(units: Decimal) -> int | float:
+    """Units as a JSON number: a whole one where they are whole."""
+    return int(units) if units == int(units) else float(units)
+
+
+def trade_closed(closed: ClosedTrade, instrument: Instrument, costs: EnvironmentConfig) -> TradeClosed:
     """The message that tells of a closed trade."""
     trade = closed.trade
     return TradeClosed(
         trade_id=f"{trade.trade_id}-{closed.transaction_id}",
         instrument=instrument.name,
         side=1 if trade.side is Side.LONG else -1,
-        units=closed.units,
+        units=plain(closed.units),
         entry_time=_moment(trade.time_ns),
         exit_time=_moment(closed.time_ns),
         entry_price=float(trade.price),
         exit_price=float(closed.price),
-        pips=closed.pips(instrument.pip),
+        pips=closed.pips(instrument.pip, costs),
         reason=closed.reason,
     )
 

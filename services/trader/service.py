@@ -13,7 +13,6 @@ answer of the broker ends the trader: it says what is wrong and tries again.
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +33,7 @@ from services.trader.ledger import Ledger
 from services.trader.market import Market, compile_kernels
 from services.trader.metrics import TraderMetrics
 from services.trader.orders import Intent, IntentState
+from services.trader.waiting import Backoff
 from services.trader.watching import Watching
 from shared.adapters.inference import Decision, InferenceClient
 from shared.adapters.lease import Lease
@@ -41,7 +41,7 @@ from shared.adapters.oanda import OandaClient
 from shared.adapters.oanda_records import NANOSECONDS, Price
 from shared.environment.action import LEGAL, Action
 from shared.environment.environment import EnvironmentConfig
-from shared.errors import BrokerError, InferenceError
+from shared.errors import BrokerError, InferenceError, ServiceError
 from shared.market.bar import Instrument
 from shared.messages.schemas import AlertRaised, DecisionMade
 from shared.messages.streams import CONTROL
@@ -138,7 +138,6 @@ class TraderService:
         )
         self._closed_bars: asyncio.Queue[int] = asyncio.Queue()
         self._first_price = asyncio.Event()
-        self._known = asyncio.Event()  # the account was reconciled
         self._control_read = asyncio.Event()  # what operators ordered so far was taken up
         self._began = 0.0  # when the session's first price had come
 
@@ -175,6 +174,8 @@ class TraderService:
         while True:
             if self._account.reconciled:
                 await self._close_what_must_be_closed()
+            elif self._control.now == "killed" and self._exits.flat_at is None:
+                await self._exits.close_unread()
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _close_what_must_be_closed(self) -> None:
@@ -187,15 +188,14 @@ class TraderService:
             await self._history.follow(None)
 
     async def _sessions(self) -> None:
-        pauses, watching = 0, self._watching
+        backoff, watching = Backoff(self._config.reconnect_max_seconds), self._watching
         while not self._lifecycle.stopping.is_set():
             try:
                 await self._session()
             except BrokerError as broken:
                 self._metrics.reconnects.inc()
                 good = watching.in_session and time.monotonic() - self._began > _GOOD_SESSION_SECONDS
-                pauses = 0 if good else pauses + 1
-                pause = min(self._config.reconnect_max_seconds, 0.5 * 2.0**pauses) * random.uniform(0.5, 1.0)  # noqa: S311
+                pause = backoff.after(good=good)
                 log.warning("broker_away", error=str(broken), again_in_seconds=round(pause, 2))
                 watching.in_session, watching.broker_away = False, str(broken)
                 # The position stays open and unwatched while the token is refused: an operator must know.
@@ -211,7 +211,7 @@ class TraderService:
             BrokerError: the broker is away.
         """
         await self._account.reconcile()
-        self._known.set()
+        self._control.account_is_known()
         await self._lifecycle.until_stopping(self._control_read.wait())
         await self._history.warm_up(self._account.holding.trade)
         if self._market.first_bar_s is not None:
@@ -371,8 +371,12 @@ class TraderService:
         legal = LEGAL[self._account.holding.side + 1, action]
         if token is None or quoted is None or not legal or self._control.forbids_entry():
             return False
-        with self._watching.ordering():
-            intent = await self._account.enter(action, bar_time_s, quoted.price, token)
+        try:
+            with self._watching.ordering():
+                intent = await self._account.enter(action, bar_time_s, quoted.price, token)
+        except ServiceError as refused:  # sent before, or a later holder of the lease has sent an order
+            self._alert("entry_refused", str(refused))
+            return False
         self._order_settled(intent)
         await self._history.follow(self._account.holding.trade)
         if intent.state is not IntentState.FILLED:
@@ -437,10 +441,9 @@ class TraderService:
 
     async def _follow_control(self) -> None:
         """Take up what operators order, from where the ledger stands; runs until it is cancelled."""
-        await self._known.wait()
         bus = self._lifecycle.bus
         until = await bus.last_id(CONTROL)
-        after = self._account.memory.control_entry
+        after = self._account.memory.control_entry if self._account.reconciled else "0-0"
         if _entry_order(after) >= _entry_order(until):
             self._control_read.set()
         async for entries in bus.follow(CONTROL, after):

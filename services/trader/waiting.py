@@ -1,7 +1,11 @@
-"""Alerts of a trader that cannot begin yet: its ledger is not open, so they go straight to their stream."""
+"""Waiting: for a broker or a lease before the trader can begin, and between two sessions.
+
+The alerts of a trader that cannot begin yet go straight to their stream: its ledger is not open.
+"""
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncIterator, Mapping
 
@@ -18,6 +22,19 @@ _LOOK_SECONDS = 0.5
 
 #: The trader begins without having announced the end of its wait where Redis does not answer in time.
 _END_SECONDS = 2.0
+
+
+class Backoff:
+    """Pauses between sessions: they double up to a limit, and begin anew after a good session."""
+
+    def __init__(self, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._num_bad = 0  # sessions in a row that were not good
+
+    def after(self, *, good: bool) -> float:
+        """Seconds to wait after a session, between half and all of its turn's."""
+        self._num_bad = 0 if good else self._num_bad + 1
+        return min(self._max_seconds, 0.5 * 2.0 ** min(self._num_bad, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 @contextlib.asynccontextmanager

@@ -28,6 +28,7 @@ from services.trader.history import History
 from services.trader.ledger import Ledger
 from services.trader.market import Market
 from services.trader.metrics import TraderMetrics
+from services.trader.orders import plain
 from services.trader.refusals import Refusal
 from shared.adapters.inference import Decision
 from shared.adapters.lease import Lease
@@ -226,7 +227,7 @@ class Watching:
         self._metrics.bar_mismatches.set(self._market.num_mismatches)
         self._lifecycle.report(
             side=int(memory.holding.side),
-            units=memory.holding.units,
+            units=plain(memory.holding.units),
             entry_price=float(held.price) if held else None,
             entry_time_s=held.time_ns // NANOSECONDS if held else None,
             pnl_pips=round(self._history.position.pnl, 3),

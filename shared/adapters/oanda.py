@@ -66,6 +66,9 @@ TRANSACTION_STALL_SECONDS = 20.0
 NOTHING_TO_CLOSE = "CLOSEOUT_POSITION_DOESNT_EXIST"
 
 MAX_LINE_BYTES = 1 << 20
+
+#: A line that has not ended by then is no line, and the stream is given up.
+MAX_DROPPED_BYTES = 64 * MAX_LINE_BYTES
 TOO_MANY_REQUESTS = 429
 
 #: A request with such an answer was refused before anything was done with it.
@@ -487,7 +490,7 @@ class OandaClient:
                     raise BrokerError(_refusal(call, response), status=response.status_code)
                 async with aclosing(split_lines(response.aiter_bytes())) as lines:
                     async for line in lines:
-                        yield _parse_line(name, line, parse)
+                        yield line if isinstance(line, UnreadableLine) else _parse_line(name, line, parse)
         except httpx.ReadTimeout as silence:
             raise BrokerError(f"{name}: nothing arrived for {limits.read} s, the stream is dead") from silence
         except httpx.HTTPError as error:
@@ -495,20 +498,27 @@ class OandaClient:
         raise BrokerError(f"{name}: the server closed the stream")
 
 
-async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes | UnreadableLine, None]:
     """The non-empty lines of a byte stream: a chunk may hold several lines, a line several chunks.
 
+    A line longer than 1 MiB is read to its end and dropped; an UnreadableLine stands for it.
+
     Raises:
-        BrokerError: a line is longer than 1 MiB.
+        BrokerError: a line has no end within 64 MiB.
     """
-    rest = b""
+    rest, dropped = b"", 0  # the line that has begun, and how much of it was dropped for its length
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > MAX_LINE_BYTES:
-            raise BrokerError(f"a stream line is longer than {MAX_LINE_BYTES} bytes")
         for line in lines:
-            if line.strip():
+            if dropped or len(line) > MAX_LINE_BYTES:
+                yield UnreadableLine(f"a stream line is longer than {MAX_LINE_BYTES} bytes")
+            elif line.strip():
                 yield line
+            dropped = 0
+        if dropped or len(rest) > MAX_LINE_BYTES:
+            dropped, rest = dropped + len(rest), b""
+        if dropped > MAX_DROPPED_BYTES:
+            raise BrokerError(f"a stream line is longer than {MAX_DROPPED_BYTES} bytes")
 
 
 def _object(response: httpx.Response) -> Json:

@@ -24,6 +24,9 @@ MAX_ID = 2**63 - 1
 #: No price, size or amount of money has more digits before its decimal point, or after it.
 MAX_DIGITS = 18
 
+#: Names and reasons are shorter than this; OANDA's client ids have at most 128 characters.
+MAX_TEXT = 256
+
 Json = Mapping[str, Any]
 
 #: What a parser raises when it meets something else than OANDA's schema.
@@ -115,7 +118,7 @@ class Price:
             raise ValueError(f"type {str(item['type'])[:40]!r}: expected PRICE or HEARTBEAT")
         bids, asks = item["bids"], item["asks"]
         return cls(
-            str(item["instrument"]),
+            _text(item["instrument"]),
             parse_time(item["time"]),
             _float(bids[0]["price"]) if bids else None,
             _float(asks[0]["price"]) if asks else None,
@@ -176,10 +179,10 @@ class InstrumentDetails:
     def parse(cls, item: Json) -> "InstrumentDetails":
         """Read one element of `instruments`."""
         return cls(
-            item["name"],
-            int(item["pipLocation"]),
-            int(item["displayPrecision"]),
-            int(item["tradeUnitsPrecision"]),
+            _text(item["name"]),
+            _exponent(item["pipLocation"]),
+            _decimals(item["displayPrecision"]),
+            _decimals(item["tradeUnitsPrecision"]),
             _decimal(item["minimumTradeSize"]),
         )
 
@@ -205,8 +208,8 @@ class AccountSummary:
     def parse(cls, item: Json) -> "AccountSummary":
         """Read `account` of a summary or of a snapshot."""
         return cls(
-            item["id"],
-            item["currency"],
+            _text(item["id"]),
+            _text(item["currency"]),
             _decimal(item["balance"]),
             _decimal(item["NAV"]),
             _decimal(item["unrealizedPL"]),
@@ -243,7 +246,7 @@ class Position:
             )
         average = sides[0].get("averagePrice") if sides else None
         return cls(
-            item["instrument"],
+            _text(item["instrument"]),
             _decimal(sides[0]["units"]) if sides else Decimal(0),
             None if average is None else _decimal(average),
             _decimal(item.get("unrealizedPL", "0")),
@@ -266,7 +269,7 @@ class OpenTrade:
         """Read one element of `trades`."""
         return cls(
             _id(item["id"]),
-            item["instrument"],
+            _text(item["instrument"]),
             _decimal(item["currentUnits"]),
             _price(item["price"]),
             parse_time(item["openTime"]),
@@ -285,13 +288,19 @@ class Order:
     filling_transaction_id: int | None
     cancelling_transaction_id: int | None
 
+    @property
+    def ended_by(self) -> tuple[int, ...]:
+        """The transactions that ended it."""
+        ends = (self.filling_transaction_id, self.cancelling_transaction_id)
+        return tuple(end for end in ends if end is not None)
+
     @classmethod
     def parse(cls, item: Json) -> "Order":
         """Read `order` or one element of `orders`."""
         return cls(
             _id(item["id"]),
-            item["type"],
-            item["state"],
+            _text(item["type"]),
+            _text(item["state"]),
             _client_id(item.get("clientExtensions")),
             _optional_id(item.get("fillingTransactionID")),
             _optional_id(item.get("cancellingTransactionID")),
@@ -310,18 +319,23 @@ class Transaction:
     @staticmethod
     def parse(item: Json) -> "Transaction":
         """Read one transaction as the record of its type."""
-        kind = item["type"]
+        kind = _text(item["type"])
         base = (_id(item["id"]), _id(item["batchID"]), parse_time(item["time"]), kind)
         if kind == "ORDER_FILL":
             return Fill(*base, *_fill_fields(item))
         if kind == "ORDER_CANCEL":
-            return OrderCancelled(*base, _id(item["orderID"]), item.get("clientOrderID"), item["reason"])
+            return OrderCancelled(
+                *base, _id(item["orderID"]), _optional_text(item.get("clientOrderID")), _text(item["reason"])
+            )
         if kind == "MARKET_ORDER":
             return OrderCreated(
-                *base, item["instrument"], _decimal(item["units"]), _client_id(item.get("clientExtensions"))
+                *base,
+                _text(item["instrument"]),
+                _decimal(item["units"]),
+                _client_id(item.get("clientExtensions")),
             )
         if kind.endswith("_REJECT"):
-            return OrderRejected(*base, item["rejectReason"], _client_id(item.get("clientExtensions")))
+            return OrderRejected(*base, _text(item["rejectReason"]), _client_id(item.get("clientExtensions")))
         return Transaction(*base)
 
     @staticmethod
@@ -407,12 +421,15 @@ class Fill(Transaction):
 
 def _fill_fields(item: Json) -> tuple[Any, ...]:
     opened, reduced = item.get("tradeOpened"), item.get("tradeReduced")
+    parts = [part for part in (opened, reduced, *item.get("tradesClosed", ())) if part is not None]
+    if not any(_decimal(part["units"]) for part in parts):
+        raise ValueError("the fill names no trade, so that its price is not known")
     return (
         _id(item["orderID"]),
-        item.get("clientOrderID"),
-        item["instrument"],
+        _optional_text(item.get("clientOrderID")),
+        _text(item["instrument"]),
         _decimal(item["units"]),
-        item["reason"],
+        _text(item["reason"]),
         _decimal(item["pl"]),
         _decimal(item["accountBalance"]),
         None if opened is None else _trade_fill(opened),
@@ -551,5 +568,30 @@ def _optional_id(text: object) -> int | None:
     return None if text is None else _id(text)
 
 
+def _exponent(value: object) -> int:
+    """A power of ten."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or abs(number := int(value)) > MAX_DIGITS:
+        raise ValueError(f"{str(value)[:40]!r} is no whole number from -{MAX_DIGITS} to {MAX_DIGITS}")
+    return number
+
+
+def _decimals(value: object) -> int:
+    """How many decimals a number is written with."""
+    if (number := _exponent(value)) < 0:
+        raise ValueError(f"{number} decimals, expected at least 0")
+    return number
+
+
+def _text(value: object) -> str:
+    """A name or a reason: what goes into the ledger and into messages must be a text of a known length."""
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]!r} is no text")
+    return value[:MAX_TEXT]
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
 def _client_id(extensions: Json | None) -> str | None:
-    return None if extensions is None else extensions.get("id")
+    return None if extensions is None else _optional_text(extensions.get("id"))

@@ -155,13 +155,13 @@ class DecisionMade(Message):
 
 
 class TradeClosed(Message):
-    """The trader's position was closed at the broker."""
+    """The trader's position was closed at the broker. In version 1 the units are a whole number."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     trade_id: str = Field(max_length=64)
     instrument: Name
     side: Literal[-1, 1]
-    units: int = Field(gt=0)
+    units: int | float = Field(gt=0)
     entry_time: AwareDatetime
     exit_time: AwareDatetime
     entry_price: float = Field(gt=0)

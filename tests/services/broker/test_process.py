@@ -49,7 +49,7 @@ async def broker(
     )
     url = f"http://127.0.0.1:{port}"
     client = OandaClient(
-        ACCOUNT, "paper", api_url=url, stream_url=url, read_attempts=60, read_retry_seconds=60
+        ACCOUNT, "paper", api_url=url, stream_url=url, read_attempts=100, read_retry_seconds=180
     )
     try:
         async with client:
@@ -61,11 +61,19 @@ async def broker(
         await process.wait()
 
 
+async def standing_after(client: OandaClient, bars: int) -> int:
+    """Opening time of the last of so many bars, once it is complete; the replay then stands still."""
+    async with asyncio.timeout(60):
+        while len(candles := await client.candles("GBP_JPY", count=10)) < bars:  # noqa: ASYNC110  the replay tells nobody
+            await asyncio.sleep(0.01)
+    return candles[bars - 1].time_s
+
+
 async def test_a_killed_broker_goes_on_where_it_was(dataset: Path, tmp_path: Path) -> None:
     async with broker(dataset, tmp_path) as (_, client):
-        candles = await client.candles("GBP_JPY", count=2)  # the second is not complete
-        assert len(candles) == 1
-        await client.acknowledge_bar(candles[0].time_s)
+        first_s = await standing_after(client, 1)
+        await client.acknowledge_bar(first_s)
+        assert await standing_after(client, 2) == first_s + 60
         details = await client.instrument("GBP_JPY")
         outcome = await client.market_order(MarketOrder(details, 1, client_id="kept", stop_loss=1))
         assert outcome.fill is not None

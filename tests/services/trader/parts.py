@@ -81,6 +81,7 @@ class Broker:
     url: str
     posts: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
+    num_requests: int = 0
     hosts: set[tuple[str, str]] = field(default_factory=set)  # each host that was named, and the path
     forged: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)  # by end of the path
     refusal: int | None = None  # status that everything is answered with
@@ -122,6 +123,7 @@ class _Watching:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
+            self._broker.num_requests += 1
             host = dict(scope["headers"])[b"host"].decode()
             self._broker.hosts.add((host, scope["path"].removeprefix("/v3/accounts").removeprefix("/v3")))
             if self._broker.refusal:

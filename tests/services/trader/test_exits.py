@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,6 +22,8 @@ from services.trader.orders import Intent, IntentState
 from shared.adapters.oanda import OandaClient
 from shared.adapters.oanda_records import Transaction
 from shared.environment.action import Action, Side
+from shared.environment.environment import EnvironmentConfig
+from shared.errors import BrokerError
 from shared.market.bar import Instrument
 from shared.messages.schemas import AlertRaised
 from tests.services.trader.parts import BARS, FIRST_BAR, Broker, Forged, running_broker, until
@@ -67,7 +70,14 @@ class Trading:
         self.now = time.monotonic()  # stands still unless a test moves it
         instrument = Instrument.named("GBP_JPY")
         self.account = Account(
-            client, ledger, self.config, instrument, Mode.PAPER, asyncio.Event(), monotonic=lambda: self.now
+            client,
+            ledger,
+            self.config,
+            instrument,
+            Mode.PAPER,
+            asyncio.Event(),
+            EnvironmentConfig(),
+            monotonic=lambda: self.now,
         )
         self.market = Market(instrument, lambda: self.now, None, max_jump_percent=100.0)
         self.sent: list[Intent] = []
@@ -200,6 +210,84 @@ async def test_a_market_known_to_be_closed_is_waited_for_and_a_silent_stream_is_
     trading.market.heard -= 60.0
     await trading.exits.close_when_due("killed")
     assert broker.units == 0
+
+
+def _unreadable(answer: dict[str, Any]) -> dict[str, Any]:
+    answer["account"]["balance"] = None
+    return answer
+
+
+async def test_a_kill_closes_what_a_ledger_that_cannot_be_brought_up_to_date_does_not_know_of(
+    broker: Broker, trading: Trading
+) -> None:
+    """Neither snapshot nor transactions can be read, and the ledger says flat; so does a side that is."""
+    broker.venue.market_order(_another())
+    broker.forged["/" + ACCOUNT] = _unreadable
+    broker.forged["/transactions/sinceid"] = lambda answer: {}
+    assert trading.account.holding.side is Side.FLAT
+    trading.exits.hurry()
+    await trading.exits.look_around(confirm=True)
+    assert broker.units == 0
+    failing, shown_at = [trading.exits.failing], [trading.exits.flat_at]
+    assert "cannot be read" in trading.exits.detail
+    broker.forged.clear()
+    trading.exits.hurry()
+    await trading.exits.look_around(confirm=True)
+    last = broker.venue.exchange.account.last_id
+    assert [*shown_at, trading.exits.flat_at] == [None, last], "nothing had shown that it was flat"
+    assert [*failing, trading.exits.failing] == [True, False]
+    assert trading.exits.detail == ""
+
+
+async def test_a_close_of_the_wrong_side_is_followed_by_one_of_both(broker: Broker, trading: Trading) -> None:
+    """The ledger says long; meanwhile the account was turned short, and nothing of it can be read."""
+    await trading.enter()
+    broker.venue.market_order(MarketOrderFields(instrument="GBP_JPY", units=Decimal(-2)))
+    assert broker.units == -1
+    broker.forged["/" + ACCOUNT] = _unreadable
+    broker.forged["/transactions/sinceid"] = lambda answer: {}
+    assert not await trading.exits.close("killed", BAR_S)
+    assert broker.units == 0
+
+
+async def test_an_unread_transaction_is_not_forgotten_while_the_snapshot_cannot_be_read(
+    broker: Broker, trading: Trading
+) -> None:
+    def damaged(answer: dict[str, Any]) -> dict[str, Any]:
+        for transaction in answer["transactions"]:
+            if transaction["type"] == "ORDER_FILL":
+                del transaction["tradeOpened"]["price"]
+        return answer
+
+    broker.venue.market_order(_another())
+    broker.forged |= {"/transactions/sinceid": damaged, "/" + ACCOUNT: _unreadable}
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="not a string"):
+            await trading.account.sync(None)
+    del broker.forged["/" + ACCOUNT]
+    await trading.account.sync(None)
+    assert trading.account.holding.units == 1
+
+
+async def test_an_order_whose_fill_cannot_be_read_is_settled_by_its_own_state(
+    broker: Broker, trading: Trading, ledger: Ledger
+) -> None:
+    """Else its outcome would be unknown for ever, and no entry allowed until an operator came."""
+
+    def damaged(answer: dict[str, Any]) -> dict[str, Any]:
+        for transaction in answer["transactions"]:
+            if transaction["type"] == "ORDER_FILL":
+                transaction["tradeOpened"] = None
+        return answer
+
+    broker.forged["/transactions/sinceid"] = damaged
+    entered = await trading.enter()
+    assert entered.state is IntentState.SENDING
+    assert trading.account.holding.units == 1, "from the snapshot"
+    await trading.sync_at(1.0)
+    kept = ledger.intent(entered.intent_id)
+    assert kept is not None
+    assert kept.state is IntentState.FILLED
 
 
 # -- entries -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -193,6 +194,93 @@ async def test_a_killed_trader_that_restarts_without_redis_closes_without_the_le
         await until(lambda: trader.detail.get("flat_at") is not None)
         assert trader.detail["side"] == 0
     assert broker.posts.count("POST orders") == 1, "no entry while it is killed"
+
+
+@pytest.mark.parametrize("through", ["file", "redis"])
+async def test_a_kill_is_carried_out_before_the_account_was_ever_read(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle, through: str
+) -> None:
+    """A new home and a snapshot that cannot be read: no session begins, and what is held is closed."""
+    await broker.buy()
+
+    def damaged(answer: dict[str, Any]) -> dict[str, Any]:
+        answer["account"]["trades"].append({"id": "x"})
+        return answer
+
+    account = broker.venue.config.account
+    broker.forged["/" + account] = damaged
+    settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+    async with running_trader(settings.model_copy(update={"oanda_account": account})) as trader:
+        await until(lambda: trader.detail.get("state") == "reconnecting")
+        if through == "file":
+            KillSwitch(tmp_path / "trader").engage("test")
+        else:
+            await control(bus, "killed")
+        await until(lambda: broker.units == 0)
+        assert status(tmp_path)["flat_at"] is None, "nothing has shown that it is flat"
+        broker.forged.clear()
+        await until(lambda: trader.detail.get("control") == "killed")
+        await until(lambda: status(tmp_path)["flat_at"] == broker.venue.exchange.account.last_id)
+        assert not trader.task.done()
+    assert "POST orders" not in broker.posts
+
+
+async def test_an_entry_that_is_filled_long_after_the_kill_is_closed(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
+) -> None:
+    """Its answer is lost, the kill comes, flat is shown and confirmed, and only then the broker fills it."""
+    broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
+    settings = trader_settings(
+        redis_server.url, tmp_path, broker, oracle, look_up_seconds=2.0, sync_seconds=0.2
+    )
+    async with running_trader(settings) as trader:
+        await until(lambda: broker.posts == ["POST orders"])
+        KillSwitch(tmp_path / "trader").engage("test")
+        await until(lambda: status(tmp_path)["control"] == "killed")
+        assert status(tmp_path)["flat_at"] is None, "the entry may still be filled"
+        await until(lambda: status(tmp_path)["flat_at"] is not None)
+        await broker.buy()
+        await until(lambda: broker.units == 0)
+        last = broker.venue.exchange.account.last_id
+        await until(lambda: status(tmp_path)["flat_at"] == last)
+        assert not trader.task.done()
+    assert broker.posts == ["POST orders", "PUT close"]
+
+
+async def test_a_kill_outlives_a_broker_that_refuses_the_token(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
+) -> None:
+    async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
+        await until(lambda: trader.detail.get("side") == 1)
+        broker.refusal = 401
+        KillSwitch(tmp_path / "trader").engage("test")
+        await until(lambda: "401" in str(status(tmp_path)["detail"]))
+        assert status(tmp_path)["flat_at"] is None
+        broker.refusal = None
+        await until(lambda: broker.units == 0)
+        await until(lambda: status(tmp_path)["flat_at"] is not None)
+        assert not trader.task.done()
+
+
+async def test_a_trader_killed_before_its_entry_s_answer_starts_under_a_kill_file_and_closes_the_entry(
+    redis_server: RedisServer, bus: Bus, tmp_path: Path, broker: Broker, oracle: Oracle
+) -> None:
+    broker.answers = [Forged.TIMED_OUT_EXECUTED]
+    async with trader_process(
+        redis_server.url, tmp_path, broker, oracle, MM_TRADER__LEASE_SECONDS="4"
+    ) as trader:
+        await until(lambda: broker.units == 1, seconds=60)
+        trader.send_signal(signal.SIGKILL)
+        await trader.wait()
+    KillSwitch(tmp_path / "trader").engage("test")
+    async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)):
+        await until(lambda: broker.units == 0)  # in standby, while the dead trader's lease lasts
+        last = broker.venue.exchange.account.last_id
+        await until(lambda: status(tmp_path)["flat_at"] == last)
+        await until(lambda: status(tmp_path)["state"] != "standby")
+        await until(lambda: status(tmp_path)["unknown_orders"] == 0)
+    assert broker.posts.count("POST orders") == 1
+    assert len(broker.fills()) == 2
 
 
 async def test_a_kill_that_nothing_can_carry_out_says_so(

@@ -1,13 +1,14 @@
 """Holdings as a fold over transactions, and what transactions say of an order: by hand and by rule."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trader.orders import HeldTrade, Holding, IntentState, fold, intent_id, outcome_in
+from services.trader.orders import HeldTrade, Holding, IntentState, fold, intent_id, outcome_in, trade_closed
 from shared.adapters.oanda_records import (
     Fill,
     OrderCancelled,
@@ -17,14 +18,17 @@ from shared.adapters.oanda_records import (
     Transaction,
 )
 from shared.environment.action import Action, Side
+from shared.environment.environment import EnvironmentConfig
+from shared.market.bar import Instrument
 
 SPREAD = Decimal("0.040")
+FREE = EnvironmentConfig()
 FLAT = Holding("GBP_JPY", 10)
 
 
 def fill(
     number: int,
-    units: int,
+    units: int | str,
     price: str,
     *,
     opened: int | None = None,
@@ -59,25 +63,25 @@ def fill(
 
 def test_long_then_close_earns_the_difference_of_the_fills() -> None:
     held, closed = fold(FLAT, [fill(12, 1, "188.520", opened=12)], SPREAD)
-    assert (held.side, held.units, held.last_transaction_id, closed) == (Side.LONG, 1, 12, ())
-    assert held.trade == HeldTrade(12, 1, Decimal("188.520"), 12_000, SPREAD)
+    assert (held.side, held.units, held.last_transaction_id, closed) == (Side.LONG, Decimal(1), 12, ())
+    assert held.trade == HeldTrade(12, Decimal(1), Decimal("188.520"), 12_000, SPREAD)
     flat, (trade,) = fold(held, [fill(14, -1, "188.610", closed=12)], SPREAD)
     assert flat == Holding("GBP_JPY", 14)
-    assert trade.pips(0.01) == 9.0
-    assert (trade.units, trade.time_ns) == (1, 14_000)
+    assert trade.pips(0.01, FREE) == 9.0
+    assert (trade.units, trade.time_ns) == (Decimal(1), 14_000)
 
 
 def test_short_earns_when_the_price_falls() -> None:
     held, _ = fold(FLAT, [fill(12, -1, "188.480", opened=12)], SPREAD)
     assert held.side is Side.SHORT
     _, (trade,) = fold(held, [fill(14, 1, "188.500", closed=12)], SPREAD)
-    assert trade.pips(0.01) == -2.0
+    assert trade.pips(0.01, FREE) == -2.0
 
 
 def test_a_partial_close_leaves_the_rest_and_the_rest_is_foreign() -> None:
     held, _ = fold(FLAT, [fill(12, 3, "188.520", opened=12)], SPREAD)
     rest, (trade,) = fold(held, [fill(14, -2, "188.530", reduced=12)], SPREAD)
-    assert (rest.units, trade.units) == (1, 2)
+    assert (rest.units, trade.units) == (Decimal(1), Decimal(2))
     assert rest.foreign(3)
     assert not rest.foreign(1)
 
@@ -86,7 +90,48 @@ def test_a_flip_closes_one_trade_and_opens_another() -> None:
     held, _ = fold(FLAT, [fill(12, 1, "188.520", opened=12)], SPREAD)
     flipped, (trade,) = fold(held, [fill(14, -1, "188.500", closed=12, opened=14)], SPREAD)
     assert flipped.side is Side.SHORT
-    assert trade.pips(0.01) == -2.0
+    assert trade.pips(0.01, FREE) == -2.0
+
+
+def test_fractional_units_are_held_and_told_as_they_are() -> None:
+    """Another program may trade a tenth of a unit on the account: it is held, it is foreign, it is told."""
+    held, _ = fold(FLAT, [fill(12, "0.7", "188.520", opened=12)], SPREAD)
+    assert (held.side, held.units) == (Side.LONG, Decimal("0.7"))
+    assert held.foreign(1)
+    rest, (trade,) = fold(held, [fill(14, "-0.2", "188.530", reduced=12)], SPREAD)
+    assert rest.units == Decimal("0.5")
+    told = trade_closed(trade, Instrument.named("GBP_JPY"), FREE)
+    assert told.units == 0.2
+    assert type(told).model_validate_json(told.model_dump_json()) == told
+    flat, _ = fold(rest, [fill(16, "-0.5", "188.530", closed=12)], SPREAD)
+    assert flat.side is Side.FLAT
+    unchanged, closed = fold(held, [fill(14, 0, "188.530", reduced=12)], SPREAD)
+    assert (unchanged.units, closed) == (Decimal("0.7"), ()), "nothing was closed, so nothing is told"
+
+
+#: Two moments around 17:00 New York on a Wednesday: three nights are financed there.
+WEDNESDAY_2150 = int(datetime(2024, 1, 10, 21, 50, tzinfo=UTC).timestamp())
+WEDNESDAY_2210 = WEDNESDAY_2150 + 20 * 60
+
+
+@pytest.mark.parametrize(
+    ("entry_s", "exit_s", "pips"),
+    [
+        (WEDNESDAY_2150, WEDNESDAY_2150 + 120, 9.0 - 1.5),
+        (WEDNESDAY_2150, WEDNESDAY_2210, 9.0 - 1.5 - 3 * 0.5),
+        (WEDNESDAY_2210, WEDNESDAY_2210 + 86_400, 9.0 - 1.5 - 0.5),
+    ],
+)
+def test_a_closed_trade_is_charged_commission_and_financing_as_the_environment_charges_them(
+    entry_s: int, exit_s: int, pips: float
+) -> None:
+    """Its slippage is real and lies in the fills, so that it is not charged again."""
+    costs = EnvironmentConfig(commission_pips=1.5, slippage_pips=4.0, financing_pips_per_night=0.5)
+    opened = replace(fill(12, 1, "188.520", opened=12), time_ns=entry_s * 1_000_000_000)
+    closes = replace(fill(14, -1, "188.610", closed=12), time_ns=exit_s * 1_000_000_000)
+    _, (trade,) = fold(FLAT, [opened, closes], SPREAD)
+    assert trade.pips(0.01, costs) == pytest.approx(pips)
+    assert trade_closed(trade, Instrument.named("GBP_JPY"), costs).pips == pytest.approx(pips)
 
 
 def test_two_trades_are_not_this_trader_s() -> None:
@@ -110,7 +155,7 @@ def test_a_transaction_seen_again_changes_nothing(repeats: list[int]) -> None:
         fill(18, 1, "188.450", closed=16),
     ]
     held, closed = fold(FLAT, story, SPREAD)
-    pips = [trade.pips(0.01) for trade in closed]
+    pips = [trade.pips(0.01, FREE) for trade in closed]
     assert pips == [2.0, 5.0]
     again, more = fold(held, [story[index] for index in repeats], SPREAD)
     assert (again, more) == (held, ())

@@ -19,6 +19,7 @@ from services.trader.orders import Holding, IntentState, intent_id
 from shared.adapters.oanda import OandaClient
 from shared.adapters.oanda_records import Price
 from shared.environment.action import Action, Side
+from shared.environment.environment import EnvironmentConfig
 from shared.errors import ServiceError
 from shared.messages.schemas import AlertRaised
 from tests.services.trader.parts import BARS, FIRST_BAR, Broker, running_broker, until
@@ -53,6 +54,7 @@ def open_account(client: OandaClient, ledger: Ledger, **config: object) -> Accou
         BARS.instrument,
         Mode.PAPER,
         asyncio.Event(),
+        EnvironmentConfig(),
     )
 
 
@@ -193,6 +195,7 @@ from services.trader.config import Mode, TraderConfig
 from services.trader.ledger import Ledger
 from shared.adapters.oanda import OandaClient
 from shared.environment.action import Action
+from shared.environment.environment import EnvironmentConfig
 from shared.market.bar import Instrument
 
 async def main(url, folder, step, bar_time_s):
@@ -204,6 +207,7 @@ async def main(url, folder, step, bar_time_s):
             Instrument.named("GBP_JPY"),
             Mode.PAPER,
             asyncio.Event(),
+            EnvironmentConfig(),
         )
         await account.reconcile()
         (quote,) = await client.prices("GBP_JPY")

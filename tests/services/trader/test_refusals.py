@@ -262,6 +262,28 @@ def test_a_replay_s_jump_that_the_next_price_does_not_confirm_is_refused_and_the
     assert market.on_item(price(61)) == NOON_S, "it closes again, now that it is over"
 
 
+@pytest.mark.parametrize(("gap", "lines"), [(2, 0), (20, 3), (29, 1)])
+def test_a_replay_s_gap_makes_no_bar_old(gap: int, lines: int) -> None:
+    """Nothing is said in a gap: the bar before it is decided on at the open after it, which fills it."""
+    market = market_of(Clocks(), simulated=True)
+    market.on_item(price(59))
+    assert market.on_item(price(60 * gap)) == NOON_S
+    assert market.bar_age_seconds(NOON_S) == 0
+    for line in range(lines):
+        market.on_item(price(60 * gap + 20 * (line + 1)))
+    assert market.bar_age_seconds(NOON_S) == 20 * lines
+
+
+def test_a_bar_is_as_old_as_the_market_says_where_time_is_real() -> None:
+    clocks = Clocks()
+    market = market_of(clocks)
+    clocks.go_on(59)
+    market.on_item(price(59))
+    clocks.go_on(241)
+    assert market.on_item(Heartbeat(at(300))) == NOON_S
+    assert market.bar_age_seconds(NOON_S) == 240
+
+
 def test_heartbeats_do_not_confirm_a_replay_s_jump() -> None:
     times = ReplayTimes(NOON_S)
     assert times.judge(at(DAY_S), 0.0, heartbeat=False) is Verdict.HELD

@@ -121,10 +121,29 @@ async def test_the_trader_sees_and_does_what_the_environment_would(
     assert len(closed) >= 3
     for trade, made_up in zip(closed, trades, strict=False):
         assert trade.side == int(made_up.side)
-        moved = (made_up.exit_price - made_up.entry_price) * int(made_up.side) / 0.01
-        assert trade.pips == pytest.approx(moved - 4.0), "of the two fills"
+        assert trade.pips == pytest.approx(made_up.pips + 2 * 0.3), "the paper broker's fills do not slip"
         assert int(trade.entry_time.timestamp()) == BARS.time_s[made_up.entry_bar]
         assert int(trade.exit_time.timestamp()) == BARS.time_s[made_up.exit_bar]
+
+
+async def test_a_bar_before_a_gap_is_decided_on_and_filled_at_the_open_after_it(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Twenty minutes without data inside the week: the environment executes at the next open there is."""
+    entry, after = FIRST_BAR + 4, FIRST_BAR + 25
+    rows = np.ones(len(BARS), np.bool_)
+    rows[entry + 1 : after] = False
+    async with (
+        running_broker(tmp_path, bars=BARS[rows], stop=FIRST_BAR + 12) as broker,
+        running_oracle({entry: Action.BUY}) as oracle,
+    ):
+        async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)):
+            await until(lambda: broker.venue.is_finished)
+        (filled,) = broker.fills()
+        assert float(filled.trade_opened.price) == pytest.approx(BARS.open[after] + 0.02)
+    told = {int(made.bar_time.timestamp()): made for made in await decisions_of(bus)}
+    assert (told[int(BARS.time_s[entry])].action, told[int(BARS.time_s[entry])].executed) == ("BUY", True)
+    assert await alerts_of(bus) == []
 
 
 def _nan(request: dict[str, Any]) -> Response:

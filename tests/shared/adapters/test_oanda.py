@@ -522,20 +522,34 @@ def test_splitting_undoes_joining(lines: list[bytes], size: int) -> None:
         for start in range(0, len(text), size):
             yield text[start : start + size]
 
-    async def collected() -> list[bytes]:
-        return [line async for line in split_lines(chunks())]
-
-    assert asyncio.run(collected()) == lines
+    assert asyncio.run(_split(chunks())) == lines
 
 
-async def test_a_line_without_end_is_refused() -> None:
+async def _split(chunks: AsyncIterator[bytes]) -> list[bytes | UnreadableLine]:
+    return [line async for line in split_lines(chunks)]
+
+
+@pytest.mark.parametrize("size", [1 << 16, 1 << 22])
+async def test_a_line_that_is_too_long_is_dropped_and_the_next_one_is_read(size: int) -> None:
+    text = b"one\n" + b"x" * (3 << 20) + b"\ntwo\n" + b"y" * (1 << 20) + b"\nthree\n"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(text), size):
+            yield text[start : start + size]
+
+    first, long, *rest = await _split(chunks())
+    assert (first, rest) == (b"one", [b"two", b"y" * (1 << 20), b"three"])
+    assert isinstance(long, UnreadableLine)
+    assert "longer than 1048576 bytes" in long.reason
+
+
+async def test_a_line_without_end_ends_the_stream() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         while True:
-            yield b"x" * 400_000
+            yield b"x" * 4_000_000
 
-    with pytest.raises(BrokerError, match="longer than"):
-        async for _ in split_lines(chunks()):
-            pass
+    with pytest.raises(BrokerError, match="longer than 67108864"):
+        await _split(chunks())
 
 
 # -- records -----------------------------------------------------------------------------------------
@@ -561,6 +575,48 @@ def test_a_fill_across_trades_has_their_mean_price() -> None:
     assert isinstance(fill, Fill)
     assert fill.price == 11
     assert fill.closed[0].realized_pl == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reason": {"deep": 1}},
+        {"reason": None},
+        {"instrument": 7},
+        {"clientOrderID": ["k"]},
+        {"tradesClosed": [], "tradeOpened": None, "tradeReduced": None},
+        {"tradeOpened": {"tradeID": "9", "units": "0", "price": "13"}},
+    ],
+)
+def test_a_fill_that_no_ledger_could_keep_is_an_unread_transaction(changes: dict[str, object]) -> None:
+    """What is read goes into the ledger and into messages, and must be what its type says."""
+    found = Transaction.parse_leniently({**FILLED, **changes})
+    assert isinstance(found, UnreadTransaction)
+    assert str(found.transaction_id) == FILLED["id"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("displayPrecision", -1),
+        ("displayPrecision", 10**6),
+        ("tradeUnitsPrecision", "-2"),
+        ("pipLocation", 400),
+        ("pipLocation", True),
+        ("name", None),
+    ],
+)
+def test_an_instrument_that_no_order_could_be_written_for_is_refused(field: str, value: object) -> None:
+    item = {
+        "name": "GBP_JPY",
+        "pipLocation": -2,
+        "displayPrecision": 3,
+        "tradeUnitsPrecision": 0,
+        "minimumTradeSize": "1",
+    }
+    assert InstrumentDetails.parse(item).display_precision == 3
+    with pytest.raises((ValueError, TypeError)):
+        InstrumentDetails.parse({**item, field: value})
 
 
 def test_201_may_be_a_cancellation() -> None:
