@@ -18,6 +18,7 @@ from services.trader.config import Mode
 from services.trader.kill_switch import KillSwitch, StatusFile
 from services.trader.ledger import Ledger
 from services.trader.metrics import TraderMetrics
+from services.trader.parts import Parts, Terms
 from services.trader.service import TraderService
 from services.trader.settings import TraderSettings
 from services.trader.standby import Standby
@@ -190,25 +191,14 @@ async def _assemble(
     stack.push_async_callback(audit.flush_tables)
     _in_background(audit.tell_streams(), lifecycle, stack, last_word=audit.say_last_word)
     _in_background(audit.write_tables(), lifecycle, stack)
-    return TraderService(
-        client,
-        inference,
-        Account(client, ledger, config, instrument, settings.mode, lifecycle.stopping, settings.environment),
-        ledger,
-        audit,
-        lease,
-        lifecycle,
-        metrics,
-        instrument,
-        config,
-        settings.guards,
-        settings.mode,
-        settings.environment,
-        switch,
-        status,
-        api_url=venue.api_url,
-        wall=wall,
+    kept = Account(
+        client, ledger, config, instrument, settings.mode, lifecycle.stopping, settings.environment
     )
+    parts = Parts(client, inference, kept, ledger, audit, lease, lifecycle, metrics, switch, status)
+    terms = Terms(
+        instrument, settings.mode, config, settings.guards, settings.environment, venue.api_url, wall
+    )
+    return TraderService(parts, terms)
 
 
 def _in_background(

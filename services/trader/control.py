@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import structlog
 
-from services.trader.account import Account
-from services.trader.config import Mode
 from services.trader.exits import Exits
-from services.trader.kill_switch import KillOrder, KillSwitch, StatusFile, TraderStatus
+from services.trader.kill_switch import KillOrder, TraderStatus
 from services.trader.orders import plain
+from services.trader.parts import Parts, Terms
 from shared.messages.schemas import ControlIssued
 
 log = structlog.get_logger()
@@ -18,19 +17,11 @@ log = structlog.get_logger()
 class Control:
     """The orders of operators to one trader, and the trader's word on them."""
 
-    def __init__(
-        self,
-        switch: KillSwitch,
-        status: StatusFile,
-        account: Account,
-        exits: Exits,
-        *,
-        mode: Mode,
-        api_url: str,
-    ) -> None:
+    def __init__(self, parts: Parts, terms: Terms, exits: Exits) -> None:
         """The kill file is looked at now and whenever `see_kill_file` is called."""
-        self._switch, self._status, self._account, self._exits = switch, status, account, exits
-        self._mode, self._api_url = mode, api_url
+        switch, self._status, self._account = parts.switch, parts.status, parts.account
+        self._switch, self._exits = switch, exits
+        self._mode, self._api_url = terms.mode, terms.api_url
         self._kill: KillOrder | None = switch.order()
         self._early: list[tuple[str, ControlIssued]] = []  # orders that came before the account was known
 

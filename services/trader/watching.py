@@ -10,9 +10,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from services.trader.account import Account
-from services.trader.audit import Audit
-from services.trader.config import GuardConfig, Mode, TraderConfig
+from services.trader.config import Mode
 from services.trader.control import Control
 from services.trader.exits import Exits
 from services.trader.guards import (
@@ -25,17 +23,13 @@ from services.trader.guards import (
     tripped,
 )
 from services.trader.history import History
-from services.trader.ledger import Ledger
 from services.trader.market import Market
-from services.trader.metrics import TraderMetrics
 from services.trader.orders import plain
+from services.trader.parts import Parts, Terms
 from services.trader.refusals import Refusal
 from shared.adapters.inference import Decision
-from shared.adapters.lease import Lease
 from shared.adapters.oanda_records import NANOSECONDS
-from shared.market.bar import Instrument
 from shared.messages.conditions import Condition, ConditionTracker
-from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
@@ -56,28 +50,14 @@ class Watching:
     """Looks at everything that can keep the trader from trading, and announces it."""
 
     def __init__(
-        self,
-        account: Account,
-        ledger: Ledger,
-        audit: Audit,
-        market: Market,
-        history: History,
-        lease: Lease,
-        lifecycle: Lifecycle,
-        metrics: TraderMetrics,
-        instrument: Instrument,
-        config: TraderConfig,
-        limits: GuardConfig,
-        mode: Mode,
-        control: Control,
-        exits: Exits,
+        self, parts: Parts, terms: Terms, market: Market, history: History, control: Control, exits: Exits
     ) -> None:
         """Nothing holds yet."""
-        self._control, self._exits = control, exits
-        self._account, self._ledger, self._audit = account, ledger, audit
-        self._market, self._history, self._lease = market, history, lease
-        self._lifecycle, self._metrics = lifecycle, metrics
-        self._instrument, self._config, self._limits, self._mode = instrument, config, limits, mode
+        self._control, self._exits, self._market, self._history = control, exits, market, history
+        self._account, self._ledger, self._audit = parts.account, parts.ledger, parts.audit
+        self._lease, self._lifecycle, self._metrics = parts.lease, parts.lifecycle, parts.metrics
+        self._instrument, self._config = terms.instrument, terms.config
+        self._limits, self._mode = terms.limits, terms.mode
         self._guards = ConditionTracker(end_seconds=ENDS_SECONDS)
         self._outages = ConditionTracker(begin_seconds=AWAY_SECONDS, end_seconds=0.0)
         self._trips: tuple[Trip, ...] = ()
