@@ -247,7 +247,7 @@ def _within_week(path: str, rows: RawRows, asked: Clock | None, told: str) -> tu
 def _clock_of(path: str, rows: RawRows, asked: Clock | None, is_utc: bool) -> tuple[Clock, str]:
     """The clock that a file's times are on, and how that is known."""
     filler = flat_runs(rows, _FILLER_ROWS)  # of closed hours: they would hide the weekends
-    ordered = distinct(rows.time_s[filler | ~filler])
+    ordered = distinct(rows.time_s[~filler])
     if asked is not None:
         told = " (its times say UTC themselves)" if is_utc and asked.name != "UTC" else ""
         return asked, f"{asked.name}, as asked for{told}"

@@ -23,7 +23,7 @@ def handlers() -> Iterator[None]:
 def test_a_command_that_is_told_to_end_cleans_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int, status: int
 ) -> None:
-    def command() -> None:
+    def command(prog_name: str) -> None:
         with written_aside(tmp_path / "out") as aside:
             aside.write_text("half")
             os.kill(os.getpid(), signum)

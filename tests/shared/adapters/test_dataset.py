@@ -250,7 +250,7 @@ def test_exported_features_are_those_of_the_data_set(path: Path, bars: BarSeries
         query = f"SELECT count(*), count(hour_cos_final) FROM '{out}'"
         assert connection.execute(query).fetchall() == [(15_000, 15_000 - 119)]
     (tmp_path / "notes.txt").write_text("mine")
-    for taken in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(DataError, match="no Parquet file"):
+    for taken, why in ((tmp_path, "is a folder"), (tmp_path / "notes.txt", "exists and is no")):
+        with pytest.raises(DataError, match=why):
             export_features(dataset, taken)
     assert (tmp_path / "notes.txt").read_text() == "mine"
