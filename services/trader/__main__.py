@@ -119,8 +119,11 @@ async def _traded_instrument(
     Raises:
         SettingsError: the account cannot trade it, or can trade several and none is named.
     """
-    found = await _answer(venue, account, lifecycle, OandaClient.instruments)
-    return None if found is None else chosen_instrument(found, name, venue.api_url)
+
+    async def ask(client: OandaClient) -> Instrument:
+        return chosen_instrument(await client.instruments(), name, venue.api_url)
+
+    return await _answer(venue, account, lifecycle, ask)
 
 
 async def _answer(

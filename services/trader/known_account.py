@@ -227,12 +227,13 @@ class KnownAccount:
     async def _read_instead_of(self, unread: str) -> None:
         """Take what is held from a snapshot, since transactions that cannot be read may have changed it."""
         snapshot = await self._client.snapshot()
+        told = snapshot_holding(snapshot, self._instrument.name, self.holding)
+        if told.last_transaction_id < self.holding.last_transaction_id:
+            return  # of a replica that lags; the next sync reads another one
         detail = f"the position was read from a snapshot, since {unread}"
         log.warning("transactions_unread", detail=detail)
         alert = AlertRaised(source="trader", name="transactions_unread", detail=detail[:2048])
-        told = snapshot_holding(snapshot, self._instrument.name, self.holding)
-        last = max(told.last_transaction_id, self.holding.last_transaction_id)
-        self.keep(self._memory_with(replace(told, last_transaction_id=last)), [alert])
+        self.keep(self._memory_with(told), [alert])
         if self._unread == unread:
             self._unread = ""
 

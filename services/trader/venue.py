@@ -9,7 +9,7 @@ from shared.adapters.agents import trained_instrument
 from shared.adapters.checkpoints import Manifest, Pointed
 from shared.adapters.oanda import LIVE_API, LIVE_STREAM, PRACTICE_API, PRACTICE_STREAM
 from shared.adapters.oanda_records import InstrumentDetails
-from shared.errors import SettingsError
+from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument, normal_name
 
 _OANDA_DOMAIN = "oanda.com"
@@ -93,8 +93,11 @@ def chosen_instrument(offered: Sequence[InstrumentDetails], name: str, url: str)
         name: as the setting has it; empty takes the only one offered.
         url: of the broker, for the error.
     Raises:
+        BrokerError: nothing is offered, which no setting could change.
         SettingsError: it is not offered, or several are and none is named.
     """
+    if not offered:
+        raise BrokerError(f"the broker at {url} names no instrument that the account can trade")
     wanted = name and normal_name(name)
     matching = [one for one in offered if wanted in ("", one.name)]
     names = ", ".join(one.name for one in offered[:5]) + (", ..." if len(offered) > 5 else "")

@@ -9,7 +9,9 @@ answer that is not the expected one raises OutcomeUnknownError, and the caller l
 (`transactions_since`, `order_by_client_id`).
 """
 
+import asyncio
 import json
+import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
@@ -70,6 +72,9 @@ MAX_LINE_BYTES = 1 << 20
 #: A line that has not ended by then is no line, and the stream is given up.
 MAX_DROPPED_BYTES = 64 * MAX_LINE_BYTES
 TOO_MANY_REQUESTS = 429
+
+#: An escape in JSON that may be half of a surrogate pair.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 #: A request with such an answer was refused before anything was done with it.
 _REFUSED_UNSEEN = (401, 403, TOO_MANY_REQUESTS)
@@ -180,7 +185,7 @@ class OandaClient:
             api_url: scheme and host of the REST calls.
             stream_url: scheme and host of the streams.
             connect_seconds: limit of opening a connection.
-            read_seconds: limit of waiting for an answer.
+            read_seconds: limit of waiting for the next part of an answer; a whole one may take twice as long.
             read_attempts: how often a read is tried before its error is raised.
             read_retry_seconds: how long a read is tried at most.
             price_stall_seconds: silence that ends a price stream.
@@ -189,6 +194,7 @@ class OandaClient:
         headers = {"Authorization": f"Bearer {token}", "Accept-Datetime-Format": "RFC3339"}
         limits = httpx.Timeout(read_seconds, connect=connect_seconds)
         self.account = account
+        self._answer_seconds = connect_seconds + 2.0 * read_seconds
         self._rest = httpx.AsyncClient(base_url=api_url, headers=headers, timeout=limits)
         self._streams = httpx.AsyncClient(base_url=stream_url, headers=headers, timeout=limits)
         self._price_limits = httpx.Timeout(price_stall_seconds, connect=connect_seconds)
@@ -448,10 +454,20 @@ class OandaClient:
         answer = await self._retry(self._send_read, call)
         return read(f"{call.method} {call.path}", lambda: parse(_object(answer)))
 
+    async def _request(self, call: _Call) -> httpx.Response:
+        """Send one request and read its whole answer.
+
+        Raises:
+            TimeoutError: the answer is not complete in time; a server that sends it byte by byte never
+                exceeds the limit of a single read.
+        """
+        async with asyncio.timeout(self._answer_seconds):
+            return await self._rest.request(call.method, call.path, params=call.params, json=call.body)
+
     async def _send_read(self, call: _Call) -> httpx.Response:
         try:
-            response = await self._rest.request(call.method, call.path, params=call.params, json=call.body)
-        except httpx.HTTPError as error:
+            response = await self._request(call)
+        except (httpx.HTTPError, TimeoutError) as error:
             raise _TransientError(f"{call.method} {call.path}: {_reason(error)}") from error
         if response.status_code == TOO_MANY_REQUESTS or response.status_code >= FIRST_SERVER_ERROR:
             raise _TransientError(_refusal(call, response), status=response.status_code)
@@ -461,12 +477,12 @@ class OandaClient:
 
     async def _write(self, call: _Call, parse: Callable[[Json], _R]) -> _R:
         try:
-            response = await self._rest.request(call.method, call.path, params=call.params, json=call.body)
+            response = await self._request(call)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             # No connection was made, so there is nothing to look up. A WriteTimeout may come after the whole
             # request has left, and is not one of these.
             raise BrokerError(f"{call.method} {call.path} was not sent: {_reason(error)}") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             raise OutcomeUnknownError(f"{call.method} {call.path} was sent: {_reason(error)}") from error
         if response.status_code != call.expected_status:
             raise _write_failed(call, response)
@@ -527,12 +543,28 @@ def _object(response: httpx.Response) -> Json:
 
 def _parse_object(text: bytes) -> Json:
     try:
-        answer = json.loads(text)
+        written = text.decode()
+        answer = json.loads(written)
+        if _SURROGATE.search(written):
+            answer = _without_surrogates(answer)
     except RecursionError as deep:
         raise ValueError(f"JSON nested too deeply: {text[:80]!r}") from deep
     if not isinstance(answer, dict):
         raise TypeError(f"expected a JSON object, got {text[:80]!r}")
     return answer
+
+
+def _without_surrogates(value: object) -> object:
+    """The value with every half of a surrogate pair in its texts replaced: none can be stored or sent on."""
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case list():
+            return [_without_surrogates(item) for item in value]
+        case dict():
+            return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def _parse_line(name: str, line: bytes, parse: Callable[[Json], _R]) -> _R | Heartbeat | UnreadableLine:
@@ -564,7 +596,7 @@ def _candles(
     return tuple(found)
 
 
-def _reason(error: httpx.HTTPError) -> str:
+def _reason(error: httpx.HTTPError | TimeoutError) -> str:
     return f"{type(error).__name__} {error}".strip()
 
 

@@ -31,10 +31,14 @@ MAX_TEXT = 2_048
 
 
 def _cut(text: object) -> object:
-    return text[: MAX_TEXT - 1] + "…" if isinstance(text, str) and len(text) > MAX_TEXT else text
+    if not isinstance(text, str):
+        return text
+    text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair can be written nowhere
+    return text[: MAX_TEXT - 1] + "…" if len(text) > MAX_TEXT else text
 
 
-#: A reason or detail. A longer one is cut, wherever it was made: it must not keep a fact from being recorded.
+#: A reason or detail. A longer one is cut, and what is no character is replaced, wherever it was made: it
+#: must not keep a fact from being recorded.
 Text = Annotated[str, BeforeValidator(_cut), Field(max_length=MAX_TEXT)]
 
 #: Name of a service, instance, split, stream or the like.

@@ -269,6 +269,32 @@ async def test_an_unread_transaction_is_not_forgotten_while_the_snapshot_cannot_
     assert trading.account.holding.units == 1
 
 
+async def test_a_snapshot_older_than_the_ledger_erases_nothing(broker: Broker, trading: Trading) -> None:
+    """OANDA's replicas lag by up to half a second."""
+    before: list[dict[str, Any]] = []
+
+    def kept(answer: dict[str, Any]) -> dict[str, Any]:
+        before.append(answer)
+        return answer
+
+    def damaged(answer: dict[str, Any]) -> dict[str, Any]:
+        for transaction in answer["transactions"]:
+            if transaction["type"] == "MARKET_ORDER":
+                transaction["type"] = 5
+        return answer
+
+    broker.forged["/" + ACCOUNT] = kept
+    await trading.client.snapshot()
+    broker.venue.market_order(_another())
+    broker.forged |= {"/transactions/sinceid": damaged, "/" + ACCOUNT: lambda _: before[0]}
+    for _ in range(2):
+        await trading.account.sync(None)
+        assert trading.account.holding.units == 1, "as its readable fill says"
+    del broker.forged["/" + ACCOUNT]
+    await trading.account.sync(None)
+    assert trading.account.holding.units == 1
+
+
 async def test_an_order_whose_fill_cannot_be_read_is_settled_by_its_own_state(
     broker: Broker, trading: Trading, ledger: Ledger
 ) -> None:

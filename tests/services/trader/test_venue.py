@@ -10,7 +10,7 @@ from services.trader.venue import choose_venue, chosen_instrument, require_train
 from shared.adapters.agents import instrument_settings
 from shared.adapters.checkpoints import Pointed
 from shared.adapters.oanda_records import InstrumentDetails
-from shared.errors import SettingsError
+from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument
 from tests.shared.adapters.checkpoint_versions import manifest
 
@@ -115,6 +115,8 @@ def offered(*names: str) -> list[InstrumentDetails]:
 def test_the_instrument_and_its_pip_are_the_broker_s() -> None:
     gold = Instrument("XAU_USD", -1)
     assert chosen_instrument(offered("XAU_USD"), "", "url") == gold
+    with pytest.raises(BrokerError, match="names no instrument"):  # asked again, and no fault of a setting
+        chosen_instrument([], "", "url")
     assert chosen_instrument(offered("EUR_USD", "XAU_USD"), "xau_usd", "url") == gold
     with pytest.raises(SettingsError, match=r"INSTRUMENT is GBP_JPY, but .* trades EUR_USD, XAU_USD"):
         chosen_instrument(offered("EUR_USD", "XAU_USD"), "GBP_JPY", "url")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from decimal import Decimal
 
 import pytest
@@ -369,6 +369,42 @@ async def test_a_write_that_times_out_while_it_is_sent_is_unknown() -> None:
         async with OandaClient(ACCOUNT, TOKEN, api_url=url, read_seconds=0.2) as client:
             with pytest.raises(OutcomeUnknownError, match="WriteTimeout"):
                 await client.market_order(MarketOrder(GBP_JPY, 1, client_id="x" * 20_000_000))
+
+
+async def test_an_answer_that_trickles_is_given_up() -> None:
+    """Else one close would keep every later one waiting."""
+    connections = []
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(chunk(b" "))
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+
+    server = await asyncio.start_server(trickle, "127.0.0.1")
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    limits = {"connect_seconds": 0.1, "read_seconds": 0.2}
+    async with server, OandaClient(ACCOUNT, TOKEN, api_url=url, read_attempts=1, **limits) as client:
+        with pytest.raises(OutcomeUnknownError, match="TimeoutError"):
+            await client.close_position("GBP_JPY", long=True)
+        with pytest.raises(BrokerError, match="TimeoutError"):
+            await client.snapshot()
+    await asyncio.gather(*filter(None, connections))
+
+
+@pytest.mark.parametrize("half", [b"\\ud800", b"\xed\xa0\x80"], ids=["escaped", "raw"])
+async def test_half_of_a_surrogate_pair_is_replaced(half: bytes) -> None:
+    """It could be written to no ledger, stream or log."""
+    body = b'{"errorMessage": "no ' + half + b'"}'
+    async with speaking(answer(403, body)) as (client, _):
+        with pytest.raises(BrokerError, match="answered 403") as refused:
+            await client.close_position("GBP_JPY", long=True)
+    assert str(refused.value).encode()
 
 
 @pytest.mark.parametrize("status", [401, 403, 429])

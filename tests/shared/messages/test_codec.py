@@ -249,6 +249,11 @@ def test_equal_trajectories_have_equal_bytes() -> None:
     assert one[0].arrays_sha256 == other[0].arrays_sha256
 
 
+def test_a_text_with_half_a_surrogate_pair_can_be_sent() -> None:
+    raised = schemas.AlertRaised(source="trader", name="order_not_filled", detail="no \ud800")
+    assert encode(raised)["body"].count(b"no ?") == 1
+
+
 def test_a_text_that_is_too_long_is_cut_and_its_message_kept() -> None:
     made = DecisionMade(
         bar_time=datetime.now(UTC),
