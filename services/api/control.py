@@ -34,15 +34,18 @@ def trader_control(issued: ControlIssued | None, detail: Detail | None, since: d
         return _unheard(issued, f"unknown: the trader says {says}")
     held = detail.get("side")
     by_file = bool(detail.get("kill_file"))
-    if own == "killed" and (by_file or held != 0):
+    flat = held == 0 and detail.get("flat_at") is not None  # by the broker's word
+    if own == "killed" and (by_file or not flat):
         words = _BY_FILE if by_file else "killed"
         holding = _SIDES.get(held) if isinstance(held, int) else None
-        open_position = f", but the position is still open ({holding or 'not known'})"
-        summary = words + (", no position" if held == 0 else open_position)
+        left = f", but the position is still open ({holding or 'not known'})"
+        if held == 0:
+            left = ", no position" if flat else ", but the broker has not shown yet that nothing is held"
+        summary = words + left
         return Control(
             state="killed",
             order=_order(issued),
-            confirmed=held == 0,
+            confirmed=flat,
             summary=f"{summary}; {_LIFT_FILE}" if by_file else summary,
         )
     summary = _stopped(str(own), issued, ", no position" if own == "killed" else "")

@@ -20,11 +20,13 @@ def order(state: State) -> ControlIssued:
 
 
 KILL, RESUME = order("killed"), order("running")
-FLAT: Detail = {"control": "killed", "side": 0, "state": "halted", "guards": "killed"}
+FLAT: Detail = {"control": "killed", "side": 0, "flat_at": 7, "state": "halted", "guards": "killed"}
 ACTIVE: Detail = {"control": "running", "side": 1, "state": "active", "guards": ""}
 
 LIFT = "`micro-muzero kill --resume` on the trader's host lifts it, the page does not"
-OPEN = "killed by its kill file, but the position is still open"
+BY_FILE = "killed by its kill file"
+UNSHOWN = ", but the broker has not shown yet that nothing is held"
+OPEN = f"{BY_FILE}, but the position is still open"
 
 TRADER = [
     (None, ACTIVE, "running", True, "running"),
@@ -32,6 +34,8 @@ TRADER = [
     (None, {**ACTIVE, "state": "halted", "guards": "old_bar"}, "running", True, "halted: old_bar"),
     (None, {**ACTIVE, "state": "reconnecting"}, "running", True, "reconnecting"),
     (KILL, ACTIVE, "running", False, "kill sent at 11:53:02 UTC by gateway, not confirmed; it says running"),
+    (KILL, {**FLAT, "flat_at": None}, "killed", False, f"killed{UNSHOWN}"),
+    (None, {**FLAT, "kill_file": True, "flat_at": None}, "killed", False, f"{BY_FILE}{UNSHOWN}; {LIFT}"),
     (KILL, {**FLAT, "side": -1}, "killed", False, "killed, but the position is still open (short)"),
     (KILL, {"control": "killed"}, "killed", False, "killed, but the position is still open (not known)"),
     (KILL, FLAT, "killed", True, "killed since 11:53:02 UTC by gateway, no position"),

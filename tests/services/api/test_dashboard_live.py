@@ -75,6 +75,8 @@ async def test_an_operator_kills_from_a_phone_and_sees_whether_it_is_so(
     await bus.beat(trader(**KILLED))
     await page.until(f"{text('#trader-state')} === 'killed, but the position is still open (long)'")
     await bus.beat(trader(**{**KILLED, "side": 0}))
+    await page.until(f"{text('#trader-state')}.endsWith('has not shown yet that nothing is held')")
+    await bus.beat(trader(**{**KILLED, "side": 0, "flat_at": 7}))
     await page.until(f"{text('#trader-state')}.endsWith('by gateway, no position')")
     assert await page.evaluate(text("#kill")) == "Killed"
     await bus.still("trader", "trader")
