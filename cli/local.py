@@ -315,6 +315,7 @@ class _System:
             pid=os.getpid(),
             started_at=self._started_at,
             pids=supervisor.pids,
+            profile=str(self._profile.resolve()) if self._profile else "",
         )
         if run == self._saved:
             return

@@ -256,7 +256,7 @@ def _trading(status: Status) -> Panel:
     if status.trader.state == "unknown":
         rows.append(("state", status.trader.summary.removeprefix("unknown: ")))
     if status.trader.killed_by_file:
-        rows.append(("lifted by", "micro-muzero kill --resume"))
+        rows.append(("lift with", "micro-muzero kill --resume"))
     if decision:
         rows += [
             ("decided", f"{decision.action}{'' if decision.executed else ' (not carried out)'}"),

@@ -36,6 +36,7 @@ class Run:
     pid: int
     started_at: str
     pids: dict[str, int]
+    profile: str = ""  # settings file of its services; empty where they have none
 
     def save(self, home: Path) -> None:
         """Write it for the other commands; the file holds a password, so only its owner may read it.

@@ -92,6 +92,9 @@ def _judge(
     from shared.adapters.promotions import report_path
 
     settings = load(ValidatorSettings)
+    run = last_run(settings.home) if store is None else None
+    if run and run.profile and settings.profile is None:  # as the validator of that run was started
+        settings = load(ValidatorSettings, profile=Path(run.profile))
     if out_folder:
         _refuse_to_replace(out_folder)
     versions = checkpoint_store(store)
@@ -100,8 +103,7 @@ def _judge(
     if out_folder:
         _refuse_to_replace_report(report_path(out_folder, version))
     agent = load_agent(versions, version, settings.precision)
-    run = last_run(settings.home)
-    dataset = read_dataset(data or (Path(run.dataset) if run and store is None else settings.dataset))
+    dataset = read_dataset(data or (Path(run.dataset) if run else settings.dataset))
     trained_on = manifest.dataset
     if trained_on != dataset.fingerprint:
         err.print(
