@@ -15,10 +15,11 @@ ROUNDING: Final = 1e-9
 
 
 def settled(values: Float64) -> Float64:
-    """The values, those that differ from zero by rounding only being exactly zero."""
-    if not len(values):
-        return values
-    noise = ROUNDING * np.abs(values).max()
+    """The values, those that differ from zero by rounding only being exactly zero.
+
+    A value that is not finite says nothing about the rounding of the others.
+    """
+    noise = ROUNDING * np.abs(values[np.isfinite(values)]).max(initial=0.0)
     return np.where(np.abs(values) <= noise, 0.0, values)
 
 

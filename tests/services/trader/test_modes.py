@@ -34,6 +34,7 @@ from tests.services.trader.parts import (
     until,
 )
 from tests.services.trader.test_service import alerts_of, decisions_of
+from tests.shared.adapters.checkpoint_versions import fill
 
 #: The replay sends the ticks of a minute at once, so that those read last are up to a minute old.
 ANY_CLOCK = replace(NO_LIMITS, max_clock_skew_seconds=math.inf)
@@ -136,7 +137,8 @@ async def test_live_trades_at_the_live_hosts_and_enters_only_on_a_version_promot
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = TraderSettings(home=tmp_path)
-    CheckpointStore(settings.checkpoint_root).move(Pointer.PROMOTED, lambda _: Pointed(3, "live", ()))
+    store = fill(CheckpointStore(settings.checkpoint_root), 3)
+    store.move(Pointer.PROMOTED, lambda _: Pointed(3, "live", ()))
     script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 20), Action.BUY)
     async with trading(Mode.LIVE, redis_server, tmp_path, monkeypatch, script) as market:
         await market.bars(3)
