@@ -388,8 +388,8 @@ async def test_an_answer_that_trickles_is_given_up() -> None:
 
     server = await asyncio.start_server(trickle, "127.0.0.1")
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    limits = {"connect_seconds": 0.1, "read_seconds": 0.2}
-    async with server, OandaClient(ACCOUNT, TOKEN, api_url=url, read_attempts=1, **limits) as client:
+    client = OandaClient(ACCOUNT, TOKEN, api_url=url, connect_seconds=0.1, read_seconds=0.2, read_attempts=1)
+    async with server, client:
         with pytest.raises(OutcomeUnknownError, match="TimeoutError"):
             await client.close_position("GBP_JPY", long=True)
         with pytest.raises(BrokerError, match="TimeoutError"):
