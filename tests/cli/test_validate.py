@@ -5,6 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cli.runs import Run
 from cli.validate import backtest, validate
 from shared.adapters.checkpoints import Pointer
 from shared.adapters.dataset import write_dataset
@@ -48,6 +49,18 @@ def test_validate_judges_the_latest_on_the_validation_split(given: list[str]) ->
     assert (document["version"], document["split"], document["num_sessions"]) == (2, "validation", 4)
     assert document["activity"]["num_decisions"] == 4 * 36
     assert document["num_versions_tried"] == 1
+
+
+def test_the_settings_are_those_of_the_run_that_the_version_is_of(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "profile.toml").write_text("[search]\ndiscount = 0.9\n")
+    monkeypatch.setenv("MM_HOME", str(tmp_path))
+    monkeypatch.setenv("MM_CHECKPOINTS", given[1])
+    data, profile = str(tmp_path / "d.duckdb"), str(tmp_path / "profile.toml")
+    Run(str(tmp_path), data, "", "", 0, "", {}, profile).save(tmp_path)
+    document = json.loads(run("validate", "--runs", "20", "--sessions", "1", "--json"))
+    assert document["standards"]["search"]["discount"] == 0.9
 
 
 def test_backtest_walks_the_test_split_and_writes_a_page(given: list[str], tmp_path: Path) -> None:
