@@ -114,6 +114,10 @@ class OutcomeUnknownError(BrokerError):
     """An order was sent and its fate is not known: it is looked up, never sent again."""
 
 
+class LedgerError(MuZeroError):
+    """The trader's ledger cannot be written, as on a full disk; it may be again later."""
+
+
 class InferenceError(MuZeroError):
     """No decision could be had in time; the trader holds."""
 

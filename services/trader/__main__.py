@@ -16,7 +16,7 @@ from services.trader.account import Account
 from services.trader.audit import Audit, AuditTables
 from services.trader.config import Mode
 from services.trader.kill_switch import KillSwitch, StatusFile
-from services.trader.ledger import Ledger
+from services.trader.ledger import Ledger, may_hold
 from services.trader.metrics import TraderMetrics
 from services.trader.parts import Parts, Terms
 from services.trader.service import TraderService
@@ -61,12 +61,14 @@ def compose(
     """
     store = CheckpointStore(settings.checkpoint_root)
     promoted = store.pointer(Pointer.PROMOTED) if settings.mode is Mode.LIVE else None
+    held = may_hold(settings.home / "trader")
     venue = choose_venue(
         settings.mode,
         settings.trader,
         token=settings.oanda_token.get_secret_value(),
         account=settings.oanda_account,
         promoted=promoted,
+        may_hold=held,
     )
 
     async def main(lifecycle: Lifecycle) -> None:
@@ -80,7 +82,7 @@ def compose(
                     instrument = await _traded_instrument(venue, account, name, lifecycle)
             if instrument is None:
                 return
-            if promoted is not None:
+            if promoted is not None and not held:
                 require_trained_on(store.manifest(promoted.version), instrument)
             metrics = TraderMetrics(registry)
             service = await _assemble(settings, venue, account, instrument, lifecycle, stack, metrics, wall)

@@ -16,7 +16,7 @@ import structlog
 from services.trader.ledger import AuditMessage, Ledger, OutboxRow
 from shared.adapters.bus import Bus
 from shared.adapters.databases import begin_database
-from shared.errors import ServiceError
+from shared.errors import LedgerError, ServiceError
 from shared.messages.schemas import AlertRaised, DecisionMade, TradeClosed
 from shared.messages.streams import ALERTS, DECISIONS, TRADES
 
@@ -27,6 +27,9 @@ SINKS = (STREAMS_SINK, TABLES_SINK)
 
 _BATCH = 256
 _TABLES_EVERY_SECONDS = 2.0
+
+#: Between two tries to note what a sink was told, while the ledger cannot be written.
+_REFUSED_SECONDS = 1.0
 
 _SCHEMA = """
 CREATE TABLE decisions (
@@ -132,8 +135,10 @@ class Audit:
                     await self._append(row)
                     appended = row.seq
             finally:
-                if appended:
-                    self._ledger.told(STREAMS_SINK, appended, SINKS)
+                noted = not appended or self._note(STREAMS_SINK, appended)
+            while not noted:  # else the same would be appended again
+                await asyncio.sleep(_REFUSED_SECONDS)
+                noted = self._note(STREAMS_SINK, appended)
             if not rows:
                 if self._last_word:
                     return
@@ -151,10 +156,24 @@ class Audit:
             await self.flush_tables()
 
     async def flush_tables(self) -> None:
-        """Write to DuckDB what is not there yet."""
+        """Write to DuckDB what is not there yet; what a full disk refuses is tried again at the next call."""
         while rows := self._ledger.untold(TABLES_SINK, count=_BATCH):
-            await asyncio.to_thread(self._tables.insert, rows)
-            self._ledger.told(TABLES_SINK, rows[-1].seq, SINKS)
+            try:
+                await asyncio.to_thread(self._tables.insert, rows)
+            except duckdb.Error as refused:
+                log.warning("tables_not_written", error=str(refused))
+                return
+            if not self._note(TABLES_SINK, rows[-1].seq):
+                return
+
+    def _note(self, sink: str, seq: int) -> bool:
+        """Note that a sink was told; False where the ledger cannot be written."""
+        try:
+            self._ledger.told(sink, seq, SINKS)
+        except LedgerError as refused:
+            log.warning("sink_not_noted", sink=sink, error=str(refused))
+            return False
+        return True
 
     async def _append(self, row: OutboxRow) -> None:
         match row.message:

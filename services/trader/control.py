@@ -7,8 +7,10 @@ import structlog
 
 from services.trader.exits import Exits
 from services.trader.kill_switch import KillOrder, TraderStatus
+from services.trader.ledger import Memory
 from services.trader.orders import plain
 from services.trader.parts import Parts, Terms
+from shared.errors import LedgerError
 from shared.messages.schemas import ControlIssued
 
 log = structlog.get_logger()
@@ -58,7 +60,7 @@ class Control:
             log.warning("kill_file", order=seen.words if seen else "lifted")
             self._exits.hurry()
             if seen is None and self._account.reconciled:
-                self._account.keep(replace(self._account.memory, exit=""))
+                self._keep(replace(self._account.memory, exit=""))
         self._kill = seen
 
     def take_up(self, entry_id: str, order: ControlIssued) -> None:
@@ -75,8 +77,17 @@ class Control:
             memory = replace(memory, control=order.state)
             if order.state == "running":
                 memory = replace(memory, risk=memory.risk.resumed(), exit="")
+        self._keep(memory, resumed=order.target == "trader" and order.state == "running")
+
+    def _keep(self, memory: Memory, *, resumed: bool = False) -> None:
+        """Go on with a memory; a ledger that cannot be written keeps no order from being obeyed."""
+        try:
+            if resumed:
                 self._account.abandon_unknown()
-        self._account.keep(memory)
+            self._account.keep(memory)
+        except LedgerError as refused:
+            log.error("order_not_kept", error=str(refused))  # noqa: TRY400  the text says it all
+            self._account.remember(memory)
 
     def account_is_known(self) -> None:
         """Keep what was ordered before the account was read for the first time."""

@@ -18,7 +18,7 @@ from services.trader.market import Market
 from services.trader.orders import Intent, IntentState
 from shared.adapters.oanda import NOTHING_TO_CLOSE
 from shared.environment.action import Side
-from shared.errors import BrokerError
+from shared.errors import BrokerError, LedgerError
 
 log = structlog.get_logger()
 
@@ -88,15 +88,25 @@ class Exits:
                 return True
             pause = self._pause()
             log.warning("closing", side=held.name, reason=reason, failures=self._failures)
-            intent = await self._account.close(
-                bar_time_s, reason, look_up_seconds=min(pause, _LOOK_SECONDS), decided=decided
-            )
+            try:
+                intent = await self._account.close(
+                    bar_time_s, reason, look_up_seconds=min(pause, _LOOK_SECONDS), decided=decided
+                )
+            except LedgerError as refused:
+                return await self._close_without_ledger(refused)
             self._settled(intent)
             if intent.state is IntentState.REJECTED and intent.detail == NOTHING_TO_CLOSE:
                 agreed = await self._look(self._agrees())
                 if not agreed and self._account.holding.side is held:
                     await self._account.close_unread()
             return self._judge(intent)
+
+    async def _close_without_ledger(self, refused: LedgerError) -> bool:
+        """A close that cannot be kept is sent all the same: it can only reduce the position."""
+        self._failures = min(self._failures + 1, 16)
+        flat_at, left = await self._account.close_unread()
+        self.detail = f"{refused}; " + (left or f"the account is flat at transaction {flat_at}")
+        return flat_at is not None
 
     async def _agrees(self) -> bool:
         await self._account.reconcile()
@@ -184,6 +194,6 @@ class Exits:
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
                 return await reading
-        except (BrokerError, TimeoutError) as unreadable:
+        except (BrokerError, LedgerError, TimeoutError) as unreadable:
             log.debug("account_not_read", error=str(unreadable))
             return None

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from services.trader.orders import Holding, Intent, IntentState
 from services.trader.risk import RiskBook
 from shared.environment.action import Action
-from shared.errors import ServiceError
+from shared.errors import LedgerError, ServiceError
 from shared.messages.schemas import AlertRaised, DecisionMade, TradeClosed
 
 log = structlog.get_logger()
@@ -39,6 +39,9 @@ CREATE TABLE IF NOT EXISTS outbox (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS told (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT;
 """
+
+#: No other process writes here; one that looks at the file may lock it for a moment.
+_LOCKED_SECONDS = 0.5
 
 #: Sent, or refused, orders count towards the hourly limit.
 _COUNTED = (IntentState.SENDING, IntentState.FILLED, IntentState.CANCELLED, IntentState.REJECTED)
@@ -91,13 +94,27 @@ class Ledger:
         except OSError as held:
             os.close(self._lock)
             raise ServiceError(f"{folder} is in use by another trader; give each its own MM_HOME") from held
-        self._db = sqlite3.connect(self.path, isolation_level=None)
+        self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCKED_SECONDS)
         self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _SCHEMA)
 
     def close(self) -> None:
         """Close the file and let the folder go."""
         self._db.close()
         os.close(self._lock)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, all or nothing.
+
+        Raises:
+            LedgerError: the file cannot be written.
+        """
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+        except sqlite3.OperationalError as refused:
+            raise LedgerError(f"{self.path} cannot be written: {refused}") from refused
 
     # -- memory --------------------------------------------------------------------------------------
 
@@ -120,22 +137,23 @@ class Ledger:
     ) -> None:
         """Keep what is known now, and what is to be told of it, all or nothing.
 
+        As every method that writes, it raises LedgerError where the file cannot be written.
+
         Args:
             memory: to go on with.
             messages: for the readers, in order.
             settled: intents with their outcome.
         """
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(
+        with self._writing() as db:
+            db.execute(
                 "INSERT INTO memory VALUES (0, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
                 (_MEMORY.dump_json(memory).decode(),),
             )
-            self._db.executemany(
+            db.executemany(
                 "INSERT INTO outbox (kind, body) VALUES (?, ?)",
                 [(type(message).__name__, message.model_dump_json()) for message in messages],
             )
-            self._db.executemany(
+            db.executemany(
                 "UPDATE intents SET state = ?, body = ? WHERE intent_id = ?",
                 [
                     (intent.state.value, _INTENT.dump_json(intent).decode(), intent.intent_id)
@@ -145,16 +163,16 @@ class Ledger:
 
     def tell(self, messages: Iterable[AuditMessage]) -> None:
         """Keep messages for the readers where there is nothing new to remember, or nothing known yet."""
-        with self._db:
-            self._db.executemany(
+        with self._writing() as db:
+            db.executemany(
                 "INSERT INTO outbox (kind, body) VALUES (?, ?)",
                 [(type(message).__name__, message.model_dump_json()) for message in messages],
             )
 
     def begin_anew(self, memory: Memory, messages: Iterable[AuditMessage] = ()) -> None:
         """Forget every intent: their account is no more. What is to be told stays."""
-        with self._db:
-            self._db.execute("DELETE FROM intents")
+        with self._writing() as db:
+            db.execute("DELETE FROM intents")
         self.keep(memory, messages)
 
     # -- intents -------------------------------------------------------------------------------------
@@ -171,10 +189,9 @@ class Ledger:
             raise ServiceError(
                 f"order {intent.intent_id} under token {intent.fence}: {kept.fence} was used already"
             )
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._writing() as db:
             try:
-                self._db.execute(
+                db.execute(
                     "INSERT INTO intents VALUES (?, ?, ?, ?)",
                     (
                         intent.intent_id,
@@ -187,7 +204,7 @@ class Ledger:
                 raise ServiceError(
                     f"order {intent.intent_id} was kept before; it is not sent again"
                 ) from twice
-            self._db.execute(
+            db.execute(
                 "INSERT INTO memory VALUES (0, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
                 (_MEMORY.dump_json(memory).decode(),),
             )
@@ -232,14 +249,11 @@ class Ledger:
 
     def told(self, sink: str, seq: int, sinks: Sequence[str]) -> None:
         """Note that a sink was told up to `seq`; what all sinks were told is removed."""
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(
+        with self._writing() as db:
+            db.execute(
                 "INSERT INTO told VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq", (sink, seq)
             )
-            self._db.execute(
-                "DELETE FROM outbox WHERE seq <= ?", (min(self._told(other) for other in sinks),)
-            )
+            db.execute("DELETE FROM outbox WHERE seq <= ?", (min(self._told(other) for other in sinks),))
 
     def num_untold(self) -> int:
         """How many messages some sink was not told."""
@@ -255,13 +269,34 @@ def kept_control(folder: Path) -> str:
 
     "running" where there is no ledger, and "unknown" where it cannot be read.
     """
+    try:
+        memory = _kept_memory(folder)
+    except (sqlite3.Error, ValidationError) as damaged:
+        log.warning("ledger_not_read", folder=str(folder), error=str(damaged))
+        return "unknown"
+    return memory.control if memory else "running"
+
+
+def may_hold(folder: Path) -> bool:
+    """Whether a position may be open, as a folder's ledger knows it; true where it cannot be read."""
+    try:
+        memory = _kept_memory(folder)
+    except (sqlite3.Error, ValidationError) as damaged:
+        log.warning("ledger_not_read", folder=str(folder), error=str(damaged))
+        return True
+    return memory is not None and bool(memory.holding.trades)
+
+
+def _kept_memory(folder: Path) -> Memory | None:
+    """The memory in a folder's ledger, which is opened for reading only.
+
+    Raises:
+        sqlite3.Error: the file cannot be read.
+        ValidationError: the memory cannot.
+    """
     path = folder / "ledger.sqlite"
     if not path.is_file():
-        return "running"
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            row = db.execute("SELECT body FROM memory").fetchone()
-        return _MEMORY.validate_json(row[0]).control if row else "running"
-    except (sqlite3.Error, ValidationError) as damaged:
-        log.warning("ledger_not_read", path=str(path), error=str(damaged))
-        return "unknown"
+        return None
+    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        row = db.execute("SELECT body FROM memory").fetchone()
+    return _MEMORY.validate_json(row[0]) if row else None

@@ -28,7 +28,7 @@ from services.trader.parts import Parts, Terms
 from services.trader.waiting import Backoff
 from services.trader.watching import Watching
 from shared.adapters.oanda_records import Price
-from shared.errors import BrokerError
+from shared.errors import BrokerError, LedgerError
 from shared.messages.streams import CONTROL
 
 log = structlog.get_logger()
@@ -39,8 +39,8 @@ _WATCH_SECONDS = 0.5
 #: A session whose prices came for so long was a good one: the next pause is a short one again.
 _GOOD_SESSION_SECONDS = 5.0
 
-#: The broker refuses the token, or this account.
-_REFUSED = (401, 403)
+#: A stream that sends only what is refused is as good as dead. Longer than a slow clock takes to be believed.
+UNHEARD_SECONDS = 30.0
 
 
 class TraderService:
@@ -101,10 +101,13 @@ class TraderService:
     async def _keep_closing(self) -> None:
         """Close what must be closed, in a session or not; runs until it is cancelled."""
         while True:
-            if self._account.reconciled:
-                await self._close_what_must_be_closed()
-            elif self._control.now == "killed" and self._exits.flat_at is None:
-                await self._exits.close_unread()
+            try:
+                if self._account.reconciled:
+                    await self._close_what_must_be_closed()
+                elif self._control.now == "killed" and self._exits.flat_at is None:
+                    await self._exits.close_unread()
+            except LedgerError as refused:  # of the note that a close was settled
+                log.warning("ledger_refuses", error=str(refused))
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _close_what_must_be_closed(self) -> None:
@@ -121,14 +124,12 @@ class TraderService:
         while not self._lifecycle.stopping.is_set():
             try:
                 await self._session()
-            except BrokerError as broken:
+            except (BrokerError, LedgerError) as broken:
                 self._metrics.reconnects.inc()
                 good = watching.in_session and time.monotonic() - self._began > _GOOD_SESSION_SECONDS
                 pause = backoff.after(good=good)
-                log.warning("broker_away", error=str(broken), again_in_seconds=round(pause, 2))
-                watching.in_session, watching.broker_away = False, str(broken)
-                # The position stays open and unwatched while the token is refused: an operator must know.
-                watching.broker_refuses = str(broken) if broken.status in _REFUSED else ""
+                log.warning("session_broke", error=str(broken), again_in_seconds=round(pause, 2))
+                watching.session_broke(broken)
                 watching.look()
                 watching.report()
                 await self._lifecycle.sleep(pause)
@@ -138,6 +139,7 @@ class TraderService:
 
         Raises:
             BrokerError: the broker is away.
+            LedgerError: what happens cannot be kept.
         """
         await self._account.reconcile()
         self._control.account_is_known()
@@ -155,8 +157,7 @@ class TraderService:
             await self._until_first_price(reader)
             await self._history.refresh()
             self._began = time.monotonic()
-            self._watching.in_session = True
-            self._watching.broker_away = self._watching.broker_refuses = ""
+            self._watching.session_began()
             log.info(
                 "session_began", side=self._account.holding.side.name, last_bar_s=self._market.last_bar_s
             )
@@ -203,6 +204,9 @@ class TraderService:
         """
         if reader.done():
             reader.result()
+        silence = time.monotonic() - self._market.heard
+        if silence > UNHEARD_SECONDS:
+            raise BrokerError(f"no line of the price stream could be used for {silence:.0f} s")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WATCH_SECONDS):
                 bar_time_s = await self._lifecycle.until_stopping(self._closed_bars.get())

@@ -33,7 +33,13 @@ def rest_url(mode: Mode, config: TraderConfig) -> str:
 
 
 def choose_venue(
-    mode: Mode, config: TraderConfig, *, token: str, account: str, promoted: Pointed | None
+    mode: Mode,
+    config: TraderConfig,
+    *,
+    token: str,
+    account: str,
+    promoted: Pointed | None,
+    may_hold: bool = False,
 ) -> Venue:
     """The venue of a mode.
 
@@ -43,6 +49,8 @@ def choose_venue(
         token: OANDA_TOKEN, empty when unset.
         account: OANDA_ACCOUNT, empty when unset.
         promoted: where the store's `promoted` pointer stands; looked at for live only.
+        may_hold: a position may be open. Live then begins without a version promoted to live, to manage the
+            exit; a guard forbids entries.
     Raises:
         SettingsError: something that the mode asks for is missing; says what.
     """
@@ -74,7 +82,7 @@ def choose_venue(
             "mode live sends a stop with every entry and MM_TRADER__STOP_LOSS_PIPS is 0: set it above 0, or "
             "set MM_TRADER__LIVE_WITHOUT_STOP to true to trade real money without a stop"
         )
-    if promoted is None or promoted.stage != "live":
+    if not may_hold and (promoted is None or promoted.stage != "live"):
         have = (
             f"version {promoted.version} is promoted to {promoted.stage}" if promoted else "none is promoted"
         )

@@ -29,11 +29,19 @@ from services.trader.parts import Parts, Terms
 from services.trader.refusals import Refusal
 from shared.adapters.inference import Decision
 from shared.adapters.oanda_records import NANOSECONDS
+from shared.errors import BrokerError, LedgerError
 from shared.messages.conditions import Condition, ConditionTracker
+from shared.messages.schemas import AlertRaised
 
 log = structlog.get_logger()
 
 HOUR_S = 3_600
+
+#: The broker refuses the token, or this account.
+_REFUSED = (401, 403)
+
+#: Alerts that wait for a ledger that cannot be written; conditions that flap must not fill the memory.
+_MOST_UNKEPT = 1_000
 
 #: A broker that is unavailable for less is no news: streams drop, and the next session begins at once.
 AWAY_SECONDS = 10.0
@@ -66,6 +74,8 @@ class Watching:
         self.in_session = False  # prices come, so that the guards can be looked at
         self.broker_away = ""  # why the broker cannot be worked with
         self.broker_refuses = ""  # why it refuses this token or account
+        self.ledger_refuses = ""  # why the ledger cannot be written
+        self._unkept: list[AlertRaised] = []  # alerts that the ledger did not take yet
         self.failing: dict[str, str] = {}  # other conditions that hold, by name
         self.decision: Decision | None = None  # the newest
         self.decision_age_seconds = 0.0  # of the newest bar decided on, when it was decided on
@@ -80,6 +90,21 @@ class Watching:
             yield
         finally:
             self._num_on_their_way -= 1
+
+    def session_broke(self, broken: BrokerError | LedgerError) -> None:
+        """Note why nothing is traded until the next session."""
+        self.in_session = False
+        if isinstance(broken, LedgerError):
+            self.ledger_refuses = str(broken)
+            return
+        self.broker_away = str(broken)
+        # The position stays open and unwatched while the token is refused: an operator must know.
+        self.broker_refuses = str(broken) if broken.status in _REFUSED else ""
+
+    def session_began(self) -> None:
+        """Note that prices come."""
+        self.in_session = True
+        self.broker_away = self.broker_refuses = self.ledger_refuses = ""
 
     # -- guards --------------------------------------------------------------------------------------
 
@@ -136,14 +161,27 @@ class Watching:
             holding[Condition("trader", "foreign_orders")] = self._account.foreign_orders
         if self.broker_refuses:
             holding[Condition("trader", "broker_refuses")] = self.broker_refuses
+        if self.ledger_refuses:
+            holding[Condition("trader", "ledger_refuses")] = self.ledger_refuses
         away = {Condition("trader", "broker_away"): self.broker_away} if self.broker_away else {}
         alerts = [*self._guards.look(holding, now), *self._outages.look(away, now)]
-        if alerts:
-            self._ledger.tell(alerts)
-            self._audit.written()
-            for alert in alerts:
-                log.warning("condition", name=alert.name, phase=alert.phase, detail=alert.detail)
+        for alert in alerts:
+            log.warning("condition", name=alert.name, phase=alert.phase, detail=alert.detail)
+        self._tell(alerts)
         return self._trips
+
+    def _tell(self, alerts: list[AlertRaised]) -> None:
+        """Keep alerts for the readers; what the ledger does not take is tried again at the next look."""
+        self._unkept = [*self._unkept, *alerts][-_MOST_UNKEPT:]
+        if not self._unkept:
+            return
+        try:
+            self._ledger.tell(self._unkept)
+        except LedgerError as refused:
+            log.debug("alerts_not_kept", error=str(refused))
+            return
+        self._unkept = []
+        self._audit.written()
 
     def forced_exit(self) -> str:
         """Why what is held must be closed now, in a session or not; empty when no guard asks for it."""
@@ -179,6 +217,8 @@ class Watching:
         guards = [trip.guard.value for trip in self._trips]
         if self.broker_refuses:
             state, guards = TraderState.HALTED.value, ["broker_refuses"]
+        elif self.ledger_refuses:
+            state, guards = TraderState.HALTED.value, ["ledger_refuses"]
         elif self.broker_away:
             state = "reconnecting"
         elif not self.in_session:

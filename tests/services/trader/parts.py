@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
@@ -363,6 +364,15 @@ async def running_trader(
         lifecycle.stop()
         await task
         await lifecycle.bus.close()
+
+
+@contextmanager
+def unwritable(home: Path) -> Iterator[None]:
+    """The trader's ledger refuses every write inside the block, as on a full disk."""
+    with closing(sqlite3.connect(home / "trader" / "ledger.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:

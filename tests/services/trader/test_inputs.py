@@ -25,6 +25,7 @@ from tests.services.trader.parts import (
     running_trader,
     trader_settings,
     until,
+    unwritable,
 )
 from tests.services.trader.test_service import alerts_of, control, decisions_of
 
@@ -263,7 +264,7 @@ async def test_pauses_begin_anew_after_a_good_session_and_a_foreign_order_is_tol
                     cut(broker)
                     await until(lambda: f"mm_trader_reconnects_total {number + 1}.0" in trader.metrics())  # noqa: B023
                 await _began(bus, "foreign_orders")
-    pauses = [line["again_in_seconds"] for line in logs if line["event"] == "broker_away"]
+    pauses = [line["again_in_seconds"] for line in logs if line["event"] == "session_broke"]
     assert len(pauses) >= 4
     assert max(pauses) <= 0.5
     assert [alert.name for alert in await alerts_of(bus)].count("foreign_orders") == 1
@@ -321,3 +322,23 @@ async def _announced(bus: Bus, name: str, phase: str) -> None:
             (entry.message.name, entry.message.phase) for entry in await bus.recent(ALERTS, count=1_000)
         }:
             await asyncio.sleep(0.05)
+
+
+async def test_a_ledger_that_cannot_be_written_is_told_of_and_trading_goes_on_after_it(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with (
+        running_broker(tmp_path) as broker,
+        running_oracle() as oracle,
+        running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader,
+    ):
+        await broker.decided(FIRST_BAR + 2)
+        with unwritable(tmp_path):
+            await until(lambda: trader.detail["guards"] == "ledger_refuses")
+            assert trader.detail["state"] == "halted"
+        reached = trader.detail["decisions"]
+        await until(lambda: trader.detail["decisions"] > reached + 2)
+        assert trader.detail["state"] == "active"
+    bars = [made.bar_time for made in await decisions_of(bus)]
+    assert len(bars) == len(set(bars)), "each bar is decided on once"
+    assert [a.name for a in await alerts_of(bus)] == ["ledger_refuses"]

@@ -32,6 +32,7 @@ from tests.services.trader.parts import (
     running_trader,
     trader_settings,
     until,
+    unwritable,
 )
 
 ENTRY_BAR = FIRST_BAR + 1
@@ -150,6 +151,21 @@ async def test_kill_with_redis_dead_and_a_look_up_under_way(
             assert not trader.task.done()
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "not kept yet"])
+async def test_a_kill_closes_although_the_ledger_cannot_be_written(
+    redis_server: RedisServer, bus: Bus, tmp_path: Path, broker: Broker, oracle: Oracle, *, known: bool
+) -> None:
+    async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
+        await until(lambda: broker.units == 1)
+        if known:
+            await until(lambda: trader.detail["side"] == 1)
+        with unwritable(tmp_path):
+            KillSwitch(tmp_path / "trader").engage("test")
+            await until(lambda: broker.units == 0)
+            assert not trader.task.done()
+        await until(lambda: trader.detail["flat_at"] is not None)
 
 
 async def test_a_killed_trader_that_crashes_is_done_without(

@@ -17,7 +17,7 @@ from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
 from shared.adapters.oanda_records import format_time
 from shared.environment.action import Action
-from shared.errors import BrokerError
+from shared.errors import BrokerError, SettingsError
 from shared.runtime.redis_server import RedisServer
 from tests.services.trader.oanda_hosts import LIVE, PRACTICE, posing_as_oanda
 from tests.services.trader.parts import (
@@ -64,6 +64,44 @@ class Market:
         await until(lambda: self.trader.detail["decisions"] > decisions)
 
 
+@dataclass
+class Hosts:
+    """A broker that poses as OANDA, and what a trader at it is started with."""
+
+    broker: Broker
+    oracle: Oracle
+    connected: list[str]
+    settings: TraderSettings
+    wrong_by_seconds: float
+
+    @asynccontextmanager
+    async def trading(self) -> AsyncIterator[Market]:
+        """Run one trader."""
+        # Market time is the replay's, so this machine's clock is, too; it may be wrong.
+        wall = lambda: self.broker.venue.now_ns / 1e9 + self.wrong_by_seconds  # noqa: E731
+        async with running_trader(self.settings, wall) as trader:
+            yield Market(self.broker, self.oracle, trader, self.connected)
+
+
+@asynccontextmanager
+async def hosts(
+    mode: Mode,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: dict[int, Action],
+    guards: GuardConfig = ANY_CLOCK,
+    wrong_by_seconds: float = 0.0,
+) -> AsyncIterator[Hosts]:
+    async with (
+        running_broker(tmp_path, heartbeat_seconds=0.2, allowed_hosts=",".join((*PRACTICE, *LIVE))) as broker,
+        running_oracle(script) as oracle,
+        posing_as_oanda(broker, tmp_path, monkeypatch) as connected,
+    ):
+        settings = oanda_settings(mode, redis_server, tmp_path, broker, oracle, guards)
+        yield Hosts(broker, oracle, connected, settings, wrong_by_seconds)
+
+
 @asynccontextmanager
 async def trading(
     mode: Mode,
@@ -76,18 +114,11 @@ async def trading(
     *,
     held: bool = False,
 ) -> AsyncIterator[Market]:
-    async with (
-        running_broker(tmp_path, heartbeat_seconds=0.2, allowed_hosts=",".join((*PRACTICE, *LIVE))) as broker,
-        running_oracle(script) as oracle,
-        posing_as_oanda(broker, tmp_path, monkeypatch) as connected,
-    ):
-        settings = oanda_settings(mode, redis_server, tmp_path, broker, oracle, guards)
+    async with hosts(mode, redis_server, tmp_path, monkeypatch, script, guards, wrong_by_seconds) as there:
         if held:
-            await broker.buy()
-        # Market time is the replay's, so this machine's clock is, too; it may be wrong.
-        wall = lambda: broker.venue.now_ns / 1e9 + wrong_by_seconds  # noqa: E731
-        async with running_trader(settings, wall) as trader:
-            yield Market(broker, oracle, trader, connected)
+            await there.broker.buy()
+        async with there.trading() as market:
+            yield market
 
 
 def oanda_settings(
@@ -150,6 +181,40 @@ async def test_live_trades_at_the_live_hosts_and_enters_only_on_a_version_promot
         assert market.broker.units == 1
         assert_hosts(market, *LIVE)
     assert "version_not_live" in [alert.name for alert in await alerts_of(bus)]
+
+
+async def test_live_manages_its_exit_after_the_version_was_rolled_back(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restarted, it must not leave the position that it entered."""
+    store = fill(CheckpointStore(TraderSettings(home=tmp_path).checkpoint_root), 3)
+    store.move(Pointer.PROMOTED, lambda _: Pointed(3, "live", ()))
+    script = {FIRST_BAR + 1: Action.BUY, FIRST_BAR + 5: Action.CLOSE, FIRST_BAR + 7: Action.BUY}
+    async with hosts(Mode.LIVE, redis_server, tmp_path, monkeypatch, script) as there:
+        there.oracle.stage = "live"
+        async with there.trading() as market:
+            await market.bars(3)
+            assert there.broker.units == 1
+        store.move(Pointer.PROMOTED, lambda _: Pointed(3, "paper", ()))
+        there.oracle.stage = "paper"
+        async with there.trading() as market:
+            await market.bars(6)
+            assert there.broker.posts == ["POST orders", "PUT close"], "it closes, and does not enter again"
+            assert market.trader.detail["guards"] == "version_not_live"
+        with pytest.raises(SettingsError, match="mode live needs a version"):
+            async with there.trading() as market:
+                await market.trader.task
+
+
+async def test_a_stream_of_which_no_line_can_be_used_is_given_up(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine's clock is an hour slow, so that every line seems to be from the future."""
+    monkeypatch.setattr("services.trader.service.UNHEARD_SECONDS", 0.5)
+    async with trading(
+        Mode.PRACTICE, redis_server, tmp_path, monkeypatch, {}, wrong_by_seconds=-3_600.0
+    ) as market:
+        await until(lambda: "mm_trader_reconnects_total 2.0" in market.trader.metrics())
 
 
 @pytest.mark.parametrize(("wrong_by", "said"), [(20.0, "+20.0 s"), (-4.5, "-4.5 s")])
