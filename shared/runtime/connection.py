@@ -3,10 +3,13 @@
 The HTTP server that the services use (uvicorn with httptools) has no limit on the size of a request's
 head and no deadline for a request's receipt. `BoundedConnection` adds both, and closes connections whose
 client does not read what it is sent. A periodic `sweep` enforces the deadlines, so a request costs no timer.
+
+An answer may be complete while its request is still being sent. Closing such a connection at once would reset
+it, and the client would lose the answer. `_LingeringTransport` closes it in two steps.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
@@ -34,6 +37,8 @@ class Limits:
     body_seconds: float = 10.0  # from the end of the headers to the end of the body
     unread_seconds: float = 30.0  # a client that reads nothing of its answer for this long is cut off
     keep_alive_seconds: float = 30.0
+    linger_seconds: float = 2.0  # a client that still sends after the last answer is heard for this long
+    max_lingering_bytes: int = 8_000_000  # and for this much
     max_connections: int = 256
     max_connections_per_peer: int = 128  # per client address
 
@@ -45,6 +50,40 @@ class _Awaiting(Enum):
     BODY = auto()
     REQUEST = auto()  # the connection is kept alive and idle
     NOTHING = auto()  # a request was received in full and is not answered yet
+
+
+class _LingeringTransport:
+    """A transport that closes as RFC 9112, section 9.6, advises.
+
+    While the client still sends, `close` ends only the server's side. The connection then drops what it
+    receives, and aborts after a while. All else is the wrapped transport's.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        is_client_sending: Callable[[], bool],
+    ) -> None:
+        self._transport, self._loop = transport, loop
+        self._is_client_sending = is_client_sending
+        self.since: float | None = None  # the loop's time at which it began to linger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """No more is to be written."""
+        return self.since is not None or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close, or begin to linger."""
+        if self._transport.is_closing() or not self._is_client_sending():
+            self._transport.close()
+        elif self.since is None:
+            self.since = self._loop.time()
+            self._transport.write_eof()
+            self._transport.resume_reading()
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -67,6 +106,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._silent_bytes = 0  # received since the parser last reported anything
         self._reported = False
         self._refusal: tuple[HTTPStatus, str] | None = None
+        self._lingering_bytes = 0  # dropped since the connection began to linger
         self._upgraded = False  # what follows is not HTTP/1.1
         self._unsent, self._unsent_since = 0, 0.0
 
@@ -79,7 +119,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept the connection, in the place of one that waits where there are too many."""
-        super().connection_made(transport)
+        self._lingering = _LingeringTransport(transport, self.loop, self._is_client_sending)
+        super().connection_made(cast("asyncio.Transport", self._lingering))
         self._await(_Awaiting.HEAD)
         self._unsent_since = self._since
         everyone = cast("set[BoundedConnection]", self.connections)
@@ -110,6 +151,11 @@ class BoundedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came, slice by slice, and stop at the first limit that it passes."""
         self._unset_keepalive_if_required()
+        if self._lingering.since is not None:
+            self._lingering_bytes += len(data)
+            if self._lingering_bytes > self._limits.max_lingering_bytes:
+                self.transport.abort()
+            return
         if self._awaiting is _Awaiting.REQUEST:
             self._await(_Awaiting.HEAD)
         for start in range(0, len(data), _SLICE_BYTES):
@@ -200,10 +246,23 @@ class BoundedConnection(HttpToolsProtocol):
         self._refusal = (status, detail)
         raise ValueError(detail)
 
-    # -- deadlines -----------------------------------------------------------------------------------
+    def _is_client_sending(self) -> bool:
+        return self._awaiting in (_Awaiting.HEAD, _Awaiting.BODY)
+
+    # -- deadlines and the end -----------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """End with the server, which waits for an answer but for no request."""
+        super().shutdown()
+        if self._lingering.since is not None:
+            self.transport.abort()
 
     def sweep(self, now: float) -> None:
         """Close the connection if its client has overrun a deadline; called about once a second."""
+        if self._lingering.since is not None:
+            if now - self._lingering.since > self._limits.linger_seconds:
+                self.transport.abort()
+            return
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent < self._unsent:
             self._unsent_since = now

@@ -29,6 +29,9 @@ QUICK = Limits(head_seconds=0.5, body_seconds=0.5, unread_seconds=1.0, keep_aliv
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
+#: Answered before its body is read; the connection is closed after the answer.
+EARLY = b"POST /early HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9000000\r\n\r\n"
+
 
 class Echo:
     """Answers with the request's path and body; /large answers at length, /wait until told, /early unread."""
@@ -214,6 +217,44 @@ async def test_clients_that_keep_the_server_waiting_are_cut_off() -> None:
         assert list(bodies_of(unread_body)) == [b"/early "]  # at once; closed when the body did not come
         assert [status_of(idle), status_of(blank)] == [200, 200]
         assert await answers(port)
+
+
+async def test_a_client_that_still_sends_gets_the_whole_answer() -> None:
+    for start, status in ((EARLY, 200), (HEAD + b"X-A: " + b"a" * 40_000, 431), (b"\x16\x03\x01", 400)):
+        async with serving() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(start)
+                async with asyncio.timeout(20):
+                    begun = await reader.readexactly(1)  # the answer is complete before the request is
+                    writer.write(b"x" * 1_000_000)
+                    await writer.drain()
+                    answer = begun + await reader.read()  # raises where the connection was reset
+            finally:
+                writer.transport.abort()
+            assert status_of(answer) == status
+
+
+async def test_a_client_that_sends_for_ever_is_cut_off() -> None:
+    for limits, size, pause in (
+        (Limits(linger_seconds=0.2), 1_000, 0.01),
+        (Limits(max_lingering_bytes=100_000), 100_000, 0.0),
+    ):
+        async with serving(limits=limits) as port, asyncio.timeout(20):
+            with pytest.raises(ConnectionError):
+                await send_for_ever(port, size, pause)
+
+
+async def send_for_ever(port: int, size: int, pause: float) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(EARLY)
+        while True:
+            writer.write(b"x" * size)
+            await writer.drain()
+            await asyncio.sleep(pause)
+    finally:
+        writer.transport.abort()
 
 
 async def unread(port: int) -> None:
