@@ -57,6 +57,7 @@ def main() -> None:
     """Run one command; an error is one line, exit status 2 when the input is at fault, else 1."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for results
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
     try:
         app(prog_name="micro-muzero")
     except MuZeroError as failure:

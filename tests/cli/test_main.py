@@ -13,10 +13,12 @@ from shared.adapters.outputs import written_aside
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """The process's own handlers come back."""
-    before = signal.getsignal(signal.SIGTERM)
+    """The process's own handlers come back; a shell's background job begins deaf to Ctrl-C."""
+    own = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
-    signal.signal(signal.SIGTERM, before)
+    for signum, handler in own.items():
+        signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
