@@ -52,7 +52,9 @@ function timesOf({ alert, count, began, ended }, forgotten) {
   return `${began ? `began ${when(began)}, ` : ''}ended ${when(ended)}${flaps}${episodes}`;
 }
 
+// alerts: newest first; null while they were not read.
 export function drawRaised(alerts, status) {
+  if (alerts === null) { fill($('alert-log'), el('li', { className: 'muted', textContent: 'not read yet' })); return; }
   const since = speaksSince(status);
   const entries = grouped(alerts).map((group) => {
     const forgotten = isForgotten(group.alert, since);

@@ -13,10 +13,11 @@ const ROWS = 12;
 const ACTIONS = ['HOLD', 'BUY', 'SELL', 'CLOSE'];
 const OUTCOMES = ['UP', 'NEUTRAL', 'DOWN'];
 const STAGES = { unproven: 'unproven: no entries', paper: 'paper', live: 'live' };
+const UNREAD = 'not read yet';
 const SIDES = { '-1': 'short', 0: 'flat', 1: 'long' };
 
 const KEPT_ALERTS = 200;
-const state = { status: null, versions: new Map(), live: [], decisions: [], dropped: 0, trades: [], alerts: [], shown: null, picked: false, rows: ROWS };
+const state = { status: null, versions: new Map(), live: [], decisions: [], dropped: 0, trades: [], alerts: [], shown: null, picked: false, rows: ROWS, tradingRead: false, versionsRead: false };
 
 const signed = (value, digits = 1) => (value === null || value === undefined ? '–' : `${value > 0 ? '+' : ''}${number(value, digits)}`.replace(/^[+-](0\.?0*)$/, '$1'));
 const share = (value) => (value === null || value === undefined ? '–' : `${number(value * 100, 0)} %`);
@@ -61,10 +62,10 @@ const barAt = (index) => state.decisions[Math.round(index) - state.dropped];
 const barLabel = (index) => (Number.isInteger(index) && barAt(index) ? marketTime(barAt(index).bar_time) : '');
 const barTitle = (index) => (barAt(index) ? `${marketTime(barAt(index).bar_time)} UTC` : '');
 const price = new Chart('chart-price', [{ label: 'close', colour: 'c1' }], {
-  format: (v) => (v === null ? '–' : number(v, 3)), xLabels: barLabel, title: barTitle, empty: 'the trader has not decided yet',
+  format: (v) => (v === null ? '–' : number(v, 3)), xLabels: barLabel, title: barTitle, empty: UNREAD,
   marks: (plot) => state.decisions.forEach((d, i) => { if (d.executed && d.action !== 'HOLD') drawMark(plot, state.dropped + i, d.close, d.action); }),
 });
-const pnl = new Chart('chart-pnl', [{ label: 'pnl', colour: 'c3' }], { size: 'low', format: onePlace, xLabels: barLabel, title: barTitle, zero: true, empty: 'flat so far' });
+const pnl = new Chart('chart-pnl', [{ label: 'pnl', colour: 'c3' }], { size: 'low', format: onePlace, xLabels: barLabel, title: barTitle, zero: true, empty: UNREAD });
 
 // ---- drawing ------------------------------------------------------------------------------------
 function drawStatus() {
@@ -77,7 +78,7 @@ function drawStatus() {
   pill.className = `pill ${kind}`;
   setText($('clock'), zoned(s.time));
   drawActive(s.alerts);
-  drawRaised(state.alerts, s);
+  drawRaised(state.tradingRead ? state.alerts : null, s);
   drawTiles(s);
   fill($('services'), ...s.services.map((service) => drawService(service, s)));
   fill($('streams'), ...Object.entries(s.streams).map(([key, length]) => el('span', { key }, `${key} `, el('b', { textContent: whole(length) }))));
@@ -142,7 +143,7 @@ const factList = (facts) => el('dl', { className: 'facts' }, ...facts.flatMap(([
 function drawVersions() {
   const decides = (v) => v.pointers.includes('promoted'); // first, however old
   const all = [...state.versions.values()].sort((a, b) => decides(b) - decides(a) || b.version - a.version);
-  fill($('versions-table').tBodies[0], ...(all.length ? all.slice(0, state.rows).map(versionRow) : [emptyRow(11, 'the trainer publishes version 0 when it starts')]));
+  fill($('versions-table').tBodies[0], ...(all.length ? all.slice(0, state.rows).map(versionRow) : [emptyRow(11, state.versionsRead ? 'the trainer publishes version 0 when it starts' : UNREAD)]));
   $('more-versions').hidden = all.length <= state.rows;
   drawCurves();
   const judged = [...state.versions.values()].filter((v) => v.validation).map((v) => v.version).sort((a, b) => b - a);
@@ -155,7 +156,7 @@ function drawVersions() {
   if (wanted !== undefined && wanted !== null) {
     select.value = wanted;
     if (wanted !== state.shown || !state.report) showValidation(wanted);
-  }
+  } else drawReport({ summary: null, report: null });
 }
 
 function versionRow(v) {
@@ -237,7 +238,7 @@ function drawReport({ summary, report }) {
   facts.forEach((fact) => { const reason = fact[1] === '–' && PATHS[fact[0]] && undefinedBecause(PATHS[fact[0]]); if (reason) { fact[1] = reason; fact[2] = 'muted'; } });
   const reasons = summary?.reasons ?? [];
   fill($('verdict'),
-    el('p', {}, ...(summary?.passed_gates.length ? summary.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : [el('span', { className: 'tag', textContent: summary ? 'passed no gate' : 'no version judged yet' })])),
+    el('p', {}, ...(summary?.passed_gates.length ? summary.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : [el('span', { className: 'tag', textContent: summary ? 'passed no gate' : state.versionsRead ? 'no version judged yet' : UNREAD })])),
     factList(facts), el('ul', { className: 'reasons' }, ...reasons.map((r) => el('li', { textContent: r }))));
   fill($('months').tBodies[0], ...(report?.months?.length ? report.months.map((m) => row([m.month, whole(m.num_days), whole(m.num_trades), share(m.win_rate), signed(m.expectancy_pips), signed(m.pips)], m.pips)) : [emptyRow(6, 'none')]));
   const rivals = report?.baselines?.map((b) => row([b.name.replaceAll('_', ' '), whole(b.num_trades), signed(b.expectancy_pips), number(b.sqn100, 2), signed(b.net_pips), number(b.max_drawdown_pips, 0)], b.net_pips, 4)) ?? [];
@@ -255,11 +256,15 @@ function drawTrading() {
     price.feed([x, decisions.map((d) => d.close)]);
     pnl.feed([x, decisions.map((d) => (d.side ? d.pnl_pips : 0))]);
     $('price-note').textContent = `last ${decisions.length} bars · ▲ buy ▼ sell ◆ close`;
+  } else {
+    price.options.empty = pnl.options.empty = !state.tradingRead ? UNREAD : decisions.length ? 'drawn from the second decision on' : 'the trader has not decided yet';
+    price.feed(null);
+    pnl.feed(null);
   }
   fill($('trades').tBodies[0], ...(state.trades.length ? state.trades.map((t) => el('tr', {}, el('td', { className: 'left', textContent: marketTime(t.exit_time) }),
     el('td', { className: 'left', textContent: SIDES[t.side] }), el('td', { textContent: number(t.entry_price, 3) }), el('td', { textContent: number(t.exit_price, 3) }),
-    el('td', { textContent: signed(t.pips), className: tone(t.pips) }), el('td', { className: 'left wrap', textContent: t.reason }))) : [emptyRow(6, 'no trade closed yet')]));
-  drawRaised(state.alerts, state.status);
+    el('td', { textContent: signed(t.pips), className: tone(t.pips) }), el('td', { className: 'left wrap', textContent: t.reason }))) : [emptyRow(6, state.tradingRead ? 'no trade closed yet' : UNREAD)]));
+  drawRaised(state.tradingRead ? state.alerts : null, state.status);
 }
 
 // ---- reading ------------------------------------------------------------------------------------
@@ -301,6 +306,7 @@ async function readVersions(pages) {
     if (next === null) break;
     before = `&before=${next}`;
   }
+  state.versionsRead = true;
   drawVersions();
 }
 
@@ -313,6 +319,7 @@ async function readTrading() {
   state.decisions = read;
   state.trades = trades.items.map((i) => i.message);
   state.alerts = alerts.items.map((i) => i.message);
+  state.tradingRead = true;
   drawTrading();
 }
 
