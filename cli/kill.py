@@ -1,8 +1,8 @@
 """`kill`: stop trading now, also without Redis, without the gateway and without the trader.
 
-The order is a file in the trader's home, which the trader looks for twice a second; Redis is told too, so
-that the dashboard shows it. What counts is the trader's own word: the broker has shown the account flat. A
-trader that does not give it in time is done without, and the position is closed at the broker from here.
+The order is a file in the trader's home. The trader looks for it twice a second. Redis gets the order too, so
+that the dashboard shows it. The kill is confirmed when the trader says that the broker has shown the account
+flat. Where the trader does not say so in time, the position is closed at the broker from here.
 """
 
 import asyncio

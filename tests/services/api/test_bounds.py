@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -27,10 +26,9 @@ async def test_a_post_without_the_key_is_answered_before_its_body(system: System
         reader, writer = await asyncio.open_connection("127.0.0.1", system.port)
         head = f"POST /trader/kill HTTP/1.1\r\nHost: localhost\r\n{key}Content-Length: 9000\r\n\r\n"
         writer.write(head.encode())
-        started = time.monotonic()
         async with asyncio.timeout(20):
+            # Where the body was awaited first, its deadline would answer 408.
             assert (await reader.readline()).split()[1] == b"401"
-        assert time.monotonic() - started < 8  # the body's own deadline is 10 s
         writer.transport.abort()
 
 

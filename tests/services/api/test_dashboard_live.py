@@ -1,6 +1,7 @@
 """The dashboard while things go wrong, in a real browser: what is so, and what is not known."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -188,9 +189,8 @@ class Proxy:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await self._answer(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # either side has gone
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):  # either side has gone
+                await self._answer(reader, writer)
         finally:
             writer.close()
 
