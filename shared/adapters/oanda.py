@@ -69,6 +69,9 @@ NOTHING_TO_CLOSE = "CLOSEOUT_POSITION_DOESNT_EXIST"
 
 MAX_LINE_BYTES = 1 << 20
 
+#: 5,000 candles with three prices each are about 2 MB.
+MAX_ANSWER_BYTES = 1 << 25
+
 #: A line that has not ended by then is no line, and the stream is given up.
 MAX_DROPPED_BYTES = 64 * MAX_LINE_BYTES
 TOO_MANY_REQUESTS = 429
@@ -149,6 +152,14 @@ class _Call:
     params: dict[str, str]
     body: Json | None
     expected_status: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One that was read to its end."""
+
+    status_code: int
+    content: bytes
 
 
 def _describe(request_class: Callable[..., Any], *args: str, **kwargs: object) -> _Call:
@@ -454,17 +465,21 @@ class OandaClient:
         answer = await self._retry(self._send_read, call)
         return read(f"{call.method} {call.path}", lambda: parse(_object(answer)))
 
-    async def _request(self, call: _Call) -> httpx.Response:
+    async def _request(self, call: _Call) -> _Answer:
         """Send one request and read its whole answer.
 
         Raises:
+            httpx.HTTPError: the transport failed, or the answer is too large.
             TimeoutError: the answer is not complete in time; a server that sends it byte by byte never
                 exceeds the limit of a single read.
         """
-        async with asyncio.timeout(self._answer_seconds):
-            return await self._rest.request(call.method, call.path, params=call.params, json=call.body)
+        async with (
+            asyncio.timeout(self._answer_seconds),
+            self._rest.stream(call.method, call.path, params=call.params, json=call.body) as response,
+        ):
+            return await _whole(response)
 
-    async def _send_read(self, call: _Call) -> httpx.Response:
+    async def _send_read(self, call: _Call) -> _Answer:
         try:
             response = await self._request(call)
         except (httpx.HTTPError, TimeoutError) as error:
@@ -502,16 +517,26 @@ class OandaClient:
                 call.method, call.path, params=call.params, timeout=limits
             ) as response:
                 if response.status_code != call.expected_status:
-                    await response.aread()
-                    raise BrokerError(_refusal(call, response), status=response.status_code)
+                    async with asyncio.timeout(self._answer_seconds):
+                        refused = await _whole(response)
+                    raise BrokerError(_refusal(call, refused), status=refused.status_code)
                 async with aclosing(split_lines(response.aiter_bytes())) as lines:
                     async for line in lines:
                         yield line if isinstance(line, UnreadableLine) else _parse_line(name, line, parse)
         except httpx.ReadTimeout as silence:
             raise BrokerError(f"{name}: nothing arrived for {limits.read} s, the stream is dead") from silence
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             raise BrokerError(f"{name}: {_reason(error)}") from error
         raise BrokerError(f"{name}: the server closed the stream")
+
+
+async def _whole(response: httpx.Response) -> _Answer:
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > MAX_ANSWER_BYTES:
+            raise httpx.ReadError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
+    return _Answer(response.status_code, bytes(content))
 
 
 async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes | UnreadableLine, None]:
@@ -537,7 +562,7 @@ async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes | Un
             raise BrokerError(f"a stream line is longer than {MAX_DROPPED_BYTES} bytes")
 
 
-def _object(response: httpx.Response) -> Json:
+def _object(response: _Answer) -> Json:
     return _parse_object(response.content)
 
 
@@ -600,7 +625,7 @@ def _reason(error: httpx.HTTPError | TimeoutError) -> str:
     return f"{type(error).__name__} {error}".strip()
 
 
-def _error_fields(response: httpx.Response, names: Iterable[str]) -> list[str | None]:
+def _error_fields(response: _Answer, names: Iterable[str]) -> list[str | None]:
     try:
         body = _object(response)
     except (ValueError, TypeError):
@@ -608,13 +633,13 @@ def _error_fields(response: httpx.Response, names: Iterable[str]) -> list[str | 
     return [str(body[name]) if name in body else None for name in names]
 
 
-def _refusal(call: _Call, response: httpx.Response) -> str:
+def _refusal(call: _Call, response: _Answer) -> str:
     code, message = _error_fields(response, ("errorCode", "errorMessage"))
     details = ": ".join(part for part in (code, message) if part)
     return f"{call.method} {call.path} answered {response.status_code}{': ' if details else ''}{details}"
 
 
-def _write_failed(call: _Call, response: httpx.Response) -> BrokerError:
+def _write_failed(call: _Call, response: _Answer) -> BrokerError:
     """What an unexpected answer proves: a reject, a refusal before the request was looked at, or nothing."""
     text, status = _refusal(call, response), response.status_code
     if status in _REFUSED_UNSEEN:
@@ -625,7 +650,7 @@ def _write_failed(call: _Call, response: httpx.Response) -> BrokerError:
     return OrderRejectedError(text, status=status, reject_reason=reason)
 
 
-def _reject_reason(response: httpx.Response) -> str | None:
+def _reject_reason(response: _Answer) -> str | None:
     """The reason in an answer's reject transaction, or None where it holds none."""
     try:
         body = _object(response)

@@ -371,29 +371,38 @@ async def test_a_write_that_times_out_while_it_is_sent_is_unknown() -> None:
                 await client.market_order(MarketOrder(GBP_JPY, 1, client_id="x" * 20_000_000))
 
 
-async def test_an_answer_that_trickles_is_given_up() -> None:
-    """Else one close would keep every later one waiting."""
+@pytest.mark.parametrize(
+    ("part", "pause", "told"),
+    [(b" ", 0.02, "TimeoutError"), (b" " * 1_000_000, 0.0, "larger than")],
+    ids=["trickles", "floods"],
+)
+async def test_an_answer_without_an_end_is_given_up(part: bytes, pause: float, told: str) -> None:
+    """Else one close would keep every later one waiting, or take all memory."""
     connections = []
 
-    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(asyncio.current_task())
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        target = await reader.readuntil(b"\r\n\r\n")
+        status = b"503 No" if b"/pricing/stream" in target else b"200 OK"
+        writer.write(b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
         with suppress(ConnectionError):
             while not writer.is_closing():
-                writer.write(chunk(b" "))
+                writer.write(chunk(part))
                 await writer.drain()
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(pause)
         writer.close()
 
-    server = await asyncio.start_server(trickle, "127.0.0.1")
+    server = await asyncio.start_server(endless, "127.0.0.1")
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    client = OandaClient(ACCOUNT, TOKEN, api_url=url, connect_seconds=0.1, read_seconds=0.2, read_attempts=1)
-    async with server, client:
-        with pytest.raises(OutcomeUnknownError, match="TimeoutError"):
+    limits = {"connect_seconds": 0.1, "read_seconds": 0.2 if pause else 10.0}
+    client = OandaClient(ACCOUNT, TOKEN, api_url=url, stream_url=url, read_attempts=1, **limits)
+    async with server, client, asyncio.timeout(60):
+        with pytest.raises(OutcomeUnknownError, match=told):
             await client.close_position("GBP_JPY", long=True)
-        with pytest.raises(BrokerError, match="TimeoutError"):
+        with pytest.raises(BrokerError, match=told):
             await client.snapshot()
+        with pytest.raises(BrokerError, match=told):
+            await anext(client.price_stream("GBP_JPY"))
     await asyncio.gather(*filter(None, connections))
 
 
