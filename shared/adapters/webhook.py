@@ -1,7 +1,7 @@
 """Alerts to a person: posted as JSON to an address that the operator chose."""
 
+import asyncio
 import re
-from http import HTTPStatus
 
 import httpx
 
@@ -28,20 +28,25 @@ async def post_alert(url: str, alert: AlertRaised) -> None:
     """
     document = {"text": chat_text(alert), **alert.model_dump(mode="json")}
     timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+    headers = {"Idempotency-Key": str(alert.alert_id)}
     try:
-        async with httpx.AsyncClient(timeout=timeout) as client:
-            answer = await client.post(url, json=document, headers={"Idempotency-Key": str(alert.alert_id)})
+        async with (
+            asyncio.timeout(CONNECT_SECONDS + ANSWER_SECONDS),
+            httpx.AsyncClient(timeout=timeout) as client,
+            client.stream("POST", url, json=document, headers=headers) as answer,
+        ):
+            status = answer.status_code  # the answer's body tells nothing, and may have no end
     except httpx.InvalidURL:
         raise WebhookError("the alert webhook is not an address", again=False) from None
-    except httpx.HTTPError as failed:
+    except (httpx.HTTPError, TimeoutError) as failed:
         unsent = isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout)
         raise WebhookError(
             f"the alert webhook does not answer: {type(failed).__name__}", again=unsent
         ) from None
-    if answer.is_success:
+    if httpx.codes.is_success(status):
         return
-    overloaded = answer.is_server_error or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
-    raise WebhookError(f"the alert webhook answered {answer.status_code}", again=overloaded)
+    overloaded = httpx.codes.is_server_error(status) or status == httpx.codes.TOO_MANY_REQUESTS
+    raise WebhookError(f"the alert webhook answered {status}", again=overloaded)
 
 
 def chat_text(alert: AlertRaised) -> str:

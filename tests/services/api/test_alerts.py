@@ -1,6 +1,7 @@
 """What counts as wrong, that it is raised once, and that it reaches the webhook."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -298,6 +299,42 @@ async def test_a_slow_receiver_gets_an_alert_once(monkeypatch: pytest.MonkeyPatc
             await post_alert(url, ALERT)
         assert failure.value.again is False
         assert received.get_nowait()["header"] == str(ALERT.alert_id)
+
+
+@pytest.mark.parametrize(
+    ("head", "delivered"),
+    [(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", True), (b"HTTP/1.1 200 OK\r\nX-A: ", False)],
+    ids=["body", "head"],
+)
+async def test_an_answer_without_an_end_does_not_keep_later_alerts_waiting(
+    monkeypatch: pytest.MonkeyPatch, head: bytes, delivered: bool
+) -> None:
+    """Each byte comes in time; the answer never does."""
+    monkeypatch.setattr("shared.adapters.webhook.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("shared.adapters.webhook.CONNECT_SECONDS", 0.5)
+
+    connections = []
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+
+    async with await asyncio.start_server(trickle, "127.0.0.1") as server, asyncio.timeout(20):
+        posting = post_alert(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", ALERT)
+        if delivered:
+            await posting
+        else:
+            with pytest.raises(WebhookError, match="TimeoutError") as failure:
+                await posting
+            assert failure.value.again is False
+        await asyncio.gather(*filter(None, connections))
 
 
 def test_nothing_in_an_alert_mentions_or_formats_in_a_chat() -> None:
