@@ -352,6 +352,11 @@ def _write(out: Path, bars: BarSeries, source: str) -> Dataset:
         _warn(doubt)
     if len(dataset.sessions.starts) == 0:
         _warn("no session can be played on these bars: see `data describe` for their number, gaps and range")
+    elif empty := [split.value for split in Split if not len(dataset.sessions.non_overlapping(split))]:
+        _warn(
+            f"no session lies in the {' and '.join(empty)} split: more bars are needed for what is played "
+            "there (versions are judged in validation)"
+        )
     return dataset
 
 

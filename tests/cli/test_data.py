@@ -173,6 +173,16 @@ def test_too_few_bars_for_a_session_are_warned_of(tmp_path: Path) -> None:
     assert "nan" not in run("describe", "--data", tmp_path / "d.duckdb", "--json")
 
 
+def test_a_split_without_a_session_is_warned_of(tmp_path: Path) -> None:
+    for bars, warned in (("4000", True), ("20000", False)):
+        out = str(tmp_path / f"{bars}.duckdb")
+        result = CliRunner().invoke(app, ["synth", "--bars", bars, "--out", out])
+        assert (
+            "no session lies in the validation and test split" in " ".join(result.stderr.split())
+        ) is warned
+        assert (sum(document("describe", "--data", out)["sessions"]["validation"].values()) == 0) is warned
+
+
 def test_sessions(tmp_path: Path) -> None:
     out = tmp_path / "d.duckdb"
     run("synth", "--bars", 20_000, "--out", out)
