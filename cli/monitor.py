@@ -24,6 +24,7 @@ from services.api.views import ActiveAlert, CheckpointSummary, Control, Detail, 
 from shared.environment.action import Action
 from shared.environment.outcome import ChanceOutcome
 from shared.errors import ServiceError
+from shared.messages.schemas import DecisionMade
 from shared.runtime.settings import load
 
 REFRESH_SECONDS = 1.0
@@ -259,12 +260,20 @@ def _trading(status: Status) -> Panel:
         rows.append(("lift with", "micro-muzero kill --resume"))
     if decision:
         rows += [
-            ("decided", f"{decision.action}{'' if decision.executed else ' (not carried out)'}"),
+            ("decided", _outcome(decision)),
             ("policy", _bars(decision.visit_policy, tuple(action.name[0] for action in Action))),
             ("outcomes", _bars(decision.outcome_probabilities, tuple(o.name[0] for o in ChanceOutcome))),
             ("value", f"{_pips(decision.value)} pips, version {_number(decision.version)}"),
         ]
     return _panel("trading", status.trader, rows[:_PANEL_ROWS])
+
+
+def _outcome(decision: DecisionMade) -> str:
+    """What was decided at the newest bar, and why it was not done."""
+    if decision.executed:
+        return decision.action
+    tried = "nothing" if decision.version is None else f"{decision.action}, not carried out"
+    return f"{tried}: {decision.reason}" if decision.reason else tried
 
 
 def _panel(title: str, control: Control, rows: list[tuple[str, str]]) -> Panel:

@@ -1,6 +1,7 @@
 """The live view: what it shows, that it fits a small terminal, and how it fails."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -240,6 +241,24 @@ def test_no_line_of_a_complete_system_wraps_or_is_cut_at_80_columns() -> None:
     assert "+3.5 pips, version 7" in text
     assert "– · 1,000" in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "SELL  "),
+        ({"executed": False, "reason": "daily loss"}, "SELL, not carried out: daily loss"),
+        (
+            {"executed": False, "action": "HOLD", "version": None, "reason": "warming up"},
+            "nothing: warming up",
+        ),
+    ],
+)
+def test_a_decision_that_was_not_carried_out_has_its_reason(changes: dict[str, object], told: str) -> None:
+    decision = DECISION.model_copy(update=changes)
+    trader = BUSY.status.trader.model_copy(update={"last_decision": decision})
+    text = drawn(Snapshot(BUSY.status.model_copy(update={"trader": trader}), ()), width=120)
+    assert re.search(rf"decided +{told}", text)
 
 
 def test_the_view_of_a_system_without_redis_says_so() -> None:
