@@ -44,9 +44,7 @@ _T = TypeVar("_T")
 
 def kill(
     reason: Annotated[str, typer.Option(help="why, for the record")] = "",
-    timeout: Annotated[
-        float, typer.Option(min=0.5, help="seconds that the trader has to confirm that the account is flat")
-    ] = 15.0,
+    timeout: Annotated[float, typer.Option(min=0.5, help="seconds that the trader has to confirm")] = 15.0,
     at_broker: Annotated[
         bool, typer.Option("--at-broker", help="close at the broker at once, without waiting for the trader")
     ] = False,
@@ -55,7 +53,7 @@ def kill(
     """Close the position and stop trading until `--resume`; works without Redis, gateway and trader."""
     target = _Target.find()
     if resume:
-        _resume(target, reason)
+        _resume(target, reason, timeout)
         return
     order = _send(target, reason)
     if not at_broker:
@@ -121,7 +119,7 @@ def _send(target: _Target, reason: str) -> KillOrder | None:
     return order
 
 
-def _resume(target: _Target, reason: str) -> None:
+def _resume(target: _Target, reason: str, seconds: float) -> None:
     lifted = target.switch.lift()
     _print(f"lifted: {target.switch.path}" if lifted else f"there was no kill file at {target.switch.path}")
     said = asyncio.run(_tell_redis(target.redis_url, "running", reason))
@@ -131,6 +129,19 @@ def _resume(target: _Target, reason: str) -> None:
             "repeat `kill --resume` when Redis is back"
         )
     _print("sent: Redis")
+
+    def resumed() -> str | None:
+        status = target.status.read()
+        if status is None or not _alive(status.pid):
+            return "no trader runs here; the next one may trade"
+        if status.kill_id is not None or status.control != "running":
+            return None
+        return f"confirmed: the trader may trade (process {status.pid}, {status.state})"
+
+    told = _poll(resumed, seconds)
+    if told is None:
+        raise ServiceError(f"not confirmed: the trader has not seen it within {seconds:g} s")
+    _print(told)
 
 
 async def _tell_redis(url: str, state: str, reason: str) -> str | None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from cli.kill import kill
-from services.trader.kill_switch import KillSwitch
+from services.trader.kill_switch import KillSwitch, StatusFile, TraderStatus
 from shared.adapters.bus import Bus
 from shared.environment.action import Action
 from shared.errors import ServiceError
@@ -126,8 +127,32 @@ async def test_kill_confirms_what_the_trader_confirms_and_resume_lifts_it(
         assert newest is not None
         assert newest.state == "killed"
         assert trader.detail["control"] == "killed"
-        assert "lifted" in await kill_it(resume=True)
+        said = await kill_it(resume=True)
+        assert said.index("lifted") < said.index("confirmed: the trader may trade")
+        assert status(tmp_path)["control"] == "running"
         await until(lambda: trader.detail["control"] == "running")
+
+
+async def test_a_resume_that_no_trader_confirms_says_so(bus: Bus, tmp_path: Path, kill_it: Kill) -> None:
+    told = TraderStatus(
+        pid=2**31 - 1,  # larger than any process has
+        mode="paper",
+        api_url="",
+        account="",
+        instrument="GBP_JPY",
+        state="active",
+        control="killed",
+        kill_id="k",
+        units=0,
+        unknown_orders=0,
+        flat_at=7,
+        detail="",
+    )
+    StatusFile(tmp_path / "trader").write(told)
+    assert "no trader runs here" in await kill_it(resume=True)
+    StatusFile(tmp_path / "trader").write(replace(told, pid=os.getpid()))
+    with pytest.raises(ServiceError, match=r"not confirmed: the trader .* within 0\.5 s"):
+        await kill_it(seconds=0.5, resume=True)
 
 
 async def test_kill_with_redis_dead_and_a_look_up_under_way(
