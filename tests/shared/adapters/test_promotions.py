@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_version(store, version)
     write_report(reports, 1, "paper")
     write_report(reports, 2, "paper", "live")
-    write_report(reports, 3, reasons=("paper: 4 trades, needs 30",))
+    write_report(reports, 3, reasons=("paper: 4 trades, needs 30", "live: no edge"))
     return home
 
 
@@ -57,7 +57,8 @@ def test_a_version_that_passed_is_promoted(store: CheckpointStore, reports: Path
     [
         (0, "paper", "no validation report"),
         (1, "live", "did not pass the live gate"),
-        (3, "paper", "needs 30"),
+        (3, "paper", "gate: paper: 4 trades, needs 30$"),
+        (3, "live", "gate: paper: 4 trades, needs 30; live: no edge$"),
     ],
 )
 def test_one_that_did_not_is_refused_with_the_reason(
