@@ -47,6 +47,7 @@ class SmallUp:
         """Start it on a terminal of its own; the terminal's other end."""
         self.pid, terminal = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
             self._run()
         return terminal
 

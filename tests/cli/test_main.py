@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 import cli.main
 from shared.adapters.outputs import written_aside
@@ -13,12 +14,14 @@ from shared.adapters.outputs import written_aside
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """The process's own handlers come back; a shell's background job begins deaf to Ctrl-C."""
+    """The process's own handlers and logs come back; a shell's background job begins deaf to Ctrl-C."""
+    logs = structlog.get_config()
     own = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
     for signum, handler in own.items():
         signal.signal(signum, handler)
+    structlog.configure(**logs)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
