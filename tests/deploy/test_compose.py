@@ -35,7 +35,12 @@ class Project:
 
     def __init__(self) -> None:
         self.port = free_port()
-        self.environment = {**os.environ, "PORT": str(self.port), "API_KEY": "compose-test-key-1"}
+        self.environment = {
+            **os.environ,
+            "PORT": str(self.port),
+            "API_KEY": "compose-test-key-1",
+            "MARKET_BARS": "20000",
+        }
 
     def compose(self, *arguments: str, timeout: float = 1500) -> str:
         """Run `docker compose`; a failure shows what the services last said."""
@@ -98,12 +103,12 @@ def _works(status: dict[str, object]) -> bool:
 
 
 def test_up_is_healthy_scales_and_goes_on_after_down(project: Project) -> None:
-    project.compose("up", "--detach", "--wait", "--scale", "selfplay=4")
+    project.compose("up", "--detach", "--wait", "--scale", "selfplay=2")
     rows = [json.loads(line) for line in project.compose("ps", "--format", "json").splitlines()]
     assert {row["Service"]: row["Health"] for row in rows} == dict.fromkeys(
         ("redis", "trainer", "selfplay", "validator", "inference", "broker", "trader", "api"), "healthy"
     )
-    first = project.wait_until("every service seen", lambda s: _instances(s).get("selfplay") == 4)
+    first = project.wait_until("every service seen", lambda s: _instances(s).get("selfplay") == 2)
     assert all(count >= 1 for count in _instances(first).values()), first["services"]
     before = project.wait_until("a version promoted and decisions made", _works)
 

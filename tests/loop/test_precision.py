@@ -24,7 +24,7 @@ from shared.search.config import SearchConfig
 from tests.shared.features.series import read_real_bars
 
 NUM_UPDATES = 150
-NUM_ROOTS = 10_000
+NUM_ROOTS = 4_000
 
 
 @pytest.fixture(scope="module", name="dataset")
