@@ -2,8 +2,8 @@
 
 Whole runs of versions without any edge are drawn as daily results and judged in order by the validator's
 own functions: `summarise`, `evidence` and `judge`, each version knowing those before it. Only what cannot
-matter is left out: versions whose profit is within a few standard errors are screened, since no p-value
-near the limits can follow from it, and Monte Carlo runs are few.
+matter is left out: a version whose p-value fails even as the first of its run is not judged further, and
+Monte Carlo runs are few.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from services.validator.gate import GateConfig, Incumbent, Verdict, judge
 from services.validator.report import evidence, rival_of
 from shared.metrics.equity import DAYS_PER_YEAR
 from shared.metrics.monte_carlo import MonteCarloConfig
+from shared.metrics.significance import adjusted_p_value, sign_flip_p_value
 from shared.metrics.sizing import SizingConfig
 from shared.metrics.summary import MetricsConfig, Summary, summarise
 from shared.numeric import Float64
@@ -29,10 +30,6 @@ DATA_YEARS = 4.0
 
 #: Pips by which a day's result spreads: 0.16 % of the account.
 DAY_PIPS = 16.0
-
-#: A version whose profit is fewer standard errors above zero is not judged. The weakest limit in use, an
-#: adjusted p-value of 0.1, takes a p-value of 0.0005, or 3.3 standard errors.
-SCREEN = 3.0
 
 #: As the validator judges, with less effort where the outcome of a gate does not depend on it.
 METRICS = MetricsConfig(
@@ -175,19 +172,29 @@ def luck_of(population: Population, *, runs: int, seed: int, num_versions: int =
 
 
 def judged_in_order(
-    daily: Float64, trades_a_day: int, rng: np.random.Generator, *, screen: float = SCREEN
+    daily: Float64, trades_a_day: int, rng: np.random.Generator
 ) -> Iterator[tuple[int, Verdict]]:
-    """The versions of a run that pass the screen, each with its verdict; best is the one that passed last."""
+    """The versions of a run that could pass, each with its verdict; best is the one that passed last."""
     rules = simple_rules(len(daily), rng)
-    errors = np.sqrt((daily**2).sum(axis=0))
-    above = daily.sum(axis=0) >= screen * errors
     incumbent: Incumbent | None = None
-    for version in np.flatnonzero(above & (errors > 0.0) | (screen <= -np.inf)):
+    for version in np.flatnonzero([could_pass(column) for column in daily.T]):
         pips = trades_of(daily[:, version], trades_a_day, rng)
         summary, verdict = judge_version(pips, daily[:, version], daily[:, :version], rules, incumbent)
         if "paper" in verdict.passed:
             incumbent = Incumbent(int(version), summary.trades.sqn100)
         yield int(version), verdict
+
+
+def could_pass(daily: Float64) -> bool:
+    """Whether days pass on paper as the first version of a run; a later one has a smaller share of the error.
+
+    A profit within one standard error has a p-value of at least 1/20 (Oleszkiewicz 1996), which is quickly
+    seen.
+    """
+    if daily.sum() <= np.sqrt(daily @ daily):
+        return False
+    p_value = sign_flip_p_value(daily)
+    return p_value is not None and adjusted_p_value(p_value, 1.0) <= GateConfig.paper_max_p_value
 
 
 def simple_rules(num_days: int, rng: np.random.Generator) -> dict[str, Float64]:

@@ -11,7 +11,7 @@ import typer
 from cli.output import err, figure, out, print_fields, print_json, print_table
 from cli.trade_file import TradeFile, read_trades
 from shared.errors import SettingsError
-from shared.market.calendar import trading_day
+from shared.market.calendar import is_open, trading_day
 from shared.metrics.bootstrap import Interval
 from shared.metrics.equity import Month, months
 from shared.metrics.monte_carlo import DRAWDOWN_PERCENTILES, MonteCarlo, MonteCarloConfig
@@ -82,7 +82,8 @@ def _days(trades: TradeFile) -> tuple[str, Float64 | None, tuple[Month, ...]]:
     """How days were told, the pips of each, and the monthly table; neither without times."""
     if trades.time_s is None:
         return NO_TIMES, None, ()
-    exit_days = trading_day(trades.time_s)
+    closed = ~is_open(trades.time_s)
+    exit_days = trading_day(trades.time_s - closed)  # a trade left as the week closes belongs to Friday
     span = np.arange(exit_days[0], exit_days[-1] + 1)
     weekdays = np.is_busday(span.astype("datetime64[D]"))
     days = span[weekdays | np.isin(span, exit_days)]

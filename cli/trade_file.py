@@ -100,7 +100,7 @@ def _number(path: Path, row: _Row, name: str) -> float:
     if not _NUMBER.fullmatch(written):
         hint = " with a decimal point" if "," in written else ""
         raise FormatError(str(path), f"{name} is {written!r}, expected a number{hint}", line=row.line)
-    value = float(written)
+    value = round(float(written), 9)  # prices have no more digits: what is smaller is rounding
     if abs(value) > MAX_TRADE_PIPS:
         limit = f"{MAX_TRADE_PIPS:,.0f}"
         reason = f"{name} is {written}, expected a number between -{limit} and {limit}"

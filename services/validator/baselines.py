@@ -30,7 +30,7 @@ class Baseline:
 def walk_baselines(
     prices: Prices, starts: Int64, environment: EnvironmentConfig, *, seed: int = 0
 ) -> tuple[Baseline, ...]:
-    """Lead every baseline through the sessions.
+    """Walk every baseline through the sessions.
 
     Args:
         prices: of the data set.
@@ -51,7 +51,7 @@ def walk_baselines(
 
 
 def walk_rule(rule: Rule, prices: Prices, starts: Int64, environment: EnvironmentConfig) -> Walk:
-    """Lead one rule through all sessions in lockstep."""
+    """Walk one rule through all sessions in lockstep."""
     lanes = reset(starts)
     logs = []
     action_counts = np.zeros(NUM_ACTIONS, np.int64)

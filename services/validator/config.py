@@ -9,14 +9,14 @@ from shared.errors import SettingsError
 class ValidationConfig:
     """The `[validation]` group."""
 
-    lanes: int = 64  # sessions that are played in lockstep
+    lanes: int = 64  # sessions played in lockstep
     max_sessions: int = 0  # evenly spread over the split; 0 walks all of them
     time_limit_seconds: float = 1800.0  # for one version
-    annual_min_days: int = 60  # Sharpe and Sortino ratios of fewer days are not told per year
+    annual_min_days: int = 60  # Sharpe and Sortino ratios of fewer days are not annualised
     page: bool = True  # write the HTML page and its picture beside the JSON report
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be.
+        """Check every field.
 
         Raises:
             SettingsError: names the field, its value and what is right.

@@ -19,13 +19,13 @@ from shared.metrics.trades import Activity, activity
 from shared.numeric import Float64, Int64
 from shared.search.config import SearchConfig
 
-#: Told how many of how many decisions are made, after every step; what it raises ends the walk.
+#: Called after every step with the number of decisions made and of all; an exception ends the walk.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What an agent, or a rule, did in the sessions it was led through."""
+    """What an agent, or a rule, did in the sessions that it walked."""
 
     starts: Int64  # [S] first bar of each session, ascending
     session_bars: int

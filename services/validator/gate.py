@@ -1,5 +1,6 @@
 """The gates: what a version must show before it may trade on paper, and before it may trade live."""
 
+import math
 from dataclasses import dataclass
 
 from shared.errors import SettingsError
@@ -22,7 +23,7 @@ class GateConfig:
     live_max_drawdown: float = 0.20  # fraction of the account's peak, marked to market
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be.
+        """Check every field.
 
         Raises:
             SettingsError: names the field, its value and what is right.
@@ -34,9 +35,9 @@ class GateConfig:
             ("paper_max_rule_p_value", 0 < self.paper_max_rule_p_value <= 1, "above 0, up to 1"),
             ("live_min_trades", self.live_min_trades >= 0, "0 or more"),
             ("live_min_days", self.live_min_days >= 0, "0 or more"),
-            ("live_min_years", self.live_min_years >= 0, "0 or more"),
+            ("live_min_years", 0 <= self.live_min_years < math.inf, "a number, 0 or more"),
             ("live_max_p_value", 0 < self.live_max_p_value <= 1, "above 0, up to 1"),
-            ("live_min_sqn", self.live_min_sqn >= 0, "0 or more"),
+            ("live_min_sqn", 0 <= self.live_min_sqn < math.inf, "a number, 0 or more"),
             ("live_min_deflated_sharpe", 0 <= self.live_min_deflated_sharpe <= 1, "0 to 1"),
             ("live_max_drawdown", 0 < self.live_max_drawdown <= 1, "above 0, up to 1"),
         ):
@@ -46,7 +47,7 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class Rival:
-    """A simple rule on the same days, and how sure it is that the version is better."""
+    """How much better a version is than a simple rule on the same days, and the p-value of that."""
 
     name: str
     excess_pips_per_day: float  # of the version over the rule
@@ -55,7 +56,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What of a version's report the gates look at; None where undefined."""
+    """The numbers of a report that the gates look at; None where undefined."""
 
     num_trades: int
     num_days: int
@@ -76,7 +77,7 @@ class Incumbent:
     """The best version so far that passed the paper gate on the same sessions."""
 
     version: int
-    sqn100: float | None  # None blocks nobody
+    sqn100: float | None  # None: there is nothing to beat
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def judge(evidence: Evidence, incumbent: Incumbent | None, config: GateConfig) -
     Paper: enough trades and days, a profit that luck does not explain after all versions tried, better
     than every simple rule on the same days, and a higher SQN than the best version that passed before.
     SQN is the one capped at 100 trades, so that it measures quality, not how often a version trades.
-    For a version that traded it is undefined only when no trade lost, and then nothing is compared.
+    It is undefined where no trade lost or all trades are equal, and then it is not compared.
     Live: all that paper asks for but the best version, and every condition of its own.
     An undefined number fails its condition; an undefined p-value counts as 1.
     """
@@ -174,12 +175,12 @@ def _p_value_failures(evidence: Evidence, limit: float) -> list[str]:
 
 
 def _p_value(p_value: float | None) -> float:
-    """To compare with a limit; nothing speaks against luck where it is undefined."""
+    """A p-value to compare with a limit; an undefined one is no evidence, so it counts as 1."""
     return 1.0 if p_value is None else p_value
 
 
 def _days_to_come(evidence: Evidence) -> str:
-    """How many more days the deflated Sharpe ratio takes at the present ratio."""
+    """The days that are missing for the deflated Sharpe ratio, if the present ratio holds."""
     if evidence.min_track_record_days is None or evidence.min_track_record_days <= evidence.num_days:
         return ""
     return f"; at this ratio {evidence.min_track_record_days - evidence.num_days:,} more days"

@@ -119,7 +119,7 @@ def _name_dates(axes: "Axes") -> None:
 
 
 def page(report: ValidationReport, png: bytes) -> str:
-    """The HTML page; the picture rides inside it."""
+    """The HTML page, with the picture embedded."""
     passed = "".join(f'<span class="gate passed">passed {gate}</span>' for gate in report.passed_gates)
     gates = passed or '<span class="gate failed">unproven</span>'
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in report.reasons)
@@ -434,7 +434,7 @@ def _interval(interval: Interval | None, reason: str, scale: float = 1.0, unit: 
 
 
 def _because(reason: str) -> str:
-    """What stands where a number is not defined."""
+    """The reason, in the cell of a number that is not defined."""
     return f'<span class="why">{html.escape(reason)}</span>'
 
 

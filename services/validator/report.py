@@ -1,4 +1,4 @@
-"""The report of one version: composed here, kept as JSON, shown in a page.
+"""The report of one version: composed here, written as JSON, shown as a page.
 
 docs/schemas/validation-report-2.json is its schema.
 """
@@ -40,7 +40,7 @@ _YEAR_SECONDS = 365.25 * 86_400
 
 @dataclass(frozen=True)
 class Subject:
-    """What was judged, on what, and how it acted."""
+    """The version that was judged, on which bars, by which settings."""
 
     version: int
     split: str
@@ -127,11 +127,6 @@ class ValidationReport:
     def net_pips(self) -> float:
         """Sum of all trades."""
         return self.summary.trades.total_pips
-
-    @property
-    def verdict(self) -> Verdict:
-        """The gates."""
-        return Verdict(self.passed_gates, self.reasons)
 
 
 def compose(

@@ -1,4 +1,4 @@
-"""The validator: every published version, the newest first, judged, reported and, if it passed, promoted."""
+"""The validator: judges every published version, the newest first, and promotes those that pass."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from services.validator.validation import Provenance, Validator, announcement_of
 from shared.adapters.agents import load_agent
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointed, Pointer
 from shared.adapters.files import write_whole
-from shared.adapters.promotions import promote, report_path, require_record, serve_unproven
+from shared.adapters.promotions import check_gate, promote, report_path, require_record, serve_unproven
 from shared.adapters.validations import DATABASE, ValidationStore
 from shared.engine.precision import Precision
 from shared.errors import CheckpointError, MuZeroError, PromotionError, ServiceError, StoreAwayError
@@ -25,17 +25,17 @@ from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
-#: The checkpoint store does not answer: how long until a version's turn comes again.
+#: Pause between attempts while the checkpoint store does not answer.
 STORE_RETRY_SECONDS = 5.0
 
 
 class _StoppedError(Exception):
-    """The service was asked to stop in the middle of a validation; the version's turn comes again."""
+    """The service was asked to stop during a validation; the version is judged after the next start."""
 
 
 @dataclass(frozen=True)
 class Desk:
-    """Where the validator reads versions and leaves what it found."""
+    """Where the validator reads versions and writes its reports."""
 
     store: CheckpointStore
     reports: Path
@@ -50,12 +50,12 @@ class Desk:
 class ValidatorService:
     """Follows the published versions.
 
-    Where it stands is what its database says: a version is judged when its row is written, after its
-    report. A crash before that repeats the version. A crash after it, before announcement and promotion
-    were noted as told, repeats those, before any other version is judged: a judgement is made once, and
-    every later one finds its outcome. Versions published while the validator was away are still in the
-    stream. At the start versions are judged again whose report is not, or no longer, what promotes:
-    damaged, of an earlier release, or judged by other settings.
+    All its state is in its database. The row of a version is written after its report, and marks the
+    version as judged. After a crash before that, the version is judged again. After a crash between the
+    row and the promotion, announcement and promotion are repeated before any other version is judged, so
+    that every later judgement sees their outcome. Versions published while the validator was down are
+    still in the stream. At the start, a version is judged again if its report cannot promote: because it
+    is damaged, of an earlier release, or judged by other settings.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ValidatorService:
         self._best_is_damaged = False
 
     async def run(self) -> None:
-        """Judge versions until asked to stop; what fails meanwhile ends the service, whatever it is at."""
+        """Judge versions until asked to stop. A failure of any task stops the service."""
         self._done = await asyncio.to_thread(self._begin)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -82,7 +82,7 @@ class ValidatorService:
             raise failures.exceptions[0] from failures
 
     def _begin(self) -> set[int]:
-        """Write down the standing settings; the versions that need not be judged, off the event loop."""
+        """Record the settings in force, off the event loop; the versions that need no judgement."""
         records, ground = self._desk.records, self._validator.ground
         records.stand(ground, self._validator.standards.document())
         done = records.done(ground)
@@ -98,7 +98,7 @@ class ValidatorService:
         return done
 
     async def _judge_all(self) -> None:
-        """The newest of those that wait, one after the other, until asked to stop."""
+        """Judge the waiting versions, the newest first, until asked to stop."""
         ground = self._validator.ground
         for announcement in await asyncio.to_thread(self._desk.records.untold, ground):
             await self._tell(announcement)
@@ -115,7 +115,7 @@ class ValidatorService:
                 self._done.add(version)
 
     async def _listen(self) -> None:
-        """Hear of versions; all that was announced before the start is heard before any is judged."""
+        """Collect published versions; those announced before the start are all read before any is judged."""
         last = _place(await self._lifecycle.bus.last_id(CHECKPOINTS))
         async for published in self._lifecycle.bus.follow(CHECKPOINTS):
             self._waiting.update(entry.message.version for entry in published)
@@ -126,14 +126,14 @@ class ValidatorService:
                     self._arrived.set()
 
     async def _pass_on_stop(self) -> None:
-        """Let the thread that judges end, too, when the service stops or fails."""
+        """Stop the judging thread, too, when the service stops or fails."""
         try:
             await self._lifecycle.stopping.wait()
         finally:
             self._stop.set()
 
     async def _judge(self, version: int) -> bool:
-        """Validate, report and promote one version; False when it was given up because of a stop."""
+        """Validate, report and promote one version; False when it must be tried again."""
         try:
             best = await self._best()
             newest = max({*self._waiting, *self._done, version})
@@ -157,14 +157,14 @@ class ValidatorService:
         return await self._tell(announcement)
 
     async def _tell(self, judged: ValidationReported) -> bool:
-        """Announce a judgement and what follows from it; False when asked to stop before all is told."""
+        """Announce a judgement and promote accordingly; False when asked to stop before that is done."""
         if not await self._lifecycle.until_stopping(self._announce(judged)):
             return False
         await asyncio.to_thread(self._desk.records.told, self._validator.ground, judged.version)
         return True
 
     async def _announce(self, judged: ValidationReported) -> bool:
-        """Announce a judgement, and promote its version if it passed; may be done again. True when done."""
+        """Announce a judgement, and promote its version if it passed; may be repeated. True when done."""
         await self._lifecycle.bus.announce(VALIDATIONS, judged)
         log.info(
             "version_validated",
@@ -179,7 +179,7 @@ class ValidatorService:
         return True
 
     async def _best(self) -> int | None:
-        """The version to beat; None where there is none, or where it is not known, which is told once.
+        """The version to beat; None where there is none or the pointer is damaged, which raises one alert.
 
         Raises:
             StoreAwayError: the store does not answer.
@@ -255,7 +255,7 @@ class ValidatorService:
         log.info("version_promoted", version=version, stage=message.stage)
 
     async def _pointed_at(self, version: int, *, passed: bool) -> VersionPromoted | None:
-        """Move the pointers, however long the store does not answer; None where none is to be moved."""
+        """Move the pointers, retrying while the store does not answer; None where none moves."""
         while True:
             try:
                 return await asyncio.to_thread(self._point if passed else self._point_unproven, version)
@@ -263,7 +263,11 @@ class ValidatorService:
                 await self._wait_for_store(version, away)
 
     def _point(self, version: int) -> VersionPromoted:
-        """Move the pointers; those that stand there already stay."""
+        """Point `best` and `promoted` at a version whose report passes the paper gate now.
+
+        A pass by earlier settings, announced after a restart with others, moves neither.
+        """
+        check_gate(self._desk.reports, self._desk.store.manifest(version), "paper")
         best = self._desk.store.pointers()[Pointer.BEST]
         if not isinstance(best, Pointed) or best.version != version:
             self._desk.store.point(Pointer.BEST, version)
@@ -272,16 +276,16 @@ class ValidatorService:
         )
 
     def _point_unproven(self, version: int) -> VersionPromoted | None:
-        """Let a version that passed no gate be served where none is."""
+        """Serve a version that passed no gate if no version is promoted."""
         return serve_unproven(self._desk.store, self._desk.reports, version, by="validator")
 
     async def _wait_for_store(self, version: int, away: StoreAwayError) -> None:
-        """Wait until it is worth asking again."""
+        """Pause before the next attempt."""
         log.warning("store_away", version=version, error=str(away), retry_seconds=STORE_RETRY_SECONDS)
         await self._lifecycle.sleep(STORE_RETRY_SECONDS)
 
     async def _tell_skipped(self, version: int, reason: str) -> bool:
-        """Tell of a version that cannot be judged; True when it is told."""
+        """Raise an alert about a version that cannot be judged; True when it is sent."""
         self._num_skipped += 1
         log.warning("validation_skipped", version=version, reason=reason)
         await self._alert("validation_skipped", reason)
@@ -316,6 +320,6 @@ def write_all(report: ValidationReport, path: Path, *, with_page: bool) -> str:
 
 
 def _place(entry_id: str) -> tuple[int, int]:
-    """Milliseconds and number of an entry id: entries in the order in which they came."""
+    """Milliseconds and number of an entry id, which compare in the order of the stream."""
     ms, number = entry_id.split("-")
     return int(ms), int(number)

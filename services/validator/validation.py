@@ -1,4 +1,4 @@
-"""One version judged, from its weights to its report: what the service and the command line share."""
+"""Judges one version, from its weights to its report; shared by the service and the command line."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,6 @@ from services.validator.baselines import Baseline, walk_baselines
 from services.validator.config import ValidationConfig
 from services.validator.evaluate import (
     Progress,
-    Walk,
     choose_sessions,
     mark_to_market,
     require_sessions,
@@ -27,13 +26,13 @@ from shared.metrics.sizing import SizingConfig
 from shared.metrics.summary import MetricsConfig
 from shared.search.config import SearchConfig
 
-#: Of the random baseline.
+#: Seed of the random baseline.
 BASELINE_SEED = 0
 
 
 @dataclass(frozen=True)
 class Standards:
-    """By what versions are judged."""
+    """The settings by which versions are judged."""
 
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -59,17 +58,13 @@ class Standards:
             "max_sessions": self.validation.max_sessions,
             "metrics": asdict(self.metrics),
             "gate": asdict(self.gate),
-            "seeds": {
-                "monte_carlo": self.monte_carlo.seed,
-                "sizing": self.sizing.seed,
-                "random_baseline": BASELINE_SEED,
-            },
+            "random_baseline_seed": BASELINE_SEED,
         }
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """For what a version is judged, and what it is."""
+    """Which weights are judged, and for which purpose."""
 
     weights_sha256: str
     purpose: Purpose = "on-demand"
@@ -80,7 +75,7 @@ class Validator:
     """Judges versions on one split of one data set; every version walks the same sessions."""
 
     def __init__(self, dataset: Dataset, split: Split, standards: Standards) -> None:
-        """Choose the sessions and lead the baselines through them.
+        """Choose the sessions and walk the baselines through them.
 
         Raises:
             DataError: the split has no session.
@@ -96,10 +91,11 @@ class Validator:
         self._baselines: tuple[Baseline, ...] = walk_baselines(
             prices, self._starts, standards.environment, seed=BASELINE_SEED
         )
+        self._days = mark_to_market(self._baselines[0].walk, dataset.bars).days  # of every version alike
 
     @property
     def standards(self) -> Standards:
-        """By what versions are judged."""
+        """The settings by which versions are judged."""
         return self._standards
 
     @property
@@ -120,8 +116,8 @@ class Validator:
 
         Args:
             agent: the version.
-            provenance: for what it is judged, and what it is.
-            records: of everything tried before; None judges this version alone.
+            provenance: its weights, and the purpose of the judgement.
+            records: of all earlier trials; None judges this version alone.
             best: the version that the `best` pointer names; it is to be beaten if it was judged on
                 the same ground, and if it is another one.
             progress: told after every step; what it raises ends the validation.
@@ -156,7 +152,6 @@ class Validator:
             metrics=standards.metrics,
             gate=standards.gate,
             history=self._history(
-                walked,
                 Candidate(self.ground, bars.instrument.name, agent.version, provenance.weights_sha256),
                 records,
             ),
@@ -165,11 +160,10 @@ class Validator:
             created_at=now(),
         )
 
-    def _history(self, walked: Walk, candidate: Candidate, records: ValidationStore | None) -> History:
-        days = mark_to_market(walked, self._dataset.bars).days
+    def _history(self, candidate: Candidate, records: ValidationStore | None) -> History:
         if records is None:
-            return History.none(len(days))
-        return History(*records.history(candidate, days))
+            return History.none(len(self._days))
+        return History(*records.history(candidate, self._days))
 
     def _incumbent(self, version: int, best: int | None, records: ValidationStore | None) -> Incumbent | None:
         if records is None or best is None or best == version:
@@ -217,7 +211,7 @@ def row_of(report: ValidationReport, report_sha256: str) -> ValidationRow:
 
 
 def announcement_of(report: ValidationReport) -> ValidationReported:
-    """What of the report is announced."""
+    """The part of a report that is announced."""
     trades = report.summary.trades
     return ValidationReported(
         version=report.version,

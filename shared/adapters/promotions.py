@@ -181,9 +181,9 @@ def promote(
     by: str,
     replace_live: bool = True,
 ) -> VersionPromoted:
-    """Make a version the one that decides, if its files are whole and its report passed the gate.
+    """Make a version the one that decides, if its files are intact and its report passed the gate.
 
-    A version that already stands promoted to the stage stays; the returned fact may be announced again.
+    A version that is already promoted to the stage stays so; the returned fact may be announced again.
 
     Args:
         store: where the version lies.
@@ -245,11 +245,11 @@ def serve_unproven(
 
 
 def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> RolledBack:
-    """Make the version decide that did before the promoted one, or the newest before it that is still whole.
+    """Promote the previous version again, or the newest one before it whose files are intact.
 
-    It trades live only if the promoted one does, it did itself when it was promoted, and its report passed
-    the live gate; else on paper, or not at all where it was unproven. So a version that went from paper to
-    live goes back to paper.
+    It becomes live only if the promoted version is live, it was live itself, and its report passes the live
+    gate. Otherwise it becomes paper, or unproven if it was. So a version that went from paper to live goes
+    back to paper.
 
     Raises:
         PromotionError: nothing was promoted before.
@@ -290,7 +290,7 @@ def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> Roll
 def _move(
     store: CheckpointStore, where: Callable[[Pointed | None], Pointed | None], *, mend: bool = False
 ) -> tuple[Pointed | None, Pointed]:
-    """Move `promoted`, and back again where the version that it came to stand for was removed meanwhile."""
+    """Move `promoted`, and undo that if the version was removed meanwhile."""
     before, after = store.move(Pointer.PROMOTED, where, mend=mend)
     assert after is not None
     try:
@@ -304,7 +304,7 @@ def _move(
 
 
 def _passed_live(store: CheckpointStore, validation_root: Path, version: int) -> bool:
-    """Whether a version that is still stored passed the live gate."""
+    """Whether a version is still stored and passes the live gate."""
     try:
         check_gate(validation_root, store.manifest(version), "live")
     except CheckpointError:

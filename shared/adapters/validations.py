@@ -84,7 +84,7 @@ LOCK_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Ground:
-    """On what versions are compared: only judgements on the same bars and split are."""
+    """The bars and the split of a judgement; only judgements on the same ground are compared."""
 
     dataset: str  # fingerprint
     split: str
@@ -92,7 +92,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version that is judged: what tells it from every other that was tried."""
+    """The identity of a version that is judged."""
 
     ground: Ground
     instrument: str
@@ -136,7 +136,7 @@ class Record:
     """What the service wrote down of a judgement, apart from its report."""
 
     report_sha256: str | None  # None where an earlier release judged
-    standards: Mapping[str, object] | None  # by which the service judges now; None where it never said
+    standards: Mapping[str, object] | None  # by which the service judges now; None where it recorded none
 
 
 class ValidationStore:
@@ -187,7 +187,7 @@ class ValidationStore:
             connection.commit()
 
     def stand(self, ground: Ground, standards: Mapping[str, object]) -> None:
-        """Write down by which settings the service judges from now on."""
+        """Record the settings by which the service judges from now on."""
         with self._open(write=True) as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO standing VALUES (?, ?, ?)",
@@ -240,7 +240,7 @@ class ValidationStore:
             ) from other
 
     def told(self, ground: Ground, version: int) -> None:
-        """Note that a judgement was announced, and all that follows from it is done."""
+        """Record that a judgement was announced and its promotion is done."""
         with self._open(write=True) as connection:
             connection.execute(
                 "DELETE FROM untold WHERE version = ? AND dataset = ? AND split = ?",
@@ -248,7 +248,7 @@ class ValidationStore:
             )
 
     def skip(self, ground: Ground, version: int, reason: str) -> None:
-        """Note a version that could not be judged, so that it is not tried for ever."""
+        """Record a version that cannot be judged, so that it is not tried again."""
         with self._open(write=True) as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?)",
@@ -280,8 +280,8 @@ class ValidationStore:
         """What was tried before on a candidate's instrument and split, on any of these days.
 
         Whatever the data set, the run and the number of sessions: a version tried on the same market is
-        a trial. Of the same weights only other ones are. A trial of an earlier release, which did not
-        write down the instrument, counts as one on this instrument.
+        a trial, unless it has the candidate's own weights. Earlier releases did not record the
+        instrument: their trials count for every instrument.
 
         Args:
             candidate: that is judged.

@@ -7,6 +7,7 @@ do not depend on how many threads share the runs.
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import numba
 import numpy as np
@@ -21,6 +22,9 @@ _MIN_VALUES_FOR_BLOCKS = 10
 
 #: The dependence ends where so many correlations in a row are insignificant (Politis and White's K_N).
 _QUIET_LAGS = 5
+
+#: Seeds fit into 64 bits with room for the run numbers that are added to them.
+MAX_SEED: Final = 2**62
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -42,7 +46,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class TradeIntervals:
-    """What the statistics of a trade list could as well have been; None where undefined."""
+    """Bootstrap intervals of a trade list's statistics; None where undefined."""
 
     confidence: float
     expectancy_pips: Interval | None

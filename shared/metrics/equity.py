@@ -140,7 +140,7 @@ def sortino(returns: Float64, periods_per_year: float = DAYS_PER_YEAR, target: f
 
 
 def why_not_annualised(num_days: float, min_days: int) -> str | None:
-    """Why a ratio of so few days is not told per year; None where there are enough."""
+    """Why a ratio of so few days is not annualised; None where there are enough."""
     if num_days >= min_days:
         return None
     return f"{num_days:.0f} day{'' if round(num_days) == 1 else 's'}: fewer than {min_days}, not annualised"

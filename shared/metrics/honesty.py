@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from shared.errors import DataError
-from shared.metrics.equity import sharpe
+from shared.metrics.equity import DAYS_PER_YEAR, sharpe
 from shared.metrics.significance import adjusted_p_value, sign_flip_p_value
 from shared.numeric import Bool, Float64, require_shape
 
@@ -25,7 +25,10 @@ _BELOW_ZERO: Final = -1.96
 #: The confidence that the minimum track record is for; the live gate asks for the same.
 TRACK_RECORD_CONFIDENCE: Final = 0.95
 
-#: Why nothing is told of trades without times.
+#: A minimum track record above a century is not shown: the ratio is then 0 but for rounding, or near it.
+_MAX_TRACK_RECORD_DAYS: Final = 100 * DAYS_PER_YEAR
+
+#: The reason of every daily number where trades have no times.
 NO_DAYS: Final = "no days: the trades have no times"
 
 _NORMAL: Final = NormalDist()
@@ -60,7 +63,7 @@ class Honesty:
         return {
             "p_value": no_result,
             "adjusted_p_value": no_result,
-            "min_track_record_days": self.reason or "the Sharpe ratio is not above 0",
+            "min_track_record_days": self.reason or "the Sharpe ratio is not above 0, or needs a century",
         }
 
 
@@ -203,15 +206,18 @@ def honesty(daily_pips: Float64, others: Float64 | None = None, num_more: int = 
 
 
 def _min_track_record(ratio: float, variance_of_one: float, trials: float) -> int | None:
-    """Days after which the same ratio would deflate to `TRACK_RECORD_CONFIDENCE`; None without an edge.
+    """Days after which the same ratio would deflate to `TRACK_RECORD_CONFIDENCE`.
 
     Args:
         ratio: SR, per day.
         variance_of_one: (T - 1) times the variance of the ratio.
         trials: effective number of trials.
+    Returns:
+        None for a ratio that is not above 0, or so small that a century does not suffice.
     Source: Bailey and López de Prado 2012, for the probabilistic ratio.
     """
-    if ratio <= 0.0:
-        return None
     errors = expected_best_sharpe(trials, 1.0) + _NORMAL.inv_cdf(TRACK_RECORD_CONFIDENCE)
-    return math.ceil(1.0 + variance_of_one * (errors / ratio) ** 2)
+    spread = math.sqrt(variance_of_one) * errors
+    if not spread < ratio * math.sqrt(_MAX_TRACK_RECORD_DAYS):
+        return None
+    return math.ceil(1.0 + (spread / ratio) ** 2)

@@ -12,6 +12,7 @@ import numpy as np
 
 from shared.errors import SettingsError
 from shared.metrics.bootstrap import (
+    MAX_SEED,
     Resampling,
     block_decay,
     next_block,
@@ -24,13 +25,13 @@ from shared.numeric import Float64, Int64, parallel_kernel
 #: Percentiles of the fan of equity curves.
 FAN_PERCENTILES = (5, 25, 50, 75, 95)
 
-#: Percentiles by which the distribution of maximum drawdowns is told.
+#: Percentiles at which the distribution of maximum drawdowns is reported.
 DRAWDOWN_PERCENTILES = (5, 25, 50, 75, 95, 99)
 
 #: More runs change no digit that is shown, and a fan of each is kept in memory.
 MAX_RUNS = 100_000
 
-#: The fan is told at no more than so many points, evenly spaced over the trades.
+#: Largest number of points of the fan, evenly spaced over the trades.
 _FAN_POINTS = 51
 
 
@@ -42,7 +43,7 @@ class MonteCarloConfig:
     seed: int = 0
     starting_equity_pips: float = 10_000.0  # about 0.5 of GBP/JPY's price: one unit at leverage 2
     ruin_loss: float = 0.5  # share of the starting equity whose loss is ruin
-    mean_block_trades: float = 0.0  # 0: as long as the trades themselves ask for (Politis and White)
+    mean_block_trades: float = 0.0  # 0: estimated from the trades (Politis and White)
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -52,7 +53,7 @@ class MonteCarloConfig:
         """
         for name, value, right, wanted in (
             ("runs", self.runs, 1 <= self.runs <= MAX_RUNS, f"1 to {MAX_RUNS:,}"),
-            ("seed", self.seed, self.seed >= 0, "not negative"),
+            ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED:,}"),
             (
                 "starting_equity_pips",
                 self.starting_equity_pips,
@@ -63,8 +64,8 @@ class MonteCarloConfig:
             (
                 "mean_block_trades",
                 self.mean_block_trades,
-                self.mean_block_trades == 0 or self.mean_block_trades >= 1,
-                "0 (chosen from the trades) or at least 1",
+                self.mean_block_trades == 0 or 1 <= self.mean_block_trades <= 1e9,
+                "0 (chosen from the trades) or 1 to 1e9",
             ),
         ):
             if not right:
@@ -79,7 +80,7 @@ class MonteCarlo:
     num_runs: int
     num_trades: int  # in each run, as many as there were
     mean_block_trades: float
-    fan_trades: Int64  # [G] trades after which the fan is told, from 0
+    fan_trades: Int64  # [G] numbers of trades at which the fan is given, from 0
     fan_pips: Float64  # [5, G] profit at FAN_PERCENTILES
     max_drawdown_pips: Float64  # [6] at DRAWDOWN_PERCENTILES
     probability_of_loss: float  # ends below 0

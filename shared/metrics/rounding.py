@@ -1,6 +1,6 @@
 """When numbers count as equal or as zero: profits are differences of prices and carry rounding errors.
 
-Forty wins of 6 pips computed from prices differ by 1e-12 of each other. Dividing by such a deviation gives
+Forty wins of 6 pips computed from prices differ from each other by 1e-12. Dividing by such a deviation gives
 a Sharpe ratio of 1e14, so one rule for all of `shared.metrics` says what is only rounding.
 """
 

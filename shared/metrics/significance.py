@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from shared.errors import DataError
+from shared.metrics.rounding import settled
 from shared.numeric import Float64, require_shape
 
 #: Up to so many days with a result all sign patterns are counted, 65,536 at most; beyond, approximated.
@@ -25,12 +26,14 @@ _NORMAL: Final = NormalDist()
 def sign_flip_p_value(daily_pips: Float64) -> float | None:
     """Chance that days of the same size, each as likely won as lost, earn at least as much.
 
-    A version without an edge wins a day as easily as it loses one. Whole days are flipped, since the
-    trades of a day share its market. Unlike the normal approximation behind the probabilistic Sharpe
-    ratio, the p-value holds with few trades: n days with a result never give less than 2^-n.
+    Whole days are flipped, since the trades of a day share its market. The test takes the result of a day
+    without an edge as symmetric: a version that wins little on most days and seldom loses much has too
+    small a p-value until its losses are among the days. Unlike the normal approximation behind the
+    probabilistic Sharpe ratio, it holds with few trades: n days with a result never give less than 2^-n.
 
     Args:
-        daily_pips: `[D]` profit of each day, or its excess over another's; days of 0 do not matter.
+        daily_pips: `[D]` profit of each day, or its excess over another's. A day of 0, or one that
+            differs from 0 by rounding only, has no result.
     Returns:
         The one-sided p-value, exact up to 16 days with a result and a saddlepoint approximation
         beyond, within about a third for fat tails and closer for more days. None without a day with a
@@ -38,11 +41,12 @@ def sign_flip_p_value(daily_pips: Float64) -> float | None:
     Source: Lugannani and Rice 1980, for the approximation. Oracle: counting, in the tests.
     """
     require_shape("daily_pips", daily_pips, None)
-    sizes = np.abs(daily_pips[daily_pips != 0.0])
-    if len(sizes) == 0:
+    results = settled(daily_pips)
+    results = results[results != 0.0]
+    if len(results) == 0:
         return None
-    sizes = sizes / sizes.max()
-    total = float((daily_pips / np.abs(daily_pips).max()).sum())
+    results = results / np.abs(results).max()
+    sizes, total = np.abs(results), float(results.sum())
     if len(sizes) <= _EXACT_DAYS:
         return _share_of_patterns(sizes, total)
     upper_tail = _upper_tail(sizes, abs(total))

@@ -7,15 +7,19 @@ per starting equity, not the size traded.
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numba
 import numpy as np
 
 from shared.errors import SettingsError
-from shared.metrics.bootstrap import Resampling, optimal_block_length, resample
+from shared.metrics.bootstrap import MAX_SEED, Resampling, optimal_block_length, resample
 from shared.metrics.equity import DAYS_PER_YEAR
 from shared.metrics.rounding import mean_over_deviation, settled
 from shared.numeric import Float64, parallel_kernel
+
+#: Log growth a year whose rate in percent still fits into a float.
+_MAX_LOG_GROWTH: Final = 700.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class SizingConfig:
             ("tail", self.tail, 0 < self.tail < 1, "in (0, 1)"),
             ("curves", self.curves, 1 <= self.curves <= 100_000, "1 to 100,000"),
             ("repeats", self.repeats, 1 <= self.repeats <= 1_000, "1 to 1,000"),
-            ("seed", self.seed, self.seed >= 0, "not negative"),
-            ("max_fraction", self.max_fraction, self.max_fraction > 0, "positive"),
+            ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED:,}"),
+            ("max_fraction", self.max_fraction, 0 < self.max_fraction < math.inf, "a positive number"),
             ("min_periods", self.min_periods, self.min_periods >= 2, "at least 2"),
             ("kelly_safety", self.kelly_safety, 0 < self.kelly_safety <= 1, "in (0, 1]"),
         ):
@@ -62,7 +66,7 @@ class SafeF:
     fraction: float  # safe-f
     fraction_sd: float | None  # None for a single repeat
     dd95: float  # drawdown at safe-f that the tail exceeds, a fraction
-    car25_percent: float | None  # None where a quarter of the accounts is ruined
+    car25_percent: float | None  # None where a quarter of the accounts is ruined, or it overflows
     car25_sd: float | None
     capped: bool  # the tolerance would have borne more than `max_fraction`
 
@@ -168,7 +172,8 @@ def risk_normalize(gains: Float64, resampling: Resampling, config: SizingConfig)
         )
         fraction = safe_fraction(curves, config)
         final, drawdowns = grow(curves, fraction)
-        wealth = float(np.quantile(final, 0.25))
+        with np.errstate(invalid="ignore"):  # accounts that grew beyond the largest float
+            wealth = float(np.quantile(final, 0.25))
         fractions.append(fraction)
         tails.append(float(np.quantile(drawdowns, 1.0 - config.tail)))
         rates.append(compound_annual_percent(wealth, config.horizon_days))
@@ -191,8 +196,15 @@ def _sd(values: list[float]) -> float | None:
 
 
 def compound_annual_percent(wealth: float, days: int) -> float | None:
-    """Rate per year, in percent, that turns 1 into `wealth` in so many trading days; None at ruin."""
-    return 100.0 * (wealth ** (DAYS_PER_YEAR / days) - 1.0) if wealth > 0.0 else None
+    """Rate per year, in percent, that turns 1 into `wealth` in so many trading days.
+
+    Returns:
+        None at ruin, and for a rate beyond the largest float.
+    """
+    if not wealth > 0.0:
+        return None
+    growth = DAYS_PER_YEAR / days * math.log(wealth)
+    return 100.0 * math.expm1(growth) if growth < _MAX_LOG_GROWTH else None
 
 
 def kelly_discrete(trade_pips: Float64) -> float | None:
@@ -223,7 +235,7 @@ def size(gains: Float64, config: SizingConfig) -> Sizing:
         config: tolerance, caps, effort.
     Returns:
         Fraction 0, with its reason, for too few periods, gains without a loss (their risk is not
-        known), a negative CAR25 or no edge.
+        known), a CAR25 that is negative or undefined, or no edge.
     """
     kelly = kelly_continuous(gains)
     if len(gains) < config.min_periods:
@@ -234,7 +246,9 @@ def size(gains: Float64, config: SizingConfig) -> Sizing:
         (risk_normalize(gains, resampling, config) for resampling in Resampling),
         key=lambda way: (way.fraction, -math.inf if way.car25_percent is None else way.car25_percent),
     )
-    if smaller.car25_percent is None or smaller.car25_percent < 0.0:
+    if smaller.car25_percent is None:
+        return Sizing(smaller, larger, kelly, 0.0, "CAR25 is not defined")
+    if smaller.car25_percent < 0.0:
         return Sizing(smaller, larger, kelly, 0.0, "CAR25 is negative")
     if kelly is None or kelly <= 0.0:
         return Sizing(smaller, larger, kelly, 0.0, "no edge: Kelly is not positive")

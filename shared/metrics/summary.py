@@ -1,4 +1,4 @@
-"""All that is said of one trade list: what the validator reports and `metrics` prints."""
+"""All statistics of one trade list, as the validator reports and `metrics` prints them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class MetricsConfig:
 
     confidence: float = 0.95  # of the bootstrap intervals
     interval_runs: int = 1000
-    annual_min_days: int = 60  # ratios of fewer days are not told per year
+    annual_min_days: int = 60  # ratios of fewer days are not annualised
     monte_carlo: MonteCarloConfig = field(default_factory=MonteCarloConfig)
     sizing: SizingConfig = field(default_factory=SizingConfig)
 
@@ -58,7 +58,7 @@ class DailyStatistics:
     num_days: int  # 0 where no times are given
     sharpe: float | None
     sortino: float | None
-    reason: str | None  # why neither ratio is told per year; None where there are enough days
+    reason: str | None  # why neither ratio is given; None where there are enough days
 
     def undefined(self) -> Mapping[str, str]:
         """Why each number that is None is not defined."""
@@ -100,7 +100,7 @@ def summarise(
         pips: `[N]` trades in time order, out of sample, net of all costs.
         equity_pips: `[T]` profit so far, marked to market.
         daily_pips: `[D]` profit of each trading day, days without a trade included; None where the
-            trades have no times: then nothing is told per day or year.
+            trades have no times: then no number per day or year is defined.
         config: runs, seeds, account, tolerances.
         risk_pips: `[N]` what each trade risked; None takes the mean absolute loss.
         trades_per_year: annualises the ratios of trades without times.

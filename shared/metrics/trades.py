@@ -1,4 +1,4 @@
-"""What a list of closed trades says of itself: expectancy, win rate, profit factor, R multiples, SQN.
+"""Statistics of a list of closed trades: expectancy, win rate, profit factor, R multiples, SQN.
 
 A number that the trades do not define (no loss to divide by, no spread to divide by, too few
 trades) is None, never infinite and never zero in its place.
@@ -18,7 +18,7 @@ from shared.numeric import Float64, Int64, require_shape
 #: Van Tharp's cap: more trades than these do not make a system better.
 SQN_CAP = 100
 
-#: Beyond this no trade is one: a hundred times the price of a pound in yen, in pips.
+#: A larger profit or loss is an error of the input: fifty times GBP/JPY's price, in pips.
 MAX_TRADE_PIPS: Final = 1e6
 
 NO_TRADE: Final = "no trade"
@@ -87,7 +87,7 @@ class Activity:
 
 
 def trade_statistics(pips: Float64, risk_pips: Float64 | None = None) -> TradeStatistics:
-    """All of the above for trades `[N]` in pips; `risk_pips` as in `r_multiples`.
+    """The statistics of trades `[N]` in pips; `risk_pips` as in `r_multiples`.
 
     Raises:
         DataError: a trade or a risk is not a usable number.

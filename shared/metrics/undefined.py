@@ -14,8 +14,8 @@ UNEXPLAINED: Final = "not defined"
 _WHY: Final[Mapping[tuple[str, str], str]] = {
     ("Sizing", "kelly"): "no days, fewer than 2, or all days are equal",
     ("SafeF", "fraction_sd"): "a single repeat has no deviation",
-    ("SafeF", "car25_percent"): "a quarter of the resampled accounts is ruined",
-    ("SafeF", "car25_sd"): "a single repeat, or a quarter of the resampled accounts is ruined",
+    ("SafeF", "car25_percent"): "a quarter of the resampled accounts is ruined, or the rate overflows",
+    ("SafeF", "car25_sd"): "a single repeat, or CAR25 is not defined",
     ("TradeIntervals", "expectancy_pips"): "fewer than 2 trades",
     ("TradeIntervals", "win_rate"): "fewer than 2 trades",
     ("TradeIntervals", "profit_factor"): "fewer than 2 trades, or a resampled list has no losing trade",

@@ -55,6 +55,17 @@ def test_every_metric_of_a_list_of_pips(tmp_path: Path) -> None:
     assert document["undefined"]["daily.sharpe"] == document["undefined"]["sizing.safe_f"] == document["days"]
 
 
+def test_a_profit_smaller_than_any_price_is_none(tmp_path: Path) -> None:
+    tiny = judged(written(tmp_path, "pips\n1e-200\n5\n-3\n"))
+    assert tiny["trades"] == judged(written(tmp_path, "pips\n0\n5\n-3\n"))["trades"]
+
+
+def test_a_trade_left_as_the_week_closes_belongs_to_friday(tmp_path: Path) -> None:
+    """17:00 in New York, which is 22:00 UTC in January."""
+    text = "time,pips\n2024-01-04T15:00:00Z,5\n2024-01-05T22:00:00Z,-3\n2024-01-08T15:00:00Z,2\n"
+    assert judged(written(tmp_path, text))["daily"]["num_days"] == 3  # Thursday, Friday, Monday
+
+
 def test_trades_a_year_annualise_trades_without_times(tmp_path: Path) -> None:
     """Six trades at 25 a year are sixty days of 252."""
     path = written(tmp_path, PIPS)

@@ -186,6 +186,8 @@ def test_thresholds_are_settings() -> None:
         ("live_min_days", -1),
         ("live_max_p_value", 0.0),
         ("live_min_years", -1.0),
+        ("live_min_years", float("inf")),
+        ("live_min_sqn", float("inf")),
         ("live_min_deflated_sharpe", 1.1),
         ("live_max_drawdown", 0.0),
     ],

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from services.validator.gate import GateConfig
 from services.validator.service import Desk, ValidatorService
 from services.validator.validation import Standards, Validator
 from shared.adapters.bus import Bus
@@ -304,6 +305,22 @@ async def test_a_damaged_best_pointer_is_told_once_and_set_again_by_the_next_ver
     assert [alert.name for alert in alerts] == ["best_damaged", "validation_skipped"]
     assert "best.json: damaged pointer" in alerts[0].detail
     assert "the next version judged sets it again" in alerts[0].detail
+
+
+async def test_a_pass_by_earlier_settings_makes_no_version_the_best(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validator was killed before it announced the pass, and starts again with a stricter gate."""
+    desk = desk_in(tmp_path, 5)
+    await publish(bus, 5)
+    with monkeypatch.context() as patch:
+        await killed(redis_server, desk, "judged", patch)
+    async with running(redis_server, desk, replace(STANDARDS, gate=GateConfig())) as lifecycle:
+        await until_heartbeat(lifecycle, done=1)
+    validations = await until_told(bus, VALIDATIONS, 2)
+    assert [message.passed_gates for message in validations] == [("paper",), ()]
+    assert desk.store.pointer(Pointer.BEST) is None
+    assert desk.store.pointer(Pointer.PROMOTED) == Pointed(5, "unproven", ())
 
 
 @pytest.mark.parametrize("moment", ["judged", "best moved", "promoted", "told"])

@@ -156,6 +156,16 @@ def test_the_minimum_track_record_is_the_length_that_suffices() -> None:
     assert honesty(-daily).min_track_record_days is None
 
 
+@pytest.mark.parametrize(
+    "daily", [[6.0, -6.0] * 30 + [1e-12], [1.0, -1.0, 1e-300], [1.0, -1.0] * 500 + [1e-3]]
+)
+def test_a_ratio_that_is_zero_but_for_rounding_has_no_track_record(daily: list[float]) -> None:
+    """It once had one of 10^29 days, or ended in an OverflowError."""
+    told = honesty(np.array(daily))
+    assert told.min_track_record_days is None
+    assert told.undefined()["min_track_record_days"] == "the Sharpe ratio is not above 0, or needs a century"
+
+
 def test_undefined_numbers_have_a_reason() -> None:
     assert honesty(np.zeros(10)).reason == "all days are equal"
     assert honesty(np.zeros(1)).reason == "1 day: fewer than 2"

@@ -83,9 +83,11 @@ def test_no_trade_is_refused() -> None:
     [
         ("runs", 0),
         ("seed", -1),
+        ("seed", 2**63),
         ("starting_equity_pips", 0.0),
         ("ruin_loss", 1.5),
         ("mean_block_trades", 0.5),
+        ("mean_block_trades", float("inf")),
     ],
 )
 def test_settings_that_cannot_be_are_refused(field: str, value: float) -> None:

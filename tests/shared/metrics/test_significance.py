@@ -57,6 +57,18 @@ def test_days_that_were_all_won_have_the_least_p_value() -> None:
     assert sign_flip_p_value(np.zeros(5)) is None
 
 
+def test_days_that_differ_by_rounding_only_are_no_results() -> None:
+    """A version that does what the rule does but for three days it won once had a p-value of 2^-31."""
+    rule = np.random.default_rng(0).normal(0.0, 16.0, 250)
+    version = rule.copy()
+    version[[10, 50, 90]] += (3.3, 4.1, 2.7)
+    marked, rule_marked = np.cumsum(version), np.cumsum(rule)  # as an equity curve gives daily results
+    excess = np.diff(marked, prepend=0.0) - np.diff(rule_marked, prepend=0.0)
+    assert (excess != 0.0).sum() > 16
+    assert sign_flip_p_value(excess) == 1 / 8
+    assert sign_flip_p_value(excess - 1e-13) == 1 / 8
+
+
 def test_shares_of_the_error_add_up_to_one() -> None:
     shares = [share_of_error(trials) for trials in range(1, 200_001)]
     assert sum(shares) == pytest.approx(1.0, abs=2e-3)

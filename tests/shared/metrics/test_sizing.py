@@ -1,3 +1,4 @@
+import math
 import random
 
 import numpy as np
@@ -154,11 +155,29 @@ def test_what_cannot_be_sized_is_not_traded(gains: np.ndarray, reason: str) -> N
 def test_annual_rate() -> None:
     assert compound_annual_percent(1.21, 504) == pytest.approx(10.0)
     assert compound_annual_percent(0.0, 504) is None
+    assert compound_annual_percent(math.inf, 504) is None
+    assert compound_annual_percent(20.0, 1) is None  # 20^252
+
+
+def test_accounts_beyond_the_largest_float_have_no_rate() -> None:
+    """A million pips a day on an account of one pip, and a horizon of a day."""
+    for gain, horizon in ((1e6, 504), (100.0, 1)):
+        gains = np.append(np.full(60, gain), -0.01)
+        sized = size(gains, SizingConfig(repeats=2, curves=50, horizon_days=horizon))
+        assert sized.car25_percent is None
+        assert (sized.fraction, sized.reason) == (0.0, "CAR25 is not defined")
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("horizon_days", 0), ("drawdown_tolerance", 1.0), ("tail", 0.0), ("kelly_safety", 2.0)],
+    [
+        ("horizon_days", 0),
+        ("drawdown_tolerance", 1.0),
+        ("tail", 0.0),
+        ("seed", 2**63),
+        ("max_fraction", math.inf),
+        ("kelly_safety", 2.0),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(field: str, value: float) -> None:
     with pytest.raises(SettingsError, match=field):
