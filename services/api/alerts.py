@@ -43,18 +43,21 @@ def active_alerts(status: Status, config: AlertConfig) -> list[ActiveAlert]:
 def _of_service(service: Service, status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
     absence = service.absence
     if service.expected and absence is not None:
-        never = absence.seen_at is None
-        patience = timedelta(seconds=config.start_seconds if never else 0.0)
+        starting = absence.seen_at is None and not absence.announced
+        patience = timedelta(seconds=config.start_seconds if starting else 0.0)
         if status.time - absence.since >= patience:
             yield "service_missing", _missing(service, status)
     degraded = [i.instance for i in service.instances if i.state == "degraded"]
     if degraded:
-        yield "service_degraded", f"{', '.join(degraded)}: degraded by its own word; its log says why"
+        yield (
+            "service_degraded",
+            f"{', '.join(degraded)}: the instance reports itself degraded; its log says why",
+        )
     if service.restarts >= config.restarts:
         yield (
             "service_restarting",
             f"{service.service} started again {service.restarts} times within {config.restart_minutes:g} "
-            "minutes; its log says why it ends",
+            "minutes; its log says why it exits",
         )
 
 
@@ -77,16 +80,19 @@ def _last_position(last: Detail, status: Status) -> str:
     """What a trader that is gone left behind, as far as anyone knows."""
     side, units, price = last.get("side"), last.get("units"), last.get("entry_price")
     decision = status.trader.last_decision
-    if side is None and decision is not None:
-        side = decision.side
     if side is None:
-        return "Whether it held a position is not known"
+        if decision is None:
+            return "Whether it held a position is not known"
+        if decision.side == 0:
+            bar = f"{decision.bar_time:%Y-%m-%d %H:%M} UTC"
+            return f"It held no position at its last decision (bar {bar}); what came later is not known"
+        side = decision.side
     if side not in _SIDES:
         return "It held no position"
     held = " ".join(
         [
             _SIDES[int(side)],
-            *([f"{abs(units):,} units"] if isinstance(units, int) else []),
+            *([f"{abs(units):,} units"] if isinstance(units, int | float) else []),
             *([f"at {price:g}"] if isinstance(price, float | int) else []),
         ]
     )
@@ -100,8 +106,8 @@ def _of_redis(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
         yield (
             "redis_away",
             (
-                "Redis does not answer; what only it knows is not shown. It exits when its disk is full. To "
-                "stop trading meanwhile, run ./run kill on the trader's host"
+                "Redis does not answer; figures that only Redis has are not shown. Redis exits when its disk "
+                "is full. To stop trading meanwhile, run ./run kill on the trader's host"
             ),
         )
     condition = status.redis_condition
@@ -132,13 +138,14 @@ def _of_disk(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
 
 def _of_streams(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
     if status.dead_letters:
-        yield "dead_letters", f"{status.dead_letters} entries could not be processed; see /dead"
+        entries = "1 entry" if status.dead_letters == 1 else f"{status.dead_letters:,} entries"
+        yield "dead_letters", f"{entries} could not be processed; see /dead"
     backlog = status.streams.get(TRAJECTORIES.key, 0)
     if backlog > config.backlog_trajectories:
         yield (
             "backlog",
             f"{backlog:,} trajectories wait for the trainer, more than {config.backlog_trajectories:,}: see "
-            "that it reads, and that the workers pause at their high water",
+            "that it reads, and that the workers pause at the high-water mark",
         )
     condition = status.redis_condition
     if condition is None:
@@ -152,8 +159,8 @@ def _of_streams(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]
     if condition.lag is None:
         yield (
             "entries_removed",
-            f"entries of {TRAJECTORIES.key} were removed before the trainer was given them: somebody trims "
-            "or deletes there",
+            f"entries of {TRAJECTORIES.key} were removed before the trainer was given them: something "
+            "trims or deletes this stream",
         )
 
 

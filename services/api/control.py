@@ -13,7 +13,7 @@ _BY_FILE = "killed by its kill file"
 _LIFT_FILE = "`micro-muzero kill --resume` on the trader's host lifts it, the page does not"
 
 _VERBS = {"running": "resume", "paused": "pause", "killed": "kill"}
-_SIDES = {-1: "short", 0: "flat", 1: "long"}
+_SIDES: dict[object, str] = {-1: "short", 1: "long"}
 
 _OwnState = Literal["running", "paused", "killed"]
 
@@ -36,12 +36,7 @@ def trader_control(issued: ControlIssued | None, detail: Detail | None, since: d
     by_file = bool(detail.get("kill_file"))
     flat = held == 0 and detail.get("flat_at") is not None  # by the broker's word
     if own == "killed" and (by_file or not flat):
-        words = _BY_FILE if by_file else "killed"
-        holding = _SIDES.get(held) if isinstance(held, int) else None
-        left = f", but the position is still open ({holding or 'not known'})"
-        if held == 0:
-            left = ", no position" if flat else ", but the broker has not shown yet that nothing is held"
-        summary = words + left
+        summary = (_BY_FILE if by_file else "killed") + _left(held, flat=flat)
         return Control(
             state="killed",
             order=_order(issued),
@@ -53,6 +48,15 @@ def trader_control(issued: ControlIssued | None, detail: Detail | None, since: d
     if own == "running" and state not in (None, "active"):
         summary = f"{state}: {detail['guards']}" if detail.get("guards") else str(state)
     return _agreed(issued, own, summary)
+
+
+def _left(held: object, *, flat: bool) -> str:
+    """What a killed trader still holds; `flat` where the broker showed that it is nothing."""
+    if held == 0:
+        return ", no position" if flat else ", but the broker has not shown yet that nothing is held"
+    if held in (-1, 1):
+        return f", but the position is still open ({_SIDES[held]})"
+    return ", but whether a position is open is not known"
 
 
 def training_control(issued: ControlIssued | None, live: Detail | None, since: datetime | None) -> Control:

@@ -1,8 +1,8 @@
 """Events as they happen, for any number of listeners, each able to go on where it was cut off.
 
 An event's id is the place in every stream after it: stream entry ids in a fixed order. With it a
-listener that comes back is given exactly what it missed, or told to read everything anew when too much
-happened meanwhile.
+listener that comes back is given exactly what it missed. If that is more than is kept, it is told to read
+everything again.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from shared.messages.streams import (
     Stream,
 )
 
-#: Streams whose entries are told, and the names of their events; the order is that of an event's id.
+#: Streams whose entries are published, and the names of their events; the order is that of an event's id.
 EVENT_NAMES: Mapping[str, str] = {
     CHECKPOINTS.key: "checkpoint",
     VALIDATIONS.key: "validation",
@@ -37,13 +37,13 @@ EVENT_NAMES: Mapping[str, str] = {
     DEAD.key: "dead",
 }
 
-#: Told to a listener that missed more than is kept: read everything anew.
+#: Sent to a listener that missed more than is kept: it must read everything again.
 RESET = "reset"
 
 _KEPT = 5_000
 _KEPT_BYTES = 16_000_000
 _QUEUED = 1_000
-_ENTRY_ID = re.compile(r"(\d{1,20})-(\d{1,20})")
+_ENTRY_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 
 Place = tuple[int, int]
 

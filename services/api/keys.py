@@ -16,7 +16,7 @@ class WrongKeys:
     """Times of recent wrong keys by client address."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is known yet; `monotonic` tells seconds."""
+        """No key was sent yet; `monotonic` returns seconds."""
         self._monotonic = monotonic
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -24,8 +24,8 @@ class WrongKeys:
         """Count one wrong key.
 
         Returns:
-            Seconds that the client must wait because it sent too many; 0 while it did not. A key that is
-            answered so does not lengthen the wait.
+            Seconds that the client must wait because it sent too many; 0 while it did not. A key refused for
+            this reason does not lengthen the wait.
         """
         now = self._monotonic()
         times = self._times.setdefault(peer, deque())

@@ -30,7 +30,8 @@ class Outbox:
     """Takes alerts in and hands them out one by one.
 
     An event is let through unless one of its kind was within `repeat_seconds`; those withheld become one
-    alert when that time is over. Beginnings and ends of conditions are never withheld.
+    alert when that time is over. Beginnings and ends of conditions are never withheld. Alerts of one
+    condition keep their order, so that the last one posted tells whether it holds.
     """
 
     def __init__(self, repeat_seconds: float) -> None:
@@ -104,5 +105,4 @@ class Outbox:
             self.given_up += 1
 
     def _queue(self, alert: AlertRaised) -> deque[AlertRaised]:
-        urgent = alert.source in _URGENT_SOURCES and alert.phase != "ended"
-        return self._urgent if urgent else self._others
+        return self._urgent if alert.source in _URGENT_SOURCES else self._others

@@ -1,6 +1,6 @@
 """What the gateway knows and how it reads it: the streams, the checkpoint store, the reports.
 
-Nothing here waits for Redis longer than set: an answer that needs it says that it is away.
+Nothing here waits for Redis longer than `redis_timeout_seconds`; an answer that needs Redis is then an error.
 """
 
 import asyncio
@@ -55,6 +55,9 @@ MAX_SERVICES = 32
 
 ControlState = Literal["running", "paused", "killed"]
 
+#: The status does not wait longer than this for the checkpoint store.
+STORE_SECONDS = 4.0
+
 R = TypeVar("R")
 
 
@@ -102,6 +105,8 @@ class Gateway:
         self._roster = Roster(timedelta(minutes=self.alerts.restart_minutes))
         self._standing = Standing(self.alerts)
         self._recalled = False
+        self._announced_missing: set[str] = set()  # services, by an earlier gateway
+        self._late_reading: asyncio.Task[Shelf] | None = None
         self._redis_away_since: datetime | None = None
 
     async def ask(self, question: Callable[[], Awaitable[R]]) -> R:
@@ -146,6 +151,7 @@ class Gateway:
             state="running" if live and shelf and complete else "degraded",
             redis="up" if live else "away",
             redis_away_since=self._redis_away_since,
+            store="up" if shelf else "away",
             time=moment,
             started_at=self.started_at,
             version=installed_version("micro-stochastic-muzero"),
@@ -229,6 +235,7 @@ class Gateway:
         self._roster.look(self.alerts.expected_services, live.heartbeats, moment)
         if live.begun is not None and not self._recalled:
             self._standing.resume(live.begun, time.monotonic())
+            self._announced_missing = {c.source for c in live.begun if c.name == "service_missing"}
             self._recalled = True
 
     def _services(self, live: _Live | None) -> list[Service]:
@@ -254,6 +261,7 @@ class Gateway:
                 seen_at=attendance.seen_at,
                 ran_out=attendance.ran_out,
                 last_detail=attendance.last.detail if attendance.last else {},
+                announced=name in self._announced_missing,
             )
         state = "missing" if known else "unknown"
         if beats:
@@ -299,9 +307,23 @@ class Gateway:
         )
 
     async def _shelf_or_none(self) -> Shelf | None:
-        """What lies in the store; None while it does not answer."""
+        """What lies in the store; None while it does not answer in time.
+
+        A reading that is late goes on in its thread. No other one starts before it ends, so that a store
+        that hangs does not take every thread.
+        """
+        if self._late_reading and not self._late_reading.done():
+            return None
+        self._late_reading = None
+        reading = asyncio.create_task(asyncio.to_thread(self.shelf))
+        finished, _ = await asyncio.wait({reading}, timeout=STORE_SECONDS)
+        if not finished:
+            log.warning("store_away", error=f"no answer within {STORE_SECONDS:g} s")
+            reading.add_done_callback(lambda late: late.cancelled() or late.exception())
+            self._late_reading = reading
+            return None
         try:
-            return await asyncio.to_thread(self.shelf)
+            return reading.result()
         except StoreAwayError as away:
             log.warning("store_away", error=str(away))
             return None

@@ -58,6 +58,7 @@ class Absence(View):
     seen_at: AwareDatetime | None = Field(description="null when it was not seen since the gateway started")
     ran_out: bool = Field(description="its heartbeats stopped without a goodbye: it was killed or hangs")
     last_detail: Detail = Field(description="what it last said of itself")
+    announced: bool = Field(False, description="an earlier gateway announced it, and not its end")
 
 
 class Service(View):
@@ -159,6 +160,7 @@ class Status(View):
     )
     redis: Literal["up", "away"]
     redis_away_since: AwareDatetime | None = None
+    store: Literal["up", "away"] = Field("up", description="the checkpoint store; away: no pointer is known")
     time: AwareDatetime
     started_at: AwareDatetime
     version: str

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import deque
 
 import structlog
 
@@ -27,15 +28,18 @@ async def watch(gateway: Gateway) -> None:
 
 
 async def announce(gateway: Gateway, post: Outbox) -> None:
-    """Append what the looks noted to `mm:alerts`; while Redis is away it goes to the webhook at once."""
+    """Append noted alerts to `mm:alerts` in order; while Redis is away they go to the webhook at once."""
+    waiting: deque[AlertRaised] = deque()
     while True:
-        alert = await gateway.noted.get()
-        log.warning(
-            "alert_raised", source=alert.source, name=alert.name, phase=alert.phase, detail=alert.detail
-        )
-        while (appended := await _append(gateway, alert)) is None:
-            post.put(alert, time.monotonic())
+        while not waiting or not gateway.noted.empty():
+            waiting.append(await _noted(gateway))
+        appended = await _append(gateway, waiting[0])
+        if appended is None:
+            for alert in waiting:
+                post.put(alert, time.monotonic())
             await asyncio.sleep(gateway.alerts.check_seconds)
+            continue
+        alert = waiting.popleft()
         if appended:
             post.put(alert, time.monotonic())  # also where the relay does not follow the stream yet
 
@@ -72,6 +76,12 @@ async def _next(post: Outbox) -> AlertRaised:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(post.seconds_to_release(moment)):
                 await post.arrived.wait()
+
+
+async def _noted(gateway: Gateway) -> AlertRaised:
+    alert = await gateway.noted.get()
+    log.warning("alert_raised", source=alert.source, name=alert.name, phase=alert.phase, detail=alert.detail)
+    return alert
 
 
 async def _append(gateway: Gateway, alert: AlertRaised) -> bool | None:

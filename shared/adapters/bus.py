@@ -48,10 +48,10 @@ log = structlog.get_logger()
 
 HEARTBEATS_UNREADABLE = Counter("mm_heartbeats_unreadable", "Heartbeats met that are of another schema")
 
-#: So many entries go into one exchange.
+#: Entries sent in one exchange.
 PIPELINE = 8
 
-#: So many are looked at at once where the newest of a stream cannot be read.
+#: Entries read at once where the newest ones of a stream cannot be read.
 FURTHER_COUNT = 500
 
 M = TypeVar("M", bound=Message)
@@ -65,7 +65,7 @@ class Bus:
         self._redis = self._connection.client
         self.dead = DeadLetters(self._connection)
         self._deliveries: dict[tuple[str, str, str], Deliveries] = {}  # by stream, group and consumer
-        self._unreadable: set[bytes] = set()  # heartbeats that were told of
+        self._unreadable: set[bytes] = set()  # heartbeats that were logged as unreadable
 
     @property
     def degraded(self) -> bool:
@@ -178,7 +178,7 @@ class Bus:
         )
 
     async def condition(self, stream: Stream[Message], group: str) -> RedisCondition:
-        """How Redis itself is, and what a group leaves behind in a stream."""
+        """State of Redis itself, and what a group has not read or acknowledged of a stream."""
         return await self._connection.retried(
             "tell how Redis is", lambda: read_condition(self._redis, stream.key, group)
         )
@@ -243,10 +243,10 @@ class Bus:
     ) -> AsyncIterator[Batch[M]]:
         """Batches for one consumer of a group: its own pending ones first, then abandoned and new ones.
 
-        What a reply held that broke off is pending with this consumer, so after each failed try it looks at
-        its own again: another reader may have them only when they were left alone for `reclaim_after_ms`,
-        and takes them within a tenth of that time. What was pending comes one by one, and becomes a dead
-        letter where processes ended with it in hand too often (consumer_group.py).
+        Entries of a reply that broke off are pending with this consumer, so it reads its own pending entries
+        again after each failed try. Another consumer claims entries that were idle for `reclaim_after_ms`,
+        within a tenth of that time. Pending entries are redelivered one by one, and become dead letters if
+        too many processes ended while they had them in hand (consumer_group.py).
         Yields an empty batch whenever nothing came for a while. The group begins at the stream's
         start, so that nothing sent before the first consumer is missed.
         """
@@ -262,9 +262,9 @@ class Bus:
         return reader.batches()
 
     async def give_back(self) -> None:
-        """Say that this process ends in good order, not by an entry that it has in hand: none was delivered.
+        """Undo the deliveries of entries in hand: this process shuts down gracefully, not because of them.
 
-        One try, for whom no `consume` runs any more.
+        One try; call it when no `consume` runs any more.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
@@ -279,7 +279,7 @@ class Bus:
         await self.dead.bury(stream, group, (entry.entry_id.encode(), entry.fields), reason)
 
     async def beat(self, heartbeat: Heartbeat) -> None:
-        """Say once that an instance lives; one try, since the next beat comes soon anyway.
+        """Send one heartbeat; one try, because the next one comes soon.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
@@ -290,13 +290,13 @@ class Bus:
         await cancellable(cast("Awaitable[bytes]", beating))
 
     async def still(self, service: str, instance: str) -> None:
-        """Take an instance's heartbeat away: it stopped in good order."""
+        """Delete an instance's heartbeat: it shut down gracefully."""
         await cancellable(self._redis.delete(heartbeat_key(service, instance)))
 
     async def heartbeats(self) -> list[Heartbeat]:
         """All instances that say they live, by service and instance.
 
-        A heartbeat of another schema, of an older or newer service's, is left out, counted and told of once.
+        A heartbeat of another schema, from an older or newer service, is left out, counted and logged once.
         """
 
         async def read() -> dict[bytes, bytes | None]:

@@ -35,8 +35,8 @@ async def post_alert(url: str, alert: AlertRaised) -> None:
             httpx.AsyncClient(timeout=timeout) as client,
             client.stream("POST", url, json=document, headers=headers) as answer,
         ):
-            status = answer.status_code  # the answer's body tells nothing, and may have no end
-    except httpx.InvalidURL:
+            status = answer.status_code  # the body is not needed, and may never end
+    except (httpx.InvalidURL, UnicodeError):  # the latter of a host name that IDNA refuses
         raise WebhookError("the alert webhook is not an address", again=False) from None
     except (httpx.HTTPError, TimeoutError) as failed:
         unsent = isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout)

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from shared.messages.schemas import AlertRaised
-
-_MAX_DETAIL = 2048
 
 
 class Condition(NamedTuple):
@@ -93,13 +91,11 @@ class ConditionTracker:
         return _alert(condition, seen, "ended") if seen.announced else None
 
 
-def _alert(condition: Condition, seen: _Seen, phase: str) -> AlertRaised:
-    return AlertRaised.model_validate(
-        {
-            "source": condition.source,
-            "name": condition.name,
-            "detail": seen.detail[:_MAX_DETAIL],
-            "phase": phase,
-            "occurrences": max(seen.occurrences, 1),
-        }
+def _alert(condition: Condition, seen: _Seen, phase: Literal["began", "ended"]) -> AlertRaised:
+    return AlertRaised(
+        source=condition.source,
+        name=condition.name,
+        detail=seen.detail,
+        phase=phase,
+        occurrences=max(seen.occurrences, 1),
     )

@@ -17,9 +17,10 @@ Fingerprint = str
 #: What a promoted version may do: be served without entries, trade on paper, or trade live.
 Stage = Literal["unproven", "paper", "live"]
 
-#: A trajectory's whole numbers are counted in 64 bits: in arrays, and in the columns of a run's record.
+#: Whole numbers have 64 bits: in arrays, in the columns of a run's record, and in metrics.
 MAX_COUNT = 2**63 - 1
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Whole = Annotated[int, Field(ge=-MAX_COUNT - 1, le=MAX_COUNT)]
 
 #: The dearest quotes there are, of a bitcoin in dong or rupiah, are a thousandth of this.
 MAX_PRICE = 1e12
@@ -92,7 +93,7 @@ class TrajectoryFinished(Message):
     checkpoint_version: Count  # the weights that acted, hence the policy lag
     dataset: Fingerprint = Field(min_length=64, max_length=64)  # the trainer refuses another one
     start_bar: Count
-    seed: int = Field(ge=-MAX_COUNT - 1, le=MAX_COUNT)
+    seed: Whole
     trades: tuple[TradeRecord, ...] = Field(max_length=1024)
     arrays: tuple[ArrayField, ...] = Field(max_length=16)
     arrays_sha256: Fingerprint
@@ -102,9 +103,9 @@ class CheckpointPublished(Message):
     """The trainer published one version; weights and manifest are complete in the store."""
 
     schema_version: Literal[1] = 1
-    version: int = Field(ge=0)
-    episode: int = Field(ge=0)
-    update: int = Field(ge=0)
+    version: Count
+    episode: Count
+    update: Count
     weights_sha256: Fingerprint
     metrics: dict[str, float] = {}
 
@@ -113,10 +114,10 @@ class ValidationReported(Message):
     """The validator judged one version out of sample."""
 
     schema_version: Literal[1] = 1
-    version: int = Field(ge=0)
+    version: Count
     split: Name
-    num_sessions: int = Field(ge=0)
-    num_trades: int = Field(ge=0)
+    num_sessions: Count
+    num_trades: Count
     expectancy_pips: float | None
     sqn: float | None
     net_pips: float
@@ -133,7 +134,7 @@ class VersionPromoted(Message):
     """
 
     schema_version: Literal[1, 2] = 2
-    version: int = Field(ge=0)
+    version: Count
     stage: Stage
     by: str = Field(max_length=128)
     rolled_back_from: int | None = None
@@ -192,7 +193,7 @@ class AlertRaised(Message):
 
     schema_version: Literal[1, 2] = 2
     alert_id: UUID = Field(default_factory=uuid4)  # the same in every delivery of this alert
-    source: str = Field(max_length=128)
+    source: Name  # a service, or a part such as "redis"
     name: str = Field(max_length=128)
     detail: Text = ""
     phase: Literal["event", "began", "ended"] = "event"
@@ -223,4 +224,4 @@ class Heartbeat(Message):
     state: Literal["starting", "running", "degraded", "stopping"]
     pid: int
     started_at: AwareDatetime
-    detail: dict[Name, int | float | Text | bool | None] = Field({}, max_length=256)
+    detail: dict[Name, Whole | float | Text | bool | None] = Field({}, max_length=256)

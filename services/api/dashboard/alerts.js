@@ -1,9 +1,8 @@
 // Alerts: those that hold now, and the list of what was raised, put together by condition.
 import { $, el, fill, setText } from './dom.js';
+import { when } from './format.js';
 
 const words = (name) => name.replaceAll('_', ' ');
-const clock = (time) => new Date(time).toLocaleTimeString('en-GB');
-const when = (time) => (Date.now() - new Date(time) < 43_200_000 ? clock(time) : new Date(time).toLocaleDateString('en-CA'));
 const keyOf = ({ source, name }) => `${source}: ${words(name)}`;
 
 let announced = null;

@@ -1,12 +1,12 @@
 // The dashboard: reads the gateway's routes, follows /events, changes things only with the operator's key.
 import { drawActive, drawRaised } from './alerts.js';
-import { Chart, colour, drawMark, number, redraw } from './charts.js';
+import { Chart, colour, drawMark, redraw } from './charts.js';
 import { $, el, fill, setText } from './dom.js';
-import { EventStream, whileVisible } from './live.js';
+import { clock, number, SIDES, when } from './format.js';
+import { ANSWER_MS, EventStream, whileVisible } from './live.js';
 import { allow, ask, drawOperator, drawUnreached } from './operator.js';
 
 const STATUS_MS = 2000;
-const ANSWER_MS = 10_000;
 const KEPT_VERSIONS = 2000;
 const KEPT_DECISIONS = 600;
 const ROWS = 12;
@@ -14,7 +14,6 @@ const ACTIONS = ['HOLD', 'BUY', 'SELL', 'CLOSE'];
 const OUTCOMES = ['UP', 'NEUTRAL', 'DOWN'];
 const STAGES = { unproven: 'unproven: no entries', paper: 'paper', live: 'live' };
 const UNREAD = 'not read yet';
-const SIDES = { '-1': 'short', 0: 'flat', 1: 'long' };
 
 const KEPT_ALERTS = 200;
 const state = { status: null, versions: new Map(), live: [], decisions: [], dropped: 0, trades: [], alerts: [], shown: null, picked: false, rows: ROWS, tradingRead: false, versionsRead: false };
@@ -23,10 +22,7 @@ const signed = (value, digits = 1) => (value === null || value === undefined ? '
 const share = (value) => (value === null || value === undefined ? '–' : `${number(value * 100, 0)} %`);
 const whole = (value) => number(value, 0);
 const tone = (value) => (value > 0 ? 'good' : value < 0 ? 'bad' : '');
-const clock = (time) => new Date(time).toLocaleTimeString('en-GB');
 const zoned = (time) => new Date(time).toLocaleTimeString('en-GB', { timeZoneName: 'short' });
-// The time of today, the date of an earlier day.
-const when = (time) => (Date.now() - new Date(time) < 43_200_000 ? clock(time) : new Date(time).toLocaleDateString('en-CA'));
 const marketTime = (time) => new Date(time).toISOString().slice(5, 16).replace('T', ' ');
 
 async function get(path) {
@@ -39,14 +35,14 @@ async function get(path) {
 const LOSSES = [['loss', 'total', 'c1'], ['policy_loss', 'policy', 'c2'], ['value_loss', 'value', 'c3'],
   ['afterstate_value_loss', 'afterstate value', 'c6'], ['reward_loss', 'reward', 'c4'], ['outcome_loss', 'outcome', 'c5']];
 const onePlace = (value) => (value === null ? '–' : number(value, 1));
-const percent = (value) => (value === null ? '–' : `${number(value * 100, 0)} %`);
+const percent = (value) => (value === null ? '–' : `${number(value * 100, 1)} %`);
 const episodeTitle = (x) => `episode ${whole(x)}`;
 const waiting = 'drawn as soon as the trainer has learned from its first episodes';
 const curves = {
-  losses: new Chart('chart-losses', LOSSES.map(([, label, c]) => ({ label, colour: c })), { format: (v) => (v === null ? '–' : number(v, 2)), title: episodeTitle, empty: waiting }),
-  expectancy: new Chart('chart-expectancy', [{ label: 'self-play', colour: 'c1' }, { label: 'validation', colour: 'c2' }], { format: onePlace, title: episodeTitle, zero: true, empty: waiting }),
-  wins: new Chart('chart-wins', [{ label: 'self-play', colour: 'c1' }], { format: percent, title: episodeTitle, range: shareRange, empty: waiting }),
-  ratio: new Chart('chart-ratio', [{ label: 'self-play', colour: 'c1' }], { format: percent, title: episodeTitle, range: shareRange, empty: waiting }),
+  losses: new Chart('chart-losses', LOSSES.map(([, label, c]) => ({ label, colour: c })), { format: (v) => (v === null ? '–' : number(v, 2)), title: episodeTitle }),
+  expectancy: new Chart('chart-expectancy', [{ label: 'self-play', colour: 'c1' }, { label: 'validation', colour: 'c2' }], { format: onePlace, title: episodeTitle, zero: true }),
+  wins: new Chart('chart-wins', [{ label: 'self-play', colour: 'c1' }], { format: percent, title: episodeTitle, range: shareRange }),
+  ratio: new Chart('chart-ratio', [{ label: 'self-play', colour: 'c1' }], { format: percent, title: episodeTitle, range: shareRange }),
 };
 function shareRange(_plot, _min, max) { return [0, Math.min(1, Math.max(0.1, (max ?? 0) * 1.15))]; }
 
@@ -55,7 +51,7 @@ const fan = new Chart('chart-fan', [
   { label: '25–75 %', colour: 'c1', width: 0.5, legend: false }, { label: '75', colour: 'c1', width: 0.5, legend: false },
   { label: 'median', colour: 'c1', width: 2 }, { label: 'as it happened', colour: 'c2', width: 2 },
 ], { size: 'tall', bands: [{ series: [2, 1], fill: 'band' }, { series: [4, 3], fill: 'band-inner' }], format: onePlace,
-  title: (x) => `after ${whole(x)} trades`, zero: true, empty: 'no validated version with trades yet' });
+  title: (x) => `after ${whole(x)} trades`, zero: true });
 
 // Bars are counted from the first that this page saw, so that a zoomed range stays where it is.
 const barAt = (index) => state.decisions[Math.round(index) - state.dropped];
@@ -73,7 +69,7 @@ function drawStatus() {
   const pill = $('state');
   const wrong = s.alerts.length;
   const [text, kind] = s.redis === 'away' ? [`Redis is away since ${clock(s.redis_away_since ?? s.time)}`, 'bad']
-    : wrong ? [`${s.state}, ${wrong} ${wrong === 1 ? 'alert' : 'alerts'}`, 'bad'] : [s.state, s.state === 'running' ? 'good' : 'warn'];
+    : [`${s.state}${s.store === 'away' ? ', checkpoint store away' : ''}${wrong ? `, ${wrong} ${wrong === 1 ? 'alert' : 'alerts'}` : ''}`, wrong ? 'bad' : s.state === 'running' ? 'good' : 'warn'];
   setText(pill, text);
   pill.className = `pill ${kind}`;
   setText($('clock'), zoned(s.time));
@@ -93,17 +89,16 @@ function drawTiles(s) {
   const numbers = { ...s.training.metrics, ...s.training.live };
   const promoted = s.pointers.promoted;
   const detail = s.trader.detail;
-  const last = s.trader.last_decision;
-  const unknown = s.trader.state === 'unknown' && detail.side === undefined;
-  const side = unknown ? undefined : detail.side ?? last?.side;
-  const open = detail.pnl_pips ?? last?.pnl_pips;
+  const { side, pnl_pips: open } = detail; // the trader's own word; its last decision may be long ago
+  const unknown = side === undefined || side === null;
+  const absent = (text) => (s.redis === 'away' || s.store === 'away' ? UNREAD : text);
   const tiles = [
     ['Episodes', whole(numbers.episode ?? s.training.episode), `${whole(numbers.update ?? s.training.update)} updates`],
-    ['Newest version', whole(s.pointers.newest), s.training.published_at ? `published ${when(s.training.published_at)}` : 'none published'],
-    ['Promoted', promoted ? `${promoted.version}` : '–', promoted ? STAGES[promoted.stage] : 'no version judged yet', promoted && promoted.stage !== 'unproven' ? 'good' : ''],
+    ['Newest version', whole(s.pointers.newest), s.training.published_at ? `published ${when(s.training.published_at)}` : absent('none published')],
+    ['Promoted', promoted ? `${promoted.version}` : '–', promoted ? STAGES[promoted.stage] : absent('no version judged yet'), promoted && promoted.stage !== 'unproven' ? 'good' : ''],
     ['Expectancy', signed(numbers.expectancy_pips), 'self-play, pips a trade', tone(numbers.expectancy_pips)],
-    ['Validated', signed(s.validation?.expectancy_pips), s.validation ? `version ${s.validation.version}, pips a trade` : 'nothing yet', tone(s.validation?.expectancy_pips)],
-    ['Position', unknown ? '?' : side === undefined || side === null ? '–' : SIDES[side], unknown ? s.trader.summary.split(';')[0] : detail.guards || detail.state || detail.mode || ''],
+    ['Validated', signed(s.validation?.expectancy_pips), s.validation ? `version ${s.validation.version}, pips a trade` : absent('nothing yet'), tone(s.validation?.expectancy_pips)],
+    ['Position', unknown ? '?' : SIDES[side], unknown ? s.trader.summary.split(';')[0] : detail.guards || detail.state || detail.mode || ''],
     ['Open pnl', side ? signed(open) : '–', detail.realised_pips === undefined ? 'pips' : `${signed(detail.realised_pips)} pips realised`, side ? tone(open) : ''],
     ['Dead letters', whole(s.dead_letters), `${whole(s.streams['mm:trajectories'])} trajectories waiting`, s.dead_letters ? 'bad' : ''],
   ];
@@ -112,11 +107,11 @@ function drawTiles(s) {
     el('div', { className: 'note', textContent: note, title: note }))));
 }
 
-function drawService({ service, state: now, instances, restarts, absence, expected }, s) {
-  const headline = [instances.length > 1 ? `×${instances.length}` : '', restarts ? `${restarts} restart${restarts === 1 ? '' : 's'}` : ''].filter(Boolean).join(' · ');
+function drawService({ service, state: now, instances, num_instances: all, restarts, absence, expected }, s) {
+  const headline = [all > 1 ? `×${all}` : '', restarts ? `${restarts} restart${restarts === 1 ? '' : 's'}` : ''].filter(Boolean).join(' · ');
   const rows = instances.slice(0, 6).map((i) => el('div', { className: `dot ${i.state}`, title: Object.entries(i.detail).map(([k, v]) => `${k}: ${v}`).join('\n') },
     el('span', { textContent: i.state === 'running' ? i.instance : `${i.instance} · ${i.state}` })));
-  if (instances.length > 6) rows.push(el('div', { className: 'muted', textContent: `and ${instances.length - 6} more` }));
+  if (all > 6) rows.push(el('div', { className: 'muted', textContent: `and ${all - 6} more` }));
   if (now === 'unknown') rows.push(el('div', { className: 'muted', textContent: `unknown since ${clock(s.redis_away_since ?? s.time)}` }));
   else if (!instances.length && now === 'up') rows.push(el('div', { className: 'dot' }, el('span', { textContent: 'answers' })));
   else if (!instances.length) rows.push(el('div', { className: expected ? 'warn' : 'muted', textContent: absence?.seen_at ? `missing since ${clock(absence.since)}` : expected ? 'not seen yet' : 'not expected' }));
@@ -124,8 +119,8 @@ function drawService({ service, state: now, instances, restarts, absence, expect
 }
 
 function drawDecision(s) {
-  const d = s.trader.last_decision;
-  if (!d) { fill($('decision'), el('div', { className: 'empty', textContent: 'the trader has not decided yet' })); return; }
+  const d = s?.trader.last_decision;
+  if (!d) { fill($('decision'), el('div', { className: 'empty', textContent: s?.redis !== 'up' ? UNREAD : 'the trader has not decided yet' })); return; }
   const facts = [['bar', `${marketTime(d.bar_time)} UTC`], ['order', d.action === 'HOLD' ? d.reason || 'none' : d.executed ? 'filled' : d.reason || 'not sent'], ['value', `${signed(d.value)} pips`],
     ['version', d.version ?? '–'], ['position after', `${SIDES[d.side]}${d.side ? ` ${signed(d.pnl_pips)}` : ''}`], ['latency', d.latency_ms === null ? '–' : `${number(d.latency_ms, 1)} ms`]];
   fill($('decision'),
@@ -141,7 +136,7 @@ function bars(names, shares, kind) {
 const factList = (facts) => el('dl', { className: 'facts' }, ...facts.flatMap(([name, value, kind = '']) => [el('dt', { textContent: name }), el('dd', { textContent: value, className: kind })]));
 
 function drawVersions() {
-  const decides = (v) => v.pointers.includes('promoted'); // first, however old
+  const decides = (v) => v.version === state.status?.pointers.promoted?.version; // first, however old
   const all = [...state.versions.values()].sort((a, b) => decides(b) - decides(a) || b.version - a.version);
   fill($('versions-table').tBodies[0], ...(all.length ? all.slice(0, state.rows).map(versionRow) : [emptyRow(11, state.versionsRead ? 'the trainer publishes version 0 when it starts' : UNREAD)]));
   $('more-versions').hidden = all.length <= state.rows;
@@ -161,14 +156,17 @@ function drawVersions() {
 
 function versionRow(v) {
   const j = v.validation;
-  const gates = el('td', { className: 'left' }, ...v.pointers.filter((p) => p !== 'promoted').map((p) => el('span', { className: 'tag', textContent: p })),
-    v.stage ? stageTag(v.stage, j) : null,
+  // Pointers are those of the status: a version that was read long ago may have lost its own.
+  const { best, promoted } = state.status?.pointers ?? {};
+  const stage = promoted?.version === v.version ? promoted.stage : null;
+  const gates = el('td', { className: 'left' }, best === v.version ? el('span', { className: 'tag', textContent: 'best' }) : null,
+    stage ? stageTag(stage, j) : null,
     ...(j ? j.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : []));
   if (v.fault) gates.append(el('span', { className: 'tag live', textContent: 'damaged', title: v.fault }));
   if (j?.reasons.length) gates.title = j.reasons.join('\n');
   const button = el('button', { type: 'button', textContent: 'Promote', disabled: !j?.passed_gates.length || !v.stored || state.status?.changes_allowed === false, title: state.status?.changes_allowed === false ? 'changes over HTTP are off: no API key is set' : !j ? 'not validated' : j.passed_gates.length ? '' : j.reasons.join('\n') });
   button.onclick = () => ask({ title: `Promote version ${v.version}`, text: 'It will decide in trading from its next bar on.', path: `/checkpoints/${v.version}/promote`, stages: j.passed_gates });
-  return el('tr', { key: v.version, className: v.stage ? 'promoted' : v.stored ? '' : 'gone' },
+  return el('tr', { key: v.version, className: stage ? 'promoted' : v.stored ? '' : 'gone' },
     el('td', { textContent: v.version }), el('td', { textContent: whole(v.episode) }), el('td', { textContent: v.created_at ? when(v.created_at) : '–' }),
     el('td', { textContent: number(v.metrics.loss, 3) }), el('td', { textContent: j ? whole(j.num_trades) : '–' }),
     el('td', { textContent: signed(j?.expectancy_pips, 2), className: tone(j?.expectancy_pips) }), el('td', { textContent: number(j?.sqn, 2) }),
@@ -188,7 +186,10 @@ function drawCurves() {
   const newest = published.at(-1)?.episode ?? -1;
   state.live = state.live.filter((point) => point.episode > newest);
   const made = [...published, ...state.live];
-  if (made.length < 2) { Object.values(curves).forEach((c) => c.feed(null)); return; }
+  if (made.length < 2) {
+    Object.values(curves).forEach((c) => { c.options.empty = state.versionsRead ? waiting : UNREAD; c.feed(null); });
+    return;
+  }
   const x = made.map((v) => v.episode);
   const column = (name) => made.map((v) => v.metrics[name] ?? null);
   curves.losses.feed([x, ...LOSSES.map(([name]) => column(name))]);
@@ -205,7 +206,8 @@ function noteLive(live) {
 
 async function showValidation(version) {
   state.shown = version;
-  const detail = await get(`/validations/${version}`);
+  const unreadable = ({ message }) => ({ summary: state.versions.get(version)?.validation ?? null, report: null, has_page: false, fault: message });
+  const detail = await get(`/validations/${version}`).catch(unreadable);
   if (state.shown !== version) return;
   state.report = detail.report;
   $('report-page').hidden = !detail.has_page;
@@ -216,15 +218,16 @@ async function showValidation(version) {
 // Where in a report the reason of an undefined number is found.
 const PATHS = { 'pips a trade': 'summary.trades.expectancy_pips', SQN: 'summary.trades.sqn100', 'win rate': 'summary.trades.win_rate', 'profit factor': 'summary.trades.profit_factor',
   'Sharpe, daily': 'summary.daily.sharpe', 'deflated Sharpe': 'summary.honesty.deflated_sharpe', 'safe-f': 'summary.sizing.safe_f', CAR25: 'summary.sizing.safe_f.car25_percent', 'overfitting (PBO)': 'overfitting.probability' };
-function drawReport({ summary, report }) {
+function drawReport({ summary, report, fault = '' }) {
   const s = report?.summary;
   const why = report?.undefined ?? {};
+  const none = state.versionsRead ? 'no version judged yet' : UNREAD;
   const carlo = s?.monte_carlo?.find((m) => m.resampling === 'block') ?? s?.monte_carlo?.[0];
   if (carlo) {
     const [p5, p25, p50, p75, p95] = carlo.fan_pips;
     fan.feed([carlo.fan_trades, p5, p95, p25, p75, p50, report.realised_pips?.length === carlo.fan_trades.length ? report.realised_pips : p50.map(() => null)]);
   } else {
-    fan.options.empty = !summary ? 'no validated version with trades yet' : summary.num_trades ? 'the report has no resampled curves' : `version ${summary.version} made no trade in validation`;
+    fan.options.empty = fault ? `the report cannot be read: ${fault}` : !summary ? none : summary.num_trades ? 'the report has no resampled curves' : `version ${summary.version} made no trade in validation`;
     fan.feed(null);
   }
   const facts = summary ? [['sessions', whole(summary.num_sessions)], ['trades', whole(summary.num_trades)],
@@ -238,12 +241,12 @@ function drawReport({ summary, report }) {
   facts.forEach((fact) => { const reason = fact[1] === '–' && PATHS[fact[0]] && undefinedBecause(PATHS[fact[0]]); if (reason) { fact[1] = reason; fact[2] = 'muted'; } });
   const reasons = summary?.reasons ?? [];
   fill($('verdict'),
-    el('p', {}, ...(summary?.passed_gates.length ? summary.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : [el('span', { className: 'tag', textContent: summary ? 'passed no gate' : state.versionsRead ? 'no version judged yet' : UNREAD })])),
+    el('p', {}, ...(summary?.passed_gates.length ? summary.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : [el('span', { className: 'tag', textContent: summary ? 'passed no gate' : none })])),
     factList(facts), el('ul', { className: 'reasons' }, ...reasons.map((r) => el('li', { textContent: r }))));
-  fill($('months').tBodies[0], ...(report?.months?.length ? report.months.map((m) => row([m.month, whole(m.num_days), whole(m.num_trades), share(m.win_rate), signed(m.expectancy_pips), signed(m.pips)], m.pips)) : [emptyRow(6, 'none')]));
+  fill($('months').tBodies[0], ...(report?.months?.length ? report.months.map((m) => row([m.month, whole(m.num_days), whole(m.num_trades), share(m.win_rate), signed(m.expectancy_pips), signed(m.pips)], m.pips)) : [emptyRow(6, summary ? 'none' : none)]));
   const rivals = report?.baselines?.map((b) => row([b.name.replaceAll('_', ' '), whole(b.num_trades), signed(b.expectancy_pips), number(b.sqn100, 2), signed(b.net_pips), number(b.max_drawdown_pips, 0)], b.net_pips, 4)) ?? [];
   if (summary) rivals.unshift(row([`version ${summary.version}`, whole(summary.num_trades), signed(summary.expectancy_pips), number(summary.sqn, 2), signed(summary.net_pips), number(summary.max_drawdown_pips, 0)], summary.net_pips, 4));
-  fill($('baselines').tBodies[0], ...rivals);
+  fill($('baselines').tBodies[0], ...(rivals.length ? rivals : [emptyRow(6, none)]));
 }
 function row(cells, value, coloured = cells.length - 1) {
   return el('tr', {}, ...cells.map((text, i) => el('td', { textContent: text, className: i === 0 ? 'left' : i === coloured ? tone(value) : '' })));
@@ -270,12 +273,13 @@ function drawTrading() {
 // ---- reading ------------------------------------------------------------------------------------
 async function readStatus() {
   try {
-    const before = state.status?.pointers.promoted?.version;
+    const before = JSON.stringify(state.status?.pointers);
     state.status = await get('/status');
     unanswered = null;
     drawStatus();
     noteLive(state.status.training.live);
-    if (before !== state.status.pointers.promoted?.version) drawVersions();
+    if (before !== JSON.stringify(state.status.pointers)) drawVersions();
+    if (unread && state.status.redis === 'up' && state.status.store === 'up') readAll();
   } catch (failure) {
     unanswered ??= Date.now();
     setText($('state'), `no answer from the gateway since ${clock(unanswered)}`);
@@ -317,32 +321,39 @@ async function readTrading() {
   const at = read.findLastIndex((d) => d.bar_time === seen);
   state.dropped += at < 0 ? state.decisions.length : state.decisions.length - at - 1;
   state.decisions = read;
-  state.trades = trades.items.map((i) => i.message);
-  state.alerts = alerts.items.map((i) => i.message);
+  state.trades = once(trades.items.map((i) => i.message), 'trade_id');
+  state.alerts = once(alerts.items.map((i) => i.message), 'alert_id');
   state.tradingRead = true;
   drawTrading();
 }
 
-const soon = (work, ms = 250) => { let timer = null; return () => { timer ??= setTimeout(() => { timer = null; work().catch(console.warn); }, ms); }; };
+// What could not be read is read with the next status.
+let unread = false;
+const failed = (failure) => { unread = true; console.warn(failure); };
+
+const soon = (work) => { let timer = null; return () => { timer ??= setTimeout(() => { timer = null; work().catch(failed); }, 250); }; };
 const versionsSoon = soon(() => readVersions(1));
 const tradingSoon = soon(async () => drawTrading());
 const statusSoon = soon(readStatus);
 
 function readAll() {
   loaded = true;
-  readVersions(KEPT_VERSIONS / 500).catch(console.warn);
-  readTrading().catch(console.warn);
+  unread = false;
+  readVersions(KEPT_VERSIONS / 500).catch(failed);
+  readTrading().catch(failed);
 }
 
-const push = (list, item, most) => { list.unshift(item); list.length = Math.min(list.length, most); tradingSoon(); };
+// Each item once: an entry may be in its stream twice, and may come as an event after it was read.
+const once = (items, id) => [...new Map(items.map((item) => [item[id], item])).values()];
+const push = (list, item, id, most) => { state[list] = once([item, ...state[list]], id).slice(0, most); tradingSoon(); };
 const HAPPENED = {
   decision: (d) => {
     state.decisions.push(d);
     state.dropped += state.decisions.splice(0, state.decisions.length - KEPT_DECISIONS).length;
     tradingSoon();
   },
-  trade: (t) => push(state.trades, t, 50),
-  alert: (a) => push(state.alerts, a, KEPT_ALERTS),
+  trade: (t) => push('trades', t, 'trade_id', 50),
+  alert: (a) => push('alerts', a, 'alert_id', KEPT_ALERTS),
   validation: (v) => { if (v.version === state.shown) state.report = null; versionsSoon(); },
   checkpoint: versionsSoon,
   promotion: versionsSoon,
@@ -379,10 +390,12 @@ $('rollback').onclick = () => {
   ask({ title: 'Roll back', text: `${now} The version that was promoted before it decides again.`, path: '/checkpoints/rollback' });
 };
 $('more-versions').onclick = () => { state.rows += 50; drawVersions(); };
-$('validated').onchange = (event) => { state.picked = true; showValidation(Number(event.target.value)).catch(console.warn); };
+$('validated').onchange = (event) => { state.picked = true; showValidation(Number(event.target.value)); };
 
 setTheme(chosen());
+fill($('services'), el('div', { className: 'muted', textContent: UNREAD }));
+drawDecision(null);
+drawVersions();
 drawTrading();
-drawReport({ summary: null, report: null });
 whileVisible(readStatus, STATUS_MS, { shown: () => stream.open(), hidden: () => stream.close() });
 document.documentElement.dataset.ready = colour('bg') ? 'yes' : 'no';

@@ -1,20 +1,17 @@
 // Charts of the dashboard: each keeps its element, is fed columns, and is drawn anew when the theme changes.
 import { el, fill } from './dom.js';
+import { number } from './format.js';
 /* global uPlot */
 
 const charts = new Set();
 
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-export function number(value, digits = 2) {
-  if (value === null || value === undefined || Number.isNaN(value)) return '–';
-  return value.toLocaleString('en-US', { minimumFractionDigits: digits, maximumFractionDigits: digits });
-}
-
 const compact = (value) => (Math.abs(value) >= 10000 ? `${number(value / 1000, 0)}k` : `${value}`);
 
 export class Chart {
-  // series: [{label, colour, width, dash, show, spanGaps}], options: {bands, format, xLabels, height, marks, zero, range}
+  // series: [{label, colour, width, band, legend}]
+  // options: {size, bands, format, title, xLabels, marks, zero, range, empty}
   constructor(id, series, options = {}) {
     this.holder = document.getElementById(id);
     this.options = options;
@@ -35,9 +32,7 @@ export class Chart {
   }
 
   // columns: [x, y1, y2 …]; null or without a point: says that there is nothing yet
-  feed(columns, series = this.series) {
-    const changed = series.length !== this.series.length || series.some((s, i) => s.label !== this.series[i].label);
-    this.series = series;
+  feed(columns) {
     this.data = columns;
     if (!columns || columns[0].length === 0) {
       this.plot?.destroy();
@@ -46,7 +41,7 @@ export class Chart {
       fill(this.plotBox, el('div', { className: 'empty', textContent: this.options.empty ?? 'nothing yet' }));
       return;
     }
-    if (!this.plot || changed) this.draw();
+    if (!this.plot) this.draw();
     else if (this.zoom) {
       // New data would show the whole range again.
       this.plot.setData(columns, false);
@@ -65,17 +60,18 @@ export class Chart {
     const { bands, format = compact, xLabels, marks, zero, range } = this.options;
     this.plot = new uPlot({
       ...this.size(),
-      padding: [10, 12, 0, 0],
+      padding: [10, xLabels ? 36 : 12, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { size: 7 }, drag: { x: true, y: false } },
       scales: { x: { time: false }, y: range ? { range } : {} },
       series: [{}, ...this.series.map((s) => ({
-        label: s.label, stroke: colour(s.colour), width: s.width ?? 1.75, dash: s.dash, spanGaps: true,
-        points: { show: this.data[0].length < 2, size: 6, fill: colour(s.colour) },
+        label: s.label, stroke: colour(s.colour), width: s.width ?? 1.75, spanGaps: true,
+        // A single value makes no line.
+        points: { show: (plot, at) => plot.data[at].filter((value) => value !== null).length < 2, size: 6, fill: colour(s.colour) },
       }))],
       bands: bands?.map((band) => ({ series: band.series, fill: colour(band.fill) })),
       axes: [
-        { ...axis, size: 26, values: (_, ticks) => ticks.map((t) => (xLabels ? xLabels(t) : compact(t))), space: xLabels ? 90 : 60 },
+        { ...axis, size: 28, gap: 8, values: (_, ticks) => ticks.map((t) => (xLabels ? xLabels(t) : compact(t))), space: xLabels ? 90 : 60 },
         { ...axis, size: 52, values: (_, ticks) => ticks.map(format) },
       ],
       hooks: {

@@ -1,13 +1,8 @@
 // The reference of every route, made of the OpenAPI document; a GET can be tried out.
+import { el } from './dom.js';
 
 const dark = localStorage.getItem('theme') ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');
 document.documentElement.dataset.theme = dark;
-
-function el(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children.filter(Boolean));
-  return node;
-}
 
 const named = (schema) => (schema?.$ref ? schema.$ref.split('/').pop() : schema?.title ?? schema?.type ?? '');
 

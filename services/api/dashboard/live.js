@@ -1,6 +1,9 @@
 // What keeps the page live: the event stream, which comes back after any refusal, and the polling of /status.
 // A hidden tab has neither: a browser has six connections to one address, for all of its tabs together.
 
+// A request that is not answered within this time has failed.
+export const ANSWER_MS = 10_000;
+
 const FIRST_PAUSE_MS = 1000;
 const MOST_PAUSE_MS = 30_000;
 

@@ -1,8 +1,8 @@
 // The operator's part: what was ordered and what is so, the kill switch in the header, and the dialogs.
 import { $, setText } from './dom.js';
-import { number } from './charts.js';
+import { clock, number, SIDES } from './format.js';
+import { ANSWER_MS } from './live.js';
 
-const SIDES = { '-1': 'short', 0: 'flat', 1: 'long' };
 const SECOND_WAY = 'On the host of the trader, ./run kill stops it without this page.';
 const EXPLAINED = {
   '/training/pause': 'The trainer stops learning; self-play goes on until it waits for the trainer.',
@@ -10,7 +10,6 @@ const EXPLAINED = {
   '/trader/kill': 'The open position is closed and trading stops, also after a restart, until it is resumed.',
   '/trader/resume': 'The kill switch is lifted and the trader may enter positions again.',
 };
-const clock = (time) => new Date(time).toLocaleTimeString('en-GB');
 
 let latest = null;
 let done = () => {};
@@ -56,8 +55,8 @@ function drawKill({ redis, trader, changes_allowed: allowed }) {
   allow(button);
   setText($('kill-why'), !allowed ? `Changes over HTTP are off: no API key is set (MM_GATEWAY__API_KEY). ${SECOND_WAY}`
     : redis === 'away' ? `Redis is away: the kill switch here does not reach the trader. ${SECOND_WAY}` : '');
-  button.onclick = () => ask({ title: 'Kill switch', text: EXPLAINED['/trader/kill'], facts: position(latest), path: '/trader/kill', danger: true, reason: true });
 }
+$('kill').onclick = () => ask({ title: 'Kill switch', text: EXPLAINED['/trader/kill'], facts: latest ? position(latest) : 'Position: not known.', path: '/trader/kill', danger: true, reason: true });
 
 export function allow(button) {
   button.disabled = latest?.changes_allowed === false;
@@ -76,9 +75,11 @@ function position({ redis, trader }) {
 export function drawUnreached(since) {
   for (const name of ['training', 'trader']) {
     const pill = $(`${name}-state`);
-    setText(pill, since ? `unknown since ${clock(since)}` : 'unknown');
+    setText(pill, `unknown since ${clock(since)}`);
     pill.className = 'pill warn';
   }
+  setText($('kill'), 'Kill switch');
+  setText($('kill-why'), `The kill switch here does not reach the trader. ${SECOND_WAY}`);
 }
 
 export function ask({ title, text, path, facts = '', stages = null, danger = false, reason = false }) {
@@ -121,7 +122,7 @@ export function ask({ title, text, path, facts = '', stages = null, danger = fal
 // What went wrong, in words; empty where the gateway took it.
 async function send(path, body, key) {
   try {
-    const answer = await fetch(path, { method: 'POST', headers: { 'X-API-Key': key, 'Content-Type': 'application/json' }, body: JSON.stringify(body) });
+    const answer = await fetch(path, { method: 'POST', headers: { 'X-API-Key': key, 'Content-Type': 'application/json' }, body: JSON.stringify(body), signal: AbortSignal.timeout(ANSWER_MS) });
     if (answer.ok) {
       sessionStorage.setItem('key', key);
       return '';
@@ -129,6 +130,6 @@ async function send(path, body, key) {
     const isProblem = answer.headers.get('content-type')?.includes('json');
     return isProblem ? (await answer.json()).detail : `the gateway cannot be reached (${answer.status}). ${SECOND_WAY}`;
   } catch (failure) {
-    return `the gateway does not answer (${failure.message}). ${path.startsWith('/trader') ? SECOND_WAY : ''}`;
+    return `the gateway does not answer (${failure.message}); whether this was done is not known. ${path.startsWith('/trader') ? SECOND_WAY : ''}`;
   }
 }

@@ -15,6 +15,7 @@ ASSETS = {
     "alerts.js": "text/javascript",
     "charts.js": "text/javascript",
     "dom.js": "text/javascript",
+    "format.js": "text/javascript",
     "live.js": "text/javascript",
     "operator.js": "text/javascript",
     "style.css": "text/css",

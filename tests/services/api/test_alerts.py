@@ -21,7 +21,7 @@ from shared.adapters.bus import Bus
 from shared.adapters.redis_condition import RedisCondition
 from shared.adapters.webhook import chat_text, post_alert
 from shared.errors import SettingsError, WebhookError
-from shared.messages.schemas import AlertRaised, DeadLettered
+from shared.messages.schemas import AlertRaised, DeadLettered, DecisionMade
 from shared.messages.streams import ALERTS, DEAD
 from shared.runtime.redis_server import RedisServer, free_port
 from tests.services.api.conftest import System, running_system
@@ -48,7 +48,13 @@ def redis(**changes: object) -> Status:
 
 
 def service(
-    name: str, state: str, *, never_for: float | None = None, last: Detail | None = None, **changes: object
+    name: str,
+    state: str,
+    *,
+    never_for: float | None = None,
+    announced: bool = False,
+    last: Detail | None = None,
+    **changes: object,
 ) -> Service:
     """A service as the gateway shows it; `never_for`: never seen, since so many seconds."""
     absence = {
@@ -56,6 +62,7 @@ def service(
         "seen_at": MOMENT if never_for is None else None,
         "ran_out": True,
         "last_detail": last or {},
+        "announced": announced,
     }
     instance = {"instance": "1", "state": "running", "started_at": MOMENT, "beat_at": MOMENT, "detail": {}}
     fields = {
@@ -166,6 +173,7 @@ CASES: list[tuple[Status, list[str]]] = [
     (status(services=[service("selfplay", "missing", expected=False)]), []),
     (status(services=[service("selfplay", "missing", never_for=179)]), []),
     (status(services=[service("selfplay", "missing", never_for=180)]), ["service_missing"]),
+    (status(services=[service("selfplay", "missing", never_for=0, announced=True)]), ["service_missing"]),
     (status(redis="away", redis_condition=None, services=[service("selfplay", "unknown")]), ["redis_away"]),
 ]
 
@@ -197,7 +205,7 @@ def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
     ("last", "words"),
     [
         ({"side": 1, "units": 1000, "entry_price": 187.5}, "IT HELD A POSITION (long 1,000 units at 187.5)"),
-        ({"side": -1}, "IT HELD A POSITION (short)"),
+        ({"side": -1, "units": -0.5}, "IT HELD A POSITION (short 0.5 units)"),
         ({"side": 0}, "It held no position"),
         ({}, "Whether it held a position is not known"),
     ],
@@ -206,6 +214,14 @@ def test_of_a_trader_that_is_gone_its_position_is_told(last: Detail, words: str)
     (missing,) = active_alerts(status(services=[service("trader", "missing", last=last)]), CONFIG)
     assert words in missing.detail
     assert "since 12:00:00 UTC: its heartbeats stopped" in missing.detail
+
+
+def test_a_last_decision_does_not_say_that_a_lost_trader_holds_nothing() -> None:
+    flat = status(services=[service("trader", "missing")])
+    decided = DecisionMade(bar_time=MOMENT, action="HOLD", executed=False, side=0, pnl_pips=0.0, close=187.0)
+    seen = flat.model_copy(update={"trader": flat.trader.model_copy(update={"last_decision": decided})})
+    (missing,) = active_alerts(seen, CONFIG)
+    assert missing.detail.endswith("(bar 2026-03-02 12:00 UTC); what came later is not known")
 
 
 @pytest.mark.parametrize(
@@ -369,6 +385,8 @@ async def test_a_webhook_that_refuses_is_an_error_that_keeps_the_address_secret(
     assert "canary" not in str(failure.value)
     with pytest.raises(WebhookError, match="does not answer"):
         await post_alert(f"http://127.0.0.1:{free_port()}/hook-canary", ALERT)
+    with pytest.raises(WebhookError, match="is not an address"):
+        await post_alert("http://xn--a/hook-canary", ALERT)
 
 
 async def test_a_condition_is_announced_once_when_it_begins_and_once_when_it_ends(
@@ -403,6 +421,21 @@ async def test_a_condition_is_announced_once_when_it_begins_and_once_when_it_end
         assert (await alerts_raised(3))[2:] == [("dead_letters", "ended")]
 
 
+async def test_a_restart_does_not_end_the_alert_of_a_service_that_is_still_missing(
+    redis_server: RedisServer, bus: Bus, tmp_path: Path
+) -> None:
+    """The new gateway gives services that it never saw time to start, but not this one."""
+    gone = AlertRaised(source="trader", name="service_missing", phase="began")
+    await bus.append_phase(gone)
+    alerts = AlertConfig(check_seconds=0.02, end_seconds=0.1, start_seconds=3600, missing_seconds=0)
+    config = GatewayConfig(redis_timeout_seconds=5.0)
+    async with running_system(redis_server.url, bus, tmp_path, config, alerts) as system:
+        await asyncio.sleep(0.5)  # nothing is to happen
+        shown = (await system.client.get("/status")).json()["alerts"]
+        assert [(a["source"], a["name"]) for a in shown] == [("trader", "service_missing")]
+        assert await bus.length(ALERTS) == 1
+
+
 async def test_what_anyone_raises_is_posted(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> None:
     async with webhook(200) as (url, received):
         alerts = AlertConfig(check_seconds=0.05, webhook_url=SecretStr(url))
@@ -418,6 +451,20 @@ async def test_what_anyone_raises_is_posted(redis_server: RedisServer, bus: Bus,
                 posted = await received.get()
             assert posted["name"] == "stale_price"
             assert await bus.length(ALERTS) == 2  # not raised again while it lasts
+
+
+async def test_a_disk_that_fills_up_while_redis_is_away_is_posted_past_redis(
+    bus: Bus, tmp_path: Path
+) -> None:
+    """A full disk is what makes Redis exit."""
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    async with webhook(200) as (url, received):
+        alerts = AlertConfig(check_seconds=0.05, low_free_mb=10**9, webhook_url=SecretStr(url))
+        config = GatewayConfig(redis_timeout_seconds=1.0)
+        server.stop()
+        async with running_system(server.url, bus, tmp_path, config, alerts), asyncio.timeout(20):
+            assert [(await received.get())["name"] for _ in range(2)] == ["redis_away", "disk_low"]
 
 
 async def test_that_redis_is_away_is_posted_past_redis_and_once(bus: Bus, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import json
 from pathlib import Path
+from threading import Event
 
 import pytest
 from pydantic import SecretStr
 
-from services.api.config import GatewayConfig
+from services.api import state
+from services.api.config import AlertConfig, GatewayConfig
 from services.api.events import Events, TooManyListenersError
 from services.api.keys import MAX_WRONG_KEYS, WINDOW_SECONDS, WrongKeys
 from services.api.routes.journal import MAX_PAGE_BYTES
@@ -16,7 +18,8 @@ from shared.adapters.bus import Bus
 from shared.errors import SettingsError
 from shared.messages.schemas import AlertRaised, DeadLettered, Heartbeat, now
 from shared.messages.streams import ALERTS, DEAD
-from tests.services.api.conftest import API_KEY, KEY, System
+from shared.runtime.redis_server import RedisServer
+from tests.services.api.conftest import API_KEY, KEY, System, running_system
 
 PROBLEM = "application/problem+json"
 
@@ -154,6 +157,42 @@ async def test_the_key_is_documented_for_every_change(system: System) -> None:
         for method, operation in operations.items():
             assert ("security" in operation) == (method == "post"), path
     assert API_KEY not in json.dumps(document)
+
+
+async def test_no_heartbeat_makes_a_server_error(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> None:
+    alerts, config = AlertConfig(missing_seconds=0.0), GatewayConfig(redis_timeout_seconds=5.0)
+    beat = Heartbeat(service="s" * 256, instance="1", state="degraded", pid=1, started_at=now())
+    async with running_system(redis_server.url, bus, tmp_path, config, alerts) as system:
+        await bus.beat(beat)
+        status = await system.client.get("/status")
+        assert status.status_code == 200
+        assert [a["source"] for a in status.json()["alerts"]] == [beat.service]
+        assert (await system.client.get("/metrics")).status_code == 200
+
+
+async def test_a_store_that_hangs_delays_the_status_a_moment_and_takes_one_thread(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STORE_SECONDS", 0.1)
+    asked, answer = 0, Event()
+
+    def hang() -> list[int]:
+        nonlocal asked
+        asked += 1
+        answer.wait()
+        return [7]
+
+    monkeypatch.setattr(system.gateway.store, "versions", hang)
+    for _ in range(20):
+        status = (await system.client.get("/status")).json()
+        assert (status["state"], status["store"]) == ("degraded", "away")
+    assert asked <= 2  # a reading of the gateway's own watch may be the one that hangs
+    answer.set()
+    async with asyncio.timeout(20):
+        # The reading that hung ends in its thread.
+        while (status := (await system.client.get("/status")).json())["store"] == "away":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert status["pointers"]["newest"] == 7
 
 
 async def test_the_status_is_bounded_however_many_instances_there_are(system: System, bus: Bus) -> None:

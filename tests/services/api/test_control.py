@@ -26,6 +26,7 @@ ACTIVE: Detail = {"control": "running", "side": 1, "state": "active", "guards": 
 LIFT = "`micro-muzero kill --resume` on the trader's host lifts it, the page does not"
 BY_FILE = "killed by its kill file"
 UNSHOWN = ", but the broker has not shown yet that nothing is held"
+UNKNOWN = ", but whether a position is open is not known"
 OPEN = f"{BY_FILE}, but the position is still open"
 
 TRADER = [
@@ -37,7 +38,7 @@ TRADER = [
     (KILL, {**FLAT, "flat_at": None}, "killed", False, f"killed{UNSHOWN}"),
     (None, {**FLAT, "kill_file": True, "flat_at": None}, "killed", False, f"{BY_FILE}{UNSHOWN}; {LIFT}"),
     (KILL, {**FLAT, "side": -1}, "killed", False, "killed, but the position is still open (short)"),
-    (KILL, {"control": "killed"}, "killed", False, "killed, but the position is still open (not known)"),
+    (KILL, {"control": "killed"}, "killed", False, f"killed{UNKNOWN}"),
     (KILL, FLAT, "killed", True, "killed since 11:53:02 UTC by gateway, no position"),
     (None, FLAT, "killed", False, "killed, no position"),
     (RESUME, FLAT, "killed", False, "resume sent at 11:53:02 UTC by gateway, not confirmed; it says killed"),
@@ -48,7 +49,7 @@ TRADER = [
         {"control": "killed", "kill_file": True, "state": "connecting"},
         "killed",
         False,
-        f"{OPEN} (not known); {LIFT}",
+        f"{BY_FILE}{UNKNOWN}; {LIFT}",
     ),
     (KILL, {**FLAT, "kill_file": False}, "killed", True, "killed since 11:53:02 UTC by gateway, no position"),
     (None, {"state": "connecting", "control": None}, "unknown", None, "unknown: the trader says connecting"),

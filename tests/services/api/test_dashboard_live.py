@@ -15,8 +15,9 @@ from pydantic import SecretStr
 
 from services.api.config import AlertConfig, GatewayConfig
 from shared.adapters.bus import Bus
-from shared.messages.schemas import AlertRaised, Heartbeat
-from shared.messages.streams import ALERTS, CONTROL, DECISIONS
+from shared.adapters.checkpoints import Pointer
+from shared.messages.schemas import AlertRaised, Heartbeat, VersionPromoted
+from shared.messages.streams import ALERTS, CONTROL, DECISIONS, PROMOTIONS
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.browser import Page
 from tests.services.api.conftest import API_KEY, System, running_system
@@ -252,6 +253,89 @@ async def test_the_seventh_tab_works_and_a_hidden_one_holds_no_place(
         await opened[-1].until(f"{text('#decision .action')} === 'SELL'")
         await page.call("Page.bringToFront")
         await page.until(f"{text('#decision .action')} === 'SELL'")
+
+
+async def test_a_page_opened_while_redis_is_away_reads_the_rest_when_it_is_back(
+    own_redis: RedisServer, tmp_path: Path, page: Page
+) -> None:
+    bus = Bus(own_redis.url)
+    config = GatewayConfig(api_key=SecretStr(API_KEY), redis_timeout_seconds=1.0)
+    alert = AlertRaised(source="trader", name="old_bar", detail="bar 7")
+    async with running_system(own_redis.url, bus, tmp_path, config, ALERTING) as system:
+        for _ in range(2):  # at least once
+            await bus.append(ALERTS, alert)
+        own_redis.stop()
+        await page.open(str(system.client.base_url))
+        await page.until(
+            f"{text('#state')}.includes('Redis is away') && {text('#alert-log')} === 'not read yet'"
+        )
+        assert await page.evaluate(text("#decision")) == "not read yet"
+        own_redis.start()
+        await page.until(f"{text('#alert-log')}.includes('bar 7')")
+        assert "times" not in await page.evaluate(text("#alert-log"))
+        assert await page.evaluate(text("#decision")) == "the trader has not decided yet"
+    await bus.close()
+
+
+async def test_a_page_that_could_read_nothing_claims_nothing(system: System, page: Page) -> None:
+    await page.call("Network.enable")
+    read = ("status", "events", "checkpoints?*", "decisions?*", "trades?*", "alerts?*")
+    await page.call("Network.setBlockedURLs", urls=[f"*/{path}" for path in read])
+    await page.open(str(system.client.base_url))
+    await page.until("!document.querySelector('#stale').hidden")
+    shown = await page.evaluate("document.querySelector('main').innerText")
+    assert shown.count("not read yet") == 15
+    for claim in ("none", "no version", "no trade", "the trainer", "the trader"):
+        assert claim not in shown
+    assert "./run kill" in await page.evaluate(text("#kill-why"))
+    await page.evaluate("document.querySelector('#kill').click()")
+    assert await page.evaluate(text("#ask-facts")) == "Position: not known."
+
+
+async def test_a_position_is_the_traders_word_and_not_its_last_decision(
+    system: System, bus: Bus, page: Page
+) -> None:
+    await bus.append(DECISIONS, decision(action="HOLD", side=0))
+    await bus.beat(trader(state="connecting", control="killed", kill_file=True))
+    await page.open(str(system.client.base_url))
+    await page.until(f"{text('#decision')}.includes('flat')")
+    tile = "[...document.querySelectorAll('.tile')].find((t) => t.innerText.startsWith('Position')).innerText"
+    assert (await page.evaluate(tile)).split("\n")[1:] == [
+        "?",
+        "killed by its kill file, but whether a position is open is not known",
+    ]
+
+
+async def test_only_the_promoted_version_is_shown_as_promoted(system: System, bus: Bus, page: Page) -> None:
+    """An old version that lost the promotion is not among the versions that are read again."""
+    for version in range(25):
+        await system.publish(version)
+    system.store.point(Pointer.PROMOTED, 1, stage="paper")
+    await page.open(str(system.client.base_url))
+    promoted = "[...document.querySelectorAll('tr.promoted')].map((row) => row.dataset.key).join()"
+    await page.until(f"{promoted} === '1'")
+    system.store.point(Pointer.PROMOTED, 24, stage="paper")
+    await bus.append(PROMOTIONS, VersionPromoted(version=24, stage="paper", by="t"))
+    await page.until(f"{promoted} === '24'")
+    system.store.point(Pointer.PROMOTED, 24, stage="live")
+    await page.until("document.querySelector('tr.promoted').innerText.includes('promoted: live')")
+
+
+async def test_a_report_that_cannot_be_read_does_not_leave_that_of_another_version(
+    system: System, page: Page
+) -> None:
+    for version in (1, 2):
+        await system.publish(version)
+        await system.report(version, "paper", reasons=(f"live: reason {version}",))
+    (system.validation_root / "1.json").write_text("{")
+    await page.open(str(system.client.base_url))
+    await page.until(f"{text('#verdict')}.includes('reason 2')")
+    await page.evaluate(
+        "document.querySelector('#validated').value = 1,"
+        "document.querySelector('#validated').dispatchEvent(new Event('change'))"
+    )
+    await page.until(f"{text('#verdict')}.includes('reason 1')")
+    assert "the report cannot be read: the report is damaged" in await page.evaluate(text("#chart-fan"))
 
 
 async def test_without_a_key_the_kill_switch_says_why_it_is_off(

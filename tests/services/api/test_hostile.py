@@ -70,6 +70,7 @@ QUERIES = [
     "before=99999999999999999999-0",
     "before=1-99999999999999999999",
     "before=%2b",
+    "before=%D9%A1-0",  # a digit, but none that Redis reads
     "before=(1-0",
     "before=" + "1" * 5000,
 ]

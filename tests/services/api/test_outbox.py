@@ -38,6 +38,14 @@ def test_the_end_of_a_condition_never_goes_before_its_beginning() -> None:
     assert [(a.phase) for a in (post.take(0), post.take(0)) if a] == ["began", "ended"]
 
 
+def test_a_condition_that_began_again_is_not_ended_by_its_last_post() -> None:
+    post = Outbox(300)
+    phases: tuple[Phase, ...] = ("began", "ended", "began")
+    for phase in phases:
+        post.put(alert("x", "trader", phase), 0)
+    assert tuple(a.phase for _ in phases if (a := post.take(0))) == phases
+
+
 def test_events_of_one_kind_are_put_together() -> None:
     post = Outbox(300)
     for second in range(100):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from shared.agent.trajectory import MAX_PIPS
 from shared.environment.action import Side
@@ -132,6 +133,22 @@ def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
     fields = {**encode(EXAMPLES[schemas.CheckpointPublished]), "body": text.encode()}
     with pytest.raises(MessageError, match=r"metrics\.loss"):
         decode(CHECKPOINTS, raw(fields))
+
+
+@pytest.mark.parametrize("number", [10**400, 2**63, -1], ids=["1e400", "2^63", "-1"])
+def test_whole_numbers_have_64_bits(number: int) -> None:
+    fields = encode(EXAMPLES[schemas.CheckpointPublished])
+    body = json.dumps({**json.loads(fields["body"]), "episode": number}).encode()
+    with pytest.raises(MessageError, match=r"CheckpointPublished\.episode"):
+        decode(CHECKPOINTS, raw({**fields, "body": body}))
+
+
+def test_a_heartbeat_holds_no_number_that_a_metric_cannot() -> None:
+    beat = {"service": "s", "instance": "1", "state": "running", "pid": 1, "started_at": "2024-01-01T00:00Z"}
+    smallest = json.dumps({**beat, "detail": {"n": -(2**63)}})
+    assert Heartbeat.model_validate_json(smallest).detail == {"n": -(2**63)}
+    with pytest.raises(ValidationError):
+        Heartbeat.model_validate_json(json.dumps({**beat, "detail": {"n": 10**400}}))
 
 
 @given(st.dictionaries(st.sampled_from([b"type", b"version", b"body", b"arrays"]), st.binary(max_size=200)))
