@@ -11,6 +11,7 @@
     ├── CheckpointError       a checkpoint is missing, damaged or of another shape
     │   └── PromotionError    a version that has not passed its gate
     ├── StoreAwayError        the store of checkpoints does not answer: nothing is known of its versions
+    ├── RecordsAwayError      the validator's database is in use, or its disk is full
     ├── BrokerError           the broker refused, or answered what cannot be
     │   ├── OrderRejectedError    the broker refused an order and says why
     │   ├── UnreadableAnswerError the broker's answer breaks its own schema
@@ -87,6 +88,13 @@ class StoreAwayError(MuZeroError):
     """The store of checkpoints does not answer, or refuses; its versions may be whole, so try again.
 
     No `CheckpointError`: what catches damage must not take this for it.
+    """
+
+
+class RecordsAwayError(MuZeroError):
+    """The validator's database cannot be opened, read or written now, so try again.
+
+    Another program may have it open, or its disk is full.
     """
 
 

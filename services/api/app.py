@@ -12,7 +12,7 @@ from services.api.keys import WrongKeys
 from services.api.metrics import REQUESTS, SECONDS
 from services.api.routes import checkpoints, events, journal, operator, pages, status, validations
 from services.api.state import Gateway, RedisAwayError
-from shared.errors import StoreAwayError
+from shared.errors import RecordsAwayError, StoreAwayError
 from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers, problem
 
 log = structlog.get_logger()
@@ -51,6 +51,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
     app.add_exception_handler(RedisAwayError, _on_redis_away)
     app.add_exception_handler(StoreAwayError, _on_store_away)
+    app.add_exception_handler(RecordsAwayError, _on_records_away)
     app.add_middleware(_Around)
     for module in (status, checkpoints, validations, journal, events, operator, pages):
         app.include_router(module.router)
@@ -68,6 +69,15 @@ async def _on_store_away(_request: Request, failure: Exception) -> Response:
     return problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "the checkpoint store does not answer; try again soon",
+        headers={"Retry-After": "5"},
+    )
+
+
+async def _on_records_away(_request: Request, failure: Exception) -> Response:
+    log.warning("records_away", error=str(failure))
+    return problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the validator's database is in use or its disk is full; try again soon",
         headers={"Retry-After": "5"},
     )
 

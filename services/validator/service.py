@@ -1,10 +1,13 @@
 """The validator: judges every published version, the newest first, and promotes those that pass."""
 
 import asyncio
+import contextlib
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -18,19 +21,28 @@ from shared.adapters.files import write_whole
 from shared.adapters.promotions import check_gate, promote, report_path, require_record, serve_unproven
 from shared.adapters.validations import DATABASE, ValidationStore
 from shared.engine.precision import Precision
-from shared.errors import CheckpointError, MuZeroError, PromotionError, ServiceError, StoreAwayError
+from shared.errors import (
+    CheckpointError,
+    MuZeroError,
+    PromotionError,
+    RecordsAwayError,
+    ServiceError,
+    StoreAwayError,
+)
 from shared.messages.schemas import AlertRaised, ValidationReported, VersionPromoted
 from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
-#: Pause between attempts while the checkpoint store does not answer.
+_R = TypeVar("_R")
+
+#: Pause between attempts while the checkpoint store or the database is away.
 STORE_RETRY_SECONDS = 5.0
 
 
 class _StoppedError(Exception):
-    """The service was asked to stop during a validation; the version is judged after the next start."""
+    """The service was asked to stop; what was not done is done after the next start."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,8 @@ class ValidatorService:
     row and the promotion, announcement and promotion are repeated before any other version is judged, so
     that every later judgement sees their outcome. Versions published while the validator was down are
     still in the stream. At the start, a version is judged again if its report cannot promote: because it
-    is damaged, of an earlier release, or judged by other settings.
+    is damaged, of an earlier release, or judged by other settings. While the store or the database is away,
+    the service waits.
     """
 
     def __init__(
@@ -71,7 +84,10 @@ class ValidatorService:
 
     async def run(self) -> None:
         """Judge versions until asked to stop. A failure of any task stops the service."""
-        self._done = await asyncio.to_thread(self._begin)
+        try:
+            self._done, self._waiting = await self._persist(self._begin)
+        except _StoppedError:
+            return
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pass_on_stop())
@@ -81,38 +97,42 @@ class ValidatorService:
         except* MuZeroError as failures:
             raise failures.exceptions[0] from failures
 
-    def _begin(self) -> set[int]:
-        """Record the settings in force, off the event loop; the versions that need no judgement."""
+    def _begin(self) -> tuple[set[int], set[int]]:
+        """Record the settings in force, off the event loop.
+
+        Returns:
+            The versions that need no judgement, and those that are judged again.
+        """
         records, ground = self._desk.records, self._validator.ground
         records.stand(ground, self._validator.standards.document())
-        done = records.done(ground)
-        try:
-            for version in records.judged(ground).intersection(self._desk.store.versions()):
-                try:
-                    require_record(self._desk.reports, self._desk.store.manifest(version))
-                except CheckpointError as unfit:
-                    log.info("judged_again", version=version, reason=str(unfit))
-                    done.discard(version)
-        except StoreAwayError as away:
-            log.warning("store_away", error=str(away), consequence="no version is judged again")
-        return done
+        again = set()
+        for version in records.judged(ground).intersection(self._desk.store.versions()):
+            try:
+                require_record(self._desk.reports, self._desk.store.manifest(version))
+            except CheckpointError as unfit:
+                log.info("judged_again", version=version, reason=str(unfit))
+                again.add(version)
+        return records.done(ground) - again, again
 
     async def _judge_all(self) -> None:
         """Judge the waiting versions, the newest first, until asked to stop."""
         ground = self._validator.ground
-        for announcement in await asyncio.to_thread(self._desk.records.untold, ground):
-            await self._tell(announcement)
-        while not self._lifecycle.stopping.is_set():
+        with contextlib.suppress(_StoppedError):
+            for announcement in await self._persist(lambda: self._desk.records.untold(ground)):
+                await self._tell(announcement)
             self._report_state(None)
-            if not self._waiting:
-                self._arrived.clear()
-                await self._lifecycle.until_stopping(self._arrived.wait())
-                continue
-            version = max(self._waiting)
-            self._report_state(version)
-            if await self._judge(version):
-                self._waiting.discard(version)
-                self._done.add(version)
+            await self._lifecycle.until_stopping(self._arrived.wait())
+            while not self._lifecycle.stopping.is_set():
+                if not self._waiting:
+                    self._report_state(None)
+                    self._arrived.clear()
+                    await self._lifecycle.until_stopping(self._arrived.wait())
+                    continue
+                version = max(self._waiting)
+                self._report_state(version)
+                if await self._judge(version):
+                    self._waiting.discard(version)
+                    self._done.add(version)
 
     async def _listen(self) -> None:
         """Collect published versions; those announced before the start are all read before any is judged."""
@@ -133,35 +153,55 @@ class ValidatorService:
             self._stop.set()
 
     async def _judge(self, version: int) -> bool:
-        """Validate, report and promote one version; False when it must be tried again."""
+        """Validate, report and promote one version; False when it must be tried again.
+
+        Raises:
+            _StoppedError: the service was asked to stop before that was done.
+        """
         try:
             best = await self._best()
             newest = max({*self._waiting, *self._done, version})
             superseded_by = newest if newest > version else None
             report, sha256 = await asyncio.to_thread(self._validate, version, best, superseded_by)
-        except _StoppedError:
-            return False
-        except StoreAwayError as away:
-            await self._wait_for_store(version, away)
+        except (StoreAwayError, RecordsAwayError) as away:
+            await self._wait(away)
             return False
         except MuZeroError as failure:
-            if not await self._lifecycle.until_stopping(self._tell_skipped(version, str(failure))):
-                return False
-            ground = self._validator.ground
-            await asyncio.to_thread(self._desk.records.skip, ground, version, str(failure))
+            reason = str(failure)
+            if not await self._lifecycle.until_stopping(self._tell_skipped(version, reason)):
+                raise _StoppedError from failure
+            await self._persist(lambda: self._desk.records.skip(self._validator.ground, version, reason))
             return True
-        announcement = announcement_of(report)
-        await asyncio.to_thread(
-            self._desk.records.record, row_of(report, sha256), report.days, report.daily_pips, announcement
+        row, announcement = row_of(report, sha256), announcement_of(report)
+        await self._persist(
+            lambda: self._desk.records.record(row, report.days, report.daily_pips, announcement)
         )
-        return await self._tell(announcement)
-
-    async def _tell(self, judged: ValidationReported) -> bool:
-        """Announce a judgement and promote accordingly; False when asked to stop before that is done."""
-        if not await self._lifecycle.until_stopping(self._announce(judged)):
-            return False
-        await asyncio.to_thread(self._desk.records.told, self._validator.ground, judged.version)
+        await self._tell(announcement)
         return True
+
+    async def _tell(self, judged: ValidationReported) -> None:
+        """Announce a judgement and promote accordingly.
+
+        Raises:
+            _StoppedError: the service was asked to stop before that was done.
+        """
+        if not await self._lifecycle.until_stopping(self._announce(judged)):
+            raise _StoppedError
+        await self._persist(lambda: self._desk.records.told(self._validator.ground, judged.version))
+
+    async def _persist(self, call: Callable[[], _R]) -> _R:
+        """The result of a call, which is repeated while the store or the database is away.
+
+        Raises:
+            _StoppedError: the service was asked to stop before that.
+        """
+        while True:
+            try:
+                return await asyncio.to_thread(call)
+            except (StoreAwayError, RecordsAwayError) as away:
+                await self._wait(away)
+                if self._lifecycle.stopping.is_set():
+                    raise _StoppedError from away
 
     async def _announce(self, judged: ValidationReported) -> bool:
         """Announce a judgement, and promote its version if it passed; may be repeated. True when done."""
@@ -242,7 +282,9 @@ class ValidatorService:
     async def _promote(self, version: int, *, passed: bool) -> None:
         """Promote a version that passed the paper gate, or the first of all as unproven."""
         try:
-            message = await self._pointed_at(version, passed=passed)
+            message = await self._persist(
+                lambda: self._point(version) if passed else self._point_unproven(version)
+            )
         except PromotionError as withheld:
             log.info("promotion_withheld", version=version, reason=str(withheld))
             return
@@ -253,14 +295,6 @@ class ValidatorService:
             return
         await self._lifecycle.bus.announce(PROMOTIONS, message)
         log.info("version_promoted", version=version, stage=message.stage)
-
-    async def _pointed_at(self, version: int, *, passed: bool) -> VersionPromoted | None:
-        """Move the pointers, retrying while the store does not answer; None where none moves."""
-        while True:
-            try:
-                return await asyncio.to_thread(self._point if passed else self._point_unproven, version)
-            except StoreAwayError as away:
-                await self._wait_for_store(version, away)
 
     def _point(self, version: int) -> VersionPromoted:
         """Point `best` and `promoted` at a version whose report passes the paper gate now.
@@ -279,9 +313,9 @@ class ValidatorService:
         """Serve a version that passed no gate if no version is promoted."""
         return serve_unproven(self._desk.store, self._desk.reports, version, by="validator")
 
-    async def _wait_for_store(self, version: int, away: StoreAwayError) -> None:
+    async def _wait(self, away: StoreAwayError | RecordsAwayError) -> None:
         """Pause before the next attempt."""
-        log.warning("store_away", version=version, error=str(away), retry_seconds=STORE_RETRY_SECONDS)
+        log.warning("store_away", error=str(away), retry_seconds=STORE_RETRY_SECONDS)
         await self._lifecycle.sleep(STORE_RETRY_SECONDS)
 
     async def _tell_skipped(self, version: int, reason: str) -> bool:

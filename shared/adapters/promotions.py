@@ -91,6 +91,7 @@ def require_record(validation_root: Path, manifest: Manifest) -> GateVerdict:
         manifest: of the version, verified.
     Raises:
         PromotionError: there is no report, or it proves nothing; the text says why.
+        RecordsAwayError: the validator's database cannot be read now.
     """
     version, path = manifest.version, report_path(validation_root, manifest.version)
     document = _report(path, version)
@@ -147,8 +148,8 @@ def _unrecorded(verdict: GateVerdict, document: bytes, validation_root: Path) ->
     records = ValidationStore(validation_root / DATABASE)
     try:
         record = records.recorded(Ground(verdict.dataset, verdict.split), verdict.version)
-    except DataError as unreadable:
-        return f"the validator's record cannot be read: {unreadable}"
+    except DataError as damaged:
+        return f"the validator's record cannot be read: {damaged}"
     if record is None or record.report_sha256 is None:
         return f"the validator has no record of it in {records.path}; {_JUDGE_AGAIN}"
     if record.report_sha256 != hashlib.sha256(document).hexdigest():

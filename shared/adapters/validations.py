@@ -8,7 +8,9 @@ written, since DuckDB keeps other processes out meanwhile; each waits for the ot
 """
 
 import contextlib
+import errno
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
@@ -20,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from shared.adapters.databases import begin_database
-from shared.errors import DataError
+from shared.errors import DataError, RecordsAwayError
 from shared.messages.schemas import ValidationReported
 from shared.numeric import Float64, Int64
 
@@ -140,7 +142,11 @@ class Record:
 
 
 class ValidationStore:
-    """The file; made when first written."""
+    """The file; made when first written.
+
+    Every method raises RecordsAwayError while another program has the file open or the disk is full, and
+    DataError where the file is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -198,7 +204,7 @@ class ValidationStore:
         """What was written down of a version's judgement on a ground; None where it was not judged.
 
         Raises:
-            DataError: the file cannot be read, or an earlier release wrote it.
+            DataError: the file is damaged, or an earlier release wrote it.
         """
         rows = self._rows(
             """SELECT report_sha256, standards FROM validations LEFT JOIN standing USING (dataset, split)
@@ -333,8 +339,11 @@ class ValidationStore:
                     ).fetchall():
                         connection.execute(_MOVE_EARLIER_DAYS)
                 yield connection
-        except (duckdb.Error, OSError) as broken:
-            raise DataError(f"{self.path}: {broken}") from broken
+        except OSError as refused:
+            raise RecordsAwayError(f"{self.path}: {refused}") from refused
+        except duckdb.Error as broken:
+            away = _is_held(broken) or os.strerror(errno.ENOSPC) in str(broken)
+            raise (RecordsAwayError if away else DataError)(f"{self.path}: {broken}") from broken
 
     def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
         """Open the file as soon as no other process, or thread, has it open."""
@@ -343,7 +352,11 @@ class ValidationStore:
             try:
                 return duckdb.connect(str(self.path), read_only=not write)
             except (duckdb.IOException, duckdb.ConnectionException) as busy:
-                held = "lock" in str(busy) or "different configuration" in str(busy)
-                if not held or time.monotonic() > deadline:
+                if not _is_held(busy) or time.monotonic() > deadline:
                     raise
             time.sleep(0.01)
+
+
+def _is_held(failure: duckdb.Error) -> bool:
+    """Whether another process, or another thread, has the file open."""
+    return "Could not set lock" in str(failure) or "different configuration" in str(failure)

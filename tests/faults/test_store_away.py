@@ -149,6 +149,7 @@ async def test_the_validator_waits_and_skips_nothing(
     desk = Desk(CheckpointStore(url), tmp_path / "validations")
     cases.save_version(desk.store, 1)
     async with validator.running(redis_server, desk) as lifecycle:
+        await validator.until_heartbeat(lifecycle, waiting=0)
         with away(s3_server):
             await validator.publish(bus, 1)
             await validator.until_heartbeat(lifecycle, validating=1)

@@ -1,15 +1,19 @@
 """The validator against a real Redis and a real store."""
 
 import asyncio
+import contextlib
 import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import duckdb
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
 from services.validator.gate import GateConfig
 from services.validator.service import Desk, ValidatorService
@@ -135,18 +139,19 @@ async def test_a_restart_goes_on_from_where_it_stood(
 async def test_where_none_is_promoted_the_first_version_is_served_unproven(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Version 9 was judged much better, so that 1 and 2 pass no gate."""
+    """Version 9 was judged much better, so that 1 and 2 pass no gate, and is gone."""
     desk = desk_in(tmp_path, 1, 2, 9)
     ground = Ground(small_dataset().fingerprint, Split.VALIDATION)
     better = replace(row_of(ground, 9), sqn100=99.0)
     desk.records.record(better, np.array([1], np.int64), np.array([4.0]), announcement_of(9, ground))
     desk.records.told(ground, 9)
     desk.store.point(Pointer.BEST, 9)
+    shutil.rmtree(folder(desk.store, 9))
     await publish(bus, 1)
     async with running(redis_server, desk) as lifecycle:
-        await until_heartbeat(lifecycle, done=1)
-        await publish(bus, 2)
         await until_heartbeat(lifecycle, done=2)
+        await publish(bus, 2)
+        await until_heartbeat(lifecycle, done=3)
     validations = await until_told(bus, VALIDATIONS, 2)
     assert [(message.version, message.passed_gates) for message in validations] == [(1, ()), (2, ())]
     promotions = await until_told(bus, PROMOTIONS, await bus.length(PROMOTIONS))
@@ -231,6 +236,43 @@ async def test_the_time_limit_ends_a_validation(bus: Bus, redis_server: RedisSer
     assert "reached its limit of 0.001 s" in alert.detail
     assert done(desk) == {1}
     assert await bus.length(VALIDATIONS) == 0
+
+
+async def test_while_its_database_is_in_use_the_validator_waits(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its start, before a judgement and after it; no version is skipped and none lost."""
+    monkeypatch.setattr("shared.adapters.validations.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("services.validator.service.STORE_RETRY_SECONDS", 0.05)
+    desk = desk_in(tmp_path, 1)
+    desk.reports.mkdir(exist_ok=True)
+    await publish(bus, 1)
+    with contextlib.closing(duckdb.connect(str(desk.records.path))):
+        async with running(redis_server, desk):
+            await asyncio.sleep(0.5)  # and it ends when it is asked to
+    async with running(redis_server, desk) as lifecycle:
+        with contextlib.closing(duckdb.connect(str(desk.records.path))):
+            await asyncio.sleep(2.0)
+            assert await bus.length(VALIDATIONS) == 0
+        await until_heartbeat(lifecycle, done=1, skipped=0)
+    assert done(desk) == {1}
+    assert await bus.length(ALERTS) == 0
+
+
+async def test_what_is_judged_again_needs_no_announcement(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Redis was lost, and with it the stream of versions."""
+    desk = desk_in(tmp_path, 1)
+    await publish(bus, 1)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=1)
+    (desk.reports / "1.json").unlink()
+    async with Redis.from_url(redis_server.url) as plain:
+        await plain.flushall()
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=1)
+    require_record(desk.reports, desk.store.manifest(1))
 
 
 async def test_a_stop_in_the_middle_leaves_the_version_for_the_next_start(

@@ -13,7 +13,7 @@ import pytest
 
 from shared.adapters import validations
 from shared.adapters.validations import Candidate, Ground, Record, ValidationStore
-from shared.errors import DataError
+from shared.errors import DataError, RecordsAwayError
 from shared.messages.schemas import ValidationReported
 from tests.shared.adapters.judgements import announcement_of, row_of
 
@@ -236,6 +236,6 @@ def test_a_file_that_is_never_let_go_is_an_error_in_time(
     monkeypatch.setattr(validations, "LOCK_SECONDS", 0.1)
     with (
         contextlib.closing(duckdb.connect(str(records.path))),
-        pytest.raises(DataError, match=r"validations\.duckdb"),
+        pytest.raises(RecordsAwayError, match=r"validations\.duckdb"),
     ):
         records.judged(GROUND)
