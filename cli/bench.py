@@ -118,7 +118,8 @@ def selfplay(
     bars: Bars = 100_000,
     seconds: Seconds = 15.0,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="play so long instead, and tell how memory grew")
+        float | None,
+        typer.Option(min=0.1, help="play for so many seconds instead, and report how memory grew"),
     ] = None,
     seed: Seed = 0,
     as_json: Json = False,

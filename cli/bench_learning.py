@@ -99,7 +99,7 @@ def compare(
             "processes with other ways or seeds may share it",
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="run nothing, tell all that the record holds")] = False,
+    show: Annotated[bool, typer.Option("--show", help="run nothing, print all results on record")] = False,
     out: Annotated[Path, typer.Option("--out", help="the learning curves' PNG")] = Path("compare.png"),
     as_json: Json = False,
 ) -> None:
@@ -164,7 +164,7 @@ def discount(
 
 
 def _learn_config(profile: Path | None, reward: RewardScheme) -> "LearnConfig":
-    """A run with the settings of trainer and self-play, of which the reward is told."""
+    """A run with the settings of trainer and self-play, except for the reward."""
     from benchmarks.learn import LearnConfig
     from services.selfplay.settings import SelfPlaySettings
     from services.trainer.settings import TrainerSettings

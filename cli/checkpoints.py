@@ -113,7 +113,7 @@ def promote(
 
 @app.command()
 def rollback(store: Store = None, as_json: Json = False) -> None:
-    """Let the version decide that decided before the promoted one, or the newest before it that is whole."""
+    """Return to the version that decided before the promoted one, or to the newest intact one before it."""
     versions = checkpoint_store(store)
     back = roll_back(versions, validation_root(versions), by="command line")
     for damaged in back.passed_over:
@@ -131,7 +131,7 @@ def gc(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Remove all but the newest versions, the newest whole one, and those that a pointer names."""
+    """Remove all but the newest versions, the newest intact one, and those that a pointer names."""
     done = checkpoint_store(store).collect_garbage(keep=keep)
     if as_json:
         print_json({"removed": done.removed, "obstacle": done.obstacle})
@@ -229,9 +229,9 @@ def _pointers(pointers: Pointers, version: int, *, with_stage: bool = False) -> 
     """The pointers that name a version, and those that are damaged, which may.
 
     Args:
-        pointers: where each stands.
+        pointers: all pointers of the store.
         version: the version.
-        with_stage: tell also what it is promoted to.
+        with_stage: add the stage that the version is promoted to.
     """
     named = []
     for name, at in pointers.items():

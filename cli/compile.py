@@ -46,7 +46,7 @@ def compile_all() -> None:
 
 
 def _parts() -> Iterator[str]:
-    """Run every kernel once; tells what comes next."""
+    """Run every kernel once; yields the name of the next part."""
     yield "features"
     dataset = build_dataset(synthesize(Market.OU, _NUM_BARS, 0), "kernel compilation")
     yield "live features"

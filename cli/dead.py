@@ -240,19 +240,19 @@ def _ask(question: Callable[[Bus], Awaitable[R]]) -> R:
         NotUpError: neither is there.
         ServiceError: Redis does not answer.
     """
-    again = "a letter is replayed whole or still listed, so the command can be given again"
+    again = "each letter is either replayed or still listed, so the command can be repeated"
     return asyncio.run(answered(system_redis(), question, again))
 
 
 async def answered(url: str, question: Callable[[Bus], Awaitable[R]], otherwise: str) -> R:
-    """The answer of a Redis, whose connections are closed then.
+    """Ask a Redis, then close the connections to it.
 
     Args:
         url: of the Redis.
         question: what to ask, each part of it `soon`.
         otherwise: what an operator should know when there is no answer.
     Raises:
-        SettingsError: the URL is none.
+        SettingsError: the URL is invalid.
         ServiceError: Redis does not answer.
     """
     try:
@@ -364,7 +364,7 @@ def _cell(value: object) -> object:
 
 
 def _say(line: str) -> None:
-    """One line, however long, so that ids stay whole."""
+    """One line, however long: ids are not broken."""
     out.print(_printable(line), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -9,7 +9,7 @@ from shared.errors import SettingsError
 from shared.messages.conditions import Condition, ConditionTracker
 from shared.runtime.disk import free_megabytes, low_disk
 
-#: Redis ends when it cannot append, so it is not started with less free disk than this.
+#: Redis exits when it cannot append, so it is not started with less free disk than this.
 REDIS_ROOM_MB = 64
 
 _LOW = Condition("disk", "disk_low")
@@ -35,7 +35,7 @@ def warn_of_low_disk(home: Path, settings: UpSettings) -> None:
 
 
 class DiskWatch:
-    """Tells once when the disk begins to be low, and once when it no longer is."""
+    """Reports a low disk once when it begins and once when it ends."""
 
     def __init__(self, home: Path, *, low_mb: int) -> None:
         self._home, self._low_mb = home, low_mb
@@ -43,8 +43,12 @@ class DiskWatch:
 
     def look(self, now_s: float) -> Iterator[str]:
         """Take one look; events in words."""
-        free = free_megabytes(self._home)
-        low = low_disk(free, self._low_mb, self._home)
-        for alert in self._tracker.look({_LOW: low} if low else {}, now_s):
+        try:
+            free = free_megabytes(self._home)
+        except OSError as failure:
+            low, ended = f"the free disk of {self._home} is not known: {failure}", ""
+        else:
+            low = low_disk(free, self._low_mb, self._home)
             ended = f"{free:,} MB are free in {self._home} again"
+        for alert in self._tracker.look({_LOW: low} if low else {}, now_s):
             yield alert.detail if alert.phase == "began" else ended

@@ -51,11 +51,12 @@ def end_leftovers(home: Path, say: Callable[[str], None]) -> None:
 
     Args:
         home: of the `up` that was killed.
-        say: is told which processes are ended, and which had to be killed.
+        say: prints a line: which processes are ended, and which had to be killed.
     """
-    if not leftovers(home):
+    found = leftovers(home)
+    if not found:
         return
-    say(f"ending what an `up` that was killed left behind: {described(leftovers(home))}")
+    say(f"ending what an `up` that was killed left behind: {described(found)}")
     for prefixes, seconds in (*STOP_PHASES, (("",), _KILL_SECONDS)):
         phase = [left for left in leftovers(home) if left.name.startswith(tuple(prefixes))]
         killed = _end(home, phase, seconds)

@@ -21,7 +21,7 @@ import typer
 from cli.data import MaybeName, Repair, Timezone
 from cli.disk import REDIS_ROOM_MB, DiskWatch, warn_of_low_disk
 from cli.leftovers import HOME_VARIABLE, NAME_VARIABLE, end_leftovers, leftovers
-from cli.local_data import FileSays, configured_instruments, prepare_dataset, require_one_instrument
+from cli.local_data import FileOptions, configured_instruments, prepare_dataset, require_one_instrument
 from cli.monitor import Snapshot, build_view, fetch_snapshot, summary_lines
 from cli.output import out, print_json, say
 from cli.runs import NotUpError, Run, exclusive, lock_holder, require_running
@@ -38,16 +38,16 @@ from shared.runtime.settings import load
 #: Learning and trading come first on a machine with fewer cores than processes.
 _NICENESS = {"selfplay": 10, "validator": 5}
 
-#: `up` kills what has not stopped after its phases; the rest is for Redis' last write and for a busy machine.
+#: `up` kills what has not stopped in time; the extra seconds are for Redis' last write and a busy machine.
 DOWN_SECONDS = sum(seconds for _, seconds in STOP_PHASES) + 20.0
 
 LOOK_SECONDS = 1.0
 PLAIN_LINE_SECONDS = 10.0
 
-#: `up` gives up where Redis ended so often before it ever answered.
+#: `up` gives up after this many restarts of a Redis that never answered.
 REDIS_TRIES = 3
 
-#: What `up` runs with unless it is told another profile.
+#: Profile of `up` unless another one is given.
 TUNED = Path(__file__).resolve().parents[1] / "config" / "tuned.toml"
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
@@ -70,22 +70,20 @@ def up(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the closing summary as JSON")] = False,
 ) -> None:
-    """Run the whole system here until Ctrl-C; a second `up` goes on from where it was."""
+    """Run the whole system here until Ctrl-C; the next `up` continues from there."""
     settings = load(UpSettings, profile=profile or load(UpSettings).profile or TUNED)
     home = settings.home.resolve()
     with exclusive(home):
         end_leftovers(home, say)
         warn_of_low_disk(home, settings)
         _compile_kernels_once()
-        dataset = prepare_dataset(home, data, settings, FileSays(instrument, timezone, repair))
+        dataset = prepare_dataset(home, data, settings, FileOptions(instrument, timezone, repair))
         traded = require_one_instrument(dataset, **configured_instruments(settings.profile))
         last = asyncio.run(
             _System(settings, home, dataset, traded, replicas or settings.replicas).run(duration)
         )
     if last is None:
-        raise ServiceError(
-            f"the system never answered; see the logs in {home / 'runs' / dataset.stem / 'logs'}"
-        )
+        return
     if as_json:
         print_json(last.document)
     else:
@@ -113,6 +111,7 @@ def _stop(home: Path, holder: int) -> None:
     """Ask an `up` to stop, and wait until it has."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(holder, signal.SIGTERM)
+        os.kill(holder, signal.SIGCONT)  # Ctrl-Z may have suspended it
     deadline = time.monotonic() + DOWN_SECONDS
     while lock_holder(home) == holder:
         if time.monotonic() > deadline:
@@ -154,7 +153,6 @@ class _System:
         self._disk = DiskWatch(home, low_mb=settings.alerts.low_free_mb)
         self._api_key = _kept_secret(home / "api_key")
         self._events: deque[str] = deque(maxlen=8)
-        self._interactive = sys.stdout.isatty()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._stop = asyncio.Event()
         self._last: Snapshot | None = None
@@ -167,7 +165,13 @@ class _System:
         return f"http://127.0.0.1:{self._gateway_port}"
 
     async def run(self, duration: float | None) -> Snapshot | None:
-        """Start everything, show what happens, stop everything; the last snapshot taken."""
+        """Start everything, show what happens, stop everything.
+
+        Returns:
+            The last snapshot; None where the user stopped the system before it answered.
+        Raises:
+            ServiceError: a process cannot run, or the system never answered.
+        """
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
@@ -177,7 +181,7 @@ class _System:
             with contextlib.suppress(RuntimeError):  # the loop is closed: all has stopped already
                 loop.call_soon_threadsafe(self._stop.set)
 
-        self._terminal = Terminal(interactive=self._interactive, on_gone=stop_since_nobody_watches)
+        self._terminal = Terminal(interactive=sys.stdout.isatty(), on_gone=stop_since_nobody_watches)
         supervisor = Supervisor(self._tell)
         killed: list[str] = []
         try:
@@ -191,6 +195,8 @@ class _System:
             self._terminal.close()
         if supervisor.failure.done():
             raise supervisor.failure.result()
+        if self._last is None and not self._stop.is_set():
+            raise ServiceError(f"the system never answered; see the logs in {self._logs}")
         return self._last
 
     async def _start(self, supervisor: Supervisor) -> None:
@@ -237,13 +243,14 @@ class _System:
                 self._last = snapshot
                 elapsed = time.monotonic() - started
                 self._terminal.show(partial(build_view, snapshot))
-                if not self._interactive and elapsed >= next_line:
+                if not self._terminal.interactive and elapsed >= next_line:
                     next_line = elapsed + PLAIN_LINE_SECONDS
                     self._terminal.say(f"{elapsed:5.0f} s  {snapshot.line}")
             await asyncio.sleep(LOOK_SECONDS)
 
     def _on_view_ended(self, view: asyncio.Task[None]) -> None:
         if not view.cancelled():
+            self._terminal.interactive = False  # from now on events are lines
             self._tell(f"the live view failed, the system goes on: {view.exception()!r}")
 
     def _redis_spec(self) -> ProcessSpec:
@@ -258,7 +265,7 @@ class _System:
         )
 
     def _obstacle_to_redis(self) -> str:
-        """What keeps Redis from starting again; mends what a power failure does to its file."""
+        """Why Redis cannot be started again now; also repairs what a power failure did to its file."""
         free_mb = free_megabytes(self._folder)
         if free_mb < REDIS_ROOM_MB:
             return (
@@ -330,7 +337,7 @@ class _System:
 
     def _tell(self, event: str) -> None:
         self._events.append(f"{datetime.now():%H:%M:%S} {event}")
-        if not self._interactive or self._last is None:  # else it is part of the picture
+        if not self._terminal.interactive or self._last is None:  # else it is part of the picture
             self._terminal.say(event)
         with contextlib.suppress(OSError), (self._logs / "up.log").open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {event}\n")
@@ -348,10 +355,12 @@ def _compile_kernels_once() -> None:
 
 def _kept_secret(path: Path) -> str:
     """A random secret that is made once and kept for the owner alone."""
-    if not path.is_file():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(32), encoding="ascii")
-    return path.read_text(encoding="ascii").strip()
+    path.touch(mode=0o600)
+    kept = path.read_text(encoding="ascii").strip()
+    if not kept:  # new, or a power failure lost what was written
+        kept = secrets.token_urlsafe(32)
+        path.write_text(kept, encoding="ascii")
+    return kept
 
 
 async def _wait(awaitable: Callable[[], Awaitable[object]], seconds: float) -> None:

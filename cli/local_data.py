@@ -7,7 +7,7 @@ from pathlib import Path
 from cli.data import import_file, instrument_of
 from cli.output import err
 from cli.settings import UpSettings
-from shared.adapters.dataset import read_dataset, read_instrument, write_dataset
+from shared.adapters.dataset import is_duckdb, read_dataset, read_instrument, write_dataset
 from shared.errors import DataError, SettingsError
 from shared.market.bar import Instrument, normal_name
 from shared.market.formats import ImportOptions
@@ -17,21 +17,21 @@ from shared.runtime.settings import load
 
 
 @dataclass(frozen=True)
-class FileSays:
-    """What the user says about a file of bars; see `data import`."""
+class FileOptions:
+    """Options of a file of bars, as `data import` takes them."""
 
     instrument: str | None = None
     timezone: str | None = None
     repair: bool = False
 
     @property
-    def anything(self) -> bool:
-        """Whether an option was given."""
-        return self != FileSays()
+    def are_given(self) -> bool:
+        """Whether any option was given."""
+        return self != FileOptions()
 
 
 def prepare_dataset(
-    home: Path, given: Path | None, settings: UpSettings, says: FileSays | None = None
+    home: Path, given: Path | None, settings: UpSettings, file_options: FileOptions | None = None
 ) -> Path:
     """Path of a data set that can be read; made in `<home>/data` when it is not there yet.
 
@@ -39,13 +39,16 @@ def prepare_dataset(
         home: folder of all local state.
         given: a data set, a file of bars, or None for a synthetic market.
         settings: market, length and seed of the synthetic bars.
-        says: what the user says about a file of bars.
+        file_options: options of a file of bars.
     Raises:
         DataError: the file is not there, or not what an importer can read.
         SettingsError: options of a file of bars were given without one.
     """
-    says = says or FileSays()
-    if says.anything and (given is None or given.suffix == ".duckdb"):
+    file_options = file_options or FileOptions()
+    if given is not None and not given.is_file():
+        raise DataError(f"{given}: no such file; --data takes a file of bars or a data set")
+    is_dataset = given is not None and is_duckdb(given)
+    if file_options.are_given and (given is None or is_dataset):
         raise SettingsError(
             "--instrument, --timezone and --repair are about a file of bars: expected one with --data"
         )
@@ -61,15 +64,13 @@ def prepare_dataset(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_dataset(path, bars, f"synthetic {settings.market}", settings.sessions, settings.splits)
         return path
-    if not given.is_file():
-        raise DataError(f"{given}: no such file; --data takes a file of bars or a data set")
-    if given.suffix == ".duckdb":
+    if is_dataset:
         bars = read_dataset(given).bars
         for doubt in doubts(summarize(bars), bars.instrument):
             err.print(f"[yellow]warning:[/] {doubt}", soft_wrap=True, highlight=False)
         return given.resolve()
-    instrument = instrument_of(given, says.instrument, pip=None)
-    options = ImportOptions(says.timezone, says.repair)
+    instrument = instrument_of(given, file_options.instrument, pip=None)
+    options = ImportOptions(file_options.timezone, file_options.repair)
     path = home / "data" / f"{given.name.split('.')[0]}-{_identity(given, instrument, options)}.duckdb"
     if not path.is_file():
         import_file(given, path, instrument, options)
@@ -107,7 +108,7 @@ def configured_instruments(profile: Path | None) -> dict[str, str]:
 
 
 def _identity(path: Path, instrument: Instrument, options: ImportOptions) -> str:
-    """Eight digits that change when the file, or what the user says about it, does."""
+    """Eight digits that change when the file, or its options, do."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(f"{instrument} {options}".encode())

@@ -1,5 +1,6 @@
 """`micro-muzero`: every command of the system, a file per group."""
 
+import io
 import os
 import signal
 import sys
@@ -56,8 +57,10 @@ def _terminate(_signal: int, _frame: object) -> None:
 def main() -> None:
     """Run one command; an error is one line, exit status 2 when the input is at fault, else 1."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for results
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale without UTF-8 has no box-drawing characters
     signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     try:
         app(prog_name="micro-muzero")
     except MuZeroError as failure:

@@ -40,7 +40,7 @@ _SIDE = {-1: "short", 0: "flat", 1: "long"}
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The system at one moment, as the gateway told it, and what `up` saw of its processes."""
+    """The system at one moment: the gateway's answers, and the process events that `up` saw."""
 
     status: Status
     checkpoints: tuple[CheckpointSummary, ...]
@@ -76,7 +76,7 @@ class Snapshot:
 
 
 async def fetch_snapshot(gateway_url: str, *, events: tuple[str, ...] = ()) -> Snapshot | None:
-    """What the gateway says now; None while it does not answer.
+    """The gateway's present state; None while it does not answer.
 
     Raises:
         ServiceError: something else answers at this address.
@@ -153,7 +153,7 @@ def live_display(interactive: bool) -> Iterator[Callable[[RenderableType], None]
 
 
 def summary_lines(snapshot: Snapshot) -> list[str]:
-    """What a run achieved, told at its end."""
+    """What a run achieved, for its end."""
     status = snapshot.status
     promoted, verdict = status.pointers.promoted, status.validation
     lines = [
@@ -325,12 +325,12 @@ def _standing(checkpoint: CheckpointSummary) -> str:
 
 
 def _stage_style(checkpoint: CheckpointSummary) -> str:
-    """Green where a version passed a gate and decides; an unproven one is told without colour."""
+    """Green for a version that passed a gate and decides; an unproven one has no colour."""
     return "bold green" if checkpoint.stage in ("paper", "live") else "bold" if checkpoint.stage else ""
 
 
 def _position(status: Status) -> str:
-    """By the trader's own word, else by its last decision; neither where the trader cannot be heard."""
+    """As the trader reports it, else as its last decision has it; not known while the trader is silent."""
     detail, decision = status.trader.detail, status.trader.last_decision
     if status.trader.state == "unknown" and "side" not in detail:
         return "not known"

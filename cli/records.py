@@ -1,4 +1,4 @@
-"""`runs`: what the record of a run says: list them all, or show how one learned."""
+"""`runs`: list all recorded runs, or show how one learned."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Local runs: one folder per data set, and a file that tells which one is up."""
+"""Local runs: one folder per data set, and a file that describes the one that is up."""
 
 import contextlib
 import fcntl
@@ -12,6 +12,7 @@ from typing import IO
 
 from cli.leftovers import described, leftovers
 from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
+from shared.adapters.outputs import naming
 from shared.errors import CheckpointError, ServiceError, SettingsError
 from shared.runtime.settings import ServiceSettings, load
 
@@ -62,7 +63,7 @@ def last_run(home: Path) -> Run | None:
     """The run that is up or was up last, or None when there never was one.
 
     Raises:
-        ServiceError: the file that tells is damaged.
+        ServiceError: the file that describes it is damaged.
     """
     path = _state_path(home)
     try:
@@ -75,18 +76,21 @@ def last_run(home: Path) -> Run | None:
 
 @contextlib.contextmanager
 def exclusive(home: Path) -> Iterator[None]:
-    """Hold the home for one `up`; the lock goes with the process, however it ends.
+    """Hold the home for one `up`; the lock is released when the process exits, however it exits.
 
     Raises:
         NotUpError: another `up` holds it.
+        DataError: there can be no such folder, or it cannot be written.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / _LOCK).open("a+") as lock:
+    with naming(home, "used as home (MM_HOME)"):
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / _LOCK).open("a+")
+    with lock:
         if not _locked(lock):
             raise NotUpError(f"the system is up already ({_who(home)}); `micro-muzero down` stops it")
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with naming(home, "used as home (MM_HOME)"):
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), str(os.getpid()).encode())
         yield
 
 
@@ -94,15 +98,15 @@ def lock_holder(home: Path) -> int | None:
     """Process id of the `up` that holds the home now, or None.
 
     It may still be starting: only once `running` returns a run are its processes and addresses known.
+
+    Raises:
+        DataError: the home cannot be read.
     """
-    try:
-        with (home / _LOCK).open("r") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _written_holder(lock)
-    except FileNotFoundError:
-        pass
+    with naming(home, "read"), contextlib.suppress(FileNotFoundError), (home / _LOCK).open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _written_holder(lock)
     return None
 
 
@@ -141,7 +145,7 @@ def checkpoint_store(given: str | None) -> CheckpointStore:
 
     Raises:
         NotUpError: there is no store to be found.
-        SettingsError: its URL is none, or there is no such folder.
+        SettingsError: its URL is invalid, or there is no such folder.
     """
     settings = load(ServiceSettings)
     store = CheckpointStore(given or settings.checkpoints or _local_store(settings.home))

@@ -66,7 +66,7 @@ def selfplay(
     """Play some episodes into a file, draw one of them, or both.
 
     Sessions of the train split are played as a self-play worker plays them, exploration included; equal
-    options give equal episodes. The file and the picture appear whole or not at all.
+    options give equal episodes. The file and the picture are written completely or not at all.
     """
     from services.selfplay.picture import draw_episode
     from services.selfplay.played import read_episode, refuse_to_replace, write_episodes
@@ -145,7 +145,7 @@ def _check(once: bool, render: int | None, from_file: Path | None, played_with: 
     """Refuse options that do not go together.
 
     Raises:
-        SettingsError: says which, and what would be right.
+        SettingsError: they do not; names them and what would be right.
     """
     if once:
         if from_file is not None:

@@ -1,6 +1,6 @@
 """Local processes, supervised: started, watched, restarted when they die, stopped in order.
 
-Every child ends with this process, however this process ends (shared/runtime/child.py).
+Every child exits with this process, however this process exits (shared/runtime/child.py).
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class _Child:
 
 
 class Supervisor:
-    """Keeps processes running until `stop`; tells `on_event` what happens to them."""
+    """Keeps processes running until `stop`; reports what happens to them to `on_event`."""
 
     def __init__(self, on_event: Callable[[str], None]) -> None:
         self._on_event = on_event
@@ -152,15 +152,14 @@ class Supervisor:
         told = ""
         while True:
             await asyncio.sleep(backoff)
-            obstacle = child.spec.obstacle()
-            if not obstacle:
-                try:
+            try:
+                obstacle = child.spec.obstacle()
+                if not obstacle:
                     await self._launch(child)
-                except OSError as failure:
-                    obstacle = f"cannot be started: {failure}"
-                else:
                     child.restarts += 1
                     return
+            except OSError as failure:  # a disk that became read-only, for example
+                obstacle = f"cannot be started: {failure}"
             if obstacle != told:
                 self._on_event(f"{child.spec.name} {obstacle}")
             told = obstacle
@@ -189,7 +188,10 @@ def _alive(child: _Child) -> bool:
 
 
 def _described(status: int) -> str:
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    if status >= 0:
+        return f"ended with status {status}"
+    names = {signum.value: signum.name for signum in signal.Signals}  # real-time signals have no name
+    return f"was killed by {names.get(-status, f'signal {-status}')}"
 
 
 async def _end(children: Sequence[_Child], seconds: float) -> list[str]:

@@ -27,7 +27,7 @@ class Terminal:
     """Lines on stderr, and a picture that is replaced again and again; no method blocks or raises."""
 
     def __init__(self, *, interactive: bool, on_gone: Callable[[], None]) -> None:
-        self.interactive = interactive
+        self.interactive = interactive  # pictures are shown; False once one has failed
         self._on_gone = on_gone  # called by the writing thread when nobody reads any more
         self._jobs: queue.Queue[str | Callable[[], RenderableType] | None] = queue.Queue(_MAX_WAITING)
         self._thread = threading.Thread(target=self._write, name="terminal", daemon=True)
@@ -56,13 +56,20 @@ class Terminal:
         draw: Callable[[RenderableType], None] | None = None
         while (job := self._jobs.get()) is not None:
             with self._noticing_that_it_is_gone():
-                if isinstance(job, str):
+                line = job if isinstance(job, str) else ""
+                if not isinstance(job, str) and self.interactive:
+                    try:
+                        draw = draw or display.enter_context(live_display(interactive=True))
+                        draw(job())
+                    except OSError:
+                        raise
+                    except Exception as failure:  # noqa: BLE001  only the picture is lost
+                        self.interactive = False
+                        line = f"the live view failed, the system goes on: {failure!r}"
+                if line:
                     draw = None
                     display.close()
-                    print_line(job)
-                else:
-                    draw = draw or display.enter_context(live_display(interactive=True))
-                    draw(job())
+                    print_line(line)
         with self._noticing_that_it_is_gone():
             display.close()
 

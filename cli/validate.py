@@ -16,19 +16,19 @@ from shared.market.session import Split
 from shared.metrics.undefined import why
 from shared.runtime.settings import load
 
-if TYPE_CHECKING:  # they take a second to import: done when a version is to be judged
+if TYPE_CHECKING:  # importing them takes a second, so that `_judge` does it
     from services.validator.evaluate import Progress
     from services.validator.report import ValidationReport
 
 Checkpoint = Annotated[
     str, typer.Option("--checkpoint", help="a version's number, or latest, best, promoted")
 ]
-Data = Annotated[Path | None, typer.Option("--data", help="a data set; the last local run's when not given")]
+Data = Annotated[Path | None, typer.Option("--data", help="a data set; default: the last local run's")]
 Store = Annotated[
     str | None,
-    typer.Option("--store", help="folder or URL of versions; MM_CHECKPOINTS or the last local run's else"),
+    typer.Option("--store", help="folder or URL of versions; default: MM_CHECKPOINTS, else the last run's"),
 ]
-Sessions = Annotated[int, typer.Option(min=0, help="so many, spread over the split; 0 walks all")]
+Sessions = Annotated[int, typer.Option(min=0, help="number of sessions, spread over the split; 0 walks all")]
 Runs = Annotated[int, typer.Option(min=1, help="Monte Carlo runs")]
 Out = Annotated[
     Path | None,
@@ -65,7 +65,7 @@ def backtest(
     out_folder: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Walk one version through a split, the test split unless told, and judge its trades."""
+    """Walk one version through a split, by default the test split, and judge its trades."""
     _judge(checkpoint, split, data, store, sessions, runs, out_folder, as_json=as_json)
 
 

@@ -31,7 +31,7 @@ _arrow: Any = pa  # has no types
 #: Raised whenever tables, fingerprint or the formulas of features and outcomes change.
 SCHEMA_VERSION = 1
 
-_DUCKDB_MAGIC = slice(8, 12), b"DUCK"
+_DUCKDB_MAGIC_AT, _DUCKDB_MAGIC = slice(8, 12), b"DUCK"
 
 _FEATURE_COLUMNS = ", ".join(f"{name} FLOAT" for name in FEATURE_NAMES)
 _SCHEMA = f"""
@@ -45,7 +45,7 @@ _SCHEMA = f"""
     CREATE TABLE dataset (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 """
 
-#: How the columns of each table's arrays become its rows; NaN stands for NULL outside the database.
+#: How arrays become the rows of each table; NaN in an array is NULL in the database.
 _INSERTS = {
     "bars": """
         INSERT INTO bars SELECT bar_index, make_timestamp(time_s * 1000000), open, high, low, close, volume,
@@ -87,7 +87,7 @@ def build_dataset(
     session_config: SessionConfig | None = None,
     split_config: SplitConfig | None = None,
 ) -> Dataset:
-    """Compute all that a data set says of its bars.
+    """Compute everything that a data set stores about its bars.
 
     Raises:
         DataError: there are no bars.
@@ -116,7 +116,7 @@ def write_dataset(
     *,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Write a data set, whole or not at all; an older one at the same place is replaced at the end.
+    """Write a data set completely or not at all; an older one at the same path is replaced at the end.
 
     Returns:
         What was written.
@@ -155,7 +155,7 @@ def read_dataset(path: Path) -> Dataset:
     with _telling(path, "read as a data set"):
         if not path.is_file():
             raise DataError(f"{path}: no such data set; make one with `data import` or `data synth`")
-        if not _is_duckdb(path):
+        if not is_duckdb(path):
             raise DataError(f"{path}: not a data set (no DuckDB file); `data import` makes one of a bar file")
         with contextlib.closing(duckdb.connect(str(path), read_only=True)) as connection:
             return _read(path, connection)
@@ -204,6 +204,16 @@ def check_dataset_output(path: Path, *inputs: Path) -> Path:
     return check_output(path, "data set", _is_dataset, *inputs, may_lack_folder=True)
 
 
+def is_duckdb(path: Path) -> bool:
+    """Whether a file is a DuckDB database, as every data set is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with naming(path, "read"), path.open("rb") as file:
+        return file.read(_DUCKDB_MAGIC_AT.stop)[_DUCKDB_MAGIC_AT] == _DUCKDB_MAGIC
+
+
 def check_features_output(path: Path, *inputs: Path) -> Path:
     """Where exported features at `path` are written; see `check_output`.
 
@@ -215,7 +225,7 @@ def check_features_output(path: Path, *inputs: Path) -> Path:
 
 @contextlib.contextmanager
 def _written(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A new database that replaces `target` when the block ends well."""
+    """A new database that replaces `target` when the block succeeds."""
     with (
         _telling(target, "written"),
         written_aside(target) as aside,
@@ -226,7 +236,7 @@ def _written(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextlib.contextmanager
 def _telling(path: Path, what: str) -> Iterator[None]:
-    """Turn what the file system and DuckDB say of a file into an error that names it."""
+    """Turn errors of the file system and of DuckDB into one that names the file."""
     with naming(path, what):
         try:
             yield
@@ -236,7 +246,7 @@ def _telling(path: Path, what: str) -> Iterator[None]:
 
 def _is_dataset(path: Path) -> bool:
     """Whether a file is a data set of some release: a DuckDB file whose table `dataset` names its schema."""
-    if not _is_duckdb(path):
+    if not is_duckdb(path):
         return False
     query = "SELECT count(*) FROM dataset WHERE key = 'schema_version'"
     try:
@@ -252,15 +262,6 @@ def _is_export(path: Path) -> bool:
     except _arrow.ArrowException:
         return False
     return bool(names == ["bar_index", "time", *FEATURE_NAMES, "outcome"])
-
-
-def _is_duckdb(path: Path) -> bool:
-    return _begins_with(path, *_DUCKDB_MAGIC)
-
-
-def _begins_with(path: Path, where: slice, magic: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(where.stop)[where] == magic
 
 
 def _bar_columns(bars: BarSeries) -> Columns:

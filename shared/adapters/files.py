@@ -1,4 +1,4 @@
-"""Files that are on the disk when the call returns, there whole or not at all, and read within bounds."""
+"""Files that are on the disk when a call returns, written completely or not at all; and bounded reads."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Files that a command is asked to write: whole or not at all, and never over a file of another kind.
+"""Files that a command writes: completely or not at all, and never over a file of another kind.
 
 `check_output` is called before anything is computed, so that a long command does not end in a refusal.
 """
@@ -44,13 +44,13 @@ def check_output(
             folder = folder.parent
         probe = _aside(folder / target.name)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a concurrent writer may have tidied it away
     return target
 
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A name to write to; its file replaces `target` when the block ends well, and is removed otherwise.
+    """A name to write to; its file replaces `target` when the block succeeds, and is removed otherwise.
 
     Writers hold a shared lock on the folder. A writer that gets it exclusively is alone, so that the
     files left behind by killed writers of the same target can be removed.

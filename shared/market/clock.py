@@ -1,6 +1,6 @@
 """Wall clocks that bar files are written on, and their way to UTC.
 
-A clock is an IANA zone shifted by a whole number of seconds. The shift tells of brokers whose
+A clock is an IANA zone shifted by a whole number of seconds. The shift is for brokers whose
 servers run at New York + 7 h, daylight saving included, so that their day ends when the FX day does.
 """
 
@@ -30,7 +30,7 @@ _FIXED_OFFSET = re.compile(r"(?:UTC|GMT)? ?([+-])(\d{1,2})(?::?([0-5]\d))?")
 
 @cache
 def new_york() -> ZoneInfo:
-    """The zone that the FX week is told in.
+    """The time zone of the FX week.
 
     Raises:
         DataError: this machine has no time zone database.
@@ -51,7 +51,7 @@ class Clock:
         """The clock of an IANA name (Europe/London), a fixed offset (+03:00, UTC-5) or NY+7.
 
         Raises:
-            DataError: the name is none of these.
+            DataError: the name is not known.
         """
         if match := _SHIFTED_NEW_YORK.fullmatch(name.strip()):
             hours = int(match[1])
@@ -67,8 +67,8 @@ class Clock:
     def to_utc(self, wall_s: Int64) -> Int64:
         """Turn wall-clock seconds, counted as if the clock were UTC, into UTC seconds; both `[T]`.
 
-        Of a time that occurs twice when clocks go back, the first is meant; a time that is skipped
-        when they go forward is read as if they had not gone yet.
+        A time that occurs twice when clocks go back is read as the first; a time that is skipped when
+        they go forward is read as if they had not gone forward yet.
         """
         local = np.asarray(wall_s, np.int64) - self.shift_s
         if self.zone is UTC:

@@ -71,7 +71,7 @@ class ImportOptions:
         DataError: the share is not one.
     """
 
-    timezone: str | None = None  # clock of the file's times (see `Clock.named`); told from the file if None
+    timezone: str | None = None  # clock of the file's times (see `Clock.named`); found from the file if None
     repair: bool = False  # drop faulty rows instead of refusing the file
     max_dropped: float = MAX_DROPPED  # largest share of the rows that a repair may drop
     spread_unit: SpreadUnit | None = None  # of a spread column whose name or layout does not say it
@@ -119,10 +119,10 @@ def read_bars(
         is_utc, unit = layout.is_utc, layout.spread_unit
 
     drop = _Dropping(name, format_name, len(rows) + len(rows.unreadable), options)
-    if len(rows.unreadable) <= len(rows):  # else the steps between the others say little
+    if len(rows.unreadable) <= len(rows):  # otherwise the steps between the readable rows mean little
         refuse_other_than_minutes(name, rows.time_s)
-    rows = in_pips(name, rows, options.spread_unit or unit, instrument)
     rows = drop.faulty(rows)
+    rows = in_pips(name, rows, options.spread_unit or unit, instrument)
     clock, finding = _clock_of(name, rows, asked, is_utc)
     rows = replace(rows, time_s=clock.to_utc(rows.time_s))
     rows, ordered = _in_order(rows)

@@ -108,17 +108,7 @@ def row_faults(rows: RawRows) -> Iterator[tuple[Bool, str]]:
                 name + " {" + name + "} lies outside low {low} to high {high}",
             )
         yield ~(rows.volume >= 0) | (rows.volume >= 2**62), "volume is {volume}: expected 0 or more"
-        yield rows.spread < 0, "spread is {spread} pips: expected 0 or more"
-
-
-def first_fault(rows: RawRows) -> RowFault | None:
-    """The fault with the lowest line, of the rows by themselves and of those that could not be read."""
-    found = list(rows.unreadable)
-    for where, template in row_faults(rows):
-        if where.any():
-            row = int(np.argmax(where))
-            found.append(RowFault(int(rows.line[row]), template.format(**_values(rows, row))))
-    return min(found, key=lambda fault: fault.line, default=None)
+        yield rows.spread < 0, "spread is {spread}: expected 0 or more"
 
 
 @dataclass(frozen=True)
@@ -143,6 +133,12 @@ def faulty(rows: RawRows) -> tuple[Bool, list[FaultKind]]:
             kinds.append(FaultKind(int(new.sum()), fault))
         anywhere |= where
     return anywhere, kinds
+
+
+def first_fault(rows: RawRows) -> RowFault | None:
+    """The fault with the lowest line, unreadable rows included."""
+    _, kinds = faulty(rows)
+    return min((kind.first for kind in kinds), key=lambda fault: fault.line, default=None)
 
 
 def flat_runs(rows: RawRows | BarSeries, min_rows: int) -> Bool:

@@ -28,7 +28,7 @@ def in_pips(path: str, rows: RawRows, unit: SpreadUnit | None, instrument: Instr
 
     Args:
         path: of the file, for the error.
-        rows: as read, spread in the file's unit.
+        rows: spread in the file's unit. A faulty price among them could change the size of a point.
         unit: of the spread, as the user or the file's layout says; None where neither does.
         instrument: what the bars price.
     Raises:

@@ -1,6 +1,6 @@
 """Markets whose law is known, so that the best policy can be worked out.
 
-All laws are told in pips per bar, on closes; a bar opens at the close before it, minutes are those
+All laws are defined in pips per bar, on closes; a bar opens at the close before it, minutes are those
 of the trading week without a gap, and prices are quoted in tenths of a pip as brokers quote them.
 Highs and lows are drawn from the exact law of the extremes of a Brownian motion between the bar's
 open and its close.
@@ -16,7 +16,7 @@ from shared.market.bar import BarSeries, Instrument
 from shared.market.calendar import open_minute, open_minutes
 from shared.numeric import Float64, Int8, kernel
 
-#: Sunday 2020-01-05 17:00 New York, where synthetic markets begin unless told otherwise.
+#: Sunday 2020-01-05 17:00 New York, where synthetic markets begin by default.
 DEFAULT_START_S = 1_578_261_600
 
 MAX_BARS = 10_000_000  # 27 years

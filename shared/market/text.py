@@ -91,7 +91,7 @@ def sniff(path: str, data: bytes) -> TextFormat:
     """Tell the format from the first lines.
 
     Raises:
-        FormatError: it is none of those known, or there is no row of data.
+        FormatError: the format is not known, or there is no row of data.
     """
     refuse_binary(path, data)
     lines = enumerate(data[: 20 * MAX_LINE_BYTES].decode("ascii").splitlines(), start=1)

@@ -1,4 +1,4 @@
-"""Which clock a file's times are on, told from its weekend gaps.
+"""Which clock a file's times are on, found from its weekend gaps.
 
 The FX week closes on Friday and opens on Sunday at 17:00 New York, on whatever clock the file was
 written. The clock is the one under which the last bar before the gaps ends, and the first bar after
@@ -68,7 +68,7 @@ def find_zone(wall_s: Int64) -> ZoneFinding:
         wall_s: `[T]` seconds on the file's clock, in rising order.
     Raises:
         DataError: there is no weekend in the file, its weekends fit no clock, or they fit two that
-            tell different times.
+            give different times.
     """
     closes, opens = weekend_gaps(wall_s)
     if len(opens) == 0:

@@ -27,10 +27,10 @@ def service_main(
 
     Args:
         service: name in heartbeats, logs and metrics.
-        settings_class: what it can be told.
-        compose: wires settings to a coroutine; raises MuZeroError on what the user must mend. What takes
-            seconds to import it imports itself: `--help` does without, and a signal ends the process at
-            once, when there is nothing yet to be kept.
+        settings_class: its settings.
+        compose: wires settings to a coroutine; raises MuZeroError where the user's input is at fault. It
+            imports slow modules itself: `--help` does without them, and a signal during the import ends
+            the process at once, since there is nothing to save yet.
         arguments: the command line without the program's name; None reads `sys.argv`.
     Returns:
         Exit status: 0 in good order, 1 on a failure, 2 when the user's input is at fault, 130 when Ctrl-C
@@ -45,7 +45,7 @@ def service_main(
     )
     parser.add_argument("--profile", type=Path, help="TOML file with a table per group of settings")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     try:
         overrides = {"profile": given.profile} if given.profile else {}
         settings = load(settings_class, **overrides)

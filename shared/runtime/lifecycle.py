@@ -28,20 +28,20 @@ from shared.runtime.settings import ServiceSettings
 
 log = structlog.get_logger()
 
-#: Redis is told that a service ends within this time, or not: what it knows of it runs out by itself.
+#: Longest wait for Redis when a service says goodbye; without the goodbye its heartbeat expires by itself.
 FAREWELL_SECONDS = 1.0
 
 #: Exit status of a service that a second Ctrl-C stopped at once.
 EXIT_INTERRUPTED = 130
 
-#: A service whose parent has ended may take so long to stop; then SIGALRM ends it.
+#: A service whose parent has exited gets this long to stop; then SIGALRM ends it.
 ORPHAN_SECONDS = 30
 
 T = TypeVar("T")
 
 
 class Lifecycle:
-    """One service instance: its name, its bus, when to stop, and what its heartbeat tells."""
+    """One service instance: its name, its bus, its stop request, and what its heartbeat reports."""
 
     def __init__(self, service: str, settings: ServiceSettings) -> None:
         self.service = service
@@ -54,9 +54,9 @@ class Lifecycle:
         self._detail: dict[str, int | float | str | bool | None] = {}
 
     def report(self, **detail: int | float | str | bool | None) -> None:
-        """Tell, from the next heartbeat on, how things stand; the first report says that it runs.
+        """Set details of the next heartbeats; the first report changes the state to running.
 
-        A number that is not finite is told as none: no heartbeat may hold it.
+        A number that is not finite becomes None, since no heartbeat may hold it.
         """
         if self._state == "starting":
             self._state = "running"
@@ -71,7 +71,7 @@ class Lifecycle:
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """What the instance says of itself now."""
+        """The instance's heartbeat as of now."""
         state = "degraded" if self.bus.degraded and self._state == "running" else self._state
         return Heartbeat.model_validate(
             {
@@ -158,8 +158,8 @@ def _metrics(
 def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
     """Stop in order; a second Ctrl-C stops at once, a repeated SIGTERM changes nothing.
 
-    SIGTERM comes from the system when the parent ends, and again from whoever ends what is left. A service
-    that has lost its parent has nobody who kills it when it hangs, so an alarm does.
+    The system sends SIGTERM when the parent exits, and `down` sends it again. Nobody kills a service without
+    a parent that does not finish, so an alarm does.
     """
     if os.getppid() != lifecycle.parent:
         signal.alarm(ORPHAN_SECONDS)
@@ -174,7 +174,7 @@ def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
 
 
 async def _beat(lifecycle: Lifecycle, settings: ServiceSettings) -> None:
-    """Say again and again that the service lives; what keeps one heartbeat from being said ends neither."""
+    """Send heartbeats; a failed heartbeat stops neither the loop nor the service."""
     while True:
         try:
             await lifecycle.bus.beat(lifecycle.heartbeat)

@@ -2,7 +2,7 @@
 
 Used by every service that speaks HTTP. The framework's own handlers repeat the refused input, and a NaN
 in it cannot be written as JSON again, so that a bad request would become a server error; these name the
-field and what is wrong with it, and nothing that the client sent.
+field and what is wrong with it, and repeat no input.
 """
 
 import json

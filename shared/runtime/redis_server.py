@@ -28,7 +28,7 @@ def find_redis_server() -> str:
     """Path of a server that speaks Redis 7 streams.
 
     Raises:
-        ServiceError: there is none; says how to get one.
+        ServiceError: no server was found; the text says how to get one.
     """
     for name in ("redis-server", "valkey-server"):
         path = shutil.which(name)
@@ -228,7 +228,7 @@ class RedisServer:
 
 
 def log_tail(path: Path, *, since: int = 0) -> str:
-    """The end of a log, at most 64 kB of it.
+    """The end of a log, at most 64 kB of it; empty where it cannot be read.
 
     Args:
         path: of the log.
@@ -239,7 +239,7 @@ def log_tail(path: Path, *, since: int = 0) -> str:
             size = file.seek(0, 2)
             file.seek(max(since if since <= size else 0, size - _BLOCK))
             return file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 

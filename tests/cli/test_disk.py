@@ -1,5 +1,6 @@
 """Free disk: refused, warned of, and told once while the system runs."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -58,3 +59,12 @@ def test_a_low_disk_is_one_event_and_its_end_another(disk: Disk, tmp_path: Path)
     disk.free_mb = 6_000
     assert list(watch.look(3.0)) == []
     assert [event[:18] for event in watch.look(100.0)] == ["6,000 MB are free "]
+
+
+def test_a_disk_that_does_not_answer_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    (event,) = DiskWatch(tmp_path, low_mb=5_000).look(0.0)
+    assert event == f"the free disk of {tmp_path} is not known: [Errno 116] Stale file handle"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cli.local_data import FileSays, configured_instruments, prepare_dataset, require_one_instrument
+from cli.local_data import FileOptions, configured_instruments, prepare_dataset, require_one_instrument
 from cli.main import app
 from cli.settings import UpSettings
 from shared.adapters.dataset import read_dataset, read_instrument, write_dataset
@@ -31,23 +31,26 @@ def euro_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_bars_of_any_pair_are_imported_with_what_the_errors_advise(tmp_path: Path, euro_file: Path) -> None:
-    says = FileSays()
+    options = FileOptions()
     for advised, then in (
-        ("--instrument EUR_USD", replace(says, instrument="EUR_USD")),
-        ("--repair", replace(says, instrument="EUR_USD", repair=True)),
+        ("--instrument EUR_USD", replace(options, instrument="EUR_USD")),
+        ("--repair", replace(options, instrument="EUR_USD", repair=True)),
     ):
         with pytest.raises(DataError, match=advised):
-            prepare_dataset(tmp_path, euro_file, UpSettings(), says)
-        says = then
-    path = prepare_dataset(tmp_path, euro_file, UpSettings(), says)
+            prepare_dataset(tmp_path, euro_file, UpSettings(), options)
+        options = then
+    path = prepare_dataset(tmp_path, euro_file, UpSettings(), options)
     dataset = read_dataset(path)
     assert (len(dataset.bars), dataset.bars.instrument) == (7_499, EUR_USD)
-    assert prepare_dataset(tmp_path, euro_file, UpSettings(), says) == path
-    other = prepare_dataset(tmp_path, euro_file, UpSettings(), replace(says, timezone="+02:00"))
+    assert prepare_dataset(tmp_path, euro_file, UpSettings(), options) == path
+    other = prepare_dataset(tmp_path, euro_file, UpSettings(), replace(options, timezone="+02:00"))
     assert other != path
     assert prepare_dataset(tmp_path, path, UpSettings()) == path.resolve()
+    other_suffix = path.rename(path.with_suffix(".db"))
+    assert prepare_dataset(tmp_path, other_suffix, UpSettings()) == other_suffix.resolve()
+    path = other_suffix
     with pytest.raises(SettingsError, match="are about a file of bars"):
-        prepare_dataset(tmp_path, path, UpSettings(), says)
+        prepare_dataset(tmp_path, path, UpSettings(), options)
 
 
 def test_settings_that_name_another_instrument_stop_the_start(

@@ -1,6 +1,9 @@
 """What the supervisor does when a process ends, cannot be started, or is asked to stop."""
 
 import asyncio
+import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +77,31 @@ async def test_what_cannot_be_started_again_is_tried_until_it_can(tmp_path: Path
     await until(lambda: supervisor.restarts("one") >= 1)
     await supervisor.stop()
     assert "one cannot be started: [Errno 21] Is a directory" in events[1]
+
+
+async def test_a_disk_that_fails_before_a_restart_delays_it(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    def fail_once() -> str:
+        if any("Read-only" in event for event in events):
+            return ""
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    supervisor = Supervisor(events.append)
+    await supervisor.start(spec(tmp_path, FAILS, fail_once))
+    await until(lambda: supervisor.restarts("one") >= 1)
+    await supervisor.stop()
+    assert events[1] == "one cannot be started: [Errno 30] Read-only file system"
+
+
+async def test_a_process_is_started_again_after_a_signal_without_a_name(tmp_path: Path) -> None:
+    events: list[str] = []
+    supervisor = Supervisor(events.append)
+    await supervisor.start(spec(tmp_path, WAITS))
+    os.kill(supervisor.pids["one"], signal.SIGRTMIN + 6)
+    await until(lambda: supervisor.restarts("one") >= 1)
+    await supervisor.stop()
+    assert f"one was killed by signal {signal.SIGRTMIN + 6};" in events[0]
 
 
 async def test_a_fault_of_the_user_s_ends_the_run_with_its_text(tmp_path: Path) -> None:

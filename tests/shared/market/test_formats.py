@@ -597,6 +597,18 @@ def test_a_spread_is_in_pips_or_refused(
     np.testing.assert_array_equal(found.spread_pips, np.full(len(bars), pips))
 
 
+def test_a_faulty_price_does_not_change_the_unit_of_the_spread(tmp_path: Path) -> None:
+    """Two decimals: 3 points are 3 pips. The price that a repair drops has more."""
+    rows = [f"2023.01.04\t00:{minute:02}:00\t157.25\t157.27\t157.23\t157.25\t7\t0\t3" for minute in range(30)]
+    for faulty_price in ("200.12345", "1e308"):
+        rows[5] = f"2023.01.04\t00:05:00\t{faulty_price}\t157.27\t157.23\t157.25\t7\t0\t3"
+        path = tmp_path / "a.csv"
+        path.write_text("\n".join([HEAD_5, *rows]))
+        found = read_bars(path, GBP_JPY, ImportOptions(timezone="UTC", repair=True))
+        assert found.num_dropped == 1
+        assert (found.bars.spread_pips == 3.0).all()
+
+
 def test_a_spread_of_a_parquet_file_is_in_pips_or_refused(tmp_path: Path, bars: BarSeries) -> None:
     path, half = tmp_path / "a.parquet", np.full(len(bars), 25)
     parquet(path, bars, bars.time_s, spread=half)
