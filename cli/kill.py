@@ -36,6 +36,9 @@ REDIS_SECONDS = 3.0
 REDIS_PORT = 6379
 _POLL_SECONDS = 0.2
 
+#: Characters of a reason; a longer one is cut, since it must not keep the kill from being sent.
+_MAX_REASON = 1_024
+
 #: The broker is asked at least so often whether the account is flat, however short the time.
 _LEAST_ATTEMPTS = 3
 
@@ -52,23 +55,25 @@ def kill(
 ) -> None:
     """Close the position and stop trading until `--resume`; works without Redis, gateway and trader."""
     target = _Target.find()
+    reason = reason.encode("utf-8", "replace").decode()[:_MAX_REASON]
     if resume:
         _resume(target, reason, timeout)
         return
     order = _send(target, reason)
-    if not at_broker:
+    if order is not None and not at_broker:
         status = _confirmation(target, order, timeout)
         if status is not None:
             _print(f"confirmed: flat at transaction {status.flat_at} (trader, process {status.pid})")
             return
         err.print(f"not confirmed: {_why_not(target, order, timeout)}", highlight=False, soft_wrap=True)
-        _print("closing at the broker from here ...")
+    _print("closing at the broker from here ...")
     transaction, account = asyncio.run(_close(target, timeout))
     _print(f"confirmed: flat at transaction {transaction}, account {account} (the broker's own word)")
     status = target.status.read()
     if order is None:
         raise ServiceError(
-            "the account is flat, but the kill was not kept: stop the trader, it may trade again"
+            "the account is flat, but the kill file could not be written: stop the trader, or it may trade "
+            "again"
         )
     if status is not None and _alive(status.pid) and status.kill_id != order.kill_id:
         raise ServiceError(
@@ -107,7 +112,7 @@ class _Target:
 
 
 def _send(target: _Target, reason: str) -> KillOrder | None:
-    """Order the kill by every way there is; at least one must work unless the broker is asked directly."""
+    """Order the kill through its file and through Redis; None where the file cannot be written."""
     try:
         order = target.switch.engage(f"{_user()} with `kill`", reason)
         _print(f"sent: {target.switch.path}")
@@ -174,12 +179,12 @@ async def _refusal(url: str) -> str:
     return ""
 
 
-def _confirmation(target: _Target, order: KillOrder | None, seconds: float) -> TraderStatus | None:
+def _confirmation(target: _Target, order: KillOrder, seconds: float) -> TraderStatus | None:
     """The trader's word that the broker shows flat since this order, or None when it does not come."""
 
     def confirmed() -> TraderStatus | None:
         status = target.status.read()
-        if order is None or status is None or status.kill_id != order.kill_id or status.flat_at is None:
+        if status is None or status.kill_id != order.kill_id or status.flat_at is None:
             return None
         return status
 
@@ -193,13 +198,13 @@ def _poll(look: Callable[[], _T | None], seconds: float) -> _T | None:
     return found
 
 
-def _why_not(target: _Target, order: KillOrder | None, seconds: float) -> str:
+def _why_not(target: _Target, order: KillOrder, seconds: float) -> str:
     status = target.status.read()
     if status is None:
         return f"no trader has written {target.status.path}"
     if not _alive(status.pid):
         return f"the trader does not run (process {status.pid} is gone); the kill holds when it starts again"
-    if order is None or status.kill_id != order.kill_id:
+    if status.kill_id != order.kill_id:
         return f"the trader (process {status.pid}) has not seen the kill within {seconds:g} s; it hangs"
     held = "something" if status.units is None else f"{status.units} units"
     return f"the trader has seen the kill and still holds {held} after {seconds:g} s: {status.detail}"

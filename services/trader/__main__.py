@@ -60,8 +60,8 @@ def compose(
         SettingsError: the mode asks for something that is missing.
     """
     store = CheckpointStore(settings.checkpoint_root)
-    promoted = store.pointer(Pointer.PROMOTED) if settings.mode is Mode.LIVE else None
     held = may_hold(settings.home / "trader")
+    promoted = store.pointer(Pointer.PROMOTED) if settings.mode is Mode.LIVE and not held else None
     venue = choose_venue(
         settings.mode,
         settings.trader,
@@ -82,7 +82,7 @@ def compose(
                     instrument = await _traded_instrument(venue, account, name, lifecycle)
             if instrument is None:
                 return
-            if promoted is not None and not held:
+            if promoted is not None:
                 require_trained_on(store.manifest(promoted.version), instrument)
             metrics = TraderMetrics(registry)
             service = await _assemble(settings, venue, account, instrument, lifecycle, stack, metrics, wall)
@@ -173,7 +173,7 @@ async def _assemble(
     lifecycle.report(state="standby", mode=settings.mode.value)
     folder = settings.home / "trader"
     switch, status = KillSwitch(folder), StatusFile(folder)
-    standby = Standby(switch, status, venue, account, instrument.name, settings)
+    standby = Standby(switch, status, venue, account, instrument.name, settings, lifecycle.bus)
     detail = f"another trader holds the lease of account {account}: this one sends no order"
     # A trader that was killed holds its lease until it runs out.
     async with announced(

@@ -19,6 +19,7 @@ from services.trader.orders import (
     Intent,
     IntentState,
     entry_order,
+    exact_spread,
     intent_id,
     snapshot_holding,
 )
@@ -87,7 +88,7 @@ class Account(KnownAccount):
         # A bar with an order is decided on: a trader killed from here on does not decide on it again.
         memory = replace(self.memory, fence=fence, decided_bar_s=max(bar_time_s, self.memory.decided_bar_s))
         sending = self._client.market_order(order)
-        return await self._send(intent, memory, sending, _spread(quote), self._config.look_up_seconds)
+        return await self._send(intent, memory, sending, exact_spread(quote), self._config.look_up_seconds)
 
     async def close(
         self, bar_time_s: int, reason: str, *, look_up_seconds: float, decided: bool = False
@@ -190,6 +191,9 @@ class Account(KnownAccount):
 
     def _settle(self, intent: Intent, state: IntentState, detail: str) -> Intent:
         """Settle an order that was refused; only a reject of the order itself counts as one in a row."""
+        kept = self._kept(intent)
+        if kept.state is not IntentState.SENDING:
+            return kept  # another task read the reject among the transactions, and counted it
         settled = replace(intent, state=state, detail=detail[:500])
         memory = self.memory
         if state is IntentState.REJECTED and detail != NOTHING_TO_CLOSE:
@@ -198,9 +202,3 @@ class Account(KnownAccount):
         self._memory = memory
         log.warning("order_refused", intent=intent.intent_id, state=state, detail=detail)
         return settled
-
-
-def _spread(quote: Price) -> Decimal | None:
-    if quote.bid is None or quote.ask is None:
-        return None
-    return Decimal(str(quote.ask)) - Decimal(str(quote.bid))

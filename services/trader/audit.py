@@ -16,7 +16,7 @@ import structlog
 from services.trader.ledger import AuditMessage, Ledger, OutboxRow
 from shared.adapters.bus import Bus
 from shared.adapters.databases import begin_database
-from shared.errors import LedgerError, ServiceError
+from shared.errors import LedgerError, ServiceError, SettingsError
 from shared.messages.schemas import AlertRaised, DecisionMade, TradeClosed
 from shared.messages.streams import ALERTS, DECISIONS, TRADES
 
@@ -28,7 +28,7 @@ SINKS = (STREAMS_SINK, TABLES_SINK)
 _BATCH = 256
 _TABLES_EVERY_SECONDS = 2.0
 
-#: Between two tries to note what a sink was told, while the ledger cannot be written.
+#: Between two tries while Redis refuses, or while the ledger cannot be written.
 _REFUSED_SECONDS = 1.0
 
 _SCHEMA = """
@@ -125,7 +125,10 @@ class Audit:
         self._written.set()
 
     async def tell_streams(self) -> None:
-        """Append to the streams, waiting for Redis as long as it takes; ends when the last word is said."""
+        """Append to the streams, waiting for Redis as long as it takes; ends when the last word is said.
+
+        A Redis that refuses, a changed password for one, is waited for too: the trader may hold a position.
+        """
         while True:
             self._written.clear()
             rows = self._ledger.untold(STREAMS_SINK, count=_BATCH)
@@ -134,6 +137,9 @@ class Audit:
                 for row in rows:
                     await self._append(row)
                     appended = row.seq
+            except (ServiceError, SettingsError) as refused:
+                log.warning("streams_refused", error=str(refused))
+                await asyncio.sleep(_REFUSED_SECONDS)
             finally:
                 noted = not appended or self._note(STREAMS_SINK, appended)
             while not noted:  # else the same would be appended again

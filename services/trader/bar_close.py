@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
-from decimal import Decimal
 
 import structlog
 
@@ -13,7 +12,7 @@ from services.trader.exits import Exits
 from services.trader.guards import Permission, permit
 from services.trader.history import History
 from services.trader.market import Market
-from services.trader.orders import Intent, IntentState
+from services.trader.orders import Intent, IntentState, exact_spread
 from services.trader.parts import Parts, Terms
 from services.trader.watching import Watching
 from shared.adapters.inference import Decision
@@ -53,10 +52,13 @@ class BarClose:
         """Everything that a bar's close asks for; each bar is decided on once, with its candle or without."""
 
         def given_up() -> bool:
-            return self._in_a_hurry() or reader.done()
+            return self._lifecycle.stopping.is_set() or reader.done()
 
         complete = await self._history.catch_up(bar_time_s, given_up)
-        await self._account.sync(self._spread())
+        if not complete and given_up():
+            return  # the next session decides on the bar, if its candle is complete by then
+        quoted = self._market.quoted
+        await self._account.sync(None if quoted is None else exact_spread(quoted.price))
         await self._history.follow(self._account.holding.trade)
         self._mark_risk()
         newest = self._market.last_bar_s
@@ -87,10 +89,6 @@ class BarClose:
         detail = f"the candle of bar {bar_time_s} did not come in time"
         self._watching.failing["candle_late"] = detail
         return detail
-
-    def _in_a_hurry(self) -> bool:
-        """Something is more urgent than a late candle."""
-        return self._lifecycle.stopping.is_set() or self._control.now == "killed"
 
     def _mark_risk(self) -> None:
         memory = self._account.memory
@@ -202,9 +200,3 @@ class BarClose:
         alert = AlertRaised(source="trader", name=name, detail=detail[:2048])
         self._account.keep(self._account.memory, [alert])
         self._audit.written()
-
-    def _spread(self) -> Decimal | None:
-        quoted = self._market.quoted
-        if quoted is None or quoted.price.bid is None or quoted.price.ask is None:
-            return None
-        return Decimal(str(quoted.price.ask)) - Decimal(str(quoted.price.bid))

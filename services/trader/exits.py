@@ -151,7 +151,7 @@ class Exits:
         if self._account.holding.side is not Side.FLAT:
             self.flat_at = None
         elif not confirm:
-            self._failures = 0
+            self._failures, self.detail = 0, ""
         if time.monotonic() < self._next_look:
             return
         confirm = confirm and self.flat_at is None

@@ -181,8 +181,7 @@ class KnownAccount:
         if self._mode is not Mode.PAPER:
             raise BrokerError(f"{detail}: another account's history, nothing is traded on it")
         log.warning("account_replaced", detail=detail)
-        self._answered.clear()
-        self._memory = Memory(
+        memory = Memory(
             before.account,
             told,
             control=before.control,
@@ -190,7 +189,9 @@ class KnownAccount:
             fence=before.fence,
         )
         alert = AlertRaised(source="trader", name="account_replaced", detail=detail)
-        self._ledger.begin_anew(self._memory, [alert])
+        self._ledger.begin_anew(memory, [alert])
+        self._answered.clear()
+        self._memory = memory
 
     def _note_foreign_orders(self, snapshot: AccountSnapshot) -> None:
         foreign = [order for order in snapshot.orders if order.kind not in _EXIT_ORDERS]

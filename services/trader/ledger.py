@@ -145,14 +145,8 @@ class Ledger:
             settled: intents with their outcome.
         """
         with self._writing() as db:
-            db.execute(
-                "INSERT INTO memory VALUES (0, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
-                (_MEMORY.dump_json(memory).decode(),),
-            )
-            db.executemany(
-                "INSERT INTO outbox (kind, body) VALUES (?, ?)",
-                [(type(message).__name__, message.model_dump_json()) for message in messages],
-            )
+            _put_memory(db, memory)
+            _put_messages(db, messages)
             db.executemany(
                 "UPDATE intents SET state = ?, body = ? WHERE intent_id = ?",
                 [
@@ -164,16 +158,14 @@ class Ledger:
     def tell(self, messages: Iterable[AuditMessage]) -> None:
         """Keep messages for the readers where there is nothing new to remember, or nothing known yet."""
         with self._writing() as db:
-            db.executemany(
-                "INSERT INTO outbox (kind, body) VALUES (?, ?)",
-                [(type(message).__name__, message.model_dump_json()) for message in messages],
-            )
+            _put_messages(db, messages)
 
     def begin_anew(self, memory: Memory, messages: Iterable[AuditMessage] = ()) -> None:
         """Forget every intent: their account is no more. What is to be told stays."""
         with self._writing() as db:
             db.execute("DELETE FROM intents")
-        self.keep(memory, messages)
+            _put_memory(db, memory)
+            _put_messages(db, messages)
 
     # -- intents -------------------------------------------------------------------------------------
 
@@ -204,10 +196,7 @@ class Ledger:
                 raise ServiceError(
                     f"order {intent.intent_id} was kept before; it is not sent again"
                 ) from twice
-            db.execute(
-                "INSERT INTO memory VALUES (0, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
-                (_MEMORY.dump_json(memory).decode(),),
-            )
+            _put_memory(db, memory)
 
     def intent(self, intent_id: str) -> Intent | None:
         """One intent, or None."""
@@ -262,6 +251,20 @@ class Ledger:
     def _told(self, sink: str) -> int:
         row = self._db.execute("SELECT seq FROM told WHERE sink = ?", (sink,)).fetchone()
         return int(row[0]) if row else 0
+
+
+def _put_memory(db: sqlite3.Connection, memory: Memory) -> None:
+    db.execute(
+        "INSERT INTO memory VALUES (0, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
+        (_MEMORY.dump_json(memory).decode(),),
+    )
+
+
+def _put_messages(db: sqlite3.Connection, messages: Iterable[AuditMessage]) -> None:
+    db.executemany(
+        "INSERT INTO outbox (kind, body) VALUES (?, ?)",
+        [(type(message).__name__, message.model_dump_json()) for message in messages],
+    )
 
 
 def kept_control(folder: Path) -> str:

@@ -57,12 +57,10 @@ class Market:
         """
         self._instrument, self._monotonic, self._wall = instrument, monotonic, wall
         self._max_jump_percent = max_jump_percent
-        self.num_compared = 0  # own bars compared with the broker's candles
-        self.num_mismatches = 0
+        self.num_mismatches = 0  # own bars whose close is not that of the broker's candle
         self.num_late = 0  # ticks that were not newer than the one before: the broker repeats itself
         self.refused: Counter[Refusal] = Counter()
         self.refusals: dict[Refusal, str] = {}  # the newest of each, in words
-        self.heard = monotonic()  # when the newest line came
         self.warm_up(())
 
     # -- history -------------------------------------------------------------------------------------
@@ -72,6 +70,7 @@ class Market:
 
         Market time and prices begin anew too: a wrong one does not outlive the connection it came over.
         """
+        self.heard = self._monotonic()  # when the newest line that could be used came
         self.quoted: Quoted | None = None
         self.time_ns = 0  # market time: that of the newest tick or heartbeat
         self._skew_s: float | None = None
@@ -124,7 +123,6 @@ class Market:
         self._past.append((time_s, close))
         own = self._own.pop(time_s, None)
         if own is not None:
-            self.num_compared += 1
             self.num_mismatches += abs(own - close) > self._instrument.pip / 100
         self._own = {own_s: close for own_s, close in self._own.items() if own_s > time_s}
 

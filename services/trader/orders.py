@@ -264,6 +264,13 @@ def fills_by_client_id(transactions: Sequence[Transaction]) -> dict[str, str]:
     return found
 
 
+def exact_spread(quote: Price) -> Decimal | None:
+    """Ask minus bid without float noise, in units of price; None while the book is empty."""
+    if quote.bid is None or quote.ask is None:
+        return None
+    return Decimal(str(quote.ask)) - Decimal(str(quote.bid))
+
+
 def bar_of(time_ns: int) -> int:
     """Opening time of the bar in which something happened, in seconds."""
     return time_ns // NANOSECONDS // BAR_SECONDS * BAR_SECONDS

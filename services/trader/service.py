@@ -28,13 +28,16 @@ from services.trader.parts import Parts, Terms
 from services.trader.waiting import Backoff
 from services.trader.watching import Watching
 from shared.adapters.oanda_records import Price
-from shared.errors import BrokerError, LedgerError
+from shared.errors import BrokerError, LedgerError, ServiceError, SettingsError
 from shared.messages.streams import CONTROL
 
 log = structlog.get_logger()
 
 #: How often guards and kill switch are looked at while no bar closes.
 _WATCH_SECONDS = 0.5
+
+#: Between two tries to read what operators order, while Redis refuses.
+_REFUSED_SECONDS = 1.0
 
 #: A session whose prices came for so long was a good one: the next pause is a short one again.
 _GOOD_SESSION_SECONDS = 5.0
@@ -65,7 +68,8 @@ class TraderService:
         self._bar_close = BarClose(
             parts, terms, self._market, self._history, self._exits, self._control, self._watching
         )
-        self._closed_bars: asyncio.Queue[int] = asyncio.Queue()
+        self._closed_bar_s: int | None = None  # the newest that closed and was not decided on
+        self._bar_closed = asyncio.Event()
         self._first_price = asyncio.Event()
         self._control_read = asyncio.Event()  # what operators ordered so far was taken up
         self._began = 0.0  # when the session's first price had come
@@ -149,7 +153,7 @@ class TraderService:
             await self._bar_close.acknowledge(
                 self._market.first_bar_s
             )  # from here on a paper market waits for this trader
-        self._closed_bars = asyncio.Queue()
+        self._closed_bar_s = None
         self._first_price.clear()
         reader = asyncio.create_task(self._read_prices())
         reader.add_done_callback(self._note_broken_stream)
@@ -183,21 +187,33 @@ class TraderService:
                 if isinstance(item, Price):
                     self._first_price.set()
                 if closed is not None:
-                    self._closed_bars.put_nowait(closed)
+                    self._closed_bar_s = closed
+                    self._bar_closed.set()
 
     async def _until_first_price(self, reader: asyncio.Task[None]) -> None:
+        """Wait for a price, whose line may be refused.
+
+        Raises:
+            BrokerError: the stream broke, or sent none in time.
+        """
         waiting = asyncio.ensure_future(self._first_price.wait())
         stop = asyncio.ensure_future(self._lifecycle.stopping.wait())
         try:
-            await asyncio.wait({waiting, stop, reader}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {waiting, stop, reader}, timeout=UNHEARD_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             waiting.cancel()
             stop.cancel()
         if reader.done():
             reader.result()
+        if not done:
+            raise BrokerError(f"the price stream sent no price within {UNHEARD_SECONDS:.0f} s")
 
     async def _next_bar(self, reader: asyncio.Task[None]) -> int | None:
-        """The next bar that closed, or None when it is time to see whether the stream still lives.
+        """The newest bar that closed, or None when it is time to see whether the stream still lives.
+
+        Bars that closed before it are not decided on; they are read as candles.
 
         Raises:
             BrokerError: the stream broke.
@@ -209,11 +225,10 @@ class TraderService:
             raise BrokerError(f"no line of the price stream could be used for {silence:.0f} s")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WATCH_SECONDS):
-                bar_time_s = await self._lifecycle.until_stopping(self._closed_bars.get())
-                while not self._closed_bars.empty():  # decide on the newest only; the past is read as candles
-                    bar_time_s = self._closed_bars.get_nowait()
-                return bar_time_s
-        return None
+                await self._lifecycle.until_stopping(self._bar_closed.wait())
+        self._bar_closed.clear()
+        bar_time_s, self._closed_bar_s = self._closed_bar_s, None
+        return bar_time_s
 
     def _order_settled(self, intent: Intent) -> None:
         self._bar_close.order_settled(intent)
@@ -221,7 +236,21 @@ class TraderService:
     # -- operators -----------------------------------------------------------------------------------
 
     async def _follow_control(self) -> None:
-        """Take up what operators order, from where the ledger stands; runs until it is cancelled."""
+        """Take up what operators order; runs until it is cancelled, also where Redis refuses."""
+        while True:
+            try:
+                await self._take_up_orders()
+            except (ServiceError, SettingsError) as refused:
+                log.warning("control_not_read", error=str(refused))
+                await asyncio.sleep(_REFUSED_SECONDS)
+
+    async def _take_up_orders(self) -> None:
+        """Take up what operators order, from where the ledger stands.
+
+        Raises:
+            ServiceError: Redis refuses to tell.
+            SettingsError: it refuses the password.
+        """
         bus = self._lifecycle.bus
         until = await bus.last_id(CONTROL)
         after = self._account.memory.control_entry if self._account.reconciled else "0-0"

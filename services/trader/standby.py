@@ -1,8 +1,9 @@
 """A trader that waits for the account's lease: it trades nothing, and obeys a kill all the same.
 
 Redis may be down, and this may be the only trader left, restarted after a crash. So a kill file in its own
-home, or a kill that its own ledger knows, makes it close the account's position without the lease. It opens
-neither the ledger nor a position.
+home, or a kill that its own ledger knows, makes it close the account's position without the lease. A ledger's
+kill that was lifted through Redis meanwhile does not: the position is that of the trader with the lease. It
+opens neither the ledger nor a position.
 """
 
 import asyncio
@@ -17,11 +18,17 @@ from services.trader.kill_switch import KillSwitch, StatusFile, TraderStatus
 from services.trader.ledger import kept_control
 from services.trader.settings import TraderSettings
 from services.trader.venue import Venue
+from shared.adapters.bus import Bus
 from shared.adapters.oanda import OandaClient
+from shared.errors import MuZeroError
+from shared.messages.streams import CONTROL
 
 log = structlog.get_logger()
 
 _WATCH_SECONDS = 0.5
+
+#: Redis is asked for so long whether a kill was lifted; a close must not wait longer for it.
+_REDIS_SECONDS = 1.0
 
 
 class Standby:
@@ -35,9 +42,10 @@ class Standby:
         account: str,
         instrument: str,
         settings: TraderSettings,
+        bus: Bus,
     ) -> None:
         self._switch, self._status, self._venue, self._account = switch, status, venue, account
-        self._instrument, self._settings = instrument, settings
+        self._instrument, self._settings, self._bus = instrument, settings, bus
         self._folder: Path = switch.path.parent
 
     async def until(self, acquired: Coroutine[None, None, None]) -> None:
@@ -57,7 +65,7 @@ class Standby:
     async def _look(self, client: OandaClient) -> float:
         """Obey a kill that is seen; seconds until the next look."""
         order = self._switch.order()
-        if order is None and kept_control(self._folder) != "killed":
+        if order is None and not await self._killed_through_redis():
             self._write("running", None, None, "")
             return _WATCH_SECONDS
         flat_at, detail = await close_at_broker(client, self._instrument)
@@ -66,6 +74,17 @@ class Standby:
             log.warning("killed_in_standby", detail=detail)
         config = self._settings.trader
         return config.flatten_retry_seconds if detail else config.sync_seconds
+
+    async def _killed_through_redis(self) -> bool:
+        """The ledger knows a kill, and Redis, where it answers, none that lifts it."""
+        if kept_control(self._folder) != "killed":
+            return False
+        try:
+            async with asyncio.timeout(_REDIS_SECONDS):
+                newest = await self._bus.newest(CONTROL, name="trader")
+        except (TimeoutError, MuZeroError):
+            return True
+        return newest is None or newest.state == "killed"
 
     def _write(self, control: str, kill_id: str | None, flat_at: int | None, detail: str) -> None:
         self._status.write(

@@ -322,7 +322,7 @@ class OandaClient:
         return await self._read(call, lambda answer: tuple(item["id"] for item in answer["accounts"]))
 
     async def snapshot(self) -> AccountSnapshot:
-        """The whole account: summary, positions, open trades, pending orders."""
+        """The whole account: summary, open trades, pending orders."""
         call = _describe(accounts.AccountDetails, self.account)
         return await self._read(call, lambda answer: AccountSnapshot.parse(answer["account"]))
 

@@ -481,10 +481,9 @@ class OrderOutcome:
 
 @dataclass(frozen=True)
 class AccountSnapshot:
-    """Everything the account holds, as of one transaction id."""
+    """What the account holds, as of one transaction id; its positions are the sums of its trades."""
 
     summary: AccountSummary
-    positions: tuple[Position, ...]
     trades: tuple[OpenTrade, ...]
     orders: tuple[Order, ...]
 
@@ -493,7 +492,6 @@ class AccountSnapshot:
         """Read `account` of `GET /v3/accounts/{id}`."""
         return cls(
             AccountSummary.parse(item),
-            tuple(Position.parse(position) for position in item["positions"]),
             tuple(OpenTrade.parse(trade) for trade in item["trades"]),
             tuple(Order.parse(order) for order in item["orders"]),
         )

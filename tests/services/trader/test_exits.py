@@ -19,8 +19,8 @@ from services.trader.exits import Exits
 from services.trader.ledger import Ledger
 from services.trader.market import Market
 from services.trader.orders import Intent, IntentState
-from shared.adapters.oanda import OandaClient
-from shared.adapters.oanda_records import Transaction
+from shared.adapters.oanda import MarketOrder, OandaClient
+from shared.adapters.oanda_records import OrderOutcome, Transaction
 from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig
 from shared.errors import BrokerError
@@ -168,6 +168,19 @@ async def test_a_close_that_does_not_work_is_a_condition_until_it_does(
     assert "INTERNAL_SERVER_ERROR" in trading.exits.detail
     await trading.until_flat()
     assert [*failing, trading.exits.failing] == [False, True, False]
+
+
+async def test_a_position_that_is_found_closed_leaves_no_word_of_the_close_that_did_not_work(
+    broker: Broker, client: OandaClient, trading: Trading
+) -> None:
+    await trading.enter()
+    broker.answers = [Forged.REJECTED]
+    await trading.exits.close("the agent decided to close", BAR_S)
+    assert "did not work" in trading.exits.detail
+    await client.close_position("GBP_JPY", long=True)
+    await trading.account.sync(None)
+    await trading.exits.look_around(confirm=False)
+    assert trading.exits.detail == ""
 
 
 async def test_a_position_that_a_stop_or_a_person_closed_is_not_closed_again(
@@ -339,6 +352,24 @@ async def test_an_entry_that_was_never_looked_at_is_not_sent_and_no_reject(
     assert trading.account.memory.risk.rejects == 0
 
 
+async def test_a_reject_that_is_read_before_its_answer_comes_counts_once(
+    broker: Broker, trading: Trading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While an order is on its way, another task reads the account's transactions."""
+    send = trading.client.market_order
+
+    async def send_while_another_reads(order: MarketOrder) -> OrderOutcome:
+        try:
+            return await send(order)
+        finally:
+            await trading.account.sync(None)
+
+    monkeypatch.setattr(trading.client, "market_order", send_while_another_reads)
+    broker.faulty(reject_probability=1.0)
+    assert (await trading.enter()).state is IntentState.REJECTED
+    assert trading.account.memory.risk.rejects == 1
+
+
 @pytest.mark.parametrize(
     "forged",
     [
@@ -415,6 +446,19 @@ async def test_a_fill_that_comes_after_an_order_was_settled_corrects_the_ledger(
     await trading.account.sync(None)
     alerts = [row.message for row in ledger.untold("streams", count=99)]
     assert [a.name for a in alerts if isinstance(a, AlertRaised)] == ["order_filled_late"], "told once"
+
+
+async def test_a_position_that_cannot_be_read_does_not_hide_the_trades(
+    broker: Broker, trading: Trading
+) -> None:
+    """What is held is read from the trades; a position, of another instrument perhaps, says nothing more."""
+
+    def damaged(answer: dict[str, Any]) -> dict[str, Any]:
+        answer["account"]["positions"].append({"instrument": "EUR_USD", "long": None})
+        return answer
+
+    broker.forged["/" + ACCOUNT] = damaged
+    assert await trading.account.shown_flat()
 
 
 async def test_an_unknown_entry_keeps_the_account_from_being_called_flat(

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from services.trader.waiting import Backoff
 from shared.adapters.bus import Bus
-from shared.adapters.oanda_records import format_time
+from shared.adapters.oanda_records import UnreadableLine, format_time
 from shared.environment.action import Action
 from shared.messages.streams import ALERTS
 from shared.runtime.redis_server import RedisServer
@@ -155,6 +155,54 @@ async def test_a_candle_that_comes_late_is_waited_for(
     assert await alerts_of(bus) == []
 
 
+async def test_a_stream_that_breaks_while_a_candle_is_waited_for_costs_no_decision(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    late, looks, hidden = FIRST_BAR + 3, 0, True
+
+    def hide(answer: dict[str, Any]) -> dict[str, Any]:
+        nonlocal looks
+        for candle in answer["candles"]:
+            if candle["time"].startswith(format_time(int(BARS.time_s[late]) * 1_000_000_000)[:19]):
+                looks += 1
+                candle["complete"] = not hidden
+        return answer
+
+    async with running_broker(tmp_path, stop=FIRST_BAR + 8) as broker, running_oracle() as oracle:
+        oracle.script = {late: Action.SELL}
+        broker.forged["/candles"] = hide
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle, candle_poll_seconds=0.05)
+        async with running_trader(settings) as trader:
+            await until(lambda: looks > 1)
+            cut(broker)
+            await until(lambda: "mm_trader_reconnects_total 1.0" in trader.metrics())
+            hidden = False
+            await until(lambda: broker.units == -1)
+    assert await alerts_of(bus) == []
+
+
+async def test_a_killed_trader_calls_no_candle_late_that_comes_in_time(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    late, looks = FIRST_BAR + 3, 0
+
+    def hide(answer: dict[str, Any]) -> dict[str, Any]:
+        nonlocal looks
+        for candle in answer["candles"]:
+            if candle["time"].startswith(format_time(int(BARS.time_s[late]) * 1_000_000_000)[:19]):
+                looks += 1
+                candle["complete"] = looks > 3
+        return answer
+
+    await control(bus, "killed")
+    async with running_broker(tmp_path, stop=FIRST_BAR + 8) as broker, running_oracle() as oracle:
+        broker.forged["/candles"] = hide
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle, candle_poll_seconds=0.05)
+        async with running_trader(settings):
+            await broker.decided(late + 1)
+    assert [alert.name for alert in await alerts_of(bus)] == ["killed"]
+
+
 async def test_a_new_level_that_candles_confirm_is_traded_on(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -293,6 +341,17 @@ async def test_a_stream_that_dies_while_a_read_is_repeated_shows_at_once(
             cut(broker)
             await until(lambda: trader.detail["state"] == "reconnecting")
             assert "mm_trader_reconnects_total 0.0" in trader.metrics(), "the session still waits"
+
+
+async def test_a_stream_without_a_readable_line_is_given_up_before_its_first_price(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trader.service.UNHEARD_SECONDS", 0.5)
+    monkeypatch.setattr("shared.adapters.oanda._parse_line", lambda *_: UnreadableLine("of another schema"))
+    async with running_broker(tmp_path) as broker, running_oracle() as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings) as trader:
+            await until(lambda: "mm_trader_reconnects_total 2.0" in trader.metrics())
 
 
 async def test_the_order_rate_counts_the_orders_of_an_hour(

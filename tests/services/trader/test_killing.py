@@ -38,6 +38,22 @@ from tests.services.trader.parts import (
 
 ENTRY_BAR = FIRST_BAR + 1
 
+#: The last word of a trader that does not run any more.
+_DEAD = TraderStatus(
+    pid=2**31 - 1,  # larger than any process has
+    mode="paper",
+    api_url="",
+    account="101-001-0000001-001",
+    instrument="GBP_JPY",
+    state="active",
+    control="killed",
+    kill_id="k",
+    units=0,
+    unknown_orders=0,
+    flat_at=7,
+    detail="",
+)
+
 
 @pytest_asyncio.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
@@ -79,10 +95,12 @@ class Kill:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
-    async def __call__(self, *, seconds: float = 20.0, at_broker: bool = False, resume: bool = False) -> str:
+    async def __call__(
+        self, *, reason: str = "test", seconds: float = 20.0, at_broker: bool = False, resume: bool = False
+    ) -> str:
         """What it printed."""
         self._capsys.readouterr()
-        await asyncio.to_thread(kill, reason="test", timeout=seconds, at_broker=at_broker, resume=resume)
+        await asyncio.to_thread(kill, reason=reason, timeout=seconds, at_broker=at_broker, resume=resume)
         return self._capsys.readouterr().out
 
 
@@ -134,25 +152,60 @@ async def test_kill_confirms_what_the_trader_confirms_and_resume_lifts_it(
 
 
 async def test_a_resume_that_no_trader_confirms_says_so(bus: Bus, tmp_path: Path, kill_it: Kill) -> None:
-    told = TraderStatus(
-        pid=2**31 - 1,  # larger than any process has
-        mode="paper",
-        api_url="",
-        account="",
-        instrument="GBP_JPY",
-        state="active",
-        control="killed",
-        kill_id="k",
-        units=0,
-        unknown_orders=0,
-        flat_at=7,
-        detail="",
-    )
-    StatusFile(tmp_path / "trader").write(told)
+    StatusFile(tmp_path / "trader").write(_DEAD)
     assert "no trader runs here" in await kill_it(resume=True)
-    StatusFile(tmp_path / "trader").write(replace(told, pid=os.getpid()))
+    StatusFile(tmp_path / "trader").write(replace(_DEAD, pid=os.getpid()))
     with pytest.raises(ServiceError, match=r"not confirmed: the trader .* within 0\.5 s"):
         await kill_it(seconds=0.5, resume=True)
+
+
+@pytest.mark.parametrize("reason", ["x" * 3_000, "\udcff"], ids=["long", "not UTF-8"])
+async def test_a_kill_s_reason_never_keeps_it_from_being_carried_out(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, kill_it: Kill, reason: str
+) -> None:
+    await broker.buy()
+    StatusFile(tmp_path / "trader").write(replace(_DEAD, api_url=broker.url))
+    assert "confirmed: flat" in await kill_it(reason=reason, seconds=0.5)
+    assert broker.units == 0
+    newest = await bus.newest(CONTROL, name="trader")
+    assert newest is not None
+    assert newest.state == "killed"
+
+
+async def test_a_kill_whose_file_cannot_be_written_does_not_wait_for_the_trader(
+    tmp_path: Path, broker: Broker, kill_it: Kill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    await broker.buy()
+    monkeypatch.setattr(KillSwitch, "engage", full)
+    StatusFile(tmp_path / "trader").write(replace(_DEAD, api_url=broker.url))
+    async with asyncio.timeout(20):
+        with pytest.raises(ServiceError, match="flat, but the kill file could not be written"):
+            await kill_it(seconds=600.0)
+    assert broker.units == 0
+
+
+async def test_a_standby_whose_kill_was_lifted_leaves_the_position_to_the_trader_with_the_lease(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
+) -> None:
+    """Its ledger knows the kill and not the resume, which came while it was down."""
+    await control(bus, "killed")
+    second = trader_settings(redis_server.url, tmp_path / "two", broker, oracle, sync_seconds=0.1)
+    async with running_trader(second) as trader:
+        await until(lambda: trader.detail.get("flat_at") is not None)
+    await control(bus, "running")
+    first = trader_settings(redis_server.url, tmp_path, broker, oracle)
+    async with running_trader(first) as trader:
+        await until(lambda: broker.units == 1)
+        async with running_trader(second) as waiting:
+            await until(lambda: waiting.detail.get("state") == "standby")
+            await until(lambda: (tmp_path / "two" / "trader" / "state.json").is_file())
+            await until(lambda: status(tmp_path / "two")["state"] == "standby")
+            assert status(tmp_path / "two")["control"] == "running"
+        assert broker.units == 1
+    assert broker.posts == ["POST orders"]
 
 
 async def test_kill_with_redis_dead_and_a_look_up_under_way(

@@ -17,7 +17,7 @@ from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
 from shared.adapters.oanda_records import format_time
 from shared.environment.action import Action
-from shared.errors import BrokerError, SettingsError
+from shared.errors import BrokerError, CheckpointError, SettingsError
 from shared.runtime.redis_server import RedisServer
 from tests.services.trader.oanda_hosts import LIVE, PRACTICE, posing_as_oanda
 from tests.services.trader.parts import (
@@ -183,8 +183,9 @@ async def test_live_trades_at_the_live_hosts_and_enters_only_on_a_version_promot
     assert "version_not_live" in [alert.name for alert in await alerts_of(bus)]
 
 
-async def test_live_manages_its_exit_after_the_version_was_rolled_back(
-    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damaged", [False, True], ids=["rolled back", "damaged"])
+async def test_live_manages_its_exit_whatever_became_of_the_promoted_version(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, damaged: bool
 ) -> None:
     """Restarted, it must not leave the position that it entered."""
     store = fill(CheckpointStore(TraderSettings(home=tmp_path).checkpoint_root), 3)
@@ -195,13 +196,16 @@ async def test_live_manages_its_exit_after_the_version_was_rolled_back(
         async with there.trading() as market:
             await market.bars(3)
             assert there.broker.units == 1
-        store.move(Pointer.PROMOTED, lambda _: Pointed(3, "paper", ()))
+        if damaged:
+            (Path(there.settings.checkpoint_root) / "promoted.json").write_text("?")
+        else:
+            store.move(Pointer.PROMOTED, lambda _: Pointed(3, "paper", ()))
         there.oracle.stage = "paper"
         async with there.trading() as market:
             await market.bars(6)
             assert there.broker.posts == ["POST orders", "PUT close"], "it closes, and does not enter again"
             assert market.trader.detail["guards"] == "version_not_live"
-        with pytest.raises(SettingsError, match="mode live needs a version"):
+        with pytest.raises(CheckpointError if damaged else SettingsError, match=r"promoted|mode live needs"):
             async with there.trading() as market:
                 await market.trader.task
 

@@ -240,6 +240,16 @@ def test_a_wrong_time_does_not_outlive_its_connection() -> None:
     assert market.time_ns == at(61)
 
 
+def test_silence_is_counted_from_the_connection_s_beginning() -> None:
+    """Its first line may be refused; the silence before it was of another connection."""
+    clocks = Clocks()
+    market = market_of(clocks)
+    clocks.go_on(60)
+    market.warm_up([candle(0)])
+    market.on_item(price(DAY_S))
+    assert market.heard == clocks.monotonic_s
+
+
 def test_a_replay_jumps_where_a_second_price_confirms_it_and_the_bar_before_is_over() -> None:
     market = market_of(Clocks(), simulated=True)
     market.on_item(price(59))

@@ -1,6 +1,7 @@
 """The whole trader against the paper broker over HTTP, with an inference that follows a script."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
+from redis import Redis
 from starlette.responses import JSONResponse, Response
 
 from services.broker.config import Pacing
 from services.trader.config import GuardConfig
+from services.trader.kill_switch import KillSwitch
 from services.trader.ledger import Ledger
+from services.trader.market import Market as TraderMarket
 from shared.adapters.bus import Bus
+from shared.adapters.oanda_records import Heartbeat, Price, UnreadableLine
 from shared.environment.action import Action
 from shared.environment.environment import EnvironmentConfig, Prices, reset, step
 from shared.errors import ServiceError, SettingsError
@@ -353,6 +358,58 @@ async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_pat
     finally:
         await bus.close()
         server.stop()
+
+
+async def test_redis_that_refuses_the_password_does_not_end_the_trader(tmp_path: Path) -> None:
+    """A position is held; as without Redis, it is closed and none is entered until Redis takes it again."""
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    admin = Redis.from_url(server.url, single_connection_client=True)
+    script = {FIRST_BAR + 1: Action.BUY}
+    try:
+        async with running_broker(tmp_path) as broker, running_oracle(script) as oracle:
+            settings = trader_settings(server.url, tmp_path, broker, oracle, lease_seconds=1.0)
+            async with running_trader(settings) as trader:
+                await until(lambda: broker.units == 1)
+                password = str(admin.config_get("requirepass")["requirepass"])
+                admin.config_set("requirepass", "another")
+                admin.client_kill_filter(_type="normal", skipme=True)
+                await until(lambda: "no_lease" in str(trader.detail["guards"]))
+                KillSwitch(tmp_path / "trader").engage("test")
+                await until(lambda: broker.units == 0)
+                assert not trader.task.done()
+                KillSwitch(tmp_path / "trader").lift()
+                admin.config_set("requirepass", password)
+                await until(lambda: trader.detail["guards"] == "")
+                bus = Bus(server.url)
+                await control(bus, "paused")
+                await until(lambda: trader.detail["control"] == "paused")
+                await bus.close()
+    finally:
+        admin.close()
+        server.stop()
+
+
+async def test_a_bar_that_closes_while_the_event_loop_hangs_is_decided_on(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar and the end of the wait for it come in one turn of the loop."""
+    on_item = TraderMarket.on_item
+
+    def hang(market: TraderMarket, item: Price | Heartbeat | UnreadableLine) -> int | None:
+        closed = on_item(market, item)
+        if closed is not None:
+            time.sleep(0.1)
+        return closed
+
+    monkeypatch.setattr("services.trader.service._WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(TraderMarket, "on_item", hang)
+    async with (
+        running_broker(tmp_path, pacing=Pacing.SPEED, speed=120.0) as broker,
+        running_oracle() as oracle,
+        running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)),
+    ):
+        await broker.decided(FIRST_BAR + 6)
 
 
 async def test_a_stream_that_breaks_is_opened_again_and_no_bar_is_decided_on_twice(
