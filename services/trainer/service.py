@@ -119,6 +119,7 @@ class TrainerService:
             self._dataset.fingerprint,
             self._ranks,
             instrument=self._dataset.bars.instrument,
+            trained_until=self._dataset.trained_until,
         )
         self._metrics = TrainerMetrics()
         opened.callback(self._metrics.close)

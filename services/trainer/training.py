@@ -7,6 +7,7 @@ weights, bit for bit, of one that was not.
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import cast
 
 import torch
@@ -23,7 +24,7 @@ from services.trainer.steps import Steps
 from services.trainer.targets import unrolled_steps
 from services.trainer.views import Views
 from shared.adapters.agents import instrument_settings
-from shared.adapters.checkpoints import Manifest, Tensors
+from shared.adapters.checkpoints import TRAINED_UNTIL, Manifest, Tensors
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import Action
 from shared.errors import CheckpointError
@@ -88,6 +89,7 @@ class Training:
         ranks: Ranks | None = None,
         *,
         instrument: Instrument | None = None,
+        trained_until: datetime | None = None,
     ) -> None:
         """Begin with random weights.
 
@@ -97,10 +99,12 @@ class Training:
             dataset: its fingerprint.
             ranks: that learn with this one, the leader.
             instrument: of the bars; each version names it.
+            trained_until: opening time of the last bar of the training split; each version names it.
         Raises:
             SettingsError: there is no such device.
         """
         self.config, self.dataset, self.instrument = config, dataset, instrument
+        self.trained_until = trained_until
         self.features = features
         seed = config.trainer.seed
         network = initial_network(config.model, seed)
@@ -166,11 +170,18 @@ class Training:
             journal_position=self.position,
             dataset=self.dataset,
             model=cast("dict[str, JsonValue]", asdict(self.config.model)),
-            settings=self.config.recorded() | instrument_settings(self.instrument),
+            settings=self._settings(),
             metrics=self.metrics(),
             state=state.model_dump(),
         )
         return manifest, self.learner.weights(), self.learner.moments()
+
+    def _settings(self) -> dict[str, JsonValue]:
+        """Settings of the run, and what the version was trained on."""
+        settings = self.config.recorded() | instrument_settings(self.instrument)
+        if self.trained_until is not None:
+            settings[TRAINED_UNTIL] = self.trained_until.isoformat()
+        return settings
 
     def resume(
         self, manifest: Manifest, weights: Tensors, moments: Tensors, read: Callable[[int], Trajectory]
@@ -187,6 +198,9 @@ class Training:
             JournalError: a trajectory that the replay needs is gone.
         """
         state = SavedState.of(manifest)
+        # The data set may have been split otherwise since: the version has seen both training splits.
+        seen = [until for until in (self.trained_until, manifest.trained_until) if until is not None]
+        self.trained_until = max(seen, default=None)
         self.learner.restore(dict(weights), dict(moments))
         self.learner.seed = state.seed
         self.learner.counters = LearnerCounters(

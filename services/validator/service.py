@@ -18,7 +18,14 @@ from services.validator.validation import Provenance, Validator, announcement_of
 from shared.adapters.agents import load_agent
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointed, Pointer
 from shared.adapters.files import write_whole
-from shared.adapters.promotions import check_gate, promote, report_path, require_record, serve_unproven
+from shared.adapters.promotions import (
+    check_gate,
+    in_sample,
+    promote,
+    report_path,
+    require_record,
+    serve_unproven,
+)
 from shared.adapters.validations import DATABASE, ValidationStore
 from shared.engine.precision import Precision
 from shared.errors import (
@@ -249,7 +256,7 @@ class ValidatorService:
         Raises:
             _StoppedError: the service was asked to stop.
             ServiceError: the time limit was reached.
-            CheckpointError: the version is gone, damaged, or was trained on other bars.
+            CheckpointError: the version is gone, damaged, or was trained on other bars, or on these.
         """
         deadline = time.monotonic() + self._config.time_limit_seconds
 
@@ -269,6 +276,8 @@ class ValidatorService:
                 f"version {version} was trained on data set {manifest.dataset[:12]}…, "
                 f"this one is {dataset[:12]}…"
             )
+        if reason := in_sample(manifest, self._validator.first_bar_at):
+            raise CheckpointError(f"version {version} cannot be judged: {reason}")
         report = self._validator.validate(
             load_agent(store, version, self._desk.precision),
             Provenance(manifest.files[WEIGHTS].sha256, "service", superseded_by),

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 
 from services.validator.baselines import Baseline, walk_baselines
 from services.validator.config import ValidationConfig
@@ -102,6 +103,11 @@ class Validator:
     def num_sessions(self) -> int:
         """Sessions that every version walks."""
         return len(self._starts)
+
+    @property
+    def first_bar_at(self) -> datetime:
+        """Opening time of their first bar."""
+        return datetime.fromtimestamp(int(self._dataset.bars.time_s[self._starts[0]]), UTC)
 
     def validate(
         self,

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -27,6 +28,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -86,6 +88,12 @@ class FileEntry(BaseModel):
     sha256: Fingerprint
 
 
+#: In a manifest's settings, since an older release refuses a field that it does not know.
+TRAINED_UNTIL = "trained_until"
+
+_MOMENT = TypeAdapter(AwareDatetime)
+
+
 class Manifest(BaseModel):
     """What a version is: where in training it was made, of what, and what its files must hash to."""
 
@@ -104,6 +112,23 @@ class Manifest(BaseModel):
     created_at: AwareDatetime = Field(default_factory=now)
     libraries: dict[str, str] = Field(default_factory=lambda: {n: installed_version(n) for n in _LIBRARIES})
     files: dict[str, FileEntry] = {}
+
+    @property
+    def trained_until(self) -> datetime | None:
+        """Opening time of the last bar that the version may have learned from.
+
+        Returns:
+            None where an older release made the version.
+        Raises:
+            CheckpointError: the settings hold something else.
+        """
+        told = self.settings.get(TRAINED_UNTIL)
+        try:
+            return None if told is None else _MOMENT.validate_python(told)
+        except ValidationError as other:
+            raise CheckpointError(
+                f"version {self.version}: {TRAINED_UNTIL} is {told!r}, expected a time"
+            ) from other
 
 
 class Stood(NamedTuple):

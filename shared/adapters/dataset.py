@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,7 +24,15 @@ from shared.environment.outcome import label_outcomes
 from shared.errors import DataError
 from shared.features.window import FEATURE_NAMES, temporal_features
 from shared.market.bar import BarSeries, Instrument
-from shared.market.session import NO_SPLIT, SessionConfig, SessionIndex, Split, SplitConfig, index_sessions
+from shared.market.session import (
+    NO_SPLIT,
+    SESSION_BARS,
+    SessionConfig,
+    SessionIndex,
+    Split,
+    SplitConfig,
+    index_sessions,
+)
 from shared.numeric import Float32, Int8
 
 _arrow: Any = pa  # has no types
@@ -79,6 +88,14 @@ class Dataset:
     split_config: SplitConfig
     source: str  # where the bars came from, in words
     fingerprint: str  # of the bars; trajectories and checkpoints carry it
+
+    @property
+    def trained_until(self) -> datetime | None:
+        """Opening time of the last bar of the training sessions; None where there are none."""
+        starts = self.sessions.every(Split.TRAIN)
+        if len(starts) == 0:
+            return None
+        return datetime.fromtimestamp(int(self.bars.time_s[starts.max() + SESSION_BARS]), UTC)
 
 
 def build_dataset(

@@ -9,10 +9,11 @@ the service judges now, with the SHA-256 that the service recorded in its databa
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from shared.adapters.checkpoints import (
     WEIGHTS,
@@ -49,6 +50,7 @@ class GateVerdict(BaseModel):
     dataset: Fingerprint
     split: str
     weights_sha256: Fingerprint
+    first_bar_at: AwareDatetime  # of the sessions that were walked
     standards: dict[str, JsonValue]
     passed_gates: tuple[str, ...]
     reasons: tuple[str, ...] = ()
@@ -138,7 +140,24 @@ def _mismatch(verdict: GateVerdict, manifest: Manifest) -> str:
         )
     if weights is None or verdict.weights_sha256 != weights.sha256:
         return f"it judges other weights than the store holds; {_JUDGE_AGAIN}"
-    return ""
+    return in_sample(manifest, verdict.first_bar_at)
+
+
+def in_sample(manifest: Manifest, first_bar_at: datetime) -> str:
+    """Why sessions from a bar on are not out of sample for a version; empty where they are.
+
+    The bars alone do not tell: another split of the same data set has the same fingerprint.
+
+    Raises:
+        CheckpointError: the manifest does not say, in a way that can be read, until when it was trained.
+    """
+    until = manifest.trained_until
+    if until is None or first_bar_at > until:
+        return ""
+    return (
+        f"the version was trained on bars up to {until:%Y-%m-%d %H:%M} UTC, the sessions judged begin at "
+        f"{first_bar_at:%Y-%m-%d %H:%M} UTC; expected them to be later"
+    )
 
 
 def _unrecorded(verdict: GateVerdict, document: bytes, validation_root: Path) -> str:

@@ -18,7 +18,7 @@ from services.api.service import run
 from services.api.settings import GatewaySettings
 from services.api.state import Gateway
 from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Manifest
+from shared.adapters.checkpoints import TRAINED_UNTIL, CheckpointStore, Manifest
 from shared.messages.schemas import CheckpointPublished, ValidationReported
 from shared.messages.streams import CHECKPOINTS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle
@@ -91,7 +91,7 @@ def save_version(store: CheckpointStore, version: int, metrics: dict[str, float]
             journal_position=version * 50,
             dataset=FINGERPRINT,
             model={"hidden": 256},
-            settings={},
+            settings={TRAINED_UNTIL: "2025-03-02T00:00:00Z"},  # just before `report_of` begins
             metrics=metrics or {},
             state={},
         ),

@@ -1,6 +1,7 @@
 """Learning learns, goes on bit for bit from what was saved, and survives what is not finite."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -364,6 +365,18 @@ def test_stretches_learn_what_single_steps_learn() -> None:
         gradients.append({name: weight.grad for name, weight in network.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_a_version_names_the_last_bar_of_all_training_splits_that_it_has_seen() -> None:
+    early, late = datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 6, 1, tzinfo=UTC)
+    for before, after in ((early, late), (late, early)):
+        saved_before, weights, moments = Training(CONFIG, features(), FINGERPRINT, trained_until=before).save(
+            0
+        )
+        assert saved(saved_before).trained_until == before
+        resumed = Training(CONFIG, features(), FINGERPRINT, trained_until=after)
+        resumed.resume(saved(saved_before), weights, moments, JOURNAL.__getitem__)
+        assert resumed.save(1)[0].trained_until == late
 
 
 def test_a_version_names_the_instrument_that_it_was_trained_on() -> None:

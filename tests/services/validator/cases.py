@@ -1,6 +1,7 @@
 """A small data set, versions with opinions, and a store that holds them."""
 
 from dataclasses import asdict
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from services.validator.config import ValidationConfig
 from services.validator.evaluate import Walk
 from services.validator.gate import GateConfig
 from services.validator.validation import Standards
-from shared.adapters.checkpoints import CheckpointStore, Manifest
+from shared.adapters.checkpoints import TRAINED_UNTIL, CheckpointStore, Manifest
 from shared.adapters.dataset import Dataset, build_dataset
 from shared.agent.agent import Agent
 from shared.environment.environment import EnvironmentConfig, Prices
@@ -65,7 +66,13 @@ def agent(version: int) -> Agent:
     return Agent(opinionated_network(SMALL, seed=version), version)
 
 
-def save_version(store: CheckpointStore, version: int, *, dataset: str | None = None) -> None:
+def save_version(
+    store: CheckpointStore,
+    version: int,
+    *,
+    dataset: str | None = None,
+    trained_until: datetime | None = None,
+) -> None:
     weights = {
         name: tensor.numpy() for name, tensor in opinionated_network(SMALL, seed=version).state_dict().items()
     }
@@ -76,7 +83,7 @@ def save_version(store: CheckpointStore, version: int, *, dataset: str | None = 
         journal_position=version * 50,
         dataset=dataset or small_dataset().fingerprint,
         model=asdict(SMALL),
-        settings={},
+        settings={TRAINED_UNTIL: trained_until.isoformat()} if trained_until else {},
         metrics={},
         state={},
     )

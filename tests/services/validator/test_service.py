@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,6 +135,22 @@ async def test_a_restart_goes_on_from_where_it_stood(
         await until_heartbeat(lifecycle, done=2)
     validations = await until_told(bus, VALIDATIONS, 2)
     assert [message.version for message in validations] == [1, 2]
+
+
+async def test_a_version_is_not_judged_on_bars_that_it_was_trained_on(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The same bars were split otherwise when version 2 was trained; their fingerprint is the same."""
+    dataset, desk = small_dataset(), desk_in(tmp_path)
+    first = dataset.bars.time_s[dataset.sessions.non_overlapping(Split.VALIDATION)[0]]
+    save_version(desk.store, 1, trained_until=dataset.trained_until)
+    save_version(desk.store, 2, trained_until=datetime.fromtimestamp(int(first), UTC))
+    await publish(bus, 1, 2)
+    async with running(redis_server, desk) as lifecycle:
+        await until_heartbeat(lifecycle, done=2, skipped=1)
+    assert [message.version for message in await until_told(bus, VALIDATIONS, 1)] == [1]
+    (alert,) = await until_told(bus, ALERTS, 1)
+    assert "version 2 cannot be judged: the version was trained on bars up to" in alert.detail
 
 
 async def test_where_none_is_promoted_the_first_version_is_served_unproven(

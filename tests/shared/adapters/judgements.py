@@ -35,6 +35,7 @@ def report_document(
         "dataset": dataset,
         "split": "validation",
         "weights_sha256": weights_sha256(weights),
+        "first_bar_at": "2025-03-03T00:00:00+00:00",
         "standards": STANDARDS,
         "passed_gates": passed,
         "reasons": reasons,

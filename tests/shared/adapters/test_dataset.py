@@ -65,6 +65,17 @@ def test_holds_what_features_outcomes_and_sessions_say_of_the_bars(path: Path, b
         assert read.sessions.non_overlapping(split).tolist() == index.non_overlapping(split).tolist()
 
 
+def test_the_training_bars_end_where_the_last_training_session_does(path: Path, bars: BarSeries) -> None:
+    """A session is 360 decisions and the bar after them; validation begins later."""
+    dataset = read_dataset(path)
+    until = dataset.trained_until
+    assert until is not None
+    (last,) = np.flatnonzero(bars.time_s == int(until.timestamp()))
+    played = [range(start, start + 361) for start in dataset.sessions.every(Split.TRAIN)]
+    assert last == max(bar for session in played for bar in session)
+    assert last < dataset.sessions.every(Split.VALIDATION).min()
+
+
 def test_tables_are_those_of_the_specification(path: Path, bars: BarSeries) -> None:
     with duckdb.connect(str(path), read_only=True) as connection:
 

@@ -98,6 +98,10 @@ def test_a_report_that_is_not_this_versions_proves_nothing(
         ({"dataset": "00" * 32}, "on data set 000000000000…, the version was trained on abababababab…"),
         ({"weights_sha256": "00" * 32}, "judges other weights than the store holds"),
         (
+            {"first_bar_at": "2025-03-02T00:00:00+00:00"},
+            "trained on bars up to 2025-03-02 00:00 UTC, the sessions judged begin at 2025-03-02 00:00 UTC",
+        ),
+        (
             {"standards": {**STANDARDS, "gate": {"live_min_years": 0.0}}},
             r"by other settings than the validator's: gate\.live_min_years was 0\.0, is 3\.0",
         ),
