@@ -63,29 +63,41 @@ _TABLES: dict[type[AuditMessage], tuple[str, str]] = {
 
 
 class AuditTables:
-    """The DuckDB file of one trader, its only opener while it runs."""
+    """The DuckDB file of one trader, its only opener once it has written to it.
+
+    It is opened at the first insert, not before: another program that has it open must not keep the trader
+    from starting, which may hold a position.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open or begin the file.
-
-        Raises:
-            ServiceError: another process has it open, or it is no such file.
-        """
+        """Open nothing yet."""
+        self._path = path
         self._using = threading.Lock()
-        try:
-            begin_database(path, _SCHEMA)
-            self._db = duckdb.connect(str(path), config={"threads": 1, "memory_limit": "256MB"})
-            self._db.execute("ALTER TABLE trades ALTER units TYPE DOUBLE")  # earlier releases: whole units
-        except (duckdb.Error, OSError) as refused:
-            raise ServiceError(f"{path} cannot be opened: {refused}") from refused
+        self._db: duckdb.DuckDBPyConnection | None = None
 
     def insert(self, rows: Sequence[OutboxRow]) -> None:
-        """Insert messages in one transaction; one that is there already stays as it is."""
-        with self._using:
-            self._insert(rows)
+        """Insert messages in one transaction; one that is there already stays as it is.
 
-    def _insert(self, rows: Sequence[OutboxRow]) -> None:
-        self._db.begin()
+        Raises:
+            duckdb.Error: another process has the file open, it is damaged, or the disk is full.
+            OSError: the folder refuses.
+        """
+        with self._using:
+            self._db = self._db or self._opened()
+            self._insert(self._db, rows)
+
+    def _opened(self) -> duckdb.DuckDBPyConnection:
+        begin_database(self._path, _SCHEMA)
+        db = duckdb.connect(str(self._path), config={"threads": 1, "memory_limit": "256MB"})
+        try:
+            db.execute("ALTER TABLE trades ALTER units TYPE DOUBLE")  # earlier releases: whole units
+        except duckdb.Error:
+            db.close()
+            raise
+        return db
+
+    def _insert(self, db: duckdb.DuckDBPyConnection, rows: Sequence[OutboxRow]) -> None:
+        db.begin()
         try:
             for kind, (table, fields) in _TABLES.items():
                 columns = fields.split()
@@ -96,16 +108,17 @@ class AuditTables:
                 ]
                 if values:
                     marks = ", ".join("?" for _ in range(len(columns) + 1))
-                    self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)  # noqa: S608
-            self._db.commit()
+                    db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)  # noqa: S608
+            db.commit()
         except BaseException:
-            self._db.rollback()
+            db.rollback()
             raise
 
     def close(self) -> None:
         """Write everything into the file and close it; an insert that another thread is at is finished."""
         with self._using:
-            self._db.close()
+            if self._db is not None:
+                self._db.close()
 
 
 def _cell(value: object) -> object:
@@ -162,11 +175,11 @@ class Audit:
             await self.flush_tables()
 
     async def flush_tables(self) -> None:
-        """Write to DuckDB what is not there yet; what a full disk refuses is tried again at the next call."""
+        """Write to DuckDB what is not there yet; what it refuses is tried again at the next call."""
         while rows := self._ledger.untold(TABLES_SINK, count=_BATCH):
             try:
                 await asyncio.to_thread(self._tables.insert, rows)
-            except duckdb.Error as refused:
+            except (duckdb.Error, OSError) as refused:
                 log.warning("tables_not_written", error=str(refused))
                 return
             if not self._note(TABLES_SINK, rows[-1].seq):

@@ -3,9 +3,11 @@
 import asyncio
 import re
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from structlog.testing import capture_logs
 
@@ -381,6 +383,34 @@ async def _announced(bus: Bus, name: str, phase: str) -> None:
             (entry.message.name, entry.message.phase) for entry in await bus.recent(ALERTS, count=1_000)
         }:
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("damaged", [True, False], ids=["damaged", "in use"])
+async def test_a_trader_starts_and_trades_without_its_tables(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, damaged: bool
+) -> None:
+    """They are for queries. What they miss is written once they can be."""
+    tables = tmp_path / "trader" / "trader.duckdb"
+    tables.parent.mkdir()
+    with ExitStack() as held:
+        if damaged:
+            tables.write_bytes(b"no database" * 1_000)
+        else:
+            held.enter_context(closing(duckdb.connect(str(tables))))
+        script = {FIRST_BAR + 2: Action.BUY, FIRST_BAR + 4: Action.CLOSE}
+        async with (
+            running_broker(tmp_path, stop=FIRST_BAR + 8) as broker,
+            running_oracle(script) as oracle,
+            running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader,
+        ):
+            await until(lambda: trader.detail.get("orders") == 2)
+            await asyncio.sleep(2.5)  # past a try to write the tables
+            assert not trader.task.done()
+            held.close()
+            tables.unlink()
+    with closing(duckdb.connect(str(tables), read_only=True)) as db:
+        written = db.execute("SELECT count(*) FROM decisions").fetchone()
+    assert written == (len(await decisions_of(bus)),)
 
 
 async def test_a_ledger_that_cannot_be_written_is_told_of_and_trading_goes_on_after_it(
