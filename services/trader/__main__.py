@@ -133,16 +133,13 @@ async def _answer(
 ) -> _T | None:
     """What the broker answers, asked until it does; None when asked to stop.
 
-    Raises:
-        BrokerError: it refuses the token or the account.
+    A refusal of the token (401, 403) ends nothing either: it may pass, and a position may be open.
     """
     while not lifecycle.stopping.is_set():
         async with OandaClient(account, venue.token, api_url=venue.api_url) as client:
             try:
                 return await ask(client)
             except BrokerError as away:
-                if away.status in (401, 403):
-                    raise
                 log.warning("broker_away", error=str(away))
                 lifecycle.report(state="waiting for the broker")
                 await lifecycle.sleep(1.0)

@@ -262,12 +262,13 @@ async def test_a_broker_that_refuses_the_token_is_told_of_and_the_trader_goes_on
     assert "403" in told.detail
 
 
+@pytest.mark.parametrize("refusal", [404, 401])  # 404: an instrument that the account cannot trade
 async def test_a_broker_that_is_away_is_told_of_before_the_account_is_known(
-    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
     monkeypatch.setattr("services.trader.__main__.UNAVAILABLE_SECONDS", 0.0)
     async with running_broker(tmp_path) as broker, running_oracle() as oracle:
-        broker.refusal = 404  # as for an instrument that the account cannot trade
+        broker.refusal = refusal
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
         known = settings.model_copy(update={"oanda_account": broker.venue.config.account})
         async with running_trader(known) as trader:
