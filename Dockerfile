@@ -1,7 +1,8 @@
 # One image for every service; the command names the service (`trainer` runs `train`, see docker-compose.yml).
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-FROM ${BASE_IMAGE} AS build
+# Dependencies have a layer of their own, so that a changed source does not copy their 2 GB again.
+FROM ${BASE_IMAGE} AS tools
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy
 RUN python -m venv /opt/venv && /opt/venv/bin/pip install --quiet --no-cache-dir uv
 WORKDIR /src
@@ -15,24 +16,30 @@ RUN --mount=type=cache,target=/root/.cache/uv \
       set -- "$@" --torch-backend="$TORCH_BACKEND"; \
     fi; \
     "$uv" pip install "$@"
+
+FROM tools AS package
 COPY README.md ./
 COPY shared shared
 COPY services services
 COPY benchmarks benchmarks
 COPY cli cli
 RUN --mount=type=cache,target=/root/.cache/uv \
-    /opt/venv/bin/uv pip install --python /opt/venv/bin/python --no-deps . \
-    && /opt/venv/bin/uv pip uninstall --python /opt/venv/bin/python uv pip setuptools
+    /opt/venv/bin/uv pip install --python /opt/venv/bin/python --target /opt/app --no-deps .
+
+FROM tools AS dependencies
+RUN /opt/venv/bin/uv pip uninstall --python /opt/venv/bin/python uv pip setuptools
 
 FROM ${BASE_IMAGE}
 RUN useradd --system --uid 10001 --home-dir /var/lib/micro-muzero micromuzero \
     && cd /var/lib && mkdir -p micro-muzero && cd micro-muzero \
     && mkdir checkpoints unsent journal record validations trader broker data numba \
     && chown -R micromuzero: /var/lib/micro-muzero
-COPY --from=build /opt/venv /opt/venv
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=package /opt/app /opt/app
 COPY config /etc/micro-muzero
 # Numba compiles at first use and keeps the result in a volume: the root file system is read-only.
-ENV PATH=/opt/venv/bin:$PATH \
+ENV PATH=/opt/app/bin:/opt/venv/bin:$PATH \
+    PYTHONPATH=/opt/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     NUMBA_CACHE_DIR=/var/lib/micro-muzero/numba \

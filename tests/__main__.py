@@ -18,11 +18,11 @@ from shared.numeric import COMPILED_MARK
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
-#: NumPy's threads spin while they wait, and there is a test process on every core.
+#: NumPy's threads spin while they wait, and every core has a test process.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-#: A process per core, a file of tests at a time, in the order of collection.
-PARALLEL = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
+#: Two processes more than cores, since many tests wait; a file of tests at a time, in the order of collection.
+PARALLEL = ["-n", str((os.cpu_count() or 1) + 2), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 QUICK: dict[str, list[str]] = {
     "format": [str(BIN / "ruff"), "format", "--check", "."],
