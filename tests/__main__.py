@@ -21,7 +21,7 @@ BIN = Path(sys.executable).parent
 #: NumPy's threads spin while they wait, and every core has a test process.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-#: Two processes more than cores, since many tests wait; a file of tests at a time, in the order of collection.
+#: Two processes more than cores, since many tests wait. Each takes a file of tests at a time, in order.
 PARALLEL = ["-n", str((os.cpu_count() or 1) + 2), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 QUICK: dict[str, list[str]] = {

@@ -85,6 +85,7 @@ class Ledger:
 
         Raises:
             ServiceError: another process has it open.
+            LedgerError: the file is damaged, or the disk is full.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "ledger.sqlite"
@@ -95,7 +96,13 @@ class Ledger:
             os.close(self._lock)
             raise ServiceError(f"{folder} is in use by another trader; give each its own MM_HOME") from held
         self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCKED_SECONDS)
-        self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _SCHEMA)
+        try:
+            self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _SCHEMA)
+        except sqlite3.Error as refused:
+            self.close()
+            raise LedgerError(
+                f"{self.path} cannot be opened: {refused}; `kill` closes a position that is open"
+            ) from refused
 
     def close(self) -> None:
         """Close the file and let the folder go."""

@@ -22,7 +22,7 @@ from shared.adapters.bus import Bus
 from shared.adapters.oanda_records import Heartbeat, Price, UnreadableLine
 from shared.environment.action import Action
 from shared.environment.environment import EnvironmentConfig, Prices, reset, step
-from shared.errors import ServiceError, SettingsError
+from shared.errors import LedgerError, ServiceError, SettingsError
 from shared.market.bar import Instrument
 from shared.market.calendar import rollover_nights
 from shared.market.synthetic import Market, synthesize
@@ -325,6 +325,13 @@ async def test_two_traders_cannot_share_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="in use by another trader"):
         Ledger(tmp_path)
     ledger.close()
+
+
+def test_a_damaged_ledger_is_an_error_of_one_line_and_lets_its_folder_go(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"no ledger" * 1_000)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match=r"ledger\.sqlite cannot be opened: file is not a database"):
+            Ledger(tmp_path)
 
 
 async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_path: Path) -> None:
