@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     parent, niceness, lock, *command = arguments
     if int(parent) and not _end_with(int(parent)):
         return 0
-    os.nice(int(niceness))
+    _be_nice(int(niceness))
     if lock and not _hold(lock):
         sys.stderr.write(f"error: another process holds {lock}\n")
         return EXIT_HELD
@@ -66,6 +66,16 @@ def _end_with(parent: int) -> bool:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     return os.getppid() == parent
+
+
+def _be_nice(niceness: int) -> None:
+    """Lower the priority, also of the session where Linux shares time by session first (autogroup)."""
+    os.nice(niceness)
+    try:
+        if niceness and os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
+    except OSError:
+        return  # no such system, or it takes no more changes now: the process itself is nice
 
 
 def _hold(path: str) -> bool:

@@ -21,6 +21,9 @@ print(child.pid, flush=True)
 child.wait()
 """
 
+#: How Linux weighs a session; not there without the feature.
+AUTOGROUP = Path("/proc/self/autogroup")
+
 
 def name_of(pid: int) -> str:
     """What a process runs; empty once it has ended."""
@@ -74,6 +77,10 @@ def test_one_of_two_children_holds_a_lock_and_the_other_says_so(tmp_path: Path) 
 def test_a_child_has_its_niceness_and_a_missing_program_is_named() -> None:
     nice = subprocess.run(ending_with_parent(["nice"], niceness=3), capture_output=True, text=True)
     assert int(nice.stdout) == min(os.nice(0) + 3, 19)
+    if AUTOGROUP.exists():
+        command = ending_with_parent(["cat", str(AUTOGROUP)], niceness=3)
+        group = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+        assert group.stdout.endswith("nice 3\n")
     missing = subprocess.run(ending_with_parent(["/no/such"]), capture_output=True, text=True)
     assert (missing.returncode, missing.stderr) == (127, "error: /no/such: No such file or directory\n")
 
