@@ -1,6 +1,7 @@
 """The gateway's application: routes, errors, headers."""
 
 import time
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 import structlog
@@ -50,8 +51,8 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.wrong_keys = WrongKeys()
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
     app.add_exception_handler(RedisAwayError, _on_redis_away)
-    app.add_exception_handler(StoreAwayError, _on_store_away)
-    app.add_exception_handler(RecordsAwayError, _on_records_away)
+    app.add_exception_handler(StoreAwayError, _away("the checkpoint store does not answer"))
+    app.add_exception_handler(RecordsAwayError, _away("the validator's database is in use, or its disk full"))
     app.add_middleware(_Around)
     for module in (status, checkpoints, validations, journal, events, operator, pages):
         app.include_router(module.router)
@@ -64,22 +65,16 @@ async def _on_redis_away(_request: Request, _failure: Exception) -> Response:
     )
 
 
-async def _on_store_away(_request: Request, failure: Exception) -> Response:
-    log.warning("store_away", error=str(failure))
-    return problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "the checkpoint store does not answer; try again soon",
-        headers={"Retry-After": "5"},
-    )
+def _away(what: str) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Answers 503 to a request that needs what is away for a while."""
 
+    async def answer(_request: Request, failure: Exception) -> Response:
+        log.warning("store_away", error=str(failure))
+        return problem(
+            HTTPStatus.SERVICE_UNAVAILABLE, f"{what}; try again soon", headers={"Retry-After": "5"}
+        )
 
-async def _on_records_away(_request: Request, failure: Exception) -> Response:
-    log.warning("records_away", error=str(failure))
-    return problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "the validator's database is in use or its disk is full; try again soon",
-        headers={"Retry-After": "5"},
-    )
+    return answer
 
 
 class _Around:

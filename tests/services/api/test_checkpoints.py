@@ -1,9 +1,11 @@
 """GET /checkpoints and beside it, POST promote and rollback."""
 
+import contextlib
 import hashlib
 import shutil
 from itertools import product
 
+import duckdb
 import pytest
 from pydantic import SecretStr
 from safetensors.numpy import load
@@ -11,6 +13,7 @@ from safetensors.numpy import load
 from services.api.config import GatewayConfig
 from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import Pointer
+from shared.adapters.validations import DATABASE
 from shared.messages.streams import CONTROL, PROMOTIONS
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import KEY, System, running_system, save_version
@@ -142,6 +145,19 @@ async def test_only_a_version_that_passed_its_gate_is_promoted(system: System, b
     assert (announced.version, announced.stage) == (1, "paper")
     status = (await system.client.get("/status")).json()
     assert status["pointers"]["promoted"] == {"version": 1, "stage": "paper"}
+
+
+async def test_while_the_validators_database_is_in_use_nothing_is_promoted_and_nothing_refused(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.adapters.validations.LOCK_SECONDS", 0.1)
+    await system.publish(1)
+    await system.report(1, "paper")
+    with contextlib.closing(duckdb.connect(str(system.gateway.validation_root / DATABASE))):
+        answer = await system.client.post("/checkpoints/1/promote", headers=KEY)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert "database is in use" in answer.json()["detail"]
+    assert (await system.client.post("/checkpoints/1/promote", headers=KEY)).status_code == 200
 
 
 async def test_a_damaged_version_is_not_promoted(system: System) -> None:
