@@ -138,7 +138,7 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
     data = tmp_path / "euro.duckdb"
     bars = synthesize(Market.OU, 20_000, seed=1, instrument=Instrument.named("EUR_USD"))
     write_dataset(data, bars, "synthetic")
-    system.start("--data", str(data))
+    system.start("--data", str(data), "--replicas", "1")
     first = system.wait_until("a version promoted and decisions made", _learns_and_trades)
     versions = first["pointers"]["newest"]  # type: ignore[index]
     shown = system.command("status", "--json")
@@ -156,7 +156,7 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
     episodes = summary["training"]["episode"]  # type: ignore[index]
     assert episodes > 0
 
-    system.start("--data", str(data))
+    system.start("--data", str(data), "--replicas", "1")
     again = system.wait_until("the second run", _learns_and_trades)
     assert again["pointers"]["newest"] >= summary["pointers"]["newest"]  # type: ignore[index]
     assert again["training"]["episode"] >= episodes  # type: ignore[index]
