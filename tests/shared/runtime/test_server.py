@@ -238,7 +238,7 @@ async def test_a_client_that_still_sends_gets_the_whole_answer() -> None:
 async def test_a_client_that_sends_for_ever_is_cut_off() -> None:
     for limits, size, pause in (
         (Limits(linger_seconds=0.2), 1_000, 0.01),
-        (Limits(max_lingering_bytes=100_000), 100_000, 0.0),
+        (Limits(linger_seconds=600.0, max_lingering_bytes=100_000), 100_000, 0.0),
     ):
         async with serving(limits=limits) as port, asyncio.timeout(20):
             with pytest.raises(ConnectionError):
@@ -380,6 +380,7 @@ OTHERS = [
     "evil.test:8000",
     "127.0.0.1.evil.test",
     "localhost.evil.test",
+    "evil-localhost",
     "sub.trading.example.org",
     "",
     "[evil.test]",
