@@ -20,6 +20,10 @@ from tests.services.trainer.processes import System, sendable
 
 pytestmark = BREAKS_CONNECTIONS
 
+#: Most of a core that a trainer with nothing to do may use. Over two seconds beside other tests, heartbeats
+#: alone can cost more; a loop that does not wait would use several times the second limit.
+IDLE_SHARE, BUSY_MACHINE_SHARE = 0.05, 0.2
+
 #: Steps drawn for each that came in; a batch is 16.
 SAMPLES_PER_INSERT = 1.0
 
@@ -68,7 +72,7 @@ async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_b
         samples_per_insert=round(ratio, 3),
         target=SAMPLES_PER_INSERT,
     )
-    assert share < 0.05
+    assert share < (IDLE_SHARE if count >= 60 else BUSY_MACHINE_SHARE)
 
 
 @soaked(10_000)
