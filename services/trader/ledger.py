@@ -43,6 +43,8 @@ CREATE TABLE IF NOT EXISTS told (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) ST
 #: No other process writes here; one that looks at the file may lock it for a moment.
 _LOCKED_SECONDS = 0.5
 
+_UNSETTLED = "SELECT body FROM intents WHERE state = ? ORDER BY rowid"
+
 #: Sent, or refused, orders count towards the hourly limit.
 _COUNTED = (IntentState.SENDING, IntentState.FILLED, IntentState.CANCELLED, IntentState.REJECTED)
 
@@ -212,9 +214,7 @@ class Ledger:
 
     def unsettled(self) -> list[Intent]:
         """Orders whose outcome is not known, oldest first."""
-        rows = self._db.execute(
-            "SELECT body FROM intents WHERE state = ? ORDER BY rowid", (IntentState.SENDING.value,)
-        )
+        rows = self._db.execute(_UNSETTLED, (IntentState.SENDING.value,))
         return [_INTENT.validate_json(body) for (body,) in rows]
 
     def num_unknown_entries(self) -> int:
@@ -288,13 +288,20 @@ def kept_control(folder: Path) -> str:
 
 
 def may_hold(folder: Path) -> bool:
-    """Whether a position may be open, as a folder's ledger knows it; true where it cannot be read."""
+    """Whether a position may be open, as a folder's ledger knows it; true where it cannot be read.
+
+    An order whose outcome is not known may have opened one.
+    """
+    path = folder / "ledger.sqlite"
     try:
         memory = _kept_memory(folder)
+        if memory is None or memory.holding.trades:
+            return memory is not None
+        with _reading(path) as db:
+            return db.execute(_UNSETTLED, (IntentState.SENDING.value,)).fetchone() is not None
     except (sqlite3.Error, ValidationError) as damaged:
         log.warning("ledger_not_read", folder=str(folder), error=str(damaged))
         return True
-    return memory is not None and bool(memory.holding.trades)
 
 
 def _kept_memory(folder: Path) -> Memory | None:
@@ -307,6 +314,10 @@ def _kept_memory(folder: Path) -> Memory | None:
     path = folder / "ledger.sqlite"
     if not path.is_file():
         return None
-    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+    with _reading(path) as db:
         row = db.execute("SELECT body FROM memory").fetchone()
     return _MEMORY.validate_json(row[0]) if row else None
+
+
+def _reading(path: Path) -> contextlib.closing[sqlite3.Connection]:
+    return contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True))

@@ -145,7 +145,7 @@ class ValidationStore:
     """The file; made when first written.
 
     Every method raises RecordsAwayError while another program has the file open or the disk is full, and
-    DataError where the file is damaged.
+    DataError where the file is damaged or its folder refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -339,9 +339,7 @@ class ValidationStore:
                     ).fetchall():
                         connection.execute(_MOVE_EARLIER_DAYS)
                 yield connection
-        except OSError as refused:
-            raise RecordsAwayError(f"{self.path}: {refused}") from refused
-        except duckdb.Error as broken:
+        except (duckdb.Error, OSError) as broken:
             away = _is_held(broken) or os.strerror(errno.ENOSPC) in str(broken)
             raise (RecordsAwayError if away else DataError)(f"{self.path}: {broken}") from broken
 
@@ -357,6 +355,6 @@ class ValidationStore:
             time.sleep(0.01)
 
 
-def _is_held(failure: duckdb.Error) -> bool:
+def _is_held(failure: Exception) -> bool:
     """Whether another process, or another thread, has the file open."""
     return "Could not set lock" in str(failure) or "different configuration" in str(failure)

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,27 +134,36 @@ async def test_bad_candles_are_left_out_and_a_bar_without_its_candle_is_held_thr
     assert sorted(alert.name for alert in await alerts_of(bus)) == ["candle_late", "refused_candle"]
 
 
+@dataclass
+class LateCandle:
+    """Answers of the broker in which a bar's candle is complete only after so many looks at it."""
+
+    bar: int
+    after: int
+    looks: int = 0
+
+    def __call__(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Change one answer."""
+        opened = format_time(int(BARS.time_s[self.bar]) * 1_000_000_000)[:19]
+        for candle in answer["candles"]:
+            if candle["time"].startswith(opened):
+                self.looks += 1
+                candle["complete"] = self.looks > self.after
+        return answer
+
+
 async def test_a_candle_that_comes_late_is_waited_for(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """OANDA completes a minute 1 to 45 s late: the decision waits as long as the bar may be acted on."""
-    late, looks = FIRST_BAR + 3, 0
-
-    def hide(answer: dict[str, Any]) -> dict[str, Any]:
-        nonlocal looks
-        for candle in answer["candles"]:
-            if candle["time"].startswith(format_time(int(BARS.time_s[late]) * 1_000_000_000)[:19]):
-                looks += 1
-                candle["complete"] = looks > 8
-        return answer
-
+    late = LateCandle(FIRST_BAR + 3, after=8)
     async with running_broker(tmp_path, stop=FIRST_BAR + 8) as broker, running_oracle() as oracle:
-        oracle.script = {late: Action.SELL}
-        broker.forged["/candles"] = hide
+        oracle.script = {late.bar: Action.SELL}
+        broker.forged["/candles"] = late
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle, candle_poll_seconds=0.05)
         async with running_trader(settings):
             await until(lambda: broker.units == -1)
-    assert looks > 8
+    assert late.looks > 8
     assert await alerts_of(bus) == []
 
 
@@ -186,22 +196,13 @@ async def test_a_stream_that_breaks_while_a_candle_is_waited_for_costs_no_decisi
 async def test_a_killed_trader_calls_no_candle_late_that_comes_in_time(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    late, looks = FIRST_BAR + 3, 0
-
-    def hide(answer: dict[str, Any]) -> dict[str, Any]:
-        nonlocal looks
-        for candle in answer["candles"]:
-            if candle["time"].startswith(format_time(int(BARS.time_s[late]) * 1_000_000_000)[:19]):
-                looks += 1
-                candle["complete"] = looks > 3
-        return answer
-
+    late = LateCandle(FIRST_BAR + 3, after=3)
     await control(bus, "killed")
     async with running_broker(tmp_path, stop=FIRST_BAR + 8) as broker, running_oracle() as oracle:
-        broker.forged["/candles"] = hide
+        broker.forged["/candles"] = late
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle, candle_poll_seconds=0.05)
         async with running_trader(settings):
-            await broker.decided(late + 1)
+            await broker.decided(late.bar + 1)
     assert [alert.name for alert in await alerts_of(bus)] == ["killed"]
 
 

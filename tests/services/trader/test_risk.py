@@ -1,6 +1,8 @@
 """Equity and limits: by hand, and never forgetting a broken limit before its time."""
 
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trader.config import GuardConfig
-from services.trader.ledger import Ledger, Memory
-from services.trader.orders import Holding
+from services.trader.ledger import Ledger, Memory, may_hold
+from services.trader.orders import Holding, Intent, IntentState
 from services.trader.risk import RiskBook
+from shared.environment.action import Action, Side
 
 LIMITS = GuardConfig(daily_loss_pips=100.0, weekly_loss_pips=150.0, max_drawdown_pips=300.0)
 
@@ -111,3 +114,16 @@ def test_a_broken_limit_survives_the_ledger(tmp_path: Path) -> None:
     assert memory is not None
     assert asdict(memory.risk) == asdict(book)
     again.close()
+
+
+def test_a_position_may_be_open_while_an_entry_s_outcome_is_not_known(tmp_path: Path) -> None:
+    assert not may_hold(tmp_path)  # no trader has run here
+    memory = Memory("101", Holding("GBP_JPY", 7))
+    entry = Intent("i", "101", "GBP_JPY", 0, Action.BUY, Side.FLAT, Decimal(1), 7, 1)
+    with closing(Ledger(tmp_path)) as ledger:
+        ledger.keep(memory)
+        assert not may_hold(tmp_path)
+        ledger.intend(entry, memory)
+        assert may_hold(tmp_path)
+        ledger.keep(memory, (), [replace(entry, state=IntentState.NOT_EXECUTED)])
+        assert not may_hold(tmp_path)
