@@ -28,7 +28,8 @@ from shared.errors import SettingsError
 from shared.market.synthetic import Market, synthesize
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig
 
 #: Goals in docs/benchmarks.md.

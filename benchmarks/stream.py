@@ -48,7 +48,8 @@ from shared.agent.trajectory import Trajectory
 from shared.errors import ServiceError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig
 
 #: The goal in docs/benchmarks.md.

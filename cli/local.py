@@ -32,7 +32,8 @@ from shared.errors import ServiceError
 from shared.numeric import COMPILED_MARK
 from shared.runtime.child import ending_with_parent
 from shared.runtime.disk import free_megabytes
-from shared.runtime.redis_server import RedisServer, free_port, is_free
+from shared.runtime.ports import free_port, is_free
+from shared.runtime.redis_server import RedisServer
 from shared.runtime.settings import load
 
 #: Learning and trading come first on a machine with fewer cores than processes.

@@ -12,7 +12,8 @@ from hypothesis import settings
 from redis.asyncio import Redis
 
 from shared.adapters.bus import Bus
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import ending_hangs
 from tests.s3_server import S3Server
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import httpx
 
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 
 START_SECONDS = 60.0
 

@@ -21,7 +21,8 @@ from shared.errors import CheckpointError, PromotionError, ServiceError, Setting
 from shared.messages.streams import PROMOTIONS
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.s3_server import CREDENTIALS
 from tests.shared.adapters.checkpoint_versions import InBucket, fill, filled, folder, manifest, tensors
 from tests.shared.adapters.judgements import keep_report, report_document

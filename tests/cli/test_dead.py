@@ -29,7 +29,8 @@ from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import decode, decode_trajectory, encode, encode_trajectory
 from shared.messages.schemas import ControlIssued, Message
 from shared.messages.streams import ALERTS, CONTROL, DEAD, TRAINER_GROUP, TRAJECTORIES, Stream
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.services.trainer.runs import CONFIG
 from tests.services.trainer.test_service import detail, running, until
 from tests.shared.messages.trajectories import random_trajectory, same

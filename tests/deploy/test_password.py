@@ -11,7 +11,8 @@ import yaml  # type: ignore[import-untyped]
 from redis import Redis
 from redis import exceptions as redis_errors
 
-from shared.runtime.redis_server import find_redis_server, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import find_redis_server
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = """aB/cD+e= #1 what? a@b x:y 50% "'`$HOME\\ päss"""

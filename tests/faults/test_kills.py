@@ -21,7 +21,8 @@ from services.trainer.journal import Journal
 from shared.adapters.bus import Bus
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import DEAD, TRAJECTORIES
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.conftest import ROOT
 from tests.faults.counts import rounds, steps, tell

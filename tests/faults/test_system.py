@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from services.trainer.journal import Journal
 from shared.messages.streams import ALERTS, DEAD, TRAJECTORIES
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, soaked, steps, tell
 from tests.faults.hostile import hostile

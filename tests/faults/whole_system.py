@@ -15,7 +15,7 @@ from shared.adapters.bus import Bus
 from shared.adapters.checkpoints import CheckpointStore, Pointer
 from shared.messages.schemas import ControlIssued, Heartbeat, VersionPromoted
 from shared.messages.streams import CONTROL, PROMOTIONS
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from tests.services.trainer.processes import System
 
 #: Those that have to run before a version is promoted, which inference looks for when it starts.

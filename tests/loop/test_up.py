@@ -16,7 +16,7 @@ from cli.runs import Run, last_run, running
 from shared.adapters.dataset import write_dataset
 from shared.market.bar import Instrument
 from shared.market.synthetic import Market, synthesize
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 240.0

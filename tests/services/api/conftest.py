@@ -22,7 +22,8 @@ from shared.adapters.checkpoints import TRAINED_UNTIL, CheckpointStore, Manifest
 from shared.messages.schemas import CheckpointPublished, ValidationReported
 from shared.messages.streams import CHECKPOINTS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.shared.adapters.judgements import keep_report, report_document
 
 API_KEY = "canary-key-5f0c2d"

@@ -23,7 +23,8 @@ from shared.adapters.webhook import chat_text, post_alert
 from shared.errors import SettingsError, WebhookError
 from shared.messages.schemas import AlertRaised, DeadLettered, DecisionMade
 from shared.messages.streams import ALERTS, DEAD
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import System, running_system
 
 MOMENT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)

@@ -22,7 +22,7 @@ from services.broker.tape import Tape
 from services.broker.venue import Venue
 from shared.adapters.oanda import OandaClient
 from shared.market.bar import BarSeries
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from tests.services.broker.markets import RULES, bars_of
 
 TOKEN = "canary-token-8d1f"

@@ -14,7 +14,7 @@ from shared.adapters.dataset import write_dataset
 from shared.adapters.oanda import MarketOrder, OandaClient
 from shared.errors import BrokerError
 from shared.market.synthetic import Market, synthesize
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from tests.conftest import ROOT
 from tests.services.broker.conftest import ACCOUNT
 

@@ -16,7 +16,7 @@ from services.inference.promoted import PromotedVersion
 from services.inference.settings import InferenceSettings
 from shared.adapters.checkpoints import CheckpointStore
 from shared.runtime.lifecycle import Lifecycle
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from shared.runtime.server import serve_app
 from shared.search.config import SearchConfig
 

@@ -20,7 +20,8 @@ from shared.adapters.bus import Bus
 from shared.adapters.dataset import write_dataset
 from shared.market.synthetic import Market, synthesize
 from shared.messages.streams import TRAJECTORIES
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.conftest import ROOT
 from tests.services.selfplay.test_service import PATIENCE_SECONDS, publish
 

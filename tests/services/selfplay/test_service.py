@@ -37,7 +37,8 @@ from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
 from shared.model.config import ModelConfig
 from shared.runtime.lifecycle import Lifecycle
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig, Selection
 from tests.shared.adapters.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory

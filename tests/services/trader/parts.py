@@ -37,7 +37,7 @@ from shared.environment.action import LEGAL, Action
 from shared.market.bar import BarSeries
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.lifecycle import Lifecycle
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from shared.runtime.server import serve_app
 
 #: Bars 0..399 are history; the replay begins at bar 400, on a Monday.

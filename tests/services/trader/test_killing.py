@@ -21,7 +21,8 @@ from shared.environment.action import Action
 from shared.errors import ServiceError
 from shared.messages.schemas import ControlIssued
 from shared.messages.streams import CONTROL
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.services.trader.parts import (
     BARS,
     FIRST_BAR,

@@ -28,7 +28,8 @@ from shared.market.calendar import rollover_nights
 from shared.market.synthetic import Market, synthesize
 from shared.messages.schemas import AlertRaised, ControlIssued, DecisionMade
 from shared.messages.streams import ALERTS, CONTROL, DECISIONS, TRADES
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.services.trader.parts import (
     BARS,
     FIRST_BAR,

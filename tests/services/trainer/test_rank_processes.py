@@ -14,7 +14,7 @@ from services.trainer.service import REPORT_SECONDS
 from shared.adapters.checkpoints import CheckpointStore
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from tests.services.trainer.processes import PATIENCE_SECONDS, SESSION_BARS, System, drained, sendable
 from tests.shared.messages.trajectories import random_trajectory
 

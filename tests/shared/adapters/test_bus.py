@@ -21,7 +21,8 @@ from shared.errors import ServiceError, SettingsError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
 from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, TrajectoryFinished, now
 from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES, heartbeat_key
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 from tests.shared.messages.trajectories import random_trajectory, same
 
 PATIENCE_SECONDS = 30.0

@@ -12,7 +12,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from shared.adapters.bus import Bus
 from shared.adapters.lease import Lease
 from shared.errors import ServiceError
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from shared.adapters.checkpoint_files import MANIFEST_SHA256
 from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Collected, Pointed, Pointer, Stood, moved
 from shared.adapters.object_store import ObjectFiles
 from shared.errors import CheckpointError, SettingsError, StoreAwayError
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from tests.conftest import ROOT
 from tests.s3_server import SECRET, S3Server
 from tests.shared.adapters.checkpoint_versions import (

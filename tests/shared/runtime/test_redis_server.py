@@ -9,7 +9,8 @@ from redis.exceptions import AuthenticationError
 
 from shared.errors import ServiceError
 from shared.runtime import redis_server
-from shared.runtime.redis_server import RedisServer, free_port
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
 
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from shared.errors import MuZeroError
 from shared.runtime.connection import Limits
 from shared.runtime.lifecycle import Lifecycle
-from shared.runtime.redis_server import free_port
+from shared.runtime.ports import free_port
 from shared.runtime.server import host_names, metrics_served, serve_app
 from shared.runtime.settings import ServiceSettings
 
