@@ -22,6 +22,7 @@ COPY README.md ./
 COPY shared shared
 COPY services services
 COPY benchmarks benchmarks
+COPY studies studies
 COPY cli cli
 RUN --mount=type=cache,target=/root/.cache/uv \
     /opt/venv/bin/uv pip install --python /opt/venv/bin/python --target /opt/app --no-deps .

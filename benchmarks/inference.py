@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Measurement
-from shared.adapters.checkpoints import CheckpointStore, Manifest, Pointer
 from shared.adapters.inference import InferenceClient
+from shared.adapters.versions.store import CheckpointStore, Manifest, Pointer
 from shared.agent.agent import Agent
 from shared.agent.decide import decide
 from shared.environment.action import Action

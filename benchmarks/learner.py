@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.measure import Measurement
 from services.trainer.config import LearnerConfig
-from services.trainer.losses import Batch, unroll
+from services.trainer.learning.losses import Batch, unroll
 from services.trainer.training import Training, TrainingConfig
 from shared.agent.trajectory import Trajectory
 from shared.engine.precision import Precision

@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks.measure import Measurement, quickest
 from services.trainer.config import ReplayConfig
-from services.trainer.replay import Replay
-from services.trainer.steps import Steps
+from services.trainer.replay.buffer import Replay
+from services.trainer.replay.steps import Steps
 from shared.environment.action import NUM_ACTIONS
 from shared.market.session import SESSION_BARS
 from shared.numeric import Int64

@@ -23,14 +23,8 @@ import numpy as np
 from benchmarks.measure import Measurement
 from benchmarks.peers.lightzero import lightzero_missing, lightzero_visits
 from benchmarks.peers.nodes import NodeSearch, PlainModel
-from benchmarks.peers.process import (
-    Encoding,
-    MctxProcess,
-    Situations,
-    least_seconds,
-    on_one_core,
-    why_not,
-)
+from benchmarks.peers.process import MctxProcess, least_seconds, on_one_core, why_not
+from benchmarks.peers.situations import Encoding, Situations
 from benchmarks.peers.weights import exported
 from shared.agent.agent import Agent
 from shared.agent.decide import POSITION_RULES, decide

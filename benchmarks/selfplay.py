@@ -20,7 +20,7 @@ from benchmarks.measure import Measurement
 from benchmarks.selfplay_worker import PARTS, SENDING, Task, WorkerReport, join, measure
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.settings import SelfPlaySettings
-from shared.adapters.dataset import write_dataset
+from shared.adapters.tables.dataset import write_dataset
 from shared.agent.agent import StoredWeights
 from shared.engine.precision import Precision
 from shared.environment.environment import EnvironmentConfig

@@ -24,8 +24,8 @@ from redis import Redis
 
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.worker import SelfPlayWorker
-from shared.adapters.bus import Bus
-from shared.adapters.dataset import read_dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import read_dataset
 from shared.agent import rollout
 from shared.agent.agent import Agent, StoredWeights
 from shared.agent.trajectory import Trajectory

@@ -39,11 +39,11 @@ from redis.asyncio import Redis
 from benchmarks.learner import random_trajectory
 from benchmarks.measure import Measurement
 from services.trainer.config import LearnerConfig, ReplayConfig
-from services.trainer.journal import Journal
-from services.trainer.replay import Replay
-from services.trainer.targets import unrolled_steps
-from shared.adapters.bus import Bus
-from shared.adapters.entries import READ_COUNT
+from services.trainer.intake.journal import Journal
+from services.trainer.replay.buffer import Replay
+from services.trainer.replay.targets import unrolled_steps
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.entries import READ_COUNT
 from shared.agent.trajectory import Trajectory
 from shared.errors import ServiceError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory

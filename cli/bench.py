@@ -1,4 +1,4 @@
-"""`bench`: how fast, and how well it learns, as ratios to yardsticks measured in the same run."""
+"""`bench`: speed, as ratios to yardsticks measured in the same run."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from cli.bench_learning import compare, discount, learn, learner
-from cli.bench_options import Json, Seconds, Seed, one_thread, print_measurements, print_shares
+from cli.bench_options import Json, Profile, Seconds, Seed, one_thread, print_measurements, print_shares
 from cli.output import err, print_json, print_table, progress_bar
 
 app = typer.Typer(
-    help="Measure speed and learning, as ratios to named yardsticks.",
+    help="Measure speed, as ratios to named yardsticks.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -196,40 +195,25 @@ def montecarlo(
 
 
 @app.command()
-def gate(
-    runs: Annotated[int, typer.Option(min=1, help="of each kind, of 200 versions each")] = 100,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """How often the gates let versions without an edge pass, and how often an honest edge."""
-    from benchmarks.gate import bench_gate
+def learner(seconds: Seconds = 10.0, seed: Seed = 0, profile: Profile = None, as_json: Json = False) -> None:
+    """Updates of the learner, against their forward and backward passes alone, and what they are made of."""
+    from benchmarks.learner import bench_learner
+    from services.selfplay.settings import SelfPlaySettings
+    from services.trainer.settings import TrainerSettings
+    from services.trainer.training import TrainingConfig
+    from shared.runtime.settings import load
 
-    report = bench_gate(runs=runs, seed=seed)
-    if as_json:
-        print_json({"benchmark": "gate", **asdict(report)})
-        return
-    print_table(
-        f"{runs} runs of versions without an edge: goal at most 10 in 100 beyond unproven, 1 in 100 live",
-        ("versions", "a run", "runs beyond unproven", "runs live", "versions beyond unproven"),
-        (
-            (
-                row.population,
-                row.num_versions,
-                row.runs_beyond_unproven,
-                row.runs_live,
-                row.versions_beyond_unproven,
-            )
-            for row in report.luck
-        ),
+    given = {"profile": profile} if profile else {}
+    training = load(TrainerSettings, **given)
+    discount = load(SelfPlaySettings, **given).search.discount
+    trainer = replace(training.trainer, seed=seed)
+    speed = bench_learner(
+        TrainingConfig(training.model, training.replay, training.learner, trainer, discount),
+        seconds=seconds,
     )
-    print_table(
-        "Honest edges: share of runs in which they passed",
-        ("edge (annual Sharpe)", "deflated Sharpe", "paper", "live"),
-        (
-            (row.edge, f"{row.deflated_sharpe:.2f}", f"{row.paper:.2f}", f"{row.live:.2f}")
-            for row in report.power
-        ),
-    )
+    print_measurements("learner", speed.measurements, as_json=as_json, shares_of_time=speed.shares)
+    if not as_json:
+        print_shares("What an update's time is spent on", "precision", {speed.precision: speed.shares})
 
 
 @app.command()
@@ -285,7 +269,3 @@ def inference(
     from benchmarks.inference import bench_inference
 
     print_measurements("inference", bench_inference(decisions=decisions), as_json=as_json)
-
-
-for command in (learner, learn, compare, discount):
-    app.command()(command)

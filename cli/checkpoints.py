@@ -11,10 +11,10 @@ from cli.dead import answered, soon
 from cli.output import err, out, print_fields, print_json, print_table
 from cli.runs import NotUpError, checkpoint_store, redis_of, validation_root
 from services.selfplay.settings import SelfPlaySettings
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer, stage_of
-from shared.adapters.promotions import promote as promote_version
-from shared.adapters.promotions import roll_back
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.promotions import promote as promote_version
+from shared.adapters.versions.promotions import roll_back
+from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer, stage_of
 from shared.environment.action import LEGAL
 from shared.errors import CheckpointError, MuZeroError
 from shared.messages.schemas import VersionPromoted
@@ -60,7 +60,7 @@ def list_versions(store: Store = None, as_json: Json = False) -> None:
 @app.command()
 def show(version: Version, store: Store = None, as_json: Json = False) -> None:
     """Show one version's manifest, and what its networks cost: weights and multiply-adds."""
-    from shared.adapters.agents import model_config  # brings torch along
+    from shared.adapters.versions.agents import model_config  # brings torch along
 
     versions = checkpoint_store(store)
     manifest = versions.manifest(version)

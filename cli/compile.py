@@ -15,7 +15,7 @@ from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
 from services.trainer.training import Training, TrainingConfig
 from services.validator.config import ValidationConfig
 from services.validator.validation import Provenance, Standards, Validator
-from shared.adapters.dataset import Dataset, build_dataset
+from shared.adapters.tables.dataset import Dataset, build_dataset
 from shared.agent.agent import Agent
 from shared.agent.exploration import Exploration
 from shared.agent.rollout import MarketView, play

@@ -12,8 +12,9 @@ from rich.markup import escape
 
 from cli.output import err, print_fields, print_json, print_table, progress_bar
 from cli.settings import UpSettings
-from shared.adapters.candle_download import discard_pages, download_bars
-from shared.adapters.dataset import (
+from shared.adapters.oanda.client import PRACTICE_API, OandaClient
+from shared.adapters.oanda.download import discard_pages, download_bars
+from shared.adapters.tables.dataset import (
     Dataset,
     check_dataset_output,
     check_features_output,
@@ -21,7 +22,6 @@ from shared.adapters.dataset import (
     read_dataset,
     write_dataset,
 )
-from shared.adapters.oanda import PRACTICE_API, OandaClient
 from shared.environment.outcome import UNDEFINED, ChanceOutcome
 from shared.errors import DataError, SettingsError
 from shared.market.bar import BarSeries, Instrument, normal_name, pip_location_of

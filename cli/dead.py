@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 from cli.output import err, out, print_fields, print_json, print_table
 from cli.runs import system_redis
 from services.api.events import place
-from shared.adapters.bus import Bus
-from shared.adapters.dead_letters import Letter
 from shared.adapters.outputs import check_output, written_aside
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.dead_letters import Letter
 from shared.errors import MessageError, ServiceError, SettingsError
 from shared.messages.codec import decode, decode_trajectory
 from shared.messages.schemas import Message, TrajectoryFinished

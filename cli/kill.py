@@ -25,8 +25,8 @@ from services.trader.config import Mode
 from services.trader.kill_switch import KillOrder, KillSwitch, StatusFile, TraderStatus
 from services.trader.settings import TraderSettings
 from services.trader.venue import PAPER_TOKEN, rest_url
-from shared.adapters.bus import Bus
-from shared.adapters.oanda import OandaClient
+from shared.adapters.oanda.client import OandaClient
+from shared.adapters.streams.bus import Bus
 from shared.errors import BrokerError, ServiceError
 from shared.messages.schemas import ControlIssued
 from shared.messages.streams import CONTROL

@@ -7,7 +7,7 @@ from pathlib import Path
 from cli.data import import_file, instrument_of
 from cli.output import err
 from cli.settings import UpSettings
-from shared.adapters.dataset import is_duckdb, read_dataset, read_instrument, write_dataset
+from shared.adapters.tables.dataset import is_duckdb, read_dataset, read_instrument, write_dataset
 from shared.errors import DataError, SettingsError
 from shared.market.bar import Instrument, normal_name
 from shared.market.formats import ImportOptions

@@ -9,7 +9,7 @@ import structlog
 import typer
 from rich.markup import escape
 
-from cli import bench, checkpoints, data, dead, local, records, services
+from cli import bench, checkpoints, data, dead, local, records, services, studies
 from cli.kill import kill
 from cli.metrics import metrics
 from cli.monitor import monitor
@@ -37,6 +37,8 @@ def compile_kernels() -> None:
 
 for command in (local.up, local.down, local.status, kill, monitor, simulate, validate, backtest, metrics):
     app.command()(command)
+for study in (studies.learn, studies.compare, studies.discount, studies.gate):
+    app.command()(study)
 app.command("compile")(compile_kernels)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")

@@ -11,7 +11,7 @@ import typer
 
 from cli.output import print_fields, print_json, print_table
 from cli.runs import last_run
-from shared.adapters.run_record import SETTINGS
+from shared.adapters.tables.run_record import SETTINGS
 from shared.errors import DataError
 from shared.runtime.settings import ServiceSettings, load
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from cli.leftovers import described, leftovers
-from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
 from shared.adapters.outputs import naming
+from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer
 from shared.errors import CheckpointError, ServiceError, SettingsError
 from shared.runtime.settings import ServiceSettings, load
 

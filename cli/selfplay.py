@@ -173,7 +173,7 @@ def _play(
     from services.selfplay.played import PlayedEpisode
     from services.selfplay.settings import SelfPlaySettings
     from services.selfplay.worker import SelfPlayWorker
-    from shared.adapters.dataset import read_dataset
+    from shared.adapters.tables.dataset import read_dataset
     from shared.environment.environment import Prices
 
     settings = load(SelfPlaySettings, **_overrides(profile))
@@ -196,7 +196,7 @@ def _agent(
 ) -> "tuple[Agent, int]":
     """The version that plays, and how many episodes it learned from."""
     from services.trainer.settings import TrainerSettings
-    from shared.adapters.agents import load_agent
+    from shared.adapters.versions.agents import load_agent
     from shared.agent.agent import Agent
     from shared.model.network import initial_network
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.output import err, print_json, print_table
-from shared.adapters.dataset import Dataset, read_dataset
+from shared.adapters.tables.dataset import Dataset, read_dataset
 from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig, Prices
 from shared.environment.episode import Episode, replay

@@ -9,8 +9,8 @@ from rich.progress import Progress as ProgressBar
 
 from cli.output import err, out, print_fields, print_json, print_table, progress_bar
 from cli.runs import checkpoint_store, chosen_version, last_run
-from shared.adapters.checkpoints import Pointer
-from shared.adapters.validations import DATABASE
+from shared.adapters.tables.validations import DATABASE
+from shared.adapters.versions.store import Pointer
 from shared.errors import SettingsError
 from shared.market.session import Split
 from shared.metrics.undefined import why
@@ -86,10 +86,10 @@ def _judge(
     from services.validator.service import write_all
     from services.validator.settings import ValidatorSettings
     from services.validator.validation import Provenance, Standards, Validator
-    from shared.adapters.agents import load_agent
-    from shared.adapters.checkpoints import WEIGHTS
-    from shared.adapters.dataset import read_dataset
-    from shared.adapters.promotions import report_path
+    from shared.adapters.tables.dataset import read_dataset
+    from shared.adapters.versions.agents import load_agent
+    from shared.adapters.versions.promotions import report_path
+    from shared.adapters.versions.store import WEIGHTS
 
     settings = load(ValidatorSettings)
     run = last_run(settings.home) if store is None else None

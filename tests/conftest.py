@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from redis.asyncio import Redis
 
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import ending_hangs

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from benchmarks.peers import jax_network as network
-from benchmarks.peers.process import Encoding
+from benchmarks.peers.situations import Encoding
 from shared.model.config import ModelConfig
 from shared.numeric import Bool, Float32, Int32
 from shared.search.config import SearchConfig

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -18,9 +17,10 @@ from time import perf_counter
 from types import TracebackType
 from typing import Self
 
+from benchmarks.peers.situations import Encoding, Situations
 from shared.errors import ServiceError
 from shared.model.config import ModelConfig
-from shared.numeric import Bool, Float32
+from shared.numeric import Float32
 from shared.search.config import SearchConfig
 
 PACKAGES = ("jax", "mctx")
@@ -31,24 +31,6 @@ ENVIRONMENT = {
 }
 
 STOP_SECONDS = 10.0
-
-
-class Encoding(StrEnum):
-    """What a decision does about the temporal encoding."""
-
-    SHARED = "encoding shared"  # embeddings are given
-    PLAIN = "each window encoded"
-    THINNED = "each window encoded, needed steps only"
-
-
-@dataclass(frozen=True)
-class Situations:
-    """What B decisions are made about."""
-
-    windows: Float32  # [B, window, F]
-    temporal: Float32  # [B, E] embeddings, not those of the windows
-    static: Float32  # [B, S]
-    legal: Bool  # [B, A]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from services.api.service import run
 from services.api.settings import GatewaySettings
 from services.api.state import Gateway
-from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.versions.store import CheckpointStore
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
 

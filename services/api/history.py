@@ -8,8 +8,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 from services.api.events import EVENT_NAMES, Events
-from shared.adapters.bus import Bus
-from shared.adapters.entries import Entry
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.entries import Entry
 from shared.messages.schemas import (
     CheckpointPublished,
     ControlIssued,

@@ -37,10 +37,10 @@ from services.api.views import (
     Trader,
     Training,
 )
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer, stage_of
-from shared.adapters.redis_condition import RedisCondition
-from shared.adapters.redis_connection import TRANSIENT
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.condition import RedisCondition
+from shared.adapters.streams.connection import TRANSIENT
+from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer, stage_of
 from shared.errors import CheckpointError, ServiceError, StoreAwayError
 from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, now

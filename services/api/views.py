@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
-from shared.adapters.redis_condition import RedisCondition
+from shared.adapters.streams.condition import RedisCondition
 from shared.messages.schemas import (
     ControlIssued,
     DecisionMade,

@@ -7,17 +7,17 @@ from decimal import Decimal
 
 import structlog
 
-from services.broker.app import create_app
-from services.broker.checks import InstrumentRules
 from services.broker.config import BrokerConfig
-from services.broker.exchange import Exchange
+from services.broker.exchange.checks import InstrumentRules
+from services.broker.exchange.exchange import Exchange
+from services.broker.exchange.ledger import Ledger
+from services.broker.exchange.planning import AccountTerms
 from services.broker.faults import Faults
-from services.broker.ledger import Ledger
-from services.broker.planning import AccountTerms
+from services.broker.http.app import create_app
+from services.broker.market.tape import Tape
 from services.broker.settings import BrokerSettings
-from services.broker.tape import Tape
 from services.broker.venue import Venue
-from shared.adapters.dataset import Dataset, read_dataset
+from shared.adapters.tables.dataset import Dataset, read_dataset
 from shared.errors import DataError
 from shared.market.session import SESSION_BARS, Split
 from shared.runtime.lifecycle import Lifecycle

@@ -13,17 +13,22 @@ from decimal import Decimal
 
 import structlog
 
-from services.broker.account import Order, Trade
-from services.broker.clock import SimulatedClock
 from services.broker.config import BrokerConfig, Pacing
-from services.broker.exchange import Answer, Exchange
+from services.broker.exchange.account import Order, Trade
+from services.broker.exchange.exchange import Answer, Exchange
+from services.broker.exchange.ledger import Ledger, Place
+from services.broker.exchange.planning import Quote
+from services.broker.exchange.transactions import (
+    ClientExtensions,
+    MarketOrderFields,
+    RejectReason,
+    Transaction,
+)
 from services.broker.faults import Faults
-from services.broker.ledger import Ledger, Place
-from services.broker.pace import Pace
-from services.broker.planning import Quote
-from services.broker.tape import SECOND_NS, TICKS_PER_BAR, Tape
-from services.broker.transactions import ClientExtensions, MarketOrderFields, RejectReason, Transaction
-from services.broker.views import price_json
+from services.broker.http.views import price_json
+from services.broker.market.clock import SimulatedClock
+from services.broker.market.pace import Pace
+from services.broker.market.tape import SECOND_NS, TICKS_PER_BAR, Tape
 from services.broker.wire import Json
 from shared.errors import BrokerError
 

@@ -1,7 +1,7 @@
 """How the paper broker spells OANDA's JSON: names in camel case, numbers and ids as strings.
 
 Transactions are at once what clients read and what the ledger stores, so they are models of the wire and
-not dataclasses: the account is a fold over them (services/broker/account.py).
+not dataclasses: the account is a fold over them (services/broker/exchange/account.py).
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from pydantic.alias_generators import to_camel
 
-from shared.adapters.oanda_records import format_time, parse_time
+from shared.adapters.oanda.records import format_time, parse_time
 
 Json = dict[str, Any]
 

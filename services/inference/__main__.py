@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 from services.inference.app import build_app
 from services.inference.promoted import PromotedVersion
 from services.inference.settings import InferenceSettings
-from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.versions.store import CheckpointStore
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
 from shared.runtime.server import serve_app

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from shared.adapters.agents import load_agent, trained_instrument
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer, stage_of
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.agents import load_agent, trained_instrument
+from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer, stage_of
 from shared.agent.agent import Agent
 from shared.agent.decide import Decisions, decide
 from shared.engine.precision import Precision

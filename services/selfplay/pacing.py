@@ -3,7 +3,7 @@
 The trainer takes in no more than its samples-per-insert account allows, so the length of the stream
 is all that a worker needs to look at. It looks with every pipeline that it sends, so once the stream is
 over the mark each worker adds one more at most: the stream holds no more than `high_water` and, for every
-worker, a pipeline (`shared.adapters.bus.PIPELINE`).
+worker, a pipeline (`shared.adapters.streams.bus.PIPELINE`).
 """
 
 from dataclasses import dataclass

@@ -19,10 +19,10 @@ from services.selfplay.pacing import Backlog
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
 from services.selfplay.worker import SelfPlayWorker
-from shared.adapters.agents import load_agent
-from shared.adapters.bus import PIPELINE
-from shared.adapters.checkpoints import CheckpointStore
-from shared.adapters.dataset import read_dataset
+from shared.adapters.streams.bus import PIPELINE
+from shared.adapters.tables.dataset import read_dataset
+from shared.adapters.versions.agents import load_agent
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
 from shared.agent.trajectory import Trajectory
 from shared.errors import CheckpointError, MessageError, MuZeroError, ServiceError, StoreAwayError

@@ -7,7 +7,7 @@ import numpy as np
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.exploration import exploration_at
 from services.selfplay.settings import SelfPlaySettings
-from shared.adapters.dataset import Dataset
+from shared.adapters.tables.dataset import Dataset
 from shared.agent.agent import Agent
 from shared.agent.embeddings import EmbeddingCache
 from shared.agent.rollout import MarketView, play

@@ -24,10 +24,10 @@ from services.trader.settings import TraderSettings
 from services.trader.standby import Standby
 from services.trader.venue import Venue, choose_venue, chosen_instrument, require_trained_on
 from services.trader.waiting import announced
-from shared.adapters.checkpoints import CheckpointStore, Pointer
 from shared.adapters.inference import InferenceClient
-from shared.adapters.lease import Lease
-from shared.adapters.oanda import OandaClient
+from shared.adapters.oanda.client import OandaClient
+from shared.adapters.streams.lease import Lease
+from shared.adapters.versions.store import CheckpointStore, Pointer
 from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument
 from shared.runtime.entry import service_main

@@ -23,8 +23,8 @@ from services.trader.orders import (
     intent_id,
     snapshot_holding,
 )
-from shared.adapters.oanda import NOTHING_TO_CLOSE
-from shared.adapters.oanda_records import (
+from shared.adapters.oanda.client import NOTHING_TO_CLOSE
+from shared.adapters.oanda.records import (
     OrderOutcome,
     Price,
 )

@@ -14,8 +14,8 @@ import duckdb
 import structlog
 
 from services.trader.ledger import AuditMessage, Ledger, OutboxRow
-from shared.adapters.bus import Bus
-from shared.adapters.databases import begin_database
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.databases import begin_database
 from shared.errors import LedgerError, ServiceError, SettingsError
 from shared.messages.schemas import AlertRaised, DecisionMade, TradeClosed
 from shared.messages.streams import ALERTS, DECISIONS, TRADES

@@ -16,7 +16,7 @@ from services.trader.orders import Intent, IntentState, exact_spread
 from services.trader.parts import Parts, Terms
 from services.trader.watching import Watching
 from shared.adapters.inference import Decision
-from shared.adapters.oanda_records import NANOSECONDS
+from shared.adapters.oanda.records import NANOSECONDS
 from shared.environment.action import LEGAL, Action
 from shared.errors import BrokerError, InferenceError, ServiceError
 from shared.messages.schemas import AlertRaised, DecisionMade

@@ -10,7 +10,7 @@ from uuid import uuid4
 import structlog
 
 from services.trader.orders import snapshot_holding
-from shared.adapters.oanda import NOTHING_TO_CLOSE, OandaClient
+from shared.adapters.oanda.client import NOTHING_TO_CLOSE, OandaClient
 from shared.environment.action import Side
 from shared.errors import BrokerError, OrderRejectedError
 

@@ -16,7 +16,7 @@ from services.trader.account import Account
 from services.trader.config import GuardConfig, TraderConfig
 from services.trader.market import Market
 from services.trader.orders import Intent, IntentState
-from shared.adapters.oanda import NOTHING_TO_CLOSE
+from shared.adapters.oanda.client import NOTHING_TO_CLOSE
 from shared.environment.action import Side
 from shared.errors import BrokerError, LedgerError
 

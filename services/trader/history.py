@@ -11,8 +11,8 @@ from services.trader.config import TraderConfig
 from services.trader.market import Market
 from services.trader.orders import HeldTrade, bar_of
 from services.trader.refusals import Refusal, fault_of
-from shared.adapters.oanda import MAX_CANDLES, OandaClient
-from shared.adapters.oanda_records import Candle
+from shared.adapters.oanda.client import MAX_CANDLES, OandaClient
+from shared.adapters.oanda.records import Candle
 from shared.environment.environment import EnvironmentConfig
 from shared.environment.position import Position
 from shared.errors import UnreadableAnswerError

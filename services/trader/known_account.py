@@ -27,8 +27,8 @@ from services.trader.orders import (
     snapshot_holding,
     trade_closed,
 )
-from shared.adapters.oanda import OandaClient
-from shared.adapters.oanda_records import (
+from shared.adapters.oanda.client import OandaClient
+from shared.adapters.oanda.records import (
     AccountSnapshot,
     InstrumentDetails,
     Transaction,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.trader.refusals import BrokerTimes, PriceLevel, Refusal, ReplayTimes, Verdict, fault_of
-from shared.adapters.oanda_records import NANOSECONDS, Candle, Heartbeat, Price, UnreadableLine
+from shared.adapters.oanda.records import NANOSECONDS, Candle, Heartbeat, Price, UnreadableLine
 from shared.environment.action import Side
 from shared.environment.position import Position
 from shared.features.window import FIRST_WINDOW_BAR, FeatureStream

@@ -14,8 +14,8 @@ from enum import StrEnum
 import numpy as np
 
 from services.trader.config import TraderConfig
-from shared.adapters.oanda import MarketOrder
-from shared.adapters.oanda_records import (
+from shared.adapters.oanda.client import MarketOrder
+from shared.adapters.oanda.records import (
     NANOSECONDS,
     AccountSnapshot,
     Fill,

@@ -10,8 +10,8 @@ from services.trader.kill_switch import KillSwitch, StatusFile
 from services.trader.ledger import Ledger
 from services.trader.metrics import TraderMetrics
 from shared.adapters.inference import InferenceClient
-from shared.adapters.lease import Lease
-from shared.adapters.oanda import OandaClient
+from shared.adapters.oanda.client import OandaClient
+from shared.adapters.streams.lease import Lease
 from shared.environment.environment import EnvironmentConfig
 from shared.market.bar import Instrument
 from shared.runtime.lifecycle import Lifecycle

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.adapters.oanda_records import NANOSECONDS, Candle
+from shared.adapters.oanda.records import NANOSECONDS, Candle
 from shared.market.bar import BAR_SECONDS
 
 

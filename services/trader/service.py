@@ -27,7 +27,7 @@ from services.trader.orders import Intent
 from services.trader.parts import Parts, Terms
 from services.trader.waiting import Backoff
 from services.trader.watching import Watching
-from shared.adapters.oanda_records import Price
+from shared.adapters.oanda.records import Price
 from shared.errors import BrokerError, LedgerError, ServiceError, SettingsError
 from shared.messages.streams import CONTROL
 

@@ -18,8 +18,8 @@ from services.trader.kill_switch import KillSwitch, StatusFile, TraderStatus
 from services.trader.ledger import kept_control
 from services.trader.settings import TraderSettings
 from services.trader.venue import Venue
-from shared.adapters.bus import Bus
-from shared.adapters.oanda import OandaClient
+from shared.adapters.oanda.client import OandaClient
+from shared.adapters.streams.bus import Bus
 from shared.errors import MuZeroError
 from shared.messages.streams import CONTROL
 

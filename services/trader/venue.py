@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from services.trader.config import Mode, TraderConfig
-from shared.adapters.agents import trained_instrument
-from shared.adapters.checkpoints import Manifest, Pointed
-from shared.adapters.oanda import LIVE_API, LIVE_STREAM, PRACTICE_API, PRACTICE_STREAM
-from shared.adapters.oanda_records import InstrumentDetails
+from shared.adapters.oanda.client import LIVE_API, LIVE_STREAM, PRACTICE_API, PRACTICE_STREAM
+from shared.adapters.oanda.records import InstrumentDetails
+from shared.adapters.versions.agents import trained_instrument
+from shared.adapters.versions.store import Manifest, Pointed
 from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument, normal_name
 

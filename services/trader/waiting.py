@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import structlog
 
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.messages.conditions import Condition, ConditionTracker
 from shared.messages.streams import ALERTS
 from shared.runtime.lifecycle import Lifecycle

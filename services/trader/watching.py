@@ -28,7 +28,7 @@ from services.trader.orders import plain
 from services.trader.parts import Parts, Terms
 from services.trader.refusals import Refusal
 from shared.adapters.inference import Decision
-from shared.adapters.oanda_records import NANOSECONDS
+from shared.adapters.oanda.records import NANOSECONDS
 from shared.errors import BrokerError, LedgerError
 from shared.messages.conditions import Condition, ConditionTracker
 from shared.messages.schemas import AlertRaised

@@ -15,8 +15,8 @@ def compose(settings: TrainerSettings) -> Main:
     """The trainer's coroutine, wired to its settings."""
     import torch
 
-    from services.trainer.distributed import Ranks
     from services.trainer.follower import FollowerService
+    from services.trainer.learning.distributed import Ranks
     from services.trainer.service import TrainerService
 
     async def run(lifecycle: Lifecycle) -> None:

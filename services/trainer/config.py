@@ -32,7 +32,7 @@ class ReplayConfig:
 
 
 class Shaping(StrEnum):
-    """What is added to rewards before they are learned from; see services/trainer/targets.py."""
+    """What is added to rewards before they are learned from; see services/trainer/replay/targets.py."""
 
     NONE = "none"
     UNREALISED = "unrealised"  # a position's gain is paid as it comes, not when it is closed

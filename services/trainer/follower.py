@@ -2,7 +2,7 @@
 
 The leader keeps the one journal. What this rank read it offers to the leader, and acknowledges when the
 leader has it synced; so a trajectory is learned from once, whichever rank read it and whoever is killed.
-Whether one is too old the leader says (services/trainer/ingest.py); it goes to the dead letters from here.
+The leader decides which are too old (services/trainer/intake/ingest.py); this rank then dead-letters them.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from uuid import UUID
 import structlog
 import torch
 
-from services.trainer.distributed import Become, Offer, Part, Ranks, Report, Stop, Taken
-from services.trainer.ingest import Intake, consumer_name
-from services.trainer.learner import Learner
+from services.trainer.intake.ingest import Intake, consumer_name
+from services.trainer.learning.distributed import Become, Offer, Part, Ranks, Report, Stop, Taken
+from services.trainer.learning.learner import Learner
 from services.trainer.settings import TrainerSettings
-from shared.adapters.dataset import read_dataset
+from shared.adapters.tables.dataset import read_dataset
 from shared.agent.trajectory import Trajectory
 from shared.errors import MuZeroError
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES

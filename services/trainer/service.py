@@ -5,7 +5,7 @@ them; the other reads the journal, learns, and publishes. Either may be ahead; n
 other but at the journal's end and at the number of trajectories that it may be ahead.
 
 Under torchrun this is the leading rank. A third loop takes over what the other ranks read; what they
-compute of each update is the learner's affair (services/trainer/distributed.py, follower.py).
+compute of each update is the learner's affair (services/trainer/learning/distributed.py, follower.py).
 """
 
 import asyncio
@@ -16,11 +16,12 @@ from uuid import UUID
 
 import structlog
 
-from services.trainer.distributed import Offer, Ranks, Report, Stop, Taken
-from services.trainer.episodes import WINDOW_FIGURES
-from services.trainer.ingest import Intake, consumer_name, stale_among
-from services.trainer.journal import Journal
-from services.trainer.metrics import (
+from services.trainer.intake.episodes import WINDOW_FIGURES
+from services.trainer.intake.ingest import Intake, consumer_name, stale_among
+from services.trainer.intake.journal import Journal
+from services.trainer.learning.distributed import Offer, Ranks, Report, Stop, Taken
+from services.trainer.place import Place
+from services.trainer.publishing.metrics import (
     CONTROL_UNREADABLE,
     DISK_FAILURES,
     DUPLICATES,
@@ -31,13 +32,12 @@ from services.trainer.metrics import (
     Refusal,
     TrainerMetrics,
 )
-from services.trainer.place import Place
-from services.trainer.publishing import Publisher
+from services.trainer.publishing.publishing import Publisher
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Training, TrainingConfig
-from shared.adapters.checkpoints import CheckpointStore
-from shared.adapters.dataset import Dataset, read_dataset
-from shared.adapters.run_record import Reached, RunRecord
+from shared.adapters.tables.dataset import Dataset, read_dataset
+from shared.adapters.tables.run_record import Reached, RunRecord
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.trajectory import Trajectory
 from shared.errors import MessageError, MuZeroError, StoreAwayError
 from shared.messages.schemas import AlertRaised, ControlIssued

@@ -14,17 +14,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
-from services.trainer.distributed import Ranks
-from services.trainer.episodes import EpisodeWindow
-from services.trainer.learner import Learner, LearnerCounters, UpdateStatistics, as_metrics
-from services.trainer.pacing import SamplesPerInsert
+from services.trainer.intake.episodes import EpisodeWindow
+from services.trainer.learning.distributed import Ranks
+from services.trainer.learning.learner import Learner, LearnerCounters, UpdateStatistics, as_metrics
+from services.trainer.learning.pacing import SamplesPerInsert
+from services.trainer.learning.views import Views
 from services.trainer.place import Place
-from services.trainer.replay import Replay
-from services.trainer.steps import Steps
-from services.trainer.targets import unrolled_steps
-from services.trainer.views import Views
-from shared.adapters.agents import instrument_settings
-from shared.adapters.checkpoints import TRAINED_UNTIL, Manifest, Tensors
+from services.trainer.replay.buffer import Replay
+from services.trainer.replay.steps import Steps
+from services.trainer.replay.targets import unrolled_steps
+from shared.adapters.versions.agents import instrument_settings
+from shared.adapters.versions.store import TRAINED_UNTIL, Manifest, Tensors
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import Action
 from shared.errors import CheckpointError

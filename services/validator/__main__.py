@@ -13,8 +13,8 @@ def compose(settings: ValidatorSettings) -> Main:
     """The validator's coroutine, wired to its settings."""
     from services.validator.service import Desk, ValidatorService
     from services.validator.validation import Standards, Validator
-    from shared.adapters.checkpoints import CheckpointStore
-    from shared.adapters.dataset import read_dataset
+    from shared.adapters.tables.dataset import read_dataset
+    from shared.adapters.versions.store import CheckpointStore
     from shared.market.session import Split
 
     async def run(lifecycle: Lifecycle) -> None:

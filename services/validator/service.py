@@ -15,10 +15,10 @@ from services.validator.config import ValidationConfig
 from services.validator.page import page, picture
 from services.validator.report import ValidationReport, write_report
 from services.validator.validation import Provenance, Validator, announcement_of, row_of
-from shared.adapters.agents import load_agent
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointed, Pointer
 from shared.adapters.files import write_whole
-from shared.adapters.promotions import (
+from shared.adapters.tables.validations import DATABASE, ValidationStore
+from shared.adapters.versions.agents import load_agent
+from shared.adapters.versions.promotions import (
     check_gate,
     in_sample,
     promote,
@@ -26,7 +26,7 @@ from shared.adapters.promotions import (
     require_record,
     serve_unproven,
 )
-from shared.adapters.validations import DATABASE, ValidationStore
+from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Pointed, Pointer
 from shared.engine.precision import Precision
 from shared.errors import (
     CheckpointError,

@@ -15,8 +15,8 @@ from services.validator.evaluate import (
 )
 from services.validator.gate import GateConfig, Incumbent
 from services.validator.report import History, Purpose, Subject, ValidationReport, compose
-from shared.adapters.dataset import Dataset
-from shared.adapters.validations import Candidate, Ground, ValidationRow, ValidationStore
+from shared.adapters.tables.dataset import Dataset
+from shared.adapters.tables.validations import Candidate, Ground, ValidationRow, ValidationStore
 from shared.agent.agent import Agent
 from shared.agent.rollout import MarketView
 from shared.environment.environment import EnvironmentConfig, Prices

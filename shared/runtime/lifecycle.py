@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
 from redis.exceptions import RedisError
 
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.errors import MuZeroError
 from shared.messages.schemas import Heartbeat, now
 from shared.runtime.logs import configure_logs

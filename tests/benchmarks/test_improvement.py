@@ -18,7 +18,7 @@ from benchmarks.improvement import (
 )
 from benchmarks.improvement_picture import draw_improvement
 from shared.errors import SettingsError
-from tests.cli.benches import bench, document
+from tests.cli.benches import bench, bench_document
 
 
 def by_hand(claimed_q: list[float]) -> Problems:
@@ -148,7 +148,7 @@ def test_the_picture_is_drawn(report: ImprovementReport, tmp_path: Path) -> None
 
 def test_the_command_tells_gains_and_goals(tmp_path: Path) -> None:
     options = ("improvement", "--problems", "50", "--spread", "0.5", "--out", str(tmp_path / "gains.png"))
-    told = document(*options)
+    told = bench_document(*options)
     assert (told["benchmark"], told["problems"], told["spread"]) == ("improvement", 50, 0.5)
     assert {row["rule"] for row in told["rows"]} == set(RULES)
     assert len(told["goals"]) == 3

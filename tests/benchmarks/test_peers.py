@@ -11,7 +11,8 @@ import torch
 from benchmarks.peers import process
 from benchmarks.peers.lightzero import lightzero_missing, lightzero_visits
 from benchmarks.peers.nodes import NodeSearch, PlainModel
-from benchmarks.peers.process import Encoding, MctxProcess, Situations, on_one_core, why_not
+from benchmarks.peers.process import MctxProcess, on_one_core, why_not
+from benchmarks.peers.situations import Encoding, Situations
 from benchmarks.peers.weights import exported
 from shared.agent.decide import POSITION_RULES
 from shared.environment.position import static_features

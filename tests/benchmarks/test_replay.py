@@ -8,8 +8,8 @@ import pytest
 from benchmarks import replay as benchmark
 from benchmarks.replay import INDEX_BYTES, bench_replay, predicted_bytes, replay_costs, row_bytes
 from services.trainer.config import ReplayConfig
-from services.trainer.replay import Replay
-from services.trainer.steps import StoredSteps
+from services.trainer.replay.buffer import Replay
+from services.trainer.replay.steps import StoredSteps
 
 
 def held_bytes(owner: object) -> int:

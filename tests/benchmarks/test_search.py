@@ -5,12 +5,13 @@ from collections import Counter
 import pytest
 
 import benchmarks.search
-from benchmarks.peers.process import Encoding, why_not
+from benchmarks.peers.process import why_not
+from benchmarks.peers.situations import Encoding
 from benchmarks.search import PeerSpeed, SearchSpeed, bench_search, compare_search
 from shared.engine.precision import Precision
 from shared.engine.processor import HAS_BFLOAT16
 from shared.search.config import SearchConfig, Selection
-from tests.cli.benches import document
+from tests.cli.benches import bench_document
 from tests.shared.agent.markets import small_agent
 from tests.shared.model.networks import opinionated_network
 
@@ -90,7 +91,7 @@ def test_rows_name_sizes_precision_and_what_is_encoded() -> None:
 
 
 def test_the_command_measures_the_sizes_asked_for() -> None:
-    told = document(
+    told = bench_document(
         "search", "--batch", "2", "--batch", "3", "--simulations", "1", "--no-peers", "--seconds", "0"
     )
     assert [row["name"] for row in told["measurements"]] == [

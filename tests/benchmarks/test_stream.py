@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.learner import random_trajectory
 from benchmarks.stream import TURNS, _least_decoded, bench_stream
-from shared.adapters.entries import READ_COUNT
+from shared.adapters.streams.entries import READ_COUNT
 from shared.errors import ServiceError
 from shared.messages.codec import encode, encode_trajectory
 

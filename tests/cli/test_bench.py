@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +13,7 @@ import benchmarks.encodings
 import benchmarks.engines
 import benchmarks.networks
 from cli.bench import app
-from tests.cli.benches import bench, document
+from tests.cli.benches import bench, bench_document
 from tests.shared.model.networks import SMALL
 
 COMMANDS = (
@@ -21,8 +22,6 @@ COMMANDS = (
     "search",
     "selfplay",
     "learner",
-    "learn",
-    "compare",
     "stream",
     "montecarlo",
     "inference",
@@ -41,7 +40,7 @@ def test_help_does_without_torch_and_pandas() -> None:
 
 
 def test_one_json_document_with_yardstick_ratio_and_goal() -> None:
-    told = document("montecarlo", "--runs", "5", "--trades", "50")
+    told = bench_document("montecarlo", "--runs", "5", "--trades", "50")
     assert told["benchmark"] == "montecarlo"
     row = told["measurements"][0]
     assert row["ratio"] == pytest.approx(row["yardstick_value"] / row["value"])
@@ -71,7 +70,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_networks")
 def test_networks_tells_engines_encodings_and_what_is_left_out() -> None:
-    told = document("networks", "--batch", "3", "--batch", "2", "--seconds", "0")
+    told = bench_document("networks", "--batch", "3", "--batch", "2", "--seconds", "0")
     encodings = [row for row in told["measurements"] if "encoding" in row]
     engines = [row for row in told["measurements"] if "engine" in row]
     assert len(encodings) + len(engines) == len(told["measurements"])
@@ -87,3 +86,35 @@ def test_networks_prints_tables_for_people() -> None:
     assert "torch eager" in result.stdout
     assert "the plain pass" in result.stdout
     assert "left out: ONNX Runtime, float32: not installed" in result.stderr
+
+
+#: A small network that learns from stretches, as the tuned profile does.
+PROFILE = """
+[model]
+temporal_channels = 12
+static_channels = 4
+value_bins = 31
+[replay]
+success_share = 0.0
+[learner]
+batch_size = 50
+stretch_steps = 30
+unroll_steps = 1
+precision = "bfloat16"
+"""
+
+
+def test_learner_measures_the_learner_of_a_profile(tmp_path: Path) -> None:
+    (tmp_path / "profile.toml").write_text(PROFILE)
+    told = bench_document("learner", "--seconds", "0", "--profile", str(tmp_path / "profile.toml"))
+    updates, steps = told["measurements"]
+    assert updates["name"] == "batch 50, stretches of 30, unroll 1, bfloat16"
+    assert steps["value"] == pytest.approx(60 * updates["value"])  # two stretches
+    assert sum(told["shares_of_time"].values()) == pytest.approx(1.0)
+
+
+def test_learner_tells_where_an_update_spends_its_time(tmp_path: Path) -> None:
+    (tmp_path / "profile.toml").write_text(PROFILE)
+    told = bench("learner", "--seconds", "0", "--profile", str(tmp_path / "profile.toml"))
+    for word in ("updates/s", "steps/s", "drawing", "views", "optimizer"):
+        assert word in told

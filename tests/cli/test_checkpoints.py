@@ -14,9 +14,9 @@ from cli import dead
 from cli.checkpoints import app
 from cli.output import err, out
 from cli.runs import Run, exclusive
-from shared.adapters import object_store
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Pointed, Pointer
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions import object_store
+from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Pointed, Pointer
 from shared.errors import CheckpointError, PromotionError, ServiceError, SettingsError, StoreAwayError
 from shared.messages.streams import PROMOTIONS
 from shared.model.config import ModelConfig
@@ -24,8 +24,15 @@ from shared.model.network import initial_network
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.s3_server import CREDENTIALS
-from tests.shared.adapters.checkpoint_versions import InBucket, fill, filled, folder, manifest, tensors
 from tests.shared.adapters.judgements import keep_report, report_document
+from tests.shared.adapters.versions.checkpoint_versions import (
+    InBucket,
+    fill,
+    filled,
+    folder,
+    manifest,
+    tensors,
+)
 
 
 @pytest.fixture

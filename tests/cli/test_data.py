@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.data import app
-from shared.adapters.dataset import read_dataset
+from shared.adapters.tables.dataset import read_dataset
 from shared.errors import BrokerError, DataError, FormatError, SettingsError
 from shared.features.window import FEATURE_NAMES
 from shared.market.bar import BarSeries

@@ -22,8 +22,8 @@ from cli.dead import LetterError, app
 from cli.runs import NotUpError, Run, exclusive
 from services.trainer.config import TrainerConfig
 from services.trainer.settings import TrainerSettings
-from shared.adapters.bus import Bus
-from shared.adapters.dataset import write_dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import write_dataset
 from shared.errors import DataError, ServiceError, SettingsError
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import decode, decode_trajectory, encode, encode_trajectory

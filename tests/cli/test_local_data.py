@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from cli.local_data import FileOptions, configured_instruments, prepare_dataset, require_one_instrument
 from cli.main import app
 from cli.settings import UpSettings
-from shared.adapters.dataset import read_dataset, read_instrument, write_dataset
+from shared.adapters.tables.dataset import read_dataset, read_instrument, write_dataset
 from shared.errors import DataError, SettingsError
 from shared.market.bar import Instrument
 from shared.market.synthetic import Market, synthesize

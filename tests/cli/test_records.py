@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.records import NoRecordError, app
-from shared.adapters.run_record import RunRecord
+from shared.adapters.tables.run_record import RunRecord
 from shared.agent.trajectory import Trajectory
 from shared.errors import DataError
 from tests.shared.messages.trajectories import random_trajectory

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from cli.simulate import simulate
-from shared.adapters.dataset import write_dataset
+from shared.adapters.tables.dataset import write_dataset
 from shared.errors import DataError, FormatError, IllegalActionError, SettingsError
 from shared.market.bar import BarSeries
 from shared.market.synthetic import Market, synthesize

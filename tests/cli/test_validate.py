@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from cli.runs import Run
 from cli.validate import backtest, validate
-from shared.adapters.checkpoints import Pointer
-from shared.adapters.dataset import write_dataset
-from shared.adapters.validations import DATABASE, Ground, ValidationStore
+from shared.adapters.tables.dataset import write_dataset
+from shared.adapters.tables.validations import DATABASE, Ground, ValidationStore
+from shared.adapters.versions.store import Pointer
 from shared.errors import CheckpointError, DataError, SettingsError
 from tests.services.validator.cases import small_dataset, store_with
 

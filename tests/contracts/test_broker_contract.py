@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from services.broker.config import FaultConfig
-from shared.adapters.oanda import MarketOrder, TimeInForce
-from shared.adapters.oanda_records import InstrumentDetails
+from shared.adapters.oanda.client import MarketOrder, TimeInForce
+from shared.adapters.oanda.records import InstrumentDetails
 from tests.conftest import ROOT
 from tests.contracts.openapi import Contract, undescribed
 from tests.services.broker.conftest import ACCOUNT, Market, Running, market

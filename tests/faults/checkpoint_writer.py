@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from shared.adapters.checkpoints import CheckpointStore, Pointer
-from tests.shared.adapters.checkpoint_versions import manifest, tensors
+from shared.adapters.versions.store import CheckpointStore, Pointer
+from tests.shared.adapters.versions.checkpoint_versions import manifest, tensors
 
 #: What Python tells of (`sys.addaudithook`) when files are made, written to, moved and removed.
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}

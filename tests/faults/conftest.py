@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from shared.adapters import consumer_group
-from shared.adapters.bus import Bus
-from shared.adapters.dataset import Dataset, write_dataset
+from shared.adapters.streams import consumer_group
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import Dataset, write_dataset
 from shared.market.session import SessionConfig, SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer

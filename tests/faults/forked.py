@@ -22,7 +22,7 @@ from tests.services.trainer.processes import System
 MODULES = (
     *(f"services.{name}.__main__" for name in EXPECTED_SERVICES),
     *(f"services.{name}.service" for name in ("trainer", "selfplay", "validator")),
-    "services.trainer.distributed",
+    "services.trainer.learning.distributed",
     "services.validator.validation",
     "torch._dynamo",  # when an optimiser is made
 )

@@ -5,10 +5,10 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from services.trainer.config import TrainerConfig
-from services.trainer.journal import Journal
+from services.trainer.intake.journal import Journal
 from services.trainer.settings import TrainerSettings
-from shared.adapters.bus import Bus
-from shared.adapters.dataset import Dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import Dataset
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import sys
 
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from tests.faults.reading import send
 
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import Bus
 from shared.messages.codec import decode_trajectory, encode_trajectory
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from tests.shared.messages.trajectories import random_trajectory

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.adapters.checkpoint_files import MANIFEST, MANIFEST_SHA256
-from shared.adapters.checkpoints import TRAINING, WEIGHTS, CheckpointStore, Pointer
+from shared.adapters.versions.directory import MANIFEST, MANIFEST_SHA256
+from shared.adapters.versions.store import TRAINING, WEIGHTS, CheckpointStore, Pointer
 from shared.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.faults.checkpoint_writer import publish
 from tests.faults.counts import rounds, steps, tell
-from tests.shared.adapters.checkpoint_versions import (
+from tests.shared.adapters.versions.checkpoint_versions import (
     InBucket,
     InFolder,
     equal,

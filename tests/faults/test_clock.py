@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from services.api.config import GatewayConfig
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.messages.schemas import CheckpointPublished, Heartbeat, now
 from shared.messages.streams import CHECKPOINTS
 from shared.runtime.redis_server import RedisServer

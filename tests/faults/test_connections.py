@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from services.trainer.journal import Journal
-from shared.adapters import redis_connection
-from shared.adapters.bus import Bus
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams import connection as redis_connection
+from shared.adapters.streams.bus import Bus
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from services.trainer.journal import Journal
-from services.trainer.publishing import Publisher
+from services.trainer.intake.journal import Journal
+from services.trainer.publishing.publishing import Publisher
 from services.trainer.settings import TrainerSettings
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointer
-from shared.adapters.dataset import Dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import Dataset
+from shared.adapters.versions.store import CheckpointStore, Pointer
 from shared.errors import CheckpointError
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
@@ -31,7 +31,7 @@ from tests.faults.intake import trainer_that_only_takes_in
 from tests.faults.reading import journalled, until, until_drained
 from tests.services.trainer.test_service import detail
 from tests.services.trainer.test_service import running as running_trainer
-from tests.shared.adapters.checkpoint_versions import equal, folder, manifest, tensors
+from tests.shared.adapters.versions.checkpoint_versions import equal, folder, manifest, tensors
 from tests.shared.messages.trajectories import random_trajectory, same
 
 
@@ -385,7 +385,7 @@ async def test_a_trainer_that_starts_while_the_record_s_disk_refuses_counts_it_a
 
     before = failures("record")
     with monkeypatch.context() as full:
-        full.setattr("shared.adapters.run_record.write_whole", refuse)
+        full.setattr("shared.adapters.tables.run_record.write_whole", refuse)
         async with running_trainer(settings) as trainer:
             await send_short(own_bus, bars[1], 0)
             await until(lambda: detail(trainer, "version") == 1)

@@ -7,8 +7,8 @@ from typing import cast
 import numpy as np
 from redis.asyncio import Redis
 
-from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import Bus
 from shared.errors import MessageError
 from shared.messages.codec import decode_trajectory
 from shared.messages.streams import DEAD, TRAINER_GROUP, TRAJECTORIES

@@ -17,8 +17,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import Bus
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import DEAD, TRAJECTORIES
 from shared.runtime.ports import free_port

@@ -13,11 +13,11 @@ from services.selfplay.exploration import exploration_at
 from services.selfplay.service import SelfPlayService
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.worker import SelfPlayWorker
-from shared.adapters import redis_connection
-from shared.adapters.agents import load_agent
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore
-from shared.adapters.dataset import Dataset
+from shared.adapters.streams import connection as redis_connection
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import Dataset
+from shared.adapters.versions.agents import load_agent
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
 from shared.agent.rollout import MarketView, play
 from shared.agent.trajectory import Trajectory

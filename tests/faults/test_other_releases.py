@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 
 from services.api.config import EXPECTED_SERVICES, GatewayConfig
 from services.api.events import EVENT_NAMES
-from shared.adapters.bus import Bus
-from shared.adapters.dead_letters import read_letter
-from shared.adapters.entries import RawEntry, rows_of
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.dead_letters import read_letter
+from shared.adapters.streams.entries import RawEntry, rows_of
 from shared.messages.codec import encode
 from shared.messages.schemas import (
     AlertRaised,

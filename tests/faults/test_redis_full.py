@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from services.api.config import AlertConfig, GatewayConfig
-from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore
-from shared.adapters.dataset import Dataset
-from shared.adapters.lease import Lease
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.lease import Lease
+from shared.adapters.tables.dataset import Dataset
+from shared.adapters.versions.store import CheckpointStore
 from shared.messages.codec import decode_trajectory
 from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised, ControlIssued, Heartbeat, now

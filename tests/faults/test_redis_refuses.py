@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Manifest, Tensors
-from shared.adapters.dataset import Dataset
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import Dataset
+from shared.adapters.versions.store import CheckpointStore, Manifest, Tensors
 from shared.messages.codec import encode, encode_trajectory
 from shared.messages.streams import CHECKPOINTS, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer

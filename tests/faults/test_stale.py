@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
-from shared.adapters.dataset import write_dataset
-from shared.adapters.dead_letters import Letter
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.dead_letters import Letter
+from shared.adapters.tables.dataset import write_dataset
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES

@@ -13,14 +13,14 @@ from services.api.config import GatewayConfig
 from services.inference.promoted import PromotedVersion
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.settings import SelfPlaySettings
-from services.trainer.metrics import DISK_FAILURES
+from services.trainer.publishing.metrics import DISK_FAILURES
 from services.trainer.settings import TrainerSettings
 from services.validator import service as validator_module
 from services.validator.service import Desk
-from shared.adapters import object_store
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointer
-from shared.adapters.dataset import Dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import Dataset
+from shared.adapters.versions import object_store
+from shared.adapters.versions.store import CheckpointStore, Pointer
 from shared.environment.environment import EnvironmentConfig
 from shared.messages.streams import ALERTS, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
@@ -34,7 +34,7 @@ from tests.services.trainer import test_service as trainer
 from tests.services.trainer.runs import CONFIG
 from tests.services.validator import cases
 from tests.services.validator import test_service as validator
-from tests.shared.adapters.checkpoint_versions import InBucket
+from tests.shared.adapters.versions.checkpoint_versions import InBucket
 
 pytestmark = BREAKS_CONNECTIONS
 

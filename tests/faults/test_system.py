@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from redis.asyncio import Redis
 
-from services.trainer.journal import Journal
+from services.trainer.intake.journal import Journal
 from shared.messages.streams import ALERTS, DEAD, TRAJECTORIES
 from shared.runtime.ports import free_port
 from tests.broken_connections import BREAKS_CONNECTIONS

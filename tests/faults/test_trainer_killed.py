@@ -5,10 +5,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore
-from shared.adapters.dataset import write_dataset
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import write_dataset
+from shared.adapters.versions.store import CheckpointStore
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointer
-from shared.adapters.dataset import write_dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import write_dataset
+from shared.adapters.versions.store import CheckpointStore, Pointer
 from shared.market.session import SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import tell
 from tests.s3_server import S3Server
 from tests.services.trainer.processes import System
-from tests.shared.adapters.checkpoint_versions import InBucket
+from tests.shared.adapters.versions.checkpoint_versions import InBucket
 
 
 @pytest.mark.soak

@@ -8,8 +8,8 @@ import time
 import numpy as np
 
 from services.validator.service import Desk
-from shared.adapters.checkpoints import CheckpointStore
-from shared.adapters.validations import Ground
+from shared.adapters.tables.validations import Ground
+from shared.adapters.versions.store import CheckpointStore
 from shared.market.session import Split
 from shared.messages.streams import ALERTS, VALIDATIONS
 from tests.broken_connections import BREAKS_CONNECTIONS

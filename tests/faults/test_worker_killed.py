@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.settings import SelfPlaySettings
-from services.trainer.journal import Journal
-from shared.adapters.bus import PIPELINE, Bus
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import PIPELINE, Bus
 from shared.messages.codec import decode_trajectory
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from tests.broken_connections import BREAKS_CONNECTIONS

@@ -9,7 +9,7 @@ from services.selfplay.config import SelfPlayConfig
 from services.selfplay.worker import SelfPlayWorker
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
 from services.trainer.training import Training, TrainingConfig
-from shared.adapters.dataset import Dataset, build_dataset
+from shared.adapters.tables.dataset import Dataset, build_dataset
 from shared.agent.agent import Agent
 from shared.agent.decide import decide
 from shared.agent.rollout import MarketView

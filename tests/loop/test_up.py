@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from cli.runs import Run, last_run, running
-from shared.adapters.dataset import write_dataset
+from shared.adapters.tables.dataset import write_dataset
 from shared.market.bar import Instrument
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.ports import free_port

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from services.api.routes.parameters import FromGateway, Limit, Version
 from services.api.views import Page, ValidationDetail
 from shared.adapters.files import read_beneath
-from shared.adapters.promotions import MAX_REPORT_BYTES, report_path
+from shared.adapters.versions.promotions import MAX_REPORT_BYTES, report_path
 from shared.messages.schemas import ValidationReported
 
 router = APIRouter(tags=["validations"])

@@ -17,8 +17,8 @@ from services.api.config import AlertConfig, GatewayConfig
 from services.api.service import run
 from services.api.settings import GatewaySettings
 from services.api.state import Gateway
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import TRAINED_UNTIL, CheckpointStore, Manifest
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.store import TRAINED_UNTIL, CheckpointStore, Manifest
 from shared.messages.schemas import CheckpointPublished, ValidationReported
 from shared.messages.streams import CHECKPOINTS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle

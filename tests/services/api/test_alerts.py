@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 from services.api.alerts import active_alerts
 from services.api.config import AlertConfig, GatewayConfig
 from services.api.views import Detail, Pointers, Service, Status, Trader, Training
-from shared.adapters.bus import Bus
-from shared.adapters.redis_condition import RedisCondition
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.condition import RedisCondition
 from shared.adapters.webhook import chat_text, post_alert
 from shared.errors import SettingsError, WebhookError
 from shared.messages.schemas import AlertRaised, DeadLettered, DecisionMade

@@ -14,7 +14,7 @@ from services.api.events import Events, TooManyListenersError
 from services.api.keys import MAX_WRONG_KEYS, WINDOW_SECONDS, WrongKeys
 from services.api.routes.journal import MAX_PAGE_BYTES
 from services.api.state import MAX_INSTANCES
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.errors import SettingsError
 from shared.messages.schemas import AlertRaised, DeadLettered, Heartbeat, now
 from shared.messages.streams import ALERTS, DEAD

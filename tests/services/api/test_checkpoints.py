@@ -11,13 +11,13 @@ from pydantic import SecretStr
 from safetensors.numpy import load
 
 from services.api.config import GatewayConfig
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import Pointer
-from shared.adapters.validations import DATABASE
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.validations import DATABASE
+from shared.adapters.versions.store import Pointer
 from shared.messages.streams import CONTROL, PROMOTIONS
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import KEY, System, running_system, save_version
-from tests.shared.adapters.checkpoint_versions import folder
+from tests.shared.adapters.versions.checkpoint_versions import folder
 
 PROBLEM = "application/problem+json"
 
@@ -150,7 +150,7 @@ async def test_only_a_version_that_passed_its_gate_is_promoted(system: System, b
 async def test_while_the_validators_database_is_in_use_nothing_is_promoted_and_nothing_refused(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.adapters.validations.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("shared.adapters.tables.validations.LOCK_SECONDS", 0.1)
     await system.publish(1)
     await system.report(1, "paper")
     with contextlib.closing(duckdb.connect(str(system.gateway.validation_root / DATABASE))):

@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from services.api.routes.pages import ASSETS
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import Pointer
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.store import Pointer
 from shared.messages.schemas import AlertRaised
 from shared.messages.streams import ALERTS, DECISIONS
 from tests.services.api.browser import Page, browsing, find_browser

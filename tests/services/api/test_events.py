@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from services.api.config import GatewayConfig
 from services.api.events import RESET, Events, TooManyListenersError
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.messages.schemas import AlertRaised, CheckpointPublished
 from shared.messages.streams import ALERTS, CHECKPOINTS
 from shared.runtime.redis_server import RedisServer

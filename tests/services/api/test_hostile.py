@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.api.routes import validations
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import Pointer
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.store import Pointer
 from shared.messages.schemas import AlertRaised, DeadLettered
 from shared.messages.streams import ALERTS, DEAD
 from tests.services.api.conftest import API_KEY, KEY, System, write_report
-from tests.shared.adapters.checkpoint_versions import folder
+from tests.shared.adapters.versions.checkpoint_versions import folder
 
 PROBLEM = "application/problem+json"
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.messages.codec import encode, encode_trajectory
 from shared.messages.schemas import AlertRaised, DeadLettered, TradeClosed, now
 from shared.messages.streams import ALERTS, CONTROL, DEAD, DECISIONS, TRADES, TRAINER_GROUP, TRAJECTORIES

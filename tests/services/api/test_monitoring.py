@@ -13,7 +13,7 @@ import pytest_asyncio
 import yaml  # type: ignore[import-untyped]
 
 from services.api.config import AlertConfig, GatewayConfig
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.messages.schemas import DeadLettered
 from shared.messages.streams import DEAD, DECISIONS
 from shared.runtime.redis_server import RedisServer

@@ -8,8 +8,8 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from services.api.config import GatewayConfig
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import Pointer
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.store import Pointer
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import API_KEY, KEY, System, running_system, write_report

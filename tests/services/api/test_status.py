@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from services.api.config import EXPECTED_SERVICES, AlertConfig, GatewayConfig
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.messages.schemas import ControlIssued, DeadLettered, DecisionMade, Heartbeat, now
 from shared.messages.streams import ALERTS, CONTROL, DEAD, DECISIONS, heartbeat_key
 from shared.runtime.redis_server import RedisServer

@@ -11,16 +11,16 @@ import httpx
 import pytest
 import uvicorn
 
-from services.broker.app import create_app
 from services.broker.config import BrokerConfig, FaultConfig, Pacing
-from services.broker.exchange import Exchange
+from services.broker.exchange.exchange import Exchange
+from services.broker.exchange.ledger import Ledger
+from services.broker.exchange.planning import AccountTerms
 from services.broker.faults import Faults
-from services.broker.ledger import Ledger
-from services.broker.planning import AccountTerms
+from services.broker.http.app import create_app
+from services.broker.market.tape import Tape
 from services.broker.service import running
-from services.broker.tape import Tape
 from services.broker.venue import Venue
-from shared.adapters.oanda import OandaClient
+from shared.adapters.oanda.client import OandaClient
 from shared.market.bar import BarSeries
 from shared.runtime.ports import free_port
 from tests.services.broker.markets import RULES, bars_of

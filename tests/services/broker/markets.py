@@ -5,8 +5,8 @@ from decimal import Decimal
 
 import numpy as np
 
-from services.broker.checks import InstrumentRules
-from services.broker.planning import Quote
+from services.broker.exchange.checks import InstrumentRules
+from services.broker.exchange.planning import Quote
 from shared.market.bar import BarSeries, Instrument
 
 GBP_JPY = Instrument.named("GBP_JPY")

@@ -6,7 +6,7 @@ import pytest
 
 from services.broker.config import BrokerConfig, FaultConfig
 from services.broker.faults import Faults
-from shared.adapters.oanda import MarketOrder, TimeInForce
+from shared.adapters.oanda.client import MarketOrder, TimeInForce
 from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError, SettingsError
 from tests.services.broker.conftest import Market
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.broker.transactions import TRANSACTION
-from shared.adapters.oanda import MarketOrder, OandaClient, PositionFill
-from shared.adapters.oanda_records import Fill, Heartbeat, Price, Transaction
+from services.broker.exchange.transactions import TRANSACTION
+from shared.adapters.oanda.client import MarketOrder, OandaClient, PositionFill
+from shared.adapters.oanda.records import Fill, Heartbeat, Price, Transaction
 from shared.errors import BrokerError, OrderRejectedError
 from shared.market.candles import CandleBuilder
 from tests.services.broker.conftest import ACCOUNT, TOKEN, Market

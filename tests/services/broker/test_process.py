@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.adapters.dataset import write_dataset
-from shared.adapters.oanda import MarketOrder, OandaClient
+from shared.adapters.oanda.client import MarketOrder, OandaClient
+from shared.adapters.tables.dataset import write_dataset
 from shared.errors import BrokerError
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.ports import free_port

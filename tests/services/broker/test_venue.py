@@ -11,9 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.broker.config import BrokerConfig, Pacing
-from services.broker.pace import Pace
+from services.broker.exchange.transactions import MarketOrderFields
+from services.broker.market.pace import Pace
 from services.broker.service import running
-from services.broker.transactions import MarketOrderFields
 from services.broker.venue import Venue
 from shared.errors import BrokerError
 from shared.market.bar import BarSeries

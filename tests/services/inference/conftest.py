@@ -14,7 +14,7 @@ from services.inference.app import build_app
 from services.inference.config import InferenceConfig
 from services.inference.promoted import PromotedVersion
 from services.inference.settings import InferenceSettings
-from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.versions.store import CheckpointStore
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.ports import free_port
 from shared.runtime.server import serve_app

@@ -10,15 +10,15 @@ from pydantic import SecretStr
 
 from services.inference.promoted import PromotedVersion
 from services.inference.settings import InferenceSettings
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest, Pointer
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest, Pointer
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import ALERTS, PROMOTIONS
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig
 from tests.services.inference.versions import network_of, promote, save_version
-from tests.shared.adapters.checkpoint_versions import folder
+from tests.shared.adapters.versions.checkpoint_versions import folder
 
 
 def damage(store: CheckpointStore, version: int) -> None:

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict
 
-from shared.adapters.agents import instrument_settings
-from shared.adapters.checkpoints import CheckpointStore, Manifest, Pointer
+from shared.adapters.versions.agents import instrument_settings
+from shared.adapters.versions.store import CheckpointStore, Manifest, Pointer
 from shared.agent.agent import Agent
 from shared.market.bar import Instrument
 from shared.model.network import Network

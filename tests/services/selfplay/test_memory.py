@@ -9,7 +9,7 @@ import numpy as np
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.worker import SelfPlayWorker
-from shared.adapters.dataset import build_dataset
+from shared.adapters.tables.dataset import build_dataset
 from shared.agent.agent import Agent
 from shared.environment.environment import EnvironmentConfig
 from shared.market.synthetic import Market, synthesize

@@ -12,7 +12,7 @@ from services.selfplay.picture import draw_episode
 from services.selfplay.played import PlayedEpisode, read_episode, refuse_to_replace, write_episodes
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.worker import SelfPlayWorker
-from shared.adapters.dataset import Dataset, build_dataset, export_features
+from shared.adapters.tables.dataset import Dataset, build_dataset, export_features
 from shared.environment.environment import EnvironmentConfig, Prices
 from shared.errors import DataError
 from shared.market.session import Split

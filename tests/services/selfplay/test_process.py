@@ -16,8 +16,8 @@ from pydantic import SecretStr
 
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
-from shared.adapters.bus import Bus
-from shared.adapters.dataset import write_dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import write_dataset
 from shared.market.synthetic import Market, synthesize
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.ports import free_port

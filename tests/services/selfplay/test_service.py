@@ -21,10 +21,10 @@ from services.selfplay.service import SelfPlayService
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
 from services.selfplay.worker import SelfPlayWorker
-from shared.adapters.agents import load_agent
-from shared.adapters.bus import PIPELINE, Bus
-from shared.adapters.checkpoints import WEIGHTS, CheckpointStore, Manifest
-from shared.adapters.dataset import Dataset, write_dataset
+from shared.adapters.streams.bus import PIPELINE, Bus
+from shared.adapters.tables.dataset import Dataset, write_dataset
+from shared.adapters.versions.agents import load_agent
+from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest
 from shared.agent.agent import Agent
 from shared.agent.rollout import MarketView, play
 from shared.agent.trajectory import Trajectory
@@ -40,7 +40,7 @@ from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig, Selection
-from tests.shared.adapters.checkpoint_versions import folder
+from tests.shared.adapters.versions.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory
 from tests.shared.model.networks import opinionated_network
 

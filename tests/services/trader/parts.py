@@ -18,17 +18,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import SecretStr
 from starlette.responses import JSONResponse, Response
 
-from services.broker.app import create_app
-from services.broker.checks import InstrumentRules
 from services.broker.config import BrokerConfig, FaultConfig, Pacing
-from services.broker.exchange import Exchange
+from services.broker.exchange.checks import InstrumentRules
+from services.broker.exchange.exchange import Exchange
+from services.broker.exchange.ledger import Ledger as BrokerLedger
+from services.broker.exchange.planning import AccountTerms
+from services.broker.exchange.transactions import MarketOrderFields
 from services.broker.faults import Faults
-from services.broker.ledger import Ledger as BrokerLedger
-from services.broker.planning import AccountTerms
+from services.broker.http.app import create_app
+from services.broker.market.tape import Tape
 from services.broker.service import running
 from services.broker.settings import BrokerSettings
-from services.broker.tape import Tape
-from services.broker.transactions import MarketOrderFields
 from services.broker.venue import Venue
 from services.trader.__main__ import compose
 from services.trader.config import GuardConfig, TraderConfig

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from services.broker.tape import TICKS_PER_BAR
-from services.broker.transactions import ClientExtensions, MarketOrderFields
+from services.broker.exchange.transactions import ClientExtensions, MarketOrderFields
+from services.broker.market.tape import TICKS_PER_BAR
 from services.trader.account import Account
 from services.trader.config import GuardConfig, Mode, TraderConfig
 from services.trader.exits import Exits
 from services.trader.ledger import Ledger
 from services.trader.market import Market
 from services.trader.orders import Intent, IntentState
-from shared.adapters.oanda import MarketOrder, OandaClient
-from shared.adapters.oanda_records import OrderOutcome, Transaction
+from shared.adapters.oanda.client import MarketOrder, OandaClient
+from shared.adapters.oanda.records import OrderOutcome, Transaction
 from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig
 from shared.errors import BrokerError

@@ -13,8 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.trader.waiting import Backoff
-from shared.adapters.bus import Bus
-from shared.adapters.oanda_records import UnreadableLine, format_time
+from shared.adapters.oanda.records import UnreadableLine, format_time
+from shared.adapters.streams.bus import Bus
 from shared.environment.action import Action
 from shared.messages.streams import ALERTS
 from shared.runtime.redis_server import RedisServer
@@ -351,7 +351,9 @@ async def test_a_stream_without_a_readable_line_is_given_up_before_its_first_pri
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trader.service.UNHEARD_SECONDS", 0.5)
-    monkeypatch.setattr("shared.adapters.oanda._parse_line", lambda *_: UnreadableLine("of another schema"))
+    monkeypatch.setattr(
+        "shared.adapters.oanda.client._parse_line", lambda *_: UnreadableLine("of another schema")
+    )
     async with running_broker(tmp_path) as broker, running_oracle() as oracle:
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
         async with running_trader(settings) as trader:

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from cli.kill import kill
 from services.trader.kill_switch import KillSwitch, StatusFile, TraderStatus
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.environment.action import Action
 from shared.errors import ServiceError
 from shared.messages.schemas import ControlIssued

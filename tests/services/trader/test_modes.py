@@ -13,9 +13,9 @@ from pydantic import SecretStr
 
 from services.trader.config import GuardConfig, Mode, TraderConfig
 from services.trader.settings import TraderSettings
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Pointed, Pointer
-from shared.adapters.oanda_records import format_time
+from shared.adapters.oanda.records import format_time
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer
 from shared.environment.action import Action
 from shared.errors import BrokerError, CheckpointError, SettingsError
 from shared.runtime.redis_server import RedisServer
@@ -34,7 +34,7 @@ from tests.services.trader.parts import (
     until,
 )
 from tests.services.trader.test_service import alerts_of, decisions_of
-from tests.shared.adapters.checkpoint_versions import fill
+from tests.shared.adapters.versions.checkpoint_versions import fill
 
 #: The replay sends the ticks of a minute at once, so that those read last are up to a minute old.
 ANY_CLOCK = replace(NO_LIMITS, max_clock_skew_seconds=math.inf)

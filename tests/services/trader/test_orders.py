@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trader.orders import HeldTrade, Holding, IntentState, fold, intent_id, outcome_in, trade_closed
-from shared.adapters.oanda_records import (
+from shared.adapters.oanda.records import (
     Fill,
     OrderCancelled,
     OrderCreated,

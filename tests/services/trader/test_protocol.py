@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from services.broker.tape import TICKS_PER_BAR
+from services.broker.market.tape import TICKS_PER_BAR
 from services.trader.account import Account
 from services.trader.config import Mode, TraderConfig
 from services.trader.ledger import Ledger, Memory
 from services.trader.orders import Holding, IntentState, intent_id
-from shared.adapters.oanda import OandaClient
-from shared.adapters.oanda_records import Price
+from shared.adapters.oanda.client import OandaClient
+from shared.adapters.oanda.records import Price
 from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig
 from shared.errors import ServiceError
@@ -193,7 +193,7 @@ from pathlib import Path
 from services.trader.account import Account
 from services.trader.config import Mode, TraderConfig
 from services.trader.ledger import Ledger
-from shared.adapters.oanda import OandaClient
+from shared.adapters.oanda.client import OandaClient
 from shared.environment.action import Action
 from shared.environment.environment import EnvironmentConfig
 from shared.market.bar import Instrument

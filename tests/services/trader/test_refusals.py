@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.trader.market import Market
 from services.trader.refusals import BrokerTimes, PriceLevel, Refusal, ReplayTimes, Verdict, fault_of
-from shared.adapters.oanda_records import NANOSECONDS, Candle, Heartbeat, Price, Quote, UnreadableLine
+from shared.adapters.oanda.records import NANOSECONDS, Candle, Heartbeat, Price, Quote, UnreadableLine
 from shared.market.bar import Instrument
 
 #: Monday 2024-03-04 12:00 UTC.
@@ -170,7 +170,7 @@ def test_no_line_raises_an_error_and_no_bad_price_is_in_force(
 _FIRST_BARS = """
 from numba.core.registry import CPUDispatcher
 from services.trader.market import Market, compile_kernels
-from shared.adapters.oanda_records import Candle, Quote
+from shared.adapters.oanda.records import Candle, Quote
 from shared.environment import position
 from shared.environment.action import Side
 from shared.features import kernels

@@ -18,8 +18,8 @@ from services.trader.config import GuardConfig
 from services.trader.kill_switch import KillSwitch
 from services.trader.ledger import Ledger
 from services.trader.market import Market as TraderMarket
-from shared.adapters.bus import Bus
-from shared.adapters.oanda_records import Heartbeat, Price, UnreadableLine
+from shared.adapters.oanda.records import Heartbeat, Price, UnreadableLine
+from shared.adapters.streams.bus import Bus
 from shared.environment.action import Action
 from shared.environment.environment import EnvironmentConfig, Prices, reset, step
 from shared.errors import LedgerError, ServiceError, SettingsError

@@ -7,12 +7,12 @@ import pytest
 
 from services.trader.config import GuardConfig, Mode, TraderConfig
 from services.trader.venue import choose_venue, chosen_instrument, require_trained_on
-from shared.adapters.agents import instrument_settings
-from shared.adapters.checkpoints import Pointed
-from shared.adapters.oanda_records import InstrumentDetails
+from shared.adapters.oanda.records import InstrumentDetails
+from shared.adapters.versions.agents import instrument_settings
+from shared.adapters.versions.store import Pointed
 from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument
-from tests.shared.adapters.checkpoint_versions import manifest
+from tests.shared.adapters.versions.checkpoint_versions import manifest
 
 ACCOUNT = "001-001-1234567-001"
 LIVE = Pointed(9, "live", ())

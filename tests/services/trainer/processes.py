@@ -15,9 +15,9 @@ from typing import Protocol
 import duckdb
 import pytest
 
-from services.trainer.journal import Journal
-from shared.adapters.bus import Bus
-from shared.adapters.dataset import Dataset
+from services.trainer.intake.journal import Journal
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import Dataset
 from shared.messages.codec import encode_trajectory
 from shared.messages.schemas import Heartbeat, TrajectoryFinished
 from shared.messages.streams import TRAJECTORIES

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from services.trainer.distributed import Become, Part, Ranks, Stop
-from services.trainer.learner import Learner
+from services.trainer.learning.distributed import Become, Part, Ranks, Stop
+from services.trainer.learning.learner import Learner
 from services.trainer.place import Device, Place
 from services.trainer.training import Training, TrainingConfig
 from shared.errors import MuZeroError

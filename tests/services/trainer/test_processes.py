@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.trainer.journal import Journal
-from shared.adapters.checkpoints import CheckpointStore
+from services.trainer.intake.journal import Journal
+from shared.adapters.versions.store import CheckpointStore
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAJECTORIES
 from tests.services.trainer.processes import System, drained, sendable
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from services.trainer.service import REPORT_SECONDS
-from shared.adapters.checkpoints import CheckpointStore
+from shared.adapters.versions.store import CheckpointStore
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.ports import free_port

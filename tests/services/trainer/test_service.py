@@ -14,14 +14,14 @@ from prometheus_client import generate_latest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from services.trainer import journal as journal_module
 from services.trainer.config import LearnerConfig, TrainerConfig
-from services.trainer.journal import Journal
+from services.trainer.intake import journal as journal_module
+from services.trainer.intake.journal import Journal
 from services.trainer.service import TrainerService
 from services.trainer.settings import TrainerSettings
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import CheckpointStore, Manifest, Pointer, Tensors
-from shared.adapters.dataset import Dataset, write_dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import Dataset, write_dataset
+from shared.adapters.versions.store import CheckpointStore, Manifest, Pointer, Tensors
 from shared.agent.trajectory import Trajectory
 from shared.errors import DataError, SettingsError
 from shared.market.synthetic import Market, synthesize
@@ -31,7 +31,7 @@ from shared.messages.streams import ALERTS, CHECKPOINTS, CONTROL, DEAD, TRAJECTO
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from tests.services.trainer.runs import CONFIG
-from tests.shared.adapters.checkpoint_versions import folder
+from tests.shared.adapters.versions.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory
 
 STEPS = 40
@@ -358,7 +358,7 @@ async def test_a_record_that_the_disk_refuses_does_not_stop_learning(
         refused.append(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("shared.adapters.growing_table.write_whole", full)
+    monkeypatch.setattr("shared.adapters.tables.growing_table.write_whole", full)
     await send(bus, dataset[1], range(10))
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "version") == 2)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from services.trainer.config import LearnerConfig, ReplayConfig, Shaping
-from services.trainer.learner import Learner
-from services.trainer.losses import Batch, losses, unroll
-from services.trainer.steps import COLUMNS
-from services.trainer.targets import unrolled_steps
+from services.trainer.learning.learner import Learner
+from services.trainer.learning.losses import Batch, losses, unroll
+from services.trainer.replay.steps import COLUMNS
+from services.trainer.replay.targets import unrolled_steps
 from services.trainer.training import SavedState, Training, TrainingConfig
-from shared.adapters.agents import load_agent, trained_instrument
-from shared.adapters.checkpoints import CheckpointStore, Manifest
+from shared.adapters.versions.agents import load_agent, trained_instrument
+from shared.adapters.versions.store import CheckpointStore, Manifest
 from shared.agent.agent import Agent
 from shared.engine.precision import Precision
 from shared.environment.action import Action

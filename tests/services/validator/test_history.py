@@ -10,8 +10,8 @@ import pytest
 from services.validator.gate import GateConfig
 from services.validator.report import ValidationReport
 from services.validator.validation import Provenance, Validator, announcement_of, row_of
-from shared.adapters.dataset import Dataset, build_dataset
-from shared.adapters.validations import ValidationStore
+from shared.adapters.tables.dataset import Dataset, build_dataset
+from shared.adapters.tables.validations import ValidationStore
 from shared.market.bar import Instrument
 from shared.market.session import SessionConfig, Split, SplitConfig
 from shared.market.synthetic import Market, synthesize

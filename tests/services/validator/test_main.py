@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from services.validator.__main__ import main
-from shared.adapters.bus import Bus
-from shared.adapters.dataset import write_dataset
+from shared.adapters.streams.bus import Bus
+from shared.adapters.tables.dataset import write_dataset
 from shared.messages.streams import PROMOTIONS, VALIDATIONS
 from shared.runtime.redis_server import RedisServer
 from tests.conftest import ROOT

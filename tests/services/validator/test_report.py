@@ -13,7 +13,7 @@ from services.validator.page import page, picture
 from services.validator.report import ValidationReport, report_document, write_report
 from services.validator.service import write_all
 from services.validator.validation import Provenance, Validator, announcement_of, row_of
-from shared.adapters.validations import ValidationStore
+from shared.adapters.tables.validations import ValidationStore
 from shared.errors import DataError
 from shared.market.session import Split
 from shared.metrics.summary import summarise

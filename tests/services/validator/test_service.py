@@ -19,11 +19,11 @@ from redis.asyncio import Redis
 from services.validator.gate import GateConfig
 from services.validator.service import Desk, ValidatorService
 from services.validator.validation import Standards, Validator
-from shared.adapters.bus import Bus
-from shared.adapters.checkpoints import Pointed, Pointer
-from shared.adapters.entries import READ_COUNT, Entry
-from shared.adapters.promotions import require_record
-from shared.adapters.validations import Ground
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.entries import READ_COUNT, Entry
+from shared.adapters.tables.validations import Ground
+from shared.adapters.versions.promotions import require_record
+from shared.adapters.versions.store import Pointed, Pointer
 from shared.errors import PromotionError, ServiceError
 from shared.market.session import Split
 from shared.messages.schemas import CheckpointPublished, Message, VersionPromoted
@@ -32,8 +32,8 @@ from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from shared.runtime.settings import ServiceSettings
 from tests.services.validator.cases import STANDARDS, save_version, small_dataset, store_with
-from tests.shared.adapters.checkpoint_versions import folder
 from tests.shared.adapters.judgements import announcement_of, row_of
+from tests.shared.adapters.versions.checkpoint_versions import folder
 
 M = TypeVar("M", bound=Message)
 
@@ -259,7 +259,7 @@ async def test_while_its_database_is_in_use_the_validator_waits(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At its start, before a judgement and after it; no version is skipped and none lost."""
-    monkeypatch.setattr("shared.adapters.validations.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("shared.adapters.tables.validations.LOCK_SECONDS", 0.1)
     monkeypatch.setattr("services.validator.service.STORE_RETRY_SECONDS", 0.05)
     desk = desk_in(tmp_path, 1)
     desk.reports.mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.runtime.redis_server import RedisServer
 
 

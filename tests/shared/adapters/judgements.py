@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from shared.adapters.promotions import report_path
-from shared.adapters.validations import DATABASE, Ground, ValidationRow, ValidationStore
+from shared.adapters.tables.validations import DATABASE, Ground, ValidationRow, ValidationStore
+from shared.adapters.versions.promotions import report_path
 from shared.messages.schemas import ValidationReported
 
 STANDARDS: dict[str, object] = {"gate": {"live_min_years": 3.0}, "environment": {"spread_pips": 4.0}}

@@ -13,7 +13,7 @@ import structlog
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from shared.adapters.bus import Bus
+from shared.adapters.streams.bus import Bus
 from shared.errors import SettingsError
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import ALERTS, TRAINER_GROUP, TRAJECTORIES

@@ -1,0 +1,122 @@
+"""The market as a tape: each bar becomes four ticks that rebuild it exactly.
+
+A bar is told as its open, its extremes (the low first in a rising bar, the high first in a falling one)
+and its close, spread over its minute. Prices are whole points (the last decimal of a price), so that bid
+and ask lie the same number of points away from the mid and their mean is the mid, exactly.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+
+from services.broker.exchange.planning import Quote
+from shared.errors import DataError
+from shared.market.bar import BAR_SECONDS, BarSeries
+from shared.market.calendar import is_open
+from shared.numeric import Bool, Int64
+
+TICKS_PER_BAR = 4
+SECOND_NS = 1_000_000_000
+
+#: Seconds into the minute of open, first extreme, second extreme and close.
+TICK_SECONDS = (0, 20, 40, 59)
+
+OPEN, HIGH, LOW, CLOSE = range(4)
+
+
+@dataclass(frozen=True)
+class Tape:
+    """All bars of the data set as points; the replayed part begins at `first` and ends before `stop`."""
+
+    time_s: Int64  # [T]
+    points: Int64  # [T, 4] mid open, high, low, close
+    half_spread: Int64  # [T] points from the mid to bid and ask
+    volume: Int64  # [T]
+    open_market: Bool  # [T]
+    decimals: int
+    first: int
+    stop: int
+
+    @classmethod
+    def of(
+        cls,
+        bars: BarSeries,
+        *,
+        spread_pips: float,
+        spread_from_data: bool = False,
+        first: int = 0,
+        stop: int | None = None,
+    ) -> "Tape":
+        """Make a tape of bars; a spread of an odd number of points is rounded up to an even one.
+
+        Raises:
+            DataError: there is no bar to replay.
+        """
+        stop = len(bars) if stop is None else stop
+        if not 0 <= first < stop <= len(bars):
+            raise DataError(f"bars {first} to {stop} of {len(bars)}: there is nothing to replay")
+        decimals = bars.instrument.price_decimals
+        prices = np.stack([bars.open, bars.high, bars.low, bars.close], axis=1)
+        spread = np.full(len(bars), spread_pips)
+        if spread_from_data:
+            spread = np.where(np.isnan(bars.spread_pips), spread_pips, bars.spread_pips)
+        half = np.ceil(np.round(spread * 10, 6) / 2).astype(np.int64)
+        points = np.rint(prices * 10**decimals).astype(np.int64)
+        return cls(bars.time_s, points, half, bars.volume, is_open(bars.time_s), decimals, first, stop)
+
+    def __len__(self) -> int:
+        return len(self.time_s)
+
+    @property
+    def first_tick(self) -> int:
+        """Index of the first tick replayed; tick k belongs to bar k // 4."""
+        return self.first * TICKS_PER_BAR
+
+    @property
+    def stop_tick(self) -> int:
+        """Index after the last tick replayed."""
+        return self.stop * TICKS_PER_BAR
+
+    def tick_time_ns(self, tick: int) -> int:
+        """Time of a tick in nanoseconds."""
+        bar, phase = divmod(tick, TICKS_PER_BAR)
+        return (int(self.time_s[bar]) + TICK_SECONDS[phase]) * SECOND_NS
+
+    def end_ns(self, bar: int) -> int:
+        """The moment from which a bar is complete, in nanoseconds."""
+        return (int(self.time_s[bar]) + BAR_SECONDS) * SECOND_NS
+
+    def gap_minutes(self, bar: int) -> int:
+        """Minutes without a bar right before this one; 0 for the first bar."""
+        return int(self.time_s[bar] - self.time_s[bar - 1]) // BAR_SECONDS - 1 if bar else 0
+
+    def path(self, bar: int) -> tuple[int, int, int, int]:
+        """Mid points of a bar's four ticks."""
+        opened, high, low, close = (int(value) for value in self.points[bar])
+        return (opened, low, high, close) if close >= opened else (opened, high, low, close)
+
+    def quote(self, tick: int) -> Quote:
+        """The price that a tick puts in force."""
+        bar, phase = divmod(tick, TICKS_PER_BAR)
+        mid, half = self.path(bar)[phase], int(self.half_spread[bar])
+        return Quote(
+            self.tick_time_ns(tick),
+            self.price(mid - half),
+            self.price(mid + half),
+            bool(self.open_market[bar]),
+        )
+
+    def closed_quote(self, bar: int) -> Quote:
+        """The last price of a bar after which the market is closed."""
+        mid, half = int(self.points[bar, CLOSE]), int(self.half_spread[bar])
+        return Quote(self.end_ns(bar), self.price(mid - half), self.price(mid + half), tradeable=False)
+
+    def price(self, points: int) -> Decimal:
+        """Points as a price."""
+        return Decimal(points).scaleb(-self.decimals)
+
+    def bar_so_far(self, bar: int, num_ticks: int) -> tuple[int, int, int, int]:
+        """Open, high, low and close of a bar's first `num_ticks` ticks, in points."""
+        seen = self.path(bar)[:num_ticks]
+        return seen[0], max(seen), min(seen), seen[-1]

@@ -1,0 +1,1 @@
+"""From the stream to the disk: finished trajectories are checked, journalled once, and summarised."""

@@ -1,0 +1,1 @@
+"""One update: losses, gradients, several ranks, and how many updates are owed."""

@@ -1,0 +1,1 @@
+"""Checkpoint versions and metrics that other services and people read."""

@@ -1,0 +1,198 @@
+"""Versions: written, pointed at, announced, collected; and taken up again after a restart."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import structlog
+
+from services.trainer.intake.journal import Journal
+from services.trainer.publishing.metrics import DISK_FAILURES, TrainerMetrics
+from services.trainer.training import SavedState, Training
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.agents import model_config
+from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest, Pointer
+from shared.errors import CheckpointError, DataError, MessageError, SettingsError, StoreAwayError
+from shared.messages.schemas import CheckpointPublished
+from shared.messages.streams import CHECKPOINTS
+
+log = structlog.get_logger()
+
+
+class Publisher:
+    """The one writer of a checkpoint store."""
+
+    def __init__(
+        self, store: CheckpointStore, journal: Journal, training: Training, bus: Bus, metrics: TrainerMetrics
+    ) -> None:
+        self._store, self._journal, self._training = store, journal, training
+        self._bus, self._metrics = bus, metrics
+        self._published: Manifest | None = None
+        self._tried_at = 0  # episodes at the last publication, or the last attempt at one
+        self._rolled_back: tuple[int, int] | None = None  # to which version, after how many updates
+
+    @property
+    def version(self) -> int | None:
+        """The newest version published."""
+        return self._published.version if self._published else None
+
+    @property
+    def is_due(self) -> bool:
+        """True when enough episodes were learned from since the last version, and the weights can learn."""
+        training = self._training
+        enough = training.position - self._tried_at >= training.config.trainer.publish_every_episodes
+        return enough and training.learner.counters.skipped_in_a_row == 0
+
+    def resume(self) -> None:
+        """Go on from the newest valid version, or write version 0 where there is none.
+
+        Raises:
+            SettingsError: the store's versions have other sizes than the settings ask for.
+            DataError: they were trained on another data set.
+            CheckpointError: there are versions and every one is damaged.
+            JournalError: the journal lacks what the version needs.
+            OSError: the disk refuses; nothing was taken up yet.
+            StoreAwayError: the store does not answer; the same.
+        """
+        manifest, refused = self._store.newest_valid()
+        for damaged in refused:
+            log.error("checkpoint_refused", error=str(damaged))
+        if manifest is None and refused:
+            raise CheckpointError(f"{self._store.name}: every version is damaged; the newest: {refused[0]}")
+        if manifest is None:
+            with _counting_refusals():
+                self._write()
+            return
+        self._require_same_run(manifest)
+        version = manifest.version
+        weights, moments = self._store.weights(version), self._store.training(version)
+        with _counting_refusals():
+            self._store.point(Pointer.LATEST, version)
+        self._training.resume(manifest, weights, moments, self._journal.read)
+        self._published, self._tried_at = manifest, manifest.episode
+        self._metrics.published(manifest)
+
+    async def write(self) -> None:
+        """Write a version, to be announced; when disk or store refuses, learning goes on until the next."""
+        self._tried_at = self._training.position
+        try:
+            with _counting_refusals():
+                await asyncio.to_thread(self._write)
+                await asyncio.to_thread(self._collect_garbage)
+        except (OSError, StoreAwayError) as refused:
+            log.error("checkpoint_write_failed", error=str(refused))  # noqa: TRY400  the text says it all
+
+    async def publish_last(self, *, patience_seconds: float) -> None:
+        """Write what was learned since the last version, if anything was, and announce the newest.
+
+        Args:
+            patience_seconds: how long to wait for Redis to hear of it.
+        """
+        published, training = self._published, self._training
+        counters = training.learner.counters
+        saved = (published.episode, published.update) if published else None
+        if saved != (training.position, counters.updates) and counters.skipped_in_a_row == 0:
+            await self.write()
+        try:
+            async with asyncio.timeout(patience_seconds):
+                await self.announce_newest()
+        except TimeoutError:  # the next start tells it
+            log.warning("checkpoint_not_announced", version=self.version, reason="Redis does not answer")
+
+    async def announce_newest(self) -> None:
+        """Tell of the newest version unless that was the last one told of."""
+        manifest = self._published
+        if manifest is None:
+            return
+        try:
+            told = await self._bus.newest(CHECKPOINTS)
+        except MessageError as other:
+            log.warning("announcement_unreadable", error=str(other))
+            told = None
+        if told is not None and told.version == manifest.version:
+            return
+        await self._bus.announce(
+            CHECKPOINTS,
+            CheckpointPublished(
+                version=manifest.version,
+                episode=manifest.episode,
+                update=manifest.update,
+                weights_sha256=manifest.files[WEIGHTS].sha256,
+                metrics=manifest.metrics,
+            ),
+        )
+        log.info(
+            "checkpoint_published", version=manifest.version, episode=manifest.episode, update=manifest.update
+        )
+
+    def roll_back(self) -> int:
+        """Give the training the newest valid version's weights; that version's number.
+
+        Where no update succeeded since the last roll-back, that version cannot learn either, and the one
+        before it is taken; when none is left, the newest again.
+
+        Raises:
+            CheckpointError: there is none.
+            OSError: the store cannot be read.
+            StoreAwayError: it does not answer.
+        """
+        updates = self._training.learner.counters.updates
+        failed = self._rolled_back[0] if self._rolled_back and self._rolled_back[1] == updates else None
+        manifest, refused = self._store.newest_valid(before=failed)
+        if manifest is None and failed is not None:
+            manifest, refused = self._store.newest_valid()
+        if manifest is None:
+            raise CheckpointError(
+                f"{self._store.name}: no valid version to roll back to ({len(refused)} damaged)"
+            )
+        self._training.roll_back(
+            self._store.weights(manifest.version), self._store.training(manifest.version)
+        )
+        self._rolled_back = manifest.version, updates
+        return manifest.version
+
+    def _write(self) -> None:
+        versions = self._store.versions()
+        version = versions[-1] + 1 if versions else 0
+        self._metrics.flush()  # before the version: going on from it, the record lacks nothing
+        self._published = self._store.save(*self._training.save(version))
+        self._store.point(Pointer.LATEST, version)
+        self._metrics.published(self._published)
+
+    def _collect_garbage(self) -> None:
+        """Old versions, and the journal's segments that neither a version nor the replay needs."""
+        self._store.collect_garbage(keep=self._training.config.trainer.keep_checkpoints)
+        needed = [self._training.replay_start]
+        for version in self._store.versions():
+            try:
+                needed.append(SavedState.of(self._store.manifest(version)).replay_start)
+            except CheckpointError as damaged:
+                log.error("checkpoint_refused", error=str(damaged))  # noqa: TRY400  the text says it all
+        removed = self._journal.remove_before(min(needed))
+        if removed:
+            log.info("journal_segments_removed", trajectories=removed, first=self._journal.first)
+
+    def _require_same_run(self, manifest: Manifest) -> None:
+        """Refuse to go on from a version of other sizes or another data set."""
+        sizes, wanted = model_config(manifest), self._training.config.model
+        if sizes != wanted:
+            raise SettingsError(
+                f"{self._store.name}: version {manifest.version} has {sizes}, the settings ask for {wanted}; "
+                "set the [model] group to the former, or begin in another home and store"
+            )
+        if manifest.dataset != self._training.dataset:
+            raise DataError(
+                f"{self._store.name}: version {manifest.version} was trained on data set "
+                f"{manifest.dataset[:12]}…, this is {self._training.dataset[:12]}…; "
+                "give that data set, or begin in another home and store"
+            )
+
+
+@contextlib.contextmanager
+def _counting_refusals() -> Iterator[None]:
+    """Count what disk or store refuses, and leave it to the caller."""
+    try:
+        yield
+    except (OSError, StoreAwayError):
+        DISK_FAILURES.labels("checkpoint").inc()
+        raise

@@ -1,0 +1,142 @@
+"""What a trajectory teaches at each of its steps: bootstrapped returns, and K steps unrolled.
+
+A step is made self-contained when its trajectory arrives: everything that the losses compare with is
+copied to it, so a stored step never looks past its trajectory's end, whatever else is evicted. Only
+the temporal window is left out; it is rebuilt from the trainer's own bars when the step is drawn.
+"""
+
+import numpy as np
+
+from services.trainer.config import Shaping
+from services.trainer.replay.steps import Steps
+from shared.agent.trajectory import Trajectory
+from shared.environment.action import Action
+from shared.environment.position import pips_of_static
+from shared.errors import ShapeError
+from shared.numeric import Bool, Float32, Float64, Int64, kernel, require_shape
+
+
+def n_step_returns(
+    rewards: Float32,
+    root_values: Float32,
+    *,
+    discount: float,
+    n: int,
+    final_value: float = 0.0,
+    cuts: Bool | None = None,
+) -> Float32:
+    """Bootstrapped n-step return of each decision of one trajectory.
+
+    z_t = u_t + γ u_{t+1} + … + γⁿ⁻¹ u_{t+n-1} + γⁿ v_{t+n}, where u_t is the reward of the decision at
+    step t. Near the end the sum stops at the last step T-1 and bootstraps with `final_value` there. It stops
+    and bootstraps earlier at the first step after t that is cut (as Watkins 1989 does for Q(λ)).
+
+    Args:
+        rewards: `[T]` pips, received on leaving step t.
+        root_values: `[T]` pips, root value of the search at step t.
+        discount: γ per bar, in (0, 1].
+        n: horizon in bars, at least 1.
+        final_value: value of the state after the last step: 0 where the episode ended there, the
+            search's value of it where the trajectory was cut.
+        cuts: `[T]` steps whose decision says nothing about the policy; none if not given.
+    Returns:
+        `[T]` pips.
+    Raises:
+        ShapeError: the two arrays differ in length.
+    Source: Schrittwieser et al. 2020, section 3. Oracle: tests/oracles/returns.py.
+    """
+    require_shape("rewards", rewards, None)
+    require_shape("root_values", root_values, len(rewards))
+    if n < 1:
+        raise ShapeError("n", n, "1 or more")
+    values = np.append(root_values.astype(np.float64), final_value)
+    if cuts is None:
+        cuts = np.zeros(len(rewards), np.bool_)
+    return _returns(rewards.astype(np.float64), values, cuts, discount, n).astype(np.float32)
+
+
+@kernel
+def _returns(rewards: Float64, values: Float64, cuts: Bool, discount: float, n: int) -> Float64:
+    returns = np.empty(len(rewards), np.float64)
+    for step in range(len(rewards)):
+        end, last = step + 1, min(step + n, len(rewards))
+        while end < last and not cuts[end]:
+            end += 1
+        total = values[end]
+        for later in range(end - 1, step - 1, -1):
+            total = rewards[later] + discount * total
+        returns[step] = total
+    return returns
+
+
+def shaped_rewards(trajectory: Trajectory, discount: float) -> Float32:
+    """Rewards that pay a position's gain as it comes: u_t + γ Φ(s_{t+1}) - Φ(s_t), Φ the unrealised pips.
+
+    Φ is 0 when flat and after the end, so the best policy stays what it was (Ng, Harada and Russell 1999).
+    A value is then what is still to be gained, not what a position has gained already: some pips instead
+    of a hundred, and known within bars of an entry.
+
+    Args:
+        trajectory: T steps, ended at the last one.
+        discount: γ per bar.
+    Returns:
+        `[T]` pips.
+    """
+    potential = np.append(pips_of_static(trajectory.static), 0.0)
+    shaped: Float32 = (trajectory.rewards + discount * potential[1:] - potential[:-1]).astype(np.float32)
+    return shaped
+
+
+def unrolled_steps(
+    trajectory: Trajectory,
+    position: int,
+    *,
+    discount: float,
+    n: int,
+    unroll_steps: int,
+    trace_floor: float = 0.0,
+    shaping: Shaping = Shaping.NONE,
+    trade_margin: float = 0.0,
+) -> Steps:
+    """Every step of an ended trajectory with what the next K decisions from it are compared with.
+
+    Args:
+        trajectory: T steps, ended at the last one.
+        position: its number in the journal.
+        discount: γ per bar.
+        n: horizon of the value targets in bars.
+        unroll_steps: K.
+        trace_floor: a decision that the search gave less than this is an excursion. It teaches what that
+            decision returns, but the state's own target is the search's value of it, and returns of
+            earlier steps bootstrap there. 0 takes every decision for the policy's.
+        shaping: of the rewards that are learned.
+        trade_margin: pips that a decision to close is charged beyond its costs. A position is judged at
+            every bar, by a noisy value, and one bar that judges it too badly closes it: with a margin the
+            next trade must promise more than it costs.
+    Returns:
+        T steps; where fewer than K decisions follow, `lengths` says how many, and what lies beyond
+        repeats the last step and is never compared with.
+    """
+    num_steps = len(trajectory.actions)
+    starts: Int64 = np.arange(num_steps)
+    states = np.minimum(starts[:, None] + np.arange(unroll_steps + 1), num_steps - 1)
+    decisions = states[:, :unroll_steps]
+    rewards = shaped_rewards(trajectory, discount) if shaping is Shaping.UNREALISED else trajectory.rewards
+    rewards = rewards - np.float32(trade_margin) * (trajectory.actions == Action.CLOSE)
+    excursions = trajectory.policies[starts, trajectory.actions] < trace_floor
+    decision_returns = n_step_returns(rewards, trajectory.values, discount=discount, n=n, cuts=excursions)
+    returns = np.where(excursions, trajectory.values, decision_returns)
+    return Steps(
+        positions=np.full(num_steps, position, np.int64),
+        decisions=starts,
+        bars=trajectory.start_bar + starts,
+        static=trajectory.static,
+        actions=trajectory.actions[decisions],
+        outcomes=trajectory.outcomes[decisions],
+        paid=trajectory.rewards,
+        rewards=rewards[decisions],
+        policies=trajectory.policies[states],
+        returns=returns[states],
+        decision_returns=decision_returns[decisions],
+        lengths=np.minimum(num_steps - starts, unroll_steps + 1).astype(np.int8),
+    )

@@ -1,0 +1,1 @@
+"""Redis: streams and consumer groups, dead letters, leases, and the connection below them."""

@@ -1,0 +1,1 @@
+"""Tables on disk: the data set, validations, run records; DuckDB, Parquet and TensorBoard."""

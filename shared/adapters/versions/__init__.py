@@ -1,0 +1,1 @@
+"""Checkpoint versions: the store, its backends, promotions, and agents loaded from versions."""

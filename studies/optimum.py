@@ -1,0 +1,291 @@
+"""The best policy of a synthetic market under a reward scheme, by value iteration on its known law.
+
+The law is put on a lattice of one-pip moves: `Chain` tells which hidden state follows which, how likely,
+and how far the price moves meanwhile. On the lattice the solution is exact, for the sum of a session's
+rewards, undiscounted as it is judged. What is known to the policy: the law, the hidden state (deviation
+from the mean, or regime) at the last close, the position with its drawdowns, the decisions left.
+
+Execution costs nothing beyond the spread here: a synthetic bar opens at the close before it, so a decision
+is filled at the very price it was made at. A position therefore earns every move from the close of its
+entry decision to that of its exit decision; the last decision of a session is filled and closed at once.
+
+Approximations against the law itself:
+- prices and deviations are rounded to the lattice, with the variance that rounding adds taken out again
+  (Sheppard's correction), so that means and variances of moves are those of the law;
+- `ou`: the walk of the slow mean (0.2 pips a bar) earns nothing on average and is left out of drawdowns;
+- `gbm`: a bar's deviation is that at the starting price, whatever the price has become since;
+- drawdowns count up to `Chain.drawdown_cap_pips`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr
+
+from shared.environment.action import Action, Side
+from shared.environment.environment import EnvironmentConfig, Lanes
+from shared.environment.reward import RewardWeights
+from shared.errors import SettingsError
+from shared.market.synthetic import GbmLaw, Law, OuLaw, RegimesLaw
+from shared.numeric import Float64, Int8, Int64, kernel
+
+#: Lattice of prices and deviations.
+STEP_PIPS = 1.0
+
+#: How far the lattice reaches, in standard deviations of a move and of the stationary deviation.
+_MOVE_DEVIATIONS, _STATE_DEVIATIONS = 4.5, 4.5
+
+#: By how much an action must be better than waiting; keeps rounding from deciding between equals.
+_EDGE_PIPS = 1e-9
+
+_HOLD, _BUY, _SELL = int(Action.HOLD), int(Action.BUY), int(Action.SELL)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A market on a lattice: K hidden states, each with J ways to go on."""
+
+    successor: Int64  # [K, J] hidden state at the next close
+    move: Int64  # [K, J] of the price until then, in lattice steps
+    probability: Float64  # [K, J]; rows sum to 1
+    step_pips: float
+    drawdown_cap_pips: float  # larger drawdowns count as this one
+
+    @property
+    def mean_move_pips(self) -> Float64:
+        """`[K]` expected move of the price until the next close."""
+        mean: Float64 = (self.probability * self.move).sum(axis=1) * self.step_pips
+        return mean
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A best policy and what it is worth; N decisions a session, K hidden states, D drawdown levels."""
+
+    entry: Int8  # [N, K] of `Action`: what to do when flat
+    #: `[N, 2, K, D]` short and long: the least max drawdown, in levels, from which a position with this
+    #: drawdown is held on; from there on holding has less to lose.
+    hold_from: Int64
+    value: Float64  # [K] reward of a session that begins in this state, in pips
+    step_pips: float
+
+
+def chain_of(law: Law) -> Chain:
+    """A synthetic market's law on the lattice."""
+    match law:
+        case GbmLaw():
+            moves, weights = _cells(0.0, law.sigma_pips)
+            return _joined([[(0, int(move), weight) for move, weight in _pairs(moves, weights)]], 250.0)
+        case OuLaw():
+            return _joined(_ou_rows(law), 64.0)
+        case RegimesLaw():
+            cells = [_cells(*numbers) for numbers in zip(law.drift_pips, law.sigma_pips, strict=True)]
+            rows = [
+                [
+                    (following, int(move), likely * weight)
+                    for following, likely in enumerate(transition)
+                    for move, weight in _pairs(*cells[following])
+                ]
+                for transition in law.transition
+            ]
+            return _joined(rows, 250.0)
+
+
+def states_on_chain(law: Law, state: Float64) -> Int64:
+    """The chain's state of each bar, `[T]`, from what the law tells of it (`SyntheticBars.state`)."""
+    if isinstance(law, OuLaw):
+        reach = _ou_reach(law)
+        return np.clip(np.rint(state / STEP_PIPS), -reach, reach).astype(np.int64) + reach
+    return state.astype(np.int64)
+
+
+def solve(chain: Chain, environment: EnvironmentConfig) -> Optimum:
+    """Find the policy that earns the largest expected sum of rewards in a session.
+
+    Oracle: tests/studies/test_optimum.py, every action after every path through the environment.
+
+    Raises:
+        SettingsError: financing, or a spread that is no multiple of the lattice's step.
+    """
+    weights = environment.reward_weights
+    spread = environment.round_trip_pips / chain.step_pips
+    if environment.financing_pips_per_night != 0.0:
+        raise SettingsError("environment.financing_pips_per_night: expected 0, synthetic nights are free")
+    if spread != round(spread):
+        raise SettingsError(
+            f"a round trip of {environment.round_trip_pips} pips: expected a multiple of {chain.step_pips}"
+        )
+    levels = round(chain.drawdown_cap_pips / chain.step_pips) + 1 if weights.drawdown_penalty > 0.0 else 1
+    entry, hold_from, value = _iterate(
+        chain.successor,
+        chain.move,
+        chain.probability,
+        chain.step_pips,
+        round(spread),
+        weights,
+        environment.session_bars,
+        levels,
+    )
+    return Optimum(entry, hold_from, value, chain.step_pips)
+
+
+def best_rule(optimum: Optimum, states: Int64) -> Callable[[Lanes], Int8]:
+    """The policy as a rule for lanes, given the chain's state of every bar, `[T]`."""
+    levels = optimum.hold_from.shape[-1]
+
+    def level_of(pips: Float64) -> Int64:
+        return np.clip(np.rint(pips / optimum.step_pips), 0, levels - 1).astype(np.int64)
+
+    def rule(lanes: Lanes) -> Int8:
+        state, long = states[lanes.bar], (lanes.side == Side.LONG).astype(np.int64)
+        drawdown, largest = level_of(lanes.peak - lanes.pnl), level_of(lanes.max_drawdown)
+        held = largest >= optimum.hold_from[lanes.step, long, state, drawdown]
+        actions: Int8 = np.where(
+            lanes.side == Side.FLAT,
+            optimum.entry[lanes.step, state],
+            np.where(held, Action.HOLD, Action.CLOSE),
+        ).astype(np.int8)
+        return actions
+
+    return rule
+
+
+def _ou_reach(law: OuLaw) -> int:
+    """The lattice of deviations goes from minus to plus so many steps."""
+    return int(np.ceil(_STATE_DEVIATIONS * law.deviation_pips / STEP_PIPS))
+
+
+def _ou_rows(law: OuLaw) -> list[list[tuple[int, int, float]]]:
+    """From each deviation to the next one; the price moves along."""
+    reach = _ou_reach(law)
+    rows = []
+    for state in range(-reach, reach + 1):
+        following, weights = _cells(law.persistence * state * STEP_PIPS, law.sigma_pips)
+        following = np.clip(following, -reach, reach)
+        rows.append([(int(to) + reach, int(to) - state, weight) for to, weight in _pairs(following, weights)])
+    return rows
+
+
+def _cells(mean_pips: float, sigma_pips: float) -> tuple[Int64, Float64]:
+    """Lattice points around a normal variable's mean, and its probability of being nearest to each."""
+    sigma = np.sqrt((sigma_pips / STEP_PIPS) ** 2 - 1 / 12)
+    mean = mean_pips / STEP_PIPS
+    points = np.arange(
+        np.floor(mean - _MOVE_DEVIATIONS * sigma), np.ceil(mean + _MOVE_DEVIATIONS * sigma) + 1
+    )
+    weights = np.diff(ndtr((np.append(points, points[-1] + 1) - 0.5 - mean) / sigma))
+    return points.astype(np.int64), weights / weights.sum()
+
+
+def _pairs(points: Int64, weights: Float64) -> Iterable[tuple[int, float]]:
+    return zip(points.tolist(), weights.tolist(), strict=True)
+
+
+def _joined(rows: list[list[tuple[int, int, float]]], drawdown_cap_pips: float) -> Chain:
+    """Rows of (successor, move, probability) as arrays; what a short row lacks has no probability."""
+    shape = len(rows), max(map(len, rows))
+    successor, move, probability = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
+    for state, row in enumerate(rows):
+        successor[state, : len(row)], move[state, : len(row)], probability[state, : len(row)] = zip(
+            *row, strict=True
+        )
+    return Chain(successor, move, probability, STEP_PIPS, drawdown_cap_pips)
+
+
+@kernel
+def _iterate(
+    successor: Int64,
+    move: Int64,
+    probability: Float64,
+    step_pips: float,
+    spread: int,
+    weights: RewardWeights,
+    num_decisions: int,
+    levels: int,
+) -> tuple[Int8, Int64, Float64]:
+    """Go back from the last decision to the first; see `Optimum` for what comes out.
+
+    `flat[k]` and `held[s, k, d, m]` are the rewards still to come: of a position, the moves to come and
+    the growth of the penalty on its largest drawdown m beyond what is owed for it already.
+    """
+    num_states = len(successor)
+    entry = np.zeros((num_decisions, num_states), np.int8)
+    hold_from = np.zeros((num_decisions, 2, num_states, levels), np.int64)
+    costs = weights.entry_bonus - spread * step_pips
+    penalty = weights.drawdown_penalty * step_pips
+    flat = np.empty(num_states)
+    flat[:] = max(-weights.idle_penalty, costs)
+    if costs > -weights.idle_penalty + _EDGE_PIPS:
+        entry[num_decisions - 1, :] = _BUY
+    held = np.zeros((2, num_states, levels, levels))
+    for decision in range(num_decisions - 2, -1, -1):
+        next_flat, next_held = flat, held
+        flat, held = np.empty_like(next_flat), np.zeros_like(next_held)
+        for state in range(num_states):
+            ways, likely = successor[state], probability[state]
+            leaving = (likely * next_flat[ways]).sum()
+            best = leaving - weights.idle_penalty
+            for long in range(2):
+                gains = (2 * long - 1) * move[state]
+                entered = _entered(next_held[long], ways, gains, likely, spread, step_pips, penalty)
+                if costs + entered > best + _EDGE_PIPS:
+                    best = costs + entered
+                    entry[decision, state] = _BUY if long else _SELL
+                for drawdown in range(levels):
+                    worth = held[long, state, drawdown]
+                    _stay(next_held[long], ways, gains, likely, drawdown, step_pips, penalty, worth)
+                    least = levels
+                    for largest in range(levels - 1, drawdown - 1, -1):
+                        if worth[largest] >= leaving - _EDGE_PIPS and least == largest + 1:
+                            least = largest
+                        worth[largest] = max(worth[largest], leaving)
+                    hold_from[decision, long, state, drawdown] = least
+            flat[state] = best
+    return entry, hold_from, flat
+
+
+@kernel
+def _entered(
+    next_held: Float64,
+    successor: Int64,
+    gains: Int64,
+    probability: Float64,
+    spread: int,
+    step_pips: float,
+    penalty: float,
+) -> float:
+    """The reward still to come of a position entered now, its costs aside: no close has marked it yet."""
+    worth = 0.0
+    for way in range(len(successor)):
+        fallen = min(max(spread - gains[way], 0), next_held.shape[-1] - 1)
+        following = next_held[successor[way], fallen, fallen]
+        worth += probability[way] * (gains[way] * step_pips - penalty * fallen + following)
+    return worth
+
+
+@kernel
+def _stay(
+    next_held: Float64,
+    successor: Int64,
+    gains: Int64,
+    probability: Float64,
+    drawdown: int,
+    step_pips: float,
+    penalty: float,
+    worth: Float64,
+) -> None:
+    """Write the reward still to come of a position that is held, by its largest drawdown so far."""
+    levels = len(worth)
+    worth[drawdown:] = 0.0
+    for way in range(len(successor)):
+        likely = probability[way]
+        if likely == 0.0:
+            continue
+        fallen = min(max(drawdown - gains[way], 0), levels - 1)
+        following = next_held[successor[way], fallen]
+        earned = likely * gains[way] * step_pips
+        for largest in range(drawdown, min(fallen, levels)):
+            worth[largest] += earned + likely * (following[fallen] - penalty * (fallen - largest))
+        for largest in range(max(drawdown, fallen), levels):
+            worth[largest] += earned + likely * following[largest]

@@ -1,0 +1,64 @@
+"""Which versions are published, and which one a run that diverged goes back to."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.trainer.intake.journal import Journal
+from services.trainer.publishing.metrics import TrainerMetrics
+from services.trainer.publishing.publishing import Publisher
+from services.trainer.training import Training
+from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.store import CheckpointStore
+from tests.services.trainer.runs import CONFIG, advance, new_training, trajectories
+
+PLAYED = trajectories(20)
+
+
+@pytest.fixture
+def training() -> Training:
+    return new_training(replace(CONFIG, trainer=replace(CONFIG.trainer, publish_every_episodes=4)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, store: CheckpointStore, training: Training, bus: Bus) -> Iterator[Publisher]:
+    journal = Journal(tmp_path / "journal")
+    publisher = Publisher(store, journal, training, bus, TrainerMetrics())
+    publisher.resume()
+    yield publisher
+    journal.close()
+
+
+async def test_a_version_that_cannot_learn_either_is_given_up_for_the_one_before(
+    publisher: Publisher, training: Training
+) -> None:
+    for updates in (5, 5):
+        advance(training, PLAYED, updates)
+        await publisher.write()
+    assert publisher.version == 2
+    advance(training, PLAYED, 1)
+    went_back_to = [publisher.roll_back() for _ in range(4)]  # no update between them
+    assert went_back_to == [2, 1, 0, 2]
+    advance(training, PLAYED, 1)  # version 2 learns after all
+    assert publisher.roll_back() == 2
+
+
+async def test_weights_that_cannot_learn_are_no_version(
+    publisher: Publisher, training: Training, store: CheckpointStore
+) -> None:
+    advance(training, PLAYED, 20)
+    due, versions = [], []
+    for skipped in (3, 0):
+        training.learner.counters.skipped_in_a_row = skipped
+        due.append(publisher.is_due)
+        await publisher.publish_last(patience_seconds=1.0)
+        versions.append(store.versions())
+    assert due == [False, True]
+    assert versions == [[0], [0, 1]]

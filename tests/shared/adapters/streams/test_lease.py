@@ -1,0 +1,111 @@
+"""One holder at a time, with tokens that grow; over before Redis thinks so."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.adapters.streams.bus import Bus
+from shared.adapters.streams.lease import Lease
+from shared.errors import ServiceError
+from shared.runtime.ports import free_port
+from shared.runtime.redis_server import RedisServer
+
+
+@asynccontextmanager
+async def kept(url: str, holder: str, seconds: float = 2.0) -> AsyncIterator[Lease]:
+    lease = Lease(url, "test", holder, seconds=seconds)
+    keeping = asyncio.create_task(lease.keep())
+    try:
+        yield lease
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await lease.release()
+
+
+async def test_a_holder_that_is_cancelled_ends_also_where_the_client_takes_that_for_a_time_out(
+    bus: Bus, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def swallow(*_: object) -> None:
+        asked.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RedisTimeoutError from None
+
+    monkeypatch.setattr(Redis, "eval", swallow)
+    lease = Lease(redis_server.url, "test", "one", seconds=2.0)
+    keeping = asyncio.create_task(lease.keep())
+    await asked.wait()
+    keeping.cancel()
+    done, _ = await asyncio.wait({keeping}, timeout=5)
+    keeping.cancel()  # for where it went on
+    assert done
+    assert keeping.cancelled()
+
+
+async def test_one_holds_and_the_other_waits_until_it_is_let_go(bus: Bus, redis_server: RedisServer) -> None:
+    async with kept(redis_server.url, "two") as second:
+        async with asyncio.timeout(20):
+            await second.acquired()
+            first_token = second.token
+            async with kept(redis_server.url, "one") as first:
+                await asyncio.sleep(1.2)
+                assert first.token is None
+                assert second.token == first_token
+    async with kept(redis_server.url, "one") as first, asyncio.timeout(20):
+        await first.acquired()
+        assert first.token is not None
+        assert first_token is not None
+        assert first.token > first_token
+
+
+async def test_a_dead_holder_s_lease_runs_out(bus: Bus, redis_server: RedisServer) -> None:
+    dead = Lease(redis_server.url, "test", "dead", seconds=1.0)
+    keeping = asyncio.create_task(dead.keep())
+    async with asyncio.timeout(20):
+        await dead.acquired()
+        keeping.cancel()
+        async with kept(redis_server.url, "heir") as heir:
+            assert heir.token is None
+            await heir.acquired()
+            assert dead.token is None, "it was over here before it was over there"
+            with pytest.raises(ServiceError, match="lost to another holder"):
+                await dead.keep()
+            await dead.release()
+            await asyncio.sleep(0.6)
+            assert heir.token is not None, "another one's lease is not let go"
+
+
+async def test_a_token_grows_even_when_redis_lost_everything(bus: Bus, redis_server: RedisServer) -> None:
+    async with kept(redis_server.url, "one") as first, asyncio.timeout(20):
+        await first.acquired()
+        token = first.token
+    assert token is not None
+    async with Redis.from_url(redis_server.url) as client:
+        await client.flushall()
+    await asyncio.sleep(1.1)
+    async with kept(redis_server.url, "one") as again, asyncio.timeout(20):
+        await again.acquired()
+        assert again.token is not None
+        assert again.token > token
+
+
+async def test_a_lease_is_over_when_redis_is_away(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, free_port())
+    server.start()
+    async with kept(server.url, "one", seconds=1.0) as lease, asyncio.timeout(30):
+        await lease.acquired()
+        server.stop(kill=True)
+        while lease.token is not None:  # noqa: ASYNC110  its own clock ends it
+            await asyncio.sleep(0.02)
+        server.start()
+        await lease.acquired()
+    server.stop()

@@ -1,0 +1,235 @@
+"""The record of a run, read by DuckDB and by TensorBoard's own reader."""
+
+import contextlib
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from shared.adapters.tables.run_record import Reached, RunRecord, episode_figures
+from shared.errors import DataError
+from tests.shared.messages.trajectories import random_trajectory
+
+_events: Any = event_accumulator  # has no types
+
+WHEN = datetime(2024, 3, 8, 21, 58, tzinfo=UTC)
+
+
+def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    """What DuckDB finds in the tables `updates`, `episodes` and `versions`, and in `settings`."""
+    with contextlib.closing(duckdb.connect()) as connection:
+        for table in ("updates", "episodes", "versions"):
+            if list(folder.glob(f"{table}-*")):
+                connection.execute(f"create view {table} as from '{folder}/{table}-*.parquet'")
+        connection.execute(f"create view settings as from '{folder}/settings.json'")
+        return connection.execute(query).fetchall()
+
+
+def begin(folder: Path, reached: Reached | None = None, *, tensorboard: bool = False) -> RunRecord:
+    record = RunRecord(
+        folder,
+        update_figures=("loss", "gradient_norm"),
+        version_figures=("win_rate",),
+        reached=reached,
+        tensorboard=tensorboard,
+    )
+    record.settings({"learner": {"learning_rate": 0.002}, "seed": 5})
+    return record
+
+
+def play(record: RunRecord, first: int, last: int, *, sign: float = 1.0) -> None:
+    """Two updates an episode; the tenth is skipped, so that updates lag behind attempts."""
+    for episode in range(first, last + 1):
+        record.episode(episode, random_trajectory(episode))
+        for attempt in (2 * episode - 1, 2 * episode):
+            skipped = attempt == 10
+            update = attempt - (attempt >= 10)
+            record.update(attempt, update, episode, {"loss": sign * attempt}, skipped=skipped)
+
+
+def test_figures_of_an_episode_are_those_worked_by_hand() -> None:
+    trajectory = random_trajectory(1, 8)
+    trades = tuple(replace(random_trajectory(2).trades[0], pips=pips) for pips in (6.0, -4.0, 0.0, 2.0))
+    actions = np.array([0, 1, 0, 3, 2, 0, 3, 0], np.int8)
+    rewards = np.array([0, 0, 0, 6.5, 0, 0, -4.25, 0], np.float32)
+    static = np.zeros((8, 6), np.float32)
+    static[:, 0] = [0, 0, 1, 1, 0, -1, -1, 0]
+    played = replace(
+        trajectory,
+        trades=trades,
+        static=static,
+        actions=actions,
+        policies=np.eye(4, dtype=np.float32)[actions],
+        rewards=rewards,
+    )
+    assert episode_figures(played) == {
+        "reward": 2.25,
+        "trades": 4,
+        "wins": 2,
+        "pips": 4.0,
+        "expectancy_pips": 1.0,
+        "win_rate": 0.5,
+        "trade_ratio": 0.5,
+        "share_hold": 0.5,
+        "share_buy": 0.125,
+        "share_sell": 0.125,
+        "share_close": 0.25,
+    }
+    idle = episode_figures(replace(trajectory, trades=()))
+    assert (idle["trades"], idle["pips"], idle["expectancy_pips"], idle["win_rate"]) == (0, 0.0, None, None)
+
+
+def test_everything_is_found_where_it_belongs(tmp_path: Path) -> None:
+    record = begin(tmp_path / "new" / "run")
+    play(record, 1, 6)
+    record.version(1, 6, 11, WHEN, {"win_rate": 0.25, "loss": 3.0})
+    record.close()
+    folder = tmp_path / "new" / "run"
+    updates = rows(
+        folder, "select attempt, update, episode, skipped, loss, gradient_norm from updates order by 1"
+    )
+    assert updates == [(n, n - (n >= 10), (n + 1) // 2, n == 10, float(n), None) for n in range(1, 13)]
+    played = [random_trajectory(n) for n in range(1, 7)]
+    assert rows(
+        folder, "select trajectory_id, worker, version, start_bar, steps from episodes order by episode"
+    ) == [(str(t.trajectory_id), t.worker, t.checkpoint_version, t.start_bar, len(t)) for t in played]
+    pips = rows(folder, "select sum(pips), sum(trades)::bigint from episodes")
+    assert pips == [
+        (
+            pytest.approx(sum(trade.pips for t in played for trade in t.trades)),
+            sum(len(t.trades) for t in played),
+        )
+    ]
+    assert rows(folder, "select version, episode, update, win_rate, epoch(time)::bigint from versions") == [
+        (1, 6, 11, 0.25, int(WHEN.timestamp()))
+    ]
+    ((rate, seed, numpy_version, cores),) = rows(
+        folder,
+        "select settings.learner.learning_rate, settings.seed, libraries.numpy, machine.cores from settings",
+    )
+    assert (rate, seed, numpy_version) == (0.002, 5, np.__version__)
+    assert cores >= 1
+
+
+def test_going_on_from_a_version_doubles_nothing_and_lacks_nothing(tmp_path: Path) -> None:
+    record = begin(tmp_path)
+    record.version(0, 0, 0, WHEN, {})
+    play(record, 1, 10)
+    record.version(1, 10, 19, WHEN, {})
+    play(record, 11, 14)
+    record.flush()  # and then it was killed
+    again = begin(tmp_path, Reached(version=1, episode=10, attempt=20, update=19))
+    again.version(1, 10, 19, WHEN, {"win_rate": 0.5})
+    play(again, 11, 12, sign=-1.0)
+    again.close()
+    assert rows(tmp_path, "select attempt, loss from updates order by attempt") == [
+        (n, float(n) if n <= 20 else -float(n)) for n in range(1, 25)
+    ]
+    assert rows(tmp_path, "select episode from episodes order by episode") == [(n,) for n in range(1, 13)]
+    assert rows(tmp_path, "select version, win_rate from versions order by 1") == [(0, None), (1, 0.5)]
+    assert rows(tmp_path, "select version, episode, attempt from settings order by episode") == [
+        (0, 0, 0),
+        (1, 10, 20),
+    ]
+
+
+def test_a_run_that_begins_anew_forgets_the_one_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        record = begin(tmp_path)
+        record.version(0, 0, 0, WHEN, {})
+        play(record, 1, 3)
+        record.close()
+    assert rows(tmp_path, "select count(*), max(episode) from episodes") == [(3, 3)]
+    assert rows(tmp_path, "select count(*) from settings") == [(1,)]
+
+
+def test_starts_are_kept_as_far_as_they_were_learned_under(tmp_path: Path) -> None:
+    for reached in ((0, 0), (0, 0), (10, 20), (30, 70), (10, 20), (10, 25)):
+        begin(tmp_path, Reached(episode=reached[0], attempt=reached[1])).close()
+    starts = json.loads((tmp_path / "settings.json").read_text())
+    assert [(start["episode"], start["attempt"]) for start in starts] == [(0, 0), (10, 20), (10, 25)]
+
+
+def test_rows_are_on_the_disk_after_a_minute(tmp_path: Path) -> None:
+    seconds = 0.0
+    record = RunRecord(tmp_path, update_figures=(), clock=lambda: seconds)
+    record.settings({})
+    for seconds in (30.0, 59.0):
+        record.update(int(seconds), 0, 0, {})
+        assert list(tmp_path.glob("updates-*")) == []
+    seconds = 61.0
+    record.update(61, 0, 0, {})
+    assert rows(tmp_path, "select attempt from updates order by 1") == [(30,), (59,), (61,)]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(DataError, match=r"run: the record of the run cannot be written: .*File exists"):
+        begin(tmp_path / "run")
+    begin(tmp_path / "other").close()
+    (tmp_path / "other" / "settings.json").write_text("[{}]")
+    with pytest.raises(DataError, match=r"settings\.json: damaged \(KeyError\('episode'\)\)"):
+        begin(tmp_path / "other")
+    (tmp_path / "third" / "settings.json").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"settings\.json: cannot be read: .*Is a directory"):
+        begin(tmp_path / "third")
+
+
+def test_settings_that_the_disk_refuses_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    begin(tmp_path).close()
+    with monkeypatch.context() as full:
+        full.setattr("shared.adapters.tables.run_record.write_whole", refuse)
+        record = begin(tmp_path, Reached(version=1, episode=10, attempt=20))
+        with pytest.raises(OSError, match="No space left"):
+            record.version(1, 10, 20, WHEN, {})
+        assert rows(tmp_path, "select episode from settings") == [(0,)]
+    record.close()
+    assert rows(tmp_path, "select episode from settings order by 1") == [(0,), (10,)]
+    assert rows(tmp_path, "select episode from versions") == [(10,)]
+
+
+def test_a_number_too_large_for_the_tables_is_named_and_left_out(tmp_path: Path) -> None:
+    record = begin(tmp_path)
+    with pytest.raises(DataError, match="episode is 9223372036854775808, the record holds at most"):
+        record.version(0, 2**63, 0, WHEN, {})
+    record.version(0, 2**63 - 1, 0, WHEN, {})
+    record.close()
+    assert rows(tmp_path, "select version, episode from versions") == [(0, 2**63 - 1)]
+
+
+def curves(folder: Path) -> Iterator[tuple[str, list[tuple[int, float]]]]:
+    reader = _events.EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    reader.Reload()
+    for name in reader.Tags()["scalars"]:
+        yield name, [(point.step, point.value) for point in reader.Scalars(name)]
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
+    record = begin(tmp_path, tensorboard=True)
+    play(record, 1, 20)
+    record.version(1, 20, 39, WHEN, {})
+    play(record, 21, 30)
+    record.flush()  # and then it was killed
+    again = begin(tmp_path, Reached(version=1, episode=20, attempt=40, update=39), tensorboard=True)
+    play(again, 21, 35, sign=-1.0)
+    again.close()
+    record.close()
+    updates = dict(curves(tmp_path / "tensorboard" / "updates"))
+    assert updates == {
+        "loss": [(step, (step + 1.0) * (1 if step < 40 else -1)) for step in range(10, 70, 10)]
+    }
+    episodes = dict(curves(tmp_path / "tensorboard" / "episodes"))
+    assert [step for step, _ in episodes["share_hold"]] == list(range(1, 36))
+    traded = [n for n in range(1, 36) if random_trajectory(n).trades]
+    assert [step for step, _ in episodes["win_rate"]] == traded

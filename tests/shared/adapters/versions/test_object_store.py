@@ -1,0 +1,329 @@
+"""What only an object store meets: several writers, puts cut off anywhere, lost replies, refusals."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from shared.adapters.versions import object_store
+from shared.adapters.versions.directory import MANIFEST_SHA256
+from shared.adapters.versions.object_store import ObjectFiles
+from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Collected, Pointed, Pointer, Stood, moved
+from shared.errors import CheckpointError, SettingsError, StoreAwayError
+from shared.runtime.ports import free_port
+from tests.conftest import ROOT
+from tests.s3_server import SECRET, S3Server
+from tests.shared.adapters.versions.checkpoint_versions import (
+    InBucket,
+    Place,
+    equal,
+    fill,
+    manifest,
+    new_place,
+    tensors,
+)
+
+
+class Cut(BaseException):
+    """The writer is gone: nothing of it runs any more."""
+
+
+@pytest.fixture(params=["memory", "bucket"])
+def place(request: pytest.FixtureRequest) -> Place:
+    return new_place(request)
+
+
+def before_each(operation: str, patched: pytest.MonkeyPatch, act: Callable[[str], None]) -> None:
+    """Do something before each `_put` or `_delete` of every store, told the keys."""
+    real = getattr(ObjectFiles, operation)
+
+    def acting(self: ObjectFiles, key: str, *rest: object) -> object:
+        act(key)
+        return real(self, key, *rest)
+
+    patched.setattr(ObjectFiles, operation, acting)
+
+
+@pytest.mark.parametrize("put", [1, 2, 3, 4])
+def test_of_two_writers_of_a_version_the_one_that_ends_first_wins(
+    place: Place, monkeypatch: pytest.MonkeyPatch, put: int
+) -> None:
+    """The second writes all of its version before the first one's n-th put."""
+    fill(place.store(), 0)
+    puts: list[str] = []
+
+    def overtake(key: str) -> None:
+        puts.append(key)
+        if len(puts) == put:
+            place.store().save(manifest(1), tensors(2), tensors(2))
+
+    with monkeypatch.context() as patched:
+        before_each("_put", patched, overtake)
+        with pytest.raises(CheckpointError, match="version 1 exists already"):
+            place.store().save(manifest(1), tensors(1), tensors(1))
+    assert len(puts) == 8
+    store = place.store()
+    assert store.verify(1).version == 1
+    assert equal(store.weights(1), tensors(2))
+    assert store.collect_garbage(keep=1).removed == (0,)
+    assert _files(store) == 4  # the loser's three are gone
+
+
+def test_of_many_writers_at_once_exactly_one_wins(place: Place) -> None:
+    writers = 4
+    for version in range(5):
+        begin = threading.Barrier(writers)
+
+        def write(number: int, version: int = version, begin: threading.Barrier = begin) -> int | None:
+            store = place.store()
+            begin.wait()
+            try:
+                store.save(manifest(version), tensors(number), tensors(number))
+            except CheckpointError:
+                return None
+            return number
+
+        with ThreadPoolExecutor(writers) as pool:
+            won = [number for number in pool.map(write, range(writers)) if number is not None]
+        assert len(won) == 1
+        store = place.store()
+        store.verify(version)
+        assert equal(store.weights(version), tensors(won[0]))
+
+
+def test_a_writer_cut_off_before_any_put_or_removal_leaves_latest_loadable(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Publishing, pointing and collecting, cut off before each of their steps in turn."""
+    store = fill(place.store(), 0, 1)
+    store.point(Pointer.LATEST, 1)
+    step, cuts = 0, 0
+    while True:
+        version = place.store().versions()[-1] + 1
+        left = step
+
+        def cut(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Cut
+
+        with monkeypatch.context() as patched:
+            before_each("_put", patched, cut)
+            before_each("_delete", patched, cut)
+            try:
+                _publish(place.store(), version)
+                was_cut = False
+            except Cut:
+                was_cut = True
+        reader = place.store()
+        assert all(reader.verify(held).version == held for held in reader.versions())
+        pointed = reader.pointer(Pointer.LATEST)
+        assert pointed is not None
+        assert equal(reader.weights(pointed.version), tensors(pointed.version))
+        if not was_cut:
+            break
+        cuts, step = cuts + 1, step + 1
+    assert cuts >= 4 + 1 + 3  # four files, the pointer, what is left over, a version's line and its files
+    _publish(place.store(), version + 1)
+    assert place.store().versions() == [version, version + 1]
+    assert _files(place.store()) == 2 * 4
+
+
+def _publish(store: CheckpointStore, version: int) -> None:
+    store.save(manifest(version), tensors(version), tensors(version))
+    store.point(Pointer.LATEST, version)
+    store.collect_garbage(keep=2)
+
+
+def _files(store: CheckpointStore) -> int:
+    files = store._files
+    assert isinstance(files, ObjectFiles)
+    return sum(path.startswith("v") for path in files._paths())
+
+
+def test_a_put_whose_reply_was_lost_is_not_taken_for_anothers(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client sends it again and is told that the file is there, or is not what it was."""
+    real = ObjectFiles._put
+
+    def twice(self: ObjectFiles, key: str, data: bytes, mode: object) -> bool:
+        real(self, key, data, mode)  # type: ignore[arg-type]
+        return real(self, key, data, mode)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ObjectFiles, "_put", twice)
+    store = fill(place.store(), 1, 2)
+    for version in (1, 2):
+        store.point(Pointer.LATEST, version)
+    assert [store.verify(version).version for version in store.versions()] == [1, 2]
+    assert store.pointer(Pointer.LATEST) == Pointed(2, None, (Stood(1, None),))
+
+
+def test_a_pointer_moved_meanwhile_is_read_again(place: Place) -> None:
+    fill(place.store(), 1, 2, 3)
+    seen: list[int | None] = []
+
+    def where(at: Pointed | None) -> Pointed:
+        seen.append(at.version if at else None)
+        if len(seen) <= 2:
+            place.store().point(Pointer.BEST, len(seen))
+        return moved(at, 3, None)
+
+    place.store().move(Pointer.BEST, where)
+    assert seen == [None, 1, 2]
+    assert place.store().pointer(Pointer.BEST) == Pointed(3, None, (Stood(1, None), Stood(2, None)))
+
+
+def test_a_pointer_moved_all_the_time_is_given_up(place: Place) -> None:
+    fill(place.store(), 1)
+
+    def where(at: Pointed | None) -> Pointed:
+        place.store().point(Pointer.BEST, 1)
+        return moved(at, 1, "paper")
+
+    with pytest.raises(StoreAwayError, match=r"best\.json: replaced by others 20 times"):
+        place.store().move(Pointer.BEST, where)
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_version_pointed_at_while_its_line_is_removed_is_put_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch, damage: bool
+) -> None:
+    store = fill(place.store(), 0, 1)
+
+    def point(keys: object) -> None:
+        if isinstance(keys, list) and keys == ["v000000/manifest.sha256"]:
+            if damage:
+                place.write("best.json", b"{")
+            else:
+                place.store().point(Pointer.BEST, 0)
+
+    before_each("_delete", monkeypatch, point)
+    collected = store.collect_garbage(keep=1)
+    assert (collected.removed, bool(collected.obstacle)) == ((), damage)
+    assert store.verify(0).version == 0
+
+
+def test_a_damaged_line_costs_no_files(place: Place) -> None:
+    """What cannot tell which files are its own keeps all of them, so that it can be mended."""
+    store = fill(place.store(), 1, 2)
+    line = place.read("v000001/manifest.sha256")
+    place.write("v000001/manifest.sha256", b"\x00" + line[1:])
+    store.point(Pointer.BEST, 2)
+    assert store.collect_garbage(keep=2) == Collected(())
+    place.write("v000001/manifest.sha256", line)
+    assert store.verify(1).version == 1
+
+
+def test_a_server_that_is_away_says_nothing_of_its_versions(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(InBucket(bucket).store(), 1)
+    monkeypatch.setattr(object_store, "RETRIES", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    store = InBucket(bucket).store()
+    url = InBucket(bucket).url
+    for question in (
+        store.versions,
+        store.newest_valid,
+        lambda: store.verify(1),
+        lambda: store.pointer(Pointer.LATEST),
+        lambda: store.save(manifest(2), tensors(2), {}),
+        lambda: store.move(Pointer.BEST, lambda at: moved(at, 1, None)),
+        lambda: store.collect_garbage(keep=1),
+        store.pointers,
+    ):
+        with pytest.raises(StoreAwayError, match=rf"{url}.*127\.0\.0\.1") as away:
+            question()
+        assert "\n" not in str(away.value)
+
+
+def test_a_store_that_is_away_is_no_damage() -> None:
+    assert not issubclass(StoreAwayError, CheckpointError)
+
+
+def test_a_missing_bucket_is_named(s3_server: S3Server, bucket: str) -> None:
+    store = InBucket(f"{s3_server.url}/nowhere").store()
+    for question in (
+        store.versions,
+        lambda: store.manifest(1),
+        lambda: store.pointer(Pointer.LATEST),
+        lambda: store.save(manifest(0), {}, {}),
+    ):
+        with pytest.raises(StoreAwayError, match=r"s3://nowhere/runs/one.* 404 Not Found NoSuchBucket"):
+            question()
+    assert InBucket(bucket).store().versions() == []
+
+
+def test_wrong_credentials_are_told_of_without_them(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(InBucket(bucket).store(), 1)
+    httpx.post(
+        f"{s3_server.url}/moto-api/reset-auth", content=b"0"
+    ).raise_for_status()  # from now on it checks
+    try:
+        with pytest.raises(StoreAwayError, match="403 Forbidden InvalidAccessKeyId") as refused:
+            InBucket(bucket).store().versions()
+    finally:
+        httpx.post(f"{s3_server.url}/moto-api/reset-auth", content=b"inf").raise_for_status()
+    assert SECRET not in str(refused.value)
+    assert "AKID" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_a_secret_in_a_url_is_refused_unseen() -> None:
+    for url in (
+        f"s3://AKID:{SECRET}@bucket/x",
+        f"s3://{SECRET}@bucket/x",
+        f"s3://bucket/x?secret={SECRET}",
+        f"s3://bucket/x#{SECRET}",
+    ):
+        with pytest.raises(SettingsError, match=r"environment \(AWS_") as refused:
+            CheckpointStore(url)
+        assert "xxx" not in str(refused.value)
+
+
+def test_a_password_in_an_endpoint_is_not_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "RETRIES", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:pass-w0rd@127.0.0.1:{free_port()}")
+    with pytest.raises(StoreAwayError) as away:
+        InBucket(bucket).store().versions()
+    assert "pass-w0rd" not in str(away.value)
+
+
+def test_a_slash_at_the_end_of_the_url_changes_nothing(bucket: str) -> None:
+    place = InBucket(bucket)
+    fill(CheckpointStore(f"{place.url}/"), 1)
+    assert place.store().versions() == [1]
+    assert place.read(f"v000001/{MANIFEST_SHA256}")
+
+
+def test_only_what_lies_under_the_prefix_is_seen(bucket: str) -> None:
+    fill(InBucket(bucket, "runs/one").store(), 1)
+    fill(InBucket(bucket, "runs/one2").store(), 2)
+    fill(InBucket(bucket, "runs").store(), 3)
+    assert InBucket(bucket, "runs/one").store().versions() == [1]
+    assert InBucket(bucket, "runs").store().versions() == [3]
+    assert InBucket(bucket, "runs/one").store().file_bytes(1, WEIGHTS)
+
+
+def test_commands_start_without_the_client() -> None:
+    code = """
+import sys, cli.main
+from shared.adapters.versions.store import CheckpointStore
+CheckpointStore("s3://bucket/prefix")
+print("obstore" in sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert told.stdout == "False\n"
+
+
+def test_no_credentials_are_told_of() -> None:
+    text = "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 2s"
+    assert object_store._reason(text) == "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -1,0 +1,585 @@
+"""The store, the same in every place: versions whole or not there, all damage found, pointers, garbage."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from shared.adapters.files import read_beneath, sync, write_synced
+from shared.adapters.versions import directory as checkpoint_files
+from shared.adapters.versions.directory import MANIFEST, MANIFEST_SHA256, MAX_SMALL_BYTES
+from shared.adapters.versions.store import (
+    TRAINING,
+    WEIGHTS,
+    CheckpointStore,
+    Collected,
+    Pointed,
+    Pointer,
+    Stood,
+    moved,
+)
+from shared.errors import CheckpointError, SettingsError, StoreAwayError
+from tests.conftest import ROOT
+from tests.shared.adapters.versions.checkpoint_versions import (
+    Place,
+    equal,
+    fill,
+    filled,
+    folder,
+    key_of,
+    manifest,
+    new_place,
+    tensors,
+)
+
+#: All that a version consists of.
+FILES = (WEIGHTS, TRAINING, MANIFEST, MANIFEST_SHA256)
+
+
+@pytest.fixture(params=["folder", "memory", "bucket"])
+def place(request: pytest.FixtureRequest) -> Place:
+    return new_place(request)
+
+
+def test_what_was_saved_comes_back(place: Place) -> None:
+    fill(place.store(), 0, 1)
+    store = place.store()
+    assert store.versions() == [0, 1]
+    read = store.verify(1)
+    assert read.model_copy(update={"files": {}}) == manifest(1).model_copy(
+        update={"created_at": read.created_at}
+    )
+    assert equal(store.weights(1), tensors(1))
+    assert equal(store.training(1), tensors(101))
+    assert set(read.files) == {WEIGHTS, TRAINING}
+    assert read.libraries["torch"]
+    weights = place.read(key_of(place, 1, WEIGHTS))
+    assert store.file_bytes(1, WEIGHTS) == weights
+    assert read.files[WEIGHTS].sha256 == hashlib.sha256(weights).hexdigest()
+
+
+def test_tensors_may_be_none_at_all(place: Place) -> None:
+    store = place.store()
+    store.save(manifest(0), tensors(0), {})
+    assert store.training(0) == {}
+
+
+def test_tensors_of_some_megabytes_come_back(place: Place) -> None:
+    store = place.store()
+    large = {"large": np.random.default_rng(1).normal(size=(1_500, 1_000))}
+    store.save(manifest(0), large, tensors(0))
+    assert equal(store.weights(0), large)
+
+
+def test_an_empty_or_missing_store_has_no_versions(place: Place) -> None:
+    store = place.store()
+    assert store.versions() == []
+    assert store.newest_valid() == (None, [])
+    with pytest.raises(CheckpointError, match=r"no version 3 in .*; newest there: none"):
+        store.manifest(3)
+    assert store.pointer(Pointer.LATEST) is None
+    assert store.collect_garbage(keep=1) == Collected(())
+
+
+def test_a_version_is_never_written_over(place: Place) -> None:
+    fill(place.store(), 4)
+    store = place.store()
+    with pytest.raises(CheckpointError, match="version 4 exists already"):
+        store.save(manifest(4), tensors(9), tensors(9))
+    assert equal(store.weights(4), tensors(4))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_and_a_cut_tail_are_found(place: Place, name: str) -> None:
+    store = fill(place.store(), 1, 2)
+    key = key_of(place, 2, name)
+    whole = place.read(key)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (bytes(flipped), whole[:-1], b""):
+        place.write(key, damaged)
+        with pytest.raises(CheckpointError, match="v000002/"):
+            store.verify(2)
+        valid, refused = store.newest_valid()
+        assert valid is not None
+        assert (valid.version, len(refused)) == (1, 1)
+    place.write(key, whole)
+    assert store.verify(2).version == 2
+
+
+@given(data=st.data())
+def test_one_flipped_bit_anywhere_is_found(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    store = filled(tmp_path_factory.mktemp("store"), 1, 2)
+    path = folder(store, 2) / data.draw(st.sampled_from(FILES))
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="v000002/"):
+        store.verify(2)
+
+
+def test_files_that_are_gone_are_found(place: Place) -> None:
+    store = fill(place.store(), 1)
+    place.remove(key_of(place, 1, WEIGHTS))
+    with pytest.raises(CheckpointError, match=r"v000001/weights\.safetensors: No such file"):
+        store.weights(1)
+    with pytest.raises(CheckpointError, match="version 1 lists no file"):
+        store.file_bytes(1, "../../etc/passwd")
+
+
+def test_another_versions_files_are_found(place: Place) -> None:
+    store = fill(place.store(), 1, 2)
+    second = place.read(key_of(place, 2, MANIFEST))
+    place.write("v000001/manifest.sha256", place.read("v000002/manifest.sha256"))
+    place.write(key_of(place, 1, MANIFEST), second)
+    with pytest.raises(CheckpointError, match="says version 2, expected 1"):
+        store.manifest(1)
+
+
+def test_no_pickle_is_ever_read(place: Place) -> None:
+    """A file that is no safetensors is refused even where its hash is right."""
+    store = fill(place.store(), 1)
+    evil = pickle.dumps({"weights": 1})
+    read = store.manifest(1)
+    entry = read.files[WEIGHTS].model_copy(
+        update={"bytes": len(evil), "sha256": hashlib.sha256(evil).hexdigest()}
+    )
+    forged = read.model_copy(update={"files": {**read.files, WEIGHTS: entry}}).model_dump_json().encode()
+    line = f"{hashlib.sha256(forged).hexdigest()}  {MANIFEST}\n".encode()
+    place.write("v000001/manifest.sha256", line)
+    for name, data in ((MANIFEST, forged), (WEIGHTS, evil)):
+        place.write(key_of(place, 1, name), data)
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: .*[Hh]eader"):
+        store.weights(1)
+
+
+def test_a_number_that_is_none_is_never_saved(place: Place) -> None:
+    with pytest.raises(ValidationError, match=r"metrics\.loss\n.*finite number"):
+        type(manifest(1))(**{**manifest(1).model_dump(), "metrics": {"loss": math.nan}})
+    store = place.store()
+    unchecked = manifest(1).model_copy(update={"metrics": {"loss": math.nan}})
+    with pytest.raises(CheckpointError, match=r"version 1 cannot be saved: manifest: metrics\.loss"):
+        store.save(unchecked, tensors(1), tensors(1))
+    assert store.versions() == []
+
+
+def test_a_manifest_too_large_to_be_read_is_never_saved(place: Place) -> None:
+    large = manifest(1).model_copy(update={"state": {"text": "x" * MAX_SMALL_BYTES}})
+    with pytest.raises(CheckpointError, match=r"version 1 cannot be saved: manifest: .* bytes are more than"):
+        place.store().save(large, tensors(1), tensors(1))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_too_large_is_not_read(place: Place, name: str) -> None:
+    store = fill(place.store(), 1, 2)
+    place.write(key_of(place, 2, name), b"x" * (MAX_SMALL_BYTES + 1))
+    with pytest.raises(CheckpointError, match=rf"{name}: {MAX_SMALL_BYTES + 1} bytes, at most \d+ are"):
+        store.verify(2)
+
+
+def test_a_file_larger_than_the_memory_is_not_read(tmp_path: Path) -> None:
+    store = filled(tmp_path, 1)
+    os.truncate(folder(store, 1) / WEIGHTS, 1 << 42)
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: 4398046511104 bytes, at most"):
+        store.weights(1)
+
+
+def test_what_is_no_folder_is_no_version_and_in_no_versions_way(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 1)
+    filled(tmp_path / "other", 5)
+    (tmp_path / "store" / "v000009").write_text("a file")
+    (tmp_path / "store" / "v000005").symlink_to(tmp_path / "other" / "v000005")
+    assert store.versions() == [1]
+    for version in (5, 9):
+        store.save(manifest(version), tensors(version), {})
+        assert store.verify(version).version == version
+    assert (tmp_path / "store" / "v000009.no-version").read_text() == "a file"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_link_is_followed_and_no_pipe_waited_for(tmp_path: Path, name: str) -> None:
+    """What a link leads to would do, but it is not the store's."""
+    store = filled(tmp_path / "store", 1, 2)
+    path = folder(store, 2) / name
+    path.rename(tmp_path / name)
+    path.symlink_to(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"v000002/{name}: a link, which is not followed"):
+        store.verify(2)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=rf"v000002/{name}: no plain file"):
+        store.verify(2)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=rf"v000002/{name}: no plain file"):
+        store.verify(2)
+    valid, refused = store.newest_valid()
+    assert valid is not None
+    assert (valid.version, len(refused)) == (1, 1)
+
+
+def test_a_pointer_that_is_a_link_is_damaged_and_is_replaced(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 1)
+    store.point(Pointer.BEST, 1)
+    pointer = tmp_path / "store" / "best.json"
+    pointer.rename(tmp_path / "outside.json")
+    pointer.symlink_to(tmp_path / "outside.json")
+    outside = (tmp_path / "outside.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"best\.json: damaged pointer: a link"):
+        store.pointer(Pointer.BEST)
+    store.point(Pointer.BEST, 1, stage="paper")
+    assert not pointer.is_symlink()
+    assert (tmp_path / "outside.json").read_bytes() == outside
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOTDIR])
+def test_what_the_disk_refuses_to_read_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store = filled(tmp_path, 1, 2)
+    store.point(Pointer.BEST, 1)
+
+    def refuse(root: Path, name: str, *, limit: int) -> bytes:
+        if name in ("v000002/manifest.sha256", "best.json"):
+            raise OSError(code, os.strerror(code), name)
+        return read_beneath(root, name, limit=limit)
+
+    monkeypatch.setattr(checkpoint_files, "read_beneath", refuse)
+    valid, refused = store.newest_valid()
+    assert valid is not None
+    assert (valid.version, len(refused)) == (1, 1)
+    assert os.strerror(code) in str(refused[0])
+    with pytest.raises(CheckpointError, match=rf"damaged pointer: {os.strerror(code)}"):
+        store.pointer(Pointer.BEST)
+
+
+def test_a_folder_that_cannot_be_listed_says_nothing_of_its_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path, 1)
+
+    def refuse(_: object) -> object:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StoreAwayError, match="Permission denied"):
+        store.newest_valid()
+
+
+@pytest.mark.parametrize("failing_write", [1, 2, 3, 4])
+def test_a_full_disk_leaves_nothing_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_write: int
+) -> None:
+    store = filled(tmp_path, 1)
+    written, writes = write_synced, []
+
+    def full(path: Path, data: bytes) -> None:
+        writes.append(path)
+        if len(writes) == failing_write:
+            path.write_bytes(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_files, "write_synced", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.save(manifest(2), tensors(2), tensors(2))
+    assert store.versions() == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["v000001"]
+    store.save(manifest(2), tensors(2), tensors(2))
+    assert store.verify(2).version == 2
+
+
+SAVER = """
+import sys
+from pathlib import Path
+from tests.shared.adapters.versions.checkpoint_versions import CheckpointStore, folder, manifest, tensors
+store = CheckpointStore(Path(sys.argv[1]))
+version = (store.versions() or [-1])[-1]
+while True:
+    version += 1
+    store.save(manifest(version), tensors(version), tensors(version))
+    print(version, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_whole_versions_only(tmp_path: Path) -> None:
+    reported = -1
+    for _ in range(2):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert writer.stdout is not None
+        for _ in range(4):
+            reported = int(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        reported = max([reported, *map(int, writer.stdout.read().split())])
+        writer.wait()
+        writer.stdout.close()
+        store = CheckpointStore(tmp_path)
+        versions = store.versions()
+        assert versions[-1] >= reported
+        assert [store.verify(version).version for version in versions] == versions
+
+
+def test_a_pointer_remembers_where_it_stood(place: Place) -> None:
+    store = fill(place.store(), 1, 2, 3)
+    for version in (1, 2, 3):
+        store.point(Pointer.PROMOTED, version, stage="paper")
+    stood = (Stood(1, "paper"), Stood(2, "paper"))
+    assert place.store().pointer(Pointer.PROMOTED) == Pointed(3, "paper", stood)
+    with pytest.raises(CheckpointError, match="no version 9"):
+        store.point(Pointer.BEST, 9)
+    assert store.pointer(Pointer.BEST) is None
+
+
+def test_a_pointer_of_before_stages_and_hashes_were_kept_is_read(place: Place) -> None:
+    store = fill(place.store(), 1, 2, 3)
+    place.write("promoted.json", b'{"version":2,"stage":"live","history":[0,1]}')
+    stood = (Stood(0, None), Stood(1, None))
+    assert store.pointer(Pointer.PROMOTED) == Pointed(2, "live", stood)
+    store.point(Pointer.PROMOTED, 3, stage="paper")
+    assert store.pointer(Pointer.PROMOTED) == Pointed(3, "paper", (*stood, Stood(2, "live")))
+
+
+def test_a_pointer_remembers_a_hundred_places(place: Place) -> None:
+    store = fill(place.store(), 1)
+    long = Pointed(1, None, tuple(Stood(number, None) for number in range(150)))
+    store.move(Pointer.BEST, lambda _: moved(long, 1, None))
+    pointed = store.pointer(Pointer.BEST)
+    assert pointed is not None
+    assert [stood.version for stood in pointed.history] == [*range(51, 150), 1]
+
+
+def test_a_move_is_undone_unless_the_pointer_moved_again(place: Place) -> None:
+    store = fill(place.store(), 1, 2)
+    for first in (None, Pointed(1, "paper", ())):
+        before, after = store.move(Pointer.BEST, lambda at: moved(at, 2, "live"))
+        assert before == first
+        store.move_back(Pointer.BEST, before, after)
+        assert store.pointer(Pointer.BEST) == first
+        store.point(Pointer.BEST, 1, stage="paper")
+        store.move_back(Pointer.BEST, before, after)
+        assert store.pointer(Pointer.BEST) == moved(first, 1, "paper")
+        store.move(Pointer.BEST, lambda _: Pointed(1, "paper", ()))
+
+
+def test_a_pointer_that_is_left_or_refused_stays(place: Place) -> None:
+    store = fill(place.store(), 1)
+    store.point(Pointer.BEST, 1, stage="paper")
+    at = Pointed(1, "paper", ())
+    assert store.move(Pointer.BEST, lambda _: None) == (at, at)
+
+    def refuse(_: Pointed | None) -> Pointed | None:
+        raise CheckpointError("not this one")
+
+    with pytest.raises(CheckpointError, match="not this one"):
+        store.move(Pointer.BEST, refuse)
+    assert store.pointer(Pointer.BEST) == at
+
+
+def test_pointers_moved_at_once_lose_no_move(place: Place) -> None:
+    """Each mover adds to the history that it read; a lost move would be missing there."""
+    fill(place.store(), 0)
+    movers = [threading.Thread(target=_move_often, args=(place, number)) for number in range(3)]
+    for mover in movers:
+        mover.start()
+    for mover in movers:
+        mover.join()
+    pointed = place.store().pointer(Pointer.BEST)
+    assert pointed is not None
+    stood = [*(before.version for before in pointed.history), pointed.version]
+    assert sorted(stood) == sorted(10 * number + turn for number in range(3) for turn in range(4))
+    for number in range(3):  # each one's moves in its own order
+        assert [at for at in stood if at // 10 == number] == [10 * number + turn for turn in range(4)]
+
+
+def _move_often(place: Place, number: int) -> None:
+    store = place.store()
+    for turn in range(4):
+        store.move(Pointer.BEST, lambda at, turn=turn: moved(at, 10 * number + turn, None))  # type: ignore[misc]
+
+
+DAMAGED = [b"", b"{", b'{"version":7}', b"x" * (MAX_SMALL_BYTES + 1)]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=["empty", "cut", "another", "large"])
+def test_a_damaged_pointer_says_so_and_is_set_again(place: Place, content: bytes) -> None:
+    store = fill(place.store(), 1)
+    store.point(Pointer.LATEST, 1)
+    file = json.loads(place.read("latest.json"))
+    if content == b'{"version":7}':  # a digit flipped, and nothing else
+        content = json.dumps({**file, "version": 7}).encode()
+    place.write("latest.json", content)
+    with pytest.raises(CheckpointError, match=r"latest\.json: damaged pointer: .*the next version sets it"):
+        store.pointer(Pointer.LATEST)
+    with pytest.raises(CheckpointError, match=r"latest\.json: damaged pointer"):
+        store.move(Pointer.LATEST, lambda at: moved(at, 1, None))
+    pointers = store.pointers()
+    assert isinstance(pointers[Pointer.LATEST], CheckpointError)
+    assert pointers[Pointer.BEST] is None
+    store.point(Pointer.LATEST, 1)
+    assert store.pointer(Pointer.LATEST) == Pointed(1, None, ())
+
+
+@pytest.mark.parametrize("name", Pointer)
+def test_a_damaged_pointer_lets_no_version_be_removed(place: Place, name: Pointer) -> None:
+    store = fill(place.store(), 0, 1, 2)
+    place.write(f"{name}.json", b"{")
+    collected = store.collect_garbage(keep=1)
+    assert collected.removed == ()
+    assert f"{name}.json: damaged pointer" in collected.obstacle
+    assert store.versions() == [0, 1, 2]
+    store.point(name, 2)
+    assert store.collect_garbage(keep=1) == Collected((0, 1))
+
+
+def test_garbage_is_what_is_neither_new_nor_pointed_at(place: Place) -> None:
+    store = fill(place.store(), *range(10))
+    store.point(Pointer.BEST, 2)
+    store.point(Pointer.PROMOTED, 0)
+    for stage in ("paper", "live"):
+        store.point(Pointer.PROMOTED, 1, stage=stage)
+    store.point(Pointer.LATEST, 9)
+    assert store.collect_garbage(keep=3) == Collected((3, 4, 5, 6))
+    assert store.versions() == [0, 1, 2, 7, 8, 9]  # 0: where a roll-back of `promoted` goes
+    assert store.collect_garbage(keep=0) == Collected((7, 8))
+    assert [store.verify(version).version for version in store.versions()] == [0, 1, 2, 9]
+
+
+def test_the_newest_whole_version_is_no_garbage(place: Place) -> None:
+    store = fill(place.store(), *range(6))
+    for version in (3, 4, 5):
+        place.remove(key_of(place, version, WEIGHTS))
+    assert store.collect_garbage(keep=3) == Collected((0, 1))
+    assert store.verify(2).version == 2
+    place.remove(key_of(place, 2, WEIGHTS))
+    collected = store.collect_garbage(keep=3)
+    assert collected.removed == ()
+    assert "no version is whole" in collected.obstacle
+    assert store.versions() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("moment", ["tidy", "remove"])
+def test_a_version_pointed_at_during_a_collection_is_no_garbage(
+    place: Place, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    store = fill(place.store(), 0, 1, 2)
+    other, files = place.store(), type(store._files)
+    act = getattr(files, moment)
+
+    def point_first(*arguments: object) -> object:
+        other.point(Pointer.PROMOTED, 1)
+        return act(*arguments)
+
+    monkeypatch.setattr(files, moment, point_first)
+    assert store.collect_garbage(keep=1).removed == (0,)
+    assert store.verify(1).version == 1
+
+
+def test_two_collections_at_once_do_each_others_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, other = fill(place.store(), *range(4)), place.store()
+    files = type(store._files)
+    remove = files.remove
+    begun: list[int] = []
+
+    def overtaken(self: object, version: int, *rest: object) -> object:
+        begun.append(version)
+        if len(begun) == 1:
+            assert other.collect_garbage(keep=1).removed == (0, 1, 2)
+        return remove(self, version, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "remove", overtaken)
+    assert store.collect_garbage(keep=1) == Collected(())
+    assert store.versions() == [3]
+
+
+def test_folders_are_taken_apart_by_several_at_once(tmp_path: Path) -> None:
+    tree = tmp_path / ".removing-v000001"
+    for number in range(40):
+        (tree / str(number)).mkdir(parents=True)
+    workers = [threading.Thread(target=checkpoint_files._remove_tree, args=(tree,)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not tree.exists()
+
+
+def test_pointers_stand_still_while_a_version_of_a_folder_is_removed(tmp_path: Path) -> None:
+    store, other = filled(tmp_path, 0, 1), CheckpointStore(tmp_path)
+    moving = threading.Thread(target=other.move, args=(Pointer.BEST, lambda at: moved(at, 1, None)))
+    real, waited = store._is_held, []
+
+    def look(version: int) -> bool:
+        held = real(version)
+        moving.start()
+        moving.join(0.1)
+        waited.append(moving.is_alive())
+        return held
+
+    store._is_held = look  # type: ignore[method-assign]
+    assert store.collect_garbage(keep=1).removed == (0,)
+    moving.join()
+    assert waited == [True]
+
+
+def test_a_folder_may_be_given_as_a_url(tmp_path: Path) -> None:
+    filled(tmp_path / "a b", 3)
+    store = CheckpointStore((tmp_path / "a b").as_uri())
+    assert store.versions() == [3]
+    assert store.root == tmp_path / "a b"
+    assert store.name == str(tmp_path / "a b")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host/x",
+        "s3://",
+        "https://bucket.s3.amazonaws.com/x",
+        "memory://",
+        "s3://[x/y",
+        "s3:/bucket/x",
+        "S3:bucket",
+        "file:/tmp/x",
+        "ftp:/host",
+    ],
+)
+def test_a_url_of_no_store_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"checkpoint store.*expected.* s3://bucket/prefix"):
+        CheckpointStore(url)
+
+
+def test_a_version_whose_last_sync_is_refused_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        if folder == tmp_path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(folder)
+
+    store = CheckpointStore(tmp_path)
+    with monkeypatch.context() as disk:
+        disk.setattr("shared.adapters.versions.directory.sync", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            store.save(manifest(0), tensors(0), tensors(0))
+    assert store.versions() == []
+    assert list(tmp_path.glob("*writing*")) == []
+    store.save(manifest(0), tensors(0), tensors(0))
+    assert store.versions() == [0]

@@ -1,0 +1,255 @@
+"""A short run on a small network: what is measured, on which sessions, and that time is kept."""
+
+import json
+import threading
+from collections import defaultdict
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+import shared.adapters.picture
+from services.selfplay.config import SelfPlayConfig
+from services.trainer.config import LearnerConfig, TrainerConfig
+from shared.agent.agent import Agent
+from shared.environment.environment import EnvironmentConfig
+from shared.environment.reward import RewardScheme
+from shared.errors import DataError, ServiceError, SettingsError
+from shared.market.session import Split, index_sessions
+from shared.market.synthetic import Market, synthesize
+from shared.model.config import ModelConfig
+from shared.numeric import Int64
+from studies import learn as learn_module
+from studies.curve import draw_curve
+from studies.learn import GOAL_SHARES, CurvePoint, LearnConfig, LearnReport, Spent, learn
+from studies.scores import Scores
+
+CONFIG = LearnConfig(
+    market=Market.OU,
+    minutes=0.5,
+    imitation_minutes=0.05,
+    num_bars=25_000,
+    curve_points=2,
+    curve_sessions=3,
+    environment=EnvironmentConfig(reward=RewardScheme.PNL, session_bars=30),
+    model=ModelConfig(temporal_channels=8, static_channels=4, value_bins=31),
+    selfplay=SelfPlayConfig(lanes=4),
+    learner=LearnerConfig(batch_size=8, unroll_steps=2),
+    trainer=TrainerConfig(min_replay_steps=60, samples_per_insert=0.5),
+)
+
+
+def run(config: LearnConfig = CONFIG, told: list[Spent] | None = None) -> LearnReport:
+    """A run whose clock goes on by a tenth of a second whenever it is asked, for each thread by itself."""
+    ticks: defaultdict[int, count[int]] = defaultdict(count)
+    return learn(
+        config,
+        clock=lambda: next(ticks[threading.get_ident()]) / 10.0,
+        progress=None if told is None else told.append,
+    )
+
+
+@pytest.fixture(scope="module")
+def report() -> LearnReport:
+    return run()
+
+
+def test_players_are_judged_in_every_test_session_and_nowhere_else(report: LearnReport) -> None:
+    sessions = index_sessions(synthesize(Market.OU, CONFIG.num_bars, CONFIG.seed))
+    assert np.array_equal(report.starts, sessions.non_overlapping(Split.TEST))
+    assert set(report.players) == {"best", "agent", "promoted", "nothing", "random"}
+    assert all(len(scores.pips) == len(report.starts) for scores in report.players.values())
+    assert report.imitation is not None
+    assert len(report.imitation.test.pips) == len(report.starts)
+    assert len(report.imitation.validation.pips) == CONFIG.curve_sessions
+
+
+def test_the_curve_goes_from_before_learning_to_the_end_of_the_minutes(report: LearnReport) -> None:
+    first, *_, last = report.curve
+    assert first.spent == Spent(0.0, 0, 0)
+    assert last.spent == report.spent
+    assert 30.0 <= last.spent.seconds < 31.0
+    assert last.spent.episodes % CONFIG.selfplay.lanes == 0
+    assert last.spent.updates > 10
+    assert len(report.curve) == 3
+    assert all(len(point.agent.pips) == CONFIG.curve_sessions for point in report.curve)
+
+
+def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
+    told: list[Spent] = []
+    again = run(told=told)
+    assert np.array_equal(again.players["agent"].pips, report.players["agent"].pips)
+    assert np.array_equal(again.players["random"].pips, report.players["random"].pips)
+    assert told[0] == report.curve[0].spent
+    assert told[-1] == report.spent
+
+
+def test_the_average_plays_and_is_judged_where_one_is_asked_for(report: LearnReport) -> None:
+    still = replace(CONFIG.learner, average_decay=1.0 - 1e-9)  # what acts stays version 0
+    holding = replace(CONFIG.trainer, hold_logit=0.01)  # whose actions are no ties
+    averaged = run(replace(CONFIG, learner=still, trainer=holding, imitation_minutes=0.0))
+    assert averaged.spent.updates > 10
+    for done, alike in ((averaged, True), (report, False)):
+        first, *_, last = (point.agent.pips for point in done.curve)
+        assert np.array_equal(first, last) is alike
+
+
+def test_shares_are_of_the_best_policy_and_of_its_imitation(report: LearnReport) -> None:
+    players = {"best": trading(1.0, 8.0), "agent": trading(0.5, 3.0), "nothing": trading(0.0, 0.0)}
+    assert report.imitation is not None
+    judged = replace(
+        report, players=players, imitation=replace(report.imitation, test=trading(1.0, 4.0))
+    ).summaries()
+    assert [row.name for row in judged] == ["best", "agent", "nothing", "imitation"]
+    assert [row.pips.value for row in judged] == [8.0, 3.0, 0.0, 4.0]
+    assert [row.trades for row in judged] == [1.0, 0.5, 0.0, 1.0]
+    for of_best in (
+        [row.share_of_reward for row in judged],
+        [row.share_of_pips for row in judged],
+    ):
+        assert [share and share.value for share in of_best] == [1.0, 0.375, 0.0, 0.5]
+    for of_imitation in (
+        [row.imitation_share_of_reward for row in judged],
+        [row.imitation_share_of_pips for row in judged],
+    ):
+        assert [share and share.value for share in of_imitation] == [2.0, 0.75, 0.0, 1.0]
+
+
+def test_an_imitation_that_earns_nothing_is_no_yardstick(report: LearnReport) -> None:
+    assert report.imitation is not None
+    nothing = np.zeros(len(report.starts))
+    idle = Scores(nothing, nothing, nothing.astype(np.int64))
+    barren = replace(report, imitation=replace(report.imitation, test=idle))
+    assert [row.imitation_share_of_pips for row in barren.summaries()] == [None] * 6
+    (goal,) = replace(barren, on_time={15.0: report.players["best"]}).goals()
+    assert (goal.reached, goal.met) == (None, False)
+    without = replace(report, imitation=None)
+    assert [row.name for row in without.summaries()] == list(report.players)
+    assert [row.imitation_share_of_pips for row in without.summaries()] == [None] * 5
+
+
+def test_players_rank_as_they_should(report: LearnReport) -> None:
+    pips = {row.name: row.pips.value for row in report.summaries()}
+    assert pips["random"] < pips["nothing"] == 0.0 < pips["best"]
+
+
+def test_a_market_with_an_edge_is_to_be_learned_as_well_as_imitation_does(report: LearnReport) -> None:
+    assert report.imitation is not None
+    bound = replace(report.imitation, test=trading(1.0, 10.0), validation=trading(1.0, 10.0))
+    for on_time, met in (
+        ({15.0: 9.1}, [True]),
+        ({15.0: 8.9}, [False]),
+        ({15.0: 9.1, 60.0: 9.1}, [True, False]),
+        ({15.0: 8.9, 60.0: 9.8}, [False, True]),
+        ({}, []),
+    ):
+        scores = {minutes: trading(1.0, pips) for minutes, pips in on_time.items()}
+        done = replace(report, imitation=bound, on_time=scores)
+        assert [goal.met for goal in done.goals()] == met, on_time
+    assert replace(done, imitation=None).goals() == []
+
+
+def test_what_does_best_in_validation_sessions_is_promoted_and_judged_when_a_goals_minutes_are_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second and third evaluation are the best ones, alike; no version plays the test sessions twice."""
+    assert GOAL_SHARES == {15.0: 0.9, 60.0: 0.97}
+    evaluated: list[int] = []
+    tested: list[int] = []
+
+    def scripted(agent: Agent, market: object, starts: Int64, *_: object) -> Scores:
+        if len(starts) == CONFIG.curve_sessions:
+            evaluated.append(agent.version)
+            return trading(0.0, 5.0 if len(evaluated) in (2, 3) else 1.0)
+        tested.append(agent.version)
+        return trading(0.0, float(agent.version))
+
+    monkeypatch.setattr(learn_module, "score_agent", scripted)
+    ticks: defaultdict[int, count[int]] = defaultdict(count)
+    seconds = [0.0]
+    done = learn(
+        replace(CONFIG, minutes=40.0, curve_points=1, imitation_minutes=0.0),
+        clock=lambda: 10.0 * next(ticks[threading.get_ident()]),
+        progress=lambda spent: seconds.append(spent.seconds),
+    )
+    unjudged = np.diff([point.spent.seconds for point in done.curve])
+    assert unjudged.max() < 180.0 + np.diff(seconds).max()
+    promoted = evaluated[2]
+    assert done.promoted == done.curve[2].spent
+    assert done.promoted.seconds < 900.0
+    assert list(done.on_time) == [15.0]
+    assert done.on_time[15.0].pips[0] == done.players["promoted"].pips[0] == promoted
+    assert done.players["agent"].pips[0] == evaluated[-1] > promoted
+    assert tested == [promoted, evaluated[-1]]
+
+
+def test_learned_is_told_from_the_first_evaluation_that_comes_close_to_the_imitation(
+    report: LearnReport,
+) -> None:
+    assert report.imitation is not None
+    bound = replace(report.imitation, validation=trading(1.0, 10.0))
+    curve = tuple(
+        CurvePoint(Spent(60.0 * n, 10 * n, n), trading(1.0, pips), trading(1.0, 20.0))
+        for n, pips in enumerate((0.0, 7.9, 8.1, 7.0))
+    )
+    assert replace(report, imitation=bound, curve=curve).learned == Spent(120.0, 20, 2)
+    assert replace(report, imitation=bound, curve=curve[:2]).learned is None
+
+
+def test_a_run_leaves_a_record_that_duckdb_reads(tmp_path: Path) -> None:
+    told: list[Spent] = []
+    ticks = count()
+    report = learn(CONFIG, clock=lambda: next(ticks) / 10.0, record=tmp_path, progress=told.append)
+    for table, expected in (
+        ("updates", report.spent.updates),
+        ("episodes", report.spent.episodes),
+        ("versions", len(report.curve)),
+    ):
+        [[rows]] = duckdb.execute(f"select count(*) from '{tmp_path}/{table}-*.parquet'").fetchall()
+        assert rows == expected, table
+    [[pips]] = duckdb.execute(
+        f"select last(pips order by version) from '{tmp_path}/versions-*.parquet'"
+    ).fetchall()
+    assert pips == pytest.approx(report.curve[-1].agent.pips.mean())
+    settings = json.loads((tmp_path / "settings.json").read_text())[0]["settings"]
+    assert settings["learner"]["batch_size"] == CONFIG.learner.batch_size
+
+
+def test_the_market_without_an_edge_is_to_be_left_alone(report: LearnReport) -> None:
+    idle = replace(report, config=replace(CONFIG, market=Market.GBM))
+    assert [goal.met for goal in replace(idle, players={"agent": trading(0.2, -0.9)}).goals()] == [True, True]
+    assert [goal.met for goal in replace(idle, players={"agent": trading(0.4, -1.1)}).goals()] == [False] * 2
+
+
+def trading(trades: float, pips: float) -> Scores:
+    """Ten sessions with this mean number of trades and these pips."""
+    made = np.zeros(10, np.int64)
+    made[: round(10 * trades)] = 1
+    return Scores(np.full(10, pips), np.full(10, pips), made)
+
+
+def test_the_curve_is_drawn(report: LearnReport, tmp_path: Path) -> None:
+    draw_curve(report, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_is_a_word_about_it(
+    report: LearnReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.adapters.picture, "find_spec", lambda _: None)
+    with pytest.raises(ServiceError, match="plots"):
+        draw_curve(report, tmp_path / "curve.png")
+
+
+def test_what_cannot_be_run_is_refused() -> None:
+    with pytest.raises(DataError, match="no train session"):
+        run(replace(CONFIG, num_bars=400))
+    with pytest.raises(SettingsError, match="minutes"):
+        replace(CONFIG, minutes=0.0)
+    with pytest.raises(SettingsError, match="imitation_minutes"):
+        replace(CONFIG, imitation_minutes=-1.0)
+    with pytest.raises(SettingsError, match="curve_points"):
+        replace(CONFIG, curve_points=0)
