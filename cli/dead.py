@@ -12,12 +12,12 @@ from redis.exceptions import RedisError
 
 from cli.output import err, out, print_fields, print_json, print_table
 from cli.runs import system_redis
-from services.api.events import place
 from shared.adapters.outputs import check_output, written_aside
 from shared.adapters.streams.bus import Bus
 from shared.adapters.streams.dead_letters import Letter
 from shared.errors import MessageError, ServiceError, SettingsError
 from shared.messages.codec import decode, decode_trajectory
+from shared.messages.entry_id import EntryId
 from shared.messages.schemas import Message, TrajectoryFinished
 from shared.messages.streams import DEAD, STREAMS
 
@@ -303,10 +303,9 @@ def _no_such(letter_id: str) -> LetterError:
 
 def _entry_id(text: str) -> str:
     try:
-        ms, sequence = place(text)
+        return str(EntryId.parse(text))
     except ValueError as wrong:
         raise LetterError(str(wrong)) from wrong
-    return f"{ms}-{sequence}"
 
 
 def _summary(letter: Letter) -> dict[str, object]:

@@ -7,11 +7,11 @@ everything again.
 
 import asyncio
 import contextlib
-import re
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
+from shared.messages.entry_id import EntryId
 from shared.messages.schemas import Message
 from shared.messages.streams import (
     ALERTS,
@@ -43,21 +43,6 @@ RESET = "reset"
 _KEPT = 5_000
 _KEPT_BYTES = 16_000_000
 _QUEUED = 1_000
-_ENTRY_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
-
-Place = tuple[int, int]
-
-
-def place(entry_id: str) -> Place:
-    """A stream's entry id as numbers that compare as Redis orders entries.
-
-    Raises:
-        ValueError: it is no entry id.
-    """
-    match = _ENTRY_ID.fullmatch(entry_id)
-    if match is None or max(int(match[1]), int(match[2])) >= 1 << 64:
-        raise ValueError(f"{entry_id[:64]!r} is no entry id; expected two numbers such as 1700000000000-0")
-    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -85,9 +70,9 @@ class Events:
         self._max_listeners = max_listeners
         self._max_per_peer = max_per_peer or max_listeners
         self._kept_bytes = 0
-        self._kept: deque[tuple[str, Place, Event]] = deque()
-        self._forgotten: dict[str, Place] = dict.fromkeys(EVENT_NAMES, (0, 0))
-        self._at: dict[str, Place] = dict.fromkeys(EVENT_NAMES, (0, 0))
+        self._kept: deque[tuple[str, EntryId, Event]] = deque()
+        self._forgotten: dict[str, EntryId] = dict.fromkeys(EVENT_NAMES, EntryId(0, 0))
+        self._at: dict[str, EntryId] = dict.fromkeys(EVENT_NAMES, EntryId(0, 0))
         self._queues: dict[_Queue, str] = {}  # the address of each listener
         self._closed = False
 
@@ -98,11 +83,11 @@ class Events:
 
     def begin(self, stream: Stream[Message], entry_id: str) -> None:
         """Say from where on a stream's entries will be published."""
-        self._forgotten[stream.key] = self._at[stream.key] = place(entry_id)
+        self._forgotten[stream.key] = self._at[stream.key] = EntryId.parse(entry_id)
 
     def publish(self, stream: Stream[Message], entry_id: str, message: Message) -> None:
         """Tell every listener of one entry."""
-        self._at[stream.key] = at = place(entry_id)
+        self._at[stream.key] = at = EntryId.parse(entry_id)
         event = Event(self._id(), EVENT_NAMES[stream.key], message.model_dump_json())
         self._kept.append((stream.key, at, event))
         self._kept_bytes += len(event.data)
@@ -148,16 +133,16 @@ class Events:
         return [event for key, at, event in self._kept if at > seen[key]]
 
     def _id(self) -> str:
-        return ",".join(f"{ms}-{sequence}" for ms, sequence in self._at.values())
+        return ",".join(map(str, self._at.values()))
 
 
-def _parse_id(text: str) -> dict[str, Place] | None:
+def _parse_id(text: str) -> dict[str, EntryId] | None:
     """The places of an event's id; None when it is not of this gateway's making."""
     parts = text.split(",")
     if len(parts) != len(EVENT_NAMES):
         return None
     try:
-        return dict(zip(EVENT_NAMES, map(place, parts), strict=True))
+        return dict(zip(EVENT_NAMES, map(EntryId.parse, parts), strict=True))
     except ValueError:
         return None
 

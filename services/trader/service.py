@@ -29,6 +29,7 @@ from services.trader.waiting import Backoff
 from services.trader.watching import Watching
 from shared.adapters.oanda.records import Price
 from shared.errors import BrokerError, LedgerError, ServiceError, SettingsError
+from shared.messages.entry_id import EntryId
 from shared.messages.streams import CONTROL
 
 log = structlog.get_logger()
@@ -254,15 +255,10 @@ class TraderService:
         bus = self._lifecycle.bus
         until = await bus.last_id(CONTROL)
         after = self._account.memory.control_entry if self._account.reconciled else "0-0"
-        if _entry_order(after) >= _entry_order(until):
+        if EntryId.parse(after) >= EntryId.parse(until):
             self._control_read.set()
         async for entries in bus.follow(CONTROL, after):
             for entry in entries:
                 self._control.take_up(entry.entry_id, entry.message)
-            if not entries or _entry_order(entries[-1].entry_id) >= _entry_order(until):
+            if not entries or EntryId.parse(entries[-1].entry_id) >= EntryId.parse(until):
                 self._control_read.set()
-
-
-def _entry_order(entry_id: str) -> tuple[int, ...]:
-    """A stream entry's id as numbers that compare."""
-    return tuple(int(part) for part in entry_id.split("-"))

@@ -36,6 +36,7 @@ from shared.errors import (
     ServiceError,
     StoreAwayError,
 )
+from shared.messages.entry_id import EntryId
 from shared.messages.schemas import AlertRaised, ValidationReported, VersionPromoted
 from shared.messages.streams import ALERTS, CHECKPOINTS, PROMOTIONS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle
@@ -143,12 +144,12 @@ class ValidatorService:
 
     async def _listen(self) -> None:
         """Collect published versions; those announced before the start are all read before any is judged."""
-        last = _place(await self._lifecycle.bus.last_id(CHECKPOINTS))
+        last = EntryId.parse(await self._lifecycle.bus.last_id(CHECKPOINTS))
         async for published in self._lifecycle.bus.follow(CHECKPOINTS):
             self._waiting.update(entry.message.version for entry in published)
             self._waiting -= self._done
-            if not published or _place(published[-1].entry_id) >= last:
-                last = (0, 0)
+            if not published or EntryId.parse(published[-1].entry_id) >= last:
+                last = EntryId(0, 0)
                 if self._waiting:
                     self._arrived.set()
 
@@ -360,9 +361,3 @@ def write_all(report: ValidationReport, path: Path, *, with_page: bool) -> str:
         write_whole(path.with_suffix(".png"), png)
         write_whole(path.with_suffix(".html"), page(report, png).encode())
     return write_report(report, path)
-
-
-def _place(entry_id: str) -> tuple[int, int]:
-    """Milliseconds and number of an entry id, which compare in the order of the stream."""
-    ms, number = entry_id.split("-")
-    return int(ms), int(number)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from shared.environment.action import LEGAL, Action
 from shared.errors import InferenceError
 from shared.messages.inference import DecisionReply, DecisionRequest
+from shared.messages.validation import first_fault
 from shared.numeric import Float32
 
 #: A decision that takes longer comes too late.
@@ -126,9 +127,7 @@ def _checked(content: bytes, instrument: str, bar_time_s: int, side: int, latenc
     try:
         reply = DecisionReply.model_validate_json(content)
     except ValidationError as invalid:
-        problem = invalid.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "body"
-        raise InferenceError(f"inference's answer: {where}: {problem['msg']}") from invalid
+        raise InferenceError(f"inference's answer: {first_fault(invalid, document='body')}") from invalid
     if (reply.instrument, reply.bar_time_s) != (instrument, bar_time_s):
         raise InferenceError(
             f"inference decided on {reply.instrument} at {reply.bar_time_s}, "

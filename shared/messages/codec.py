@@ -22,6 +22,7 @@ from shared.environment.trade import Trade
 from shared.errors import DataError, MessageError, ShapeError
 from shared.messages.schemas import ArrayField, Message, TradeRecord, TrajectoryFinished
 from shared.messages.streams import Stream
+from shared.messages.validation import first_fault
 
 #: A session of 360 steps takes about 22 kB; anything near this is not a trajectory.
 MAX_ARRAYS_BYTES = 4_000_000
@@ -79,9 +80,7 @@ def decode(stream: Stream[_M], fields: Mapping[bytes, bytes]) -> tuple[_M, bytes
     try:
         return stream.message.model_validate_json(body), bytes(arrays)
     except ValidationError as invalid:
-        problem = invalid.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "body"
-        raise MessageError(f"{stream.key}: {wanted}.{where}: {problem['msg']}") from invalid
+        raise MessageError(f"{stream.key}: {wanted}.{first_fault(invalid, document='body')}") from invalid
 
 
 def encode_trajectory(trajectory: Trajectory) -> tuple[TrajectoryFinished, bytes]:

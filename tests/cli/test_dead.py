@@ -259,7 +259,7 @@ async def test_letters_of_an_older_schema_and_those_that_cannot_be_read_are_list
 
 
 async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Path) -> None:
-    with pytest.raises(LetterError, match="'7' is no entry id; expected two numbers"):
+    with pytest.raises(LetterError, match="'7' is not an entry id; expected two numbers"):
         await run("show", "7")
     for command in ("show", "replay", "drop"):
         with pytest.raises(LetterError, match="there is no dead letter 7-0; `micro-muzero dead list`"):

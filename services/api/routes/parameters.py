@@ -11,10 +11,10 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from pydantic import AfterValidator
 
-from services.api.events import place
 from services.api.keys import WrongKeys
 from services.api.metrics import WRONG_KEYS
 from services.api.state import Gateway
+from shared.messages.entry_id import EntryId
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ Limit = Annotated[int, Query(ge=1, le=500, description="how many at most")]
 
 
 def _entry_id(text: str) -> str:
-    if place(text) == (0, 0):
+    if EntryId.parse(text) == (0, 0):
         raise ValueError("nothing is older than 0-0")
     return text
 

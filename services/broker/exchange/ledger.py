@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from services.broker.exchange.transactions import TRANSACTION, Transaction
 from shared.errors import BrokerError
+from shared.messages.validation import first_fault
 
 SCHEMA_VERSION = 1
 
@@ -78,8 +79,9 @@ class Ledger:
             try:
                 found.append(TRANSACTION.validate_json(body))
             except ValidationError as broken:
-                problem = broken.errors(include_url=False)[0]["msg"]
-                raise BrokerError(f"ledger {self.path}: transaction {number}: {problem}") from broken
+                raise BrokerError(
+                    f"ledger {self.path}: transaction {number}: {first_fault(broken)}"
+                ) from broken
         return found
 
     def place(self) -> Place | None:

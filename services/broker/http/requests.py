@@ -16,6 +16,7 @@ from services.broker.exchange.transactions import (
 from services.broker.venue import Venue
 from services.broker.wire import Number, WireModel
 from shared.adapters.oanda.records import NANOSECONDS, parse_time
+from shared.messages.validation import first_fault
 
 MAX_BODY_BYTES = 64 * 1024
 
@@ -108,11 +109,10 @@ async def read_body(request: Request, model: type[_M]) -> _M:
 
 def invalid_text(invalid: ValidationError) -> str:
     """OANDA's words for an invalid value, and what is wrong with it."""
-    problem = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
-    name = ".".join(str(part) for part in problem["loc"])
-    if not name:
-        return f"Invalid JSON: {problem['msg']}"
-    return f"Invalid value specified for '{name}': {problem['msg']}"
+    fault = first_fault(invalid)
+    if not fault.where:
+        return f"Invalid JSON: {fault.message}"
+    return f"Invalid value specified for '{fault.where}': {fault.message}"
 
 
 def invalid_value(name: str, hint: str = "") -> HTTPException:

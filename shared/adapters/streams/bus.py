@@ -43,6 +43,7 @@ from shared.messages.streams import (
     Stream,
     heartbeat_key,
 )
+from shared.messages.validation import first_fault
 
 log = structlog.get_logger()
 
@@ -315,10 +316,8 @@ class Bus:
         except ValidationError as invalid:
             HEARTBEATS_UNREADABLE.inc()
             if key not in self._unreadable:
-                problem = invalid.errors(include_url=False, include_input=False)[0]
-                where = ".".join(str(part) for part in problem["loc"])
-                named = key.decode("utf-8", "replace")
-                log.warning("heartbeat_unreadable", key=named, where=where, error=problem["msg"])
+                fault, named = first_fault(invalid), key.decode("utf-8", "replace")
+                log.warning("heartbeat_unreadable", key=named, where=fault.where, error=fault.message)
             self._unreadable.add(key)
             return None
 

@@ -28,6 +28,7 @@ from shared.adapters.versions.store import (
 from shared.errors import CheckpointError, DataError, PromotionError
 from shared.market.session import Split
 from shared.messages.schemas import Fingerprint, Stage, VersionPromoted
+from shared.messages.validation import first_fault
 
 #: A report of 3.6 years is some megabytes.
 MAX_REPORT_BYTES = 64_000_000
@@ -100,11 +101,8 @@ def require_record(validation_root: Path, manifest: Manifest) -> GateVerdict:
     try:
         verdict = GateVerdict.model_validate_json(document)
     except ValidationError as invalid:
-        wrong = invalid.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in wrong["loc"]) or "document"
-        raise PromotionError(
-            f"validation report of version {version}: {where}: {wrong['msg']}; {_JUDGE_AGAIN}"
-        ) from invalid
+        fault = first_fault(invalid, document="document")
+        raise PromotionError(f"validation report of version {version}: {fault}; {_JUDGE_AGAIN}") from invalid
     if verdict.version != version:
         raise PromotionError(f"{path.name} is the report of version {verdict.version}, not {version}")
     if problem := _mismatch(verdict, manifest) or _unrecorded(verdict, document, validation_root):

@@ -46,6 +46,7 @@ from shared.adapters.versions.directory import (
 from shared.adapters.versions.object_store import SCHEMES, ObjectFiles
 from shared.errors import CheckpointError, SettingsError
 from shared.messages.schemas import Fingerprint, Stage, now
+from shared.messages.validation import first_fault
 
 log = structlog.get_logger()
 
@@ -445,7 +446,7 @@ class CheckpointStore:
         try:
             manifest = Manifest.model_validate_json(data)
         except ValidationError as invalid:
-            raise CheckpointError(f"{place}: damaged manifest: {_first(invalid)}") from invalid
+            raise CheckpointError(f"{place}: damaged manifest: {first_fault(invalid)}") from invalid
         if manifest.version != version:
             raise CheckpointError(f"{place}: says version {manifest.version}, expected {version}")
         return manifest, digest
@@ -496,7 +497,7 @@ class CheckpointStore:
         try:
             return _PointerFile.model_validate_json(held).pointed()
         except ValidationError as invalid:
-            raise self._damaged(name, _first(invalid)) from invalid
+            raise self._damaged(name, str(first_fault(invalid))) from invalid
 
     def _damaged(self, name: Pointer, why: str) -> CheckpointError:
         return CheckpointError(f"{self.name}/{_pointer_file(name)}: damaged pointer: {why}; {_MENDING[name]}")
@@ -539,15 +540,8 @@ def _problem(manifest: bytes) -> str:
     try:
         Manifest.model_validate_json(manifest)
     except ValidationError as invalid:
-        return _first(invalid)
+        return str(first_fault(invalid))
     return ""
-
-
-def _first(invalid: ValidationError) -> str:
-    """What is wrong first, and where."""
-    problem = invalid.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
 def _pointer_file(name: Pointer) -> str:

@@ -1,0 +1,26 @@
+"""pydantic's validation errors as one short text."""
+
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+
+class ValidationFault(NamedTuple):
+    """The first of the faults that pydantic found."""
+
+    where: str  # names and indices joined by dots, empty for the document itself
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+def first_fault(invalid: ValidationError, *, document: str = "") -> ValidationFault:
+    """The first fault, without the refused value, which may be huge or secret.
+
+    Args:
+        invalid: what pydantic raised.
+        document: how to name the document as a whole.
+    """
+    fault = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ValidationFault(".".join(str(part) for part in fault["loc"]) or document, fault["msg"])

@@ -1,0 +1,41 @@
+"""Validation errors are told with their place and without the refused value."""
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from shared.messages.validation import first_fault
+
+
+class _Inner(BaseModel):
+    counts: list[int]
+
+
+class _Outer(BaseModel):
+    inner: _Inner
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        (
+            '{"inner": {"counts": [1, "secret"]}, "name": "a"}',
+            "inner.counts.1: Input should be",
+        ),
+        ('{"inner": {"counts": []}}', "name: Field required"),
+        ('{"inner": ', "body: Invalid JSON"),
+    ],
+)
+def test_the_first_fault_names_its_place(document: str, text: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        _Outer.model_validate_json(document)
+    fault = str(first_fault(raised.value, document="body"))
+    assert fault.startswith(text)
+    assert "secret" not in fault
+
+
+def test_a_document_without_a_name_has_no_place() -> None:
+    with pytest.raises(ValidationError) as raised:
+        _Outer.model_validate_json("[]")
+    assert first_fault(raised.value).where == ""
+    assert str(first_fault(raised.value)).startswith("Input should be an object")
