@@ -16,8 +16,8 @@ from cli import local, supervisor
 from cli.leftovers import Leftover, leftovers
 from cli.runs import Run, running
 from shared.errors import MuZeroError
+from tests.waiting import PATIENCE_SECONDS
 
-PATIENCE_SECONDS = 60.0
 NUM_SERVICES = 7
 
 #: Waits for SIGTERM, writes its name into the file `stopped`, and ends; a name in `deaf` makes it stay.

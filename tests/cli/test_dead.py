@@ -32,8 +32,9 @@ from shared.messages.streams import ALERTS, CONTROL, DEAD, TRAINER_GROUP, TRAJEC
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.services.trainer.runs import CONFIG
-from tests.services.trainer.test_service import detail, running, until
+from tests.services.trainer.test_service import detail, running
 from tests.shared.messages.trajectories import random_trajectory, same
+from tests.waiting import until
 
 STEPS = 40
 

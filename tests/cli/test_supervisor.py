@@ -13,6 +13,7 @@ import pytest
 from cli import supervisor as supervising
 from cli.supervisor import ProcessSpec, Supervisor, last_error
 from shared.errors import ServiceError
+from tests.waiting import PATIENCE_SECONDS
 
 WAITS = "import time; time.sleep(600)"
 FAILS = "import sys; print('error: no room'); sys.exit(3)"
@@ -31,7 +32,7 @@ def spec(folder: Path, program: str, obstacle: Callable[[], str] = str) -> Proce
 
 
 async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not holds():  # noqa: ASYNC110  of other processes
             await asyncio.sleep(0.01)
 

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from shared.runtime.ports import free_port
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 300.0
 
 pytestmark = pytest.mark.docker
 

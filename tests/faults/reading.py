@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from services.trainer.intake.journal import Journal
@@ -11,9 +11,9 @@ from shared.adapters.streams.bus import Bus
 from shared.messages.codec import decode_trajectory, encode_trajectory
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from tests.shared.messages.trajectories import random_trajectory
+from tests.waiting import PATIENCE_SECONDS
 
 #: A test that waits longer than this for one thing has failed; nothing depends on how much shorter it takes.
-PATIENCE_SECONDS = 600.0
 
 
 @dataclass
@@ -55,13 +55,6 @@ async def in_background(*coroutines: object) -> AsyncIterator[None]:
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
             raise result
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():  # noqa: ASYNC110  a state, not an event
-            await asyncio.sleep(0.002)
 
 
 async def until_drained(bus: Bus) -> None:

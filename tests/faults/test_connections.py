@@ -15,7 +15,8 @@ from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Cut, Hook, Proxy, pass_on
-from tests.faults.reading import Tally, in_background, journal_all, journalled, send, until, until_drained
+from tests.faults.reading import Tally, in_background, journal_all, journalled, send, until_drained
+from tests.waiting import until
 
 pytestmark = BREAKS_CONNECTIONS
 

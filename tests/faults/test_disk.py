@@ -28,11 +28,12 @@ from shared.runtime.redis_server import RedisServer
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.full_disk import full_disk
 from tests.faults.intake import trainer_that_only_takes_in
-from tests.faults.reading import journalled, until, until_drained
+from tests.faults.reading import journalled, until_drained
 from tests.services.trainer.test_service import detail
 from tests.services.trainer.test_service import running as running_trainer
 from tests.shared.adapters.versions.checkpoint_versions import equal, folder, manifest, tensors
 from tests.shared.messages.trajectories import random_trajectory, same
+from tests.waiting import until
 
 
 @contextlib.contextmanager

@@ -28,16 +28,15 @@ from tests.conftest import ROOT
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Proxy
 from tests.faults.reading import (
-    PATIENCE_SECONDS,
     Tally,
     in_background,
     journal_all,
     journalled,
     send,
-    until,
     until_drained,
 )
 from tests.shared.messages.trajectories import random_trajectory
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 

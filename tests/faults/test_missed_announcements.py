@@ -29,8 +29,8 @@ from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.proxy import Proxy
-from tests.faults.reading import until
 from tests.services.selfplay.test_service import EPISODES_A_VERSION, LANES, STEPS, alike, publish
+from tests.waiting import until
 
 pytestmark = BREAKS_CONNECTIONS
 

@@ -26,13 +26,11 @@ from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.intake import journalled_by, send_sessions, trainer_that_only_takes_in
 from tests.faults.reading import (
-    PATIENCE_SECONDS,
     Tally,
     in_background,
     journal_all,
     journalled,
     send,
-    until,
     until_drained,
 )
 from tests.services.api.conftest import API_KEY, KEY, running_system
@@ -40,6 +38,7 @@ from tests.services.api.conftest import System as Gateway
 from tests.services.api.test_alerts import webhook
 from tests.services.trainer.runs import CONFIG
 from tests.services.trainer.test_service import running as running_trainer
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 

@@ -19,17 +19,16 @@ from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.intake import journalled_by, send_sessions, trainer_that_only_takes_in
 from tests.faults.reading import (
-    PATIENCE_SECONDS,
     Tally,
     in_background,
     journal_all,
     journalled,
     send,
-    until,
     until_drained,
 )
 from tests.services.trainer.test_service import running as running_trainer
 from tests.shared.messages.trajectories import random_trajectory
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 

@@ -19,9 +19,10 @@ from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
-from tests.faults.reading import journalled, until, until_drained
+from tests.faults.reading import journalled, until_drained
 from tests.services.trainer.processes import SESSION_BARS, Process
 from tests.shared.messages.trajectories import random_trajectory
+from tests.waiting import until
 
 pytestmark = BREAKS_CONNECTIONS
 

@@ -35,6 +35,7 @@ from tests.services.trainer.runs import CONFIG
 from tests.services.validator import cases
 from tests.services.validator import test_service as validator
 from tests.shared.adapters.versions.checkpoint_versions import InBucket
+from tests.waiting import until
 
 pytestmark = BREAKS_CONNECTIONS
 
@@ -82,15 +83,15 @@ async def test_the_trainer_learns_on_and_publishes_when_it_can(
 
     async with trainer.running(settings) as running:
         await trainer.send(bus, bars[1], range(5))
-        await trainer.until(lambda: trainer.detail(running, "version") == 1)
+        await until(lambda: trainer.detail(running, "version") == 1)
         before = failures()
         with away(s3_server):
             await trainer.send(bus, bars[1], range(5, 12))
-            await trainer.until(lambda: trainer.detail(running, "episode") == 12)
+            await until(lambda: trainer.detail(running, "episode") == 12)
             assert failures() == before + 1
             assert trainer.detail(running, "version") == 1
         await trainer.send(bus, bars[1], range(12, 15))
-        await trainer.until(lambda: trainer.detail(running, "version") == 2)
+        await until(lambda: trainer.detail(running, "version") == 2)
     store = CheckpointStore(url)
     manifest, refused = store.newest_valid()
     assert manifest is not None
@@ -105,7 +106,7 @@ async def test_the_trainer_learns_on_and_publishes_when_it_can(
             running = await stack.enter_async_context(trainer.running(settings))
             await asyncio.sleep(1.5)  # it has asked more than once
             assert trainer.detail(running, "version") is None
-        await trainer.until(lambda: trainer.detail(running, "version") == manifest.version)
+        await until(lambda: trainer.detail(running, "version") == manifest.version)
         assert trainer.detail(running, "episode") == 15
 
 
@@ -134,7 +135,7 @@ async def test_a_worker_plays_on_and_fetches_the_version_later(
             length = await bus.length(TRAJECTORIES)
             await selfplay.sent(bus, count=length + 3 * selfplay.LANES)
             assert worker.heartbeat.detail["version"] == 0
-        await selfplay.until(lambda: worker.heartbeat.detail.get("version") == 1)
+        await until(lambda: worker.heartbeat.detail.get("version") == 1)
 
 
 async def test_the_validator_waits_and_skips_nothing(

@@ -20,9 +20,10 @@ from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.faults.counts import rounds, steps, tell
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.proxy import Cut, Proxy
-from tests.faults.reading import PATIENCE_SECONDS, in_background, until, until_drained
+from tests.faults.reading import in_background, until_drained
 from tests.services.selfplay.test_service import publish
 from tests.services.trainer.processes import System
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 

@@ -17,9 +17,9 @@ from shared.adapters.tables.dataset import write_dataset
 from shared.market.bar import Instrument
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.ports import free_port
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 240.0
 
 #: One service of each kind whose death must cost nothing.
 KILLED = ("trainer", "selfplay-1", "trader", "validator")

@@ -12,6 +12,8 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.waiting import PATIENCE_SECONDS
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = (
     "--headless",
@@ -52,7 +54,7 @@ class Page:
         """One command of the protocol, and its result."""
         number = next(self._ids)
         await self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 message = json.loads(await self._socket.recv())
                 if message.get("id") == number:
@@ -87,7 +89,7 @@ class Page:
         """Wait until an expression is true; one that fails is not true yet, as while a page loads."""
         tried = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while not await self.evaluate(tried):  # noqa: ASYNC110  a page
                     await asyncio.sleep(0.05)
         except TimeoutError:

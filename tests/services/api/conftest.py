@@ -25,6 +25,7 @@ from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.shared.adapters.judgements import keep_report, report_document
+from tests.waiting import listening, until
 
 API_KEY = "canary-key-5f0c2d"
 KEY = {"X-API-Key": API_KEY}
@@ -78,9 +79,7 @@ class System:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what the gateway follows to arrive."""
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110  what is awaited comes from another process
-                await asyncio.sleep(0.01)
+        await until(condition)
 
 
 def save_version(store: CheckpointStore, version: int, metrics: dict[str, float] | None = None) -> Manifest:
@@ -133,20 +132,11 @@ async def running_system(
     )
     serving = asyncio.create_task(run(gateway, lifecycle))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
-        async with asyncio.timeout(20):
-            while not await _answers(client):  # noqa: ASYNC110  a server has no other way to say so
-                await asyncio.sleep(0.01)
+        await listening(port)
         yield System(client, gateway, bus, gateway.store, settings.validation_root, port)
         lifecycle.stop()
         await serving
     await lifecycle.bus.close()
-
-
-async def _answers(client: httpx.AsyncClient) -> bool:
-    try:
-        return (await client.get("/healthz")).status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 @pytest_asyncio.fixture

@@ -26,6 +26,7 @@ from shared.messages.streams import ALERTS, DEAD
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import System, running_system
+from tests.waiting import PATIENCE_SECONDS
 
 MOMENT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 CONFIG = AlertConfig()
@@ -287,7 +288,7 @@ async def test_what_the_webhook_refuses_for_now_is_posted_again_with_the_same_id
         async with running_system(redis_server.url, bus, tmp_path, GatewayConfig(), alerts) as system:
             await system.client.get("/status")
             await bus.append(ALERTS, ALERT)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 first, second = await received.get(), await received.get()
     assert first == second
     assert first["text"] == "trader: stale_price: no tick for 12 s"
@@ -343,7 +344,7 @@ async def test_an_answer_without_an_end_does_not_keep_later_alerts_waiting(
                 await asyncio.sleep(0.02)
         writer.close()
 
-    async with await asyncio.start_server(trickle, "127.0.0.1") as server, asyncio.timeout(20):
+    async with await asyncio.start_server(trickle, "127.0.0.1") as server, asyncio.timeout(PATIENCE_SECONDS):
         posting = post_alert(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", ALERT)
         if delivered:
             await posting
@@ -401,7 +402,7 @@ async def test_a_condition_is_announced_once_when_it_begins_and_once_when_it_end
         return running_system(redis_server.url, bus, tmp_path / name, config, alerts)
 
     async def alerts_raised(count: int) -> Sequence[tuple[str, str]]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while await bus.length(ALERTS) < count:  # noqa: ASYNC110  other processes append
                 await asyncio.sleep(0.01)
         return [(e.message.name, e.message.phase) for e in await bus.recent(ALERTS, count=10)][::-1]
@@ -444,11 +445,11 @@ async def test_what_anyone_raises_is_posted(redis_server: RedisServer, bus: Bus,
         async with running_system(redis_server.url, bus, tmp_path, config, alerts) as system:
             await system.client.get("/status")
             await bus.append(DEAD, DeadLettered(stream="s", entry_id="1-0", reason="r"))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 posted = await received.get()
             assert (posted["name"], posted["phase"]) == ("dead_letters", "began")
             await bus.append(ALERTS, ALERT)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 posted = await received.get()
             assert posted["name"] == "stale_price"
             assert await bus.length(ALERTS) == 2  # not raised again while it lasts
@@ -464,7 +465,10 @@ async def test_a_disk_that_fills_up_while_redis_is_away_is_posted_past_redis(
         alerts = AlertConfig(check_seconds=0.05, low_free_mb=10**9, webhook_url=SecretStr(url))
         config = GatewayConfig(redis_timeout_seconds=1.0)
         server.stop()
-        async with running_system(server.url, bus, tmp_path, config, alerts), asyncio.timeout(20):
+        async with (
+            running_system(server.url, bus, tmp_path, config, alerts),
+            asyncio.timeout(PATIENCE_SECONDS),
+        ):
             assert [(await received.get())["name"] for _ in range(2)] == ["redis_away", "disk_low"]
 
 
@@ -476,11 +480,11 @@ async def test_that_redis_is_away_is_posted_past_redis_and_once(bus: Bus, tmp_pa
         config = GatewayConfig(redis_timeout_seconds=1.0)
         async with running_system(server.url, bus, tmp_path, config, alerts):
             server.stop()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 posted = await received.get()
             assert (posted["name"], posted["phase"]) == ("redis_away", "began")
             server.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 posted = await received.get()
             assert (posted["name"], posted["phase"]) == ("redis_away", "ended")
     server.stop()

@@ -20,6 +20,7 @@ from shared.messages.schemas import AlertRaised, DeadLettered, Heartbeat, now
 from shared.messages.streams import ALERTS, DEAD
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import API_KEY, KEY, System, running_system
+from tests.waiting import PATIENCE_SECONDS
 
 PROBLEM = "application/problem+json"
 
@@ -29,7 +30,7 @@ async def test_a_post_without_the_key_is_answered_before_its_body(system: System
         reader, writer = await asyncio.open_connection("127.0.0.1", system.port)
         head = f"POST /trader/kill HTTP/1.1\r\nHost: localhost\r\n{key}Content-Length: 9000\r\n\r\n"
         writer.write(head.encode())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             # Where the body was awaited first, its deadline would answer 408.
             assert (await reader.readline()).split()[1] == b"401"
         writer.transport.abort()
@@ -188,7 +189,7 @@ async def test_a_store_that_hangs_delays_the_status_a_moment_and_takes_one_threa
         assert (status["state"], status["store"]) == ("degraded", "away")
     assert asked <= 2  # a reading of the gateway's own watch may be the one that hangs
     answer.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         # The reading that hung ends in its thread.
         while (status := (await system.client.get("/status")).json())["store"] == "away":  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -15,6 +15,7 @@ from shared.messages.schemas import AlertRaised, CheckpointPublished
 from shared.messages.streams import ALERTS, CHECKPOINTS
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import System, running_system
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Told:
@@ -26,7 +27,7 @@ class Told:
 
     async def next(self) -> dict[str, str]:
         fields: dict[str, str] = {}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             async for line in self._lines:
                 if not line and "event" in fields:
                     return fields

@@ -20,6 +20,7 @@ from shared.messages.schemas import AlertRaised, DeadLettered
 from shared.messages.streams import ALERTS, DEAD
 from tests.services.api.conftest import API_KEY, KEY, System, write_report
 from tests.shared.adapters.versions.checkpoint_versions import folder
+from tests.waiting import PATIENCE_SECONDS
 
 PROBLEM = "application/problem+json"
 
@@ -331,7 +332,7 @@ async def raw(system: System, request: bytes) -> tuple[bytes, bytes]:
     reader, writer = await asyncio.open_connection("127.0.0.1", system.port)
     writer.write(request)
     await writer.drain()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         body = await reader.readexactly(int(length.split(b":")[1]))

@@ -12,6 +12,7 @@ from shared.messages.schemas import ControlIssued, DeadLettered, DecisionMade, H
 from shared.messages.streams import ALERTS, CONTROL, DEAD, DECISIONS, heartbeat_key
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import System, running_system
+from tests.waiting import PATIENCE_SECONDS
 
 
 def beat(service: str, instance: str, state: str = "running", **detail: float | str | bool) -> Heartbeat:
@@ -88,7 +89,7 @@ async def test_a_service_of_another_schema_ends_neither_the_status_nor_the_gatew
         instances = {service["service"]: len(service["instances"]) for service in answer.json()["services"]}
         assert (instances["selfplay"], instances["trainer"]) == (1, 0)
         await bus.append(DEAD, DeadLettered(stream="s", entry_id="1-0", reason="r"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not await bus.length(ALERTS):  # noqa: ASYNC110  the gateway still watches
                 await asyncio.sleep(0.01)
         assert (await samples(system))["mm_heartbeats_unreadable_total", frozenset()] > 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from shared.errors import BrokerError
 from shared.market.bar import BarSeries
 from tests.services.broker.conftest import venue_of
 from tests.services.broker.markets import START_S, bars_of
+from tests.waiting import PATIENCE_SECONDS, until
 
 ACKNOWLEDGED = BrokerConfig(pacing=Pacing.ACKNOWLEDGED)
 CLOSES = (188.0, 188.1, 188.2, 188.3, 188.4)
@@ -188,12 +188,6 @@ def newest_s(venue: Venue) -> int:
     return int(venue.tape.time_s[venue.newest_complete_bar()])
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  the replay tells nobody
-            await asyncio.sleep(0.001)
-
-
 FAST = BrokerConfig(pacing=Pacing.SPEED, speed=100_000)  # a bar in 0.6 ms
 
 
@@ -211,7 +205,7 @@ async def test_with_a_speed_a_client_that_acknowledges_is_waited_for(tmp_path: P
                 assert venue.now_ns < venue.tape.tick_time_ns(4 * bar + 1)
                 assert venue.waiting_seconds > 0
                 venue.acknowledge(newest_s(venue))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await replay
     assert venue.is_finished
     assert venue.waiting_seconds == 0
@@ -225,7 +219,7 @@ async def test_a_client_that_leaves_is_waited_for_no_more(tmp_path: Path) -> Non
             await until(lambda: venue.place.next_tick == 5)
             await asyncio.sleep(0.01)
             assert not replay.done()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await replay  # its stream has ended: the market goes on
 
 
@@ -251,7 +245,7 @@ async def test_a_client_that_falls_silent_does_not_stop_the_market_for_ever(tmp_
     venue.acknowledge(0)
     with venue.price_lines(), capture_logs() as logs:
         async with running(venue) as replay:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await replay
     silent = [line for line in logs if line["event"] == "client_silent"]
     assert [line["bar_time_s"] for line in silent] == [START_S]  # said once, and waited for no more

@@ -19,6 +19,7 @@ from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.ports import free_port
 from shared.runtime.server import serve_app
 from shared.search.config import SearchConfig
+from tests.waiting import listening
 
 
 @dataclass
@@ -41,21 +42,12 @@ async def running_service(folder: Path, config: InferenceConfig | None = None) -
     serving = asyncio.create_task(serve_app(app, lifecycle, host="127.0.0.1", port=port))
     url = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
-        async with asyncio.timeout(20):
-            while not await _answers(client):  # noqa: ASYNC110  the port says when
-                await asyncio.sleep(0.01)
+        await listening(port)
         yield Service(client, promoted, store, url)
         lifecycle.stop()
         await serving
     promoted.close()
     await lifecycle.bus.close()
-
-
-async def _answers(client: httpx.AsyncClient) -> bool:
-    try:
-        return (await client.get("/healthz")).status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 @pytest_asyncio.fixture

@@ -19,6 +19,7 @@ from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig
 from tests.services.inference.versions import network_of, promote, save_version
 from tests.shared.adapters.versions.checkpoint_versions import folder
+from tests.waiting import PATIENCE_SECONDS
 
 
 def damage(store: CheckpointStore, version: int) -> None:
@@ -183,7 +184,7 @@ async def test_a_promotion_told_on_the_bus_is_served_at_once(
     following = asyncio.create_task(promoted.follow(lifecycle, poll_seconds=3_600))
 
     async def until(version: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while promoted.served is None or promoted.served.version != version:
                 promote(store, version)
                 await bus.announce(PROMOTIONS, VersionPromoted(version=version, stage="paper", by="test"))
@@ -195,7 +196,7 @@ async def test_a_promotion_told_on_the_bus_is_served_at_once(
     damage(store, 1)
     promote(store, 1)
     await bus.announce(PROMOTIONS, VersionPromoted(version=1, stage="paper", by="test"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not (alerts := await bus.recent(ALERTS, count=10)):  # noqa: ASYNC110  Redis says when
             await asyncio.sleep(0.05)
     assert alerts[0].message.name == "version_refused"

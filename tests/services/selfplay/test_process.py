@@ -23,7 +23,8 @@ from shared.messages.streams import TRAJECTORIES
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.conftest import ROOT
-from tests.services.selfplay.test_service import PATIENCE_SECONDS, publish
+from tests.services.selfplay.test_service import publish
+from tests.waiting import PATIENCE_SECONDS
 
 LANES = 4
 STOP_SECONDS = 5.0

@@ -43,12 +43,12 @@ from shared.search.config import SearchConfig, Selection
 from tests.shared.adapters.versions.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory
 from tests.shared.model.networks import opinionated_network
+from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = ModelConfig(temporal_channels=12, static_channels=4, value_bins=31)
 LANES = 3
 STEPS = 20
 EPISODES_A_VERSION = 2_000  # the temperature falls with them
-PATIENCE_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +108,6 @@ async def running(settings: SelfPlaySettings) -> AsyncIterator[Lifecycle]:
                 await task
         finally:
             await lifecycle.bus.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():  # noqa: ASYNC110  heartbeats are looked at, not waited for
-            await asyncio.sleep(0.01)
 
 
 async def sent(bus: Bus, *, count: int = 1) -> list[Trajectory]:

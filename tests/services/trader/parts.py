@@ -39,6 +39,7 @@ from shared.market.synthetic import Market, synthesize
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.ports import free_port
 from shared.runtime.server import serve_app
+from tests.waiting import listening, until
 
 #: Bars 0..399 are history; the replay begins at bar 400, on a Monday.
 BARS = synthesize(Market.OU, 2_000, seed=3)
@@ -229,7 +230,7 @@ async def running_broker(
     )
     try:
         async with running(venue):
-            await _listening(port)
+            await listening(port)
             yield broker
     finally:
         lifecycle.stop()
@@ -295,7 +296,7 @@ async def running_oracle(script: Mapping[int, Action] | None = None) -> AsyncIte
     lifecycle = Lifecycle("inference", BrokerSettings())
     serving = asyncio.create_task(serve_app(app, lifecycle, host="127.0.0.1", port=port))
     try:
-        await _listening(port)
+        await listening(port)
         yield oracle
     finally:
         lifecycle.stop()
@@ -373,23 +374,3 @@ def unwritable(home: Path) -> Iterator[None]:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("ROLLBACK")
-
-
-async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
-    """Wait for what other tasks bring about."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  what is waited for lies in parts that tell nobody
-            await asyncio.sleep(0.01)
-
-
-async def _listening(port: int) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.01)
-                continue
-            writer.close()
-            await writer.wait_closed()
-            return

@@ -26,7 +26,8 @@ from shared.environment.environment import EnvironmentConfig
 from shared.errors import BrokerError
 from shared.market.bar import Instrument
 from shared.messages.schemas import AlertRaised
-from tests.services.trader.parts import BARS, FIRST_BAR, Broker, Forged, running_broker, until
+from tests.services.trader.parts import BARS, FIRST_BAR, Broker, Forged, running_broker
+from tests.waiting import PATIENCE_SECONDS, until
 
 ACCOUNT = "101-001-0000001-001"
 BAR_S, NEXT_BAR = int(BARS.time_s[FIRST_BAR]), FIRST_BAR + 1
@@ -94,7 +95,7 @@ class Trading:
 
     async def until_flat(self) -> None:
         """What the trader does twice a second, as long as something is held."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while reason := self.exits.wanted(""):
                 await self.exits.close_when_due(reason)
                 await asyncio.sleep(0.01)

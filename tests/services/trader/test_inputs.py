@@ -27,10 +27,10 @@ from tests.services.trader.parts import (
     running_oracle,
     running_trader,
     trader_settings,
-    until,
     unwritable,
 )
 from tests.services.trader.test_service import alerts_of, control, decisions_of
+from tests.waiting import PATIENCE_SECONDS, until
 
 BUY_AT = FIRST_BAR + 1
 
@@ -382,7 +382,7 @@ async def _ended(bus: Bus, name: str) -> None:
 
 
 async def _announced(bus: Bus, name: str, phase: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (name, phase) not in {  # noqa: ASYNC110  Redis says when
             (entry.message.name, entry.message.phase) for entry in await bus.recent(ALERTS, count=1_000)
         }:

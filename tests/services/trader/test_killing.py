@@ -33,9 +33,9 @@ from tests.services.trader.parts import (
     running_oracle,
     running_trader,
     trader_settings,
-    until,
     unwritable,
 )
+from tests.waiting import PATIENCE_SECONDS, until
 
 ENTRY_BAR = FIRST_BAR + 1
 
@@ -183,7 +183,7 @@ async def test_a_kill_whose_file_cannot_be_written_does_not_wait_for_the_trader(
     await broker.buy()
     monkeypatch.setattr(KillSwitch, "engage", full)
     StatusFile(tmp_path / "trader").write(replace(_DEAD, api_url=broker.url))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(ServiceError, match="flat, but the kill file could not be written"):
             await kill_it(seconds=600.0)
     assert broker.units == 0

@@ -31,10 +31,10 @@ from tests.services.trader.parts import (
     running_oracle,
     running_trader,
     trader_settings,
-    until,
 )
 from tests.services.trader.test_service import alerts_of, decisions_of
 from tests.shared.adapters.versions.checkpoint_versions import fill
+from tests.waiting import until
 
 #: The replay sends the ticks of a minute at once, so that those read last are up to a minute old.
 ANY_CLOCK = replace(NO_LIMITS, max_clock_skew_seconds=math.inf)

@@ -22,7 +22,8 @@ from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig
 from shared.errors import ServiceError
 from shared.messages.schemas import AlertRaised
-from tests.services.trader.parts import BARS, FIRST_BAR, Broker, running_broker, until
+from tests.services.trader.parts import BARS, FIRST_BAR, Broker, running_broker
+from tests.waiting import until
 
 ACCOUNT = "101-001-0000001-001"
 #: The bar that is decided on, and the next one, at whose open the market stands.

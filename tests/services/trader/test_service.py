@@ -39,8 +39,8 @@ from tests.services.trader.parts import (
     running_oracle,
     running_trader,
     trader_settings,
-    until,
 )
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 async def decisions_of(bus: Bus) -> list[DecisionMade]:
@@ -357,7 +357,7 @@ async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_pat
                 await until(lambda: broker.posts.count("POST orders") > entries)
                 told = trader.detail["decisions"]
 
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     while await bus.length(DECISIONS) < told:  # noqa: ASYNC110  Redis says when
                         await asyncio.sleep(0.05)
         times = {d.bar_time for d in await decisions_of(bus)}

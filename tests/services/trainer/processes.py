@@ -24,6 +24,7 @@ from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.conftest import ROOT
 from tests.shared.messages.trajectories import random_trajectory
+from tests.waiting import PATIENCE_SECONDS
 
 SESSION_BARS = 40
 
@@ -45,7 +46,6 @@ TINY = {
 }
 
 #: A test that waits longer than this has failed; nothing depends on how much shorter it takes.
-PATIENCE_SECONDS = 600.0
 
 
 class Process(Protocol):

@@ -15,8 +15,9 @@ from shared.adapters.versions.store import CheckpointStore
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.ports import free_port
-from tests.services.trainer.processes import PATIENCE_SECONDS, SESSION_BARS, System, drained, sendable
+from tests.services.trainer.processes import SESSION_BARS, System, drained, sendable
 from tests.shared.messages.trajectories import random_trajectory
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.soak)])

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,9 @@ from shared.runtime.redis_server import RedisServer
 from tests.services.trainer.runs import CONFIG
 from tests.shared.adapters.versions.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory
+from tests.waiting import PATIENCE_SECONDS, until
 
 STEPS = 40
-PATIENCE_SECONDS = 600.0
 
 
 #: What Prometheus is told of old trajectories.
@@ -86,12 +86,6 @@ async def running(settings: TrainerSettings) -> AsyncIterator[Lifecycle]:
 async def until_drained(bus: Bus) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await bus.length(TRAJECTORIES):  # noqa: ASYNC110  a state, not an event
-            await asyncio.sleep(0.01)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():  # noqa: ASYNC110  heartbeats are looked at, not waited for
             await asyncio.sleep(0.01)
 
 

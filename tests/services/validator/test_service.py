@@ -34,6 +34,7 @@ from shared.runtime.settings import ServiceSettings
 from tests.services.validator.cases import STANDARDS, save_version, small_dataset, store_with
 from tests.shared.adapters.judgements import announcement_of, row_of
 from tests.shared.adapters.versions.checkpoint_versions import folder
+from tests.waiting import PATIENCE_SECONDS
 
 M = TypeVar("M", bound=Message)
 
@@ -79,7 +80,7 @@ async def until_told(bus: Bus, stream: Stream[M], count: int, *, seconds: float 
 
 async def until_heartbeat(lifecycle: Lifecycle, **wanted: int | None) -> None:
     """Wait until the heartbeat says so; it tells, it does not call."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while any(lifecycle.heartbeat.detail.get(name) != value for name, value in wanted.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 

@@ -22,8 +22,7 @@ from shared.runtime.redis_server import RedisServer
 from shared.runtime.settings import ServiceSettings, load
 from tests.conftest import ROOT
 from tests.shared.messages.trajectories import random_trajectory
-
-PATIENCE_SECONDS = 30.0
+from tests.waiting import PATIENCE_SECONDS
 
 SERVICE = """
 import asyncio, sys

@@ -23,6 +23,7 @@ from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.ports import free_port
 from shared.runtime.server import host_names, metrics_served, serve_app
 from shared.runtime.settings import ServiceSettings
+from tests.waiting import PATIENCE_SECONDS
 
 DEFAULT = Limits()
 QUICK = Limits(head_seconds=0.5, body_seconds=0.5, unread_seconds=1.0, keep_alive_seconds=0.5)
@@ -80,7 +81,7 @@ async def serving(
         )
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not await answers(port):  # noqa: ASYNC110  a server has no other way to say so
                 await asyncio.sleep(0.01)
         yield port
@@ -104,7 +105,7 @@ async def exchange(port: int, sent: bytes) -> bytes:
     try:
         writer.write(sent)
         await writer.drain()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while chunk := await reader.read(65_536):
                 received += chunk
     except ConnectionError:
@@ -152,7 +153,7 @@ async def test_endless_heads_are_cut_off_and_take_no_memory() -> None:
             sent = 0
             writer.write(start)
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     while sent < 20_000_000:
                         writer.write(more)
                         await writer.drain()
@@ -225,7 +226,7 @@ async def test_a_client_that_still_sends_gets_the_whole_answer() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 writer.write(start)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     begun = await reader.readexactly(1)  # the answer is complete before the request is
                     writer.write(b"x" * 1_000_000)
                     await writer.drain()
@@ -240,7 +241,7 @@ async def test_a_client_that_sends_for_ever_is_cut_off() -> None:
         (Limits(linger_seconds=0.2), 1_000, 0.01),
         (Limits(linger_seconds=600.0, max_lingering_bytes=100_000), 100_000, 0.0),
     ):
-        async with serving(limits=limits) as port, asyncio.timeout(20):
+        async with serving(limits=limits) as port, asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(ConnectionError):
                 await send_for_ever(port, size, pause)
 
@@ -298,7 +299,7 @@ async def test_a_connection_over_the_limit_is_refused_while_all_others_work(limi
     async with serving(app, limits) as port:
         request = b"GET /wait HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         busy = [asyncio.create_task(exchange(port, request)) for _ in range(3)]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while app.num_waiting < 3:  # noqa: ASYNC110  the application counts them
                 await asyncio.sleep(0.01)
         assert problem_of(await exchange(port, b"")) == 503
@@ -341,7 +342,7 @@ async def test_requests_are_read_alike_however_they_are_cut(
         writer.write(sent[start:stop])
         await writer.drain()
         await asyncio.sleep(0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         received = await reader.read()
     writer.close()
     assert list(bodies_of(received)) == [b"/ " + body for body in bodies]
@@ -415,7 +416,7 @@ async def test_metrics_are_served_on_the_chosen_interface_with_the_same_bounds()
     Counter("probe_things", "Things", registry=registry).inc(3)
     lifecycle, port = lifecycle_of(), free_port()
     async with metrics_served(registry, lifecycle, host="127.0.0.1", port=port):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
                     page = await exchange(

@@ -22,6 +22,7 @@ from shared.runtime.settings import load
 from tests.conftest import ROOT
 from tests.services.trainer.ranks import CASES, RESUMED_AFTER, UPDATES
 from tests.services.trainer.runs import advance, new_training, trajectories
+from tests.waiting import PATIENCE_SECONDS
 
 NUM_RANKS = 2
 
@@ -33,7 +34,6 @@ TORCHRUN = (
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 #: A test that waits longer than this has failed; nothing depends on how much shorter it takes.
-PATIENCE_SECONDS = 300.0
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 

@@ -24,8 +24,7 @@ from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAINER_GROUP, TR
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.shared.messages.trajectories import random_trajectory, same
-
-PATIENCE_SECONDS = 30.0
+from tests.waiting import PATIENCE_SECONDS
 
 Batches = list[Batch[TrajectoryFinished]]
 

@@ -19,10 +19,9 @@ from shared.messages.streams import ALERTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.shared.messages.trajectories import random_trajectory
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = BREAKS_CONNECTIONS
-
-PATIENCE_SECONDS = 30.0
 
 
 class Cut:

@@ -14,6 +14,7 @@ from shared.adapters.streams.lease import Lease
 from shared.errors import ServiceError
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
+from tests.waiting import PATIENCE_SECONDS
 
 
 @asynccontextmanager
@@ -53,14 +54,14 @@ async def test_a_holder_that_is_cancelled_ends_also_where_the_client_takes_that_
 
 async def test_one_holds_and_the_other_waits_until_it_is_let_go(bus: Bus, redis_server: RedisServer) -> None:
     async with kept(redis_server.url, "two") as second:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await second.acquired()
             first_token = second.token
             async with kept(redis_server.url, "one") as first:
                 await asyncio.sleep(1.2)
                 assert first.token is None
                 assert second.token == first_token
-    async with kept(redis_server.url, "one") as first, asyncio.timeout(20):
+    async with kept(redis_server.url, "one") as first, asyncio.timeout(PATIENCE_SECONDS):
         await first.acquired()
         assert first.token is not None
         assert first_token is not None
@@ -70,7 +71,7 @@ async def test_one_holds_and_the_other_waits_until_it_is_let_go(bus: Bus, redis_
 async def test_a_dead_holder_s_lease_runs_out(bus: Bus, redis_server: RedisServer) -> None:
     dead = Lease(redis_server.url, "test", "dead", seconds=1.0)
     keeping = asyncio.create_task(dead.keep())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await dead.acquired()
         keeping.cancel()
         async with kept(redis_server.url, "heir") as heir:
@@ -85,14 +86,14 @@ async def test_a_dead_holder_s_lease_runs_out(bus: Bus, redis_server: RedisServe
 
 
 async def test_a_token_grows_even_when_redis_lost_everything(bus: Bus, redis_server: RedisServer) -> None:
-    async with kept(redis_server.url, "one") as first, asyncio.timeout(20):
+    async with kept(redis_server.url, "one") as first, asyncio.timeout(PATIENCE_SECONDS):
         await first.acquired()
         token = first.token
     assert token is not None
     async with Redis.from_url(redis_server.url) as client:
         await client.flushall()
     await asyncio.sleep(1.1)
-    async with kept(redis_server.url, "one") as again, asyncio.timeout(20):
+    async with kept(redis_server.url, "one") as again, asyncio.timeout(PATIENCE_SECONDS):
         await again.acquired()
         assert again.token is not None
         assert again.token > token
@@ -101,7 +102,7 @@ async def test_a_token_grows_even_when_redis_lost_everything(bus: Bus, redis_ser
 async def test_a_lease_is_over_when_redis_is_away(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, free_port())
     server.start()
-    async with kept(server.url, "one", seconds=1.0) as lease, asyncio.timeout(30):
+    async with kept(server.url, "one", seconds=1.0) as lease, asyncio.timeout(PATIENCE_SECONDS):
         await lease.acquired()
         server.stop(kill=True)
         while lease.token is not None:  # noqa: ASYNC110  its own clock ends it
