@@ -1,11 +1,23 @@
-"""Where the gateway listens, who may change things through it, and when it raises an alarm."""
+"""Settings of the gateway: its port, its key, and the thresholds of its alerts."""
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import SecretStr
 
 from shared.errors import SettingsError
+from shared.setting import (
+    Count,
+    Finite,
+    Natural,
+    NonNegative,
+    Port,
+    Positive,
+    Range,
+    Share,
+    check_group,
+    setting,
+)
 
 _UNSET = SecretStr("")
 
@@ -18,31 +30,27 @@ EXPECTED_SERVICES = ("trainer", "selfplay", "validator", "inference", "trader", 
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """The `[gateway]` group."""
+    """The `[gateway]` group.
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
-    api_key: SecretStr = _UNSET  # of every POST, 16 characters or more; empty switches them off
-    redis_timeout_seconds: float = 2.0  # how long an answer waits for Redis
-    max_event_clients: int = 64  # open /events streams; more are refused with 429
-    max_event_clients_per_peer: int = 32  # of one client address
+    Raises:
+        SettingsError: a value is out of range, or the key is too short.
+    """
+
+    host: str = setting("127.0.0.1", "interface that the port listens on")
+    port: Port = setting(8000, "port of the API and the dashboard")
+    allowed_hosts: str = setting("", "host names answered besides localhost and addresses, as a,b,c")
+    api_key: SecretStr = setting(
+        _UNSET, f"key of every POST, {MIN_KEY_LENGTH} characters or more; empty refuses every POST"
+    )
+    redis_timeout_seconds: Annotated[float, Range(above=0.0, high=60.0)] = setting(
+        2.0, "time that an answer waits for Redis"
+    )
+    max_event_clients: Count = setting(64, "open /events streams, beyond which clients get 429")
+    max_event_clients_per_peer: Count = setting(32, "open /events streams of one client address")
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be.
-
-        Raises:
-            SettingsError: names the field, its value and what is right.
-        """
-        if not 0 <= self.port <= 65535:
-            raise SettingsError(f"gateway.port is {self.port}, expected 0 to 65535")
-        if not 0.0 < self.redis_timeout_seconds <= 60.0:
-            raise SettingsError(
-                f"gateway.redis_timeout_seconds is {self.redis_timeout_seconds}, expected above 0, at most 60"
-            )
-        for name in ("max_event_clients", "max_event_clients_per_peer"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"gateway.{name} is {getattr(self, name)}, expected 1 or more")
+        """Check every range and the key."""
+        check_group("gateway", self)
         key_length = len(self.api_key.get_secret_value())
         if 0 < key_length < MIN_KEY_LENGTH:
             raise SettingsError(
@@ -55,67 +63,46 @@ class GatewayConfig:
 
 @dataclass(frozen=True)
 class AlertConfig:
-    """The `[alerts]` group: when the system says that something is wrong."""
+    """The `[alerts]` group: thresholds of the alerts that the gateway raises (docs/alerts.md).
 
-    expectancy_floor_pips: float = -10.0  # below: training diverges
-    win_rate_floor: float = 0.05  # below: the policy collapsed
-    #: Below: the policy only holds. The reference warned below 0.5, with illegal actions counted; with them
-    #: masked, a policy that holds each trade for an hour still decides to trade on 3 % of the bars.
-    trade_ratio_floor: float = 0.02
-    trade_ratio_after_episodes: int = 500  # before: a policy that only holds is no alarm yet
-    checkpoint_silence_minutes: float = 30.0  # no new version for so long while the trainer runs
-    low_free_mb: int = 5_000  # MB of free disk for the home; less is low
-    redis_memory_share: float = 0.8  # of maxmemory; above: soon all that write will wait
-    #: Above: workers do not pause as they should, which leaves their high water and a pipeline each.
-    backlog_trajectories: int = 1_000
-    pending_seconds: float = 120.0  # above: the trainer has trajectories and does not journal them
-    #: Services whose absence is an alert. The broker of a trader that is not in paper mode is exempt.
-    expected_services: tuple[str, ...] = EXPECTED_SERVICES
-    start_seconds: float = 180.0  # from the gateway's start until a service never seen is missing
-    missing_seconds: float = 30.0  # a service missing or degraded, or a broker away, for so long
-    restarts: int = 3  # of one service within `restart_minutes`
-    restart_minutes: float = 10.0
-    training_seconds: float = 300.0  # bad figures of training for so long; good ones for as long end it
-    end_seconds: float = 60.0  # absence after which a condition ended; a shorter gap is part of it
-    check_seconds: float = 5.0
-    webhook_url: SecretStr = _UNSET  # each new alert is posted there as JSON; empty means nowhere
-    repeat_seconds: float = 300.0  # events of one kind within so long are one post, with their number
+    Raises:
+        SettingsError: a value is out of range, a service is unknown, or the webhook is not a URL.
+    """
+
+    expectancy_floor_pips: Finite = setting(-10.0, "expectancy in self-play below which training diverges")
+    win_rate_floor: Share = setting(0.05, "win rate in self-play below which the policy has collapsed")
+    #: The reference warned below 0.5, but it counted illegal actions. With those masked, a policy that
+    #: holds each trade for an hour still decides to trade on 3 % of the bars.
+    trade_ratio_floor: Share = setting(0.02, "share of decisions to trade below which the policy only holds")
+    trade_ratio_after_episodes: Natural = setting(500, "episodes before the trade ratio is judged")
+    checkpoint_silence_minutes: Positive = setting(30.0, "time without a new version while the trainer runs")
+    low_free_mb: Natural = setting(5_000, "MB of free disk below which the disk counts as low")
+    redis_memory_share: Share = setting(0.8, "share of maxmemory above which Redis counts as almost full")
+    backlog_trajectories: Count = setting(
+        1_000, "waiting trajectories above which the backlog is larger than paused workers can produce"
+    )
+    pending_seconds: Positive = setting(120.0, "time that a delivered trajectory may stay unacknowledged")
+    expected_services: tuple[str, ...] = setting(
+        EXPECTED_SERVICES, "services whose absence is an alert; the broker only of a trader in paper mode"
+    )
+    start_seconds: NonNegative = setting(180.0, "time from the gateway's start until a service is missed")
+    missing_seconds: NonNegative = setting(30.0, "time that a service or the broker may be unavailable")
+    restarts: Count = setting(3, "restarts of one service within restart_minutes that are a crash loop")
+    restart_minutes: Positive = setting(10.0, "window in which restarts are counted")
+    training_seconds: NonNegative = setting(300.0, "time for which training figures must be bad or good")
+    end_seconds: NonNegative = setting(60.0, "time for which a condition must be absent to have ended")
+    check_seconds: Positive = setting(5.0, "interval between two checks")
+    webhook_url: SecretStr = setting(_UNSET, "URL that each new alert is posted to as JSON; empty for none")
+    repeat_seconds: NonNegative = setting(300.0, "time within which events of one kind are one post")
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be.
-
-        Raises:
-            SettingsError: names the field, its value and what is right.
-        """
-        for name in ("win_rate_floor", "trade_ratio_floor", "redis_memory_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected a share from 0 to 1")
-        for name in ("checkpoint_silence_minutes", "pending_seconds", "restart_minutes", "check_seconds"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected a positive number")
-        for name in (
-            "start_seconds",
-            "missing_seconds",
-            "training_seconds",
-            "end_seconds",
-            "repeat_seconds",
-            "trade_ratio_after_episodes",
-            "low_free_mb",
-        ):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("backlog_trajectories", "restarts"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"alerts.{name} is {getattr(self, name)}, expected 1 or more")
+        """Check every range, the names of services and the webhook."""
+        check_group("alerts", self)
         if unknown := set(self.expected_services) - set(EXPECTED_SERVICES):
             raise SettingsError(
                 f"alerts.expected_services has {', '.join(sorted(unknown))}, expected some of "
                 f"{', '.join(EXPECTED_SERVICES)}"
             )
-        if not math.isfinite(self.expectancy_floor_pips):
-            raise SettingsError(
-                f"alerts.expectancy_floor_pips is {self.expectancy_floor_pips}, expected a finite number"
-            )
         url = self.webhook_url.get_secret_value()
         if url and not url.startswith(("http://", "https://")):
-            raise SettingsError("alerts.webhook_url is no http:// or https:// address")
+            raise SettingsError("alerts.webhook_url is not an http:// or https:// URL")

@@ -1,14 +1,16 @@
-"""What the paper broker can be told: the market it replays, the account, and the faults it commits."""
+"""Settings of the paper broker: the market that it replays, the account, and the faults that it injects."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 from shared.errors import SettingsError
 from shared.market.session import Split
+from shared.setting import Natural, Port, Range, Share, check_group, setting
 
 
 class Pacing(StrEnum):
-    """When the next bar comes."""
+    """What paces the replay."""
 
     #: Simulated time runs `speed` times as fast as the wall clock, and waits for a client that acknowledges.
     SPEED = "speed"
@@ -17,87 +19,68 @@ class Pacing(StrEnum):
 
 @dataclass(frozen=True)
 class BrokerConfig:
-    """Group [broker]: the market and the account.
+    """The `[broker]` group: the market and the account.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8002
-    allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
-    account: str = "101-001-0000001-001"
-    balance: int = 1_000_000  # in the instrument's quote currency
-    margin_rate: float = 0.05
-    spread_pips: float = 4.0
-    spread_from_data: bool = False  # each bar's own spread where the data set has one
-    split: str = "test"  # the bars replayed: a split's, or `all`; those before are history
-    pacing: Pacing = Pacing.SPEED
-    speed: float = 300.0
-    patience_seconds: float = 30.0  # wall clock; how long a client that acknowledges bars is waited for
-    jump_gap_minutes: int = 30  # longer stretches without bars are jumped over; 0 replays them too
-    heartbeat_seconds: float = 5.0  # wall clock, on every stream
+    host: str = setting("127.0.0.1", "interface that the port listens on")
+    port: Port = setting(8002, "port of the broker's API")
+    allowed_hosts: str = setting("", "host names answered besides localhost and addresses, as a,b,c")
+    account: str = setting("101-001-0000001-001", "account id: four numbers joined by -")
+    balance: Annotated[int, Range(low=1)] = setting(1_000_000, "balance in the instrument's quote currency")
+    margin_rate: Annotated[float, Range(above=0.0, high=1.0)] = setting(0.05, "margin per unit of exposure")
+    spread_pips: Annotated[float, Range(low=0.0, high=1_000.0)] = setting(4.0, "spread of every quote")
+    spread_from_data: bool = setting(False, "use each bar's own spread where the data set has one")
+    split: str = setting("test", "split of the bars that is replayed, or all; earlier bars are history")
+    pacing: Pacing = setting(Pacing.SPEED, "what paces the replay")
+    speed: Annotated[float, Range(low=0.1, high=100_000.0)] = setting(
+        300.0, "seconds of the market in a second of the wall clock"
+    )
+    patience_seconds: Annotated[float, Range(above=0.0, high=3_600.0)] = setting(
+        30.0, "wall clock that the replay waits for a client that acknowledges bars"
+    )
+    jump_gap_minutes: Natural = setting(30, "longest stretch without bars that is not skipped; 0 skips none")
+    heartbeat_seconds: Annotated[float, Range(above=0.0, high=60.0)] = setting(
+        5.0, "wall clock between two heartbeats of a stream"
+    )
 
     def __post_init__(self) -> None:
-        """Check the ranges of all fields."""
-        _require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
+        """Check every range, the account and the split."""
+        check_group("broker", self)
         parts = self.account.split("-")
-        digits = all(part.isascii() and part.isdigit() for part in parts)
-        _require(len(parts) == 4 and digits, "account", self.account, "four numbers joined by -")
-        _require(self.balance > 0, "balance", self.balance, "an amount above 0")
-        _require(0 < self.margin_rate <= 1, "margin_rate", self.margin_rate, "above 0, at most 1")
-        _require(0 <= self.spread_pips <= 1_000, "spread_pips", self.spread_pips, "0 to 1000")
+        if len(parts) != 4 or not all(part.isascii() and part.isdigit() for part in parts):
+            raise SettingsError(f"broker.account is {self.account!r}, expected four numbers joined by -")
         splits = (*Split, "all")
-        _require(self.split in splits, "split", self.split, ", ".join(splits))
-        _require(0.1 <= self.speed <= 100_000, "speed", self.speed, "0.1 to 100000")
-        _require(
-            0 < self.patience_seconds <= 3_600,
-            "patience_seconds",
-            self.patience_seconds,
-            "above 0, at most 3600",
-        )
-        _require(self.jump_gap_minutes >= 0, "jump_gap_minutes", self.jump_gap_minutes, "at least 0")
-        _require(
-            0 < self.heartbeat_seconds <= 60,
-            "heartbeat_seconds",
-            self.heartbeat_seconds,
-            "above 0, at most 60",
-        )
+        if self.split not in splits:
+            raise SettingsError(f"broker.split is {self.split!r}, expected one of {', '.join(splits)}")
 
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """Group [faults]: what goes wrong on purpose; all draws come from one seeded generator.
+    """The `[faults]` group: what goes wrong on purpose; one seeded generator draws everything.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    seed: int = 0
-    latency_ms: float = 0.0  # from an order's arrival to its execution, at the price then in force
-    reject_probability: float = 0.0  # an order is refused with 400
-    partial_fill_probability: float = (
-        0.0  # half of the units find liquidity: IOC fills them, FOK is cancelled
+    seed: Natural = setting(0, "seed of all draws")
+    latency_ms: Annotated[float, Range(low=0.0, high=60_000.0)] = setting(
+        0.0, "time from an order's arrival to its execution, at the price then in force"
     )
-    drop_answer_probability: float = 0.0  # a write is carried out, then the connection dies without an answer
-    gateway_timeout_probability: float = 0.0  # a write is carried out, then answered with 504
-    read_error_probability: float = 0.0  # a read is answered with 503
-    rate_limit_probability: float = 0.0  # a read is answered with 429
-    disconnect_probability: float = 0.0  # for each stream line: half of it is sent, then the connection dies
-    stall_probability: float = 0.0  # for each stream line: the stream falls silent, its connection open
-    stall_seconds: float = 30.0
+    reject_probability: Share = setting(0.0, "an order is refused with 400")
+    partial_fill_probability: Share = setting(
+        0.0, "half of the units find liquidity: IOC fills them, FOK is cancelled"
+    )
+    drop_answer_probability: Share = setting(0.0, "a write is executed, then the connection is cut")
+    gateway_timeout_probability: Share = setting(0.0, "a write is executed, then answered with 504")
+    read_error_probability: Share = setting(0.0, "a read is answered with 503")
+    rate_limit_probability: Share = setting(0.0, "a read is answered with 429")
+    disconnect_probability: Share = setting(0.0, "a stream line is cut in half, and its connection with it")
+    stall_probability: Share = setting(0.0, "at a stream line the stream falls silent, its connection open")
+    stall_seconds: Annotated[float, Range(low=0.0, high=3_600.0)] = setting(30.0, "duration of a stall")
 
     def __post_init__(self) -> None:
-        """Check the ranges of all fields."""
-        for item in fields(self):
-            if item.name.endswith("_probability"):
-                value = getattr(self, item.name)
-                _require(0 <= value <= 1, item.name, value, "a probability from 0 to 1")
-        _require(self.seed >= 0, "seed", self.seed, "at least 0")
-        _require(0 <= self.latency_ms <= 60_000, "latency_ms", self.latency_ms, "0 to 60000")
-        _require(0 <= self.stall_seconds <= 3_600, "stall_seconds", self.stall_seconds, "0 to 3600")
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise SettingsError(f"{name} is {value!r}: expected {wanted}")
+        """Check every range."""
+        check_group("faults", self)

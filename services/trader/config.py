@@ -1,19 +1,26 @@
-"""What the trader can be told: where it trades, how it sends orders, and what its guards allow."""
+"""Settings of the trader: where it trades, how it sends orders, and what its guards allow."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
 from shared.market.bar import normal_name
+from shared.setting import Count, NonNegative, Positive, Range, check_group, setting
 
 
 class Mode(StrEnum):
-    """Which broker is traded at."""
+    """The broker that the trader uses."""
 
     PAPER = "paper"  # the paper broker; simulated time
     PRACTICE = "practice"  # OANDA, with play money
     LIVE = "live"  # OANDA, with real money
+
+
+#: Limits can be switched off by `inf`.
+Limit = Annotated[float, Range(above=0.0, or_infinite=True)]
+Minutes = Annotated[float, Range(low=0.0, or_infinite=True)]
 
 
 @dataclass(frozen=True)
@@ -21,35 +28,52 @@ class TraderConfig:
     """The `[trader]` group.
 
     Raises:
-        SettingsError: a value cannot be; names the field, its value and what is right.
+        SettingsError: a value is out of range, or is not a URL.
+        DataError: the instrument is not the name of a pair.
     """
 
-    broker_url: str = "http://127.0.0.1:8002"  # of the paper broker; practice and live have OANDA's own
-    inference_url: str = "http://127.0.0.1:8001"
-    instrument: str = ""  # empty: the only one that the account can trade, as at the paper broker
-    units: int = 1
-    live_confirmation: str = ""  # live only: the account id, spelled out once more
-    history_bars: int = 600  # bars that warm the features up
-    inference_deadline_ms: float = 100.0
-    candle_wait_seconds: float = 60.0  # wall clock that a closed bar's candle may take; then the trader holds
-    candle_poll_seconds: float = 0.25
-    decision_age_seconds: float = 60.0  # market time after a bar's end from which it is not acted on
-    look_up_seconds: float = 30.0  # an order without an answer or a trace for so long was not executed
-    look_up_poll_seconds: float = 1.0  # at least OANDA's replication lag
-    flatten_retry_seconds: float = 1.0  # from a failed close to the next one; doubles with each failure
-    flatten_retry_max_seconds: float = 30.0
-    sync_seconds: float = 5.0  # between two looks at the account's transactions while no bar closes
-    reconnect_max_seconds: float = 30.0
-    lease_seconds: float = 15.0
-    stop_loss_pips: float = 150.0  # rides on the entry order; 0 sends none, which live refuses
-    live_without_stop: bool = False  # live only: trade although stop_loss_pips is 0
-    take_profit_pips: float = 0.0  # rides on the entry order; 0 sends none
-    max_slippage_pips: float = 10.0  # worst price of an entry, from the quote; 0 sets no bound
-    trade_unproven: bool = False  # paper mode only: enter on a version that passed no gate
-    outbox_rows: int = 200_000  # audit messages kept while Redis is away; beyond it no entry is made
+    broker_url: str = setting(
+        "http://127.0.0.1:8002", "URL of the paper broker; practice and live use OANDA's own"
+    )
+    inference_url: str = setting("http://127.0.0.1:8001", "URL of the inference service")
+    instrument: str = setting("", "pair to trade; empty takes the only one that the account can trade")
+    units: Count = setting(1, "units of every entry")
+    live_confirmation: str = setting("", "live mode only: the account id once more")
+    history_bars: Annotated[int, Range(low=151, high=5_000)] = setting(
+        600, "bars read at the start to compute features; the first window needs 151"
+    )
+    inference_deadline_ms: Positive = setting(100.0, "time for a decision, after which the trader holds")
+    candle_wait_seconds: Positive = setting(
+        60.0, "time for a closed bar's candle, after which the trader holds"
+    )
+    candle_poll_seconds: Positive = setting(0.25, "interval between two requests for a candle")
+    decision_age_seconds: Positive = setting(
+        60.0, "market time after a bar's end from which its decision is not acted on"
+    )
+    look_up_seconds: Positive = setting(
+        30.0, "time without an answer or a trace after which an order counts as not executed"
+    )
+    look_up_poll_seconds: Positive = setting(
+        1.0, "interval between two look-ups; at least OANDA's replication lag"
+    )
+    flatten_retry_seconds: Positive = setting(1.0, "delay after a failed close; doubles with each failure")
+    flatten_retry_max_seconds: Positive = setting(30.0, "largest delay between two attempts to close")
+    sync_seconds: Positive = setting(5.0, "interval of account updates while no bar closes")
+    reconnect_max_seconds: Positive = setting(30.0, "largest delay between two attempts to connect")
+    lease_seconds: Positive = setting(15.0, "lifetime of the lease that lets one trader act")
+    stop_loss_pips: NonNegative = setting(
+        150.0, "stop loss sent with every entry; 0 sends none, which live mode refuses"
+    )
+    live_without_stop: bool = setting(False, "live mode only: trade although stop_loss_pips is 0")
+    take_profit_pips: NonNegative = setting(0.0, "take profit sent with every entry; 0 sends none")
+    max_slippage_pips: NonNegative = setting(10.0, "price bound of an entry, from the quote; 0 sends none")
+    trade_unproven: bool = setting(False, "paper mode only: enter on a version that passed no gate")
+    outbox_rows: Count = setting(
+        200_000, "audit messages kept while Redis is unavailable, beyond which no entry is made"
+    )
 
     def __post_init__(self) -> None:
-        """Check every range."""
+        """Check every range, the URLs and the instrument."""
         if self.instrument:
             normal_name(self.instrument)
         for name in ("broker_url", "inference_url"):
@@ -58,65 +82,42 @@ class TraderConfig:
                 raise SettingsError(
                     f"trader.{name} is {getattr(self, name)!r}, expected a URL such as http://127.0.0.1:8002"
                 )
-        for name in ("units", "outbox_rows"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"trader.{name} is {getattr(self, name)}, expected 1 or more")
-        if not 151 <= self.history_bars <= 5_000:
-            raise SettingsError(
-                f"trader.history_bars is {self.history_bars}, expected 151 (the first window's bars) to 5000"
-            )
+        check_group("trader", self)
         if self.flatten_retry_max_seconds < self.flatten_retry_seconds:
             raise SettingsError(
                 f"trader.flatten_retry_max_seconds is {self.flatten_retry_max_seconds}, expected at least "
                 f"trader.flatten_retry_seconds, which is {self.flatten_retry_seconds}"
             )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_pips"):
-                _require_at_least("trader", field.name, value, 0.0)
-            elif field.name.endswith(("_seconds", "_ms")):
-                _require_positive("trader", field.name, value)
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """The `[guards]` group: limits of what may be traded; `inf` switches a limit off.
+    """The `[guards]` group: limits of what may be traded.
 
     Raises:
-        SettingsError: a limit cannot be.
+        SettingsError: a limit is out of range.
     """
 
-    stale_seconds: float = 10.0  # wall clock without tick or heartbeat
-    quiet_seconds: float = 120.0  # wall clock without a tick while the market is open
-    max_jump_percent: float = 5.0  # from the last good price; beyond it a candle must confirm the new level
-    max_spread_pips: float = 8.0  # of an entry
-    close_margin_minutes: float = 5.0  # before Friday's close: no entries, and positions are closed
-    max_clock_skew_seconds: float = 5.0  # wall clock against the broker's; not looked at in a replay
-    daily_loss_pips: float = 200.0  # per trading day, cut at 17:00 New York
-    weekly_loss_pips: float = 500.0
-    max_drawdown_pips: float = 1_000.0  # from the highest equity; trading stops until an operator resumes it
-    max_orders_per_hour: float = 40.0  # entries are refused beyond it; market time
-    max_rejects: int = 3  # in a row; no entry until a fill, or until an operator resumes trading
-    max_bars_held: int = 360  # a session's length: no agent has ever held longer, so it is closed
-    max_missing_minutes: float = 60.0  # open minutes without a bar among the last 150
+    stale_seconds: Limit = setting(10.0, "wall clock without a tick or a heartbeat")
+    quiet_seconds: Limit = setting(120.0, "wall clock without a tick while the market is open")
+    max_jump_percent: Limit = setting(
+        5.0, "distance from the last good price, beyond which a candle must confirm the new level"
+    )
+    max_spread_pips: Limit = setting(8.0, "spread of an entry")
+    close_margin_minutes: Minutes = setting(
+        5.0, "time before Friday's close without entries, in which positions are closed"
+    )
+    max_clock_skew_seconds: Limit = setting(5.0, "wall clock against the broker's; not checked in a replay")
+    daily_loss_pips: Limit = setting(200.0, "loss of a trading day, which begins at 17:00 New York")
+    weekly_loss_pips: Limit = setting(500.0, "loss of a trading week")
+    max_drawdown_pips: Limit = setting(
+        1_000.0, "drawdown from the highest equity; trading stops until an operator resumes it"
+    )
+    max_orders_per_hour: Limit = setting(40.0, "entries per hour of market time")
+    max_rejects: Count = setting(3, "rejects in a row; no entry until a fill or until an operator resumes")
+    max_bars_held: Count = setting(360, "bars after which a position is closed: the length of a session")
+    max_missing_minutes: Minutes = setting(60.0, "open minutes without a bar among the last 150")
 
     def __post_init__(self) -> None:
         """Check every range."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "close_margin_minutes" or field.name == "max_missing_minutes":
-                _require_at_least("guards", field.name, value, 0.0)
-            elif field.name in ("max_rejects", "max_bars_held"):
-                _require_at_least("guards", field.name, value, 1)
-            elif not value > 0.0:
-                raise SettingsError(f"guards.{field.name} is {value}, expected a number above 0")
-
-
-def _require_at_least(group: str, name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise SettingsError(f"{group}.{name} is {value}, expected {least} or more")
-
-
-def _require_positive(group: str, name: str, value: float) -> None:
-    if not 0.0 < value < float("inf"):
-        raise SettingsError(f"{group}.{name} is {value}, expected a positive number")
+        check_group("guards", self)

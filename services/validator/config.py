@@ -1,35 +1,27 @@
-"""How the validator works: lanes, bounds, time limit."""
+"""Settings of the validator."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from shared.errors import SettingsError
+from shared.setting import Count, Natural, Positive, Range, check_group, setting
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """The `[validation]` group."""
+    """The `[validation]` group.
 
-    lanes: int = 64  # sessions played in lockstep
-    max_sessions: int = 0  # evenly spread over the split; 0 walks all of them
-    time_limit_seconds: float = 1800.0  # for one version
-    annual_min_days: int = 60  # Sharpe and Sortino ratios of fewer days are not annualised
-    page: bool = True  # write the HTML page and its picture beside the JSON report
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    lanes: Count = setting(64, "sessions played in lockstep")
+    max_sessions: Natural = setting(0, "sessions judged, spread evenly over the split; 0 judges all")
+    time_limit_seconds: Positive = setting(1800.0, "time limit for one version")
+    annual_min_days: Annotated[int, Range(low=2)] = setting(
+        60, "days below which Sharpe and Sortino ratios are not annualised"
+    )
+    page: bool = setting(True, "write an HTML page and its picture beside the JSON report")
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            SettingsError: names the field, its value and what is right.
-        """
-        if self.lanes < 1:
-            raise SettingsError(f"validation.lanes is {self.lanes}, expected 1 or more")
-        if self.max_sessions < 0:
-            raise SettingsError(f"validation.max_sessions is {self.max_sessions}, expected 0 (all) or more")
-        if self.annual_min_days < 2:
-            raise SettingsError(
-                f"validation.annual_min_days is {self.annual_min_days}, expected 2 or more days"
-            )
-        if not self.time_limit_seconds > 0:
-            raise SettingsError(
-                f"validation.time_limit_seconds is {self.time_limit_seconds}, expected a positive number"
-            )
+        """Check every range."""
+        check_group("validation", self)

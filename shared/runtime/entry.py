@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import SecretStr
+from pydantic import AliasChoices, SecretStr
 
 from shared.errors import MuZeroError
 from shared.runtime.lifecycle import EXIT_INTERRUPTED, Main, run_service
 from shared.runtime.settings import DELIMITER, PREFIX, ServiceSettings, load
+from shared.setting import describe_group
 
 _S = TypeVar("_S", bound=ServiceSettings)
 
@@ -63,11 +64,12 @@ def _described(settings_class: type[ServiceSettings]) -> Iterator[str]:
     for name, field in settings_class.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
         if dataclasses.is_dataclass(default):
-            for member in dataclasses.fields(default):
-                variable = f"{PREFIX}{name}{DELIMITER}{member.name}".upper()
-                yield f"  {variable} = {_shown(getattr(default, member.name))}"
+            for member, value, description in describe_group(default):
+                variable = f"{PREFIX}{name}{DELIMITER}{member}".upper()
+                yield f"  {variable} = {_shown(value)}{'  ' + description if description else ''}"
         else:
-            spelled = str(field.validation_alias or f"{PREFIX}{name.upper()}")
+            alias = field.validation_alias
+            spelled = alias.choices[0] if isinstance(alias, AliasChoices) else f"{PREFIX}{name.upper()}"
             yield f"  {spelled} = {_shown(default)}{'  ' + field.description if field.description else ''}"
 
 

@@ -95,7 +95,7 @@ def test_an_unknown_name_in_the_profile_or_dotenv_stops_the_start(tmp_path: Path
         ("MM_LOG_LEVEL", "LOUD", "MM_LOG_LEVEL is 'LOUD'"),
         ("MM_LEARNER__BATCH_SIZE", "many", "MM_LEARNER__BATCH_SIZE is 'many'"),
         ("MM_LEARNER__BATCH_SIZE", "0", "learner.batch_size is 0, expected 1 or more"),
-        ("MM_REPLAY__TRADE_QUOTA", "nan", "replay.trade_quota is nan, expected a finite number"),
+        ("MM_REPLAY__TRADE_QUOTA", "nan", "replay.trade_quota is nan, expected 0 to 1"),
         ("MM_SEARCH__SELECTION", "luck", "MM_SEARCH__SELECTION is 'luck'"),
     ],
 )
