@@ -19,9 +19,9 @@ Approximations against the law itself:
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.special import ndtr
 
 from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig, Lanes
@@ -174,7 +174,8 @@ def _cells(mean_pips: float, sigma_pips: float) -> tuple[Int64, Float64]:
     points = np.arange(
         np.floor(mean - _MOVE_DEVIATIONS * sigma), np.ceil(mean + _MOVE_DEVIATIONS * sigma) + 1
     )
-    weights = np.diff(ndtr((np.append(points, points[-1] + 1) - 0.5 - mean) / sigma))
+    edges = np.append(points, points[-1] + 1) - 0.5
+    weights = np.diff([NormalDist(mean, sigma).cdf(edge) for edge in edges])
     return points.astype(np.int64), weights / weights.sum()
 
 
