@@ -43,7 +43,7 @@ async def test_a_damaged_successor_leaves_the_old_version_serving(tmp_path: Path
     alert = await promoted.refresh()
     assert alert is not None
     assert "SHA-256" in alert.detail
-    assert "version 1 goes on" in alert.detail
+    assert "version 1 is still served" in alert.detail
     assert (promoted.served.version, promoted.refused) == (1, 2)
     assert await promoted.refresh() is None, "one alert for one damaged version"
     promote(store, 3)
