@@ -16,7 +16,7 @@ from shared.runtime.tasks import service_tasks
 
 
 def compose(settings: InferenceSettings) -> Main:
-    """The service's coroutine, wired to its settings."""
+    """Wire the service's coroutine to its settings."""
     config = settings.inference
 
     async def main(lifecycle: Lifecycle) -> None:

@@ -1,4 +1,4 @@
-"""The inference service's settings."""
+"""Settings of the inference service."""
 
 from pydantic import Field
 
