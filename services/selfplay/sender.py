@@ -1,7 +1,7 @@
-"""Sends finished trajectories to the stream, at the trainer's pace, and loses none.
+"""Sends finished trajectories to the stream at the trainer's pace.
 
-While the trainer lags behind the sender waits. What Redis does not take before a stopping worker must exit is
-kept on disk, and the next worker that starts with the same home sends it.
+While the trainer lags behind, the sender waits. Trajectories that Redis does not accept before a stopping
+worker must exit are kept on disk. The next worker that starts with the same home sends them.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 #: Seconds between two looks at the stream's length while the worker waits for the trainer.
 BACKLOG_SECONDS = 0.5
 
-#: Seconds that a stopping worker goes on sending; what is left then is kept on disk.
+#: Seconds that a stopping worker continues to send; the remaining trajectories are kept on disk.
 LAST_SEND_SECONDS = 3.0
 
 WAITING = Gauge("mm_selfplay_waiting", "1 while the worker waits for the trainer to catch up")

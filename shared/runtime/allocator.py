@@ -11,7 +11,7 @@ import platform
 #: From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
-#: Blocks of at least so many bytes are still mapped and returned one by one; they live long.
+#: Blocks of at least so many bytes are still mapped and returned one by one, since they are long-lived.
 LARGE_BLOCK = 64 * 2**20
 
 #: Free bytes to keep on top of the heap.

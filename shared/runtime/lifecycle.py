@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TypeVar
 
 import structlog
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY
 from redis.exceptions import RedisError
 
 from shared.adapters.streams.bus import Bus
@@ -108,21 +108,19 @@ class Lifecycle:
 Main = Callable[[Lifecycle], Awaitable[None]]
 
 
-def run_service(
-    service: str, settings: ServiceSettings, main: Main, *, registry: CollectorRegistry = REGISTRY
-) -> int:
+def run_service(service: str, settings: ServiceSettings, main: Main) -> int:
     """Run a service until it returns, which SIGTERM and SIGINT ask it to do.
 
     Returns:
         Exit status of the process: 0 after a graceful shutdown, 1 after a failure, 2 when the user's input is
         at fault.
     """
-    status = asyncio.run(_run(service, settings, main, registry))
+    status = asyncio.run(_run(service, settings, main))
     gc.freeze()  # otherwise the interpreter's last collection takes seconds, with torch and numba loaded
     return status
 
 
-async def _run(service: str, settings: ServiceSettings, main: Main, registry: CollectorRegistry) -> int:
+async def _run(service: str, settings: ServiceSettings, main: Main) -> int:
     lifecycle = Lifecycle(service, settings)
     configure_logs(service, lifecycle.instance, level=settings.log_level, form=settings.log_format)
     loop = asyncio.get_running_loop()
@@ -132,7 +130,7 @@ async def _run(service: str, settings: ServiceSettings, main: Main, registry: Co
     beats = asyncio.create_task(_beat(lifecycle, settings))
     graceful = False
     try:
-        async with _metrics(lifecycle, settings, registry):
+        async with _metrics(lifecycle, settings):
             await main(lifecycle)
         graceful = True
     except MuZeroError as failure:
@@ -146,15 +144,13 @@ async def _run(service: str, settings: ServiceSettings, main: Main, registry: Co
     return 0
 
 
-def _metrics(
-    lifecycle: Lifecycle, settings: ServiceSettings, registry: CollectorRegistry
-) -> contextlib.AbstractAsyncContextManager[None]:
+def _metrics(lifecycle: Lifecycle, settings: ServiceSettings) -> contextlib.AbstractAsyncContextManager[None]:
     """Serve the process's metrics if a port is set."""
     if not settings.metrics_port:
         return contextlib.nullcontext()
     from shared.runtime.server import metrics_served  # slow to import, and only needed for a port
 
-    return metrics_served(registry, lifecycle, host=settings.metrics_host, port=settings.metrics_port)
+    return metrics_served(REGISTRY, lifecycle, host=settings.metrics_host, port=settings.metrics_port)
 
 
 def _on_signal(lifecycle: Lifecycle, signum: int) -> None:

@@ -17,6 +17,9 @@ from shared.runtime.child import ending_with_parent
 
 START_SECONDS = 20.0
 
+#: A server that has not stopped by then is killed.
+STOP_SECONDS = 10.0
+
 _MANIFEST = "appendonlydir/appendonly.aof.manifest"
 _BLOCK = 1 << 16
 _LOG_LINES = 5
@@ -114,7 +117,7 @@ class RedisServer:
                 raise ServiceError(self.why_not_up())
             time.sleep(0.02)
 
-    def stop(self, *, kill: bool = False, timeout: float = 10.0) -> None:
+    def stop(self, *, kill: bool = False) -> None:
         """Shut the server down gracefully, or kill it."""
         if self._process is None:
             return
@@ -123,7 +126,7 @@ class RedisServer:
         else:
             self._process.terminate()
         try:
-            self._process.wait(timeout)
+            self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -151,7 +154,7 @@ class RedisServer:
         if any("Bad file format" in line for line in lines):
             text += (
                 f"\nThe append-only file in {self.folder} is damaged. Copy the folder, then run "
-                f"`redis-check-aof --fix` on {self.folder / _MANIFEST}; docs/operations.md says what is lost"
+                f"`redis-check-aof --fix` on {self.folder / _MANIFEST}; docs/operations.md describes the loss"
             )
         return text
 

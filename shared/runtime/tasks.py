@@ -1,4 +1,4 @@
-"""The task group of a service: the tasks that live and fail together."""
+"""The task group of a service, whose tasks run and fail together."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -215,7 +215,7 @@ class Batches:
         self._released.clear()
 
     def release(self) -> None:
-        """Let batches go on."""
+        """Let batches continue."""
         self._released.set()
 
 
