@@ -33,7 +33,7 @@ def compose(settings: InferenceSettings) -> Main:
                 await serve_app(
                     app, lifecycle, host=config.host, port=config.port, allowed_hosts=config.allowed_hosts
                 )
-                lifecycle.stop()  # ends `follow` if the server exits by itself
+                lifecycle.stop()  # stops `follow` if the server exits by itself
         finally:
             promoted.close()
 

@@ -138,7 +138,7 @@ class PromotedVersion:
         return None
 
     async def follow(self, lifecycle: Lifecycle, *, poll_seconds: float) -> None:
-        """Refresh at each announced promotion, and every `poll_seconds` in case Redis was unavailable."""
+        """Refresh at each announced promotion, and every `poll_seconds` in case one was missed."""
         bus = lifecycle.bus
         moved = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:

@@ -129,8 +129,8 @@ class TrajectorySender:
     async def _send(self, pipeline: Sequence[Trajectory]) -> bool:
         """Send at most `PIPELINE` trajectories; False when a stopping worker has no time left for it.
 
-        A stop request does not interrupt the exchange: a second one would put the trajectories into the
-        stream twice. It only sets a deadline.
+        A stop request sets a deadline for the exchange, but does not interrupt it at once: the trajectories
+        may already be in the stream, and the next worker would send them again.
         """
         messages = [encode_trajectory(trajectory) for trajectory in pipeline]
         try:

@@ -1,9 +1,9 @@
 """Reads a service's settings from the environment, `.env`, a TOML profile, and defaults, in this order.
 
 One profile serves every service. Each of its tables is a group (`[search]`, `[learner]` ...), and a service
-declares the groups that it uses as fields. The variable of a setting in a group is `MM_SEARCH__SIMULATIONS`,
-of one outside groups `MM_LOG_LEVEL`. A name that no service knows is an error, so that a misspelt setting is
-not replaced by its default unnoticed.
+declares the groups that it uses as fields. `MM_SEARCH__SIMULATIONS` is the variable of a setting in a group,
+`MM_LOG_LEVEL` of one outside groups. A name that no service knows is an error, so that a misspelt setting
+never silently keeps its default.
 """
 
 import dataclasses
@@ -82,9 +82,16 @@ class ServiceSettings(BaseSettings):
         description="file whose first line is the password, such as a Docker secret; used if none is set",
     )
     instance: str = Field("", description="name of this instance; empty means host and process id")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["json", "console"] = "json"
-    heartbeat_seconds: float = Field(5.0, gt=0, le=HEARTBEAT_TTL_SECONDS / 3)  # two in a row may be lost
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="lowest level that is logged"
+    )
+    log_format: Literal["json", "console"] = Field("json", description="console: coloured lines for people")
+    heartbeat_seconds: float = Field(
+        5.0,
+        gt=0,
+        le=HEARTBEAT_TTL_SECONDS / 3,
+        description="between two heartbeats; two in a row may be lost",
+    )
     alive_file: Path | None = Field(None, description="touched at each heartbeat, for health checks")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
     metrics_host: str = Field("127.0.0.1", description="interface of that port; 0.0.0.0 for other hosts")

@@ -96,7 +96,7 @@ def test_the_rows_of_a_file_join_the_features_of_the_data_set(
     assert [row[1] for row in rows_of(rewards)] == pytest.approx(sums, rel=1e-4)
 
 
-def test_a_trade_is_in_the_row_that_closed_it_with_the_profit_of_its_prices_and_costs(path: Path) -> None:
+def test_a_trade_is_in_the_row_that_closed_it_with_its_profit_after_costs(path: Path) -> None:
     closed = rows_of(f"""
         SELECT action, step, bar_index, trade_exit_bar, pnl_pips, trade_pips, position_side, trade_side,
             trade_exit_price, trade_entry_price FROM '{path}' WHERE trade_side IS NOT NULL
