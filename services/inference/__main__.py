@@ -1,6 +1,5 @@
 """Composes and runs the inference service."""
 
-import asyncio
 import sys
 from collections.abc import Sequence
 
@@ -13,10 +12,11 @@ from shared.adapters.versions.store import CheckpointStore
 from shared.runtime.entry import service_main
 from shared.runtime.lifecycle import Lifecycle, Main
 from shared.runtime.server import serve_app
+from shared.runtime.tasks import service_tasks
 
 
 def compose(settings: InferenceSettings) -> Main:
-    """Wire the service."""
+    """Wire the service's coroutine to its settings."""
     config = settings.inference
 
     async def main(lifecycle: Lifecycle) -> None:
@@ -27,22 +27,21 @@ def compose(settings: InferenceSettings) -> Main:
             instrument=config.instrument,
         )
         app = build_app(promoted, config, REGISTRY)
-        following = asyncio.create_task(promoted.follow(lifecycle, poll_seconds=config.poll_seconds))
-        following.add_done_callback(lambda _: lifecycle.stop())  # neither goes on without the other
         try:
-            await serve_app(
-                app, lifecycle, host=config.host, port=config.port, allowed_hosts=config.allowed_hosts
-            )
+            async with service_tasks() as tasks:
+                tasks.create_task(promoted.follow(lifecycle, poll_seconds=config.poll_seconds))
+                await serve_app(
+                    app, lifecycle, host=config.host, port=config.port, allowed_hosts=config.allowed_hosts
+                )
+                lifecycle.stop()  # stops `follow` if the server exits by itself
         finally:
-            lifecycle.stop()
-            await following
             promoted.close()
 
     return main
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until asked to stop; the exit status."""
+    """Run the inference service; see `--help`."""
     return service_main("inference", InferenceSettings, compose, arguments)
 
 

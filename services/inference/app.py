@@ -1,4 +1,4 @@
-"""HTTP of the inference service: one decision a request, its health and its metrics."""
+"""HTTP routes of the inference service: decisions, health and metrics."""
 
 import time
 from http import HTTPStatus
@@ -28,7 +28,7 @@ from shared.messages.inference import ActionName, BarColumns, DecisionReply, Dec
 from shared.numeric import Bool, Float32
 from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers
 
-#: 288 features or 1,000 bars are far smaller.
+#: Larger than any valid request: 288 features, or 1,000 bars.
 MAX_BODY_BYTES = 128_000
 
 
@@ -59,7 +59,7 @@ class _Metrics:
 
 
 def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: CollectorRegistry) -> FastAPI:
-    """The application; `promoted` is refreshed elsewhere."""
+    """Build the application; the caller refreshes `promoted`."""
     app = FastAPI(title="Micro Stochastic MuZero inference", version="1", responses=PROBLEM_RESPONSES)
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
     metrics = _Metrics(registry)
@@ -67,7 +67,7 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
 
     @app.post("/inference")
     async def inference(request: Annotated[DecisionRequest, Body()]) -> DecisionReply:
-        """Decide what to do at the open of the next bar: greedy and without noise."""
+        """Decide on the action at the open of the next bar, greedily and without noise."""
         nonlocal waiting
         started = time.perf_counter()
         served = promoted.served
@@ -78,7 +78,7 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
             metrics.requests.labels("busy").inc()
             raise HTTPException(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{waiting} requests are waiting already",
+                f"{waiting} requests are already in progress or waiting",
                 {"Retry-After": "1"},
             )
         waiting += 1
@@ -99,12 +99,12 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """The process answers."""
+        """Report that the process answers."""
         return {"status": "ok"}
 
     @app.get("/readyz")
     async def readyz() -> Ready:
-        """A version is loaded; 503 before."""
+        """Report the version that decides; 503 before the first is loaded."""
         if promoted.served is None:
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, promoted.absence)
         return Ready(version=promoted.served.version, stage=promoted.served.stage)
@@ -120,10 +120,10 @@ def build_app(promoted: PromotedVersion, config: InferenceConfig, registry: Coll
 
 
 def _observation(request: DecisionRequest, served: Served) -> tuple[Float32, Float32]:
-    """`[1, 32, 9]` and `[1, 6]` as the agent sees them.
+    """The window `[1, 32, 9]` and the static features `[1, 6]` of a request.
 
     Raises:
-        HTTPException: 422 for another instrument, or bars without a window.
+        HTTPException: 422 for another instrument, or for bars that break a rule.
     """
     instrument = served.instrument
     if request.instrument != instrument.name:
@@ -153,7 +153,7 @@ def _window(bars: BarColumns, instrument: Instrument) -> Float32:
     except DataError as broken:
         raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, f"bars: {broken}") from broken
     window = stream.window()
-    assert window is not None, "the request's schema asks for as many bars as a window needs"
+    assert window is not None, "the request's schema requires enough bars for a window"
     return window
 
 
@@ -190,6 +190,6 @@ def _reply(
 
 
 def _probabilities(row: Float32) -> list[float]:
-    """A float32 distribution may pass 1 by a rounding error."""
+    """Probabilities in [0, 1]; rounding may put those of a float32 distribution slightly above 1."""
     clipped: list[float] = np.clip(row.astype(np.float64), 0.0, 1.0).tolist()
     return clipped

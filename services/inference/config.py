@@ -1,4 +1,4 @@
-"""Where the inference service listens, and its bounds."""
+"""Where the inference service listens, and its limits."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,17 @@ class InferenceConfig:
 
     host: str = "127.0.0.1"
     port: int = 8001
-    allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
-    instrument: str = ""  # the only one that is answered for; empty: the one the version was trained on
-    max_waiting: int = 32  # requests in work or waiting; more are refused with 503
-    poll_seconds: float = 5.0  # how often the promoted pointer is read when no message says that it moved
+    allowed_hosts: str = ""  # host names to answer to besides localhost and IP addresses; a,b,c
+    instrument: str = ""  # refuse versions of another instrument; empty accepts any
+    max_waiting: int = 32  # requests in progress or waiting; further ones get a 503
+    poll_seconds: float = 5.0  # between two reads of the promoted pointer, unless a message comes first
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be.
+        """Check the range of every value.
 
         Raises:
-            SettingsError: names the field, its value and what is right.
-            DataError: the instrument is not the name of a pair.
+            SettingsError: a number is out of range.
+            DataError: the instrument is not the name of a currency pair.
         """
         if self.instrument:
             normal_name(self.instrument)

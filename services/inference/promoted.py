@@ -1,4 +1,4 @@
-"""The promoted version, ready to decide; swapped whole, and kept when its successor is damaged."""
+"""The promoted version: loaded beside the running one, swapped in at once, refused when it is damaged."""
 
 import asyncio
 import contextlib
@@ -27,18 +27,18 @@ from shared.search.config import SearchConfig
 
 log = structlog.get_logger()
 
-#: What versions decide for whose manifests do not name an instrument: older releases knew no other.
-_BEFORE_MANIFESTS_NAMED_IT = "GBP_JPY"
+#: Instrument of a version whose manifest names none; older releases knew only this one.
+_INSTRUMENT_OF_OLD_VERSIONS = "GBP_JPY"
 
 
 @dataclass(frozen=True)
 class Served:
-    """One loaded version; a request takes it once and is answered by it alone."""
+    """A loaded version. A request uses one version from beginning to end, even if it is replaced."""
 
     agent: Agent
     version: int
     stage: Stage
-    instrument: Instrument  # that it was trained on
+    instrument: Instrument  # used in its training
 
     def decide(self, windows: Float32, static: Float32, search: SearchConfig) -> Decisions:
         """Greedy decisions.
@@ -46,7 +46,7 @@ class Served:
         Args:
             windows: `[B, 32, 9]`.
             static: `[B, 6]`.
-            search: how to plan.
+            search: settings of the search.
         """
         return decide(self.agent, self.agent.embed_windows(windows), static, search)
 
@@ -62,39 +62,39 @@ class PromotedVersion:
         *,
         instrument: str = "",
     ) -> None:
-        """Nothing is loaded yet.
+        """Load nothing yet; `refresh` does.
 
         Args:
-            store: with the versions.
-            search: how they plan.
-            precision: of their numbers.
-            instrument: versions that were trained on another one are refused; empty accepts any.
+            store: holds the versions and the pointer.
+            search: settings of the search of every decision.
+            precision: number format of the network.
+            instrument: refuse versions that were trained on another instrument; empty accepts any.
         """
         self._instrument = instrument and normal_name(instrument)
         self._store, self._search, self._precision = store, search, precision
         self._served: Served | None = None
         self._refused: Pointed | None = None
         self._loading: Pointed | None = None
-        self._damage = ""  # of the pointer
-        self._store_is_away = False
-        # Kernels run in this one thread: decisions are made one after the other, and a version
-        # is loaded and warmed in another, so that no request waits for it.
+        self._pointer_error = ""
+        self._is_store_lost = False
+        # Decisions are made one after the other in one thread. Versions are loaded and compiled in another
+        # thread, so that no request waits for that.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="decide")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     @property
     def served(self) -> Served | None:
-        """The version that decides now, or None before the first."""
+        """The version that decides now; None before the first is loaded."""
         return self._served
 
     @property
     def refused(self) -> int | None:
-        """The version that the pointer names and that could not be loaded."""
+        """The version in the pointer, if it could not be loaded."""
         return self._refused.version if self._refused else None
 
     @property
     def absence(self) -> str:
-        """Why no version decides yet."""
+        """The reason why no version decides yet."""
         if self._loading:
             return f"version {self._loading.version} is loading"
         if self._refused:
@@ -102,21 +102,21 @@ class PromotedVersion:
         return "no version is promoted yet"
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._worker.shutdown(cancel_futures=True)
         self._loader.shutdown(cancel_futures=True)
 
     async def decide(self, served: Served, windows: Float32, static: Float32) -> Decisions:
-        """One request's decisions, made off the event loop."""
+        """Decide for one request, in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, served.decide, windows, static, self._search)
 
     async def refresh(self) -> AlertRaised | None:
-        """Serve what the pointer names.
+        """Serve the version in the pointer.
 
         Returns:
-            An alert when the version it names is refused, once for each such version, when the pointer is
-            damaged, once until it changes, or when the store no longer answers, once until it does.
+            An alert for the first of several equal failures in a row: the version is refused, the pointer is
+            damaged, or the store does not answer.
         """
         loop = asyncio.get_running_loop()
         pointed: Pointed | None = None
@@ -127,8 +127,8 @@ class PromotedVersion:
                 return None
             self._loading = pointed
             self._served = await loop.run_in_executor(self._loader, self._load, pointed)
-        except StoreAwayError as away:
-            return self._lose_store(away)
+        except StoreAwayError as unavailable:
+            return self._lose_store(unavailable)
         except MuZeroError as damaged:
             return self._refuse(pointed, damaged)
         finally:
@@ -138,15 +138,15 @@ class PromotedVersion:
         return None
 
     async def follow(self, lifecycle: Lifecycle, *, poll_seconds: float) -> None:
-        """Refresh at each promotion told, and every `poll_seconds` for one told while Redis was away."""
+        """Refresh at each announced promotion, and every `poll_seconds` in case one was missed."""
         bus = lifecycle.bus
         moved = asyncio.Event()
-        tasks = {asyncio.create_task(_listen(bus, moved))}
-        try:
+        async with asyncio.TaskGroup() as tasks:
+            unlimited = [tasks.create_task(_listen(bus, moved))]
             while not lifecycle.stopping.is_set():
                 moved.clear()
                 if alert := await self.refresh():
-                    tasks.add(asyncio.create_task(_raise_alert(bus, alert)))
+                    unlimited.append(tasks.create_task(_raise_alert(bus, alert)))
                 lifecycle.report(
                     version=self._served.version if self._served else None,
                     stage=self._served.stage if self._served else None,
@@ -154,38 +154,38 @@ class PromotedVersion:
                 )
                 with contextlib.suppress(TimeoutError):
                     await lifecycle.until_stopping(asyncio.wait_for(moved.wait(), poll_seconds))
-        finally:
-            for task in tasks:  # each of them waits for Redis as long as it takes
+            for task in unlimited:  # each waits for Redis without a time limit
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _serves(self, pointed: Pointed) -> bool:
         now = self._served
         return now is not None and (now.version, now.stage) == (pointed.version, stage_of(pointed))
 
     def _load(self, pointed: Pointed) -> Served:
-        """Load a version and let it decide once, so that its first request finds everything compiled.
+        """Load a version and make one decision with it, so that everything is compiled before a request.
 
         Raises:
-            CheckpointError: missing or damaged, or it decides nonsense.
+            CheckpointError: the version is missing or damaged, or computes a value that is not finite.
         """
         agent = load_agent(self._store, pointed.version, self._precision)
         served = Served(agent, pointed.version, stage_of(pointed), self._instrument_of(pointed.version))
         windows = np.zeros((1, WINDOW_BARS, NUM_FEATURES), np.float32)
         decided = served.decide(windows, np.zeros((1, NUM_STATIC), np.float32), self._search)
         if not np.isfinite(decided.values).all():
-            raise CheckpointError(f"version {pointed.version} values a state at {decided.values[0]}")
+            raise CheckpointError(
+                f"version {pointed.version} computes the value {decided.values[0]}, expected a finite number"
+            )
         return served
 
     def _instrument_of(self, version: int) -> Instrument:
-        """The instrument that a version decides for.
+        """The instrument that a version was trained on.
 
         Raises:
-            CheckpointError: it is another one than the setting says.
+            CheckpointError: it is not the instrument of the setting.
         """
         trained_on = trained_instrument(self._store.manifest(version))
         if trained_on is None:
-            return Instrument.named(self._instrument or _BEFORE_MANIFESTS_NAMED_IT)
+            return Instrument.named(self._instrument or _INSTRUMENT_OF_OLD_VERSIONS)
         if self._instrument not in ("", trained_on.name):
             raise CheckpointError(
                 f"version {version} was trained on {trained_on.name}, but MM_INFERENCE__INSTRUMENT is "
@@ -194,33 +194,36 @@ class PromotedVersion:
         return trained_on
 
     def _accept(self) -> None:
-        """Forget what was wrong."""
-        self._refused, self._damage, self._store_is_away = None, "", False
+        """Forget earlier failures, so that the next one raises an alert again."""
+        self._refused, self._pointer_error, self._is_store_lost = None, "", False
 
     def _refuse(self, pointed: Pointed | None, damaged: MuZeroError) -> AlertRaised | None:
-        damage = "" if pointed else str(damaged)
-        told_before = (pointed, damage) == (self._refused, self._damage)
-        self._refused, self._damage = pointed, damage
-        if told_before:
-            return None
-        serving = f"version {self._served.version} goes on" if self._served else "none is served"
-        log.error("version_refused", error=str(damaged), serving=self._served and self._served.version)
-        return AlertRaised(source="inference", name="version_refused", detail=f"{damaged}; {serving}"[:2048])
+        pointer_error = "" if pointed else str(damaged)
+        is_repeated = (pointed, pointer_error) == (self._refused, self._pointer_error)
+        self._refused, self._pointer_error = pointed, pointer_error
+        return None if is_repeated else self._alert("version_refused", damaged)
 
-    def _lose_store(self, away: StoreAwayError) -> AlertRaised | None:
-        told_before, self._store_is_away = self._store_is_away, True
-        if told_before:
-            return None
-        serving = f"version {self._served.version} goes on" if self._served else "none is served"
-        log.error("store_away", error=str(away), serving=self._served and self._served.version)
-        return AlertRaised(source="inference", name="store_away", detail=f"{away}; {serving}"[:2048])
+    def _lose_store(self, unavailable: StoreAwayError) -> AlertRaised | None:
+        is_repeated, self._is_store_lost = self._is_store_lost, True
+        return None if is_repeated else self._alert("store_away", unavailable)
+
+    def _alert(self, name: str, failure: MuZeroError) -> AlertRaised:
+        """Log a failure, and return it as an alert that names the version in use."""
+        version = self._served and self._served.version
+        serving = "no version is served" if version is None else f"version {version} is still served"
+        log.error(name, error=str(failure), serving=version)
+        return AlertRaised(source="inference", name=name, detail=f"{failure}; {serving}"[:2048])
 
 
 async def _listen(bus: Bus, moved: asyncio.Event) -> None:
-    async for promotions in bus.follow(PROMOTIONS, await bus.last_id(PROMOTIONS)):
-        if promotions:
-            moved.set()
+    """Set an event at each promotion. Where Redis refuses to be read, polling alone finds promotions."""
+    with contextlib.suppress(MuZeroError):
+        async for promotions in bus.follow(PROMOTIONS, await bus.last_id(PROMOTIONS)):
+            if promotions:
+                moved.set()
 
 
 async def _raise_alert(bus: Bus, alert: AlertRaised) -> None:
-    await bus.append(ALERTS, alert)
+    """Append an alert; the log has it too if Redis refuses it."""
+    with contextlib.suppress(MuZeroError):
+        await bus.append(ALERTS, alert)

@@ -1,4 +1,4 @@
-"""The inference service's settings."""
+"""Settings of the inference service."""
 
 from pydantic import Field
 
@@ -10,5 +10,5 @@ from shared.search.config import SearchConfig
 class InferenceSettings(ServiceSettings):
     """Answers POST /inference with the promoted version's decision."""
 
-    inference: InferenceConfig = Field(InferenceConfig(), description="where it listens, and its bounds")
-    search: SearchConfig = Field(SearchConfig(), description="how it plans; greedy, whatever the rule")
+    inference: InferenceConfig = Field(InferenceConfig(), description="address, port and limits")
+    search: SearchConfig = Field(SearchConfig(), description="search; decisions are greedy under either rule")

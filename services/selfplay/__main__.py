@@ -9,7 +9,7 @@ from shared.runtime.lifecycle import Lifecycle, Main
 
 
 def compose(settings: SelfPlaySettings) -> Main:
-    """The worker's coroutine, wired to its settings."""
+    """Wire a worker's coroutine to its settings."""
     from services.selfplay.service import SelfPlayService
 
     async def run(lifecycle: Lifecycle) -> None:

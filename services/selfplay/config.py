@@ -1,4 +1,4 @@
-"""What a self-play worker may be told."""
+"""Settings of a self-play worker's lanes, exploration and pacing."""
 
 import math
 from dataclasses import dataclass
@@ -8,23 +8,27 @@ from shared.errors import SettingsError
 
 @dataclass(frozen=True)
 class SelfPlayConfig:
-    """Lanes, exploration and pacing of one worker."""
+    """The `[selfplay]` group."""
 
-    lanes: int = 16  # sessions in lockstep; all of a batch finish together
-    high_water: int = 32  # trajectories waiting in the stream at which the worker pauses
-    embedding_megabytes: int = 128  # of bars' embeddings kept for as long as one version plays
-    unsent_batches: int = 2  # finished batches held while Redis is away; then the worker pauses
-    temperature_start: float = 1.0  # puct
-    temperature_end: float = 0.5  # puct, from `temperature_episodes` on
+    lanes: int = 16  # sessions in a batch, played in lockstep
+    high_water: int = 32  # trajectories in the stream above which the worker pauses
+    embedding_megabytes: int = 128  # cache of the bars' embeddings by the current version
+    unsent_batches: int = 2  # queue of finished batches; the worker pauses while it is full
+    temperature_start: float = 1.0  # puct only
+    temperature_end: float = 0.5  # puct only; reached after `temperature_episodes`
     temperature_episodes: int = 20_000
-    epsilon: float = 0.2  # puct, share of decisions that are any legal action
-    excursion_rate: float = 0.0  # probability that any legal action is taken and then held
-    excursion_bars: float = 30.0  # for so long, on average
-    excursion_rate_end: float | None = None  # from `excursion_episodes` on; None: the rate stays
+    epsilon: float = 0.2  # puct only; probability of a random legal action per decision
+    excursion_rate: float = 0.0  # probability per decision of a random legal action that is then held
+    excursion_bars: float = 30.0  # mean length of an excursion
+    excursion_rate_end: float | None = None  # reached after `excursion_episodes`; None: no decay
     excursion_episodes: int = 10_000
 
     def __post_init__(self) -> None:
-        """Check every number's range."""
+        """Check the range of every value.
+
+        Raises:
+            SettingsError: a number is out of range.
+        """
         for count in ("lanes", "high_water", "unsent_batches", "temperature_episodes", "excursion_episodes"):
             if getattr(self, count) < 1:
                 raise SettingsError(f"selfplay.{count} is {getattr(self, count)}, expected 1 or more")

@@ -1,9 +1,9 @@
-"""When to wait: the trainer lags behind.
+"""Backpressure: a worker pauses while the trainer lags behind.
 
-The trainer takes in no more than its samples-per-insert account allows, so the length of the stream
-is all that a worker needs to look at. It looks with every pipeline that it sends, so once the stream is
-over the mark each worker adds one more at most: the stream holds no more than `high_water` and, for every
-worker, a pipeline (`shared.adapters.streams.bus.PIPELINE`).
+The trainer's ratio of samples per insert limits how fast it ingests, so a worker only needs to know the
+length of the stream. It reads the length with every pipeline that it sends. Above the high-water mark each
+worker therefore adds at most one more pipeline: the stream holds at most `high_water` trajectories plus one
+pipeline per worker (`shared.adapters.streams.bus.PIPELINE`).
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Backlog:
-    """Whether to send and play on, with hysteresis: from the high-water mark until below half of it, wait."""
+    """Hysteresis: wait from above the high-water mark until below half of it."""
 
     high_water: int
     waiting: bool = False
 
     def seen(self, length: int) -> "Backlog":
-        """After a look at how many trajectories wait in the stream."""
+        """The state after the stream was seen to hold `length` trajectories."""
         waiting = length > self.high_water if not self.waiting else 2 * length >= self.high_water
         return Backlog(self.high_water, waiting)

@@ -1,4 +1,4 @@
-"""One played session as a picture: price, position, profit, actions and policy over one time axis."""
+"""Draws a played session: price, position, profit, actions and policy over one time axis."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _MUTED, _GRID, _GREY = "#1f2933", "#5f6b7a", "#e4e7eb", "#c3cad3"
-#: Told apart without red and green, and by lightness too (Okabe and Ito's palette).
+#: Okabe and Ito's palette: distinguishable without red and green, and by lightness.
 _BLUE, _ORANGE, _GREEN = "#0072b2", "#e69f00", "#009e73"
 
 _SIDE_COLOURS = {Side.LONG: _BLUE, Side.SHORT: _ORANGE}
@@ -90,7 +90,7 @@ def _draw_price(axes: "Axes", episode: PlayedEpisode) -> None:
     axes.set_ylabel("price", color=_MUTED)
     axes.plot(days[:-1], episode.close, color=_MUTED, linewidth=1.0)
     for trade in episode.trajectory.trades:
-        # Filled at the open of the bar after the decision: where that bar begins.
+        # An order is filled at the open of the bar after the decision.
         ends = days[[trade.entry_bar - start - 1, trade.exit_bar - start - 1]]
         prices = (trade.entry_price, trade.exit_price)
         colour, long = _SIDE_COLOURS[trade.side], trade.side is Side.LONG
@@ -113,7 +113,7 @@ def _draw_price(axes: "Axes", episode: PlayedEpisode) -> None:
 
 
 def _draw_position(axes: "Axes", episode: PlayedEpisode) -> None:
-    # A decision's fill is at the next open, so its position is the one that the next decision finds.
+    # A decision is filled at the next open, so its position is in the features of the next decision.
     side = np.append(episode.trajectory.static[1:, 0], (0.0, 0.0))
     axes.set_ylabel("position", color=_MUTED)
     axes.set_yticks([-0.5, 0.5], ["short", "long"])
@@ -169,14 +169,14 @@ def _draw_policy(axes: "Axes", episode: PlayedEpisode) -> None:
 
 
 def _days(episode: PlayedEpisode) -> Float64:
-    """`[T + 1]` each decision's time, and a bar's length after the last one, in days since 1970."""
+    """`[T + 1]` time of each decision, and of one bar after the last, in days since 1970."""
     closed_s = episode.time_s + BAR_SECONDS
     days: Float64 = np.append(closed_s, closed_s[-1] + BAR_SECONDS) / _SECONDS_A_DAY
     return days
 
 
 def _closed_pips(episode: PlayedEpisode) -> Float64:
-    """`[T + 1]` net pips of the trades that are over at each decision, and after the last one."""
+    """`[T + 1]` cumulative net pips of the trades closed before each decision, and after the last."""
     closed = np.zeros(len(episode.pnl) + 1)
     for trade in episode.trajectory.trades:
         closed[trade.exit_bar - episode.trajectory.start_bar :] += trade.pips

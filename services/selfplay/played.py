@@ -1,7 +1,7 @@
-"""Played sessions in one Parquet file, for people to look into: a row per decision, with all that is known.
+"""Played sessions in a Parquet file for people to inspect, with one row per decision.
 
-A trade stands in the row of the decision that ended it. Everything of a trajectory is in its rows, so
-that it can be read back whole; price and profit are beside it, so that it can be drawn without the bars.
+A trade is in the row of the decision that closed it. The rows hold the complete trajectory, so that it can be
+read back, and also price and profit, so that it can be drawn without the bars.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from shared.errors import DataError
 from shared.market.bar import BarSeries
 from shared.numeric import Float64, Int64
 
-_arrow: Any = pa  # has no types
+_arrow: Any = pa  # pyarrow has no types
 
 _MICROSECONDS = 1_000_000
 
@@ -58,10 +58,10 @@ _SCHEMA = _arrow.schema(
         "seed": _WHOLE,
         "instrument": _WORD,
         "step": _arrow.int32(),  # from 0
-        "bar_index": _WHOLE,  # the decision was made at its close
-        "time": _arrow.timestamp("us", "UTC"),  # of the bar's open, as data sets have it
+        "bar_index": _WHOLE,  # the decision is made at the close of this bar
+        "time": _arrow.timestamp("us", "UTC"),  # open of the bar, as in data sets
         "close": _NUMBER,
-        "pnl_pips": _NUMBER,  # of the position that is open at the decision, net of what is charged
+        "pnl_pips": _NUMBER,  # of the position that is open at the decision, net of costs
         **dict.fromkeys(STATIC_NAMES, _SMALL),
         "action": _WORD,
         "reward_pips": _SMALL,
@@ -76,11 +76,11 @@ _SCHEMA = _arrow.schema(
 
 @dataclass(frozen=True)
 class PlayedEpisode:
-    """A trajectory with the prices that it was played on; a row per decision."""
+    """A trajectory with the prices that it was played on."""
 
     trajectory: Trajectory
     instrument: str
-    time_s: Int64  # [T] of each bar's open
+    time_s: Int64  # [T] open of each bar
     close: Float64  # [T]
     pnl: Float64  # [T] pips of the open position at the decision, 0 when flat
 
@@ -88,13 +88,13 @@ class PlayedEpisode:
     def of(
         cls, trajectory: Trajectory, bars: BarSeries, prices: Prices, environment: EnvironmentConfig
     ) -> "PlayedEpisode":
-        """Look up what a trajectory was played on.
+        """Add prices and profit to a trajectory.
 
         Args:
             trajectory: played on these bars.
             bars: of the data set.
             prices: of the same bars.
-            environment: costs that it was played with.
+            environment: the costs of the session.
         """
         rows = slice(trajectory.start_bar, trajectory.start_bar + len(trajectory))
         episode = replay(trajectory.start_bar, trajectory.actions.tolist(), prices, environment)
@@ -102,25 +102,25 @@ class PlayedEpisode:
 
 
 def refuse_to_replace(path: Path) -> Path:
-    """Check, before anything is played, that its file can be written and replaces nothing.
+    """Check, before anything is played, that a file can be written and does not exist yet.
 
     Returns:
         The file to write, with every link resolved.
     Raises:
-        DataError: something is there, or there is no folder to write to.
+        DataError: the file exists, or its folder does not.
     """
     if path.exists():
         raise DataError(f"{path} exists: choose another name, nothing was changed")
     if not path.absolute().parent.is_dir():
-        raise DataError(f"{path}: expected the name of a file, in a folder that exists")
+        raise DataError(f"{path}: expected a file name in a folder that exists")
     return check_output(path, "file of episodes to replace", lambda _: False)
 
 
 def write_episodes(path: Path, episodes: Iterable[PlayedEpisode]) -> None:
-    """Write a file of episodes, whole or not at all.
+    """Write a file of episodes atomically.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the file cannot be written.
     """
     target = refuse_to_replace(path)
     rows = [_table(number, episode) for number, episode in enumerate(episodes)]
@@ -129,10 +129,10 @@ def write_episodes(path: Path, episodes: Iterable[PlayedEpisode]) -> None:
 
 
 def read_episode(path: Path, number: int) -> PlayedEpisode:
-    """One episode of a file.
+    """Read one episode of a file.
 
     Args:
-        path: as `write_episodes` writes it.
+        path: a file that `write_episodes` wrote.
         number: from 0.
     Raises:
         DataError: the file cannot be read, holds other columns, or has no such episode.
@@ -142,7 +142,7 @@ def read_episode(path: Path, number: int) -> PlayedEpisode:
     try:
         file = _arrow.parquet.ParquetFile(path)
         if not file.schema_arrow.equals(_SCHEMA):
-            raise DataError(f"{path}: not a file of episodes, as `selfplay --once --out` writes them")
+            raise DataError(f"{path}: expected a file of episodes as written by `selfplay --once --out`")
         table = file.read()
     except (OSError, _arrow.ArrowException) as damaged:
         raise DataError(f"{path}: cannot be read as Parquet: {damaged}") from damaged
@@ -185,7 +185,7 @@ def _table(number: int, episode: PlayedEpisode) -> Any:
 
 
 def _trade_columns(trajectory: Trajectory) -> dict[str, list[object]]:
-    """Null but where a decision ended a trade, which is left at the open of the bar after."""
+    """Columns that are null except where a decision closed a trade, which exits at the next bar's open."""
     columns: dict[str, list[object]] = {name: [None] * len(trajectory) for name in _TRADE}
     for trade in trajectory.trades:
         row = trade.exit_bar - 1 - trajectory.start_bar

@@ -1,4 +1,4 @@
-"""A self-play worker's settings."""
+"""Settings of a self-play worker."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from shared.search.config import SearchConfig
 
 
 class SelfPlaySettings(ServiceSettings):
-    """A self-play worker's settings."""
+    """Plays sessions with the newest version and sends them to the trainer."""
 
     selfplay: SelfPlayConfig = SelfPlayConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -17,5 +17,5 @@ class SelfPlaySettings(ServiceSettings):
 
     @property
     def unsent_root(self) -> Path:
-        """Folder of finished trajectories that a stopping worker could not send."""
+        """Folder of the finished trajectories that a stopping worker could not send."""
         return self.home / "unsent"

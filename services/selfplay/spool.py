@@ -1,9 +1,8 @@
-"""Finished trajectories that could not be sent before the worker had to stop, one file each.
+"""Keeps finished trajectories on disk that could not be sent before the worker had to stop, one file each.
 
-Any worker that starts with the same home sends them, also while those that wrote them, or others, run. A
-file's name is its trajectory's id, so only the worker that played it writes it, whole or not at all; it is
-removed once Redis has taken what it holds, by whoever was told so. Two that send the same one at once do
-no harm, since a trajectory is counted once by its id.
+Any worker that starts with the same home sends them, also while other workers run. A file is named after its
+trajectory's id, so only the worker that played it writes it, and does so atomically. The worker that sent it
+removes it. Two workers may send the same trajectory, since the trainer counts each id once.
 """
 
 import struct
@@ -33,10 +32,10 @@ class Spool:
         self.folder = folder
 
     def prove_writable(self) -> None:
-        """Write a file and remove it: at the start there is nothing to lose yet.
+        """Write a file and remove it, so that an unwritable disk is found while there is nothing to lose.
 
         Raises:
-            SettingsError: the disk refuses.
+            SettingsError: the folder cannot be written.
         """
         probe = self.folder / f".{uuid4()}.probe"
         try:
@@ -46,14 +45,14 @@ class Spool:
         except OSError as refused:
             raise SettingsError(
                 f"setting MM_HOME: {self.folder} cannot be written: {refused.strerror}; a worker keeps "
-                "there what it cannot send before it has to stop"
+                "trajectories there that it cannot send before it stops"
             ) from refused
 
     def write(self, trajectories: Iterable[Trajectory]) -> list[OSError]:
-        """Keep trajectories; each file appears whole or not at all.
+        """Keep trajectories, each in a file that is written atomically.
 
         Returns:
-            What the disk said to each trajectory that it refused.
+            An error for each trajectory that could not be written.
         """
         refusals = []
         for trajectory in trajectories:
@@ -71,13 +70,13 @@ class Spool:
         write_whole(path, _HEADER_SIZE.pack(len(header)) + header + arrays)
 
     def files(self) -> list[Path]:
-        """What is kept."""
+        """The files that are kept."""
         return sorted(self.folder.glob(f"*{_SUFFIX}"))
 
     def read(self, path: Path) -> Trajectory | None:
-        """The trajectory of a file; None when another worker sent it meanwhile, or it cannot be read.
+        """The trajectory of a file; None if another worker sent it meanwhile, or it cannot be read.
 
-        A file that cannot be read stays, and the log says why.
+        An unreadable file is kept, and the error is logged.
         """
         try:
             data = path.read_bytes()
@@ -92,5 +91,5 @@ class Spool:
             return None
 
     def remove(self, path: Path) -> None:
-        """It was sent."""
+        """Remove a file that was sent."""
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Plays batches of sessions with one version each: what a worker is, without queues and signals."""
+"""Plays batches of sessions, each with one version; queues and signals are in `service`."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,7 +23,7 @@ MAX_SEED = 2**53
 
 
 class SelfPlayWorker:
-    """Draws sessions of the train split and plays them in lockstep."""
+    """Draws sessions of the train split at random and plays them in lockstep."""
 
     def __init__(
         self,
@@ -35,18 +35,18 @@ class SelfPlayWorker:
         search: SearchConfig,
         generator: np.random.Generator,
     ) -> None:
-        """Ready to play.
+        """Prepare to play.
 
         Args:
-            name: of the worker, for the trajectories.
+            name: worker name to record in the trajectories.
             market: the data set.
             starts: `[M]` bars at which a session may start.
             config: lanes and exploration.
             environment: costs, rewards, length of a session.
-            search: of every decision.
-            generator: draws sessions and seeds; another one for every worker and every start of it.
+            search: settings of the search of every decision.
+            generator: draws sessions and seeds; seeded differently for every worker and every start.
         Raises:
-            DataError: there is no session to play.
+            DataError: `starts` is empty.
         """
         if len(starts) == 0:
             raise DataError("the data set has no session in its train split: give it more bars")
@@ -59,7 +59,7 @@ class SelfPlayWorker:
     def of(
         cls, name: str, dataset: Dataset, settings: SelfPlaySettings, generator: np.random.Generator
     ) -> "SelfPlayWorker":
-        """Ready to play sessions of a data set's train split; see `__init__`."""
+        """A worker for the train split of a data set; see `__init__`."""
         return cls(
             name,
             MarketView(dataset.features, Prices.of(dataset.bars), dataset.outcomes, dataset.fingerprint),
@@ -76,12 +76,12 @@ class SelfPlayWorker:
         return self._config.lanes * self._environment.session_bars
 
     def play(self, agent: Agent, episode: int, stop: Callable[[], bool]) -> Sequence[Trajectory]:
-        """Play one batch to its end; nothing when asked to stop first.
+        """Play one batch to its end; returns nothing if asked to stop before.
 
         Args:
-            agent: the version that plays all of it.
-            episode: how many episodes the version learned from; sets the exploration.
-            stop: asked after every step.
+            agent: the version that plays the batch.
+            episode: number of episodes that the version learned from; sets the exploration.
+            stop: called after every step; True stops the batch.
         """
         finished: Sequence[Trajectory] = ()
         for finished in self.steps(agent, episode, self._config.lanes):
@@ -90,12 +90,12 @@ class SelfPlayWorker:
         return finished
 
     def steps(self, agent: Agent, episode: int, sessions: int) -> Iterator[Sequence[Trajectory]]:
-        """Play one batch step by step; what each step finished: all sessions in the last one.
+        """Play one batch step by step; yields the sessions that each step finished: all in the last step.
 
         Args:
-            agent: the version that plays all of it.
-            episode: how many episodes the version learned from.
-            sessions: in lockstep.
+            agent: the version that plays the batch.
+            episode: number of episodes that the version learned from.
+            sessions: number of sessions in lockstep.
         """
         return play(
             agent,
@@ -112,13 +112,13 @@ class SelfPlayWorker:
     def episodes(
         self, agent: Agent, episode: int, count: int, progress: Callable[[int], None]
     ) -> list[Trajectory]:
-        """Play exactly so many sessions, in as many batches as they need.
+        """Play exactly `count` sessions, in as many batches as needed.
 
         Args:
-            agent: the version that plays all of them.
-            episode: how many episodes the version learned from.
-            count: sessions.
-            progress: told after every step how many decisions it made.
+            agent: the version that plays all sessions.
+            episode: number of episodes that the version learned from.
+            count: number of sessions.
+            progress: called after every step with its number of decisions.
         """
         played: list[Trajectory] = []
         while len(played) < count:

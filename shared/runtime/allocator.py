@@ -1,25 +1,25 @@
-"""How freed memory is handled: kept for what is allocated next.
+"""Keeps freed memory for the next allocations.
 
-glibc gives a block of 128 KiB and more back to the system when it is freed (or, in time, of 32 MiB and more,
-and whatever ends up on top of the heap), and every page of the next one costs a fault. A training update
-allocates and frees the same hundred megabytes over and over.
+glibc returns freed blocks of at least 128 KiB (a threshold that grows up to 32 MiB) and free memory on top of
+the heap to the system. Each page of the next block then costs a page fault. A training update allocates and
+frees the same hundred megabytes over and over.
 """
 
 import ctypes
 import platform
 
-#: Of glibc's malloc.h.
+#: From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
-#: Bytes of a block from which on it is mapped, and given back, alone: what is larger lives long.
+#: Blocks of at least so many bytes are still mapped and returned one by one, since they are long-lived.
 LARGE_BLOCK = 64 * 2**20
 
-#: Bytes that may lie free on top of the heap.
+#: Free bytes to keep on top of the heap.
 KEPT = 512 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, up to `KEPT` bytes, for its next allocations; glibc only."""
+    """Let this process keep up to `KEPT` freed bytes for its next allocations; needs glibc."""
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)

@@ -1,15 +1,15 @@
-"""Child processes that end with the process that started them, and that hold a lock while they run.
+"""Child processes that exit with their parent, and that hold a lock while they run.
 
 `ending_with_parent` puts this file in front of a command line. Run as a script, it prepares its own process
-and then becomes the program, which keeps the process id:
+and then replaces itself with the program, which keeps the process id:
 
     child.py PARENT NICENESS LOCK PROGRAM [ARGUMENT ...]
 
-On Linux the system sends SIGTERM to the program when its parent ends, however the parent ends. Other systems
-have no such signal: there the program outlives a parent that is killed.
+Linux sends SIGTERM to the program when its parent exits for any reason. Other systems have no such signal;
+there the program survives a parent that is killed.
 
-The lock lasts exactly as long as the program and its forks, since they inherit the open file. Python closes
-its own files in every child, so the program is the only holder.
+The program and its forks inherit the locked file, so the lock lasts as long as they run. Python closes its
+own files in every child, so no other process holds the lock.
 """
 
 import ctypes
@@ -29,16 +29,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def ending_with_parent(command: Sequence[str], *, niceness: int = 0, lock: Path | None = None) -> list[str]:
-    """Command line that runs `command` as a child that ends with this process.
+    """Command line that runs `command` as a child that exits with this process.
 
-    Linux ties the signal to the *thread* that starts the child. A child that is started by any thread but the
-    main one would end with that thread, so it is not tied at all.
+    Linux sends the signal when the *thread* that started the child exits. A child of any thread but the main
+    one would exit with that thread, so it gets no signal.
 
     Args:
         command: program and arguments.
         niceness: added to the child's niceness.
-        lock: file to hold an exclusive lock on while the child runs; the child exits with `EXIT_HELD` where
-            another process holds it.
+        lock: file that the child holds an exclusive lock on; it exits with `EXIT_HELD` if another process
+            holds the lock.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     parent = os.getpid() if in_main_thread else 0
@@ -46,7 +46,7 @@ def ending_with_parent(command: Sequence[str], *, niceness: int = 0, lock: Path 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Become the program; returns only where that fails."""
+    """Replace this process with the program; returns only if that fails."""
     parent, niceness, lock, *command = arguments
     if int(parent) and not _end_with(int(parent)):
         return 0
@@ -62,20 +62,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _end_with(parent: int) -> bool:
-    """Ask the system for SIGTERM when the parent ends; False when it has ended already."""
+    """Ask the system for SIGTERM when the parent exits; False if it has already exited."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     return os.getppid() == parent
 
 
 def _be_nice(niceness: int) -> None:
-    """Lower the priority, also of the session where Linux shares time by session first (autogroup)."""
+    """Lower the priority of the process, and of its session, since Linux autogroups share time by session."""
     os.nice(niceness)
     try:
         if niceness and os.getsid(0) == os.getpid():
             Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
     except OSError:
-        return  # no such system, or it takes no more changes now: the process itself is nice
+        return  # no autogroups, or the system allows no change now; the process has its niceness
 
 
 def _hold(path: str) -> bool:

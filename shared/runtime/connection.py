@@ -1,11 +1,11 @@
-"""One HTTP connection with bounds: how long a client may take, and how much it may send before it is known.
+"""An HTTP connection with limits on the size of a request and on the time that a client takes.
 
-The HTTP server that the services use (uvicorn with httptools) has no limit on the size of a request's
-head and no deadline for a request's receipt. `BoundedConnection` adds both, and closes connections whose
-client does not read what it is sent. A periodic `sweep` enforces the deadlines, so a request costs no timer.
+The HTTP server that the services use (uvicorn with httptools) limits neither the size of a request's head nor
+the time to receive a request. `BoundedConnection` adds both limits, and closes connections whose client does
+not read the response. A periodic `sweep` enforces the deadlines, so that requests need no timers.
 
-An answer may be complete while its request is still being sent. Closing such a connection at once would reset
-it, and the client would lose the answer. `_LingeringTransport` closes it in two steps.
+A response may be complete while its request is still being sent. Closing such a connection at once would
+reset it, and the client would lose the response. `_LingeringTransport` closes it in two steps.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ _SLICE_BYTES = 8_192
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one port."""
+    """Limits of one port."""
 
     max_head_bytes: int = 16_384  # request line and headers; also trailers and chunk framing of a body
     max_headers: int = 100
-    max_pipelined: int = 16  # requests that wait for the answer to an earlier one of their connection
+    max_pipelined: int = 16  # requests that wait for the response to an earlier one on the same connection
     head_seconds: float = 10.0  # from the connection, or a request's first byte, to the end of its headers
     body_seconds: float = 10.0  # from the end of the headers to the end of the body
-    unread_seconds: float = 30.0  # a client that reads nothing of its answer for this long is cut off
+    unread_seconds: float = 30.0  # a client that reads nothing of a response for this long is disconnected
     keep_alive_seconds: float = 30.0
-    linger_seconds: float = 2.0  # a client that still sends after the last answer is heard for this long
-    max_lingering_bytes: int = 8_000_000  # and for this much
+    linger_seconds: float = 2.0  # how long to read on from a client that still sends after the last response
+    max_lingering_bytes: int = 8_000_000  # and how much
     max_connections: int = 256
     max_connections_per_peer: int = 128  # per client address
 
@@ -49,14 +49,14 @@ class _Awaiting(Enum):
     HEAD = auto()
     BODY = auto()
     REQUEST = auto()  # the connection is kept alive and idle
-    NOTHING = auto()  # a request was received in full and is not answered yet
+    NOTHING = auto()  # a request was received completely and has no response yet
 
 
 class _LingeringTransport:
     """A transport that closes as RFC 9112, section 9.6, advises.
 
-    While the client still sends, `close` ends only the server's side. The connection then drops what it
-    receives, and aborts after a while. All else is the wrapped transport's.
+    While the client still sends, `close` only closes the server's side. The connection then discards the data
+    that it receives, and is aborted after a while. Everything else is delegated to the wrapped transport.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class _LingeringTransport:
     ) -> None:
         self._transport, self._loop = transport, loop
         self._is_client_sending = is_client_sending
-        self.since: float | None = None  # the loop's time at which it began to linger
+        self.since: float | None = None  # the loop's time at which lingering began
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def is_closing(self) -> bool:
-        """No more is to be written."""
+        """True when nothing more may be written."""
         return self.since is not None or self._transport.is_closing()
 
     def close(self) -> None:
-        """Close, or begin to linger."""
+        """Close the connection, or begin to linger."""
         if self._transport.is_closing() or not self._is_client_sending():
             self._transport.close()
         elif self.since is None:
@@ -87,7 +87,7 @@ class _LingeringTransport:
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection that keeps to `limits`."""
+    """A connection that enforces `limits`."""
 
     def __init__(
         self,
@@ -98,16 +98,16 @@ class BoundedConnection(HttpToolsProtocol):
         *,
         limits: Limits,
     ) -> None:
-        """Called by the server for each connection; `limits` is bound beforehand."""
+        """Called by the server for each connection, with `limits` bound beforehand."""
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
         self._awaiting, self._since = _Awaiting.HEAD, 0.0
         self._head_bytes = self._num_headers = 0
-        self._silent_bytes = 0  # received since the parser last reported anything
+        self._silent_bytes = 0  # received since the last callback of the parser
         self._reported = False
         self._refusal: tuple[HTTPStatus, str] | None = None
-        self._lingering_bytes = 0  # dropped since the connection began to linger
-        self._upgraded = False  # what follows is not HTTP/1.1
+        self._lingering_bytes = 0  # discarded since the connection began to linger
+        self._upgraded = False  # the following data is not HTTP/1.1
         self._unsent, self._unsent_since = 0, 0.0
 
     # -- connections ---------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class BoundedConnection(HttpToolsProtocol):
         return self.client[0] if self.client else ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept the connection, in the place of one that waits where there are too many."""
+        """Accept the connection; if there are too many, close one that waits for its client."""
         self._lingering = _LingeringTransport(transport, self.loop, self._is_client_sending)
         super().connection_made(cast("asyncio.Transport", self._lingering))
         self._await(_Awaiting.HEAD)
@@ -132,9 +132,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._make_room(list(everyone))
 
     def _make_room(self, others: Iterable["BoundedConnection"]) -> None:
-        """Drop the connection that has waited for its client the longest, or refuse this one.
+        """Abort the connection that has waited longest for its client, or refuse this one.
 
-        Clients that send nothing can therefore not keep out those that do.
+        Clients that send nothing can therefore not block those that do.
         """
         waiting = [
             other for other in others if other is not self and other._awaiting is not _Awaiting.NOTHING
@@ -146,10 +146,10 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open; try again soon")
 
-    # -- what is received ----------------------------------------------------------------------------
+    # -- received data ----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, slice by slice, and stop at the first limit that it passes."""
+        """Parse the data slice by slice, and stop at the first limit that it exceeds."""
         self._unset_keepalive_if_required()
         if self._lingering.since is not None:
             self._lingering_bytes += len(data)
@@ -186,51 +186,51 @@ class BoundedConnection(HttpToolsProtocol):
     def _await(self, awaiting: _Awaiting) -> None:
         self._awaiting, self._since = awaiting, self.loop.time()
 
-    # -- the parser's reports ------------------------------------------------------------------------
+    # -- callbacks of the parser ------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Begin the count of a request's head."""
+        """Begin to count the bytes of a request's head."""
         super().on_message_begin()
         self._reported = True
         self._head_bytes = self._num_headers = 0
         self._await(_Awaiting.HEAD)
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the request's target."""
+        """Count a part of the request's target."""
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header or a trailer."""
+        """Count a header or a trailer."""
         self._num_headers += 1
         self._count(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request unless it asks for what is not served."""
+        """Start the request, unless it asks for websockets or too many requests wait."""
         self._reported = True
         if len(self.pipeline) >= self._limits.max_pipelined:
-            self._reject(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests wait on this connection")
+            self._reject(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests are waiting on this connection")
         if self.parser.should_upgrade() and self._get_upgrade() == b"websocket":
-            self._reject(HTTPStatus.BAD_REQUEST, "websockets are not served; events come from GET /events")
+            self._reject(HTTPStatus.BAD_REQUEST, "websockets are not supported; GET /events sends events")
         super().on_headers_complete()
         self._await(_Awaiting.BODY)
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body; the application bounds its size."""
+        """Pass on a part of the body, whose size the application limits."""
         self._reported = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Note that nothing more of this request is to come."""
+        """Note that the request was received completely."""
         self._reported = True
         self._await(_Awaiting.REQUEST if self.cycle.response_complete else _Awaiting.NOTHING)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, unless the body of this one is still to come."""
+        """Wait for the next request, unless the body of this one is still incomplete."""
         if self._awaiting is _Awaiting.NOTHING and not self.pipeline:
             self._await(_Awaiting.REQUEST)
         super().on_response_complete()
@@ -242,23 +242,23 @@ class BoundedConnection(HttpToolsProtocol):
             self._reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, self._head_too_large)
 
     def _reject(self, status: HTTPStatus, detail: str) -> None:
-        """End parsing from inside one of the parser's reports."""
+        """Stop parsing from inside a callback of the parser."""
         self._refusal = (status, detail)
         raise ValueError(detail)
 
     def _is_client_sending(self) -> bool:
         return self._awaiting in (_Awaiting.HEAD, _Awaiting.BODY)
 
-    # -- deadlines and the end -----------------------------------------------------------------------
+    # -- deadlines and closing -----------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """End with the server, which waits for an answer but for no request."""
+        """Close with the server, which completes responses but does not wait for requests."""
         super().shutdown()
         if self._lingering.since is not None:
             self.transport.abort()
 
     def sweep(self, now: float) -> None:
-        """Close the connection if its client has overrun a deadline; called about once a second."""
+        """Close the connection if its client has exceeded a deadline; called about once a second."""
         if self._lingering.since is not None:
             if now - self._lingering.since > self._limits.linger_seconds:
                 self.transport.abort()
@@ -278,7 +278,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: HTTPStatus, detail: str) -> None:
-        """Answer with a problem document where no answer was begun, and close the connection."""
+        """Close the connection, with a problem document if no response has begun."""
         if self.transport.is_closing():
             return
         if self._may_answer():
@@ -292,7 +292,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.close()
 
     def _may_answer(self) -> bool:
-        """The next bytes that the client reads would be the answer to the request that it is sending."""
+        """True if the next bytes would be the response to the request that the client is sending."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if self._awaiting is _Awaiting.BODY:
             return cycle is not None and not cycle.response_started and not self.pipeline

@@ -1,21 +1,21 @@
-"""Free disk for files below a folder, and whether it is low."""
+"""Free disk space of a folder, and a text that warns when it is low."""
 
 import shutil
 from pathlib import Path
 
 
 def free_megabytes(folder: Path) -> int:
-    """Free disk for files in a folder, in MB of a million bytes; of its parent where it does not exist yet.
+    """Free disk space in MB of a million bytes; the folder need not exist yet.
 
     Raises:
         OSError: the disk does not answer.
     """
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free // 1_000_000
 
 
 def low_disk(free_mb: int, low_mb: int, folder: Path | str) -> str:
-    """Why free disk is low, in words; empty where there is enough."""
+    """A warning that free disk space is low; empty if there is enough."""
     if free_mb >= low_mb:
         return ""
     return (

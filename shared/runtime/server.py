@@ -1,7 +1,7 @@
 """The HTTP server of every port: gateway, inference, paper broker and Prometheus metrics.
 
-All of them have the same bounds (`Limits`), answer only to host names that they know, and refuse
-websockets. A name that a hostile page has pointed at this machine is therefore of no use to it.
+All of them have the same limits (`Limits`), accept only known host names, and refuse websockets. The host
+names protect against DNS rebinding.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from shared.runtime.problems import problem
 if TYPE_CHECKING:
     from shared.runtime.lifecycle import Lifecycle
 
-#: Ticks of the server's loop, a tenth of a second each, between two looks at the deadlines.
+#: Ticks of the server's loop between two checks of the deadlines; a tick takes a tenth of a second.
 _SWEEP_TICKS = 10
 
 #: Connections that the kernel completes before the server accepts them.
@@ -46,13 +46,13 @@ async def serve_app(
 
     Args:
         app: the application.
-        lifecycle: the service's; its name is one of the host names that are answered.
+        lifecycle: of the service, whose name is an accepted host name.
         host: interface to listen on.
         port: port to listen on.
-        allowed_hosts: further host names that are answered, separated by commas.
-        limits: bounds of the port.
+        allowed_hosts: further accepted host names, separated by commas.
+        limits: of the port.
     Raises:
-        MuZeroError: the port cannot be had.
+        MuZeroError: the port cannot be bound.
     """
     sockets = await _listening(lifecycle.service, host, port)
     config = uvicorn.Config(
@@ -82,7 +82,7 @@ async def _listening(service: str, host: str, port: int) -> list[socket.socket]:
     """Sockets that listen on each address of a host.
 
     Raises:
-        MuZeroError: the port cannot be had.
+        MuZeroError: the port cannot be bound.
     """
     sockets: list[socket.socket] = []
     try:
@@ -95,16 +95,16 @@ async def _listening(service: str, host: str, port: int) -> list[socket.socket]:
             opened.close()
         raise MuZeroError(
             f"{service}: cannot listen on {host}:{port}: {refused.strerror or refused}; choose another port, "
-            "or stop the program that has it"
+            "or stop the program that uses it"
         ) from refused
     return sockets
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the lifecycle, and enforces the deadlines of its connections."""
+    """A server that leaves signals to the lifecycle and enforces the deadlines of its connections."""
 
     async def on_tick(self, counter: int) -> bool:
-        """Look at the deadlines once a second."""
+        """Check the deadlines once a second."""
         if counter % _SWEEP_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
@@ -114,25 +114,24 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Capture no signals."""
         yield
 
 
 def host_names(listed: str) -> list[str]:
-    """The host names of a list separated by commas."""
+    """Split a list of host names at its commas."""
     return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 class KnownHosts:
-    """Refuses requests for a host name that is not this server's.
+    """Refuses requests for a host name that is not this server's, against DNS rebinding.
 
-    A page that makes its own name resolve to 127.0.0.1 (DNS rebinding) reads another server with the
-    rights of its visitor's browser; the name in the Host header gives it away. An IP address is no name and
-    cannot be rebound.
+    A hostile page can make its own name resolve to 127.0.0.1, and then reads a local server with the rights
+    of its visitor's browser. The Host header still holds the page's name. IP addresses cannot be rebound.
     """
 
     def __init__(self, app: ASGIApp, names: list[str]) -> None:
-        """Answer to these names, to `localhost` and to every IP address."""
+        """Accept these names, `localhost` and every IP address."""
         self._app = app
         known = {"localhost", *(name.lower().rstrip(".") for name in names)}
 
@@ -146,15 +145,15 @@ class KnownHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the Host header, as an ASGI application."""
         if scope["type"] == "http":
-            shown = [value for name, value in scope["headers"] if name == b"host"]
-            if len(shown) > 1 or (not shown and scope["http_version"] != "1.0"):
-                detail = f"a request has exactly one Host header; this one has {len(shown)}"
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) > 1 or (not hosts and scope["http_version"] != "1.0"):
+                detail = f"expected exactly one Host header, got {len(hosts)}"
                 await problem(HTTPStatus.BAD_REQUEST, detail)(scope, receive, send)
                 return
-            if shown and not self._is_known(shown[0]):
+            if hosts and not self._is_known(hosts[0]):
                 detail = (
-                    "this server does not answer to the host name of this request: use its IP address, or "
-                    "add the name to the setting allowed_hosts of its group"
+                    "the request's host name is not one of this server's: use its IP address, or add the "
+                    "name to the service's setting allowed_hosts"
                 )
                 await problem(HTTPStatus.MISDIRECTED_REQUEST, detail)(scope, receive, send)
                 return
@@ -180,10 +179,10 @@ def _is_address(name: str) -> bool:
 async def metrics_served(
     registry: CollectorRegistry, lifecycle: "Lifecycle", *, host: str, port: int
 ) -> AsyncIterator[None]:
-    """Serve a registry to Prometheus inside the block; the service stops where the port cannot be had.
+    """Serve a registry to Prometheus inside the block. If the port cannot be bound, the service stops.
 
     Raises:
-        MuZeroError: the port cannot be had.
+        MuZeroError: the port cannot be bound.
     """
     serving = asyncio.create_task(serve_app(_metrics_app(registry), lifecycle, host=host, port=port))
     serving.add_done_callback(lambda _: lifecycle.stop())
@@ -201,9 +200,9 @@ def _metrics_app(registry: CollectorRegistry) -> ASGIApp:
             return
         request = Request(scope)
         if request.url.path != "/metrics":
-            answer = problem(HTTPStatus.NOT_FOUND, "there is only /metrics here")
+            answer = problem(HTTPStatus.NOT_FOUND, "this port serves only /metrics")
         elif request.method not in ("GET", "HEAD"):
-            detail = "metrics are read with GET"
+            detail = "use GET to read metrics"
             answer = problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, headers={"Allow": "GET"})
         else:
             answer = Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -213,7 +212,7 @@ def _metrics_app(registry: CollectorRegistry) -> ASGIApp:
 
 
 async def _live(receive: Receive, send: Send) -> None:
-    """Answer the server's start and end."""
+    """Confirm the server's startup and shutdown."""
     while True:
         phase = (await receive())["type"]
         await send({"type": f"{phase}.complete"})

@@ -1,9 +1,9 @@
-"""Where a service's numbers come from: environment, `.env`, then a TOML profile, then defaults.
+"""Reads a service's settings from the environment, `.env`, a TOML profile, and defaults, in this order.
 
-One profile serves every service. A table of it is one group (`[search]`, `[learner]` ...), and a
-service names the groups that it uses as fields. In the environment a group's field is spelled
-`MM_SEARCH__SIMULATIONS`, a field of its own `MM_LOG_LEVEL`. A name that no service knows stops the
-start, so that a misspelt setting is never silently a default.
+One profile serves every service. Each of its tables is a group (`[search]`, `[learner]` ...), and a service
+declares the groups that it uses as fields. `MM_SEARCH__SIMULATIONS` is the variable of a setting in a group,
+`MM_LOG_LEVEL` of one outside groups. A name that no service knows is an error, so that a misspelt setting
+never silently keeps its default.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import os
 import tomllib
 import types
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from dotenv import dotenv_values
@@ -41,10 +41,10 @@ PREFIX = "MM_"
 DELIMITER = "__"
 ENV_FILE = Path(".env")
 
-#: Fields that hold a secret, and whose names do not say so.
+#: Fields that hold a secret although their names do not show it.
 _SECRET_FIELDS = frozenset({"redis_url", "alerts__webhook_url", "webhook_url"})
 
-#: Modules that define a settings class each; together they are all the names there are.
+#: Modules that define a settings class each. Together they define every setting.
 SETTINGS_MODULES = (
     "services.trainer.settings",
     "services.selfplay.settings",
@@ -58,7 +58,7 @@ SETTINGS_MODULES = (
 
 
 class ServiceSettings(BaseSettings):
-    """What every service needs; each service adds its own fields and groups."""
+    """The settings of every service; each service adds its own fields and groups."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -71,17 +71,27 @@ class ServiceSettings(BaseSettings):
 
     profile: Path | None = Field(None, description="TOML file with a table per group of settings")
     home: Path = Field(Path(".micro-muzero"), description="folder that holds all state of a local run")
-    redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="where the streams live")
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis server of the streams"
+    )
     redis_password: SecretStr = Field(
-        SecretStr(""), description="of Redis, with any character; it takes the place of one in the URL"
+        SecretStr(""), description="of Redis, with any character; replaces a password in the URL"
     )
     redis_password_file: Path | None = Field(
-        None, description="file whose first line is the password, such as a Docker secret, where none is set"
+        None,
+        description="file whose first line is the password, such as a Docker secret; used if none is set",
     )
     instance: str = Field("", description="name of this instance; empty means host and process id")
-    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
-    log_format: str = Field("json", pattern="^(json|console)$")
-    heartbeat_seconds: float = Field(5.0, gt=0, le=HEARTBEAT_TTL_SECONDS / 3)  # two may be missed
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="lowest level that is logged"
+    )
+    log_format: Literal["json", "console"] = Field("json", description="console: coloured lines for people")
+    heartbeat_seconds: float = Field(
+        5.0,
+        gt=0,
+        le=HEARTBEAT_TTL_SECONDS / 3,
+        description="between two heartbeats; two in a row may be lost",
+    )
     alive_file: Path | None = Field(None, description="touched at each heartbeat, for health checks")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
     metrics_host: str = Field("127.0.0.1", description="interface of that port; 0.0.0.0 for other hosts")
@@ -90,24 +100,25 @@ class ServiceSettings(BaseSettings):
         None, description="checkpoint store: a folder or s3://bucket/prefix; `<home>/checkpoints` when unset"
     )
     precision: Precision = Field(
-        Precision.AUTO, description="of decisions: bfloat16 where the processor multiplies it, or one by name"
+        Precision.AUTO,
+        description="number format of decisions; auto: bfloat16 if the processor multiplies it",
     )
 
     @field_validator("redis_url")
     @classmethod
-    def _has_the_form_of_a_url(cls, url: SecretStr) -> SecretStr:
-        """Refuse what is not a URL of a Redis; the text holds no part of the value, which has a password."""
+    def _check_url(cls, url: SecretStr) -> SecretStr:
+        """Refuse anything but a URL of Redis. The error shows no part of it, since it may hold a password."""
         parts = urlsplit(url.get_secret_value())
-        place = parts.path if parts.scheme == "unix" else parts.hostname
-        if parts.scheme not in ("redis", "rediss", "unix") or not place or not _has_port(parts):
+        location = parts.path if parts.scheme == "unix" else parts.hostname
+        if parts.scheme not in ("redis", "rediss", "unix") or not location or not _has_port(parts):
             raise ValueError(
                 "expected redis://host:port/0; percent-encode a password in it, or set MM_REDIS_PASSWORD"
             )
         return url
 
     @model_validator(mode="after")
-    def _has_a_password_that_can_be_read(self) -> Self:
-        """Refuse a file that cannot be read at the start."""
+    def _check_password_file(self) -> Self:
+        """Refuse an unreadable password file at the start."""
         assert self.redis_address
         return self
 
@@ -116,7 +127,7 @@ class ServiceSettings(BaseSettings):
         """URL of Redis with its password, for a client.
 
         Raises:
-            SettingsError: the file of the password cannot be read.
+            SettingsError: the password file cannot be read.
         """
         password = self.redis_password.get_secret_value()
         if not password and self.redis_password_file is not None:
@@ -126,7 +137,7 @@ class ServiceSettings(BaseSettings):
 
     @property
     def checkpoint_root(self) -> Path | str:
-        """Folder of the checkpoint store, or its URL."""
+        """Folder or URL of the checkpoint store."""
         return self.checkpoints or self.home / "checkpoints"
 
     @property
@@ -143,12 +154,12 @@ class ServiceSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over `.env` over the profile."""
+        """Let the environment override `.env`, and `.env` the profile."""
         return (init_settings, env_settings, dotenv_settings, _ProfileSource(settings_cls, init_settings))
 
 
 class _ProfileSource(InitSettingsSource):
-    """The tables of the profile that `profile` or MM_PROFILE names."""
+    """The values of the profile that the argument `profile` or the variable MM_PROFILE names."""
 
     def __init__(self, settings_cls: type[BaseSettings], init: PydanticBaseSettingsSource) -> None:
         path = init().get("profile") or _environment().get(f"{PREFIX}PROFILE")
@@ -171,19 +182,27 @@ def load(settings_class: type[_S], **overrides: object) -> _S:
         problem = invalid.errors(include_url=False)[0]
         name = DELIMITER.join(str(part) for part in problem["loc"])
         raise SettingsError(
-            f"setting {PREFIX}{name.upper()} {_shown(name, problem['input'])}: {problem['msg']}"
-        ) from None  # the cause holds the values of all settings
+            f"setting {PREFIX}{name.upper()} {_shown(name, problem['input'])}: {_expected(problem['msg'])}"
+        ) from None  # the cause would show the values of all settings
 
 
 def _shown(name: str, value: object) -> str:
-    """A refused value as an error may show it: no secret, and no group, which may hold one."""
+    """A refused value for an error text, without secrets; a group is not shown, since it may hold one."""
     if is_secret_name(name) or name in _SECRET_FIELDS or not isinstance(value, str | int | float | bool):
         return "is invalid"
     return f"is {value!r}"
 
 
+def _expected(message: str) -> str:
+    """A message of pydantic, in the words of this project's errors."""
+    for prefix, replacement in (("Value error, ", ""), ("Input should ", "expected to ")):
+        if message.startswith(prefix):
+            return replacement + message.removeprefix(prefix)
+    return message
+
+
 def _has_port(parts: SplitResult) -> bool:
-    """True where the port is a number, or is left out."""
+    """True if the port is a number or left out."""
     try:
         return parts.port is None or parts.port > 0
     except ValueError:
@@ -194,11 +213,13 @@ def _first_line(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
     except (OSError, UnicodeDecodeError) as unreadable:
-        raise SettingsError(f"setting MM_REDIS_PASSWORD_FILE: {path} cannot be read: {unreadable}") from None
+        raise SettingsError(
+            f"setting MM_REDIS_PASSWORD_FILE is '{path}', expected a readable text file: {unreadable}"
+        ) from None
 
 
 def _with_password(url: str, password: str) -> str:
-    """The URL with another password; whatever characters it has, it is percent-encoded."""
+    """The URL with this password instead of its own, percent-encoded."""
     parts = urlsplit(url)
     user = (parts.username or "", quote(password, safe=""))
     host = parts.netloc.rpartition("@")[2]
@@ -206,7 +227,7 @@ def _with_password(url: str, password: str) -> str:
 
 
 def known_names() -> dict[str, frozenset[str]]:
-    """Every setting of every service: field names under "", and the fields of each group under its name."""
+    """Every setting of every service, by group; those outside groups are under the empty name."""
     names: dict[str, set[str]] = {"": set()}
     for module in SETTINGS_MODULES:
         for settings_class in _settings_classes(importlib.import_module(module)):
@@ -236,7 +257,7 @@ def _group_members(annotation: object) -> list[str] | None:
 
 
 def _environment() -> dict[str, str]:
-    """The process environment over `.env`."""
+    """The variables of the process and, where they are not set, those of `.env`."""
     from_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
     return {name: value for name, value in {**from_file, **os.environ}.items() if value is not None}
 
@@ -246,9 +267,11 @@ def _read_profile(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except OSError as missing:
-        raise SettingsError(f"profile {path}: {missing.strerror}; expected a TOML file") from missing
-    except tomllib.TOMLDecodeError as broken:
-        raise SettingsError(f"profile {path}: {broken}") from broken
+        raise SettingsError(
+            f"profile {path} cannot be read: {missing.strerror}; expected a TOML file"
+        ) from missing
+    except tomllib.TOMLDecodeError as invalid:
+        raise SettingsError(f"profile {path} is not valid TOML: {invalid}") from invalid
 
 
 def _refuse_unknown_names(profile: object) -> None:
@@ -278,15 +301,17 @@ def _suggestion(known: dict[str, frozenset[str]], group: str, field: str) -> str
     import difflib
 
     if group not in known:
-        close = difflib.get_close_matches(group, known, n=1) or [sorted(known)[1]]
-        return f"there is no group {group!r}, did you mean {close[0]!r}?"
+        groups = [name for name in known if name]
+        close = difflib.get_close_matches(group, groups, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(groups))}"
+        return f"there is no group {group!r}, {hint}"
     close = difflib.get_close_matches(field, known[group], n=1)
     if close:
         spelled = f"{group}{DELIMITER}{close[0]}" if group else close[0]
         return f"did you mean {PREFIX}{spelled.upper()}?"
-    return f"known here: {', '.join(sorted(known[group]))}"
+    return f"expected one of {', '.join(sorted(known[group]))}"
 
 
 def with_environment_name(name: str) -> AliasChoices:
-    """A field read from a variable that keeps a name of its own, such as OANDA_TOKEN."""
+    """Let a variable without the prefix set a field, such as OANDA_TOKEN; with the prefix it works too."""
     return AliasChoices(name, f"{PREFIX}{name}")

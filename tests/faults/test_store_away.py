@@ -175,7 +175,7 @@ async def test_inference_serves_on_and_tells_once(url: str, s3_server: S3Server)
         assert alert is not None
         assert alert.name == "store_away"
         assert url in alert.detail
-        assert "version 1 goes on" in alert.detail
+        assert "version 1 is still served" in alert.detail
         assert await promoted.refresh() is None
     assert promoted.served is not None
     assert (promoted.served.version, promoted.refused) == (1, None)

@@ -1,4 +1,4 @@
-"""An inference service over real HTTP, with versions that are real files."""
+"""An inference service over real HTTP, with checkpoint files."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ from tests.waiting import listening
 
 @dataclass
 class Service:
-    """A service that runs, and all that it looks at."""
+    """A running service and its parts."""
 
     client: httpx.AsyncClient
     promoted: PromotedVersion

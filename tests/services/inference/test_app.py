@@ -1,4 +1,4 @@
-"""POST /inference: the decision of the promoted version, or a problem document."""
+"""POST /inference answers with the promoted version's decision, or with a problem document."""
 
 import json
 from typing import Any
@@ -43,7 +43,7 @@ async def with_version(service: Service, version: int = 1) -> None:
     assert await service.promoted.refresh() is None
 
 
-async def test_there_is_no_decision_before_a_version_is_promoted(service: Service) -> None:
+async def test_a_request_before_the_first_promotion_gets_503(service: Service) -> None:
     answer = await service.client.post("/inference", json=body())
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"
@@ -53,24 +53,28 @@ async def test_there_is_no_decision_before_a_version_is_promoted(service: Servic
 
 
 @pytest.mark.parametrize("static", [FLAT, LONG.tolist(), [-1.0, *LONG.tolist()[1:]]])
-async def test_the_answer_is_the_decision_function_s_own(service: Service, static: list[float]) -> None:
+async def test_a_reply_holds_the_result_of_the_decision_function(
+    service: Service, static: list[float]
+) -> None:
     await with_version(service)
     agent = agent_of(1)
     for bar in range(200, 240):
         answer = (await service.client.post("/inference", json=body(bar, static, bar_time_s=60 * bar))).json()
-        wanted = decide(
+        expected = decide(
             agent,
             agent.embed_windows(window(FEATURES, bar)[None]),
             np.array([static], np.float32),
             SearchConfig(),
         )
-        assert answer["action"] == Action(wanted.actions[0]).name
-        assert answer["value"] == wanted.values[0]
-        assert answer["policy"] == pytest.approx(wanted.policies[0].tolist(), abs=0)
+        assert answer["action"] == Action(expected.actions[0]).name
+        assert answer["value"] == expected.values[0]
+        assert answer["policy"] == pytest.approx(expected.policies[0].tolist(), abs=0)
         assert answer["outcome_probabilities"] == pytest.approx(
-            wanted.outcome_probabilities[0].tolist(), abs=0
+            expected.outcome_probabilities[0].tolist(), abs=0
         )
-        assert answer["visit_policy"] == pytest.approx((wanted.visits[0] / wanted.visits[0].sum()).tolist())
+        assert answer["visit_policy"] == pytest.approx(
+            (expected.visits[0] / expected.visits[0].sum()).tolist()
+        )
         legal = [True, True, True, False] if static[0] == 0 else [True, False, False, True]
         assert [q is not None for q in answer["q_values"]] == legal
         assert answer["bar_time_s"] == 60 * bar
@@ -78,7 +82,7 @@ async def test_the_answer_is_the_decision_function_s_own(service: Service, stati
         assert answer["latency_ms"] > 0
 
 
-async def test_raw_bars_and_position_numbers_are_the_same_question(service: Service) -> None:
+async def test_raw_bars_and_position_numbers_give_the_decision_of_their_features(service: Service) -> None:
     await with_version(service)
     position = {
         "side": 1,
@@ -142,7 +146,7 @@ BAD: dict[str, object] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_malformed_input_is_refused_by_name(service: Service, name: str) -> None:
+async def test_malformed_input_is_refused_with_422(service: Service, name: str) -> None:
     await with_version(service)
     answer = await service.client.post("/inference", json=BAD[name])
     assert answer.status_code == 422, answer.text
@@ -151,7 +155,7 @@ async def test_malformed_input_is_refused_by_name(service: Service, name: str) -
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", '"nan"', "null", "[]", "true"])
-async def test_what_is_no_finite_number_is_refused(service: Service, number: str) -> None:
+async def test_a_value_that_is_not_a_finite_number_is_refused(service: Service, number: str) -> None:
     await with_version(service)
     for text in (
         json.dumps(body())
@@ -173,7 +177,7 @@ async def test_a_large_body_is_refused_before_it_is_read(service: Service) -> No
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_host_name_that_is_not_this_servers_is_refused(service: Service) -> None:
+async def test_a_request_with_a_foreign_host_name_is_refused(service: Service) -> None:
     for name, status in (("evil.test", 421), ("inference", 200)):
         assert (await service.client.get("/healthz", headers={"Host": name})).status_code == status
 
@@ -189,7 +193,7 @@ async def test_a_host_name_that_is_not_this_servers_is_refused(service: Service)
         ).map(lambda value: json.dumps(value).encode()),
     )
 )
-async def test_nothing_that_is_posted_breaks_the_service(service: Service, content: bytes) -> None:
+async def test_arbitrary_bodies_never_cause_a_server_error(service: Service, content: bytes) -> None:
     answer = await service.client.post(
         "/inference", content=content, headers={"content-type": "application/json"}
     )
@@ -197,7 +201,7 @@ async def test_nothing_that_is_posted_breaks_the_service(service: Service, conte
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_metrics_tell_the_version_and_what_was_asked(service: Service) -> None:
+async def test_metrics_show_the_version_and_count_requests_by_result(service: Service) -> None:
     await with_version(service, 3)
     await service.client.post("/inference", json=body())
     await service.client.post("/inference", json={**GOOD, "instrument": "EUR_USD"})
@@ -221,7 +225,7 @@ async def test_a_version_decides_only_for_the_instrument_it_was_trained_on(servi
         for given in (columns, features)
     ]
     assert answers[0]["instrument"] == "EUR_USD"
-    assert answers[0]["value"] == answers[1]["value"]  # windows are made with its pip
+    assert answers[0]["value"] == answers[1]["value"]  # windows use the pip of EUR_USD
     refused = await service.client.post("/inference", json=body())
     assert refused.status_code == 422
     assert "version 1 was trained on EUR_USD and decides for no other" in refused.json()["detail"]

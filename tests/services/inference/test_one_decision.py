@@ -1,4 +1,4 @@
-"""The same observation gives the same action in inference over HTTP, in validation and in self-play."""
+"""Inference over HTTP, validation and self-play decide alike on the same observation."""
 
 from pathlib import Path
 
@@ -33,7 +33,9 @@ def greedy_session(start: int) -> Trajectory:
     return trajectory
 
 
-async def test_self_play_s_greedy_path_is_inference_s(service: Service, tmp_path: Path) -> None:
+async def test_inference_repeats_every_decision_of_a_greedy_self_play_session(
+    service: Service, tmp_path: Path
+) -> None:
     save_version(service.store, 1)
     promote(service.store, 1)
     await service.promoted.refresh()
@@ -47,10 +49,10 @@ async def test_self_play_s_greedy_path_is_inference_s(service: Service, tmp_path
                 assert decision.action is Action(action), f"bar {start + step}"
                 assert decision.value == pytest.approx(float(session.values[step]), abs=1e-3)
                 seen.add(decision.action)
-    assert seen == set(Action), "every action was compared"
+    assert seen == set(Action), "not every action was compared"
 
 
-def test_the_validator_s_walk_is_self_play_s_greedy_path() -> None:
+def test_the_validator_makes_the_trades_of_greedy_self_play_sessions() -> None:
     walked = walk(agent_of(1), small_market(), STARTS, ENVIRONMENT, SearchConfig(), lanes=3)
     sessions = [greedy_session(start) for start in STARTS.tolist()]
     played = [trade for session in sessions for trade in session.trades]

@@ -1,4 +1,4 @@
-"""Which version decides: the promoted one, swapped whole, kept when its successor is damaged."""
+"""The promoted version decides, and is kept while its successor is damaged."""
 
 import asyncio
 import threading
@@ -43,9 +43,9 @@ async def test_a_damaged_successor_leaves_the_old_version_serving(tmp_path: Path
     alert = await promoted.refresh()
     assert alert is not None
     assert "SHA-256" in alert.detail
-    assert "version 1 goes on" in alert.detail
+    assert "version 1 is still served" in alert.detail
     assert (promoted.served.version, promoted.refused) == (1, 2)
-    assert await promoted.refresh() is None, "one alert for one damaged version"
+    assert await promoted.refresh() is None, "a second alert for the same damaged version"
     promote(store, 3)
     assert await promoted.refresh() is None
     assert (promoted.served.version, promoted.refused) == (3, None)
@@ -53,7 +53,7 @@ async def test_a_damaged_successor_leaves_the_old_version_serving(tmp_path: Path
 
 
 class SlowStore(CheckpointStore):
-    """A store whose versions take until the test lets them through."""
+    """A store that returns manifests to the loading thread only after `go_on` is set."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -67,7 +67,7 @@ class SlowStore(CheckpointStore):
         return super().manifest(version)
 
 
-async def test_a_version_that_is_loading_is_said_to_be_loading(tmp_path: Path) -> None:
+async def test_absence_names_a_version_that_is_loading_or_was_refused(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
     promoted = PromotedVersion(store, SearchConfig())
     assert promoted.absence == "no version is promoted yet"
@@ -86,7 +86,7 @@ async def test_a_version_that_is_loading_is_said_to_be_loading(tmp_path: Path) -
     second.close()
 
 
-async def test_a_version_that_decides_nonsense_is_refused(tmp_path: Path) -> None:
+async def test_a_version_whose_values_are_not_finite_is_refused(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     promoted = PromotedVersion(store, SearchConfig())
     network = network_of(1)
@@ -115,31 +115,31 @@ async def test_a_damaged_pointer_leaves_the_old_version_serving(tmp_path: Path) 
     promoted.close()
 
 
-async def test_a_damaged_pointer_is_told_once_until_it_changes_or_is_whole_again(tmp_path: Path) -> None:
+async def test_a_damaged_pointer_raises_one_alert_until_it_changes_or_is_repaired(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     promoted = PromotedVersion(store, SearchConfig())
     save_version(store, 1)
     promote(store, 1)
     pointer = tmp_path / f"{Pointer.PROMOTED}.json"
-    whole = pointer.read_text()
+    undamaged = pointer.read_text()
 
-    async def tells() -> list[bool]:
+    async def alerts() -> list[bool]:
         return [await promoted.refresh() is not None for _ in range(3)]
 
     pointer.write_text("{")
-    assert await tells() == [True, False, False], "also where none is served yet"
-    pointer.write_text(whole.replace('"version":1', '"version":2'))
-    assert await tells() == [True, False, False], "it is damaged in another way"
-    pointer.write_text(whole)
-    assert await tells() == [False, False, False]
+    assert await alerts() == [True, False, False], "no version was served before"
+    pointer.write_text(undamaged.replace('"version":1', '"version":2'))
+    assert await alerts() == [True, False, False], "another damage"
+    pointer.write_text(undamaged)
+    assert await alerts() == [False, False, False]
     assert promoted.served is not None
     pointer.write_text("{")
-    assert await tells() == [True, False, False]
+    assert await alerts() == [True, False, False]
     assert promoted.served.version == 1
     promoted.close()
 
 
-async def test_the_same_version_in_another_stage_is_told_so(tmp_path: Path) -> None:
+async def test_a_served_version_has_the_stage_of_its_last_promotion(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     promoted = PromotedVersion(store, SearchConfig())
     save_version(store, 1)
@@ -151,8 +151,7 @@ async def test_the_same_version_in_another_stage_is_told_so(tmp_path: Path) -> N
     promoted.close()
 
 
-async def test_a_request_is_answered_by_the_version_that_it_took(tmp_path: Path) -> None:
-    """A swap in the middle of a request changes the next one only."""
+async def test_a_request_keeps_its_version_while_another_is_promoted(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     promoted = PromotedVersion(store, SearchConfig())
     for version in (1, 2):
@@ -172,7 +171,7 @@ async def test_a_request_is_answered_by_the_version_that_it_took(tmp_path: Path)
     promoted.close()
 
 
-async def test_a_promotion_told_on_the_bus_is_served_at_once(
+async def test_a_promotion_that_the_bus_announces_is_served_at_once(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     store = CheckpointStore(tmp_path)
@@ -197,7 +196,7 @@ async def test_a_promotion_told_on_the_bus_is_served_at_once(
     promote(store, 1)
     await bus.announce(PROMOTIONS, VersionPromoted(version=1, stage="paper", by="test"))
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not (alerts := await bus.recent(ALERTS, count=10)):  # noqa: ASYNC110  Redis says when
+        while not (alerts := await bus.recent(ALERTS, count=10)):  # noqa: ASYNC110  Redis has no event for it
             await asyncio.sleep(0.05)
     assert alerts[0].message.name == "version_refused"
     assert promoted.served is not None

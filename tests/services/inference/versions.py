@@ -1,4 +1,4 @@
-"""Checkpoint versions with a small network that has opinions."""
+"""Checkpoint versions with a small network that chooses every action."""
 
 from dataclasses import asdict
 
@@ -9,7 +9,7 @@ from shared.market.bar import Instrument
 from shared.model.network import Network
 from tests.shared.model.networks import SMALL, opinionated_network
 
-#: Version 1 is the first network whose greedy play of the small market takes all four actions often.
+#: With this seed version 1 often takes each of the four actions in greedy play of the small market.
 FIRST_SEED = 24
 
 

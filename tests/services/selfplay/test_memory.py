@@ -1,4 +1,4 @@
-"""A worker's memory is taken at its beginning: it does not grow with what it plays."""
+"""A worker's memory does not grow with the number of batches that it plays."""
 
 import gc
 import resource
@@ -25,8 +25,8 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_memory_does_not_grow_with_the_batches_that_are_played() -> None:
-    """Less than what the smallest of a batch's parts would add up to if it stayed: its messages."""
+def test_memory_does_not_grow_with_the_number_of_batches() -> None:
+    """It grows by less than a quarter of the messages, which are the smallest objects of a batch."""
     settings = SelfPlaySettings(
         selfplay=SelfPlayConfig(lanes=LANES), environment=EnvironmentConfig(session_bars=STEPS)
     )
@@ -38,7 +38,9 @@ def test_memory_does_not_grow_with_the_batches_that_are_played() -> None:
     def play(batches: int) -> int:
         nonlocal sent
         for number in range(batches):
-            finished = worker.play(agents[number // 5 % 2], 0, lambda: False)  # a new version now and then
+            finished = worker.play(
+                agents[number // 5 % 2], 0, lambda: False
+            )  # a new version every five batches
             for trajectory in finished:
                 sent += len(encode(*encode_trajectory(trajectory))["arrays"])
         gc.collect()

@@ -1,4 +1,4 @@
-"""Episodes in a file: everything of a trajectory comes back, and people find in it what was played."""
+"""Files of episodes: trajectories are read back completely, and SQL finds every decision."""
 
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ def dataset() -> Dataset:
 
 def play(dataset: Dataset, count: int) -> list[PlayedEpisode]:
     worker = SelfPlayWorker.of("tester", dataset, SETTINGS, np.random.default_rng(5))
-    told: list[int] = []
-    played = worker.episodes(small_agent(), 0, count, told.append)
-    assert sum(told) == count * STEPS
+    decisions: list[int] = []
+    played = worker.episodes(small_agent(), 0, count, decisions.append)
+    assert sum(decisions) == count * STEPS
     prices = Prices.of(dataset.bars)
     return [PlayedEpisode.of(one, dataset.bars, prices, SETTINGS.environment) for one in played]
 
@@ -55,10 +55,10 @@ def path(episodes: list[PlayedEpisode], tmp_path_factory: pytest.TempPathFactory
     return path
 
 
-def test_as_many_as_asked_for_are_played_and_alike_with_equal_seeds(
+def test_the_requested_number_of_sessions_is_played_and_repeats_with_the_same_seed(
     dataset: Dataset, episodes: list[PlayedEpisode]
 ) -> None:
-    """Three, in lanes of two; all in sessions of the train split."""
+    """Three sessions of the train split, in batches of two."""
     assert len(episodes) == 3
     starts = {episode.trajectory.start_bar for episode in episodes}
     assert starts <= set(dataset.sessions.every(Split.TRAIN).tolist())
@@ -66,7 +66,7 @@ def test_as_many_as_asked_for_are_played_and_alike_with_equal_seeds(
     assert all(same(a.trajectory, b.trajectory) for a, b in zip(again, episodes, strict=True))
 
 
-def test_every_trajectory_comes_back_whole(path: Path, episodes: list[PlayedEpisode]) -> None:
+def test_every_trajectory_is_read_back_completely(path: Path, episodes: list[PlayedEpisode]) -> None:
     assert sum(len(episode.trajectory.trades) for episode in episodes) > 3
     for number, episode in enumerate(episodes):
         read = read_episode(path, number)
@@ -76,31 +76,33 @@ def test_every_trajectory_comes_back_whole(path: Path, episodes: list[PlayedEpis
             np.testing.assert_array_equal(getattr(read, name), getattr(episode, name))
 
 
-def asked(query: str) -> list[Any]:
+def rows_of(query: str) -> list[Any]:
     with duckdb.connect() as connection:
         return connection.execute(query).fetchall()
 
 
-def test_its_rows_join_the_features_of_the_data_set(path: Path, dataset: Dataset, tmp_path: Path) -> None:
-    """Looked into with SQL, as a person would, and held against the data set's own export."""
+def test_the_rows_of_a_file_join_the_features_of_the_data_set(
+    path: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """With SQL, as a person would use it, on the export of the data set."""
     export_features(dataset, tmp_path / "features.parquet")
     query = f"""
         SELECT count(*), count(*) FILTER (played.time = features.time) FROM '{path}' AS played
         JOIN '{tmp_path / "features.parquet"}' AS features USING (bar_index)
     """
-    assert asked(query) == [(3 * STEPS, 3 * STEPS)]
+    assert rows_of(query) == [(3 * STEPS, 3 * STEPS)]
     rewards = f"SELECT episode, sum(reward_pips) FROM '{path}' GROUP BY episode ORDER BY episode"
     sums = [float(read_episode(path, number).trajectory.rewards.sum()) for number in range(3)]
-    assert [row[1] for row in asked(rewards)] == pytest.approx(sums, rel=1e-4)
+    assert [row[1] for row in rows_of(rewards)] == pytest.approx(sums, rel=1e-4)
 
 
-def test_a_trade_stands_where_it_was_ended_and_pays_what_prices_and_costs_say(path: Path) -> None:
-    ended = asked(f"""
+def test_a_trade_is_in_the_row_that_closed_it_with_its_profit_after_costs(path: Path) -> None:
+    closed = rows_of(f"""
         SELECT action, step, bar_index, trade_exit_bar, pnl_pips, trade_pips, position_side, trade_side,
             trade_exit_price, trade_entry_price FROM '{path}' WHERE trade_side IS NOT NULL
     """)
-    assert len(ended) > 3
-    for action, step, bar, exit_bar, _, pips, side, name, exit_price, entry_price in ended:
+    assert len(closed) > 3
+    for action, step, bar, exit_bar, _, pips, side, name, exit_price, entry_price in closed:
         assert action == "CLOSE" or step == STEPS - 1
         assert exit_bar == bar + 1
         sign = {"LONG": 1, "SHORT": -1}[name]
@@ -108,7 +110,7 @@ def test_a_trade_stands_where_it_was_ended_and_pays_what_prices_and_costs_say(pa
         assert pips == pytest.approx(sign * (exit_price - entry_price) / 0.01 - 4.0, abs=1e-6)
 
 
-def test_the_open_position_is_worth_what_its_last_entry_says(
+def test_the_profit_of_an_open_position_is_measured_from_its_entry(
     path: Path, episodes: list[PlayedEpisode]
 ) -> None:
     held = 0
@@ -123,7 +125,7 @@ def test_the_open_position_is_worth_what_its_last_entry_says(
     assert held == sum((read_episode(path, n).trajectory.static[:, 0] != 0).sum() for n in range(3))
 
 
-def test_nothing_is_replaced(path: Path, episodes: list[PlayedEpisode], tmp_path: Path) -> None:
+def test_an_existing_file_is_not_replaced(path: Path, episodes: list[PlayedEpisode], tmp_path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(DataError, match=r"exists: choose another name"):
         write_episodes(path, episodes)
@@ -137,7 +139,7 @@ def test_nothing_is_replaced(path: Path, episodes: list[PlayedEpisode], tmp_path
         refuse_to_replace(tmp_path / "absent" / "file.parquet")
 
 
-def test_what_cannot_be_read_is_refused(path: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_file_that_is_not_one_of_episodes_is_refused(path: Path, dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no episode 3: expected 0 to 2"):
         read_episode(path, 3)
     with pytest.raises(DataError, match="no such file"):
@@ -146,7 +148,7 @@ def test_what_cannot_be_read_is_refused(path: Path, dataset: Dataset, tmp_path: 
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         read_episode(tmp_path / "text", 0)
     export_features(dataset, tmp_path / "features.parquet")
-    with pytest.raises(DataError, match="not a file of episodes"):
+    with pytest.raises(DataError, match="expected a file of episodes"):
         read_episode(tmp_path / "features.parquet", 0)
 
 

@@ -1,4 +1,4 @@
-"""The worker as a real process, told to stop in the middle of its work: nothing finished is lost."""
+"""A worker process that receives SIGTERM during its work loses no finished trajectory."""
 
 import asyncio
 import os
@@ -56,12 +56,12 @@ class Worker:
             )
 
     def played(self) -> int:
-        """Episodes that the process has finished, as it tells Prometheus; 0 before it tells anything."""
+        """Finished episodes according to the process's metrics; 0 before it serves them."""
         try:
-            told = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=5.0).text
+            metrics = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=5.0).text
         except httpx.TransportError:
             return 0
-        found = re.search(r"^mm_selfplay_episodes_total (\S+)$", told, re.MULTILINE)
+        found = re.search(r"^mm_selfplay_episodes_total (\S+)$", metrics, re.MULTILINE)
         return int(float(found[1])) if found else 0
 
     async def until_played(self, episodes: int) -> int:
@@ -71,17 +71,17 @@ class Worker:
                 await asyncio.sleep(0.02)
         return played
 
-    async def until_play_rests(self) -> int:
-        """Episodes finished when none was for a second, which is time for many."""
-        played, rested = await self.until_played(0), 0
-        while rested < 10:
+    async def until_play_pauses(self) -> int:
+        """Number of finished episodes once it has not grown for a second, which is time for many."""
+        played, unchanged = await self.until_played(0), 0
+        while unchanged < 10:
             await asyncio.sleep(0.1)
             before, played = played, await self.until_played(0)
-            rested = rested + 1 if played == before else 0
+            unchanged = unchanged + 1 if played == before else 0
         return played
 
     async def stop(self) -> float:
-        """Tell it to stop; the seconds that it took."""
+        """Send SIGTERM; the seconds until the process exits."""
         begin = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         status = await asyncio.to_thread(self.process.wait, PATIENCE_SECONDS)
@@ -97,17 +97,17 @@ def worker(tmp_path: Path, redis_server: RedisServer) -> Iterator[Worker]:
     worker.process.wait()
 
 
-async def test_what_was_finished_before_sigterm_is_in_the_stream(worker: Worker, bus: Bus) -> None:
+async def test_trajectories_finished_before_sigterm_are_in_the_stream(worker: Worker, bus: Bus) -> None:
     await publish(bus, worker.settings, 0)
     played = await worker.until_played(3 * LANES)
     assert await worker.stop() < STOP_SECONDS
     length = await bus.length(TRAJECTORIES)
     assert length >= played
-    assert length % LANES == 0  # and no batch is there in part
+    assert length % LANES == 0  # no batch was sent in part
     assert Spool(worker.settings.unsent_root).files() == []
 
 
-async def test_what_redis_could_not_take_before_sigterm_is_on_the_disk(
+async def test_trajectories_that_redis_could_not_take_before_sigterm_are_on_disk(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     redis = RedisServer(tmp_path / "redis", free_port())
@@ -119,7 +119,7 @@ async def test_what_redis_could_not_take_before_sigterm_is_on_the_disk(
     await publish(bus, worker.settings, 0)
     await worker.until_played(LANES)
     await asyncio.to_thread(redis.stop, kill=True)
-    played = await worker.until_play_rests()  # what is finished waits for Redis, and there is no more room
+    played = await worker.until_play_pauses()  # the queue of finished batches is full
     await worker.stop()
     await asyncio.to_thread(redis.start)
     kept = Spool(worker.settings.unsent_root).files()

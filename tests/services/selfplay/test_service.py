@@ -1,12 +1,12 @@
-"""The worker in this process over a real Redis: versions, pauses, and nothing finished is lost."""
+"""A worker in this process with a real Redis: versions, pauses, and no finished trajectory is lost."""
 
 import asyncio
 import contextlib
 import itertools
 import re
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,13 @@ import pytest
 import structlog.testing
 from pydantic import SecretStr
 
-from services.selfplay import service as service_module
+from services.selfplay import sender as sender_module
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.exploration import exploration_at
 from services.selfplay.service import SelfPlayService
 from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
+from services.selfplay.versions import NewestVersion
 from services.selfplay.worker import SelfPlayWorker
 from shared.adapters.streams.bus import PIPELINE, Bus
 from shared.adapters.tables.dataset import Dataset, write_dataset
@@ -37,7 +38,6 @@ from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS, TRAJECTORIES
 from shared.model.config import ModelConfig
 from shared.runtime.lifecycle import Lifecycle
-from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig, Selection
 from tests.shared.adapters.versions.checkpoint_versions import folder
@@ -48,7 +48,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 MODEL = ModelConfig(temporal_channels=12, static_channels=4, value_bins=31)
 LANES = 3
 STEPS = 20
-EPISODES_A_VERSION = 2_000  # the temperature falls with them
+EPISODES_A_VERSION = 2_000  # between versions, so that their temperatures differ
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def settings(tmp_path: Path, dataset: tuple[Path, Dataset], redis_server: RedisS
 
 
 async def publish(bus: Bus, settings: SelfPlaySettings, version: int) -> None:
-    """A version with random weights of its own, and opinions that no other version has."""
+    """Save and announce a version with random weights, whose decisions differ from other versions'."""
     network = opinionated_network(MODEL, seed=version)
     manifest = Manifest(
         version=version,
@@ -111,15 +111,15 @@ async def running(settings: SelfPlaySettings) -> AsyncIterator[Lifecycle]:
 
 
 async def sent(bus: Bus, *, count: int = 1) -> list[Trajectory]:
-    """What lies in the stream, oldest first, once it is at least so many."""
+    """The trajectories in the stream, oldest first, once there are at least `count`."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while await bus.length(TRAJECTORIES) < count:  # noqa: ASYNC110  nothing tells of it
+        while await bus.length(TRAJECTORIES) < count:  # noqa: ASYNC110  Redis has no event for it
             await asyncio.sleep(0.01)
-    entries = await bus.recent(TRAJECTORIES, count=1_000)
+    entries = await bus.recent(TRAJECTORIES, count=100_000)
     return [decode_trajectory(entry.message, entry.arrays) for entry in entries[::-1]]
 
 
-async def test_sessions_of_the_train_split_are_played_to_their_end_and_sent(
+async def test_sessions_of_the_train_split_are_played_to_the_end_and_sent(
     settings: SelfPlaySettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     await publish(bus, settings, 0)
@@ -130,7 +130,7 @@ async def test_sessions_of_the_train_split_are_played_to_their_end_and_sent(
     played = await sent(bus)
     starts = set(dataset[1].sessions.every(Split.TRAIN).tolist())
     assert len({trajectory.trajectory_id for trajectory in played}) == len(played)
-    assert len(played) % LANES == 0  # batches are sent whole; one that was not finished is not sent
+    assert len(played) % LANES == 0  # an unfinished batch is not sent
     for trajectory in played:
         assert len(trajectory) == STEPS
         assert trajectory.start_bar in starts
@@ -153,7 +153,7 @@ async def test_two_starts_of_a_worker_play_different_sessions(settings: SelfPlay
     assert len({trajectory.seed for trajectory in played}) == len(played)
 
 
-async def test_the_newest_version_plays_the_next_batch_and_no_batch_has_two(
+async def test_the_newest_version_plays_the_next_batch_and_a_batch_has_one_version(
     settings: SelfPlaySettings, bus: Bus
 ) -> None:
     roomy = settings.model_copy(update={"selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000)})
@@ -169,72 +169,101 @@ async def test_the_newest_version_plays_the_next_batch_and_no_batch_has_two(
     assert all(versions.count(version) % LANES == 0 for version in (0, 1, 2))
 
 
-class Gate:
-    """Holds each batch at its middle until it is let go."""
+class Batches:
+    """Records the batches that workers of this process play, and can hold them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun: list[int] = []  # version of each batch
-        self.open = threading.Event()
+        self.begun: list[tuple[int, int]] = []  # version and episode of each batch
+        self.finished: list[Trajectory] = []
+        self.is_waiting = False
+        self._released = threading.Event()
+        self._released.set()
         play = SelfPlayWorker.play
 
-        def held(worker: SelfPlayWorker, agent: Agent, episode: int, stop: Callable[[], bool]) -> object:
-            self.begun.append(agent.version)
-            asked = itertools.count(1)
+        def recorded(
+            worker: SelfPlayWorker, agent: Agent, episode: int, stop: Callable[[], bool]
+        ) -> Sequence[Trajectory]:
+            self.begun.append((agent.version, episode))
+            steps = itertools.count(1)
 
-            def stop_once_let_go() -> bool:
-                if next(asked) == STEPS // 2:
-                    assert self.open.wait(PATIENCE_SECONDS)
+            def wait_at_the_middle() -> bool:
+                if next(steps) == STEPS // 2:
+                    while not (self._released.is_set() or stop()):
+                        self.is_waiting = True
+                        self._released.wait(0.01)
+                    self.is_waiting = False
                 return stop()
 
-            return play(worker, agent, episode, stop_once_let_go)
+            finished = play(worker, agent, episode, wait_at_the_middle)
+            self.finished.extend(finished)
+            return finished
 
-        monkeypatch.setattr(SelfPlayWorker, "play", held)
+        monkeypatch.setattr(SelfPlayWorker, "play", recorded)
+
+    @property
+    def versions(self) -> list[int]:
+        """The version of each batch that has begun."""
+        return [version for version, _ in self.begun]
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of the finished trajectories."""
+        return {str(trajectory.trajectory_id) for trajectory in self.finished}
+
+    def hold(self) -> None:
+        """Let each batch wait at its middle step, until it is released or asked to stop."""
+        self._released.clear()
+
+    def release(self) -> None:
+        """Let batches continue."""
+        self._released.set()
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Versions that the service heard of."""
+def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
+    """A record of all batches."""
+    return Batches(monkeypatch)
+
+
+@pytest.fixture
+def accepted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Versions whose announcement a worker has accepted."""
     versions: list[int] = []
+    accept = NewestVersion.accept
 
-    def hear(service: SelfPlayService, announced: CheckpointPublished | None) -> None:
-        vars(service)["_newest_heard"] = announced
-        if announced is not None:
-            versions.append(announced.version)
+    def recorded(newest: NewestVersion, announced: CheckpointPublished) -> None:
+        accept(newest, announced)
+        versions.append(announced.version)
 
-    monkeypatch.setattr(
-        SelfPlayService,
-        "_announced",
-        property(lambda service: vars(service).get("_newest_heard"), hear),
-        raising=False,
-    )
+    monkeypatch.setattr(NewestVersion, "accept", recorded)
     return versions
 
 
-async def test_a_version_that_arrives_mid_episode_plays_the_very_next_batch(
-    settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch, heard: list[int]
+async def test_a_version_that_is_announced_during_a_batch_plays_the_next_batch(
+    settings: SelfPlaySettings, bus: Bus, batches: Batches, accepted: list[int]
 ) -> None:
-    gate = Gate(monkeypatch)
     await publish(bus, settings, 0)
+    batches.hold()
     async with running(settings):
-        await until(lambda: gate.begun == [0])
+        await until(lambda: batches.versions == [0])
         for version in (1, 2):
             await publish(bus, settings, version)
-        await until(lambda: heard[-1:] == [2])
-        gate.open.set()
+        await until(lambda: accepted[-1:] == [2])
+        batches.release()
         played = await sent(bus, count=2 * LANES)
-    assert gate.begun[:2] == [0, 2]
+    assert batches.versions[:2] == [0, 2]
     assert [t.checkpoint_version for t in played[: 2 * LANES]] == [0] * LANES + [2] * LANES
 
 
-async def test_a_version_that_arrives_while_the_worker_waits_plays_the_next_batch(
-    settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch, heard: list[int]
+async def test_a_version_that_is_announced_while_the_worker_waits_plays_the_next_batch(
+    settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch, accepted: list[int]
 ) -> None:
-    monkeypatch.setattr(service_module, "BACKLOG_SECONDS", 0.01)
+    monkeypatch.setattr(sender_module, "BACKLOG_SECONDS", 0.01)
     await publish(bus, settings, 0)
     async with running(settings) as worker:
         await until(lambda: worker.heartbeat.detail.get("waiting") is True)
         await publish(bus, settings, 1)
-        await until(lambda: heard[-1:] == [1])
+        await until(lambda: accepted[-1:] == [1])
         waiting = await bus.length(TRAJECTORIES)
         reader = bus.consume(TRAJECTORIES, "trainer", "one")
         taken: list[Trajectory] = []
@@ -243,13 +272,13 @@ async def test_a_version_that_arrives_while_the_worker_waits_plays_the_next_batc
             taken += [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
             await batch.ack()
     versions = [trajectory.checkpoint_version for trajectory in taken]
-    # Batches that were queued when the worker began to wait are still of version 0.
+    # Batches that were queued before the worker began to wait are of version 0.
     assert versions.count(0) <= waiting + settings.selfplay.unsent_batches * LANES
     assert versions[-1] == 1
 
 
 def alike(one: Trajectory, other: Trajectory) -> bool:
-    """True when all that was decided, thought and earned is the same."""
+    """True when decisions, search results, rewards and trades are equal."""
     return one.trades == other.trades and all(
         np.allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5)
         for name in (
@@ -265,14 +294,13 @@ def alike(one: Trajectory, other: Trajectory) -> bool:
 
 
 @pytest.mark.parametrize("selection", list(Selection))
-async def test_all_of_a_trajectory_is_what_its_version_plays(
+async def test_every_step_of_a_trajectory_is_played_by_its_version(
     settings: SelfPlaySettings,
     dataset: tuple[Path, Dataset],
     bus: Bus,
-    heard: list[int],
     selection: Selection,
 ) -> None:
-    """Versions arrive as fast as they can be written, in the middle of whatever is played then."""
+    """Versions are published as fast as they can be written, during batches."""
     search = SearchConfig(selection)
     mine = settings.model_copy(
         update={"selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000), "search": search}
@@ -312,28 +340,14 @@ async def test_all_of_a_trajectory_is_what_its_version_plays(
 
 
 def damage(settings: SelfPlaySettings, *versions: int) -> None:
-    """Make versions what no worker plays with."""
+    """Cut the last byte off the weights of versions."""
     for version in versions:
         path = folder(CheckpointStore(settings.checkpoint_root), version) / WEIGHTS
         path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Version and episode of each batch that is begun."""
-    batches: list[tuple[int, int]] = []
-    play = SelfPlayWorker.play
-
-    def noted(worker: SelfPlayWorker, agent: Agent, episode: int, stop: Callable[[], bool]) -> object:
-        batches.append((agent.version, episode))
-        return play(worker, agent, episode, stop)
-
-    monkeypatch.setattr(SelfPlayWorker, "play", noted)
-    return batches
-
-
-async def test_a_worker_that_starts_while_the_newest_version_is_damaged_plays_the_newest_whole_one(
-    settings: SelfPlaySettings, bus: Bus, begun: list[tuple[int, int]]
+async def test_a_worker_that_starts_with_a_damaged_newest_version_plays_an_older_one(
+    settings: SelfPlaySettings, bus: Bus, batches: Batches
 ) -> None:
     roomy = settings.model_copy(update={"selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000)})
     for version in range(4):
@@ -342,15 +356,15 @@ async def test_a_worker_that_starts_while_the_newest_version_is_damaged_plays_th
     with structlog.testing.capture_logs() as logs:
         async with running(roomy) as worker:
             await sent(bus, count=2 * LANES)
-            assert set(begun) == {(1, EPISODES_A_VERSION)}
+            assert set(batches.begun) == {(1, EPISODES_A_VERSION)}
             await publish(bus, roomy, 4)
             await until(lambda: worker.heartbeat.detail.get("version") == 4)
-    told = [(entry["event"], entry["version"]) for entry in logs if "version" in entry]
-    assert told == [("version_refused", 3), ("version_refused", 2), ("older_version_plays", 1)]
+    logged = [(entry["event"], entry["version"]) for entry in logs if "version" in entry]
+    assert logged == [("version_refused", 3), ("version_refused", 2), ("older_version_plays", 1)]
 
 
-async def test_a_worker_that_starts_while_every_version_is_damaged_waits_for_the_next(
-    settings: SelfPlaySettings, bus: Bus, begun: list[tuple[int, int]]
+async def test_a_worker_that_starts_with_only_damaged_versions_waits_for_the_next(
+    settings: SelfPlaySettings, bus: Bus, batches: Batches
 ) -> None:
     await publish(bus, settings, 0)
     damage(settings, 0)
@@ -359,10 +373,10 @@ async def test_a_worker_that_starts_while_every_version_is_damaged_waits_for_the
             await until(lambda: any(entry["event"] == "version_refused" for entry in logs))
             await publish(bus, settings, 1)
             await sent(bus, count=LANES)
-    assert {version for version, _ in begun} == {1}
+    assert set(batches.versions) == {1}
 
 
-async def test_a_damaged_version_is_refused_and_the_one_before_plays_on(
+async def test_a_missing_version_is_refused_and_the_previous_one_plays_on(
     settings: SelfPlaySettings, bus: Bus
 ) -> None:
     roomy = settings.model_copy(update={"selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000)})
@@ -380,7 +394,7 @@ async def test_a_damaged_version_is_refused_and_the_one_before_plays_on(
 async def test_a_worker_waits_while_the_stream_is_long(
     settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "BACKLOG_SECONDS", 0.01)
+    monkeypatch.setattr(sender_module, "BACKLOG_SECONDS", 0.01)
     await publish(bus, settings, 0)
     async with running(settings) as worker:
         await until(lambda: worker.heartbeat.detail.get("waiting") is True)
@@ -396,36 +410,7 @@ async def test_a_worker_waits_while_the_stream_is_long(
         await sent(bus, count=LANES)
 
 
-@dataclass
-class Finished:
-    """What workers of this process finished, and which of them did so last."""
-
-    trajectories: list[Trajectory] = field(default_factory=list)
-    service: SelfPlayService | None = None
-
-    @property
-    def ids(self) -> set[str]:
-        return {str(trajectory.trajectory_id) for trajectory in self.trajectories}
-
-    def queue_is_full(self) -> bool:
-        return self.service is not None and self.service._finished.full()
-
-
-@pytest.fixture
-def finished(monkeypatch: pytest.MonkeyPatch) -> Finished:
-    finished = Finished()
-    count = SelfPlayService._count
-
-    def counting(self, batch, version, seconds):  # type: ignore[no-untyped-def]
-        finished.service = self
-        finished.trajectories.extend(batch)
-        count(self, batch, version, seconds)
-
-    monkeypatch.setattr(SelfPlayService, "_count", counting)
-    return finished
-
-
-#: More than a pipeline is finished at once, while the stream may hold nine.
+#: A batch of so many is more than a pipeline, and more than the stream may hold.
 MANY_LANES = 20
 
 
@@ -433,10 +418,10 @@ def with_many_lanes(settings: SelfPlaySettings) -> SelfPlaySettings:
     return settings.model_copy(update={"selfplay": SelfPlayConfig(lanes=MANY_LANES, high_water=9)})
 
 
-async def test_a_batch_goes_a_pipeline_at_a_time_while_the_stream_is_short(
+async def test_a_long_batch_is_sent_in_pipelines_while_the_stream_is_short(
     settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "BACKLOG_SECONDS", 0.01)
+    monkeypatch.setattr(sender_module, "BACKLOG_SECONDS", 0.01)
     await publish(bus, settings, 0)
     async with running(with_many_lanes(settings)) as worker:
         await until(lambda: worker.heartbeat.detail.get("waiting") is True)
@@ -454,36 +439,36 @@ async def test_a_batch_goes_a_pipeline_at_a_time_while_the_stream_is_short(
     assert len(set(taken)) == len(taken)
 
 
-async def test_no_batch_is_begun_while_the_trainer_lags(
-    settings: SelfPlaySettings, bus: Bus, finished: Finished
+async def test_no_batch_begins_while_the_trainer_lags(
+    settings: SelfPlaySettings, bus: Bus, batches: Batches
 ) -> None:
-    """The one in play goes on to its end; another would be of an old version once it is sent."""
+    """The current batch is finished. Another one would be of an old version by the time it is sent."""
     await publish(bus, settings, 0)
     async with running(with_many_lanes(settings)) as worker:
         await until(lambda: worker.heartbeat.detail.get("waiting") is True)
-        before = len(finished.trajectories)
+        before = len(batches.begun)
         await asyncio.sleep(1.0)
-        assert len(finished.trajectories) <= before + MANY_LANES
+        assert len(batches.begun) <= before + 1
 
 
-async def test_a_waiting_worker_that_stops_sends_what_is_complete_all_the_same(
-    settings: SelfPlaySettings, bus: Bus, finished: Finished
+async def test_a_worker_that_stops_while_it_waits_sends_its_finished_batches(
+    settings: SelfPlaySettings, bus: Bus, batches: Batches
 ) -> None:
     await publish(bus, settings, 0)
     async with running(with_many_lanes(settings)) as worker:
         await until(lambda: worker.heartbeat.detail.get("waiting") is True)
-        num_finished = len(finished.trajectories)
+        num_finished = len(batches.finished)
         assert await bus.length(TRAJECTORIES) < num_finished
     received = await sent(bus)
-    assert len(received) == len(finished.trajectories)
-    assert {str(trajectory.trajectory_id) for trajectory in received} == finished.ids
+    assert len(received) == len(batches.finished)
+    assert {str(trajectory.trajectory_id) for trajectory in received} == batches.ids
     assert Spool(settings.unsent_root).files() == []
 
 
-async def test_two_workers_of_one_home_send_what_was_kept_there_as_the_trainer_makes_room(
+async def test_two_workers_with_one_home_send_the_kept_trajectories_at_the_trainer_s_pace(
     settings: SelfPlaySettings, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "BACKLOG_SECONDS", 0.01)
+    monkeypatch.setattr(sender_module, "BACKLOG_SECONDS", 0.01)
     spool = Spool(settings.unsent_root)
     kept = [random_trajectory(seed) for seed in range(30)]
     assert spool.write(kept) == []
@@ -501,7 +486,7 @@ async def test_two_workers_of_one_home_send_what_was_kept_there_as_the_trainer_m
     assert received == {trajectory.trajectory_id for trajectory in kept}
 
 
-async def test_a_worker_that_could_keep_nothing_does_not_start(settings: SelfPlaySettings) -> None:
+async def test_a_worker_whose_spool_folder_is_not_writable_does_not_start(settings: SelfPlaySettings) -> None:
     settings.unsent_root.write_text("a file where the folder should be")
     lifecycle = Lifecycle("selfplay", settings)
     with pytest.raises(SettingsError, match=re.escape(str(settings.unsent_root))):
@@ -509,78 +494,93 @@ async def test_a_worker_that_could_keep_nothing_does_not_start(settings: SelfPla
     await lifecycle.bus.close()
 
 
+def without_backlog(settings: SelfPlaySettings, server: RedisServer) -> SelfPlaySettings:
+    """Settings of a worker that never waits for a trainer."""
+    config = SelfPlayConfig(lanes=LANES, high_water=10_000)
+    return settings.model_copy(update={"redis_url": SecretStr(server.url), "selfplay": config})
+
+
+async def play_until_the_queue_is_full(
+    settings: SelfPlaySettings, server: RedisServer, bus: Bus, batches: Batches
+) -> None:
+    """Kill Redis once it holds every finished trajectory, and wait until the worker no longer plays.
+
+    The sender holds one more batch, the queue its limit, and one finished batch waits for room in the queue.
+    """
+    batches.hold()
+    await until(lambda: batches.is_waiting)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not batches.ids <= {str(played.trajectory_id) for played in await sent(bus)}:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(server.stop, kill=True)
+    before = len(batches.finished)
+    batches.release()
+    await until(lambda: len(batches.finished) - before >= unsent(settings))
+    await asyncio.sleep(0.5)
+    # One batch more if the sender had read Redis's last reply.
+    assert len(batches.finished) - before <= unsent(settings) + LANES
+
+
+def unsent(settings: SelfPlaySettings) -> int:
+    """Trajectories that a worker finishes at least while Redis is unavailable."""
+    return LANES * (settings.selfplay.unsent_batches + 1)
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.usefixtures("broken_connections")
-async def test_what_can_be_neither_sent_nor_kept_is_told_by_its_number_and_the_folder(
+async def test_an_error_counts_the_trajectories_that_were_neither_sent_nor_kept(
     settings: SelfPlaySettings,
     own_redis: RedisServer,
     own_bus: Bus,
-    finished: Finished,
+    batches: Batches,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(service_module, "LAST_WORD_SECONDS", 0.2)
-    mine = settings.model_copy(
-        update={
-            "redis_url": SecretStr(own_redis.url),
-            "selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000),
-        }
-    )
+    monkeypatch.setattr(sender_module, "LAST_SEND_SECONDS", 0.2)
+    mine = without_backlog(settings, own_redis)
     await publish(own_bus, mine, 0)
 
-    async def stopped_with_nowhere_to_go() -> None:
+    async def stop_without_redis_and_disk() -> None:
         async with running(mine):
             await sent(own_bus, count=LANES)
-            await asyncio.to_thread(own_redis.stop, kill=True)
-            await until(finished.queue_is_full)
+            await play_until_the_queue_is_full(mine, own_redis, own_bus, batches)
             mine.unsent_root.rmdir()
             mine.unsent_root.write_text("a file where the folder was")
 
-    with pytest.raises(ServiceError) as told:
-        await stopped_with_nowhere_to_go()
+    with pytest.raises(ServiceError) as failure:
+        await stop_without_redis_and_disk()
     await asyncio.to_thread(own_redis.start)
-    missing = len(finished.trajectories) - await own_bus.length(TRAJECTORIES)
-    number, _, text = str(told.value).partition(" ")
-    # What was on its way when Redis was killed may have arrived, though nobody was told.
-    assert 2 * LANES <= missing <= int(number) <= missing + LANES
+    missing = len(batches.finished) - await own_bus.length(TRAJECTORIES)
+    number, _, text = str(failure.value).partition(" ")
+    # Redis may have stored a batch without the worker having read the reply.
+    assert unsent(mine) <= missing <= int(number) <= missing + LANES
     assert text.startswith("finished trajectories are lost")
     assert f"{mine.unsent_root} cannot be written: File exists" in text
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.usefixtures("broken_connections")
-async def test_nothing_finished_is_lost_when_redis_restarts_or_stays_away(
-    settings: SelfPlaySettings, tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+async def test_no_finished_trajectory_is_lost_when_redis_restarts_or_stays_unavailable(
+    settings: SelfPlaySettings,
+    own_redis: RedisServer,
+    own_bus: Bus,
+    batches: Batches,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(service_module, "LAST_WORD_SECONDS", 0.2)
-    server = RedisServer(tmp_path / "redis", free_port())
-    server.start()
-    bus = Bus(server.url)
-    mine = settings.model_copy(
-        update={
-            "redis_url": SecretStr(server.url),
-            "selfplay": SelfPlayConfig(lanes=LANES, high_water=10_000),
-        }
-    )
-    await publish(bus, mine, 0)
+    monkeypatch.setattr(sender_module, "LAST_SEND_SECONDS", 0.2)
+    mine = without_backlog(settings, own_redis)
+    await publish(own_bus, mine, 0)
     async with running(mine):
-        await sent(bus, count=LANES)
-        await asyncio.to_thread(server.stop, kill=True)
-        await asyncio.to_thread(server.start)
-        before = len(finished.trajectories)
-        await until(lambda: len(finished.trajectories) >= before + LANES)
-        await asyncio.to_thread(server.stop, kill=True)
-        # Play goes on until the queue of two batches is full, then stops; then the worker is stopped.
-        await until(finished.queue_is_full)
+        await sent(own_bus, count=LANES)
+        await asyncio.to_thread(own_redis.stop, kill=True)
+        await asyncio.to_thread(own_redis.start)
+        before = len(batches.finished)
+        await until(lambda: len(batches.finished) >= before + LANES)
+        await play_until_the_queue_is_full(mine, own_redis, own_bus, batches)
     spool = Spool(mine.unsent_root)
-    assert len(spool.files()) >= 2 * LANES
-    await asyncio.to_thread(server.start)
-    async with running(replace_lanes(mine)):
+    assert len(spool.files()) >= unsent(mine)
+    await asyncio.to_thread(own_redis.start)
+    one_lane = replace(mine.selfplay, lanes=1)
+    async with running(mine.model_copy(update={"selfplay": one_lane})):
         await until(lambda: not spool.files())
-    received = {str(trajectory.trajectory_id) for trajectory in await sent(bus)}
-    assert finished.ids <= received
-    await bus.close()
-    server.stop()
-
-
-def replace_lanes(settings: SelfPlaySettings) -> SelfPlaySettings:
-    return settings.model_copy(update={"selfplay": replace(settings.selfplay, lanes=1)})
+    received = {str(trajectory.trajectory_id) for trajectory in await sent(own_bus)}
+    assert batches.ids <= received

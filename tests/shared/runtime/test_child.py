@@ -1,4 +1,4 @@
-"""Children that end with their parent and hold a lock, as real processes."""
+"""Child processes that exit with their parent and hold a lock."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ print(child.pid, flush=True)
 child.wait()
 """
 
-#: How Linux weighs a session; not there without the feature.
+#: Niceness of the session; missing if Linux has no autogroups.
 AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def name_of(pid: int) -> str:
-    """What a process runs; empty once it has ended."""
+    """Program of a process; empty once it has exited."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -41,8 +41,8 @@ def wait_for(pid: int, name: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent ended")
-def test_a_child_ends_with_a_parent_that_is_killed() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the exit of the parent")
+def test_a_child_exits_when_its_parent_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
@@ -55,16 +55,16 @@ def test_a_child_ends_with_a_parent_that_is_killed() -> None:
                 os.kill(child, signal.SIGKILL)
 
 
-def test_a_program_whose_parent_ended_before_it_began_is_not_started(tmp_path: Path) -> None:
-    """The signal of the parent's end came too early to be asked for."""
-    begun = tmp_path / "begun"
+def test_a_program_whose_parent_has_already_exited_is_not_started(tmp_path: Path) -> None:
+    """The parent exited before the child could ask for the signal."""
+    started = tmp_path / "started"
     for parent, starts in ((os.getppid(), False), (os.getpid(), True)):
-        command = [sys.executable, "-I", "-S", script, str(parent), "0", "", "touch", str(begun)]
+        command = [sys.executable, "-I", "-S", script, str(parent), "0", "", "touch", str(started)]
         assert subprocess.run(command).returncode == 0
-        assert begun.exists() is starts
+        assert started.exists() is starts
 
 
-def test_one_of_two_children_holds_a_lock_and_the_other_says_so(tmp_path: Path) -> None:
+def test_a_child_that_finds_its_lock_held_exits_with_an_error(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with subprocess.Popen(ending_with_parent(["sleep", "600"], lock=lock)) as holder:
         wait_for(holder.pid, "sleep")
@@ -74,7 +74,7 @@ def test_one_of_two_children_holds_a_lock_and_the_other_says_so(tmp_path: Path) 
     assert subprocess.run(ending_with_parent(["true"], lock=lock)).returncode == 0
 
 
-def test_a_child_has_its_niceness_and_a_missing_program_is_named() -> None:
+def test_a_child_gets_its_niceness_and_an_error_names_a_missing_program() -> None:
     nice = subprocess.run(ending_with_parent(["nice"], niceness=3), capture_output=True, text=True)
     assert int(nice.stdout) == min(os.nice(0) + 3, 19)
     if AUTOGROUP.exists():
@@ -85,8 +85,8 @@ def test_a_child_has_its_niceness_and_a_missing_program_is_named() -> None:
     assert (missing.returncode, missing.stderr) == (127, "error: /no/such: No such file or directory\n")
 
 
-def test_a_child_of_another_thread_is_not_tied_to_it() -> None:
-    """Linux would end it with the thread."""
+def test_a_child_of_another_thread_than_the_main_one_gets_no_signal() -> None:
+    """Linux would send it when the thread exits."""
     commands: list[list[str]] = []
     thread = threading.Thread(target=lambda: commands.append(ending_with_parent(["true"])))
     thread.start()

@@ -1,4 +1,4 @@
-"""The way into a service: what a signal does before the service has begun."""
+"""The command line of a service: signals before it has started, and late imports."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ sys.exit(service_main("probe", ServiceSettings, compose, []))
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
-def test_a_service_that_still_imports_ends_at_once_and_without_a_traceback(
+def test_a_signal_during_the_imports_exits_at_once_without_a_traceback(
     signum: signal.Signals, status: int
 ) -> None:
     with subprocess.Popen(
@@ -45,22 +45,22 @@ def test_a_service_that_still_imports_ends_at_once_and_without_a_traceback(
     assert errors == ""
 
 
-def test_heavy_imports_come_after_help_and_before_the_service_begins() -> None:
+def test_slow_modules_are_imported_by_compose_and_not_before() -> None:
     program = """
 import sys
 from services.selfplay import __main__ as selfplay, settings as selfplay_settings
 from services.validator import __main__ as validator, settings as validator_settings
 from services.trainer import __main__ as trainer, settings as trainer_settings
 
-def heavy():
+def imported():
     return {name for name in sys.modules if name in WANTED}
 
 WANTED = {"torch", *(f"services.{name}.service" for name in ("selfplay", "validator", "trainer"))}
-assert not heavy(), heavy()
+assert not imported(), imported()
 selfplay.compose(selfplay_settings.SelfPlaySettings.model_construct())
 validator.compose(validator_settings.ValidatorSettings.model_construct())
-assert heavy() == {"services.selfplay.service", "services.validator.service"}, heavy()
+assert imported() == {"services.selfplay.service", "services.validator.service"}, imported()
 trainer.compose(trainer_settings.TrainerSettings.model_construct())
-assert heavy() == WANTED, heavy()
+assert imported() == WANTED, imported()
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=300)

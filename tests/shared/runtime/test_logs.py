@@ -1,4 +1,4 @@
-"""What is logged: one JSON document a line, and never a secret."""
+"""Log lines are JSON documents without secrets."""
 
 import json
 import logging
@@ -37,16 +37,18 @@ def test_a_line_is_json_with_its_context(capsys: pytest.CaptureFixture[str]) -> 
     assert line["level"] == "info"
 
 
-def test_the_standard_library_s_warnings_come_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_of_the_standard_library_s_loggers_have_the_same_form(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     configure_logs("api", "api-1")
-    logging.getLogger("redis").warning("gone: redis://:hunter2@host/0")
+    logging.getLogger("redis").warning("lost: redis://:hunter2@host/0")
     logging.getLogger("redis").info("not shown")
     (line,) = logged(capsys)
-    assert line["event"] == "gone: redis://:***@host/0"
+    assert line["event"] == "lost: redis://:***@host/0"
     assert line["service"] == "api"
 
 
-def test_secrets_are_hidden_wherever_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_are_hidden_in_fields_urls_headers_and_tracebacks(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("trader", "trader-1")
     structlog.get_logger().warning(
         "refused",
@@ -77,12 +79,12 @@ def test_redaction_keeps_the_shape_of_a_value(value: object) -> None:
         assert len(hidden) == len(value)
 
 
-def test_text_without_secrets_stays_as_it_is() -> None:
+def test_text_without_secrets_is_unchanged() -> None:
     for text in ("a plain text", "http://host:80/path", "a@b.c", "10:30@noon"):
         assert redact(text) == text
 
 
-def test_a_log_that_cannot_be_written_loses_lines_and_stops_nothing(tmp_path: Path) -> None:
+def test_lines_that_cannot_be_written_are_lost_and_the_process_continues(tmp_path: Path) -> None:
     program = """
 import resource, structlog, sys
 from shared.runtime.logs import configure_logs
@@ -94,7 +96,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
 log.info("lost")
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 log.info("after")
-print("went on")
+print("continued")
 """
     with (tmp_path / "log").open("w") as file:
         done = subprocess.run(
@@ -105,7 +107,7 @@ print("went on")
             cwd=ROOT,
             check=True,
         )
-    assert done.stdout == "went on\n"
+    assert done.stdout == "continued\n"
     written = (tmp_path / "log").read_text()
     assert '"before"' in written
     assert '"after"' in written

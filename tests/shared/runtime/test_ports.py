@@ -1,4 +1,4 @@
-"""Ports that a service can still bind a while after they were chosen."""
+"""Free ports stay free until their service binds them."""
 
 import socket
 from pathlib import Path
@@ -11,18 +11,18 @@ from shared.runtime import ports
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-def test_a_free_port_is_given_once() -> None:
-    given = [ports.free_port() for _ in range(200)]
-    assert len(set(given)) == 200
+def test_a_free_port_is_returned_once() -> None:
+    returned = [ports.free_port() for _ in range(200)]
+    assert len(set(returned)) == 200
 
 
-@pytest.mark.skipif(not EPHEMERAL.is_file(), reason="only Linux says which ports it gives to any socket")
-def test_no_socket_that_asks_for_any_port_can_take_a_free_port() -> None:
+@pytest.mark.skipif(not EPHEMERAL.is_file(), reason="only Linux publishes its range of ephemeral ports")
+def test_free_ports_are_outside_the_ephemeral_range() -> None:
     first, last = map(int, EPHEMERAL.read_text().split())
     assert not {ports.free_port() for _ in range(200)} & set(range(first, last + 1))
 
 
-def test_a_port_with_a_listener_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_with_a_listener_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = ports.free_port()
     monkeypatch.setattr(ports, "_PORTS", range(taken, taken + 1))
     assert ports.free_port() == taken

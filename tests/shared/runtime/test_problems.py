@@ -1,4 +1,4 @@
-"""Problem documents: every error of an application becomes one, and none repeats what the client sent."""
+"""Every error of an application becomes a problem document that repeats nothing the client sent."""
 
 from collections.abc import AsyncIterator
 
@@ -47,29 +47,31 @@ async def post(client: httpx.AsyncClient, body: bytes) -> httpx.Response:
     return await client.post("/sum", content=body, headers={"Content-Type": "application/json"})
 
 
-async def test_a_good_request_is_answered(client: httpx.AsyncClient) -> None:
+async def test_a_valid_request_is_answered(client: httpx.AsyncClient) -> None:
     assert (await post(client, b'{"values": [1, 2.5]}')).json() == 3.5
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"1e400", b"-Infinity", b'"nan"'])
-async def test_a_number_that_is_none_is_422_and_named(client: httpx.AsyncClient, number: bytes) -> None:
+async def test_a_number_that_is_not_finite_gets_422_and_the_field_is_named(
+    client: httpx.AsyncClient, number: bytes
+) -> None:
     document = problem(await post(client, b'{"values": [1, ' + number + b"]}"), 422)
     assert document.errors[0].where == "body.values.1"
     assert "finite" in document.errors[0].problem
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 400, b'{"values": [' + b"9" * 900 + b"]}"])
-async def test_what_is_no_such_document_is_a_4xx(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_an_invalid_body_gets_400_or_422(client: httpx.AsyncClient, body: bytes) -> None:
     answer = await post(client, body)
     problem(answer, answer.status_code)
     assert answer.status_code in (400, 422)
 
 
-async def test_a_field_whose_name_is_no_text_is_named_all_the_same(client: httpx.AsyncClient) -> None:
+async def test_a_field_name_that_is_not_valid_unicode_gets_422(client: httpx.AsyncClient) -> None:
     problem(await post(client, b'{"values": [], "\\ud800": 1}'), 422)
 
 
-async def test_too_large_a_body_is_413_declared_or_not(client: httpx.AsyncClient) -> None:
+async def test_a_body_above_the_limit_gets_413_declared_or_not(client: httpx.AsyncClient) -> None:
     problem(await post(client, b" " * 1_001), 413)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -79,14 +81,14 @@ async def test_too_large_a_body_is_413_declared_or_not(client: httpx.AsyncClient
     problem(await client.post("/sum", content=chunks()), 413)
 
 
-async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient) -> None:
+async def test_unknown_paths_and_methods_get_problem_documents(client: httpx.AsyncClient) -> None:
     problem(await client.get("/nothing"), 404)
     answer = await client.get("/sum")
     problem(answer, 405)
     assert answer.headers["allow"] == "POST"
 
 
-async def test_a_failure_of_our_own_tells_nothing_of_the_inside(client: httpx.AsyncClient) -> None:
+async def test_an_unexpected_error_gets_500_without_its_text(client: httpx.AsyncClient) -> None:
     answer = await client.get("/broken")
     problem(answer, 500)
     assert "canary" not in answer.text

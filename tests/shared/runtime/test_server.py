@@ -1,4 +1,4 @@
-"""The bounds of every port, tried with plain sockets: floods, slow clients, crowds and foreign host names."""
+"""The limits of every port, tested with plain sockets: floods, slow clients, crowds, foreign host names."""
 
 import asyncio
 import contextlib
@@ -26,16 +26,19 @@ from shared.runtime.settings import ServiceSettings
 from tests.waiting import PATIENCE_SECONDS
 
 DEFAULT = Limits()
-QUICK = Limits(head_seconds=0.5, body_seconds=0.5, unread_seconds=1.0, keep_alive_seconds=0.5)
+SHORT_DEADLINES = Limits(head_seconds=0.5, body_seconds=0.5, unread_seconds=1.0, keep_alive_seconds=0.5)
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
-#: Answered before its body is read; the connection is closed after the answer.
+#: A request that the server responds to before it reads the body; then it closes the connection.
 EARLY = b"POST /early HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9000000\r\n\r\n"
 
 
 class Echo:
-    """Answers with the request's path and body; /large answers at length, /wait until told, /early unread."""
+    """Responds with the path and body of a request.
+
+    /large responds with 30 MB, /wait after `released` is set, and /early before it reads the body.
+    """
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
@@ -82,7 +85,7 @@ async def serving(
     )
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await answers(port):  # noqa: ASYNC110  a server has no other way to say so
+            while not await answers(port):  # noqa: ASYNC110  a socket has no event for it
                 await asyncio.sleep(0.01)
         yield port
     finally:
@@ -99,7 +102,7 @@ async def answers(port: int) -> bool:
 
 
 async def exchange(port: int, sent: bytes) -> bytes:
-    """Send, and read until the server closes; what a reset cuts off is left out."""
+    """Send, and read until the server closes or resets the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
     try:
@@ -120,7 +123,7 @@ def status_of(answer: bytes) -> int:
 
 
 def problem_of(answer: bytes) -> int:
-    """Status of an answer that must be a problem document."""
+    """Check that an answer is a problem document, and return its status."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"application/problem+json" in head.lower()
     assert json.loads(body)["status"] == status_of(answer)
@@ -145,7 +148,7 @@ ENDLESS = {
 }
 
 
-async def test_endless_heads_are_cut_off_and_take_no_memory() -> None:
+async def test_endless_heads_are_cut_off_and_use_no_memory() -> None:
     async with serving() as port:
         before = resident_bytes()
         for name, (start, more) in ENDLESS.items():
@@ -187,19 +190,19 @@ async def test_a_head_within_the_limits_is_served() -> None:
         assert status_of(await exchange(port, request)) == 200
 
 
-async def test_what_is_not_http_and_what_is_not_served_get_problem_documents() -> None:
+async def test_invalid_http_and_websockets_get_problem_documents() -> None:
     websocket = HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"
     h2c = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n"
     async with serving() as port:
-        assert problem_of(await exchange(port, b"\x16\x03\x01 this is no HTTP\r\n\r\n")) == 400
+        assert problem_of(await exchange(port, b"\x16\x03\x01 this is not HTTP\r\n\r\n")) == 400
         assert problem_of(await exchange(port, websocket)) == 400
-        assert status_of(await exchange(port, h2c)) == 200  # an offer; a server may go on with HTTP/1.1
+        assert status_of(await exchange(port, h2c)) == 200  # the server may continue with HTTP/1.1
 
 
-async def test_clients_that_keep_the_server_waiting_are_cut_off() -> None:
+async def test_clients_that_exceed_a_deadline_are_disconnected() -> None:
     post = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n12345"
     early = b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n12345"
-    async with serving(limits=QUICK) as port:
+    async with serving(limits=SHORT_DEADLINES) as port:
         cut_off = asyncio.create_task(unread(port))
         async with asyncio.timeout(15):
             half = [exchange(port, HEAD) for _ in range(60)]
@@ -215,19 +218,19 @@ async def test_clients_that_keep_the_server_waiting_are_cut_off() -> None:
         assert {problem_of(answer) for answer in halves} == {408}
         assert problem_of(nothing) == 408
         assert problem_of(body) == 408
-        assert list(bodies_of(unread_body)) == [b"/early "]  # at once; closed when the body did not come
+        assert list(bodies_of(unread_body)) == [b"/early "]  # sent at once; closed at the body's deadline
         assert [status_of(idle), status_of(blank)] == [200, 200]
         assert await answers(port)
 
 
-async def test_a_client_that_still_sends_gets_the_whole_answer() -> None:
+async def test_a_client_that_still_sends_gets_the_complete_response() -> None:
     for start, status in ((EARLY, 200), (HEAD + b"X-A: " + b"a" * 40_000, 431), (b"\x16\x03\x01", 400)):
         async with serving() as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 writer.write(start)
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    begun = await reader.readexactly(1)  # the answer is complete before the request is
+                    begun = await reader.readexactly(1)  # the response is complete before the request
                     writer.write(b"x" * 1_000_000)
                     await writer.drain()
                     answer = begun + await reader.read()  # raises where the connection was reset
@@ -236,7 +239,7 @@ async def test_a_client_that_still_sends_gets_the_whole_answer() -> None:
             assert status_of(answer) == status
 
 
-async def test_a_client_that_sends_for_ever_is_cut_off() -> None:
+async def test_a_client_that_sends_for_ever_is_disconnected() -> None:
     for limits, size, pause in (
         (Limits(linger_seconds=0.2), 1_000, 0.01),
         (Limits(linger_seconds=600.0, max_lingering_bytes=100_000), 100_000, 0.0),
@@ -259,12 +262,12 @@ async def send_for_ever(port: int, size: int, pause: float) -> None:
 
 
 async def unread(port: int) -> None:
-    """Ask for a large answer, read none of it, and wait to be cut off."""
+    """Request a large response, read nothing, and check that the server disconnects."""
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         client.setblocking(False)
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(3.5)  # past the deadline and two looks at it
+        await asyncio.sleep(3.5)  # past the deadline and two sweeps
         received = 0
         with contextlib.suppress(ConnectionError):
             while chunk := await loop.sock_recv(client, 1_000_000):
@@ -272,7 +275,7 @@ async def unread(port: int) -> None:
         assert received < 30_000_000
 
 
-async def test_a_crowd_that_sends_nothing_keeps_nobody_out() -> None:
+async def test_idle_connections_do_not_block_other_clients() -> None:
     async with serving(limits=Limits(max_connections=8, max_connections_per_peer=6)) as port:
         crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
         for _, writer in crowd:
@@ -294,7 +297,7 @@ async def end_of(reader: asyncio.StreamReader) -> bytes:
 @pytest.mark.parametrize(
     "limits", [Limits(max_connections=3), Limits(max_connections_per_peer=3)], ids=["all", "peer"]
 )
-async def test_a_connection_over_the_limit_is_refused_while_all_others_work(limits: Limits) -> None:
+async def test_a_connection_above_the_limit_is_refused_while_all_others_are_busy(limits: Limits) -> None:
     app = Echo()
     async with serving(app, limits) as port:
         request = b"GET /wait HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -307,7 +310,7 @@ async def test_a_connection_over_the_limit_is_refused_while_all_others_work(limi
         assert [status_of(await task) for task in busy] == [200] * 3
 
 
-async def test_too_many_pipelined_requests_end_the_connection() -> None:
+async def test_too_many_pipelined_requests_close_the_connection() -> None:
     app = Echo()
     app.released.set()
     one = b"GET /%d HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -332,10 +335,10 @@ async def echo_port() -> AsyncIterator[int]:
     cuts=st.lists(st.integers(0, 2_000), max_size=8),
     chunked=st.booleans(),
 )
-async def test_requests_are_read_alike_however_they_are_cut(
+async def test_requests_are_read_correctly_however_their_bytes_are_split(
     echo_port: int, bodies: list[bytes], cuts: list[int], chunked: bool
 ) -> None:
-    """Each body comes back as it was sent, in order, wherever the network split the bytes."""
+    """The server returns each body unchanged and in order."""
     sent = b"".join(post_of(body, chunked, last=n == len(bodies) - 1) for n, body in enumerate(bodies))
     reader, writer = await asyncio.open_connection("127.0.0.1", echo_port)
     for start, stop in pairwise([0, *sorted(min(cut, len(sent)) for cut in cuts), len(sent)]):
@@ -357,7 +360,7 @@ def post_of(body: bytes, chunked: bool, *, last: bool) -> bytes:
 
 
 def bodies_of(received: bytes) -> Iterator[bytes]:
-    """Bodies of the answers in a byte stream, by their Content-Length."""
+    """Split a byte stream into the bodies of its responses, by their Content-Length."""
     while received:
         head, _, received = received.partition(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -365,18 +368,18 @@ def bodies_of(received: bytes) -> Iterator[bytes]:
         received = received[length:]
 
 
-OURS = [
+KNOWN_HOSTS = [
     "127.0.0.1:8000",
     "[::1]:8000",
     "localhost",
     "LOCALHOST.:80",
     "mine.localhost",
-    "probe:8001",  # the service's own name, as in compose
+    "probe:8001",  # the service's name, as used in compose
     socket.gethostname(),
     "trading.example.org",
     "b.example.org:1",
 ]
-OTHERS = [
+FOREIGN_HOSTS = [
     "evil.test",
     "evil.test:8000",
     "127.0.0.1.evil.test",
@@ -388,17 +391,17 @@ OTHERS = [
 ]
 
 
-async def test_only_known_host_names_are_answered() -> None:
+async def test_only_known_host_names_are_accepted() -> None:
     async with serving(allowed_hosts="trading.example.org, b.example.org") as port:
-        for host in OURS + OTHERS:
+        for host in KNOWN_HOSTS + FOREIGN_HOSTS:
             answer = await exchange(
                 port, f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
             )
-            assert (200 if host in OURS else problem_of(answer)) == status_of(answer), host
-            assert status_of(answer) == (200 if host in OURS else 421), host
+            assert (200 if host in KNOWN_HOSTS else problem_of(answer)) == status_of(answer), host
+            assert status_of(answer) == (200 if host in KNOWN_HOSTS else 421), host
 
 
-async def test_a_request_without_exactly_one_host_is_refused() -> None:
+async def test_a_request_without_exactly_one_host_header_is_refused() -> None:
     end = b"Connection: close\r\n\r\n"
     async with serving() as port:
         assert problem_of(await exchange(port, b"GET / HTTP/1.1\r\n" + end)) == 400
@@ -411,7 +414,7 @@ def test_host_names_are_separated_by_commas() -> None:
     assert host_names("") == []
 
 
-async def test_metrics_are_served_on_the_chosen_interface_with_the_same_bounds() -> None:
+async def test_metrics_are_served_on_the_chosen_interface_with_the_same_limits() -> None:
     registry = CollectorRegistry()
     Counter("probe_things", "Things", registry=registry).inc(3)
     lifecycle, port = lifecycle_of(), free_port()

@@ -1,4 +1,4 @@
-"""Sources of settings and their order; names and values that are wrong are told, not guessed."""
+"""The order of sources, and errors for unknown names and invalid values."""
 
 import traceback
 from pathlib import Path
@@ -18,8 +18,8 @@ from shared.search.config import Selection
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `.env` and no MM_ variable of the machine's."""
+def no_settings_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the `.env` and the MM_ variables of the machine."""
     import os
 
     monkeypatch.chdir(tmp_path)
@@ -27,7 +27,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_without_any_source_the_numbers_are_the_specification_s() -> None:
+def test_defaults_are_the_numbers_of_the_specification() -> None:
     settings = load(TrainerSettings)
     assert settings.replay.capacity_steps == 10_000
     assert settings.learner.learning_rate == 0.002
@@ -36,7 +36,7 @@ def test_without_any_source_the_numbers_are_the_specification_s() -> None:
     assert settings.checkpoint_root == Path(".micro-muzero/checkpoints")
 
 
-def test_the_environment_stands_over_dotenv_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_overrides_dotenv_and_dotenv_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("profile.toml").write_text(
         'log_level = "DEBUG"\n[learner]\nbatch_size = 8\nn_step = 3\nunroll_steps = 2\n'
     )
@@ -61,11 +61,12 @@ def test_one_profile_serves_every_service(tmp_path: Path) -> None:
     [
         ("MM_LEARNER__BATCHSIZE", "did you mean MM_LEARNER__BATCH_SIZE?"),
         ("MM_LEARNR__BATCH_SIZE", "there is no group 'learnr', did you mean 'learner'?"),
+        ("MM_QQQ__BATCH_SIZE", "there is no group 'qqq', expected one of alerts, "),
         ("MM_REDISURL", "did you mean MM_REDIS_URL?"),
-        ("MM_ZZZ", "known here: "),
+        ("MM_ZZZ", "expected one of alive_file, "),
     ],
 )
-def test_an_unknown_variable_stops_the_start(
+def test_an_unknown_variable_is_an_error_with_a_suggestion(
     monkeypatch: pytest.MonkeyPatch, variable: str, hint: str
 ) -> None:
     monkeypatch.setenv(variable, "1")
@@ -74,7 +75,7 @@ def test_an_unknown_variable_stops_the_start(
     assert hint in str(refused.value)
 
 
-def test_an_unknown_name_in_the_profile_or_dotenv_stops_the_start(tmp_path: Path) -> None:
+def test_an_unknown_name_in_the_profile_or_dotenv_is_an_error(tmp_path: Path) -> None:
     profile = tmp_path / "p.toml"
     profile.write_text("[learner]\nbatch_sice = 8\n")
     with pytest.raises(SettingsError, match=r"p\.toml: unknown setting \[learner\] batch_sice"):
@@ -90,16 +91,24 @@ def test_an_unknown_name_in_the_profile_or_dotenv_stops_the_start(tmp_path: Path
 @pytest.mark.parametrize(
     ("variable", "value", "reason"),
     [
-        ("MM_HEARTBEAT_SECONDS", "soon", "MM_HEARTBEAT_SECONDS is 'soon'"),
-        ("MM_HEARTBEAT_SECONDS", "0", "greater than 0"),
-        ("MM_LOG_LEVEL", "LOUD", "MM_LOG_LEVEL is 'LOUD'"),
+        ("MM_HEARTBEAT_SECONDS", "soon", "MM_HEARTBEAT_SECONDS is 'soon': expected to be a valid number"),
+        ("MM_HEARTBEAT_SECONDS", "0", "MM_HEARTBEAT_SECONDS is '0': expected to be greater than 0"),
+        (
+            "MM_LOG_LEVEL",
+            "LOUD",
+            "MM_LOG_LEVEL is 'LOUD': expected to be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'",
+        ),
         ("MM_LEARNER__BATCH_SIZE", "many", "MM_LEARNER__BATCH_SIZE is 'many'"),
         ("MM_LEARNER__BATCH_SIZE", "0", "learner.batch_size is 0, expected 1 or more"),
         ("MM_REPLAY__TRADE_QUOTA", "nan", "replay.trade_quota is nan, expected 0 to 1"),
-        ("MM_SEARCH__SELECTION", "luck", "MM_SEARCH__SELECTION is 'luck'"),
+        (
+            "MM_SEARCH__SELECTION",
+            "luck",
+            "MM_SEARCH__SELECTION is 'luck': expected to be 'gumbel' or 'puct'",
+        ),
     ],
 )
-def test_an_invalid_value_is_named_with_its_reason(
+def test_an_error_names_the_setting_its_value_and_what_is_allowed(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -108,11 +117,11 @@ def test_an_invalid_value_is_named_with_its_reason(
     assert reason in str(refused.value)
 
 
-def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"gone\.toml: No such file"):
+def test_an_error_names_a_profile_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"gone\.toml cannot be read: No such file"):
         load(TrainerSettings, profile=tmp_path / "gone.toml")
     (tmp_path / "bad.toml").write_text("= 3")
-    with pytest.raises(SettingsError, match=r"bad\.toml: "):
+    with pytest.raises(SettingsError, match=r"bad\.toml is not valid TOML: "):
         load(TrainerSettings, profile=tmp_path / "bad.toml")
 
 
@@ -122,7 +131,7 @@ def test_a_password_is_not_shown() -> None:
     assert settings.redis_url.get_secret_value().count("secret") == 1
 
 
-#: What people and `openssl rand -base64` make, and everything else.
+#: Passwords as people and `openssl rand -base64` choose them, and arbitrary ones.
 PASSWORDS = st.one_of(
     st.sampled_from(["aB/cD+e=", "#1", "what?", "a@b", "x:y", "50%", "two words", "\"'`$\\", "päss", "%2F"]),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), min_size=1, max_size=20),
@@ -141,12 +150,14 @@ def test_a_password_of_any_character_reaches_the_client(password: str, url: str)
 def test_the_password_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MM_REDIS_URL", "redis://h:1/0")
     monkeypatch.setenv("MM_REDIS_PASSWORD_FILE", "secret")
-    with pytest.raises(SettingsError, match="MM_REDIS_PASSWORD_FILE: secret cannot be read"):
+    with pytest.raises(
+        SettingsError, match="MM_REDIS_PASSWORD_FILE is 'secret', expected a readable text file"
+    ):
         load(ServiceSettings)
     Path("secret").write_text("a/b c\n")
     assert load(ServiceSettings).redis_address == "redis://:a%2Fb%20c@h:1/0"
-    monkeypatch.setenv("MM_REDIS_PASSWORD", "nearer")
-    assert load(ServiceSettings).redis_address == "redis://:nearer@h:1/0"
+    monkeypatch.setenv("MM_REDIS_PASSWORD", "first")
+    assert load(ServiceSettings).redis_address == "redis://:first@h:1/0"
 
 
 @pytest.mark.parametrize(
@@ -160,15 +171,14 @@ def test_the_password_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         "hunter2",
     ],
 )
-def test_a_url_that_is_none_is_refused_without_its_password(
-    monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
+def test_an_invalid_redis_url_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("MM_REDIS_URL", url)
     with pytest.raises(
-        SettingsError, match=r"MM_REDIS_URL is invalid: .*percent-encode .* MM_REDIS_PASSWORD"
-    ) as no:
+        SettingsError,
+        match=r"MM_REDIS_URL is invalid: expected redis://host.*percent-encode .* MM_REDIS_PASSWORD",
+    ) as refused:
         load(TrainerSettings)
-    shown = "".join(traceback.format_exception(no.value))
+    shown = "".join(traceback.format_exception(refused.value))
     assert "hunter2" not in shown
 
 
@@ -196,7 +206,9 @@ def test_every_group_of_every_service_is_known() -> None:
 @pytest.mark.parametrize(
     "name", ["WINDOW_BARS", "TEMPORAL_FEATURES", "STATIC_FEATURES", "NUM_ACTIONS", "NUM_OUTCOMES"]
 )
-def test_sizes_that_the_data_fix_are_no_choice(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_model_sizes_that_the_data_determine_cannot_be_set(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(f"MM_MODEL__{name}", "40")
     with pytest.raises(SettingsError, match=rf"model\.{name.lower()} is 40, expected \d+"):
         load(TrainerSettings)
