@@ -1,4 +1,4 @@
-"""How the validator works: lanes, bounds, time limit."""
+"""How the validator works: lanes, limits, time limit."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ class ValidationConfig:
     """The `[validation]` group."""
 
     lanes: int = 64  # sessions played in lockstep
-    max_sessions: int = 0  # evenly spread over the split; 0 walks all of them
+    max_sessions: int = 0  # sessions walked, evenly spread over the split; 0 walks all
     time_limit_seconds: float = 1800.0  # for one version
-    annual_min_days: int = 60  # Sharpe and Sortino ratios of fewer days are not annualised
+    annual_min_days: int = 60  # with fewer days, Sharpe and Sortino ratios are undefined
     page: bool = True  # write the HTML page and its picture beside the JSON report
 
     def __post_init__(self) -> None:
