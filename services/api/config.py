@@ -1,4 +1,4 @@
-"""Where the gateway listens, who may change things through it, and when it raises an alarm."""
+"""Where the gateway listens, who may change the system through it, and when it raises alerts."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from shared.errors import SettingsError
 
 _UNSET = SecretStr("")
 
-#: A shorter API key could be guessed.
+#: Shorter API keys could be guessed.
 MIN_KEY_LENGTH = 16
 
 #: Services that belong to a complete system, in the order in which they are shown.
@@ -22,11 +22,11 @@ class GatewayConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
-    api_key: SecretStr = _UNSET  # of every POST, 16 characters or more; empty switches them off
-    redis_timeout_seconds: float = 2.0  # how long an answer waits for Redis
-    max_event_clients: int = 64  # open /events streams; more are refused with 429
-    max_event_clients_per_peer: int = 32  # of one client address
+    allowed_hosts: str = ""  # host names answered besides localhost and IP addresses; a,b,c
+    api_key: SecretStr = _UNSET  # required for every POST, 16 characters or more; empty switches POSTs off
+    redis_timeout_seconds: float = 2.0  # longest wait of a request for Redis
+    max_event_clients: int = 64  # open /events streams; further ones are refused with 429
+    max_event_clients_per_peer: int = 32  # open /events streams of one client address
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be.
@@ -55,31 +55,31 @@ class GatewayConfig:
 
 @dataclass(frozen=True)
 class AlertConfig:
-    """The `[alerts]` group: when the system says that something is wrong."""
+    """The `[alerts]` group: thresholds of the alerts."""
 
-    expectancy_floor_pips: float = -10.0  # below: training diverges
+    expectancy_floor_pips: float = -10.0  # below: training is diverging
     win_rate_floor: float = 0.05  # below: the policy collapsed
-    #: Below: the policy only holds. The reference warned below 0.5, with illegal actions counted; with them
-    #: masked, a policy that holds each trade for an hour still decides to trade on 3 % of the bars.
+    #: Below: the policy only holds. The reference warned below 0.5, but counted illegal actions. With these
+    #: masked, a policy that holds each trade for an hour decides to trade on 3 % of the bars.
     trade_ratio_floor: float = 0.02
-    trade_ratio_after_episodes: int = 500  # before: a policy that only holds is no alarm yet
-    checkpoint_silence_minutes: float = 30.0  # no new version for so long while the trainer runs
-    low_free_mb: int = 5_000  # MB of free disk for the home; less is low
-    redis_memory_share: float = 0.8  # of maxmemory; above: soon all that write will wait
-    #: Above: workers do not pause as they should, which leaves their high water and a pipeline each.
+    trade_ratio_after_episodes: int = 500  # earlier, a policy that only holds raises no alert
+    checkpoint_silence_minutes: float = 30.0  # longest time without a new version while the trainer runs
+    low_free_mb: int = 5_000  # least free disk space for the home, in MB
+    redis_memory_share: float = 0.8  # largest share of maxmemory; workers wait when Redis is full
+    #: Above: workers do not pause. Paused workers leave the high-water mark and one batch each.
     backlog_trajectories: int = 1_000
-    pending_seconds: float = 120.0  # above: the trainer has trajectories and does not journal them
+    pending_seconds: float = 120.0  # above: the trainer received trajectories but does not journal them
     #: Services whose absence is an alert. The broker of a trader that is not in paper mode is exempt.
     expected_services: tuple[str, ...] = EXPECTED_SERVICES
-    start_seconds: float = 180.0  # from the gateway's start until a service never seen is missing
-    missing_seconds: float = 30.0  # a service missing or degraded, or a broker away, for so long
+    start_seconds: float = 180.0  # from the gateway's start until a service never seen counts as missing
+    missing_seconds: float = 30.0  # delay of alerts that a restart or reconnect ends
     restarts: int = 3  # of one service within `restart_minutes`
     restart_minutes: float = 10.0
-    training_seconds: float = 300.0  # bad figures of training for so long; good ones for as long end it
-    end_seconds: float = 60.0  # absence after which a condition ended; a shorter gap is part of it
+    training_seconds: float = 300.0  # delay before alerts on training metrics begin or end
+    end_seconds: float = 60.0  # a condition ends after this absence; a shorter gap is part of it
     check_seconds: float = 5.0
-    webhook_url: SecretStr = _UNSET  # each new alert is posted there as JSON; empty means nowhere
-    repeat_seconds: float = 300.0  # events of one kind within so long are one post, with their number
+    webhook_url: SecretStr = _UNSET  # every new alert is posted there as JSON; empty: nowhere
+    repeat_seconds: float = 300.0  # events of one kind within this time are combined into one post
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be.
