@@ -73,7 +73,7 @@ class AlertConfig:
     expected_services: tuple[str, ...] = EXPECTED_SERVICES
     start_seconds: float = 180.0  # from the gateway's start until a service never seen counts as missing
     missing_seconds: float = 30.0  # delay of alerts that a restart or reconnect ends
-    restarts: int = 3  # of one service within `restart_minutes`
+    restarts: int = 3  # least number of restarts of one service within `restart_minutes`
     restart_minutes: float = 10.0
     training_seconds: float = 300.0  # delay before alerts on training metrics begin or end
     end_seconds: float = 60.0  # a condition ends after this absence; a shorter gap is part of it

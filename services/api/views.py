@@ -22,7 +22,7 @@ Detail = dict[str, int | float | str | bool | None]
 
 
 class View(BaseModel):
-    """Base of all views."""
+    """Base class of all views."""
 
     model_config = ConfigDict(frozen=True)
 

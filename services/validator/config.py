@@ -11,7 +11,7 @@ class ValidationConfig:
 
     lanes: int = 64  # sessions played in lockstep
     max_sessions: int = 0  # sessions walked, evenly spread over the split; 0 walks all
-    time_limit_seconds: float = 1800.0  # for one version
+    time_limit_seconds: float = 1800.0  # limit for the validation of one version
     annual_min_days: int = 60  # with fewer days, Sharpe and Sortino ratios are undefined
     page: bool = True  # write the HTML page and its picture beside the JSON report
 

@@ -52,8 +52,8 @@ class Rival:
     """How much better a version is than a simple rule on the same days, and the p-value of the difference."""
 
     name: str
-    excess_pips_per_day: float  # of the version over the rule
-    p_value: float | None  # sign flips of the daily excess; None where they never differ
+    excess_pips_per_day: float  # pips of the version minus pips of the rule
+    p_value: float | None  # sign-flip test of the daily excess; None if the two never differ
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The best version so far that passed the paper gate on the same sessions."""
+    """The version to beat: the best one so far that passed the paper gate on the same sessions."""
 
     version: int
     sqn100: float | None  # None: undefined, so every version beats it
