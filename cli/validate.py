@@ -82,8 +82,8 @@ def _judge(
 ) -> None:
     from dataclasses import replace
 
+    from services.validator.judgement import write_all
     from services.validator.report import report_document
-    from services.validator.service import write_all
     from services.validator.settings import ValidatorSettings
     from services.validator.validation import Provenance, Standards, Validator
     from shared.adapters.tables.dataset import read_dataset

@@ -30,7 +30,7 @@ def compose(settings: GatewaySettings) -> Main:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until asked to stop; the exit status."""
+    """Run until asked to stop; return the exit status."""
     return service_main("api", GatewaySettings, compose, arguments)
 
 

@@ -1,4 +1,4 @@
-"""The gateway's application: routes, errors, headers."""
+"""The gateway's ASGI application: routes, errors, headers."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers,
 
 log = structlog.get_logger()
 
-#: No route takes more than a reason or a stage.
+#: The largest request body that a route takes is a reason or a stage.
 MAX_BODY_BYTES = 16_384
 
 _HEADERS = {
@@ -36,13 +36,12 @@ _HEADERS = {
 
 
 def create_app(gateway: Gateway) -> FastAPI:
-    """Wire the application."""
-
+    """Build the application."""
     app = FastAPI(
         title="Micro Stochastic MuZero gateway",
-        description="Shows the whole system, and lets an operator promote, pause and stop.",
+        description="Shows the system; an operator can promote versions, pause training and stop trading.",
         version="1",
-        docs_url=None,  # the framework's pages load their scripts from elsewhere
+        docs_url=None,  # the framework's pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
         responses=PROBLEM_RESPONSES,
@@ -51,9 +50,11 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.wrong_keys = WrongKeys()
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
     app.add_exception_handler(RedisAwayError, _on_redis_away)
-    app.add_exception_handler(StoreAwayError, _away("the checkpoint store does not answer"))
-    app.add_exception_handler(RecordsAwayError, _away("the validator's database is in use, or its disk full"))
-    app.add_middleware(_Around)
+    app.add_exception_handler(StoreAwayError, _unavailable("the checkpoint store does not answer"))
+    app.add_exception_handler(
+        RecordsAwayError, _unavailable("the validator's database is in use, or its disk is full")
+    )
+    app.add_middleware(RequestMetricsMiddleware)
     for module in (status, checkpoints, validations, journal, events, operator, pages):
         app.include_router(module.router)
     return app
@@ -65,31 +66,32 @@ async def _on_redis_away(_request: Request, _failure: Exception) -> Response:
     )
 
 
-def _away(what: str) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Answers 503 to a request that needs what is away for a while."""
+def _unavailable(reason: str) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Make a handler that answers 503 with a reason."""
 
     async def answer(_request: Request, failure: Exception) -> Response:
         log.warning("store_away", error=str(failure))
         return problem(
-            HTTPStatus.SERVICE_UNAVAILABLE, f"{what}; try again soon", headers={"Retry-After": "5"}
+            HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}; try again soon", headers={"Retry-After": "5"}
         )
 
     return answer
 
 
-class _Around:
-    """Counts and times requests, and sets the headers that every answer has."""
+class RequestMetricsMiddleware:
+    """Counts and times requests, and sets the headers of every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
 
-        async def observed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -97,11 +99,11 @@ class _Around:
                 _count(scope, message["status"], time.perf_counter() - started)
             await send(message)
 
-        await self._app(scope, receive, observed)
+        await self._app(scope, receive, send_with_headers)
 
 
 def _count(scope: Scope, status: int, seconds: float) -> None:
-    """Labels are routes that exist, never what a client made up."""
+    """Count a request by its route; unknown paths share one label, so that clients cannot add labels."""
     path = getattr(scope.get("route"), "path", None)
     method = scope["method"] if path and status != HTTPStatus.METHOD_NOT_ALLOWED else "other"
     REQUESTS.labels(path or "other", method, str(status)).inc()

@@ -1,42 +1,39 @@
-"""What an operator ordered, and what the part itself says that it does: two different things."""
+"""Compares what an operator ordered with what the trader and the trainer report of themselves."""
 
 from datetime import datetime
-from typing import Literal
 
 from services.api.views import Control, Detail, Order
 from shared.messages.schemas import ControlIssued
 
-#: State of a trader whose paper broker has replayed all of its bars, as its heartbeat has it.
+#: The state in the heartbeat of a trader whose paper broker has replayed all of its bars.
 REPLAY_FINISHED = "replay finished"
 
 _BY_FILE = "killed by its kill file"
-_LIFT_FILE = "`micro-muzero kill --resume` on the trader's host lifts it, the page does not"
+_LIFT_FILE = "only `micro-muzero kill --resume` on the trader's host lifts it"
 
 _VERBS = {"running": "resume", "paused": "pause", "killed": "kill"}
 _SIDES: dict[object, str] = {-1: "short", 1: "long"}
 
-_OwnState = Literal["running", "paused", "killed"]
-
 
 def trader_control(issued: ControlIssued | None, detail: Detail | None, since: datetime | None) -> Control:
-    """State of trading.
+    """The state of trading.
 
     Args:
         issued: the operator's newest order.
-        detail: of the trader's heartbeat; None while there is none, or while it cannot be read.
-        since: when the trader was last heard; None where it never was.
+        detail: detail of the trader's heartbeat; None without a readable heartbeat.
+        since: time of the trader's last heartbeat; None if there was none.
     """
     if detail is None:
-        return _unknown(issued, since, "trader")
+        return _absent(issued, since, "trader")
     own = detail.get("control")
     if own not in _VERBS:
-        says = detail.get("state") or "nothing of it"
-        return _unheard(issued, f"unknown: the trader says {says}")
+        reported = detail.get("state") or "no state"
+        return _unknown_state(issued, f"unknown: the trader reports {reported}")
     held = detail.get("side")
     by_file = bool(detail.get("kill_file"))
-    flat = held == 0 and detail.get("flat_at") is not None  # by the broker's word
+    flat = held == 0 and detail.get("flat_at") is not None  # confirmed by the broker
     if own == "killed" and (by_file or not flat):
-        summary = (_BY_FILE if by_file else "killed") + _left(held, flat=flat)
+        summary = (_BY_FILE if by_file else "killed") + _position(held, flat=flat)
         return Control(
             state="killed",
             order=_order(issued),
@@ -47,34 +44,34 @@ def trader_control(issued: ControlIssued | None, detail: Detail | None, since: d
     state = detail.get("state")
     if own == "running" and state not in (None, "active"):
         summary = f"{state}: {detail['guards']}" if detail.get("guards") else str(state)
-    return _agreed(issued, own, summary)
+    return _compared(issued, own, summary)
 
 
-def _left(held: object, *, flat: bool) -> str:
-    """What a killed trader still holds; `flat` where the broker showed that it is nothing."""
+def _position(held: object, *, flat: bool) -> str:
+    """What a killed trader still holds; `flat`: the broker has confirmed that it holds nothing."""
     if held == 0:
-        return ", no position" if flat else ", but the broker has not shown yet that nothing is held"
+        return ", no position" if flat else ", but the broker has not confirmed yet that no position is open"
     if held in (-1, 1):
         return f", but the position is still open ({_SIDES[held]})"
-    return ", but whether a position is open is not known"
+    return ", but it is not known whether a position is open"
 
 
 def training_control(issued: ControlIssued | None, live: Detail | None, since: datetime | None) -> Control:
-    """State of learning, with the arguments of `trader_control`."""
+    """The state of training; the arguments are those of `trader_control`."""
     if live is None:
-        return _unknown(issued, since, "trainer")
+        return _absent(issued, since, "trainer")
     paused = live.get("paused")
     if not isinstance(paused, bool):
-        return _unheard(issued, "unknown: the trainer has not said whether it is paused")
+        return _unknown_state(issued, "unknown: the trainer does not report whether it is paused")
     own = "paused" if paused else "running"
-    return _agreed(issued, own, _stopped(own, issued, ""))
+    return _compared(issued, own, _stopped(own, issued, ""))
 
 
-def _agreed(issued: ControlIssued | None, own: object, summary: str) -> Control:
-    """What a part says of itself, beside what was ordered."""
+def _compared(issued: ControlIssued | None, own: object, summary: str) -> Control:
+    """The reported state, compared with the ordered one."""
     ordered = issued.state if issued else "running"
     if issued and ordered != own:
-        summary = f"{_sent(issued)}, not confirmed; it says {own}"
+        summary = f"{_sent(issued)}, not confirmed: it reports {own}"
     return Control.model_validate(
         {"state": own, "order": _order(issued), "confirmed": ordered == own, "summary": summary}
     )
@@ -86,11 +83,13 @@ def _stopped(own: str, issued: ControlIssued | None, more: str) -> str:
     return f"{own} since {_clock(issued.created_at)} by {issued.by}{more}"
 
 
-def _unknown(issued: ControlIssued | None, since: datetime | None, part: str) -> Control:
-    return _unheard(issued, f"unknown since {_clock(since)}" if since else f"unknown: no {part} was seen")
+def _absent(issued: ControlIssued | None, since: datetime | None, part: str) -> Control:
+    return _unknown_state(
+        issued, f"unknown since {_clock(since)}" if since else f"unknown: no {part} has been seen"
+    )
 
 
-def _unheard(issued: ControlIssued | None, summary: str) -> Control:
+def _unknown_state(issued: ControlIssued | None, summary: str) -> Control:
     if issued and issued.state != "running":
         summary += f"; {_sent(issued)}, not confirmed"
     return Control(state="unknown", order=_order(issued), confirmed=None, summary=summary)

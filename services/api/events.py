@@ -1,8 +1,8 @@
-"""Events as they happen, for any number of listeners, each able to go on where it was cut off.
+"""Publishes stream entries as events to listeners, which can resume after a lost connection.
 
-An event's id is the place in every stream after it: stream entry ids in a fixed order. With it a
-listener that comes back is given exactly what it missed. If that is more than is kept, it is told to read
-everything again.
+An event id is the position in all streams after the event: one entry id per stream, in a fixed order. A
+listener that reconnects with its last event id gets exactly the events that it missed. If some of them are
+no longer kept, it gets `reset`: it must read everything again.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from shared.messages.streams import (
     Stream,
 )
 
-#: Streams whose entries are published, and the names of their events; the order is that of an event's id.
+#: Streams that are published, and the names of their events; event ids use this order.
 EVENT_NAMES: Mapping[str, str] = {
     CHECKPOINTS.key: "checkpoint",
     VALIDATIONS.key: "validation",
@@ -37,89 +37,84 @@ EVENT_NAMES: Mapping[str, str] = {
     DEAD.key: "dead",
 }
 
-#: Sent to a listener that missed more than is kept: it must read everything again.
+#: The event for a listener that missed events that are no longer kept.
 RESET = "reset"
 
-_KEPT = 5_000
-_KEPT_BYTES = 16_000_000
-_QUEUED = 1_000
+_MAX_KEPT = 5_000
+_MAX_KEPT_BYTES = 16_000_000
+_MAX_QUEUED = 1_000  # of one listener
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened."""
+    """One stream entry as an event."""
 
     event_id: str
     name: str
     data: str  # JSON
 
 
-#: None ends the listener's stream.
+#: None closes the listener's stream.
 _Queue = asyncio.Queue[Event | None]
 
 
 class TooManyListenersError(Exception):
-    """Every place for a listener is taken."""
+    """The limit of listeners is reached."""
 
 
 class Events:
-    """Keeps the last events and hands them out."""
+    """Keeps the last events and sends new ones to all listeners."""
 
     def __init__(self, max_listeners: int, max_per_peer: int | None = None) -> None:
-        """Nothing has happened yet; `max_per_peer` bounds the listeners of one client address."""
+        """Start without events; `max_per_peer` limits the listeners of one client address."""
         self._max_listeners = max_listeners
         self._max_per_peer = max_per_peer or max_listeners
         self._kept_bytes = 0
         self._kept: deque[tuple[str, EntryId, Event]] = deque()
-        self._forgotten: dict[str, EntryId] = dict.fromkeys(EVENT_NAMES, EntryId(0, 0))
-        self._at: dict[str, EntryId] = dict.fromkeys(EVENT_NAMES, EntryId(0, 0))
+        self._last_dropped: dict[str, EntryId] = dict.fromkeys(EVENT_NAMES, EntryId(0, 0))
+        self._position: dict[str, EntryId] = dict.fromkeys(EVENT_NAMES, EntryId(0, 0))
         self._queues: dict[_Queue, str] = {}  # the address of each listener
         self._closed = False
 
-    @property
-    def num_listeners(self) -> int:
-        """How many listen now."""
-        return len(self._queues)
-
     def begin(self, stream: Stream[Message], entry_id: str) -> None:
-        """Say from where on a stream's entries will be published."""
-        self._forgotten[stream.key] = self._at[stream.key] = EntryId.parse(entry_id)
+        """Set the entry after which a stream is published; earlier entries are unknown here."""
+        self._last_dropped[stream.key] = self._position[stream.key] = EntryId.parse(entry_id)
 
     def publish(self, stream: Stream[Message], entry_id: str, message: Message) -> None:
-        """Tell every listener of one entry."""
-        self._at[stream.key] = at = EntryId.parse(entry_id)
+        """Send one entry to every listener."""
+        self._position[stream.key] = position = EntryId.parse(entry_id)
         event = Event(self._id(), EVENT_NAMES[stream.key], message.model_dump_json())
-        self._kept.append((stream.key, at, event))
+        self._kept.append((stream.key, position, event))
         self._kept_bytes += len(event.data)
-        while len(self._kept) > _KEPT or self._kept_bytes > _KEPT_BYTES:
-            key, gone, forgotten = self._kept.popleft()
-            self._kept_bytes -= len(forgotten.data)
-            self._forgotten[key] = gone
+        while len(self._kept) > _MAX_KEPT or self._kept_bytes > _MAX_KEPT_BYTES:
+            key, dropped_position, dropped = self._kept.popleft()
+            self._kept_bytes -= len(dropped.data)
+            self._last_dropped[key] = dropped_position
         for queue in self._queues:
             _offer(queue, event)
 
     @contextlib.contextmanager
     def listen(self, last_event_id: str | None, peer: str = "") -> Iterator[AsyncIterator[Event]]:
-        """The events after one that a listener saw, or from now on.
+        """The events after the last one that a listener saw, or from now on.
 
         Raises:
-            TooManyListenersError: no place is left, or none for this address.
+            TooManyListenersError: the limit of all listeners, or of this address, is reached.
         """
         of_peer = sum(other == peer for other in self._queues.values())
         if len(self._queues) >= self._max_listeners or of_peer >= self._max_per_peer:
             raise TooManyListenersError
-        queue: _Queue = asyncio.Queue(_QUEUED)
+        queue: _Queue = asyncio.Queue(_MAX_QUEUED)
         missed = self._missed(last_event_id)
         self._queues[queue] = peer
         if self._closed:
             _offer(queue, None)
         try:
-            yield _all(missed, queue)
+            yield _events(missed, queue)
         finally:
             del self._queues[queue]
 
     def close(self) -> None:
-        """End every listener's stream; the service stops."""
+        """Close every listener's stream, since the service stops."""
         self._closed = True
         for queue in self._queues:
             _offer(queue, None)
@@ -128,16 +123,16 @@ class Events:
         if last_event_id is None:
             return []
         seen = _parse_id(last_event_id)
-        if seen is None or any(seen[key] < gone for key, gone in self._forgotten.items()):
+        if seen is None or any(seen[key] < dropped for key, dropped in self._last_dropped.items()):
             return [Event(self._id(), RESET, "{}")]
-        return [event for key, at, event in self._kept if at > seen[key]]
+        return [event for key, position, event in self._kept if position > seen[key]]
 
     def _id(self) -> str:
-        return ",".join(map(str, self._at.values()))
+        return ",".join(map(str, self._position.values()))
 
 
 def _parse_id(text: str) -> dict[str, EntryId] | None:
-    """The places of an event's id; None when it is not of this gateway's making."""
+    """The entry id of each stream in an event id; None if the text is not an event id."""
     parts = text.split(",")
     if len(parts) != len(EVENT_NAMES):
         return None
@@ -148,7 +143,7 @@ def _parse_id(text: str) -> dict[str, EntryId] | None:
 
 
 def _offer(queue: _Queue, event: Event | None) -> None:
-    """Hand over without waiting; a listener too slow for its queue is ended and comes back by its last id."""
+    """Queue an event without waiting; close a listener whose queue is full. It can resume by its last id."""
     if event is None or queue.full():
         while not queue.empty():
             queue.get_nowait()
@@ -156,8 +151,8 @@ def _offer(queue: _Queue, event: Event | None) -> None:
     queue.put_nowait(event)
 
 
-async def _all(missed: list[Event], queue: _Queue) -> AsyncIterator[Event]:
+async def _events(missed: list[Event], queue: _Queue) -> AsyncIterator[Event]:
     for event in missed:
         yield event
-    while (happened := await queue.get()) is not None:
-        yield happened
+    while (event_or_end := await queue.get()) is not None:
+        yield event_or_end

@@ -1,7 +1,7 @@
-"""What was announced so far, kept in memory by following the streams.
+"""Follows the streams and keeps their announcements in memory.
 
-A few thousand versions with their metrics and verdicts are small. Held here, lists and curves are
-answered without walking a stream for each request, and also while Redis is away.
+A few thousand versions with their metrics and verdicts are small. So lists and curves need no stream read
+per request, and are available while Redis is not.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ from shared.messages.streams import (
     Stream,
 )
 
-#: Streams that are read from their beginning; of the others only the last entries matter here.
-_WHOLE = (CHECKPOINTS, VALIDATIONS, PROMOTIONS, CONTROL)
-_TAILS = (TRADES, DECISIONS, ALERTS, DEAD)
-_TAIL_LENGTH = 200
+#: Streams that are read from their beginning; of the others only the last entries are read.
+_FROM_START = (CHECKPOINTS, VALIDATIONS, PROMOTIONS, CONTROL)
+_LAST_ENTRIES = (TRADES, DECISIONS, ALERTS, DEAD)
+_NUM_LAST_ENTRIES = 200
 
-assert {stream.key for stream in (*_WHOLE, *_TAILS)} == set(EVENT_NAMES)
+assert {stream.key for stream in (*_FROM_START, *_LAST_ENTRIES)} == set(EVENT_NAMES)
 assert set(EVENT_NAMES) < {stream.key for stream in STREAMS}
 
 
 @dataclass
 class History:
-    """Everything announced, by version or target; the newest message of each stands."""
+    """The newest announcement of each version or target."""
 
     checkpoints: dict[int, CheckpointPublished] = field(default_factory=dict)
     validations: dict[int, ValidationReported] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class History:
     last_validation: ValidationReported | None = None
 
     def add(self, message: Message) -> None:
-        """Take in one message."""
+        """Add one message."""
         match message:
             case CheckpointPublished():
                 self.checkpoints[message.version] = message
@@ -69,16 +69,16 @@ class History:
 
 
 async def follow_all(bus: Bus, history: History, events: Events) -> None:
-    """Keep history and events up to date until cancelled; waits for Redis wherever it is away."""
+    """Keep history and events up to date until cancelled; wait while Redis is unavailable."""
     async with asyncio.TaskGroup() as group:
-        for whole in _WHOLE:
-            group.create_task(_follow(bus, whole, "0-0", history, events))
-        for tail in _TAILS:
-            group.create_task(_follow_tail(bus, tail, history, events))
+        for complete in _FROM_START:
+            group.create_task(_follow(bus, complete, "0-0", history, events))
+        for recent in _LAST_ENTRIES:
+            group.create_task(_follow_last_entries(bus, recent, history, events))
 
 
-async def _follow_tail(bus: Bus, stream: Stream[Message], history: History, events: Events) -> None:
-    after = await bus.id_before_newest(stream, count=_TAIL_LENGTH)
+async def _follow_last_entries(bus: Bus, stream: Stream[Message], history: History, events: Events) -> None:
+    after = await bus.id_before_newest(stream, count=_NUM_LAST_ENTRIES)
     if after != "0-0":
         events.begin(stream, after)
     await _follow(bus, stream, after, history, events)
@@ -87,9 +87,9 @@ async def _follow_tail(bus: Bus, stream: Stream[Message], history: History, even
 async def _follow(bus: Bus, stream: Stream[Message], after: str, history: History, events: Events) -> None:
     async for entries in bus.follow(stream, after):
         for entry in entries:
-            _take(stream, entry, history, events)
+            _add(stream, entry, history, events)
 
 
-def _take(stream: Stream[Message], entry: Entry[Message], history: History, events: Events) -> None:
+def _add(stream: Stream[Message], entry: Entry[Message], history: History, events: Events) -> None:
     history.add(entry.message)
     events.publish(stream, entry.entry_id, entry.message)

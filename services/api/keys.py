@@ -1,22 +1,22 @@
-"""Wrong API keys, counted and limited per client address: guessing is seen and does not flood the log."""
+"""Counts and limits wrong API keys per client address: guessing is logged but cannot flood the log."""
 
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-#: More wrong keys than this within the window are answered with 429.
+#: Further wrong keys within the window are answered with 429.
 MAX_WRONG_KEYS = 20
 WINDOW_SECONDS = 60.0
 
-#: Client addresses that are remembered; the one that has been quiet the longest is forgotten first.
+#: Client addresses that are remembered; the one inactive for the longest time is forgotten first.
 _MAX_PEERS = 1_000
 
 
 class WrongKeys:
-    """Times of recent wrong keys by client address."""
+    """Times of recent wrong keys, by client address."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """No key was sent yet; `monotonic` returns seconds."""
+        """Start without wrong keys; `monotonic` returns seconds."""
         self._monotonic = monotonic
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -24,8 +24,8 @@ class WrongKeys:
         """Count one wrong key.
 
         Returns:
-            Seconds that the client must wait because it sent too many; 0 while it did not. A key refused for
-            this reason does not lengthen the wait.
+            Seconds that the client must wait because it sent too many; otherwise 0. A key that is refused
+            for this reason does not prolong the wait.
         """
         now = self._monotonic()
         times = self._times.setdefault(peer, deque())

@@ -1,7 +1,7 @@
 """The status as Prometheus metrics.
 
-Every number of a heartbeat becomes a sample by its name, so that a service need not serve HTTP to be
-seen. Labels stay few: services, instances, streams, and names that the code chose.
+Every number of a heartbeat becomes a sample under its name, so services need no HTTP server of their own.
+The number of label values stays small: services, instances, streams, and names from the code.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ REQUESTS = Counter("mm_gateway_requests", "Requests answered", ["route", "method
 WRONG_KEYS = Counter("mm_gateway_wrong_keys", "Requests with a wrong API key")
 SECONDS = Histogram(
     "mm_gateway_seconds",
-    "From a request to its answer's first byte",
+    "Seconds from a request to the first byte of its response",
     ["route"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
@@ -34,7 +34,7 @@ class _StatusCollector(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """Gauges of everything that the status holds as a number."""
+        """Gauges for every number of the status."""
         status = self._status
         yield _gauge("mm_redis_up", "1 while Redis answers", float(status.redis == "up"))
         if status.dead_letters is not None:
@@ -46,19 +46,21 @@ class _StatusCollector(Collector):
             [([stream], length) for stream, length in status.streams.items()],
         )
         if status.disk is not None:
-            yield _gauge("mm_disk_free_bytes", "Free disk for the gateway's home", status.disk.free_mb * 1e6)
+            yield _gauge(
+                "mm_disk_free_bytes", "Free disk space for the gateway's home", status.disk.free_mb * 1e6
+            )
         yield from self._redis()
         yield from self._services()
         yield from self._versions()
         yield _labelled(
             "mm_training_metric",
-            "What the newest version measured",
+            "Metrics of the newest version",
             ["name"],
             [([name], value) for name, value in status.training.metrics.items()],
         )
         yield _labelled(
             "mm_alert_active",
-            "1 for each condition that is wrong now",
+            "1 for each condition that holds now",
             ["name", "source"],
             [([alert.name, alert.source], 1.0) for alert in status.alerts],
         )
@@ -69,20 +71,20 @@ class _StatusCollector(Collector):
             return
         yield _gauge("mm_redis_memory_bytes", "Memory that Redis uses", condition.memory_bytes)
         if condition.memory_limit_bytes is not None:
-            yield _gauge("mm_redis_memory_limit_bytes", "Its maxmemory", condition.memory_limit_bytes)
+            yield _gauge("mm_redis_memory_limit_bytes", "maxmemory of Redis", condition.memory_limit_bytes)
         yield _labelled(
             "mm_redis_disk_ok",
-            "1 while Redis could write what it last wanted to: append, rewrite, snapshot",
+            "1 if the last write of this kind succeeded: append, rewrite, snapshot",
             ["what"],
             [([what], float(ok)) for what, ok in condition.disk.items()],
         )
-        yield _gauge("mm_pending", "Trajectories given to the trainer, not acknowledged", condition.pending)
         yield _gauge(
-            "mm_pending_seconds", "How long the longest of them is with it", condition.pending_seconds
+            "mm_pending", "Trajectories delivered to the trainer and not acknowledged", condition.pending
         )
+        yield _gauge("mm_pending_seconds", "Age of the oldest of these deliveries", condition.pending_seconds)
         yield _gauge(
             "mm_lag_known",
-            "0 when trajectories were removed before the trainer was given them",
+            "0 if trajectories were removed before the trainer read them",
             float(condition.lag is not None),
         )
 
@@ -90,20 +92,20 @@ class _StatusCollector(Collector):
         services = self._status.services
         yield _labelled(
             "mm_service_instances",
-            "Instances of a service that say they live",
+            "Instances of a service that send heartbeats",
             ["service"],
             [([service.service], service.num_instances) for service in services],
         )
         yield _labelled(
             "mm_service_restarts",
-            "Processes of a service that ended and were replaced within the last minutes",
+            "Processes of a service that exited and were replaced within the last minutes",
             ["service"],
             [([service.service], service.restarts) for service in services],
         )
         instances = [(s.service, i) for s in services for i in s.instances]
         yield _labelled(
             "mm_service_degraded",
-            "1 while an instance says that it is degraded",
+            "1 while an instance reports that it is degraded",
             ["service", "instance"],
             [([name, i.instance], float(i.state == "degraded")) for name, i in instances],
         )
@@ -129,7 +131,7 @@ class _StatusCollector(Collector):
         }
         yield _labelled(
             "mm_version",
-            "Checkpoint version that a name stands for",
+            "Version that a name points to",
             ["name"],
             [([name], version) for name, version in versions.items() if version is not None],
         )
@@ -155,19 +157,19 @@ class _StatusCollector(Collector):
             }
             yield _labelled(
                 "mm_validation",
-                "The last validation's numbers",
+                "Numbers of the last validation",
                 ["name"],
                 [([name], value) for name, value in numbers.items() if value is not None],
             )
         if status.trader.last_decision is not None:
             yield _gauge(
                 "mm_decision_pnl_pips",
-                "Running pnl at the last decision",
+                "Pnl of the open position at the last decision",
                 status.trader.last_decision.pnl_pips,
             )
             yield _gauge(
                 "mm_decision_side",
-                "After the last decision: -1 short, 0 flat, 1 long",
+                "Position after the last decision: -1 short, 0 flat, 1 long",
                 status.trader.last_decision.side,
             )
 

@@ -1,4 +1,4 @@
-"""Alerts on their way to the webhook: bounded, the urgent ones first, repeats put together."""
+"""Alerts that wait for the webhook: bounded, urgent ones first, repeated ones combined."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -8,30 +8,30 @@ from uuid import UUID
 from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised
 
-#: Alerts that wait, of each urgency; beyond it the oldest is given up.
-MOST_WAITING = 200
+#: Most alerts that wait, of each urgency; beyond it the oldest one is dropped.
+MAX_WAITING = 200
 
-#: Alerts whose ids are remembered, so that one that comes by two ways is posted once.
-_MOST_KNOWN = 2_000
+#: Alert ids that are remembered, so that an alert that arrives by two ways is posted once.
+_MAX_KNOWN = 2_000
 
-#: Sources whose alerts go before those of the others: money is at risk, or nothing else can be seen.
+#: Sources whose alerts are posted first: money is at risk, or the system cannot be observed.
 _URGENT_SOURCES = ("trader", "broker", "redis")
 
 
 @dataclass
 class _Repeats:
-    """Events of one kind since one of them was last let through."""
+    """Events of one kind since the last one that was queued."""
 
-    admitted_s: float
-    withheld: AlertRaised | None = None  # the newest, with the number of all
+    queued_at_s: float
+    withheld: AlertRaised | None = None  # the newest one, with the number of all of them
 
 
 class Outbox:
-    """Takes alerts in and hands them out one by one.
+    """A queue of alerts.
 
-    An event is let through unless one of its kind was within `repeat_seconds`; those withheld become one
-    alert when that time is over. Beginnings and ends of conditions are never withheld. Alerts of one
-    condition keep their order, so that the last one posted tells whether it holds.
+    An event is withheld if one of its kind was queued within the last `repeat_seconds`. When that time is
+    over, the withheld events are queued as one alert. The beginning and the end of a condition are never
+    withheld. Alerts of one condition keep their order, so the last one posted shows whether it still holds.
     """
 
     def __init__(self, repeat_seconds: float) -> None:
@@ -41,24 +41,24 @@ class Outbox:
         self._known: OrderedDict[UUID, None] = OrderedDict()
         self._repeats: dict[Condition, _Repeats] = {}
         self.arrived = asyncio.Event()  # set when an alert was added
-        self.given_up = 0  # alerts that found no room
+        self.num_dropped = 0  # alerts dropped since the last report
 
     def put(self, alert: AlertRaised, now_s: float) -> None:
-        """Take an alert in; one that was taken in before is left out."""
+        """Add an alert; one that was added before is ignored."""
         if alert.alert_id in self._known:
             return
         self._known[alert.alert_id] = None
-        if len(self._known) > _MOST_KNOWN:
+        if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
         if alert.phase != "event" or not self._withhold(alert, now_s):
             self._add(alert)
 
     def put_back(self, alert: AlertRaised) -> None:
-        """Take back an alert that was not delivered; it is the next of its urgency."""
+        """Return an alert that was not delivered; it becomes the next one of its urgency."""
         self._queue(alert).appendleft(alert)
 
     def take(self, now_s: float) -> AlertRaised | None:
-        """The next alert to post, or None."""
+        """Remove and return the next alert to post; None if there is none."""
         self._release(now_s)
         for queue in (self._urgent, self._others):
             if queue:
@@ -66,9 +66,9 @@ class Outbox:
         return None
 
     def seconds_to_release(self, now_s: float) -> float | None:
-        """Time until withheld events are let through; None while there are none."""
+        """Time until withheld events are queued; None if there are none."""
         waits = [
-            repeats.admitted_s + self._repeat_seconds - now_s
+            repeats.queued_at_s + self._repeat_seconds - now_s
             for repeats in self._repeats.values()
             if repeats.withheld
         ]
@@ -78,7 +78,7 @@ class Outbox:
         kind = Condition(alert.source, alert.name)
         repeats = self._repeats.get(kind)
         if repeats is None or (
-            repeats.withheld is None and now_s - repeats.admitted_s >= self._repeat_seconds
+            repeats.withheld is None and now_s - repeats.queued_at_s >= self._repeat_seconds
         ):
             self._repeats[kind] = _Repeats(now_s)
             return False
@@ -88,7 +88,7 @@ class Outbox:
 
     def _release(self, now_s: float) -> None:
         for kind, repeats in list(self._repeats.items()):
-            if now_s - repeats.admitted_s < self._repeat_seconds:
+            if now_s - repeats.queued_at_s < self._repeat_seconds:
                 continue
             if repeats.withheld is None:
                 del self._repeats[kind]
@@ -100,9 +100,9 @@ class Outbox:
         queue = self._queue(alert)
         queue.append(alert)
         self.arrived.set()
-        if len(queue) > MOST_WAITING:
+        if len(queue) > MAX_WAITING:
             queue.popleft()
-            self.given_up += 1
+            self.num_dropped += 1
 
     def _queue(self, alert: AlertRaised) -> deque[AlertRaised]:
         return self._urgent if alert.source in _URGENT_SOURCES else self._others

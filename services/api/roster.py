@@ -1,4 +1,4 @@
-"""Which services were seen when, and how often they began again: pure, from one look to the next."""
+"""Records when each service was present and how often it restarted, from its heartbeats."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -8,48 +8,49 @@ from datetime import datetime, timedelta
 from shared.messages.schemas import Heartbeat
 from shared.messages.streams import HEARTBEAT_TTL_SECONDS
 
-#: A withdrawn heartbeat disappears within a few seconds of the last one; one that expires does so later.
-_RAN_OUT = timedelta(seconds=HEARTBEAT_TTL_SECONDS - 5)
+#: An expired heartbeat disappears at least this long after it was sent; a withdrawn one disappears sooner.
+_EXPIRED_AFTER = timedelta(seconds=HEARTBEAT_TTL_SECONDS - 5)
 
+#: A heartbeat can outlive its process for so long.
 _LINGER = timedelta(seconds=HEARTBEAT_TTL_SECONDS + 5)
 
-#: Process starts that are remembered, so that a process whose heartbeat returns does not count as a new one.
-_MOST_STARTS = 256
+#: Most process starts that are remembered. A known process whose heartbeat returns is not a new one.
+_MAX_STARTS = 256
 
-#: A process: its instance and when it started.
+#: A process is identified by its instance name and its start time.
 _Process = tuple[str, datetime]
 
 
 @dataclass
 class Attendance:
-    """What the looks so far know of one service."""
+    """The presence of one service so far."""
 
-    seen_at: datetime | None = None  # newest look at which it was there
-    absent_since: datetime | None = None  # first of the looks at which it was not there, up to the last one
-    ran_out: bool = False  # its last heartbeat expired: it was killed or hangs; else it was withdrawn
-    last: Heartbeat | None = None  # newest heartbeat of the instance that was seen last
+    seen_at: datetime | None = None  # newest look at which the service was present
+    absent_since: datetime | None = None  # first look of the present absence
+    ran_out: bool = False  # its last heartbeat expired: it was killed or hangs; otherwise it was withdrawn
+    last: Heartbeat | None = None  # newest heartbeat of the instance seen last
     starts: deque[datetime] = field(default_factory=deque)
     ends: deque[datetime] = field(default_factory=deque)
-    heard: dict[_Process, datetime] = field(default_factory=dict)  # when each process's newest beat was new
-    beats: dict[_Process, Heartbeat] = field(default_factory=dict)  # of the processes at the last look
+    heard: dict[_Process, datetime] = field(default_factory=dict)  # time of the last new heartbeat
+    beats: dict[_Process, Heartbeat] = field(default_factory=dict)  # at the last look
     known: dict[_Process, None] = field(default_factory=dict)  # every process seen, oldest first
 
     @property
     def restarts(self) -> int:
-        """Processes that ended and were replaced within the window, not replicas added or removed."""
+        """Processes that were replaced within the window; added or removed replicas do not count."""
         replaced, ends = 0, list(self.ends)
         for start in self.starts:
-            # Under another name the old heartbeat outlives its process, and perhaps the start of the next.
+            # If the instance name changes, the old heartbeat may outlive even the start of the next process.
             if replaced < len(ends) and start >= ends[replaced] - _LINGER:
                 replaced += 1
         return replaced
 
 
 class Roster:
-    """Attendance of each service.
+    """The attendance of every service.
 
     Args:
-        window: how long a restart counts.
+        window: time during which a restart counts.
     """
 
     def __init__(self, window: timedelta) -> None:
@@ -58,11 +59,11 @@ class Roster:
         self._first = True
 
     def of(self, service: str) -> Attendance:
-        """What is known of a service; empty where it was never seen or missed."""
+        """The attendance of a service; empty if it was never present and never expected."""
         return self._services.get(service, Attendance())
 
     def look(self, expected: Sequence[str], heartbeats: Sequence[Heartbeat], now: datetime) -> None:
-        """Take one look; not to be called while the heartbeats cannot be read."""
+        """Update all services from the present heartbeats. Do not call it while they cannot be read."""
         for name in dict.fromkeys([*expected, *self._services, *(beat.service for beat in heartbeats)]):
             attendance = self._services.setdefault(name, Attendance())
             beats = {(b.instance, b.started_at): b for b in heartbeats if b.service == name}
@@ -89,14 +90,14 @@ class Roster:
             seen.last = max(beats.values(), key=lambda beat: ("side" in beat.detail, beat.created_at))
         elif seen.absent_since is None:
             seen.absent_since = now
-            seen.ran_out = any(now - seen.heard[process] >= _RAN_OUT for process in gone)
+            seen.ran_out = any(now - seen.heard[process] >= _EXPIRED_AFTER for process in gone)
         seen.heard = {process: seen.heard[process] for process in beats}
         seen.beats = beats
         self._forget(seen, now)
 
     def _forget(self, seen: Attendance, now: datetime) -> None:
         for times in (seen.starts, seen.ends):
-            while times and (now - times[0] > self._window or len(times) > _MOST_STARTS):
+            while times and (now - times[0] > self._window or len(times) > _MAX_STARTS):
                 times.popleft()
-        while len(seen.known) > _MOST_STARTS:
+        while len(seen.known) > _MAX_STARTS:
             del seen.known[next(iter(seen.known))]

@@ -1,4 +1,4 @@
-"""The gateway's life: serve, follow the streams, watch for what goes wrong, until asked to stop."""
+"""Runs the gateway: serves HTTP, follows the streams and raises alerts until asked to stop."""
 
 import asyncio
 
@@ -12,15 +12,15 @@ from shared.runtime.server import serve_app
 
 
 async def run(gateway: Gateway, lifecycle: Lifecycle) -> None:
-    """Serve until asked to stop; none of the parts goes on without the others.
+    """Serve until asked to stop. If one part fails, the others stop, too.
 
     Raises:
-        MuZeroError: the port cannot be had.
+        MuZeroError: the port is not available.
     """
     config = gateway.config
-    beside = asyncio.create_task(_beside(gateway))
-    beside.add_done_callback(lambda _: lifecycle.stop())
-    ending = asyncio.create_task(_end_events(lifecycle, gateway))
+    background = asyncio.create_task(_run_background(gateway))
+    background.add_done_callback(lambda _: lifecycle.stop())
+    closing = asyncio.create_task(_close_events(lifecycle, gateway))
     lifecycle.report(port=config.port)
     try:
         await serve_app(
@@ -31,25 +31,25 @@ async def run(gateway: Gateway, lifecycle: Lifecycle) -> None:
             allowed_hosts=config.allowed_hosts,
         )
     finally:
-        ending.cancel()
-        if not beside.done():
-            beside.cancel()
-            await asyncio.gather(beside, return_exceptions=True)
-    if not beside.cancelled():
-        beside.result()  # what ended it is what ends the service
+        closing.cancel()
+        if not background.done():
+            background.cancel()
+            await asyncio.gather(background, return_exceptions=True)
+    if not background.cancelled():
+        background.result()  # raises the failure that stopped the service
 
 
-async def _beside(gateway: Gateway) -> None:
-    post = Outbox(gateway.alerts.repeat_seconds)
+async def _run_background(gateway: Gateway) -> None:
+    outbox = Outbox(gateway.alerts.repeat_seconds)
     async with asyncio.TaskGroup() as group:
         group.create_task(follow_all(gateway.bus, gateway.history, gateway.events))
         group.create_task(watch(gateway))
-        group.create_task(announce(gateway, post))
-        group.create_task(relay(gateway, post))
-        group.create_task(deliver(gateway, post))
+        group.create_task(announce(gateway, outbox))
+        group.create_task(relay(gateway, outbox))
+        group.create_task(deliver(gateway, outbox))
 
 
-async def _end_events(lifecycle: Lifecycle, gateway: Gateway) -> None:
-    """End open event streams, so that the server can end."""
+async def _close_events(lifecycle: Lifecycle, gateway: Gateway) -> None:
+    """Close open event streams on a stop, since the server waits for them."""
     await lifecycle.stopping.wait()
     gateway.events.close()

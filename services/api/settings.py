@@ -7,7 +7,9 @@ from shared.runtime.settings import ServiceSettings
 
 
 class GatewaySettings(ServiceSettings):
-    """Shows the whole system over HTTP, and lets an operator promote, pause and stop."""
+    """Shows the system over HTTP; an operator can promote versions, pause training and stop trading."""
 
-    gateway: GatewayConfig = Field(GatewayConfig(), description="where it listens, and who may change things")
-    alerts: AlertConfig = Field(AlertConfig(), description="when something is wrong")
+    gateway: GatewayConfig = Field(
+        GatewayConfig(), description="where it listens, and who may change the system"
+    )
+    alerts: AlertConfig = Field(AlertConfig(), description="thresholds of the alerts")

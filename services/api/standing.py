@@ -1,4 +1,4 @@
-"""Conditions over time: which of those that hold have begun, and what is to be announced of them."""
+"""Decides when conditions begin and end, and which of them the gateway announces."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,13 +8,13 @@ from services.api.views import ActiveAlert
 from shared.messages.conditions import Condition, ConditionTracker
 from shared.messages.schemas import AlertRaised
 
-#: Conditions that the gateway knows of without Redis.
+#: Conditions that the gateway can detect without Redis.
 _WITHOUT_REDIS = ("redis_away", "disk_low")
 
-#: Figures that swing, above all in the first minutes of a run.
+#: Conditions on training metrics, which fluctuate, above all in the first minutes of a run.
 _TRAINING = ("training_diverging", "policy_collapsed", "hold_only")
 
-#: What a restart or a reconnect of a few seconds mends.
+#: Conditions that a restart or a reconnect of a few seconds causes and ends.
 _PASSING = (
     "service_missing",
     "service_degraded",
@@ -24,15 +24,15 @@ _PASSING = (
     "guard_tripped",
 )
 
-#: Conditions that the trader itself announces in detail, one alert a guard; here they are only shown.
+#: Conditions that the trader announces itself, one alert per guard. The gateway only shows them.
 _ANNOUNCED_BY_TRADER = ("guard_tripped", "broker_away", "trader_standby")
 
 
-class Standing:
-    """Feeds the conditions of successive looks to trackers, each with the hold-off of its kind.
+class ConditionHistory:
+    """Passes the conditions of successive looks to trackers, one per kind, each with its own delays.
 
-    While Redis is away only that and the free disk are known. Other conditions neither begin nor end then,
-    and that time counts for no hold-off.
+    While Redis is unavailable, only this condition and the free disk space are known. The other conditions
+    neither begin nor end then, and that time does not count towards their delays.
     """
 
     def __init__(self, config: AlertConfig) -> None:
@@ -44,45 +44,45 @@ class Standing:
             begin_seconds=config.training_seconds, end_seconds=config.training_seconds
         )
         self._since: dict[Condition, datetime] = {}
-        self._held: dict[Condition, ActiveAlert] = {}
-        self._known_s = 0.0  # time during which Redis answered
-        self._last_s: float | None = None  # last look, where Redis answered at it
+        self._active: dict[Condition, ActiveAlert] = {}
+        self._known_s = 0.0  # total time during which Redis answered
+        self._last_s: float | None = None  # last look, if Redis answered then
 
     def resume(self, begun: Mapping[Condition, str], now_s: float) -> None:
-        """Take over what an earlier gateway announced; `now_s` is monotonic."""
+        """Continue with the conditions that an earlier gateway announced; `now_s` is monotonic."""
         for condition, detail in begun.items():
             tracker = self._tracker(condition.name)
             tracker.resume(condition, detail, self._clock(tracker, now_s))
 
-    def look(self, held: Sequence[ActiveAlert], now_s: float, *, redis_answers: bool) -> list[AlertRaised]:
-        """Take one look, and return what begins or ends with it.
+    def look(self, alerts: Sequence[ActiveAlert], now_s: float, *, redis_answers: bool) -> list[AlertRaised]:
+        """Add the conditions of one look, and return those that begin or end with it.
 
         Args:
-            held: conditions that hold now.
+            alerts: conditions that hold now.
             now_s: monotonic time.
-            redis_answers: so that all conditions are known, and not only those that need no Redis.
+            redis_answers: whether all conditions are known, not only those that need no Redis.
         """
         if redis_answers:
             self._known_s += now_s - self._last_s if self._last_s is not None else 0.0
         self._last_s = now_s if redis_answers else None
-        known = [alert for alert in held if redis_answers or alert.name in _WITHOUT_REDIS]
-        self._held = {Condition(alert.source, alert.name): alert for alert in known}
+        known = [alert for alert in alerts if redis_answers or alert.name in _WITHOUT_REDIS]
+        self._active = {Condition(alert.source, alert.name): alert for alert in known}
         raised = []
         for tracker in self._trackers:
             if tracker is not self._without_redis and not redis_answers:
                 continue
-            mine = {c: alert.detail for c, alert in self._held.items() if self._tracker(c.name) is tracker}
+            mine = {c: alert.detail for c, alert in self._active.items() if self._tracker(c.name) is tracker}
             raised += tracker.look(mine, self._clock(tracker, now_s))
         for alert in raised:
-            self._note(alert)
+            self._record(alert)
         return [alert for alert in raised if alert.name not in _ANNOUNCED_BY_TRADER]
 
     def active(self) -> list[ActiveAlert]:
-        """Conditions that have begun and hold, in the order of the last look."""
+        """Conditions that have begun and still hold, in the order of the last look."""
         begun = {condition for tracker in self._trackers for condition in tracker.begun()}
         return [
             alert.model_copy(update={"since": self._since.get(condition)})
-            for condition, alert in self._held.items()
+            for condition, alert in self._active.items()
             if condition in begun
         ]
 
@@ -98,10 +98,10 @@ class Standing:
         return self._passing if name in _PASSING else self._at_once
 
     def _clock(self, tracker: ConditionTracker, now_s: float) -> float:
-        """The time of a tracker; for those that need Redis it stands still without it."""
+        """The time of a tracker; for conditions that need Redis it stops while Redis is unavailable."""
         return now_s if tracker is self._without_redis else self._known_s
 
-    def _note(self, alert: AlertRaised) -> None:
+    def _record(self, alert: AlertRaised) -> None:
         condition = Condition(alert.source, alert.name)
         if alert.phase == "began":
             self._since[condition] = alert.created_at

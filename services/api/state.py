@@ -1,6 +1,6 @@
-"""What the gateway knows and how it reads it: the streams, the checkpoint store, the reports.
+"""The gateway's state, and how it reads Redis and the checkpoint store.
 
-Nothing here waits for Redis longer than `redis_timeout_seconds`; an answer that needs Redis is then an error.
+Nothing here waits for Redis longer than `redis_timeout_seconds`; a request that needs Redis then fails.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from services.api.control import REPLAY_FINISHED, trader_control, training_contr
 from services.api.events import Events
 from services.api.history import History
 from services.api.roster import Roster
-from services.api.standing import Standing
+from services.api.standing import ConditionHistory
 from services.api.views import (
     Absence,
     CheckpointSummary,
@@ -49,35 +49,35 @@ from shared.runtime.disk import free_megabytes
 
 log = structlog.get_logger()
 
-#: The status shows so many instances of a service, and so many services.
+#: Most instances of a service, and most services, that the status shows.
 MAX_INSTANCES = 64
 MAX_SERVICES = 32
 
 ControlState = Literal["running", "paused", "killed"]
 
-#: The status does not wait longer than this for the checkpoint store.
+#: Longest wait of the status for the checkpoint store.
 STORE_SECONDS = 4.0
 
 R = TypeVar("R")
 
 
 class RedisAwayError(Exception):
-    """Redis gives no answer, and without it there is no answer to this request."""
+    """Redis does not answer, and the request needs it."""
 
 
 @dataclass(frozen=True)
-class _Live:
-    """What only Redis knows: who lives, how long the streams are, and how Redis itself is."""
+class _RedisReading:
+    """What the gateway read from Redis: heartbeats, stream lengths and the condition of Redis itself."""
 
     heartbeats: list[Heartbeat]
     streams: dict[str, int]
     condition: RedisCondition
-    begun: dict[Condition, str] | None  # what an earlier gateway announced; read once
+    begun: dict[Condition, str] | None  # conditions that an earlier gateway announced; read once
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """What lies in the store: versions, and where each pointer stands."""
+class StoreSnapshot:
+    """The versions and the pointers in the checkpoint store."""
 
     versions: frozenset[int]
     pointers: dict[Pointer, Pointed | None]
@@ -85,7 +85,7 @@ class Shelf:
 
 @dataclass
 class Gateway:
-    """Everything a route needs."""
+    """Everything that a route needs."""
 
     bus: Bus
     store: CheckpointStore
@@ -96,62 +96,62 @@ class Gateway:
     history: History = field(default_factory=History)
     started_at: datetime = field(default_factory=now)
     events: Events = field(init=False)
-    noted: asyncio.Queue[AlertRaised] = field(init=False)  # what began or ended, to be announced
+    unannounced: asyncio.Queue[AlertRaised] = field(init=False)  # conditions that began or ended
 
     def __post_init__(self) -> None:
-        """Make room for listeners, and begin to look."""
+        """Create the state that depends on the settings."""
         self.events = Events(self.config.max_event_clients, self.config.max_event_clients_per_peer)
-        self.noted = asyncio.Queue()
+        self.unannounced = asyncio.Queue()
         self._roster = Roster(timedelta(minutes=self.alerts.restart_minutes))
-        self._standing = Standing(self.alerts)
-        self._recalled = False
-        self._announced_missing: set[str] = set()  # services, by an earlier gateway
-        self._late_reading: asyncio.Task[Shelf] | None = None
+        self._conditions = ConditionHistory(self.alerts)
+        self._resumed = False
+        self._announced_missing: set[str] = set()  # services that an earlier gateway announced
+        self._late_snapshot: asyncio.Task[StoreSnapshot] | None = None
         self._redis_away_since: datetime | None = None
 
-    async def ask(self, question: Callable[[], Awaitable[R]]) -> R:
-        """The answer to a question that Redis must answer in time.
+    async def ask(self, query: Callable[[], Awaitable[R]]) -> R:
+        """Run a query that Redis must answer in time.
 
         Raises:
-            RedisAwayError: it does not, or refuses.
+            RedisAwayError: Redis does not answer in time, or refuses.
         """
         try:
             async with asyncio.timeout(self.config.redis_timeout_seconds):
-                await self.bus.ping()  # one try: when it is away, that is known at once
-                return await question()
-        except (TimeoutError, RedisError, *TRANSIENT) as away:
-            raise RedisAwayError from away
+                await self.bus.ping()  # one attempt, so that an unavailable Redis is noticed at once
+                return await query()
+        except (TimeoutError, RedisError, *TRANSIENT) as unavailable:
+            raise RedisAwayError from unavailable
         except ServiceError as refused:
-            log.error("redis_refused", error=str(refused))  # noqa: TRY400  the text says it all
+            log.error("redis_refused", error=str(refused))  # noqa: TRY400  the traceback adds nothing
             raise RedisAwayError from refused
 
     def key_is_right(self, key: str) -> bool:
         """Compare an API key in constant time, whatever its length."""
-        given, right = (
+        given, expected = (
             hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
             for text in (key, self.config.api_key.get_secret_value())
         )
-        return hmac.compare_digest(given, right)
+        return hmac.compare_digest(given, expected)
 
     async def status(self) -> Status:
-        """The system at this moment; what only Redis or the store knows is unknown while it is away.
+        """The system at this moment. What only Redis or the store knows is unknown while it is unavailable.
 
-        Each reading is a look: conditions that begin or end with it are noted, to be announced.
+        Each call also queues the conditions that begin or end with it, to be announced.
         """
         try:
-            live: _Live | None = await self.ask(self._live)
+            live: _RedisReading | None = await self.ask(self._read_redis)
         except RedisAwayError:
             live = None
-        shelf = await self._shelf_or_none()
+        snapshot = await self._snapshot_or_none()
         moment = now()
-        self._look(live, moment)
+        self._update_roster(live, moment)
         services = self._services(live)
         complete = all(service.state == "up" for service in services if service.expected)
         status = Status(
-            state="running" if live and shelf and complete else "degraded",
+            state="running" if live and snapshot and complete else "degraded",
             redis="up" if live else "away",
             redis_away_since=self._redis_away_since,
-            store="up" if shelf else "away",
+            store="up" if snapshot else "away",
             time=moment,
             started_at=self.started_at,
             version=installed_version("micro-stochastic-muzero"),
@@ -161,32 +161,34 @@ class Gateway:
             dead_letters=live.streams[DEAD.key] if live else None,
             redis_condition=live.condition if live else None,
             disk=await self._disk(),
-            pointers=self._pointers(shelf or Shelf(frozenset(), dict.fromkeys(Pointer))),
+            pointers=self._pointers(snapshot or StoreSnapshot(frozenset(), dict.fromkeys(Pointer))),
             training=self._training(services),
             validation=self.history.last_validation,
             trader=self._trader(services),
             alerts=[],
         )
-        held = active_alerts(status, self.alerts)
-        for alert in self._standing.look(held, time.monotonic(), redis_answers=live is not None):
-            self.noted.put_nowait(alert)
-        return status.model_copy(update={"alerts": self._standing.active()})
+        alerts = active_alerts(status, self.alerts)
+        for alert in self._conditions.look(alerts, time.monotonic(), redis_answers=live is not None):
+            self.unannounced.put_nowait(alert)
+        return status.model_copy(update={"alerts": self._conditions.active()})
 
-    def shelf(self) -> Shelf:
-        """What lies in the store now.
-
-        Raises:
-            StoreAwayError: it does not answer.
-        """
-        return Shelf(frozenset(self.store.versions()), {name: self._pointer(name) for name in Pointer})
-
-    def checkpoint(self, version: int, shelf: Shelf) -> CheckpointSummary | None:
-        """One version, or None when it is neither stored nor was ever announced.
+    def snapshot(self) -> StoreSnapshot:
+        """Read the checkpoint store.
 
         Raises:
             StoreAwayError: the store does not answer.
         """
-        stored = version in shelf.versions
+        return StoreSnapshot(
+            frozenset(self.store.versions()), {name: self._pointer(name) for name in Pointer}
+        )
+
+    def checkpoint(self, version: int, snapshot: StoreSnapshot) -> CheckpointSummary | None:
+        """One version; None if it is neither stored nor was ever announced.
+
+        Raises:
+            StoreAwayError: the store does not answer.
+        """
+        stored = version in snapshot.versions
         announced = self.history.checkpoints.get(version)
         made: CheckpointPublished | Manifest | None = announced
         fault = ""
@@ -197,7 +199,7 @@ class Gateway:
                 made = self.store.manifest(version)
             except CheckpointError as damaged:
                 fault = str(damaged)
-        promoted = shelf.pointers[Pointer.PROMOTED]
+        promoted = snapshot.pointers[Pointer.PROMOTED]
         return CheckpointSummary(
             version=version,
             episode=made.episode if made else None,
@@ -206,39 +208,39 @@ class Gateway:
             metrics=made.metrics if made else {},
             weights_sha256=_weights_sha256(made),
             stored=stored,
-            pointers=[name.value for name, at in shelf.pointers.items() if at and at.version == version],
+            pointers=[name.value for name, at in snapshot.pointers.items() if at and at.version == version],
             stage=stage_of(promoted) if promoted and promoted.version == version else None,
             validation=self.history.validations.get(version),
             fault=fault,
         )
 
     def _pointer(self, name: Pointer) -> Pointed | None:
-        """Where a pointer stands; None when it was never set or its file is damaged."""
+        """Where a pointer points; None if it was never set or its file is damaged."""
         try:
             return self.store.pointer(name)
         except CheckpointError:
             return None
 
-    async def _live(self) -> _Live:
+    async def _read_redis(self) -> _RedisReading:
         heartbeats = await self.bus.heartbeats()
         lengths = {stream.key: await self.bus.length(stream) for stream in STREAMS}
         condition = await self.bus.condition(TRAJECTORIES, TRAINER_GROUP)
-        begun = None if self._recalled else await self.bus.begun_conditions()
-        return _Live(heartbeats, lengths, condition, begun)
+        begun = None if self._resumed else await self.bus.begun_conditions()
+        return _RedisReading(heartbeats, lengths, condition, begun)
 
-    def _look(self, live: _Live | None, moment: datetime) -> None:
-        """Note who is there, and since when Redis is away."""
+    def _update_roster(self, live: _RedisReading | None, moment: datetime) -> None:
+        """Record which services are present, and since when Redis is unavailable."""
         if live is None:
             self._redis_away_since = self._redis_away_since or moment
             return
         self._redis_away_since = None
         self._roster.look(self.alerts.expected_services, live.heartbeats, moment)
-        if live.begun is not None and not self._recalled:
-            self._standing.resume(live.begun, time.monotonic())
+        if live.begun is not None and not self._resumed:
+            self._conditions.resume(live.begun, time.monotonic())
             self._announced_missing = {c.source for c in live.begun if c.name == "service_missing"}
-            self._recalled = True
+            self._resumed = True
 
-    def _services(self, live: _Live | None) -> list[Service]:
+    def _services(self, live: _RedisReading | None) -> list[Service]:
         beats_of: dict[str, list[Heartbeat]] = {name: [] for name in EXPECTED_SERVICES}
         for beat in live.heartbeats if live else []:
             if beat.service in beats_of or len(beats_of) < MAX_SERVICES:
@@ -246,7 +248,7 @@ class Gateway:
         expected = set(self.alerts.expected_services)
         modes = {beat.detail.get("mode") for beat in beats_of["trader"]}
         if modes - {None, "paper"}:
-            expected.discard("broker")  # the paper broker has nothing to do
+            expected.discard("broker")  # nobody uses the paper broker then
         return [
             self._service(name, beats, known=live is not None, expected=name in expected)
             for name, beats in beats_of.items()
@@ -267,8 +269,8 @@ class Gateway:
         if beats:
             state = "degraded" if any(beat.state == "degraded" for beat in beats) else "up"
         elif name == "api":
-            state = "up"  # this one, which answers; its heartbeat comes in a moment
-        # Sorted stably: each group keeps the order of its names.
+            state = "up"  # this process answers; its first heartbeat follows
+        # The sort is stable: each group keeps its order by name.
         shown = sorted(beats, key=lambda beat: beat.state != "degraded")[:MAX_INSTANCES]
         return Service.model_validate(
             {
@@ -283,49 +285,49 @@ class Gateway:
         )
 
     def _trader(self, services: list[Service]) -> Trader:
-        spokesman = _spokesman(services, "trader")
+        instance = _active_instance(services, "trader")
         since = self._roster.of("trader").seen_at
         control = trader_control(
-            self.history.controls.get("trader"), spokesman.detail if spokesman else None, since
+            self.history.controls.get("trader"), instance.detail if instance else None, since
         )
         return Trader(
             **dict(control),
-            heard_at=spokesman.beat_at if spokesman else since,
-            killed_by_file=bool(spokesman and spokesman.detail.get("kill_file")),
-            detail=spokesman.detail if spokesman else {},
+            heard_at=instance.beat_at if instance else since,
+            killed_by_file=bool(instance and instance.detail.get("kill_file")),
+            detail=instance.detail if instance else {},
             last_decision=self.history.last_decision,
-            replay_end=_replay_end(spokesman.detail if spokesman else {}),
+            replay_end=_replay_end(instance.detail if instance else {}),
         )
 
-    def _pointers(self, shelf: Shelf) -> Pointers:
-        best, promoted = shelf.pointers[Pointer.BEST], shelf.pointers[Pointer.PROMOTED]
-        newest = max([*shelf.versions, *list(self.history.checkpoints)[-1:]], default=None)
+    def _pointers(self, snapshot: StoreSnapshot) -> Pointers:
+        best, promoted = snapshot.pointers[Pointer.BEST], snapshot.pointers[Pointer.PROMOTED]
+        newest = max([*snapshot.versions, *list(self.history.checkpoints)[-1:]], default=None)
         return Pointers(
             newest=newest,
             best=best.version if best else None,
             promoted=Promoted(version=promoted.version, stage=stage_of(promoted)) if promoted else None,
         )
 
-    async def _shelf_or_none(self) -> Shelf | None:
-        """What lies in the store; None while it does not answer in time.
+    async def _snapshot_or_none(self) -> StoreSnapshot | None:
+        """Read the checkpoint store; None if it does not answer in time.
 
-        A reading that is late goes on in its thread. No other one starts before it ends, so that a store
-        that hangs does not take every thread.
+        A late read continues in its thread. No other read starts before it ends, so that a store that
+        hangs cannot block every thread.
         """
-        if self._late_reading and not self._late_reading.done():
+        if self._late_snapshot and not self._late_snapshot.done():
             return None
-        self._late_reading = None
-        reading = asyncio.create_task(asyncio.to_thread(self.shelf))
+        self._late_snapshot = None
+        reading = asyncio.create_task(asyncio.to_thread(self.snapshot))
         finished, _ = await asyncio.wait({reading}, timeout=STORE_SECONDS)
         if not finished:
             log.warning("store_away", error=f"no answer within {STORE_SECONDS:g} s")
             reading.add_done_callback(lambda late: late.cancelled() or late.exception())
-            self._late_reading = reading
+            self._late_snapshot = reading
             return None
         try:
             return reading.result()
-        except StoreAwayError as away:
-            log.warning("store_away", error=str(away))
+        except StoreAwayError as unavailable:
+            log.warning("store_away", error=str(unavailable))
             return None
 
     async def _disk(self) -> Disk | None:
@@ -339,8 +341,8 @@ class Gateway:
     def _training(self, services: list[Service]) -> Training:
         newest = max(self.history.checkpoints, default=None)
         published = self.history.checkpoints[newest] if newest is not None else None
-        spokesman = _spokesman(services, "trainer")
-        live = spokesman.detail if spokesman else None
+        instance = _active_instance(services, "trainer")
+        live = instance.detail if instance else None
         since = self._roster.of("trainer").seen_at
         return Training(
             **dict(training_control(self.history.controls.get("training"), live, since)),
@@ -363,21 +365,21 @@ def _instance(beat: Heartbeat) -> Instance:
     )
 
 
-def _spokesman(services: list[Service], name: str) -> Instance | None:
-    """The instance that speaks for a service: not a trader that waits in standby behind another."""
+def _active_instance(services: list[Service], name: str) -> Instance | None:
+    """The instance that represents a service: an active one rather than one in standby."""
     instances = next((service.instances for service in services if service.service == name), [])
     return min(instances, key=lambda instance: instance.detail.get("state") == "standby", default=None)
 
 
 def _replay_end(trader: Detail) -> str:
-    """The end of a paper replay in words, by the trader's own report; empty while the replay goes on."""
+    """How the paper replay ended, as the trader reports it; empty while the replay continues."""
     if trader.get("state") != REPLAY_FINISHED:
         return ""
     last_bar = str(trader.get("last_bar") or "an unknown bar").replace("T", " ").replace("+00:00", " UTC")
     return (
         f"replay finished at {last_bar}: {trader.get('decisions', 0)} decisions since the trader started, "
-        f"{trader.get('trades', 0)} trades. To go on, start with other bars (`./run up --data FILE`); "
-        "docs/trading.md says how to replay these again."
+        f"{trader.get('trades', 0)} trades. To continue, start with other bars (`./run up --data FILE`); "
+        "docs/trading.md describes how to replay these again."
     )
 
 

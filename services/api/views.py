@@ -1,6 +1,6 @@
-"""What the gateway answers: the models of its responses.
+"""The models of the gateway's responses.
 
-Messages of the streams are answered as they are; these stand for what is put together from several.
+Messages of the streams are returned unchanged; these models combine several sources.
 """
 
 from typing import Generic, Literal, TypeVar
@@ -22,13 +22,13 @@ Detail = dict[str, int | float | str | bool | None]
 
 
 class View(BaseModel):
-    """Base of all views."""
+    """Base class of all views."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Page(View, Generic[T]):
-    """Part of a list, newest first; `next` is the `before` of the page after it."""
+    """Part of a list, newest first; `next` is the `before` of the following page."""
 
     items: list[T]
     next: str | None = None
@@ -42,7 +42,7 @@ class Item(View, Generic[T]):
 
 
 class Instance(View):
-    """One process that says it lives."""
+    """One process with a heartbeat."""
 
     instance: str
     state: Literal["starting", "running", "degraded", "stopping"]
@@ -52,13 +52,15 @@ class Instance(View):
 
 
 class Absence(View):
-    """A service that no instance of is there."""
+    """The absence of a service: it has no instance."""
 
-    since: AwareDatetime = Field(description="the first look at which it was not there")
-    seen_at: AwareDatetime | None = Field(description="null when it was not seen since the gateway started")
-    ran_out: bool = Field(description="its heartbeats stopped without a goodbye: it was killed or hangs")
-    last_detail: Detail = Field(description="what it last said of itself")
-    announced: bool = Field(False, description="an earlier gateway announced it, and not its end")
+    since: AwareDatetime = Field(description="the first look at which it was absent")
+    seen_at: AwareDatetime | None = Field(description="null if it was not seen since the gateway started")
+    ran_out: bool = Field(description="its last heartbeat expired: it was killed or hangs")
+    last_detail: Detail = Field(description="the detail of its last heartbeat")
+    announced: bool = Field(
+        False, description="an earlier gateway announced the beginning of the absence, but not its end"
+    )
 
 
 class Service(View):
@@ -66,24 +68,24 @@ class Service(View):
 
     service: str
     state: Literal["up", "degraded", "missing", "unknown"] = Field(
-        description="unknown while Redis is away; degraded: an instance says so"
+        description="unknown: Redis does not answer; degraded: an instance reports it"
     )
-    expected: bool = Field(description="part of a complete system: that it is missing is an alert")
-    restarts: int = Field(0, description="processes that ended and were replaced, within the last minutes")
+    expected: bool = Field(description="part of a complete system: its absence raises an alert")
+    restarts: int = Field(0, description="processes that exited and were replaced within the last minutes")
     absence: Absence | None = None
-    instances: list[Instance] = Field(description="those that are degraded first; at most 64")
-    num_instances: int = Field(0, description="of all instances, also those that are not shown")
+    instances: list[Instance] = Field(description="at most 64, degraded ones first")
+    num_instances: int = Field(0, description="number of all instances, also those not shown")
 
 
 class Promoted(View):
-    """The version that decides, and in what."""
+    """The promoted version and its stage."""
 
     version: int
-    stage: Stage = Field(description="unproven: served, but the trader makes no entry on it")
+    stage: Stage = Field(description="unproven: served, but the trader enters no position with it")
 
 
 class Pointers(View):
-    """Versions with a name."""
+    """The versions that have a name."""
 
     newest: int | None
     best: int | None
@@ -91,7 +93,7 @@ class Pointers(View):
 
 
 class Order(View):
-    """What an operator ordered last."""
+    """The operator's newest order."""
 
     state: Literal["running", "paused", "killed"]
     by: str
@@ -100,78 +102,80 @@ class Order(View):
 
 
 class Control(View):
-    """What a part does by its own word, and whether that is what was ordered."""
+    """The state that the trader or trainer reports, and whether it is the ordered one."""
 
     state: Literal["running", "paused", "killed", "unknown"] = Field(
-        description="the part's own word; unknown while it cannot be heard"
+        description="as its heartbeat reports; unknown without a heartbeat"
     )
     order: Order | None = Field(None, description="the operator's newest order")
     confirmed: bool | None = Field(
         None,
-        description="the part does what was ordered (killed: and holds no position); null: not known",
+        description="the reported state is the ordered one (killed: without a position); null: not known",
     )
-    summary: str = Field("", description="the same in words, with the time and by whom")
+    summary: str = Field("", description="the same in words, with the time and the person who ordered it")
 
 
 class Training(Control):
-    """Where learning stands."""
+    """The state of training."""
 
     version: int | None
     episode: int | None
     update: int | None
     published_at: AwareDatetime | None
-    metrics: dict[str, float] = Field(description="what the newest version measured when it was published")
-    live: Detail = Field(description="what the trainer says now; empty when it is not there")
+    metrics: dict[str, float] = Field(description="metrics of the newest version when it was published")
+    live: Detail = Field(description="detail of the trainer's heartbeat; empty without one")
 
 
 class Trader(Control):
-    """Where trading stands."""
+    """The state of trading."""
 
-    heard_at: AwareDatetime | None = Field(None, description="when the trader said so")
+    heard_at: AwareDatetime | None = Field(None, description="time of the trader's last heartbeat")
     killed_by_file: bool = Field(
-        False, description="a kill file on the trader's host holds, which no order through Redis lifts"
+        False, description="a kill file on the trader's host stops trading; no order through Redis lifts it"
     )
     detail: Detail
     last_decision: DecisionMade | None
-    replay_end: str = Field("", description="how the paper broker's replay ended; empty while it goes on")
+    replay_end: str = Field("", description="how the paper broker's replay ended; empty while it continues")
 
 
 class Disk(View):
-    """The disk that the gateway's home is on; locally and in compose it is that of all services."""
+    """The disk of the gateway's home; locally and in compose, all services use the same disk."""
 
     home: str
-    free_mb: int = Field(description="of a million bytes")
+    free_mb: int = Field(description="in MB of a million bytes")
 
 
 class ActiveAlert(View):
-    """Something that is wrong at this moment."""
+    """A condition that holds at this moment."""
 
     name: str
     source: str
     detail: str
-    since: AwareDatetime | None = Field(None, description="when its beginning was announced")
+    since: AwareDatetime | None = Field(None, description="time at which its beginning was announced")
 
 
 class Status(View):
-    """The whole system at one moment."""
+    """The state of the system at one moment."""
 
     state: Literal["running", "degraded"] = Field(
-        description="degraded: Redis or the store is away, an expected service is missing or degraded"
+        description="degraded: Redis or the store is away, or an expected service is missing or degraded"
     )
     redis: Literal["up", "away"]
     redis_away_since: AwareDatetime | None = None
-    store: Literal["up", "away"] = Field("up", description="the checkpoint store; away: no pointer is known")
+    store: Literal["up", "away"] = Field(
+        "up", description="the checkpoint store; away: it does not answer, so no pointer is known"
+    )
     time: AwareDatetime
     started_at: AwareDatetime
     version: str
     changes_allowed: bool = Field(
-        True, description="an API key is set, so that operators may change things over HTTP"
+        True, description="an API key is set, so operators can change the system over HTTP"
     )
     services: list[Service]
     streams: dict[str, int]
     dead_letters: int | None
-    redis_condition: RedisCondition | None = Field(description="null while Redis is away")
-    disk: Disk | None = Field(None, description="null while the disk does not answer")
+    redis_condition: RedisCondition | None = Field(description="null while Redis does not answer")
+    disk: Disk | None = Field(None, description="null if the disk cannot be read")
     pointers: Pointers
     training: Training
     validation: ValidationReported | None
@@ -180,7 +184,7 @@ class Status(View):
 
 
 class CheckpointSummary(View):
-    """One version: where in training it was made, what it measured, and how it was judged."""
+    """One version: its time in training, its metrics and its judgement."""
 
     version: int
     episode: int | None
@@ -188,24 +192,24 @@ class CheckpointSummary(View):
     created_at: AwareDatetime | None
     metrics: dict[str, float]
     weights_sha256: str | None
-    stored: bool = Field(description="its files are in the store; old versions are removed")
+    stored: bool = Field(description="its files are in the store; those of old versions are removed")
     pointers: list[str]
-    stage: Stage | None = Field(description="what it is promoted to")
+    stage: Stage | None = Field(description="the stage that it is promoted to")
     validation: ValidationReported | None
-    fault: str = Field("", description="why its manifest cannot be read; empty when it can, or need not be")
+    fault: str = Field(
+        "", description="why its manifest cannot be read; empty if it can be, or was not needed"
+    )
 
 
 class CheckpointDetail(View):
     """One version with its manifest."""
 
     summary: CheckpointSummary
-    manifest: dict[str, JsonValue] | None = Field(
-        description="null when its files were removed or are damaged"
-    )
+    manifest: dict[str, JsonValue] | None = Field(description="null if its files were removed or are damaged")
 
 
 class ValidationDetail(View):
-    """One validation: what was announced, and the whole report."""
+    """One validation: its announcement and the full report."""
 
     summary: ValidationReported | None
     report: dict[str, JsonValue] | None
@@ -214,16 +218,16 @@ class ValidationDetail(View):
 
 
 class Positions(View):
-    """What the trader holds, by its own latest word."""
+    """The position that the trader reports."""
 
-    time: AwareDatetime | None = Field(description="when the trader said so; null when it is not there")
+    time: AwareDatetime | None = Field(description="time of the report; null without a heartbeat")
     state: Literal["running", "paused", "killed", "unknown"]
     detail: Detail
     last_decision: DecisionMade | None
 
 
 class Accepted(View):
-    """An operator's act is on its stream."""
+    """An operator's order that is on its stream."""
 
     control: ControlIssued | None = None
     promotion: VersionPromoted | None = None

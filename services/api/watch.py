@@ -1,4 +1,4 @@
-"""Announces conditions when they begin and end, and carries every alert to the operator's webhook."""
+"""Announces conditions that begin or end, and posts every alert to the operator's webhook."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from collections import deque
 
 import structlog
 
-from services.api.outbox import MOST_WAITING, Outbox
+from services.api.outbox import MAX_WAITING, Outbox
 from services.api.state import Gateway, RedisAwayError
 from shared.adapters.webhook import post_alert
 from shared.errors import WebhookError
@@ -16,91 +16,91 @@ from shared.messages.streams import ALERTS
 
 log = structlog.get_logger()
 
-#: Pauses before an alert that the webhook did not take is posted again: doubled each time, up to this.
-MOST_PAUSE_SECONDS = 60.0
+#: Longest pause before an alert is posted again. The pause doubles with every failure.
+MAX_PAUSE_SECONDS = 60.0
 
 
 async def watch(gateway: Gateway) -> None:
-    """Look at the status now and then; each look notes what begins and ends."""
+    """Read the status periodically; each reading queues the conditions that begin or end."""
     while True:
         await gateway.status()
         await asyncio.sleep(gateway.alerts.check_seconds)
 
 
-async def announce(gateway: Gateway, post: Outbox) -> None:
-    """Append noted alerts to `mm:alerts` in order; while Redis is away they go to the webhook at once."""
+async def announce(gateway: Gateway, outbox: Outbox) -> None:
+    """Append queued alerts to `mm:alerts` in order; while Redis is unavailable, post them at once."""
     waiting: deque[AlertRaised] = deque()
     while True:
-        while not waiting or not gateway.noted.empty():
-            waiting.append(await _noted(gateway))
+        while not waiting or not gateway.unannounced.empty():
+            waiting.append(await _next_unannounced(gateway))
         appended = await _append(gateway, waiting[0])
         if appended is None:
             for alert in waiting:
-                post.put(alert, time.monotonic())
+                outbox.put(alert, time.monotonic())
             await asyncio.sleep(gateway.alerts.check_seconds)
             continue
         alert = waiting.popleft()
         if appended:
-            post.put(alert, time.monotonic())  # also where the relay does not follow the stream yet
+            outbox.put(alert, time.monotonic())  # the relay may not follow the stream yet
 
 
-async def relay(gateway: Gateway, post: Outbox) -> None:
-    """Put each alert that anyone raises from now on into the outbox."""
+async def relay(gateway: Gateway, outbox: Outbox) -> None:
+    """Put every alert that any service raises from now on into the outbox."""
     after = await gateway.bus.last_id(ALERTS)
     async for entries in gateway.bus.follow(ALERTS, after):
         for entry in entries:
-            post.put(entry.message, time.monotonic())
+            outbox.put(entry.message, time.monotonic())
 
 
-async def deliver(gateway: Gateway, post: Outbox) -> None:
-    """Post one alert after the other; without a webhook there is nothing to do."""
+async def deliver(gateway: Gateway, outbox: Outbox) -> None:
+    """Post the alerts one by one; without a webhook, drop them."""
     url = gateway.alerts.webhook_url.get_secret_value()
     pause = 1.0
     while True:
-        alert = await _next(post)
-        if not url or await _posted(url, post, alert):
+        alert = await _next(outbox)
+        if not url or await _posted(url, outbox, alert):
             pause = 1.0
         else:
-            post.put_back(alert)
+            outbox.put_back(alert)
             await asyncio.sleep(pause)
-            pause = min(2.0 * pause, MOST_PAUSE_SECONDS)
+            pause = min(2.0 * pause, MAX_PAUSE_SECONDS)
 
 
-async def _next(post: Outbox) -> AlertRaised:
+async def _next(outbox: Outbox) -> AlertRaised:
     while True:
-        moment = time.monotonic()
-        alert = post.take(moment)
+        now_s = time.monotonic()
+        alert = outbox.take(now_s)
         if alert is not None:
             return alert
-        post.arrived.clear()
+        outbox.arrived.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(post.seconds_to_release(moment)):
-                await post.arrived.wait()
+            async with asyncio.timeout(outbox.seconds_to_release(now_s)):
+                await outbox.arrived.wait()
 
 
-async def _noted(gateway: Gateway) -> AlertRaised:
-    alert = await gateway.noted.get()
+async def _next_unannounced(gateway: Gateway) -> AlertRaised:
+    alert = await gateway.unannounced.get()
     log.warning("alert_raised", source=alert.source, name=alert.name, phase=alert.phase, detail=alert.detail)
     return alert
 
 
 async def _append(gateway: Gateway, alert: AlertRaised) -> bool | None:
-    """False when another gateway, or an earlier one, has announced the same; None while Redis is away."""
+    """False if another or an earlier gateway has announced the same; None while Redis is unavailable."""
     try:
         return await gateway.ask(lambda: gateway.bus.append_phase(alert))
     except RedisAwayError:
         return None
 
 
-async def _posted(url: str, post: Outbox, alert: AlertRaised) -> bool:
-    """False when the alert should be posted again later."""
-    if post.given_up:
-        log.error("alerts_given_up", number=post.given_up, most_waiting=MOST_WAITING)
-        post.given_up = 0
+async def _posted(url: str, outbox: Outbox, alert: AlertRaised) -> bool:
+    """Post one alert; False if it should be posted again later."""
+    if outbox.num_dropped:
+        log.error("alerts_given_up", number=outbox.num_dropped, most_waiting=MAX_WAITING)
+        outbox.num_dropped = 0
     try:
         await post_alert(url, alert)
     except WebhookError as undelivered:
-        log.error(  # noqa: TRY400  the text says it all
+        log.error(  # noqa: TRY400  the traceback adds nothing
             "alert_not_delivered", name=alert.name, error=str(undelivered), again=undelivered.again
         )
         return not undelivered.again

@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.selfplay.played import PlayedEpisode
-from shared.adapters.picture import blank_figure, require_drawable, write_png
+from shared.adapters.picture import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    TITLE,
+    blank_figure,
+    date_axis,
+    panels,
+    require_drawable,
+    write_png,
+)
 from shared.environment.action import Action, Side
 from shared.market.bar import BAR_SECONDS
 from shared.market.clock import utc_text
@@ -15,20 +28,15 @@ from shared.numeric import Float64
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _GRID, _GREY = "#1f2933", "#5f6b7a", "#e4e7eb", "#c3cad3"
-#: Okabe and Ito's palette: distinguishable without red and green, and by lightness.
-_BLUE, _ORANGE, _GREEN = "#0072b2", "#e69f00", "#009e73"
-
-_SIDE_COLOURS = {Side.LONG: _BLUE, Side.SHORT: _ORANGE}
+_SIDE_COLOURS = {Side.LONG: BLUE, Side.SHORT: ORANGE}
 _ACTION_COLOURS = {
-    Action.HOLD: _GREY,
-    Action.BUY: _BLUE,
-    Action.SELL: _ORANGE,
-    Action.CLOSE: _INK,
+    Action.HOLD: GREY,
+    Action.BUY: BLUE,
+    Action.SELL: ORANGE,
+    Action.CLOSE: INK,
 }
 _SECONDS_A_DAY = 86_400.0
 
-_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "fontweight": "bold", "color": _INK}
 _LEGEND: dict[str, Any] = {
     "loc": "lower right",
     "bbox_to_anchor": (1.0, 0.98),
@@ -47,25 +55,16 @@ def draw_episode(episode: PlayedEpisode, path: Path) -> None:
         DataError: the file cannot be written.
     """
     require_drawable(path)
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
     figure = blank_figure(13, 11)
-    panels = figure.subplots(5, 1, sharex=True, height_ratios=(4.0, 0.5, 2.2, 1.1, 1.8))
-    figure.suptitle(_title(episode), x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold")
-    for axes, draw in zip(
-        panels, (_draw_price, _draw_position, _draw_profit, _draw_actions, _draw_policy), strict=True
-    ):
-        axes.set_axisbelow(True)
-        axes.grid(color=_GRID)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=_MUTED, labelsize=9)
+    rows = panels(figure, (4.0, 0.5, 2.2, 1.1, 1.8), shared_x=True)
+    figure.suptitle(_title(episode), x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
+    draws = (_draw_price, _draw_position, _draw_profit, _draw_actions, _draw_policy)
+    for axes, draw in zip(rows, draws, strict=True):
         draw(axes, episode)
     days = _days(episode)
-    panels[-1].set_xlim(days[0], days[-1])
-    locator = AutoDateLocator()  # type: ignore[no-untyped-call]
-    panels[-1].xaxis.set_major_locator(locator)
-    panels[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    panels[-1].set_xlabel("time of the decision, at a bar's close (UTC)", color=_MUTED)
+    rows[-1].set_xlim(days[0], days[-1])
+    date_axis(rows[-1])
+    rows[-1].set_xlabel("time of the decision, at a bar's close (UTC)")
     write_png(figure, path)
 
 
@@ -86,9 +85,9 @@ def _draw_price(axes: "Axes", episode: PlayedEpisode) -> None:
     from matplotlib.lines import Line2D
 
     days, start = _days(episode), episode.trajectory.start_bar
-    axes.set_title("Price at each close, and trades from entry to exit", **_TITLE)
-    axes.set_ylabel("price", color=_MUTED)
-    axes.plot(days[:-1], episode.close, color=_MUTED, linewidth=1.0)
+    axes.set_title("Price at each close, and trades from entry to exit", **TITLE)
+    axes.set_ylabel("price")
+    axes.plot(days[:-1], episode.close, color=MUTED, linewidth=1.0)
     for trade in episode.trajectory.trades:
         # An order is filled at the open of the bar after the decision.
         ends = days[[trade.entry_bar - start - 1, trade.exit_bar - start - 1]]
@@ -102,11 +101,11 @@ def _draw_price(axes: "Axes", episode: PlayedEpisode) -> None:
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.legend(
         handles=[
-            Line2D([], [], color=_BLUE, marker="^", linestyle="none", label="long entry"),
-            Line2D([], [], color=_ORANGE, marker="v", linestyle="none", label="short entry"),
-            Line2D([], [], color=_INK, marker="o", markerfacecolor="white", linestyle="none", label="exit"),
-            Line2D([], [], color=_INK, label="gained"),
-            Line2D([], [], color=_INK, linestyle=":", label="lost"),
+            Line2D([], [], color=BLUE, marker="^", linestyle="none", label="long entry"),
+            Line2D([], [], color=ORANGE, marker="v", linestyle="none", label="short entry"),
+            Line2D([], [], color=INK, marker="o", markerfacecolor="white", linestyle="none", label="exit"),
+            Line2D([], [], color=INK, label="gained"),
+            Line2D([], [], color=INK, linestyle=":", label="lost"),
         ],
         **_LEGEND,
     )
@@ -115,26 +114,26 @@ def _draw_price(axes: "Axes", episode: PlayedEpisode) -> None:
 def _draw_position(axes: "Axes", episode: PlayedEpisode) -> None:
     # A decision is filled at the next open, so its position is in the features of the next decision.
     side = np.append(episode.trajectory.static[1:, 0], (0.0, 0.0))
-    axes.set_ylabel("position", color=_MUTED)
+    axes.set_ylabel("position")
     axes.set_yticks([-0.5, 0.5], ["short", "long"])
     axes.set_ylim(-1.05, 1.05)
     for chosen, colour in _SIDE_COLOURS.items():
         held = np.where(side == chosen, float(chosen), 0.0)
         axes.fill_between(_days(episode), held, step="post", color=colour, linewidth=0)
-    axes.axhline(0.0, color=_MUTED, linewidth=0.8)
+    axes.axhline(0.0, color=MUTED, linewidth=0.8)
 
 
 def _draw_profit(axes: "Axes", episode: PlayedEpisode) -> None:
     days = _days(episode)
     open_pips = np.append(episode.pnl, 0.0)
-    axes.set_title("Profit, net of costs", **_TITLE)
-    axes.set_ylabel("pips", color=_MUTED)
-    axes.axhline(0.0, color=_MUTED, linewidth=0.8)
-    axes.fill_between(days, open_pips, color=_GREY, linewidth=0, label="of the open position")
+    axes.set_title("Profit, net of costs", **TITLE)
+    axes.set_ylabel("pips")
+    axes.axhline(0.0, color=MUTED, linewidth=0.8)
+    axes.fill_between(days, open_pips, color=GREY, linewidth=0, label="of the open position")
     axes.plot(
         days,
         _closed_pips(episode) + open_pips,
-        color=_GREEN,
+        color=GREEN,
         linewidth=1.6,
         label="cumulative, open position included",
     )
@@ -143,7 +142,7 @@ def _draw_profit(axes: "Axes", episode: PlayedEpisode) -> None:
 
 def _draw_actions(axes: "Axes", episode: PlayedEpisode) -> None:
     actions = episode.trajectory.actions
-    axes.set_title("Action taken at each close", **_TITLE)
+    axes.set_title("Action taken at each close", **TITLE)
     for action, colour in _ACTION_COLOURS.items():
         at = _days(episode)[:-1][actions == action]
         axes.plot(at, np.full(len(at), -int(action)), "|", color=colour, markersize=9, markeredgewidth=1.4)
@@ -156,8 +155,8 @@ def _draw_policy(axes: "Axes", episode: PlayedEpisode) -> None:
     shares = np.cumsum(episode.trajectory.policies, axis=1, dtype=np.float64)
     shares = np.vstack([shares, shares[-1:]])
     below = np.zeros(len(shares))
-    axes.set_title("The search's policy at each close", **_TITLE)
-    axes.set_ylabel("share", color=_MUTED)
+    axes.set_title("The search's policy at each close", **TITLE)
+    axes.set_ylabel("share")
     axes.set_ylim(0.0, 1.0)
     for action, colour in _ACTION_COLOURS.items():
         above = shares[:, action]

@@ -10,8 +10,9 @@ from shared.runtime.lifecycle import Lifecycle, Main
 
 
 def compose(settings: ValidatorSettings) -> Main:
-    """The validator's coroutine, wired to its settings."""
-    from services.validator.service import Desk, ValidatorService
+    """Wire the validator to its settings."""
+    from services.validator.service import ValidatorService
+    from services.validator.storage import Storage
     from services.validator.validation import Standards, Validator
     from shared.adapters.tables.dataset import read_dataset
     from shared.adapters.versions.store import CheckpointStore
@@ -31,14 +32,16 @@ def compose(settings: ValidatorSettings) -> Main:
             return Validator(read_dataset(settings.dataset), Split.VALIDATION, standards)
 
         validator = await asyncio.to_thread(prepare)
-        desk = Desk(CheckpointStore(settings.checkpoint_root), settings.validation_root, settings.precision)
-        await ValidatorService(lifecycle, validator, desk, settings.validation).run()
+        storage = Storage(
+            CheckpointStore(settings.checkpoint_root), settings.validation_root, settings.precision
+        )
+        await ValidatorService(lifecycle, validator, storage, settings.validation).run()
 
     return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until asked to stop; the exit status."""
+    """Run until asked to stop; return the exit status."""
     return service_main("validator", ValidatorSettings, compose, arguments)
 
 

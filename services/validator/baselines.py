@@ -1,4 +1,4 @@
-"""Simple rules on the same sessions, through the same environment: what a version must be better than."""
+"""Simple trading rules that a version must beat, in the same sessions and the same environment."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from shared.environment.trade import TradeLog
 from shared.metrics.equity import in_time_order
 from shared.numeric import Bool, Float64, Int8, Int64
 
-#: Closes in the fast and the slow mean of the moving-average cross.
+#: Closes in the fast and in the slow mean of the moving-average cross.
 FAST_BARS, SLOW_BARS = 10, 50
 
-#: What a rule does in every lane, `[B]`, knowing the bars up to the lanes' present ones.
+#: Chooses the action of every lane, `[B]`; it may use the bars up to the present bar of each lane.
 Rule = Callable[[Lanes], Int8]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A rule by its name."""
+    """A rule and what it did."""
 
     name: str
     walk: Walk
@@ -33,10 +33,10 @@ def walk_baselines(
     """Walk every baseline through the sessions.
 
     Args:
-        prices: of the data set.
+        prices: prices of the data set.
         starts: `[S]` first bars of sessions that do not overlap, ascending.
         environment: costs and session length.
-        seed: of the random baseline.
+        seed: seed of the random baseline.
     Raises:
         DataError: there is no session.
     """
@@ -70,12 +70,12 @@ def flat(lanes: Lanes) -> Int8:
 
 
 def always_long(lanes: Lanes) -> Int8:
-    """Buy at the session's first bar and hold to its end."""
+    """Buy at the session's first bar and hold until its end."""
     return np.where(lanes.side == Side.FLAT, Action.BUY, Action.HOLD).astype(np.int8)
 
 
 def random_legal(rng: np.random.Generator) -> Rule:
-    """Any legal action, each as likely."""
+    """Any legal action, all equally likely."""
 
     def rule(lanes: Lanes) -> Int8:
         draws = np.where(lanes.legal(), rng.random((len(lanes.bar), NUM_ACTIONS)), -1.0)
@@ -89,7 +89,7 @@ def moving_average_cross(close: Float64) -> Rule:
     """Long while the mean of the last 10 closes is above that of the last 50, short while below.
 
     Args:
-        close: `[T]`; a bar with fewer than 50 closes is flat.
+        close: `[T]` closes. The rule is flat until there are 50 of them.
     """
     above = trend(close)
 
@@ -107,7 +107,7 @@ def moving_average_cross(close: Float64) -> Rule:
 
 
 def trend(close: Float64) -> Int8:
-    """Side on which the fast mean lies of the slow one at each bar, `[T]`; FLAT where equal or too early."""
+    """`[T]` LONG where the fast mean is above the slow one, SHORT where below; FLAT if equal or too early."""
     total = np.concatenate(([0.0], np.cumsum(close - close[0])))
     fast, slow = (np.full(len(close), np.nan) for _ in range(2))
     for mean, bars in ((fast, FAST_BARS), (slow, SLOW_BARS)):

@@ -1,4 +1,4 @@
-"""Held-out sessions, walked greedily: sessions to trades, trades to numbers."""
+"""Walks held-out sessions greedily, and calculates metrics from the trades."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from shared.metrics.trades import Activity, activity
 from shared.numeric import Float64, Int64
 from shared.search.config import SearchConfig
 
-#: Called after every step with the number of decisions made and of all; an exception ends the walk.
+#: Called after every step with the number of decisions made and their total. An exception stops the walk.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What an agent, or a rule, did in the sessions that it walked."""
+    """What an agent or a rule did in its sessions."""
 
     starts: Int64  # [S] first bar of each session, ascending
     session_bars: int
@@ -34,18 +34,18 @@ class Walk:
 
     @property
     def num_sessions(self) -> int:
-        """S."""
+        """Number of sessions, S."""
         return len(self.starts)
 
     @property
     def last_bar(self) -> int:
-        """The bar at whose open the last position was closed, at the latest."""
+        """The bar at whose open the last position is closed at the latest."""
         return int(self.starts[-1]) + self.session_bars
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A walk, judged."""
+    """The metrics of a walk."""
 
     summary: Summary
     activity: Activity
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 def choose_sessions(starts: Int64, limit: int) -> Int64:
-    """All sessions, or `limit` of them spread evenly over time; 0 is no limit."""
+    """All sessions, or `limit` of them spread evenly over time; 0 means no limit."""
     if limit == 0 or limit >= len(starts):
         return starts
     return starts[np.linspace(0, len(starts) - 1, limit).round().astype(np.int64)]
@@ -74,13 +74,13 @@ def walk(
     """Play every session greedily, without noise, in batches of lanes.
 
     Args:
-        agent: the version that is judged.
-        market: the data set's bars.
+        agent: the version to judge.
+        market: the bars of the data set.
         starts: `[S]` first bars of sessions that do not overlap, ascending.
         environment: costs and session length.
         search: how each decision is planned.
-        lanes: sessions in lockstep; the result does not depend on it but for rounding.
-        progress: told after every step.
+        lanes: sessions in lockstep; affects the result by rounding only.
+        progress: called after every step.
     Raises:
         DataError: there is no session.
     """
@@ -91,7 +91,7 @@ def walk(
     done = 0
     for first in range(0, len(starts), lanes):
         batch = starts[first : first + lanes]
-        seeds = np.zeros(len(batch), np.int64)  # greedy: nothing is drawn
+        seeds = np.zeros(len(batch), np.int64)  # unused: greedy play draws no random numbers
         for finished in play(agent, market, batch, environment, search, seeds=seeds, worker="validator"):
             done += len(batch)
             if progress:
@@ -103,17 +103,19 @@ def walk(
 
 
 def require_sessions(starts: Int64) -> None:
-    """Check that there is something to walk.
+    """Check that there is a session to walk.
 
     Raises:
-        DataError: there is not.
+        DataError: there is none.
     """
     if len(starts) == 0:
-        raise DataError("the split has no valid session: expected a data set with more bars in it")
+        raise DataError(
+            "the split has no valid session, at least one required: use a data set with more bars"
+        )
 
 
 def log_of(trades: Sequence[Trade]) -> TradeLog:
-    """The trades as columns; which lane each was made in is not kept."""
+    """The trades as columns; their lanes are not kept."""
     log = TradeLog.blank(len(trades))
     log.columns.lane[:] = 0
     for name in TradeColumns._fields[1:]:
@@ -125,16 +127,18 @@ def log_of(trades: Sequence[Trade]) -> TradeLog:
 class Marked:
     """A walk marked to market."""
 
-    equity_pips: Float64  # [T] at each bar close, from the first session's first bar to the last's end
+    equity_pips: (
+        Float64  # [T] at each bar close, from the first bar of the first session to the end of the last
+    )
     day_of_bar: Int64  # [T] trading day of each of these bars
     days: Int64  # [D] trading days on which a session ran
     daily_pips: Float64  # [D]
 
 
 def mark_to_market(walked: Walk, bars: BarSeries) -> Marked:
-    """Follow a walk's equity close by close.
+    """Calculate a walk's equity at every close, and its profit per trading day.
 
-    Days are cut at 17:00 New York; a day counts when a session ran on it, traded or not.
+    A trading day starts at 17:00 New York time. It counts if a session ran on it, with or without a trade.
     """
     first_bar, last_bar = int(walked.starts[0]), walked.last_bar
     curve = equity_curve(
@@ -154,14 +158,14 @@ def evaluate(
     others: Float64 | None = None,
     num_more: int = 0,
 ) -> Evaluation:
-    """Judge what was done in a walk.
+    """Calculate the metrics of a walk.
 
     Args:
-        walked: of sessions of these bars.
-        bars: of the data set.
+        walked: a walk over these bars.
+        bars: all bars of the data set.
         config: runs, seeds, account, tolerances.
-        others: `[D, V]` daily profit of the versions tried before, NaN on days without one.
-        num_more: versions tried before these.
+        others: `[D, V]` daily profit of earlier trials, NaN on days on which one was not judged.
+        num_more: earlier trials that are only counted.
     """
     trades = walked.trades.columns
     marked = mark_to_market(walked, bars)
@@ -180,7 +184,7 @@ def evaluate(
 
 
 def _walked_bars(walked: Walk) -> Int64:
-    """Every bar of every session, that of the last execution included."""
+    """Every bar of every session, the bar of the last execution included."""
     offsets = np.arange(walked.session_bars + 1)
     bars: Int64 = (walked.starts[:, None] + offsets).ravel()
     return bars

@@ -1,24 +1,26 @@
-"""The gates: what a version must show before it may trade on paper, and before it may trade live."""
+"""The gates: what a version must prove before it may trade on paper, and before it may trade live."""
 
 import math
 from dataclasses import dataclass
 
 from shared.errors import SettingsError
 
+_MORE_DATA = ": use a longer data set"
+
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The `[gate]` group; a p-value bounds the chance to pass without an edge, and 1 asks for nothing."""
+    """The `[gate]` group. A p-value limits the chance to pass without an edge; 1 sets no limit."""
 
     paper_min_trades: int = 30
-    paper_min_days: int = 20  # judged, with a trade or without
-    paper_max_p_value: float = 0.10  # of all versions that a run tries together
-    paper_max_rule_p_value: float = 0.10  # against each simple rule, paired by day
+    paper_min_days: int = 20  # trading days judged, with or without a trade
+    paper_max_p_value: float = 0.10  # corrected for all versions that were tried
+    paper_max_rule_p_value: float = 0.10  # of the comparison with each simple rule, paired by day
     live_min_trades: int = 100
-    live_min_days: int = 250  # judged: a year
-    live_min_years: float = 3.0  # that the data set spans
-    live_max_p_value: float = 0.01  # of all versions that a run tries together
-    live_min_sqn: float = 2.5  # capped at 100 trades, as the published bands are
+    live_min_days: int = 250  # trading days judged: about a year
+    live_min_years: float = 3.0  # span of the whole data set
+    live_max_p_value: float = 0.01  # corrected for all versions that were tried
+    live_min_sqn: float = 2.5  # exceeded; SQN is capped at 100 trades, as in the published bands
     live_min_deflated_sharpe: float = 0.95
     live_max_drawdown: float = 0.20  # fraction of the account's peak, marked to market
 
@@ -47,62 +49,62 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class Rival:
-    """How much better a version is than a simple rule on the same days, and the p-value of that."""
+    """How much better a version is than a simple rule on the same days, and the p-value of the difference."""
 
     name: str
-    excess_pips_per_day: float  # of the version over the rule
-    p_value: float | None  # sign flips of the daily excess; None where they never differ
+    excess_pips_per_day: float  # pips of the version minus pips of the rule
+    p_value: float | None  # sign-flip test of the daily excess; None if the two never differ
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The numbers of a report that the gates look at; None where undefined."""
+    """The numbers of a report that the gates check; None where undefined."""
 
     num_trades: int
     num_days: int
-    num_tried: int  # versions, this one included
-    data_years: float
-    expectancy_high_pips: float | None  # upper end of the expectancy's interval
-    adjusted_p_value: float | None  # sign flips by day, corrected for the versions tried
+    num_tried: int  # versions tried, this one included
+    data_years: float  # span of the whole data set
+    expectancy_high_pips: float | None  # upper end of the expectancy's 95 % interval
+    adjusted_p_value: float | None  # sign-flip test by day, corrected for the versions tried
     rivals: tuple[Rival, ...]
     sqn100: float | None
     car25_percent: float | None
     deflated_sharpe: float | None
-    min_track_record_days: int | None  # until the deflated Sharpe ratio suffices, at the present ratio
+    min_track_record_days: int | None  # days after which the present ratio passes the deflated Sharpe test
     max_drawdown: float
 
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The best version so far that passed the paper gate on the same sessions."""
+    """The version to beat: the best one so far that passed the paper gate on the same sessions."""
 
     version: int
-    sqn100: float | None  # None: there is nothing to beat
+    sqn100: float | None  # None: undefined, so every version beats it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Gates passed, and why the others were not."""
+    """The gates that a version passed, and why it did not pass the others."""
 
     passed: tuple[str, ...]
     reasons: tuple[str, ...]
 
 
 def judge(evidence: Evidence, incumbent: Incumbent | None, config: GateConfig) -> Verdict:
-    """Which gates a version passes; one that passes none is unproven, the first judged like any other.
+    """Decide which gates a version passes. One that passes none is unproven; the first one has no privilege.
 
     Paper: enough trades and days, a profit that luck does not explain after all versions tried, better
-    than every simple rule on the same days, and a higher SQN than the best version that passed before.
-    SQN is the one capped at 100 trades, so that it measures quality, not how often a version trades.
-    It is undefined where no trade lost or all trades are equal, and then it is not compared.
-    Live: all that paper asks for but the best version, and every condition of its own.
+    than every simple rule on the same days, and a higher SQN than the best version so far.
+    SQN is capped at 100 trades, so that it measures quality and not how often a version trades.
+    It is undefined if no trade lost or all trades are equal; it is then not compared.
+    Live: everything that paper requires except a higher SQN than the best version, and its own conditions.
     An undefined number fails its condition; an undefined p-value counts as 1.
     """
     proof = _proof_failures(evidence, config)
     failures = {
         "paper": proof + _incumbent_failures(evidence, incumbent),
         "live": (
-            ["an edge is not proven on paper's terms"]
+            ["no proof of an edge: see the reasons of the paper gate"]
             if proof
             else _p_value_failures(evidence, config.live_max_p_value)
         )
@@ -116,13 +118,13 @@ def judge(evidence: Evidence, incumbent: Incumbent | None, config: GateConfig) -
 
 def _proof_failures(evidence: Evidence, config: GateConfig) -> list[str]:
     failures = _too_few("trades", evidence.num_trades, config.paper_min_trades)
-    failures += _too_few("days", evidence.num_days, config.paper_min_days)
+    failures += _too_few("trading days", evidence.num_days, config.paper_min_days, _MORE_DATA)
     failures += _p_value_failures(evidence, config.paper_max_p_value)
     for rival in evidence.rivals:
         if _p_value(rival.p_value) > config.paper_max_rule_p_value:
             failures.append(
-                f"not shown to be better than {rival.name}: {rival.excess_pips_per_day:+.1f} pips a day, "
-                f"p-value {_shown(rival.p_value)}, limit {config.paper_max_rule_p_value:g}"
+                f"no proof that it beats the rule {rival.name}: {rival.excess_pips_per_day:+.1f} pips a day, "
+                f"p-value {_text(rival.p_value)}, at most {config.paper_max_rule_p_value:g} allowed"
             )
     return failures
 
@@ -131,37 +133,44 @@ def _incumbent_failures(evidence: Evidence, incumbent: Incumbent | None) -> list
     if incumbent is None or incumbent.sqn100 is None:
         return []
     if evidence.num_trades == 0:
-        return [f"no trade, version {incumbent.version} has SQN {incumbent.sqn100:.2f}"]
+        return [f"no trade, so it does not beat version {incumbent.version} with SQN {incumbent.sqn100:.2f}"]
     if evidence.sqn100 is None:
         return []
     if evidence.sqn100 <= incumbent.sqn100:
-        return [f"SQN {evidence.sqn100:.2f}, version {incumbent.version} has {incumbent.sqn100:.2f}"]
+        return [
+            f"SQN {evidence.sqn100:.2f}, more than the {incumbent.sqn100:.2f} of version {incumbent.version} "
+            "required"
+        ]
     return []
 
 
 def _live_failures(evidence: Evidence, config: GateConfig) -> list[str]:
     failures = _too_few("trades", evidence.num_trades, config.live_min_trades)
-    failures += _too_few("days", evidence.num_days, config.live_min_days)
+    failures += _too_few("trading days", evidence.num_days, config.live_min_days, _MORE_DATA)
     if evidence.data_years < config.live_min_years:
-        failures.append(f"{evidence.data_years:.2f} years of data, needs {config.live_min_years:g}")
+        failures.append(
+            f"the data set spans {evidence.data_years:.2f} years, at least {config.live_min_years:g} required"
+            + _MORE_DATA
+        )
     if evidence.sqn100 is None or evidence.sqn100 <= config.live_min_sqn:
-        failures.append(f"SQN {_shown(evidence.sqn100)}, needs more than {config.live_min_sqn:g}")
+        failures.append(f"SQN {_text(evidence.sqn100)}, more than {config.live_min_sqn:g} required")
     if evidence.car25_percent is None or evidence.car25_percent <= 0.0:
-        failures.append(f"CAR25 in percent {_shown(evidence.car25_percent)}, needs more than 0")
+        failures.append(f"CAR25 in percent: {_text(evidence.car25_percent)}, more than 0 required")
     if evidence.deflated_sharpe is None or evidence.deflated_sharpe < config.live_min_deflated_sharpe:
         failures.append(
-            f"deflated Sharpe {_shown(evidence.deflated_sharpe)}, needs {config.live_min_deflated_sharpe:g}"
-            + _days_to_come(evidence)
+            f"deflated Sharpe ratio {_text(evidence.deflated_sharpe)}, at least "
+            f"{config.live_min_deflated_sharpe:g} required" + _missing_days(evidence)
         )
     if not evidence.max_drawdown <= config.live_max_drawdown:
         failures.append(
-            f"drawdown {100 * evidence.max_drawdown:.1f} %, limit {100 * config.live_max_drawdown:g} %"
+            f"maximum drawdown {100 * evidence.max_drawdown:.1f} %, at most "
+            f"{100 * config.live_max_drawdown:g} % allowed"
         )
     return failures
 
 
-def _too_few(what: str, there: int, needed: int) -> list[str]:
-    return [f"{there:,} {what}, needs {needed:,}"] if there < needed else []
+def _too_few(unit: str, found: int, required: int, remedy: str = "") -> list[str]:
+    return [f"{found:,} {unit}, at least {required:,} required{remedy}"] if found < required else []
 
 
 def _p_value_failures(evidence: Evidence, limit: float) -> list[str]:
@@ -169,22 +178,27 @@ def _p_value_failures(evidence: Evidence, limit: float) -> list[str]:
         return []
     highest = evidence.expectancy_high_pips
     if highest is not None and highest < 0.0:
-        return [f"loses: the expectancy is at most {highest:.2f} pips a trade"]
+        return [f"it loses money: the expectancy is at most {highest:.2f} pips a trade, a profit is required"]
     tried = f"{evidence.num_tried:,} version{'s' if evidence.num_tried != 1 else ''} tried"
-    return [f"may be luck: p-value {_shown(evidence.adjusted_p_value)} after {tried}, limit {limit:g}"]
+    return [
+        f"the profit may be luck: p-value {_text(evidence.adjusted_p_value)} after {tried}, "
+        f"at most {limit:g} allowed"
+    ]
 
 
 def _p_value(p_value: float | None) -> float:
-    """A p-value to compare with a limit; an undefined one is no evidence, so it counts as 1."""
+    """The p-value to compare with a limit; an undefined one counts as 1, since it is no evidence."""
     return 1.0 if p_value is None else p_value
 
 
-def _days_to_come(evidence: Evidence) -> str:
-    """The days that are missing for the deflated Sharpe ratio, if the present ratio holds."""
+def _missing_days(evidence: Evidence) -> str:
+    """How many more days the deflated Sharpe ratio requires if the present ratio holds."""
     if evidence.min_track_record_days is None or evidence.min_track_record_days <= evidence.num_days:
         return ""
-    return f"; at this ratio {evidence.min_track_record_days - evidence.num_days:,} more days"
+    return (
+        f"; at the present ratio {evidence.min_track_record_days - evidence.num_days:,} more days are enough"
+    )
 
 
-def _shown(value: float | None) -> str:
+def _text(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"

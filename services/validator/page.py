@@ -1,121 +1,16 @@
-"""The report as a page: one picture, one self-contained HTML file."""
+"""The report as one self-contained HTML file."""
 
 import base64
 import html
-import io
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from services.validator.report import ValidationReport
 from shared.environment.action import Action
 from shared.metrics.bootstrap import Interval
-from shared.metrics.equity import drawdown_curve
 from shared.metrics.monte_carlo import DRAWDOWN_PERCENTILES, MonteCarlo
 from shared.metrics.overfitting import Overfitting
 from shared.metrics.trades import NO_TRADE
 from shared.metrics.undefined import UNEXPLAINED, why
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_BLUE, _GREEN, _RED = "#2563eb", "#15803d", "#b91c1c"
-
-
-def picture(report: ValidationReport) -> bytes:
-    """A PNG with equity fan, drawdown and months."""
-    from matplotlib import rc_context  # the `plots` extra, needed here alone
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    style: dict[Any, object] = {
-        "font.size": 10,
-        "text.color": _INK,
-        "axes.edgecolor": _GRID,
-        "axes.labelcolor": _MUTED,
-        "axes.titlesize": 11,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "grid.color": _GRID,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(11, 10), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
-        fan, drawdown, months = figure.subplots(3, 1, height_ratios=(3.0, 1.4, 1.4))
-        _draw_fan(fan, report)
-        _draw_drawdown(drawdown, report)
-        _draw_months(months, report)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()
-
-
-def _draw_fan(axes: "Axes", report: ValidationReport) -> None:
-    axes.set_title("Equity, resampled in blocks of trades")
-    axes.set_xlabel("trades")
-    axes.set_ylabel("pips")
-    axes.axhline(0.0, color=_MUTED, linewidth=0.8)
-    if not report.summary.monte_carlo:
-        axes.text(0.5, 0.5, "no trade", transform=axes.transAxes, ha="center", color=_MUTED)
-        return
-    paths = report.summary.monte_carlo[-1]
-    trades, (p5, p25, p50, p75, p95) = paths.fan_trades, paths.fan_pips
-    axes.fill_between(trades, p5, p95, color=_BLUE, alpha=0.12, linewidth=0, label="5 to 95 %")
-    axes.fill_between(trades, p25, p75, color=_BLUE, alpha=0.22, linewidth=0, label="25 to 75 %")
-    axes.plot(trades, p50, color=_BLUE, linewidth=1.4, label="median")
-    axes.plot(trades, report.realised_pips, color=_INK, linewidth=1.6, label="as it happened")
-    axes.margins(x=0.0)
-    axes.legend(frameon=False, loc="best", ncols=4, fontsize=9)
-
-
-def _draw_drawdown(axes: "Axes", report: ValidationReport) -> None:
-    axes.set_title("Drawdown at the end of each trading day")
-    axes.set_ylabel("pips")
-    dates = report.days.astype("datetime64[D]")
-    below = drawdown_curve(np.cumsum(report.daily_pips))
-    axes.fill_between(dates, below, 0.0, step="post", color=_RED, alpha=0.25, linewidth=0)
-    axes.step(dates, below, where="post", color=_RED, linewidth=1.0)
-    axes.set_ylim(min(1.1 * below.min(), -1.0), 0.0)
-    if len(dates) > 1:
-        axes.set_xlim(dates[0], dates[-1])
-    _name_dates(axes)
-
-
-def _draw_months(axes: "Axes", report: ValidationReport) -> None:
-    axes.set_title("Net pips a month, marked to market")
-    axes.set_ylabel("pips")
-    pips = [month.pips for month in report.months]
-    bars = axes.bar(
-        range(len(pips)),
-        pips,
-        width=0.7,
-        color=[_GREEN if value >= 0 else _RED for value in pips],
-        alpha=0.85,
-    )
-    if len(pips) <= 24:
-        axes.bar_label(bars, labels=[f"{value:+,.0f}" for value in pips], padding=3, fontsize=8, color=_INK)
-    every = max(1, len(pips) // 12)
-    axes.set_xticks(range(0, len(pips), every), [month.month for month in report.months[::every]])
-    axes.set_xlim(-0.75, max(len(pips), 4) - 0.25)
-    axes.margins(y=0.25)
-    axes.grid(visible=False, axis="x")
-    axes.axhline(0.0, color=_MUTED, linewidth=0.8)
-
-
-def _name_dates(axes: "Axes") -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    locator = AutoDateLocator(minticks=3, maxticks=9)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
 
 
 def page(report: ValidationReport, png: bytes) -> str:
@@ -166,7 +61,7 @@ th{color:var(--muted);font-weight:500}th:first-child,td:first-child{text-align:l
 
 
 def _sessions(report: ValidationReport) -> str:
-    """How many sessions were walked, and of how many where some were left out."""
+    """How many sessions were walked, and of how many if not all of them."""
     if report.num_sessions == report.num_sessions_in_split:
         return f"{report.num_sessions:,} sessions"
     return f"{report.num_sessions:,} of {report.num_sessions_in_split:,} sessions"
@@ -180,7 +75,7 @@ def _superseded(report: ValidationReport) -> str:
 
 def _provenance_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     return [
-        ("made", "by the validator service" if report.purpose == "service" else "on demand"),
+        ("created", "by the validator service" if report.purpose == "service" else "on demand"),
         ("weights, SHA-256", report.weights_sha256[:16] + "…"),
         ("data set", html.escape(report.dataset[:16]) + "…"),
         ("code version", html.escape(report.code_version)),
@@ -192,9 +87,9 @@ def _cards(report: ValidationReport) -> Iterable[str]:
     for name, value in (
         ("trades", f"{trades.num_trades:,}"),
         ("net pips", f"{report.net_pips:+,.1f}"),
-        ("expectancy, pips", _told(report, "trades.expectancy_pips")),
-        ("SQN (100 trades)", _told(report, "trades.sqn100")),
-        ("daily Sharpe", _told(report, "daily.sharpe")),
+        ("expectancy, pips", _summary_number(report, "trades.expectancy_pips")),
+        ("SQN (100 trades)", _summary_number(report, "trades.sqn100")),
+        ("daily Sharpe", _summary_number(report, "daily.sharpe")),
         ("drawdown, pips", f"{report.summary.max_drawdown_pips:,.1f}"),
     ):
         yield f'<div class="card"><b>{value}</b><span>{name}</span></div>'
@@ -205,10 +100,10 @@ def _trade_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     return [
         (
             "expectancy, pips",
-            _told(report, "trades.expectancy_pips"),
+            _summary_number(report, "trades.expectancy_pips"),
             _interval(intervals.expectancy_pips, why(report.undefined, "summary.intervals.expectancy_pips")),
         ),
-        ("expectancy, R (mean loss)", _told(report, "trades.expectancy_r"), ""),
+        ("expectancy, R (mean loss)", _summary_number(report, "trades.expectancy_r"), ""),
         (
             "win rate",
             _percent(trades.win_rate, why(report.undefined, "summary.trades.win_rate")),
@@ -216,15 +111,15 @@ def _trade_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         ),
         (
             "profit factor",
-            _told(report, "trades.profit_factor"),
+            _summary_number(report, "trades.profit_factor"),
             _interval(intervals.profit_factor, why(report.undefined, "summary.intervals.profit_factor")),
         ),
-        ("average win, pips", _told(report, "trades.average_win_pips"), ""),
-        ("average loss, pips", _told(report, "trades.average_loss_pips"), ""),
-        ("SQN, all trades", _told(report, "trades.sqn"), ""),
+        ("average win, pips", _summary_number(report, "trades.average_win_pips"), ""),
+        ("average loss, pips", _summary_number(report, "trades.average_loss_pips"), ""),
+        ("SQN, all trades", _summary_number(report, "trades.sqn"), ""),
         (
             "SQN, 100 trades",
-            _told(report, "trades.sqn100"),
+            _summary_number(report, "trades.sqn100"),
             _interval(intervals.sqn100, why(report.undefined, "summary.intervals.sqn100")),
         ),
     ]
@@ -236,21 +131,21 @@ def _risk_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     return [
         ("maximum drawdown, pips", f"{summary.max_drawdown_pips:,.1f}"),
         ("maximum drawdown", _percent(summary.max_drawdown)),
-        ("daily Sharpe", _told(report, "daily.sharpe")),
-        ("daily Sortino", _told(report, "daily.sortino")),
-        ("safe-f", _told(report, "sizing.safe_f.fraction")),
+        ("daily Sharpe", _summary_number(report, "daily.sharpe")),
+        ("daily Sortino", _summary_number(report, "daily.sortino")),
+        ("safe-f", _summary_number(report, "sizing.safe_f.fraction")),
         ("DD95 at safe-f", _percent(safe_f.dd95 if safe_f else None, summary.sizing.reason)),
         (
-            "CAR25, the smaller of iid and block",
+            "CAR25, the smaller one of iid and block resampling",
             _percent(
                 summary.sizing.car25_percent,
                 why(report.undefined, "summary.sizing.safe_f.car25_percent"),
                 1.0,
             ),
         ),
-        ("Kelly, continuous", _told(report, "sizing.kelly")),
+        ("Kelly, continuous", _summary_number(report, "sizing.kelly")),
         ("recommended fraction", _number(summary.sizing.fraction)),
-        ("because of", _because(summary.sizing.reason)),
+        ("reason", _because(summary.sizing.reason)),
     ]
 
 
@@ -259,15 +154,21 @@ def _honesty_rows(report: ValidationReport) -> list[tuple[str, ...]]:
     trials = honesty.trials
     return [
         ("versions tried on these days", f"{trials.num_tried:,}"),
-        ("of them could have been chosen", f"{trials.num_counted:,}"),
-        ("independent trials, effectively (N)", f"{trials.effective:,.1f}"),
-        ("p-value, sign flips by day", _told(report, "honesty.p_value")),
-        ("p-value after all versions tried", _told(report, "honesty.adjusted_p_value")),
-        ("Sharpe ratio a day, chance it is above 0", _told(report, "honesty.probabilistic_sharpe")),
-        ("Sharpe ratio a day by luck alone (SR*)", _told(report, "honesty.expected_best_sharpe")),
-        ("its variance without an edge (V)", _told(report, "honesty.null_variance")),
-        ("deflated Sharpe ratio", _told(report, "honesty.deflated_sharpe")),
-        ("days in all for 0.95 at this ratio", _days_in_all(report)),
+        ("of these, could have been chosen", f"{trials.num_counted:,}"),
+        ("effective number of independent trials (N)", f"{trials.effective:,.1f}"),
+        ("p-value, sign flips by day", _summary_number(report, "honesty.p_value")),
+        ("p-value after all versions tried", _summary_number(report, "honesty.adjusted_p_value")),
+        (
+            "probability that the daily Sharpe ratio is above 0",
+            _summary_number(report, "honesty.probabilistic_sharpe"),
+        ),
+        (
+            "best daily Sharpe ratio expected by luck alone (SR*)",
+            _summary_number(report, "honesty.expected_best_sharpe"),
+        ),
+        ("variance of the ratio without an edge (V)", _summary_number(report, "honesty.null_variance")),
+        ("deflated Sharpe ratio", _summary_number(report, "honesty.deflated_sharpe")),
+        ("total days for 0.95 at this ratio", _days_in_all(report)),
         *_overfitting_rows(overfitting),
         ("years of data", f"{report.data_years:.2f}"),
         ("version to beat", "none" if report.incumbent is None else str(report.incumbent)),
@@ -280,9 +181,12 @@ def _overfitting_rows(overfitting: Overfitting) -> list[tuple[str, ...]]:
     of = f"{overfitting.num_trials} versions, {overfitting.num_days} days, {overfitting.num_blocks} blocks"
     return [
         ("probability of backtest overfitting", _number(overfitting.probability)),
-        ("best version of one half loses in the other", _percent(overfitting.probability_of_loss)),
-        ("its ratio there over that in its own half, slope", _number(overfitting.degradation_slope)),
-        ("taken from", of),
+        (
+            "best version of one half of the days loses in the other half",
+            _percent(overfitting.probability_of_loss),
+        ),
+        ("slope of its ratio in the other half over that in its own", _number(overfitting.degradation_slope)),
+        ("calculated from", of),
     ]
 
 
@@ -340,7 +244,7 @@ _BASELINE_COLUMNS = (
     "SQN (100)",
     "daily Sharpe",
     "drawdown, pips",
-    "version better by, a day",
+    "version better by, pips a day",
     "p-value",
 )
 
@@ -351,9 +255,9 @@ def _baseline_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         f"version {report.version}",
         f"{summary.trades.num_trades:,}",
         f"{report.net_pips:+,.1f}",
-        _told(report, "trades.expectancy_pips"),
-        _told(report, "trades.sqn100"),
-        _told(report, "daily.sharpe"),
+        _summary_number(report, "trades.expectancy_pips"),
+        _summary_number(report, "trades.sqn100"),
+        _summary_number(report, "daily.sharpe"),
         f"{summary.max_drawdown_pips:,.1f}",
         "",
         "",
@@ -399,8 +303,8 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     )
 
 
-def _told(report: ValidationReport, path: str) -> str:
-    """A number of the summary by its dotted path, or why it is not defined."""
+def _summary_number(report: ValidationReport, path: str) -> str:
+    """The number at a dotted path of the summary, or the reason why it is undefined."""
     value: object = report.summary
     for name in path.split("."):
         value = getattr(value, name, None)
@@ -434,7 +338,7 @@ def _interval(interval: Interval | None, reason: str, scale: float = 1.0, unit: 
 
 
 def _because(reason: str) -> str:
-    """The reason, in the cell of a number that is not defined."""
+    """The reason in place of an undefined number."""
     return f'<span class="why">{html.escape(reason)}</span>'
 
 
@@ -443,5 +347,5 @@ def _day(moment: str) -> str:
 
 
 def _minute(moment: str) -> str:
-    """Of an ISO 8601 time in UTC."""
+    """Date and minute of an ISO 8601 time in UTC."""
     return html.escape(f"{moment[:10]} {moment[11:16]} UTC")

@@ -1,6 +1,6 @@
-"""The report of one version: composed here, written as JSON, shown as a page.
+"""The validation report of one version: how it is composed and written as JSON.
 
-docs/schemas/validation-report-2.json is its schema.
+Its schema is docs/schemas/validation-report-2.json.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ from shared.numeric import Float64, Int64
 
 SCHEMA_VERSION: Final = 2
 
-#: A report of the service can promote its version; one made on demand never can.
+#: Only a report of the service can promote its version, never one that was made on demand.
 Purpose = Literal["service", "on-demand"]
 
-ON_DEMAND = "made on demand: only the validator service's own judgement opens a gate"
+ON_DEMAND = "made on demand: only a judgement of the validator service can pass a gate"
 
 _YEAR_SECONDS = 365.25 * 86_400
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The version that was judged, on which bars, by which settings."""
+    """The version that was judged, the bars and the settings."""
 
     version: int
     split: str
@@ -48,26 +48,26 @@ class Subject:
     instrument: str
     weights_sha256: str
     purpose: Purpose
-    standards: Mapping[str, object]  # every setting that the judgement depends on
+    standards: Mapping[str, object]  # every setting that affects the judgement
     superseded_by: int | None  # a newer version that was published before this one was judged
 
 
 @dataclass(frozen=True)
 class History:
-    """Versions tried before on any of the same days, of whatever run and data set."""
+    """Earlier trials on any of the same days: versions of any run, judged on any data set."""
 
-    daily_pips: Float64  # [D, V]; NaN on days on which a version was not judged
-    num_older: int  # versions tried before these
+    daily_pips: Float64  # [D, V]; NaN on days on which the version was not judged
+    num_older: int  # earlier trials that are only counted
 
     @classmethod
     def none(cls, num_days: int) -> "History":
-        """Nothing was judged before."""
+        """No earlier trials."""
         return cls(np.zeros((num_days, 0)), 0)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A baseline on the same sessions."""
+    """The numbers of a baseline on the same sessions."""
 
     name: str
     num_trades: int
@@ -76,10 +76,10 @@ class Comparison:
     sqn100: float | None
     sharpe: float | None  # daily, annualised
     max_drawdown_pips: float  # marked to market
-    rival: Rival  # how much better the version is, paired by day
+    rival: Rival  # the version compared with it, paired by day
 
     def undefined(self) -> Mapping[str, str]:
-        """Why each number that is None is not defined."""
+        """The reason for each number that is None."""
         few = NO_TRADE if self.num_trades == 0 else "no losing trade, fewer than 2 trades, or all are equal"
         return {
             "expectancy_pips": NO_TRADE,
@@ -90,7 +90,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """All that is known of one version on one split."""
+    """Everything known about one version on one split."""
 
     schema_version: Literal[2]
     purpose: Purpose
@@ -101,31 +101,31 @@ class ValidationReport:
     dataset: str
     instrument: str
     created_at: str  # ISO 8601, UTC
-    seconds: float  # that the validation took
-    first_bar_at: str  # ISO 8601, UTC; of the sessions walked
+    seconds: float  # duration of the validation
+    first_bar_at: str  # of the sessions walked; ISO 8601, UTC
     last_bar_at: str
-    data_years: float  # that the whole data set spans
+    data_years: float  # span of the whole data set
     num_sessions: int
-    num_sessions_in_split: int  # those that do not overlap; all of them are walked unless limited
-    passed_gates: tuple[str, ...]  # none in a report made on demand
+    num_sessions_in_split: int  # sessions that do not overlap; all are walked unless limited
+    passed_gates: tuple[str, ...]  # empty in a report made on demand
     reasons: tuple[str, ...]  # why the other gates were not passed
-    incumbent: int | None  # the version that was to be beaten
+    incumbent: int | None  # the version to beat
     summary: Summary
     activity: Activity
-    overfitting: Overfitting  # over this version and those before that could have been chosen
+    overfitting: Overfitting  # over this version and earlier ones that could have been chosen
     num_versions_tried: int
     baselines: tuple[Comparison, ...]
     months: tuple[Month, ...]
-    realised_pips: Float64  # [G] profit after each of the Monte Carlo fan's trades, as it happened
+    realised_pips: Float64  # [G] actual profit after each number of trades of the Monte Carlo fan
     days: Int64  # [D] since 1970-01-01; trading days
     daily_pips: Float64  # [D] marked to market
-    undefined: dict[str, str]  # why each number that is null is, by its dotted path
-    standards: dict[str, object]  # settings by group, seeds among them
+    undefined: dict[str, str]  # dotted path of each null number: its reason
+    standards: dict[str, object]  # settings by group, seeds included
     code_version: str
 
     @property
     def net_pips(self) -> float:
-        """Sum of all trades."""
+        """Net pips of all trades."""
         return self.summary.trades.total_pips
 
 
@@ -143,19 +143,19 @@ def compose(
     seconds: float,
     created_at: datetime,
 ) -> ValidationReport:
-    """Judge a walk against baselines, earlier versions and gates.
+    """Compare a walk with baselines and earlier versions, and apply the gates.
 
     Args:
-        subject: what was walked.
-        walked: its sessions.
-        baselines: on the same sessions.
-        bars: of the data set.
-        num_sessions_in_split: that could have been walked.
-        metrics: how trade lists are judged.
-        gate: what the gates ask for.
-        history: versions before, this one not among them.
-        incumbent: the best so far on the same sessions, this version not being it.
-        seconds: that the walk took.
+        subject: the version, the bars and the settings.
+        walked: what the version did.
+        baselines: what the simple rules did in the same sessions.
+        bars: all bars of the data set.
+        num_sessions_in_split: sessions that could have been walked.
+        metrics: how metrics are calculated.
+        gate: thresholds of the gates.
+        history: earlier trials, without this version.
+        incumbent: the version to beat; None if there is none.
+        seconds: duration of the walk.
         created_at: now, in UTC.
     """
     evaluation = evaluate(walked, bars, metrics, others=history.daily_pips, num_more=history.num_older)
@@ -209,7 +209,7 @@ def compose(
 
 
 def evidence(summary: Summary, rivals: tuple[Rival, ...], data_years: float) -> Evidence:
-    """What the gates look at; CAR25 is the smaller of both ways of resampling."""
+    """The numbers that the gates check. CAR25 is the smaller one of both resampling methods."""
     expectancy = summary.intervals.expectancy_pips
     return Evidence(
         num_trades=summary.trades.num_trades,
@@ -228,13 +228,13 @@ def evidence(summary: Summary, rivals: tuple[Rival, ...], data_years: float) -> 
 
 
 def rival_of(name: str, daily_pips: Float64, rule_pips: Float64) -> Rival:
-    """How much better a version is than a rule on the same days, `[D]` each, and how sure that is."""
+    """Compare the daily pips of a version and of a rule on the same days, `[D]` each."""
     excess = daily_pips - rule_pips
     return Rival(name, float(excess.mean()), sign_flip_p_value(excess))
 
 
 def overfitting_of(daily_pips: Float64, others: Float64) -> Overfitting:
-    """Probability of backtest overfitting among the candidates that were judged on all of these days."""
+    """Probability of backtest overfitting over the versions that were judged on all of these days."""
     versions = np.column_stack([others[:, ~np.isnan(others).any(axis=0)], daily_pips])
     return backtest_overfitting(versions[:, could_be_chosen(versions)])
 
@@ -266,14 +266,14 @@ def _time_of(bars: BarSeries, bar: int) -> str:
 
 
 def report_document(report: ValidationReport) -> dict[str, object]:
-    """The report as JSON has it; undefined numbers are null."""
-    whole = document(report)
-    assert isinstance(whole, dict)
-    return whole
+    """The report as a JSON document; undefined numbers are null."""
+    converted = document(report)
+    assert isinstance(converted, dict)
+    return converted
 
 
 def write_report(report: ValidationReport, path: Path) -> str:
-    """Write the JSON report, whole or not at all; its SHA-256."""
+    """Write the JSON report atomically, and return its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report_document(report), indent=1, allow_nan=False).encode()
     write_whole(path, text)

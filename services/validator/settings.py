@@ -12,11 +12,15 @@ from shared.search.config import SearchConfig
 
 
 class ValidatorSettings(ServiceSettings):
-    """Judges every published version out of sample and promotes the best to paper."""
+    """Judges every published version out of sample and promotes the best one to paper."""
 
-    validation: ValidationConfig = Field(ValidationConfig(), description="lanes, bounds, time limit")
-    gate: GateConfig = Field(GateConfig(), description="what a version must show to be promoted")
-    monte_carlo: MonteCarloConfig = Field(MonteCarloConfig(), description="how trades are drawn again")
+    validation: ValidationConfig = Field(
+        ValidationConfig(), description="lanes, number of sessions, time limit"
+    )
+    gate: GateConfig = Field(GateConfig(), description="what a version must prove to be promoted")
+    monte_carlo: MonteCarloConfig = Field(MonteCarloConfig(), description="how trades are resampled")
     sizing: SizingConfig = Field(SizingConfig(), description="risk tolerance of safe-f and CAR25")
     environment: EnvironmentConfig = Field(EnvironmentConfig(), description="costs and session length")
-    search: SearchConfig = Field(SearchConfig(), description="how decisions are planned; greedy")
+    search: SearchConfig = Field(
+        SearchConfig(), description="how the search plans each decision; always greedy"
+    )

@@ -1,4 +1,4 @@
-"""Judges one version, from its weights to its report; shared by the service and the command line."""
+"""Judges one version, from its network to its report; the service and the command line both use it."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -33,7 +33,7 @@ BASELINE_SEED = 0
 
 @dataclass(frozen=True)
 class Standards:
-    """The settings by which versions are judged."""
+    """The settings that affect judgements."""
 
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -44,7 +44,7 @@ class Standards:
 
     @property
     def metrics(self) -> MetricsConfig:
-        """How trade lists are judged."""
+        """How metrics are calculated."""
         return MetricsConfig(
             annual_min_days=self.validation.annual_min_days,
             monte_carlo=self.monte_carlo,
@@ -52,7 +52,7 @@ class Standards:
         )
 
     def document(self) -> dict[str, object]:
-        """Every setting that a judgement depends on, seeds included, as the report and the record hold it."""
+        """All of these settings, seeds included, as the report and the database store them."""
         return {
             "environment": asdict(self.environment),
             "search": asdict(self.search),
@@ -65,7 +65,7 @@ class Standards:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Which weights are judged, and for which purpose."""
+    """The weights that are judged, and the purpose."""
 
     weights_sha256: str
     purpose: Purpose = "on-demand"
@@ -92,21 +92,21 @@ class Validator:
         self._baselines: tuple[Baseline, ...] = walk_baselines(
             prices, self._starts, standards.environment, seed=BASELINE_SEED
         )
-        self._days = mark_to_market(self._baselines[0].walk, dataset.bars).days  # of every version alike
+        self._days = mark_to_market(self._baselines[0].walk, dataset.bars).days  # the same for every version
 
     @property
     def standards(self) -> Standards:
-        """The settings by which versions are judged."""
+        """The settings that affect judgements."""
         return self._standards
 
     @property
     def num_sessions(self) -> int:
-        """Sessions that every version walks."""
+        """Number of sessions that every version walks."""
         return len(self._starts)
 
     @property
     def first_bar_at(self) -> datetime:
-        """Opening time of their first bar."""
+        """Opening time of the first bar of the first session."""
         return datetime.fromtimestamp(int(self._dataset.bars.time_s[self._starts[0]]), UTC)
 
     def validate(
@@ -123,10 +123,10 @@ class Validator:
         Args:
             agent: the version.
             provenance: its weights, and the purpose of the judgement.
-            records: of all earlier trials; None judges this version alone.
-            best: the version that the `best` pointer names; it is to be beaten if it was judged on
-                the same ground, and if it is another one.
-            progress: told after every step; what it raises ends the validation.
+            records: the database of earlier trials; None judges this version alone.
+            best: the version that the `best` pointer names. It must be beaten if it is another version
+                and was judged on the same bars and split.
+            progress: called after every step; an exception that it raises stops the validation.
         """
         started = time.perf_counter()
         standards = self._standards
@@ -182,8 +182,8 @@ def row_of(report: ValidationReport, report_sha256: str) -> ValidationRow:
     """The report's row in the table of validations.
 
     Args:
-        report: of the service.
-        report_sha256: of the file that `write_report` wrote.
+        report: a report of the service.
+        report_sha256: SHA-256 of the file that `write_report` wrote.
     """
     summary, trades, daily = report.summary, report.summary.trades, report.summary.daily
     safe_f = summary.sizing.safe_f
@@ -217,7 +217,7 @@ def row_of(report: ValidationReport, report_sha256: str) -> ValidationRow:
 
 
 def announcement_of(report: ValidationReport) -> ValidationReported:
-    """The part of a report that is announced."""
+    """The message that announces a report."""
     trades = report.summary.trades
     return ValidationReported(
         version=report.version,

@@ -15,8 +15,8 @@ from services.selfplay.config import SelfPlayConfig
 from services.selfplay.settings import SelfPlaySettings
 from services.trainer.publishing.metrics import DISK_FAILURES
 from services.trainer.settings import TrainerSettings
-from services.validator import service as validator_module
-from services.validator.service import Desk
+from services.validator import storage as validator_storage
+from services.validator.storage import Storage
 from shared.adapters.streams.bus import Bus
 from shared.adapters.tables.dataset import Dataset
 from shared.adapters.versions import object_store
@@ -146,10 +146,10 @@ async def test_the_validator_waits_and_skips_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(validator_module, "STORE_RETRY_SECONDS", 0.05)
-    desk = Desk(CheckpointStore(url), tmp_path / "validations")
-    cases.save_version(desk.store, 1)
-    async with validator.running(redis_server, desk) as lifecycle:
+    monkeypatch.setattr(validator_storage, "STORE_RETRY_SECONDS", 0.05)
+    storage = Storage(CheckpointStore(url), tmp_path / "validations")
+    cases.save_version(storage.store, 1)
+    async with validator.running(redis_server, storage) as lifecycle:
         await validator.until_heartbeat(lifecycle, waiting=0)
         with away(s3_server):
             await validator.publish(bus, 1)
@@ -157,7 +157,7 @@ async def test_the_validator_waits_and_skips_nothing(
             await asyncio.sleep(1.0)
         await validator.until_heartbeat(lifecycle, done=1, skipped=0)
     for name in (Pointer.BEST, Pointer.PROMOTED):
-        pointed = desk.store.pointer(name)
+        pointed = storage.store.pointer(name)
         assert pointed is not None
         assert pointed.version == 1
     assert await bus.recent(ALERTS, count=10) == []

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from services.validator.service import Desk
+from services.validator.storage import Storage
 from shared.adapters.tables.validations import Ground
 from shared.adapters.versions.store import CheckpointStore
 from shared.market.session import Split
@@ -48,7 +48,7 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
     system = forked_system
     rng = np.random.default_rng(11)
     store = CheckpointStore(system.home / "checkpoints")
-    desk = Desk(store, system.home / "validations")
+    storage = Storage(store, system.home / "validations")
     ground = Ground(system.dataset.fingerprint, Split.VALIDATION)
     newest = 0
     firsts: dict[int, int] = {}  # by the number of versions judged before a start, the newest version then
@@ -65,7 +65,7 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
 
     async def start() -> None:
         """Start it and wait until it judges, or has judged before a busy machine let us look."""
-        before = len(desk.records.done(ground))
+        before = len(storage.records.done(ground))
         firsts[before] = newest
         system.start("validator", **SHORT)
 
@@ -80,7 +80,7 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
         await start()
         await asyncio.sleep(rng.uniform(0.0, 0.5))
         system.stop("validator", signal.SIGKILL)
-        in_the_middle += newest not in desk.records.done(ground)
+        in_the_middle += newest not in storage.records.done(ground)
         await announce()  # while it is away
     begun = time.monotonic()
     await start()
@@ -92,8 +92,8 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
     assert await asyncio.to_thread(system.stop, "validator") == 0
 
     told = [entry.message.version for entry in await system.bus.recent(VALIDATIONS, count=10_000)][::-1]
-    done = desk.records.done(ground)
-    reports = sorted(desk.reports.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    done = storage.records.done(ground)
+    reports = sorted(storage.reports.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     order = [int(path.stem) for path in reports]  # what they say of their time is whole seconds
     tell(
         "validator killed",

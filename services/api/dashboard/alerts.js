@@ -1,4 +1,4 @@
-// Alerts: those that hold now, and the list of what was raised, put together by condition.
+// Alerts: the active ones, and the list of raised ones, grouped by condition.
 import { $, el, fill, setText } from './dom.js';
 import { when } from './format.js';
 
@@ -15,12 +15,12 @@ export function drawActive(alerts) {
   const began = [...now].filter((key) => announced === null || !announced.has(key));
   const ended = [...(announced ?? [])].filter((key) => !now.has(key));
   announced = now;
-  // Read out by screen readers: what changed, and nothing that stayed.
+  // Screen readers read the changes aloud, not the alerts that stayed.
   const news = [...began.map((key) => `alert: ${key}`), ...ended.map((key) => `over: ${key}`)];
   if (news.length) setText($('announcer'), news.join('. '));
 }
 
-// One entry a condition, with its newest alert first: [{key, alert, count, began, ended}]
+// One entry per condition, ordered by newest alert: [{key, alert, count, began, ended}]
 export function grouped(alerts) {
   const groups = new Map();
   for (const alert of alerts) { // newest first
@@ -37,29 +37,29 @@ export function grouped(alerts) {
   return [...groups.values()];
 }
 
-// The trader's own conditions end by its word alone, and a trader that died gives none: when the trader that is
-// there now started, or never. The gateway announces trader_* and service_* itself.
-const speaksSince = (status) => Math.min(...(status?.services.find((s) => s.service === 'trader')?.instances ?? []).map((i) => Date.parse(i.started_at)));
-const isForgotten = ({ source, name, phase, created_at: at }, since) => phase === 'began' && source === 'trader' && !/^(trader|service)_/.test(name) && Date.parse(at) < since;
+// Only the trader announces the end of its own conditions, and a trader that was killed cannot. So a condition that
+// began before the present trader started has no known end. The gateway itself announces trader_* and service_*.
+const traderStart = (status) => Math.min(...(status?.services.find((s) => s.service === 'trader')?.instances ?? []).map((i) => Date.parse(i.started_at)));
+const hasUnknownEnd = ({ source, name, phase, created_at: at }, since) => phase === 'began' && source === 'trader' && !/^(trader|service)_/.test(name) && Date.parse(at) < since;
 
-function timesOf({ alert, count, began, ended }, forgotten) {
+function timesOf({ alert, count, began, ended }, unknownEnd) {
   if (alert.phase === 'event') return count > 1 ? `${count} times, last ${when(alert.created_at)}` : when(alert.created_at);
   const episodes = count > 1 ? `, ${count} times` : '';
-  if (forgotten) return `began ${when(began)}${episodes}, its end is not known`;
+  if (unknownEnd) return `began ${when(began)}${episodes}, its end is not known`;
   if (alert.phase === 'began') return `since ${when(began)}${episodes}`;
   const flaps = alert.occurrences > 1 ? ` after ${alert.occurrences} occurrences` : '';
   return `${began ? `began ${when(began)}, ` : ''}ended ${when(ended)}${flaps}${episodes}`;
 }
 
-// alerts: newest first; null while they were not read.
+// alerts: newest first; null if they have not been read.
 export function drawRaised(alerts, status) {
   if (alerts === null) { fill($('alert-log'), el('li', { className: 'muted', textContent: 'not read yet' })); return; }
-  const since = speaksSince(status);
+  const since = traderStart(status);
   const entries = grouped(alerts).map((group) => {
-    const forgotten = isForgotten(group.alert, since);
+    const unknownEnd = hasUnknownEnd(group.alert, since);
     return el('li', { key: group.key },
       el('b', { textContent: `${group.key} ` }),
-      el('span', { className: `tag ${group.alert.phase === 'began' && !forgotten ? 'live' : ''}`, textContent: timesOf(group, forgotten) }),
+      el('span', { className: `tag ${group.alert.phase === 'began' && !unknownEnd ? 'live' : ''}`, textContent: timesOf(group, unknownEnd) }),
       el('span', { className: 'muted', textContent: group.alert.detail }));
   });
   fill($('alert-log'), ...(entries.length ? entries : [el('li', { className: 'muted', textContent: 'none' })]));

@@ -1,4 +1,4 @@
-// The dashboard: reads the gateway's routes, follows /events, changes things only with the operator's key.
+// The dashboard: reads the gateway's routes and follows /events; changes need the operator's key.
 import { drawActive, drawRaised } from './alerts.js';
 import { Chart, colour, drawMark, redraw } from './charts.js';
 import { $, el, fill, setText } from './dom.js';
@@ -37,7 +37,7 @@ const LOSSES = [['loss', 'total', 'c1'], ['policy_loss', 'policy', 'c2'], ['valu
 const onePlace = (value) => (value === null ? '–' : number(value, 1));
 const percent = (value) => (value === null ? '–' : `${number(value * 100, 1)} %`);
 const episodeTitle = (x) => `episode ${whole(x)}`;
-const waiting = 'drawn as soon as the trainer has learned from its first episodes';
+const waiting = 'appears after the first episodes of training';
 const curves = {
   losses: new Chart('chart-losses', LOSSES.map(([, label, c]) => ({ label, colour: c })), { format: (v) => (v === null ? '–' : number(v, 2)), title: episodeTitle }),
   expectancy: new Chart('chart-expectancy', [{ label: 'self-play', colour: 'c1' }, { label: 'validation', colour: 'c2' }], { format: onePlace, title: episodeTitle, zero: true }),
@@ -53,7 +53,7 @@ const fan = new Chart('chart-fan', [
 ], { size: 'tall', bands: [{ series: [2, 1], fill: 'band' }, { series: [4, 3], fill: 'band-inner' }], format: onePlace,
   title: (x) => `after ${whole(x)} trades`, zero: true });
 
-// Bars are counted from the first that this page saw, so that a zoomed range stays where it is.
+// Bars are counted from the first one that this page saw, so that a zoomed range stays in place.
 const barAt = (index) => state.decisions[Math.round(index) - state.dropped];
 const barLabel = (index) => (Number.isInteger(index) && barAt(index) ? marketTime(barAt(index).bar_time) : '');
 const barTitle = (index) => (barAt(index) ? `${marketTime(barAt(index).bar_time)} UTC` : '');
@@ -68,8 +68,8 @@ function drawStatus() {
   const s = state.status;
   const pill = $('state');
   const wrong = s.alerts.length;
-  const [text, kind] = s.redis === 'away' ? [`Redis is away since ${clock(s.redis_away_since ?? s.time)}`, 'bad']
-    : [`${s.state}${s.store === 'away' ? ', checkpoint store away' : ''}${wrong ? `, ${wrong} ${wrong === 1 ? 'alert' : 'alerts'}` : ''}`, wrong ? 'bad' : s.state === 'running' ? 'good' : 'warn'];
+  const [text, kind] = s.redis === 'away' ? [`Redis has not answered since ${clock(s.redis_away_since ?? s.time)}`, 'bad']
+    : [`${s.state}${s.store === 'away' ? ', checkpoint store does not answer' : ''}${wrong ? `, ${wrong} ${wrong === 1 ? 'alert' : 'alerts'}` : ''}`, wrong ? 'bad' : s.state === 'running' ? 'good' : 'warn'];
   setText(pill, text);
   pill.className = `pill ${kind}`;
   setText($('clock'), zoned(s.time));
@@ -89,7 +89,7 @@ function drawTiles(s) {
   const numbers = { ...s.training.metrics, ...s.training.live };
   const promoted = s.pointers.promoted;
   const detail = s.trader.detail;
-  const { side, pnl_pips: open } = detail; // the trader's own word; its last decision may be long ago
+  const { side, pnl_pips: open } = detail; // from the heartbeat: the last decision may be old
   const unknown = side === undefined || side === null;
   const absent = (text) => (s.redis === 'away' || s.store === 'away' ? UNREAD : text);
   const tiles = [
@@ -156,7 +156,7 @@ function drawVersions() {
 
 function versionRow(v) {
   const j = v.validation;
-  // Pointers are those of the status: a version that was read long ago may have lost its own.
+  // Use the pointers of the status: those of a version that was read earlier may be outdated.
   const { best, promoted } = state.status?.pointers ?? {};
   const stage = promoted?.version === v.version ? promoted.stage : null;
   const gates = el('td', { className: 'left' }, best === v.version ? el('span', { className: 'tag', textContent: 'best' }) : null,
@@ -165,22 +165,22 @@ function versionRow(v) {
   if (v.fault) gates.append(el('span', { className: 'tag live', textContent: 'damaged', title: v.fault }));
   if (j?.reasons.length) gates.title = j.reasons.join('\n');
   const button = el('button', { type: 'button', textContent: 'Promote', disabled: !j?.passed_gates.length || !v.stored || state.status?.changes_allowed === false, title: state.status?.changes_allowed === false ? 'changes over HTTP are off: no API key is set' : !j ? 'not validated' : j.passed_gates.length ? '' : j.reasons.join('\n') });
-  button.onclick = () => ask({ title: `Promote version ${v.version}`, text: 'It will decide in trading from its next bar on.', path: `/checkpoints/${v.version}/promote`, stages: j.passed_gates });
+  button.onclick = () => ask({ title: `Promote version ${v.version}`, text: 'It will make the trading decisions from the next bar on.', path: `/checkpoints/${v.version}/promote`, stages: j.passed_gates });
   return el('tr', { key: v.version, className: stage ? 'promoted' : v.stored ? '' : 'gone' },
     el('td', { textContent: v.version }), el('td', { textContent: whole(v.episode) }), el('td', { textContent: v.created_at ? when(v.created_at) : '–' }),
     el('td', { textContent: number(v.metrics.loss, 3) }), el('td', { textContent: j ? whole(j.num_trades) : '–' }),
     el('td', { textContent: signed(j?.expectancy_pips, 2), className: tone(j?.expectancy_pips) }), el('td', { textContent: number(j?.sqn, 2) }),
     el('td', { textContent: signed(j?.net_pips), className: tone(j?.net_pips) }), el('td', { textContent: number(j?.max_drawdown_pips, 1) }), gates, el('td', {}, button));
 }
-// An unproven version is served and not traded: grey, never green.
+// An unproven version is served but not traded, so its tag is grey, never green.
 function stageTag(stage, judged) {
   if (stage !== 'unproven') return el('span', { className: `tag ${stage === 'live' ? 'live' : 'good'}`, textContent: `promoted: ${stage}` });
   const trades = judged ? `; ${whole(judged.num_trades)} trades` : '';
-  return el('span', { className: 'tag', textContent: 'unproven', title: `first judged; nothing to beat${trades}; the trader makes no entry on it` });
+  return el('span', { className: 'tag', textContent: 'unproven', title: `passed no gate; served because no version was promoted${trades}; the trader enters no position with it` });
 }
 const emptyRow = (columns, text) => el('tr', {}, el('td', { colSpan: columns, className: 'muted left', textContent: text }));
 
-// Published versions, then what the trainer said since the newest of them while this page was open.
+// Published versions, followed by the heartbeats of the trainer that this page received since the newest one.
 function drawCurves() {
   const published = [...state.versions.values()].filter((v) => v.episode !== null).sort((a, b) => a.version - b.version);
   const newest = published.at(-1)?.episode ?? -1;
@@ -198,7 +198,7 @@ function drawCurves() {
   curves.ratio.feed([x, column('trade_ratio')]);
 }
 
-function noteLive(live) {
+function addLive(live) {
   if (typeof live.episode !== 'number' || live.episode <= (state.live.at(-1)?.episode ?? -1)) return;
   state.live.push({ episode: live.episode, metrics: live });
   drawCurves();
@@ -215,7 +215,7 @@ async function showValidation(version) {
   drawReport(detail);
 }
 
-// Where in a report the reason of an undefined number is found.
+// The path of each number in a report, under which the report has the reason for an undefined number.
 const PATHS = { 'pips a trade': 'summary.trades.expectancy_pips', SQN: 'summary.trades.sqn100', 'win rate': 'summary.trades.win_rate', 'profit factor': 'summary.trades.profit_factor',
   'Sharpe, daily': 'summary.daily.sharpe', 'deflated Sharpe': 'summary.honesty.deflated_sharpe', 'safe-f': 'summary.sizing.safe_f', CAR25: 'summary.sizing.safe_f.car25_percent', 'overfitting (PBO)': 'overfitting.probability' };
 function drawReport({ summary, report, fault = '' }) {
@@ -236,7 +236,7 @@ function drawReport({ summary, report, fault = '' }) {
   if (s) facts.push(['win rate', share(s.trades.win_rate)], ['profit factor', number(s.trades.profit_factor, 2)], ['Sharpe, daily', number(s.daily.sharpe, 2)],
     ['deflated Sharpe', number(s.honesty?.deflated_sharpe, 2)], ['safe-f', number(s.sizing.safe_f?.fraction, 3)],
     ['CAR25', Number.isFinite(s.sizing.safe_f?.car25_percent) ? `${number(s.sizing.safe_f.car25_percent, 1)} %` : '–'], ['overfitting (PBO)', share(report.overfitting?.probability)]);
-  if (carlo) facts.push(['chance of a loss', share(carlo.probability_of_loss)], ['chance of ruin', share(carlo.probability_of_ruin)], ['drawdown, 95 of 100 below', `${number(carlo.max_drawdown_pips[4], 0)} pips`]);
+  if (carlo) facts.push(['chance of a loss', share(carlo.probability_of_loss)], ['chance of ruin', share(carlo.probability_of_ruin)], ['drawdown, 95th percentile', `${number(carlo.max_drawdown_pips[4], 0)} pips`]);
   const undefinedBecause = (path) => { const found = Object.keys(why).find((known) => path === known || path.startsWith(`${known}.`)); return found && why[found]; };
   facts.forEach((fact) => { const reason = fact[1] === '–' && PATHS[fact[0]] && undefinedBecause(PATHS[fact[0]]); if (reason) { fact[1] = reason; fact[2] = 'muted'; } });
   const reasons = summary?.reasons ?? [];
@@ -260,7 +260,7 @@ function drawTrading() {
     pnl.feed([x, decisions.map((d) => (d.side ? d.pnl_pips : 0))]);
     $('price-note').textContent = `last ${decisions.length} bars · ▲ buy ▼ sell ◆ close`;
   } else {
-    price.options.empty = pnl.options.empty = !state.tradingRead ? UNREAD : decisions.length ? 'drawn from the second decision on' : 'the trader has not decided yet';
+    price.options.empty = pnl.options.empty = !state.tradingRead ? UNREAD : decisions.length ? 'appears after the second decision' : 'the trader has not decided yet';
     price.feed(null);
     pnl.feed(null);
   }
@@ -277,7 +277,7 @@ async function readStatus() {
     state.status = await get('/status');
     unanswered = null;
     drawStatus();
-    noteLive(state.status.training.live);
+    addLive(state.status.training.live);
     if (before !== JSON.stringify(state.status.pointers)) drawVersions();
     if (unread && state.status.redis === 'up' && state.status.store === 'up') readAll();
   } catch (failure) {
@@ -290,12 +290,12 @@ async function readStatus() {
   drawStale();
 }
 
-// Since when what is shown is not of the present, in words.
+// Times since which the gateway has not answered, and since which no event can arrive; null: all is well.
 let unanswered = null;
 let unheard = null;
 function drawStale() {
-  const text = unanswered ? `The gateway does not answer: everything here is from ${clock(unanswered)} or before.`
-    : unheard ? `Events do not arrive: prices, decisions, trades, versions and alerts are from ${clock(unheard)} or before. Trying again.` : '';
+  const text = unanswered ? `The gateway does not answer: this page shows the state of ${clock(unanswered)} or earlier.`
+    : unheard ? `Events do not arrive: prices, decisions, trades, versions and alerts are of ${clock(unheard)} or earlier. Reconnecting.` : '';
   setText($('stale'), text);
   $('stale').hidden = !text;
   document.body.classList.toggle('is-stale', Boolean(unanswered));
@@ -321,13 +321,13 @@ async function readTrading() {
   const at = read.findLastIndex((d) => d.bar_time === seen);
   state.dropped += at < 0 ? state.decisions.length : state.decisions.length - at - 1;
   state.decisions = read;
-  state.trades = once(trades.items.map((i) => i.message), 'trade_id');
-  state.alerts = once(alerts.items.map((i) => i.message), 'alert_id');
+  state.trades = unique(trades.items.map((i) => i.message), 'trade_id');
+  state.alerts = unique(alerts.items.map((i) => i.message), 'alert_id');
   state.tradingRead = true;
   drawTrading();
 }
 
-// What could not be read is read with the next status.
+// Set after a failed read: everything is read again with the next status.
 let unread = false;
 const failed = (failure) => { unread = true; console.warn(failure); };
 
@@ -343,17 +343,17 @@ function readAll() {
   readTrading().catch(failed);
 }
 
-// Each item once: an entry may be in its stream twice, and may come as an event after it was read.
-const once = (items, id) => [...new Map(items.map((item) => [item[id], item])).values()];
-const push = (list, item, id, most) => { state[list] = once([item, ...state[list]], id).slice(0, most); tradingSoon(); };
-const HAPPENED = {
+// Removes duplicates: an entry may be in its stream twice, and may arrive as an event after it was read.
+const unique = (items, id) => [...new Map(items.map((item) => [item[id], item])).values()];
+const addFirst = (list, item, id, most) => { state[list] = unique([item, ...state[list]], id).slice(0, most); tradingSoon(); };
+const ACTIONS_BY_EVENT = {
   decision: (d) => {
     state.decisions.push(d);
     state.dropped += state.decisions.splice(0, state.decisions.length - KEPT_DECISIONS).length;
     tradingSoon();
   },
-  trade: (t) => push('trades', t, 'trade_id', 50),
-  alert: (a) => push('alerts', a, 'alert_id', KEPT_ALERTS),
+  trade: (t) => addFirst('trades', t, 'trade_id', 50),
+  alert: (a) => addFirst('alerts', a, 'alert_id', KEPT_ALERTS),
   validation: (v) => { if (v.version === state.shown) state.report = null; versionsSoon(); },
   checkpoint: versionsSoon,
   promotion: versionsSoon,
@@ -361,9 +361,9 @@ const HAPPENED = {
   dead: () => {},
   reset: readAll,
 };
-const handlers = Object.fromEntries(Object.entries(HAPPENED).map(([name, act]) => [name, (data) => { act(data); statusSoon(); }]));
+const handlers = Object.fromEntries(Object.entries(ACTIONS_BY_EVENT).map(([name, act]) => [name, (data) => { act(data); statusSoon(); }]));
 const stream = new EventStream(handlers, {
-  opened: () => { // what happened before this moment was not told
+  opened: () => { // earlier events were not received
     unheard = null;
     drawStale();
     readAll();
@@ -386,8 +386,8 @@ prefersDark.addEventListener('change', () => setTheme(chosen()));
 $('theme').onclick = () => { localStorage.setItem('theme', chosen() === 'dark' ? 'light' : 'dark'); setTheme(chosen()); };
 $('rollback').onclick = () => {
   const promoted = state.status?.pointers.promoted;
-  const now = promoted ? `Version ${promoted.version}, promoted to ${promoted.stage}, no longer decides.` : 'No version is promoted.';
-  ask({ title: 'Roll back', text: `${now} The version that was promoted before it decides again.`, path: '/checkpoints/rollback' });
+  const now = promoted ? `Version ${promoted.version}, promoted to ${promoted.stage}, no longer makes the trading decisions.` : 'No version is promoted.';
+  ask({ title: 'Roll back', text: `${now} The previously promoted version makes the decisions again.`, path: '/checkpoints/rollback' });
 };
 $('more-versions').onclick = () => { state.rows += 50; drawVersions(); };
 $('validated').onchange = (event) => { state.picked = true; showValidation(Number(event.target.value)); };

@@ -1,4 +1,4 @@
-// Charts of the dashboard: each keeps its element, is fed columns, and is drawn anew when the theme changes.
+// Charts of the dashboard. Each one keeps its element, gets its data as columns, and is redrawn when the theme changes.
 import { el, fill } from './dom.js';
 import { number } from './format.js';
 /* global uPlot */
@@ -21,7 +21,7 @@ export class Chart {
     this.holder.replaceChildren(this.legend, this.plotBox);
     this.plot = null;
     this.data = null;
-    this.zoom = null; // {min, max} that the user chose; null: the whole range
+    this.zoom = null; // {min, max} chosen by the user; null: the full range
     charts.add(this);
     this.feed(null);
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.plotBox);
@@ -31,7 +31,7 @@ export class Chart {
     return { width: this.plotBox.clientWidth, height: this.plotBox.clientHeight };
   }
 
-  // columns: [x, y1, y2 …]; null or without a point: says that there is nothing yet
+  // columns: [x, y1, y2 …]; without a point, or null: show the text for an empty chart
   feed(columns) {
     this.data = columns;
     if (!columns || columns[0].length === 0) {
@@ -43,11 +43,11 @@ export class Chart {
     }
     if (!this.plot) this.draw();
     else if (this.zoom) {
-      // New data would show the whole range again.
+      // setData would reset the range.
       this.plot.setData(columns, false);
       this.plot.setScale('x', this.zoom);
     } else this.plot.setData(columns);
-    this.tell(columns[0].length - 1);
+    this.showLegend(columns[0].length - 1);
   }
 
   draw() {
@@ -66,7 +66,7 @@ export class Chart {
       scales: { x: { time: false }, y: range ? { range } : {} },
       series: [{}, ...this.series.map((s) => ({
         label: s.label, stroke: colour(s.colour), width: s.width ?? 1.75, spanGaps: true,
-        // A single value makes no line.
+        // A single value has no line, so draw a point.
         points: { show: (plot, at) => plot.data[at].filter((value) => value !== null).length < 2, size: 6, fill: colour(s.colour) },
       }))],
       bands: bands?.map((band) => ({ series: band.series, fill: colour(band.fill) })),
@@ -76,7 +76,7 @@ export class Chart {
       ],
       hooks: {
         setSelect: [(plot) => { if (plot.select.width > 0) this.zoom = { min: plot.posToVal(plot.select.left, 'x'), max: plot.posToVal(plot.select.left + plot.select.width, 'x') }; }],
-        setCursor: [(plot) => this.tell(plot.cursor.idx ?? this.data[0].length - 1)],
+        setCursor: [(plot) => this.showLegend(plot.cursor.idx ?? this.data[0].length - 1)],
         drawAxes: zero ? [(plot) => drawZero(plot)] : [],
         draw: marks ? [(plot) => marks(plot)] : [],
       },
@@ -85,7 +85,7 @@ export class Chart {
     if (this.zoom) this.plot.setScale('x', this.zoom);
   }
 
-  tell(at) {
+  showLegend(at) {
     const { format = compact, title } = this.options;
     const items = this.series.map((s, i) => ({ s, value: this.data[i + 1][at] }))
       .filter(({ s }) => s.legend !== false)
@@ -114,7 +114,7 @@ function drawZero(plot) {
   ctx.restore();
 }
 
-// A triangle up (buy), down (sell) or a diamond (close) at a point of the first series.
+// Marks a point of the first series: triangle up (buy), triangle down (sell) or diamond (close).
 export function drawMark(plot, x, y, kind) {
   const { ctx } = plot;
   const px = plot.valToPos(x, 'x', true);
@@ -135,5 +135,5 @@ export function drawMark(plot, x, y, kind) {
 }
 
 export function redraw() {
-  for (const chart of charts) if (chart.plot) { chart.draw(); chart.tell(chart.data[0].length - 1); }
+  for (const chart of charts) if (chart.plot) { chart.draw(); chart.showLegend(chart.data[0].length - 1); }
 }

@@ -1,4 +1,4 @@
-// The reference of every route, made of the OpenAPI document; a GET can be tried out.
+// The reference of every route, made from the OpenAPI document. GET routes can be tried out.
 import { el } from './dom.js';
 
 const dark = localStorage.getItem('theme') ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');
@@ -6,7 +6,7 @@ document.documentElement.dataset.theme = dark;
 
 const named = (schema) => (schema?.$ref ? schema.$ref.split('/').pop() : schema?.title ?? schema?.type ?? '');
 
-// A schema with the schemas that it names put in, so that it can be read in one piece.
+// A schema with its references replaced by the schemas that they name.
 function resolved(schema, all, depth = 0) {
   if (schema?.$ref) return depth > 4 ? named(schema) : resolved(all[named(schema)], all, depth + 1);
   if (Array.isArray(schema)) return schema.map((item) => resolved(item, all, depth));
@@ -15,12 +15,12 @@ function resolved(schema, all, depth = 0) {
 }
 
 function operation(path, method, document_) {
-  const it = document_.paths[path][method];
+  const route = document_.paths[path][method];
   const all = document_.components?.schemas ?? {};
-  const parameters = (it.parameters ?? []).map((p) => ({ ...p, input: el('input', { placeholder: p.schema.default ?? p.name, ariaLabel: p.name }) }));
-  const answer = it.responses['200'];
+  const parameters = (route.parameters ?? []).map((p) => ({ ...p, input: el('input', { placeholder: p.schema.default ?? p.name, ariaLabel: p.name }) }));
+  const answer = route.responses['200'];
   const kind = Object.keys(answer?.content ?? {})[0] ?? '';
-  const body = it.requestBody?.content['application/json']?.schema;
+  const body = route.requestBody?.content['application/json']?.schema;
   const output = el('pre', { hidden: true });
   const tryOut = el('button', { type: 'button', textContent: 'Try it' });
   tryOut.onclick = async () => {
@@ -38,8 +38,8 @@ function operation(path, method, document_) {
   const rows = parameters.filter((p) => p.in !== 'header').map((p) => el('tr', {}, el('td', { className: 'left' }, el('code', { textContent: p.name })),
     el('td', { className: 'left muted', textContent: `${p.in} · ${p.description ?? ''}` }), el('td', {}, method === 'get' ? p.input : null)));
   return el('details', { className: 'card operation' },
-    el('summary', {}, el('span', { className: `method ${method}`, textContent: method.toUpperCase() }), el('code', { textContent: path }), el('span', { className: 'muted', textContent: it.description?.split('\n')[0] ?? it.summary })),
-    el('p', { className: 'muted', textContent: it.security ? 'Needs the header X-API-Key.' : '' }),
+    el('summary', {}, el('span', { className: `method ${method}`, textContent: method.toUpperCase() }), el('code', { textContent: path }), el('span', { className: 'muted', textContent: route.description?.split('\n')[0] ?? route.summary })),
+    el('p', { className: 'muted', textContent: route.security ? 'Needs the header X-API-Key.' : '' }),
     rows.length ? el('table', {}, el('tbody', {}, ...rows)) : null,
     body ? el('h3', { textContent: 'Body' }) : null, body ? el('pre', { textContent: JSON.stringify(resolved(body, all), null, 2) }) : null,
     el('h3', { textContent: `Answer ${kind}` }), el('pre', { textContent: JSON.stringify(resolved(answer?.content?.[kind]?.schema ?? {}, all), null, 2) }),

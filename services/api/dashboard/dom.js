@@ -1,8 +1,8 @@
-// Elements: made from text only, never from markup, and updated in place.
+// Elements are made from text, never from markup, and are updated in place.
 
 export const $ = (id) => document.getElementById(id);
 
-// Every text from the system goes in as text.
+// Makes an element; the properties and children are never parsed as markup.
 export function el(tag, properties = {}, ...children) {
   const { key, ...rest } = properties;
   const node = Object.assign(document.createElement(tag), rest);
@@ -15,9 +15,8 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Make the children of a node equal to the given ones. Nodes that are there already are changed only where they
-// differ, so that selected text, focus and tooltips survive an update. Nodes with a key are matched by it, the
-// others by their place.
+// Makes the children of a node equal to the given ones. Existing nodes are changed only where they differ, so that
+// selected text, focus and tooltips survive an update. Nodes with a key are matched by key, others by position.
 export function fill(parent, ...wanted) {
   const keyed = new Map([...parent.children].filter((n) => n.dataset.key !== undefined).map((n) => [n.dataset.key, n]));
   let at = parent.firstChild;

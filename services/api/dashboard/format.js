@@ -1,4 +1,4 @@
-// Numbers, times and sides as the page writes them.
+// How the page writes numbers, times and sides.
 
 export const SIDES = { '-1': 'short', 0: 'flat', 1: 'long' };
 
@@ -9,5 +9,5 @@ export function number(value, digits = 2) {
 
 export const clock = (time) => new Date(time).toLocaleTimeString('en-GB');
 
-// The time within the last twelve hours, the date before.
+// The time if within the last twelve hours, otherwise the date.
 export const when = (time) => (Date.now() - new Date(time) < 43_200_000 ? clock(time) : new Date(time).toLocaleDateString('en-CA'));

@@ -1,14 +1,14 @@
-// What keeps the page live: the event stream, which comes back after any refusal, and the polling of /status.
-// A hidden tab has neither: a browser has six connections to one address, for all of its tabs together.
+// Keeps the page up to date: the event stream, which reconnects after every failure, and the polling of /status.
+// A hidden tab stops both, since all tabs of a browser share six connections to one address.
 
-// A request that is not answered within this time has failed.
+// Timeout of a request.
 export const ANSWER_MS = 10_000;
 
 const FIRST_PAUSE_MS = 1000;
-const MOST_PAUSE_MS = 30_000;
+const MAX_PAUSE_MS = 30_000;
 
 export class EventStream {
-  // handlers: name of an event -> what to do with its data; opened, lost: told of the stream itself
+  // handlers: name of an event -> function of its data; opened, lost: called when the stream opens or fails
   constructor(handlers, { opened, lost }) {
     Object.assign(this, { handlers, opened, lost, source: null, timer: null, pause: FIRST_PAUSE_MS });
   }
@@ -23,10 +23,10 @@ export class EventStream {
     };
     source.onerror = () => {
       this.lost();
-      // After an answer that is no stream, such as 429 or 502, a browser does not try again by itself.
+      // After a response that is not a stream, such as 429 or 502, the browser does not reconnect by itself.
       if (source.readyState !== EventSource.CLOSED) return;
       this.timer = setTimeout(() => this.open(), this.pause * (0.75 + Math.random() / 2));
-      this.pause = Math.min(2 * this.pause, MOST_PAUSE_MS);
+      this.pause = Math.min(2 * this.pause, MAX_PAUSE_MS);
     };
     for (const [name, act] of Object.entries(this.handlers)) source.addEventListener(name, (event) => act(JSON.parse(event.data)));
   }
@@ -38,7 +38,7 @@ export class EventStream {
   }
 }
 
-// Call `work` now and again, one after the other, while the tab is visible; `shown` and `hidden` at each change.
+// Calls `work` periodically while the tab is visible, never twice at once; calls `shown` or `hidden` at each change.
 export function whileVisible(work, everyMs, { shown, hidden }) {
   let timer = null;
   let turn = 0;

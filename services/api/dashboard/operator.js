@@ -1,20 +1,20 @@
-// The operator's part: what was ordered and what is so, the kill switch in the header, and the dialogs.
+// The controls of the operator: ordered and reported states, the kill switch in the header, and the dialogs.
 import { $, setText } from './dom.js';
 import { clock, number, SIDES } from './format.js';
 import { ANSWER_MS } from './live.js';
 
-const SECOND_WAY = 'On the host of the trader, ./run kill stops it without this page.';
+const KILL_ON_HOST = 'To stop trading now, run ./run kill on the host of the trader.';
 const EXPLAINED = {
-  '/training/pause': 'The trainer stops learning; self-play goes on until it waits for the trainer.',
-  '/training/resume': 'The trainer learns on.',
-  '/trader/kill': 'The open position is closed and trading stops, also after a restart, until it is resumed.',
-  '/trader/resume': 'The kill switch is lifted and the trader may enter positions again.',
+  '/training/pause': 'Training pauses. Self-play continues until its stream reaches the high-water mark.',
+  '/training/resume': 'Training resumes.',
+  '/trader/kill': 'The trader closes its position and stops trading until it is resumed. The order survives restarts.',
+  '/trader/resume': 'The kill switch is lifted, and the trader may enter positions again.',
 };
 
 let latest = null;
 let done = () => {};
 
-// Green only for a part that says it runs as ordered, and about which nothing is wrong.
+// Green only if the service reports the ordered state and has no alert.
 function tone({ state, confirmed, summary }, wrong) {
   if (state === 'unknown' || confirmed === false || wrong) return 'warn';
   if (state !== 'running') return 'bad';
@@ -34,7 +34,7 @@ function drawControl(name, control, wrong, running) {
   const pill = $(`${name}-state`);
   setText(pill, control.summary);
   pill.className = `pill ${tone(control, wrong)}`;
-  // A kill file outranks every order: there is nothing that the page could resume.
+  // A kill file overrides every order, so this page cannot resume trading.
   const stopped = !control.killed_by_file && (control.state === 'killed' || control.state === 'paused' || (control.order && control.order.state !== 'running'));
   const path = name === 'trader' ? '/trader/resume' : '/training/resume';
   const [label, to, kind] = stopped ? [name === 'trader' ? 'Resume trading' : 'Resume training', path, 'primary'] : running ?? [];
@@ -53,8 +53,8 @@ function drawKill({ redis, trader, changes_allowed: allowed }) {
   setText(button, !killed ? 'Kill switch' : trader.state === 'killed' && trader.confirmed ? 'Killed' : 'Kill sent');
   button.title = trader.summary;
   allow(button);
-  setText($('kill-why'), !allowed ? `Changes over HTTP are off: no API key is set (MM_GATEWAY__API_KEY). ${SECOND_WAY}`
-    : redis === 'away' ? `Redis is away: the kill switch here does not reach the trader. ${SECOND_WAY}` : '');
+  setText($('kill-why'), !allowed ? `Changes over HTTP are off: no API key is set (MM_GATEWAY__API_KEY). ${KILL_ON_HOST}`
+    : redis === 'away' ? `Redis does not answer, so this kill switch does not reach the trader. ${KILL_ON_HOST}` : '');
 }
 $('kill').onclick = () => ask({ title: 'Kill switch', text: EXPLAINED['/trader/kill'], facts: latest ? position(latest) : 'Position: not known.', path: '/trader/kill', danger: true, reason: true });
 
@@ -63,15 +63,15 @@ export function allow(button) {
   if (button.disabled) button.title = 'changes over HTTP are off: no API key is set';
 }
 
-// What a kill would close, by the trader's own word.
+// The position that a kill would close, as the trader reports it.
 function position({ redis, trader }) {
   const { side, pnl_pips: pnl, units } = trader.detail;
   const held = side === undefined || side === null ? 'Position: not known.'
-    : `Position: ${SIDES[side]}${side ? ` ${number(Math.abs(units ?? 0), 0)} units, open pnl ${number(pnl, 1)} pips` : ''}, as the trader said at ${clock(trader.heard_at)}.`;
-  return redis === 'away' ? `${held} Redis is away: this order does not reach the trader. ${SECOND_WAY}` : held;
+    : `Position: ${SIDES[side]}${side ? ` ${number(Math.abs(units ?? 0), 0)} units, open pnl ${number(pnl, 1)} pips` : ''}, as the trader reported at ${clock(trader.heard_at)}.`;
+  return redis === 'away' ? `${held} Redis does not answer, so this order does not reach the trader. ${KILL_ON_HOST}` : held;
 }
 
-// The gateway cannot be reached: nothing that is shown of these parts still holds.
+// The gateway does not answer, so the states of the trader and of training are unknown.
 export function drawUnreached(since) {
   for (const name of ['training', 'trader']) {
     const pill = $(`${name}-state`);
@@ -79,7 +79,7 @@ export function drawUnreached(since) {
     pill.className = 'pill warn';
   }
   setText($('kill'), 'Kill switch');
-  setText($('kill-why'), `The kill switch here does not reach the trader. ${SECOND_WAY}`);
+  setText($('kill-why'), `The gateway does not answer, so this kill switch does not reach the trader. ${KILL_ON_HOST}`);
 }
 
 export function ask({ title, text, path, facts = '', stages = null, danger = false, reason = false }) {
@@ -105,7 +105,7 @@ export function ask({ title, text, path, facts = '', stages = null, danger = fal
   dialog.querySelector('form').onsubmit = async (event) => {
     event.preventDefault();
     if (live() && $('ask-confirm-text').value.trim() !== 'live') {
-      setText($('ask-error'), 'type the word live to let this version trade with money');
+      setText($('ask-error'), 'type the word live to let this version trade with real money');
       return;
     }
     go.disabled = true;
@@ -119,7 +119,7 @@ export function ask({ title, text, path, facts = '', stages = null, danger = fal
   dialog.showModal();
 }
 
-// What went wrong, in words; empty where the gateway took it.
+// Sends an order. Returns the reason of a failure; empty if the gateway accepted the order.
 async function send(path, body, key) {
   try {
     const answer = await fetch(path, { method: 'POST', headers: { 'X-API-Key': key, 'Content-Type': 'application/json' }, body: JSON.stringify(body), signal: AbortSignal.timeout(ANSWER_MS) });
@@ -128,8 +128,8 @@ async function send(path, body, key) {
       return '';
     }
     const isProblem = answer.headers.get('content-type')?.includes('json');
-    return isProblem ? (await answer.json()).detail : `the gateway cannot be reached (${answer.status}). ${SECOND_WAY}`;
+    return isProblem ? (await answer.json()).detail : `the gateway cannot be reached (${answer.status}). ${KILL_ON_HOST}`;
   } catch (failure) {
-    return `the gateway does not answer (${failure.message}); whether this was done is not known. ${path.startsWith('/trader') ? SECOND_WAY : ''}`;
+    return `the gateway does not answer (${failure.message}); it is not known whether the order was carried out. ${path.startsWith('/trader') ? KILL_ON_HOST : ''}`;
   }
 }

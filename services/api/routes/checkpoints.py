@@ -1,4 +1,4 @@
-"""Versions: list, detail, weights, promotion and the way back."""
+"""Versions: list, detail, weights, promotion and roll-back."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ _BY = "gateway"
 
 
 class PromotionRequest(BaseModel):
-    """What the version may decide in."""
+    """The stage to promote to."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,16 +40,16 @@ async def checkpoints(
     gateway: FromGateway,
     limit: Limit = 50,
     before: Annotated[
-        int | None, Query(ge=0, le=1_000_000_000, description="only versions below this one")
+        int | None, Query(ge=0, le=1_000_000_000, description="return only versions below this one")
     ] = None,
 ) -> Page[CheckpointSummary]:
     """Every version that is stored or was ever announced, newest first."""
 
     def read() -> Page[CheckpointSummary]:
-        shelf = gateway.shelf()
-        known = sorted({*gateway.history.checkpoints, *shelf.versions}, reverse=True)
+        snapshot = gateway.snapshot()
+        known = sorted({*gateway.history.checkpoints, *snapshot.versions}, reverse=True)
         versions = [v for v in known if before is None or v < before]
-        items = [summary for v in versions[:limit] if (summary := gateway.checkpoint(v, shelf))]
+        items = [summary for v in versions[:limit] if (summary := gateway.checkpoint(v, snapshot))]
         more = len(versions) > limit
         return Page(items=items, next=str(versions[limit - 1]) if more else None)
 
@@ -58,17 +58,17 @@ async def checkpoints(
 
 @router.get("/checkpoints/{version}")
 async def checkpoint(gateway: FromGateway, version: Version) -> CheckpointDetail:
-    """One version, with its manifest while its files are kept."""
+    """One version, with its manifest unless its files were removed."""
 
     def read() -> CheckpointDetail:
-        summary = gateway.checkpoint(version, gateway.shelf())
+        summary = gateway.checkpoint(version, gateway.snapshot())
         if summary is None:
             raise _unknown(version)
         if not summary.stored:
             return CheckpointDetail(summary=summary, manifest=None)
         try:
             manifest = gateway.store.manifest(version)
-        except CheckpointError:  # the summary tells its fault
+        except CheckpointError:  # the summary has its fault
             return CheckpointDetail(summary=summary, manifest=None)
         return CheckpointDetail(summary=summary, manifest=json.loads(manifest.model_dump_json()))
 
@@ -80,18 +80,18 @@ async def checkpoint(gateway: FromGateway, version: Version) -> CheckpointDetail
     response_class=Response,
     responses={
         200: {"content": {"application/octet-stream": {}}},
-        304: {"description": "The client has these weights"},
+        304: {"description": "The client already has these weights"},
     },
 )
 async def weights(
     gateway: FromGateway,
     version: Version,
-    if_none_match: Annotated[str, Header(max_length=1_024, description="ETag of a copy")] = "",
+    if_none_match: Annotated[str, Header(max_length=1_024, description="ETag of the client's copy")] = "",
 ) -> Response:
     """The network's weights (safetensors), verified against the manifest before the first byte is sent.
 
-    304 where the client has them already. A version's number is not unique over all runs, so a copy is used
-    only after asking.
+    304 if the client already has them. Version numbers are not unique across runs, so a client must
+    revalidate its copy.
     """
 
     def read() -> tuple[bytes | None, str]:
@@ -124,9 +124,9 @@ async def weights(
 async def promote_version(
     gateway: FromGateway,
     version: Version,
-    request: Annotated[PromotionRequest, Body()] = PromotionRequest(),  # noqa: B008  frozen by nobody's write
+    request: Annotated[PromotionRequest, Body()] = PromotionRequest(),  # noqa: B008  never modified
 ) -> Accepted:
-    """Let a version decide; only one whose report passed the stage's gate."""
+    """Promote a version whose report passed the gate of the stage."""
     if version not in await asyncio.to_thread(gateway.store.versions):
         raise _unknown(version)
     return await _change(
@@ -137,40 +137,41 @@ async def promote_version(
 
 @router.post("/checkpoints/rollback", dependencies=[RequireKey])
 async def rollback(gateway: FromGateway) -> Accepted:
-    """Let the version decide that did before the promoted one, or the newest before it that is whole."""
+    """Promote the previous version again, or the newest one before it whose files are intact."""
 
-    def back() -> VersionPromoted:
+    def roll_back_and_log() -> VersionPromoted:
         rolled_back = roll_back(gateway.store, gateway.validation_root, by=_BY)
         for damaged in rolled_back.passed_over:
             log.warning("version_passed_over", error=damaged)
         return rolled_back.promotion
 
-    return await _change(gateway, back)
+    return await _change(gateway, roll_back_and_log)
 
 
-async def _change(gateway: Gateway, act: Callable[[], VersionPromoted]) -> Accepted:
-    """Move the pointer and announce it; neither while Redis is away.
+async def _change(gateway: Gateway, move_pointer: Callable[[], VersionPromoted]) -> Accepted:
+    """Move the pointer and announce it; do neither while Redis is unavailable.
 
     Raises:
-        HTTPException: 409 where the version may not be promoted, 503 where Redis does not answer.
+        HTTPException: 409 if the version may not be promoted, 503 if Redis does not answer.
     """
     try:
         await gateway.ask(gateway.bus.ping)
-        promotion = await asyncio.to_thread(act)
-    except RedisAwayError as away:
+        promotion = await asyncio.to_thread(move_pointer)
+    except RedisAwayError as unavailable:
         raise HTTPException(
-            HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer; nothing was changed"
-        ) from away
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "Redis does not answer; nothing was changed: try again when it does",
+        ) from unavailable
     except CheckpointError as refused:
         raise HTTPException(HTTPStatus.CONFLICT, str(refused)) from refused
     try:
         await gateway.ask(lambda: gateway.bus.announce(PROMOTIONS, promotion))
-    except RedisAwayError as away:
+    except RedisAwayError as unavailable:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,
             f"version {promotion.version} is promoted but could not be announced: Redis does not answer; "
-            "repeat this when it does",
-        ) from away
+            "repeat this request when it does",
+        ) from unavailable
     log.info("version_promoted", **promotion.model_dump(mode="json"))
     return Accepted(promotion=promotion)
 

@@ -1,4 +1,4 @@
-"""What happens, as it happens (server-sent events)."""
+"""The event stream (server-sent events)."""
 
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -27,20 +27,20 @@ async def _listen(
     except TooManyListenersError as full:
         raise HTTPException(
             HTTPStatus.TOO_MANY_REQUESTS,
-            "every place for a listener is taken, or every place for this address",
+            "too many event streams are open, in total or from this address; try again later",
             {"Retry-After": "10"},
         ) from full
 
 
 @router.get("/events", response_class=EventSourceResponse)
 async def events(
-    happenings: Annotated[AsyncIterator[Event], Depends(_listen)],
+    events_to_send: Annotated[AsyncIterator[Event], Depends(_listen)],
 ) -> AsyncIterator[ServerSentEvent]:
-    """Every entry of the small streams from now on, or after `Last-Event-ID`.
+    """Every new entry of the small streams, from now on or after `Last-Event-ID`.
 
-    Names: checkpoint, validation, promotion, trade, decision, control, alert, dead; the data is the
-    message. `reset` says that too much was missed: read everything anew.
+    Event names: checkpoint, validation, promotion, trade, decision, control, alert, dead; the data is the
+    message. `reset` means that missed events are no longer kept: read everything again.
     """
     yield ServerSentEvent(comment="listening", retry=_RETRY_MS)
-    async for event in happenings:
+    async for event in events_to_send:
         yield ServerSentEvent(raw_data=event.data, event=event.name, id=event.event_id)

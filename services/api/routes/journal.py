@@ -1,4 +1,4 @@
-"""The audit streams, page by page: trades, decisions, alerts, dead letters."""
+"""Pages of the audit streams: trades, decisions, alerts, dead letters."""
 
 from functools import partial
 from typing import TypeVar
@@ -15,10 +15,10 @@ router = APIRouter(tags=["journal"])
 
 M = TypeVar("M", bound=Message)
 
-#: A page ends early rather than be larger; `next` goes on behind it.
+#: Largest page; a page with larger entries has fewer of them, and `next` continues after it.
 MAX_PAGE_BYTES = 1_000_000
 
-#: Entries of the first reading; their size tells how many the next one may ask for.
+#: Entries of the first read; their size determines how many the next one requests.
 _FIRST_READ = 16
 
 
@@ -38,7 +38,7 @@ async def decisions(
 
 @router.get("/alerts")
 async def alerts(gateway: FromGateway, limit: Limit = 50, before: Before = None) -> Page[Item[AlertRaised]]:
-    """Alerts that were raised, newest first."""
+    """Raised alerts, newest first."""
     return await _page(gateway, ALERTS, limit, before)
 
 
@@ -49,15 +49,15 @@ async def dead(gateway: FromGateway, limit: Limit = 50, before: Before = None) -
 
 
 async def _page(gateway: Gateway, stream: Stream[M], limit: int, before: str | None) -> Page[Item[M]]:
-    """A page of at most `limit` entries and, beyond its first entry, of at most `MAX_PAGE_BYTES`."""
+    """A page of at most `limit` entries and `MAX_PAGE_BYTES`; a larger first entry is a page of its own."""
     items: list[Item[M]] = []
     page_bytes = read_bytes = 0
-    place = before or "+"
+    position = before or "+"
     while True:
-        room = limit + 1 - len(items)  # one more than the page holds tells whether there is another page
+        room = limit + 1 - len(items)  # one more than the page holds, to see whether there is another page
         mean_bytes = max(1, read_bytes // max(1, len(items)))
         count = min(room, max(1, MAX_PAGE_BYTES // mean_bytes) if items else _FIRST_READ)
-        entries = await gateway.ask(partial(gateway.bus.recent, stream, count=count, before=place))
+        entries = await gateway.ask(partial(gateway.bus.recent, stream, count=count, before=position))
         for entry in entries:
             size = len(entry.fields[b"body"])
             if len(items) == limit or (items and page_bytes + size > MAX_PAGE_BYTES):
@@ -67,4 +67,4 @@ async def _page(gateway: Gateway, stream: Stream[M], limit: int, before: str | N
             read_bytes += sum(map(len, entry.fields.values()))
         if len(entries) < count:
             return Page(items=items, next=None)
-        place = entries[-1].entry_id
+        position = entries[-1].entry_id

@@ -1,4 +1,4 @@
-"""What an operator may do: pause learning, stop trading."""
+"""Orders of an operator: pause training, stop trading."""
 
 from http import HTTPStatus
 from typing import Annotated, Literal
@@ -15,14 +15,14 @@ from shared.messages.streams import CONTROL
 
 log = structlog.get_logger()
 
-#: How to stop trading while Redis is away.
-_SECOND_WAY = ". To stop the trader now, run ./run kill on its host: that needs no Redis"
+#: How to stop trading while Redis is unavailable.
+_KILL_WITHOUT_REDIS = ". To stop the trader now, run ./run kill on its host; it does not need Redis"
 
 router = APIRouter(tags=["operator"], route_class=KeyedRoute, dependencies=[RequireKey])
 
 
 class Reason(BaseModel):
-    """Why, for the audit."""
+    """The reason, for the audit."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,8 +33,8 @@ WithReason = Annotated[Reason, Body()]
 
 
 @router.post("/trader/kill")
-async def kill_trader(gateway: FromGateway, why: WithReason = Reason()) -> Accepted:  # noqa: B008  never written
-    """Close the position and stop trading until resumed; survives restarts."""
+async def kill_trader(gateway: FromGateway, why: WithReason = Reason()) -> Accepted:  # noqa: B008  never modified
+    """Close the position and stop trading until it is resumed; the order survives restarts."""
     return await _issue(gateway, "trader", "killed", why)
 
 
@@ -46,13 +46,13 @@ async def resume_trader(gateway: FromGateway, why: WithReason = Reason()) -> Acc
 
 @router.post("/training/pause")
 async def pause_training(gateway: FromGateway, why: WithReason = Reason()) -> Accepted:  # noqa: B008
-    """Stop learning; self-play goes on until it waits for the trainer."""
+    """Pause training; self-play continues up to the high-water mark of trajectories."""
     return await _issue(gateway, "training", "paused", why)
 
 
 @router.post("/training/resume")
 async def resume_training(gateway: FromGateway, why: WithReason = Reason()) -> Accepted:  # noqa: B008
-    """Learn on."""
+    """Resume training."""
     return await _issue(gateway, "training", "running", why)
 
 
@@ -62,11 +62,11 @@ async def _issue(
     control = ControlIssued(target=target, state=state, by="gateway", reason=why.reason)
     try:
         await gateway.ask(lambda: gateway.bus.announce(CONTROL, control, name=target))
-    except RedisAwayError as away:
+    except RedisAwayError as unavailable:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            f"Redis does not answer; whether {target} is {state} is not known, repeat this when it does"
-            + (_SECOND_WAY if state == "killed" else ""),
-        ) from away
+            f"Redis does not answer; it is not known whether {target} is {state}: repeat the request later"
+            + (_KILL_WITHOUT_REDIS if state == "killed" else ""),
+        ) from unavailable
     log.info("control_issued", **control.model_dump(mode="json"))
     return Accepted(control=control)

@@ -1,4 +1,4 @@
-"""The dashboard and the reference of this API: pages and what they load, all from this package."""
+"""The dashboard and the API reference, with their scripts and styles, all served from this package."""
 
 from functools import cache
 from http import HTTPStatus
@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException, Response
 
 router = APIRouter(include_in_schema=False)
 
-#: The only files that are served; a path from a client picks a name of this table and nothing else.
+#: The only files that are served. A client can choose only a name of this table.
 ASSETS = {
     "app.js": "text/javascript",
     "alerts.js": "text/javascript",
@@ -36,13 +36,13 @@ def dashboard() -> Response:
 
 @router.get("/docs")
 def reference() -> Response:
-    """The reference of every route, made of /openapi.json in the browser."""
+    """The reference of every route; the browser builds it from /openapi.json."""
     return Response(_read("docs.html"), media_type="text/html", headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/assets/{name}")
 def asset(name: str) -> Response:
-    """One file of the pages."""
+    """A script or style of the pages."""
     if name not in ASSETS:
         raise HTTPException(HTTPStatus.NOT_FOUND, "there is no such file")
     return Response(_read(name), media_type=ASSETS[name], headers={"Cache-Control": "no-cache"})

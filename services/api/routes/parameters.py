@@ -1,4 +1,4 @@
-"""Parameters that several routes share, each with its bounds."""
+"""Parameters that several routes share, with their limits."""
 
 import math
 from collections.abc import Callable, Coroutine
@@ -18,10 +18,10 @@ from shared.messages.entry_id import EntryId
 
 log = structlog.get_logger()
 
-#: A version's number; nothing else of a path reaches the file system.
-Version = Annotated[int, Path(ge=0, le=999_999_999, description="a checkpoint's version")]
+#: A version number; no other part of a path reaches the file system.
+Version = Annotated[int, Path(ge=0, le=999_999_999, description="version of a checkpoint")]
 
-Limit = Annotated[int, Query(ge=1, le=500, description="how many at most")]
+Limit = Annotated[int, Query(ge=1, le=500, description="most items of the page")]
 
 
 def _entry_id(text: str) -> str:
@@ -32,7 +32,7 @@ def _entry_id(text: str) -> str:
 
 Before = Annotated[
     Annotated[str, AfterValidator(_entry_id)] | None,
-    Query(max_length=64, description="entry id: only older entries; `next` of the page before"),
+    Query(max_length=64, description="entry id; return only older entries: `next` of the previous page"),
 ]
 
 
@@ -51,10 +51,10 @@ RequireKey = Security(_key_header)
 
 
 class KeyedRoute(APIRoute):
-    """Checks the API key, where the route needs it, before the request's body is received."""
+    """Checks the API key, if the route needs it, before it receives the request body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The framework's handler, behind the check."""
+        """The framework's handler, preceded by the check."""
         handle = super().get_route_handler()
         if RequireKey not in self.dependencies:
             return handle
@@ -67,10 +67,10 @@ class KeyedRoute(APIRoute):
 
 
 def _check_key(request: Request) -> None:
-    """Let the right key pass, always: a limit on wrong keys must not lock an operator out.
+    """Check the API key. The right key always passes: a limit on wrong keys must not lock an operator out.
 
     Raises:
-        HTTPException: 403 where no key is set, 401 without the right one, 429 after too many wrong ones.
+        HTTPException: 403 if no key is set, 401 without the right one, 429 after too many wrong ones.
     """
     gateway = _gateway(request)
     if not gateway.config.api_key.get_secret_value():
@@ -84,7 +84,7 @@ def _check_key(request: Request) -> None:
         _note_wrong_key(request)
     raise HTTPException(
         HTTPStatus.UNAUTHORIZED,
-        "the API key is wrong" if key else "this needs the API key in the header X-API-Key",
+        "the API key is wrong" if key else "this request needs the API key in the header X-API-Key",
         headers={"WWW-Authenticate": "ApiKey"},
     )
 
@@ -98,7 +98,7 @@ def _note_wrong_key(request: Request) -> None:
     if wait_seconds:
         raise HTTPException(
             HTTPStatus.TOO_MANY_REQUESTS,
-            "too many wrong API keys came from this address",
+            "too many wrong API keys came from this address; wait before the next attempt",
             headers={"Retry-After": str(math.ceil(wait_seconds))},
         )
     log.warning("wrong_api_key", peer=peer, path=request.url.path)

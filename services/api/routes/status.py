@@ -1,4 +1,4 @@
-"""How the system is doing."""
+"""The state of the system: status, positions, health, metrics."""
 
 from http import HTTPStatus
 
@@ -22,13 +22,13 @@ class Health(BaseModel):
 
 @router.get("/status")
 async def status(gateway: FromGateway) -> Status:
-    """The whole system at this moment; answers, degraded, also while Redis is away."""
+    """The state of the system at this moment; also answers, degraded, while Redis is unavailable."""
     return await gateway.status()
 
 
 @router.get("/positions")
 async def positions(gateway: FromGateway) -> Positions:
-    """What the trader holds."""
+    """The position of the trader."""
     now = await gateway.status()
     return Positions(
         time=now.trader.heard_at if now.trader.detail else None,
@@ -44,21 +44,21 @@ async def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses={503: {"description": "Redis is away"}})
+@router.get("/readyz", responses={503: {"description": "Redis does not answer"}})
 async def readyz(gateway: FromGateway) -> Health:
-    """Redis answers too; 503 when it does not."""
+    """Redis answers, too; 503 if it does not."""
 
     async def nothing() -> None:
         return None
 
     try:
         await gateway.ask(nothing)
-    except RedisAwayError as away:
-        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer") from away
+    except RedisAwayError as unavailable:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer") from unavailable
     return Health()
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(gateway: FromGateway) -> Response:
-    """Prometheus metrics: the gateway's own, and what the heartbeats and streams say of the others."""
+    """Prometheus metrics: those of the gateway, and those of all services from heartbeats and streams."""
     return Response(exposition(await gateway.status()), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Validation reports: list, detail, and the page and picture beside each."""
+"""Validation reports: list, detail, page and picture."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from shared.messages.schemas import ValidationReported
 
 router = APIRouter(tags=["validations"])
 
-#: A report page carries its own styles and pictures, and runs nothing.
+#: A report page contains its styles and its picture, and runs no script.
 _PAGE_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
 
 
@@ -27,7 +27,7 @@ async def validations(
     gateway: FromGateway,
     limit: Limit = 50,
     before: Annotated[
-        int | None, Query(ge=0, le=1_000_000_000, description="only versions below this one")
+        int | None, Query(ge=0, le=1_000_000_000, description="return only versions below this one")
     ] = None,
 ) -> Page[ValidationReported]:
     """The last report of every validated version, newest version first."""
@@ -38,7 +38,7 @@ async def validations(
 
 @router.get("/validations/{version}")
 async def validation(gateway: FromGateway, version: Version) -> ValidationDetail:
-    """What was announced of a version's validation, and the whole report."""
+    """The announcement of a version's validation, and the full report."""
     path = report_path(gateway.validation_root, version)
     summary = gateway.history.validations.get(version)
     report = await asyncio.to_thread(_report, path)
@@ -49,8 +49,8 @@ async def validation(gateway: FromGateway, version: Version) -> ValidationDetail
     return ValidationDetail(
         summary=summary,
         report=report,
-        has_page=_is_there(path.with_suffix(".html")),
-        has_picture=_is_there(path.with_suffix(".png")),
+        has_page=_is_file(path.with_suffix(".html")),
+        has_picture=_is_file(path.with_suffix(".png")),
     )
 
 
@@ -77,10 +77,10 @@ async def page(gateway: FromGateway, version: Version) -> Response:
 
 
 def _report(path: Path) -> dict[str, JsonValue] | None:
-    """The report's document; None when there is none.
+    """The report as a document; None if there is no file.
 
     Raises:
-        HTTPException: 409 when the file cannot be read as a report.
+        HTTPException: 409 if the file is not a readable report.
     """
     data = _contents(path)
     if data is None:
@@ -92,7 +92,9 @@ def _report(path: Path) -> dict[str, JsonValue] | None:
             HTTPStatus.CONFLICT, "the report is damaged; validate the version again"
         ) from damaged
     if not isinstance(document, dict):
-        raise HTTPException(HTTPStatus.CONFLICT, "the report is no JSON object; validate the version again")
+        raise HTTPException(
+            HTTPStatus.CONFLICT, "the report is not a JSON object; validate the version again"
+        )
     return document
 
 
@@ -106,12 +108,12 @@ def _beside(path: Path, suffix: str, version: int) -> bytes:
 
 
 def _contents(path: Path) -> bytes | None:
-    """A file of the validator's; None where there is none, a link being none.
+    """The contents of a file of the validator; None if there is no regular file (links do not count).
 
     Raises:
-        HTTPException: 409 when it cannot be read or is too large.
+        HTTPException: 409 if it cannot be read or is too large.
     """
-    if not _is_there(path):
+    if not _is_file(path):
         return None
     try:
         return read_beneath(path.parent, path.name, limit=MAX_REPORT_BYTES)
@@ -123,7 +125,7 @@ def _contents(path: Path) -> bytes | None:
         ) from unreadable
 
 
-def _is_there(path: Path) -> bool:
+def _is_file(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:

@@ -30,12 +30,12 @@ _ARGUMENTS = (
 
 
 def find_browser() -> str | None:
-    """Path of a Chromium, or None where there is none."""
+    """Path of a Chromium, or None."""
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One open page; what goes wrong in it is collected in `errors`."""
+    """One open page; `errors` collects its exceptions and error logs."""
 
     def __init__(self, socket: ClientConnection, *, port: int = 0) -> None:
         self._socket, self._port = socket, port
@@ -51,7 +51,7 @@ class Page:
             yield page
 
     async def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        """One command of the protocol, and its result."""
+        """Send one command of the protocol, and return its result."""
         number = next(self._ids)
         await self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -63,7 +63,7 @@ class Page:
                 self._note(message)
 
     async def open(self, url: str, *, width: int = 1440, height: int = 900, dark: bool = False) -> None:
-        """Go to an address with a window of a size, light or dark."""
+        """Open an address in a window of this size, light or dark."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         await self.call(
@@ -78,7 +78,7 @@ class Page:
         await self.call("Page.navigate", url=url)
 
     async def evaluate(self, expression: str) -> Any:
-        """The value of an expression of JavaScript."""
+        """The value of a JavaScript expression."""
         answer = await self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -86,18 +86,18 @@ class Page:
         return answer["result"].get("value")
 
     async def until(self, expression: str) -> None:
-        """Wait until an expression is true; one that fails is not true yet, as while a page loads."""
-        tried = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
+        """Wait until an expression is true; an expression that fails, as while a page loads, is not."""
+        guarded = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                while not await self.evaluate(tried):  # noqa: ASYNC110  a page
+                while not await self.evaluate(guarded):  # noqa: ASYNC110  a page
                     await asyncio.sleep(0.05)
         except TimeoutError:
             shown = await self.evaluate("document.body.innerText")
             raise AssertionError(f"never true: {expression}; errors {self.errors}; shown:\n{shown}") from None
 
     async def picture(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """A PNG of the full page."""
         answer = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))  # noqa: ASYNC240  one small file
 
@@ -124,7 +124,7 @@ async def _connected(port: int, target: str) -> AsyncIterator[Page]:
 
 @asynccontextmanager
 async def browsing(program: str, profile: Path) -> AsyncIterator[Page]:
-    """A browser with a fresh profile, ended afterwards."""
+    """A browser with a new profile, closed afterwards."""
     process = await asyncio.create_subprocess_exec(
         program, *_ARGUMENTS, f"--user-data-dir={profile}", "about:blank", stderr=asyncio.subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""A gateway over real HTTP, beside a real Redis, with versions that are real files."""
+"""A gateway over real HTTP, with a real Redis and versions in real files."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ FINGERPRINT = "ab" * 32
 
 @dataclass
 class System:
-    """A gateway that runs, and all that it looks at."""
+    """A running gateway and everything that it reads."""
 
     client: httpx.AsyncClient
     gateway: Gateway
@@ -78,7 +78,7 @@ class System:
         return message
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for what the gateway follows to arrive."""
+        """Wait until the gateway has received a message."""
         await until(condition)
 
 
@@ -91,7 +91,7 @@ def save_version(store: CheckpointStore, version: int, metrics: dict[str, float]
             journal_position=version * 50,
             dataset=FINGERPRINT,
             model={"hidden": 256},
-            settings={TRAINED_UNTIL: "2025-03-02T00:00:00Z"},  # just before `report_of` begins
+            settings={TRAINED_UNTIL: "2025-03-02T00:00:00Z"},  # just before the first bar of `report_of`
             metrics=metrics or {},
             state={},
         ),
@@ -110,7 +110,7 @@ def report_of(version: int, *passed: str, reasons: tuple[str, ...] = ()) -> dict
 
 
 def write_report(root: Path, version: int, *passed: str, reasons: tuple[str, ...] = ()) -> None:
-    """Leave a judgement of a version that `save_version` saves, as the validator does."""
+    """Write a judgement of a version that `save_version` saves, as the validator does."""
     keep_report(root, report_of(version, *passed, reasons=reasons))
 
 

@@ -1,4 +1,4 @@
-"""What counts as wrong, that it is raised once, and that it reaches the webhook."""
+"""Which conditions raise an alert, that each is raised once, and that it reaches the webhook."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ GOOD = RedisCondition(
 
 
 def redis(**changes: object) -> Status:
-    """A status in which Redis is well but for the changes."""
+    """A status with a healthy Redis, except for the changes."""
     return status(redis_condition=replace(GOOD, **changes))  # type: ignore[arg-type]
 
 
@@ -58,7 +58,7 @@ def service(
     last: Detail | None = None,
     **changes: object,
 ) -> Service:
-    """A service as the gateway shows it; `never_for`: never seen, since so many seconds."""
+    """A service as the gateway shows it; `never_for`: for how many seconds it was never seen."""
     absence = {
         "since": MOMENT - timedelta(seconds=never_for or 0),
         "seen_at": MOMENT if never_for is None else None,
@@ -120,7 +120,7 @@ def names(state: Status) -> list[str]:
     return [alert.name for alert in active_alerts(state, CONFIG)]
 
 
-#: A status, and the alerts that hold in it.
+#: A status and its alerts.
 CASES: list[tuple[Status, list[str]]] = [
     (status(), []),
     (status(redis="away", redis_condition=None), ["redis_away"]),
@@ -180,19 +180,19 @@ CASES: list[tuple[Status, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("state", "wrong"), CASES)
-def test_what_is_wrong_follows_from_the_status(state: Status, wrong: list[str]) -> None:
-    assert names(state) == wrong
+@pytest.mark.parametrize(("state", "expected"), CASES)
+def test_alerts_follow_from_the_status(state: Status, expected: list[str]) -> None:
+    assert names(state) == expected
 
 
-def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
+def test_an_alert_names_the_value_the_limit_and_a_remedy() -> None:
     (memory,) = active_alerts(redis(memory_bytes=1_900_000, memory_limit_bytes=2_000_000), CONFIG)
     assert memory.source == "redis"
-    assert memory.detail.startswith("Redis holds 1.9 of 2.0 MB (95%); when it is full, workers wait")
-    assert "nothing else does" in memory.detail
+    assert memory.detail.startswith("Redis uses 1.9 of 2.0 MB (95%), at most 80% expected.")
+    assert "raise maxmemory" in memory.detail
     (disk,) = active_alerts(redis(rewrite_ok=False, snapshot_ok=False), CONFIG)
     assert disk.detail.startswith("Redis could not write to its disk (rewrite, snapshot)")
-    assert "exits as soon as it cannot append" in disk.detail
+    assert "Redis exits as soon as it cannot append" in disk.detail
     (low,) = active_alerts(status(disk={"home": "/home/m", "free_mb": 4_999}), CONFIG)
     assert (low.source, low.name) == ("disk", "disk_low")
     assert low.detail.startswith(
@@ -200,11 +200,11 @@ def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
     )
     (pending,) = active_alerts(redis(pending_seconds=200.0), CONFIG)
     assert "200 s ago" in pending.detail
-    assert "32 not acknowledged" in pending.detail
+    assert "at most 120 s expected (32 not acknowledged)" in pending.detail
 
 
 @pytest.mark.parametrize(
-    ("last", "words"),
+    ("last", "position"),
     [
         ({"side": 1, "units": 1000, "entry_price": 187.5}, "IT HELD A POSITION (long 1,000 units at 187.5)"),
         ({"side": -1, "units": -0.5}, "IT HELD A POSITION (short 0.5 units)"),
@@ -212,18 +212,18 @@ def test_an_alert_tells_in_words_what_is_wrong_and_what_helps() -> None:
         ({}, "Whether it held a position is not known"),
     ],
 )
-def test_of_a_trader_that_is_gone_its_position_is_told(last: Detail, words: str) -> None:
+def test_the_alert_for_a_missing_trader_names_its_position(last: Detail, position: str) -> None:
     (missing,) = active_alerts(status(services=[service("trader", "missing", last=last)]), CONFIG)
-    assert words in missing.detail
-    assert "since 12:00:00 UTC: its heartbeats stopped" in missing.detail
+    assert position in missing.detail
+    assert "since 12:00:00 UTC; its heartbeat expired" in missing.detail
 
 
-def test_a_last_decision_does_not_say_that_a_lost_trader_holds_nothing() -> None:
+def test_a_flat_last_decision_does_not_prove_that_a_missing_trader_is_flat() -> None:
     flat = status(services=[service("trader", "missing")])
     decided = DecisionMade(bar_time=MOMENT, action="HOLD", executed=False, side=0, pnl_pips=0.0, close=187.0)
     seen = flat.model_copy(update={"trader": flat.trader.model_copy(update={"last_decision": decided})})
     (missing,) = active_alerts(seen, CONFIG)
-    assert missing.detail.endswith("(bar 2026-03-02 12:00 UTC); what came later is not known")
+    assert missing.detail.endswith("(bar 2026-03-02 12:00 UTC); later positions are not known")
 
 
 @pytest.mark.parametrize(
@@ -243,14 +243,14 @@ def test_a_last_decision_does_not_say_that_a_lost_trader_holds_nothing() -> None
         {"webhook_url": SecretStr("file:///etc/passwd")},
     ],
 )
-def test_a_limit_that_cannot_be_is_named(change: dict[str, object]) -> None:
+def test_a_threshold_out_of_range_is_refused_by_name(change: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match=f"alerts.{next(iter(change))}"):
         AlertConfig(**change)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
 async def webhook(*statuses: int) -> AsyncIterator[tuple[str, "asyncio.Queue[dict[str, object]]"]]:
-    """A server that takes posts, and answers with the statuses in turn, then with the last one."""
+    """A server that answers posts with the statuses in turn, and then always with the last one."""
     received: asyncio.Queue[dict[str, object]] = asyncio.Queue()
     answers = list(statuses)
     unanswered: list[asyncio.StreamWriter] = []
@@ -260,7 +260,7 @@ async def webhook(*statuses: int) -> AsyncIterator[tuple[str, "asyncio.Queue[dic
         length = int(head.split("content-length: ")[1].split("\r\n")[0])
         document = json.loads(await reader.readexactly(length))
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        if answer == 0:  # takes it and never answers
+        if answer == 0:  # receives it and never answers
             key = head.split("idempotency-key: ")[1].split("\r\n")[0]
             received.put_nowait({**document, "header": key})
             unanswered.append(writer)
@@ -280,7 +280,7 @@ async def webhook(*statuses: int) -> AsyncIterator[tuple[str, "asyncio.Queue[dic
 ALERT = AlertRaised(source="trader", name="stale_price", detail="no tick for 12 s")
 
 
-async def test_what_the_webhook_refuses_for_now_is_posted_again_with_the_same_id(
+async def test_an_alert_that_the_webhook_refuses_is_posted_again_with_the_same_id(
     redis_server: RedisServer, bus: Bus, tmp_path: Path
 ) -> None:
     async with webhook(500, 200) as (url, received):
@@ -298,7 +298,9 @@ async def test_what_the_webhook_refuses_for_now_is_posted_again_with_the_same_id
 @pytest.mark.parametrize(
     ("status", "again"), [(200, None), (204, None), (302, False), (403, False), (429, True), (503, True)]
 )
-async def test_one_post_is_one_request(status: int, again: bool | None) -> None:
+async def test_a_post_is_one_request_and_only_429_and_5xx_are_retried(
+    status: int, again: bool | None
+) -> None:
     async with webhook(status) as (url, received):
         if again is None:
             await post_alert(url, ALERT)
@@ -310,7 +312,7 @@ async def test_one_post_is_one_request(status: int, again: bool | None) -> None:
 
 
 async def test_a_slow_receiver_gets_an_alert_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have taken it, although its answer did not come in time."""
+    """The receiver may have accepted it, although its answer did not arrive in time."""
     monkeypatch.setattr("shared.adapters.webhook.ANSWER_SECONDS", 0.2)
     async with webhook(0) as (url, received):
         with pytest.raises(WebhookError, match="ReadTimeout") as failure:
@@ -324,10 +326,10 @@ async def test_a_slow_receiver_gets_an_alert_once(monkeypatch: pytest.MonkeyPatc
     [(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", True), (b"HTTP/1.1 200 OK\r\nX-A: ", False)],
     ids=["body", "head"],
 )
-async def test_an_answer_without_an_end_does_not_keep_later_alerts_waiting(
+async def test_an_endless_answer_does_not_block_later_alerts(
     monkeypatch: pytest.MonkeyPatch, head: bytes, delivered: bool
 ) -> None:
-    """Each byte comes in time; the answer never does."""
+    """Each byte arrives in time, but the answer never ends."""
     monkeypatch.setattr("shared.adapters.webhook.ANSWER_SECONDS", 0.5)
     monkeypatch.setattr("shared.adapters.webhook.CONNECT_SECONDS", 0.5)
 
@@ -355,7 +357,7 @@ async def test_an_answer_without_an_end_does_not_keep_later_alerts_waiting(
         await asyncio.gather(*filter(None, connections))
 
 
-def test_nothing_in_an_alert_mentions_or_formats_in_a_chat() -> None:
+def test_alert_texts_cannot_mention_people_or_format_text_in_a_chat() -> None:
     detail = "<!channel> @here `code` & [text](http://evil.test)\nsecond line"
     text = chat_text(AlertRaised(source="<@U1>", name="n", detail=detail))
     assert text == (
@@ -373,14 +375,14 @@ def test_nothing_in_an_alert_mentions_or_formats_in_a_chat() -> None:
         ("ended", 12, "s: n ended after 12 occurrences: d"),
     ],
 )
-def test_a_chat_is_told_the_phase_in_words(
+def test_a_chat_message_names_the_phase(
     phase: Literal["event", "began", "ended"], occurrences: int, text: str
 ) -> None:
     alert = AlertRaised(source="s", name="n", detail="d", phase=phase, occurrences=occurrences)
     assert chat_text(alert) == text
 
 
-async def test_a_webhook_that_refuses_is_an_error_that_keeps_the_address_secret() -> None:
+async def test_an_error_of_the_webhook_does_not_reveal_its_address() -> None:
     async with webhook(403) as (url, _):
         with pytest.raises(WebhookError, match="answered 403") as failure:
             await post_alert(url, ALERT)
@@ -391,10 +393,10 @@ async def test_a_webhook_that_refuses_is_an_error_that_keeps_the_address_secret(
         await post_alert("http://xn--a/hook-canary", ALERT)
 
 
-async def test_a_condition_is_announced_once_when_it_begins_and_once_when_it_ends(
+async def test_a_condition_is_announced_once_at_its_beginning_and_once_at_its_end(
     redis_server: RedisServer, bus: Bus, tmp_path: Path
 ) -> None:
-    """By two gateways on one Redis, and over the restart of both."""
+    """Two gateways use one Redis, and both restart."""
     alerts = AlertConfig(check_seconds=0.05, end_seconds=0.2, missing_seconds=3600)
     config = GatewayConfig(redis_timeout_seconds=5.0)
 
@@ -412,7 +414,7 @@ async def test_a_condition_is_announced_once_when_it_begins_and_once_when_it_end
         assert await alerts_raised(1) == [("dead_letters", "began")]
     async with gateway("a") as restarted:
         await bus.append(ALERTS, ALERT)
-        await restarted.until(lambda: bool(restarted.gateway.noted.empty()))
+        await restarted.until(lambda: bool(restarted.gateway.unannounced.empty()))
         assert [a["name"] for a in (await restarted.client.get("/status")).json()["alerts"]] == [
             "dead_letters"
         ]
@@ -426,19 +428,19 @@ async def test_a_condition_is_announced_once_when_it_begins_and_once_when_it_end
 async def test_a_restart_does_not_end_the_alert_of_a_service_that_is_still_missing(
     redis_server: RedisServer, bus: Bus, tmp_path: Path
 ) -> None:
-    """The new gateway gives services that it never saw time to start, but not this one."""
+    """The new gateway gives services that it never saw time to start, except this one."""
     gone = AlertRaised(source="trader", name="service_missing", phase="began")
     await bus.append_phase(gone)
     alerts = AlertConfig(check_seconds=0.02, end_seconds=0.1, start_seconds=3600, missing_seconds=0)
     config = GatewayConfig(redis_timeout_seconds=5.0)
     async with running_system(redis_server.url, bus, tmp_path, config, alerts) as system:
-        await asyncio.sleep(0.5)  # nothing is to happen
+        await asyncio.sleep(0.5)  # nothing may happen
         shown = (await system.client.get("/status")).json()["alerts"]
         assert [(a["source"], a["name"]) for a in shown] == [("trader", "service_missing")]
         assert await bus.length(ALERTS) == 1
 
 
-async def test_what_anyone_raises_is_posted(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> None:
+async def test_an_alert_of_any_service_is_posted(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> None:
     async with webhook(200) as (url, received):
         alerts = AlertConfig(check_seconds=0.05, webhook_url=SecretStr(url))
         config = GatewayConfig(redis_timeout_seconds=5.0)
@@ -455,10 +457,8 @@ async def test_what_anyone_raises_is_posted(redis_server: RedisServer, bus: Bus,
             assert await bus.length(ALERTS) == 2  # not raised again while it lasts
 
 
-async def test_a_disk_that_fills_up_while_redis_is_away_is_posted_past_redis(
-    bus: Bus, tmp_path: Path
-) -> None:
-    """A full disk is what makes Redis exit."""
+async def test_a_full_disk_is_posted_while_redis_is_unavailable(bus: Bus, tmp_path: Path) -> None:
+    """Redis exits because of a full disk."""
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     async with webhook(200) as (url, received):
@@ -472,7 +472,7 @@ async def test_a_disk_that_fills_up_while_redis_is_away_is_posted_past_redis(
             assert [(await received.get())["name"] for _ in range(2)] == ["redis_away", "disk_low"]
 
 
-async def test_that_redis_is_away_is_posted_past_redis_and_once(bus: Bus, tmp_path: Path) -> None:
+async def test_an_unavailable_redis_is_posted_once_without_redis(bus: Bus, tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     async with webhook(200) as (url, received):

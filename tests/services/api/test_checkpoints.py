@@ -1,4 +1,4 @@
-"""GET /checkpoints and beside it, POST promote and rollback."""
+"""GET /checkpoints and its details, POST promote and rollback."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ from tests.shared.adapters.versions.checkpoint_versions import folder
 PROBLEM = "application/problem+json"
 
 
-async def test_versions_come_newest_first_in_pages(system: System) -> None:
+async def test_versions_are_listed_in_pages_newest_first(system: System) -> None:
     for version in range(5):
         await system.publish(version, loss=float(version))
     await system.until(lambda: len(system.gateway.history.checkpoints) == 5)
@@ -35,7 +35,7 @@ async def test_versions_come_newest_first_in_pages(system: System) -> None:
     assert last["next"] is None
 
 
-async def test_a_version_whose_files_were_removed_keeps_its_place_in_the_curves(system: System) -> None:
+async def test_a_version_whose_files_were_removed_is_still_listed_with_its_metrics(system: System) -> None:
     for version in range(3):
         await system.publish(version, loss=float(version))
     await system.until(lambda: len(system.gateway.history.checkpoints) == 3)
@@ -54,7 +54,7 @@ async def test_a_version_that_was_never_announced_is_listed_from_its_manifest(sy
     assert (item["version"], item["episode"], item["metrics"]) == (6, 300, {"loss": 0.5})
 
 
-async def test_a_damaged_manifest_is_listed_with_its_fault(system: System) -> None:
+async def test_a_version_with_a_damaged_manifest_is_listed_with_the_fault(system: System) -> None:
     save_version(system.store, 6)
     (folder(system.store, 6) / "manifest.json").write_text("{")
     item = (await system.client.get("/checkpoints")).json()["items"][0]
@@ -65,7 +65,7 @@ async def test_a_damaged_manifest_is_listed_with_its_fault(system: System) -> No
     assert detail.json()["manifest"] is None
 
 
-async def test_a_detail_holds_manifest_and_verdict(system: System) -> None:
+async def test_the_detail_of_a_version_has_its_manifest_and_verdict(system: System) -> None:
     await system.publish(2, loss=0.5)
     await system.report(2, "paper")
     await system.until(lambda: 2 in system.gateway.history.validations)
@@ -74,7 +74,7 @@ async def test_a_detail_holds_manifest_and_verdict(system: System) -> None:
     assert detail["summary"]["validation"]["passed_gates"] == ["paper"]
 
 
-async def test_weights_are_the_verified_file(system: System) -> None:
+async def test_the_weights_route_returns_the_verified_file(system: System) -> None:
     manifest = await system.publish(2)
     answer = await system.client.get("/checkpoints/2/weights")
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -94,10 +94,10 @@ async def test_damaged_weights_are_not_sent(system: System) -> None:
     assert "damaged" in answer.json()["detail"]
 
 
-async def test_weights_collected_before_or_while_they_are_read(
+async def test_weights_removed_before_or_while_they_are_read(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gone is gone, and what was read whole is sent."""
+    """Removed weights are a 404; weights that were read completely are sent."""
     read = system.store.file_bytes
 
     def gone_before(version: int, name: str) -> bytes:
@@ -147,7 +147,7 @@ async def test_only_a_version_that_passed_its_gate_is_promoted(system: System, b
     assert status["pointers"]["promoted"] == {"version": 1, "stage": "paper"}
 
 
-async def test_while_the_validators_database_is_in_use_nothing_is_promoted_and_nothing_refused(
+async def test_a_promotion_is_a_503_while_the_database_of_the_validator_is_in_use(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.adapters.tables.validations.LOCK_SECONDS", 0.1)
@@ -169,7 +169,7 @@ async def test_a_damaged_version_is_not_promoted(system: System) -> None:
     assert system.store.pointer(Pointer.PROMOTED) is None
 
 
-async def test_rollback_goes_to_the_version_before_and_says_so(system: System, bus: Bus) -> None:
+async def test_rollback_promotes_the_previous_version_and_announces_it(system: System, bus: Bus) -> None:
     nothing = await system.client.post("/checkpoints/rollback", headers=KEY)
     assert nothing.status_code == 409
     for version in (1, 2):
@@ -184,7 +184,7 @@ async def test_rollback_goes_to_the_version_before_and_says_so(system: System, b
     assert announced.version == 1
 
 
-async def test_rollback_passes_over_what_is_damaged(system: System) -> None:
+async def test_rollback_skips_damaged_versions(system: System) -> None:
     for version in (1, 2, 3):
         await system.publish(version)
         await system.report(version, "paper")
@@ -194,7 +194,7 @@ async def test_rollback_passes_over_what_is_damaged(system: System) -> None:
     assert (back.status_code, back.json()["promotion"]["version"]) == (200, 1)
 
 
-async def test_a_damaged_pointer_is_no_server_error_and_a_promotion_sets_it_again(system: System) -> None:
+async def test_a_damaged_pointer_causes_no_server_error_and_a_promotion_repairs_it(system: System) -> None:
     await system.publish(1)
     await system.report(1, "paper")
     assert system.store.root is not None
@@ -239,7 +239,7 @@ async def test_a_change_needs_the_key(system: System, bus: Bus) -> None:
     assert await bus.length(PROMOTIONS) == await bus.length(CONTROL) == 0
 
 
-async def test_without_a_key_set_changes_are_off(
+async def test_changes_are_refused_if_no_key_is_set(
     redis_server: RedisServer, bus: Bus, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("off")

@@ -1,4 +1,4 @@
-"""What an operator ordered and what the trader says of itself are told apart."""
+"""The order of an operator is compared with the state that the trader or trainer reports."""
 
 from datetime import UTC, datetime
 from typing import Literal
@@ -23,10 +23,10 @@ KILL, RESUME = order("killed"), order("running")
 FLAT: Detail = {"control": "killed", "side": 0, "flat_at": 7, "state": "halted", "guards": "killed"}
 ACTIVE: Detail = {"control": "running", "side": 1, "state": "active", "guards": ""}
 
-LIFT = "`micro-muzero kill --resume` on the trader's host lifts it, the page does not"
+LIFT = "only `micro-muzero kill --resume` on the trader's host lifts it"
 BY_FILE = "killed by its kill file"
-UNSHOWN = ", but the broker has not shown yet that nothing is held"
-UNKNOWN = ", but whether a position is open is not known"
+UNCONFIRMED = ", but the broker has not confirmed yet that no position is open"
+UNKNOWN = ", but it is not known whether a position is open"
 OPEN = f"{BY_FILE}, but the position is still open"
 
 TRADER = [
@@ -34,14 +34,26 @@ TRADER = [
     (RESUME, ACTIVE, "running", True, "running"),
     (None, {**ACTIVE, "state": "halted", "guards": "old_bar"}, "running", True, "halted: old_bar"),
     (None, {**ACTIVE, "state": "reconnecting"}, "running", True, "reconnecting"),
-    (KILL, ACTIVE, "running", False, "kill sent at 11:53:02 UTC by gateway, not confirmed; it says running"),
-    (KILL, {**FLAT, "flat_at": None}, "killed", False, f"killed{UNSHOWN}"),
-    (None, {**FLAT, "kill_file": True, "flat_at": None}, "killed", False, f"{BY_FILE}{UNSHOWN}; {LIFT}"),
+    (
+        KILL,
+        ACTIVE,
+        "running",
+        False,
+        "kill sent at 11:53:02 UTC by gateway, not confirmed: it reports running",
+    ),
+    (KILL, {**FLAT, "flat_at": None}, "killed", False, f"killed{UNCONFIRMED}"),
+    (None, {**FLAT, "kill_file": True, "flat_at": None}, "killed", False, f"{BY_FILE}{UNCONFIRMED}; {LIFT}"),
     (KILL, {**FLAT, "side": -1}, "killed", False, "killed, but the position is still open (short)"),
     (KILL, {"control": "killed"}, "killed", False, f"killed{UNKNOWN}"),
     (KILL, FLAT, "killed", True, "killed since 11:53:02 UTC by gateway, no position"),
     (None, FLAT, "killed", False, "killed, no position"),
-    (RESUME, FLAT, "killed", False, "resume sent at 11:53:02 UTC by gateway, not confirmed; it says killed"),
+    (
+        RESUME,
+        FLAT,
+        "killed",
+        False,
+        "resume sent at 11:53:02 UTC by gateway, not confirmed: it reports killed",
+    ),
     (RESUME, {**FLAT, "kill_file": True}, "killed", True, f"killed by its kill file, no position; {LIFT}"),
     (None, {**FLAT, "kill_file": True, "side": 1}, "killed", False, f"{OPEN} (long); {LIFT}"),
     (
@@ -52,9 +64,15 @@ TRADER = [
         f"{BY_FILE}{UNKNOWN}; {LIFT}",
     ),
     (KILL, {**FLAT, "kill_file": False}, "killed", True, "killed since 11:53:02 UTC by gateway, no position"),
-    (None, {"state": "connecting", "control": None}, "unknown", None, "unknown: the trader says connecting"),
-    (None, {"state": "standby"}, "unknown", None, "unknown: the trader says standby"),
-    (None, {}, "unknown", None, "unknown: the trader says nothing of it"),
+    (
+        None,
+        {"state": "connecting", "control": None},
+        "unknown",
+        None,
+        "unknown: the trader reports connecting",
+    ),
+    (None, {"state": "standby"}, "unknown", None, "unknown: the trader reports standby"),
+    (None, {}, "unknown", None, "unknown: the trader reports no state"),
     (None, None, "unknown", None, "unknown since 11:50:00 UTC"),
     (
         KILL,
@@ -67,7 +85,7 @@ TRADER = [
 
 
 @pytest.mark.parametrize(("ordered", "detail", "state", "confirmed", "summary"), TRADER)
-def test_a_state_is_the_traders_own_word(
+def test_the_state_of_trading_is_the_one_that_the_trader_reports(
     ordered: ControlIssued | None, detail: Detail | None, state: str, confirmed: bool | None, summary: str
 ) -> None:
     control = trader_control(ordered, detail, SEEN)
@@ -75,7 +93,7 @@ def test_a_state_is_the_traders_own_word(
 
 
 def test_a_trader_that_was_never_seen_is_unknown() -> None:
-    assert trader_control(None, None, None).summary == "unknown: no trader was seen"
+    assert trader_control(None, None, None).summary == "unknown: no trader has been seen"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +107,7 @@ def test_a_trader_that_was_never_seen_is_unknown() -> None:
         (order("paused"), None, "unknown", None),
     ],
 )
-def test_training_is_paused_when_the_trainer_says_so(
+def test_the_state_of_training_is_the_one_that_the_trainer_reports(
     ordered: ControlIssued | None, live: Detail | None, state: str, confirmed: bool | None
 ) -> None:
     control = training_control(ordered, live, SEEN)

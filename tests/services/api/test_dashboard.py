@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: what it shows, that it lives, what it refuses to run or to load."""
+"""The dashboard in a real browser: its contents, its updates, and its safety against hostile texts."""
 
 import json
 from collections.abc import AsyncIterator
@@ -54,16 +54,14 @@ async def fill(system: System, bus: Bus) -> None:
     await system.report(2, "paper", reasons=("live: SQN 1.1, needs 2.5",))
     path = system.validation_root / "2.json"
     report = {**json.loads(path.read_text()), "summary": SUMMARY, "months": [], "realised_pips": [0, 9, 60]}
-    keep_report(system.validation_root, report)  # as the validator's record has it
+    keep_report(system.validation_root, report)  # with a matching record in the database
     for close in (187.0, 187.1, 187.2):
         await bus.append(DECISIONS, decision(close=close, action="HOLD", executed=False))
     await system.until(lambda: {1, 2, 3} <= set(system.gateway.history.checkpoints))
     await system.until(lambda: 2 in system.gateway.history.validations)
 
 
-async def test_it_shows_what_is_there_and_follows_without_a_reload(
-    system: System, bus: Bus, page: Page
-) -> None:
+async def test_it_shows_the_system_and_updates_without_a_reload(system: System, bus: Bus, page: Page) -> None:
     await fill(system, bus)
     await page.open(str(system.client.base_url))
     await page.until("document.querySelectorAll('canvas').length === 7")
@@ -82,9 +80,7 @@ async def test_it_shows_what_is_there_and_follows_without_a_reload(
     assert {url for url in page.requests if not url.startswith((origin, "data:"))} == set()
 
 
-async def test_an_operator_promotes_with_the_key_and_not_without(
-    system: System, bus: Bus, page: Page
-) -> None:
+async def test_an_operator_needs_the_key_to_promote_a_version(system: System, bus: Bus, page: Page) -> None:
     await fill(system, bus)
     await page.open(str(system.client.base_url), dark=True)
     await page.until("document.querySelector('#versions-table button:enabled')")
@@ -105,14 +101,14 @@ async def test_an_operator_promotes_with_the_key_and_not_without(
     await page.until("document.body.innerText.includes('unproven: no entries')")
     badge = "[...document.querySelectorAll('.tag')].find(tag => tag.textContent === 'unproven')"
     assert await page.evaluate(f"{badge}.className") == "tag"  # neither green nor red
-    assert "nothing to beat" in await page.evaluate(f"{badge}.title")
+    assert "passed no gate" in await page.evaluate(f"{badge}.title")
     system.store.point(Pointer.PROMOTED, 2, stage="paper")
     pointed = system.store.pointer(Pointer.PROMOTED)
     assert pointed is not None
     assert (pointed.version, pointed.stage) == (2, "paper")
 
 
-async def test_text_from_the_system_is_never_markup(system: System, bus: Bus, page: Page) -> None:
+async def test_texts_of_the_system_are_never_rendered_as_markup(system: System, bus: Bus, page: Page) -> None:
     hostile = "<img src=x onerror='window.ran = 1'><script>window.ran = 1</script>"
     await page.open(str(system.client.base_url))
     await page.until("document.documentElement.dataset.ready === 'yes'")
@@ -131,7 +127,7 @@ async def test_the_reference_lists_every_route(system: System, page: Page) -> No
     assert page.errors == []
 
 
-async def test_every_asset_is_there(system: System) -> None:
+async def test_every_asset_is_served(system: System) -> None:
     for name, media_type in ASSETS.items():
         answer = await system.client.get(f"/assets/{name}")
         assert answer.status_code == 200

@@ -1,4 +1,4 @@
-"""The dashboard while things go wrong, in a real browser: what is so, and what is not known."""
+"""The dashboard during failures, in a real browser: it shows only what is known."""
 
 import asyncio
 import contextlib
@@ -46,19 +46,19 @@ def text(selector: str) -> str:
     return f"document.querySelector({selector!r}).innerText"
 
 
-async def test_an_operator_kills_from_a_phone_and_sees_whether_it_is_so(
+async def test_an_operator_kills_from_a_phone_and_sees_the_confirmation(
     system: System, bus: Bus, page: Page
 ) -> None:
     await bus.beat(trader(**HELD))
     await page.open(str(system.client.base_url), width=390, height=844)
     await page.until(f"{text('#trader-state')} === 'running'")
-    # At the end of a long page the button is still in sight.
+    # The button stays visible at the end of a long page.
     await page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     box = "document.querySelector('#kill').getBoundingClientRect()"
     assert await page.evaluate("window.scrollY") > 1000
     assert await page.evaluate(f"{box}.top >= 0 && {box}.bottom < 150")
     assert await page.evaluate(f"{box}.right <= 390 && document.documentElement.scrollWidth <= 390")
-    # Above the alerts of services that are missing, nothing is green.
+    # Missing services raise alerts, so the state is not green.
     assert "pill bad" in await page.evaluate("document.querySelector('#state').className")
     await page.evaluate("document.querySelector('#kill').click()")
     assert "long 1,000 units, open pnl -3.2 pips" in await page.evaluate(text("#ask-facts"))
@@ -68,7 +68,7 @@ async def test_an_operator_kills_from_a_phone_and_sees_whether_it_is_so(
     await page.evaluate(f"{key} = {API_KEY!r}, document.querySelector('#ask-go').click()")
     await page.until(f"{text('#trader-state')}.includes('kill sent at')")
     shown = await page.evaluate(text("#trader-state"))
-    assert shown.endswith("by gateway, not confirmed; it says running")
+    assert shown.endswith("by gateway, not confirmed: it reports running")
     assert await page.evaluate("document.querySelector('#trader-state').className") == "pill warn"
     assert await page.evaluate(text("#kill")) == "Kill sent"
     ordered = await bus.newest(CONTROL, name="trader")
@@ -77,7 +77,7 @@ async def test_an_operator_kills_from_a_phone_and_sees_whether_it_is_so(
     await bus.beat(trader(**KILLED))
     await page.until(f"{text('#trader-state')} === 'killed, but the position is still open (long)'")
     await bus.beat(trader(**{**KILLED, "side": 0}))
-    await page.until(f"{text('#trader-state')}.endsWith('has not shown yet that nothing is held')")
+    await page.until(f"{text('#trader-state')}.endsWith('has not confirmed yet that no position is open')")
     await bus.beat(trader(**{**KILLED, "side": 0, "flat_at": 7}))
     await page.until(f"{text('#trader-state')}.endsWith('by gateway, no position')")
     assert await page.evaluate(text("#kill")) == "Killed"
@@ -87,13 +87,13 @@ async def test_an_operator_kills_from_a_phone_and_sees_whether_it_is_so(
     assert (await page.evaluate(tile)).split("\n")[1] == "?"
 
 
-async def test_a_service_that_is_missing_and_back_is_shown_and_told_once(
+async def test_a_service_that_goes_missing_and_returns_is_announced_once(
     system: System, bus: Bus, page: Page
 ) -> None:
     missing = "document.querySelector('#alerts [data-key=\"broker: service missing\"]')"
     await page.open(str(system.client.base_url))
     await page.until(f"{missing} && {text('#announcer')}.includes('alert: broker: service missing')")
-    # What stays is not rebuilt: selected text, focus and the screen reader's place survive.
+    # Unchanged elements are not rebuilt: selection, focus and the position of a screen reader survive.
     await page.evaluate(
         f"window.kept = {missing}, window.tile = document.querySelector('.tile .value').firstChild,"
         "getSelection().selectAllChildren(kept.querySelector('b')),"
@@ -112,9 +112,7 @@ async def test_a_service_that_is_missing_and_back_is_shown_and_told_once(
     assert "began" in await page.evaluate(f"{listed}.innerText")
 
 
-async def test_what_a_dead_trader_began_has_an_end_that_nobody_knows(
-    system: System, bus: Bus, page: Page
-) -> None:
+async def test_a_condition_of_a_killed_trader_has_no_known_end(system: System, bus: Bus, page: Page) -> None:
     began = AlertRaised(source="trader", name="stale_price", detail="d", phase="began")
     await bus.append(ALERTS, began)
     await bus.append(ALERTS, began.model_copy(update={"name": "trader_killed", "alert_id": uuid4()}))
@@ -128,13 +126,13 @@ async def test_what_a_dead_trader_began_has_an_end_that_nobody_knows(
     await page.until(f"{line}.includes('since ')")
     await bus.still("trader", "trader")
     await page.until(f"{line}.includes('its end is not known')")
-    assert "since " in await page.evaluate(killed)  # the gateway's own
+    assert "since " in await page.evaluate(killed)  # announced by the gateway
     await bus.beat(beat("trader", "trader"))  # its successor
     await page.until("document.querySelector('#services').innerText.includes('trader')")
     assert "its end is not known" in await page.evaluate(line)
 
 
-async def test_alerts_of_one_kind_are_one_line_and_a_zoomed_chart_stays_zoomed(
+async def test_alerts_of_one_kind_are_grouped_and_a_zoomed_chart_stays_zoomed(
     system: System, bus: Bus, page: Page
 ) -> None:
     for n in range(30):
@@ -182,7 +180,7 @@ async def test_alerts_of_one_kind_are_one_line_and_a_zoomed_chart_stays_zoomed(
 
 @dataclass
 class Proxy:
-    """Stands before the gateway and can answer 502 for its event stream."""
+    """A proxy of the gateway that can answer 502 for its event stream."""
 
     upstream: int
     bad_gateway: bool = False
@@ -190,7 +188,9 @@ class Proxy:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):  # either side has gone
+            with contextlib.suppress(
+                ConnectionError, asyncio.IncompleteReadError
+            ):  # either side has disconnected
                 await self._answer(reader, writer)
         finally:
             writer.close()
@@ -200,24 +200,24 @@ class Proxy:
         if head.startswith(b"GET /events ") and self.bad_gateway:
             writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             return
-        answer, question = await asyncio.open_connection("127.0.0.1", self.upstream)
+        reader_upstream, writer_upstream = await asyncio.open_connection("127.0.0.1", self.upstream)
         if head.startswith(b"GET /events "):
-            self.streams += [writer, question]
+            self.streams += [writer, writer_upstream]
         try:
-            question.write(head.replace(b"keep-alive", b"close"))
-            while data := await answer.read(65536):
+            writer_upstream.write(head.replace(b"keep-alive", b"close"))
+            while data := await reader_upstream.read(65536):
                 writer.write(data)
                 await writer.drain()
         finally:
-            question.close()
+            writer_upstream.close()
 
 
-async def test_the_event_stream_comes_back_after_a_429_and_a_502(
+async def test_the_event_stream_reconnects_after_a_429_and_a_502(
     system: System, bus: Bus, page: Page
 ) -> None:
     proxy = Proxy(system.port)
     async with await asyncio.start_server(proxy.handle, "127.0.0.1", 0) as server:
-        with system.gateway.events.listen(None, "another"):  # takes the only place
+        with system.gateway.events.listen(None, "another"):  # uses the only slot
             await page.open(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
             await page.until(f"{text('#stale')}.startsWith('Events do not arrive')")
             assert await page.evaluate("document.body.className") == "is-unheard"
@@ -237,10 +237,10 @@ async def test_the_event_stream_comes_back_after_a_429_and_a_502(
         await page.until(f"{text('#trader-state')}.startsWith('unknown since')")
 
 
-async def test_the_seventh_tab_works_and_a_hidden_one_holds_no_place(
+async def test_the_seventh_tab_works_since_hidden_tabs_close_their_stream(
     system: System, bus: Bus, page: Page
 ) -> None:
-    """A browser has six connections to one address; the gateway here has one place for a stream."""
+    """A browser opens at most six connections to one address; this gateway allows one event stream."""
     async with AsyncExitStack() as tabs:
         opened = [page]
         for _ in range(6):
@@ -255,19 +255,19 @@ async def test_the_seventh_tab_works_and_a_hidden_one_holds_no_place(
         await page.until(f"{text('#decision .action')} === 'SELL'")
 
 
-async def test_a_page_opened_while_redis_is_away_reads_the_rest_when_it_is_back(
+async def test_a_page_opened_without_redis_reads_the_rest_when_it_returns(
     own_redis: RedisServer, tmp_path: Path, page: Page
 ) -> None:
     bus = Bus(own_redis.url)
     config = GatewayConfig(api_key=SecretStr(API_KEY), redis_timeout_seconds=1.0)
     alert = AlertRaised(source="trader", name="old_bar", detail="bar 7")
     async with running_system(own_redis.url, bus, tmp_path, config, ALERTING) as system:
-        for _ in range(2):  # at least once
+        for _ in range(2):  # delivered twice
             await bus.append(ALERTS, alert)
         own_redis.stop()
         await page.open(str(system.client.base_url))
         await page.until(
-            f"{text('#state')}.includes('Redis is away') && {text('#alert-log')} === 'not read yet'"
+            f"{text('#state')}.includes('Redis has not answered') && {text('#alert-log')} === 'not read yet'"
         )
         assert await page.evaluate(text("#decision")) == "not read yet"
         own_redis.start()
@@ -277,7 +277,7 @@ async def test_a_page_opened_while_redis_is_away_reads_the_rest_when_it_is_back(
     await bus.close()
 
 
-async def test_a_page_that_could_read_nothing_claims_nothing(system: System, page: Page) -> None:
+async def test_a_page_that_cannot_read_anything_makes_no_claims(system: System, page: Page) -> None:
     await page.call("Network.enable")
     read = ("status", "events", "checkpoints?*", "decisions?*", "trades?*", "alerts?*")
     await page.call("Network.setBlockedURLs", urls=[f"*/{path}" for path in read])
@@ -292,7 +292,7 @@ async def test_a_page_that_could_read_nothing_claims_nothing(system: System, pag
     assert await page.evaluate(text("#ask-facts")) == "Position: not known."
 
 
-async def test_a_position_is_the_traders_word_and_not_its_last_decision(
+async def test_the_position_is_from_the_heartbeat_and_not_from_the_last_decision(
     system: System, bus: Bus, page: Page
 ) -> None:
     await bus.append(DECISIONS, decision(action="HOLD", side=0))
@@ -302,12 +302,12 @@ async def test_a_position_is_the_traders_word_and_not_its_last_decision(
     tile = "[...document.querySelectorAll('.tile')].find((t) => t.innerText.startsWith('Position')).innerText"
     assert (await page.evaluate(tile)).split("\n")[1:] == [
         "?",
-        "killed by its kill file, but whether a position is open is not known",
+        "killed by its kill file, but it is not known whether a position is open",
     ]
 
 
 async def test_only_the_promoted_version_is_shown_as_promoted(system: System, bus: Bus, page: Page) -> None:
-    """An old version that lost the promotion is not among the versions that are read again."""
+    """The page does not read old versions again, so it must notice that one lost the promotion."""
     for version in range(25):
         await system.publish(version)
     system.store.point(Pointer.PROMOTED, 1, stage="paper")
@@ -321,7 +321,7 @@ async def test_only_the_promoted_version_is_shown_as_promoted(system: System, bu
     await page.until("document.querySelector('tr.promoted').innerText.includes('promoted: live')")
 
 
-async def test_a_report_that_cannot_be_read_does_not_leave_that_of_another_version(
+async def test_an_unreadable_report_replaces_the_report_of_another_version(
     system: System, page: Page
 ) -> None:
     for version in (1, 2):
@@ -338,7 +338,7 @@ async def test_a_report_that_cannot_be_read_does_not_leave_that_of_another_versi
     assert "the report cannot be read: the report is damaged" in await page.evaluate(text("#chart-fan"))
 
 
-async def test_without_a_key_the_kill_switch_says_why_it_is_off(
+async def test_without_a_key_the_page_explains_why_the_kill_switch_is_off(
     redis_server: RedisServer, bus: Bus, tmp_path: Path, page: Page
 ) -> None:
     config = GatewayConfig(redis_timeout_seconds=5.0)

@@ -1,4 +1,4 @@
-"""No input makes a 5xx, every error is a problem document, nothing outside is read, no secret gets out."""
+"""No input causes a 5xx, every error is a problem document, no foreign file is read, no secret leaks."""
 
 import asyncio
 import json
@@ -71,7 +71,7 @@ QUERIES = [
     "before=99999999999999999999-0",
     "before=1-99999999999999999999",
     "before=%2b",
-    "before=%D9%A1-0",  # a digit, but none that Redis reads
+    "before=%D9%A1-0",  # a digit, but not one that Redis accepts
     "before=(1-0",
     "before=" + "1" * 5000,
 ]
@@ -87,13 +87,13 @@ def refused(answer: httpx.Response) -> None:
     assert problem["detail"]
 
 
-async def test_no_version_reaches_the_file_system(system: System, tmp_path: Path) -> None:
+async def test_no_path_in_place_of_a_version_reaches_the_file_system(system: System, tmp_path: Path) -> None:
     system.validation_root.mkdir(parents=True)
     (tmp_path / "secret.json").write_text('{"content": "canary"}')
     (system.validation_root / "latest.json").symlink_to(tmp_path / "secret.json")
     for pattern in VERSION_PATHS:
         for version in [*VERSIONS, "../secret", "..%2fsecret", "%2e%2e%2fsecret"]:
-            # A client's library would tidy the path up, so it is sent as it stands.
+            # An HTTP client would normalise the path, so send it unchanged.
             target = pattern.format(quote(version, safe="%./\\"))
             head, body = await raw(system, f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert head.split()[1] in (b"404", b"422"), target
@@ -102,7 +102,7 @@ async def test_no_version_reaches_the_file_system(system: System, tmp_path: Path
 
 
 async def test_no_link_in_a_store_or_among_reports_is_followed(system: System, tmp_path: Path) -> None:
-    """Each names what would do as a version, a version's file or a report, and lies outside."""
+    """Each link points to a valid version, file of a version or report outside."""
     await system.publish(1)
     await system.publish(2)
     outside = tmp_path / "outside"
@@ -139,7 +139,7 @@ async def test_no_link_in_a_store_or_among_reports_is_followed(system: System, t
         assert "canary" not in answer.text
 
 
-async def test_a_report_and_what_lies_beside_it_have_bounds(
+async def test_reports_pages_and_pictures_are_limited_in_size(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_report(system.validation_root, 1, "paper")
@@ -154,7 +154,7 @@ async def test_a_report_and_what_lies_beside_it_have_bounds(
         assert "bytes, at most 5 are expected" in answer.json()["detail"]
 
 
-async def test_pages_have_bounds(system: System) -> None:
+async def test_page_parameters_out_of_range_are_refused(system: System) -> None:
     for path in LISTS:
         for query in QUERIES:
             refused(await system.client.get(f"{path}?{query}"))
@@ -187,7 +187,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize("path", ["/checkpoints/1/promote", "/trader/kill"])
-async def test_no_body_makes_a_server_error(system: System, path: str) -> None:
+async def test_no_body_causes_a_server_error(system: System, path: str) -> None:
     types = ("application/json", "text/plain", "application/x-www-form-urlencoded")
     for body, content_type in product(BODIES, types):
         answer = await system.client.post(path, headers={**KEY, "Content-Type": content_type}, content=body)
@@ -195,7 +195,7 @@ async def test_no_body_makes_a_server_error(system: System, path: str) -> None:
             refused(answer)
 
 
-async def test_a_nan_in_a_body_is_named_and_not_repeated(system: System) -> None:
+async def test_an_error_names_a_nan_in_a_body_without_repeating_it(system: System) -> None:
     for number in (b"NaN", b"1e400", b"-Infinity"):
         body = b'{"reason": ' + number + b"}"
         headers = {**KEY, "Content-Type": "application/json"}
@@ -273,7 +273,7 @@ TEXT = st.text(st.characters(codec="utf-8") | st.sampled_from("\x00/\\.%&;=\ud7f
     post=st.booleans(),
     header=st.text(string.ascii_letters + string.digits + " ,-:;", max_size=30),
 )
-async def test_nothing_random_makes_a_server_error(
+async def test_no_random_request_causes_a_server_error(
     system: System, path: str, part: str, names: dict[str, str], body: bytes, post: bool, header: str
 ) -> None:
     target = (
@@ -289,7 +289,7 @@ async def test_nothing_random_makes_a_server_error(
         refused(answer)
 
 
-async def test_every_answer_carries_the_security_headers(system: System) -> None:
+async def test_every_answer_has_the_security_headers(system: System) -> None:
     for path in ("/", "/docs", "/status", "/nothing", "/checkpoints/x", "/assets/app.js", "/openapi.json"):
         headers = (await system.client.get(path)).headers
         policy = headers["content-security-policy"]
@@ -300,7 +300,7 @@ async def test_every_answer_carries_the_security_headers(system: System) -> None
         assert headers["x-frame-options"] == "DENY"
 
 
-async def test_every_route_of_the_document_answers_and_declares_its_errors(system: System) -> None:
+async def test_every_documented_route_answers_and_declares_its_errors(system: System) -> None:
     document = (await system.client.get("/openapi.json")).json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -322,13 +322,13 @@ async def test_no_secret_is_in_any_answer(system: System, bus: Bus, redis_server
     answers.append(await system.client.post("/trader/kill", headers=KEY))
     answers.append(await system.client.post("/trader/kill", headers=KEY, content=b"{"))
     for answer in answers:
-        told = answer.text + str(answer.headers)
-        assert API_KEY not in told
-        assert password not in told
+        sent = answer.text + str(answer.headers)
+        assert API_KEY not in sent
+        assert password not in sent
 
 
 async def raw(system: System, request: bytes) -> tuple[bytes, bytes]:
-    """Send bytes; the head and the body of what comes back."""
+    """Send bytes, and return the head and the body of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", system.port)
     writer.write(request)
     await writer.drain()

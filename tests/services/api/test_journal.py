@@ -42,17 +42,17 @@ async def test_trades_come_newest_first_in_pages(system: System, bus: Bus) -> No
     assert seen == ["4", "3", "2", "1", "0"]
 
 
-async def test_decisions_alerts_and_dead_letters_are_the_messages(system: System, bus: Bus) -> None:
+async def test_decisions_alerts_and_dead_letters_are_returned_as_messages(system: System, bus: Bus) -> None:
     await bus.append(DECISIONS, decision(action="CLOSE", side=0))
     await bus.append(ALERTS, AlertRaised(source="trader", name="stale_price", detail="no tick for 12 s"))
     await bus.append(DEAD, DeadLettered(stream="mm:trajectories", entry_id="1-0", reason="bad hash"))
     assert (await system.client.get("/decisions")).json()["items"][0]["message"]["action"] == "CLOSE"
     raised = [item["message"]["name"] for item in (await system.client.get("/alerts")).json()["items"]]
-    assert "stale_price" in raised  # and perhaps dead_letters already
+    assert "stale_price" in raised  # dead_letters may have been raised, too
     assert (await system.client.get("/dead")).json()["items"][0]["message"]["reason"] == "bad hash"
 
 
-async def test_a_dead_letter_is_told_without_the_entry_that_it_keeps(system: System, bus: Bus) -> None:
+async def test_a_dead_letter_is_returned_without_the_original_entry(system: System, bus: Bus) -> None:
     header, arrays = encode_trajectory(random_trajectory(1, 360))
     await bus.append(TRAJECTORIES, header, arrays)
     batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
@@ -76,7 +76,7 @@ async def test_validations_are_listed_by_version(system: System) -> None:
     assert [item["version"] for item in rest["items"]] == [1]
 
 
-async def test_a_validation_holds_the_report_and_tells_of_page_and_picture(system: System) -> None:
+async def test_a_validation_has_the_report_and_flags_for_page_and_picture(system: System) -> None:
     await system.report(4)
     detail = (await system.client.get("/validations/4")).json()
     assert detail["report"]["version"] == 4
@@ -95,7 +95,7 @@ async def test_a_validation_holds_the_report_and_tells_of_page_and_picture(syste
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000, '{"version": 1' + "0" * 5000 + "}"])
-async def test_a_damaged_report_is_told(system: System, content: str) -> None:
+async def test_a_damaged_report_is_a_conflict(system: System, content: str) -> None:
     system.validation_root.mkdir(parents=True)
     (system.validation_root / "5.json").write_text(content)
     answer = await system.client.get("/validations/5")
@@ -103,7 +103,7 @@ async def test_a_damaged_report_is_told(system: System, content: str) -> None:
     assert "validate the version again" in answer.json()["detail"]
 
 
-async def test_a_report_with_a_number_that_json_has_no_word_for_is_answered(system: System) -> None:
+async def test_a_report_with_nan_or_infinity_is_returned_with_null(system: System) -> None:
     system.validation_root.mkdir(parents=True)
     (system.validation_root / "5.json").write_text('{"sqn": NaN, "car25": Infinity, "far": 1e400}')
     report = (await system.client.get("/validations/5")).json()["report"]
@@ -119,7 +119,7 @@ async def test_a_report_with_a_number_that_json_has_no_word_for_is_answered(syst
         ("/training/resume", "training", "running"),
     ],
 )
-async def test_an_operators_word_stands_under_its_target(
+async def test_the_status_shows_an_order_at_its_target(
     system: System, bus: Bus, path: str, target: str, state: str
 ) -> None:
     answer = await system.client.post(path, headers=KEY, json={"reason": "drill"})
@@ -128,6 +128,6 @@ async def test_an_operators_word_stands_under_its_target(
     assert standing is not None
     assert (standing.target, standing.state, standing.reason) == (target, state, "drill")
     await system.until(lambda: target in system.gateway.history.controls)
-    told = (await system.client.get("/status")).json()[target]
-    assert (told["order"]["state"], told["order"]["reason"]) == (state, "drill")
-    assert (told["state"], told["confirmed"]) == ("unknown", None)  # nobody says that it is so
+    shown = (await system.client.get("/status")).json()[target]
+    assert (shown["order"]["state"], shown["order"]["reason"]) == (state, "drill")
+    assert (shown["state"], shown["confirmed"]) == ("unknown", None)  # no service confirms it

@@ -1,4 +1,4 @@
-"""Prometheus rules and the Grafana dashboard ask for metrics that the gateway really serves."""
+"""The gateway serves the metrics that the Prometheus rules and the Grafana dashboard use."""
 
 import json
 import re
@@ -26,7 +26,7 @@ METRIC = re.compile(r"\bmm_[a-z_]+\b")
 DOCUMENT = DEPLOY.parent / "docs" / "alerts.md"
 RULES = DEPLOY / "prometheus" / "alerts.yml"
 
-#: A metric with what is asked of its labels, and `label="value"` within it.
+#: A metric with its label selector, and one `label="value"` of that.
 SELECTOR = re.compile(r"\b(mm_[a-z_]+)(?:\{([^}]*)\})?")
 EQUAL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -43,14 +43,14 @@ def panels() -> list[dict[str, Any]]:
 
 @pytest_asyncio.fixture
 async def system(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> AsyncIterator[System]:
-    """A gateway for which a service that was never seen is missing at once."""
+    """A gateway that reports services never seen as missing at once."""
     alerts = AlertConfig(start_seconds=0.0, missing_seconds=0.0)
     config = GatewayConfig(redis_timeout_seconds=5.0)
     async with running_system(redis_server.url, bus, tmp_path, config, alerts) as running:
         yield running
 
 
-async def test_every_metric_that_is_asked_for_is_served(system: System, bus: Bus) -> None:
+async def test_every_metric_of_rules_and_panels_is_served(system: System, bus: Bus) -> None:
     await bus.beat(
         beat("trainer", "t1", "degraded", updates=3, samples_per_insert=1.0, samples_per_insert_target=1.0)
     )
@@ -65,10 +65,10 @@ async def test_every_metric_that_is_asked_for_is_served(system: System, bus: Bus
     await system.client.get("/status")
     text = (await system.client.get("/metrics")).text
     served = set(METRIC.findall(text))
-    asked = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
-    asked |= {name for panel in panels() for t in panel["targets"] for name in METRIC.findall(t["expr"])}
-    assert len(asked) > 10
-    assert asked <= served, asked - served
+    used = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
+    used |= {name for panel in panels() for t in panel["targets"] for name in METRIC.findall(t["expr"])}
+    assert len(used) > 10
+    assert used <= served, used - served
     lines = text.splitlines()
     for rule in rules():
         for metric, labels in SELECTOR.findall(rule["expr"]):
@@ -76,21 +76,23 @@ async def test_every_metric_that_is_asked_for_is_served(system: System, bus: Bus
             assert any(line.startswith(metric) and all(w in line for w in wanted) for line in lines), rule
 
 
-def test_every_condition_of_the_gateway_reaches_one_rule() -> None:
-    """A rule of its own, by its name, or the one for all others."""
+def test_every_condition_of_the_gateway_has_exactly_one_rule() -> None:
+    """Either a rule of its own name, or the rule for all other conditions."""
     by_name = {rule["alert"]: rule for rule in rules()}
     (excepted,) = re.findall(r'name!~"([^"]*)"', by_name["ConditionActive"]["expr"])
-    own = {name for _, wrong in CASES for name in wrong if name.title().replace("_", "") in by_name}
+    own = {name for _, alerts in CASES for name in alerts if name.title().replace("_", "") in by_name}
     assert set(excepted.split("|")) == own
     assert {"redis_memory", "redis_disk", "backlog", "pending", "entries_removed", "dead_letters"} <= own
 
 
-def test_every_condition_is_told_of_in_the_documentation() -> None:
-    told = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)))
-    assert set(told) == {name for _, wrong in CASES for name in wrong}
+def test_every_condition_is_documented() -> None:
+    documented = re.findall(
+        r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE))
+    )
+    assert set(documented) == {name for _, alerts in CASES for name in alerts}
 
 
-def test_rules_have_the_limits_of_the_settings() -> None:
+def test_the_rules_have_the_thresholds_of_the_settings() -> None:
     limits = {
         "RedisMemory": CONFIG.redis_memory_share,
         "DiskLow": 1e6 * CONFIG.low_free_mb,
@@ -100,12 +102,12 @@ def test_rules_have_the_limits_of_the_settings() -> None:
         "PolicyCollapsed": CONFIG.win_rate_floor,
         "NoCheckpoint": 60.0 * CONFIG.checkpoint_silence_minutes,
     }
-    told = {rule["alert"]: float(rule["expr"].split()[-1]) for rule in rules() if rule["alert"] in limits}
-    assert told == limits
+    of_rules = {rule["alert"]: float(rule["expr"].split()[-1]) for rule in rules() if rule["alert"] in limits}
+    assert of_rules == limits
 
 
-def test_rules_fire_on_what_is_wrong_and_on_nothing_else() -> None:
-    """As Prometheus' own tool reads and evaluates them (tests/services/api/alerts.yml)."""
+def test_the_rules_fire_exactly_in_the_cases_given() -> None:
+    """Prometheus' own tool evaluates them on the cases in tests/services/api/alerts.yml."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool, of Prometheus, is not on PATH")
@@ -115,7 +117,7 @@ def test_rules_fire_on_what_is_wrong_and_on_nothing_else() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_rule_says_what_is_wrong_and_how_bad() -> None:
+def test_every_rule_has_a_summary_and_a_severity() -> None:
     for rule in rules():
         assert rule["labels"]["severity"] in ("warning", "critical"), rule["alert"]
         assert rule["annotations"]["summary"], rule["alert"]
@@ -131,7 +133,7 @@ def test_panels_do_not_overlap_and_stay_on_the_grid() -> None:
         taken |= cells
 
 
-def test_the_configuration_loads_what_lies_beside_it() -> None:
+def test_the_configuration_refers_to_existing_files() -> None:
     prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     assert all((DEPLOY / "prometheus" / name).is_file() for name in prometheus["rule_files"])
     folder = DEPLOY / "grafana" / "provisioning"

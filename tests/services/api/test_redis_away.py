@@ -1,4 +1,4 @@
-"""Redis goes and comes back: the gateway stays, says so, and goes on by itself."""
+"""Redis stops and starts again: the gateway reports it and recovers by itself."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,7 +24,7 @@ async def system(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[System
     await bus.close()
 
 
-async def test_without_redis_everything_still_answers_and_says_so(
+async def test_without_redis_the_status_is_degraded_and_other_routes_answer_503(
     system: System, own_redis: RedisServer
 ) -> None:
     await system.publish(1, loss=0.5)
@@ -33,15 +33,15 @@ async def test_without_redis_everything_still_answers_and_says_so(
     own_redis.stop()
     status = await system.client.get("/status")
     assert status.status_code == 200
-    told = status.json()
-    assert (told["state"], told["redis"], told["dead_letters"]) == ("degraded", "away", None)
-    assert told["pointers"]["newest"] == 1
-    assert [alert["name"] for alert in told["alerts"]] == ["redis_away"]
-    assert told["redis_away_since"] is not None
-    services = {service["service"]: service["state"] for service in told["services"]}
-    assert services.pop("api") == "up"  # the one that answers
+    document = status.json()
+    assert (document["state"], document["redis"], document["dead_letters"]) == ("degraded", "away", None)
+    assert document["pointers"]["newest"] == 1
+    assert [alert["name"] for alert in document["alerts"]] == ["redis_away"]
+    assert document["redis_away_since"] is not None
+    services = {service["service"]: service["state"] for service in document["services"]}
+    assert services.pop("api") == "up"  # the process that answers
     assert set(services.values()) == {"unknown"}
-    assert told["trader"]["state"] == "unknown"
+    assert document["trader"]["state"] == "unknown"
     assert (await system.client.get("/healthz")).status_code == 200
     assert (await system.client.get("/checkpoints")).json()["items"][0]["metrics"] == {"loss": 0.5}
     assert "mm_redis_up 0.0" in (await system.client.get("/metrics")).text
@@ -51,7 +51,7 @@ async def test_without_redis_everything_still_answers_and_says_so(
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_without_redis_nothing_is_promoted_or_stopped(system: System, own_redis: RedisServer) -> None:
+async def test_without_redis_orders_are_refused(system: System, own_redis: RedisServer) -> None:
     await system.publish(1)
     write_report(system.validation_root, 1, "paper")
     own_redis.stop()
@@ -64,7 +64,9 @@ async def test_without_redis_nothing_is_promoted_or_stopped(system: System, own_
     assert "./run kill" in killing.json()["detail"]
 
 
-async def test_when_redis_comes_back_the_gateway_follows_on(system: System, own_redis: RedisServer) -> None:
+async def test_when_redis_returns_the_gateway_follows_the_streams_again(
+    system: System, own_redis: RedisServer
+) -> None:
     await system.publish(1)
     await system.until(lambda: 1 in system.gateway.history.checkpoints)
     own_redis.stop()
@@ -76,8 +78,10 @@ async def test_when_redis_comes_back_the_gateway_follows_on(system: System, own_
     assert (await system.client.get("/status")).json()["redis"] == "up"
 
 
-async def test_what_redis_refuses_is_told_as_if_it_were_away(system: System, own_redis: RedisServer) -> None:
-    """Another program keeps something else where the trajectories should be."""
+async def test_a_command_that_redis_refuses_counts_as_unavailable(
+    system: System, own_redis: RedisServer
+) -> None:
+    """Another program has stored a string under the key of the trajectories."""
     async with Redis.from_url(own_redis.url) as client:
         await client.set(TRAJECTORIES.key, "another program's")
     status = await system.client.get("/status")

@@ -1,4 +1,4 @@
-"""Who was seen when: absences and restarts, from heartbeats alone."""
+"""Absences and restarts of services, derived from heartbeats."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -29,7 +29,7 @@ def roster() -> Roster:
     return Roster(timedelta(minutes=10))
 
 
-def test_a_service_that_was_never_seen_is_absent_since_the_first_look() -> None:
+def test_a_service_never_seen_is_absent_since_the_first_look() -> None:
     looks = roster()
     for second in (0, 5, 10):
         looks.look(["trainer"], [], at(second))
@@ -37,7 +37,7 @@ def test_a_service_that_was_never_seen_is_absent_since_the_first_look() -> None:
     assert (absent.absent_since, absent.seen_at) == (at(0), None)
 
 
-def test_a_heartbeat_that_is_withdrawn_and_one_that_runs_out_are_told_apart() -> None:
+def test_withdrawn_and_expired_heartbeats_are_distinguished() -> None:
     for kept_seconds, ran_out in ((2, False), (15, True)):
         looks = roster()
         for second in range(0, 60, 2):
@@ -50,8 +50,8 @@ def test_a_heartbeat_that_is_withdrawn_and_one_that_runs_out_are_told_apart() ->
     assert looks.of("trainer").absent_since is None
 
 
-def test_restarts_quicker_than_a_heartbeat_runs_out_are_counted() -> None:
-    """Under one name, and under a new name each time, whose old heartbeats are still there for a while."""
+def test_restarts_faster_than_the_expiry_of_a_heartbeat_are_counted() -> None:
+    """With one instance name, and with a new name each time while old heartbeats have not yet expired."""
     for names in (["same"] * 4, ["a", "b", "c", "d"]):
         looks = roster()
         for n, name in enumerate(names):
@@ -63,7 +63,7 @@ def test_restarts_quicker_than_a_heartbeat_runs_out_are_counted() -> None:
         assert looks.of("trainer").restarts == 0
 
 
-def test_replicas_added_or_removed_and_a_heartbeat_that_returns_are_no_restarts() -> None:
+def test_added_or_removed_replicas_and_returning_heartbeats_are_not_restarts() -> None:
     looks = roster()
     one, five = [beat("1", 0, 0)], [beat(str(n), 0, 0) for n in range(5)]
     for n, there in enumerate([one, five, five, one, [], [], one]):
@@ -71,7 +71,7 @@ def test_replicas_added_or_removed_and_a_heartbeat_that_returns_are_no_restarts(
     assert looks.of("trainer").restarts == 0
 
 
-def test_the_last_words_are_those_of_the_instance_that_knew_its_position() -> None:
+def test_the_last_heartbeat_kept_is_the_one_that_names_a_position() -> None:
     looks = roster()
     trading = beat("1", 0, 0, "trader").model_copy(update={"detail": {"side": 1}})
     standby = beat("2", 0, 3, "trader").model_copy(update={"detail": {"state": "standby"}})

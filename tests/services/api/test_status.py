@@ -55,7 +55,7 @@ async def samples(system: System) -> dict[tuple[str, frozenset[tuple[str, str]]]
     }
 
 
-async def test_an_empty_system_names_every_service_that_is_missing(system: System) -> None:
+async def test_the_status_of_an_empty_system_lists_every_expected_service(system: System) -> None:
     status = (await system.client.get("/status")).json()
     assert status["state"] == "degraded"
     assert status["redis"] == "up"
@@ -65,7 +65,7 @@ async def test_an_empty_system_names_every_service_that_is_missing(system: Syste
     assert status["dead_letters"] == 0
 
 
-async def test_a_whole_system_is_running(system: System, bus: Bus) -> None:
+async def test_a_complete_system_is_running(system: System, bus: Bus) -> None:
     for service in EXPECTED_SERVICES:
         await bus.beat(beat(service, f"{service}-1"))
     await bus.beat(beat("selfplay", "selfplay-2", episodes=7))
@@ -76,7 +76,7 @@ async def test_a_whole_system_is_running(system: System, bus: Bus) -> None:
     assert replicas["trainer"] == 1
 
 
-async def test_a_service_of_another_schema_ends_neither_the_status_nor_the_gateway(
+async def test_an_unreadable_heartbeat_breaks_neither_the_status_nor_the_gateway(
     redis_server: RedisServer, bus: Bus, tmp_path: Path
 ) -> None:
     config, often = GatewayConfig(redis_timeout_seconds=5.0), AlertConfig(check_seconds=0.05)
@@ -90,7 +90,7 @@ async def test_a_service_of_another_schema_ends_neither_the_status_nor_the_gatew
         assert (instances["selfplay"], instances["trainer"]) == (1, 0)
         await bus.append(DEAD, DeadLettered(stream="s", entry_id="1-0", reason="r"))
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await bus.length(ALERTS):  # noqa: ASYNC110  the gateway still watches
+            while not await bus.length(ALERTS):  # noqa: ASYNC110  the gateway still checks
                 await asyncio.sleep(0.01)
         assert (await samples(system))["mm_heartbeats_unreadable_total", frozenset()] > 0
 
@@ -101,7 +101,7 @@ async def test_one_degraded_instance_degrades_the_system(system: System, bus: Bu
     assert (await system.client.get("/status")).json()["state"] == "degraded"
 
 
-async def test_status_tells_training_validation_and_trading(system: System, bus: Bus) -> None:
+async def test_the_status_has_training_validation_and_trading(system: System, bus: Bus) -> None:
     await system.publish(3, loss=1.5, win_rate=0.4)
     await system.publish(4, loss=1.25, win_rate=0.5)
     await system.report(3, "paper")
@@ -112,7 +112,7 @@ async def test_status_tells_training_validation_and_trading(system: System, bus:
     await system.until(lambda: system.gateway.history.last_decision is not None)
     await system.until(lambda: system.gateway.history.last_validation is not None)
     status = (await system.client.get("/status")).json()
-    assert status["training"]["state"] == "unknown"  # no trainer says that it is paused
+    assert status["training"]["state"] == "unknown"  # no trainer reports that it is paused
     assert status["training"]["order"]["state"] == "paused"
     assert (status["training"]["version"], status["training"]["episode"]) == (4, 200)
     assert status["training"]["metrics"] == {"loss": 1.25, "win_rate": 0.5}
@@ -122,9 +122,9 @@ async def test_status_tells_training_validation_and_trading(system: System, bus:
     assert status["streams"]["mm:checkpoints"] == 2
 
 
-async def test_positions_are_the_traders_own_words(system: System, bus: Bus) -> None:
-    nobody = (await system.client.get("/positions")).json()
-    assert nobody["time"] is None
+async def test_positions_are_those_that_the_trader_reports(system: System, bus: Bus) -> None:
+    absent = (await system.client.get("/positions")).json()
+    assert absent["time"] is None
     await bus.beat(beat("trader", "trader-1", side=1, entry_price=187.5))
     held = (await system.client.get("/positions")).json()
     assert held["detail"] == {"side": 1, "entry_price": 187.5}
@@ -154,7 +154,7 @@ async def test_metrics_hold_heartbeats_streams_and_versions(system: System, bus:
     assert found["mm_alert_active", alert] == 1
 
 
-async def test_metrics_count_requests_by_route_not_by_what_a_client_makes_up(system: System) -> None:
+async def test_request_metrics_have_routes_as_labels_not_paths_from_clients(system: System) -> None:
     for version in (7, 8):
         await system.client.get(f"/checkpoints/{version}")
     await system.client.get("/made/up")

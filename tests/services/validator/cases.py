@@ -1,4 +1,4 @@
-"""A small data set, versions with opinions, and a store that holds them."""
+"""A small data set, versions whose networks prefer some actions, and a store with these versions."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -23,10 +23,10 @@ from shared.metrics.sizing import SizingConfig
 from shared.search.config import SearchConfig
 from tests.shared.model.networks import SMALL, opinionated_network
 
-#: Sessions of a tenth of their length: as many, and quickly walked.
+#: As many sessions as usual at a tenth of their length, so that a walk is fast.
 ENVIRONMENT = EnvironmentConfig(session_bars=36)
 
-#: Asks for nothing but a higher SQN than the best: for tests of what follows from a verdict.
+#: Requires only a higher SQN than the best version; for tests of what follows from a verdict.
 OPEN_GATE = GateConfig(
     paper_min_trades=0, paper_min_days=0, paper_max_p_value=1.0, paper_max_rule_p_value=1.0
 )

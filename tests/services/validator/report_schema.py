@@ -28,7 +28,7 @@ _PLAIN: dict[object, dict[str, Any]] = {
 
 
 def report_schema() -> dict[str, Any]:
-    """The schema, as it is published."""
+    """The schema as it is published."""
     definitions: dict[str, Any] = {}
     root = _schema(ValidationReport, definitions)
     return {
@@ -51,7 +51,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"type": "array", "items": _schema(arguments[0], definitions)}
     if origin in (dict, Mapping):
         return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
-    if origin is np.ndarray:  # of one axis, or of two
+    if origin is np.ndarray:  # one- or two-dimensional
         row = {"type": "array", "items": {"type": "number"}}
         return {"type": "array", "items": {"anyOf": [{"type": "number"}, row]}}
     if isinstance(kind, type) and issubclass(kind, StrEnum):

@@ -33,12 +33,12 @@ def test_always_long_trades_once_a_session() -> None:
     assert (columns.side == 1).all()
 
 
-def test_random_is_seeded_and_takes_every_legal_action() -> None:
+def test_random_is_reproducible_and_takes_every_legal_action() -> None:
     once, again = (walk_baselines(prices(), starts(), ENVIRONMENT, seed=5)[1].walk for _ in range(2))
     assert np.array_equal(once.trades.columns.pips, again.trades.columns.pips)
     counts = once.action_counts
     assert (counts > 0).all()
-    # In every state each legal action is as likely, hence as many buys as sells.
+    # Legal actions are equally likely in every state, so there are about as many buys as sells.
     assert counts[Action.BUY] == pytest.approx(counts[Action.SELL], rel=0.25)
 
 
@@ -50,18 +50,18 @@ def test_trend_compares_trailing_means() -> None:
         fast, slow = close[bar - FAST_BARS + 1 : bar + 1].mean(), close[bar - SLOW_BARS + 1 : bar + 1].mean()
         if abs(fast - slow) > 1e-9:
             assert side[bar] == np.sign(fast - slow)
-    assert np.array_equal(trend(close[:200]), side[:200])  # nothing looks ahead
+    assert np.array_equal(trend(close[:200]), side[:200])  # no look-ahead
 
 
-def test_the_cross_is_on_the_side_of_the_trend() -> None:
+def test_the_cross_trades_on_the_side_of_the_trend() -> None:
     columns = walked("cross").trades.columns
     side = trend(small_dataset().bars.close)
     assert len(columns.side) > 0
-    assert np.array_equal(columns.side, side[columns.entry_bar - 1])  # decided at the close before
+    assert np.array_equal(columns.side, side[columns.entry_bar - 1])  # decided at the previous close
 
 
-def test_costs_come_off_every_trade() -> None:
-    """Kill-list 6: with and without a spread the results differ by just the spread, trade by trade."""
+def test_every_trade_pays_the_spread() -> None:
+    """With and without a spread, each trade differs by exactly the spread."""
     with_spread = walk_baselines(prices(), starts(), ENVIRONMENT)[3].walk.trades.columns.pips
     without = walk_baselines(prices(), starts(), replace(ENVIRONMENT, spread_pips=0.0))[
         3
@@ -69,6 +69,6 @@ def test_costs_come_off_every_trade() -> None:
     assert without - with_spread == pytest.approx(np.full(len(without), ENVIRONMENT.spread_pips))
 
 
-def test_no_session_is_refused() -> None:
+def test_walks_without_a_session_are_refused() -> None:
     with pytest.raises(DataError, match="no valid session"):
         walk_baselines(prices(), np.zeros(0, np.int64), ENVIRONMENT)

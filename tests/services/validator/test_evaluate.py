@@ -26,7 +26,7 @@ def market() -> MarketView:
     return MarketView(data.features, prices(), data.outcomes, data.fingerprint)
 
 
-def test_the_number_of_lanes_does_not_matter() -> None:
+def test_the_number_of_lanes_does_not_affect_the_result() -> None:
     few, many = (
         walk(agent(1), market(), starts()[:7], ENVIRONMENT, STANDARDS.search, lanes=lanes)
         for lanes in (2, 64)
@@ -36,8 +36,8 @@ def test_the_number_of_lanes_does_not_matter() -> None:
     assert [trade for _, trade in few.trades] == [trade for _, trade in many.trades]
 
 
-def test_every_decision_is_counted_and_told() -> None:
-    told: list[tuple[int, int]] = []
+def test_every_decision_is_counted_and_reported_as_progress() -> None:
+    calls: list[tuple[int, int]] = []
     result = walk(
         agent(1),
         market(),
@@ -45,24 +45,26 @@ def test_every_decision_is_counted_and_told() -> None:
         ENVIRONMENT,
         STANDARDS.search,
         lanes=3,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
     assert result.action_counts.sum() == 5 * 36
-    assert told[0] == (3, 180)
-    assert told[-1] == (180, 180)
+    assert calls[0] == (3, 180)
+    assert calls[-1] == (180, 180)
     assert (np.diff(result.trades.columns.exit_bar) >= 0).all()
 
 
-def test_a_walk_ends_when_its_progress_says_so() -> None:
-    def enough(done: int, total: int) -> None:
+def test_an_exception_from_progress_stops_the_walk() -> None:
+    def stop_after_ten(done: int, total: int) -> None:
         if done > 10:
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        walk(agent(1), market(), starts()[:5], ENVIRONMENT, STANDARDS.search, lanes=3, progress=enough)
+        walk(
+            agent(1), market(), starts()[:5], ENVIRONMENT, STANDARDS.search, lanes=3, progress=stop_after_ten
+        )
 
 
-def test_no_session_is_refused() -> None:
+def test_a_walk_without_a_session_is_refused() -> None:
     with pytest.raises(DataError, match="no valid session"):
         walk(agent(1), market(), np.zeros(0, np.int64), ENVIRONMENT, STANDARDS.search)
 
@@ -74,8 +76,8 @@ def test_sessions_are_spread_over_time() -> None:
     assert choose_sessions(every, 3).tolist() == [0, 500, 990]
 
 
-def test_one_session_by_hand() -> None:
-    """Always long in one session: its equity is the close against the entry, less the spread."""
+def test_the_equity_of_one_session_matches_a_replay() -> None:
+    """The rule is always long, so its equity is the close less the entry price and the spread."""
     start = int(starts()[0])
     actions = [1] + [0] * 35
     episode = replay(start, actions, prices(), ENVIRONMENT)
@@ -88,7 +90,7 @@ def test_one_session_by_hand() -> None:
     assert marked.equity_pips[36] == pytest.approx(first.pips)
 
 
-def test_the_numbers_belong_together() -> None:
+def test_summary_days_and_months_add_up_to_the_trades() -> None:
     result = walked("random")
     judged = evaluate(result, small_dataset().bars, METRICS)
     total = result.trades.columns.pips.sum()

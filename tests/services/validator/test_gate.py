@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -24,19 +25,86 @@ GOOD = Evidence(
 CONFIG = GateConfig()
 
 
-def worse_than(name: str, p_value: float | None) -> tuple[Rival, ...]:
-    return tuple(Rival(name, -4.0, p_value) if rival.name == name else rival for rival in RIVALS)
+def above(bound: float) -> float:
+    return math.nextafter(bound, math.inf)
 
 
-def test_a_good_version_passes_both() -> None:
+def below(bound: float) -> float:
+    return math.nextafter(bound, -math.inf)
+
+
+def rivals(name: str, excess_pips_per_day: float, p_value: float | None) -> tuple[Rival, ...]:
+    """All rules as before, except one."""
+    changed = Rival(name, excess_pips_per_day, p_value)
+    return tuple(changed if rival.name == name else rival for rival in RIVALS)
+
+
+def test_a_good_version_passes_both_gates() -> None:
     verdict = judge(GOOD, Incumbent(3, 2.0), CONFIG)
     assert verdict.passed == ("paper", "live")
     assert verdict.reasons == ()
 
 
-def test_the_first_version_passes_nothing_unless_it_proves_an_edge() -> None:
-    """It once passed the paper gate whatever it did, with no trade at all."""
-    nothing = replace(
+@pytest.mark.parametrize(
+    ("threshold", "passing", "failing"),
+    [
+        ("paper_min_trades", {"num_trades": 30}, {"num_trades": 29}),
+        ("paper_min_days", {"num_days": 20}, {"num_days": 19}),
+        ("paper_max_p_value", {"adjusted_p_value": 0.1}, {"adjusted_p_value": above(0.1)}),
+        (
+            "paper_max_rule_p_value",
+            {"rivals": rivals("flat", 1.0, 0.1)},
+            {"rivals": rivals("flat", 1.0, above(0.1))},
+        ),
+        ("the incumbent's SQN", {"sqn100": above(2.9)}, {"sqn100": 2.9}),
+        ("live_min_trades", {"num_trades": 100}, {"num_trades": 99}),
+        ("live_min_days", {"num_days": 250}, {"num_days": 249}),
+        ("live_min_years", {"data_years": 3.0}, {"data_years": below(3.0)}),
+        ("live_max_p_value", {"adjusted_p_value": 0.01}, {"adjusted_p_value": above(0.01)}),
+        ("live_min_sqn", {"sqn100": above(2.5)}, {"sqn100": 2.5}),
+        ("CAR25 above 0", {"car25_percent": above(0.0)}, {"car25_percent": 0.0}),
+        (
+            "live_min_deflated_sharpe",
+            {"deflated_sharpe": 0.95},
+            {"deflated_sharpe": below(0.95)},
+        ),
+        ("live_max_drawdown", {"max_drawdown": 0.2}, {"max_drawdown": above(0.2)}),
+    ],
+)
+def test_each_threshold_passes_at_its_bound_and_fails_just_beyond(
+    threshold: str, passing: dict[str, object], failing: dict[str, object]
+) -> None:
+    """Both numbers at the bound differ by 1, or by the smallest step of a float."""
+    gate = "live" if threshold.startswith(("live", "CAR25")) else "paper"
+    incumbent = Incumbent(3, 2.9) if threshold == "the incumbent's SQN" else None
+    assert gate in judge(replace(GOOD, **passing), incumbent, CONFIG).passed  # type: ignore[arg-type]
+    verdict = judge(replace(GOOD, **failing), incumbent, CONFIG)  # type: ignore[arg-type]
+    assert gate not in verdict.passed
+    assert len([reason for reason in verdict.reasons if reason.startswith(f"{gate}: ")]) == 1
+
+
+def test_the_thresholds_tried_above_are_those_of_the_default_gate() -> None:
+    assert (
+        GateConfig(
+            paper_min_trades=30,
+            paper_min_days=20,
+            paper_max_p_value=0.1,
+            paper_max_rule_p_value=0.1,
+            live_min_trades=100,
+            live_min_days=250,
+            live_min_years=3.0,
+            live_max_p_value=0.01,
+            live_min_sqn=2.5,
+            live_min_deflated_sharpe=0.95,
+            live_max_drawdown=0.2,
+        )
+        == GateConfig()
+    )
+
+
+def test_the_first_version_passes_no_gate_unless_it_proves_an_edge() -> None:
+    """The first version once passed the paper gate without a single trade."""
+    idle = replace(
         GOOD,
         num_trades=0,
         num_tried=1,
@@ -45,65 +113,69 @@ def test_the_first_version_passes_nothing_unless_it_proves_an_edge() -> None:
         expectancy_high_pips=None,
         rivals=(),
     )
-    verdict = judge(nothing, None, CONFIG)
+    verdict = judge(idle, None, CONFIG)
     assert verdict.passed == ()
-    assert "paper: 0 trades, needs 30" in verdict.reasons
-    assert "paper: may be luck: p-value not defined after 1 version tried, limit 0.1" in verdict.reasons
+    assert "paper: 0 trades, at least 30 required" in verdict.reasons
+    assert (
+        "paper: the profit may be luck: p-value not defined after 1 version tried, at most 0.1 allowed"
+        in verdict.reasons
+    )
 
 
 @pytest.mark.parametrize(
     ("evidence", "reason"),
     [
-        (replace(GOOD, num_trades=29), "29 trades, needs 30"),
-        (replace(GOOD, num_days=5), "5 days, needs 20"),
+        (replace(GOOD, num_trades=29), "29 trades, at least 30 required"),
+        (replace(GOOD, num_days=5), "5 trading days, at least 20 required: use a longer data set"),
         (
             replace(GOOD, adjusted_p_value=0.11),
-            "may be luck: p-value 0.11 after 12 versions tried, limit 0.1",
+            "the profit may be luck: p-value 0.11 after 12 versions tried, at most 0.1 allowed",
         ),
         (
             replace(GOOD, adjusted_p_value=1.0, expectancy_high_pips=-1.2),
-            "loses: the expectancy is at most -1.20 pips a trade",
+            "it loses money: the expectancy is at most -1.20 pips a trade, a profit is required",
         ),
         (
-            replace(GOOD, rivals=worse_than("always long", 0.7)),
-            "not shown to be better than always long: -4.0 pips a day, p-value 0.70, limit 0.1",
+            replace(GOOD, rivals=rivals("always long", -4.0, 0.7)),
+            "no proof that it beats the rule always long: -4.0 pips a day, p-value 0.70, at most 0.1 allowed",
         ),
         (
-            replace(GOOD, rivals=worse_than("flat", None)),
-            "not shown to be better than flat: -4.0 pips a day, p-value not defined, limit 0.1",
+            replace(GOOD, rivals=rivals("flat", -4.0, None)),
+            "no proof that it beats the rule flat: -4.0 pips a day, p-value not defined, at most 0.1 allowed",
         ),
     ],
 )
-def test_what_proves_no_edge_passes_no_gate(evidence: Evidence, reason: str) -> None:
+def test_a_version_without_a_proven_edge_passes_no_gate(evidence: Evidence, reason: str) -> None:
     verdict = judge(evidence, None, CONFIG)
     assert verdict.passed == ()
     assert f"paper: {reason}" in verdict.reasons
-    assert "live: an edge is not proven on paper's terms" in verdict.reasons
+    assert "live: no proof of an edge: see the reasons of the paper gate" in verdict.reasons
 
 
-def test_a_losing_version_never_passes_whatever_it_is_compared_with() -> None:
-    """One with 1,457 trades and an SQN of -9.8 once beat an incumbent whose SQN was not defined."""
+def test_a_losing_version_never_passes_whatever_the_incumbent() -> None:
+    """A version with 1,457 trades and an SQN of -9.8 once beat an incumbent whose SQN was not defined."""
     losing = replace(
         GOOD,
         num_trades=1457,
         sqn100=-9.8,
         adjusted_p_value=1.0,
         expectancy_high_pips=-3.0,
-        rivals=worse_than("flat", 1.0),
+        rivals=rivals("flat", -4.0, 1.0),
     )
     for incumbent in (None, Incumbent(3, None), Incumbent(3, -20.0)):
         assert judge(losing, incumbent, CONFIG).passed == ()
 
 
-def test_a_version_that_is_not_the_best_stays_off_paper() -> None:
+def test_a_version_that_does_not_beat_the_best_fails_the_paper_gate_alone() -> None:
     verdict = judge(replace(GOOD, sqn100=2.9), Incumbent(3, 2.9), CONFIG)
     assert verdict.passed == ("live",)
-    assert verdict.reasons == ("paper: SQN 2.90, version 3 has 2.90",)
-    idle = replace(GOOD, num_trades=0, sqn100=None)
-    assert "paper: no trade, version 3 has SQN 2.90" in judge(idle, Incumbent(3, 2.9), CONFIG).reasons
+    assert verdict.reasons == ("paper: SQN 2.90, more than the 2.90 of version 3 required",)
+    idle = judge(replace(GOOD, num_trades=0, sqn100=None), Incumbent(3, 2.9), CONFIG)
+    assert "paper: no trade, so it does not beat version 3 with SQN 2.90" in idle.reasons
 
 
-def test_a_version_without_a_losing_trade_is_not_stopped_by_its_undefined_sqn() -> None:
+def test_an_undefined_sqn_is_not_compared_with_the_best() -> None:
+    """The SQN of a version without a losing trade is undefined."""
     assert "paper" in judge(replace(GOOD, sqn100=None), Incumbent(3, 2.0), CONFIG).passed
     assert "paper" in judge(GOOD, Incumbent(3, None), CONFIG).passed
 
@@ -111,42 +183,46 @@ def test_a_version_without_a_losing_trade_is_not_stopped_by_its_undefined_sqn() 
 @pytest.mark.parametrize(
     ("evidence", "reason"),
     [
-        (replace(GOOD, num_trades=99), "99 trades, needs 100"),
-        (replace(GOOD, num_days=140), "140 days, needs 250"),
+        (replace(GOOD, num_trades=99), "99 trades, at least 100 required"),
+        (replace(GOOD, num_days=140), "140 trading days, at least 250 required: use a longer data set"),
         (
             replace(GOOD, adjusted_p_value=0.02),
-            "may be luck: p-value 0.02 after 12 versions tried, limit 0.01",
+            "the profit may be luck: p-value 0.02 after 12 versions tried, at most 0.01 allowed",
         ),
-        (replace(GOOD, data_years=2.99), "2.99 years of data, needs 3"),
-        (replace(GOOD, sqn100=2.5), "SQN 2.50, needs more than 2.5"),
-        (replace(GOOD, sqn100=None), "SQN not defined, needs more than 2.5"),
-        (replace(GOOD, car25_percent=0.0), "CAR25 in percent 0, needs more than 0"),
-        (replace(GOOD, car25_percent=None), "CAR25 in percent not defined, needs more than 0"),
+        (
+            replace(GOOD, data_years=2.99),
+            "the data set spans 2.99 years, at least 3 required: use a longer data set",
+        ),
+        (replace(GOOD, sqn100=2.5), "SQN 2.50, more than 2.5 required"),
+        (replace(GOOD, sqn100=None), "SQN not defined, more than 2.5 required"),
+        (replace(GOOD, car25_percent=0.0), "CAR25 in percent: 0, more than 0 required"),
+        (replace(GOOD, car25_percent=None), "CAR25 in percent: not defined, more than 0 required"),
         (
             replace(GOOD, deflated_sharpe=0.62, min_track_record_days=712),
-            "deflated Sharpe 0.62, needs 0.95; at this ratio 412 more days",
+            "deflated Sharpe ratio 0.62, at least 0.95 required; "
+            "at the present ratio 412 more days are enough",
         ),
         (
             replace(GOOD, deflated_sharpe=None, min_track_record_days=None),
-            "deflated Sharpe not defined, needs 0.95",
+            "deflated Sharpe ratio not defined, at least 0.95 required",
         ),
-        (replace(GOOD, max_drawdown=0.21), "drawdown 21.0 %, limit 20 %"),
-        (replace(GOOD, max_drawdown=float("nan")), "drawdown nan %, limit 20 %"),
+        (replace(GOOD, max_drawdown=0.21), "maximum drawdown 21.0 %, at most 20 % allowed"),
+        (replace(GOOD, max_drawdown=float("nan")), "maximum drawdown nan %, at most 20 % allowed"),
     ],
 )
-def test_live_needs_every_condition(evidence: Evidence, reason: str) -> None:
+def test_the_live_gate_requires_every_condition(evidence: Evidence, reason: str) -> None:
     verdict = judge(evidence, None, CONFIG)
     assert verdict.passed == ("paper",)
     assert verdict.reasons == (f"live: {reason}",)
 
 
 def test_three_trades_never_pass() -> None:
-    """They once passed both gates, with a deflated Sharpe ratio of 0.96."""
+    """Three trades once passed both gates, with a deflated Sharpe ratio of 0.96."""
     few = replace(GOOD, num_trades=3, num_days=900, sqn100=2.6, deflated_sharpe=0.96)
     assert judge(few, None, CONFIG).passed == ()
 
 
-def test_thresholds_are_settings() -> None:
+def test_every_threshold_is_a_setting() -> None:
     loose = GateConfig(
         live_min_trades=10,
         live_min_days=20,
@@ -171,7 +247,7 @@ def test_thresholds_are_settings() -> None:
     nothing = GateConfig(
         paper_min_trades=0, paper_min_days=0, paper_max_p_value=1.0, paper_max_rule_p_value=1.0
     )
-    idle = replace(GOOD, num_trades=0, num_days=1, adjusted_p_value=None, rivals=worse_than("flat", None))
+    idle = replace(GOOD, num_trades=0, num_days=1, adjusted_p_value=None, rivals=rivals("flat", -4.0, None))
     assert judge(idle, None, nothing).passed == ("paper",)
 
 
@@ -192,6 +268,6 @@ def test_thresholds_are_settings() -> None:
         ("live_max_drawdown", 0.0),
     ],
 )
-def test_settings_that_cannot_be_are_refused(field: str, value: float) -> None:
+def test_a_setting_out_of_range_is_refused(field: str, value: float) -> None:
     with pytest.raises(SettingsError, match=field):
         GateConfig(**{field: value})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Earlier trials, from the database to the verdict: what was tried on a market is not forgotten."""
+"""Earlier trials, from the database to the verdict: every trial on a market counts."""
 
 from dataclasses import replace
 from functools import cache
@@ -59,7 +59,7 @@ def records(tmp_path: Path) -> ValidationStore:
     return ValidationStore(tmp_path / "validations.duckdb")
 
 
-def test_one_more_bar_or_other_sessions_forget_no_trial(records: ValidationStore) -> None:
+def test_trials_still_count_after_one_more_bar_or_with_other_sessions(records: ValidationStore) -> None:
     first = judge(validator(ALL_BARS - 1), 1, records)
     second = judge(validator(ALL_BARS - 1), 2, records)
     assert len(first.days) >= 10
@@ -73,8 +73,8 @@ def test_one_more_bar_or_other_sessions_forget_no_trial(records: ValidationStore
     assert other.num_versions_tried == 1
 
 
-def test_a_trial_on_another_data_set_takes_its_share_of_the_error(records: ValidationStore) -> None:
-    """Twenty independent ones, half of them on other days too and not on all of these."""
+def test_trials_on_other_data_sets_raise_the_adjusted_p_value(records: ValidationStore) -> None:
+    """Twenty independent trials; half of them cover other days, too, and not all of these."""
     judging = validator()
     alone = judge(judging, 1, records)
     rng = np.random.default_rng(0)
@@ -98,12 +98,12 @@ def test_a_trial_on_another_data_set_takes_its_share_of_the_error(records: Valid
     )
 
 
-def test_no_losing_version_passes_on_new_bars_where_the_best_was_never_judged(
+def test_no_losing_version_passes_on_bars_on_which_the_best_was_not_judged(
     records: ValidationStore,
 ) -> None:
-    """The incumbent is of other bars and not to be beaten, but the proof is asked of every version."""
+    """The incumbent was judged on other bars and need not be beaten, but the proof is still required."""
     judge(validator(ALL_BARS - 1), 1, records)
-    assert records.sqn100(validator(ALL_BARS - 1).ground, 1)[0]  # the open gate lets it pass
+    assert records.sqn100(validator(ALL_BARS - 1).ground, 1)[0]  # it passed the open gate
     grown = validator(gate=GateConfig())
     report = judge(grown, 2, records, best=1)
     assert report.summary.trades.total_pips < 0

@@ -15,10 +15,10 @@ from shared.messages.streams import PROMOTIONS, VALIDATIONS
 from shared.runtime.redis_server import RedisServer
 from tests.conftest import ROOT
 from tests.services.validator.cases import small_dataset, store_with
-from tests.services.validator.test_service import publish, until_told
+from tests.services.validator.test_service import publish, until_sent
 
 
-async def test_the_process_judges_promotes_and_stops_when_told(
+async def test_the_process_judges_promotes_and_stops_on_sigterm(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     data = small_dataset()
@@ -51,8 +51,8 @@ async def test_the_process_judges_promotes_and_stops_when_told(
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        (validation,) = await until_told(bus, VALIDATIONS, 1, seconds=90)
-        (promotion,) = await until_told(bus, PROMOTIONS, 1)
+        (validation,) = await until_sent(bus, VALIDATIONS, 1, seconds=90)
+        (promotion,) = await until_sent(bus, PROMOTIONS, 1)
     finally:
         process.send_signal(signal.SIGTERM)
         _, log = await asyncio.wait_for(process.communicate(), 15)
