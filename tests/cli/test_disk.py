@@ -67,4 +67,4 @@ def test_a_disk_that_does_not_answer_is_an_event(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(shutil, "disk_usage", fail)
     (event,) = DiskWatch(tmp_path, low_mb=5_000).look(0.0)
-    assert event == f"the free disk of {tmp_path} is not known: [Errno 116] Stale file handle"
+    assert event == f"the free disk space of {tmp_path} is not known: [Errno 116] Stale file handle"

@@ -49,7 +49,7 @@ def test_bars_of_any_pair_are_imported_with_what_the_errors_advise(tmp_path: Pat
     other_suffix = path.rename(path.with_suffix(".db"))
     assert prepare_dataset(tmp_path, other_suffix, UpSettings()) == other_suffix.resolve()
     path = other_suffix
-    with pytest.raises(SettingsError, match="are about a file of bars"):
+    with pytest.raises(SettingsError, match="apply to a file of bars"):
         prepare_dataset(tmp_path, path, UpSettings(), options)
 
 
@@ -67,9 +67,7 @@ def test_settings_that_name_another_instrument_stop_the_start(
             context.setenv(setting, "GBP_JPY")
             result = CliRunner().invoke(app, ["up", "--data", str(path)])
             assert isinstance(result.exception, SettingsError)
-            assert f"{setting} is GBP_JPY, but the bars of e.duckdb are those of EUR_USD" in str(
-                result.exception
-            )
+            assert f"{setting} is GBP_JPY, but the bars of e.duckdb are of EUR_USD" in str(result.exception)
     assert not (tmp_path / "home" / "runs").exists()
 
 

@@ -141,7 +141,7 @@ def test_the_tables_tell_it_in_words(tmp_path: Path) -> None:
         ("pips\n1e309\n", r"trades\.csv:2: pips is 1e309, expected a number between"),
         ("a,pips\n1\n", r"trades\.csv:2: 1 cells, the header has 2 columns"),
         ("pips,a\n1,2\n1,2,3\n", r"trades\.csv:3: 3 cells, the header has 2 columns"),
-        ("pips,a,Pips\n1,2,3\n", r"trades\.csv:1: column 'pips' is there more than once"),
+        ("pips,a,Pips\n1,2,3\n", r"trades\.csv:1: column 'pips' appears more than once"),
         ("pips;time\n1;2\n", r"trades\.csv:1: no column 'pips' .* separated by ';', expected commas"),
         ("pips,time\n1,1709971200000\n", r"trades\.csv:2: time is '1709971200000', .* like milliseconds"),
         ("pips,time\n1,0001-01-01\n", r"trades\.csv:2: time is '0001-01-01', .* years 1970 to 2099"),
@@ -164,7 +164,7 @@ def test_trades_while_the_market_is_closed_are_warned_of(
     closed = written(tmp_path, open_ + "1,2024-03-09T12:00:00Z\n1,2024-03-10T20:59:00Z\n")
     (warning,) = judged(closed)["warnings"]
     assert warning.startswith(
-        "2 of 5 trades were left while the market is closed, the first in line 5 (2024-03-09"
+        "2 of 5 trades were closed outside market hours, the first in line 5 (2024-03-09"
     )
 
 

@@ -263,7 +263,7 @@ def test_a_decision_that_was_not_carried_out_has_its_reason(changes: dict[str, o
 
 def test_the_view_of_a_system_without_redis_says_so() -> None:
     text = drawn(EMPTY)
-    assert "Redis is away" in text
+    assert "Redis unavailable" in text
     assert "trading unknown, killed unconfirmed" in text
     assert "?trainer" in text
     assert "no version yet" in text

@@ -81,8 +81,8 @@ def test_a_run_is_shown_in_stretches_of_episodes(home: Path) -> None:
 def test_tables_are_for_people(home: Path) -> None:
     runner = CliRunner(env={"COLUMNS": "80"})
     listed = runner.invoke(app, ["list"], catch_exceptions=False).stdout
-    assert "runs/one" in listed
-    assert "runs/two" in listed
+    assert "one" in listed
+    assert "two" in listed
     for name, text in (("one", "updates up to each"), ("two", "learner.batch_size")):
         shown = runner.invoke(app, ["show", str(home / "runs" / name / "record")], catch_exceptions=False)
         assert text in shown.stdout

@@ -111,7 +111,11 @@ def test_without_any_data_a_synthetic_market_is_played(monkeypatch: pytest.Monke
         (("--out", "x"), SettingsError, "expected --once to play"),
         (("--render", "0"), SettingsError, "--from FILE"),
         (("--once", "--render", "0", "--from", "x"), SettingsError, "without --once"),
-        (("--render", "0", "--from", "x", "--episodes", "2"), SettingsError, "--episodes: nothing is played"),
+        (
+            ("--render", "0", "--from", "x", "--episodes", "2"),
+            SettingsError,
+            "--episodes: expected it with --once",
+        ),
         (("--once", "--episodes", "2", "--render", "2"), SettingsError, "numbered 0 to 1"),
         (("--render", "0", "--from", "x"), DataError, "x: no such file"),
         (("--once", "--out", "absent/x"), DataError, "folder that exists"),

@@ -108,11 +108,11 @@ class TestRefusals:
         [
             (
                 "BUY\nHOLD\nWAIT\n",
-                r"actions\.txt:3: 'WAIT' is no action, expected one of HOLD, BUY, SELL, CLOSE",
+                r"actions\.txt:3: 'WAIT' is not an action, expected one of HOLD, BUY, SELL, CLOSE",
             ),
-            ("\nBUY\n4\n", r"actions\.txt:3: '4' is no action"),
-            ("1.0", r"actions\.txt:1: '1\.0' is no action"),
-            ("\n\n", r"actions\.txt: holds no action, expected one a line"),
+            ("\nBUY\n4\n", r"actions\.txt:3: '4' is not an action"),
+            ("1.0", r"actions\.txt:1: '1\.0' is not an action"),
+            ("\n\n", r"actions\.txt: has no action, expected one per line"),
             ("HOLD\n" * 361, r"actions\.txt:361: more actions than the 360 decisions of a session"),
         ],
     )
@@ -160,5 +160,5 @@ class TestRefusals:
             app, ["--data", str(data), "--start", str(NUM_BARS - 2), "--actions", str(file), "--json"]
         )
         assert result.exit_code == 0
-        assert "starts no valid session" in result.stderr
+        assert "no valid session of 360 bars starts" in result.stderr
         json.loads(result.stdout)

@@ -43,7 +43,7 @@ async def test_an_event_says_why_a_process_ended_and_it_is_started_again(tmp_pat
     supervisor = Supervisor(events.append)
     await supervisor.start(spec(tmp_path, FAILS))
     await until(lambda: supervisor.restarts("one") >= 1)
-    assert events[0] == "one ended with status 3: no room; starting it again in 0 s"
+    assert events[0] == "one exited with status 3: no room; restarting it in 0 s"
     await supervisor.stop()
     assert supervisor.pids == {}
 
@@ -108,7 +108,7 @@ async def test_a_process_is_started_again_after_a_signal_without_a_name(tmp_path
 async def test_a_fault_of_the_user_s_ends_the_run_with_its_text(tmp_path: Path) -> None:
     supervisor = Supervisor(lambda _: None)
     await supervisor.start(spec(tmp_path, AT_FAULT))
-    assert str(await supervisor.failure) == "one ended with status 2: setting MM_X is wrong"
+    assert str(await supervisor.failure) == "one exited with status 2: setting MM_X is wrong"
     await supervisor.stop()
 
 

@@ -92,7 +92,7 @@ def test_a_report_made_on_demand_replaces_nothing_else(given: list[str], tmp_pat
         ("1.png", "mine"),
     ):
         (foreign / name).write_text(text)
-        with pytest.raises(SettingsError, match=r"foreign/1\.json or the page or picture beside it exists"):
+        with pytest.raises(SettingsError, match=r"foreign/1\.json, or the page or picture beside it, exists"):
             run("validate", "--checkpoint", "1", *given, "--out", str(foreign))
         assert (foreign / name).read_text() == text
         (foreign / name).unlink()

@@ -148,7 +148,7 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
     assert [row["version"] for row in json.loads(listed.stdout)][-1] >= versions
     second_up = system.command("up")
     assert second_up.returncode == 2
-    assert "is up already" in second_up.stderr
+    assert "is already running" in second_up.stderr
 
     summary, errors = system.stop()
     assert "had to kill" not in errors
@@ -190,8 +190,8 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
     [
         (["up", "--data", "nowhere.csv"], "no such file"),
         (["up", "--replicas", "0"], "replicas"),
-        (["status"], "nothing is up"),
-        (["monitor"], "nothing is up"),
+        (["status"], "no system is running"),
+        (["monitor"], "no system is running"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
