@@ -25,7 +25,7 @@ from shared.runtime.settings import load
 
 app = typer.Typer(
     help="List, check, promote and remove published versions.\n\n"
-    "The store is the first of these that exists: --store, MM_CHECKPOINTS, the store of the system that is "
+    "The store is the first of these that applies: --store, MM_CHECKPOINTS, the store of the system that is "
     "running here, MM_HOME/checkpoints, the store of the last local run.",
     no_args_is_help=True,
 )

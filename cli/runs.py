@@ -140,7 +140,7 @@ def require_running(home: Path) -> Run:
 def checkpoint_store(given: str | None) -> CheckpointStore:
     """The checkpoint store that a command works on.
 
-    The first of these that exists: the one given, MM_CHECKPOINTS, the store of the current run,
+    The first of these that applies: the one given, MM_CHECKPOINTS, the store of the current run,
     `<home>/checkpoints` of services that were started one by one, the store of the last run.
 
     Raises:

@@ -24,7 +24,7 @@ COLUMNS = ("name", "every start", "non-overlapping", "first session")
 
 
 def _printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *cells: object) -> str:
-    monkeypatch.setattr(out, "width", 50)
+    monkeypatch.setattr(out, "width", 56)
     print_table("title", COLUMNS, [cells])
     return capsys.readouterr().out
 
@@ -33,7 +33,7 @@ def test_a_wide_table_wraps_between_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     printed = _printed(monkeypatch, capsys, "validation", 1_234, 56, "2024-03-08 21:58 UTC")
-    assert max(map(len, printed.splitlines())) <= 50
+    assert max(map(len, printed.splitlines())) <= 56
     words = printed.replace("│", " ").split()
     assert {"validation", "1,234", "non-overlapping", "every", "start", "2024-03-08", "21:58"} <= set(words)
 
@@ -43,7 +43,7 @@ def test_a_word_longer_than_the_line_is_folded_and_not_cut(
 ) -> None:
     fingerprint = "".join(f"{number:x}" for number in range(64))
     printed = _printed(monkeypatch, capsys, fingerprint, 1, 2, "3")
-    assert max(map(len, printed.splitlines())) <= 50
+    assert max(map(len, printed.splitlines())) <= 56
     assert "…" not in printed
     column = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
     assert "".join(column).removeprefix("name") == fingerprint
