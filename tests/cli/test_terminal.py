@@ -1,4 +1,4 @@
-"""What `up` writes to a real terminal when its picture cannot be drawn."""
+"""Output of `up` on a real terminal when drawing the live view fails."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from cli.terminal import Terminal
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_picture_that_fails_is_reported_and_lines_go_on() -> None:
+def test_a_failed_live_view_is_reported_and_lines_are_still_printed() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         _show_and_fail()
@@ -23,22 +23,22 @@ def test_a_picture_that_fails_is_reported_and_lines_go_on() -> None:
     try:
         while received := os.read(terminal, 1 << 16):
             written += received
-    except OSError:  # the other end is closed
+    except OSError:  # the terminal is closed
         pass
     os.close(terminal)
     os.waitpid(pid, 0)
-    _, _, after = written.rpartition(b"\x1b[?1049l")  # leaves the alternate screen
+    _, _, after = written.rpartition(b"\x1b[?1049l")  # the sequence that leaves the alternate screen
     assert b"the live view failed, the system continues: ZeroDivisionError" in after
     assert b"stopping ..." in after
     assert b"later" not in written
 
 
-async def test_a_live_view_that_fails_is_reported_and_events_are_lines(
+async def test_after_the_live_view_fails_events_are_printed_as_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     system = _System(UpSettings(), tmp_path, tmp_path / "bars.duckdb", "GBP_JPY", replicas=1)
     system._terminal = Terminal(interactive=True, on_closed=lambda: None)
-    system._last = sentinel.snapshot  # pictures were shown
+    system._last = sentinel.snapshot  # the live view was shown
 
     async def fail() -> None:
         raise ValueError("no such column")
@@ -55,10 +55,10 @@ async def test_a_live_view_that_fails_is_reported_and_events_are_lines(
 
 
 def _show_and_fail() -> None:
-    """In the forked process; never returns."""
+    """Runs in the forked process; never returns."""
     try:
         os.environ["TERM"] = "xterm"
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # in the place of pytest's
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # instead of the files of pytest
         terminal = Terminal(interactive=True, on_closed=lambda: None)
         terminal.show(lambda: "first")
         terminal.show(lambda: str(1 // 0))
