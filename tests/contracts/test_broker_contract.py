@@ -195,7 +195,7 @@ def test_the_orders_of_the_client_keep_the_contract(contract: Contract, order: M
     assert list(contract.violations(order.body(), contract.body_schema("POST", f"{BELOW}/orders"))) == []
 
 
-def test_the_checker_finds_what_is_wrong(contract: Contract) -> None:
+def test_the_checker_detects_violations(contract: Contract) -> None:
     schema = contract.body_schema("POST", f"{BELOW}/orders")
     for wrong in (
         {"order": {**ORDER, "units": 1}},

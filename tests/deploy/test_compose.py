@@ -102,7 +102,7 @@ def _works(status: dict[str, object]) -> bool:
     return bool(pointers["promoted"]) and _entries(status, "mm:decisions") >= 3
 
 
-def test_up_is_healthy_scales_and_goes_on_after_down(project: Project) -> None:
+def test_compose_becomes_healthy_scales_and_resumes_after_down(project: Project) -> None:
     project.compose("up", "--detach", "--wait", "--scale", "selfplay=2")
     rows = [json.loads(line) for line in project.compose("ps", "--format", "json").splitlines()]
     assert {row["Service"]: row["Health"] for row in rows} == dict.fromkeys(

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = """aB/cD+e= #1 what? a@b x:y 50% "'`$HOME\\ päss"""
 
 
-def test_the_server_of_compose_takes_any_password_and_shows_none(tmp_path: Path) -> None:
+def test_redis_in_compose_accepts_any_password_and_exposes_none(tmp_path: Path) -> None:
     told = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["redis"]
     assert told["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD:-only-inside-this-network}"}
     shell, option, script = told["command"]
@@ -58,7 +58,7 @@ def test_the_server_of_compose_takes_any_password_and_shows_none(tmp_path: Path)
             server.terminate()
 
 
-def test_no_url_and_no_shell_text_of_compose_is_made_of_a_setting() -> None:
+def test_compose_puts_no_setting_into_a_url_or_a_shell_command() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     for name, told in services.items():
         for value in dict(told.get("environment", {})).values():

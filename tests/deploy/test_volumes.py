@@ -42,7 +42,7 @@ def services_of_the_image() -> list[str]:
     return [name for name, told in compose()["services"].items() if "micro-muzero" in told["image"]]
 
 
-def test_self_play_may_write_where_it_keeps_what_it_could_not_send() -> None:
+def test_self_play_can_write_to_its_folder_of_unsent_trajectories() -> None:
     assert compose()["services"]["selfplay"]["read_only"]
     unsent = SelfPlaySettings(home=HOME).unsent_root
     (mount,) = [mount for mount in mounts("selfplay") if mount.folder == unsent]
@@ -51,7 +51,7 @@ def test_self_play_may_write_where_it_keeps_what_it_could_not_send() -> None:
 
 
 @pytest.mark.parametrize("service", services_of_the_image())
-def test_every_volume_of_a_service_begins_as_a_folder_of_the_image_s_user(service: str) -> None:
+def test_every_volume_starts_as_a_folder_owned_by_the_image_user(service: str) -> None:
     made = MADE.search((ROOT / "Dockerfile").read_text())
     assert made is not None
     assert made[2] == str(HOME)

@@ -13,7 +13,7 @@ from shared.adapters.versions.store import TRAINING, WEIGHTS, CheckpointStore, P
 from shared.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.faults.checkpoint_writer import publish
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.shared.adapters.versions.checkpoint_versions import (
     InBucket,
     InFolder,
@@ -30,7 +30,7 @@ FILES = (WEIGHTS, TRAINING, MANIFEST, MANIFEST_SHA256)
 
 
 @rounds(1, 10)
-def test_a_writer_killed_before_any_step_leaves_whole_versions_only(tmp_path: Path, count: int) -> None:
+def test_a_writer_killed_before_any_step_leaves_only_intact_versions(tmp_path: Path, count: int) -> None:
     """At every step at which files are made, moved or removed, in turn; each time the store goes on."""
     store = CheckpointStore(tmp_path)
     filled(tmp_path, 0, 1)
@@ -63,7 +63,7 @@ def test_a_writer_killed_before_any_step_leaves_whole_versions_only(tmp_path: Pa
                 assert pointed.version in versions
             assert step > 20
             assert list(tmp_path.glob(".writing-*")) == list(tmp_path.glob(".removing-*")) == []
-    tell("checkpoint writer killed", kills=kills, versions=store.versions()[-1] + 1, damaged=0)
+    print_figures("checkpoint writer killed", kills=kills, versions=store.versions()[-1] + 1, damaged=0)
 
 
 @pytest.fixture
@@ -90,7 +90,9 @@ def rounds_in_places(folder: tuple[int, int], bucket: tuple[int, int]) -> pytest
 
 
 @rounds_in_places(folder=(20, 1_000), bucket=(10, 200))
-def test_a_writer_killed_at_any_moment_leaves_latest_loadable(place: InFolder | InBucket, count: int) -> None:
+def test_a_writer_killed_at_any_moment_leaves_a_loadable_latest_version(
+    place: InFolder | InBucket, count: int
+) -> None:
     rng = np.random.default_rng(5)
     store = fill(place.store(), 0, 1)
     store.point(Pointer.LATEST, 1)
@@ -121,12 +123,14 @@ def test_a_writer_killed_at_any_moment_leaves_latest_loadable(place: InFolder | 
             assert equal(store.weights(pointed.version), tensors(pointed.version))
             loaded += 1
     publish(where)  # what was left half done is in nobody's way
-    tell("checkpoint writer killed at random", kills=kills, loaded=loaded, versions=store.versions()[-1] + 1)
+    print_figures(
+        "checkpoint writer killed at random", kills=kills, loaded=loaded, versions=store.versions()[-1] + 1
+    )
     assert store.newest_valid()[1] == []
 
 
 @rounds_in_places(folder=(100, 2_000), bucket=(20, 400))
-def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(
+def test_a_damaged_version_is_detected_and_the_previous_one_is_used(
     place: InFolder | InBucket, count: int
 ) -> None:
     rng = np.random.default_rng(6)
@@ -141,13 +145,13 @@ def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(
         assert valid is not None
         found += (valid.version, len(refused)) == (1, 1)
         place.write(key, whole)
-    tell("checkpoint damaged", damaged=count, found=found, missed=count - found)
+    print_figures("checkpoint damaged", damaged=count, found=found, missed=count - found)
     assert found == count
     assert store.verify(2).version == 2
 
 
 @rounds_in_places(folder=(50, 1_000), bucket=(10, 200))
-def test_a_pointer_with_a_flipped_bit_or_a_cut_tail_is_found_and_nothing_is_removed_for_it(
+def test_a_damaged_pointer_is_detected_and_prevents_removal_of_versions(
     place: InFolder | InBucket, count: int
 ) -> None:
     """It may have held any version; what is published next sets it again."""
@@ -169,7 +173,7 @@ def test_a_pointer_with_a_flipped_bit_or_a_cut_tail_is_found_and_nothing_is_remo
         assert pointed is not None
         assert pointed.version == 2
         place.write(f"{name}.json", whole)
-    tell("pointer damaged", damaged=count, found=found, missed=count - found)
+    print_figures("pointer damaged", damaged=count, found=found, missed=count - found)
     assert found == count
     assert store.versions() == [1, 2, 3]
 

@@ -9,7 +9,7 @@ from shared.adapters.streams.bus import Bus
 from shared.messages.schemas import CheckpointPublished, Heartbeat, now
 from shared.messages.streams import CHECKPOINTS
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.services.api.conftest import running_system
 
 _SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -17,7 +17,7 @@ _MINUTES = re.compile(r"for (-?\d+) minutes")
 
 
 @rounds(2, 50)
-async def test_no_age_is_negative_when_clocks_jump_by_hours(
+async def test_no_reported_age_is_negative_when_clocks_jump_by_hours(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     bus = Bus(own_redis.url)
@@ -60,7 +60,7 @@ async def test_no_age_is_negative_when_clocks_jump_by_hours(
             silent.append(told)
     order = [entry.message.version for entry in await bus.recent(CHECKPOINTS, count=1_000)]
     await bus.close()
-    tell("clocks off", jumps=count, figures=ages, negative=negative, announced=len(order))
+    print_figures("clocks off", jumps=count, figures=ages, negative=negative, announced=len(order))
     assert negative == 0
     # Only a version that was published hours ago is old; the one of the future is not.
     assert silent == [[] if number % 2 else [60 * number] for number in range(1, count + 1)]

@@ -13,7 +13,7 @@ from shared.adapters.streams.bus import Bus
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.proxy import Cut, Hook, Proxy, pass_on
 from tests.faults.reading import Tally, in_background, journal_all, journalled, send, until_drained
 from tests.waiting import until
@@ -22,7 +22,7 @@ pytestmark = BREAKS_CONNECTIONS
 
 
 @rounds(30, 1_000)
-async def test_a_connection_cut_within_a_reply_repeats_what_was_sent_and_counts_it_once(
+async def test_a_trajectory_is_counted_once_when_replies_are_cut(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     """Of every third reply only a part arrives, to the sender as to the reader."""
@@ -37,7 +37,7 @@ async def test_a_connection_cut_within_a_reply_repeats_what_was_sent_and_counts_
         raise Cut(reply[: rng.integers(len(reply))])
 
     held, tally = await _through(own_redis, tmp_path, count, cut_some)
-    tell(
+    print_figures(
         "replies cut",
         cuts=cuts,
         sent=count,
@@ -50,7 +50,7 @@ async def test_a_connection_cut_within_a_reply_repeats_what_was_sent_and_counts_
     assert sorted(held) == list(range(count))  # what was cut off comes again, after newer ones
 
 
-async def test_what_a_cut_reply_held_is_read_again_at_once_by_the_same_reader(
+async def test_entries_of_a_cut_reply_are_reread_at_once_by_the_same_reader(
     own_redis: RedisServer,
 ) -> None:
     """Another reader may claim it after a minute only; its own need not wait for that."""
@@ -78,7 +78,7 @@ async def test_what_a_cut_reply_held_is_read_again_at_once_by_the_same_reader(
 
 
 @rounds(30, 1_000)
-async def test_reads_given_up_at_any_moment_leave_nothing_pending(
+async def test_reads_cancelled_at_any_moment_leave_nothing_pending(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     """Cancelled while it waits, while an entry is on its way to it, before and after its acknowledgement."""
@@ -108,7 +108,7 @@ async def test_reads_given_up_at_any_moment_leave_nothing_pending(
     journal.close()
     await producer.close()
     await reader.close()
-    tell(
+    print_figures(
         "reads given up",
         times=count,
         left_pending=left_pending,
@@ -124,7 +124,7 @@ async def test_reads_given_up_at_any_moment_leave_nothing_pending(
 
 
 @rounds(100, 500)
-async def test_a_lost_reply_repeats_the_entry_and_the_journal_knows_it(
+async def test_an_entry_repeated_after_a_lost_reply_is_journalled_once(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     """A fifth of the replies to the sender are lost: its entry is in the stream, and it sends it again."""
@@ -149,7 +149,7 @@ async def test_a_lost_reply_repeats_the_entry_and_the_journal_knows_it(
     held = journalled(journal)
     journal.close()
     await bus.close()
-    tell(
+    print_figures(
         "replies to the sender lost",
         replies_lost=lost_replies,
         sent=count,
@@ -165,7 +165,7 @@ async def test_a_lost_reply_repeats_the_entry_and_the_journal_knows_it(
 
 
 @rounds(2, 20)
-async def test_a_partition_that_swallows_everything_delays_and_loses_nothing(
+async def test_a_network_partition_only_delays_delivery(
     own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setattr(redis_connection, "SOCKET_TIMEOUT_SECONDS", 0.3)
@@ -197,7 +197,7 @@ async def test_a_partition_that_swallows_everything_delays_and_loses_nothing(
         journal.close()
         await producer.close()
         await reader.close()
-    tell(
+    print_figures(
         "partition",
         partitions=count,
         acknowledged=len(tally.sent),

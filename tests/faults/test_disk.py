@@ -25,9 +25,9 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.full_disk import full_disk
-from tests.faults.intake import trainer_that_only_takes_in
+from tests.faults.intake import settings_without_updates
 from tests.faults.reading import journalled, until_drained
 from tests.services.trainer.test_service import detail
 from tests.services.trainer.test_service import running as running_trainer
@@ -48,7 +48,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @rounds(100, 500)
-def test_a_journal_that_meets_a_full_disk_is_as_it_was_and_goes_on(tmp_path: Path, count: int) -> None:
+def test_a_full_disk_leaves_the_journal_unchanged_and_usable(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(1)
     journal = Journal(tmp_path, segment_bytes=40_000)
     journal.append([random_trajectory(0)])
@@ -69,13 +69,13 @@ def test_a_journal_that_meets_a_full_disk_is_as_it_was_and_goes_on(tmp_path: Pat
     again = Journal(tmp_path)
     assert again.bytes_cut == 0
     assert all(same(again.read(n), random_trajectory(n)) for n in range(again.position))
-    tell("journal on a full disk", refused=refused, journalled=again.position, lost=0, doubled=0)
+    print_figures("journal on a full disk", refused=refused, journalled=again.position, lost=0, doubled=0)
     assert again.position == 1 + 2 * count
     again.close()
 
 
 @rounds(50, 500)
-def test_a_record_torn_at_any_byte_is_cut_off_and_comes_again(tmp_path: Path, count: int) -> None:
+def test_a_journal_frame_torn_at_any_byte_is_truncated_and_redelivered(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(2)
     torn = 0
     journal = Journal(tmp_path, segment_bytes=40_000)
@@ -92,12 +92,12 @@ def test_a_record_torn_at_any_byte_is_cut_off_and_comes_again(tmp_path: Path, co
         assert journal.append([random_trajectory(seed)]) != []
     held = [journal.read(n).seed for n in range(journal.position)]
     journal.close()
-    tell("journal torn", torn=torn, journalled=len(held), lost=count - len(set(held)), doubled=0)
+    print_figures("journal torn", torn=torn, journalled=len(held), lost=count - len(set(held)), doubled=0)
     assert held == list(range(count))
 
 
 @rounds(100, 1_000)
-def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path: Path, count: int) -> None:
+def test_on_a_full_disk_saving_a_version_leaves_the_previous_one(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(4)
     store = CheckpointStore(tmp_path)
     store.save(manifest(1), tensors(1), tensors(2))
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path: Pat
         assert (valid and valid.version, damaged) == (1, [])
         assert equal(store.weights(1), tensors(1))
     store.save(manifest(2), tensors(3), tensors(4))
-    tell("checkpoint on a full disk", refused=refused, visible=0, then_saved=store.verify(2).version)
+    print_figures("checkpoint on a full disk", refused=refused, visible=0, then_saved=store.verify(2).version)
 
 
 #: A file there takes nothing: the kernel says that the disk is full.
@@ -122,7 +122,7 @@ FULL = Path("/dev/full")
 @pytest.fixture
 def settings(own_redis: RedisServer, bars: tuple[Path, Dataset], tmp_path: Path) -> TrainerSettings:
     """Of a trainer that makes a version after each episode."""
-    settings = trainer_that_only_takes_in(own_redis, bars[0], tmp_path)
+    settings = settings_without_updates(own_redis, bars[0], tmp_path)
     return settings.model_copy(update={"trainer": replace(settings.trainer, publish_every_episodes=1)})
 
 
@@ -155,7 +155,9 @@ def calls_for_files(store: CheckpointStore) -> set[str]:
 
 def tell_refused(what: str, refused: Sequence[str], *, once: bool) -> None:
     kinds = Counter(call.partition(" ")[0] for call in refused)
-    tell(what, all_that_follow=not once, calls_refused=len(refused), **kinds, counted=len(refused), partial=0)
+    print_figures(
+        what, all_that_follow=not once, calls_refused=len(refused), **kinds, counted=len(refused), partial=0
+    )
 
 
 async def send_short(bus: Bus, dataset: Dataset, *seeds: int) -> None:
@@ -163,7 +165,7 @@ async def send_short(bus: Bus, dataset: Dataset, *seeds: int) -> None:
     await bus.append_all(TRAJECTORIES, [encode_trajectory(trajectory) for trajectory in made])
 
 
-async def test_a_trainer_counts_what_its_journal_s_disk_refuses_and_goes_on(
+async def test_a_trainer_counts_refused_journal_writes_and_continues(
     settings: TrainerSettings, bars: tuple[Path, Dataset], own_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.01)
@@ -185,7 +187,7 @@ async def test_a_trainer_counts_what_its_journal_s_disk_refuses_and_goes_on(
 
 
 @EITHER_WAY
-async def test_a_version_refused_any_one_call_leaves_the_one_before_and_is_counted(
+async def test_a_refused_call_while_saving_a_version_is_counted_and_retried(
     settings: TrainerSettings,
     bars: tuple[Path, Dataset],
     own_bus: Bus,
@@ -242,7 +244,7 @@ async def test_a_version_refused_any_one_call_leaves_the_one_before_and_is_count
 
 
 @EITHER_WAY
-async def test_a_start_refused_any_one_call_of_a_version_waits_counts_it_and_goes_on(
+async def test_a_refused_call_of_the_first_version_is_counted_and_retried(
     settings: TrainerSettings,
     bars: tuple[Path, Dataset],
     own_bus: Bus,
@@ -286,7 +288,7 @@ JOURNAL = pytest.mark.parametrize(
 
 @EITHER_WAY
 @JOURNAL
-async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
+async def test_a_refused_call_leaves_the_journal_unchanged_and_is_counted(
     settings: TrainerSettings,
     bars: tuple[Path, Dataset],
     own_bus: Bus,
@@ -341,7 +343,7 @@ async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
 
 
 @EITHER_WAY
-def test_a_journal_refused_any_one_call_of_a_removal_loses_nothing_and_removes_it_later(
+def test_a_refused_call_during_removal_loses_nothing_and_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, once: bool
 ) -> None:
     journal = Journal(tmp_path, segment_bytes=1)
@@ -378,7 +380,7 @@ def test_a_journal_refused_any_one_call_of_a_removal_loses_nothing_and_removes_i
     assert [call.partition(" ")[0] for call in refused] == ["make", "write", "sync", "rename", "sync", "sync"]
 
 
-async def test_a_trainer_that_starts_while_the_record_s_disk_refuses_counts_it_and_learns(
+async def test_a_trainer_starts_and_learns_while_its_record_cannot_be_written(
     settings: TrainerSettings, bars: tuple[Path, Dataset], own_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

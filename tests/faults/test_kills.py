@@ -25,7 +25,7 @@ from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.conftest import ROOT
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.proxy import Proxy
 from tests.faults.reading import (
     Tally,
@@ -54,7 +54,7 @@ MARK_SECONDS = 0.05
 
 
 @rounds(4, 100)
-async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing_it_was_told_of(
+async def test_a_producer_killed_before_a_reply_loses_no_acknowledged_trajectory(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     acknowledged: set[int] = set()
@@ -89,7 +89,7 @@ async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing
         await until_drained(bus)
     held = journalled(journal)
     lost = acknowledged - set(held)
-    tell(
+    print_figures(
         "producer killed before the reply",
         kills=count,
         acknowledged=len(acknowledged),
@@ -107,7 +107,7 @@ async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing
 
 
 @rounds(3, 20)
-async def test_redis_killed_while_both_sides_run_loses_nothing_acknowledged(
+async def test_a_killed_redis_loses_no_acknowledged_trajectory(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     producer, reader = Bus(own_redis.url), Bus(own_redis.url)
@@ -122,7 +122,7 @@ async def test_redis_killed_while_both_sides_run_loses_nothing_acknowledged(
         await until_drained(reader)
     held = journalled(journal)
     lost = tally.sent.keys() - set(held)
-    tell(
+    print_figures(
         "redis killed, every write synced",
         kills=count,
         acknowledged=len(tally.sent),
@@ -141,7 +141,7 @@ async def test_redis_killed_while_both_sides_run_loses_nothing_acknowledged(
 
 @pytest.mark.parametrize("dies", ["process", "machine"])
 @rounds(1, 10)
-async def test_redis_that_syncs_each_second_loses_two_seconds_at_most(
+async def test_a_redis_that_syncs_each_second_loses_at_most_two_seconds(
     tmp_path: Path, count: int, dies: str
 ) -> None:
     """The process is killed; or the machine dies, and what was not yet synced is not on the disk."""
@@ -172,7 +172,7 @@ async def test_redis_that_syncs_each_second_loses_two_seconds_at_most(
         max(next(died for died, back in deaths if tally.sent[seed] <= back) - tally.sent[seed], 0.0)
         for seed in lost
     ]
-    tell(
+    print_figures(
         f"redis synced each second, its {dies} dies",
         times=count,
         acknowledged=len(tally.sent),

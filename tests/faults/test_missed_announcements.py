@@ -27,7 +27,7 @@ from shared.messages.streams import TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.proxy import Proxy
 from tests.services.selfplay.test_service import EPISODES_A_VERSION, LANES, STEPS, alike, publish
 from tests.waiting import until
@@ -92,7 +92,7 @@ async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
     mixed = [t for t in checked if not alike(replay(t, t.checkpoint_version), t)]
     heard = set(range(0, newest + 1, MISSED))
     others = set(begun) - heard
-    tell(
+    print_figures(
         "announcements missed",
         times=count,
         missed=newest,

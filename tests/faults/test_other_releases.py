@@ -44,7 +44,7 @@ from shared.messages.streams import (
 )
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, soaked, steps, tell
+from tests.faults.counts import print_figures, rounds, soaked, steps
 from tests.faults.reading import in_background, until_drained
 from tests.faults.whole_system import WholeSystem
 from tests.services.api.conftest import running_system
@@ -216,7 +216,7 @@ async def have_the_worker_look(whole: WholeSystem, plain: Redis) -> None:
 
 
 @rounds(1, 20)
-async def test_every_reader_of_every_stream_reads_on_past_messages_of_other_releases(
+async def test_every_reader_of_every_stream_skips_messages_of_other_releases(
     tasks_or_processes: System, plain: Redis, count: int
 ) -> None:
     """So many times each difference, before the services begin and again while they run."""
@@ -274,7 +274,7 @@ async def test_every_reader_of_every_stream_reads_on_past_messages_of_other_rele
         waiting = {entry_id.decode() for entry_id, _ in rows}
         statuses = await whole.stop()
     shown = len(await system.bus.dead.letters(count=10_000))
-    tell(
+    print_figures(
         "messages of other releases",
         streams=len(LETTERS),
         differences=len(DIFFERENCES),
@@ -292,7 +292,7 @@ async def test_every_reader_of_every_stream_reads_on_past_messages_of_other_rele
 
 
 @soaked(500)
-async def test_two_ranks_bury_trajectories_of_other_releases_and_learn_from_the_rest(
+async def test_two_ranks_dead_letter_foreign_trajectories_and_learn_from_the_rest(
     system: System, plain: Redis, count: int
 ) -> None:
     """So many times each difference; both ranks read."""
@@ -315,7 +315,7 @@ async def test_two_ranks_bury_trajectories_of_other_releases_and_learn_from_the_
             await until_drained(system.bus)
         await system.learned_from(40)
         assert await asyncio.to_thread(system.stop, "trainer") == 1  # torchrun's word for a signal
-    tell(
+    print_figures(
         "trajectories of other releases, two ranks",
         entries=len(left[TRAJECTORIES.key]),
         letters=letters.total(),
@@ -325,7 +325,7 @@ async def test_two_ranks_bury_trajectories_of_other_releases_and_learn_from_the_
     assert len(set(system.journalled_ids())) == len(system.journalled_ids()) == 40
 
 
-async def test_what_the_gateway_cannot_read_among_the_newest_is_a_dead_letter_too(
+async def test_an_unreadable_newest_entry_becomes_a_dead_letter_of_the_gateway(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, system: System, tmp_path: Path
 ) -> None:
     """Nobody else reads these streams: the entry would vanish without a word."""
@@ -350,7 +350,7 @@ async def test_what_the_gateway_cannot_read_among_the_newest_is_a_dead_letter_to
     assert {one: letters[one] for one in left} == dict.fromkeys(left, 1)
 
 
-async def test_pages_go_on_behind_what_the_gateway_cannot_read(
+async def test_pages_of_the_gateway_continue_after_an_unreadable_entry(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, system: System, tmp_path: Path
 ) -> None:
     schema, fields = one_of_each(system)[DECISIONS.key]

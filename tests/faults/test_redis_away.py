@@ -10,7 +10,7 @@ import pytest
 from shared.messages.schemas import now
 from shared.messages.streams import DECISIONS
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import print_figures, rounds
 from tests.faults.whole_system import ASKED, WholeSystem
 from tests.services.trainer.processes import System
 
@@ -22,7 +22,7 @@ BACK_SECONDS = 10.0
 
 
 @rounds(2, 30)
-async def test_every_service_works_again_soon_after_redis_was_away(
+async def test_every_service_recovers_soon_after_a_redis_outage(
     forked_system: System, count: int, request: pytest.FixtureRequest
 ) -> None:
     """Redis is stopped for so many seconds."""
@@ -64,7 +64,7 @@ async def test_every_service_works_again_soon_after_redis_was_away(
     await forked_system.until("what was decided meanwhile is told", told)
     statuses = await whole.stop()
     held = forked_system.journalled_ids()
-    tell(
+    print_figures(
         "redis stopped",
         seconds=count,
         services=len(after),

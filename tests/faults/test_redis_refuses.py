@@ -16,8 +16,8 @@ from shared.messages.codec import encode, encode_trajectory
 from shared.messages.streams import CHECKPOINTS, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
-from tests.faults.intake import journalled_by, send_sessions, trainer_that_only_takes_in
+from tests.faults.counts import print_figures, rounds, steps
+from tests.faults.intake import journalled_by, send_sessions, settings_without_updates
 from tests.faults.reading import (
     Tally,
     in_background,
@@ -58,7 +58,7 @@ async def test_while_redis_loads_its_data_the_bus_waits(
             process.kill()
             process.wait()
         await asyncio.to_thread(own_redis.start)
-    tell("redis loading", starts=count, refused=refused, sent=count, lost=0)
+    print_figures("redis loading", starts=count, refused=refused, sent=count, lost=0)
     assert refused == count
 
 
@@ -104,11 +104,11 @@ async def test_while_a_script_keeps_redis_busy_the_bus_waits(
         async with asyncio.timeout(PATIENCE_SECONDS):
             await sending
         assert await own_bus.length(TRAJECTORIES) == number + 1
-    tell("redis busy with a script", times=count, sent=count, lost=0)
+    print_figures("redis busy with a script", times=count, sent=count, lost=0)
 
 
 @rounds(1, 10)
-async def test_a_redis_that_cannot_save_delays_and_loses_nothing(
+async def test_a_redis_that_cannot_save_only_delays_delivery(
     own_bus: Bus, plain: Redis, own_redis: RedisServer, count: int
 ) -> None:
     """After a snapshot failed Redis refuses writes, by default, until one succeeds."""
@@ -125,7 +125,7 @@ async def test_a_redis_that_cannot_save_delays_and_loses_nothing(
         async with asyncio.timeout(PATIENCE_SECONDS):
             await sending
         assert await own_bus.length(TRAJECTORIES) == number + 1
-    tell("redis unable to save", times=count, sent=count, lost=0)
+    print_figures("redis unable to save", times=count, sent=count, lost=0)
 
 
 async def _snapshot(redis: Redis, *, succeeds: bool) -> None:
@@ -140,7 +140,7 @@ async def _snapshot(redis: Redis, *, succeeds: bool) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 1], ids=["it starts with", "that is due"])
-async def test_a_trainer_that_cannot_announce_a_version_stops_when_asked_and_announces_it_next_time(
+async def test_a_version_that_could_not_be_announced_is_announced_at_the_next_start(
     own_redis: RedisServer,
     own_bus: Bus,
     bars: tuple[Path, Dataset],
@@ -159,7 +159,7 @@ async def test_a_trainer_that_cannot_announce_a_version_stops_when_asked_and_ann
         return saved
 
     monkeypatch.setattr(CheckpointStore, "save", save_then_die)
-    settings = trainer_that_only_takes_in(own_redis, bars[0], tmp_path)
+    settings = settings_without_updates(own_redis, bars[0], tmp_path)
     await send_sessions(own_bus, bars[1], range(50))
     async with running_trainer(settings) as trainer:
         await until(lambda: bool(away) and trainer.bus.degraded)
@@ -177,7 +177,7 @@ async def test_a_trainer_that_cannot_announce_a_version_stops_when_asked_and_ann
 
 
 @rounds(2, 50)
-async def test_a_clock_that_jumps_an_hour_either_way_keeps_order_and_trims_nothing(
+async def test_a_clock_jump_of_an_hour_keeps_the_order_and_trims_nothing(
     own_bus: Bus, plain: Redis, tmp_path: Path, count: int
 ) -> None:
     """An entry with the id of an hour ahead is what a jump forward leaves, and all after it a jump back."""
@@ -203,7 +203,9 @@ async def test_a_clock_that_jumps_an_hour_either_way_keeps_order_and_trims_nothi
         await until_drained(own_bus)
     held = journalled(journal)
     journal.close()
-    tell("clock jumps", jumps=2 * count, sent=sent, journalled=len(held), lost=sent - len(held), doubled=0)
+    print_figures(
+        "clock jumps", jumps=2 * count, sent=sent, journalled=len(held), lost=sent - len(held), doubled=0
+    )
     assert held == list(range(sent))
 
 

@@ -16,7 +16,7 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until_drained
@@ -40,7 +40,7 @@ NO_LAG = {"MM_TRAINER__MAX_VERSION_LAG": "0", "MM_TRAINER__MIN_REPLAY_STEPS": "1
 
 
 @rounds(3, 60)
-async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journalled_once(
+async def test_stale_trajectories_become_dead_letters_and_others_are_journalled_once(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     """Killed in turn with a letter or an acknowledgement on its way, and with the reply on its way back."""
@@ -83,7 +83,7 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
     journal.close()
     refused = [_seed(letter) for letter in letters]
     sent = EARLY + EACH * count
-    tell(
+    print_figures(
         "stale trajectories",
         kills=killer.kills,
         sent=sent,

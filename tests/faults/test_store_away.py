@@ -58,7 +58,7 @@ def away(server: S3Server) -> Iterator[None]:
         server.resume()
 
 
-async def test_the_trainer_learns_on_and_publishes_when_it_can(
+async def test_the_trainer_continues_and_publishes_after_the_outage(
     bars: tuple[Path, Dataset],
     url: str,
     s3_server: S3Server,
@@ -110,7 +110,7 @@ async def test_the_trainer_learns_on_and_publishes_when_it_can(
         assert trainer.detail(running, "episode") == 15
 
 
-async def test_a_worker_plays_on_and_fetches_the_version_later(
+async def test_a_worker_continues_and_fetches_the_version_later(
     bars: tuple[Path, Dataset],
     url: str,
     s3_server: S3Server,
@@ -138,7 +138,7 @@ async def test_a_worker_plays_on_and_fetches_the_version_later(
         await until(lambda: worker.heartbeat.detail.get("version") == 1)
 
 
-async def test_the_validator_waits_and_skips_nothing(
+async def test_the_validator_waits_and_skips_no_version(
     url: str,
     s3_server: S3Server,
     redis_server: RedisServer,
@@ -163,7 +163,7 @@ async def test_the_validator_waits_and_skips_nothing(
     assert await bus.recent(ALERTS, count=10) == []
 
 
-async def test_inference_serves_on_and_tells_once(url: str, s3_server: S3Server) -> None:
+async def test_inference_keeps_serving_and_reports_the_outage_once(url: str, s3_server: S3Server) -> None:
     store = CheckpointStore(url)
     promoted = PromotedVersion(store, SearchConfig())
     for version in (1, 2):
@@ -185,7 +185,7 @@ async def test_inference_serves_on_and_tells_once(url: str, s3_server: S3Server)
     promoted.close()
 
 
-async def test_the_gateway_answers_and_says_so(
+async def test_the_gateway_answers_and_reports_the_outage(
     url: str,
     s3_server: S3Server,
     redis_server: RedisServer,

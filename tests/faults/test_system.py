@@ -11,7 +11,7 @@ from services.trainer.intake.journal import Journal
 from shared.messages.streams import ALERTS, DEAD, TRAJECTORIES
 from shared.runtime.ports import free_port
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, soaked, steps, tell
+from tests.faults.counts import print_figures, rounds, soaked, steps
 from tests.faults.hostile import hostile
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.reading import journalled, until_drained
@@ -29,9 +29,7 @@ SAMPLES_PER_INSERT = 1.0
 
 
 @rounds(2, 60)
-async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_before(
-    system: System, count: int
-) -> None:
+async def test_a_silent_stream_raises_an_alert_and_costs_no_cpu_time(system: System, count: int) -> None:
     """Nothing is sent for so many seconds."""
     port = free_port()
     system.start(
@@ -64,7 +62,7 @@ async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_b
     await system.until("samples are drawn as before", as_before)
     assert await system.detail("trainer", "samples_per_insert_target") == SAMPLES_PER_INSERT
     assert await asyncio.to_thread(system.stop, "trainer") == 0
-    tell(
+    print_figures(
         "stream silent",
         seconds=count,
         trainer_cpu_percent=round(100 * share, 2),
@@ -76,7 +74,7 @@ async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_b
 
 
 @soaked(10_000)
-async def test_a_trainer_outlives_hostile_entries_and_does_not_grow(
+async def test_a_trainer_survives_hostile_entries_and_its_memory_does_not_grow(
     system: System, tmp_path: Path, count: int
 ) -> None:
     rng = np.random.default_rng(12)
@@ -103,7 +101,7 @@ async def test_a_trainer_outlives_hostile_entries_and_does_not_grow(
     journal = Journal(tmp_path / "journal")
     held = journalled(journal)
     journal.close()
-    tell(
+    print_figures(
         "hostile entries to a trainer",
         hostile=count,
         exits=0,

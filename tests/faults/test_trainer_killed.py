@@ -14,7 +14,7 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until_drained
@@ -29,7 +29,7 @@ EACH = 10
 
 
 @rounds(2, 60)
-async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_counts_once(
+async def test_a_trainer_killed_before_the_acknowledgement_counts_once(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     """Killed in turn with its acknowledgement on the way to Redis, and with the reply on the way back."""
@@ -82,7 +82,7 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
     held = journalled(journal)
     journal.close()
     await bus.close()
-    tell(
+    print_figures(
         "trainer killed between journal and acknowledgement",
         kills=kills,
         sent=EACH * count,
@@ -94,7 +94,7 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
     assert sorted(held) == list(range(EACH * count))
 
 
-async def test_a_trainer_killed_at_any_time_loses_nothing_and_counts_nothing_twice(
+async def test_a_trainer_killed_at_any_time_counts_each_trajectory_once(
     forked_system: System,
 ) -> None:
     system, sent = forked_system, 0

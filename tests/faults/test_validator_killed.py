@@ -13,7 +13,7 @@ from shared.adapters.versions.store import CheckpointStore
 from shared.market.session import Split
 from shared.messages.streams import ALERTS, VALIDATIONS
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.services.trainer.processes import System
 from tests.services.validator.cases import save_version
 from tests.services.validator.test_service import publish
@@ -42,7 +42,7 @@ EACH = 2
 
 
 @rounds(1, 25)
-async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the_newest_first(
+async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
     forked_system: System, count: int
 ) -> None:
     system = forked_system
@@ -95,7 +95,7 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
     done = desk.records.done(ground)
     reports = sorted(desk.reports.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     order = [int(path.stem) for path in reports]  # what they say of their time is whole seconds
-    tell(
+    print_figures(
         "validator killed",
         kills=count,
         in_the_middle=in_the_middle,

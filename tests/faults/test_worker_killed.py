@@ -17,7 +17,7 @@ from shared.adapters.streams.bus import PIPELINE, Bus
 from shared.messages.codec import decode_trajectory
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.proxy import Cut, Proxy
 from tests.faults.reading import in_background, until_drained
@@ -92,7 +92,7 @@ async def a_version(system: System) -> None:
 
 
 @rounds(1, 50)
-async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
+async def test_a_worker_killed_at_any_byte_loses_no_acknowledged_trajectory(
     system: System, tmp_path: Path, count: int
 ) -> None:
     """Killed in turn within a request, before its reply, and at any moment; another one takes its place."""
@@ -153,7 +153,7 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
     lost = acknowledged - received.trajectories.keys()
     waits, processor = replaced.waits[1:], replaced.processor[1:]  # the first replaced none
     partial = await system.bus.length(DEAD)
-    tell(
+    print_figures(
         "worker killed",
         kills=count + 1,
         acknowledged=len(acknowledged),
@@ -174,7 +174,7 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
 
 
 @rounds(3, 60)
-async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
+async def test_a_disconnected_worker_stops_playing_and_its_memory_does_not_grow(
     system: System, tmp_path: Path, count: int
 ) -> None:
     """For so many seconds nothing that it sends or is sent gets through."""
@@ -214,7 +214,7 @@ async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
     held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
     journal.close()
     acknowledged.discard(announcement)
-    tell(
+    print_figures(
         "worker cut off",
         seconds=count,
         growth_kib=most - before,
@@ -234,7 +234,7 @@ async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
 
 
 @rounds(4, 600)
-async def test_a_trainer_at_a_quarter_of_the_speed_holds_the_workers_back_and_nothing_is_trimmed(
+async def test_a_slow_trainer_pauses_the_workers_and_nothing_is_trimmed(
     system: System, tmp_path: Path, count: int
 ) -> None:
     """For so many seconds, with two workers."""
@@ -278,7 +278,7 @@ async def test_a_trainer_at_a_quarter_of_the_speed_holds_the_workers_back_and_no
     held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
     journal.close()
     bound = config.high_water + replicas * PIPELINE
-    tell(
+    print_figures(
         "trainer at a quarter of the speed",
         seconds=count,
         workers_per_second=round(per_second, 1),

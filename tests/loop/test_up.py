@@ -133,7 +133,7 @@ def _run(system: System) -> Run:
     return run
 
 
-def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_path: Path) -> None:
+def test_up_trades_resumes_and_recovers_from_kills(system: System, tmp_path: Path) -> None:
     # Not the default instrument: every service takes it from the data set.
     data = tmp_path / "euro.duckdb"
     bars = synthesize(Market.OU, 20_000, seed=1, instrument=Instrument.named("EUR_USD"))
@@ -194,14 +194,14 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
         (["monitor"], "no system is running"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_invalid_commands_print_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
     result = System(tmp_path / "home").command(*arguments)
     assert result.returncode == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_an_unknown_setting_stops_the_start(tmp_path: Path) -> None:
+def test_up_refuses_an_unknown_setting(tmp_path: Path) -> None:
     system = System(tmp_path / "home")
     system.environment["MM_SEARCH__SIMULATION"] = "7"
     result = system.command("up")
