@@ -1,4 +1,4 @@
-"""A publisher's clock that is hours off: no age that is told is negative, and the order of ids holds."""
+"""Publishers whose clocks are hours off: no reported age is negative, and ids stay ordered."""
 
 import re
 from datetime import timedelta
@@ -24,7 +24,7 @@ async def test_no_reported_age_is_negative_when_clocks_jump_by_hours(
     negative, ages, silent = 0, 0, []
     async with running_system(own_redis.url, bus, tmp_path, GatewayConfig()) as system:
         for number in steps(1, count + 1):
-            hours = number if number % 2 else -number  # ahead, behind, further ahead ...
+            hours = number if number % 2 else -number  # alternately ahead and behind, further each time
             moment = now() + timedelta(hours=hours)
             await bus.announce(
                 CHECKPOINTS,
@@ -48,7 +48,7 @@ async def test_no_reported_age_is_negative_when_clocks_jump_by_hours(
             told = [
                 int(minutes[1]) for alert in status["alerts"] if (minutes := _MINUTES.search(alert["detail"]))
             ]
-            # Other figures may well be negative: those that earlier tests of this process left, too.
+            # Other figures may be negative, including those left by earlier tests in this process.
             exposed = [
                 (name, value)
                 for name, value in _SAMPLE.findall((await system.client.get("/metrics")).text)
@@ -62,6 +62,6 @@ async def test_no_reported_age_is_negative_when_clocks_jump_by_hours(
     await bus.close()
     print_figures("clocks off", jumps=count, figures=ages, negative=negative, announced=len(order))
     assert negative == 0
-    # Only a version that was published hours ago is old; the one of the future is not.
+    # Only a version published hours ago is old, not one from the future.
     assert silent == [[] if number % 2 else [60 * number] for number in range(1, count + 1)]
     assert order == list(range(count, 0, -1))

@@ -1,4 +1,4 @@
-"""Entries that are not what they claim, among good ones: each a dead letter, every good one delivered."""
+"""Hostile entries among valid ones: each becomes a dead letter, and all valid entries are delivered."""
 
 import resource
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.faults.reading import in_background, journalled, send, until_drained
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: A process that grows by more than this holds on to what it refused.
+#: A process that grows by more than this keeps refused entries in memory.
 MOST_GROWTH_KIB = 50 << 10
 
 

@@ -1,4 +1,4 @@
-"""Redis is stopped and started again under a whole system: all its services, as processes."""
+"""Redis is stopped and restarted while all services run as processes."""
 
 import asyncio
 import time
@@ -16,8 +16,8 @@ from tests.services.trainer.processes import System
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: A service has this long to work again once Redis is back. The default suite, whose machine may have
-#: other things to do, waits as long as it takes.
+#: Time limit for a service to recover after Redis is back, in soak tests. The default suite waits longer,
+#: since the machine may be busy.
 BACK_SECONDS = 10.0
 
 
@@ -25,7 +25,7 @@ BACK_SECONDS = 10.0
 async def test_every_service_recovers_soon_after_a_redis_outage(
     forked_system: System, count: int, request: pytest.FixtureRequest
 ) -> None:
-    """Redis is stopped for so many seconds."""
+    """Redis is stopped for `count` seconds."""
     whole = WholeSystem(forked_system)
     await whole.start()
     await forked_system.learned_from(20)
@@ -79,7 +79,9 @@ async def test_every_service_recovers_soon_after_a_redis_outage(
     )
     assert statuses == [0] * 7
     assert set(ready["api"]) == {503}
-    assert set(ready["inference"]) == {200}  # it decides by what it has; Redis only tells of news
+    assert set(ready["inference"]) == {
+        200
+    }  # it decides with the loaded version; Redis only announces changes
     assert answers == dict.fromkeys(ASKED, 200)
     assert len(held) == len(set(held))
     if request.node.get_closest_marker("soak"):

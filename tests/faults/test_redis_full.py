@@ -1,4 +1,4 @@
-"""A full Redis: trajectories wait, everything else goes through, and what is taken in makes room."""
+"""A full Redis: only trajectories wait, and ingesting them frees memory."""
 
 import asyncio
 import itertools
@@ -42,12 +42,12 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Share of the memory at which the gateway is set to tell; what Redis needs for itself is less.
+#: Share of the memory at which the gateway raises its alert; Redis itself needs less.
 FULL = 0.9
 
 
 async def fill(plain: Redis) -> None:
-    """Have Redis full, whatever leaves it."""
+    """Make Redis full, and keep it full whatever is removed."""
     await plain.config_set("maxmemory", 1)
     with pytest.raises(OutOfMemoryError):
         await plain.set("one more", "byte")
@@ -105,7 +105,7 @@ async def test_a_full_redis_pauses_producers_raises_an_alert_and_drains(
 
 
 async def _told_that_it_is_full(system: Gateway) -> bool:
-    """As /status tells it in words and /metrics in figures; both or neither."""
+    """Whether both /status and /metrics report a full Redis; they must agree."""
     alerts = (await system.client.get("/status")).json()["alerts"]
     words = any(alert["name"] == "redis_memory" and "Redis holds" in alert["detail"] for alert in alerts)
     figures = dict(
@@ -119,7 +119,7 @@ async def _told_that_it_is_full(system: Gateway) -> bool:
 async def test_a_full_redis_accepts_dead_letters_and_acknowledgements(
     own_bus: Bus, plain: Redis, tmp_path: Path, count: int
 ) -> None:
-    """No byte is free, and the head of every batch is an entry that cannot be read, or that is refused."""
+    """No byte is free, and every batch starts with an entry that is unreadable or refused."""
     journal = Journal(tmp_path / "journal")
     unreadable, refused = 0, 0
     for number in steps(1, count + 1):
@@ -176,9 +176,9 @@ async def test_a_full_redis_accepts_everything_but_trajectories(
         assert await own_bus.append_all(ALERTS, [(AlertRaised(source="test", name="second"), b"")]) == 3
         began = AlertRaised(source="test", name="full", detail="\0 text", phase="began")
         assert await own_bus.append_phase(began)
-        assert not await own_bus.append_phase(began)  # nor by another gateway
+        assert not await own_bus.append_phase(began)  # not by another gateway either
         assert await own_bus.begun_conditions() == {Condition("test", "full"): "\0 text"}
-        batch = await anext(own_bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))  # makes the group
+        batch = await anext(own_bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))  # creates the group
         await own_bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "for this test")
         (letter,) = await own_bus.dead.letters(count=10)
         await own_bus.dead.replay(letter)
@@ -217,7 +217,7 @@ async def test_a_full_redis_accepts_an_order_to_stop_trading(
 async def test_a_trainer_starts_learns_and_publishes_with_a_full_redis(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, bars: tuple[Path, Dataset], tmp_path: Path
 ) -> None:
-    """There is no group to read by, and no version is announced yet."""
+    """There is no consumer group yet, and no version has been announced."""
     settings = settings_without_updates(own_redis, bars[0], tmp_path)
     await send_sessions(own_bus, bars[1], range(150))
     await fill(plain)
@@ -233,7 +233,9 @@ async def test_a_trainer_announces_a_rollback_to_a_full_redis(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, bars: tuple[Path, Dataset], tmp_path: Path
 ) -> None:
     settings = settings_without_updates(own_redis, bars[0], tmp_path)
-    learner = replace(CONFIG.learner, reward_weight=1e38, max_skipped_in_a_row=3)  # no gradient is finite
+    learner = replace(
+        CONFIG.learner, reward_weight=1e38, max_skipped_in_a_row=3
+    )  # makes all gradients non-finite
     trainer_config = replace(settings.trainer, min_replay_steps=1, samples_per_insert=0.05)
     await send_sessions(own_bus, bars[1], range(50))
     await fill(plain)

@@ -1,4 +1,4 @@
-"""A Redis that answers, but not as hoped: loading, busy, unable to save, with a clock that jumped."""
+"""A Redis that answers but refuses: loading, busy, unable to save, or with a clock that jumped."""
 
 import asyncio
 import itertools
@@ -63,7 +63,7 @@ async def test_while_redis_loads_its_data_the_bus_waits(
 
 
 def _begin(config: Path) -> subprocess.Popen[bytes]:
-    """Start a server and do not wait until it answers."""
+    """Start a server without waiting until it answers."""
     from shared.runtime.redis_server import find_redis_server
 
     return subprocess.Popen(
@@ -72,7 +72,7 @@ def _begin(config: Path) -> subprocess.Popen[bytes]:
 
 
 async def _told_that_it_loads(server: RedisServer) -> bool:
-    """Ask until the server answers; True when it answered that it is loading."""
+    """Poll until the server answers; returns whether it answered that it was loading."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
@@ -111,12 +111,12 @@ async def test_while_a_script_keeps_redis_busy_the_bus_waits(
 async def test_a_redis_that_cannot_save_only_delays_delivery(
     own_bus: Bus, plain: Redis, own_redis: RedisServer, count: int
 ) -> None:
-    """After a snapshot failed Redis refuses writes, by default, until one succeeds."""
+    """By default, Redis refuses writes after a failed snapshot until one succeeds."""
     await plain.config_set("save", "3600 1")
     snapshot = own_redis.folder / "dump.rdb"
     for number in steps(count):
         snapshot.unlink(missing_ok=True)
-        snapshot.mkdir()  # in the snapshot's way
+        snapshot.mkdir()  # blocks the snapshot
         await _snapshot(plain, succeeds=False)
         sending = asyncio.create_task(send(own_bus, number))
         await until(lambda: own_bus.degraded or sending.done())  # noqa: B023
@@ -148,7 +148,7 @@ async def test_a_version_that_could_not_be_announced_is_announced_at_the_next_st
     monkeypatch: pytest.MonkeyPatch,
     version: int,
 ) -> None:
-    """Redis dies when the version's files are there."""
+    """Redis dies after the files of the version are written."""
     save, away = CheckpointStore.save, list[int]()
 
     def save_then_die(store: CheckpointStore, manifest: Manifest, *tensors: Tensors) -> Manifest:
@@ -180,7 +180,7 @@ async def test_a_version_that_could_not_be_announced_is_announced_at_the_next_st
 async def test_a_clock_jump_of_an_hour_keeps_the_order_and_trims_nothing(
     own_bus: Bus, plain: Redis, tmp_path: Path, count: int
 ) -> None:
-    """An entry with the id of an hour ahead is what a jump forward leaves, and all after it a jump back."""
+    """An entry id one hour ahead is the result of a jump forward; the entries after it see a jump back."""
     journal, tally = Journal(tmp_path / "journal"), Tally()
     seeds = itertools.count()
     hour_ms = 3_600_000
@@ -210,7 +210,7 @@ async def test_a_clock_jump_of_an_hour_keeps_the_order_and_trims_nothing(
 
 
 async def _leave_pending(bus: Bus) -> None:
-    """Have what is in the stream delivered, and die before it is acknowledged."""
+    """Read the stream as a consumer that dies before it acknowledges."""
     async for batch in bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"):
         if batch.entries:
             return

@@ -1,4 +1,4 @@
-"""The object store stops answering and comes back: every service goes on, and loses no version by it."""
+"""An outage of the object store: every service continues, and no version is lost."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ pytestmark = BREAKS_CONNECTIONS
 
 @pytest.fixture
 def url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store that is known to be away after half a second."""
+    """URL of a store whose outage is detected after half a second."""
     monkeypatch.setattr(object_store, "RETRIES", 0)
     monkeypatch.setattr(object_store, "REQUEST_SECONDS", 0.5)
     return InBucket(bucket).url
@@ -50,7 +50,7 @@ def url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @contextlib.contextmanager
 def away(server: S3Server) -> Iterator[None]:
-    """The server answers nobody meanwhile."""
+    """Meanwhile the server answers no requests."""
     server.pause()
     try:
         yield
@@ -104,7 +104,7 @@ async def test_the_trainer_continues_and_publishes_after_the_outage(
     async with contextlib.AsyncExitStack() as stack:
         with away(s3_server):
             running = await stack.enter_async_context(trainer.running(settings))
-            await asyncio.sleep(1.5)  # it has asked more than once
+            await asyncio.sleep(1.5)  # it has retried
             assert trainer.detail(running, "version") is None
         await until(lambda: trainer.detail(running, "version") == manifest.version)
         assert trainer.detail(running, "episode") == 15

@@ -1,4 +1,4 @@
-"""Services as processes: a stream that falls silent, and hostile entries."""
+"""Services as processes, with a silent stream and with hostile entries."""
 
 import asyncio
 import time
@@ -20,17 +20,17 @@ from tests.services.trainer.processes import System, sendable
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Most of a core that a trainer with nothing to do may use. Over two seconds beside other tests, heartbeats
-#: alone can cost more; a loop that does not wait would use several times the second limit.
+#: Largest share of a core that an idle trainer may use. In two seconds beside other tests, heartbeats alone
+#: can cost more than the first limit; a busy loop would use several times the second one.
 IDLE_SHARE, BUSY_MACHINE_SHARE = 0.05, 0.2
 
-#: Steps drawn for each that came in; a batch is 16.
+#: Samples per insert; a batch has 16 steps.
 SAMPLES_PER_INSERT = 1.0
 
 
 @rounds(2, 60)
 async def test_a_silent_stream_raises_an_alert_and_costs_no_cpu_time(system: System, count: int) -> None:
-    """Nothing is sent for so many seconds."""
+    """Nothing is sent for `count` seconds."""
     port = free_port()
     system.start(
         "api",

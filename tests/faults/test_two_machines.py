@@ -1,4 +1,4 @@
-"""Trainer and worker on two machines that share a Redis and a bucket, and no folder."""
+"""Trainer and worker on two machines that share a Redis and a bucket, but no folder."""
 
 from pathlib import Path
 
