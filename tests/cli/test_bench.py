@@ -1,4 +1,4 @@
-"""`bench`: every command has a row, a yardstick and a goal; two of them are run."""
+"""The `bench` commands: every measurement has a yardstick and a goal."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ def test_a_table_names_the_yardstick() -> None:
 
 @pytest.fixture
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`networks` measures small ones by torch alone; ONNX Runtime is not installed."""
+    """Make `networks` measure small networks with torch only, as if ONNX Runtime were not installed."""
     kept = [engine for engine in benchmarks.engines.engines() if engine.name == "torch eager"][:1]
     absent = replace(kept[0], name="ONNX Runtime", missing="not installed")
     monkeypatch.setattr(benchmarks.engines, "engines", lambda: (*kept, absent))

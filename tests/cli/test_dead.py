@@ -43,14 +43,14 @@ Fields = Mapping[str, bytes]
 
 @pytest_asyncio.fixture
 async def redis(redis_server: RedisServer, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Redis]:
-    """A plain client beside the bus; the commands are told of the same Redis."""
+    """A plain client beside the bus; MM_REDIS_URL names the same Redis for the commands."""
     monkeypatch.setenv("MM_REDIS_URL", redis_server.url)
     async with Redis.from_url(redis_server.url, protocol=2) as client:
         yield client
 
 
 async def put(redis: Redis, stream: Stream[Message], fields: Fields, entry_id: str = "*") -> str:
-    """Append an entry as it stands, whatever it holds; its id."""
+    """Append an entry with any content; returns its id."""
     return cast("bytes", await redis.xadd(stream.key, cast("Any", fields), id=entry_id)).decode()
 
 
@@ -61,12 +61,12 @@ async def entries_of(redis: Redis, stream: Stream[Message]) -> list[tuple[str, M
 
 
 def raw_fields(fields: Fields) -> dict[bytes, bytes]:
-    """As Redis gives them back."""
+    """Fields as Redis returns them."""
     return {name.encode(): value for name, value in fields.items()}
 
 
 async def run(*arguments: str) -> str:
-    """What a command prints; in a thread, since each command has a loop of its own."""
+    """Output of a command, which runs in a thread because it has its own event loop."""
     result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -80,7 +80,7 @@ async def listed(*arguments: str) -> list[dict[str, object]]:
 
 
 async def read_all(bus: Bus) -> None:
-    """Take in everything that waits as a reader does: what cannot be read becomes letters."""
+    """Consume the whole stream as a reader does; unreadable entries become dead letters."""
     batches = bus.consume(TRAJECTORIES, TRAINER_GROUP, "one")
     while await bus.length(TRAJECTORIES):
         await (await anext(batches)).ack()

@@ -1,4 +1,4 @@
-"""Free disk: refused, warned of, and told once while the system runs."""
+"""Free disk space: the check before the start, and the reports while the system runs."""
 
 import errno
 import shutil
@@ -14,7 +14,7 @@ from shared.runtime.disk import free_megabytes
 
 
 class Disk:
-    """The figure that the system gives."""
+    """A fake disk with an adjustable free space."""
 
     free_mb = 10_000
 

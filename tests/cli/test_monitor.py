@@ -244,7 +244,7 @@ def test_no_line_of_a_complete_system_wraps_or_is_cut_at_80_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "shown"),
     [
         ({}, "SELL  "),
         ({"executed": False, "reason": "daily loss"}, "SELL, not carried out: daily loss"),
@@ -255,12 +255,12 @@ def test_no_line_of_a_complete_system_wraps_or_is_cut_at_80_columns() -> None:
     ],
 )
 def test_a_decision_that_was_not_executed_is_shown_with_its_reason(
-    changes: dict[str, object], told: str
+    changes: dict[str, object], shown: str
 ) -> None:
     decision = DECISION.model_copy(update=changes)
     trader = BUSY.status.trader.model_copy(update={"last_decision": decision})
     text = drawn(Snapshot(BUSY.status.model_copy(update={"trader": trader}), ()), width=120)
-    assert re.search(rf"decided +{told}", text)
+    assert re.search(rf"decided +{shown}", text)
 
 
 def test_the_view_shows_that_redis_is_unavailable() -> None:
@@ -276,8 +276,8 @@ def test_an_unproven_version_is_labelled_and_not_green() -> None:
     unproven = seven.model_copy(update={"stage": "unproven"})
     table = _versions((seven, unproven))
     assert isinstance(table, Table)
-    told = [(str(cell), cell.style) for cell in table.columns[-1].cells if isinstance(cell, Text)]
-    assert told == [("promoted: paper", "bold green"), ("unproven: no entries", "bold")]
+    shown = [(str(cell), cell.style) for cell in table.columns[-1].cells if isinstance(cell, Text)]
+    assert shown == [("promoted: paper", "bold green"), ("unproven: no entries", "bold")]
 
 
 def test_the_status_line_names_missing_services() -> None:

@@ -106,7 +106,7 @@ class TestTables:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("actions", "says"),
+        ("actions", "text"),
         [
             (
                 "BUY\nHOLD\nWAIT\n",
@@ -119,9 +119,9 @@ class TestRefusals:
         ],
     )
     def test_the_error_of_an_invalid_list_names_file_and_line(
-        self, data: Path, actions: str, says: str
+        self, data: Path, actions: str, text: str
     ) -> None:
-        with pytest.raises(FormatError, match=says):
+        with pytest.raises(FormatError, match=text):
             run(data, actions)
 
     @pytest.mark.parametrize("start", [-1, 0, 149, 697, 5000])
@@ -139,8 +139,8 @@ class TestRefusals:
             run(path, "BUY\nHOLD", start=150)
 
     def test_the_error_of_an_illegal_action_names_its_bar_and_legal_actions(self, data: Path) -> None:
-        says = "bar 201, position LONG: BUY is illegal, expected one of HOLD, CLOSE"
-        with pytest.raises(IllegalActionError, match=says):
+        text = "bar 201, position LONG: BUY is illegal, expected one of HOLD, CLOSE"
+        with pytest.raises(IllegalActionError, match=text):
             run(data, "BUY\nBUY")
 
     def test_a_negative_spread_is_refused(self, data: Path) -> None:
