@@ -337,16 +337,16 @@ def _print_learning(report: "LearnReport") -> None:
         ((one.name, _estimate(one.pips, 1), _estimate(one.reward, 1), one.trades) for one in players),
     )
     print_table(
-        "Share of the net pips of both yardsticks",
-        ("player", "best policy", "imitation"),
+        "Share of the net pips",
+        ("player", "of the best policy", "of the imitation"),
         (
             (one.name, _estimate(one.share_of_pips, 2), _estimate(one.imitation_share_of_pips, 2))
             for one in players
         ),
     )
     print_table(
-        "Share of the reward of both yardsticks",
-        ("player", "best policy", "imitation"),
+        "Share of the reward",
+        ("player", "of the best policy", "of the imitation"),
         (
             (one.name, _estimate(one.share_of_reward, 2), _estimate(one.imitation_share_of_reward, 2))
             for one in players

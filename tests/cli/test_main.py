@@ -1,4 +1,4 @@
-"""The command line as a whole: how commands exit, `--version`, and `--help`."""
+"""How commands exit, `--version`, and `--help`."""
 
 import os
 import signal

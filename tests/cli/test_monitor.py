@@ -299,9 +299,9 @@ async def test_a_snapshot_holds_the_answers_of_the_gateway(gateway: str) -> None
 
 
 async def test_without_an_answer_there_is_no_snapshot() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        assert await fetch_snapshot(f"http://127.0.0.1:{nobody.getsockname()[1]}") is None
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        assert await fetch_snapshot(f"http://127.0.0.1:{silent.getsockname()[1]}") is None
 
 
 async def test_an_answer_of_another_program_is_an_error() -> None:

@@ -47,7 +47,7 @@ def test_learn_reports_every_player_and_draws_its_curve(tmp_path: Path, short_ru
 
 def test_learn_prints_tables_that_fit_80_columns(tmp_path: Path, short_run: list[LearnConfig]) -> None:
     printed = study("learn", "--out", str(tmp_path / "curve.png"))
-    for title in ("net pips of both yardsticks", "reward of both yardsticks"):
+    for title in ("Share of the net pips", "Share of the reward"):
         assert title in printed
     assert max(map(len, printed.splitlines())) <= 80
     assert "…" not in printed  # no cell is cut

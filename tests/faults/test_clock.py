@@ -45,7 +45,7 @@ async def test_no_reported_age_is_negative_when_clocks_jump_by_hours(
             )
             await system.until(lambda: max(system.gateway.history.checkpoints, default=0) == number)  # noqa: B023
             status = (await system.client.get("/status")).json()
-            told = [
+            reported = [
                 int(minutes[1]) for alert in status["alerts"] if (minutes := _MINUTES.search(alert["detail"]))
             ]
             # Other figures may be negative, including those left by earlier tests in this process.
@@ -55,9 +55,9 @@ async def test_no_reported_age_is_negative_when_clocks_jump_by_hours(
                 if name.endswith(("_seconds", "_age_episodes"))
             ]
             assert any(name == "mm_checkpoint_published_seconds" for name, _ in exposed)
-            ages += len(told) + len(exposed)
-            negative += sum(minutes < 0 for minutes in told) + sum(float(v) < 0.0 for _, v in exposed)
-            silent.append(told)
+            ages += len(reported) + len(exposed)
+            negative += sum(minutes < 0 for minutes in reported) + sum(float(v) < 0.0 for _, v in exposed)
+            silent.append(reported)
     order = [entry.message.version for entry in await bus.recent(CHECKPOINTS, count=1_000)]
     await bus.close()
     print_figures("clocks off", jumps=count, figures=ages, negative=negative, announced=len(order))

@@ -198,7 +198,7 @@ async def test_a_refused_call_while_saving_a_version_is_counted_and_retried(
     """Attempt N is refused call N, until an attempt needs fewer calls."""
     tries, write = 0, Publisher.write
 
-    async def told(publisher: Publisher) -> None:
+    async def write_and_count(publisher: Publisher) -> None:
         nonlocal tries
         await write(publisher)
         tries += 1
@@ -208,7 +208,7 @@ async def test_a_refused_call_while_saving_a_version_is_counted_and_retried(
         await send_short(own_bus, bars[1], number)
         await until(lambda: tries == number)
 
-    monkeypatch.setattr(Publisher, "write", told)
+    monkeypatch.setattr(Publisher, "write", write_and_count)
     settings = settings.model_copy(update={"trainer": replace(settings.trainer, keep_checkpoints=2)})
     root = Path(settings.checkpoint_root)
     store, disk = CheckpointStore(root), full_disk(root, monkeypatch)

@@ -80,8 +80,8 @@ async def test_a_producer_killed_before_a_reply_loses_no_acknowledged_trajectory
                 text=True,
                 cwd=ROOT,
             )
-            told, _ = await asyncio.to_thread(producer.communicate, timeout=PATIENCE_SECONDS)
-            acknowledged.update(map(int, told.split()))
+            output, _ = await asyncio.to_thread(producer.communicate, timeout=PATIENCE_SECONDS)
+            acknowledged.update(map(int, output.split()))
             unanswered += 1
 
     bus, journal, tally = Bus(own_redis.url), Journal(tmp_path / "journal"), Tally()
@@ -198,7 +198,7 @@ async def _skip_without_waitaof(server: RedisServer) -> None:
         version = (await redis.info("server"))["redis_version"]
     if tuple(int(part) for part in version.split(".")[:2]) < (7, 2):
         server.stop()
-        pytest.skip(f"Redis {version} cannot tell what it has synced: WAITAOF came with 7.2")
+        pytest.skip(f"Redis {version} cannot report what it has synced: WAITAOF needs 7.2")
 
 
 class Synced:

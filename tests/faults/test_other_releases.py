@@ -115,7 +115,7 @@ def one_of_each(system: System) -> dict[str, tuple[type[Message], Fields]]:
         ),
         DECISIONS: DecisionMade(bar_time=moment, action="HOLD", executed=True, side=0, pnl_pips=0, close=190),
         CONTROL: ControlIssued(target="training", state="paused", by="another release"),
-        ALERTS: AlertRaised(source="another release", name="told"),
+        ALERTS: AlertRaised(source="another release", name="test"),
         DEAD: DeadLettered(stream=TRAJECTORIES.key, entry_id="1-0", reason="another release's"),
     }
     fields = {stream.key: (type(message), encode(message)) for stream, message in messages.items()}
@@ -136,7 +136,7 @@ def different(schema: type[Message], fields: Fields, difference: str) -> Fields:
         case "renamed":
             return {**fields, "type": b"Old" + fields["type"]}
         case "a field more":
-            return {**fields, "body": json.dumps({**body, "once_told": 1}).encode()}
+            return {**fields, "body": json.dumps({**body, "obsolete": 1}).encode()}
         case _:
             fewer = {name: value for name, value in body.items() if name != required[0]}
             return {**fields, "body": json.dumps(fewer).encode()}
@@ -240,11 +240,11 @@ async def test_every_reader_of_every_stream_skips_messages_of_other_releases(
         expected = Counter({(key, one): LETTERS[key][0] or 0 for key, ids in left.items() for one in ids})
         expected.update({(key, one): LETTERS[key][1] for key, ids in met.items() for one in ids})
 
-        async def all_told() -> bool:
+        async def all_reported() -> bool:
             return letters >= expected
 
-        await system.until("every reader has told of every such entry", all_told)
-        assert whole.ended() == []
+        await system.until("every reader has reported every such entry", all_reported)
+        assert whole.exited() == []
 
         since = now()
         async with in_background(record_events(whole, events, heard)):
@@ -260,12 +260,12 @@ async def test_every_reader_of_every_stream_skips_messages_of_other_releases(
             for key in (TRADES.key, ALERTS.key):
                 await append(plain, key, good[key][1])
 
-            async def all_heard() -> bool:
+            async def all_received() -> bool:
                 return events == set(EVENT_NAMES.values())
 
             await asyncio.gather(
                 *(system.until(f"{service} works", works) for service, works in whole.signs(since).items()),
-                system.until("the gateway tells of all streams", all_heard),
+                system.until("the gateway sends events of all streams", all_received),
             )
         alert = await asyncio.wait_for(posted.get(), 60)
         while "another release" not in str(alert):
@@ -340,13 +340,13 @@ async def test_an_unreadable_newest_entry_becomes_a_dead_letter_of_the_gateway(
     letters: Counter[tuple[str, str]] = Counter()
     async with (
         running_system(own_redis.url, own_bus, tmp_path, GatewayConfig()) as gateway,
-        listening(gateway.client) as told,
+        listening(gateway.client) as events,
     ):
         for key in keys:
             await append(plain, key, good[key][1])
         heard: set[str] = set()
         while not heard >= {EVENT_NAMES[key] for key in keys}:
-            heard.add((await told.next())["event"])
+            heard.add((await events.next())["event"])
         await count_letters(plain, letters)
     assert {one: letters[one] for one in left} == dict.fromkeys(left, 1)
 

@@ -38,7 +38,7 @@ async def test_every_service_recovers_soon_after_a_redis_outage(
         for service, statuses in ready.items():
             statuses.append(await whole.readiness(service))
         await asyncio.sleep(0.2)
-    assert whole.ended() == []
+    assert whole.exited() == []
     await asyncio.to_thread(forked_system.redis.start)
     back, begun = now(), time.monotonic()
     after: dict[str, float] = {}
@@ -58,10 +58,10 @@ async def test_every_service_recovers_soon_after_a_redis_outage(
         decisions = [entry.message for entry in await forked_system.bus.recent(DECISIONS, count=1_000)]
         return sum(away < one.created_at < back and one.version is not None for one in decisions)
 
-    async def told() -> bool:
+    async def recorded() -> bool:
         return await decided_meanwhile() > 0
 
-    await forked_system.until("what was decided meanwhile is told", told)
+    await forked_system.until("decisions of the outage are recorded", recorded)
     statuses = await whole.stop()
     held = forked_system.journalled_ids()
     print_figures(

@@ -165,15 +165,15 @@ async def test_a_version_that_could_not_be_announced_is_announced_at_the_next_st
         await until(lambda: bool(away) and trainer.bus.degraded)
         trainer.stop()
     await asyncio.to_thread(own_redis.start)
-    told = await own_bus.newest(CHECKPOINTS)
-    assert (told.version if told else -1) == version - 1
+    announced = await own_bus.newest(CHECKPOINTS)
+    assert (announced.version if announced else -1) == version - 1
     async with running_trainer(settings) as trainer:
         await until(lambda: trainer.heartbeat.detail.get("episode") == 50)
         await until_drained(own_bus)
     assert sorted(journalled_by(settings)) == list(range(50))
-    told = await own_bus.newest(CHECKPOINTS)
-    assert told is not None
-    assert told.version == CheckpointStore(settings.checkpoint_root).versions()[-1]
+    announced = await own_bus.newest(CHECKPOINTS)
+    assert announced is not None
+    assert announced.version == CheckpointStore(settings.checkpoint_root).versions()[-1]
 
 
 @rounds(2, 50)

@@ -45,11 +45,11 @@ async def test_a_silent_stream_raises_an_alert_and_costs_no_cpu_time(system: Sys
     await asyncio.sleep(count)
     share = (cpu_seconds(trainer.pid) - used) / (time.monotonic() - begun)
 
-    async def told() -> bool:
+    async def alerted() -> bool:
         alerts = [entry.message.name for entry in await system.bus.recent(ALERTS, count=100)]
         return "no_checkpoint" in alerts
 
-    await system.until("the silence is told of", told)
+    await system.until("an alert reports the silence", alerted)
     await system.bus.append_all(TRAJECTORIES, sendable(system, 30, 60))
     await system.learned_from(60)
     ratio = 0.0

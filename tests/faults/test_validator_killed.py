@@ -91,7 +91,7 @@ async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
         await system.until(f"{number} of {newest} are judged", functools.partial(judged, number))
     assert await asyncio.to_thread(system.stop, "validator") == 0
 
-    told = [entry.message.version for entry in await system.bus.recent(VALIDATIONS, count=10_000)][::-1]
+    announced = [entry.message.version for entry in await system.bus.recent(VALIDATIONS, count=10_000)][::-1]
     done = desk.records.done(ground)
     reports = sorted(desk.reports.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     order = [int(path.stem) for path in reports]  # their timestamps are in whole seconds
@@ -102,15 +102,15 @@ async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
         versions=newest,
         results=len(reports),
         missing=newest - len(done),
-        told_again=len(told) - len(set(told)),
+        announced_again=len(announced) - len(set(announced)),
         newest_validated_seconds=round(newest_validated_seconds, 2),
     )
     assert in_the_middle >= count // 5
-    assert done == set(told) == set(range(1, newest + 1))
+    assert done == set(announced) == set(range(1, newest + 1))
     assert sorted(order) == sorted(done)
     assert {number: order[number] for number in firsts} == firsts
     assert newest_validated_seconds <= PERIOD_SECONDS
     assert (
-        len(told) - len(set(told)) <= count - in_the_middle
+        len(announced) - len(set(announced)) <= count - in_the_middle
     )  # killed after the announcement, before it recorded it
     assert await system.bus.length(ALERTS) == 0

@@ -124,11 +124,11 @@ async def test_a_worker_killed_at_any_byte_loses_no_acknowledged_trajectory(
         return request
 
     async def at_reply(reply: bytes) -> bytes | None:
-        told = entry_ids(reply)
-        if told and kill_in == "reply":
+        ids = entry_ids(reply)
+        if ids and kill_in == "reply":
             kill()
             return None
-        acknowledged.update(told)
+        acknowledged.update(ids)
         return reply
 
     await a_version(system)

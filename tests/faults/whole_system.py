@@ -69,7 +69,7 @@ class WholeSystem:
         assert set(STOPPED) == set(self.system.processes)
         return [await asyncio.to_thread(self.system.stop, service) for service in STOPPED]
 
-    def ended(self) -> list[str]:
+    def exited(self) -> list[str]:
         """Services that have exited."""
         return [name for name, process in self.system.processes.items() if process.poll() is not None]
 
