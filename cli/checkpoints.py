@@ -1,4 +1,4 @@
-"""`checkpoints`: list, show, verify, promote, roll back and tidy versions."""
+"""`checkpoints`: list, show, verify, promote, roll back and remove versions."""
 
 import asyncio
 import json
@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.dead import answered, soon
 from cli.output import err, out, print_fields, print_json, print_table
+from cli.redis_query import in_time, query_redis
 from cli.runs import NotUpError, checkpoint_store, redis_of, validation_root
 from services.selfplay.settings import SelfPlaySettings
 from shared.adapters.streams.bus import Bus
@@ -24,8 +24,9 @@ from shared.model.cost import network_costs, plain_encoding, span_encoding, stat
 from shared.runtime.settings import load
 
 app = typer.Typer(
-    help="Versions that the trainer published: those in --store, else in MM_CHECKPOINTS, else those of the "
-    "system that is up here, else those in MM_HOME, else those of the last local run.",
+    help="List, check, promote and remove published versions.\n\n"
+    "The store is the first of these that applies: --store, MM_CHECKPOINTS, the store of the system that is "
+    "running here, MM_HOME/checkpoints, the store of the last local run.",
     no_args_is_help=True,
 )
 
@@ -33,34 +34,36 @@ Store = Annotated[
     str | None,
     typer.Option(
         "--store",
-        help="folder or URL of versions; else MM_CHECKPOINTS, else the store of the system that is up here, "
-        "else <home>/checkpoints, else the last local run's",
+        help="folder or URL of the checkpoint store; `checkpoints --help` lists the defaults",
     ),
 ]
 
 Pointers = dict[Pointer, Pointed | CheckpointError | None]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
-Version = Annotated[int, typer.Argument(min=0, help="a version's number")]
+Version = Annotated[int, typer.Argument(min=0, help="number of a version")]
 
 
 @app.command("list")
 def list_versions(store: Store = None, as_json: Json = False) -> None:
-    """List the versions, newest last, with their pointers."""
+    """List all versions, oldest first, and the pointers to them."""
     versions = checkpoint_store(store)
     pointers = versions.pointers()
     rows = [_row(versions, version, pointers) for version in versions.versions()]
     if as_json:
         print_json(rows)
         return
-    columns = ("version", "episode", "update", "created (UTC)", "MB", "pointers", "fault")
-    shown = [{**row, "created_at": str(row["created_at"] or "")[:16].replace("T", " ")} for row in rows]
-    print_table(f"versions in {versions.name}", columns, [list(row.values()) for row in shown])
+    columns = ("version", "episode", "update", "created (UTC)", "MB", "pointers")
+    shown = [{**row, "created_at": str(row["created_at"] or "–")[:16].replace("T", " ")} for row in rows]
+    print_table(f"versions in {versions.name}", columns, [list(row.values())[:-1] for row in shown])
+    for row in rows:
+        if row["fault"]:
+            _print_line(f"version {row['version']} is damaged: {row['fault']}")
 
 
 @app.command()
 def show(version: Version, store: Store = None, as_json: Json = False) -> None:
-    """Show one version's manifest, and what its networks cost: weights and multiply-adds."""
-    from shared.adapters.versions.agents import model_config  # brings torch along
+    """Show the manifest of a version and the size of its networks."""
+    from shared.adapters.versions.agents import model_config  # imports torch
 
     versions = checkpoint_store(store)
     manifest = versions.manifest(version)
@@ -73,23 +76,28 @@ def show(version: Version, store: Store = None, as_json: Json = False) -> None:
     for group in ("model", "settings", "metrics", "files"):
         if document[group]:
             print_fields(group, document[group])
-    print_table("costs", ("of", "weights", "multiply-adds of a row"), costs.rows())
+    print_table("costs", ("part", "weights", "multiply-adds per row"), costs.rows())
 
 
 @app.command()
 def verify(
-    version: Annotated[int | None, typer.Argument(min=0, help="all versions when not given")] = None,
+    version: Annotated[
+        int | None, typer.Argument(min=0, help="number of a version; default: all versions")
+    ] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Check every file of a version, or of all, against its SHA-256; exit 1 when one is damaged."""
+    """Check the files of one or all versions against their SHA-256.
+
+    The exit status is 1 if a version is damaged.
+    """
     versions = checkpoint_store(store)
     faults = {v: _fault(versions, v) for v in (versions.versions() if version is None else [version])}
     if as_json:
         print_json({"ok": not any(faults.values()), "faults": {v: f for v, f in faults.items() if f}})
     else:
         for number, fault in faults.items():
-            out.print(f"version {number}: {fault or 'ok'}", highlight=False, soft_wrap=True)
+            _print_line(f"version {number}: {fault or 'ok'}")
     if any(faults.values()):
         raise typer.Exit(1)
 
@@ -97,41 +105,48 @@ def verify(
 @app.command()
 def promote(
     version: Version,
-    stage: Annotated[Literal["paper", "live"], typer.Option(help="what it may decide in")] = "paper",
+    stage: Annotated[Literal["paper", "live"], typer.Option(help="stage to promote it to")] = "paper",
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Let a version decide; only one that passed the stage's gate can be promoted.
+    """Promote a version that passed the gate of the stage.
 
-    The validator service's own judgement counts, on the validation split of the data set that the version
-    was trained on; reports of `validate` and `backtest` never promote.
+    The trader then uses its decisions. Only reports of the validator service count. They judge a version on
+    the validation split of the data set that it was trained on. Reports of `validate` and `backtest` do not
+    count.
     """
     versions = checkpoint_store(store)
     promotion = promote_version(versions, validation_root(versions), version, stage, by="command line")
-    _tell(versions, promotion, f"version {version} is promoted to {stage}", as_json=as_json)
+    _report(versions, promotion, f"version {version} is promoted to {stage}", as_json=as_json)
 
 
 @app.command()
 def rollback(store: Store = None, as_json: Json = False) -> None:
-    """Return to the version that decided before the promoted one, or to the newest intact one before it."""
+    """Return to the version that was promoted before the current one.
+
+    Damaged versions are skipped.
+    """
     versions = checkpoint_store(store)
     back = roll_back(versions, validation_root(versions), by="command line")
     for damaged in back.passed_over:
-        err.print(f"passed over: {damaged}", highlight=False, soft_wrap=True, markup=False)
-    now = back.promotion
-    told = f"version {now.version} decides again ({now.stage})"
-    if now.rolled_back_from != now.version:
-        told += f", version {now.rolled_back_from} no longer"
-    _tell(versions, now, told, as_json=as_json, passed_over=list(back.passed_over))
+        err.print(f"skipped: {damaged}", highlight=False, soft_wrap=True, markup=False)
+    promotion = back.promotion
+    result = f"version {promotion.version} is promoted again ({promotion.stage})"
+    if promotion.rolled_back_from != promotion.version:
+        result += f", version {promotion.rolled_back_from} no longer"
+    _report(versions, promotion, result, as_json=as_json, passed_over=list(back.passed_over))
 
 
 @app.command()
 def gc(
-    keep: Annotated[int, typer.Option(min=1, help="how many of the newest versions stay")] = 5,
+    keep: Annotated[int, typer.Option(min=1, help="number of newest versions to keep")] = 5,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Remove all but the newest versions, the newest intact one, and those that a pointer names."""
+    """Remove old versions.
+
+    The newest versions, the newest intact version, and versions with a pointer are kept.
+    """
     done = checkpoint_store(store).collect_garbage(keep=keep)
     if as_json:
         print_json({"removed": done.removed, "obstacle": done.obstacle})
@@ -139,11 +154,12 @@ def gc(
         numbers = f": {', '.join(map(str, done.removed))}" if done.removed else ""
         out.print(f"removed {len(done.removed)} versions{numbers}")
     if done.obstacle:
-        raise CheckpointError(f"versions stay that could go: {done.obstacle}")
+        raise CheckpointError(f"not all old versions could be removed: {done.obstacle}")
 
 
 def _row(store: CheckpointStore, version: int, pointers: Pointers) -> dict[str, object]:
-    named = ", ".join(_pointers(pointers, version, with_stage=True))
+    """One row of `list`; the last value is the fault of a damaged version."""
+    names = ", ".join(_pointers(pointers, version, with_stage=True))
     try:
         manifest = store.manifest(version)
     except CheckpointError as damaged:
@@ -153,7 +169,7 @@ def _row(store: CheckpointStore, version: int, pointers: Pointers) -> dict[str, 
             "update": None,
             "created_at": None,
             "megabytes": None,
-            "pointers": named,
+            "pointers": names,
             "fault": str(damaged),
         }
     return {
@@ -162,14 +178,14 @@ def _row(store: CheckpointStore, version: int, pointers: Pointers) -> dict[str, 
         "update": manifest.update,
         "created_at": manifest.created_at.isoformat(timespec="seconds"),
         "megabytes": sum(entry.bytes for entry in manifest.files.values()) / 1e6,
-        "pointers": named,
+        "pointers": names,
         "fault": "",
     }
 
 
 @dataclass(frozen=True)
 class _Costs:
-    """What a version's networks cost; multiply-adds are of one row: a window, a state or an afterstate."""
+    """Size of a version's networks; multiply-adds are per row: per window, state or afterstate."""
 
     session_bars: int
     simulations: int
@@ -205,18 +221,18 @@ class _Costs:
         )
 
     def rows(self) -> list[tuple[str, int | None, int | None]]:
-        """As people read it: what, weights, multiply-adds."""
-        session = f"a bar of {self.session_bars} in one pass"
-        decision = f"decision, {self.simulations} simulations, at most"
+        """Rows of the printed table: part, weights, multiply-adds."""
+        session = f"per bar of a {self.session_bars}-bar session encoded in one pass"
+        decision = f"decision with {self.simulations} simulations, at most"
         lines = {
-            "representation": ("representation, a window", "representation"),
-            "representation_plain": ("representation, a window by the plain pass", None),
+            "representation": ("representation of a window", "representation"),
+            "representation_plain": ("representation of a window by the plain pass", None),
             "representation_in_session": (f"representation, {session}", None),
-            "afterstate": ("afterstate, outcomes and Q-value", "afterstate"),
+            "afterstate": ("afterstate, chance outcomes and Q-value", "afterstate"),
             "dynamics": ("dynamics and reward", "dynamics"),
             "policy": ("policy", "policy"),
             "value": ("value", "value"),
-            "decision": (f"{decision}, of a window", "all"),
+            "decision": (f"{decision}, for a window", "all"),
             "decision_in_session": (f"{decision}, {session}", "all"),
         }
         return [
@@ -226,21 +242,21 @@ class _Costs:
 
 
 def _pointers(pointers: Pointers, version: int, *, with_stage: bool = False) -> list[str]:
-    """The pointers that name a version, and those that are damaged, which may.
+    """Names of the pointers to a version, and of damaged pointers, since each may point to it.
 
     Args:
         pointers: all pointers of the store.
-        version: the version.
+        version: number of the version.
         with_stage: add the stage that the version is promoted to.
     """
-    named = []
-    for name, at in pointers.items():
-        if isinstance(at, CheckpointError):
-            named.append(f"{name} (damaged)")
-        elif at and at.version == version:
-            stage = f" ({stage_of(at)})" if with_stage and name is Pointer.PROMOTED else ""
-            named.append(f"{name}{stage}")
-    return named
+    names = []
+    for name, target in pointers.items():
+        if isinstance(target, CheckpointError):
+            names.append(f"{name} (damaged)")
+        elif target and target.version == version:
+            stage = f" ({stage_of(target)})" if with_stage and name is Pointer.PROMOTED else ""
+            names.append(f"{name}{stage}")
+    return names
 
 
 def _fault(store: CheckpointStore, version: int) -> str:
@@ -251,31 +267,31 @@ def _fault(store: CheckpointStore, version: int) -> str:
     return ""
 
 
-def _tell(
-    store: CheckpointStore, promotion: VersionPromoted, told: str, *, as_json: bool, **more: object
+def _report(
+    store: CheckpointStore, promotion: VersionPromoted, result: str, *, as_json: bool, **more: object
 ) -> None:
-    """Print what was done, and announce it to the system whose store it is.
+    """Announce a promotion to the system that uses the store, and print the result.
 
     Raises:
-        MuZeroError: there is such a system, and its Redis does not take it.
+        MuZeroError: the Redis of that system did not accept the announcement.
     """
-    silence, failure = "", None
+    not_announced, failure = "", None
     try:
         _announce(redis_of(store), promotion)
-    except NotUpError as nobody:
-        silence = str(nobody)
-    except MuZeroError as away:
-        silence, failure = str(away), away
+    except NotUpError as not_up:
+        not_announced = str(not_up)
+    except MuZeroError as error:
+        not_announced, failure = str(error), error
     if as_json:
         document = {**promotion.model_dump(mode="json"), **more}
-        print_json({**document, "announced": not silence, "not_announced": silence})
+        print_json({**document, "announced": not not_announced, "not_announced": not_announced})
     else:
-        out.print(told)
+        out.print(result)
     if failure:
         raise failure
-    if silence:
+    if not_announced:
         err.print(
-            f"not announced: {silence}; services see it when they start, or next look",
+            f"not announced: {not_announced}; services read the pointer when they start or poll next",
             highlight=False,
             soft_wrap=True,
             markup=False,
@@ -284,7 +300,11 @@ def _tell(
 
 def _announce(url: str, promotion: VersionPromoted) -> None:
     async def announce(bus: Bus) -> None:
-        await soon(bus.announce(PROMOTIONS, promotion))
+        await in_time(bus.announce(PROMOTIONS, promotion))
 
-    otherwise = "not announced, though done: services see it when they start, or next look"
-    asyncio.run(answered(url, announce, otherwise))
+    advice = "done but not announced: services read the pointer when they start or poll next"
+    asyncio.run(query_redis(url, announce, advice))
+
+
+def _print_line(line: str) -> None:
+    out.print(line, highlight=False, soft_wrap=True, markup=False)

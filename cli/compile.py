@@ -1,8 +1,8 @@
-"""`compile`: every kernel into the cache, by one process, before many need them at the same time.
+"""`compile`: fill the kernel cache from one process, before many processes need the kernels.
 
-Kernels are compiled once for a processor and kept on disk. Eight services that start together would
-each compile the same ones; so the image and the first `up` do it beforehand, by playing, learning from
-and judging a few sessions of a small synthetic market with small networks.
+Kernels are compiled once per processor type and cached on disk. Eight services that start together would all
+compile the same kernels. So the image build and the first `up` compile them beforehand: they play, learn from
+and validate a few sessions of a small synthetic market with small networks.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ _MODEL = ModelConfig(temporal_channels=8, static_channels=4, value_bins=21)
 
 
 def compile_all() -> None:
-    """Run every kernel once, with a progress bar, and note that the cache is complete."""
+    """Run every kernel once, with a progress bar, and mark the cache as complete."""
     torch.set_num_threads(1)
     with progress_bar() as bars:
         task = bars.add_task("compiling kernels", total=None)
@@ -46,7 +46,7 @@ def compile_all() -> None:
 
 
 def _parts() -> Iterator[str]:
-    """Run every kernel once; yields the name of the next part."""
+    """Run every kernel once; yields the name of each part before it runs."""
     yield "features"
     dataset = build_dataset(synthesize(Market.OU, _NUM_BARS, 0), "kernel compilation")
     yield "live features"

@@ -1,4 +1,4 @@
-"""`data`: import, download or make a data set; describe it, list its sessions, export its features."""
+"""`data`: import, download or synthesise a data set, describe it, list sessions, export features."""
 
 import asyncio
 import re
@@ -34,39 +34,37 @@ from shared.market.summary import doubts, summarize
 from shared.market.synthetic import DEFAULT_START_S, Market, synthesize
 from shared.runtime.settings import ServiceSettings, load, with_environment_name
 
-app = typer.Typer(help="Market data: bars, sessions, features.", no_args_is_help=True)
+app = typer.Typer(help="Create and inspect data sets of one-minute bars.", no_args_is_help=True)
 
 DEFAULT_INSTRUMENT = "GBP_JPY"
 
 _BASES = "AUD|BTC|CAD|CHF|CNH|CZK|DKK|ETH|EUR|GBP|HKD|HUF|JPY|MXN|NOK|NZD|PLN|SEK|SGD|THB|TRY|USD|XAG|XAU|ZAR"
 _PAIR = re.compile(rf"(?<![A-Z])({_BASES})[_-]?({_BASES})(?![A-Z])")
 
-Data = Annotated[Path, typer.Option("--data", help="a data set, as `data import` makes it")]
-Out = Annotated[Path, typer.Option("--out", help="the data set to write; an older one is replaced")]
-Name = Annotated[str, typer.Option("--instrument", help="the currency pair that the bars price")]
+Data = Annotated[Path, typer.Option("--data", help="data set, as `data import` writes it")]
+Out = Annotated[Path, typer.Option("--out", help="data set to write; an existing one is replaced")]
+Name = Annotated[str, typer.Option("--instrument", help="currency pair of the bars")]
 MaybeName = Annotated[
     str | None,
-    typer.Option(
-        "--instrument", help=f"the currency pair that the bars price; {DEFAULT_INSTRUMENT} if not given"
-    ),
+    typer.Option("--instrument", help=f"currency pair of the bars; default: {DEFAULT_INSTRUMENT}"),
 ]
 Pip = Annotated[
     float | None,
-    typer.Option("--pip", help="size of a pip in units of price; needed where the pair's is not known"),
+    typer.Option("--pip", help="size of a pip in units of price; needed only for unknown pairs"),
 ]
 Timezone = Annotated[
     str | None,
     typer.Option(
         "--timezone",
-        help="clock of the file's times: Europe/London, +03:00, NY+7; found from the file if not given",
+        help="time zone of the file: Europe/London, +03:00, NY+7; default: detected",
     ),
 ]
-Repair = Annotated[bool, typer.Option("--repair", help="drop faulty rows instead of refusing the file")]
+Repair = Annotated[bool, typer.Option("--repair", help="drop invalid rows instead of rejecting the file")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 
 class DownloadSettings(ServiceSettings):
-    """What OANDA asks for."""
+    """Credentials for OANDA."""
 
     oanda_token: SecretStr = Field(SecretStr(""), validation_alias=with_environment_name("OANDA_TOKEN"))
 
@@ -74,7 +72,7 @@ class DownloadSettings(ServiceSettings):
 @app.command("import")
 def import_command(
     file: Annotated[
-        Path, typer.Argument(help="bars: CSV, HistData, MetaTrader, Dukascopy, Parquet; or one .gz")
+        Path, typer.Argument(help="CSV, HistData, MetaTrader, Dukascopy or Parquet file, may be gzipped")
     ],
     out: Out,
     instrument: MaybeName = None,
@@ -82,14 +80,14 @@ def import_command(
     timezone: Timezone = None,
     repair: Repair = False,
     max_dropped: Annotated[
-        float, typer.Option(help="largest share of the rows that --repair may drop")
+        float, typer.Option(help="largest share of rows that --repair may drop")
     ] = MAX_DROPPED,
     spread_unit: Annotated[
-        SpreadUnit | None, typer.Option(help="of a column `spread` whose unit the file does not say")
+        SpreadUnit | None, typer.Option(help="unit of the column `spread`, if the file does not state it")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a data set of a file of one-minute bars."""
+    """Convert a file of one-minute bars into a data set."""
     options = ImportOptions(timezone, repair, max_dropped, spread_unit)
     result, dataset = import_file(file, out, instrument_of(file, instrument, pip), options)
     found = {
@@ -106,8 +104,8 @@ def instrument_of(file: Path, name: str | None, pip: float | None) -> Instrument
     """The instrument of a file of bars.
 
     Raises:
-        DataError: no name is given and the file is named after another pair than the default one, or the
-            pair's pip is not known.
+        DataError: no name is given and the file name contains another pair than the default one, or the
+            size of the pair's pip is unknown.
     """
     pair = _PAIR.search(file.name.upper())
     named = f"{pair[1]}_{pair[2]}" if pair else None
@@ -115,11 +113,11 @@ def instrument_of(file: Path, name: str | None, pip: float | None) -> Instrument
     if name is not None:
         instrument = Instrument.named(name, location)
         if named not in (None, instrument.name):
-            _warn(f"{escape(file.name)} is imported as {instrument.name}, as --instrument says")
+            _warn(f"{escape(file.name)} is imported as {instrument.name} because of --instrument")
         return instrument
     if named not in (None, DEFAULT_INSTRUMENT):
         raise DataError(
-            f"{file.name} is named after {named}: say which pair it holds with --instrument {named} "
+            f"{file.name} is named after {named}: name its currency pair with --instrument {named} "
             f"(or {DEFAULT_INSTRUMENT})"
         )
     return Instrument.named(DEFAULT_INSTRUMENT, location)
@@ -128,10 +126,10 @@ def instrument_of(file: Path, name: str | None, pip: float | None) -> Instrument
 def import_file(
     file: Path, out: Path, instrument: Instrument, options: ImportOptions
 ) -> tuple[ImportResult, Dataset]:
-    """Make a data set of a file of bars, with progress bars; `out` holds the old or the new one, never half.
+    """Convert a file of bars into a data set, with progress bars; `out` is replaced atomically.
 
     Raises:
-        DataError: the file cannot be imported, or something else than a data set is at `out`.
+        DataError: the file cannot be imported, or `out` is a file that is not a data set.
     """
     check_dataset_output(out, file)
     with progress_bar() as bars:
@@ -145,7 +143,7 @@ def import_file(
     for finding in result.findings:
         _warn(escape(finding))
     if result.num_dropped:
-        rows = "1 faulty row was" if result.num_dropped == 1 else f"{result.num_dropped:,} faulty rows were"
+        rows = "1 invalid row was" if result.num_dropped == 1 else f"{result.num_dropped:,} invalid rows were"
         _warn(f"{rows} dropped, for the reasons above")
     return result, _write(out, result.bars, file.name)
 
@@ -153,17 +151,17 @@ def import_file(
 @app.command()
 def synth(
     out: Out,
-    market: Annotated[Market, typer.Option(help="the law of the prices")] = Market.REGIMES,
+    market: Annotated[Market, typer.Option(help="price process")] = Market.REGIMES,
     bars: Annotated[int, typer.Option(help="number of bars")] = 100_000,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same bars")] = 1,
+    seed: Annotated[int, typer.Option(help="random seed; the same seed gives the same bars")] = 1,
     instrument: Name = DEFAULT_INSTRUMENT,
     pip: Pip = None,
     start: Annotated[
-        datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="first minute, in UTC")
+        datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="time of the first bar, UTC")
     ] = datetime.fromtimestamp(DEFAULT_START_S, UTC).replace(tzinfo=None),
     as_json: Json = False,
 ) -> None:
-    """Make a data set of a synthetic market."""
+    """Generate a data set of a synthetic market."""
     pair = Instrument.named(instrument, pip_location_of(pip) if pip is not None else None)
     check_dataset_output(out)
     made = synthesize(market, bars, seed, pair, _seconds(start))
@@ -174,22 +172,23 @@ def synth(
 @app.command()
 def download(
     out: Out,
-    start: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="in UTC")],
+    start: Annotated[
+        datetime, typer.Option("--from", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="first time, UTC")
+    ],
     stop: Annotated[
         datetime | None,
         typer.Option(
-            "--to", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="in UTC, exclusive; now if not given"
+            "--to", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="end time, UTC, exclusive; default: now"
         ),
     ] = None,
     instrument: Name = DEFAULT_INSTRUMENT,
-    api_url: Annotated[
-        str, typer.Option(help="OANDA's practice or live host, or a paper broker")
-    ] = PRACTICE_API,
+    api_url: Annotated[str, typer.Option(help="address of OANDA's API, or of a paper broker")] = PRACTICE_API,
     as_json: Json = False,
 ) -> None:
-    """Make a data set of OANDA's candles; run again after an interruption, it goes on where it stopped.
+    """Download a data set from OANDA.
 
-    Needs OANDA_TOKEN in the environment or in `.env`.
+    After an interruption, the same command continues where it stopped. Needs OANDA_TOKEN in the environment
+    or in `.env`.
     """
     name = normal_name(instrument)
     check_dataset_output(out)
@@ -214,7 +213,7 @@ async def _download(api_url: str, token: str, name: str, from_s: int, to_s: int,
     async with OandaClient("", token, api_url=api_url) as client:
         accounts = await client.accounts()
     if not accounts:
-        raise SettingsError("OANDA_TOKEN opens no account: the pip's size is read from one")
+        raise SettingsError("OANDA_TOKEN has access to no account; the size of a pip is read from an account")
     async with OandaClient(accounts[0], token, api_url=api_url) as client:
         details = await client.instrument(name)
         instrument = Instrument.named(name, details.pip_location)
@@ -232,7 +231,7 @@ async def _download(api_url: str, token: str, name: str, from_s: int, to_s: int,
 
 @app.command()
 def describe(data: Data, as_json: Json = False) -> None:
-    """Describe a data set: bars, span, coverage, ranges, gaps, sessions, outcomes."""
+    """Describe a data set: bars, gaps, sessions and outcomes."""
     document = describe_dataset(read_dataset(data))
     if as_json:
         print_json(document)
@@ -249,7 +248,7 @@ def describe(data: Data, as_json: Json = False) -> None:
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What `data describe` prints."""
+    """The document that `data describe` prints."""
     summary = summarize(dataset.bars)
     labels = dataset.outcomes[dataset.outcomes != UNDEFINED]
     gaps = [
@@ -289,7 +288,10 @@ def sessions(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the valid sessions of each split; with --json, every start."""
+    """Count the valid sessions of each split, or list those of one.
+
+    With --json, list the start bars of all sessions.
+    """
     dataset = read_dataset(data)
     index, times = dataset.sessions, dataset.bars.time_s
     chosen = [split] if split else list(Split)
@@ -308,7 +310,7 @@ def sessions(
         rows: list[list[object]] = [
             [str(start), utc_text(int(times[start]))] for start in index.non_overlapping(split).tolist()
         ]
-        print_table(f"non-overlapping {split} sessions", ("start bar", "first decision's bar"), rows)
+        print_table(f"non-overlapping {split} sessions", ("start bar", "time of the first decision"), rows)
         return
     rows = []
     for name, counts in _session_counts(dataset).items():
@@ -325,10 +327,13 @@ def sessions(
 @app.command()
 def features(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="the Parquet file to write")],
+    out: Annotated[Path, typer.Option("--out", help="Parquet file to write")],
     as_json: Json = False,
 ) -> None:
-    """Export bar_index, time, the nine features by name, and outcome (-1 where undefined)."""
+    """Export the features of every bar to a Parquet file.
+
+    Columns: bar_index, time, the nine features by name, and outcome (-1 if undefined).
+    """
     check_features_output(out, data)
     dataset = read_dataset(data)
     export_features(dataset, out)
@@ -351,11 +356,11 @@ def _write(out: Path, bars: BarSeries, source: str) -> Dataset:
     for doubt in doubts(summarize(bars), bars.instrument):
         _warn(doubt)
     if len(dataset.sessions.starts) == 0:
-        _warn("no session can be played on these bars: see `data describe` for their number, gaps and range")
+        _warn("these bars contain no valid session; `data describe` shows their number, gaps and ranges")
     elif empty := [split.value for split in Split if not len(dataset.sessions.non_overlapping(split))]:
         _warn(
-            f"no session lies in the {' and '.join(empty)} split: more bars are needed for what is played "
-            "there (versions are judged in validation)"
+            f"there is no session in the {' and '.join(empty)} split: more bars are needed (versions are "
+            "judged on the validation split)"
         )
     return dataset
 

@@ -1,40 +1,38 @@
-"""`dead`: list, inspect, replay and drop what could not be processed."""
+"""`dead`: list, inspect, replay and drop dead letters, which are entries that could not be processed."""
 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
 
 import typer
-from redis.exceptions import RedisError
+from rich.padding import Padding
+from rich.text import Text
 
 from cli.output import err, out, print_fields, print_json, print_table
+from cli.redis_query import in_time, query_redis
 from cli.runs import system_redis
 from shared.adapters.outputs import check_output, written_aside
 from shared.adapters.streams.bus import Bus
 from shared.adapters.streams.dead_letters import Letter
-from shared.errors import MessageError, ServiceError, SettingsError
+from shared.errors import MessageError
 from shared.messages.codec import decode, decode_trajectory
 from shared.messages.entry_id import EntryId
 from shared.messages.schemas import Message, TrajectoryFinished
 from shared.messages.streams import DEAD, STREAMS
 
-app = typer.Typer(help="Entries that could not be processed.", no_args_is_help=True)
+app = typer.Typer(help="Inspect and replay messages that could not be processed.", no_args_is_help=True)
 
-#: Redis has this long for each answer.
-PATIENCE_SECONDS = 10.0
-
-_PAGE = 32
-_BEGINNING_BYTES = 96
+_PAGE_LETTERS = 32
+_PREVIEW_BYTES = 96
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 R = TypeVar("R")
 
 
 class LetterError(MessageError):
-    """There is no such dead letter, or none that can be replayed."""
+    """A dead letter does not exist, or cannot be replayed."""
 
     user_fault = True
 
@@ -42,38 +40,41 @@ class LetterError(MessageError):
 @app.command("list")
 def list_letters(
     as_json: Json = False,
-    limit: Annotated[int, typer.Option(min=1, help="how many of the newest")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="list only this many, the newest")] = 50,
 ) -> None:
     """List the dead letters, newest first."""
 
-    async def question(bus: Bus) -> tuple[list[Letter], int]:
-        return [letter async for letter in _letters(bus, limit)], await soon(bus.length(DEAD))
+    async def query(bus: Bus) -> tuple[list[Letter], int]:
+        return [letter async for letter in _letters(bus, limit)], await in_time(bus.length(DEAD))
 
-    letters, total = _ask(question)
+    letters, total = _query(query)
     if as_json:
         print_json([_summary(letter) for letter in letters])
         return
     out.print(f"{len(letters)} of {total} dead letters, newest first" if letters else "no dead letters")
     for letter in letters:
         size = "size unknown" if letter.size_bytes is None else f"{letter.size_bytes:,} bytes"
-        fate = "not replayable" if letter.obstacle else "replayable"
-        written = f"{letter.created_at:%Y-%m-%d %H:%M} UTC"
-        _say(f"{letter.letter_id}  {written}  {letter.stream or 'stream unknown'}  {size}  {fate}")
-        _say(f"    {letter.reason}")
+        replayable = "not replayable" if letter.obstacle else "replayable"
+        created = f"{letter.created_at:%Y-%m-%d %H:%M} UTC"
+        _print_line(f"{letter.letter_id}  {created}  {letter.stream or 'stream unknown'}")
+        _print_line(f"    {size}, {replayable}")
+        _print_indented(letter.reason)
 
 
 @app.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="a letter's id, as `dead list` prints it")],
+    letter_id: Annotated[
+        str, typer.Argument(metavar="ID", help="id of the letter, as `dead list` prints it")
+    ],
     as_json: Json = False,
     raw: Annotated[
         Path | None,
-        typer.Option(help="write the entry, byte for byte, as the command that `redis-cli --pipe` appends"),
+        typer.Option(help="write the original entry to this file, as input for `redis-cli --pipe`"),
     ] = None,
 ) -> None:
-    """Show one letter: why it is one, the fields of its entry, and the message as far as it can be read."""
+    """Show one dead letter: reason, entry fields and message."""
     wanted = _entry_id(letter_id)
-    letter = _ask(lambda bus: _letter(bus, wanted))
+    letter = _query(lambda bus: _letter(bus, wanted))
     if raw is not None:
         _write_command(raw, letter)
     message, fault = _decoded(letter)
@@ -89,199 +90,174 @@ def show(
         return
     print_fields(f"dead letter {letter.letter_id}", _readable(_summary(letter)))
     if letter.original is None:
-        print_fields("excerpt", {"excerpt": _printable(letter.excerpt)})
+        print_fields("excerpt", {"excerpt": _escaped(letter.excerpt)})
     else:
         rows = [tuple(entry.values()) for entry in _fields(letter)]
         print_table("fields of the entry", ("field", "bytes", "begins with"), rows)
     if message is not None:
         print_fields("message", _readable(message))
     if fault:
-        _say(f"read today: {fault}")
+        _print_line(f"when read now: {fault}")
 
 
 @app.command()
 def replay(
     letter_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID...", help="ids, as `dead list` prints them")
+        list[str] | None, typer.Argument(metavar="ID...", help="ids of letters, as `dead list` prints them")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="every letter that can be replayed")] = False,
-    stream: Annotated[str | None, typer.Option(help="with --all: only entries of this stream")] = None,
+    every: Annotated[bool, typer.Option("--all", help="replay every letter that can be replayed")] = False,
+    stream: Annotated[str | None, typer.Option(help="with --all: only letters from this stream")] = None,
     as_json: Json = False,
 ) -> None:
-    """Append entries to their streams again, without their letters; a reason that still holds comes back."""
-    wanted = _wanted(letter_ids, every, stream, "replay")
+    """Return entries to their streams and remove their letters.
 
-    async def question(bus: Bus) -> list[dict[str, object]]:
-        everything = [_Known(letter) async for letter in _letters(bus)][::-1]
-        chosen = _all_of(everything, stream) if every else _named(everything, wanted)
-        return [await _replayed(bus, letter, everything, quiet=as_json) for letter in chosen]
+    If the cause persists, the entry becomes a new dead letter.
+    """
+    wanted = _requested_ids(letter_ids, every, stream, "replay")
 
-    done = _ask(question)
+    async def query(bus: Bus) -> list[dict[str, object]]:
+        letters = [_LetterKey(letter) async for letter in _letters(bus)][::-1]
+        chosen = _all_replayable(letters, stream) if every else _replayable_by_id(letters, wanted)
+        return [await _replay(bus, letter, letters, quiet=as_json) for letter in chosen]
+
+    replayed = _query(query)
     if as_json:
-        print_json(done)
+        print_json(replayed)
 
 
 @app.command()
 def drop(
     letter_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID...", help="ids, as `dead list` prints them")
+        list[str] | None, typer.Argument(metavar="ID...", help="ids of letters, as `dead list` prints them")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="every letter; needs --yes")] = False,
-    stream: Annotated[str | None, typer.Option(help="with --all: only entries of this stream")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="with --all: they are gone for good")] = False,
+    every: Annotated[bool, typer.Option("--all", help="remove every letter; needs --yes")] = False,
+    stream: Annotated[str | None, typer.Option(help="with --all: only letters from this stream")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="with --all: confirm that the letters are lost")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove letters for good, with all copies; an entry that a reader left in its stream stays there."""
-    wanted = _wanted(letter_ids, every, stream, "drop")
+    """Remove letters and all their copies permanently.
 
-    async def question(bus: Bus) -> list[dict[str, object]]:
-        everything = [_Known(letter) async for letter in _letters(bus)][::-1]
+    If the original entry is still in its stream, it stays there.
+    """
+    wanted = _requested_ids(letter_ids, every, stream, "drop")
+
+    async def query(bus: Bus) -> list[dict[str, object]]:
+        letters = [_LetterKey(letter) async for letter in _letters(bus)][::-1]
         if every:
-            chosen = [letter for letter in everything if stream in (None, letter.stream)]
+            chosen = [letter for letter in letters if stream in (None, letter.stream)]
             if not yes:
-                raise LetterError(
-                    f"{len(chosen)} letters would be gone for good; give --yes if that is meant"
-                )
+                raise LetterError(f"{len(chosen)} letters would be lost permanently; confirm with --yes")
         else:
-            origins = {letter.origin for letter in _found(everything, wanted)}
-            chosen = [letter for letter in everything if letter.origin in origins]
+            origins = {letter.origin for letter in _by_id(letters, wanted)}
+            chosen = [letter for letter in letters if letter.origin in origins]
         return [
             {
-                "id": known.letter_id,
-                "stream": known.stream,
-                "dropped": await soon(bus.dead.drop(known.letter_id)),
+                "id": letter.letter_id,
+                "stream": letter.stream,
+                "dropped": await in_time(bus.dead.drop(letter.letter_id)),
             }
-            for known in chosen
+            for letter in chosen
         ]
 
-    done = _ask(question)
+    dropped = _query(query)
     if as_json:
-        print_json(done)
+        print_json(dropped)
     else:
-        out.print(f"letters dropped: {sum(bool(row['dropped']) for row in done)}")
+        out.print(f"letters dropped: {sum(bool(row['dropped']) for row in dropped)}")
 
 
-def _wanted(letter_ids: Sequence[str] | None, every: bool, stream: str | None, what: str) -> list[str]:
-    """The ids that were named; none with `--all`."""
+def _requested_ids(letter_ids: Sequence[str] | None, every: bool, stream: str | None, verb: str) -> list[str]:
+    """The ids given as arguments; empty with `--all`."""
     if bool(letter_ids) == every:
-        raise LetterError(f"name the letters to {what}, or give --all; `micro-muzero dead list` lists them")
+        raise LetterError(f"name the letters to {verb}, or give --all; `micro-muzero dead list` lists them")
     if stream is not None and not every:
-        raise LetterError("--stream narrows --all and means nothing beside the ids of letters")
+        raise LetterError("--stream needs --all and cannot be combined with ids of letters")
     return [_entry_id(text) for text in letter_ids or ()]
 
 
-class _Known:
-    """What a replay must know of each letter without holding all their entries."""
+class _LetterKey:
+    """Identifies a letter and its original entry, without keeping the entry in memory."""
 
     def __init__(self, letter: Letter) -> None:
         self.letter_id, self.stream, self.obstacle = letter.letter_id, letter.stream, letter.obstacle
         self.origin = (letter.stream, letter.entry_id or letter.letter_id)
 
 
-def _named(everything: Sequence[_Known], wanted: Sequence[str]) -> list[_Known]:
-    """The letters of these ids, one of each entry; all can be replayed, or none is."""
-    letters = _found(everything, wanted)
-    for letter in letters:
+def _replayable_by_id(letters: Sequence[_LetterKey], wanted: Sequence[str]) -> list[_LetterKey]:
+    """The letters with these ids, one per original entry.
+
+    Raises:
+        LetterError: one of them cannot be replayed.
+    """
+    chosen = _by_id(letters, wanted)
+    for letter in chosen:
         if letter.obstacle:
             raise LetterError(
                 f"dead letter {letter.letter_id} cannot be replayed: {letter.obstacle}; nothing was done"
             )
-    return _one_of_each(letters)
+    return _one_per_entry(chosen)
 
 
-def _found(everything: Sequence[_Known], wanted: Sequence[str]) -> list[_Known]:
-    """The letters of these ids."""
-    by_id = {letter.letter_id: letter for letter in everything}
+def _by_id(letters: Sequence[_LetterKey], wanted: Sequence[str]) -> list[_LetterKey]:
+    by_id = {letter.letter_id: letter for letter in letters}
     for letter_id in wanted:
         if letter_id not in by_id:
-            raise _no_such(letter_id)
+            raise _not_found(letter_id)
     return [by_id[letter_id] for letter_id in wanted]
 
 
-def _all_of(everything: Sequence[_Known], stream: str | None) -> list[_Known]:
-    """The letters that can be replayed, oldest first, one of each entry."""
-    asked = [letter for letter in everything if stream in (None, letter.stream)]
-    chosen = [letter for letter in asked if not letter.obstacle]
+def _all_replayable(letters: Sequence[_LetterKey], stream: str | None) -> list[_LetterKey]:
+    """The letters that can be replayed, oldest first, one per original entry."""
+    candidates = [letter for letter in letters if stream in (None, letter.stream)]
+    chosen = [letter for letter in candidates if not letter.obstacle]
     if not chosen:
-        where = f" of {stream}" if stream else ""
-        streams = ", ".join(sorted({letter.stream for letter in everything if letter.stream})) or "none"
-        why = "`micro-muzero dead show ID` says why not" if asked else f"streams with letters: {streams}"
-        raise LetterError(f"nothing to replay: {len(asked)} dead letters{where}, 0 can be replayed; {why}")
-    if len(chosen) < len(asked):
-        err.print(f"{len(asked) - len(chosen)} letters cannot be replayed and stay", highlight=False)
-    return _one_of_each(chosen)
+        source = f" from {stream}" if stream else ""
+        streams = ", ".join(sorted({letter.stream for letter in letters if letter.stream})) or "none"
+        hint = "`micro-muzero dead show ID` shows why" if candidates else f"streams with letters: {streams}"
+        raise LetterError(
+            f"nothing to replay: {len(candidates)} dead letters{source}, 0 can be replayed; {hint}"
+        )
+    if len(chosen) < len(candidates):
+        err.print(f"{len(candidates) - len(chosen)} letters cannot be replayed and are kept", highlight=False)
+    return _one_per_entry(chosen)
 
 
-def _one_of_each(letters: Sequence[_Known]) -> list[_Known]:
+def _one_per_entry(letters: Sequence[_LetterKey]) -> list[_LetterKey]:
     return list({letter.origin: letter for letter in reversed(letters)}.values())[::-1]
 
 
-async def _replayed(
-    bus: Bus, known: _Known, everything: Sequence[_Known], *, quiet: bool
+async def _replay(
+    bus: Bus, key: _LetterKey, letters: Sequence[_LetterKey], *, quiet: bool
 ) -> dict[str, object]:
-    """Replay one letter with all copies of it, and say so."""
-    same = [other.letter_id for other in everything if other.origin == known.origin]
-    copies = [letter_id for letter_id in same if letter_id != known.letter_id]
-    letter = await soon(bus.dead.letter(known.letter_id))
-    entry_id = await soon(bus.dead.replay(letter, copies)) if letter else None
+    """Replay one letter, remove its copies, and print the outcome unless `quiet`."""
+    same = [other.letter_id for other in letters if other.origin == key.origin]
+    copies = [letter_id for letter_id in same if letter_id != key.letter_id]
+    letter = await in_time(bus.dead.letter(key.letter_id))
+    entry_id = await in_time(bus.dead.replay(letter, copies)) if letter else None
     if not quiet:
-        told = (
-            f"appended to {known.stream} as {entry_id}" if entry_id else "is there no longer: replayed before"
-        )
-        also = f"; copies of the letter removed: {len(copies)}" if copies and entry_id else ""
-        _say(f"{known.letter_id}: {told}{also}")
-    return {"id": known.letter_id, "stream": known.stream, "entry_id": entry_id, "copies": copies}
+        outcome = f"appended to {key.stream} as {entry_id}" if entry_id else "was already replayed or dropped"
+        removed = f"; copies of the letter removed: {len(copies)}" if copies and entry_id else ""
+        _print_line(f"{key.letter_id}: {outcome}{removed}")
+    return {"id": key.letter_id, "stream": key.stream, "entry_id": entry_id, "copies": copies}
 
 
-def _ask(question: Callable[[Bus], Awaitable[R]]) -> R:
-    """The answer of the Redis that is set, else of the system that is up here.
+def _query(query: Callable[[Bus], Awaitable[R]]) -> R:
+    """Query the configured Redis, or else that of the locally running system.
 
     Raises:
-        NotUpError: neither is there.
+        NotUpError: no Redis is configured and no system is running here.
         ServiceError: Redis does not answer.
     """
-    again = "each letter is either replayed or still listed, so the command can be repeated"
-    return asyncio.run(answered(system_redis(), question, again))
-
-
-async def answered(url: str, question: Callable[[Bus], Awaitable[R]], otherwise: str) -> R:
-    """Ask a Redis, then close the connections to it.
-
-    Args:
-        url: of the Redis.
-        question: what to ask, each part of it `soon`.
-        otherwise: what an operator should know when there is no answer.
-    Raises:
-        SettingsError: the URL is invalid.
-        ServiceError: Redis does not answer.
-    """
-    try:
-        bus = Bus(url)
-    except ValueError as wrong:
-        raise SettingsError(f"setting MM_REDIS_URL: {wrong}") from wrong
-    try:
-        await soon(bus.ping())
-        return await question(bus)
-    except (RedisError, OSError) as away:
-        parts = urlsplit(url)
-        raise ServiceError(
-            f"Redis at {parts.hostname}:{parts.port or 6379}: {str(away) or 'no answer in time'}; {otherwise}"
-        ) from away
-    finally:
-        await bus.close()
-
-
-async def soon(operation: Awaitable[R]) -> R:
-    """What Redis answers within `PATIENCE_SECONDS`."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        return await operation
+    advice = "each letter is either replayed or still listed, so the command can be repeated"
+    return asyncio.run(query_redis(system_redis(), query, advice))
 
 
 async def _letters(bus: Bus, limit: int | None = None) -> AsyncIterator[Letter]:
-    """Letters, newest first, a page at a time: each may hold a large entry."""
+    """Letters, newest first, fetched in small pages because each may hold a large entry."""
     before, left = "+", limit
     while left is None or left > 0:
-        page = await soon(bus.dead.letters(count=_PAGE if left is None else min(_PAGE, left), before=before))
+        count = _PAGE_LETTERS if left is None else min(_PAGE_LETTERS, left)
+        page = await in_time(bus.dead.letters(count=count, before=before))
         for letter in page:
             yield letter
         if not page:
@@ -291,21 +267,21 @@ async def _letters(bus: Bus, limit: int | None = None) -> AsyncIterator[Letter]:
 
 
 async def _letter(bus: Bus, letter_id: str) -> Letter:
-    letter = await soon(bus.dead.letter(letter_id))
+    letter = await in_time(bus.dead.letter(letter_id))
     if letter is None:
-        raise _no_such(letter_id)
+        raise _not_found(letter_id)
     return letter
 
 
-def _no_such(letter_id: str) -> LetterError:
-    return LetterError(f"there is no dead letter {letter_id}; `micro-muzero dead list` lists those there are")
+def _not_found(letter_id: str) -> LetterError:
+    return LetterError(f"there is no dead letter {letter_id}; `micro-muzero dead list` lists the letters")
 
 
 def _entry_id(text: str) -> str:
     try:
         return str(EntryId.parse(text))
-    except ValueError as wrong:
-        raise LetterError(str(wrong)) from wrong
+    except ValueError as invalid:
+        raise LetterError(str(invalid)) from invalid
 
 
 def _summary(letter: Letter) -> dict[str, object]:
@@ -323,11 +299,11 @@ def _summary(letter: Letter) -> dict[str, object]:
 
 def _fields(letter: Letter) -> Iterator[dict[str, object]]:
     for name, value in (letter.original or {}).items():
-        yield {"name": _text(name), "bytes": len(value), "begins": _text(value[:_BEGINNING_BYTES])}
+        yield {"name": _text(name), "bytes": len(value), "begins": _text(value[:_PREVIEW_BYTES])}
 
 
 def _decoded(letter: Letter) -> tuple[dict[str, Any] | None, str]:
-    """The message of a letter's entry as far as this version can read it, and what is wrong with it."""
+    """The message in a letter's entry, or None if this release cannot decode it, and its fault."""
     known = {stream.key: stream for stream in STREAMS}
     if letter.original is None or letter.stream not in known:
         return None, ""
@@ -349,7 +325,7 @@ def _fault(message: Message, arrays: bytes) -> str:
 
 
 def _readable(document: Mapping[str, object]) -> dict[str, object]:
-    """Short enough for a table: arrays by their shapes, other lists by their length."""
+    """Shorten values for a table: arrays to their shapes, other lists to their length."""
     return {name: _cell(value) for name, value in document.items() if value != ""}
 
 
@@ -358,27 +334,32 @@ def _cell(value: object) -> object:
         shapes = [
             f"{item['name']} {item['shape']}" for item in value if isinstance(item, dict) and "shape" in item
         ]
-        return ", ".join(shapes) or f"{len(value)} of them"
-    return _printable(value) if isinstance(value, str) else value
+        return ", ".join(shapes) or f"{len(value)} items"
+    return _escaped(value) if isinstance(value, str) else value
 
 
-def _say(line: str) -> None:
-    """One line, however long: ids are not broken."""
-    out.print(_printable(line), highlight=False, soft_wrap=True, markup=False)
+def _print_line(line: str) -> None:
+    """Print one line without wrapping, so that ids can be copied."""
+    out.print(_escaped(line), highlight=False, soft_wrap=True, markup=False)
 
 
-def _printable(text: str) -> str:
-    """Without what a terminal would obey."""
+def _print_indented(text: str) -> None:
+    """Print a text that wraps between words."""
+    out.print(Padding(Text(_escaped(text), overflow="fold"), (0, 0, 0, 4), expand=False))
+
+
+def _escaped(text: str) -> str:
+    """Escape control characters, which a terminal would interpret."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _text(data: bytes) -> str:
-    """Bytes as ASCII; the others are escaped."""
+    """Bytes as ASCII, with all others escaped."""
     return repr(data)[2:-1]
 
 
 def _write_command(path: Path, letter: Letter) -> None:
-    """The original entry as one XADD in Redis's protocol."""
+    """Write the original entry as one XADD command in the Redis protocol."""
     if letter.original is None or letter.stream is None:
         raise LetterError(f"dead letter {letter.letter_id} keeps no entry to write; {letter.obstacle}")
     words = [b"XADD", letter.stream.encode(), b"*", *(w for pair in letter.original.items() for w in pair)]
@@ -388,6 +369,6 @@ def _write_command(path: Path, letter: Letter) -> None:
 
 
 def _is_command(path: Path) -> bool:
-    """Whether a file is what `_write_command` writes."""
+    """Whether `_write_command` wrote this file."""
     with path.open("rb") as file:
         return re.match(rb"\*[0-9]+\r\n\$4\r\nXADD\r\n", file.read(64)) is not None

@@ -1,8 +1,8 @@
-"""`kill`: stop trading now, also without Redis, without the gateway and without the trader.
+"""`kill`: stop trading now, even if Redis, the gateway or the trader does not work.
 
-The order is a file in the trader's home. The trader looks for it twice a second. Redis gets the order too, so
-that the dashboard shows it. The kill is confirmed when the trader says that the broker has shown the account
-flat. Where the trader does not say so in time, the position is closed at the broker from here.
+The order is a file in the trader's home, which the trader checks twice a second. The order also goes to
+Redis, so that the dashboard shows it. The kill is confirmed when the trader reports that the broker shows a
+flat account. If the trader does not report this in time, this command closes the position at the broker.
 """
 
 import asyncio
@@ -36,24 +36,29 @@ REDIS_SECONDS = 3.0
 REDIS_PORT = 6379
 _POLL_SECONDS = 0.2
 
-#: Characters of a reason; a longer one is cut, since it must not keep the kill from being sent.
+#: A longer reason is cut to this many characters, since it must not prevent the kill.
 _MAX_REASON = 1_024
 
-#: The broker is asked at least so often whether the account is flat, however short the time.
-_LEAST_ATTEMPTS = 3
+#: The close is attempted at least this often, even if the time is over.
+_MIN_ATTEMPTS = 3
 
 _T = TypeVar("_T")
 
 
 def kill(
-    reason: Annotated[str, typer.Option(help="why, for the record")] = "",
-    timeout: Annotated[float, typer.Option(min=0.5, help="seconds that the trader has to confirm")] = 15.0,
+    reason: Annotated[str, typer.Option(help="reason, for the record")] = "",
+    timeout: Annotated[float, typer.Option(min=0.5, help="seconds to wait for the trader to confirm")] = 15.0,
     at_broker: Annotated[
-        bool, typer.Option("--at-broker", help="close at the broker at once, without waiting for the trader")
+        bool, typer.Option("--at-broker", help="close at the broker without waiting for the trader")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="lift the kill switch; trading goes on")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="lift the kill, so that trading continues")
+    ] = False,
 ) -> None:
-    """Close the position and stop trading until `--resume`; works without Redis, gateway and trader."""
+    """Close the position and stop trading until `--resume`.
+
+    Works even if Redis, the gateway or the trader does not respond.
+    """
     target = _Target.find()
     reason = reason.encode("utf-8", "replace").decode()[:_MAX_REASON]
     if resume:
@@ -72,19 +77,19 @@ def kill(
     status = target.status.read()
     if order is None:
         raise ServiceError(
-            "the account is flat, but the kill file could not be written: stop the trader, or it may trade "
-            "again"
+            "the account is flat, but the kill file could not be written: stop the trader, otherwise it may "
+            "trade again"
         )
     if status is not None and _alive(status.pid) and status.kill_id != order.kill_id:
         raise ServiceError(
-            f"the account is flat, but the trader (process {status.pid}) has not seen the kill: end it, or "
-            "it may trade again"
+            f"the account is flat, but the trader (process {status.pid}) has not seen the kill: stop it, "
+            "otherwise it may trade again"
         )
 
 
 @dataclass(frozen=True)
 class _Target:
-    """The trader that is meant, and what is needed to do without it."""
+    """The trader to stop, and the settings for closing its position without it."""
 
     switch: KillSwitch
     status: StatusFile
@@ -94,7 +99,7 @@ class _Target:
 
     @classmethod
     def find(cls) -> "_Target":
-        """The trader of the system that is up here; else that of this home; else that of the last run."""
+        """The trader of the current run, or else of this home, or else of the last run."""
         settings = load(TraderSettings)
         home, token = settings.home.resolve(), settings.oanda_token.get_secret_value()
         redis_url = settings.redis_address
@@ -105,55 +110,53 @@ class _Target:
             kept = home / "paper_token"
             token = kept.read_text(encoding="ascii").strip() if kept.is_file() else token
         if not folder.is_dir():
-            raise ServiceError(
-                f"no trader has run in {home}: set MM_HOME to the home of the trader that is to stop"
-            )
+            raise ServiceError(f"no trader has run in {home}: set MM_HOME to the home of the trader")
         return cls(KillSwitch(folder), StatusFile(folder), settings, token or PAPER_TOKEN, redis_url)
 
 
 def _send(target: _Target, reason: str) -> KillOrder | None:
-    """Order the kill through its file and through Redis; None where the file cannot be written."""
+    """Write the kill file and announce the kill on Redis; None if the file cannot be written."""
     try:
         order = target.switch.engage(f"{_user()} with `kill`", reason)
         _print(f"sent: {target.switch.path}")
     except OSError as refused:
         order = None
         err.print(f"not sent: {target.switch.path} cannot be written: {refused}", highlight=False)
-    said = asyncio.run(_tell_redis(target.redis_url, "killed", reason))
-    _print("sent: Redis" if said is None else f"Redis does not answer ({said}); the file is enough")
+    failure = asyncio.run(_announce(target.redis_url, "killed", reason))
+    _print("sent: Redis" if failure is None else f"Redis does not answer ({failure}); the file is enough")
     return order
 
 
 def _resume(target: _Target, reason: str, seconds: float) -> None:
     lifted = target.switch.lift()
     _print(f"lifted: {target.switch.path}" if lifted else f"there was no kill file at {target.switch.path}")
-    said = asyncio.run(_tell_redis(target.redis_url, "running", reason))
-    if said is not None:
+    failure = asyncio.run(_announce(target.redis_url, "running", reason))
+    if failure is not None:
         raise ServiceError(
-            f"Redis does not answer ({said}): a kill that the trader heard of through Redis still holds; "
-            "repeat `kill --resume` when Redis is back"
+            f"Redis does not answer ({failure}): a kill that the trader received through Redis remains in "
+            "force; repeat `kill --resume` when Redis is back"
         )
     _print("sent: Redis")
 
     def resumed() -> str | None:
         status = target.status.read()
         if status is None or not _alive(status.pid):
-            return "no trader runs here; the next one may trade"
+            return "no trader is running here; the next one may trade"
         if status.kill_id is not None or status.control != "running":
             return None
         return f"confirmed: the trader may trade (process {status.pid}, {status.state})"
 
-    told = _poll(resumed, seconds)
-    if told is None:
+    outcome = _poll(resumed, seconds)
+    if outcome is None:
         raise ServiceError(f"not confirmed: the trader has not seen it within {seconds:g} s")
-    _print(told)
+    _print(outcome)
 
 
-async def _tell_redis(url: str, state: str, reason: str) -> str | None:
-    """Announce what the trader may do; why that was not possible, or None."""
+async def _announce(url: str, state: str, reason: str) -> str | None:
+    """Announce the trader's new control state on Redis; returns the failure, or None."""
     order = ControlIssued.model_validate({"target": "trader", "state": state, "by": "kill", "reason": reason})
-    if refused := await _refusal(url):
-        return refused
+    if failure := await _connection_failure(url):
+        return failure
     bus = Bus(url)
     try:
         async with asyncio.timeout(REDIS_SECONDS):
@@ -165,14 +168,14 @@ async def _tell_redis(url: str, state: str, reason: str) -> str | None:
     return None
 
 
-async def _refusal(url: str) -> str:
-    """Why Redis cannot be connected to, or an empty text; a bus would go on trying."""
-    where = urlsplit(url)
-    if not where.hostname:
+async def _connection_failure(url: str) -> str:
+    """Why Redis cannot be reached, or ""; a bus would retry without end."""
+    parts = urlsplit(url)
+    if not parts.hostname:
         return ""
     try:
         async with asyncio.timeout(REDIS_SECONDS):
-            _, writer = await asyncio.open_connection(where.hostname, where.port or REDIS_PORT)
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or REDIS_PORT)
     except (OSError, TimeoutError) as failed:
         return str(failed) or f"no connection within {REDIS_SECONDS:.0f} s"
     writer.close()
@@ -180,7 +183,7 @@ async def _refusal(url: str) -> str:
 
 
 def _confirmation(target: _Target, order: KillOrder, seconds: float) -> TraderStatus | None:
-    """The trader's word that the broker shows flat since this order, or None when it does not come."""
+    """The status with which the trader confirms this kill, or None if it does not confirm in time."""
 
     def confirmed() -> TraderStatus | None:
         status = target.status.read()
@@ -203,7 +206,7 @@ def _why_not(target: _Target, order: KillOrder, seconds: float) -> str:
     if status is None:
         return f"no trader has written {target.status.path}"
     if not _alive(status.pid):
-        return f"the trader does not run (process {status.pid} is gone); the kill holds when it starts again"
+        return f"the trader is not running (process {status.pid} is gone); the kill applies when it restarts"
     if status.kill_id != order.kill_id:
         return f"the trader (process {status.pid}) has not seen the kill within {seconds:g} s; it hangs"
     held = "something" if status.units is None else f"{status.units} units"
@@ -221,22 +224,24 @@ def _alive(pid: int) -> bool:
 
 
 async def _close(target: _Target, seconds: float) -> tuple[int, str]:
-    """Close at the broker until it shows flat: the transaction, and the account.
+    """Close the position at the broker, retrying until the account is flat.
 
+    Returns:
+        Transaction id and account.
     Raises:
-        ServiceError: it does not within the time; says why, and that the position may be open.
+        ServiceError: the account is not flat in time, so the position may be open.
     """
     status, settings = target.status.read(), target.settings
     url = status.api_url if status else rest_url(settings.mode, settings.trader)
     account = status.account if status else settings.oanda_account
     instrument = status.instrument if status else settings.trader.instrument
     if not instrument:
-        raise ServiceError("MM_TRADER__INSTRUMENT is not set and no trader says what it trades: set it")
+        raise ServiceError("MM_TRADER__INSTRUMENT is not set and no trader reports its instrument: set it")
     detail, deadline, pause = "", time.monotonic() + seconds, 0.5
     paper = (status.mode if status else settings.mode.value) == Mode.PAPER
     async with OandaClient(account, target.token, api_url=url, read_attempts=1, read_seconds=5.0) as client:
         for attempt in itertools.count():
-            if attempt >= _LEAST_ATTEMPTS and time.monotonic() > deadline:
+            if attempt >= _MIN_ATTEMPTS and time.monotonic() > deadline:
                 break
             try:
                 client.account = account = account or await _only_account(client)
@@ -247,24 +252,24 @@ async def _close(target: _Target, seconds: float) -> tuple[int, str]:
                 detail = str(failed)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 5.0)
-    page = "" if paper else ". Close it on OANDA's own page or by telephone"
+    manual = "" if paper else ". Close it on OANDA's website or by telephone"
     raise ServiceError(
-        f"the position may still be open, the broker at {url} did not close it: {detail}. A trader that "
-        f"runs goes on trying{page}"
+        f"the position may still be open, the broker at {url} did not close it: {detail}. A running trader "
+        f"keeps trying{manual}"
     )
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+    except (KeyError, OSError):  # the user of a container may have no name
         return f"user {os.getuid()}"
 
 
 async def _only_account(client: OandaClient) -> str:
     accounts = await client.accounts()
     if len(accounts) != 1:
-        raise BrokerError(f"OANDA_ACCOUNT is not set and the token opens {len(accounts)} accounts")
+        raise BrokerError(f"OANDA_ACCOUNT is not set and the token has access to {len(accounts)} accounts")
     return accounts[0]
 
 

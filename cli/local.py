@@ -1,4 +1,4 @@
-"""`up`, `down` and `status`: the whole system as local processes, with a Redis of its own."""
+"""`up`, `down` and `status`: the complete system as local processes, with its own Redis."""
 
 import asyncio
 import contextlib
@@ -36,42 +36,45 @@ from shared.runtime.ports import free_port, is_free
 from shared.runtime.redis_server import RedisServer
 from shared.runtime.settings import load
 
-#: Learning and trading come first on a machine with fewer cores than processes.
+#: Learning and trading have priority on a machine with fewer cores than processes.
 _NICENESS = {"selfplay": 10, "validator": 5}
 
-#: `up` kills what has not stopped in time; the extra seconds are for Redis' last write and a busy machine.
+#: `up` kills processes that do not stop in time; the margin is for the last write
+#: of Redis and a busy machine.
 DOWN_SECONDS = sum(seconds for _, seconds in STOP_PHASES) + 20.0
 
 LOOK_SECONDS = 1.0
 PLAIN_LINE_SECONDS = 10.0
 
-#: `up` gives up after this many restarts of a Redis that never answered.
+#: If Redis never answers, `up` gives up after this many restarts.
 REDIS_TRIES = 3
 
-#: Profile of `up` unless another one is given.
+#: Default profile of `up`.
 TUNED = Path(__file__).resolve().parents[1] / "config" / "tuned.toml"
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 
 def up(
-    replicas: Annotated[int | None, typer.Option(min=1, max=64, help="self-play workers")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, max=64, help="number of self-play workers")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="bars in any format that `data import` reads, or a data set")
+        Path | None,
+        typer.Option(help="data set, or a file that `data import` can read; default: synthetic market"),
     ] = None,
     instrument: MaybeName = None,
     timezone: Timezone = None,
     repair: Repair = False,
     profile: Annotated[
         Path | None,
-        typer.Option(help="TOML file of settings; config/tuned.toml unless MM_PROFILE names one"),
+        typer.Option(help="TOML file of settings; default: MM_PROFILE, else config/tuned.toml"),
     ] = None,
-    duration: Annotated[
-        float | None, typer.Option(min=1, help="stop by itself after so many seconds")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the closing summary as JSON")] = False,
+    duration: Annotated[float | None, typer.Option(min=1, help="stop after this many seconds")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the final summary as JSON")] = False,
 ) -> None:
-    """Run the whole system here until Ctrl-C; the next `up` continues from there."""
+    """Run the complete system on this machine until Ctrl-C.
+
+    The next `up` continues where this one stopped.
+    """
     settings = load(UpSettings, profile=profile or load(UpSettings).profile or TUNED)
     home = settings.home.resolve()
     with exclusive(home):
@@ -93,23 +96,26 @@ def up(
 
 
 def down() -> None:
-    """Stop the system that `up` started here, in order, and end what a killed `up` left behind."""
+    """Stop the system that `up` started on this machine.
+
+    Also stops processes that a killed `up` left behind.
+    """
     home = load(UpSettings).home.resolve()
     holder = lock_holder(home)
     if holder is not None:
         _stop(home, holder)
     if leftovers(home):
         try:
-            with exclusive(home):  # or the processes are those of an `up` that has just started
+            with exclusive(home):  # fails if an `up` has just started, whose processes these are
                 end_leftovers(home, say)
         except NotUpError:
             return
     elif holder is None:
-        out.print("nothing is up")
+        out.print("no system is running")
 
 
 def _stop(home: Path, holder: int) -> None:
-    """Ask an `up` to stop, and wait until it has."""
+    """Ask an `up` to stop, and wait until it has stopped."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(holder, signal.SIGTERM)
         os.kill(holder, signal.SIGCONT)  # Ctrl-Z may have suspended it
@@ -117,20 +123,20 @@ def _stop(home: Path, holder: int) -> None:
     while lock_holder(home) == holder:
         if time.monotonic() > deadline:
             raise ServiceError(
-                f"process {holder} did not stop within {DOWN_SECONDS:.0f} s; end it with `kill -9 {holder}`, "
-                "then run `micro-muzero down` again for what it leaves behind"
+                f"process {holder} did not stop within {DOWN_SECONDS:.0f} s; run `kill -9 {holder}`, "
+                "then `micro-muzero down` again to stop the processes that it leaves behind"
             )
         time.sleep(0.1)
     out.print("stopped")
 
 
 def status(as_json: Json = False) -> None:
-    """Show once what the system that is up here is doing."""
+    """Show the state of the running system once."""
     run = require_running(load(UpSettings).home.resolve())
     snapshot = asyncio.run(fetch_snapshot(run.gateway_url))
     if snapshot is None:
         raise ServiceError(
-            f"the gateway at {run.gateway_url} does not answer; its log is in {run.folder}/logs"
+            f"the gateway at {run.gateway_url} does not answer; see its log in {run.folder}/logs"
         )
     if as_json:
         print_json(snapshot.document)
@@ -162,28 +168,28 @@ class _System:
 
     @property
     def gateway_url(self) -> str:
-        """Where the dashboard is."""
+        """Address of the gateway and its dashboard."""
         return f"http://127.0.0.1:{self._gateway_port}"
 
     async def run(self, duration: float | None) -> Snapshot | None:
-        """Start everything, show what happens, stop everything.
+        """Start all processes, show their state, and stop them.
 
         Returns:
-            The last snapshot; None where the user stopped the system before it answered.
+            The last snapshot; None if the user stopped the system before the gateway answered.
         Raises:
-            ServiceError: a process cannot run, or the system never answered.
+            ServiceError: a process cannot run, or the gateway never answered.
         """
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
                 loop.add_signal_handler(signum, self._stop.set)
 
-        def stop_since_nobody_watches() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: all has stopped already
+        def stop_on_closed_terminal() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so everything has stopped
                 loop.call_soon_threadsafe(self._stop.set)
 
-        self._terminal = Terminal(interactive=sys.stdout.isatty(), on_gone=stop_since_nobody_watches)
-        supervisor = Supervisor(self._tell)
+        self._terminal = Terminal(interactive=sys.stdout.isatty(), on_closed=stop_on_closed_terminal)
+        supervisor = Supervisor(self._report)
         killed: list[str] = []
         try:
             await self._start(supervisor)
@@ -218,28 +224,28 @@ class _System:
         )
 
     async def _supervise(self, supervisor: Supervisor, duration: float | None) -> None:
-        """Look after the processes until it is time to stop; the view is no part of that and may fail."""
+        """Watch the processes until it is time to stop; a failure of the live view does not matter."""
         deadline = math.inf if duration is None else time.monotonic() + duration
         view = asyncio.create_task(self._show())
-        view.add_done_callback(self._on_view_ended)
+        view.add_done_callback(self._on_view_done)
         while not self._stop.is_set() and not supervisor.failure.done() and time.monotonic() < deadline:
             self._save(supervisor)
             for event in self._disk.look(time.monotonic()):
-                self._tell(event)
+                self._report(event)
             await _wait(self._stop.wait, min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
         view.cancel()
         await asyncio.gather(view, return_exceptions=True)
 
     async def _show(self) -> None:
-        started, next_line, told = time.monotonic(), 0.0, ""
+        started, next_line, reported = time.monotonic(), 0.0, ""
         while True:
             try:
                 snapshot = await fetch_snapshot(self.gateway_url, events=tuple(self._events))
-            except ServiceError as other:
+            except ServiceError as failure:
                 snapshot = None
-                if str(other) != told:
-                    self._tell(str(other))
-                told = str(other)
+                if str(failure) != reported:
+                    self._report(str(failure))
+                reported = str(failure)
             if snapshot is not None:
                 self._last = snapshot
                 elapsed = time.monotonic() - started
@@ -249,10 +255,10 @@ class _System:
                     self._terminal.say(f"{elapsed:5.0f} s  {snapshot.line}")
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _on_view_ended(self, view: asyncio.Task[None]) -> None:
+    def _on_view_done(self, view: asyncio.Task[None]) -> None:
         if not view.cancelled():
-            self._terminal.interactive = False  # from now on events are lines
-            self._tell(f"the live view failed, the system goes on: {view.exception()!r}")
+            self._terminal.interactive = False  # from now on events are printed as lines
+            self._report(f"the live view failed, the system continues: {view.exception()!r}")
 
     def _redis_spec(self) -> ProcessSpec:
         return ProcessSpec(
@@ -266,15 +272,13 @@ class _System:
         )
 
     def _obstacle_to_redis(self) -> str:
-        """Why Redis cannot be started again now; also repairs what a power failure did to its file."""
+        """Why Redis cannot be restarted now, or ""; also repairs its file after a power failure."""
         free_mb = free_megabytes(self._folder)
         if free_mb < REDIS_ROOM_MB:
-            return (
-                f"waits for disk space: {free_mb:,} MB are free in {self._folder}, it needs {REDIS_ROOM_MB}"
-            )
+            return f"waits for disk space: {free_mb:,} of {REDIS_ROOM_MB} MB are free in {self._folder}"
         removed = self._redis.remove_zero_tail()
         if removed:
-            self._tell(f"removed {removed:,} zero bytes from the end of Redis' append-only file")
+            self._report(f"removed {removed:,} zero bytes from the end of the append-only file of Redis")
         return ""
 
     def _specs(self) -> list[ProcessSpec]:
@@ -299,7 +303,7 @@ class _System:
             "MM_HOME": str(self._folder),
             "MM_DATASET": str(self._dataset),
             "MM_REDIS_URL": self._redis.url,
-            "MM_REDIS_PASSWORD": self._redis.password,  # or one that is set for another Redis would be used
+            "MM_REDIS_PASSWORD": self._redis.password,  # overrides a password set for another Redis
             "MM_GATEWAY__PORT": str(self._gateway_port),
             "MM_GATEWAY__API_KEY": self._api_key,
             "MM_INFERENCE__PORT": str(inference),
@@ -314,7 +318,7 @@ class _System:
         return {**environment, "MM_PROFILE": str(self._profile.resolve())} if self._profile else environment
 
     def _save(self, supervisor: Supervisor) -> None:
-        """Write the run's file where something has changed; a disk that refuses is one event."""
+        """Write the file that describes the run if it changed; a refused write is reported once."""
         run = Run(
             folder=str(self._folder),
             dataset=str(self._dataset),
@@ -331,21 +335,22 @@ class _System:
             run.save(self._home)
         except OSError as failure:
             if str(failure) != self._save_failure:
-                self._tell(f"cannot write which processes run, and tries again: {failure}")
+                self._report(f"cannot write up.json, will retry: {failure}")
             self._save_failure = str(failure)
             return
         self._saved, self._save_failure = run, ""
 
-    def _tell(self, event: str) -> None:
+    def _report(self, event: str) -> None:
+        """Show an event and add it to up.log."""
         self._events.append(f"{datetime.now():%H:%M:%S} {event}")
-        if not self._terminal.interactive or self._last is None:  # else it is part of the picture
+        if not self._terminal.interactive or self._last is None:  # otherwise the live view shows it
             self._terminal.say(event)
         with contextlib.suppress(OSError), (self._logs / "up.log").open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {event}\n")
 
 
 def _compile_kernels_once() -> None:
-    """Fill the kernel cache before many processes need it; nothing to do from the second time on."""
+    """Compile the kernels into the cache before many processes need them, unless that was done before."""
     if COMPILED_MARK.is_file():
         return
     say("compiling kernels (once) ...")
@@ -355,10 +360,10 @@ def _compile_kernels_once() -> None:
 
 
 def _kept_secret(path: Path) -> str:
-    """A random secret that is made once and kept for the owner alone."""
+    """A random secret, created once and readable only by its owner."""
     path.touch(mode=0o600)
     kept = path.read_text(encoding="ascii").strip()
-    if not kept:  # new, or a power failure lost what was written
+    if not kept:  # the file is new, or a power failure lost its content
         kept = secrets.token_urlsafe(32)
         path.write_text(kept, encoding="ascii")
     return kept

@@ -1,4 +1,4 @@
-"""The data set that `up` runs on: given, imported from a file of bars, or synthetic."""
+"""The data set for `up`: a given one, one imported from a file of bars, or a synthetic one."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from shared.runtime.settings import load
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Options of a file of bars, as `data import` takes them."""
+    """Options for importing a file of bars, as in `data import`."""
 
     instrument: str | None = None
     timezone: str | None = None
@@ -26,23 +26,23 @@ class FileOptions:
 
     @property
     def are_given(self) -> bool:
-        """Whether any option was given."""
+        """Whether any option differs from its default."""
         return self != FileOptions()
 
 
 def prepare_dataset(
     home: Path, given: Path | None, settings: UpSettings, file_options: FileOptions | None = None
 ) -> Path:
-    """Path of a data set that can be read; made in `<home>/data` when it is not there yet.
+    """Path of a readable data set; created in `<home>/data` if it does not exist yet.
 
     Args:
         home: folder of all local state.
         given: a data set, a file of bars, or None for a synthetic market.
         settings: market, length and seed of the synthetic bars.
-        file_options: options of a file of bars.
+        file_options: import options, for a file of bars only.
     Raises:
-        DataError: the file is not there, or not what an importer can read.
-        SettingsError: options of a file of bars were given without one.
+        DataError: the file does not exist, or cannot be imported.
+        SettingsError: import options were given without a file of bars.
     """
     file_options = file_options or FileOptions()
     if given is not None and not given.is_file():
@@ -50,7 +50,7 @@ def prepare_dataset(
     is_dataset = given is not None and is_duckdb(given)
     if file_options.are_given and (given is None or is_dataset):
         raise SettingsError(
-            "--instrument, --timezone and --repair are about a file of bars: expected one with --data"
+            "--instrument, --timezone and --repair apply to a file of bars: expected one with --data"
         )
     if given is None:
         path = (
@@ -78,11 +78,11 @@ def prepare_dataset(
 
 
 def require_one_instrument(dataset: Path, **configured: str) -> str:
-    """The name of the data set's instrument, which every service is to trade.
+    """Check that all settings agree on the data set's instrument, and return its name.
 
     Args:
-        dataset: its path.
-        configured: instrument that each setting names; empty where it takes the data set's.
+        dataset: path of the data set.
+        configured: instrument by name of the setting; empty means that of the data set.
     Raises:
         SettingsError: a setting names another instrument.
     """
@@ -90,14 +90,14 @@ def require_one_instrument(dataset: Path, **configured: str) -> str:
     for setting, other in configured.items():
         if other and normal_name(other) != name:
             raise SettingsError(
-                f"{setting} is {other}, but the bars of {dataset.name} are those of {name}: "
-                f"unset {setting}, or give bars of {other}"
+                f"{setting} is {other}, but the bars of {dataset.name} are of {name}: "
+                f"unset {setting}, or provide bars of {other}"
             )
     return name
 
 
 def configured_instruments(profile: Path | None) -> dict[str, str]:
-    """The instrument of each setting that names one, by the setting's name."""
+    """The configured instruments, by name of the setting."""
     from services.inference.settings import InferenceSettings
     from services.trader.settings import TraderSettings
 
@@ -108,7 +108,7 @@ def configured_instruments(profile: Path | None) -> dict[str, str]:
 
 
 def _identity(path: Path, instrument: Instrument, options: ImportOptions) -> str:
-    """Eight digits that change when the file, or its options, do."""
+    """Eight hex digits that change with the content of the file and with the import options."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(f"{instrument} {options}".encode())

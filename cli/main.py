@@ -1,9 +1,11 @@
-"""`micro-muzero`: every command of the system, a file per group."""
+"""The `micro-muzero` command; each group of subcommands has a file of its own."""
 
 import io
 import os
 import signal
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import structlog
 import typer
@@ -20,7 +22,6 @@ from shared.errors import MuZeroError
 
 app = typer.Typer(
     name="micro-muzero",
-    help="Train a Stochastic MuZero agent on one-minute bars, validate it, and trade with it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,9 +29,28 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("micro-stochastic-muzero"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit"),
+    ] = False,
+) -> None:
+    """Train a Stochastic MuZero agent on one-minute bars, validate it, and trade with it."""
+
+
 def compile_kernels() -> None:
-    """Compile every kernel into the cache on disk, so that the services start at once."""
-    from cli.compile import compile_all  # brings torch along
+    """Compile all numeric kernels into the on-disk cache.
+
+    Services that start afterwards do not compile them again.
+    """
+    from cli.compile import compile_all  # imports torch
 
     compile_all()
 
@@ -49,7 +69,7 @@ services.register(app)
 
 
 class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM came: what a command has begun is cleaned up as after Ctrl-C."""
+    """SIGTERM was received; the command cleans up as after Ctrl-C."""
 
 
 def _terminate(_signal: int, _frame: object) -> None:
@@ -57,12 +77,15 @@ def _terminate(_signal: int, _frame: object) -> None:
 
 
 def main() -> None:
-    """Run one command; an error is one line, exit status 2 when the input is at fault, else 1."""
+    """Run one command.
+
+    An error is printed as one line. The exit status is 2 if the user's input caused it, otherwise 1.
+    """
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for results
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a locale without UTF-8 has no box-drawing characters
+        sys.stdout.reconfigure(errors="replace")  # a locale without UTF-8 cannot encode table borders
     signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
     try:
         app(prog_name="micro-muzero")
     except MuZeroError as failure:

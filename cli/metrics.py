@@ -1,4 +1,4 @@
-"""`metrics`: every metric of the validator, for any list of trades."""
+"""`metrics`: the metrics of the validator for any list of trades."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,24 +23,29 @@ from shared.numeric import Float64
 
 def metrics(
     trades: Annotated[
-        Path, typer.Argument(help="CSV with a header; columns pips, optional risk (pips) and time of exit")
+        Path,
+        typer.Argument(
+            help="CSV file with the column pips, and optionally risk (in pips) and time (of exit)"
+        ),
     ],
-    runs: Annotated[int, typer.Option(help="Monte Carlo runs, up to 100,000")] = 200,
-    seed: Annotated[int, typer.Option(help="of every resampling; the same seed gives the same numbers")] = 0,
+    runs: Annotated[int, typer.Option(help="number of Monte Carlo runs, up to 100,000")] = 200,
+    seed: Annotated[int, typer.Option(help="random seed; the same seed gives the same numbers")] = 0,
     equity: Annotated[
-        float, typer.Option(help="starting equity in pips of one unit")
+        float, typer.Option(help="starting equity, in pips of one unit")
     ] = MonteCarloConfig.starting_equity_pips,
     trades_per_year: Annotated[
         float | None,
-        typer.Option(help="annualises Sharpe and Sortino of a file without times", min=1.0, max=1e6),
+        typer.Option(
+            help="trades per year, to annualise Sharpe and Sortino ratio without times", min=1.0, max=1e6
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Print every metric of a list of trades.
+    """Print all metrics of a list of trades.
 
-    With a column `time` days are cut at 17:00 New York and weekdays without a trade count as zero. Without
-    one nothing is told per day or year, unless --trades-per-year says how many trades a year has. Drawdown
-    is seen at trade closes only.
+    With a column `time`, days end at 17:00 New York time, and weekdays without a trade count as zero. Without
+    it there are no metrics per day or year, unless --trades-per-year is given. Drawdown is measured at trade
+    closes only.
     """
     config = MetricsConfig(
         monte_carlo=MonteCarloConfig(runs=runs, seed=seed, starting_equity_pips=equity),
@@ -48,7 +53,7 @@ def metrics(
     )
     listed = read_trades(trades)
     if trades_per_year is not None and listed.time_s is not None:
-        raise SettingsError("--trades-per-year is for files without times; this one has a column `time`")
+        raise SettingsError("--trades-per-year is for files without times; this file has a column `time`")
     for warning in listed.warnings:
         err.print(f"warning: {trades}: {warning}", highlight=False, soft_wrap=True, markup=False)
     days, daily, table = _days(listed)
@@ -62,14 +67,14 @@ def metrics(
     )
     undefined = {**reasons(summary), **reasons(table, "months")}
     if as_json:
-        whole = document(summary)
-        assert isinstance(whole, dict)
+        metrics_document = document(summary)
+        assert isinstance(metrics_document, dict)
         print_json(
             {
                 "file": str(trades),
                 "days": days,
                 "warnings": list(listed.warnings),
-                **whole,
+                **metrics_document,
                 "months": document(table),
                 "undefined": undefined,
             }
@@ -79,11 +84,11 @@ def metrics(
 
 
 def _days(trades: TradeFile) -> tuple[str, Float64 | None, tuple[Month, ...]]:
-    """How days were told, the pips of each, and the monthly table; neither without times."""
+    """How days are delimited, the pips of each day, and the monthly table; without times only the first."""
     if trades.time_s is None:
         return NO_TIMES, None, ()
     closed = ~is_open(trades.time_s)
-    exit_days = trading_day(trades.time_s - closed)  # a trade left as the week closes belongs to Friday
+    exit_days = trading_day(trades.time_s - closed)  # a trade closed at the end of the week belongs to Friday
     span = np.arange(exit_days[0], exit_days[-1] + 1)
     weekdays = np.is_busday(span.astype("datetime64[D]"))
     days = span[weekdays | np.isin(span, exit_days)]
@@ -104,22 +109,29 @@ def _print(
     intervals = asdict(summary.intervals)
     confidence = f"{100 * summary.intervals.confidence:g} % interval"
     rows = [
-        (name, *_told({name: value}, "trades", undefined).values(), _interval(intervals, name, undefined))
+        (
+            name,
+            *_with_reasons({name: value}, "trades", undefined).values(),
+            _interval(intervals, name, undefined),
+        )
         for name, value in asdict(summary.trades).items()
     ]
     print_table(title, ("trades", "value", confidence), rows)
-    out.print(f"R: pips over {'the risk given' if with_risk else 'the mean absolute loss'}; days: {days}")
+    out.print(f"R: pips divided by {'the risk' if with_risk else 'the mean absolute loss'}; days: {days}")
     daily = {name: value for name, value in asdict(summary.daily).items() if name != "reason"}
     drawdown = {"max_drawdown_pips": summary.max_drawdown_pips, "max_drawdown": summary.max_drawdown}
-    print_fields("days and drawdown", {**_told(daily, "daily", undefined), **drawdown})
+    print_fields("days and drawdown", {**_with_reasons(daily, "daily", undefined), **drawdown})
     print_fields("sizing", _sizing(summary, undefined))
-    print_table("Monte Carlo, pips", _MONTE_CARLO, (_paths(paths) for paths in summary.monte_carlo))
+    figures = [_monte_carlo_figures(paths) for paths in summary.monte_carlo]
+    resamplings = [str(paths.resampling) for paths in summary.monte_carlo]
+    rows = [(name, *(column[name] for column in figures)) for name in figures[0]]
+    print_table("Monte Carlo, pips", ("resampling", *resamplings), rows)
     if table:
-        months_told = (
-            tuple(_told(asdict(month), f"months.{index}", undefined).values())
+        month_rows = (
+            tuple(_with_reasons(asdict(month), f"months.{index}", undefined).values())
             for index, month in enumerate(table)
         )
-        print_table("months", tuple(asdict(table[0])), months_told)
+        print_table("months", tuple(asdict(table[0])), month_rows)
 
 
 def _sizing(summary: Summary, undefined: dict[str, str]) -> dict[str, object]:
@@ -129,48 +141,44 @@ def _sizing(summary: Summary, undefined: dict[str, str]) -> dict[str, object]:
         "dd95": safe_f.dd95 if safe_f else None,
         "car25_percent": safe_f.car25_percent if safe_f else None,
     }
-    told = _told(known, "sizing.safe_f", undefined)
+    shown = _with_reasons(known, "sizing.safe_f", undefined)
     return {
-        "safe_f": told.pop("fraction"),
+        "safe_f": shown.pop("fraction"),
         "sized_on": f"{safe_f.resampling} resampling" if safe_f else why(undefined, "sizing.safe_f"),
-        **told,
-        **_told({"kelly_discrete": summary.kelly_discrete}, "", undefined),
-        "kelly_continuous": _told({"kelly": sizing.kelly}, "sizing", undefined)["kelly"],
+        **shown,
+        **_with_reasons({"kelly_discrete": summary.kelly_discrete}, "", undefined),
+        "kelly_continuous": _with_reasons({"kelly": sizing.kelly}, "sizing", undefined)["kelly"],
         "fraction": sizing.fraction,
         "because_of": sizing.reason,
     }
 
 
-def _told(numbers: Mapping[str, object], path: str, undefined: dict[str, str]) -> dict[str, object]:
-    """Numbers by their names below a path, those that are undefined as the reason."""
+def _with_reasons(numbers: Mapping[str, object], path: str, undefined: dict[str, str]) -> dict[str, object]:
+    """The numbers, with undefined ones replaced by the reason.
+
+    Args:
+        numbers: numbers by name; None if undefined.
+        path: path of the group in the document, for example `trades`.
+        undefined: reasons by path of the number.
+    """
     return {
         name: why(undefined, f"{path}.{name}" if path else name) if value is None else value
         for name, value in numbers.items()
     }
 
 
-_MONTE_CARLO = (
-    "resampling",
-    "runs",
-    "final 5 %",
-    "median",
-    "95 %",
-    *(f"DD {percentile} %" for percentile in DRAWDOWN_PERCENTILES[2:]),
-    "loss",
-    "ruin",
-)
-
-
-def _paths(paths: MonteCarlo) -> list[object]:
-    final = paths.fan_pips[:, -1]
-    return [
-        str(paths.resampling),
-        paths.num_runs,
-        *(float(value) for value in final[[0, 2, 4]]),
-        *(float(value) for value in paths.max_drawdown_pips[2:]),
-        paths.probability_of_loss,
-        paths.probability_of_ruin,
-    ]
+def _monte_carlo_figures(paths: MonteCarlo) -> dict[str, object]:
+    low, median, high = paths.fan_pips[[0, 2, 4], -1].tolist()
+    drawdowns = zip(DRAWDOWN_PERCENTILES[2:], paths.max_drawdown_pips[2:].tolist(), strict=True)
+    return {
+        "runs": paths.num_runs,
+        "final profit, 5th percentile": low,
+        "final profit, median": median,
+        "final profit, 95th percentile": high,
+        **{f"drawdown, {percentile}th percentile": value for percentile, value in drawdowns},
+        "probability of loss": paths.probability_of_loss,
+        "probability of ruin": paths.probability_of_ruin,
+    }
 
 
 def _interval(intervals: dict[str, object], name: str, undefined: dict[str, str]) -> str:

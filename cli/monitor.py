@@ -1,4 +1,4 @@
-"""`monitor`: the live view in a terminal, made of what the gateway answers. `up` shows the same."""
+"""`monitor`: a live view in the terminal, built from answers of the gateway. `up` shows the same view."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ _SIDE = {-1: "short", 0: "flat", 1: "long"}
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The system at one moment: the gateway's answers, and the process events that `up` saw."""
+    """The state of the system at one moment: answers of the gateway, and process events from `up`."""
 
     status: Status
     checkpoints: tuple[CheckpointSummary, ...]
@@ -48,7 +48,7 @@ class Snapshot:
 
     @property
     def document(self) -> dict[str, object]:
-        """For `--json`."""
+        """The document that `--json` prints."""
         return {
             **self.status.model_dump(mode="json"),
             "checkpoints": [checkpoint.model_dump(mode="json") for checkpoint in self.checkpoints],
@@ -56,7 +56,7 @@ class Snapshot:
 
     @property
     def line(self) -> str:
-        """All that matters in one line, for logs and pipes."""
+        """The most important figures in one line, for logs and pipes."""
         status = self.status
         promoted = status.pointers.promoted
         parts = [
@@ -76,10 +76,10 @@ class Snapshot:
 
 
 async def fetch_snapshot(gateway_url: str, *, events: tuple[str, ...] = ()) -> Snapshot | None:
-    """The gateway's present state; None while it does not answer.
+    """Fetch the current state from the gateway; None if it does not answer.
 
     Raises:
-        ServiceError: something else answers at this address.
+        ServiceError: the address is invalid, or another program answers.
     """
     async with httpx.AsyncClient(base_url=gateway_url, timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
         try:
@@ -87,28 +87,28 @@ async def fetch_snapshot(gateway_url: str, *, events: tuple[str, ...] = ()) -> S
             checkpoints = await client.get("/checkpoints", params={"limit": 20})
         except httpx.TransportError:
             return None
-        except httpx.InvalidURL as wrong:
-            raise ServiceError(f"{gateway_url!r} is no address of a gateway: {wrong}") from wrong
+        except httpx.InvalidURL as invalid:
+            raise ServiceError(f"{gateway_url!r} is not a valid address: {invalid}") from invalid
     try:
         return Snapshot(
             Status.model_validate_json(status.content),
             tuple(Page[CheckpointSummary].model_validate_json(checkpoints.content).items),
             events,
         )
-    except ValidationError as other:
+    except ValidationError as invalid:
         raise ServiceError(
-            f"{gateway_url} answered {status.status_code} and not as a gateway; is it another program?"
-        ) from other
+            f"{gateway_url} answered {status.status_code}, but not as a gateway; is it another program?"
+        ) from invalid
 
 
 def monitor(
     url: Annotated[
-        str | None, typer.Option(help="address of a gateway; that of the local `up` when not given")
+        str | None, typer.Option(help="address of a gateway; default: that of the local `up`")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="show one picture and return")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document and return")] = False,
+    once: Annotated[bool, typer.Option("--once", help="show the state once and exit")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document and exit")] = False,
 ) -> None:
-    """Watch services, training, validation, trading and alerts until Ctrl-C."""
+    """Show a live view of the running system until Ctrl-C."""
     address = url or require_running(load(UpSettings).home.resolve()).gateway_url
     if once or as_json:
         snapshot = asyncio.run(fetch_snapshot(address))
@@ -135,7 +135,7 @@ async def _watch(address: str) -> None:
             if now is not None:
                 show(build_view(now))
             elif last is not None:
-                show(Group(build_view(last), Text(f"no answer from {address}; trying again", "bold red")))
+                show(Group(build_view(last), Text(f"no answer from {address}; retrying", "bold red")))
             last = now or last
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), REFRESH_SECONDS)
@@ -143,17 +143,17 @@ async def _watch(address: str) -> None:
 
 @contextlib.contextmanager
 def live_display(interactive: bool) -> Iterator[Callable[[RenderableType], None]]:
-    """A place that shows one picture after another; without a terminal nothing is shown."""
+    """Yield a function that redraws the screen; without a terminal it does nothing."""
     if not interactive:
         yield lambda _: None
         return
-    # The alternate screen gives the terminal back as it was.
+    # The alternate screen restores the terminal's content afterwards.
     with Live(console=out, screen=True, auto_refresh=False) as live:
         yield lambda picture: live.update(picture, refresh=True)
 
 
 def summary_lines(snapshot: Snapshot) -> list[str]:
-    """What a run achieved, for its end."""
+    """The final summary of a run."""
     status = snapshot.status
     promoted, verdict = status.pointers.promoted, status.validation
     lines = [
@@ -171,7 +171,7 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
         )
     lines.append(
         f"trader: {_number(status.streams.get('mm:decisions'))} decisions, "
-        f"{_number(_whole(status.trader.detail, 'orders', None))} orders, "
+        f"{_number(_integer(status.trader.detail, 'orders', None))} orders, "
         f"{_number(status.streams.get('mm:trades'))} trades closed, {_position(status)}"
     )
     if status.dead_letters:
@@ -180,7 +180,7 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
 
 
 def build_view(snapshot: Snapshot) -> RenderableType:
-    """The picture of one moment; fits 80 columns and 24 lines."""
+    """The live view of one snapshot; fits 80 columns and 24 lines."""
     status = snapshot.status
     parts: list[RenderableType] = [_heading(status), _services(status)]
     panels = Table.grid(expand=True)
@@ -206,12 +206,12 @@ def _alert(alert: ActiveAlert) -> str:
 def _heading(status: Status) -> RenderableType:
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append("Micro Stochastic MuZero  ", "bold")
-    well = status.state == "running" and not status.alerts
-    line.append(f"● {status.state}", "green" if well else "bold yellow")
+    healthy = status.state == "running" and not status.alerts
+    line.append(f"● {status.state}", "green" if healthy else "bold yellow")
     if status.alerts:
         line.append(f"  {len(status.alerts)} alert{'s' if len(status.alerts) > 1 else ''}", "bold red")
     if status.redis == "away":
-        line.append("  Redis is away", "bold red")
+        line.append("  Redis unavailable", "bold red")
     line.append(f"  {_local_time(status.time)}  up {_duration(status.time - status.started_at)}", "dim")
     return line
 
@@ -252,8 +252,8 @@ def _training(status: Status) -> Panel:
 
 def _trading(status: Status) -> Panel:
     decision = status.trader.last_decision
-    nothing = "" if status.pointers.promoted else ", none promoted"
-    rows = [("position", f"{_position(status)}{nothing}")]
+    note = "" if status.pointers.promoted else ", none promoted"
+    rows = [("position", f"{_position(status)}{note}")]
     if status.trader.state == "unknown":
         rows.append(("state", status.trader.summary.removeprefix("unknown: ")))
     if status.trader.killed_by_file:
@@ -269,11 +269,11 @@ def _trading(status: Status) -> Panel:
 
 
 def _outcome(decision: DecisionMade) -> str:
-    """What was decided at the newest bar, and why it was not done."""
+    """The decision at the newest bar, and the reason if it was not executed."""
     if decision.executed:
         return decision.action
-    tried = "nothing" if decision.version is None else f"{decision.action}, not carried out"
-    return f"{tried}: {decision.reason}" if decision.reason else tried
+    result = "nothing" if decision.version is None else f"{decision.action}, not carried out"
+    return f"{result}: {decision.reason}" if decision.reason else result
 
 
 def _panel(title: str, control: Control, rows: list[tuple[str, str]]) -> Panel:
@@ -305,15 +305,15 @@ def _versions(checkpoints: tuple[CheckpointSummary, ...]) -> RenderableType:
             _pips(verdict.expectancy_pips) if verdict else "–",
             _figure(verdict.sqn, ".2f") if verdict else "–",
             _pips(verdict.net_pips) if verdict else "–",
-            Text(_standing(checkpoint), _stage_style(checkpoint) or "dim"),
+            Text(_verdict(checkpoint), _stage_style(checkpoint) or "dim"),
         )
     if not checkpoints:
         return Text(" no version yet: the trainer publishes the first when it starts", "dim")
     return table
 
 
-def _standing(checkpoint: CheckpointSummary) -> str:
-    """What a version is promoted to, else how it was judged."""
+def _verdict(checkpoint: CheckpointSummary) -> str:
+    """The stage that a version is promoted to, or else its verdict."""
     verdict = checkpoint.validation
     match checkpoint.stage:
         case "unproven":
@@ -325,12 +325,12 @@ def _standing(checkpoint: CheckpointSummary) -> str:
 
 
 def _stage_style(checkpoint: CheckpointSummary) -> str:
-    """Green for a version that passed a gate and decides; an unproven one has no colour."""
+    """Green for a promoted version that passed its gate; no colour for an unproven one."""
     return "bold green" if checkpoint.stage in ("paper", "live") else "bold" if checkpoint.stage else ""
 
 
 def _position(status: Status) -> str:
-    """As the trader reports it, else as its last decision has it; not known while the trader is silent."""
+    """Position as the trader reports it, or else from its last decision; unknown without a trader."""
     detail, decision = status.trader.detail, status.trader.last_decision
     if status.trader.state == "unknown" and "side" not in detail:
         return "not known"
@@ -343,7 +343,7 @@ def _position(status: Status) -> str:
 
 
 def _bars(shares: tuple[float, ...], names: tuple[str, ...]) -> str:
-    """Each name with its share as one block of eight heights, and the number of the largest."""
+    """A bar of eight heights for each share, and the largest share as a number."""
     if not shares:
         return "–"
     blocks = " ▁▂▃▄▅▆▇█"
@@ -355,16 +355,16 @@ def _bars(shares: tuple[float, ...], names: tuple[str, ...]) -> str:
 
 
 def _episode(status: Status) -> int | None:
-    return _whole(status.training.live, "episode", status.training.episode)
+    return _integer(status.training.live, "episode", status.training.episode)
 
 
 def _update(status: Status) -> int | None:
-    return _whole(status.training.live, "update", status.training.update)
+    return _integer(status.training.live, "update", status.training.update)
 
 
-def _whole(live: Detail, name: str, otherwise: int | None) -> int | None:
+def _integer(live: Detail, name: str, default: int | None) -> int | None:
     value = live.get(name)
-    return value if isinstance(value, int) else otherwise
+    return value if isinstance(value, int) else default
 
 
 def _number(value: int | None) -> str:
@@ -376,7 +376,7 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def _pips(value: float | None) -> str:
-    return "–" if value is None else f"{round(value, 1) + 0.0:+,.1f}"  # no minus zero
+    return "–" if value is None else f"{round(value, 1) + 0.0:+,.1f}"  # avoids -0.0
 
 
 def _share(value: float | None) -> str:
@@ -388,5 +388,5 @@ def _local_time(moment: datetime) -> str:
 
 
 def _duration(span: timedelta) -> str:
-    minutes = max(0, int(span.total_seconds())) // 60  # a clock may have been set back since
+    minutes = max(0, int(span.total_seconds())) // 60  # a clock may have been set back
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -1,4 +1,4 @@
-"""`runs`: list all recorded runs, or show how one learned."""
+"""`runs`: list the recorded training runs, or show how one of them learned."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from shared.adapters.tables.run_record import SETTINGS
 from shared.errors import DataError
 from shared.runtime.settings import ServiceSettings, load
 
-app = typer.Typer(help="Records of training runs.", no_args_is_help=True)
+app = typer.Typer(help="Show the records of training runs.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
-#: A query that meets the joining of small files is asked again, so often.
+#: Attempts of a query; one fails if small files are compacted while it reads them.
 _TRIES = 5
 
 _SUMMARY = (
@@ -35,11 +35,10 @@ _SUMMARY = (
     "learned_at",
 )
 
-#: Headings and figures that a terminal has room for; --json has all.
+#: Columns that fit 80 columns of a terminal: heading and figure; --json has all figures.
 _RUN_COLUMNS = {
     "version": "version",
     "episodes": "episodes",
-    "updates": "updates",
     "pips": "pips",
     "win rate": "win_rate",
     "trading": "trade_ratio",
@@ -78,7 +77,7 @@ _LEARNING_BY_STRETCH = """
         avg(columns(* exclude (attempt, "update", episode, "time", skipped)))
     from recorded group by (episode - 1) // $stretch order by 1
 """
-_LATELY = f"""
+_LAST_EPISODES = f"""
     select max(episode) as episodes, max("time")::varchar as learned_at, {_TRADING}
     from recorded where episode > (select max(episode) - 50 from recorded)
 """  # noqa: S608 - our own names
@@ -87,14 +86,14 @@ Row = dict[str, Any]
 
 
 class NoRecordError(DataError):
-    """There is no record where one was asked for."""
+    """There is no record of a run in the folder."""
 
     user_fault = True
 
 
 @app.command("list")
 def list_runs(as_json: Json = False) -> None:
-    """List the runs that this home has a record of, with the trading of their last 50 episodes."""
+    """List the recorded runs and the results of their last 50 episodes."""
     home = load(ServiceSettings).home
     runs = [_summary(folder) for folder in _records(home)]
     if as_json:
@@ -105,7 +104,7 @@ def list_runs(as_json: Json = False) -> None:
         ("run", *_RUN_COLUMNS),
         [
             [
-                str(Path(run["record"]).relative_to(home).parent),
+                _name(Path(run["record"]), home),
                 *(run[name] for name in _RUN_COLUMNS.values()),
             ]
             for run in runs
@@ -116,17 +115,17 @@ def list_runs(as_json: Json = False) -> None:
 @app.command()
 def show(
     record: Annotated[
-        Path | None, typer.Argument(help="folder of a record; the last local run's else")
+        Path | None, typer.Argument(help="folder of a record; default: that of the last local run")
     ] = None,
-    points: Annotated[int, typer.Option(min=1, help="into how many stretches the run is cut")] = 12,
+    points: Annotated[int, typer.Option(min=1, help="number of stretches to divide the run into")] = 12,
     as_json: Json = False,
 ) -> None:
-    """Show with what a run was started, and how trading and losses went, in stretches of episodes."""
+    """Show the settings and the learning curve of one run."""
     folder = record or _last(load(ServiceSettings).home)
     starts, summary = _starts(folder), _summary(folder)
     stretch = {"stretch": max(-(-(summary["episodes"] or 0) // points), 1)}
-    trading = _ask(folder, "episodes", _TRADING_BY_STRETCH, stretch)
-    learning = _ask(folder, "updates", _LEARNING_BY_STRETCH, stretch)
+    trading = _query(folder, "episodes", _TRADING_BY_STRETCH, stretch)
+    learning = _query(folder, "updates", _LEARNING_BY_STRETCH, stretch)
     if as_json:
         print_json({**summary, "starts": starts, "trading": trading, "learning": learning})
         return
@@ -135,14 +134,19 @@ def show(
         print_fields(
             f"settings from episode {start['episode']} on, {start['time'][:16]}", _flat(start["settings"])
         )
-    _print_stretches("episodes up to each, on average", trading, _EPISODE_COLUMNS)
-    _print_stretches("updates up to each episode, on average", learning, _UPDATE_COLUMNS)
+    _print_stretches("means of the episodes up to each", trading, _EPISODE_COLUMNS)
+    _print_stretches("means of the updates up to each episode", learning, _UPDATE_COLUMNS)
 
 
 def _records(home: Path) -> list[Path]:
-    """The home's own record, and those of local runs on other data."""
+    """The record of the home itself, and those of local runs."""
     found = [home / "record", *sorted(home.glob("runs/*/record"))]
     return [folder for folder in found if (folder / SETTINGS).is_file()]
+
+
+def _name(record: Path, home: Path) -> str:
+    """Name of a run: its folder, or "." for the record of the home itself."""
+    return record.parent.name if record.parent != home else "."
 
 
 def _last(home: Path) -> Path:
@@ -151,17 +155,19 @@ def _last(home: Path) -> Path:
     for folder in folders:
         if (folder / SETTINGS).is_file():
             return folder
-    raise NoRecordError(f"no record in {' or '.join(map(str, folders))}; name a folder, or start with `up`")
+    raise NoRecordError(
+        f"no record in {' or '.join(map(str, folders))}; name a folder, or start a run with `up`"
+    )
 
 
 def _summary(folder: Path) -> Row:
-    """What is known of a run; what nothing was recorded of is None."""
+    """The figures of a run; those without a record are None."""
     settings = _starts(folder)[-1]["settings"]
     data = settings.get("dataset")
     found = {
-        "episodes": _ask(folder, "episodes", _LATELY),
-        "updates": _ask(folder, "updates", 'select max("update") as updates from recorded'),
-        "versions": _ask(folder, "versions", "select max(version) as version from recorded"),
+        "episodes": _query(folder, "episodes", _LAST_EPISODES),
+        "updates": _query(folder, "updates", 'select max("update") as updates from recorded'),
+        "versions": _query(folder, "versions", "select max(version) as version from recorded"),
     }
     figures = {name: value for rows in found.values() for row in rows for name, value in row.items()}
     return {
@@ -189,16 +195,18 @@ def _starts(folder: Path) -> list[Row]:
     return starts
 
 
-def _ask(folder: Path, table: str, query: str, values: Mapping[str, int] | None = None) -> list[Row]:
-    """Answers to a query about one table, which it knows as `recorded`; none while the table is empty."""
+def _query(folder: Path, table: str, query: str, values: Mapping[str, int] | None = None) -> list[Row]:
+    """Query one table under the name `recorded`; returns no rows if the table does not exist yet."""
     files = folder / f"{table}-*.parquet"
-    whole = f"with recorded as (select distinct * from read_parquet($files, union_by_name = true)) {query}"  # noqa: S608 - our own queries
+    statement = (
+        f"with recorded as (select distinct * from read_parquet($files, union_by_name = true)) {query}"  # noqa: S608 - our own queries
+    )
     for tries_left in reversed(range(_TRIES)):
         if not any(folder.glob(files.name)):
             break
         try:
             with contextlib.closing(duckdb.connect()) as connection:
-                answer = connection.execute(whole, {"files": str(files), **(values or {})})
+                answer = connection.execute(statement, {"files": str(files), **(values or {})})
                 names = [column[0] for column in answer.description or ()]
                 return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
         except duckdb.Error as broken:

@@ -1,4 +1,4 @@
-"""Local runs: one folder per data set, and a file that describes the one that is up."""
+"""Local runs of `up`: one folder per data set, and a file that describes the current or last run."""
 
 import contextlib
 import fcntl
@@ -21,14 +21,14 @@ _LOCK_SECONDS = 0.5
 
 
 class NotUpError(ServiceError):
-    """A command needs a running system and there is none."""
+    """A command needs a running system, and none is running."""
 
     user_fault = True
 
 
 @dataclass(frozen=True)
 class Run:
-    """The run that is up, or was up last."""
+    """The current run, or the last one."""
 
     folder: str
     dataset: str
@@ -37,13 +37,13 @@ class Run:
     pid: int
     started_at: str
     pids: dict[str, int]
-    profile: str = ""  # settings file of its services; empty where they have none
+    profile: str = ""  # settings file of its services; empty if there is none
 
     def save(self, home: Path) -> None:
-        """Write it for the other commands; the file holds a password, so only its owner may read it.
+        """Write the description for other commands; it holds a password, so only its owner may read it.
 
         Raises:
-            OSError: the disk refuses; the file that was there is intact.
+            OSError: the disk refused the write; the previous file is intact.
         """
         path = _state_path(home)
         aside = path.with_suffix(".tmp")
@@ -52,7 +52,7 @@ class Run:
             with aside.open("w", encoding="utf-8") as file:
                 json.dump(asdict(self), file, indent=2)
                 file.flush()
-                os.fsync(file.fileno())  # or a power failure may leave an empty file under the name
+                os.fsync(file.fileno())  # without it a power failure may leave an empty file
             aside.rename(path)
         except OSError:
             aside.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ class Run:
 
 
 def last_run(home: Path) -> Run | None:
-    """The run that is up or was up last, or None when there never was one.
+    """The current run or the last one; None if there never was one.
 
     Raises:
         ServiceError: the file that describes it is damaged.
@@ -76,18 +76,18 @@ def last_run(home: Path) -> Run | None:
 
 @contextlib.contextmanager
 def exclusive(home: Path) -> Iterator[None]:
-    """Hold the home for one `up`; the lock is released when the process exits, however it exits.
+    """Lock the home for one `up`; the operating system releases the lock when the process exits.
 
     Raises:
-        NotUpError: another `up` holds it.
-        DataError: there can be no such folder, or it cannot be written.
+        NotUpError: another `up` holds the lock.
+        DataError: the folder cannot be created or written.
     """
     with naming(home, "used as home (MM_HOME)"):
         home.mkdir(parents=True, exist_ok=True)
         lock = (home / _LOCK).open("a+")
     with lock:
         if not _locked(lock):
-            raise NotUpError(f"the system is up already ({_who(home)}); `micro-muzero down` stops it")
+            raise NotUpError(f"the system is already running ({_holder(home)}); `micro-muzero down` stops it")
         with naming(home, "used as home (MM_HOME)"):
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), str(os.getpid()).encode())
@@ -95,9 +95,9 @@ def exclusive(home: Path) -> Iterator[None]:
 
 
 def lock_holder(home: Path) -> int | None:
-    """Process id of the `up` that holds the home now, or None.
+    """Process id of the `up` that holds the lock now, or None.
 
-    It may still be starting: only once `running` returns a run are its processes and addresses known.
+    It may still be starting. Its processes and addresses are known once `running` returns a run.
 
     Raises:
         DataError: the home cannot be read.
@@ -111,77 +111,77 @@ def lock_holder(home: Path) -> int | None:
 
 
 def running(home: Path) -> Run | None:
-    """The run that is up now and has started its processes, or None."""
+    """The current run if it has started its processes, otherwise None."""
     holder = lock_holder(home)
     run = last_run(home) if holder is not None else None
     return run if run and run.pid == holder else None
 
 
 def require_running(home: Path) -> Run:
-    """The run that is up now.
+    """The current run.
 
     Raises:
-        NotUpError: none is.
+        NotUpError: no system is running, or it has not started its processes yet.
     """
     run = running(home)
     if run is not None:
         return run
     if lock_holder(home) is not None:
-        raise NotUpError(f"the system is not up yet ({_who(home)})")
+        raise NotUpError(f"the system is still starting ({_holder(home)})")
     left = leftovers(home)
     if left:
         raise NotUpError(
-            f"nothing is up in {home}, but an `up` that was killed left processes: {described(left)}; "
-            "`micro-muzero down` ends them"
+            f"no system is running in {home}, but an `up` that was killed left processes: {described(left)}; "
+            "`micro-muzero down` stops them"
         )
-    raise NotUpError(f"nothing is up in {home}; start it with `micro-muzero up`")
+    raise NotUpError(f"no system is running in {home}; start it with `micro-muzero up`")
 
 
 def checkpoint_store(given: str | None) -> CheckpointStore:
-    """The store that a command means.
+    """The checkpoint store that a command works on.
 
-    The one given, else the one set, else that of the run that is up here, else the one of services that were
-    started here one by one, else the last run's.
+    The first of these that applies: the one given, MM_CHECKPOINTS, the store of the current run,
+    `<home>/checkpoints` of services that were started one by one, the store of the last run.
 
     Raises:
-        NotUpError: there is no store to be found.
-        SettingsError: its URL is invalid, or there is no such folder.
+        NotUpError: none of these exists.
+        SettingsError: the URL is invalid, or the folder does not exist.
     """
     settings = load(ServiceSettings)
     store = CheckpointStore(given or settings.checkpoints or _local_store(settings.home))
     if store.root is not None and not store.root.is_dir():
         raise SettingsError(
-            f"checkpoint store {store.name}: there is no such folder; the first version makes it, or name "
-            "folder or URL with --store"
+            f"checkpoint store {store.name}: there is no such folder; the trainer creates it with its first "
+            "version, or name a folder or URL with --store"
         )
     return store
 
 
 def chosen_version(store: CheckpointStore, checkpoint: str) -> int:
-    """The version that a number or a pointer's name stands for.
+    """The version with a number, or the version that a pointer points to.
 
     Raises:
-        CheckpointError: neither a number nor a pointer that is set.
+        CheckpointError: `checkpoint` is neither a number nor a pointer that is set.
     """
     if checkpoint.isdecimal():
         return int(checkpoint)
     pointers = store.pointers()
-    named = pointers[Pointer(checkpoint)] if checkpoint in list(Pointer) else None
-    if isinstance(named, CheckpointError):
-        raise named
-    if named:
-        return named.version
-    names = ", ".join(f"{name} ({at.version})" for name, at in pointers.items() if isinstance(at, Pointed))
+    target = pointers[Pointer(checkpoint)] if checkpoint in list(Pointer) else None
+    if isinstance(target, CheckpointError):
+        raise target
+    if target:
+        return target.version
+    names = ", ".join(f"{name} ({to.version})" for name, to in pointers.items() if isinstance(to, Pointed))
     raise CheckpointError(
-        f"no version {checkpoint!r}: expected a number or a pointer that is set: {names or 'none is'}"
+        f"no version {checkpoint!r}: expected a number or a pointer that is set: {names or 'none'}"
     )
 
 
 def validation_root(store: CheckpointStore) -> Path:
-    """The validator's reports on a store's versions.
+    """The folder with the validator's reports on the versions of a store.
 
-    They lie in the home of the validator that judged them: that of a local run is the run's folder, that of
-    services started one by one is the one that is set.
+    It is in the home of the validator. For a local run this is the run's folder; for services that were
+    started one by one it is MM_HOME.
     """
     settings = load(ServiceSettings)
     if store.root and store.root.resolve().parent.parent == (settings.home / "runs").resolve():
@@ -194,10 +194,10 @@ def validation_root(store: CheckpointStore) -> Path:
 
 
 def system_redis() -> str:
-    """URL of the Redis that is set, else of the system that is up here.
+    """URL of the configured Redis, or else of the current run's.
 
     Raises:
-        NotUpError: neither is there.
+        NotUpError: no Redis is configured and no system is running here.
     """
     settings = load(ServiceSettings)
     if "redis_url" in settings.model_fields_set:
@@ -206,16 +206,16 @@ def system_redis() -> str:
     run = running(home)
     if run is None:
         raise NotUpError(
-            f"nothing is up in {home}; start it with `micro-muzero up`, or name a Redis with MM_REDIS_URL"
+            f"no system is running in {home}; start it with `micro-muzero up`, or set MM_REDIS_URL"
         )
     return run.redis_url
 
 
 def redis_of(store: CheckpointStore) -> str:
-    """URL of the Redis of the system whose services use a store: the one that is set, or is up here.
+    """URL of the Redis of the configured or current system, if its services use this store.
 
     Raises:
-        NotUpError: no such system is known here; says why.
+        NotUpError: no system is known here, or it uses another store.
     """
     settings = load(ServiceSettings)
     run = running(settings.home)
@@ -224,27 +224,27 @@ def redis_of(store: CheckpointStore) -> str:
         known.append((settings.redis_address, settings.checkpoint_root))
     if run is not None:
         known.append((run.redis_url, settings.checkpoints or Path(run.folder) / "checkpoints"))
-    for url, uses in known:
-        if same_store(store, uses):
+    for url, location in known:
+        if same_store(store, location):
             return url
     if not known:
-        raise NotUpError(f"nothing is up in {settings.home.resolve()}, and MM_REDIS_URL names no Redis")
-    raise NotUpError(f"the system that is known here has its versions in {known[0][1]}, not in {store.name}")
+        raise NotUpError(f"no system is running in {settings.home.resolve()}, and MM_REDIS_URL is not set")
+    raise NotUpError(f"the system known here keeps its versions in {known[0][1]}, not in {store.name}")
 
 
-def same_store(store: CheckpointStore, place: Path | str) -> bool:
-    """Whether a store is the one in a place."""
-    other = CheckpointStore(place)
+def same_store(store: CheckpointStore, location: Path | str) -> bool:
+    """Whether a store is the one at a path or URL."""
+    other = CheckpointStore(location)
     if store.root and other.root:
         return store.root.resolve() == other.root.resolve()
     return store.name == other.name
 
 
 def _local_store(home: Path) -> Path:
-    """The folder of versions of what runs here, or ran last.
+    """The checkpoint folder of the current or last system in this home.
 
     Raises:
-        NotUpError: nothing ever did.
+        NotUpError: no system ever ran here.
     """
     run = running(home)
     if run is None and (home / "checkpoints").is_dir():
@@ -252,7 +252,7 @@ def _local_store(home: Path) -> Path:
     run = run or last_run(home)
     if run is None:
         raise NotUpError(
-            f"no checkpoints in {home} and no local run yet; name folder or URL with --store, "
+            f"no checkpoints in {home} and no local run yet; name a folder or URL with --store, "
             "or start the system with `micro-muzero up`"
         )
     return Path(run.folder) / "checkpoints"
@@ -263,7 +263,7 @@ def _state_path(home: Path) -> Path:
 
 
 def _locked(lock: IO[str]) -> bool:
-    """Take the lock; other commands hold it for moments, to see whether it is held."""
+    """Take the lock. Retry briefly, since other commands hold it for a moment to see whether it is free."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
@@ -277,7 +277,7 @@ def _locked(lock: IO[str]) -> bool:
 
 
 def _written_holder(lock: IO[str]) -> int:
-    """The process id in the lock file; its holder writes it right after it takes the lock."""
+    """The process id in the lock file; the holder writes it right after taking the lock."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while time.monotonic() < deadline:
         lock.seek(0)
@@ -285,9 +285,11 @@ def _written_holder(lock: IO[str]) -> int:
         if text.isdecimal():
             return int(text)
         time.sleep(0.02)
-    raise ServiceError(f"{lock.name}: held by a process that did not write its id; end it and try again")
+    raise ServiceError(
+        f"{lock.name}: held by a process that did not write its id; stop that process and try again"
+    )
 
 
-def _who(home: Path) -> str:
+def _holder(home: Path) -> str:
     run = running(home)
     return f"process {run.pid}, {run.gateway_url}" if run else f"process {lock_holder(home)} is starting"

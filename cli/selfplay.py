@@ -1,4 +1,4 @@
-"""`selfplay --once` and `selfplay --render`: some episodes into a file and a picture, without Redis."""
+"""`selfplay --once` and `selfplay --render`: play or draw episodes without Redis."""
 
 import time
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from cli.settings import UpSettings
 from shared.errors import SettingsError
 from shared.runtime.settings import load
 
-if TYPE_CHECKING:  # these bring torch along: they are imported when something is to be played
+if TYPE_CHECKING:  # these import torch, so they are imported only to play episodes
     from services.selfplay.played import PlayedEpisode
     from services.selfplay.settings import SelfPlaySettings
     from shared.agent.agent import Agent
 
-#: What `selfplay` is not run as a service with.
+#: With one of these options, `selfplay` does not run as a service.
 OPTIONS = ("--once", "--render", "--from", "--out", "--episodes")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -27,46 +27,48 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def selfplay(
-    once: Annotated[
-        bool, typer.Option("--once", help="play so many episodes and end, without Redis")
-    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="play some episodes and exit, without Redis")] = False,
     episodes: Annotated[
-        int | None, typer.Option(min=1, help="to play; 1 when not given, or as many as --render needs")
+        int | None, typer.Option(min=1, help="number of episodes; default: 1, or as many as --render needs")
     ] = None,
     out_file: Annotated[
         Path | None,
-        typer.Option("--out", help="a new Parquet file, a row per decision; one that exists is not replaced"),
+        typer.Option("--out", help="new Parquet file with one row per decision; must not exist yet"),
     ] = None,
     render: Annotated[
         int | None,
-        typer.Option(min=0, help="draw this episode, counted from 0; without --once from the file --from"),
+        typer.Option(min=0, help="draw this episode, counted from 0; without --once: from the file --from"),
     ] = None,
     from_file: Annotated[
-        Path | None, typer.Option("--from", help="a file that --out has written, to draw from")
+        Path | None, typer.Option("--from", help="file to draw from, written by --out")
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="the PNG to draw, replaced if it is there; selfplay-EPISODE.png")
+        Path | None, typer.Option(help="PNG file to write, may exist; default: selfplay-EPISODE.png")
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="a data set; the last local run's, or a synthetic market, when not given"),
+        typer.Option(help="data set; default: that of the last local run, or a synthetic market"),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="a version's number, or latest, best, promoted; random weights when not given"),
+        typer.Option(help="number of a version, or latest, best, promoted; default: random weights"),
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(help="folder or URL of versions; MM_CHECKPOINTS or the last local run's else"),
+        typer.Option(help="checkpoint store; `checkpoints --help` lists the defaults"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of sessions, exploration and random weights")] = 0,
-    profile: Annotated[Path | None, typer.Option(help="TOML file with a table per group of settings")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="random seed of sessions, exploration and random weights")
+    ] = 0,
+    profile: Annotated[
+        Path | None, typer.Option(help="TOML file of settings, such as config/tuned.toml")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Play some episodes into a file, draw one of them, or both.
+    """Play some episodes and save them, draw one of them, or both.
 
-    Sessions of the train split are played as a self-play worker plays them, exploration included; equal
-    options give equal episodes. The file and the picture are written completely or not at all.
+    The episodes are sessions of the train split, played with exploration as a self-play worker plays them.
+    Equal options give equal episodes. The file and the picture are each written completely or not at all.
     """
     from services.selfplay.picture import draw_episode
     from services.selfplay.played import read_episode, refuse_to_replace, write_episodes
@@ -79,7 +81,7 @@ def selfplay(
         require_drawable(drawn)
     if from_file is not None and render is not None:
         draw_episode(read_episode(from_file, render), drawn)
-        print_json({"picture": str(drawn)}) if as_json else _tell(f"picture: {drawn}")
+        print_json({"picture": str(drawn)}) if as_json else _print_line(f"picture: {drawn}")
         return
     if out_file is not None:
         refuse_to_replace(out_file)
@@ -97,18 +99,18 @@ def selfplay(
 
 
 def wants(arguments: list[str]) -> bool:
-    """Whether a command line asks for this, rather than for the service."""
+    """Whether a command line asks for this command and not for the service."""
     return any(argument.partition("=")[0] in OPTIONS for argument in arguments)
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; it ends the process as every command does."""
+    """Run the command and exit the process."""
     typer.main.get_command(app).main(args=arguments, prog_name="micro-muzero selfplay")
 
 
 @dataclass(frozen=True)
 class _Session:
-    """What was played, and on what."""
+    """Episodes that were played, and their data set."""
 
     dataset: Path
     seed: int
@@ -116,7 +118,7 @@ class _Session:
     episodes: "list[PlayedEpisode]"
 
     def summary(self) -> dict[str, object]:
-        """In a few numbers, by name."""
+        """Figures of all episodes, by name."""
         import numpy as np
 
         from shared.environment.action import Action
@@ -142,22 +144,22 @@ class _Session:
 
 
 def _check(once: bool, render: int | None, from_file: Path | None, played_with: list[str]) -> None:
-    """Refuse options that do not go together.
+    """Check that the options can be combined.
 
     Raises:
-        SettingsError: they do not; names them and what would be right.
+        SettingsError: they cannot; the text says which options are expected.
     """
     if once:
         if from_file is not None:
-            raise SettingsError("--from draws what was played before: expected it without --once")
+            raise SettingsError("--from draws episodes from a file: expected it without --once")
         if render is None and "--out" not in played_with:
             raise SettingsError("--once: expected --out FILE, --render EPISODE, or both")
     elif render is None or from_file is None:
         raise SettingsError(
-            "expected --once to play, or --render EPISODE --from FILE to draw what was played"
+            "expected --once to play, or --render EPISODE --from FILE to draw an episode of a file"
         )
     elif played_with:
-        raise SettingsError(f"{played_with[0]}: nothing is played without --once")
+        raise SettingsError(f"{played_with[0]}: expected it with --once")
 
 
 def _play(
@@ -194,7 +196,7 @@ def _play(
 def _agent(
     checkpoint: str | None, store: str | None, seed: int, settings: "SelfPlaySettings"
 ) -> "tuple[Agent, int]":
-    """The version that plays, and how many episodes it learned from."""
+    """The agent that plays, and the number of episodes that it learned from."""
     from services.trainer.settings import TrainerSettings
     from shared.adapters.versions.agents import load_agent
     from shared.agent.agent import Agent
@@ -209,7 +211,7 @@ def _agent(
 
 
 def _dataset_path(data: Path | None, settings: "SelfPlaySettings", profile: Path | None) -> Path:
-    """The data set given, set, or of the last local run; else a synthetic one, as `up` makes it."""
+    """The data set given or configured, or that of the last local run, or a synthetic one as in `up`."""
     if data is not None:
         return data
     run = last_run(settings.home)
@@ -224,5 +226,5 @@ def _overrides(profile: Path | None) -> dict[str, Path]:
     return {"profile": profile} if profile else {}
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     out.print(line, highlight=False, soft_wrap=True)

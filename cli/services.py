@@ -1,4 +1,4 @@
-"""One service in the foreground: `train`, `selfplay`, `validator`, `trader`, `api`, `inference`, `broker`."""
+"""Commands that run one service in the foreground."""
 
 import importlib
 import sys
@@ -8,7 +8,7 @@ import typer
 
 from cli import selfplay
 
-#: Command, and the service that it runs.
+#: Service by command.
 SERVICES = {
     "train": "trainer",
     "selfplay": "selfplay",
@@ -21,17 +21,17 @@ SERVICES = {
 
 
 ONCE_HINT = """\
-Without Redis, some episodes into a file for inspection, or one of them as a picture:
+To play some episodes into a file, or to draw one, without Redis:
   micro-muzero selfplay --once --help
 """
 
 
 def register(app: typer.Typer) -> None:
-    """Add a command per service; what follows it, `--help` included, goes to the service."""
+    """Add a command per service; the service parses all arguments itself, including `--help`."""
     for command, service in SERVICES.items():
         app.command(
             command,
-            help=f"Run the {service} service in the foreground (--help lists its settings).",
+            help=f"Run the {service} service; --help lists its settings.",
             context_settings={
                 "allow_extra_args": True,
                 "ignore_unknown_options": True,

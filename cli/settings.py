@@ -1,4 +1,4 @@
-"""Settings of `up`: the whole system as local processes."""
+"""Settings of `up`, which runs the complete system as local processes."""
 
 from pydantic import Field
 
@@ -9,16 +9,23 @@ from shared.runtime.settings import ServiceSettings
 
 
 class UpSettings(ServiceSettings):
-    """What `up` starts, and on what."""
+    """What `up` starts, and on which data."""
 
-    replicas: int = Field(2, ge=1, le=64, description="self-play workers")
-    port: int = Field(8000, ge=1, le=65535, description="port of the gateway; a free one when it is taken")
-    market: Market = Field(Market.OU, description="synthetic market when no data is given")
+    replicas: int = Field(2, ge=1, le=64, description="number of self-play workers")
+    port: int = Field(
+        8000, ge=1, le=65535, description="port of the gateway; if it is in use, a free port is taken"
+    )
+    market: Market = Field(Market.OU, description="synthetic market if no data is given")
     market_bars: int = Field(
-        300_000, ge=5_000, le=MAX_BARS, description="of it; 31 days of validation, paper asks for 20"
+        300_000,
+        ge=5_000,
+        le=MAX_BARS,
+        description="its bars; the default gives 31 days of validation, and paper needs 20",
     )
     market_seed: int = Field(1, ge=0)
-    min_free_mb: int = Field(500, ge=0, description="MB of free disk below which `up` does not start")
-    alerts: AlertConfig = Field(AlertConfig(), description="`low_free_mb`: free disk below which `up` warns")
+    min_free_mb: int = Field(500, ge=0, description="free disk space in MB below which `up` does not start")
+    alerts: AlertConfig = Field(
+        AlertConfig(), description="`low_free_mb`: free disk space below which `up` warns"
+    )
     sessions: SessionConfig = SessionConfig()
     splits: SplitConfig = SplitConfig()

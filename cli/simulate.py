@@ -1,4 +1,4 @@
-"""`simulate`: replay a list of actions on real prices, and see what each of them earned."""
+"""`simulate`: replay a list of actions on real prices, and show what each action earned."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,31 +20,31 @@ from shared.market.session import SESSION_BARS
 
 
 def simulate(
-    data: Annotated[Path, typer.Option("--data", help="a data set, as `data import` makes it")],
-    start: Annotated[int, typer.Option("--start", help="the bar at whose close the first action is decided")],
+    data: Annotated[Path, typer.Option("--data", help="data set, as `data import` writes it")],
+    start: Annotated[
+        int, typer.Option("--start", help="index of the bar at whose close the first action is decided")
+    ],
     actions: Annotated[
         Path,
-        typer.Option("--actions", help="a file with one action a line: HOLD, BUY, SELL, CLOSE, or 0 to 3"),
+        typer.Option("--actions", help="file with one action per line: HOLD, BUY, SELL, CLOSE, or 0 to 3"),
     ],
-    reward: Annotated[
-        RewardScheme, typer.Option("--reward", help="what a step is paid")
-    ] = RewardScheme.AMDDP1,
+    reward: Annotated[RewardScheme, typer.Option("--reward", help="reward scheme")] = RewardScheme.AMDDP1,
     spread: Annotated[
-        float, typer.Option("--spread", help="pips that a round trip costs")
+        float, typer.Option("--spread", help="cost of a round trip, in pips")
     ] = EnvironmentConfig.spread_pips,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Replay a list of actions, one per bar; the episode is as long as the list, 360 actions at most.
+    """Replay a list of actions on a data set, one per bar.
 
-    An action is decided at the close of its bar and filled at the open of the next. A position that is
-    still open after the last action is closed at that same open.
+    The list has at most 360 actions. Each action is decided at the close of its bar and filled at the open of
+    the next bar. A position that is still open after the last action is closed at that open.
     """
     config = EnvironmentConfig(spread_pips=spread, reward=reward)
     chosen = read_actions(actions)
     dataset = read_dataset(data)
     require_bars(start, len(chosen), len(dataset.bars))
     if start not in dataset.sessions.starts:
-        err.print(f"note: bar {start} starts no valid session of {SESSION_BARS} bars; see `data sessions`")
+        err.print(f"note: no valid session of {SESSION_BARS} bars starts at bar {start}; see `data sessions`")
     episode = replay(start, chosen, Prices.of(dataset.bars), config)
     if as_json:
         print_json({"steps": _steps(episode), "trades": _trades(episode)})
@@ -53,10 +53,10 @@ def simulate(
 
 
 def read_actions(path: Path) -> list[Action]:
-    """The actions of a file, one a line; lines without a word are passed over.
+    """Read a file with one action per line; empty lines are skipped.
 
     Raises:
-        FormatError: the file cannot be read, holds no action, or a line holds something else; names the line.
+        FormatError: the file cannot be read or has no action, or a line is not an action.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -64,7 +64,7 @@ def read_actions(path: Path) -> list[Action]:
         raise FormatError(str(path), f"cannot be read as a list of actions: {failure}") from failure
     words = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not words:
-        raise FormatError(str(path), "holds no action, expected one a line")
+        raise FormatError(str(path), "has no action, expected one per line")
     if len(words) > SESSION_BARS:
         raise FormatError(
             str(path),
@@ -75,10 +75,10 @@ def read_actions(path: Path) -> list[Action]:
 
 
 def require_bars(start: int, num_actions: int, num_bars: int) -> None:
-    """Check that the data set has the warm-up before an episode and the fills after it.
+    """Check that the data set has the warm-up bars before an episode and the bars of its fills.
 
     Raises:
-        DataError: it has not.
+        DataError: it lacks them.
     """
     last_start = num_bars - 1 - num_actions
     if last_start < FIRST_WINDOW_BAR:
@@ -88,8 +88,8 @@ def require_bars(start: int, num_actions: int, num_bars: int) -> None:
         )
     if not FIRST_WINDOW_BAR <= start <= last_start:
         raise DataError(
-            f"start {start}: expected a bar from {FIRST_WINDOW_BAR}, which has its warm-up, to {last_start}, "
-            f"from which the next {num_actions} bars exist"
+            f"start {start}: expected {FIRST_WINDOW_BAR} to {last_start}, so that the warm-up before it and "
+            f"{num_actions} bars after it exist"
         )
 
 
@@ -99,13 +99,13 @@ def _action(path: Path, number: int, word: str) -> Action:
     if action is None:
         names = ", ".join(one.name for one in Action)
         raise FormatError(
-            str(path), f"{word!r} is no action, expected one of {names}, or 0 to 3", line=number
+            str(path), f"{word!r} is not an action, expected one of {names}, or 0 to 3", line=number
         )
     return action
 
 
 def _steps(episode: Episode) -> list[dict[str, Any]]:
-    """What was decided at the close of each bar, what it earned, and the position before it."""
+    """The action at the close of each bar, its reward, and the position before it."""
     columns = (episode.bars, episode.actions, episode.rewards, episode.pnl, episode.static)
     return [
         {"bar": bar, "action": Action(action).name, "reward": reward, "pnl": pnl, "static": static}
@@ -125,7 +125,7 @@ def _print(episode: Episode, dataset: Dataset) -> None:
     closed_s = dataset.bars.time_s[episode.bars] + BAR_SECONDS
     decimals = dataset.bars.instrument.price_decimals
     print_table(
-        "Steps: the position before each action, and the reward after it, in pips",
+        "Steps: position before each action, and reward after it, in pips",
         ("bar", "closed (UTC)", "position", "pnl", "action", "reward"),
         (
             (

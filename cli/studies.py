@@ -1,4 +1,4 @@
-"""`learn`, `compare`, `discount` and `gate`: whether the agent learns, and what the gates let pass."""
+"""`learn`, `compare`, `discount` and `gate`: studies of whether the agent learns and what the gates pass."""
 
 import math
 from collections.abc import Sequence
@@ -14,34 +14,40 @@ from shared.environment.reward import RewardScheme
 from shared.errors import SettingsError
 from shared.market.synthetic import Market
 
-if TYPE_CHECKING:  # these bring torch, pandas and Redis along: each command imports what it measures
+if TYPE_CHECKING:  # these import torch, pandas and Redis, so each command imports only its own study
     from studies.compare import CompareRecord, Learned, Range, WaySummary
     from studies.learn import LearnConfig, LearnReport
     from studies.scores import Estimate
 
 
 def learn(
-    market: Annotated[Market, typer.Option(help="the law that prices follow")] = Market.OU,
-    reward: Annotated[RewardScheme, typer.Option(help="what a step is paid")] = RewardScheme.PNL,
+    market: Annotated[Market, typer.Option(help="price process")] = Market.OU,
+    reward: Annotated[RewardScheme, typer.Option(help="reward scheme")] = RewardScheme.PNL,
     minutes: Annotated[
-        float, typer.Option(min=0.01, help="of self-play and learning; evaluation comes on top")
+        float, typer.Option(min=0.01, help="minutes of self-play and learning, without evaluation")
     ] = 5.0,
     imitation_minutes: Annotated[
         float,
-        typer.Option(min=0.0, help="of training the same network on the best policy, on top; 0 for none"),
+        typer.Option(
+            min=0.0, help="additional minutes of training the same network on the best policy; 0: none"
+        ),
     ] = 3.0,
     seed: Seed = 0,
     profile: Profile = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="folder for every update, episode and evaluation, in Parquet and for TensorBoard"),
+        typer.Option(help="folder to record all updates, episodes and evaluations in (Parquet, TensorBoard)"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="the learning curve's PNG; learn-MARKET-REWARD-SEED.png")
+        Path | None,
+        typer.Option("--out", help="PNG of the learning curve; default: learn-MARKET-REWARD-SEED.png"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train on a synthetic market, against its best policy and its own network trained on that policy."""
+    """Train on a synthetic market and compare with its best policy.
+
+    The second yardstick is the same network, trained by imitation of the best policy.
+    """
     from shared.adapters.picture import require_drawable
     from shared.adapters.tables.run_record import require_no_record
     from studies.curve import draw_curve
@@ -68,26 +74,32 @@ def learn(
 
 
 def compare(
-    market: Annotated[Market, typer.Option(help="the law that prices follow")] = Market.OU,
-    reward: Annotated[RewardScheme, typer.Option(help="what a step is paid")] = RewardScheme.PNL,
-    minutes: Annotated[float, typer.Option(min=0.01, help="of self-play and learning of each run")] = 8.0,
-    seeds: Annotated[int, typer.Option(min=1, help="runs of each way")] = 3,
-    first_seed: Annotated[int, typer.Option(min=0, help="the others count on from it")] = 0,
-    way: Annotated[list[str] | None, typer.Option(help="may be repeated; all when not given")] = None,
+    market: Annotated[Market, typer.Option(help="price process")] = Market.OU,
+    reward: Annotated[RewardScheme, typer.Option(help="reward scheme")] = RewardScheme.PNL,
+    minutes: Annotated[float, typer.Option(min=0.01, help="minutes of self-play and learning per run")] = 8.0,
+    seeds: Annotated[int, typer.Option(min=1, help="number of runs per variant, each with its own seed")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="seed of the first run; the following runs add 1 each")
+    ] = 0,
+    way: Annotated[
+        list[str] | None, typer.Option(help="variant to run, can be repeated; default: all")
+    ] = None,
     profile: Profile = None,
     record: Annotated[
         Path | None,
         typer.Option(
             file_okay=False,
-            help="folder that keeps each run as soon as it is done; what it holds is not repeated, and "
-            "processes with other ways or seeds may share it",
+            help="folder to save each finished run in; runs in it are not repeated, and several processes "
+            "with other variants or seeds may share it",
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="run nothing, print all results on record")] = False,
-    out: Annotated[Path, typer.Option("--out", help="the learning curves' PNG")] = Path("compare.png"),
+    show: Annotated[
+        bool, typer.Option("--show", help="print the recorded results, without new runs")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="PNG of the learning curves")] = Path("compare.png"),
     as_json: Json = False,
 ) -> None:
-    """Selection rules, simulations and returns, each learned with by several seeds."""
+    """Compare variants of search and learning over several seeds."""
     from shared.adapters.picture import require_drawable
     from studies.compare import LEARNED_SHARE, WAYS, CompareRecord, plan, summaries
     from studies.compare_picture import draw_comparison
@@ -101,27 +113,31 @@ def compare(
     if show:
         planned = list(recorded)
         if not planned:
-            raise SettingsError(f"--show: no run is kept in {record}, expected a folder that --record filled")
+            raise SettingsError(
+                f"--show: there is no run in {record}, expected a folder written with --record"
+            )
     runs = [recorded[one] for one in planned if one in recorded]
     if runs:
-        err.print(f"{len(runs)} of {len(planned)} runs are in {record}", highlight=False, soft_wrap=True)
+        err.print(
+            f"{len(runs)} of {len(planned)} runs are already in {record}", highlight=False, soft_wrap=True
+        )
         draw_comparison(runs, out)
     left = [one for one in planned if one not in recorded]
     _learn_ways(config, left, kept, runs, out)
     order = list(dict.fromkeys(name for name, _ in planned))
     runs.sort(key=lambda run: (order.index(run.way), run.seed))
     if as_json:
-        told = {"ways": [asdict(row) for row in summaries(runs)], "runs": [asdict(run) for run in runs]}
-        print_json({"study": "compare", **told, "picture": str(out)})
+        results = {"ways": [asdict(row) for row in summaries(runs)], "runs": [asdict(run) for run in runs]}
+        print_json({"study": "compare", **results, "picture": str(out)})
         return
     print_table(
         f"compare: {market}, {reward}, {minutes:g} minutes; goal: {LEARNED_SHARE} of the best policy's",
         (
-            "way",
+            "variant",
             "goal reached",
             "minutes (median)",
             "episodes (median)",
-            "share at the end (mean)",
+            "final share (mean)",
         ),
         [_way_row(row) for row in summaries(runs)],
     )
@@ -129,30 +145,38 @@ def compare(
 
 
 def discount(
-    bars: Annotated[int, typer.Option(min=20_000, help="of the market")] = 1_000_000,
+    bars: Annotated[int, typer.Option(min=20_000, help="number of bars of the market")] = 1_000_000,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """The best policy on `ou` under each discount of rewards, judged by plain sums."""
+    """Compare the best policies of a market for several discounts.
+
+    The market is `ou`. All policies are judged by undiscounted sums.
+    """
     from studies.discounting import judge_discounts
 
-    told = judge_discounts((0.99, 0.995, 0.997, 0.999, 0.9995), num_bars=bars, seed=seed)
+    judged = judge_discounts((0.99, 0.995, 0.997, 0.999, 0.9995), num_bars=bars, seed=seed)
     if as_json:
-        print_json({"study": "discount", "discounts": [asdict(row) for row in told]})
+        print_json({"study": "discount", "discounts": [asdict(row) for row in judged]})
         return
     print_table(
-        "discount: the best policy of each, undiscounted",
-        ("discount a bar", "enters at, pips", "net pips", "trades"),
-        [(f"{row.discount:g}", row.entry_pips, row.pips, row.trades) for row in told],
+        "discount: the best policy for each discount, judged by undiscounted sums",
+        ("discount per bar", "entry threshold, pips", "net pips", "trades"),
+        [(f"{row.discount:g}", row.entry_pips, row.pips, row.trades) for row in judged],
     )
 
 
 def gate(
-    runs: Annotated[int, typer.Option(min=1, help="of each kind, of 200 versions each")] = 100,
+    runs: Annotated[
+        int, typer.Option(min=1, help="number of simulated runs of each kind, with 200 versions each")
+    ] = 100,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """How often the gates let versions without an edge pass, and how often an honest edge."""
+    """Simulate how often the gates pass versions without an edge.
+
+    It also reports how often they pass versions with an edge.
+    """
     from studies.gate import simulate_gates
 
     report = simulate_gates(runs=runs, seed=seed)
@@ -160,8 +184,8 @@ def gate(
         print_json({"study": "gate", **asdict(report)})
         return
     print_table(
-        f"{runs} runs of versions without an edge: goal at most 10 in 100 beyond unproven, 1 in 100 live",
-        ("versions", "a run", "runs beyond unproven", "runs live", "versions beyond unproven"),
+        f"{runs} runs of versions without an edge (goal: at most 10 % beyond unproven, 1 % live)",
+        ("versions", "per run", "runs beyond unproven", "runs live", "versions beyond unproven"),
         (
             (
                 row.population,
@@ -174,7 +198,7 @@ def gate(
         ),
     )
     print_table(
-        "Honest edges: share of runs in which they passed",
+        "Versions with an edge: share of runs in which they passed",
         ("edge (annual Sharpe)", "deflated Sharpe", "paper", "live"),
         (
             (row.edge, f"{row.deflated_sharpe:.2f}", f"{row.paper:.2f}", f"{row.live:.2f}")
@@ -184,7 +208,7 @@ def gate(
 
 
 def _learn_config(profile: Path | None, reward: RewardScheme) -> "LearnConfig":
-    """A run with the settings of trainer and self-play, except for the reward."""
+    """The configuration of a run: settings of trainer and self-play, with the given reward."""
     from services.selfplay.settings import SelfPlaySettings
     from services.trainer.settings import TrainerSettings
     from shared.runtime.settings import load
@@ -228,7 +252,7 @@ def _learn_ways(
     runs: "list[Learned]",
     picture: Path,
 ) -> None:
-    """Add the runs that are left, one by one; each is told, and drawn with the others, when it is done."""
+    """Do the remaining runs; after each one, print it and redraw the picture of all runs."""
     from studies.compare import compare as compare_ways
     from studies.compare_picture import draw_comparison
 
@@ -239,8 +263,8 @@ def _learn_ways(
                 err.print(str(run), markup=False, highlight=False, soft_wrap=True)
                 draw_comparison(runs, picture)
     except KeyboardInterrupt:
-        fate = "kept, the same command goes on after them" if record else "not kept without --record"
-        err.print(f"interrupted; finished runs: {len(runs)}, {fate}", highlight=False, soft_wrap=True)
+        note = "saved, the same command continues after them" if record else "lost without --record"
+        err.print(f"interrupted; finished runs: {len(runs)}, {note}", highlight=False, soft_wrap=True)
         raise
 
 
@@ -255,10 +279,10 @@ def _way_row(row: "WaySummary") -> tuple[object, ...]:
     )
 
 
-def _range(told: "Range", spec: str) -> str:
-    """A figure of several seeds, with the least and the most; infinite is never."""
+def _range(figure: "Range", spec: str) -> str:
+    """A figure over several seeds, with minimum and maximum; infinity is printed as never."""
     value, low, high = (
-        format(one, spec) if math.isfinite(one) else "never" for one in (told.value, told.low, told.high)
+        format(x, spec) if math.isfinite(x) else "never" for x in (figure.value, figure.low, figure.high)
     )
     return value if low == high else f"{value} ({low} to {high})"
 
@@ -298,31 +322,31 @@ def _print_learning(report: "LearnReport") -> None:
             "reward": config.environment.reward,
             "seed": config.seed,
             "minutes": spent.seconds / 60.0,
-            "learned from": f"{spent.episodes:,} episodes, in {spent.updates:,} updates",
+            "learned from": f"{spent.episodes:,} episodes in {spent.updates:,} updates",
             "imitation of the best policy": _imitation_learned(report),
-            "80 % of the imitation": _learned(report),
+            "80 % of the imitation reached": _learned(report),
             "promoted": _promoted(report),
-            "judged in": f"{len(report.starts):,} test sessions",
-            "the best policy's computed reward": report.optimum_value,
+            "judged on": f"{len(report.starts):,} test sessions",
+            "computed reward of the best policy": report.optimum_value,
         },
     )
     players = report.summaries()
     print_table(
-        "A mean session, with 95 % intervals over sessions",
+        "Means per session, with 95 % intervals",
         ("player", "net pips", "reward", "trades"),
         ((one.name, _estimate(one.pips, 1), _estimate(one.reward, 1), one.trades) for one in players),
     )
     print_table(
-        "Shares of the net pips of both yardsticks",
-        ("player", "of the best policy's", "of the imitation's"),
+        "Share of the net pips",
+        ("player", "of the best policy", "of the imitation"),
         (
             (one.name, _estimate(one.share_of_pips, 2), _estimate(one.imitation_share_of_pips, 2))
             for one in players
         ),
     )
     print_table(
-        "Shares of the reward of both yardsticks",
-        ("player", "of the best policy's", "of the imitation's"),
+        "Share of the reward",
+        ("player", "of the best policy", "of the imitation"),
         (
             (one.name, _estimate(one.share_of_reward, 2), _estimate(one.imitation_share_of_reward, 2))
             for one in players
@@ -336,14 +360,14 @@ def _learned(report: "LearnReport") -> str | None:
     if report.imitation is None:
         return None
     if report.learned is None:
-        return "not reached in validation sessions"
+        return "no"
     spent = report.learned
-    return f"after {spent.seconds / 60.0:.1f} minutes and {spent.episodes:,} episodes, in validation sessions"
+    return f"after {spent.seconds / 60.0:.1f} minutes, {spent.episodes:,} episodes (validation sessions)"
 
 
 def _promoted(report: "LearnReport") -> str:
     spent = report.promoted
-    return f"the version after {spent.seconds / 60.0:.1f} minutes, the best in validation sessions"
+    return f"version after {spent.seconds / 60.0:.1f} minutes, the best on validation sessions"
 
 
 def _imitation_learned(report: "LearnReport") -> str | None:

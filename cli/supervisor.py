@@ -1,6 +1,6 @@
-"""Local processes, supervised: started, watched, restarted when they die, stopped in order.
+"""Supervises local processes: starts them, restarts those that exit, and stops them in order.
 
-Every child exits with this process, however this process exits (shared/runtime/child.py).
+Every child exits when this process exits, even if it is killed (shared/runtime/child.py).
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from shared.errors import ServiceError
 from shared.runtime.child import ending_with_parent
 from shared.runtime.redis_server import log_tail
 
-#: Prefixes of names that are stopped together, and the seconds until those still running are killed. A
-#: healthy service stops within a second or two. The trader has what it has in docker-compose.yml.
+#: Name prefixes of processes that are stopped together, and the seconds until they are killed. A healthy
+#: service stops within a second or two. The trader's time is the same as in docker-compose.yml.
 STOP_PHASES = (
     (("trader", "selfplay", "validator"), 15.0),
     (("trainer", "inference", "broker", "api"), 30.0),
@@ -27,10 +27,10 @@ STOP_PHASES = (
 RESTART_FIRST_SECONDS = 1.0
 RESTART_MOST_SECONDS = 30.0
 
-#: A process that ran this long starts over with the shortest wait.
+#: After running this long, a process is restarted with the shortest backoff again.
 STEADY_SECONDS = 60.0
 
-#: Exit status of a service whose settings or data are at fault: starting it again cannot help.
+#: Exit status of a service whose settings or data are invalid; restarting it cannot help.
 EXIT_USER_FAULT = 2
 
 _MAX_ERROR = 1000
@@ -49,9 +49,9 @@ class ProcessSpec:
     environment: Mapping[str, str] = field(repr=False)
     log_path: Path
     niceness: int = 0  # added to the process's niceness
-    input_path: Path = Path(os.devnull)  # its standard input
-    lock: Path | None = None  # held while the process runs; while another holds it, starting is retried
-    obstacle: Callable[[], str] = _nothing  # asked before each restart: what prevents it, in words
+    input_path: Path = Path(os.devnull)  # standard input
+    lock: Path | None = None  # the process holds this file lock; it starts once the lock is free
+    obstacle: Callable[[], str] = _nothing  # what prevents a restart, or ""; called before each
 
 
 @dataclass
@@ -59,11 +59,11 @@ class _Child:
     spec: ProcessSpec
     process: asyncio.subprocess.Process | None = None
     restarts: int = 0
-    log_start: int = 0  # length of the log when the process was last started
+    log_start: int = 0  # bytes in the log when the process was last started
 
 
 class Supervisor:
-    """Keeps processes running until `stop`; reports what happens to them to `on_event`."""
+    """Keeps processes running until `stop`; calls `on_event` with a text for each exit and restart."""
 
     def __init__(self, on_event: Callable[[str], None]) -> None:
         self._on_event = on_event
@@ -73,12 +73,12 @@ class Supervisor:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process id of everything that runs, by name."""
+        """Ids of the running processes, by name."""
         running = {name: child.process for name, child in self._children.items() if _alive(child)}
         return {name: process.pid for name, process in running.items() if process is not None}
 
     def restarts(self, name: str) -> int:
-        """How often a process was started again."""
+        """How often a process was restarted."""
         return self._children[name].restarts
 
     async def start(self, spec: ProcessSpec) -> None:
@@ -96,23 +96,23 @@ class Supervisor:
         self._watchers.append(asyncio.create_task(self._watch(child)))
 
     async def stop(self, phases: Sequence[tuple[Sequence[str], float]] = STOP_PHASES) -> list[str]:
-        """Stop in phases: SIGTERM to all of a phase, then at most so many seconds, then SIGKILL.
+        """Stop in phases: send SIGTERM to a phase, wait, and send SIGKILL to those still running.
 
         Args:
-            phases: prefixes of names, and how long to wait for the processes that they match.
+            phases: name prefixes, and how many seconds to wait for the matching processes.
         Returns:
-            Names that had to be killed.
+            Names of the processes that had to be killed.
         """
         for watcher in self._watchers:
-            watcher.cancel()  # first: nothing may be started any more
+            watcher.cancel()  # first, so that nothing is restarted
         await asyncio.gather(*self._watchers, return_exceptions=True)
         killed: list[str] = []
         for prefixes, seconds in phases:
             phase = [
                 c for name, c in self._children.items() if name.startswith(tuple(prefixes)) and _alive(c)
             ]
-            killed += await _end(phase, seconds)
-        return killed + await _end([child for child in self._children.values() if _alive(child)], 1.0)
+            killed += await _stop_all(phase, seconds)
+        return killed + await _stop_all([child for child in self._children.values() if _alive(child)], 1.0)
 
     async def _launch(self, child: _Child) -> None:
         spec = child.spec
@@ -125,7 +125,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **spec.environment},
-                start_new_session=True,  # Ctrl-C reaches `up` alone, which stops the others in order
+                start_new_session=True,  # Ctrl-C reaches only `up`, which stops the others in order
             )
 
     async def _watch(self, child: _Child) -> None:
@@ -147,9 +147,9 @@ class Supervisor:
             backoff = min(backoff * 2, RESTART_MOST_SECONDS)
 
     async def _restart(self, child: _Child, reason: str, backoff: float) -> None:
-        """Start a process again, as often as it takes; each new reason why not is one event."""
-        self._on_event(f"{child.spec.name} {reason}; starting it again in {backoff:.0f} s")
-        told = ""
+        """Retry until the process is started; each new obstacle is reported once."""
+        self._on_event(f"{child.spec.name} {reason}; restarting it in {backoff:.0f} s")
+        reported = ""
         while True:
             await asyncio.sleep(backoff)
             try:
@@ -158,19 +158,19 @@ class Supervisor:
                     await self._launch(child)
                     child.restarts += 1
                     return
-            except OSError as failure:  # a disk that became read-only, for example
+            except OSError as failure:  # for example a disk that became read-only
                 obstacle = f"cannot be started: {failure}"
-            if obstacle != told:
+            if obstacle != reported:
                 self._on_event(f"{child.spec.name} {obstacle}")
-            told = obstacle
+            reported = obstacle
 
 
 def last_error(log_path: Path, *, since: int = 0) -> str:
-    """The last line of a log that names an error, else its last line.
+    """The last line of a log that mentions an error, otherwise its last line.
 
     Args:
-        log_path: of lines of text or of JSON.
-        since: offset of the first byte that counts.
+        log_path: log of text or JSON lines.
+        since: byte offset at which to start reading.
     """
     lines = log_tail(log_path, since=since).splitlines()
     errors = [line for line in lines if "error" in line.lower()]
@@ -189,12 +189,12 @@ def _alive(child: _Child) -> bool:
 
 def _described(status: int) -> str:
     if status >= 0:
-        return f"ended with status {status}"
+        return f"exited with status {status}"
     names = {signum.value: signum.name for signum in signal.Signals}  # real-time signals have no name
     return f"was killed by {names.get(-status, f'signal {-status}')}"
 
 
-async def _end(children: Sequence[_Child], seconds: float) -> list[str]:
+async def _stop_all(children: Sequence[_Child], seconds: float) -> list[str]:
     processes = [(child.spec.name, child.process) for child in children if child.process is not None]
     for _, process in processes:
         process.terminate()

@@ -1,4 +1,4 @@
-"""Lists of trades as `metrics` reads them: a CSV file with a header."""
+"""Lists of trades for `metrics`: CSV files with a header."""
 
 import csv
 import re
@@ -14,46 +14,46 @@ from shared.market.clock import FIRST_TIME_S, LAST_TIME_S
 from shared.metrics.trades import MAX_TRADE_PIPS
 from shared.numeric import Float64, Int64
 
-#: The names by which columns are known; `pips` alone must be there.
+#: Names of the known columns; only `pips` is required.
 PIPS, RISK, TIME = "pips", "risk", "time"
 
-#: Python would also read 1_0 as 10.
+#: Stricter than `float`, which reads 1_0 as 10.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
 class TradeFile:
-    """Trades in the order in which they were left."""
+    """Trades in the order of their exits."""
 
     pips: Float64  # [N]
     risk_pips: Float64 | None  # [N]
-    time_s: Int64 | None  # [N] UTC seconds at which each was left
+    time_s: Int64 | None  # [N] time of exit, UTC seconds
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Row:
-    """The known cells of one line."""
+    """The cells of the known columns of one line."""
 
     line: int
     cells: dict[str, str]
 
 
 def read_trades(path: Path) -> TradeFile:
-    """Read a list of trades, put in order of time where the file has times.
+    """Read a list of trades, sorted by time if the file has times.
 
     Raises:
-        FormatError: names the file, the line and what would be right.
+        FormatError: the file is invalid; the text names the line and the expected value.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             known, rows = _rows(path, file.read().splitlines())
-    except OSError as missing:
-        raise FormatError(str(path), missing.strerror or "cannot be read") from missing
-    except (UnicodeDecodeError, csv.Error) as garbled:
-        raise FormatError(str(path), f"not a CSV file in UTF-8: {garbled}") from garbled
+    except OSError as failure:
+        raise FormatError(str(path), failure.strerror or "cannot be read") from failure
+    except (UnicodeDecodeError, csv.Error) as invalid:
+        raise FormatError(str(path), f"not a CSV file in UTF-8: {invalid}") from invalid
     if not rows:
-        raise FormatError(str(path), "no trade: expected at least one line below the header")
+        raise FormatError(str(path), "no trade, expected at least one line below the header")
     pips = np.array([_number(path, row, PIPS) for row in rows])
     risk = np.array([_positive(path, row) for row in rows]) if RISK in known else None
     if TIME not in known:
@@ -66,7 +66,7 @@ def read_trades(path: Path) -> TradeFile:
 
 
 def _rows(path: Path, lines: list[str]) -> tuple[set[str], list[_Row]]:
-    """The columns that are known, and their cells line by line."""
+    """The known columns of the file, and their cells line by line."""
     reader = csv.reader(lines)
     header = [name.strip().lower() for name in next(reader, [])]
     positions = _columns(path, header)
@@ -82,9 +82,9 @@ def _rows(path: Path, lines: list[str]) -> tuple[set[str], list[_Row]]:
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int]:
-    """Where each column is that is known."""
-    if twice := [name for name in (PIPS, RISK, TIME) if header.count(name) > 1]:
-        raise FormatError(str(path), f"column {twice[0]!r} is there more than once", line=1)
+    """Position of each known column."""
+    if duplicates := [name for name in (PIPS, RISK, TIME) if header.count(name) > 1]:
+        raise FormatError(str(path), f"column {duplicates[0]!r} appears more than once", line=1)
     positions = {name: header.index(name) for name in (PIPS, RISK, TIME) if name in header}
     if PIPS not in positions:
         found = ", ".join(header) or "nothing"
@@ -100,7 +100,7 @@ def _number(path: Path, row: _Row, name: str) -> float:
     if not _NUMBER.fullmatch(written):
         hint = " with a decimal point" if "," in written else ""
         raise FormatError(str(path), f"{name} is {written!r}, expected a number{hint}", line=row.line)
-    value = round(float(written), 9)  # prices have no more digits: what is smaller is rounding
+    value = round(float(written), 9)  # prices have fewer digits; anything smaller is a rounding error
     if abs(value) > MAX_TRADE_PIPS:
         limit = f"{MAX_TRADE_PIPS:,.0f}"
         reason = f"{name} is {written}, expected a number between -{limit} and {limit}"
@@ -117,7 +117,7 @@ def _positive(path: Path, row: _Row) -> float:
 
 
 def _moment(path: Path, row: _Row) -> int:
-    """ISO 8601, UTC where it names no zone, or seconds since 1970."""
+    """Parse ISO 8601 (UTC if no zone is given) or seconds since 1970."""
     written = row.cells[TIME].strip()
     try:
         if written.isascii() and written.isdecimal():
@@ -125,9 +125,9 @@ def _moment(path: Path, row: _Row) -> int:
         else:
             moment = datetime.fromisoformat(written)
             time_s = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    except (ValueError, OverflowError) as other:
+    except (ValueError, OverflowError) as invalid:
         reason = f"{TIME} is {written!r}, expected ISO 8601 (2024-03-08T21:58:00Z) or seconds since 1970"
-        raise FormatError(str(path), reason, line=row.line) from other
+        raise FormatError(str(path), reason, line=row.line) from invalid
     if not FIRST_TIME_S <= time_s < LAST_TIME_S:
         hint = "; it looks like milliseconds" if FIRST_TIME_S <= time_s // 1000 < LAST_TIME_S else ""
         reason = f"{TIME} is {written[:40]!r}, expected seconds of the years 1970 to 2099{hint}"
@@ -136,12 +136,12 @@ def _moment(path: Path, row: _Row) -> int:
 
 
 def _outside_the_week(rows: list[_Row], times: Int64) -> tuple[str, ...]:
-    """A warning where trades were left while the market is closed: they make days that are none."""
+    """Warn of exits while the market is closed, since they would add days without trading."""
     closed = ~(is_open(times) | is_open(times - 1))
     if not closed.any():
         return ()
     first = rows[int(np.argmax(closed))]
     return (
-        f"{int(closed.sum())} of {len(times)} trades were left while the market is closed, the first in line "
+        f"{int(closed.sum())} of {len(times)} trades were closed outside market hours, the first in line "
         f"{first.line} ({first.cells[TIME].strip()}); are the times in UTC?",
     )

@@ -1,4 +1,4 @@
-"""`validate` and `backtest`: the validator's judgement of one version, on demand."""
+"""`validate` and `backtest`: judge one version on demand, as the validator does."""
 
 import json
 from pathlib import Path
@@ -16,26 +16,28 @@ from shared.market.session import Split
 from shared.metrics.undefined import why
 from shared.runtime.settings import load
 
-if TYPE_CHECKING:  # importing them takes a second, so that `_judge` does it
+if TYPE_CHECKING:  # importing them takes a second, so `_judge` imports them
     from services.validator.evaluate import Progress
     from services.validator.report import ValidationReport
 
 Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", help="a version's number, or latest, best, promoted")
+    str, typer.Option("--checkpoint", help="number of a version, or latest, best, promoted")
 ]
-Data = Annotated[Path | None, typer.Option("--data", help="a data set; default: the last local run's")]
+Data = Annotated[Path | None, typer.Option("--data", help="data set; default: that of the last local run")]
 Store = Annotated[
     str | None,
-    typer.Option("--store", help="folder or URL of versions; default: MM_CHECKPOINTS, else the last run's"),
+    typer.Option("--store", help="checkpoint store; `checkpoints --help` lists the defaults"),
 ]
-Sessions = Annotated[int, typer.Option(min=0, help="number of sessions, spread over the split; 0 walks all")]
-Runs = Annotated[int, typer.Option(min=1, help="Monte Carlo runs")]
+Sessions = Annotated[int, typer.Option(min=0, help="number of sessions, spread over the split; 0: all")]
+Runs = Annotated[int, typer.Option(min=1, help="number of Monte Carlo runs")]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", help="folder for the report as JSON, page and picture; not the validator's own"),
+    typer.Option(
+        "--out", help="folder for the report: JSON, HTML and PNG; not the folder of the validator service"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
-SplitOption = Annotated[Split, typer.Option("--split", help="the sessions to walk")]
+SplitOption = Annotated[Split, typer.Option("--split", help="split of the data to trade")]
 
 
 def validate(
@@ -48,9 +50,10 @@ def validate(
     out_folder: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Judge one version as the validator does, alone: no earlier version deflates or is beaten.
+    """Judge one version on the validation split.
 
-    Such a report never promotes: only the validator service's own does.
+    The version is judged alone: earlier versions do not affect its deflated Sharpe ratio, and it is not
+    compared with them. This report never leads to a promotion; only reports of the validator service do.
     """
     _judge(checkpoint, split, data, store, sessions, runs, out_folder, as_json=as_json)
 
@@ -65,7 +68,7 @@ def backtest(
     out_folder: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Walk one version through a split, by default the test split, and judge its trades."""
+    """Judge one version on the test split."""
     _judge(checkpoint, split, data, store, sessions, runs, out_folder, as_json=as_json)
 
 
@@ -93,7 +96,7 @@ def _judge(
 
     settings = load(ValidatorSettings)
     run = last_run(settings.home) if store is None else None
-    if run and run.profile and settings.profile is None:  # as the validator of that run was started
+    if run and run.profile and settings.profile is None:  # the settings of that run's validator
         settings = load(ValidatorSettings, profile=Path(run.profile))
     if out_folder:
         _refuse_to_replace(out_folder)
@@ -107,8 +110,8 @@ def _judge(
     trained_on = manifest.dataset
     if trained_on != dataset.fingerprint:
         err.print(
-            f"note: version {version} was trained on other bars ({trained_on[:12]}…); these are "
-            f"{dataset.fingerprint[:12]}…, whose splits may overlap with its training"
+            f"note: version {version} was trained on another data set ({trained_on[:12]}…); the splits of "
+            f"{dataset.fingerprint[:12]}… may overlap with its training data"
         )
     validator = Validator(
         dataset,
@@ -142,7 +145,7 @@ def _refuse_to_replace(folder: Path) -> None:
     """Check that a folder may be written to.
 
     Raises:
-        SettingsError: it is the validator service's own, or no folder.
+        SettingsError: it is the folder of the validator service, or a file.
     """
     if (folder / DATABASE).exists():
         raise SettingsError(
@@ -153,26 +156,26 @@ def _refuse_to_replace(folder: Path) -> None:
 
 
 def _refuse_to_replace_report(path: Path) -> None:
-    """Check that a report may be written: nothing is there, or an earlier report made on demand.
+    """Check that a report would replace nothing but an earlier report made on demand.
 
     Raises:
-        SettingsError: something else is there; says what.
+        SettingsError: it would replace another file.
     """
     if not any(path.with_suffix(suffix).exists() for suffix in (".json", ".html", ".png")):
         return
     try:
-        there = json.loads(path.read_bytes())
+        existing = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        there = None
-    if not isinstance(there, dict) or there.get("purpose") != "on-demand":
+        existing = None
+    if not isinstance(existing, dict) or existing.get("purpose") != "on-demand":
         raise SettingsError(
-            f"{path} or the page or picture beside it exists and is not a report made on demand; "
+            f"{path}, or the page or picture beside it, exists and is not a report made on demand; "
             "name another folder with --out"
         )
 
 
-def _shown_on(bar: ProgressBar, what: str) -> "Progress":
-    task = bar.add_task(what, total=None)
+def _shown_on(bar: ProgressBar, description: str) -> "Progress":
+    task = bar.add_task(description, total=None)
 
     def show(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total)
@@ -184,7 +187,7 @@ def _print(report: "ValidationReport") -> None:
     trades, daily, spent = report.summary.trades, report.summary.daily, report.activity
     honesty = report.summary.honesty
 
-    def told(value: float | None, path: str) -> float | str:
+    def or_reason(value: float | None, path: str) -> float | str:
         return why(report.undefined, path) if value is None else value
 
     print_fields(
@@ -195,17 +198,17 @@ def _print(report: "ValidationReport") -> None:
             "to": report.last_bar_at,
             "trades": trades.num_trades,
             "net pips": trades.total_pips,
-            "expectancy, pips": told(trades.expectancy_pips, "summary.trades.expectancy_pips"),
-            "win rate": told(trades.win_rate, "summary.trades.win_rate"),
-            "profit factor": told(trades.profit_factor, "summary.trades.profit_factor"),
-            "SQN, 100 trades": told(trades.sqn100, "summary.trades.sqn100"),
-            "daily Sharpe": told(daily.sharpe, "summary.daily.sharpe"),
-            "daily Sortino": told(daily.sortino, "summary.daily.sortino"),
-            "deflated Sharpe": told(honesty.deflated_sharpe, "summary.honesty.deflated_sharpe"),
-            "p-value, adjusted": told(honesty.adjusted_p_value, "summary.honesty.adjusted_p_value"),
+            "expectancy, pips": or_reason(trades.expectancy_pips, "summary.trades.expectancy_pips"),
+            "win rate": or_reason(trades.win_rate, "summary.trades.win_rate"),
+            "profit factor": or_reason(trades.profit_factor, "summary.trades.profit_factor"),
+            "SQN, 100 trades": or_reason(trades.sqn100, "summary.trades.sqn100"),
+            "daily Sharpe": or_reason(daily.sharpe, "summary.daily.sharpe"),
+            "daily Sortino": or_reason(daily.sortino, "summary.daily.sortino"),
+            "deflated Sharpe": or_reason(honesty.deflated_sharpe, "summary.honesty.deflated_sharpe"),
+            "p-value, adjusted": or_reason(honesty.adjusted_p_value, "summary.honesty.adjusted_p_value"),
             "drawdown, pips": report.summary.max_drawdown_pips,
-            "trade ratio": told(spent.trade_ratio, "activity.trade_ratio"),
-            "exposure": told(spent.exposure, "activity.exposure"),
+            "trade ratio": or_reason(spent.trade_ratio, "activity.trade_ratio"),
+            "exposure": or_reason(spent.exposure, "activity.exposure"),
             "recommended fraction": f"{report.summary.sizing.fraction:.3g} ({report.summary.sizing.reason})",
             "gates passed": ", ".join(report.passed_gates) or "none",
         },
@@ -214,17 +217,17 @@ def _print(report: "ValidationReport") -> None:
         out.print(reason, highlight=False)
     print_table(
         "simple rules on the same sessions",
-        ("rule", "trades", "net pips", "expectancy", "SQN", "Sharpe", "version a day", "p-value"),
+        ("rule", "trades", "net pips", "pips per trade", "SQN", "Sharpe", "excess pips per day", "p-value"),
         [
             (
                 rule.name,
                 rule.num_trades,
                 rule.net_pips,
-                told(rule.expectancy_pips, f"baselines.{index}.expectancy_pips"),
-                told(rule.sqn100, f"baselines.{index}.sqn100"),
-                told(rule.sharpe, f"baselines.{index}.sharpe"),
+                or_reason(rule.expectancy_pips, f"baselines.{index}.expectancy_pips"),
+                or_reason(rule.sqn100, f"baselines.{index}.sqn100"),
+                or_reason(rule.sharpe, f"baselines.{index}.sharpe"),
                 rule.rival.excess_pips_per_day,
-                told(rule.rival.p_value, f"baselines.{index}.rival.p_value"),
+                or_reason(rule.rival.p_value, f"baselines.{index}.rival.p_value"),
             )
             for index, rule in enumerate(report.baselines)
         ],

@@ -1,8 +1,8 @@
-"""Everything that must hold before a change lands: `./run test`.
+"""`./run test`: all checks and tests that must pass before a change is merged.
 
-Format, lint and import layers run first because they are quick; a failure of one does not hide the others.
-Types are checked while the kernels are compiled: each takes a core for a minute on a fresh machine. Without
-that, test processes and `up` would each compile the same kernels at the same time.
+Format, lint and import layers run first because they are quick; all checks run even if one fails. On a fresh
+machine the kernels are compiled once before the tests, since otherwise test processes and `up` would compile
+the same kernels at the same time. Types are checked meanwhile; each takes a core for a minute.
 Arguments go to pytest (`./run test -k features`).
 """
 
@@ -18,15 +18,20 @@ from shared.numeric import COMPILED_MARK
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
-#: NumPy's threads spin while they wait, and every core has a test process.
+#: The threads of NumPy spin while they wait, and every core has its test process.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-#: Two processes more than cores, since many tests wait. Each takes a file of tests at a time, in order.
+#: Two processes more than cores, since many tests wait. Each process runs one test file at a time, in order.
 PARALLEL = ["-n", str((os.cpu_count() or 1) + 2), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 QUICK: dict[str, list[str]] = {
     "format": [str(BIN / "ruff"), "format", "--check", "."],
-    "lint": [str(BIN / "ruff"), "check", "--no-cache", "."],  # its cache misses that a module came or went
+    "lint": [
+        str(BIN / "ruff"),
+        "check",
+        "--no-cache",
+        ".",
+    ],  # its cache does not notice added or removed modules
     "import layers": [str(BIN / "lint-imports")],
 }
 
@@ -35,10 +40,10 @@ KERNELS = [sys.executable, "-m", "cli.main", "compile"]
 
 
 def main() -> int:
-    """Run every check and the tests; return 1 when anything failed."""
+    """Run all checks and tests; returns 1 if any of them failed."""
     failed = []
 
-    def tell(name: str, status: int, started: float) -> None:
+    def report(name: str, status: int, started: float) -> None:
         if status != 0:
             failed.append(name)
         print(f"== {name}: {'FAILED' if status else 'ok'} ({time.monotonic() - started:.0f} s)", flush=True)
@@ -46,7 +51,7 @@ def main() -> int:
     def run(name: str, command: list[str]) -> None:
         print(f"== {name}", flush=True)
         started = time.monotonic()
-        tell(name, subprocess.run(command, cwd=ROOT, env=ONE_THREAD).returncode, started)
+        report(name, subprocess.run(command, cwd=ROOT, env=ONE_THREAD).returncode, started)
 
     for name, command in QUICK.items():
         run(name, command)
@@ -57,7 +62,7 @@ def main() -> int:
                 run("kernels", KERNELS)
         output.seek(0)
         print(output.read(), end="")
-        tell("types", types.returncode, started)
+        report("types", types.returncode, started)
     run("tests", [sys.executable, "-m", "pytest", *PARALLEL, *sys.argv[1:]])
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What tests of several parts share."""
+"""Fixtures that tests of several packages share."""
 
 import contextlib
 import gc
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from shared.adapters.streams.bus import Bus
 from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import ending_hangs
+from tests.faults.counts import failing_hangs
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,30 +22,30 @@ ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("project")
 
-#: As in every service. With more threads a batch's rows are shared out by their number, and a row's last
-#: bits depend on what else is in the batch.
+#: As in every service. With more threads, the split of a batch depends on its size, so the last bits of a row
+#: depend on the other rows.
 torch.set_num_threads(1)
 
 
-#: Files that take minutes: with several processes they must not be the last to begin.
+#: Slow files: with parallel test processes they must start first.
 SLOW_FIRST = ("tests/deploy/", "tests/loop/", "tests/services/trainer/test_processes", "tests/docs/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slow files."""
+    """Run the slow files first."""
     items.sort(key=lambda item: not item.nodeid.startswith(SLOW_FIRST))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """A soak may take long, but not hang."""
-    with ending_hangs() if item.get_closest_marker("soak") else contextlib.nullcontext():
+    """Fail a soak test that hangs."""
+    with failing_hangs() if item.get_closest_marker("soak") else contextlib.nullcontext():
         yield
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real bars that lies beside the project; a clone elsewhere has none."""
+    """The folder of real bars beside the project; without it the test is skipped."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real market data at {folder}")
@@ -54,14 +54,14 @@ def real_data() -> Path:
 
 @pytest.fixture
 def broken_connections() -> Iterator[None]:
-    """Connections that a test broke are forgotten before the next test begins, which would be blamed."""
+    """Collect connections that a test broke, so that the next test is not blamed for them."""
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A real Redis of the tests' own; `bus` empties it before each test."""
+    """A real Redis, shared by all tests; `bus` empties it before each test."""
     server = RedisServer(tmp_path_factory.mktemp("redis"), free_port())
     server.start()
     yield server
@@ -70,7 +70,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server of the tests' own."""
+    """A real S3 server, shared by all tests."""
     server = S3Server(tmp_path_factory.mktemp("s3"))
     server.start()
     yield server
@@ -79,7 +79,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty bucket in the server; the environment holds what opens `s3://` and its name."""
+    """URL of an empty bucket; the environment holds the credentials to open it."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server.new_bucket()
@@ -99,7 +99,7 @@ async def bus(redis_server: RedisServer) -> AsyncIterator[Bus]:
 
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that no other test sees."""
+    """A Redis for one test only."""
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     yield server
@@ -108,14 +108,14 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest_asyncio.fixture
 async def plain(own_redis: RedisServer) -> AsyncIterator[Redis]:
-    """A client to do harm with."""
+    """A plain client of `own_redis`, to inject faults with."""
     async with Redis.from_url(own_redis.url, protocol=2) as client:
         yield client
 
 
 @pytest_asyncio.fixture
 async def own_bus(own_redis: RedisServer) -> AsyncIterator[Bus]:
-    """A bus to the server that is harmed."""
+    """A bus to `own_redis`."""
     bus = Bus(own_redis.url)
     yield bus
     await bus.close()

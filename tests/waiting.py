@@ -1,9 +1,9 @@
-"""Waiting for a state that announces itself to nobody."""
+"""Wait for states that no event announces."""
 
 import asyncio
 from collections.abc import Callable
 
-#: Longer than any wait on the slowest machine: what exceeds it hangs.
+#: Longer than any wait on the slowest machine; a test that exceeds it hangs.
 PATIENCE_SECONDS = 600.0
 
 
@@ -11,10 +11,10 @@ async def until(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECO
     """Poll a condition until it holds.
 
     Raises:
-        TimeoutError: it did not hold in time.
+        TimeoutError: the condition did not hold in time.
     """
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  a state of other tasks, not an event
+        while not condition():  # noqa: ASYNC110  a state of other tasks
             await asyncio.sleep(0.002)
 
 
@@ -22,7 +22,7 @@ async def listening(port: int, *, seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until a server accepts connections on a port of the loopback interface.
 
     Raises:
-        TimeoutError: none did in time.
+        TimeoutError: no server did so in time.
     """
     async with asyncio.timeout(seconds):
         while True:

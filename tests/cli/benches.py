@@ -1,4 +1,4 @@
-"""Runs commands of `bench`, and the studies, in this process."""
+"""Run the commands of `bench` and the studies in this process."""
 
 import json
 from typing import Any

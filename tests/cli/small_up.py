@@ -1,6 +1,6 @@
-"""`up` itself with a real Redis, and with processes that only wait in place of the services.
+"""The real `up` with a real Redis, and with placeholder processes instead of the services.
 
-It is forked from the test's process, which has imported everything already.
+It is forked from the test process, which has already imported everything.
 """
 
 import os
@@ -20,8 +20,8 @@ from tests.waiting import PATIENCE_SECONDS
 
 NUM_SERVICES = 7
 
-#: Waits for SIGTERM, writes its name into the file `stopped`, and ends; a name in `deaf` makes it stay.
-WAITING = """
+#: Waits for SIGTERM, appends its name to the file `stopped`, and exits unless IGNORE_SIGTERM names it.
+PLACEHOLDER = """
 import os, pathlib, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 home, name = pathlib.Path(os.environ["MICRO_MUZERO_UP_HOME"]), os.environ["MM_INSTANCE"]
@@ -30,13 +30,13 @@ while True:
     signal.sigwait({signal.SIGTERM})
     with (home / "stopped").open("a") as file:
         file.write(name + "\\n")
-    if name not in os.environ.get("DEAF", "").split():
+    if name not in os.environ.get("IGNORE_SIGTERM", "").split():
         break
 """
 
 
 class SmallUp:
-    """One `up` in a process of its own."""
+    """One `up` in its own process."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
@@ -44,7 +44,7 @@ class SmallUp:
         self.pid = 0
 
     def start_on_terminal(self) -> int:
-        """Start it on a terminal of its own; the terminal's other end."""
+        """Start it on its own terminal; returns the other end of that terminal."""
         self.pid, terminal = pty.fork()
         if self.pid == 0:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
@@ -52,7 +52,7 @@ class SmallUp:
         return terminal
 
     def start(self, output: int) -> None:
-        """Start it with stdout and stderr in a file."""
+        """Start it with stdout and stderr redirected to a file descriptor."""
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
@@ -61,7 +61,7 @@ class SmallUp:
             self._run()
 
     def wait(self) -> int:
-        """Exit status, or minus the signal that ended it."""
+        """Wait for the exit; returns the exit status, or minus the signal that killed it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -69,13 +69,13 @@ class SmallUp:
                 self.pid = 0
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.02)
-        raise AssertionError(f"`up` did not end within {PATIENCE_SECONDS} s")
+        raise AssertionError(f"`up` did not exit within {PATIENCE_SECONDS} s")
 
     def until_ready(self, *, without: int = 0) -> Run:
-        """Wait until every process runs and has its way with signals; the run.
+        """Wait until every process runs and handles signals; returns the run.
 
         Args:
-            without: process id that must be another's by then.
+            without: id of a process that must have been replaced.
         """
 
         def ready() -> bool:
@@ -92,10 +92,10 @@ class SmallUp:
         assert run is not None
         return run
 
-    def until(self, holds: Callable[[], object]) -> None:
-        """Wait for a state."""
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition holds."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not holds():
+        while not condition():
             failure = self.home / "failure"
             why = failure.read_text() if failure.exists() else ""
             assert time.monotonic() < deadline, f"{why}; {leftovers(self.home)}; {self.events()}"
@@ -106,16 +106,16 @@ class SmallUp:
         self.until(lambda: not leftovers(self.home))
 
     def events(self) -> list[str]:
-        """What happened to the processes."""
+        """The lines of up.log."""
         log = self.home / "runs" / "bars" / "logs" / "up.log"
         return log.read_text().splitlines() if log.exists() else []
 
     def stopped(self) -> list[str]:
-        """Names of the processes that got SIGTERM, in order."""
+        """Names of the processes that received SIGTERM, in order."""
         return (self.home / "stopped").read_text().split()
 
     def clean_up(self) -> None:
-        """End whatever a failed test has left."""
+        """Kill the processes that a failed test has left."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -123,21 +123,21 @@ class SmallUp:
             os.kill(left.pid, signal.SIGKILL)
 
     def names(self) -> set[str]:
-        """Of the processes that run."""
+        """Names of the running processes."""
         return {left.name for left in leftovers(self.home)}
 
     def named(self, name: str) -> Leftover:
-        """One of the processes that run."""
+        """One of the running processes."""
         return next(left for left in leftovers(self.home) if left.name == name)
 
     def _run(self) -> None:
-        """In the forked process: `up` until it ends; never returns."""
+        """Run `up` in the forked process; never returns."""
         status = 70
         try:
-            os.closerange(3, 1024)  # a pipe's other end among them
+            os.closerange(3, 1024)  # including the other end of a pipe
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             os.environ.update(self._environment)
-            _stand_in_for_the_services()
+            _replace_services()
             local.up(replicas=1, data=None, profile=None, duration=None)
             status = 0
         except MuZeroError as failure:
@@ -147,15 +147,16 @@ class SmallUp:
             os._exit(status)
 
 
-def _stand_in_for_the_services() -> None:
+def _replace_services() -> None:
+    """Make `up` start placeholders instead of the services."""
     original = local._System._specs
 
-    def waiting(system: local._System) -> list[supervisor.ProcessSpec]:
-        command = (sys.executable, "-S", "-c", WAITING)
+    def placeholders(system: local._System) -> list[supervisor.ProcessSpec]:
+        command = (sys.executable, "-S", "-c", PLACEHOLDER)
         return [replace(spec, command=command) for spec in original(system)]
 
     vars(supervisor)["RESTART_FIRST_SECONDS"] = vars(local)["LOOK_SECONDS"] = 0.1
     vars(local)["prepare_dataset"] = lambda home, *_: home / "data" / "bars.duckdb"
     vars(local)["require_one_instrument"] = lambda *_, **__: "GBP_JPY"
     vars(local)["COMPILED_MARK"] = Path(__file__)
-    local._System._specs = waiting  # type: ignore[method-assign,assignment]
+    local._System._specs = placeholders  # type: ignore[method-assign,assignment]

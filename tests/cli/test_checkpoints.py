@@ -1,4 +1,4 @@
-"""`checkpoints` on a store of real versions, as a user types it."""
+"""The `checkpoints` commands on a store with real versions."""
 
 import asyncio
 import json
@@ -10,13 +10,13 @@ import pytest
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from cli import dead
+from cli import redis_query
 from cli.checkpoints import app
 from cli.output import err, out
 from cli.runs import Run, exclusive
 from shared.adapters.streams.bus import Bus
 from shared.adapters.versions import object_store
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Pointed, Pointer
+from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer
 from shared.errors import CheckpointError, PromotionError, ServiceError, SettingsError, StoreAwayError
 from shared.messages.streams import PROMOTIONS
 from shared.model.config import ModelConfig
@@ -51,7 +51,7 @@ def _run(*arguments: str) -> str:
 
 
 def _fails(*arguments: str) -> tuple[str, Exception]:
-    """What a command that fails has printed on stdout, and its error."""
+    """Run a command that fails; returns its stdout and its error."""
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, Exception), result.output
     return result.stdout, result.exception
@@ -62,7 +62,7 @@ def _report(home: Path, version: int, *gates: str) -> None:
     keep_report(home / "validations", document)
 
 
-def test_list_tells_every_version_and_its_pointers(store: CheckpointStore) -> None:
+def test_list_shows_every_version_and_its_pointers(store: CheckpointStore) -> None:
     store.point(Pointer.LATEST, 3)
     store.point(Pointer.BEST, 1)
     folder(store, 1).joinpath("manifest.json").write_text("{")
@@ -73,31 +73,48 @@ def test_list_tells_every_version_and_its_pointers(store: CheckpointStore) -> No
     assert [bool(row["fault"]) for row in rows] == [False, True, False, False]
 
 
-def test_list_reads_the_pointers_once(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Pointer] = []
+def test_a_pointer_that_moves_during_list_is_shown_at_one_version(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.point(Pointer.LATEST, 0)
+    read_manifest = CheckpointStore.manifest
 
-    def pointer(_: CheckpointStore, name: Pointer) -> Pointed | None:
-        read.append(name)
-        return None
+    def move_and_read(listed: CheckpointStore, version: int) -> Manifest:
+        if listed is not store:  # `store.point` reads the manifest too
+            store.point(Pointer.LATEST, version)
+        return read_manifest(listed, version)
 
-    monkeypatch.setattr(CheckpointStore, "pointer", pointer)
-    _run("list", "--json")
-    assert read == list(Pointer)
+    monkeypatch.setattr(CheckpointStore, "manifest", move_and_read)
+    assert [row["pointers"] for row in json.loads(_run("list", "--json"))] == ["latest", "", "", ""]
 
 
-def test_a_damaged_pointer_is_shown_and_lets_nothing_be_removed(store: CheckpointStore) -> None:
+def test_list_fits_80_columns(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out, "width", 80)
+    for pointer in (Pointer.LATEST, Pointer.BEST):
+        store.point(pointer, 1)
+    assert store.root is not None
+    (store.root / "promoted.json").write_text("{")
+    folder(store, 2).joinpath("manifest.json").write_text("{")
+    *table, fault = _run("list").splitlines()
+    assert max(map(len, table)) <= 80
+    assert "version 2 is damaged: " in fault
+    words = " ".join(table).replace("│", " ").split()
+    assert {"version", "episode", "pointers", "latest,", "best,", "promoted", "(damaged)"} <= set(words)
+
+
+def test_a_damaged_pointer_is_shown_and_prevents_removal(store: CheckpointStore) -> None:
     store.point(Pointer.LATEST, 3)
     assert store.root is not None
     (store.root / "best.json").write_text("{")
     rows = json.loads(_run("list", "--json"))
     assert [row["pointers"] for row in rows] == [*["best (damaged)"] * 3, "latest, best (damaged)"]
     assert json.loads(_run("show", "3", "--json"))["pointers"] == ["latest", "best (damaged)"]
-    with capture_logs() as logs:  # `main` sends them to stderr
-        printed, stays = _fails("gc", "--keep", "1", "--json")
+    with capture_logs() as logs:  # `main` sends logs to stderr
+        printed, failure = _fails("gc", "--keep", "1", "--json")
     assert [entry["event"] for entry in logs] == ["garbage_stays"]
     assert json.loads(printed)["removed"] == []
-    assert isinstance(stays, CheckpointError)
-    assert "best.json: damaged pointer" in str(stays)
+    assert isinstance(failure, CheckpointError)
+    assert "best.json: damaged pointer" in str(failure)
     assert store.versions() == [0, 1, 2, 3]
 
 
@@ -107,14 +124,16 @@ def test_show_prints_the_manifest(store: CheckpointStore) -> None:
     assert document["files"][WEIGHTS]["sha256"] == store.manifest(2).files[WEIGHTS].sha256
 
 
-def test_show_cuts_no_hash_off(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_prints_hashes_completely(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(out, "width", 60)
-    told = re.sub(r"\W", "", _run("show", "2"))
-    assert store.manifest(2).files[WEIGHTS].sha256 in told
-    assert store.manifest(2).dataset in told
+    printed = re.sub(r"\W", "", _run("show", "2"))
+    assert store.manifest(2).files[WEIGHTS].sha256 in printed
+    assert store.manifest(2).dataset in printed
 
 
-def test_show_tells_what_the_networks_cost(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_counts_weights_and_multiply_adds(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MM_SEARCH__SIMULATIONS", "7")
     monkeypatch.setenv("MM_ENVIRONMENT__SESSION_BARS", "100")
     costs = json.loads(_run("show", "2", "--json"))["costs"]
@@ -128,10 +147,10 @@ def test_show_tells_what_the_networks_cost(store: CheckpointStore, monkeypatch: 
     static = 6 * 16 + 16 * 16
     first, second, wide = 9 * 12 * 3, 9 * 12, 12 * 12 * 3
     assert spent["representation_plain"] == 32 * (first + second + 5 * wide) + static
-    # Once a session, each layer makes the steps before the first bar that later layers reach back to.
+    # Once per session, each layer also computes the steps before the first bar that later layers need.
     extra = 26 * first + 24 * second + (24 + 20 + 16 + 8 + 0) * wide
     assert spent["representation_in_session"] == round(first + second + 5 * wide + extra / 100) + static
-    # Policy and value of the root, its three legal afterstates, six nodes.
+    # The root needs policy, value and its three legal afterstates; then there are six more nodes.
     prediction = spent["policy"] + spent["value"]
     search = prediction + 3 * spent["afterstate"] + 6 * (spent["dynamics"] + spent["value"])
     assert spent["decision"] == spent["representation"] + search
@@ -139,19 +158,19 @@ def test_show_tells_what_the_networks_cost(store: CheckpointStore, monkeypatch: 
 
 
 def test_show_prints_costs_as_a_table(store: CheckpointStore) -> None:
-    told = _run("show", "2")
+    printed = _run("show", "2")
     total = initial_network(ModelConfig(temporal_channels=12), 0).num_weights
-    assert f"{total:,}" in told
-    assert "decision, 5 simulations, at most" in told
-    assert "a bar of 360 in one pass" in told
+    assert f"{total:,}" in printed
+    assert "decision with 5 simulations, at most" in printed
+    assert "360-bar session" in printed
 
 
-def test_an_unknown_version_is_named(store: CheckpointStore) -> None:
+def test_the_error_names_an_unknown_version(store: CheckpointStore) -> None:
     with pytest.raises(CheckpointError, match=r"no version 9 .* newest there: 0, 1, 2, 3"):
         _run("show", "9")
 
 
-def test_verify_finds_a_flipped_bit(store: CheckpointStore) -> None:
+def test_verify_detects_a_flipped_bit(store: CheckpointStore) -> None:
     assert json.loads(_run("verify", "--json")) == {"ok": True, "faults": {}}
     path = folder(store, 2) / WEIGHTS
     data = bytearray(path.read_bytes())
@@ -162,7 +181,7 @@ def test_verify_finds_a_flipped_bit(store: CheckpointStore) -> None:
     assert list(json.loads(result.stdout)["faults"]) == ["2"]
 
 
-def test_a_store_that_is_away_is_not_told_as_damaged_versions(
+def test_an_unavailable_store_is_not_reported_as_damaged_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(object_store, "RETRIES", 0)
@@ -174,9 +193,7 @@ def test_a_store_that_is_away_is_not_told_as_damaged_versions(
         assert isinstance(_fails(*command, "--store", "s3://bucket/x")[1], StoreAwayError)
 
 
-def test_only_what_passed_its_gate_is_promoted_and_a_rollback_undoes_it(
-    store: CheckpointStore, tmp_path: Path
-) -> None:
+def test_a_promotion_needs_its_gate_and_a_rollback_undoes_it(store: CheckpointStore, tmp_path: Path) -> None:
     _report(tmp_path, 1, "paper")
     _report(tmp_path, 2, "paper")
     with pytest.raises(PromotionError, match="version 3 has no validation report"):
@@ -186,16 +203,16 @@ def test_only_what_passed_its_gate_is_promoted_and_a_rollback_undoes_it(
     assert store.pointer(Pointer.PROMOTED) is None
     for version in (1, 2):
         _run("promote", str(version))
-    assert "version 1 decides again" in _run("rollback")
+    assert "version 1 is promoted again" in _run("rollback")
     pointed = store.pointer(Pointer.PROMOTED)
     assert pointed is not None
     assert pointed.version == 1
 
 
-def test_reports_are_sought_where_the_validator_leaves_them(
+def test_reports_are_read_from_the_home_of_the_validator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In its home, wherever the versions are, and in a run's folder beside that run's versions."""
+    """For a local run that is the run's folder; otherwise it is MM_HOME, wherever the versions are."""
     home = tmp_path / "home"
     monkeypatch.setenv("MM_HOME", str(home))
     monkeypatch.setenv("MM_CHECKPOINTS", str(tmp_path / "shared" / "checkpoints"))
@@ -208,25 +225,25 @@ def test_reports_are_sought_where_the_validator_leaves_them(
     _run("promote", "2", "--store", str(home / "runs" / "ou" / "checkpoints"))
 
 
-def test_a_rollback_tells_what_it_passed_over(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_rollback_reports_the_versions_it_skipped(store: CheckpointStore, tmp_path: Path) -> None:
     for version in range(3):
         _report(tmp_path, version, "paper")
         _run("promote", str(version))
     folder(store, 1).joinpath("manifest.json").write_text("{")
-    told = json.loads(_run("rollback", "--json"))
-    assert (told["version"], told["stage"], told["rolled_back_from"]) == (0, "paper", 2)
-    assert len(told["passed_over"]) == 1
-    assert "v000001/manifest.json: damaged manifest" in told["passed_over"][0]
+    printed = json.loads(_run("rollback", "--json"))
+    assert (printed["version"], printed["stage"], printed["rolled_back_from"]) == (0, "paper", 2)
+    assert len(printed["passed_over"]) == 1
+    assert "v000001/manifest.json: damaged manifest" in printed["passed_over"][0]
 
 
-def test_a_folder_that_does_not_exist_is_told_and_not_made(
+def test_a_missing_store_folder_is_an_error_and_is_not_created(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for command in (["list"], ["rollback"], ["gc"], ["promote", "1"]):
-        wrong = _fails(*command, "--store", str(tmp_path / "typo"))[1]
-        assert isinstance(wrong, SettingsError)
-        assert wrong.user_fault
-        assert f"{tmp_path / 'typo'}: there is no such folder" in str(wrong)
+        failure = _fails(*command, "--store", str(tmp_path / "typo"))[1]
+        assert isinstance(failure, SettingsError)
+        assert failure.user_fault
+        assert f"{tmp_path / 'typo'}: there is no such folder" in str(failure)
     assert not (tmp_path / "typo").exists()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MM_CHECKPOINTS", "s3:/bucket/x")
@@ -246,28 +263,28 @@ def _announced(url: str) -> list[int]:
 
 
 @pytest.mark.usefixtures("bus")
-def test_a_promotion_is_announced_to_the_redis_that_is_set(
+def test_a_promotion_is_announced_to_the_configured_redis(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
 ) -> None:
     monkeypatch.setenv("MM_REDIS_URL", redis_server.url)
     for version in (1, 2):
         _report(tmp_path, version, "paper")
         assert json.loads(_run("promote", str(version), "--json"))["announced"] is True
-    told = json.loads(_run("rollback", "--json"))
-    assert (told["version"], told["announced"], told["not_announced"]) == (1, True, "")
+    printed = json.loads(_run("rollback", "--json"))
+    assert (printed["version"], printed["announced"], printed["not_announced"]) == (1, True, "")
     assert _announced(redis_server.url) == [1, 2, 1]
 
 
 @pytest.mark.usefixtures("bus")
-def test_only_the_system_whose_store_it_is_hears_of_a_promotion(
+def test_a_promotion_is_announced_only_to_the_system_that_uses_the_store(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
 ) -> None:
-    """What is up comes before what services started one by one have left in the home."""
+    """The store of a running system comes before a store in the home that single services have left."""
     monkeypatch.delenv("MM_REDIS_URL", raising=False)
     _report(tmp_path, 1, "paper")
-    nobody = json.loads(_run("promote", "1", "--json"))
-    assert nobody["announced"] is False
-    assert "nothing is up in" in nobody["not_announced"]
+    printed = json.loads(_run("promote", "1", "--json"))
+    assert printed["announced"] is False
+    assert "no system is running in" in printed["not_announced"]
     run_folder = tmp_path / "runs" / "ou"
     filled(run_folder / "checkpoints", 7)
     _report(run_folder, 7, "paper")
@@ -278,35 +295,35 @@ def test_only_the_system_whose_store_it_is_hears_of_a_promotion(
         other = CliRunner().invoke(app, ["promote", "1", "--store", str(tmp_path / "checkpoints")])
     assert other.exit_code == 0
     assert other.stdout == "version 1 is promoted to paper\n"
-    assert f"not announced: the system that is known here has its versions in {run_folder}" in other.stderr
+    assert f"not announced: the system known here keeps its versions in {run_folder}" in other.stderr
     assert _announced(redis_server.url) == [7]
     assert [row["version"] for row in json.loads(_run("list", "--json"))] == [0, 1, 2, 3]
 
 
-def test_a_redis_that_does_not_answer_is_told_in_time(
+def test_a_promotion_without_redis_fails_in_time_and_is_kept(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MM_REDIS_URL", f"redis://:secret@127.0.0.1:{free_port()}/0")
-    monkeypatch.setattr(dead, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(redis_query, "TIMEOUT_SECONDS", 0.2)
     _report(tmp_path, 1, "paper")
-    printed, away = _fails("promote", "1")
+    printed, failure = _fails("promote", "1")
     assert printed == "version 1 is promoted to paper\n"
-    assert isinstance(away, ServiceError)
-    assert "not announced, though done" in str(away)
-    assert "secret" not in str(away)
+    assert isinstance(failure, ServiceError)
+    assert "done but not announced" in str(failure)
+    assert "secret" not in str(failure)
     assert store.pointer(Pointer.PROMOTED) == Pointed(1, "paper", ())
 
 
-def test_gc_keeps_the_newest_and_what_a_pointer_names(store: CheckpointStore) -> None:
+def test_gc_keeps_the_newest_version_and_those_with_a_pointer(store: CheckpointStore) -> None:
     store.point(Pointer.BEST, 0)
     assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [1, 2], "obstacle": ""}
     assert store.versions() == [0, 3]
 
 
-def test_a_bucket_is_named_like_a_folder(
+def test_every_command_works_on_a_bucket(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every command, on a store that the environment names, with the reports in the local state."""
+    """MM_CHECKPOINTS names the bucket; validation reports are in the local home."""
     url = InBucket(bucket).url
     monkeypatch.setenv("MM_HOME", str(tmp_path))
     monkeypatch.setenv("MM_CHECKPOINTS", url)
@@ -326,13 +343,15 @@ def test_a_bucket_is_named_like_a_folder(
     for version in (1, 2):
         _report(tmp_path, version, "paper")
         _run("promote", str(version))
-    assert "version 1 decides again" in _run("rollback")
+    assert "version 1 is promoted again" in _run("rollback")
     assert json.loads(_run("gc", "--keep", "1", "--json")) == {"removed": [0, 2], "obstacle": ""}
     monkeypatch.delenv("MM_CHECKPOINTS")
     assert [row["version"] for row in json.loads(_run("list", "--json", "--store", url))] == [1, 3]
 
 
-def test_a_url_of_no_store_is_refused() -> None:
-    with pytest.raises(SettingsError, match="expected a folder, or a URL such as s3://bucket/prefix") as told:
+def test_a_url_with_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match="expected a folder, or a URL such as s3://bucket/prefix"
+    ) as refused:
         _run("list", "--store", "ftp://host/x")
-    assert told.value.user_fault
+    assert refused.value.user_fault

@@ -23,7 +23,7 @@ from shared.market.synthetic import Market, synthesize
 
 
 @pytest.fixture(autouse=True)
-def away_from_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `.env` and no token of the machine's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OANDA_TOKEN", raising=False)
@@ -83,31 +83,33 @@ def test_import_with_repair_and_timezone_and_instrument(tmp_path: Path, csv: Pat
 
 
 @pytest.mark.parametrize(("name", "pair"), [("EURUSD_M1_2020.csv", "EUR_USD"), ("xau-usd.csv", "XAU_USD")])
-def test_a_file_named_after_another_pair_is_not_imported_unless_told_so(
+def test_a_file_named_after_another_pair_needs_the_option_instrument(
     tmp_path: Path, csv: Path, name: str, pair: str
 ) -> None:
     other, out = csv.rename(tmp_path / name), tmp_path / "d.duckdb"
     with pytest.raises(DataError, match=rf"{name} is named after {pair}.*--instrument {pair}"):
         run("import", other, "--out", out)
     assert not out.exists()
-    told = document("import", other, "--out", out, "--instrument", pair, "--pip", "0.01")
-    assert (told["instrument"], told["pip"]) == (pair, 0.01)
+    imported = document("import", other, "--out", out, "--instrument", pair, "--pip", "0.01")
+    assert (imported["instrument"], imported["pip"]) == (pair, 0.01)
     result = CliRunner().invoke(app, ["import", str(other), "--out", str(out), "--instrument", "GBP_JPY"])
-    assert "is imported as GBP_JPY, as --instrument says" in result.stderr
+    assert "is imported as GBP_JPY because of --instrument" in result.stderr
 
 
-def test_an_import_says_what_its_bars_are_like(tmp_path: Path, bars: BarSeries, csv: Path) -> None:
+def test_import_summarises_the_bars_and_warns_of_implausible_ones(
+    tmp_path: Path, bars: BarSeries, csv: Path
+) -> None:
     found = document("import", csv, "--out", tmp_path / "d.duckdb")
     assert found["mean_range_pips"] == pytest.approx(bars.range_pips.mean())
     assert (found["coverage"], found["gaps"], found["mean_spread_pips"]) == (1.0, 0, None)
     assert found["left_out_outside_week"] == 0
     arguments = ["import", str(csv), "--out", str(tmp_path / "e.duckdb"), "--instrument", "EUR_USD"]
-    told = CliRunner().invoke(app, arguments).stderr  # yen prices of a pair whose pip is 0.0001
-    assert "the mean range of a bar is 38" in told
-    assert "check instrument and pip" in told
+    warned = CliRunner().invoke(app, arguments).stderr  # yen prices for a pair whose pip is 0.0001
+    assert "the mean range of a bar is 38" in warned
+    assert "check instrument and pip" in warned
 
 
-def test_only_data_sets_and_exports_are_replaced(tmp_path: Path, csv: Path) -> None:
+def test_only_data_sets_and_feature_exports_are_overwritten(tmp_path: Path, csv: Path) -> None:
     import duckdb
 
     foreign, data = tmp_path / "foreign.duckdb", tmp_path / "d.duckdb"
@@ -134,7 +136,7 @@ def test_only_data_sets_and_exports_are_replaced(tmp_path: Path, csv: Path) -> N
     assert len(read_dataset(data).bars) == 600
 
 
-def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path, csv: Path) -> None:
+def test_file_names_with_brackets_are_printed_unchanged(tmp_path: Path, csv: Path) -> None:
     odd = csv.rename(tmp_path / "[bold]x[")
     table = run("import", odd.name, "--out", "[y].duckdb")
     assert "[bold]x[" in table
@@ -144,7 +146,7 @@ def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path, csv: Path) 
     assert "[y].duckdb" in run("describe", "--data", "[y].duckdb")
 
 
-def test_synth_is_described_as_it_was_made(tmp_path: Path) -> None:
+def test_describe_reports_what_synth_generated(tmp_path: Path) -> None:
     out = tmp_path / "d.duckdb"
     made = document("synth", "--market", "ou", "--bars", 20_000, "--seed", 3, "--out", out)
     assert made["fingerprint"] == synthesize(Market.OU, 20_000, seed=3).fingerprint
@@ -160,25 +162,29 @@ def test_synth_is_described_as_it_was_made(tmp_path: Path) -> None:
             "every": len(index.every(split)),
             "non_overlapping": len(index.non_overlapping(split)),
         }
-    table = run("describe", "--data", out)
+    for command in ("describe", "sessions"):
+        printed = run(command, "--data", out)
+        assert max(map(len, printed.splitlines())) <= 80
+        assert "…" not in printed
+        assert "non-overlapping" in printed
     for words in ("GBP_JPY", "20,000", "non-overlapping", "neutral"):
-        assert words in table
+        assert words in run("describe", "--data", out)
     later = document("synth", "--bars", 10, "--out", out, "--start", "2021-06-07T12:00")
     assert later["first"] == "2021-06-07 12:00 UTC"
 
 
-def test_too_few_bars_for_a_session_are_warned_of(tmp_path: Path) -> None:
+def test_synth_warns_of_too_few_bars_for_a_session(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["synth", "--bars", "500", "--out", str(tmp_path / "d.duckdb")])
-    assert "no session can be played" in result.stderr
+    assert "these bars contain no valid session" in result.stderr
     assert "nan" not in run("describe", "--data", tmp_path / "d.duckdb", "--json")
 
 
-def test_a_split_without_a_session_is_warned_of(tmp_path: Path) -> None:
+def test_synth_warns_of_a_split_without_sessions(tmp_path: Path) -> None:
     for bars, warned in (("4000", True), ("20000", False)):
         out = str(tmp_path / f"{bars}.duckdb")
         result = CliRunner().invoke(app, ["synth", "--bars", bars, "--out", out])
         assert (
-            "no session lies in the validation and test split" in " ".join(result.stderr.split())
+            "there is no session in the validation and test split" in " ".join(result.stderr.split())
         ) is warned
         assert (sum(document("describe", "--data", out)["sessions"]["validation"].values()) == 0) is warned
 
@@ -207,7 +213,7 @@ def test_features(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frame.outcome, read_dataset(data).outcomes)
 
 
-def test_settings_decide_sessions_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_and_splits_follow_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MM_SPLITS__TRAIN", "0.5")
     monkeypatch.setenv("MM_SESSIONS__MIN_MEAN_RANGE_PIPS", "2.5")
     run("synth", "--bars", 5_000, "--out", tmp_path / "d.duckdb")
@@ -249,7 +255,7 @@ def test_settings_decide_sessions_and_splits(tmp_path: Path, monkeypatch: pytest
         ),
     ],
 )
-def test_errors_are_told_and_nothing_is_left(
+def test_errors_name_their_cause_and_leave_no_files(
     tmp_path: Path, csv: Path, arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OANDA_TOKEN", "token")
@@ -262,7 +268,7 @@ def test_errors_are_told_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("arguments", [["synth", "--market", "moon", "--out", "d"], ["import"], ["synth"]])
-def test_wrong_usage_is_exit_status_2(arguments: list[str]) -> None:
+def test_wrong_usage_exits_with_status_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
@@ -366,7 +372,7 @@ def test_real_broker_export_through_the_command(tmp_path: Path, real_data: Path)
     assert all(found["sessions"][split]["non_overlapping"] >= 10 for split in ("train", "validation", "test"))
 
 
-def test_cut_gzip_leaves_the_old_data_set(tmp_path: Path, csv: Path) -> None:
+def test_a_truncated_gzip_file_leaves_the_old_data_set(tmp_path: Path, csv: Path) -> None:
     out, packed = tmp_path / "d.duckdb", tmp_path / "bars.csv.gz"
     run("import", csv, "--out", out)
     before = out.read_bytes()

@@ -1,4 +1,4 @@
-"""`dead` as a user types it, over a real Redis, with the trainer that refuses and learns."""
+"""The `dead` commands on a real Redis, and with a real trainer."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from cli import dead
+from cli import redis_query
 from cli.dead import LetterError, app
 from cli.runs import NotUpError, Run, exclusive
 from services.trainer.config import TrainerConfig
@@ -43,14 +43,14 @@ Fields = Mapping[str, bytes]
 
 @pytest_asyncio.fixture
 async def redis(redis_server: RedisServer, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Redis]:
-    """A plain client beside the bus; the commands are told of the same Redis."""
+    """A plain client beside the bus; MM_REDIS_URL names the same Redis for the commands."""
     monkeypatch.setenv("MM_REDIS_URL", redis_server.url)
     async with Redis.from_url(redis_server.url, protocol=2) as client:
         yield client
 
 
 async def put(redis: Redis, stream: Stream[Message], fields: Fields, entry_id: str = "*") -> str:
-    """Append an entry as it stands, whatever it holds; its id."""
+    """Append an entry with any content; returns its id."""
     return cast("bytes", await redis.xadd(stream.key, cast("Any", fields), id=entry_id)).decode()
 
 
@@ -61,12 +61,12 @@ async def entries_of(redis: Redis, stream: Stream[Message]) -> list[tuple[str, M
 
 
 def raw_fields(fields: Fields) -> dict[bytes, bytes]:
-    """As Redis gives them back."""
+    """Fields as Redis returns them."""
     return {name.encode(): value for name, value in fields.items()}
 
 
 async def run(*arguments: str) -> str:
-    """What a command prints; in a thread, since each command has a loop of its own."""
+    """Output of a command, which runs in a thread because it has its own event loop."""
     result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -80,13 +80,13 @@ async def listed(*arguments: str) -> list[dict[str, object]]:
 
 
 async def read_all(bus: Bus) -> None:
-    """Take in everything that waits as a reader does: what cannot be read becomes letters."""
+    """Consume the whole stream as a reader does; unreadable entries become dead letters."""
     batches = bus.consume(TRAJECTORIES, TRAINER_GROUP, "one")
     while await bus.length(TRAJECTORIES):
         await (await anext(batches)).ack()
 
 
-async def test_what_cannot_be_read_is_listed_and_shown_whole(
+async def test_unreadable_entries_are_listed_and_shown_completely(
     bus: Bus, redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     message, arrays = encode_trajectory(random_trajectory(7, STEPS))
@@ -114,14 +114,15 @@ async def test_what_cannot_be_read_is_listed_and_shown_whole(
     ((_, copy),) = await entries_of(redis, TRAJECTORIES)
     assert copy == raw_fields(unknown)
 
-    told = await run("list") + await run("show", str(oldest["id"]))
-    assert told.startswith(f"2 of 2 dead letters, newest first\n{newest['id']}  ")
-    assert "\\x1b[2Jgarbage" in told
-    assert "\x1b" not in told  # a terminal obeys nothing that an entry says
+    printed = await run("list") + await run("show", str(oldest["id"]))
+    assert printed.startswith(f"2 of 2 dead letters, newest first\n{newest['id']}  ")
+    assert "\\x1b[2Jgarbage" in printed
+    assert "\x1b" not in printed  # entries must not control the terminal
+    assert max(map(len, (await run("list")).splitlines())) <= 80
 
 
 def _send(server: RedisServer, path: Path) -> None:
-    """The file's bytes to Redis as they are, as `redis-cli --pipe` sends them."""
+    """Send the bytes of a file to Redis, as `redis-cli --pipe` does."""
     with socket.create_connection(("127.0.0.1", server.port)) as plain:
         plain.sendall(f"AUTH {server.password}\r\n".encode())
         assert plain.recv(64) == b"+OK\r\n"
@@ -129,26 +130,26 @@ def _send(server: RedisServer, path: Path) -> None:
         assert plain.recv(64).startswith(b"$")  # the new entry's id
 
 
-async def test_a_trajectorys_header_is_shown_with_what_is_wrong_with_it_today(bus: Bus, redis: Redis) -> None:
+async def test_show_decodes_a_trajectory_and_reports_its_fault(bus: Bus, redis: Redis) -> None:
     trajectory = random_trajectory(3, STEPS)
     message, arrays = encode_trajectory(trajectory)
     for blob in (arrays, arrays[:-1]):
         await bus.append(TRAJECTORIES, message, blob)
     (batch,) = [b for b in [await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))] if b.entries]
     for entry in batch.entries:
-        await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, "of no use")
-    damaged, whole = [json.loads(await run("show", str(row["id"]), "--json")) for row in await listed()]
-    assert whole["message"]["trajectory_id"] == str(trajectory.trajectory_id)
-    assert whole["message"]["arrays"][0]["shape"][0] == STEPS
-    assert (whole["reason"], whole["fault"]) == ("of no use", "")
+        await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, entry, "not usable")
+    damaged, intact = [json.loads(await run("show", str(row["id"]), "--json")) for row in await listed()]
+    assert intact["message"]["trajectory_id"] == str(trajectory.trajectory_id)
+    assert intact["message"]["arrays"][0]["shape"][0] == STEPS
+    assert (intact["reason"], intact["fault"]) == ("not usable", "")
     assert f"{len(arrays) - 1} bytes of arrays" in damaged["fault"]
-    told = await run("show", damaged["id"])
-    assert str(trajectory.trajectory_id) in told
-    assert f"static [{STEPS}, " in told
-    assert "read today: trajectory" in told
+    printed = await run("show", damaged["id"])
+    assert str(trajectory.trajectory_id) in printed
+    assert f"static [{STEPS}, " in printed
+    assert "when read now: trajectory" in printed
 
 
-async def test_a_replayed_letter_is_the_entry_it_was_and_a_reason_that_holds_comes_back(
+async def test_replay_restores_the_entry_and_a_lasting_cause_makes_a_new_letter(
     bus: Bus, redis: Redis
 ) -> None:
     trajectory = random_trajectory(1, STEPS)
@@ -156,15 +157,15 @@ async def test_a_replayed_letter_is_the_entry_it_was_and_a_reason_that_holds_com
     await put(redis, TRAJECTORIES, {**fields, "version": b"99"})
     await put(redis, TRAJECTORIES, fields)
     batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
-    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "a mistake of the reader")
+    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "a error of the consumer")
     good, bad = await listed()
-    told = await run("replay", str(bad["id"]), str(good["id"]))
-    assert told.splitlines()[0].startswith(f"{bad['id']}: appended to mm:trajectories as ")
+    printed = await run("replay", str(bad["id"]), str(good["id"]))
+    assert printed.splitlines()[0].startswith(f"{bad['id']}: appended to mm:trajectories as ")
     assert await bus.length(DEAD) == 0
     first, second = await entries_of(redis, TRAJECTORIES)
     assert second[1] == raw_fields(fields)
     assert same(decode_trajectory(*decode(TRAJECTORIES, second[1])), trajectory)
-    assert told.splitlines()[1].endswith(second[0])
+    assert printed.splitlines()[1].endswith(second[0])
 
     await read_all(bus)
     (again,) = await listed()
@@ -172,7 +173,7 @@ async def test_a_replayed_letter_is_the_entry_it_was_and_a_reason_that_holds_com
     assert (again["entry_id"], again["id"] != bad["id"]) == (first[0], True)
 
 
-async def test_all_of_a_stream_are_replayed_each_once_and_the_others_stay(bus: Bus, redis: Redis) -> None:
+async def test_replay_all_of_a_stream_replays_each_entry_once(bus: Bus, redis: Redis) -> None:
     good = encode(*encode_trajectory(random_trajectory(1, STEPS)))
     for _ in range(3):
         await put(redis, TRAJECTORIES, {**good, "version": b"99"})
@@ -185,7 +186,7 @@ async def test_all_of_a_stream_are_replayed_each_once_and_the_others_stay(bus: B
     await anext(bus.follow(CONTROL, block_ms=20))
     assert len(await listed()) == 6
 
-    with pytest.raises(LetterError, match=r"0 dead letters of mm:trades, .*: mm:alerts, mm:control, mm:traj"):
+    with pytest.raises(LetterError, match=r"0 dead letters from mm:trades, .*: mm:alerts, mm:control, "):
         await run("replay", "--all", "--stream", "mm:trades")
     done = json.loads(await run("replay", "--all", "--stream", "mm:trajectories", "--json"))
     assert [row["stream"] for row in done] == ["mm:trajectories"] * 3
@@ -200,7 +201,7 @@ async def test_all_of_a_stream_are_replayed_each_once_and_the_others_stay(bus: B
         await run("replay", str(left["id"]))
 
 
-async def test_dropped_letters_are_gone_with_their_copies_and_the_others_stay(bus: Bus, redis: Redis) -> None:
+async def test_drop_removes_letters_with_their_copies_and_no_others(bus: Bus, redis: Redis) -> None:
     for _ in range(3):
         await put(redis, TRAJECTORIES, {"garbage": b"x"})
     await read_all(bus)
@@ -212,9 +213,9 @@ async def test_dropped_letters_are_gone_with_their_copies_and_the_others_stay(bu
 
     with pytest.raises(LetterError, match="there is no dead letter 7-0"):
         await run("drop", str(before[0]["id"]), "7-0")
-    with pytest.raises(LetterError, match="3 letters would be gone for good; give --yes"):
+    with pytest.raises(LetterError, match="3 letters would be lost permanently; confirm with --yes"):
         await run("drop", "--all", "--stream", "mm:trajectories")
-    assert await listed() == before  # nothing was done by halves, or without being meant
+    assert await listed() == before  # a refused command removes nothing
 
     assert await run("drop", str(before[0]["id"])) == "letters dropped: 2\n"
     assert await listed() == before[2:]
@@ -227,9 +228,7 @@ async def test_dropped_letters_are_gone_with_their_copies_and_the_others_stay(bu
     assert await bus.length(DEAD) == await bus.length(TRAJECTORIES) == 0
 
 
-async def test_letters_of_an_older_schema_and_those_that_cannot_be_read_are_listed(
-    bus: Bus, redis: Redis
-) -> None:
+async def test_letters_with_an_older_or_unknown_schema_are_listed(bus: Bus, redis: Redis) -> None:
     body = {
         "created_at": "2025-01-02T03:04:05Z",
         "stream": TRAJECTORIES.key,
@@ -248,10 +247,10 @@ async def test_letters_of_an_older_schema_and_those_that_cannot_be_read_are_list
     assert newer["obstacle"] == "the letter itself cannot be read"
     assert "type=x" in await run("show", "1700000000000-0")
     assert "cannot be read" in await run("show", "1700000000000-1")
-    told = await run("list")
-    assert "1700000000000-0  2025-01-02 03:04 UTC  mm:trajectories  size unknown  not replayable\n" in told
-    assert "1700000000000-1  2023-11-14 22:13 UTC  stream unknown  size unknown  not replayable\n" in told
-    assert "    of old\n" in told
+    printed = await run("list")
+    size = "    size unknown, not replayable\n"
+    assert f"1700000000000-0  2025-01-02 03:04 UTC  mm:trajectories\n{size}    of old\n" in printed
+    assert f"1700000000000-1  2023-11-14 22:13 UTC  stream unknown\n{size}" in printed
     for letter in (older, newer):
         with pytest.raises(LetterError, match="cannot be replayed: the"):
             await run("replay", str(letter["id"]))
@@ -259,7 +258,7 @@ async def test_letters_of_an_older_schema_and_those_that_cannot_be_read_are_list
         await run("show", "1700000000000-0", "--raw", "nowhere")
 
 
-async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Path) -> None:
+async def test_impossible_requests_are_refused(bus: Bus, redis: Redis, tmp_path: Path) -> None:
     with pytest.raises(LetterError, match="'7' is not an entry id; expected two numbers"):
         await run("show", "7")
     for command in ("show", "replay", "drop"):
@@ -271,7 +270,7 @@ async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Pat
         for both in ((), ("7-0", "--all")):
             with pytest.raises(LetterError, match=f"name the letters to {command}, or give --all"):
                 await run(command, *both)
-        with pytest.raises(LetterError, match="--stream narrows --all"):
+        with pytest.raises(LetterError, match="--stream needs --all"):
             await run(command, "7-0", "--stream", "mm:alerts")
     assert await listed() == []
     assert await run("list") == "no dead letters\n"
@@ -281,7 +280,7 @@ async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Pat
     (letter,) = await listed()
     with pytest.raises(LetterError, match="there is no dead letter 7-0"):
         await run("replay", str(letter["id"]), "7-0")
-    assert await listed() == [letter]  # nothing was done by halves
+    assert await listed() == [letter]  # a refused command replays nothing
     (tmp_path / "notes.txt").write_text("mine")
     for taken, reason in ((tmp_path, "is a folder"), (tmp_path / "notes.txt", "is no dead letter")):
         with pytest.raises(DataError, match=reason):
@@ -289,33 +288,33 @@ async def test_what_cannot_be_done_is_said(bus: Bus, redis: Redis, tmp_path: Pat
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_without_a_redis_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_redis_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def error() -> BaseException | None:
         return CliRunner().invoke(app, ["list"]).exception
 
     monkeypatch.delenv("MM_REDIS_URL", raising=False)
     monkeypatch.setenv("MM_HOME", str(tmp_path))
-    monkeypatch.setattr(dead, "PATIENCE_SECONDS", 0.2)
-    nothing = error()
-    assert isinstance(nothing, NotUpError)
-    assert "or name a Redis with MM_REDIS_URL" in str(nothing)
+    monkeypatch.setattr(redis_query, "TIMEOUT_SECONDS", 0.2)
+    not_up = error()
+    assert isinstance(not_up, NotUpError)
+    assert "or set MM_REDIS_URL" in str(not_up)
     monkeypatch.setenv("MM_REDIS_URL", f"redis://:secret@127.0.0.1:{free_port()}/0")
     refused = error()
     assert isinstance(refused, ServiceError)
     assert "secret" not in str(refused)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MM_REDIS_URL", f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        mute = error()
-    assert isinstance(mute, ServiceError)
-    assert "no answer in time" in str(mute)
+        timed_out = error()
+    assert isinstance(timed_out, ServiceError)
+    assert "no answer in time" in str(timed_out)
     monkeypatch.setenv("MM_REDIS_URL", "http://127.0.0.1/0")
     assert isinstance(error(), SettingsError)
 
 
-async def test_the_system_that_is_up_is_asked_when_no_redis_is_set(
+async def test_the_redis_of_the_running_system_is_the_default(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """As a program of its own: one line on stderr and status 2 for a mistake, results on stdout."""
+    """In its own process: results go to stdout; a user's mistake is one line on stderr and status 2."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MM_")}
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -337,7 +336,7 @@ async def test_the_system_that_is_up_is_asked_when_no_redis_is_set(
     assert wrong.stderr.count("\n") == 1
 
 
-async def test_the_trainer_learns_what_is_replayed_and_counts_nothing_twice(
+async def test_the_trainer_learns_from_replayed_entries_exactly_once(
     bus: Bus, redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     bars = [synthesize(Market.OU, 2_000, seed=seed) for seed in (1, 2)]
@@ -358,19 +357,19 @@ async def test_the_trainer_learns_what_is_replayed_and_counts_nothing_twice(
     trajectory = random_trajectory(1, STEPS, start_bar=500, dataset=datasets[1].fingerprint)
     other = replace(random_trajectory(2, STEPS, start_bar=500), dataset=datasets[1].fingerprint)
     await bus.append(TRAJECTORIES, *encode_trajectory(trajectory))
-    async with running(trainer_of[0]):  # of another data set: it refuses
+    async with running(trainer_of[0]):  # this trainer rejects another data set
         await _until_empty(bus)
     (letter,) = await listed()
     assert "start the worker with the trainer's data set" in str(letter["reason"])
 
-    async with running(trainer_of[1]) as trainer:  # the cause is gone
+    async with running(trainer_of[1]) as trainer:  # this one accepts it
         await run("replay", str(letter["id"]))
         await until(lambda: detail(trainer, "episode") == 1)
         assert await listed() == []
 
     await bus.append(TRAJECTORIES, *encode_trajectory(trajectory))
     batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))
-    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "a mistake of the reader")
+    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "a error of the consumer")
     async with running(trainer_of[1]) as trainer:
         await run("replay", "--all")
         await _until_empty(bus)

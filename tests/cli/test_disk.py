@@ -1,4 +1,4 @@
-"""Free disk: refused, warned of, and told once while the system runs."""
+"""Free disk space: the check before the start, and the reports while the system runs."""
 
 import errno
 import shutil
@@ -14,7 +14,7 @@ from shared.runtime.disk import free_megabytes
 
 
 class Disk:
-    """The figure that the system gives."""
+    """A fake disk with an adjustable free space."""
 
     free_mb = 10_000
 
@@ -30,11 +30,11 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 @pytest.mark.parametrize("folder", ["", "not/there/yet"])
-def test_the_figure_is_the_systems(tmp_path: Path, folder: str) -> None:
+def test_free_space_is_that_of_the_file_system(tmp_path: Path, folder: str) -> None:
     assert abs(free_megabytes(tmp_path / folder) - shutil.disk_usage(tmp_path).free / 1e6) < 1_000
 
 
-def test_too_little_is_refused_and_little_is_warned_of_with_figures(
+def test_up_refuses_too_little_disk_space_and_warns_of_low_space(
     disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = UpSettings(min_free_mb=500, alerts=AlertConfig(low_free_mb=5_000))
@@ -50,7 +50,7 @@ def test_too_little_is_refused_and_little_is_warned_of_with_figures(
         warn_of_low_disk(tmp_path, settings)
 
 
-def test_a_low_disk_is_one_event_and_its_end_another(disk: Disk, tmp_path: Path) -> None:
+def test_low_disk_space_is_reported_once_and_so_is_its_end(disk: Disk, tmp_path: Path) -> None:
     watch = DiskWatch(tmp_path, low_mb=5_000)
     assert list(watch.look(0.0)) == []
     disk.free_mb = 4_000
@@ -61,10 +61,10 @@ def test_a_low_disk_is_one_event_and_its_end_another(disk: Disk, tmp_path: Path)
     assert [event[:18] for event in watch.look(100.0)] == ["6,000 MB are free "]
 
 
-def test_a_disk_that_does_not_answer_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Path) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(shutil, "disk_usage", fail)
     (event,) = DiskWatch(tmp_path, low_mb=5_000).look(0.0)
-    assert event == f"the free disk of {tmp_path} is not known: [Errno 116] Stale file handle"
+    assert event == f"the free disk space of {tmp_path} is not known: [Errno 116] Stale file handle"

@@ -30,7 +30,7 @@ def euro_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_bars_of_any_pair_are_imported_with_what_the_errors_advise(tmp_path: Path, euro_file: Path) -> None:
+def test_following_the_advice_of_errors_imports_bars_of_another_pair(tmp_path: Path, euro_file: Path) -> None:
     options = FileOptions()
     for advised, then in (
         ("--instrument EUR_USD", replace(options, instrument="EUR_USD")),
@@ -49,11 +49,11 @@ def test_bars_of_any_pair_are_imported_with_what_the_errors_advise(tmp_path: Pat
     other_suffix = path.rename(path.with_suffix(".db"))
     assert prepare_dataset(tmp_path, other_suffix, UpSettings()) == other_suffix.resolve()
     path = other_suffix
-    with pytest.raises(SettingsError, match="are about a file of bars"):
+    with pytest.raises(SettingsError, match="apply to a file of bars"):
         prepare_dataset(tmp_path, path, UpSettings(), options)
 
 
-def test_settings_that_name_another_instrument_stop_the_start(
+def test_up_refuses_settings_that_name_another_instrument(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "e.duckdb"
@@ -67,13 +67,11 @@ def test_settings_that_name_another_instrument_stop_the_start(
             context.setenv(setting, "GBP_JPY")
             result = CliRunner().invoke(app, ["up", "--data", str(path)])
             assert isinstance(result.exception, SettingsError)
-            assert f"{setting} is GBP_JPY, but the bars of e.duckdb are those of EUR_USD" in str(
-                result.exception
-            )
+            assert f"{setting} is GBP_JPY, but the bars of e.duckdb are of EUR_USD" in str(result.exception)
     assert not (tmp_path / "home" / "runs").exists()
 
 
-def test_what_is_no_data_set_has_no_instrument(tmp_path: Path) -> None:
+def test_reading_the_instrument_of_another_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     for name in ("notes", "absent"):
         with pytest.raises(DataError, match=f"{name}: no data set"):

@@ -36,7 +36,7 @@ def judged(path: Path, *options: object) -> dict[str, Any]:
     return document
 
 
-def test_every_metric_of_a_list_of_pips(tmp_path: Path) -> None:
+def test_metrics_of_a_list_of_pips(tmp_path: Path) -> None:
     document = judged(written(tmp_path, PIPS))
     trades = document["trades"]
     assert trades["num_trades"] == 6
@@ -55,19 +55,19 @@ def test_every_metric_of_a_list_of_pips(tmp_path: Path) -> None:
     assert document["undefined"]["daily.sharpe"] == document["undefined"]["sizing.safe_f"] == document["days"]
 
 
-def test_a_profit_smaller_than_any_price_is_none(tmp_path: Path) -> None:
+def test_a_profit_below_price_precision_counts_as_zero(tmp_path: Path) -> None:
     tiny = judged(written(tmp_path, "pips\n1e-200\n5\n-3\n"))
     assert tiny["trades"] == judged(written(tmp_path, "pips\n0\n5\n-3\n"))["trades"]
 
 
-def test_a_trade_left_as_the_week_closes_belongs_to_friday(tmp_path: Path) -> None:
-    """17:00 in New York, which is 22:00 UTC in January."""
+def test_a_trade_closed_at_the_end_of_the_week_belongs_to_friday(tmp_path: Path) -> None:
+    """The week ends at 17:00 in New York, which is 22:00 UTC in January."""
     text = "time,pips\n2024-01-04T15:00:00Z,5\n2024-01-05T22:00:00Z,-3\n2024-01-08T15:00:00Z,2\n"
     assert judged(written(tmp_path, text))["daily"]["num_days"] == 3  # Thursday, Friday, Monday
 
 
-def test_trades_a_year_annualise_trades_without_times(tmp_path: Path) -> None:
-    """Six trades at 25 a year are sixty days of 252."""
+def test_trades_per_year_annualises_trades_without_times(tmp_path: Path) -> None:
+    """Six trades at 25 per year span sixty of 252 trading days."""
     path = written(tmp_path, PIPS)
     document = judged(path, "--trades-per-year", 25)
     assert document["daily"]["sharpe"] == pytest.approx(4.0 / 104.0**0.5 * 25**0.5)
@@ -80,11 +80,11 @@ def test_trades_a_year_annualise_trades_without_times(tmp_path: Path) -> None:
         judged(timed, "--trades-per-year", 25)
 
 
-def test_given_risk_and_time(tmp_path: Path) -> None:
+def test_columns_risk_and_time_are_used(tmp_path: Path) -> None:
     text = (
         "Time,Pips,Risk\n"
         "2024-03-11T21:30:00Z,-5,10\n"  # 17:30 New York: Tuesday's trading day
-        "2024-03-08 21:30,10,10\n"  # Friday, and written later than it happened
+        "2024-03-08 21:30,10,10\n"  # Friday; out of order in the file
         "1710277200,6,5\n"  # 2024-03-12 21:00 UTC, 17:00 New York: Wednesday's
     )
     document = judged(written(tmp_path, text))
@@ -103,7 +103,7 @@ def test_given_risk_and_time(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_defined_is_null(tmp_path: Path) -> None:
+def test_undefined_metrics_are_null(tmp_path: Path) -> None:
     document = judged(written(tmp_path, "pips\n3\n"))
     assert document["trades"]["profit_factor"] is None
     assert document["trades"]["sqn"] is None
@@ -111,17 +111,19 @@ def test_what_is_not_defined_is_null(tmp_path: Path) -> None:
     assert document["sizing"]["fraction"] == 0.0
 
 
-def test_the_seed_decides(tmp_path: Path) -> None:
+def test_the_seed_determines_the_resampling(tmp_path: Path) -> None:
     path = written(tmp_path, PIPS)
     assert judged(path, "--seed", 3) == judged(path, "--seed", 3)
     assert judged(path, "--seed", 3)["monte_carlo"] != judged(path, "--seed", 4)["monte_carlo"]
     assert judged(path, "--runs", 7)["monte_carlo"][0]["num_runs"] == 7
 
 
-def test_the_tables_tell_it_in_words(tmp_path: Path) -> None:
+def test_tables_show_the_metrics_and_fit_80_columns(tmp_path: Path) -> None:
     text = run(written(tmp_path, PIPS))
     for word in ("expectancy_pips", "profit_factor", "mean absolute loss", "Monte Carlo", "no times given"):
         assert word in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_the_tables_tell_it_in_words(tmp_path: Path) -> None:
         ("pips\n1e309\n", r"trades\.csv:2: pips is 1e309, expected a number between"),
         ("a,pips\n1\n", r"trades\.csv:2: 1 cells, the header has 2 columns"),
         ("pips,a\n1,2\n1,2,3\n", r"trades\.csv:3: 3 cells, the header has 2 columns"),
-        ("pips,a,Pips\n1,2,3\n", r"trades\.csv:1: column 'pips' is there more than once"),
+        ("pips,a,Pips\n1,2,3\n", r"trades\.csv:1: column 'pips' appears more than once"),
         ("pips;time\n1;2\n", r"trades\.csv:1: no column 'pips' .* separated by ';', expected commas"),
         ("pips,time\n1,1709971200000\n", r"trades\.csv:2: time is '1709971200000', .* like milliseconds"),
         ("pips,time\n1,0001-01-01\n", r"trades\.csv:2: time is '0001-01-01', .* years 1970 to 2099"),
@@ -150,25 +152,23 @@ def test_the_tables_tell_it_in_words(tmp_path: Path) -> None:
         ("pips,time\n1,noon\n", r"trades\.csv:2: time is 'noon', expected ISO 8601"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_by_line(tmp_path: Path, text: str, reason: str) -> None:
+def test_the_error_of_an_invalid_file_names_the_line(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(FormatError, match=reason):
         read_trades(written(tmp_path, text))
 
 
-def test_trades_while_the_market_is_closed_are_warned_of(
-    tmp_path: Path,
-) -> None:
-    """Saturday noon is; the last minute of Friday, its close and Sunday's open are not."""
+def test_trades_outside_market_hours_cause_a_warning(tmp_path: Path) -> None:
+    """Saturday noon does; the last minute of Friday, its close and the open on Sunday do not."""
     open_ = "pips,time\n1,2024-03-08T21:59:00Z\n1,2024-03-08T22:00:00Z\n-1,2024-03-10T21:00:00Z\n"
     assert read_trades(written(tmp_path, open_)).warnings == ()
     closed = written(tmp_path, open_ + "1,2024-03-09T12:00:00Z\n1,2024-03-10T20:59:00Z\n")
     (warning,) = judged(closed)["warnings"]
     assert warning.startswith(
-        "2 of 5 trades were left while the market is closed, the first in line 5 (2024-03-09"
+        "2 of 5 trades were closed outside market hours, the first in line 5 (2024-03-09"
     )
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="No such file"):
         read_trades(tmp_path / "absent.csv")
     (tmp_path / "trades.csv").write_bytes(b"pips\n\xff\xfe\n")
@@ -178,7 +178,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_trades(tmp_path)
 
 
-def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="starting_equity_pips"):
         run(written(tmp_path, PIPS), "--equity", 0)
     with pytest.raises(SettingsError, match="runs"):

@@ -1,4 +1,4 @@
-"""The live view: what it shows, that it fits a small terminal, and how it fails."""
+"""The live view: content, size and errors."""
 
 import json
 import re
@@ -179,7 +179,7 @@ def drawn(snapshot: Snapshot, width: int = 80) -> str:
 
 @pytest.fixture
 def gateway() -> Iterator[str]:
-    """A server that answers as the gateway of BUSY."""
+    """A server that answers like the gateway of the snapshot BUSY."""
     page = Page[CheckpointSummary](items=list(BUSY.checkpoints))
     answers = {"/status": BUSY.status.model_dump_json(), "/checkpoints": page.model_dump_json()}
 
@@ -212,11 +212,11 @@ def test_the_view_fits_a_small_terminal(snapshot: Snapshot) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_the_view_tells_services_training_trading_versions_alerts_and_events() -> None:
+def test_the_view_shows_services_training_trading_versions_alerts_events() -> None:
     text = drawn(BUSY)
     assert "selfplay×2" in text
     assert "○broker" in text
-    assert "423 · 3,200" in text  # the trainer's own word is newer than the last version's
+    assert "423 · 3,200" in text  # the trainer reports newer figures than the last version has
     assert "41% · 12%" in text
     assert "short -6.5 pips" in text
     assert "S 70%" in text
@@ -244,7 +244,7 @@ def test_no_line_of_a_complete_system_wraps_or_is_cut_at_80_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "shown"),
     [
         ({}, "SELL  "),
         ({"executed": False, "reason": "daily loss"}, "SELL, not carried out: daily loss"),
@@ -254,55 +254,57 @@ def test_no_line_of_a_complete_system_wraps_or_is_cut_at_80_columns() -> None:
         ),
     ],
 )
-def test_a_decision_that_was_not_carried_out_has_its_reason(changes: dict[str, object], told: str) -> None:
+def test_a_decision_that_was_not_executed_is_shown_with_its_reason(
+    changes: dict[str, object], shown: str
+) -> None:
     decision = DECISION.model_copy(update=changes)
     trader = BUSY.status.trader.model_copy(update={"last_decision": decision})
     text = drawn(Snapshot(BUSY.status.model_copy(update={"trader": trader}), ()), width=120)
-    assert re.search(rf"decided +{told}", text)
+    assert re.search(rf"decided +{shown}", text)
 
 
-def test_the_view_of_a_system_without_redis_says_so() -> None:
+def test_the_view_shows_that_redis_is_unavailable() -> None:
     text = drawn(EMPTY)
-    assert "Redis is away" in text
+    assert "Redis unavailable" in text
     assert "trading unknown, killed unconfirmed" in text
     assert "?trainer" in text
     assert "no version yet" in text
 
 
-def test_an_unproven_version_is_told_so_and_not_in_green() -> None:
+def test_an_unproven_version_is_labelled_and_not_green() -> None:
     (seven,) = [checkpoint for checkpoint in BUSY.checkpoints if checkpoint.stage]
     unproven = seven.model_copy(update={"stage": "unproven"})
     table = _versions((seven, unproven))
     assert isinstance(table, Table)
-    told = [(str(cell), cell.style) for cell in table.columns[-1].cells if isinstance(cell, Text)]
-    assert told == [("promoted: paper", "bold green"), ("unproven: no entries", "bold")]
+    shown = [(str(cell), cell.style) for cell in table.columns[-1].cells if isinstance(cell, Text)]
+    assert shown == [("promoted: paper", "bold green"), ("unproven: no entries", "bold")]
 
 
-def test_one_line_tells_what_is_missing() -> None:
+def test_the_status_line_names_missing_services() -> None:
     assert "waiting for broker" in BUSY.line
     assert "promoted 7 (paper)" in BUSY.line
     assert "episode 423" in BUSY.line
 
 
-def test_the_summary_tells_the_run() -> None:
+def test_the_summary_has_the_results_of_the_run() -> None:
     text = "\n".join(summary_lines(BUSY))
     assert "promoted: 7 (paper)" in text
     assert "900 decisions, 62 orders, 31 trades closed" in text
     assert "123 trades in 40 sessions" in text
 
 
-async def test_a_snapshot_is_what_the_gateway_says(gateway: str) -> None:
+async def test_a_snapshot_holds_the_answers_of_the_gateway(gateway: str) -> None:
     fetched = await fetch_snapshot(gateway, events=BUSY.events)
     assert fetched == BUSY
 
 
-async def test_no_answer_is_no_snapshot() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        assert await fetch_snapshot(f"http://127.0.0.1:{nobody.getsockname()[1]}") is None
+async def test_without_an_answer_there_is_no_snapshot() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        assert await fetch_snapshot(f"http://127.0.0.1:{silent.getsockname()[1]}") is None
 
 
-async def test_another_program_at_the_address_is_named() -> None:
+async def test_an_answer_of_another_program_is_an_error() -> None:
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -316,7 +318,7 @@ async def test_another_program_at_the_address_is_named() -> None:
             await fetch_snapshot(address)
 
 
-def test_once_and_json_print_and_return(gateway: str) -> None:
+def test_once_and_json_print_and_exit(gateway: str) -> None:
     app = Typer()
     app.command()(monitor)
     document = json.loads(CliRunner().invoke(app, ["--url", gateway, "--json"]).stdout)
@@ -331,7 +333,7 @@ def test_without_a_terminal_nothing_is_drawn(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == ""
 
 
-def test_a_trader_killed_by_its_file_is_shown_with_the_way_to_lift_that() -> None:
+def test_the_view_shows_how_to_lift_a_kill_by_file() -> None:
     trader = BUSY.status.trader.model_copy(
         update={"state": "killed", "killed_by_file": True, "confirmed": True, "detail": {"side": 0}}
     )
@@ -342,7 +344,7 @@ def test_a_trader_killed_by_its_file_is_shown_with_the_way_to_lift_that() -> Non
     assert max(map(len, lines)) <= 80
 
 
-def test_a_trader_that_has_not_begun_says_what_it_waits_for() -> None:
+def test_the_view_shows_what_a_starting_trader_waits_for() -> None:
     waits = "unknown: the trader says connecting"
     trader = BUSY.status.trader.model_copy(update={"state": "unknown", "summary": waits, "detail": {}})
     text = drawn(Snapshot(BUSY.status.model_copy(update={"trader": trader}), ()))
@@ -350,15 +352,15 @@ def test_a_trader_that_has_not_begun_says_what_it_waits_for() -> None:
     assert "position " in text
 
 
-def test_the_position_of_a_trader_that_cannot_be_heard_is_not_known() -> None:
-    """Its last decision may be older than its last order."""
+def test_the_position_of_a_silent_trader_is_unknown() -> None:
+    """The last decision may be older than the last order."""
     trader = BUSY.status.trader.model_copy(update={"state": "unknown"})
     text = drawn(Snapshot(BUSY.status.model_copy(update={"trader": trader}), ()))
     assert "not known" in text
     assert "short" not in text
 
 
-def test_the_traders_own_word_of_its_position_is_newer_than_its_last_decision() -> None:
+def test_the_reported_position_is_preferred_to_the_last_decision() -> None:
     trader = BUSY.status.trader.model_copy(update={"detail": {"side": 1, "pnl_pips": 2.04}})
     status = BUSY.status.model_copy(update={"trader": trader})
     assert "long +2.0 pips" in drawn(Snapshot(status, ()))

@@ -1,4 +1,4 @@
-"""`runs` as a user types it, against sums over the episodes that were recorded."""
+"""The `runs` commands, compared with sums over the recorded episodes."""
 
 import json
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ def played(numbers: range) -> list[Trajectory]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with two runs, the second of them without an episode yet."""
+    """A home with two runs; the second has no episode yet."""
     monkeypatch.setenv("MM_HOME", str(tmp_path))
     for name, episodes in (("one", EPISODES), ("two", 0)):
         record = RunRecord(tmp_path / "runs" / name / "record", update_figures=("loss", "special"))
@@ -43,7 +43,7 @@ def answer(*arguments: str) -> Any:
 
 
 def check(found: dict[str, Any], episodes: list[Trajectory]) -> None:
-    """Every figure against its definition."""
+    """Compare every figure with its definition."""
     pips = [trade.pips for t in episodes for trade in t.trades]
     actions = np.concatenate([t.actions for t in episodes])
     wanted = {
@@ -57,7 +57,7 @@ def check(found: dict[str, Any], episodes: list[Trajectory]) -> None:
     assert {name: found[name] for name in wanted} == pytest.approx(wanted)
 
 
-def test_the_list_has_every_run_with_its_last_episodes(home: Path) -> None:
+def test_list_has_every_run_with_figures_of_its_last_episodes(home: Path) -> None:
     one, two = answer("list")
     assert (one["record"], one["data"]) == (str(home / "runs" / "one" / "record"), "market one")
     assert (one["episodes"], one["updates"], one["version"], one["seed"]) == (EPISODES, EPISODES - 1, 4, 3)
@@ -65,7 +65,7 @@ def test_the_list_has_every_run_with_its_last_episodes(home: Path) -> None:
     assert (two["data"], two["episodes"], two["version"], two["reward"]) == ("market two", None, None, None)
 
 
-def test_a_run_is_shown_in_stretches_of_episodes(home: Path) -> None:
+def test_show_divides_a_run_into_stretches_of_episodes(home: Path) -> None:
     shown = answer("show", str(home / "runs" / "one" / "record"), "--points", "4")
     assert [row["episode"] for row in shown["trading"]] == [18, 36, 54, 70]
     assert [row["played_by"] for row in shown["trading"]] == [1, 3, 5, 7]
@@ -78,17 +78,20 @@ def test_a_run_is_shown_in_stretches_of_episodes(home: Path) -> None:
     assert [start["settings"]["learner"] for start in shown["starts"]] == [{"batch_size": 64}]
 
 
-def test_tables_are_for_people(home: Path) -> None:
+def test_tables_fit_80_columns(home: Path) -> None:
     runner = CliRunner(env={"COLUMNS": "80"})
     listed = runner.invoke(app, ["list"], catch_exceptions=False).stdout
-    assert "runs/one" in listed
-    assert "runs/two" in listed
-    for name, text in (("one", "updates up to each"), ("two", "learner.batch_size")):
+    words = listed.replace("│", " ").split()
+    assert {"one", "two", "version", "episodes", "trading", "70"} <= set(words)
+    assert max(map(len, listed.splitlines())) <= 80
+    for name, text in (("one", "means of the updates"), ("two", "learner.batch_size")):
         shown = runner.invoke(app, ["show", str(home / "runs" / name / "record")], catch_exceptions=False)
         assert text in shown.stdout
+        assert max(map(len, shown.stdout.splitlines())) <= 80
+        assert "…" not in shown.stdout
 
 
-def test_what_is_not_there_or_damaged_is_named(home: Path) -> None:
+def test_errors_name_missing_and_damaged_records(home: Path) -> None:
     def show(*arguments: str) -> None:
         CliRunner().invoke(app, ["show", *arguments], catch_exceptions=False)
 

@@ -1,4 +1,4 @@
-"""`selfplay --once` and `--render`: files, pictures, numbers and clear refusals, without Redis."""
+"""`selfplay --once` and `--render`: files, pictures, figures and refused options, without Redis."""
 
 import json
 import subprocess
@@ -21,8 +21,8 @@ STEPS = 36
 
 
 @pytest.fixture(autouse=True)
-def away_from_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of its own, short sessions, small networks and little effort."""
+def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, short sessions, small networks and cheap settings."""
     monkeypatch.chdir(tmp_path)
     for name, value in {
         "MM_ENVIRONMENT__SESSION_BARS": str(STEPS),
@@ -49,39 +49,39 @@ def run(*arguments: str) -> str:
 
 
 def document(*arguments: str) -> dict[str, Any]:
-    told = json.loads(run(*arguments, "--json"))
-    assert isinstance(told, dict)
-    return told
+    summary = json.loads(run(*arguments, "--json"))
+    assert isinstance(summary, dict)
+    return summary
 
 
-def test_episodes_are_written_and_told(data: list[str], tmp_path: Path) -> None:
-    told = document("--once", "--episodes", "3", "--out", "t.parquet", "--seed", "4", *data)
+def test_episodes_are_written_and_summarised(data: list[str], tmp_path: Path) -> None:
+    summary = document("--once", "--episodes", "3", "--out", "t.parquet", "--seed", "4", *data)
     read = [read_episode(Path("t.parquet"), number).trajectory for number in range(3)]
-    assert (told["episodes"], told["decisions"], told["version"]) == (3, 3 * STEPS, 0)
-    assert told["out"] == "t.parquet"
-    assert told["fingerprint"] == read[0].dataset
-    assert told["trades"] == sum(len(one.trades) for one in read)
+    assert (summary["episodes"], summary["decisions"], summary["version"]) == (3, 3 * STEPS, 0)
+    assert summary["out"] == "t.parquet"
+    assert summary["fingerprint"] == read[0].dataset
+    assert summary["trades"] == sum(len(one.trades) for one in read)
     pips = sum(trade.pips for one in read for trade in one.trades)
-    assert told["pips_per_episode"] == pytest.approx(pips / 3)
-    shares = sum(told[f"share_{action}"] for action in ("hold", "buy", "sell", "close"))
+    assert summary["pips_per_episode"] == pytest.approx(pips / 3)
+    shares = sum(summary[f"share_{action}"] for action in ("hold", "buy", "sell", "close"))
     assert shares == pytest.approx(1.0)
-    assert "picture" not in told
+    assert "picture" not in summary
 
 
-def test_the_seed_alone_decides_what_is_played(data: list[str]) -> None:
+def test_the_seed_determines_the_episodes(data: list[str]) -> None:
     for name, seed in (("a", "4"), ("b", "4"), ("c", "5")):
         run("--once", "--episodes", "2", "--out", name, "--seed", seed, *data)
     assert Path("a").read_bytes() == Path("b").read_bytes()
     assert Path("a").read_bytes() != Path("c").read_bytes()
 
 
-def test_a_version_plays_by_number_or_pointer(data: list[str], tmp_path: Path) -> None:
+def test_a_version_is_chosen_by_number_or_pointer(data: list[str], tmp_path: Path) -> None:
     store = store_with(tmp_path, 1, 2)
     store.point(Pointer.LATEST, 2)
     at = ("--store", str(store.root), *data)
     for checkpoint, version in (("1", 1), ("latest", 2)):
-        told = document("--once", "--out", f"{version}.parquet", "--checkpoint", checkpoint, *at)
-        assert told["version"] == version
+        summary = document("--once", "--out", f"{version}.parquet", "--checkpoint", checkpoint, *at)
+        assert summary["version"] == version
         assert read_episode(Path(f"{version}.parquet"), 0).trajectory.checkpoint_version == version
     with pytest.raises(CheckpointError, match=r"no version 'best'.*latest \(2\)"):
         run("--once", "--out", "x", "--checkpoint", "best", *at)
@@ -90,28 +90,32 @@ def test_a_version_plays_by_number_or_pointer(data: list[str], tmp_path: Path) -
     assert not Path("x").exists()
 
 
-def test_an_episode_is_drawn_while_it_is_played_or_later_from_its_file(data: list[str]) -> None:
-    told = document("--once", "--render", "1", "--out", "t.parquet", *data)
-    assert (told["episodes"], told["picture"]) == (2, "selfplay-1.png")
+def test_an_episode_is_drawn_when_played_or_later_from_its_file(data: list[str]) -> None:
+    summary = document("--once", "--render", "1", "--out", "t.parquet", *data)
+    assert (summary["episodes"], summary["picture"]) == (2, "selfplay-1.png")
     run("--render", "1", "--from", "t.parquet", "--picture", "later.png")
     assert Path("later.png").read_bytes() == Path("selfplay-1.png").read_bytes()
 
 
-def test_without_any_data_a_synthetic_market_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_a_synthetic_market_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MM_MARKET_BARS", "5000")
-    told = document("--once", "--out", "t.parquet")
-    assert told["data"].endswith("synthetic-ou-5000-1.duckdb")
-    assert Path(told["data"]).is_file()
+    summary = document("--once", "--out", "t.parquet")
+    assert summary["data"].endswith("synthetic-ou-5000-1.duckdb")
+    assert Path(summary["data"]).is_file()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "says"),
+    ("arguments", "error", "text"),
     [
         (("--once",), SettingsError, "expected --out FILE"),
         (("--out", "x"), SettingsError, "expected --once to play"),
         (("--render", "0"), SettingsError, "--from FILE"),
         (("--once", "--render", "0", "--from", "x"), SettingsError, "without --once"),
-        (("--render", "0", "--from", "x", "--episodes", "2"), SettingsError, "--episodes: nothing is played"),
+        (
+            ("--render", "0", "--from", "x", "--episodes", "2"),
+            SettingsError,
+            "--episodes: expected it with --once",
+        ),
         (("--once", "--episodes", "2", "--render", "2"), SettingsError, "numbered 0 to 1"),
         (("--render", "0", "--from", "x"), DataError, "x: no such file"),
         (("--once", "--out", "absent/x"), DataError, "folder that exists"),
@@ -119,13 +123,13 @@ def test_without_any_data_a_synthetic_market_is_played(monkeypatch: pytest.Monke
         (("--once", "--out", "x", "--data", "absent.duckdb"), DataError, "no such data set"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments: tuple[str, ...], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_invalid_options_are_refused(arguments: tuple[str, ...], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
         run(*arguments)
     assert list(Path().iterdir()) == []
 
 
-def test_a_file_that_is_there_is_left_alone(data: list[str]) -> None:
+def test_an_existing_file_is_not_overwritten(data: list[str]) -> None:
     Path("mine").write_text("precious")
     with pytest.raises(DataError, match="mine exists"):
         run("--once", "--out", "mine", *data)
@@ -141,7 +145,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_line_tells_of_both_ways_to_run_it() -> None:
+def test_help_describes_the_service_and_the_command_once() -> None:
     service = command("--help")
     assert service.returncode == 0
     assert "selfplay --once --help" in service.stdout

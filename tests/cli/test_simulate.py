@@ -1,4 +1,4 @@
-"""`simulate`: the same numbers as the environment, as tables and as JSON, and clear refusals."""
+"""`simulate`: the numbers equal those of the environment, and invalid input is refused."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def data(bars: BarSeries, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(data: Path, actions: str, *options: object, start: int = 200) -> str:
-    """Run a command that goes well; returns what it printed on stdout."""
+    """Run a command that succeeds; returns its stdout."""
     file = data.parent / "actions.txt"
     file.write_text(actions)
     arguments = ["--data", data, "--start", start, "--actions", file, *options]
@@ -52,7 +52,9 @@ def document(data: Path, actions: str, *options: object, start: int = 200) -> di
 
 class TestJson:
     @pytest.mark.parametrize("scheme", ["amddp1", "pnl"])
-    def test_steps_and_trades_are_the_oracles(self, data: Path, bars: BarSeries, scheme: str) -> None:
+    def test_steps_and_trades_equal_those_of_the_oracle(
+        self, data: Path, bars: BarSeries, scheme: str
+    ) -> None:
         actions = [1, 0, 0, 3, 0, 2, 0, 3, 1, 0]
         text = "\n".join(map(str, actions))
         found = document(data, text, "--reward", scheme, "--spread", 2.5)
@@ -85,7 +87,7 @@ class TestJson:
         assert named == document(data, "1\n0\n3\n2")
         assert [step["action"] for step in named["steps"]] == ["BUY", "HOLD", "CLOSE", "SELL"]
 
-    def test_what_is_open_after_a_short_list_is_closed_at_the_next_open(self, data: Path) -> None:
+    def test_a_position_open_after_the_last_action_is_closed_at_the_next_open(self, data: Path) -> None:
         found = document(data, "BUY\nHOLD")
         assert [(trade["entry_bar"], trade["exit_bar"]) for trade in found["trades"]] == [(201, 202)]
 
@@ -96,7 +98,7 @@ class TestJson:
 
 
 class TestTables:
-    def test_tables_tell_steps_trades_and_their_sum(self, data: Path) -> None:
+    def test_tables_show_steps_trades_and_their_sum(self, data: Path) -> None:
         text = run(data, "BUY\nHOLD\nCLOSE\nSELL")
         for word in ("Steps", "Trades", "Sum", "BUY", "long", "short", "2020-01-06 01:21"):
             assert word in text
@@ -104,30 +106,30 @@ class TestTables:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("actions", "says"),
+        ("actions", "text"),
         [
             (
                 "BUY\nHOLD\nWAIT\n",
-                r"actions\.txt:3: 'WAIT' is no action, expected one of HOLD, BUY, SELL, CLOSE",
+                r"actions\.txt:3: 'WAIT' is not an action, expected one of HOLD, BUY, SELL, CLOSE",
             ),
-            ("\nBUY\n4\n", r"actions\.txt:3: '4' is no action"),
-            ("1.0", r"actions\.txt:1: '1\.0' is no action"),
-            ("\n\n", r"actions\.txt: holds no action, expected one a line"),
+            ("\nBUY\n4\n", r"actions\.txt:3: '4' is not an action"),
+            ("1.0", r"actions\.txt:1: '1\.0' is not an action"),
+            ("\n\n", r"actions\.txt: has no action, expected one per line"),
             ("HOLD\n" * 361, r"actions\.txt:361: more actions than the 360 decisions of a session"),
         ],
     )
-    def test_a_list_that_is_none_is_refused_by_file_and_line(
-        self, data: Path, actions: str, says: str
+    def test_the_error_of_an_invalid_list_names_file_and_line(
+        self, data: Path, actions: str, text: str
     ) -> None:
-        with pytest.raises(FormatError, match=says):
+        with pytest.raises(FormatError, match=text):
             run(data, actions)
 
     @pytest.mark.parametrize("start", [-1, 0, 149, 697, 5000])
-    def test_a_start_without_warm_up_or_bars_to_come_is_refused(self, data: Path, start: int) -> None:
-        with pytest.raises(DataError, match=f"start {start}: expected a bar from 150, .* to 696"):
+    def test_a_start_too_close_to_either_end_of_the_data_is_refused(self, data: Path, start: int) -> None:
+        with pytest.raises(DataError, match=f"start {start}: expected 150 to 696"):
             run(data, "BUY\nHOLD\nCLOSE", start=start)
 
-    def test_a_data_set_too_short_for_any_start_says_so(self, tmp_path: Path, bars: BarSeries) -> None:
+    def test_a_data_set_too_short_for_any_start_is_refused(self, tmp_path: Path, bars: BarSeries) -> None:
         path = tmp_path / "short.duckdb"
         write_dataset(path, bars[:152], "synthetic")
         document(path, "BUY", start=150)
@@ -136,16 +138,16 @@ class TestRefusals:
         ):
             run(path, "BUY\nHOLD", start=150)
 
-    def test_an_illegal_action_names_its_bar_and_what_is_legal(self, data: Path) -> None:
-        says = "bar 201, position LONG: BUY is illegal, expected one of HOLD, CLOSE"
-        with pytest.raises(IllegalActionError, match=says):
+    def test_the_error_of_an_illegal_action_names_its_bar_and_legal_actions(self, data: Path) -> None:
+        text = "bar 201, position LONG: BUY is illegal, expected one of HOLD, CLOSE"
+        with pytest.raises(IllegalActionError, match=text):
             run(data, "BUY\nBUY")
 
-    def test_a_spread_below_zero_is_refused(self, data: Path) -> None:
+    def test_a_negative_spread_is_refused(self, data: Path) -> None:
         with pytest.raises(SettingsError, match="spread_pips is -1"):
             run(data, "BUY", "--spread", "-1")
 
-    def test_a_missing_list_and_a_list_that_is_no_text_are_refused(self, data: Path, tmp_path: Path) -> None:
+    def test_a_missing_list_and_a_binary_file_are_refused(self, data: Path, tmp_path: Path) -> None:
         binary = tmp_path / "binary"
         binary.write_bytes(b"\xff\xfe\x00")
         for path in (tmp_path / "absent", tmp_path, binary):
@@ -153,12 +155,12 @@ class TestRefusals:
             assert isinstance(result.exception, FormatError)
             assert "cannot be read as a list of actions" in str(result.exception)
 
-    def test_a_start_that_begins_no_valid_session_is_noted_on_stderr(self, data: Path) -> None:
+    def test_a_start_outside_valid_sessions_is_noted_on_stderr(self, data: Path) -> None:
         file = data.parent / "one.txt"
         file.write_text("HOLD")
         result = CliRunner().invoke(
             app, ["--data", str(data), "--start", str(NUM_BARS - 2), "--actions", str(file), "--json"]
         )
         assert result.exit_code == 0
-        assert "starts no valid session" in result.stderr
+        assert "no valid session of 360 bars starts" in result.stderr
         json.loads(result.stdout)

@@ -1,4 +1,4 @@
-"""`learn`, `compare` and `discount` run what they are asked for and print the results."""
+"""`learn`, `compare` and `discount` pass their options on and print the results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.studies.test_learn import CONFIG, run
 
 @pytest.fixture
 def short_run(monkeypatch: pytest.MonkeyPatch) -> list[LearnConfig]:
-    """`learn` keeps what it was asked for and runs a small one."""
+    """Replace the study of `learn` by a small one; returns the configurations that it was called with."""
     asked: list[LearnConfig] = []
 
     def learn(config: LearnConfig, **_: object) -> object:
@@ -30,31 +30,32 @@ def short_run(monkeypatch: pytest.MonkeyPatch) -> list[LearnConfig]:
     return asked
 
 
-def test_learn_tells_every_player_and_draws_its_curve(tmp_path: Path, short_run: list[LearnConfig]) -> None:
+def test_learn_reports_every_player_and_draws_its_curve(tmp_path: Path, short_run: list[LearnConfig]) -> None:
     picture = tmp_path / "curve.png"
     options = ("--market", "ou", "--reward", "amddp1", "--minutes", "2", "--seed", "3", "--out", str(picture))
-    told = study_document("learn", *options, "--imitation-minutes", "0.5")
+    document = study_document("learn", *options, "--imitation-minutes", "0.5")
     (asked,) = short_run
     assert (asked.market, asked.environment.reward, asked.minutes, asked.seed) == ("ou", "amddp1", 2.0, 3)
     assert asked.imitation_minutes == 0.5
-    names = {player["name"] for player in told["players"]}
+    names = {player["name"] for player in document["players"]}
     assert names == {"best", "agent", "promoted", "nothing", "random", "imitation"}
-    assert told["imitation_spent"]["updates"] > 0
-    assert told["spent"]["episodes"] > 0
-    assert len(told["curve"]) == CONFIG.curve_points + 1
+    assert document["imitation_spent"]["updates"] > 0
+    assert document["spent"]["episodes"] > 0
+    assert len(document["curve"]) == CONFIG.curve_points + 1
     assert picture.is_file()
 
 
-def test_learn_prints_shares_as_a_table(tmp_path: Path, short_run: list[LearnConfig]) -> None:
-    told = study("learn", "--out", str(tmp_path / "curve.png"))
-    for title in ("net pips of both yardsticks", "reward of both yardsticks"):
-        assert title in told
-    assert "…" not in told  # no cell is cut in a terminal of 80 columns
-    assert all(player in told for player in ("best", "agent", "nothing", "random", "imitation"))
+def test_learn_prints_tables_that_fit_80_columns(tmp_path: Path, short_run: list[LearnConfig]) -> None:
+    printed = study("learn", "--out", str(tmp_path / "curve.png"))
+    for title in ("Share of the net pips", "Share of the reward"):
+        assert title in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed  # no cell is cut
+    assert all(player in printed for player in ("best", "agent", "nothing", "random", "imitation"))
     assert short_run
 
 
-def test_learn_removes_no_older_record(
+def test_learn_does_not_overwrite_an_existing_record(
     tmp_path: Path, short_run: list[LearnConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,7 +70,7 @@ def test_learn_removes_no_older_record(
 
 @pytest.fixture
 def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[LearnConfig]:
-    """`compare` keeps what it was asked for and takes no time; seed 7 is interrupted."""
+    """Replace the runs of `compare` by instant ones; seed 7 is interrupted."""
     asked: list[LearnConfig] = []
 
     def learn(config: LearnConfig) -> LearnReport:
@@ -83,7 +84,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[LearnConfi
     return asked
 
 
-def test_compare_learns_every_way_by_every_seed(compared: list[LearnConfig], tmp_path: Path) -> None:
+def test_compare_runs_every_variant_with_every_seed(compared: list[LearnConfig], tmp_path: Path) -> None:
     profile = tmp_path / "profile.toml"
     profile.write_text("[search]\nmin_q_span = 5.0\n[learner]\nunroll_steps = 1\n")
     options = ("--way", "puct", "--seeds", "2", "--minutes", "1", "--profile", str(profile))
@@ -92,26 +93,26 @@ def test_compare_learns_every_way_by_every_seed(compared: list[LearnConfig], tmp
     for config in compared:
         assert (config.search.min_q_span, config.learner.unroll_steps) == (5.0, 1)
         assert (config.search.selection, config.minutes, config.imitation_minutes) == ("puct", 1.0, 0.0)
-    assert [(told["way"], told["seed"]) for told in answer["runs"]] == [("puct", 0), ("puct", 1)]
-    assert [(told["way"], told["num_runs"]) for told in answer["ways"]] == [("puct", 2)]
+    assert [(row["way"], row["seed"]) for row in answer["runs"]] == [("puct", 0), ("puct", 1)]
+    assert [(row["way"], row["num_runs"]) for row in answer["ways"]] == [("puct", 2)]
     assert (tmp_path / "compare.png").stat().st_size > 1_000
 
 
-def test_compare_goes_on_where_it_was_interrupted(compared: list[LearnConfig], tmp_path: Path) -> None:
+def test_compare_continues_after_an_interruption(compared: list[LearnConfig], tmp_path: Path) -> None:
     options = ["compare", "--way", "puct", "--minutes", "1", "--record", "kept", "--first-seed"]
     broken = CliRunner().invoke(app, [*options, "6", "--seeds", "3"])
     assert broken.exit_code == 130
     assert "puct, seed 6: 0.44 of the best policy's" in broken.stderr
-    assert "interrupted; finished runs: 1, kept" in broken.stderr
+    assert "interrupted; finished runs: 1, saved" in broken.stderr
     assert (tmp_path / "compare.png").stat().st_size > 1_000
-    told = study_document(*options, "5", "--seeds", "2", "--way", "as given")
+    document = study_document(*options, "5", "--seeds", "2", "--way", "as given")
     assert [(config.search.selection, config.seed) for config in compared] == [
         ("puct", 6),
         ("puct", 5),
         ("gumbel", 5),
         ("gumbel", 6),
     ]
-    assert [(one["way"], one["seed"]) for one in told["runs"]] == [
+    assert [(one["way"], one["seed"]) for one in document["runs"]] == [
         ("puct", 5),
         ("puct", 6),
         ("as given", 5),
@@ -119,19 +120,22 @@ def test_compare_goes_on_where_it_was_interrupted(compared: list[LearnConfig], t
     ]
 
 
-def test_compare_shows_what_a_record_holds_and_learns_nothing(compared: list[LearnConfig]) -> None:
+def test_compare_show_prints_recorded_runs_without_new_ones(compared: list[LearnConfig]) -> None:
     options = ("compare", "--minutes", "1", "--record", "kept")
-    with pytest.raises(SettingsError, match="no run is kept in kept"):
+    with pytest.raises(SettingsError, match="there is no run in kept"):
         study(*options, "--show")
     study(*options, "--seeds", "1", "--first-seed", "3", "--way", "puct")
-    assert "puct" in study(*options, "--show")
+    printed = study(*options, "--show")
+    assert max(map(len, printed.splitlines())) <= 80
+    words = printed.replace("│", " ").split()
+    assert {"puct", "variant", "reached", "(median)", "episodes", "(mean)"} <= set(words)
     assert len(compared) == 1
     with pytest.raises(SettingsError, match=r"minutes 1.0, not 2.0;"):
         study("compare", "--minutes", "2", "--record", "kept", "--show")
 
 
-def test_discount_tells_every_discount(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of those that it asks for the first is worked out: the others take seconds each."""
+def test_discount_judges_every_discount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first requested discount is computed, since each takes seconds."""
     asked: list[float] = []
 
     def first_of(discounts: Sequence[float], **options: int) -> list[Discounted]:

@@ -1,4 +1,4 @@
-"""What the supervisor does when a process ends, cannot be started, or is asked to stop."""
+"""The supervisor when a process exits, cannot be started, or is stopped."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ from tests.waiting import PATIENCE_SECONDS
 
 WAITS = "import time; time.sleep(600)"
 FAILS = "import sys; print('error: no room'); sys.exit(3)"
-AT_FAULT = "import sys; print('error: setting MM_X is wrong'); sys.exit(2)"
+INVALID_SETTING = "import sys; print('error: setting MM_X is wrong'); sys.exit(2)"
 
 
 @pytest.fixture(autouse=True)
@@ -31,24 +31,24 @@ def spec(folder: Path, program: str, obstacle: Callable[[], str] = str) -> Proce
     )
 
 
-async def until(holds: Callable[[], object]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():  # noqa: ASYNC110  of other processes
+        while not condition():  # noqa: ASYNC110  a state of other processes
             await asyncio.sleep(0.01)
 
 
-async def test_an_event_says_why_a_process_ended_and_it_is_started_again(tmp_path: Path) -> None:
+async def test_a_process_that_exits_is_reported_and_restarted(tmp_path: Path) -> None:
     (tmp_path / "one.log").write_text("error: of an earlier run\n")
     events: list[str] = []
     supervisor = Supervisor(events.append)
     await supervisor.start(spec(tmp_path, FAILS))
     await until(lambda: supervisor.restarts("one") >= 1)
-    assert events[0] == "one ended with status 3: no room; starting it again in 0 s"
+    assert events[0] == "one exited with status 3: no room; restarting it in 0 s"
     await supervisor.stop()
     assert supervisor.pids == {}
 
 
-async def test_an_obstacle_delays_the_restart_and_is_told_once(tmp_path: Path) -> None:
+async def test_an_obstacle_delays_the_restart_and_is_reported_once(tmp_path: Path) -> None:
     obstacles = ["waits for disk space"] * 3
     events: list[str] = []
     supervisor = Supervisor(events.append)
@@ -59,13 +59,13 @@ async def test_an_obstacle_delays_the_restart_and_is_told_once(tmp_path: Path) -
     assert obstacles == []
 
 
-async def test_what_cannot_be_started_again_is_tried_until_it_can(tmp_path: Path) -> None:
+async def test_a_failed_restart_is_retried_until_it_succeeds(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "one.log"
     events: list[str] = []
     supervisor = Supervisor(events.append)
 
     def obstruct() -> str:
-        if log.is_file():  # from now on the log cannot be opened
+        if log.is_file():  # now the log cannot be opened
             log.unlink()
             log.mkdir()
         elif any("cannot be started" in event for event in events):
@@ -80,7 +80,7 @@ async def test_what_cannot_be_started_again_is_tried_until_it_can(tmp_path: Path
     assert "one cannot be started: [Errno 21] Is a directory" in events[1]
 
 
-async def test_a_disk_that_fails_before_a_restart_delays_it(tmp_path: Path) -> None:
+async def test_a_disk_error_delays_a_restart(tmp_path: Path) -> None:
     events: list[str] = []
 
     def fail_once() -> str:
@@ -95,7 +95,7 @@ async def test_a_disk_that_fails_before_a_restart_delays_it(tmp_path: Path) -> N
     assert events[1] == "one cannot be started: [Errno 30] Read-only file system"
 
 
-async def test_a_process_is_started_again_after_a_signal_without_a_name(tmp_path: Path) -> None:
+async def test_a_process_is_restarted_after_a_signal_without_a_name(tmp_path: Path) -> None:
     events: list[str] = []
     supervisor = Supervisor(events.append)
     await supervisor.start(spec(tmp_path, WAITS))
@@ -105,26 +105,27 @@ async def test_a_process_is_started_again_after_a_signal_without_a_name(tmp_path
     assert f"one was killed by signal {signal.SIGRTMIN + 6};" in events[0]
 
 
-async def test_a_fault_of_the_user_s_ends_the_run_with_its_text(tmp_path: Path) -> None:
+async def test_invalid_user_input_fails_the_run_with_the_error_text(tmp_path: Path) -> None:
     supervisor = Supervisor(lambda _: None)
-    await supervisor.start(spec(tmp_path, AT_FAULT))
-    assert str(await supervisor.failure) == "one ended with status 2: setting MM_X is wrong"
+    await supervisor.start(spec(tmp_path, INVALID_SETTING))
+    assert str(await supervisor.failure) == "one exited with status 2: setting MM_X is wrong"
     await supervisor.stop()
 
 
-async def test_a_process_that_cannot_be_started_at_all_is_an_error(tmp_path: Path) -> None:
+async def test_a_process_that_cannot_be_started_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "one.log").mkdir()
     with pytest.raises(ServiceError, match=r"one cannot be started: .* Is a directory"):
         await Supervisor(lambda _: None).start(spec(tmp_path, WAITS))
 
 
-async def test_nothing_is_started_again_while_it_stops(tmp_path: Path) -> None:
-    """One that has died just before is about to be restarted."""
+async def test_nothing_is_restarted_while_the_supervisor_stops(tmp_path: Path) -> None:
+    """A process that has just exited would otherwise be restarted."""
     supervisor = Supervisor(lambda _: None)
     await supervisor.start(spec(tmp_path, FAILS))
-    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)\n" + WAITS
-    await supervisor.start(ProcessSpec("two", (sys.executable, "-S", "-c", deaf), {}, tmp_path / "two.log"))
-    await until(lambda: "deaf" in (tmp_path / "two.log").read_text())
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True)\n"
+    command = (sys.executable, "-S", "-c", stubborn + WAITS)
+    await supervisor.start(ProcessSpec("two", command, {}, tmp_path / "two.log"))
+    await until(lambda: "ready" in (tmp_path / "two.log").read_text())
     stopping = asyncio.create_task(supervisor.stop(((("two",), 0.5),)))
     await until(lambda: "one" not in supervisor.pids)
     restarts = supervisor.restarts("one")

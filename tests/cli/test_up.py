@@ -1,4 +1,4 @@
-"""Whatever ends `up`, its terminal or its Redis: nothing runs on, nothing starts twice, all is told."""
+"""`up` stops or restarts its processes when its terminal, its Redis or `up` itself fails."""
 
 import contextlib
 import fcntl
@@ -41,7 +41,7 @@ def stopped_in_order(small: SmallUp) -> None:
     small.until_nothing_runs()
     stopped = small.stopped()
     assert set(stopped[: len(FIRST)]) == FIRST
-    assert sorted(stopped) == sorted(NAMES - {"redis"}), "each is asked once"
+    assert sorted(stopped) == sorted(NAMES - {"redis"}), "each gets SIGTERM once"
     assert lock_holder(small.home) is None
 
 
@@ -54,19 +54,19 @@ def test_a_closed_terminal_stops_everything_in_order(small: SmallUp) -> None:
     stopped_in_order(small)
 
 
-def test_a_pipe_that_nobody_reads_any_more_stops_everything_in_order(small: SmallUp) -> None:
+def test_a_closed_pipe_stops_everything_in_order(small: SmallUp) -> None:
     reading, writing = os.pipe()
     small.start(writing)
     os.close(writing)
     small.until_ready()
     os.close(reading)
-    os.kill(small.named("broker").pid, signal.SIGKILL)  # `up` writes a line about it
+    os.kill(small.named("broker").pid, signal.SIGKILL)  # `up` reports this in a line
     small.wait()
     small.until_nothing_runs()
     assert set(small.stopped()) >= FIRST
 
 
-def test_a_pipe_that_is_full_holds_nothing_up(small: SmallUp) -> None:
+def test_a_full_pipe_does_not_block_the_supervisor(small: SmallUp) -> None:
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.write(writing, b"-" * 4096)
@@ -81,7 +81,7 @@ def test_a_pipe_that_is_full_holds_nothing_up(small: SmallUp) -> None:
     os.close(writing)
 
 
-def test_sighup_is_ignored_where_it_was_before_as_under_nohup(small: SmallUp) -> None:
+def test_sighup_stays_ignored_under_nohup(small: SmallUp) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Path(os.devnull).open("w") as nowhere:
@@ -98,20 +98,22 @@ def test_sighup_is_ignored_where_it_was_before_as_under_nohup(small: SmallUp) ->
     small.until_nothing_runs()
 
 
-def test_nothing_outlives_an_up_that_is_killed(small: SmallUp) -> None:
+def test_all_processes_exit_when_up_is_killed(small: SmallUp) -> None:
     with Path(os.devnull).open("w") as nowhere:
         small.start(nowhere.fileno())
     small.until_ready()
     os.kill(small.pid, signal.SIGKILL)
     small.wait()
     small.until_nothing_runs()
-    assert sorted(small.stopped()) == sorted(NAMES - {"redis"}), "SIGTERM, so that each stops in order"
-    assert last_run(small.home) is not None  # tells the other commands where the trader's files are
+    assert sorted(small.stopped()) == sorted(NAMES - {"redis"}), (
+        "each got SIGTERM, so that it could shut down"
+    )
+    assert last_run(small.home) is not None  # other commands find the files of the trader through it
 
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child of another home's `up`."""
+    """A child process of an `up` with another home."""
     environment = {**os.environ, HOME_VARIABLE: str(tmp_path / "other"), NAME_VARIABLE: "trader"}
     with subprocess.Popen(
         [sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, env=environment
@@ -121,14 +123,14 @@ def stranger(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("command", ["down", "up"])
-def test_what_hangs_after_a_kill_is_named_and_ended(
+def test_processes_that_hang_after_a_kill_are_named_and_killed(
     small: SmallUp,
     stranger: subprocess.Popen[bytes],
     command: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("DEAF", "trader")
+    monkeypatch.setenv("IGNORE_SIGTERM", "trader")
     with Path(os.devnull).open("w") as nowhere:
         small.start(nowhere.fileno())
         before = small.until_ready()
@@ -138,14 +140,13 @@ def test_what_hangs_after_a_kill_is_named_and_ended(
         assert lock_holder(small.home) is None, "a child must not inherit the lock of `up`"
         with pytest.raises(NotUpError, match=rf"left processes: trader \({before.pids['trader']}\)"):
             status()
-        monkeypatch.delenv("DEAF")
+        monkeypatch.delenv("IGNORE_SIGTERM")
         monkeypatch.setattr(leftover_processes, "STOP_PHASES", ((("trader",), 0.5),))
-        asked = small.stopped().count("trader")
+        sigterms = small.stopped().count("trader")
         if command == "down":
             down()
-            said = capsys.readouterr().err
-            assert "had to kill: trader" in said
-            assert small.stopped().count("trader") > asked, "SIGTERM comes first"
+            assert "had to kill: trader" in capsys.readouterr().err
+            assert small.stopped().count("trader") > sigterms, "SIGTERM comes first"
         else:
             small.start(nowhere.fileno())
             assert small.until_ready().pids["trader"] != before.pids["trader"]
@@ -156,7 +157,7 @@ def test_what_hangs_after_a_kill_is_named_and_ended(
     assert stranger.poll() is None
 
 
-def test_redis_is_started_again_with_what_it_had(small: SmallUp) -> None:
+def test_a_killed_redis_is_restarted_with_its_data(small: SmallUp) -> None:
     with Path(os.devnull).open("w") as nowhere:
         small.start(nowhere.fileno())
     run = small.until_ready()
@@ -164,20 +165,20 @@ def test_redis_is_started_again_with_what_it_had(small: SmallUp) -> None:
         client.xadd("numbers", {"n": 1})
         os.kill(run.pids["redis"], signal.SIGKILL)
 
-        def again() -> bool:
+        def restarted() -> bool:
             with contextlib.suppress(RedisError):
                 return int(client.xlen("numbers")) == 1 and client.info()["process_id"] != run.pids["redis"]
             return False
 
-        small.until(again)
+        small.until(restarted)
     small.until(lambda: running(small.home).pids.get("redis") not in (None, run.pids["redis"]))  # type: ignore[union-attr]
-    assert any("redis was killed by SIGKILL; starting it again" in event for event in small.events())
+    assert any("redis was killed by SIGKILL; restarting it" in event for event in small.events())
     down()
     small.wait()
     stopped_in_order(small)
 
 
-def test_a_disk_that_refuses_ends_nothing_and_is_told_once(small: SmallUp) -> None:
+def test_a_full_disk_stops_nothing_and_is_reported_once(small: SmallUp) -> None:
     reading, writing = os.pipe()
     small.start(writing)
     os.close(writing)
@@ -191,8 +192,8 @@ def test_a_disk_that_refuses_ends_nothing_and_is_told_once(small: SmallUp) -> No
             for left in leftovers(small.home)
         )
     )
-    time.sleep(0.5)  # several looks
-    assert running(small.home) == before, "the file from before is intact"
+    time.sleep(0.5)  # several checks
+    assert running(small.home) == before, "the previous file is intact"
     resource.prlimit(small.pid, resource.RLIMIT_FSIZE, (most, most))
     small.until(lambda: running(small.home) != before)
     assert running(small.home).started_at == before.started_at  # type: ignore[union-attr]
@@ -200,11 +201,11 @@ def test_a_disk_that_refuses_ends_nothing_and_is_told_once(small: SmallUp) -> No
     down()
     small.wait()
     with os.fdopen(reading, errors="replace") as output:
-        assert output.read().count("cannot write which processes run") == 1
+        assert output.read().count("cannot write up.json") == 1
     small.until_nothing_runs()
 
 
-def test_a_second_up_and_a_down_meanwhile_find_one_up(
+def test_a_second_up_is_refused_and_down_stops_the_first(
     small: SmallUp, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Path(os.devnull).open("w") as nowhere:
@@ -213,18 +214,18 @@ def test_a_second_up_and_a_down_meanwhile_find_one_up(
         second = SmallUp(small.home)
         second.start(nowhere.fileno())
         assert second.wait() == 1
-    assert f"is up already (process {run.pid}" in (small.home / "failure").read_text()
+    assert f"already running (process {run.pid}" in (small.home / "failure").read_text()
     assert running(small.home) == run
     down()
     assert "stopped" in capsys.readouterr().out
-    assert small.wait() == 0, "whoever asks for the stop causes no failure, for systemd to restart"
+    assert small.wait() == 0, "a requested stop is no failure, so systemd does not restart it"
     stopped_in_order(small)
     down()
-    assert "nothing is up" in capsys.readouterr().out
+    assert "no system is running" in capsys.readouterr().out
 
 
 def test_a_suspended_up_can_be_stopped(small: SmallUp) -> None:
-    """Ctrl-Z suspends `up`; the processes run on."""
+    """Ctrl-Z suspends `up`, but not its processes."""
     with Path(os.devnull).open("w") as nowhere:
         small.start(nowhere.fileno())
     small.until_ready()
@@ -235,7 +236,7 @@ def test_a_suspended_up_can_be_stopped(small: SmallUp) -> None:
 
 
 @pytest.mark.parametrize("command", [up, down, status])
-def test_a_home_that_cannot_be_used_is_one_line(
+def test_an_unusable_home_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[[], None]
 ) -> None:
     (tmp_path / "file").touch()
@@ -244,7 +245,7 @@ def test_a_home_that_cannot_be_used_is_one_line(
         command()
 
 
-def test_a_full_disk_refuses_the_home_and_leaves_it_free(tmp_path: Path) -> None:
+def test_on_a_full_disk_up_fails_and_releases_its_lock(tmp_path: Path) -> None:
     soft, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # no file may grow: EFBIG
     try:
@@ -264,8 +265,8 @@ def test_a_secret_is_kept_unless_a_power_failure_lost_it(tmp_path: Path) -> None
     assert len(_kept_secret(path)) == len(kept)
 
 
-def test_a_home_that_is_held_is_not_taken_for_the_run_before(tmp_path: Path) -> None:
-    """While `up` imports bars the file of the run before is still there; its process id is another's."""
+def test_a_starting_up_is_not_mistaken_for_the_last_run(tmp_path: Path) -> None:
+    """While `up` imports bars, up.json still describes the last run, with another process id."""
     assert lock_holder(tmp_path / "none") is None
     with exclusive(tmp_path):
         (tmp_path / "up.json").write_text(
@@ -279,12 +280,12 @@ def test_a_home_that_is_held_is_not_taken_for_the_run_before(tmp_path: Path) -> 
     assert lock_holder(tmp_path) is None
 
 
-def test_a_look_at_the_lock_does_not_refuse_an_up(tmp_path: Path) -> None:
+def test_a_brief_check_of_the_lock_does_not_refuse_an_up(tmp_path: Path) -> None:
     (tmp_path / "up.lock").touch()
-    with (tmp_path / "up.lock").open() as looking:
-        fcntl.flock(looking, fcntl.LOCK_SH)
+    with (tmp_path / "up.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
         releasing = subprocess.Popen(
-            [sys.executable, "-S", "-c", "import time; time.sleep(0.2)"], pass_fds=[looking.fileno()]
+            [sys.executable, "-S", "-c", "import time; time.sleep(0.2)"], pass_fds=[lock.fileno()]
         )
     with exclusive(tmp_path):
         assert lock_holder(tmp_path) == os.getpid()

@@ -19,8 +19,8 @@ app.command()(backtest)
 
 
 @pytest.fixture(autouse=True)
-def away_from_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of its own, short sessions and little effort."""
+def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, short sessions and cheap settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MM_ENVIRONMENT__SESSION_BARS", "36")
     monkeypatch.setenv("MM_SEARCH__SIMULATIONS", "2")
@@ -29,7 +29,7 @@ def away_from_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def given(tmp_path: Path) -> list[str]:
-    """Options that name a store with versions 1 and 2, and the data set that they were trained on."""
+    """Options for a store with versions 1 and 2 and for the data set that they were trained on."""
     data = small_dataset()
     write_dataset(tmp_path / "d.duckdb", data.bars, data.source, data.session_config, data.split_config)
     store = store_with(tmp_path, 1, 2)
@@ -44,14 +44,14 @@ def run(*arguments: str) -> str:
     return result.stdout
 
 
-def test_validate_judges_the_latest_on_the_validation_split(given: list[str]) -> None:
+def test_validate_judges_the_latest_version_on_the_validation_split(given: list[str]) -> None:
     document = json.loads(run("validate", *given, "--sessions", "4", "--json"))
     assert (document["version"], document["split"], document["num_sessions"]) == (2, "validation", 4)
     assert document["activity"]["num_decisions"] == 4 * 36
     assert document["num_versions_tried"] == 1
 
 
-def test_the_settings_are_those_of_the_run_that_the_version_is_of(
+def test_the_settings_are_those_of_the_run_of_the_version(
     given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "profile.toml").write_text("[search]\ndiscount = 0.9\n")
@@ -63,7 +63,7 @@ def test_the_settings_are_those_of_the_run_that_the_version_is_of(
     assert document["standards"]["search"]["discount"] == 0.9
 
 
-def test_backtest_walks_the_test_split_and_writes_a_page(given: list[str], tmp_path: Path) -> None:
+def test_backtest_judges_the_test_split_and_writes_a_page(given: list[str], tmp_path: Path) -> None:
     text = run("backtest", "--checkpoint", "1", *given, "--out", str(tmp_path / "reports"))
     assert "version 1, test split" in text
     assert "moving-average cross" in text
@@ -73,11 +73,11 @@ def test_backtest_walks_the_test_split_and_writes_a_page(given: list[str], tmp_p
     run("validate", "--checkpoint", "1", *given, "--sessions", "2", "--out", str(tmp_path / "reports"))
     assert (
         json.loads((tmp_path / "reports" / "1.json").read_text())["num_sessions"] == 2
-    )  # made on demand too
+    )  # it replaced the report on demand
 
 
-def test_a_report_made_on_demand_replaces_nothing_else(given: list[str], tmp_path: Path) -> None:
-    """Refused before the version is walked."""
+def test_a_report_on_demand_replaces_only_reports_on_demand(given: list[str], tmp_path: Path) -> None:
+    """The check comes before the evaluation."""
     service, foreign = tmp_path / "validations", tmp_path / "foreign"
     service.mkdir()
     ValidationStore(service / DATABASE).stand(Ground("ab" * 32, "validation"), {})
@@ -92,7 +92,7 @@ def test_a_report_made_on_demand_replaces_nothing_else(given: list[str], tmp_pat
         ("1.png", "mine"),
     ):
         (foreign / name).write_text(text)
-        with pytest.raises(SettingsError, match=r"foreign/1\.json or the page or picture beside it exists"):
+        with pytest.raises(SettingsError, match=r"foreign/1\.json, or the page or picture beside it, exists"):
             run("validate", "--checkpoint", "1", *given, "--out", str(foreign))
         assert (foreign / name).read_text() == text
         (foreign / name).unlink()
@@ -101,13 +101,13 @@ def test_a_report_made_on_demand_replaces_nothing_else(given: list[str], tmp_pat
         run("validate", "--checkpoint", "1", *given, "--out", str(tmp_path / "file"))
 
 
-def test_a_checkpoint_that_is_none_is_refused(given: list[str]) -> None:
+def test_an_unknown_checkpoint_is_refused(given: list[str]) -> None:
     with pytest.raises(CheckpointError, match=r"no version 'promoted'.*latest \(2\)"):
         run("backtest", *given)
     with pytest.raises(CheckpointError, match="no version 9"):
         run("validate", "--checkpoint", "9", *given)
 
 
-def test_a_data_set_that_is_none_is_refused(given: list[str], tmp_path: Path) -> None:
+def test_a_missing_data_set_is_refused(given: list[str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such data set"):
         run("validate", *given[:2], "--data", str(tmp_path / "absent.duckdb"))

@@ -1,4 +1,4 @@
-"""The reference profile can be read by every service and differs from the defaults where it says so only."""
+"""Every service can read the reference profile, which equals the defaults except for one setting."""
 
 import dataclasses
 import importlib
@@ -30,7 +30,7 @@ def _groups(settings: ServiceSettings) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("settings_class", _classes(), ids=lambda c: c.__name__)
-def test_reference_equals_the_defaults_but_for_the_selection_rule(
+def test_reference_equals_the_defaults_except_for_the_selection_rule(
     settings_class: type[ServiceSettings],
 ) -> None:
     defaults, reference = _groups(load(settings_class)), _groups(load(settings_class, profile=REFERENCE))

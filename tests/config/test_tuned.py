@@ -1,4 +1,4 @@
-"""The tuned profile can be read by every service, and says nothing that the defaults say already."""
+"""Every service can read the tuned profile, which repeats no default."""
 
 import tomllib
 from pathlib import Path
@@ -22,6 +22,6 @@ def test_every_line_differs_from_its_default() -> None:
             assert getattr(default[group], name) != value, (group, name)
 
 
-def test_it_is_the_projects_own() -> None:
+def test_up_uses_the_tuned_profile_of_the_project() -> None:
     assert Path(__file__).resolve().parents[2] / "config" / "tuned.toml" == TUNED
     assert load(TrainerSettings, profile=TUNED).learner.shaping is Shaping.UNREALISED

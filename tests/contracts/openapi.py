@@ -1,7 +1,7 @@
-"""A small checker of JSON against the schemas of an OpenAPI 3 description: what the OANDA contract uses.
+"""A small checker of JSON against the schemas of an OpenAPI 3 description.
 
-References, types, required and unknown properties, enums, patterns, bounds, `oneOf`, `allOf` and arrays.
-A keyword that it does not know is an error of the test, never passed over.
+It supports what the OANDA contract uses: references, types, required and unknown properties, enums, patterns,
+bounds, `oneOf`, `allOf`, `not` and arrays. An unknown keyword fails the test.
 """
 
 import re
@@ -18,7 +18,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": int,
     "number": (int, float),
 }
-_TELLING_ONLY = {
+_INFORMATIVE = {
     "description",
     "example",
     "examples",
@@ -57,12 +57,12 @@ class Contract:
         self.document = document
 
     def operation(self, method: str, path: str) -> Schema:
-        """The description of one call, by the path template."""
+        """The description of a method and path template."""
         found: Schema = self.document["paths"][path][method.lower()]
         return found
 
     def answer_schema(self, method: str, path: str, status: int) -> Schema:
-        """The schema of the JSON answer with a status."""
+        """The schema of the JSON response with a status."""
         answer = self.resolve(self.operation(method, path)["responses"][str(status)])
         found: Schema = answer["content"]["application/json"]["schema"]
         return found
@@ -88,16 +88,16 @@ class Contract:
         return schema
 
     def violations(self, value: object, schema: Schema, where: str = "$") -> Iterator[str]:
-        """Everything in which a value breaks a schema."""
+        """All violations of a schema by a value."""
         schema = self.resolve(schema)
-        unknown = set(schema) - _CHECKED - _TELLING_ONLY
+        unknown = set(schema) - _CHECKED - _INFORMATIVE
         assert not unknown, f"the checker does not know {unknown} at {where}"
         wanted = schema.get("type")
         if wanted is not None and not _is_a(value, wanted):
-            yield f"{where}: {value!r} is no {wanted}"
+            yield f"{where}: {value!r} is not of type {wanted}"
             return
         if "enum" in schema and value not in schema["enum"]:
-            yield f"{where}: {value!r} is none of {schema['enum']}"
+            yield f"{where}: {value!r} is not one of {schema['enum']}"
         yield from self._composed(value, schema, where)
         if isinstance(value, str):
             yield from _string(value, schema, where)
@@ -115,11 +115,11 @@ class Contract:
         for part in schema.get("allOf", ()):
             yield from self.violations(value, part, where)
         if "not" in schema and not list(self.violations(value, schema["not"], where)):
-            yield f"{where}: {value!r} is what it must not be"
+            yield f"{where}: {value!r} matches a forbidden schema"
         if "oneOf" in schema:
             failures = [list(self.violations(value, part, where)) for part in schema["oneOf"]]
             if sum(not failed for failed in failures) != 1:
-                yield f"{where}: fits {sum(not failed for failed in failures)} of oneOf: {failures}"
+                yield f"{where}: matches {sum(not failed for failed in failures)} of oneOf: {failures}"
 
     def _object(self, value: Mapping[str, object], schema: Schema, where: str) -> Iterator[str]:
         properties: Mapping[str, Schema] = schema.get("properties", {})
@@ -151,7 +151,7 @@ def _string(value: str, schema: Schema, where: str) -> Iterator[str]:
 def undescribed(
     contract: Contract, value: object, schemas: Sequence[Schema], where: str = "$"
 ) -> Iterator[str]:
-    """Fields of a value that none of its schemas describes: words that OANDA does not use."""
+    """Fields of a value that none of its schemas describes, which OANDA therefore does not use."""
     resolved = [contract.resolve(schema) for schema in schemas]
     if isinstance(value, list):
         items = [schema["items"] for schema in resolved if "items" in schema]

@@ -1,4 +1,4 @@
-"""What the paper broker answers, and what the client sends, against OANDA's published description."""
+"""Answers of the paper broker and requests of the client, checked against OANDA's API description."""
 
 import json
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def contract() -> Contract:
 
 
 def check(contract: Contract, answer: httpx.Response, template: str, status: int) -> Mapping[str, Any]:
-    """The body of an answer that keeps the contract."""
+    """Check an answer against the contract; returns its body."""
     method = answer.request.method
     assert answer.status_code == status, answer.text
     body: Mapping[str, Any] = answer.json()
@@ -52,7 +52,7 @@ MARKS = {"clientExtensions": {"id": "k1", "tag": "t"}, "tradeClientExtensions": 
 
 
 async def traded(at: Running) -> None:
-    """A history with every kind of transaction: a guarded trade, a part closed, a reject, a cancellation."""
+    """Make a history of all transaction types: trade with exits, partial close, reject, cancellation."""
     for order in (
         {**ORDER, **EXITS, **MARKS},
         {**ORDER, "units": "-1"},
@@ -162,7 +162,7 @@ async def test_every_stream_line_keeps_the_contract(contract: Contract, market: 
         for wanted in ("PRICE", "HEARTBEAT"):
             line = json.loads(await anext(lines))
             assert line["type"] == wanted
-            # A heartbeat fits the looser of the two schemas as well as its own: check the one it names.
+            # A heartbeat also matches the looser schema of prices, so check the schema of its own type.
             name = "ClientPrice" if wanted == "PRICE" else "PricingHeartbeat"
             assert {"$ref": f"#/components/schemas/{name}"} in contract.line_schema(template)["oneOf"]
             assert list(contract.violations(line, named(contract, name))) == []
@@ -195,19 +195,19 @@ def test_the_orders_of_the_client_keep_the_contract(contract: Contract, order: M
     assert list(contract.violations(order.body(), contract.body_schema("POST", f"{BELOW}/orders"))) == []
 
 
-def test_the_checker_finds_what_is_wrong(contract: Contract) -> None:
+def test_the_checker_detects_violations(contract: Contract) -> None:
     schema = contract.body_schema("POST", f"{BELOW}/orders")
-    for wrong in (
+    for invalid in (
         {"order": {**ORDER, "units": 1}},
         {"order": {**ORDER, "units": "0"}},
         {"order": {**ORDER, "timeInForce": "GTC"}},
         {"order": {**ORDER, "stopLoss": {"price": "188.0"}}},
         {"order": {"type": "MARKET", "units": "1"}},
     ):
-        assert list(contract.violations(wrong, schema))
+        assert list(contract.violations(invalid, schema))
 
 
 def named(contract: Contract, name: str) -> Mapping[str, Any]:
-    """A schema by its name."""
+    """The schema with a name."""
     schema: Mapping[str, Any] = contract.document["components"]["schemas"][name]
     return schema

@@ -1,4 +1,4 @@
-"""`docker compose up` for real: built, healthy, scaled, and going on after `down` and `up`."""
+"""`docker compose up` with a real engine: build, health, scaling, and a restart with the same data."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.docker
 
 
 def _engine_fault() -> str:
-    """Why there is no Docker engine with Compose 2 here; empty where there is one."""
+    """Why no Docker engine with Compose 2 is available, or ""."""
     if not shutil.which("docker"):
         return "docker is not installed"
     for command in (["docker", "info"], ["docker", "compose", "version"]):
@@ -31,7 +31,7 @@ def _engine_fault() -> str:
 
 
 class Project:
-    """One compose project with a name, a port and volumes of its own."""
+    """A compose project with its own name, port and volumes."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -43,7 +43,7 @@ class Project:
         }
 
     def compose(self, *arguments: str, timeout: float = 1500) -> str:
-        """Run `docker compose`; a failure shows what the services last said."""
+        """Run `docker compose`; a failure shows the last log lines of the services."""
         result = subprocess.run(
             ["docker", "compose", "--project-name", f"mm-test-{os.getpid()}", *arguments],
             cwd=ROOT,
@@ -58,17 +58,19 @@ class Project:
         return result.stdout
 
     def status(self) -> dict[str, object]:
-        """What the gateway answers on the published port."""
+        """Status from the gateway on the published port."""
         answer = httpx.get(f"http://127.0.0.1:{self.port}/status", timeout=10.0)
         return dict(answer.raise_for_status().json())
 
-    def wait_until(self, what: str, holds: Callable[[dict[str, object]], bool]) -> dict[str, object]:
-        """Wait for a state of the system."""
+    def wait_until(
+        self, description: str, condition: Callable[[dict[str, object]], bool]
+    ) -> dict[str, object]:
+        """Wait until a condition on the status holds."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not holds(status := self.status()):
+        while not condition(status := self.status()):
             if time.monotonic() > deadline:
                 logs = self.compose("logs", "--tail", "15", "--no-color")
-                raise AssertionError(f"never came: {what}\n{json.dumps(status)}\n{logs}")
+                raise AssertionError(f"did not happen: {description}\n{json.dumps(status)}\n{logs}")
             time.sleep(1.0)
         return status
 
@@ -102,15 +104,15 @@ def _works(status: dict[str, object]) -> bool:
     return bool(pointers["promoted"]) and _entries(status, "mm:decisions") >= 3
 
 
-def test_up_is_healthy_scales_and_goes_on_after_down(project: Project) -> None:
+def test_compose_becomes_healthy_scales_and_resumes_after_down(project: Project) -> None:
     project.compose("up", "--detach", "--wait", "--scale", "selfplay=2")
     rows = [json.loads(line) for line in project.compose("ps", "--format", "json").splitlines()]
     assert {row["Service"]: row["Health"] for row in rows} == dict.fromkeys(
         ("redis", "trainer", "selfplay", "validator", "inference", "broker", "trader", "api"), "healthy"
     )
-    first = project.wait_until("every service seen", lambda s: _instances(s).get("selfplay") == 2)
+    first = project.wait_until("every service sends heartbeats", lambda s: _instances(s).get("selfplay") == 2)
     assert all(count >= 1 for count in _instances(first).values()), first["services"]
-    before = project.wait_until("a version promoted and decisions made", _works)
+    before = project.wait_until("a version is promoted and decisions are made", _works)
 
     for service in ("trainer", "api"):
         inside = project.compose("exec", "-T", service, "sh", "-c", "id -u; touch /etc/x 2>&1 || true")
@@ -119,7 +121,9 @@ def test_up_is_healthy_scales_and_goes_on_after_down(project: Project) -> None:
 
     project.compose("down", "--timeout", "20")
     project.compose("up", "--detach", "--wait")
-    after = project.wait_until("going on", lambda s: _works(s) and _instances(s).get("selfplay") == 1)
+    after = project.wait_until(
+        "it resumes with one worker", lambda s: _works(s) and _instances(s).get("selfplay") == 1
+    )
     for stream in ("mm:checkpoints", "mm:decisions", "mm:validations"):
         assert _entries(after, stream) >= _entries(before, stream)
     assert after["dead_letters"] == 0

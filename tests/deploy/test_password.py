@@ -1,4 +1,4 @@
-"""REDIS_PASSWORD in compose: any character, in no URL and on no command line."""
+"""REDIS_PASSWORD in compose may contain any character and appears in no URL and no command line."""
 
 import os
 import re
@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = """aB/cD+e= #1 what? a@b x:y 50% "'`$HOME\\ päss"""
 
 
-def test_the_server_of_compose_takes_any_password_and_shows_none(tmp_path: Path) -> None:
-    told = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["redis"]
-    assert told["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD:-only-inside-this-network}"}
-    shell, option, script = told["command"]
+def test_redis_in_compose_accepts_any_password_and_exposes_none(tmp_path: Path) -> None:
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["redis"]
+    assert service["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD:-only-inside-this-network}"}
+    shell, option, script = service["command"]
     port = free_port()
     entrypoint = tmp_path / "docker-entrypoint.sh"
     entrypoint.write_text(
@@ -58,9 +58,9 @@ def test_the_server_of_compose_takes_any_password_and_shows_none(tmp_path: Path)
             server.terminate()
 
 
-def test_no_url_and_no_shell_text_of_compose_is_made_of_a_setting() -> None:
+def test_compose_puts_no_setting_into_a_url_or_a_shell_command() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    for name, told in services.items():
-        for value in dict(told.get("environment", {})).values():
+    for name, service in services.items():
+        for value in dict(service.get("environment", {})).values():
             assert "://" not in str(value) or "${" not in str(value), name
-        assert not any(re.search(r"(?<!\$)\$\{", part) for part in told.get("command", [])), name
+        assert not any(re.search(r"(?<!\$)\$\{", part) for part in service.get("command", [])), name

@@ -1,4 +1,4 @@
-"""Where containers may write: the root file system is read-only, so every such folder is a volume."""
+"""Folders that containers write to: the root file system is read-only, so each of them is a volume."""
 
 import re
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from services.selfplay.settings import SelfPlaySettings
 ROOT = Path(__file__).resolve().parents[2]
 HOME = Path("/var/lib/micro-muzero")
 
-#: Folders of the home that the image makes for its user: a new volume begins with what the image holds there.
-MADE = re.compile(r"cd micro-muzero \\\n\s*&& mkdir ([a-z ]+) \\\n\s*&& chown -R micromuzero: (\S+)")
+#: Folders of the home that the image creates for its user; a new volume is initialised from the image.
+CREATED = re.compile(r"cd micro-muzero \\\n\s*&& mkdir ([a-z ]+) \\\n\s*&& chown -R micromuzero: (\S+)")
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ def mounts(service: str) -> list[Mount]:
 
 
 def services_of_the_image() -> list[str]:
-    return [name for name, told in compose()["services"].items() if "micro-muzero" in told["image"]]
+    return [name for name, service in compose()["services"].items() if "micro-muzero" in service["image"]]
 
 
-def test_self_play_may_write_where_it_keeps_what_it_could_not_send() -> None:
+def test_self_play_can_write_to_its_folder_of_unsent_trajectories() -> None:
     assert compose()["services"]["selfplay"]["read_only"]
     unsent = SelfPlaySettings(home=HOME).unsent_root
     (mount,) = [mount for mount in mounts("selfplay") if mount.folder == unsent]
     assert mount.writable
-    assert mount.volume in compose()["volumes"]  # named: there still when the container is made anew
+    assert mount.volume in compose()["volumes"]  # a named volume survives when the container is recreated
 
 
 @pytest.mark.parametrize("service", services_of_the_image())
-def test_every_volume_of_a_service_begins_as_a_folder_of_the_image_s_user(service: str) -> None:
-    made = MADE.search((ROOT / "Dockerfile").read_text())
-    assert made is not None
-    assert made[2] == str(HOME)
+def test_every_volume_starts_as_a_folder_owned_by_the_image_user(service: str) -> None:
+    created = CREATED.search((ROOT / "Dockerfile").read_text())
+    assert created is not None
+    assert created[2] == str(HOME)
     for mount in mounts(service):
         assert mount.volume in compose()["volumes"]
         assert mount.folder.parent == HOME
-        assert mount.folder.name in made[1].split()
+        assert mount.folder.name in created[1].split()

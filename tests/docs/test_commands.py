@@ -1,4 +1,4 @@
-"""The commands that README and docs show: they exist with their options, and the quick ones run as shown."""
+"""The commands in README and docs exist with their options, and the quick ones run as shown."""
 
 import os
 import re
@@ -17,15 +17,15 @@ from cli.services import SERVICES
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: Commands of the script itself, before any Python runs.
-OF_THE_SCRIPT = {"install", "test"}
+#: Commands that the script `run` handles itself.
+SCRIPT_COMMANDS = {"install", "test"}
 
-#: README's commands that a test can run: quick, and in need of nothing but the files made here.
+#: Commands of the README that a test can run: quick, and needing only the files created here.
 QUICK = ("data import", "data describe", "simulate", "metrics")
 
 
 def _shown(page: Path) -> list[list[str]]:
-    """The words of every `./run` and `micro-muzero` command in a page's code blocks."""
+    """The words of every `./run` and `micro-muzero` command in the code blocks of a page."""
     lines = [
         line
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
@@ -40,7 +40,7 @@ COMMANDS = [(page.name, words) for page in PAGES for words in _shown(page)]
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda v: v if isinstance(v, str) else " ".join(v))
 def test_every_command_shown_exists_with_its_options(page: str, words: list[str]) -> None:
-    if words[0] in OF_THE_SCRIPT:
+    if words[0] in SCRIPT_COMMANDS:
         assert f"  {words[0]}) " in (ROOT / "run").read_text(), page
         return
     if words[0] in SERVICES or words == ["--help"]:
@@ -48,22 +48,22 @@ def test_every_command_shown_exists_with_its_options(page: str, words: list[str]
     command: Any = typer.main.get_command(app)
     rest = list(words)
     while hasattr(command, "commands"):
-        assert rest, f"{page}: {words} names a group only"
-        assert rest[0] in command.commands, f"{page}: there is no command {words}"
+        assert rest, f"{page}: {words} names only a group"
+        assert rest[0] in command.commands, f"{page}: command {words} does not exist"
         command = command.commands[rest.pop(0)]
     known = {
         option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
     }
     for word in rest:
         if word.startswith("--"):
-            assert word.partition("=")[0] in {*known, "--help"}, f"{page}: {words} has no {word}"
+            assert word.partition("=")[0] in {*known, "--help"}, f"{page}: {words} has no option {word}"
 
 
 def test_the_pages_show_commands() -> None:
     assert len(COMMANDS) > 10
 
 
-def test_readme_s_quick_commands_run_as_shown(tmp_path: Path) -> None:
+def test_the_quick_commands_of_the_readme_run_as_shown(tmp_path: Path) -> None:
     _write_bars(tmp_path / "bars.csv")
     (tmp_path / "actions.txt").write_text("BUY\nHOLD\nCLOSE\n")
     (tmp_path / "trades.csv").write_text("pips\n5.0\n-3.0\n8.5\n")
@@ -87,7 +87,7 @@ def test_readme_s_quick_commands_run_as_shown(tmp_path: Path) -> None:
 
 
 def _write_bars(path: Path) -> None:
-    """Two weeks of bars in the OANDA-like format."""
+    """Write two weeks of bars as CSV."""
     import numpy as np
 
     from shared.market.synthetic import Market, synthesize

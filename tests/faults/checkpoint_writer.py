@@ -1,8 +1,8 @@
-"""A process that publishes checkpoints and kills itself at the step that it is told, or is killed.
+"""A process that publishes checkpoints from forks that are killed on request.
 
-Each line read is one order. A number `N`: a fork of this process publishes a version and is gone just
-before step N of the file system. `after S`: it is killed from outside after S seconds, wherever it is then.
-The line printed says whether it was killed before it ended.
+Each line of stdin is one request. `N`: a fork publishes a version and kills itself just before file system
+step N. `after S`: a fork publishes a version and is killed from outside after S seconds. The answer is 1 if
+the fork was killed before it finished, otherwise 0.
 """
 
 import os
@@ -14,33 +14,32 @@ from pathlib import Path
 from shared.adapters.versions.store import CheckpointStore, Pointer
 from tests.shared.adapters.versions.checkpoint_versions import manifest, tensors
 
-#: What Python tells of (`sys.addaudithook`) when files are made, written to, moved and removed.
+#: Audit events of Python (`sys.addaudithook`) for creating, writing, moving and removing files.
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
-#: Versions kept.
-KEPT = 2
+NUM_KEPT_VERSIONS = 2
 
 
 def publish(root: Path | str) -> None:
-    """Save one more version, point at it and remove the oldest."""
+    """Save one more version, set the pointer to it and remove the oldest version."""
     store = CheckpointStore(root)
     version = store.versions()[-1] + 1
     store.save(manifest(version), tensors(version), tensors(version + 1))
     store.point(Pointer.LATEST, version)
-    store.collect_garbage(keep=KEPT)
+    store.collect_garbage(keep=NUM_KEPT_VERSIONS)
 
 
 def killed_at(step: int, root: Path | str) -> bool:
-    """Publish in a fork that kills itself before a step; False when it ended before."""
+    """Publish in a fork that kills itself before a step; False if it finished before that step."""
     child = os.fork()
     if child == 0:
-        left = step
+        steps_left = step
 
         def count(event: str, _: object) -> None:
-            nonlocal left
+            nonlocal steps_left
             if event in STEPS:
-                left -= 1
-                if left < 0:
+                steps_left -= 1
+                if steps_left < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
@@ -50,7 +49,7 @@ def killed_at(step: int, root: Path | str) -> bool:
 
 
 def killed_after(seconds: float, root: Path | str) -> bool:
-    """Publish in a fork that is killed after some time; False when it ended before."""
+    """Publish in a fork that is killed after some time; False if it finished before."""
     child = os.fork()
     if child == 0:
         publish(root)
@@ -66,8 +65,8 @@ def _was_killed(child: int) -> bool:
 
 
 if __name__ == "__main__":
-    where = sys.argv[1] if "://" in sys.argv[1] else Path(sys.argv[1])
+    root = sys.argv[1] if "://" in sys.argv[1] else Path(sys.argv[1])
     for line in sys.stdin:
-        order, _, seconds = line.strip().rpartition(" ")
-        killed = killed_after(float(seconds), where) if order else killed_at(int(seconds), where)
+        after, _, number = line.strip().rpartition(" ")
+        killed = killed_after(float(number), root) if after else killed_at(int(number), root)
         print(int(killed), flush=True)

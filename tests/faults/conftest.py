@@ -1,4 +1,4 @@
-"""A Redis of a test's own, since faults change or kill it, and the services' processes around it."""
+"""Fixtures of fault tests: each test has its own Redis and its own service processes."""
 
 import contextlib
 import gc
@@ -16,18 +16,18 @@ from shared.market.session import SessionConfig, SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer
 from tests.faults.forked import ForkedSystem
-from tests.faults.in_process import InProcessSystem, registry_of_their_own
+from tests.faults.in_process import InProcessSystem, use_new_registry
 from tests.services.trainer.processes import System
 
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader of this process looks around often."""
+    """Make blocking reads of this process short."""
     monkeypatch.setattr(consumer_group, "BLOCK_MS", 20)
 
 
 def pytest_sessionfinish() -> None:
-    """Connections that the last test broke are forgotten before pytest looks; till now some were held."""
+    """Collect connections that the last test broke, before pytest reports them as leaks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
@@ -35,7 +35,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="session")
 def bars(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
-    """A data set for all processes."""
+    """The data set of all processes."""
     path = tmp_path_factory.mktemp("bars") / "bars.duckdb"
     return path, write_dataset(
         path,
@@ -48,7 +48,7 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
 
 @pytest_asyncio.fixture
 async def system(tmp_path: Path, bars: tuple[Path, Dataset], own_redis: RedisServer) -> AsyncIterator[System]:
-    """Services to start as processes; killed at the end."""
+    """A system of service processes; those still running are killed at the end."""
     async with _running(System(tmp_path, bars[1], own_redis, Bus(own_redis.url)), bars[0]) as system:
         yield system
 
@@ -57,7 +57,7 @@ async def system(tmp_path: Path, bars: tuple[Path, Dataset], own_redis: RedisSer
 async def forked_system(
     tmp_path: Path, bars: tuple[Path, Dataset], own_redis: RedisServer
 ) -> AsyncIterator[System]:
-    """As `system`, for tests that start a service often and do not tell how long that takes."""
+    """Like `system`, for tests that start services often and do not measure the start time."""
     async with _running(ForkedSystem(tmp_path, bars[1], own_redis, Bus(own_redis.url)), bars[0]) as system:
         yield system
 
@@ -70,9 +70,9 @@ async def tasks_or_processes(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> AsyncIterator[System]:
-    """As `system`, of tasks in the default suite and of forked processes in a soak."""
+    """Like `system`, with tasks in the default suite and forked processes in soak tests."""
     kind = ForkedSystem if request.node.get_closest_marker("soak") else InProcessSystem
-    registry_of_their_own(monkeypatch)
+    use_new_registry(monkeypatch)
     async with _running(kind(tmp_path, bars[1], own_redis, Bus(own_redis.url)), bars[0]) as system:
         yield system
 

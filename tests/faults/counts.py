@@ -1,7 +1,7 @@
-"""How often a fault strikes: seldom in the default suite, often under the marker `soak`.
+"""How often a fault is injected: a few times in the default suite, many times under the marker `soak`.
 
-A soak may take as long as the machine needs, but not without going on: between two of its steps it has
-`STEP_SECONDS`, then it fails and the next begins.
+A soak test may take as long as it needs, but each of its steps has at most `STEP_SECONDS`. A test that
+exceeds this limit fails, and the next test begins.
 """
 
 import contextlib
@@ -11,44 +11,44 @@ from collections.abc import Iterator
 
 import pytest
 
-#: Longest time of a soak's step, or of all of a soak that has none.
+#: Time limit of a step of a soak test, or of the complete test if it has no steps.
 STEP_SECONDS = 1_200.0
 
-#: A soak tells how far it is so often.
-TELL_SECONDS = 30.0
+#: Interval between progress reports of a soak test.
+REPORT_SECONDS = 30.0
 
 
 def rounds(few: int, many: int) -> pytest.MarkDecorator:
-    """Parametrize a test by `count`: a few in every run of the tests, many in `./run soak`."""
+    """Parametrize a test by `count`: `few` in the default suite, `many` in `./run soak`."""
     return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.soak)])
 
 
 def soaked(many: int) -> pytest.MarkDecorator:
-    """As `rounds`, for what takes long to begin and has a part that every run of the tests sees elsewhere."""
+    """Run a test only in soaks: it starts slowly, and another test covers its parts in the default suite."""
     return pytest.mark.parametrize("count", [pytest.param(many, marks=pytest.mark.soak)])
 
 
 def steps(*bounds: int) -> Iterator[int]:
-    """As `range`; tells now and then how far the test is, and gives each step its time."""
+    """Like `range`; reports the progress of the test and limits the time of each step."""
     numbers = range(*bounds)
-    begun = told = time.monotonic()
+    started = reported = time.monotonic()
     for done, number in enumerate(numbers, 1):
         if signal.getitimer(signal.ITIMER_REAL)[0]:
             signal.setitimer(signal.ITIMER_REAL, STEP_SECONDS)
         yield number
-        if time.monotonic() - told > TELL_SECONDS:
-            told = time.monotonic()
-            print(f"\n{done:,} of {len(numbers):,} after {told - begun:.0f} s", end="", flush=True)
+        if time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            print(f"\n{done:,} of {len(numbers):,} after {reported - started:.0f} s", end="", flush=True)
 
 
 @contextlib.contextmanager
-def ending_hangs() -> Iterator[None]:
-    """Fail a test that makes no step for too long, wherever it waits."""
+def failing_hangs() -> Iterator[None]:
+    """Fail a test whose current step exceeds the time limit."""
 
-    def give_up(*_: object) -> None:
-        pytest.fail(f"nothing went on for {STEP_SECONDS:g} s")
+    def fail(*_: object) -> None:
+        pytest.fail(f"no progress for {STEP_SECONDS:g} s")
 
-    before = signal.signal(signal.SIGALRM, give_up)
+    before = signal.signal(signal.SIGALRM, fail)
     signal.setitimer(signal.ITIMER_REAL, STEP_SECONDS)
     try:
         yield
@@ -57,6 +57,6 @@ def ending_hangs() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def tell(fault: str, **figures: object) -> None:
-    """Print one line of figures; `./run soak` shows it."""
+def print_figures(fault: str, **figures: object) -> None:
+    """Print one line of figures, which `./run soak` shows."""
     print(f"\n{fault}: " + ", ".join(f"{name} {value}" for name, value in figures.items()), flush=True)

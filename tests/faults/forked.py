@@ -1,7 +1,7 @@
-"""Services as processes that begin at once: forked from one that has imported everything.
+"""Services as processes that start quickly, forked from a process that has imported everything.
 
-Most of a service's start is importing. What follows is the same: its own memory, environment, log and
-`main`, and a signal ends it as it ends any process.
+Most of the start of a service is importing. Otherwise they are like any process: they have their own memory,
+environment, log and `main`, and react to signals.
 """
 
 import importlib
@@ -18,13 +18,13 @@ from services.api.config import EXPECTED_SERVICES
 from tests.conftest import ROOT
 from tests.services.trainer.processes import System
 
-#: What the services import, some of it only when they run.
+#: Modules that the services import, some of them only at run time.
 MODULES = (
     *(f"services.{name}.__main__" for name in EXPECTED_SERVICES),
     *(f"services.{name}.service" for name in ("trainer", "selfplay", "validator")),
     "services.trainer.learning.distributed",
     "services.validator.validation",
-    "torch._dynamo",  # when an optimiser is made
+    "torch._dynamo",  # imported when an optimiser is created
 )
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -33,34 +33,34 @@ _FORKS.set_forkserver_preload(list(MODULES))
 
 @dataclass
 class Forked:
-    """One of them, to be handled as a `subprocess.Popen`."""
+    """A forked process with the interface of `subprocess.Popen`."""
 
     process: ForkServerProcess
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id."""
         assert self.process.pid is not None
         return self.process.pid
 
     def poll(self) -> int | None:
-        """The exit status, or minus the signal that ended it; None while it runs."""
+        """Exit status, or minus the signal that killed it; None while it runs."""
         return self.process.exitcode
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self.process.kill()
 
     def send_signal(self, sig: int, /) -> None:
-        """Send it a signal."""
+        """Send a signal."""
         os.kill(self.pid, sig)
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status, once it has ended."""
+        """Wait for the exit; returns the exit status."""
         self.process.join(timeout)
         status = self.poll()
         if status is None:
-            raise TimeoutError(f"process {self.pid} did not end within {timeout} s")
+            raise TimeoutError(f"process {self.pid} did not exit within {timeout} s")
         return status
 
 
@@ -68,12 +68,12 @@ class ForkedSystem(System):
     """A system whose services are forked."""
 
     def begin(self, service: str, launcher: Sequence[str], environment: Mapping[str, str]) -> Forked:
-        """Start a service's process."""
-        assert not launcher, "a launcher starts processes of its own"
+        """Start the process of a service."""
+        assert not launcher, "a launcher would start its own processes"
         process = _FORKS.Process(
             target=_run, args=(service, dict(environment), self.home / f"{service}.log"), daemon=True
         )
-        with pytest.MonkeyPatch.context() as patched:  # libraries read it when they are imported
+        with pytest.MonkeyPatch.context() as patched:  # libraries read it at import
             patched.setenv("OMP_NUM_THREADS", environment["OMP_NUM_THREADS"])
             process.start()
         return Forked(process)

@@ -1,7 +1,7 @@
-"""A disk without room: one call that needs some, or every call from one on, is refused by its number.
+"""A simulated full disk, which refuses one chosen call that needs space, or all calls from one on.
 
-Counted are the calls of this process that make, write to, sync or rename a file or a folder. What frees room,
-or only looks, always succeeds. A write that is refused leaves half of it behind, as a kernel's does.
+It counts calls of this process that create, write, sync or rename a file or folder. Calls that free space or
+only read always succeed. A refused write still writes half of its data, as a kernel may do.
 """
 
 import errno
@@ -18,34 +18,34 @@ import pytest
 
 @dataclass
 class FullDisk:
-    """Below a folder; there is room until `refuse` is told otherwise."""
+    """The disk below a folder; it has space until `refuse` is called."""
 
     folder: Path
-    look: Callable[[], None] = lambda: None  # at what lies there when a call is about to be refused
-    refused: list[str] = field(default_factory=list)  # since `refuse` was told last, in order
-    _calls: int = 0  # since then
-    _first: int | None = None  # number of the first that is refused
+    look: Callable[[], None] = lambda: None  # called before a call is refused
+    refused: list[str] = field(default_factory=list)  # calls refused since the last `refuse`, in order
+    _calls: int = 0  # calls since the last `refuse`
+    _first: int | None = None  # number of the first call to refuse
     _once: bool = False
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def refuse(self, first: int, *, once: bool) -> None:
-        """Refuse the call of a number, counted from 0 and from now, and unless `once` all that follow it."""
+        """Refuse call number `first`, counted from 0 and from now, and unless `once` all calls after it."""
         with self._counting:
             self.refused, self._calls, self._first, self._once = [], 0, first, once
 
     def free(self) -> None:
-        """Have room again."""
+        """Free the disk."""
         self._first = None
 
     def has(self, path: object) -> TypeGuard[str | Path]:
-        """True for a path below the folder, or of the folder itself."""
+        """Whether a path is the folder or below it."""
         return isinstance(path, str | Path) and Path(path).is_relative_to(self.folder)
 
     def need(self, what: str, path: object) -> None:
-        """Count a call.
+        """Count a call that needs space.
 
         Raises:
-            OSError: there is no room for it.
+            OSError: the disk refuses it.
         """
         with self._counting:
             if self._first is None or not self.has(path):
@@ -59,12 +59,12 @@ class FullDisk:
 
 
 class _Raw(io.FileIO):
-    """A file on such a disk."""
+    """A file on the simulated disk."""
 
     disk: FullDisk
 
     def write(self, data: Any) -> int:
-        """Write all, or half and an error."""
+        """Write everything, or half of it before an error."""
         try:
             self.disk.need("write", self.name)
         except OSError:
@@ -74,7 +74,7 @@ class _Raw(io.FileIO):
 
 
 def full_disk(folder: Path, patched: pytest.MonkeyPatch) -> FullDisk:
-    """Have this process' calls below a folder, which is made where it is not there, counted from now on."""
+    """Simulate a disk below a folder, which is created if needed, for all calls of this process."""
     folder.mkdir(parents=True, exist_ok=True)
     disk, opened, made = FullDisk(folder), io.open, os.open
 

@@ -1,4 +1,4 @@
-"""Entries that are not what they claim, and entries whose every claim holds but which no session gives."""
+"""Hostile entries: malformed ones, and well-formed ones that no real session produces."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from tests.shared.messages.trajectories import FINGERPRINT, random_trajectory
 def hostile(
     number: int, rng: np.random.Generator, *, dataset: str = FINGERPRINT, start_bar: int = 200
 ) -> dict[str, bytes]:
-    """An entry that must be refused; every kind in turn.
+    """An entry that must be refused; consecutive numbers give different kinds.
 
     Args:
-        number: of the entry; consecutive ones are of different kinds.
-        rng: of the bytes that are no message at all.
-        dataset: the reader's own, so that nothing is refused for another one.
-        start_bar: one that the data set has.
+        number: number of the entry.
+        rng: random generator for random bytes.
+        dataset: data set of the reader, so that entries are not refused because of another data set.
+        start_bar: a start bar that exists in the data set.
     """
     trajectory = random_trajectory(1_000_000 + number, dataset=dataset, start_bar=start_bar)
     header, arrays = encode_trajectory(trajectory)

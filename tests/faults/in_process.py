@@ -1,6 +1,6 @@
-"""Services as tasks of this process: they do what they do as processes, and none has to be started.
+"""Services as tasks of this process, which saves the time to start processes.
 
-For tests in which no service is killed or stopped by a signal. What they tell Prometheus is kept apart.
+For tests that do not kill services or stop them by signals. Their metrics have separate registries.
 """
 
 import asyncio
@@ -26,39 +26,39 @@ from tests.services.trainer.processes import System
 
 @dataclass
 class Task:
-    """One of them, to be handled as a `subprocess.Popen` is."""
+    """A service task with the interface of `subprocess.Popen`."""
 
     lifecycle: Lifecycle
     task: asyncio.Task[None]
     loop: asyncio.AbstractEventLoop
-    ended: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
 
     @property
     def pid(self) -> int:
-        """This process's."""
+        """Id of this process."""
         return os.getpid()
 
     def poll(self) -> int | None:
-        """0 when it ended in good order, 1 when not; None while it runs."""
+        """0 after success, 1 after an error or cancellation; None while it runs."""
         if not self.task.done():
             return None
         return int(self.task.cancelled() or self.task.exception() is not None)
 
     def kill(self) -> None:
-        """End it."""
+        """Cancel the task."""
         self.task.cancel()
 
     def send_signal(self, _sig: int, /) -> None:
-        """Ask it to stop; from any thread."""
+        """Ask the service to stop; can be called from any thread."""
         self.loop.call_soon_threadsafe(self.lifecycle.stop)
 
     def wait(self, timeout: float | None = None) -> int:
-        """How it ended; at once in the thread that it runs in, where waiting would keep it from ending."""
+        """Wait for the exit; returns at once in the thread of the task, where waiting would block it."""
         with contextlib.suppress(RuntimeError):
             if asyncio.get_running_loop() is self.loop:
                 return self.poll() or 0
-        if not self.ended.wait(timeout):
-            raise TimeoutError(f"{self.lifecycle.service} did not end within {timeout} s")
+        if not self.done.wait(timeout):
+            raise TimeoutError(f"{self.lifecycle.service} did not stop within {timeout} s")
         status = self.poll()
         assert status is not None
         return status
@@ -69,8 +69,8 @@ class InProcessSystem(System):
     """A system whose services are tasks."""
 
     def begin(self, service: str, launcher: Sequence[str], environment: Mapping[str, str]) -> Task:
-        """Start a service's task."""
-        assert not launcher, "a launcher starts processes of its own"
+        """Start the task of a service."""
+        assert not launcher, "a launcher would start its own processes"
         settings, compose = _parts(service, environment)
         lifecycle = Lifecycle(service, settings)
         loop = asyncio.get_running_loop()
@@ -78,24 +78,24 @@ class InProcessSystem(System):
         log = self.home / f"{service}.log"
         log.touch()
 
-        def end(ended: asyncio.Task[None]) -> None:
-            if not ended.cancelled() and (failure := ended.exception()):
+        def finish(finished: asyncio.Task[None]) -> None:
+            if not finished.cancelled() and (failure := finished.exception()):
                 log.write_text("".join(traceback.format_exception(failure)))
-            task.ended.set()
+            task.done.set()
 
-        task.task.add_done_callback(end)
+        task.task.add_done_callback(finish)
         return task
 
 
 def _parts(
     service: str, environment: Mapping[str, str]
 ) -> tuple[ServiceSettings, Callable[[ServiceSettings], Main]]:
-    """A service's settings, and what makes a coroutine of them, as its `main` hands them over."""
+    """The settings and the compose function that the `main` of a service passes to `service_main`."""
     module = importlib.import_module(f"services.{service}.__main__")
-    found: list[Any] = []
+    passed: list[Any] = []
 
-    def handed(*parts: object) -> int:
-        found.extend(parts)
+    def record(*parts: object) -> int:
+        passed.extend(parts)
         return 0
 
     with pytest.MonkeyPatch.context() as patched:
@@ -104,9 +104,9 @@ def _parts(
                 patched.delenv(name)
         for name, value in environment.items():
             patched.setenv(name, value)
-        patched.setattr(module, "service_main", handed)
+        patched.setattr(module, "service_main", record)
         module.main([])
-        _, settings_class, compose, _ = found
+        _, settings_class, compose, _ = passed
         settings = load(settings_class)
     if "registry" in inspect.signature(compose).parameters:
         compose = partial(compose, registry=CollectorRegistry())
@@ -131,6 +131,6 @@ async def _beat(lifecycle: Lifecycle, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-def registry_of_their_own(patched: pytest.MonkeyPatch) -> None:
-    """Have inference, which is told of no other, use a registry that is new."""
+def use_new_registry(patched: pytest.MonkeyPatch) -> None:
+    """Give inference a new metrics registry, since its compose function takes no argument for one."""
     patched.setattr("services.inference.__main__.REGISTRY", CollectorRegistry())

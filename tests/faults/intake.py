@@ -1,4 +1,4 @@
-"""A trainer that takes trajectories in and publishes, and what it is sent."""
+"""A trainer that ingests trajectories and publishes versions without learning."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from tests.services.trainer.runs import CONFIG
 from tests.shared.messages.trajectories import random_trajectory
 
 
-def trainer_that_only_takes_in(server: RedisServer, bars: Path, home: Path) -> TrainerSettings:
-    """Of a trainer that makes no update."""
+def settings_without_updates(server: RedisServer, bars: Path, home: Path) -> TrainerSettings:
+    """Settings of a trainer that makes no updates."""
     return TrainerSettings(
         home=home,
         dataset=bars,
@@ -36,14 +36,14 @@ def trainer_that_only_takes_in(server: RedisServer, bars: Path, home: Path) -> T
 
 
 async def send_sessions(bus: Bus, dataset: Dataset, seeds: range) -> None:
-    """About 25 kB each."""
+    """Send one session per seed, about 25 kB each."""
     for seed in seeds:
         session = random_trajectory(seed, 360, start_bar=500, dataset=dataset.fingerprint)
         await bus.append(TRAJECTORIES, *encode_trajectory(session))
 
 
 def journalled_by(settings: TrainerSettings) -> list[int]:
-    """The numbers of the trajectories in its journal, in order."""
+    """Numbers of the trajectories in the trainer's journal, in order."""
     journal = Journal(settings.journal_root)
     held = journalled(journal)
     journal.close()

@@ -1,4 +1,4 @@
-"""A process that sends trajectories from a number on and prints each number that was acknowledged."""
+"""A process that sends numbered trajectories and prints each number that was acknowledged."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""A TCP proxy before Redis that a test tells what to do to every piece of a request or a reply."""
+"""A TCP proxy in front of Redis; hooks of a test handle each chunk of a request or reply."""
 
 import asyncio
 import contextlib
@@ -7,25 +7,25 @@ from types import TracebackType
 
 from shared.runtime.redis_server import RedisServer
 
-#: What to pass on of a piece; None passes nothing on and cuts the connection.
+#: Returns the bytes to pass on for a chunk; None passes nothing on and cuts the connection.
 Hook = Callable[[bytes], Awaitable[bytes | None]]
 
 
 class Cut(Exception):
-    """Pass on these bytes and cut the connection then."""
+    """Pass on these bytes, then cut the connection."""
 
     def __init__(self, passed_on: bytes) -> None:
         super().__init__()
         self.passed_on = passed_on
 
 
-async def pass_on(piece: bytes) -> bytes | None:
-    """Do nothing to it."""
-    return piece
+async def pass_on(chunk: bytes) -> bytes | None:
+    """Pass the chunk on unchanged."""
+    return chunk
 
 
 class Proxy:
-    """Listens on a port of its own and passes on to a server what its hooks give back."""
+    """Listens on its own port and passes chunks to and from a server through its hooks."""
 
     def __init__(self, server: RedisServer, *, request: Hook = pass_on, reply: Hook = pass_on) -> None:
         self._server, self._request, self._reply = server, request, reply
@@ -49,7 +49,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut_all(self) -> None:
-        """Cut every connection that is open."""
+        """Cut all open connections."""
         for task in self._tasks:
             task.cancel()
 
@@ -61,18 +61,18 @@ class Proxy:
         upstream: asyncio.StreamWriter | None = None
         try:
             replies, upstream = await asyncio.open_connection("127.0.0.1", self._server.port)
-            ways = [
+            directions = [
                 asyncio.create_task(_pump(reader, upstream, self._request)),
                 asyncio.create_task(_pump(replies, writer, self._reply)),
             ]
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+                for direction in directions:
+                    direction.cancel()
+                await asyncio.gather(*directions, return_exceptions=True)
         except (OSError, asyncio.CancelledError):
-            return  # the server is away, or the test cuts
+            return  # the server is down, or the test cut the connection
         finally:
             for end in (writer, upstream):
                 if end is not None:
@@ -82,9 +82,9 @@ class Proxy:
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, hook: Hook) -> None:
-    while piece := await source.read(1 << 16):
+    while chunk := await source.read(1 << 16):
         try:
-            passed = await hook(piece)
+            passed = await hook(chunk)
         except Cut as cut:
             sink.write(cut.passed_on)
             await sink.drain()

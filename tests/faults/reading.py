@@ -1,4 +1,4 @@
-"""The trainer's way from the stream into the journal, without the learning; and what is there at the end."""
+"""Sends trajectories and journals them as the trainer does, but without learning."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,10 @@ from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from tests.shared.messages.trajectories import random_trajectory
 from tests.waiting import PATIENCE_SECONDS
 
-#: A test that waits longer than this for one thing has failed; nothing depends on how much shorter it takes.
-
 
 @dataclass
 class Tally:
-    """What came in; `sent` has when the sending of each trajectory was acknowledged, by its number."""
+    """Counts of trajectories; `sent` has the time of each acknowledged send, by trajectory number."""
 
     sent: dict[int, float] = field(default_factory=dict)
     delivered: int = 0
@@ -26,14 +24,14 @@ class Tally:
 
 
 async def send(bus: Bus, seed: int, tally: Tally | None = None) -> None:
-    """Send the trajectory of a number."""
+    """Send the trajectory with a number."""
     await bus.append(TRAJECTORIES, *encode_trajectory(random_trajectory(seed)))
     if tally:
         tally.sent[seed] = time.monotonic()
 
 
 async def journal_all(bus: Bus, journal: Journal, tally: Tally) -> None:
-    """Journal what comes, then acknowledge it, until cancelled."""
+    """Journal and acknowledge trajectories until cancelled."""
     async for batch in bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"):
         trajectories = [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
         new = journal.append(trajectories)
@@ -44,7 +42,7 @@ async def journal_all(bus: Bus, journal: Journal, tally: Tally) -> None:
 
 @contextlib.asynccontextmanager
 async def in_background(*coroutines: object) -> AsyncIterator[None]:
-    """Tasks that are cancelled at the end; an error of one is the test's."""
+    """Run tasks that are cancelled at the end; an error of a task fails the test."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]  # type: ignore[call-overload]
     try:
         yield
@@ -58,12 +56,12 @@ async def in_background(*coroutines: object) -> AsyncIterator[None]:
 
 
 async def until_drained(bus: Bus) -> None:
-    """Wait until everything in the stream is acknowledged."""
+    """Wait until all trajectories in the stream are acknowledged."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await bus.length(TRAJECTORIES):  # noqa: ASYNC110  a state, not an event
             await asyncio.sleep(0.01)
 
 
 def journalled(journal: Journal) -> list[int]:
-    """The numbers of the trajectories in the journal, in its order."""
+    """Numbers of the trajectories in the journal, in its order."""
     return [journal.read(n).seed for n in range(journal.first, journal.position)]

@@ -1,4 +1,4 @@
-"""Checkpoints whose writer is killed anywhere, and that are damaged anywhere: the one before is used."""
+"""Checkpoints whose writer is killed or whose files are damaged: the previous version is used."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from shared.adapters.versions.store import TRAINING, WEIGHTS, CheckpointStore, P
 from shared.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.faults.checkpoint_writer import publish
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.shared.adapters.versions.checkpoint_versions import (
     InBucket,
     InFolder,
@@ -25,13 +25,13 @@ from tests.shared.adapters.versions.checkpoint_versions import (
     tensors,
 )
 
-#: All that a version consists of.
+#: The files of a version.
 FILES = (WEIGHTS, TRAINING, MANIFEST, MANIFEST_SHA256)
 
 
 @rounds(1, 10)
-def test_a_writer_killed_before_any_step_leaves_whole_versions_only(tmp_path: Path, count: int) -> None:
-    """At every step at which files are made, moved or removed, in turn; each time the store goes on."""
+def test_a_writer_killed_before_any_step_leaves_only_intact_versions(tmp_path: Path, count: int) -> None:
+    """Kill it in turn before every step that creates, moves or removes files; the store stays usable."""
     store = CheckpointStore(tmp_path)
     filled(tmp_path, 0, 1)
     store.point(Pointer.LATEST, 1)
@@ -63,7 +63,7 @@ def test_a_writer_killed_before_any_step_leaves_whole_versions_only(tmp_path: Pa
                 assert pointed.version in versions
             assert step > 20
             assert list(tmp_path.glob(".writing-*")) == list(tmp_path.glob(".removing-*")) == []
-    tell("checkpoint writer killed", kills=kills, versions=store.versions()[-1] + 1, damaged=0)
+    print_figures("checkpoint writer killed", kills=kills, versions=store.versions()[-1] + 1, damaged=0)
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def place(request: pytest.FixtureRequest) -> InFolder | InBucket:
     return made
 
 
-def rounds_in_places(folder: tuple[int, int], bucket: tuple[int, int]) -> pytest.MarkDecorator:
-    """`rounds` in a folder and in a bucket, where each takes longer: few times each, and many."""
+def rounds_in_stores(folder: tuple[int, int], bucket: tuple[int, int]) -> pytest.MarkDecorator:
+    """Like `rounds`, for a folder and for a bucket, which is slower: `(few, many)` for each."""
     few, many = zip(folder, bucket, strict=True)
     return pytest.mark.parametrize(
         ("place", "count"),
@@ -89,18 +89,20 @@ def rounds_in_places(folder: tuple[int, int], bucket: tuple[int, int]) -> pytest
     )
 
 
-@rounds_in_places(folder=(20, 1_000), bucket=(10, 200))
-def test_a_writer_killed_at_any_moment_leaves_latest_loadable(place: InFolder | InBucket, count: int) -> None:
+@rounds_in_stores(folder=(20, 1_000), bucket=(10, 200))
+def test_a_writer_killed_at_any_moment_leaves_a_loadable_latest_version(
+    place: InFolder | InBucket, count: int
+) -> None:
     rng = np.random.default_rng(5)
     store = fill(place.store(), 0, 1)
     store.point(Pointer.LATEST, 1)
     begin = time.monotonic()
-    where = place.root if isinstance(place, InFolder) else place.url
-    publish(where)
+    root = place.root if isinstance(place, InFolder) else place.url
+    publish(root)
     usual = time.monotonic() - begin
     kills = loaded = 0
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.checkpoint_writer", str(where)],
+        [sys.executable, "-m", "tests.faults.checkpoint_writer", str(root)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -120,13 +122,15 @@ def test_a_writer_killed_at_any_moment_leaves_latest_loadable(place: InFolder | 
             assert pointed is not None
             assert equal(store.weights(pointed.version), tensors(pointed.version))
             loaded += 1
-    publish(where)  # what was left half done is in nobody's way
-    tell("checkpoint writer killed at random", kills=kills, loaded=loaded, versions=store.versions()[-1] + 1)
+    publish(root)  # incomplete files do not disturb it
+    print_figures(
+        "checkpoint writer killed at random", kills=kills, loaded=loaded, versions=store.versions()[-1] + 1
+    )
     assert store.newest_valid()[1] == []
 
 
-@rounds_in_places(folder=(100, 2_000), bucket=(20, 400))
-def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(
+@rounds_in_stores(folder=(100, 2_000), bucket=(20, 400))
+def test_a_damaged_version_is_detected_and_the_previous_one_is_used(
     place: InFolder | InBucket, count: int
 ) -> None:
     rng = np.random.default_rng(6)
@@ -135,22 +139,22 @@ def test_a_flipped_bit_or_a_cut_tail_is_found_and_the_version_before_used(
     contents = [place.read(key) for key in keys]
     found = 0
     for number in steps(count):
-        key, whole = keys[number % len(keys)], contents[number % len(keys)]
-        place.write(key, damaged(whole, rng))
+        key, intact = keys[number % len(keys)], contents[number % len(keys)]
+        place.write(key, damaged(intact, rng))
         valid, refused = store.newest_valid()
         assert valid is not None
         found += (valid.version, len(refused)) == (1, 1)
-        place.write(key, whole)
-    tell("checkpoint damaged", damaged=count, found=found, missed=count - found)
+        place.write(key, intact)
+    print_figures("checkpoint damaged", damaged=count, found=found, missed=count - found)
     assert found == count
     assert store.verify(2).version == 2
 
 
-@rounds_in_places(folder=(50, 1_000), bucket=(10, 200))
-def test_a_pointer_with_a_flipped_bit_or_a_cut_tail_is_found_and_nothing_is_removed_for_it(
+@rounds_in_stores(folder=(50, 1_000), bucket=(10, 200))
+def test_a_damaged_pointer_is_detected_and_prevents_removal_of_versions(
     place: InFolder | InBucket, count: int
 ) -> None:
-    """It may have held any version; what is published next sets it again."""
+    """It may have pointed to any version; the next published version sets it again."""
     rng = np.random.default_rng(7)
     store = fill(place.store(), 1, 2, 3)
     for name in Pointer:
@@ -159,8 +163,8 @@ def test_a_pointer_with_a_flipped_bit_or_a_cut_tail_is_found_and_nothing_is_remo
     found = 0
     for number in steps(count):
         name = list(Pointer)[number % len(Pointer)]
-        whole = place.read(f"{name}.json")
-        place.write(f"{name}.json", damaged(whole, rng))
+        intact = place.read(f"{name}.json")
+        place.write(f"{name}.json", damaged(intact, rng))
         before = store.pointers()[name]
         found += isinstance(before, CheckpointError)
         assert store.collect_garbage(keep=1).removed == ()
@@ -168,16 +172,16 @@ def test_a_pointer_with_a_flipped_bit_or_a_cut_tail_is_found_and_nothing_is_remo
         pointed = store.pointer(name)
         assert pointed is not None
         assert pointed.version == 2
-        place.write(f"{name}.json", whole)
-    tell("pointer damaged", damaged=count, found=found, missed=count - found)
+        place.write(f"{name}.json", intact)
+    print_figures("pointer damaged", damaged=count, found=found, missed=count - found)
     assert found == count
     assert store.versions() == [1, 2, 3]
 
 
-def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
-    """The tail cut off, or one bit flipped."""
+def damaged(intact: bytes, rng: np.random.Generator) -> bytes:
+    """Truncate the data, or flip one bit."""
     if rng.random() < 0.5:
-        return whole[: rng.integers(len(whole))]
-    flipped = bytearray(whole)
-    flipped[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        return intact[: rng.integers(len(intact))]
+    flipped = bytearray(intact)
+    flipped[rng.integers(len(intact))] ^= 1 << int(rng.integers(8))
     return bytes(flipped)

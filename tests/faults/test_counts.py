@@ -1,4 +1,4 @@
-"""What a soak may take: long in all, never long without going on."""
+"""Time limits and progress reports of soak tests."""
 
 import asyncio
 import signal
@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.faults import counts
-from tests.faults.counts import ending_hangs, steps
+from tests.faults.counts import failing_hangs, steps
 
 
 def hangs_in_a_task() -> None:
@@ -15,29 +15,29 @@ def hangs_in_a_task() -> None:
 
 
 @pytest.mark.parametrize("hang", [hangs_in_a_task, lambda: time.sleep(600)])
-def test_a_soak_that_hangs_fails(hang: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_soak_test_fails(hang: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts, "STEP_SECONDS", 0.2)
-    with pytest.raises(pytest.fail.Exception, match=r"nothing went on for 0\.2 s"), ending_hangs():
+    with pytest.raises(pytest.fail.Exception, match=r"no progress for 0\.2 s"), failing_hangs():
         hang()  # type: ignore[operator]
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
-def test_each_step_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ending_hangs():
+def test_each_step_of_a_soak_test_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with failing_hangs():
         monkeypatch.setattr(counts, "STEP_SECONDS", 10_000.0)
         assert signal.getitimer(signal.ITIMER_REAL)[0] < 5_000.0
         for _ in steps(2):
             assert signal.getitimer(signal.ITIMER_REAL)[0] > 5_000.0
 
 
-def test_without_a_soak_no_time_is_set() -> None:
+def test_without_a_soak_test_there_is_no_time_limit() -> None:
     assert list(steps(3)) == [0, 1, 2]
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
-def test_a_long_row_of_steps_tells_how_far_it_is(
+def test_a_long_soak_test_reports_its_progress(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(counts, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(counts, "REPORT_SECONDS", 0.0)
     assert list(steps(1_000))[-1] == 999
     assert capsys.readouterr().out.splitlines()[-1].startswith("1,000 of 1,000 after ")

@@ -1,4 +1,4 @@
-"""A full disk: journal and checkpoints stay whole and go on later, and a trainer counts what was refused."""
+"""A full disk: journal and checkpoints stay intact and usable, and a trainer counts refused writes."""
 
 import contextlib
 import errno
@@ -25,9 +25,9 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.full_disk import full_disk
-from tests.faults.intake import trainer_that_only_takes_in
+from tests.faults.intake import settings_without_updates
 from tests.faults.reading import journalled, until_drained
 from tests.services.trainer.test_service import detail
 from tests.services.trainer.test_service import running as running_trainer
@@ -38,7 +38,7 @@ from tests.waiting import until
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel writes up to this size of any file of this process and refuses the rest."""
+    """Limit the size of all files of this process; the kernel refuses writes beyond it."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -48,7 +48,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @rounds(100, 500)
-def test_a_journal_that_meets_a_full_disk_is_as_it_was_and_goes_on(tmp_path: Path, count: int) -> None:
+def test_a_full_disk_leaves_the_journal_unchanged_and_usable(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(1)
     journal = Journal(tmp_path, segment_bytes=40_000)
     journal.append([random_trajectory(0)])
@@ -69,13 +69,13 @@ def test_a_journal_that_meets_a_full_disk_is_as_it_was_and_goes_on(tmp_path: Pat
     again = Journal(tmp_path)
     assert again.bytes_cut == 0
     assert all(same(again.read(n), random_trajectory(n)) for n in range(again.position))
-    tell("journal on a full disk", refused=refused, journalled=again.position, lost=0, doubled=0)
+    print_figures("journal on a full disk", refused=refused, journalled=again.position, lost=0, doubled=0)
     assert again.position == 1 + 2 * count
     again.close()
 
 
 @rounds(50, 500)
-def test_a_record_torn_at_any_byte_is_cut_off_and_comes_again(tmp_path: Path, count: int) -> None:
+def test_a_journal_frame_torn_at_any_byte_is_truncated_and_redelivered(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(2)
     torn = 0
     journal = Journal(tmp_path, segment_bytes=40_000)
@@ -83,21 +83,21 @@ def test_a_record_torn_at_any_byte_is_cut_off_and_comes_again(tmp_path: Path, co
         journal.append([random_trajectory(seed)])
         journal.close()
         last = max(tmp_path.glob("*.segment"))
-        whole = last.stat().st_size
-        begin = last.read_bytes().rindex(b"MMJ1")  # a record's mark
-        os.truncate(last, int(rng.integers(begin, whole)))
+        size = last.stat().st_size
+        begin = last.read_bytes().rindex(b"MMJ1")  # the marker of a frame
+        os.truncate(last, int(rng.integers(begin, size)))
         journal = Journal(tmp_path, segment_bytes=40_000)
         torn += 1
         assert journal.position == seed
         assert journal.append([random_trajectory(seed)]) != []
     held = [journal.read(n).seed for n in range(journal.position)]
     journal.close()
-    tell("journal torn", torn=torn, journalled=len(held), lost=count - len(set(held)), doubled=0)
+    print_figures("journal torn", torn=torn, journalled=len(held), lost=count - len(set(held)), doubled=0)
     assert held == list(range(count))
 
 
 @rounds(100, 1_000)
-def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path: Path, count: int) -> None:
+def test_on_a_full_disk_saving_a_version_leaves_the_previous_one(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(4)
     store = CheckpointStore(tmp_path)
     store.save(manifest(1), tensors(1), tensors(2))
@@ -112,50 +112,52 @@ def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path: Pat
         assert (valid and valid.version, damaged) == (1, [])
         assert equal(store.weights(1), tensors(1))
     store.save(manifest(2), tensors(3), tensors(4))
-    tell("checkpoint on a full disk", refused=refused, visible=0, then_saved=store.verify(2).version)
+    print_figures("checkpoint on a full disk", refused=refused, visible=0, then_saved=store.verify(2).version)
 
 
-#: A file there takes nothing: the kernel says that the disk is full.
+#: Every write to this device fails because the disk is full.
 FULL = Path("/dev/full")
 
 
 @pytest.fixture
 def settings(own_redis: RedisServer, bars: tuple[Path, Dataset], tmp_path: Path) -> TrainerSettings:
-    """Of a trainer that makes a version after each episode."""
-    settings = trainer_that_only_takes_in(own_redis, bars[0], tmp_path)
+    """Settings of a trainer that publishes a version after each episode."""
+    settings = settings_without_updates(own_redis, bars[0], tmp_path)
     return settings.model_copy(update={"trainer": replace(settings.trainer, publish_every_episodes=1)})
 
 
 def failures(what: str) -> float:
-    """As Prometheus is told of them."""
+    """Number of failures in the Prometheus metric."""
     return REGISTRY.get_sample_value("mm_trainer_disk_failures_total", {"what": what}) or 0.0
 
 
 EITHER_WAY = pytest.mark.parametrize("once", [False, True], ids=["from-there-on", "once"])
 
-#: What may lie in the trainer's folders: whole files and versions, and the two locks.
-_WHOLE = re.compile(r"v\d{6}|latest\.json|\d{12}\.segment|removed\.ids|lock|\.pointers\.lock")
+#: Names of complete files and versions in the trainer's folders, and of the two locks.
+_COMPLETE = re.compile(r"v\d{6}|latest\.json|\d{12}\.segment|removed\.ids|lock|\.pointers\.lock")
 
 
-def left_over(folder: Path) -> list[str]:
-    """What lies there half made."""
-    return sorted(path.name for path in folder.glob("*") if not _WHOLE.fullmatch(path.name))
+def incomplete_files(folder: Path) -> list[str]:
+    """Names of incomplete files."""
+    return sorted(path.name for path in folder.glob("*") if not _COMPLETE.fullmatch(path.name))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Names and contents."""
+    """Contents by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def calls_for_files(store: CheckpointStore) -> set[str]:
-    """What each file of a version needs room for."""
+    """The calls that need space, for each file of a version."""
     files = [path.name for path in folder(store, store.versions()[-1]).iterdir()]
     return {f"{what} {name}" for what in ("make", "write", "sync") for name in files}
 
 
-def tell_refused(what: str, refused: Sequence[str], *, once: bool) -> None:
+def print_refused(what: str, refused: Sequence[str], *, once: bool) -> None:
     kinds = Counter(call.partition(" ")[0] for call in refused)
-    tell(what, all_that_follow=not once, calls_refused=len(refused), **kinds, counted=len(refused), partial=0)
+    print_figures(
+        what, all_that_follow=not once, calls_refused=len(refused), **kinds, counted=len(refused), partial=0
+    )
 
 
 async def send_short(bus: Bus, dataset: Dataset, *seeds: int) -> None:
@@ -163,7 +165,7 @@ async def send_short(bus: Bus, dataset: Dataset, *seeds: int) -> None:
     await bus.append_all(TRAJECTORIES, [encode_trajectory(trajectory) for trajectory in made])
 
 
-async def test_a_trainer_counts_what_its_journal_s_disk_refuses_and_goes_on(
+async def test_a_trainer_counts_refused_journal_writes_and_continues(
     settings: TrainerSettings, bars: tuple[Path, Dataset], own_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.01)
@@ -176,7 +178,7 @@ async def test_a_trainer_counts_what_its_journal_s_disk_refuses_and_goes_on(
         await until(lambda: failures("journal") >= before + 3)
         assert detail(trainer, "episode") == 0
         segment.unlink()
-        segment.touch()  # there is room again
+        segment.touch()  # the disk has space again
         await until(lambda: detail(trainer, "episode") == 3)
         await until_drained(own_bus)
     journal = Journal(settings.journal_root)
@@ -185,7 +187,7 @@ async def test_a_trainer_counts_what_its_journal_s_disk_refuses_and_goes_on(
 
 
 @EITHER_WAY
-async def test_a_version_refused_any_one_call_leaves_the_one_before_and_is_counted(
+async def test_a_refused_call_while_saving_a_version_is_counted_and_retried(
     settings: TrainerSettings,
     bars: tuple[Path, Dataset],
     own_bus: Bus,
@@ -193,10 +195,10 @@ async def test_a_version_refused_any_one_call_leaves_the_one_before_and_is_count
     *,
     once: bool,
 ) -> None:
-    """The first call of the first try, the second of the second, until a version needs no more of them."""
+    """Attempt N is refused call N, until an attempt needs fewer calls."""
     tries, write = 0, Publisher.write
 
-    async def told(publisher: Publisher) -> None:
+    async def write_and_count(publisher: Publisher) -> None:
         nonlocal tries
         await write(publisher)
         tries += 1
@@ -206,7 +208,7 @@ async def test_a_version_refused_any_one_call_leaves_the_one_before_and_is_count
         await send_short(own_bus, bars[1], number)
         await until(lambda: tries == number)
 
-    monkeypatch.setattr(Publisher, "write", told)
+    monkeypatch.setattr(Publisher, "write", write_and_count)
     settings = settings.model_copy(update={"trainer": replace(settings.trainer, keep_checkpoints=2)})
     root = Path(settings.checkpoint_root)
     store, disk = CheckpointStore(root), full_disk(root, monkeypatch)
@@ -226,23 +228,23 @@ async def test_a_version_refused_any_one_call_leaves_the_one_before_and_is_count
             refused.append(disk.refused[0])
             assert halves == []
             assert failures("checkpoint") == failed + 1
-            assert left_over(root) == []
+            assert incomplete_files(root) == []
             assert equal(store.weights(before), weights)
             assert [store.verify(version).version for version in store.versions()] == store.versions()
             latest = store.pointer(Pointer.LATEST)
             assert latest is not None
             assert latest.version in store.versions()
-            await try_another()  # there is room again
+            await try_another()  # the disk has space again
             assert failures("checkpoint") == failed + 1
             assert store.verify(store.versions()[-1]).episode == tries
         await until(lambda: detail(trainer, "episode") == tries)
-    tell_refused("version without room", refused, once=once)
+    print_refused("version without room", refused, once=once)
     assert set(refused) > calls_for_files(store)
-    assert sum(call.startswith("rename") for call in refused) == 3  # version, pointer, and what is removed
+    assert sum(call.startswith("rename") for call in refused) == 3  # version, pointer and removals
 
 
 @EITHER_WAY
-async def test_a_start_refused_any_one_call_of_a_version_waits_counts_it_and_goes_on(
+async def test_a_refused_call_of_the_first_version_is_counted_and_retried(
     settings: TrainerSettings,
     bars: tuple[Path, Dataset],
     own_bus: Bus,
@@ -250,7 +252,7 @@ async def test_a_start_refused_any_one_call_of_a_version_waits_counts_it_and_goe
     *,
     once: bool,
 ) -> None:
-    """The first start writes version 0, the second its pointer anew; each try is refused the next call."""
+    """The first start writes version 0, the second its pointer; each attempt is refused one call."""
     root = Path(settings.checkpoint_root)
     store, disk = CheckpointStore(root), full_disk(root, monkeypatch)
     for start in ("first", "second"):
@@ -259,9 +261,9 @@ async def test_a_start_refused_any_one_call_of_a_version_waits_counts_it_and_goe
         counted = failures("checkpoint")
 
         async def look(_lifecycle: Lifecycle, _seconds: float) -> None:
-            """In place of the wait for the next try."""
+            """Replaces the wait before the next attempt."""
             refused.append(disk.refused[0])  # noqa: B023
-            seen.append((failures("checkpoint") - counted, left_over(root)))  # noqa: B023
+            seen.append((failures("checkpoint") - counted, incomplete_files(root)))  # noqa: B023
             disk.refuse(len(refused), once=once)  # noqa: B023
 
         monkeypatch.setattr(Lifecycle, "sleep", look)
@@ -272,7 +274,7 @@ async def test_a_start_refused_any_one_call_of_a_version_waits_counts_it_and_goe
             held = len(store.versions())
             await send_short(own_bus, bars[1], held)
             await until(lambda: len(store.versions()) == held + 1)  # noqa: B023
-        tell_refused(f"{start} start without room", refused, once=once)
+        print_refused(f"{start} start without room", refused, once=once)
         assert seen == [(number, []) for number in range(1, len(refused) + 1)]
         assert store.newest_valid()[1] == []
         assert start == "second" or set(refused) > calls_for_files(store)
@@ -286,7 +288,7 @@ JOURNAL = pytest.mark.parametrize(
 
 @EITHER_WAY
 @JOURNAL
-async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
+async def test_a_refused_call_leaves_the_journal_unchanged_and_is_counted(
     settings: TrainerSettings,
     bars: tuple[Path, Dataset],
     own_bus: Bus,
@@ -295,7 +297,7 @@ async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
     *,
     once: bool,
 ) -> None:
-    """As a trainer meets it."""
+    """The journal in a running trainer."""
     root = settings.journal_root
     monkeypatch.setattr(
         "services.trainer.service.Journal", lambda folder, **_: Journal(folder, segment_bytes=segment_bytes)
@@ -312,10 +314,10 @@ async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
             held, weights, counted = files_of(root), store.weights(store.versions()[-1]), failures("journal")
 
             async def look(_seconds: float) -> None:
-                """In place of the wait for the next try."""
+                """Replaces the wait before the next attempt."""
                 newest, _ = store.newest_valid()
                 loads = newest is not None and equal(store.weights(newest.version), weights)  # noqa: B023
-                as_it_was = files_of(root) == held and left_over(root) == []  # noqa: B023
+                as_it_was = files_of(root) == held and incomplete_files(root) == []  # noqa: B023
                 seen.append((loads, as_it_was, failures("journal") - counted))  # noqa: B023
                 disk.free()
 
@@ -333,7 +335,7 @@ async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
     assert journal.bytes_cut == 0
     assert journalled(journal) == list(range(sent))
     journal.close()
-    tell_refused("segment without room", refused, once=once)
+    print_refused("segment without room", refused, once=once)
     assert seen == [(True, True, 1.0)] * len(refused)
     assert [call.partition(" ")[0] for call in refused] == (
         ["make", "write", "sync", "sync"] if segment_bytes == 1 else ["write", "sync"]
@@ -341,7 +343,7 @@ async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
 
 
 @EITHER_WAY
-def test_a_journal_refused_any_one_call_of_a_removal_loses_nothing_and_removes_it_later(
+def test_a_refused_call_during_removal_loses_nothing_and_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, once: bool
 ) -> None:
     journal = Journal(tmp_path, segment_bytes=1)
@@ -361,12 +363,12 @@ def test_a_journal_refused_any_one_call_of_a_removal_loses_nothing_and_removes_i
         if not disk.refused:
             break
         refused += disk.refused[:1]
-        assert left_over(tmp_path) == []
+        assert incomplete_files(tmp_path) == []
         assert all(same(journal.read(number), made[number]) for number in range(journal.first, end))
-        assert journal.append(made[:end]) == []  # all are known, those removed too
+        assert journal.append(made[:end]) == []  # all ids are known, including removed ones
         journal.append(made[end : end + 1])
         end += 1
-        journal.remove_before(keep)  # there is room again
+        journal.remove_before(keep)  # the disk has space again
         assert (journal.first, journal.position) == (keep, end)
         assert min(tmp_path.glob("*.segment")).name == f"{keep:012d}.segment"
     journal.close()
@@ -374,11 +376,11 @@ def test_a_journal_refused_any_one_call_of_a_removal_loses_nothing_and_removes_i
     assert (again.first, again.position, again.bytes_cut) == (end - 2, end, 0)
     assert again.append(made[:end]) == []
     again.close()
-    tell_refused("removal without room", refused, once=once)
+    print_refused("removal without room", refused, once=once)
     assert [call.partition(" ")[0] for call in refused] == ["make", "write", "sync", "rename", "sync", "sync"]
 
 
-async def test_a_trainer_that_starts_while_the_record_s_disk_refuses_counts_it_and_learns(
+async def test_a_trainer_starts_and_learns_while_its_record_cannot_be_written(
     settings: TrainerSettings, bars: tuple[Path, Dataset], own_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:

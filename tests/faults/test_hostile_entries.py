@@ -1,4 +1,4 @@
-"""Entries that are not what they claim, among good ones: each a dead letter, every good one delivered."""
+"""Hostile entries among valid ones: each becomes a dead letter, and all valid entries are delivered."""
 
 import resource
 from pathlib import Path
@@ -14,18 +14,18 @@ from shared.messages.codec import decode_trajectory
 from shared.messages.streams import DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.hostile import hostile
 from tests.faults.reading import in_background, journalled, send, until_drained
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: A process that grows by more than this holds on to what it refused.
+#: A process that grows by more than this keeps refused entries in memory.
 MOST_GROWTH_KIB = 50 << 10
 
 
 @rounds(110, 10_000)
-async def test_hostile_entries_are_dead_letters_and_every_good_one_is_journalled(
+async def test_hostile_entries_become_dead_letters_and_valid_ones_are_journalled(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, count: int
 ) -> None:
     rng = np.random.default_rng(9)
@@ -60,7 +60,7 @@ async def test_hostile_entries_are_dead_letters_and_every_good_one_is_journalled
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     held = journalled(journal)
     journal.close()
-    tell(
+    print_figures(
         "hostile entries",
         hostile=count,
         dead_letters=letters["entries-added"],

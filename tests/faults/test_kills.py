@@ -1,4 +1,4 @@
-"""Processes killed at the worst moment: what was acknowledged is journalled, and exactly once."""
+"""Processes killed at the worst moment: acknowledged trajectories are journalled exactly once."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from shared.runtime.ports import free_port
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
 from tests.conftest import ROOT
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.proxy import Proxy
 from tests.faults.reading import (
     Tally,
@@ -40,21 +40,21 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: In a reply to XADD; a server that does not know a command of the handshake answers with "-ERR", too.
+#: Part of a reply to XADD; a server that does not know a handshake command also replies with "-ERR".
 ENTRY_ID = re.compile(rb"\d-\d")
 
-#: How many trajectories go through before the one at which the process dies.
+#: Number of trajectories sent before the one at which the process is killed.
 BEFORE_THE_KILL = 5
 
-#: Senders at once, and trajectories in each exchange, where Redis is to be kept busy.
+#: Number of senders, and of trajectories per request, to keep Redis busy.
 FLOOD_PRODUCERS, FLOOD_BATCH = 2, 50
 
-#: So often a mark is set in the append-only file.
+#: Interval between marks in the append-only file.
 MARK_SECONDS = 0.05
 
 
 @rounds(4, 100)
-async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing_it_was_told_of(
+async def test_a_producer_killed_before_a_reply_loses_no_acknowledged_trajectory(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     acknowledged: set[int] = set()
@@ -80,8 +80,8 @@ async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing
                 text=True,
                 cwd=ROOT,
             )
-            told, _ = await asyncio.to_thread(producer.communicate, timeout=PATIENCE_SECONDS)
-            acknowledged.update(map(int, told.split()))
+            output, _ = await asyncio.to_thread(producer.communicate, timeout=PATIENCE_SECONDS)
+            acknowledged.update(map(int, output.split()))
             unanswered += 1
 
     bus, journal, tally = Bus(own_redis.url), Journal(tmp_path / "journal"), Tally()
@@ -89,7 +89,7 @@ async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing
         await until_drained(bus)
     held = journalled(journal)
     lost = acknowledged - set(held)
-    tell(
+    print_figures(
         "producer killed before the reply",
         kills=count,
         acknowledged=len(acknowledged),
@@ -99,7 +99,9 @@ async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing
         doubled=len(held) - len(set(held)),
     )
     assert lost == set()
-    assert sorted(held) == list(range(count * (BEFORE_THE_KILL + 1)))  # the unanswered ones are there, whole
+    assert sorted(held) == list(
+        range(count * (BEFORE_THE_KILL + 1))
+    )  # the unacknowledged ones are there, intact
     assert len(acknowledged) == count * BEFORE_THE_KILL
     assert await bus.length(DEAD) == 0
     await bus.close()
@@ -107,7 +109,7 @@ async def test_a_producer_killed_between_its_request_and_the_reply_loses_nothing
 
 
 @rounds(3, 20)
-async def test_redis_killed_while_both_sides_run_loses_nothing_acknowledged(
+async def test_a_killed_redis_loses_no_acknowledged_trajectory(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     producer, reader = Bus(own_redis.url), Bus(own_redis.url)
@@ -122,7 +124,7 @@ async def test_redis_killed_while_both_sides_run_loses_nothing_acknowledged(
         await until_drained(reader)
     held = journalled(journal)
     lost = tally.sent.keys() - set(held)
-    tell(
+    print_figures(
         "redis killed, every write synced",
         kills=count,
         acknowledged=len(tally.sent),
@@ -141,10 +143,10 @@ async def test_redis_killed_while_both_sides_run_loses_nothing_acknowledged(
 
 @pytest.mark.parametrize("dies", ["process", "machine"])
 @rounds(1, 10)
-async def test_redis_that_syncs_each_second_loses_two_seconds_at_most(
+async def test_a_redis_that_syncs_each_second_loses_at_most_two_seconds(
     tmp_path: Path, count: int, dies: str
 ) -> None:
-    """The process is killed; or the machine dies, and what was not yet synced is not on the disk."""
+    """The process is killed, or the machine dies and unsynced data is lost."""
     server = RedisServer(tmp_path / "redis", free_port(), appendfsync="everysec")
     server.start()
     if dies == "machine":
@@ -152,7 +154,7 @@ async def test_redis_that_syncs_each_second_loses_two_seconds_at_most(
     bus, journal, tally = Bus(server.url), Journal(tmp_path / "journal"), Tally()
     producers = [Bus(server.url) for _ in range(FLOOD_PRODUCERS)]
     synced = Synced(server)
-    deaths: list[tuple[float, float]] = []  # when it died, and when it was back
+    deaths: list[tuple[float, float]] = []  # time of the kill, and of the recovery
     cut = 0
     async with in_background(*(_flood(producer, tally, n) for n, producer in enumerate(producers))):
         for _ in steps(count):
@@ -172,7 +174,7 @@ async def test_redis_that_syncs_each_second_loses_two_seconds_at_most(
         max(next(died for died, back in deaths if tally.sent[seed] <= back) - tally.sent[seed], 0.0)
         for seed in lost
     ]
-    tell(
+    print_figures(
         f"redis synced each second, its {dies} dies",
         times=count,
         acknowledged=len(tally.sent),
@@ -196,32 +198,32 @@ async def _skip_without_waitaof(server: RedisServer) -> None:
         version = (await redis.info("server"))["redis_version"]
     if tuple(int(part) for part in version.split(".")[:2]) < (7, 2):
         server.stop()
-        pytest.skip(f"Redis {version} cannot tell what it has synced: WAITAOF came with 7.2")
+        pytest.skip(f"Redis {version} cannot report what it has synced: WAITAOF needs 7.2")
 
 
 class Synced:
-    """How far the append-only file is on the disk, by the server's own word (WAITAOF).
+    """How much of the append-only file is synced to the disk, as the server reports it (WAITAOF).
 
-    A killed process leaves all that it wrote to the kernel, so a file as it is after a kill shows nothing
-    of what a machine's death takes. Marks are set all the time; one that the server says is synced is on
-    the disk with all before it, and what comes after the newest such mark may be gone. That a disk keeps
-    what was synced to it is not tested here.
+    After a process is killed, the kernel still has everything that it wrote, so the file does not show what
+    the death of the machine would lose. Therefore marks are written continuously. If the server reports a
+    mark as synced, everything before it is on the disk, and everything after the newest such mark may be
+    lost. The test assumes that a disk keeps synced data.
     """
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
         self._numbers = itertools.count()
         self._newest = -1
-        self.late = 0.0  # how long the machine was too busy to set the next mark
+        self.late = 0.0  # seconds by which a busy machine delayed a mark
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Set marks until the server dies."""
+        """Write marks until the server dies."""
         async with (
             Redis.from_url(self._server.url, retry=Retry(NoBackoff(), 0), socket_timeout=None) as redis,
             asyncio.TaskGroup() as marks,
         ):
-            await redis.config_set("auto-aof-rewrite-percentage", 0)  # one file all the time
+            await redis.config_set("auto-aof-rewrite-percentage", 0)  # a single file, without rewrites
             setting = marks.create_task(self._set_marks(redis, marks))
             yield
             setting.cancel()
@@ -242,7 +244,7 @@ class Synced:
                     self._newest = max(self._newest, number)
 
     def cut_the_rest(self) -> int:
-        """Cut off what comes after the newest mark that is on the disk, as the machine's death may; bytes."""
+        """Truncate the file after the newest synced mark; returns the number of bytes removed."""
         (log,) = (self._server.folder / "appendonlydir").glob("*.incr.aof")
         assert self._newest >= 0, "the server synced nothing of what it was sent"
         written = log.read_bytes()
@@ -257,7 +259,7 @@ def _mark(number: int) -> bytes:
 
 
 async def _flood(bus: Bus, tally: Tally, producer: int) -> None:
-    """Send batch after batch, more than the disk is asked to sync at once."""
+    """Send batches continuously, more than the disk syncs at once."""
     for first in itertools.count(producer * 10_000_000, FLOOD_BATCH):
         seeds = range(first, first + FLOOD_BATCH)
         messages = [encode_trajectory(random_trajectory(seed)) for seed in seeds]
@@ -271,6 +273,6 @@ async def _produce(bus: Bus, tally: Tally) -> None:
 
 
 async def _sent_for(tally: Tally, seconds: float) -> None:
-    """Wait until a trajectory was acknowledged that many seconds after this moment."""
+    """Wait until a trajectory is acknowledged at least `seconds` from now."""
     begin = time.monotonic()
     await until(lambda: next(reversed(tally.sent.values()), 0.0) >= begin + seconds)

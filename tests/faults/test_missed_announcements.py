@@ -1,4 +1,4 @@
-"""A worker that misses a hundred announcements plays the newest next, and no trajectory has two versions."""
+"""A worker that misses 100 announcements plays the newest version next; no trajectory mixes versions."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,14 +27,14 @@ from shared.messages.streams import TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.proxy import Proxy
 from tests.services.selfplay.test_service import EPISODES_A_VERSION, LANES, STEPS, alike, publish
 from tests.waiting import until
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Announced each time while the worker hears nothing.
+#: Versions announced while the worker receives nothing.
 MISSED = 100
 
 
@@ -92,7 +92,7 @@ async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
     mixed = [t for t in checked if not alike(replay(t, t.checkpoint_version), t)]
     heard = set(range(0, newest + 1, MISSED))
     others = set(begun) - heard
-    tell(
+    print_figures(
         "announcements missed",
         times=count,
         missed=newest,
@@ -105,11 +105,11 @@ async def test_a_worker_that_missed_a_hundred_versions_plays_the_newest_next(
     assert others == set()
     assert {trajectory.checkpoint_version for trajectory in played} == heard
     assert mixed == []
-    assert not alike(replay(checked[0], 1), checked[0])  # another version would be told from it
+    assert not alike(replay(checked[0], 1), checked[0])  # another version gives another trajectory
 
 
 def _versions_of_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The version of each batch of sessions that is begun from now on, as they begin."""
+    """A list to which each new batch of sessions adds its version."""
     begun: list[int] = []
     playing = SelfPlayWorker.play
 
@@ -122,7 +122,7 @@ def _versions_of_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def _replay(settings: SelfPlaySettings, data: Dataset) -> Callable[[Trajectory, int], Trajectory]:
-    """Plays a trajectory's session again, with the version that is asked for."""
+    """A function that plays the session of a trajectory again with a given version."""
     market = MarketView(data.features, Prices.of(data.bars), data.outcomes, data.fingerprint)
     store = CheckpointStore(settings.checkpoint_root)
 

@@ -1,4 +1,4 @@
-"""What another release left in Redis, or sends: read, or a dead letter by rule, and no service ends."""
+"""Messages of other releases are read or become dead letters, and no service exits because of them."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ from shared.messages.streams import (
 )
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, soaked, steps, tell
+from tests.faults.counts import print_figures, rounds, soaked, steps
 from tests.faults.reading import in_background, until_drained
 from tests.faults.whole_system import WholeSystem
 from tests.services.api.conftest import running_system
@@ -56,25 +56,26 @@ pytestmark = BREAKS_CONNECTIONS
 
 Fields = dict[str, bytes]
 
-#: How another release's message differs from this one's.
+#: Differences between messages of another release and of this one.
 DIFFERENCES = ("older", "newer", "before versions", "renamed", "a field more", "a field less")
 
-#: Letters that an entry becomes which was there before any service, and one that comes while all run: one of
-#: the group, one of each that follows. None: the gateway begins with the newest that it can read.
+#: Number of dead letters of an entry that existed before the services started, and of one that arrives while
+#: they run: one from the consumer group, and one from each follower. None: the gateway starts at the newest
+#: entry that it can read.
 LETTERS: dict[str, tuple[int | None, int]] = {
     TRAJECTORIES.key: (1, 1),  # trainer
-    CHECKPOINTS.key: (2, 3),  # validator, gateway; and self-play, which begins with what comes
+    CHECKPOINTS.key: (2, 3),  # validator and gateway; later also self-play, which reads only new entries
     VALIDATIONS.key: (1, 1),  # gateway
-    PROMOTIONS.key: (1, 2),  # gateway; and inference
-    CONTROL.key: (2, 3),  # trader, gateway; and trainer
+    PROMOTIONS.key: (1, 2),  # gateway; later also inference
+    CONTROL.key: (2, 3),  # trader and gateway; later also the trainer
     TRADES.key: (None, 1),  # gateway
     DECISIONS.key: (None, 1),  # gateway
-    ALERTS.key: (None, 2),  # gateway, which shows them and carries them to the webhook
+    ALERTS.key: (None, 2),  # gateway, which shows them and sends them to the webhook
     DEAD.key: (None, 1),  # gateway
 }
 
-#: Under which the newest announcement is kept beside its stream.
-KEPT = {
+#: Names under which the newest announcement is stored beside its stream.
+LATEST = {
     CHECKPOINTS.key: ("latest",),
     VALIDATIONS.key: ("latest",),
     PROMOTIONS.key: ("latest",),
@@ -83,7 +84,7 @@ KEPT = {
 
 
 def one_of_each(system: System) -> dict[str, tuple[type[Message], Fields]]:
-    """A message of every stream, as this release writes it."""
+    """One message per stream, as this release writes it."""
     header, arrays = sendable(system, 0, 1)[0]
     moment = now()
     messages = {
@@ -114,7 +115,7 @@ def one_of_each(system: System) -> dict[str, tuple[type[Message], Fields]]:
         ),
         DECISIONS: DecisionMade(bar_time=moment, action="HOLD", executed=True, side=0, pnl_pips=0, close=190),
         CONTROL: ControlIssued(target="training", state="paused", by="another release"),
-        ALERTS: AlertRaised(source="another release", name="told"),
+        ALERTS: AlertRaised(source="another release", name="test"),
         DEAD: DeadLettered(stream=TRAJECTORIES.key, entry_id="1-0", reason="another release's"),
     }
     fields = {stream.key: (type(message), encode(message)) for stream, message in messages.items()}
@@ -135,32 +136,32 @@ def different(schema: type[Message], fields: Fields, difference: str) -> Fields:
         case "renamed":
             return {**fields, "type": b"Old" + fields["type"]}
         case "a field more":
-            return {**fields, "body": json.dumps({**body, "once_told": 1}).encode()}
+            return {**fields, "body": json.dumps({**body, "obsolete": 1}).encode()}
         case _:
             fewer = {name: value for name, value in body.items() if name != required[0]}
             return {**fields, "body": json.dumps(fewer).encode()}
 
 
 async def append(plain: Redis, key: str, fields: Fields) -> str:
-    """Append an entry as it is; its id."""
+    """Append an entry unchanged; returns its id."""
     return cast("bytes", await plain.xadd(key, cast("dict[Any, Any]", fields))).decode()
 
 
 async def leave(plain: Redis, system: System, keys: Iterable[str], times: int) -> dict[str, list[str]]:
-    """Append such messages to streams, and leave them as the newest that was announced; their entry ids."""
+    """Append such messages to streams, also as the newest announcement; returns their entry ids."""
     good, ids = one_of_each(system), {key: list[str]() for key in keys}
     for number in steps(times * len(DIFFERENCES)):
         for key, sent in ids.items():
             entry = different(*good[key], DIFFERENCES[number % len(DIFFERENCES)])
             sent.append(await append(plain, key, entry))
-            for name in KEPT.get(key, ()):
+            for name in LATEST.get(key, ()):
                 await plain.delete(f"{key}:{name}")
                 await plain.hset(f"{key}:{name}", mapping=cast("dict[Any, Any]", entry))
     return ids
 
 
 async def count_letters(plain: Redis, letters: Counter[tuple[str, str]], after: str = "0-0") -> str:
-    """Count the letters about each entry; the id of the last."""
+    """Count the dead letters of each entry; returns the id of the last letter."""
     while rows := rows_of(await plain.xread({DEAD.key: after}, count=500, block=100)):
         for raw in rows:
             letter = read_letter(raw)
@@ -171,14 +172,14 @@ async def count_letters(plain: Redis, letters: Counter[tuple[str, str]], after: 
 
 
 async def collect(plain: Redis, letters: Counter[tuple[str, str]]) -> None:
-    """Count them as they come, until cancelled; those that are pushed out later too."""
+    """Count dead letters until cancelled, including those that are trimmed later."""
     after = "0-0"
     while True:
         after = await count_letters(plain, letters, after)
 
 
-async def hear(whole: WholeSystem, events: set[str], begun: asyncio.Event) -> None:
-    """Note the names of the gateway's events, until cancelled."""
+async def record_events(whole: WholeSystem, events: set[str], begun: asyncio.Event) -> None:
+    """Collect the names of the gateway's events until cancelled."""
     async with (
         httpx.AsyncClient(trust_env=False, timeout=None) as client,
         client.stream("GET", f"{whole.url('api')}/events") as response,
@@ -190,7 +191,7 @@ async def hear(whole: WholeSystem, events: set[str], begun: asyncio.Event) -> No
 
 
 async def pause_training(whole: WholeSystem) -> None:
-    """And wait until it pauses."""
+    """Pause training, and wait until the trainer has paused."""
     await whole.order("training", "paused")
 
     async def paused() -> bool:
@@ -199,8 +200,8 @@ async def pause_training(whole: WholeSystem) -> None:
     await whole.system.until("the trainer pauses", paused)
 
 
-async def have_the_worker_look(whole: WholeSystem, plain: Redis) -> None:
-    """Tell of a version once more: the worker then asks which is the newest, as nobody else does now."""
+async def make_worker_check_versions(whole: WholeSystem, plain: Redis) -> None:
+    """Announce a version again: the worker, and no other service, then reads the newest version."""
 
     async def asked() -> int:
         return int((await plain.info("commandstats")).get("cmdstat_hgetall", {}).get("calls", 0))
@@ -216,10 +217,10 @@ async def have_the_worker_look(whole: WholeSystem, plain: Redis) -> None:
 
 
 @rounds(1, 20)
-async def test_every_reader_of_every_stream_reads_on_past_messages_of_other_releases(
+async def test_every_reader_of_every_stream_skips_messages_of_other_releases(
     tasks_or_processes: System, plain: Redis, count: int
 ) -> None:
-    """So many times each difference, before the services begin and again while they run."""
+    """Each difference `count` times, before the services start and again while they run."""
     system = tasks_or_processes
     whole = WholeSystem(system)
     assert set(LETTERS) == {stream.key for stream in STREAMS}
@@ -232,21 +233,21 @@ async def test_every_reader_of_every_stream_reads_on_past_messages_of_other_rele
     async with webhook(200) as (url, posted), in_background(collect(plain, letters)):
         left = await leave(plain, system, begun, count)
         await whole.start(MM_ALERTS__WEBHOOK_URL=url)
-        await pause_training(whole)  # else the next version's announcement takes the place of these
+        await pause_training(whole)  # otherwise the announcement of the next version replaces these
         met = await leave(plain, system, LETTERS, count)
-        await have_the_worker_look(whole, plain)
+        await make_worker_check_versions(whole, plain)
         await whole.order("training", "running")
         expected = Counter({(key, one): LETTERS[key][0] or 0 for key, ids in left.items() for one in ids})
         expected.update({(key, one): LETTERS[key][1] for key, ids in met.items() for one in ids})
 
-        async def all_told() -> bool:
+        async def all_reported() -> bool:
             return letters >= expected
 
-        await system.until("every reader has told of every such entry", all_told)
-        assert whole.ended() == []
+        await system.until("every reader has reported every such entry", all_reported)
+        assert whole.exited() == []
 
         since = now()
-        async with in_background(hear(whole, events, heard)):
+        async with in_background(record_events(whole, events, heard)):
             await heard.wait()
             await pause_training(whole)
             await whole.order("training", "running")
@@ -259,12 +260,12 @@ async def test_every_reader_of_every_stream_reads_on_past_messages_of_other_rele
             for key in (TRADES.key, ALERTS.key):
                 await append(plain, key, good[key][1])
 
-            async def all_heard() -> bool:
+            async def all_received() -> bool:
                 return events == set(EVENT_NAMES.values())
 
             await asyncio.gather(
                 *(system.until(f"{service} works", works) for service, works in whole.signs(since).items()),
-                system.until("the gateway tells of all streams", all_heard),
+                system.until("the gateway sends events of all streams", all_received),
             )
         alert = await asyncio.wait_for(posted.get(), 60)
         while "another release" not in str(alert):
@@ -274,7 +275,7 @@ async def test_every_reader_of_every_stream_reads_on_past_messages_of_other_rele
         waiting = {entry_id.decode() for entry_id, _ in rows}
         statuses = await whole.stop()
     shown = len(await system.bus.dead.letters(count=10_000))
-    tell(
+    print_figures(
         "messages of other releases",
         streams=len(LETTERS),
         differences=len(DIFFERENCES),
@@ -292,10 +293,10 @@ async def test_every_reader_of_every_stream_reads_on_past_messages_of_other_rele
 
 
 @soaked(500)
-async def test_two_ranks_bury_trajectories_of_other_releases_and_learn_from_the_rest(
+async def test_two_ranks_dead_letter_foreign_trajectories_and_learn_from_the_rest(
     system: System, plain: Redis, count: int
 ) -> None:
-    """So many times each difference; both ranks read."""
+    """Each difference `count` times; both ranks read."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     letters: Counter[tuple[str, str]] = Counter()
     async with in_background(collect(plain, letters)):
@@ -314,8 +315,8 @@ async def test_two_ranks_bury_trajectories_of_other_releases_and_learn_from_the_
             left[TRAJECTORIES.key] += met[TRAJECTORIES.key]
             await until_drained(system.bus)
         await system.learned_from(40)
-        assert await asyncio.to_thread(system.stop, "trainer") == 1  # torchrun's word for a signal
-    tell(
+        assert await asyncio.to_thread(system.stop, "trainer") == 1  # torchrun reports a signal this way
+    print_figures(
         "trajectories of other releases, two ranks",
         entries=len(left[TRAJECTORIES.key]),
         letters=letters.total(),
@@ -325,10 +326,10 @@ async def test_two_ranks_bury_trajectories_of_other_releases_and_learn_from_the_
     assert len(set(system.journalled_ids())) == len(system.journalled_ids()) == 40
 
 
-async def test_what_the_gateway_cannot_read_among_the_newest_is_a_dead_letter_too(
+async def test_an_unreadable_newest_entry_becomes_a_dead_letter_of_the_gateway(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, system: System, tmp_path: Path
 ) -> None:
-    """Nobody else reads these streams: the entry would vanish without a word."""
+    """No other service reads these streams, so the entry would be lost silently."""
     good = one_of_each(system)
     keys = (TRADES.key, DECISIONS.key, ALERTS.key, DEAD.key)
     left: list[tuple[str, str]] = []
@@ -339,18 +340,18 @@ async def test_what_the_gateway_cannot_read_among_the_newest_is_a_dead_letter_to
     letters: Counter[tuple[str, str]] = Counter()
     async with (
         running_system(own_redis.url, own_bus, tmp_path, GatewayConfig()) as gateway,
-        listening(gateway.client) as told,
+        listening(gateway.client) as events,
     ):
         for key in keys:
             await append(plain, key, good[key][1])
         heard: set[str] = set()
         while not heard >= {EVENT_NAMES[key] for key in keys}:
-            heard.add((await told.next())["event"])
+            heard.add((await events.next())["event"])
         await count_letters(plain, letters)
     assert {one: letters[one] for one in left} == dict.fromkeys(left, 1)
 
 
-async def test_pages_go_on_behind_what_the_gateway_cannot_read(
+async def test_pages_of_the_gateway_continue_after_an_unreadable_entry(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, system: System, tmp_path: Path
 ) -> None:
     schema, fields = one_of_each(system)[DECISIONS.key]

@@ -1,4 +1,4 @@
-"""Redis is stopped and started again under a whole system: all its services, as processes."""
+"""Redis is stopped and restarted while all services run as processes."""
 
 import asyncio
 import time
@@ -10,22 +10,22 @@ import pytest
 from shared.messages.schemas import now
 from shared.messages.streams import DECISIONS
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, tell
+from tests.faults.counts import print_figures, rounds
 from tests.faults.whole_system import ASKED, WholeSystem
 from tests.services.trainer.processes import System
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: A service has this long to work again once Redis is back. The default suite, whose machine may have
-#: other things to do, waits as long as it takes.
+#: Time limit for a service to recover after Redis is back, in soak tests. The default suite waits longer,
+#: since the machine may be busy.
 BACK_SECONDS = 10.0
 
 
 @rounds(2, 30)
-async def test_every_service_works_again_soon_after_redis_was_away(
+async def test_every_service_recovers_soon_after_a_redis_outage(
     forked_system: System, count: int, request: pytest.FixtureRequest
 ) -> None:
-    """Redis is stopped for so many seconds."""
+    """Redis is stopped for `count` seconds."""
     whole = WholeSystem(forked_system)
     await whole.start()
     await forked_system.learned_from(20)
@@ -38,7 +38,7 @@ async def test_every_service_works_again_soon_after_redis_was_away(
         for service, statuses in ready.items():
             statuses.append(await whole.readiness(service))
         await asyncio.sleep(0.2)
-    assert whole.ended() == []
+    assert whole.exited() == []
     await asyncio.to_thread(forked_system.redis.start)
     back, begun = now(), time.monotonic()
     after: dict[str, float] = {}
@@ -58,13 +58,13 @@ async def test_every_service_works_again_soon_after_redis_was_away(
         decisions = [entry.message for entry in await forked_system.bus.recent(DECISIONS, count=1_000)]
         return sum(away < one.created_at < back and one.version is not None for one in decisions)
 
-    async def told() -> bool:
+    async def recorded() -> bool:
         return await decided_meanwhile() > 0
 
-    await forked_system.until("what was decided meanwhile is told", told)
+    await forked_system.until("decisions of the outage are recorded", recorded)
     statuses = await whole.stop()
     held = forked_system.journalled_ids()
-    tell(
+    print_figures(
         "redis stopped",
         seconds=count,
         services=len(after),
@@ -79,7 +79,9 @@ async def test_every_service_works_again_soon_after_redis_was_away(
     )
     assert statuses == [0] * 7
     assert set(ready["api"]) == {503}
-    assert set(ready["inference"]) == {200}  # it decides by what it has; Redis only tells of news
+    assert set(ready["inference"]) == {
+        200
+    }  # it decides with the loaded version; Redis only announces changes
     assert answers == dict.fromkeys(ASKED, 200)
     assert len(held) == len(set(held))
     if request.node.get_closest_marker("soak"):

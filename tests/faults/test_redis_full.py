@@ -1,4 +1,4 @@
-"""A full Redis: trajectories wait, everything else goes through, and what is taken in makes room."""
+"""A full Redis: only trajectories wait, and ingesting them frees memory."""
 
 import asyncio
 import itertools
@@ -23,8 +23,8 @@ from shared.messages.schemas import AlertRaised, ControlIssued, Heartbeat, now
 from shared.messages.streams import ALERTS, CHECKPOINTS, CONTROL, DEAD, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
-from tests.faults.intake import journalled_by, send_sessions, trainer_that_only_takes_in
+from tests.faults.counts import print_figures, rounds, steps
+from tests.faults.intake import journalled_by, send_sessions, settings_without_updates
 from tests.faults.reading import (
     Tally,
     in_background,
@@ -42,19 +42,19 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Share of the memory at which the gateway is set to tell; what Redis needs for itself is less.
+#: Share of the memory at which the gateway raises its alert; Redis itself needs less.
 FULL = 0.9
 
 
 async def fill(plain: Redis) -> None:
-    """Have Redis full, whatever leaves it."""
+    """Make Redis full, and keep it full whatever is removed."""
     await plain.config_set("maxmemory", 1)
     with pytest.raises(OutOfMemoryError):
         await plain.set("one more", "byte")
 
 
 @rounds(1, 20)
-async def test_a_full_redis_makes_producers_wait_alerts_and_drains_by_itself(
+async def test_a_full_redis_pauses_producers_raises_an_alert_and_drains(
     own_bus: Bus, plain: Redis, own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
     producer, journal, tally = Bus(own_redis.url), Journal(tmp_path / "journal"), Tally()
@@ -90,7 +90,7 @@ async def test_a_full_redis_makes_producers_wait_alerts_and_drains_by_itself(
     journal.close()
     await producer.close()
     lost = tally.sent.keys() - set(held)
-    tell(
+    print_figures(
         "redis full",
         times=count,
         alerts=full,
@@ -105,7 +105,7 @@ async def test_a_full_redis_makes_producers_wait_alerts_and_drains_by_itself(
 
 
 async def _told_that_it_is_full(system: Gateway) -> bool:
-    """As /status tells it in words and /metrics in figures; both or neither."""
+    """Whether both /status and /metrics report a full Redis; they must agree."""
     alerts = (await system.client.get("/status")).json()["alerts"]
     words = any(alert["name"] == "redis_memory" and "Redis holds" in alert["detail"] for alert in alerts)
     figures = dict(
@@ -116,10 +116,10 @@ async def _told_that_it_is_full(system: Gateway) -> bool:
 
 
 @rounds(10, 1_000)
-async def test_a_full_redis_takes_letters_and_acknowledgements_at_once(
+async def test_a_full_redis_accepts_dead_letters_and_acknowledgements(
     own_bus: Bus, plain: Redis, tmp_path: Path, count: int
 ) -> None:
-    """No byte is free, and the head of every batch is an entry that cannot be read, or that is refused."""
+    """No byte is free, and every batch starts with an entry that is unreadable or refused."""
     journal = Journal(tmp_path / "journal")
     unreadable, refused = 0, 0
     for number in steps(1, count + 1):
@@ -143,7 +143,7 @@ async def test_a_full_redis_takes_letters_and_acknowledgements_at_once(
     letters = await own_bus.length(DEAD)
     held = journalled(journal)
     journal.close()
-    tell(
+    print_figures(
         "letters of a full redis",
         unreadable=unreadable,
         refused=refused,
@@ -157,7 +157,7 @@ async def test_a_full_redis_takes_letters_and_acknowledgements_at_once(
     assert held == list(range(1, count + 1))
 
 
-async def test_everything_but_a_trajectory_goes_through_a_full_redis_at_once(
+async def test_a_full_redis_accepts_everything_but_trajectories(
     own_redis: RedisServer, own_bus: Bus, plain: Redis
 ) -> None:
     await send(own_bus, 0)
@@ -176,9 +176,9 @@ async def test_everything_but_a_trajectory_goes_through_a_full_redis_at_once(
         assert await own_bus.append_all(ALERTS, [(AlertRaised(source="test", name="second"), b"")]) == 3
         began = AlertRaised(source="test", name="full", detail="\0 text", phase="began")
         assert await own_bus.append_phase(began)
-        assert not await own_bus.append_phase(began)  # nor by another gateway
+        assert not await own_bus.append_phase(began)  # not by another gateway either
         assert await own_bus.begun_conditions() == {Condition("test", "full"): "\0 text"}
-        batch = await anext(own_bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))  # makes the group
+        batch = await anext(own_bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))  # creates the group
         await own_bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "for this test")
         (letter,) = await own_bus.dead.letters(count=10)
         await own_bus.dead.replay(letter)
@@ -200,7 +200,7 @@ async def test_everything_but_a_trajectory_goes_through_a_full_redis_at_once(
     await lease.release()
 
 
-async def test_an_order_to_stop_trading_goes_through_a_full_redis(
+async def test_a_full_redis_accepts_an_order_to_stop_trading(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, tmp_path: Path
 ) -> None:
     config = GatewayConfig(api_key=SecretStr(API_KEY), redis_timeout_seconds=5.0)
@@ -214,11 +214,11 @@ async def test_an_order_to_stop_trading_goes_through_a_full_redis(
     assert ordered.state == "killed"
 
 
-async def test_a_trainer_begins_learns_and_publishes_in_a_redis_that_was_full_from_the_start(
+async def test_a_trainer_starts_learns_and_publishes_with_a_full_redis(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, bars: tuple[Path, Dataset], tmp_path: Path
 ) -> None:
-    """There is no group to read by, and no version is announced yet."""
-    settings = trainer_that_only_takes_in(own_redis, bars[0], tmp_path)
+    """There is no consumer group yet, and no version has been announced."""
+    settings = settings_without_updates(own_redis, bars[0], tmp_path)
     await send_sessions(own_bus, bars[1], range(150))
     await fill(plain)
     async with running_trainer(settings) as trainer:
@@ -229,11 +229,13 @@ async def test_a_trainer_begins_learns_and_publishes_in_a_redis_that_was_full_fr
     assert announced[::-1] == CheckpointStore(settings.checkpoint_root).versions() == list(range(16))
 
 
-async def test_a_trainer_tells_a_full_redis_of_a_roll_back_and_goes_on(
+async def test_a_trainer_announces_a_rollback_to_a_full_redis(
     own_redis: RedisServer, own_bus: Bus, plain: Redis, bars: tuple[Path, Dataset], tmp_path: Path
 ) -> None:
-    settings = trainer_that_only_takes_in(own_redis, bars[0], tmp_path)
-    learner = replace(CONFIG.learner, reward_weight=1e38, max_skipped_in_a_row=3)  # no gradient is finite
+    settings = settings_without_updates(own_redis, bars[0], tmp_path)
+    learner = replace(
+        CONFIG.learner, reward_weight=1e38, max_skipped_in_a_row=3
+    )  # makes all gradients non-finite
     trainer_config = replace(settings.trainer, min_replay_steps=1, samples_per_insert=0.05)
     await send_sessions(own_bus, bars[1], range(50))
     await fill(plain)

@@ -1,4 +1,4 @@
-"""A Redis that answers, but not as hoped: loading, busy, unable to save, with a clock that jumped."""
+"""A Redis that answers but refuses: loading, busy, unable to save, or with a clock that jumped."""
 
 import asyncio
 import itertools
@@ -16,8 +16,8 @@ from shared.messages.codec import encode, encode_trajectory
 from shared.messages.streams import CHECKPOINTS, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
-from tests.faults.intake import journalled_by, send_sessions, trainer_that_only_takes_in
+from tests.faults.counts import print_figures, rounds, steps
+from tests.faults.intake import journalled_by, send_sessions, settings_without_updates
 from tests.faults.reading import (
     Tally,
     in_background,
@@ -58,12 +58,12 @@ async def test_while_redis_loads_its_data_the_bus_waits(
             process.kill()
             process.wait()
         await asyncio.to_thread(own_redis.start)
-    tell("redis loading", starts=count, refused=refused, sent=count, lost=0)
+    print_figures("redis loading", starts=count, refused=refused, sent=count, lost=0)
     assert refused == count
 
 
 def _begin(config: Path) -> subprocess.Popen[bytes]:
-    """Start a server and do not wait until it answers."""
+    """Start a server without waiting until it answers."""
     from shared.runtime.redis_server import find_redis_server
 
     return subprocess.Popen(
@@ -72,7 +72,7 @@ def _begin(config: Path) -> subprocess.Popen[bytes]:
 
 
 async def _told_that_it_loads(server: RedisServer) -> bool:
-    """Ask until the server answers; True when it answered that it is loading."""
+    """Poll until the server answers; returns whether it answered that it was loading."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
@@ -104,19 +104,19 @@ async def test_while_a_script_keeps_redis_busy_the_bus_waits(
         async with asyncio.timeout(PATIENCE_SECONDS):
             await sending
         assert await own_bus.length(TRAJECTORIES) == number + 1
-    tell("redis busy with a script", times=count, sent=count, lost=0)
+    print_figures("redis busy with a script", times=count, sent=count, lost=0)
 
 
 @rounds(1, 10)
-async def test_a_redis_that_cannot_save_delays_and_loses_nothing(
+async def test_a_redis_that_cannot_save_only_delays_delivery(
     own_bus: Bus, plain: Redis, own_redis: RedisServer, count: int
 ) -> None:
-    """After a snapshot failed Redis refuses writes, by default, until one succeeds."""
+    """By default, Redis refuses writes after a failed snapshot until one succeeds."""
     await plain.config_set("save", "3600 1")
     snapshot = own_redis.folder / "dump.rdb"
     for number in steps(count):
         snapshot.unlink(missing_ok=True)
-        snapshot.mkdir()  # in the snapshot's way
+        snapshot.mkdir()  # blocks the snapshot
         await _snapshot(plain, succeeds=False)
         sending = asyncio.create_task(send(own_bus, number))
         await until(lambda: own_bus.degraded or sending.done())  # noqa: B023
@@ -125,7 +125,7 @@ async def test_a_redis_that_cannot_save_delays_and_loses_nothing(
         async with asyncio.timeout(PATIENCE_SECONDS):
             await sending
         assert await own_bus.length(TRAJECTORIES) == number + 1
-    tell("redis unable to save", times=count, sent=count, lost=0)
+    print_figures("redis unable to save", times=count, sent=count, lost=0)
 
 
 async def _snapshot(redis: Redis, *, succeeds: bool) -> None:
@@ -140,7 +140,7 @@ async def _snapshot(redis: Redis, *, succeeds: bool) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 1], ids=["it starts with", "that is due"])
-async def test_a_trainer_that_cannot_announce_a_version_stops_when_asked_and_announces_it_next_time(
+async def test_a_version_that_could_not_be_announced_is_announced_at_the_next_start(
     own_redis: RedisServer,
     own_bus: Bus,
     bars: tuple[Path, Dataset],
@@ -148,7 +148,7 @@ async def test_a_trainer_that_cannot_announce_a_version_stops_when_asked_and_ann
     monkeypatch: pytest.MonkeyPatch,
     version: int,
 ) -> None:
-    """Redis dies when the version's files are there."""
+    """Redis dies after the files of the version are written."""
     save, away = CheckpointStore.save, list[int]()
 
     def save_then_die(store: CheckpointStore, manifest: Manifest, *tensors: Tensors) -> Manifest:
@@ -159,28 +159,28 @@ async def test_a_trainer_that_cannot_announce_a_version_stops_when_asked_and_ann
         return saved
 
     monkeypatch.setattr(CheckpointStore, "save", save_then_die)
-    settings = trainer_that_only_takes_in(own_redis, bars[0], tmp_path)
+    settings = settings_without_updates(own_redis, bars[0], tmp_path)
     await send_sessions(own_bus, bars[1], range(50))
     async with running_trainer(settings) as trainer:
         await until(lambda: bool(away) and trainer.bus.degraded)
         trainer.stop()
     await asyncio.to_thread(own_redis.start)
-    told = await own_bus.newest(CHECKPOINTS)
-    assert (told.version if told else -1) == version - 1
+    announced = await own_bus.newest(CHECKPOINTS)
+    assert (announced.version if announced else -1) == version - 1
     async with running_trainer(settings) as trainer:
         await until(lambda: trainer.heartbeat.detail.get("episode") == 50)
         await until_drained(own_bus)
     assert sorted(journalled_by(settings)) == list(range(50))
-    told = await own_bus.newest(CHECKPOINTS)
-    assert told is not None
-    assert told.version == CheckpointStore(settings.checkpoint_root).versions()[-1]
+    announced = await own_bus.newest(CHECKPOINTS)
+    assert announced is not None
+    assert announced.version == CheckpointStore(settings.checkpoint_root).versions()[-1]
 
 
 @rounds(2, 50)
-async def test_a_clock_that_jumps_an_hour_either_way_keeps_order_and_trims_nothing(
+async def test_a_clock_jump_of_an_hour_keeps_the_order_and_trims_nothing(
     own_bus: Bus, plain: Redis, tmp_path: Path, count: int
 ) -> None:
-    """An entry with the id of an hour ahead is what a jump forward leaves, and all after it a jump back."""
+    """An entry id one hour ahead is the result of a jump forward; the entries after it see a jump back."""
     journal, tally = Journal(tmp_path / "journal"), Tally()
     seeds = itertools.count()
     hour_ms = 3_600_000
@@ -203,12 +203,14 @@ async def test_a_clock_that_jumps_an_hour_either_way_keeps_order_and_trims_nothi
         await until_drained(own_bus)
     held = journalled(journal)
     journal.close()
-    tell("clock jumps", jumps=2 * count, sent=sent, journalled=len(held), lost=sent - len(held), doubled=0)
+    print_figures(
+        "clock jumps", jumps=2 * count, sent=sent, journalled=len(held), lost=sent - len(held), doubled=0
+    )
     assert held == list(range(sent))
 
 
 async def _leave_pending(bus: Bus) -> None:
-    """Have what is in the stream delivered, and die before it is acknowledged."""
+    """Read the stream as a consumer that dies before it acknowledges."""
     async for batch in bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"):
         if batch.entries:
             return

@@ -1,4 +1,4 @@
-"""Trajectories that too old a version played, among others, and a trainer killed in the midst of them."""
+"""Trajectories of outdated versions among others, and a trainer that is killed while reading them."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until_drained
@@ -26,24 +26,24 @@ from tests.waiting import until
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Trajectories of version 0 that come first and are learned from, so that there is a later version.
+#: Trajectories of version 0 that are learned from first, so that there is a later version.
 EARLY = 10
 
-#: Sent for each kill, in the mean half of them played by version 0.
+#: Trajectories sent before each kill; on average version 0 played half of them.
 EACH = 24
 
-#: Played by a version that no limit refuses.
+#: A version that no limit refuses.
 YOUNG = 1_000_000
 
-#: No updates: versions are published all the same, and what is looked at here comes before learning.
+#: No updates: versions are published anyway, and this test is about the steps before learning.
 NO_LAG = {"MM_TRAINER__MAX_VERSION_LAG": "0", "MM_TRAINER__MIN_REPLAY_STEPS": "1000000000"}
 
 
 @rounds(3, 60)
-async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journalled_once(
+async def test_stale_trajectories_become_dead_letters_and_others_are_journalled_once(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
-    """Killed in turn with a letter or an acknowledgement on its way, and with the reply on its way back."""
+    """The trainer is killed during a dead letter or acknowledgement, before or after Redis sees it."""
     dataset = write_dataset(tmp_path / "bars.duckdb", synthesize(Market.OU, 2_000, seed=1), "synthetic ou")
     bus = Bus(own_redis.url)
     system = ForkedSystem(tmp_path, dataset, own_redis, bus)
@@ -71,7 +71,9 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
             stale |= {first + at for at in np.flatnonzero(versions == 0).tolist()}
             killer.arm(int(rng.integers(1, 6)), at_the_reply=number % 2 == 1)
             await send(range(first, first + EACH), versions.tolist())
-            await send(rng.choice(EARLY, 3, replace=False).tolist(), [0] * 3)  # again: their reply was lost
+            await send(
+                rng.choice(EARLY, 3, replace=False).tolist(), [0] * 3
+            )  # repeated, since their reply was lost
             await until(_ended(trainer))
             trainer = system.start("trainer", MM_REDIS_URL=proxy.url, **NO_LAG)
         await until_drained(bus)
@@ -83,7 +85,7 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
     journal.close()
     refused = [_seed(letter) for letter in letters]
     sent = EARLY + EACH * count
-    tell(
+    print_figures(
         "stale trajectories",
         kills=killer.kills,
         sent=sent,
@@ -101,16 +103,16 @@ async def test_every_stale_trajectory_is_a_dead_letter_and_every_other_is_journa
 
 
 class _Killer:
-    """Sits in the trainer's connections and kills it at a letter or an acknowledgement, once armed."""
+    """Proxy hooks that kill the trainer at a dead letter or acknowledgement, once armed."""
 
     def __init__(self, kill: Callable[[], None]) -> None:
         self._kill_trainer = kill
-        self._left: int | None = None  # requests until the kill; None: not armed
+        self._left: int | None = None  # requests until the kill, or None if not armed
         self._at_the_reply = False
         self.kills = 0
 
     def arm(self, requests: int, *, at_the_reply: bool) -> None:
-        """Kill at this request from now on: before Redis sees it, or with the reply on its way back."""
+        """Kill at this request, counted from now: before Redis sees it, or before its reply arrives."""
         self._left, self._at_the_reply = requests, at_the_reply
 
     async def at_request(self, request: bytes) -> bytes | None:
@@ -122,7 +124,7 @@ class _Killer:
         return request
 
     async def at_reply(self, reply: bytes) -> bytes | None:
-        # A letter's id or a number; the reply to a heartbeat is +OK.
+        # The id of a letter, or a number; the reply to a heartbeat is +OK.
         if self._left == 0 and reply.startswith((b"$", b":")):
             self._kill()
             return None

@@ -1,4 +1,4 @@
-"""The object store stops answering and comes back: every service goes on, and loses no version by it."""
+"""An outage of the object store: every service continues, and no version is lost."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ pytestmark = BREAKS_CONNECTIONS
 
 @pytest.fixture
 def url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store that is known to be away after half a second."""
+    """URL of a store whose outage is detected after half a second."""
     monkeypatch.setattr(object_store, "RETRIES", 0)
     monkeypatch.setattr(object_store, "REQUEST_SECONDS", 0.5)
     return InBucket(bucket).url
@@ -50,7 +50,7 @@ def url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @contextlib.contextmanager
 def away(server: S3Server) -> Iterator[None]:
-    """The server answers nobody meanwhile."""
+    """Meanwhile the server answers no requests."""
     server.pause()
     try:
         yield
@@ -58,7 +58,7 @@ def away(server: S3Server) -> Iterator[None]:
         server.resume()
 
 
-async def test_the_trainer_learns_on_and_publishes_when_it_can(
+async def test_the_trainer_continues_and_publishes_after_the_outage(
     bars: tuple[Path, Dataset],
     url: str,
     s3_server: S3Server,
@@ -104,13 +104,13 @@ async def test_the_trainer_learns_on_and_publishes_when_it_can(
     async with contextlib.AsyncExitStack() as stack:
         with away(s3_server):
             running = await stack.enter_async_context(trainer.running(settings))
-            await asyncio.sleep(1.5)  # it has asked more than once
+            await asyncio.sleep(1.5)  # it has retried
             assert trainer.detail(running, "version") is None
         await until(lambda: trainer.detail(running, "version") == manifest.version)
         assert trainer.detail(running, "episode") == 15
 
 
-async def test_a_worker_plays_on_and_fetches_the_version_later(
+async def test_a_worker_continues_and_fetches_the_version_later(
     bars: tuple[Path, Dataset],
     url: str,
     s3_server: S3Server,
@@ -138,7 +138,7 @@ async def test_a_worker_plays_on_and_fetches_the_version_later(
         await until(lambda: worker.heartbeat.detail.get("version") == 1)
 
 
-async def test_the_validator_waits_and_skips_nothing(
+async def test_the_validator_waits_and_skips_no_version(
     url: str,
     s3_server: S3Server,
     redis_server: RedisServer,
@@ -163,7 +163,7 @@ async def test_the_validator_waits_and_skips_nothing(
     assert await bus.recent(ALERTS, count=10) == []
 
 
-async def test_inference_serves_on_and_tells_once(url: str, s3_server: S3Server) -> None:
+async def test_inference_keeps_serving_and_reports_the_outage_once(url: str, s3_server: S3Server) -> None:
     store = CheckpointStore(url)
     promoted = PromotedVersion(store, SearchConfig())
     for version in (1, 2):
@@ -185,7 +185,7 @@ async def test_inference_serves_on_and_tells_once(url: str, s3_server: S3Server)
     promoted.close()
 
 
-async def test_the_gateway_answers_and_says_so(
+async def test_the_gateway_answers_and_reports_the_outage(
     url: str,
     s3_server: S3Server,
     redis_server: RedisServer,

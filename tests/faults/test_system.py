@@ -1,4 +1,4 @@
-"""Services as processes: a stream that falls silent, and hostile entries."""
+"""Services as processes, with a silent stream and with hostile entries."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from services.trainer.intake.journal import Journal
 from shared.messages.streams import ALERTS, DEAD, TRAJECTORIES
 from shared.runtime.ports import free_port
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, soaked, steps, tell
+from tests.faults.counts import print_figures, rounds, soaked, steps
 from tests.faults.hostile import hostile
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.reading import journalled, until_drained
@@ -20,19 +20,17 @@ from tests.services.trainer.processes import System, sendable
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Most of a core that a trainer with nothing to do may use. Over two seconds beside other tests, heartbeats
-#: alone can cost more; a loop that does not wait would use several times the second limit.
+#: Largest share of a core that an idle trainer may use. In two seconds beside other tests, heartbeats alone
+#: can cost more than the first limit; a busy loop would use several times the second one.
 IDLE_SHARE, BUSY_MACHINE_SHARE = 0.05, 0.2
 
-#: Steps drawn for each that came in; a batch is 16.
+#: Samples per insert; a batch has 16 steps.
 SAMPLES_PER_INSERT = 1.0
 
 
 @rounds(2, 60)
-async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_before(
-    system: System, count: int
-) -> None:
-    """Nothing is sent for so many seconds."""
+async def test_a_silent_stream_raises_an_alert_and_costs_no_cpu_time(system: System, count: int) -> None:
+    """Nothing is sent for `count` seconds."""
     port = free_port()
     system.start(
         "api",
@@ -47,11 +45,11 @@ async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_b
     await asyncio.sleep(count)
     share = (cpu_seconds(trainer.pid) - used) / (time.monotonic() - begun)
 
-    async def told() -> bool:
+    async def alerted() -> bool:
         alerts = [entry.message.name for entry in await system.bus.recent(ALERTS, count=100)]
         return "no_checkpoint" in alerts
 
-    await system.until("the silence is told of", told)
+    await system.until("an alert reports the silence", alerted)
     await system.bus.append_all(TRAJECTORIES, sendable(system, 30, 60))
     await system.learned_from(60)
     ratio = 0.0
@@ -64,7 +62,7 @@ async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_b
     await system.until("samples are drawn as before", as_before)
     assert await system.detail("trainer", "samples_per_insert_target") == SAMPLES_PER_INSERT
     assert await asyncio.to_thread(system.stop, "trainer") == 0
-    tell(
+    print_figures(
         "stream silent",
         seconds=count,
         trainer_cpu_percent=round(100 * share, 2),
@@ -76,7 +74,7 @@ async def test_a_silent_stream_is_told_of_costs_nothing_and_is_learned_from_as_b
 
 
 @soaked(10_000)
-async def test_a_trainer_outlives_hostile_entries_and_does_not_grow(
+async def test_a_trainer_survives_hostile_entries_and_its_memory_does_not_grow(
     system: System, tmp_path: Path, count: int
 ) -> None:
     rng = np.random.default_rng(12)
@@ -103,7 +101,7 @@ async def test_a_trainer_outlives_hostile_entries_and_does_not_grow(
     journal = Journal(tmp_path / "journal")
     held = journalled(journal)
     journal.close()
-    tell(
+    print_figures(
         "hostile entries to a trainer",
         hostile=count,
         exits=0,

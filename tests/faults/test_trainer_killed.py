@@ -1,4 +1,4 @@
-"""The trainer as a real process, killed: between its journal and an acknowledgement, and at any time."""
+"""The trainer as a real process that is killed, before an acknowledgement or at any time."""
 
 import asyncio
 import signal
@@ -14,7 +14,7 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.forked import ForkedSystem
 from tests.faults.proxy import Proxy
 from tests.faults.reading import journalled, until_drained
@@ -24,15 +24,15 @@ from tests.waiting import until
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Trajectories sent for each kill.
+#: Trajectories sent before each kill.
 EACH = 10
 
 
 @rounds(2, 60)
-async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_counts_once(
+async def test_a_trainer_killed_before_the_acknowledgement_counts_once(
     own_redis: RedisServer, tmp_path: Path, count: int
 ) -> None:
-    """Killed in turn with its acknowledgement on the way to Redis, and with the reply on the way back."""
+    """It is killed in turn before Redis sees the acknowledgement and before the reply arrives."""
     dataset = write_dataset(tmp_path / "bars.duckdb", synthesize(Market.OU, 2_000, seed=1), "synthetic ou")
     bus = Bus(own_redis.url)
     system = ForkedSystem(tmp_path, dataset, own_redis, bus)
@@ -56,7 +56,9 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
         return request
 
     async def at_reply(reply: bytes) -> bytes | None:
-        if acknowledging and kill_at_reply and reply.startswith(b":"):  # a number; a heartbeat's is +OK
+        if (
+            acknowledging and kill_at_reply and reply.startswith(b":")
+        ):  # a number; the reply to a heartbeat is +OK
             kill()
             return None
         return reply
@@ -82,7 +84,7 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
     held = journalled(journal)
     journal.close()
     await bus.close()
-    tell(
+    print_figures(
         "trainer killed between journal and acknowledgement",
         kills=kills,
         sent=EACH * count,
@@ -94,7 +96,7 @@ async def test_a_trainer_killed_between_its_journal_and_the_acknowledgement_coun
     assert sorted(held) == list(range(EACH * count))
 
 
-async def test_a_trainer_killed_at_any_time_loses_nothing_and_counts_nothing_twice(
+async def test_a_trainer_killed_at_any_time_counts_each_trajectory_once(
     forked_system: System,
 ) -> None:
     system, sent = forked_system, 0
@@ -106,7 +108,7 @@ async def test_a_trainer_killed_at_any_time_loses_nothing_and_counts_nothing_twi
         if not last:
             await system.learned_from(sent - 8)
             system.stop("trainer", signal.SIGKILL)
-    # Exactly the updates that so many trajectories are worth, however often it was killed.
+    # Exactly the number of updates for these trajectories, however often it was killed.
     owed = (sent * SESSION_BARS) // 16
 
     async def all_made() -> bool:
@@ -123,7 +125,7 @@ async def test_a_trainer_killed_at_any_time_loses_nothing_and_counts_nothing_twi
     assert manifest is not None
     assert manifest.episode == manifest.journal_position == sent
     assert manifest.update == owed
-    # The record has each of them once, and every version.
+    # The record has each trajectory and each version once.
     assert system.recorded("episodes", "episode") == list(range(1, sent + 1))
     assert system.recorded("updates", "attempt") == list(range(1, manifest.update + 1))
     versions = CheckpointStore(system.home / "checkpoints").versions()

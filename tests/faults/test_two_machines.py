@@ -1,4 +1,4 @@
-"""Trainer and worker on two machines that share a Redis and a bucket, and no folder."""
+"""Trainer and worker on two machines that share a Redis and a bucket, but no folder."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from shared.adapters.versions.store import CheckpointStore, Pointer
 from shared.market.session import SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer
-from tests.faults.counts import tell
+from tests.faults.counts import print_figures
 from tests.s3_server import S3Server
 from tests.services.trainer.processes import System
 from tests.shared.adapters.versions.checkpoint_versions import InBucket
@@ -18,7 +18,7 @@ from tests.shared.adapters.versions.checkpoint_versions import InBucket
 
 @pytest.mark.soak
 @pytest.mark.parametrize("version", [0, 3])
-async def test_a_worker_fetches_from_a_bucket_what_the_trainer_published_there(
+async def test_a_worker_loads_versions_from_the_bucket_of_the_trainer(
     bucket: str,
     s3_server: S3Server,
     redis_server: RedisServer,
@@ -58,7 +58,7 @@ async def test_a_worker_fetches_from_a_bucket_what_the_trainer_published_there(
     store = CheckpointStore(url)
     versions = store.versions()
     assert [store.verify(held).version for held in versions] == versions
-    tell("two machines and a bucket", wanted=version, published=len(versions), damaged=0)
+    print_figures("two machines and a bucket", wanted=version, published=len(versions), damaged=0)
     pointed = store.pointer(Pointer.LATEST)
     assert pointed is not None
     assert pointed.version == versions[-1] >= version

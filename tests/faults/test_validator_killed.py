@@ -1,4 +1,4 @@
-"""The validator as a real process, killed while it judges: each version one result, the newest first."""
+"""The validator as a real process that is killed while it judges."""
 
 import asyncio
 import functools
@@ -13,15 +13,15 @@ from shared.adapters.versions.store import CheckpointStore
 from shared.market.session import Split
 from shared.messages.streams import ALERTS, VALIDATIONS
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.services.trainer.processes import System
 from tests.services.validator.cases import save_version
 from tests.services.validator.test_service import publish
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: What the validator may take for one version: so soon after its start, too, the newest is validated. A
-#: judgement takes about a second, and many times as long on a machine that has a core for it now and then.
+#: Time limit for judging one version; after a start, the newest version is judged within it. A judgement
+#: takes about a second, and many times as long on a busy machine.
 PERIOD_SECONDS = 120.0
 
 SHORT = {
@@ -37,12 +37,12 @@ SHORT = {
     "MM_HEARTBEAT_SECONDS": "0.05",
 }
 
-#: Versions announced before each kill, and while the validator is away.
+#: Versions announced before each kill, and while the validator is stopped.
 EACH = 2
 
 
 @rounds(1, 25)
-async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the_newest_first(
+async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
     forked_system: System, count: int
 ) -> None:
     system = forked_system
@@ -51,7 +51,7 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
     storage = Storage(store, system.home / "validations")
     ground = Ground(system.dataset.fingerprint, Split.VALIDATION)
     newest = 0
-    firsts: dict[int, int] = {}  # by the number of versions judged before a start, the newest version then
+    firsts: dict[int, int] = {}  # newest version at each start, by the number of versions judged before
 
     async def announce() -> None:
         nonlocal newest
@@ -64,7 +64,7 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
         return await system.detail("validator", "done") >= number
 
     async def start() -> None:
-        """Start it and wait until it judges, or has judged before a busy machine let us look."""
+        """Start it and wait until it judges, or until it has judged everything."""
         before = len(storage.records.done(ground))
         firsts[before] = newest
         system.start("validator", **SHORT)
@@ -81,34 +81,36 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
         await asyncio.sleep(rng.uniform(0.0, 0.5))
         system.stop("validator", signal.SIGKILL)
         in_the_middle += newest not in storage.records.done(ground)
-        await announce()  # while it is away
+        await announce()  # while it is stopped
     begun = time.monotonic()
     await start()
     first_of_all = functools.partial(judged, max(firsts) + 1)
-    await system.until("the newest is validated", first_of_all)  # the first that is judged now is the newest
+    await system.until("the newest is validated", first_of_all)  # the newest version is judged first
     newest_validated_seconds = time.monotonic() - begun
     for number in steps(1, newest + 1):
         await system.until(f"{number} of {newest} are judged", functools.partial(judged, number))
     assert await asyncio.to_thread(system.stop, "validator") == 0
 
-    told = [entry.message.version for entry in await system.bus.recent(VALIDATIONS, count=10_000)][::-1]
+    announced = [entry.message.version for entry in await system.bus.recent(VALIDATIONS, count=10_000)][::-1]
     done = storage.records.done(ground)
     reports = sorted(storage.reports.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    order = [int(path.stem) for path in reports]  # what they say of their time is whole seconds
-    tell(
+    order = [int(path.stem) for path in reports]  # their timestamps are in whole seconds
+    print_figures(
         "validator killed",
         kills=count,
         in_the_middle=in_the_middle,
         versions=newest,
         results=len(reports),
         missing=newest - len(done),
-        told_again=len(told) - len(set(told)),
+        announced_again=len(announced) - len(set(announced)),
         newest_validated_seconds=round(newest_validated_seconds, 2),
     )
     assert in_the_middle >= count // 5
-    assert done == set(told) == set(range(1, newest + 1))
+    assert done == set(announced) == set(range(1, newest + 1))
     assert sorted(order) == sorted(done)
     assert {number: order[number] for number in firsts} == firsts
     assert newest_validated_seconds <= PERIOD_SECONDS
-    assert len(told) - len(set(told)) <= count - in_the_middle  # killed after it told, before it noted so
+    assert (
+        len(announced) - len(set(announced)) <= count - in_the_middle
+    )  # killed after the announcement, before it recorded it
     assert await system.bus.length(ALERTS) == 0

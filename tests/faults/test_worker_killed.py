@@ -1,4 +1,4 @@
-"""Self-play workers as real processes: killed at any byte of what they send, cut off, and held back."""
+"""Self-play workers as real processes that are killed, disconnected or paused."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ from shared.adapters.streams.bus import PIPELINE, Bus
 from shared.messages.codec import decode_trajectory
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from tests.broken_connections import BREAKS_CONNECTIONS
-from tests.faults.counts import rounds, steps, tell
+from tests.faults.counts import print_figures, rounds, steps
 from tests.faults.processes import cpu_seconds, resident_kib
 from tests.faults.proxy import Cut, Proxy
 from tests.faults.reading import in_background, until_drained
@@ -29,20 +29,21 @@ pytestmark = BREAKS_CONNECTIONS
 
 LANES = 4
 
-#: Short sessions, so that much is sent.
+#: Short sessions, so that many trajectories are sent.
 WORKER = {"MM_SELFPLAY__LANES": str(LANES), "MM_ENVIRONMENT__SESSION_BARS": "20"}
 
-#: A worker that grows by more than this while nobody hears it keeps what it should not have played.
+#: A disconnected worker that grows by more than this has kept playing.
 MOST_GROWTH_KIB = 50 << 10
 
-#: From the kill to the replacement's first trajectory, where it has a core (F1).
+#: Seconds from a kill to the first trajectory of the replacement, if it has a core (F1).
 REPLACEMENT_SECONDS = 5.0
 
-#: How many times as much a replacement may take. Of the processor: 3.2 to 3.5 s were measured, and a core's
-#: clock and caches may be shared. By the clock only a hang shows: with a thirtieth of a core it was 116 s.
+#: Factors by which a replacement may exceed that time. Processor time: 3.2 to 3.5 s were measured, and the
+#: clock and caches of a core may be shared. Wall-clock time: only to detect hangs; with a thirtieth of a core
+#: it was 116 s.
 MOST_OF_PROCESSOR, MOST_BY_CLOCK = 2, 60
 
-#: More than a pipeline is finished at once.
+#: More than fits into one pipeline is finished at once.
 MANY_LANES = 16
 
 ENTRY_ID = re.compile(rb"\$\d+\r\n(\d+-\d+)\r\n")
@@ -50,7 +51,7 @@ ENTRY_ID = re.compile(rb"\$\d+\r\n(\d+-\d+)\r\n")
 
 @dataclass
 class Received:
-    """What was delivered: the trajectory that each entry holds."""
+    """Delivered trajectories, by entry id."""
 
     trajectories: dict[str, str] = field(default_factory=dict)
     delivered: int = 0
@@ -59,7 +60,7 @@ class Received:
 
 @dataclass
 class Replacements:
-    """When workers were killed, and what the next one took until its first trajectory was on its way."""
+    """Times of kills, and the time that each replacement needed to send its first trajectory."""
 
     killed_at: float = 0.0
     sends: bool = False
@@ -68,12 +69,12 @@ class Replacements:
 
 
 def entry_ids(reply: bytes) -> set[str]:
-    """Ids of entries that Redis tells of."""
+    """Entry ids in a reply of Redis."""
     return {found.decode() for found in ENTRY_ID.findall(reply)}
 
 
 async def journal_all(bus: Bus, journal: Journal, received: Received) -> None:
-    """Journal what comes, then acknowledge it, until cancelled."""
+    """Journal and acknowledge trajectories until cancelled."""
     async for batch in bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"):
         played = [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
         new = journal.append(played)
@@ -86,16 +87,16 @@ async def journal_all(bus: Bus, journal: Journal, received: Received) -> None:
 
 
 async def a_version(system: System) -> None:
-    """Publish one for the workers to play with."""
+    """Publish a version for the workers."""
     settings = SelfPlaySettings(home=system.home, redis_url=SecretStr(system.redis.url))
     await publish(system.bus, settings, 0)
 
 
 @rounds(1, 50)
-async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
+async def test_a_worker_killed_at_any_byte_loses_no_acknowledged_trajectory(
     system: System, tmp_path: Path, count: int
 ) -> None:
-    """Killed in turn within a request, before its reply, and at any moment; another one takes its place."""
+    """It is killed in turn within a request, before its reply, and at any moment; another replaces it."""
     rng = np.random.default_rng(8)
     acknowledged: set[str] = set()
     kill_in = ""
@@ -123,15 +124,15 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
         return request
 
     async def at_reply(reply: bytes) -> bytes | None:
-        told = entry_ids(reply)
-        if told and kill_in == "reply":
+        ids = entry_ids(reply)
+        if ids and kill_in == "reply":
             kill()
             return None
-        acknowledged.update(told)
+        acknowledged.update(ids)
         return reply
 
     await a_version(system)
-    announcement = await system.bus.last_id(CHECKPOINTS)  # an entry id, too, that a worker is told
+    announcement = await system.bus.last_id(CHECKPOINTS)  # contains an entry id that the worker receives
     journal, received = Journal(tmp_path / "journal"), Received()
     async with (
         Proxy(system.redis, request=at_request, reply=at_reply) as proxy,
@@ -151,9 +152,9 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
     journal.close()
     acknowledged.discard(announcement)
     lost = acknowledged - received.trajectories.keys()
-    waits, processor = replaced.waits[1:], replaced.processor[1:]  # the first replaced none
+    waits, processor = replaced.waits[1:], replaced.processor[1:]  # the first worker replaced no other
     partial = await system.bus.length(DEAD)
-    tell(
+    print_figures(
         "worker killed",
         kills=count + 1,
         acknowledged=len(acknowledged),
@@ -174,10 +175,10 @@ async def test_a_worker_killed_at_any_byte_loses_nothing_it_was_told_of(
 
 
 @rounds(3, 60)
-async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
+async def test_a_disconnected_worker_stops_playing_and_its_memory_does_not_grow(
     system: System, tmp_path: Path, count: int
 ) -> None:
-    """For so many seconds nothing that it sends or is sent gets through."""
+    """For `count` seconds nothing passes in either direction."""
     parted = asyncio.Event()
     acknowledged: set[str] = set()
 
@@ -191,7 +192,7 @@ async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
         return reply
 
     await a_version(system)
-    announcement = await system.bus.last_id(CHECKPOINTS)  # an entry id, too, that a worker is told
+    announcement = await system.bus.last_id(CHECKPOINTS)  # contains an entry id that the worker receives
     journal, received = Journal(tmp_path / "journal"), Received()
     async with (
         Proxy(system.redis, request=at_request, reply=at_reply) as proxy,
@@ -214,7 +215,7 @@ async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
     held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
     journal.close()
     acknowledged.discard(announcement)
-    tell(
+    print_figures(
         "worker cut off",
         seconds=count,
         growth_kib=most - before,
@@ -234,10 +235,10 @@ async def test_a_worker_that_is_cut_off_stops_playing_and_keeps_its_memory(
 
 
 @rounds(4, 600)
-async def test_a_trainer_at_a_quarter_of_the_speed_holds_the_workers_back_and_nothing_is_trimmed(
+async def test_a_slow_trainer_pauses_the_workers_and_nothing_is_trimmed(
     system: System, tmp_path: Path, count: int
 ) -> None:
-    """For so many seconds, with two workers."""
+    """It lasts `count` seconds, with two workers."""
     config = SelfPlayConfig()
     replicas = 2
     await a_version(system)
@@ -278,7 +279,7 @@ async def test_a_trainer_at_a_quarter_of_the_speed_holds_the_workers_back_and_no
     held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
     journal.close()
     bound = config.high_water + replicas * PIPELINE
-    tell(
+    print_figures(
         "trainer at a quarter of the speed",
         seconds=count,
         workers_per_second=round(per_second, 1),

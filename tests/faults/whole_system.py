@@ -1,4 +1,4 @@
-"""Every service of a system, each of them small, and how it shows from outside that it works."""
+"""A system of all services, each with small settings, and checks that they work."""
 
 import asyncio
 import ssl
@@ -18,15 +18,15 @@ from shared.messages.streams import CONTROL, PROMOTIONS
 from shared.runtime.ports import free_port
 from tests.services.trainer.processes import System
 
-#: Those that have to run before a version is promoted, which inference looks for when it starts.
+#: Services that must run before a version is promoted, which inference needs when it starts.
 FIRST = ("trainer", "validator")
 
-#: Those that answer `/readyz`.
+#: Services that answer `/readyz`.
 ASKED = ("api", "inference")
 
 _NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-#: Stopped in this order, as `up` does.
+#: Services in the order in which they are stopped, as by `up`.
 STOPPED = ("trader", "selfplay", "validator", "trainer", "inference", "broker", "api")
 
 
@@ -36,20 +36,20 @@ class WholeSystem:
 
     system: System
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in (*ASKED, "broker")})
-    replaced: int | None = None  # the version that inference served when another was promoted
+    replaced: int | None = None  # the version that inference served when another one was promoted
 
     @property
     def bus(self) -> Bus:
-        """To the same Redis."""
+        """The bus of the system."""
         return self.system.bus
 
     @property
     def store(self) -> CheckpointStore:
-        """Of the versions."""
+        """The checkpoint store of the system."""
         return CheckpointStore(self.system.home / "checkpoints")
 
     async def start(self, **more: str) -> None:
-        """Start all and wait until every one works.
+        """Start all services and wait until each of them works.
 
         Args:
             more: settings beyond those that keep the system small.
@@ -65,26 +65,26 @@ class WholeSystem:
         await self.system.until("the trader decides", self._decides)
 
     async def stop(self) -> list[int]:
-        """Stop all in good order; their exit statuses."""
+        """Stop all services gracefully; returns their exit statuses."""
         assert set(STOPPED) == set(self.system.processes)
         return [await asyncio.to_thread(self.system.stop, service) for service in STOPPED]
 
-    def ended(self) -> list[str]:
-        """Services that do not run any more."""
+    def exited(self) -> list[str]:
+        """Services that have exited."""
         return [name for name, process in self.system.processes.items() if process.poll() is not None]
 
     def url(self, service: str) -> str:
-        """Where a service listens."""
+        """URL of a service."""
         return f"http://127.0.0.1:{self.ports[service]}"
 
     async def beat(self, service: str, since: datetime | None) -> Heartbeat | None:
-        """What a service that runs said of itself last, if that was after a moment."""
+        """The last heartbeat of a running service, if it is newer than `since`."""
         beat = await self.system.beat(service)
         fresh = beat and beat.state == "running" and (since is None or beat.created_at > since)
         return beat if fresh else None
 
     async def all_run(self, since: datetime | None) -> bool:
-        """True when every service said, after a moment, that it runs."""
+        """Whether every service has sent a heartbeat after a moment and is running."""
         beats = [await self.beat(service, since) for service in EXPECTED_SERVICES]
         return all(beats)
 
@@ -97,31 +97,31 @@ class WholeSystem:
             return 0
 
     async def get(self, path: str) -> dict[str, object]:
-        """What the gateway answers."""
+        """Answer of the gateway."""
         async with _client() as client:
             return dict((await client.get(f"{self.url('api')}{path}")).raise_for_status().json())
 
     async def served(self) -> int:
-        """The version that inference decides by."""
+        """The version that inference uses."""
         async with _client() as client:
             return int((await client.get(f"{self.url('inference')}/readyz")).json()["version"])
 
     async def promote_another(self) -> None:
-        """Promote a version that inference does not serve; it hears of that by the stream alone."""
+        """Promote a version that inference does not serve; only the stream announces it."""
         self.replaced = await self.served()
         other = next(version for version in self.store.versions() if version != self.replaced)
         self.store.point(Pointer.PROMOTED, other, stage="paper")
         await self.bus.announce(PROMOTIONS, VersionPromoted(version=other, stage="paper", by="test"))
 
     async def order(self, target: Literal["training", "trader"], state: Literal["running", "paused"]) -> None:
-        """Have a part pause, or go on, as the gateway does."""
+        """Send a control order, as the gateway does."""
         control = ControlIssued(target=target, state=state, by="test")
         await self.bus.announce(CONTROL, control, name=target)
 
     def signs(self, since: datetime) -> dict[str, Callable[[], Awaitable[bool]]]:
-        """Of each service, whether it has worked since a moment and shows that it hears what the others say.
+        """Whether each service has worked since a moment and received messages of the others.
 
-        They are asked again and again. Another version must be promoted meanwhile, and the trader paused.
+        The checks are repeated. Meanwhile another version must be promoted and the trader must be paused.
         """
         first: dict[tuple[str, str], float] = {}
 
@@ -166,12 +166,12 @@ class WholeSystem:
         self.system.start(service, **self._settings(service), **more)
 
     def _settings(self, service: str) -> dict[str, str]:
-        """What makes a service small, and tells it where the others are."""
+        """Small settings for a service, and the addresses of the others."""
         return {
             "validator": {
                 "MM_VALIDATION__MAX_SESSIONS": "2",
                 "MM_VALIDATION__PAGE": "false",
-                "MM_GATE__PAPER_MIN_TRADES": "0",  # two sessions prove nothing
+                "MM_GATE__PAPER_MIN_TRADES": "0",  # two sessions are not significant
                 "MM_GATE__PAPER_MIN_DAYS": "0",
                 "MM_GATE__PAPER_MAX_P_VALUE": "1",
                 "MM_GATE__PAPER_MAX_RULE_P_VALUE": "1",
@@ -180,7 +180,7 @@ class WholeSystem:
                 "MM_INFERENCE__PORT": str(self.ports["inference"]),
                 "MM_INFERENCE__POLL_SECONDS": "3600",
             },
-            "broker": {  # a bar each second, for more than an hour
+            "broker": {  # one bar per second, for more than an hour
                 "MM_BROKER__PORT": str(self.ports["broker"]),
                 "MM_BROKER__SPEED": "60",
                 "MM_BROKER__SPLIT": "validation",
@@ -204,5 +204,5 @@ class WholeSystem:
 
 
 def _client() -> httpx.AsyncClient:
-    """For one question; a client of the usual kind begins by reading all certificates there are."""
+    """A client for one request; the default client first loads all certificates, which is slow."""
     return httpx.AsyncClient(trust_env=False, timeout=60, verify=_NO_CERTIFICATES)

@@ -1,4 +1,4 @@
-"""What a version trained on real bars decides in bfloat16, beside what it decides in float32."""
+"""Decisions in bfloat16 and float32, of a version trained on real bars."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def real_dataset(real_data: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module", name="training")
-def a_little_training(dataset: Dataset) -> Training:
+def short_training(dataset: Dataset) -> Training:
     search = SearchConfig()
     config = TrainingConfig(
         ModelConfig(), ReplayConfig(), LearnerConfig(), TrainerConfig(samples_per_insert=2.0), search.discount
@@ -58,7 +58,7 @@ def a_little_training(dataset: Dataset) -> Training:
 
 
 def _positions() -> Float32:
-    """A third each short, flat and long, as they stand after up to an hour."""
+    """Static features of positions held for up to an hour: a third each short, flat and long."""
     rng = np.random.default_rng(2)
     pnl, drawdown = rng.normal(0.0, 10.0, NUM_ROOTS), np.abs(rng.normal(0.0, 10.0, NUM_ROOTS))
     side, held = (np.arange(NUM_ROOTS) % 3 - 1).astype(np.int8), rng.integers(1, 60, NUM_ROOTS)
@@ -83,9 +83,9 @@ def test_bfloat16_decides_as_float32_does(dataset: Dataset, training: Training, 
             for precision in (Precision.FLOAT32, Precision.BFLOAT16)
         )
     )
-    # How far a little training comes differs between processors: with 25 simulations some versions close
-    # positions and enter none.
-    assert len(set(exact.tolist())) >= 2, "a version that only holds proves nothing"
+    # The result of a short training differs between processors: with 25 simulations some versions only close
+    # positions and never enter one.
+    assert len(set(exact.tolist())) >= 2, "a version that only holds is no test"
     same = (exact == rounded).mean()
     print(f"\n{simulations} simulations: the same action on {same:.2%} of {NUM_ROOTS:,} roots")
     assert same >= 0.99

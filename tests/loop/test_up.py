@@ -1,4 +1,4 @@
-"""The whole loop as a user runs it: real processes, real Redis, real HTTP, from bar to order."""
+"""The complete system as a user runs it, from bar to order: real processes, real Redis, real HTTP."""
 
 import json
 import os
@@ -21,12 +21,12 @@ from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: One service of each kind whose death must cost nothing.
+#: Services that are killed; the system must recover without loss.
 KILLED = ("trainer", "selfplay-1", "trader", "validator")
 
 
 class System:
-    """One home folder, and the `up` that runs in it."""
+    """A home folder, and the `up` that runs in it."""
 
     def __init__(self, home: Path, *, market_bars: int = 20_000) -> None:
         self.home = home
@@ -63,29 +63,33 @@ class System:
         )
 
     def status(self) -> dict[str, object] | None:
-        """What the gateway says, or None while it does not answer."""
+        """Status from the gateway, or None while it does not answer."""
         try:
             answer = httpx.get(f"http://127.0.0.1:{self.port}/status", timeout=5.0)
         except httpx.TransportError:
             return None
         return dict(answer.json()) if answer.status_code == 200 else None
 
-    def wait_until(self, what: str, holds: Callable[[dict[str, object]], bool]) -> dict[str, object]:
-        """Wait for a state of the system; the failure tells how things stood and what the logs end with."""
+    def wait_until(
+        self, description: str, condition: Callable[[dict[str, object]], bool]
+    ) -> dict[str, object]:
+        """Wait until a condition on the status holds; the failure shows the last status and logs."""
         assert self.process is not None
         deadline = time.monotonic() + PATIENCE_SECONDS
         status = None
         while time.monotonic() < deadline:
             status = self.status()
-            if status is not None and holds(status):
+            if status is not None and condition(status):
                 return status
             if self.process.poll() is not None:
                 break
             time.sleep(0.2)
-        raise AssertionError(f"never came: {what}\nlast status: {json.dumps(status)}\n{self.logs()}")
+        raise AssertionError(
+            f"did not happen: {description}\nlast status: {json.dumps(status)}\n{self.logs()}"
+        )
 
     def stop(self) -> tuple[dict[str, object], str]:
-        """Stop `up` as Ctrl-C does; its summary, and what it said on stderr."""
+        """Stop `up` as Ctrl-C does; returns its summary and its stderr."""
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
         output, errors = self.process.communicate(timeout=60)
@@ -93,7 +97,7 @@ class System:
         return json.loads(output), errors
 
     def logs(self) -> str:
-        """The end of every service's log."""
+        """The last lines of all logs."""
         return "\n".join(
             f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-12:])
             for path in sorted(self.home.glob("runs/*/logs/*.log"))
@@ -107,7 +111,7 @@ def system(tmp_path: Path) -> Iterator[System]:
     if system.process and system.process.poll() is None:
         system.process.send_signal(signal.SIGTERM)
     if system.process:
-        system.process.communicate(timeout=60)  # closes the pipes too
+        system.process.communicate(timeout=60)  # also closes the pipes
 
 
 def _stream(status: dict[str, object], key: str) -> int:
@@ -133,13 +137,13 @@ def _run(system: System) -> Run:
     return run
 
 
-def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_path: Path) -> None:
-    # Not the default instrument: every service takes it from the data set.
+def test_up_trades_resumes_and_recovers_from_kills(system: System, tmp_path: Path) -> None:
+    # Not the default instrument, since every service must take it from the data set.
     data = tmp_path / "euro.duckdb"
     bars = synthesize(Market.OU, 20_000, seed=1, instrument=Instrument.named("EUR_USD"))
     write_dataset(data, bars, "synthetic")
     system.start("--data", str(data), "--replicas", "1")
-    first = system.wait_until("a version promoted and decisions made", _learns_and_trades)
+    first = system.wait_until("a version is promoted and decisions are made", _learns_and_trades)
     versions = first["pointers"]["newest"]  # type: ignore[index]
     shown = system.command("status", "--json")
     assert shown.returncode == 0, shown.stderr
@@ -148,7 +152,7 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
     assert [row["version"] for row in json.loads(listed.stdout)][-1] >= versions
     second_up = system.command("up")
     assert second_up.returncode == 2
-    assert "is up already" in second_up.stderr
+    assert "is already running" in second_up.stderr
 
     summary, errors = system.stop()
     assert "had to kill" not in errors
@@ -157,7 +161,7 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
     assert episodes > 0
 
     system.start("--data", str(data), "--replicas", "1")
-    again = system.wait_until("the second run", _learns_and_trades)
+    again = system.wait_until("the second run learns and trades", _learns_and_trades)
     assert again["pointers"]["newest"] >= summary["pointers"]["newest"]  # type: ignore[index]
     assert again["training"]["episode"] >= episodes  # type: ignore[index]
     assert again["trader"]["last_decision"]["version"] is not None  # type: ignore[index]
@@ -167,14 +171,15 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
     for name in KILLED:
         os.kill(before[name], signal.SIGKILL)
 
-    def all_back(_: dict[str, object]) -> bool:
+    def all_restarted(_: dict[str, object]) -> bool:
         pids = _run(system).pids
         return all(pids.get(name) not in (None, before[name]) for name in KILLED)
 
-    then = system.wait_until("the killed ones running again", all_back)
-    grown = {stream: _stream(then, stream) + 1 for stream in ("mm:checkpoints", "mm:decisions")}
+    restarted = system.wait_until("the killed services run again", all_restarted)
+    grown = {stream: _stream(restarted, stream) + 1 for stream in ("mm:checkpoints", "mm:decisions")}
     after = system.wait_until(
-        "another version and decision", lambda s: all(_stream(s, stream) >= grown[stream] for stream in grown)
+        "there are new versions and decisions",
+        lambda s: all(_stream(s, stream) >= grown[stream] for stream in grown),
     )
     assert after["dead_letters"] == 0
     stopped = system.command("down")
@@ -186,22 +191,23 @@ def test_from_bar_to_order_on_from_there_and_on_after_kills(system: System, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [
         (["up", "--data", "nowhere.csv"], "no such file"),
         (["up", "--replicas", "0"], "replicas"),
-        (["status"], "nothing is up"),
-        (["monitor"], "nothing is up"),
+        (["status"], "no system is running"),
+        (["monitor"], "no system is running"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_invalid_commands_print_one_line(tmp_path: Path, arguments: list[str], text: str) -> None:
     result = System(tmp_path / "home").command(*arguments)
     assert result.returncode == 2
-    assert said in result.stderr
+    assert text in result.stderr
+    assert len(result.stderr.splitlines()) == 1 or result.stderr.startswith("Usage:")
     assert "Traceback" not in result.stderr
 
 
-def test_an_unknown_setting_stops_the_start(tmp_path: Path) -> None:
+def test_up_refuses_an_unknown_setting(tmp_path: Path) -> None:
     system = System(tmp_path / "home")
     system.environment["MM_SEARCH__SIMULATION"] = "7"
     result = system.command("up")
