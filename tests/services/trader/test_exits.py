@@ -180,7 +180,7 @@ async def test_a_position_that_is_found_closed_leaves_no_word_of_the_close_that_
     assert "did not work" in trading.exits.detail
     await client.close_position("GBP_JPY", long=True)
     await trading.account.sync(None)
-    await trading.exits.look_around(confirm=False)
+    await trading.exits.check_account(confirm=False)
     assert trading.exits.detail == ""
 
 
@@ -239,14 +239,14 @@ async def test_a_kill_closes_what_a_ledger_that_cannot_be_brought_up_to_date_doe
     broker.forged["/" + ACCOUNT] = _unreadable
     broker.forged["/transactions/sinceid"] = lambda answer: {}
     assert trading.account.holding.side is Side.FLAT
-    trading.exits.hurry()
-    await trading.exits.look_around(confirm=True)
+    trading.exits.retry_now()
+    await trading.exits.check_account(confirm=True)
     assert broker.units == 0
     failing, shown_at = [trading.exits.failing], [trading.exits.flat_at]
     assert "cannot be read" in trading.exits.detail
     broker.forged.clear()
-    trading.exits.hurry()
-    await trading.exits.look_around(confirm=True)
+    trading.exits.retry_now()
+    await trading.exits.check_account(confirm=True)
     last = broker.venue.exchange.account.last_id
     assert [*shown_at, trading.exits.flat_at] == [None, last], "nothing had shown that it was flat"
     assert [*failing, trading.exits.failing] == [True, False]
@@ -445,7 +445,7 @@ async def test_a_fill_that_comes_after_an_order_was_settled_corrects_the_ledger(
     assert kept.detail.endswith("after not_executed")
     assert trading.account.holding.units == 1
     await trading.account.sync(None)
-    alerts = [row.message for row in ledger.untold("streams", count=99)]
+    alerts = [row.message for row in ledger.undelivered("streams", count=99)]
     assert [a.name for a in alerts if isinstance(a, AlertRaised)] == ["order_filled_late"], "told once"
 
 

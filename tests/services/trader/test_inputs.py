@@ -129,7 +129,7 @@ async def test_bad_candles_are_left_out_and_a_bar_without_its_candle_is_held_thr
     rows = {int(made.bar_time.timestamp()): made for made in await decisions_of(bus)}
     held = rows[int(BARS.time_s[bad])]
     assert (held.action, held.executed) == ("HOLD", False)
-    assert "did not come in time" in held.reason
+    assert "did not arrive in time" in held.reason
     assert [int(BARS.time_s[FIRST_BAR + n]) in rows for n in range(9)] == [True] * 9, "a row for each bar"
     assert sorted(alert.name for alert in await alerts_of(bus)) == ["candle_late", "refused_candle"]
 
@@ -350,7 +350,7 @@ async def test_a_stream_that_dies_while_a_read_is_repeated_shows_at_once(
 async def test_a_stream_without_a_readable_line_is_given_up_before_its_first_price(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trader.service.UNHEARD_SECONDS", 0.5)
+    monkeypatch.setattr("services.trader.session.UNHEARD_SECONDS", 0.5)
     monkeypatch.setattr(
         "shared.adapters.oanda.client._parse_line", lambda *_: UnreadableLine("of another schema")
     )

@@ -214,7 +214,7 @@ async def test_a_stream_of_which_no_line_can_be_used_is_given_up(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This machine's clock is an hour slow, so that every line seems to be from the future."""
-    monkeypatch.setattr("services.trader.service.UNHEARD_SECONDS", 0.5)
+    monkeypatch.setattr("services.trader.session.UNHEARD_SECONDS", 0.5)
     async with trading(
         Mode.PRACTICE, redis_server, tmp_path, monkeypatch, {}, wrong_by_seconds=-3_600.0
     ) as market:
@@ -241,7 +241,7 @@ async def test_a_clock_that_is_wrong_stops_entries_and_lets_a_position_close(
     blocked = [made.action for made in await decisions_of(bus) if "clock_skew" in made.reason]
     assert "BUY" in blocked
     (told,) = [alert for alert in await alerts_of(bus) if alert.name == "clock_skew"]
-    assert told.detail.startswith(f"this clock is {said}")
+    assert told.detail.startswith(f"this machine's clock is {said}")
 
 
 async def test_times_from_the_future_neither_stop_practice_nor_begin_a_day(

@@ -157,7 +157,7 @@ async def test_an_entry_under_an_older_token_is_not_sent(
     (quote,) = await client.prices("GBP_JPY")
     await account.enter(Action.BUY, BAR_S, quote, 7)
     assert await order(account, client, Action.CLOSE) is IntentState.FILLED, "a close needs no token"
-    with pytest.raises(ServiceError, match="7 was used already"):
+    with pytest.raises(ServiceError, match="sent under the later token 7"):
         await account.enter(Action.BUY, BAR_S + 60, quote, 6)
     assert broker.posts == ["POST orders", "PUT close"]
 
@@ -212,7 +212,7 @@ async def main(url, folder, step, bar_time_s):
         )
         await account.reconcile()
         (quote,) = await client.prices("GBP_JPY")
-        send, take_up = client.market_order, account._take_up
+        send, apply = client.market_order, account._apply
 
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -228,9 +228,9 @@ async def main(url, folder, step, bar_time_s):
                 die()
             client.market_order = sent
         else:
-            account._take_up = lambda transactions, spread: (
+            account._apply = lambda transactions, spread: (
                 die() if any(t.kind == "ORDER_FILL" for t in transactions)
-                else take_up(transactions, spread)
+                else apply(transactions, spread)
             )
         await account.enter(Action.BUY, bar_time_s, quote, 1)
 
@@ -286,7 +286,7 @@ async def test_a_replaced_paper_account_is_begun_anew(
     await account.reconcile()
     assert account.holding.last_transaction_id == broker.venue.exchange.account.last_id
     assert account.memory.decided_bar_s == -1
-    (row,) = ledger.untold("streams", count=9)
+    (row,) = ledger.undelivered("streams", count=9)
     assert isinstance(row.message, AlertRaised)
     assert row.message.name == "account_replaced"
 
@@ -313,5 +313,5 @@ async def test_exits_ride_on_the_entry(broker: Broker, client: OandaClient, ledg
         "TAKE_PROFIT_ORDER": pytest.approx(ask + 0.40, abs=1e-9),
     }
     await account.reconcile()
-    alerts = [row.message for row in ledger.untold("streams", count=9)]
+    alerts = [row.message for row in ledger.undelivered("streams", count=9)]
     assert alerts == [], "orders that belong to the trade are not foreign"

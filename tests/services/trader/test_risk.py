@@ -123,7 +123,7 @@ def test_a_position_may_be_open_while_an_entry_s_outcome_is_not_known(tmp_path: 
     with closing(Ledger(tmp_path)) as ledger:
         ledger.keep(memory)
         assert not may_hold(tmp_path)
-        ledger.intend(entry, memory)
+        ledger.add_intent(entry, memory)
         assert may_hold(tmp_path)
         ledger.keep(memory, (), [replace(entry, state=IntentState.NOT_EXECUTED)])
         assert not may_hold(tmp_path)

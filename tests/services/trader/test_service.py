@@ -199,7 +199,7 @@ async def test_no_position_is_entered_on_a_version_that_proved_nothing(
         assert bool(broker.posts) is enters
     (buy,) = [d for d in await decisions_of(bus) if d.action == "BUY"]
     assert buy.executed is enters
-    assert ("version_unproven: holding until a version proves itself" in buy.reason) is not enters
+    assert ("version_unproven: the version that decides passed no gate" in buy.reason) is not enters
     assert [alert for alert in await alerts_of(bus) if alert.name == "version_unproven"] == []
 
 
@@ -323,7 +323,7 @@ async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, 
 
 async def test_two_traders_cannot_share_a_folder(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    with pytest.raises(ServiceError, match="in use by another trader"):
+    with pytest.raises(ServiceError, match="another trader uses"):
         Ledger(tmp_path)
     ledger.close()
 
@@ -410,7 +410,7 @@ async def test_a_bar_that_closes_while_the_event_loop_hangs_is_decided_on(
             time.sleep(0.1)
         return closed
 
-    monkeypatch.setattr("services.trader.service._WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("services.trader.session._WATCH_SECONDS", 0.05)
     monkeypatch.setattr(TraderMarket, "on_item", hang)
     async with (
         running_broker(tmp_path, pacing=Pacing.SPEED, speed=120.0) as broker,
