@@ -116,13 +116,12 @@ async def test_streams_beat_while_nothing_happens(market: Market) -> None:
 
 
 async def test_transactions_are_streamed_as_they_happen(market: Market) -> None:
-    async with market() as at, aclosing(at.client.transaction_stream()) as stream:
-        upcoming = asyncio.ensure_future(anext(stream))
+    async with market(heartbeat_seconds=0.05) as at, aclosing(at.client.transaction_stream()) as stream:
+        assert isinstance(await anext(stream), Heartbeat), "the stream is open"
         details = await at.client.instrument("GBP_JPY")
-        while not at.venue.is_listened_to:  # noqa: ASYNC110  the stream opens by itself
-            await asyncio.sleep(0)
         await at.client.market_order(MarketOrder(details, 1))
-        created, filled = await upcoming, await anext(stream)
+        events = (item async for item in stream if not isinstance(item, Heartbeat))
+        created, filled = await anext(events), await anext(events)
         assert isinstance(created, Transaction)
         assert isinstance(filled, Fill)
         assert (created.transaction_id, filled.transaction_id) == (3, 4)

@@ -27,8 +27,8 @@ CLOSES = (188.0, 188.1, 188.2, 188.3, 188.4)
 async def settle(venue: Venue) -> None:
     """Let the replay go as far as it goes by itself: no step for a while of turns of the event loop."""
     before = None
-    while before != (venue.place, venue.now_ns):
-        before = (venue.place, venue.now_ns)
+    while before != (venue.progress, venue.now_ns):
+        before = (venue.progress, venue.now_ns)
         for _ in range(20):
             await asyncio.sleep(0)
 
@@ -42,7 +42,7 @@ async def test_each_bar_waits_for_the_acknowledgement_of_the_one_before(tmp_path
     async with running(venue):
         for bar in range(1, len(CLOSES)):
             await settle(venue)
-            assert venue.place.next_tick == 4 * bar + 1  # the open of the next bar is out, no more
+            assert venue.progress.next_tick == 4 * bar + 1  # the open of the next bar is out, no more
             assert venue.newest_complete_bar() == bar - 1
             assert venue.now_ns == (START_S + 60 * bar) * 1_000_000_000
             venue.acknowledge(START_S + 60 * (bar - 1))
@@ -70,7 +70,7 @@ async def test_a_bar_that_is_not_complete_cannot_be_acknowledged(tmp_path: Path)
             venue.acknowledge(START_S + 60)
         venue.acknowledge(START_S)
         venue.acknowledge(START_S - 600)  # an old one changes nothing
-        assert venue.place.acknowledged_s == START_S
+        assert venue.progress.acknowledged_s == START_S
 
 
 async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
         venue.market_order(buy())
     # Nothing is closed or flushed: the process is gone.
     again = venue_of(tmp_path, bars, ACKNOWLEDGED)
-    assert again.place == venue.place
+    assert again.progress == venue.progress
     assert again.exchange.account == venue.exchange.account
     assert again.exchange.quote == venue.exchange.quote
     assert again.now_ns == venue.now_ns
     async with running(again):
         await settle(again)
-        assert again.place == venue.place  # still waiting for the same bar
+        assert again.progress == venue.progress  # still waiting for the same bar
         again.acknowledge(START_S + 60)
         await settle(again)
         assert again.newest_complete_bar() == 2
@@ -126,7 +126,7 @@ async def test_a_weekend_is_jumped_over_with_the_market_closed_before_it(tmp_pat
     venue.acknowledge(0)
     with venue.price_lines() as subscription:
         async with running(venue):
-            while venue.place.next_tick < 13:
+            while venue.progress.next_tick < 13:
                 await settle(venue)
                 venue.acknowledge(int(venue.tape.time_s[venue.newest_complete_bar()]))
             lines = [subscription.lines.get_nowait() for _ in range(subscription.lines.qsize())]
@@ -145,7 +145,7 @@ async def test_a_stop_is_filled_at_the_price_after_the_weekend(tmp_path: Path) -
     async with running(venue):
         await settle(venue)
         venue.market_order(MarketOrderFields.model_validate(fields))
-        while venue.place.next_tick < 13:
+        while venue.progress.next_tick < 13:
             venue.acknowledge(int(venue.tape.time_s[venue.newest_complete_bar()]))
             await settle(venue)
     fills = [order.filled for order in venue.exchange.account.orders.values() if order.filled]
@@ -198,9 +198,9 @@ async def test_with_a_speed_a_client_that_acknowledges_is_waited_for(tmp_path: P
     with venue.price_lines():
         async with running(venue) as replay:
             for bar in range(1, len(CLOSES)):
-                await until(lambda bar=bar: venue.place.next_tick == 4 * bar + 1)  # type: ignore[misc]
+                await until(lambda bar=bar: venue.progress.next_tick == 4 * bar + 1)  # type: ignore[misc]
                 await asyncio.sleep(0.01)  # many bars' time
-                assert venue.place.next_tick == 4 * bar + 1
+                assert venue.progress.next_tick == 4 * bar + 1
                 assert newest_s(venue) == START_S + 60 * (bar - 1)
                 assert venue.now_ns < venue.tape.tick_time_ns(4 * bar + 1)
                 assert venue.waiting_seconds > 0
@@ -216,7 +216,7 @@ async def test_a_client_that_leaves_is_waited_for_no_more(tmp_path: Path) -> Non
     venue.acknowledge(0)
     async with running(venue) as replay:
         with venue.price_lines():
-            await until(lambda: venue.place.next_tick == 5)
+            await until(lambda: venue.progress.next_tick == 5)
             await asyncio.sleep(0.01)
             assert not replay.done()
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -233,9 +233,9 @@ async def test_a_client_that_comes_back_is_waited_for_at_once(tmp_path: Path) ->
     again = venue_of(tmp_path, bars_of(CLOSES), FAST)
     with again.price_lines():
         async with running(again):
-            await until(lambda: again.place.next_tick == 9)
+            await until(lambda: again.progress.next_tick == 9)
             await asyncio.sleep(0.01)
-            assert again.place.next_tick == 9  # bar 0 is acknowledged, bar 1 is not
+            assert again.progress.next_tick == 9  # bar 0 is acknowledged, bar 1 is not
     again.ledger.close()
 
 
@@ -257,12 +257,12 @@ async def test_a_client_that_speaks_again_is_waited_for_again(tmp_path: Path) ->
     venue.acknowledge(0)
     with venue.price_lines():
         async with running(venue):
-            await until(lambda: venue.place.next_tick >= 6)
+            await until(lambda: venue.progress.next_tick >= 6)
             venue.acknowledge(START_S)
-            before = venue.place.next_tick
+            before = venue.progress.next_tick
             await until(lambda: venue.waiting_seconds > 0)
-            assert venue.place.next_tick > before
-            assert venue.place.next_tick % 4 == 1
+            assert venue.progress.next_tick > before
+            assert venue.progress.next_tick % 4 == 1
 
 
 async def test_time_goes_on_at_its_speed_after_a_wait(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ async def test_time_goes_on_at_its_speed_after_a_wait(tmp_path: Path) -> None:
             stood = venue.now_ns
             began = time.monotonic()
             venue.acknowledge(newest_s(venue))
-            await until(lambda: venue.place.next_tick >= 8)
+            await until(lambda: venue.progress.next_tick >= 8)
             passed_s = (venue.now_ns - stood) / 1e9
             assert passed_s <= (time.monotonic() - began) * 120 + 1
 
@@ -289,17 +289,17 @@ async def test_the_week_ends_only_when_its_last_bar_was_decided_on(tmp_path: Pat
             venue.acknowledge(int(venue.tape.time_s[bar]))
         await settle(venue)
         assert newest_s(venue) == venue.tape.time_s[2]
-        assert venue.place.next_tick == 12  # the market is closed; Sunday's first price is still to come
+        assert venue.progress.next_tick == 12  # the market is closed; Sunday's first price is still to come
         assert venue.now_ns == venue.tape.end_ns(2)
         venue.acknowledge(newest_s(venue))
         await settle(venue)
-        assert venue.place.next_tick == 17  # the whole of Sunday's first bar; its decision is waited for
+        assert venue.progress.next_tick == 17  # the whole of Sunday's first bar; its decision is waited for
 
 
 async def test_the_replay_is_over_when_its_last_bar_is_complete(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of([188.0, 188.1]), BrokerConfig(pacing=Pacing.SPEED, speed=300))
     async with running(venue) as replay:
-        await until(lambda: venue.place.next_tick == 8)
+        await until(lambda: venue.progress.next_tick == 8)
         if venue.newest_complete_bar() == 0:
             assert venue.status()["over"] is False
         await replay
@@ -307,23 +307,23 @@ async def test_the_replay_is_over_when_its_last_bar_is_complete(tmp_path: Path) 
     assert venue.status()["newestCompleteSeconds"] == START_S + 60
 
 
-def test_pace_is_the_mean_over_the_latest_bars_and_told_of_once() -> None:
+def test_speed_is_a_mean_over_sixty_bars_and_a_slow_replay_is_reported_once() -> None:
     pace = Pace(300.0)  # a bar in 0.2 s
-    told = []
+    reported = []
     for _ in range(59):
-        pace.waited(0.2)
-        told.append(pace.is_news())
+        pace.add_wait(0.2)
+        reported.append(pace.became_too_slow())
     assert pace.speed == pytest.approx(150.0)
-    pace.waited(0.2)
-    assert told == [False] * 59  # a handful of bars is no measure
-    assert [pace.is_news(), pace.is_news()] == [True, False]
+    pace.add_wait(0.2)
+    assert reported == [False] * 59  # too few bars to measure the speed
+    assert [pace.became_too_slow(), pace.became_too_slow()] == [True, False]
     for _ in range(60):
-        pace.waited(0.0)
+        pace.add_wait(0.0)
     assert pace.speed == 300.0
 
 
-def test_a_little_wait_is_not_told_of() -> None:
+def test_a_slightly_slow_replay_is_not_reported() -> None:
     pace = Pace(300.0)
     for _ in range(100):
-        pace.waited(0.03)
-        assert not pace.is_news()
+        pace.add_wait(0.03)
+        assert not pace.became_too_slow()

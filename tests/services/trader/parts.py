@@ -109,12 +109,12 @@ class Broker:
 
     async def buy(self) -> None:
         """Buy one unit once the market is open, as a trader before this one did."""
-        await until(lambda: self.venue.place.next_tick > self.venue.tape.first_tick)
+        await until(lambda: self.venue.progress.next_tick > self.venue.tape.first_tick)
         self.venue.market_order(MarketOrderFields(instrument="GBP_JPY", units=Decimal(1)))
 
     async def decided(self, bar: int) -> None:
         """Wait until the trader has acknowledged a bar."""
-        await until(lambda: self.venue.place.acknowledged_s >= BARS.time_s[bar])
+        await until(lambda: self.venue.progress.acknowledged_s >= BARS.time_s[bar])
 
 
 class _Watching:

@@ -91,8 +91,8 @@ async def test_bad_lines_cost_themselves_and_nothing_else(
             for reason in _BAD_LINES:
                 await until(lambda: f'mm_trader_refused_total{{reason="{reason}"}} 3.0' in trader.metrics())  # noqa: B023
             await until(lambda: late_ticks(trader) == late + 3)
-            reached = broker.venue.place.acknowledged_s
-            await until(lambda: broker.venue.place.acknowledged_s > reached + 600)
+            reached = broker.venue.progress.acknowledged_s
+            await until(lambda: broker.venue.progress.acknowledged_s > reached + 600)
             assert trader.detail["state"] == "active"
             assert trader.detail["guards"] == ""
             assert "mm_trader_reconnects_total 0.0" in trader.metrics(), "the session went on"

@@ -34,7 +34,7 @@ BAR_S, NEXT_BAR = int(BARS.time_s[FIRST_BAR]), FIRST_BAR + 1
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     """A market that stands at the open of a bar, and waits for the bar before to be acknowledged."""
     async with running_broker(tmp_path) as running:
-        await until(lambda: running.venue.place.next_tick == NEXT_BAR * TICKS_PER_BAR + 1)
+        await until(lambda: running.venue.progress.next_tick == NEXT_BAR * TICKS_PER_BAR + 1)
         yield running
 
 

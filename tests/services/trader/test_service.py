@@ -236,9 +236,9 @@ async def test_the_kill_switch_closes_the_position_with_inference_down_and_survi
             await asyncio.sleep(0.2)
         posts = list(broker.posts)
         assert posts == ["POST orders", "PUT close"]
-        reached = broker.venue.place.acknowledged_s
+        reached = broker.venue.progress.acknowledged_s
         async with running_trader(settings) as trader:
-            await until(lambda: broker.venue.place.acknowledged_s > reached + 300)
+            await until(lambda: broker.venue.progress.acknowledged_s > reached + 300)
             assert trader.detail["state"] == "reducing"
             assert "killed" in trader.detail["guards"]
             assert broker.posts == posts, "still killed: the script asks to buy at every bar"
@@ -311,8 +311,8 @@ async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, 
         async with running_trader(first):
             await broker.decided(FIRST_BAR + 2)
             async with running_trader(second) as standby:
-                reached = broker.venue.place.acknowledged_s
-                await until(lambda: broker.venue.place.acknowledged_s > reached + 600)
+                reached = broker.venue.progress.acknowledged_s
+                await until(lambda: broker.venue.progress.acknowledged_s > reached + 600)
                 assert standby.detail["state"] == "standby"
         assert not (tmp_path / "two" / "trader" / "ledger.sqlite").exists(), "it did not even open its ledger"
         posts = len(broker.posts)
@@ -349,8 +349,8 @@ async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_pat
                 await until(lambda: len(broker.posts) >= 4)
                 server.stop(kill=True)
                 await until(lambda: "no_lease" in str(trader.detail["guards"]))
-                entries, reached = broker.posts.count("POST orders"), broker.venue.place.acknowledged_s
-                await until(lambda: broker.venue.place.acknowledged_s > reached + 300)
+                entries, reached = broker.posts.count("POST orders"), broker.venue.progress.acknowledged_s
+                await until(lambda: broker.venue.progress.acknowledged_s > reached + 300)
                 assert broker.posts.count("POST orders") == entries, "no lease, no entry"
                 assert broker.units == 0, "the agent's close went through without the lease"
                 server.start()
@@ -447,12 +447,12 @@ async def test_a_loss_limit_closes_the_position_and_outlives_a_restart(
         async with running_trader(settings) as trader:
             await until(lambda: "daily_loss" in str(trader.detail.get("guards")))
             await until(lambda: broker.units == 0)
-            reached = broker.venue.place.acknowledged_s
+            reached = broker.venue.progress.acknowledged_s
             posts = len(broker.posts)
-            await until(lambda: broker.venue.place.acknowledged_s > reached + 240)
+            await until(lambda: broker.venue.progress.acknowledged_s > reached + 240)
         async with running_trader(settings) as trader:
-            reached = broker.venue.place.acknowledged_s
-            await until(lambda: broker.venue.place.acknowledged_s > reached + 240)
+            reached = broker.venue.progress.acknowledged_s
+            await until(lambda: broker.venue.progress.acknowledged_s > reached + 240)
             assert "daily_loss" in str(trader.detail["guards"])
         assert len(broker.posts) == posts
     blocked = [d for d in await decisions_of(bus) if d.action == "BUY" and not d.executed]
