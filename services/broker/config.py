@@ -1,4 +1,4 @@
-"""What the paper broker can be told: the market it replays, the account, and the faults it commits."""
+"""Settings of the paper broker: the replayed market, the account and the injected faults."""
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -8,9 +8,9 @@ from shared.market.session import Split
 
 
 class Pacing(StrEnum):
-    """When the next bar comes."""
+    """When the replay goes on to the next bar."""
 
-    #: Simulated time runs `speed` times as fast as the wall clock, and waits for a client that acknowledges.
+    #: Simulated time runs `speed` times as fast as the wall clock, but waits for a client that acknowledges.
     SPEED = "speed"
     ACKNOWLEDGED = "acknowledged"  # as soon as the client has acknowledged the bar before
 
@@ -25,17 +25,17 @@ class BrokerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8002
-    allowed_hosts: str = ""  # host names that are answered besides localhost and addresses; a,b,c
+    allowed_hosts: str = ""  # accepted Host names besides localhost and IP addresses, as a,b,c
     account: str = "101-001-0000001-001"
     balance: int = 1_000_000  # in the instrument's quote currency
     margin_rate: float = 0.05
     spread_pips: float = 4.0
-    spread_from_data: bool = False  # each bar's own spread where the data set has one
-    split: str = "test"  # the bars replayed: a split's, or `all`; those before are history
+    spread_from_data: bool = False  # use each bar's own spread where the data set has one
+    split: str = "test"  # split to replay, or `all`; the bars before it are history
     pacing: Pacing = Pacing.SPEED
     speed: float = 300.0
-    patience_seconds: float = 30.0  # wall clock; how long a client that acknowledges bars is waited for
-    jump_gap_minutes: int = 30  # longer stretches without bars are jumped over; 0 replays them too
+    patience_seconds: float = 30.0  # wall clock; longest wait for a client that acknowledges bars
+    jump_gap_minutes: int = 30  # longer gaps between bars are jumped over; 0 jumps over none
     heartbeat_seconds: float = 5.0  # wall clock, on every stream
 
     def __post_init__(self) -> None:
@@ -67,24 +67,24 @@ class BrokerConfig:
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """Group [faults]: what goes wrong on purpose; all draws come from one seeded generator.
+    """Group [faults]: injected faults, all drawn from one seeded generator.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
     seed: int = 0
-    latency_ms: float = 0.0  # from an order's arrival to its execution, at the price then in force
-    reject_probability: float = 0.0  # an order is refused with 400
+    latency_ms: float = 0.0  # from an order's arrival to its execution, at the price after it
+    reject_probability: float = 0.0  # an order is rejected with 400
     partial_fill_probability: float = (
         0.0  # half of the units find liquidity: IOC fills them, FOK is cancelled
     )
-    drop_answer_probability: float = 0.0  # a write is carried out, then the connection dies without an answer
-    gateway_timeout_probability: float = 0.0  # a write is carried out, then answered with 504
+    drop_answer_probability: float = 0.0  # a write is executed, then the connection breaks without an answer
+    gateway_timeout_probability: float = 0.0  # a write is executed, then answered with 504
     read_error_probability: float = 0.0  # a read is answered with 503
     rate_limit_probability: float = 0.0  # a read is answered with 429
-    disconnect_probability: float = 0.0  # for each stream line: half of it is sent, then the connection dies
-    stall_probability: float = 0.0  # for each stream line: the stream falls silent, its connection open
+    disconnect_probability: float = 0.0  # per stream line: half of it is sent, then the connection breaks
+    stall_probability: float = 0.0  # per stream line: nothing is sent, the connection stays open
     stall_seconds: float = 30.0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The running market: pacing, gaps, the end, and what a kill leaves behind."""
+"""The running market: pacing, gaps, the end of the tape, and a restart after a crash."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ CLOSES = (188.0, 188.1, 188.2, 188.3, 188.4)
 
 
 async def settle(venue: Venue) -> None:
-    """Let the replay go as far as it goes by itself: no step for a while of turns of the event loop."""
+    """Let the replay run until it makes no step for some iterations of the event loop."""
     before = None
     while before != (venue.progress, venue.now_ns):
         before = (venue.progress, venue.now_ns)
@@ -73,7 +73,7 @@ async def test_a_bar_that_is_not_complete_cannot_be_acknowledged(tmp_path: Path)
         assert venue.progress.acknowledged_s == START_S
 
 
-async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
+async def test_a_restarted_broker_continues_the_replay(tmp_path: Path) -> None:
     bars = bars_of(CLOSES)
     venue = venue_of(tmp_path, bars, ACKNOWLEDGED)
     async with running(venue):
@@ -81,7 +81,7 @@ async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
         venue.acknowledge(START_S)
         await settle(venue)
         venue.market_order(buy())
-    # Nothing is closed or flushed: the process is gone.
+    # Nothing is closed or flushed, as after a crash.
     again = venue_of(tmp_path, bars, ACKNOWLEDGED)
     assert again.progress == venue.progress
     assert again.exchange.account == venue.exchange.account
@@ -97,7 +97,7 @@ async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
     again.ledger.close()
 
 
-async def test_every_bar_comes_whole_to_a_stream(tmp_path: Path) -> None:
+async def test_a_stream_receives_every_tick_of_every_bar(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
     with venue.price_lines() as subscription:
         async with running(venue):
@@ -121,7 +121,7 @@ def with_weekend() -> BarSeries:
     )
 
 
-async def test_a_weekend_is_jumped_over_with_the_market_closed_before_it(tmp_path: Path) -> None:
+async def test_the_market_closes_before_a_weekend_that_is_jumped_over(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, with_weekend(), ACKNOWLEDGED)
     venue.acknowledge(0)
     with venue.price_lines() as subscription:
@@ -153,7 +153,7 @@ async def test_a_stop_is_filled_at_the_price_after_the_weekend(tmp_path: Path) -
     assert venue.exchange.account.units == 0
 
 
-async def test_with_a_speed_time_runs_by_the_wall_clock(tmp_path: Path) -> None:
+async def test_with_pacing_speed_the_replay_needs_no_client(tmp_path: Path) -> None:
     config = BrokerConfig(pacing=Pacing.SPEED, speed=100_000)
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     async with running(venue) as replay:
@@ -162,7 +162,7 @@ async def test_with_a_speed_time_runs_by_the_wall_clock(tmp_path: Path) -> None:
     assert venue.now_ns == venue.tape.end_ns(len(CLOSES) - 1)
 
 
-async def test_simulated_time_stands_before_a_price_that_is_still_to_come(tmp_path: Path) -> None:
+async def test_simulated_time_never_reaches_the_next_price_early(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of(CLOSES), BrokerConfig(pacing=Pacing.SPEED, speed=100_000))
     await asyncio.sleep(0.01)  # far more than a simulated minute, while the replay does not run
     assert venue.now_ns < venue.tape.tick_time_ns(1)
@@ -175,7 +175,7 @@ async def test_a_replay_of_other_bars_is_refused(tmp_path: Path) -> None:
         venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED, first=2)
 
 
-async def test_orders_are_cancelled_once_the_tape_is_over(tmp_path: Path) -> None:
+async def test_orders_are_cancelled_after_the_end_of_the_tape(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of([188.0]), ACKNOWLEDGED)
     async with running(venue) as replay:
         await replay
@@ -191,8 +191,8 @@ def newest_s(venue: Venue) -> int:
 FAST = BrokerConfig(pacing=Pacing.SPEED, speed=100_000)  # a bar in 0.6 ms
 
 
-async def test_with_a_speed_a_client_that_acknowledges_is_waited_for(tmp_path: Path) -> None:
-    """It sees every bar, however slow it is, and simulated time stands still meanwhile."""
+async def test_with_pacing_speed_the_replay_waits_for_an_acknowledging_client(tmp_path: Path) -> None:
+    """The client sees every bar, however slow it is, and simulated time stops meanwhile."""
     venue = venue_of(tmp_path, bars_of(CLOSES), FAST)
     venue.acknowledge(0)
     with venue.price_lines():
@@ -211,7 +211,7 @@ async def test_with_a_speed_a_client_that_acknowledges_is_waited_for(tmp_path: P
     assert venue.waiting_seconds == 0
 
 
-async def test_a_client_that_leaves_is_waited_for_no_more(tmp_path: Path) -> None:
+async def test_the_replay_does_not_wait_for_a_client_that_left(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of(CLOSES), FAST)
     venue.acknowledge(0)
     async with running(venue) as replay:
@@ -223,8 +223,8 @@ async def test_a_client_that_leaves_is_waited_for_no_more(tmp_path: Path) -> Non
             await replay  # its stream has ended: the market goes on
 
 
-async def test_a_client_that_comes_back_is_waited_for_at_once(tmp_path: Path) -> None:
-    """The ledger knows that bars were acknowledged, also after the broker was killed."""
+async def test_after_a_restart_the_replay_waits_for_a_known_client(tmp_path: Path) -> None:
+    """The ledger stores that bars were acknowledged."""
     venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
     async with running(venue):
         await settle(venue)
@@ -239,7 +239,7 @@ async def test_a_client_that_comes_back_is_waited_for_at_once(tmp_path: Path) ->
     again.ledger.close()
 
 
-async def test_a_client_that_falls_silent_does_not_stop_the_market_for_ever(tmp_path: Path) -> None:
+async def test_the_wait_for_a_silent_client_times_out_once(tmp_path: Path) -> None:
     config = replace(FAST, patience_seconds=0.2)
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     venue.acknowledge(0)
@@ -248,10 +248,10 @@ async def test_a_client_that_falls_silent_does_not_stop_the_market_for_ever(tmp_
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await replay
     silent = [line for line in logs if line["event"] == "client_silent"]
-    assert [line["bar_time_s"] for line in silent] == [START_S]  # said once, and waited for no more
+    assert [line["bar_time_s"] for line in silent] == [START_S]  # logged once, without a second wait
 
 
-async def test_a_client_that_speaks_again_is_waited_for_again(tmp_path: Path) -> None:
+async def test_the_replay_waits_again_for_a_client_that_acknowledges_again(tmp_path: Path) -> None:
     config = BrokerConfig(pacing=Pacing.SPEED, speed=600, patience_seconds=0.05)  # a bar in 0.1 s
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     venue.acknowledge(0)
@@ -265,8 +265,8 @@ async def test_a_client_that_speaks_again_is_waited_for_again(tmp_path: Path) ->
             assert venue.progress.next_tick % 4 == 1
 
 
-async def test_time_goes_on_at_its_speed_after_a_wait(tmp_path: Path) -> None:
-    """It does not rush through what it would have replayed meanwhile."""
+async def test_simulated_time_does_not_catch_up_after_a_wait(tmp_path: Path) -> None:
+    """It does not rush through the time of the wait."""
     config = BrokerConfig(pacing=Pacing.SPEED, speed=120)  # a bar in 0.5 s
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     venue.acknowledge(0)
@@ -281,7 +281,7 @@ async def test_time_goes_on_at_its_speed_after_a_wait(tmp_path: Path) -> None:
             assert passed_s <= (time.monotonic() - began) * 120 + 1
 
 
-async def test_the_week_ends_only_when_its_last_bar_was_decided_on(tmp_path: Path) -> None:
+async def test_the_replay_jumps_the_weekend_only_after_the_last_decision(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, with_weekend(), ACKNOWLEDGED)
     async with running(venue):
         for bar in range(2):
@@ -293,7 +293,7 @@ async def test_the_week_ends_only_when_its_last_bar_was_decided_on(tmp_path: Pat
         assert venue.now_ns == venue.tape.end_ns(2)
         venue.acknowledge(newest_s(venue))
         await settle(venue)
-        assert venue.progress.next_tick == 17  # the whole of Sunday's first bar; its decision is waited for
+        assert venue.progress.next_tick == 17  # Sunday's first bar is complete and awaits its decision
 
 
 async def test_the_replay_is_over_when_its_last_bar_is_complete(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The ledger: what survives, and what is refused."""
+"""The ledger: what a restart finds, and which files are refused."""
 
 import sqlite3
 from decimal import Decimal
@@ -18,7 +18,7 @@ def ledger_in(folder: Path, account: str = "1-1-1-1", dataset: str = "ab") -> Le
     return Ledger(folder / "ledger.sqlite", account=account, dataset=dataset)
 
 
-def test_gives_back_what_was_committed(tmp_path: Path) -> None:
+def test_committed_steps_are_read_back(tmp_path: Path) -> None:
     exchange = Exchange(AccountTerms(), RULES)
     ledger = ledger_in(tmp_path)
     assert ledger.progress() is None
@@ -36,7 +36,7 @@ def test_gives_back_what_was_committed(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_step_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_step_is_stored_atomically(tmp_path: Path) -> None:
     exchange = Exchange(AccountTerms(), RULES)
     ledger = ledger_in(tmp_path)
     opening = exchange.open(0)
