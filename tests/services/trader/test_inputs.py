@@ -279,10 +279,10 @@ async def test_an_unavailable_broker_raises_an_alert_before_the_account_is_known
             await broker.decided(FIRST_BAR + 2)
             await _ended(bus, "waiting_for_broker")
     names = [alert.name for alert in await alerts_of(bus)]
-    assert names.count("waiting_for_broker") == 1, "one alert, however often it refused"
+    assert names.count("waiting_for_broker") == 1, "one alert for all refusals"
 
 
-async def test_a_trader_that_stands_by_is_told_of(
+async def test_a_trader_in_standby_raises_an_alert(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trader.__main__.UNAVAILABLE_SECONDS", -100.0)
@@ -322,7 +322,7 @@ async def test_a_good_session_resets_the_pause_and_a_foreign_order_alerts_once(
     assert [alert.name for alert in await alerts_of(bus)].count("foreign_orders") == 1
 
 
-def test_pauses_double_up_to_their_limit_until_a_session_was_good() -> None:
+def test_pauses_double_up_to_a_limit_until_a_good_session() -> None:
     backoff = Backoff(30.0)
     for most in (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
         assert most / 2 <= backoff.after(good=False) <= most
@@ -330,10 +330,10 @@ def test_pauses_double_up_to_their_limit_until_a_session_was_good() -> None:
     assert 0.5 <= backoff.after(good=False) <= 1.0
 
 
-async def test_a_stream_that_dies_while_a_read_is_repeated_shows_at_once(
+async def test_a_broken_stream_is_reported_while_a_read_is_retried(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The session is in the middle of a read that is repeated for up to 30 s, and cannot look itself."""
+    """The session retries a read for up to 30 s and cannot check the stream itself."""
     async with running_broker(tmp_path) as broker, running_oracle() as oracle:
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle, sync_seconds=600.0)
         async with running_trader(settings) as trader:
@@ -390,7 +390,7 @@ async def _announced(bus: Bus, name: str, phase: str) -> None:
 
 
 @pytest.mark.parametrize("damaged", [True, False], ids=["damaged", "in use"])
-async def test_a_trader_starts_and_trades_while_its_tables_are_locked(
+async def test_a_trader_starts_and_trades_while_its_tables_cannot_be_opened(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, damaged: bool
 ) -> None:
     """The tables serve queries only. Missing rows are written once the file is free."""

@@ -304,7 +304,7 @@ async def test_a_trader_with_a_new_ledger_adopts_the_brokers_position(
         lanes = step(lanes, np.array([action], np.int8), prices, EnvironmentConfig()).lanes
 
 
-async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_a_second_trader_sends_no_order(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
     script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900, 2), Action.BUY) | dict.fromkeys(
         range(FIRST_BAR + 1, FIRST_BAR + 900, 2), Action.CLOSE
     )
@@ -317,7 +317,7 @@ async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, 
                 reached = broker.venue.progress.acknowledged_s
                 await until(lambda: broker.venue.progress.acknowledged_s > reached + 600)
                 assert standby.detail["state"] == "standby"
-        assert not (tmp_path / "two" / "trader" / "ledger.sqlite").exists(), "it did not even open its ledger"
+        assert not (tmp_path / "two" / "trader" / "ledger.sqlite").exists(), "it does not open its ledger"
         posts = len(broker.posts)
         async with running_trader(second) as standby:
             await until(lambda: len(broker.posts) > posts)
@@ -331,14 +331,14 @@ async def test_two_traders_cannot_share_a_folder(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_a_damaged_ledger_is_an_error_of_one_line_and_lets_its_folder_go(tmp_path: Path) -> None:
+def test_a_damaged_ledger_is_a_one_line_error_and_releases_its_folder(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"no ledger" * 1_000)
     for _ in range(2):
         with pytest.raises(LedgerError, match=r"ledger\.sqlite cannot be opened: file is not a database"):
             Ledger(tmp_path)
 
 
-async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_path: Path) -> None:
+async def test_without_redis_entries_stop_exits_go_on_and_no_message_is_lost(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     bus = Bus(server.url)
@@ -371,8 +371,8 @@ async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_pat
         server.stop()
 
 
-async def test_redis_that_refuses_the_password_does_not_end_the_trader(tmp_path: Path) -> None:
-    """A position is held; as without Redis, it is closed and none is entered until Redis takes it again."""
+async def test_a_changed_redis_password_does_not_stop_the_trader(tmp_path: Path) -> None:
+    """Exits go on and entries stop, as without Redis, until Redis accepts the password again."""
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     admin = Redis.from_url(server.url, single_connection_client=True)
@@ -438,7 +438,7 @@ async def test_after_a_reconnect_no_bar_is_decided_on_twice(
     assert len({d.bar_time for d in decisions}) == len(decisions)
 
 
-async def test_a_loss_limit_closes_the_position_and_outlives_a_restart(
+async def test_a_loss_limit_closes_the_position_and_survives_a_restart(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900, 2), Action.BUY) | dict.fromkeys(
@@ -461,7 +461,7 @@ async def test_a_loss_limit_closes_the_position_and_outlives_a_restart(
     blocked = [d for d in await decisions_of(bus) if d.action == "BUY" and not d.executed]
     assert blocked
     assert all("daily_loss" in d.reason for d in blocked)
-    assert [alert.name for alert in await alerts_of(bus)].count("daily_loss") == 2, "one a process"
+    assert [alert.name for alert in await alerts_of(bus)].count("daily_loss") == 2, "one per process"
 
 
 async def test_rejects_in_a_row_stop_entries_until_trading_resumes(
