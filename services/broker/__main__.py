@@ -9,7 +9,7 @@ from shared.runtime.entry import service_main
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until asked to stop; the exit status."""
+    """Run until asked to stop; returns the exit status."""
     return service_main("broker", BrokerSettings, lambda settings: BrokerService(settings).run, arguments)
 
 

@@ -1,4 +1,4 @@
-"""The faults that the broker commits on purpose, drawn from one seeded generator."""
+"""Injected faults, drawn from one seeded generator."""
 
 import asyncio
 
@@ -8,22 +8,22 @@ from services.broker.config import FaultConfig
 
 
 class Faults:
-    """Draws from the faults now in force; they can be changed while the broker runs."""
+    """Decides when a fault happens; the configuration can be changed while the broker runs."""
 
     def __init__(self, config: FaultConfig) -> None:
         self.config = config
         self._random = np.random.default_rng(config.seed)
 
     def change(self, config: FaultConfig) -> None:
-        """Put other faults in force; the generator starts again from their seed."""
+        """Set another configuration and restart the generator from its seed."""
         self.config = config
         self._random = np.random.default_rng(config.seed)
 
     def strikes(self, probability: float) -> bool:
-        """Whether a fault of this probability happens now; a probability of 0 draws nothing."""
+        """Whether a fault of this probability happens now; a probability of 0 uses no random number."""
         return probability > 0 and bool(self._random.random() < probability)
 
     async def delay(self) -> None:
-        """Let an order's latency pass: it is executed at the price in force afterwards."""
+        """Wait for an order's latency; the order is executed at the price after it."""
         if self.config.latency_ms:
             await asyncio.sleep(self.config.latency_ms / 1_000)

@@ -1,4 +1,4 @@
-"""Opens the market of a data set and serves it until the service is asked to stop."""
+"""Replays the market of a data set and serves it over HTTP until the service is asked to stop."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ REPORT_SECONDS = 1.0
 
 
 def replayed_bars(dataset: Dataset, split: str) -> tuple[int, int]:
-    """First bar and bar after the last of what is replayed: a split's sessions, or all bars.
+    """First replayed bar and the bar after the last: those of a split's sessions, or all.
 
     Raises:
         DataError: the split has no session.
@@ -39,17 +39,19 @@ def replayed_bars(dataset: Dataset, split: str) -> tuple[int, int]:
     starts = dataset.sessions.every(Split(split))
     if not len(starts):
         raise DataError(
-            f"the data set has no session in its {split} split: set MM_BROKER__SPLIT to another, or to all"
+            f"the data set has no session in its {split} split: set MM_BROKER__SPLIT to another or to all"
         )
     return int(starts[0]), int(starts[-1]) + SESSION_BARS + 1
 
 
 def open_venue(dataset: Dataset, settings: BrokerSettings) -> Venue:
-    """Take up the account and the replay of a data set; each data set has a ledger of its own.
+    """Open the account and the replay of a data set, each where its ledger left it.
+
+    Each data set has its own ledger.
 
     Raises:
         DataError: there is nothing to replay.
-        BrokerError: the ledger is damaged or of another account.
+        BrokerError: the ledger is damaged, or belongs to another account.
     """
     config = settings.broker
     first, stop = replayed_bars(dataset, config.split)
@@ -75,7 +77,7 @@ def _terms(config: BrokerConfig, dataset: Dataset) -> AccountTerms:
 
 
 class BrokerService:
-    """Replays one data set as an OANDA-like market over HTTP."""
+    """Replays one data set as a market with OANDA's interface."""
 
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
@@ -89,7 +91,7 @@ class BrokerService:
             "market_opened",
             instrument=dataset.bars.instrument.name,
             bars=venue.tape.stop - venue.tape.first,
-            next_tick=venue.place.next_tick,
+            next_tick=venue.progress.next_tick,
             pacing=config.pacing.value,
             last_transaction=venue.exchange.account.last_id,
         )
@@ -114,7 +116,7 @@ class BrokerService:
 
 @contextlib.asynccontextmanager
 async def running(venue: Venue) -> AsyncIterator[asyncio.Task[None]]:
-    """Let the market's time go on inside the block."""
+    """Run the replay inside the block."""
     replay = asyncio.create_task(venue.run())
     try:
         yield replay
@@ -125,7 +127,7 @@ async def running(venue: Venue) -> AsyncIterator[asyncio.Task[None]]:
 
 
 def _stop_if_failed(replay: asyncio.Task[None], lifecycle: Lifecycle) -> None:
-    """A replay that is over leaves a closed market; one that failed ends the service."""
+    """Stop the service if the replay failed; a replay that is over leaves a closed market."""
     if not replay.cancelled() and replay.exception() is not None:
         lifecycle.stop()
 

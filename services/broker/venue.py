@@ -1,7 +1,7 @@
-"""The running market: time goes on, prices come, orders are executed, streams hear of it.
+"""The running market: advances time, sends prices, executes orders and serves the streams.
 
-Everything happens on one event loop: a step of the exchange, its commit to the ledger and its
-announcement are one uninterrupted piece of code, so no lock is needed and no reader sees half a step.
+Everything runs on one event loop. A step of the exchange, its commit to the ledger and its lines in the
+streams happen without an await between them, so no lock is needed and no reader sees half a step.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import structlog
 from services.broker.config import BrokerConfig, Pacing
 from services.broker.exchange.account import Order, Trade
 from services.broker.exchange.exchange import Answer, Exchange
-from services.broker.exchange.ledger import Ledger, Place
+from services.broker.exchange.ledger import Ledger, ReplayProgress
 from services.broker.exchange.planning import Quote
 from services.broker.exchange.transactions import (
     ClientExtensions,
@@ -34,13 +34,13 @@ from shared.errors import BrokerError
 
 log = structlog.get_logger()
 
-#: A stream whose reader is so many lines behind is closed.
+#: A stream is closed when its reader is this many lines behind.
 MAX_QUEUED_LINES = 10_000
 
 
 @dataclass(eq=False)
 class Subscription:
-    """The lines that one stream has still to send."""
+    """The queued lines of one stream."""
 
     lines: asyncio.Queue[Json] = field(default_factory=lambda: asyncio.Queue(MAX_QUEUED_LINES))
     overrun: bool = False
@@ -59,7 +59,11 @@ class Venue:
     def __init__(
         self, exchange: Exchange, tape: Tape, ledger: Ledger, config: BrokerConfig, faults: Faults
     ) -> None:
-        """Take up the replay where the ledger left it."""
+        """Continue the replay where the ledger left it.
+
+        Raises:
+            BrokerError: the ledger's position is outside the replayed bars, or the ledger cannot be written.
+        """
         self.exchange, self.tape, self.ledger, self.config, self.faults = (
             exchange,
             tape,
@@ -67,22 +71,22 @@ class Venue:
             config,
             faults,
         )
-        self._place = ledger.place() or Place(tape.first_tick, 0)
-        if not tape.first_tick <= self._place.next_tick <= tape.stop_tick:
+        self._progress = ledger.progress() or ReplayProgress(tape.first_tick, 0)
+        if not tape.first_tick <= self._progress.next_tick <= tape.stop_tick:
             raise BrokerError(
-                f"ledger {ledger.path} stands at tick {self._place.next_tick}, outside the replayed bars "
-                f"{tape.first} to {tape.stop}: remove it to start anew"
+                f"ledger {ledger.path} is at tick {self._progress.next_tick}, outside the replayed bars "
+                f"{tape.first} to {tape.stop}: delete the file to start over"
             )
         self._prices: set[Subscription] = set()
         self._transactions: set[Subscription] = set()
-        self._client_changed = asyncio.Event()  # a bar was acknowledged, or a price stream ended
-        self._acknowledges = self._place.acknowledged_s > 0  # a client has acknowledged bars
-        self._given_up = False  # it was waited for in vain, and has acknowledged nothing since
-        self._waiting_since: float | None = None
+        self._client_changed = asyncio.Event()  # a bar was acknowledged, or a stream ended
+        self._acknowledges = self._progress.acknowledged_s > 0  # some client acknowledges bars
+        self._timed_out = False  # the client acknowledged nothing since the last wait timed out
+        self._waiting_since: float | None = None  # monotonic seconds
         self.pace = Pace(config.speed)
-        self.stopping = asyncio.Event()  # streams end when it is set
-        before = self._place.next_tick - 1
-        if self._place.next_tick == tape.first_tick:
+        self.stopping = asyncio.Event()  # ends the streams
+        before = self._progress.next_tick - 1
+        if self._progress.next_tick == tape.first_tick:
             self.clock = SimulatedClock(tape.tick_time_ns(tape.first_tick), config.speed)
             exchange.quote = replace(tape.quote(tape.first_tick), tradeable=False)
         else:
@@ -95,16 +99,16 @@ class Venue:
 
     @property
     def now_ns(self) -> int:
-        """Simulated time: never before the newest price, never at or after one still to come."""
+        """Simulated time: not before the newest price, and before the next one."""
         if self.config.pacing is Pacing.ACKNOWLEDGED or self.is_over:
             return self._newest_ns
-        upcoming = self.tape.tick_time_ns(self._place.next_tick)
+        upcoming = self.tape.tick_time_ns(self._progress.next_tick)
         return max(self._newest_ns, min(self.clock.now_ns(), upcoming - 1))
 
     @property
     def is_over(self) -> bool:
         """Every tick was sent."""
-        return self._place.next_tick >= self.tape.stop_tick
+        return self._progress.next_tick >= self.tape.stop_tick
 
     @property
     def is_finished(self) -> bool:
@@ -113,62 +117,62 @@ class Venue:
 
     @property
     def waiting_seconds(self) -> float:
-        """How long the replay has been waiting for its client; 0 while it goes on."""
+        """Time since the replay began to wait for its client; 0 while it does not wait."""
         return 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
 
     @property
-    def place(self) -> Place:
-        """Where the replay stands."""
-        return self._place
+    def progress(self) -> ReplayProgress:
+        """Progress of the replay."""
+        return self._progress
 
     async def run(self) -> None:
         """Send tick after tick until the tape ends; then the market stays closed."""
         while not self.is_over:
-            bar, phase = divmod(self._place.next_tick, TICKS_PER_BAR)
+            bar, phase = divmod(self._progress.next_tick, TICKS_PER_BAR)
             if phase == 0 and bar > self.tape.first:
                 await self._cross_gap(bar)
-            await self._pace(self.tape.tick_time_ns(self._place.next_tick))
+            await self._pace(self.tape.tick_time_ns(self._progress.next_tick))
             if phase == 1 and bar > self.tape.first:
                 await self._await_decision(bar - 1)
-            self._step(self.tape.quote(self._place.next_tick), self._place.next_tick + 1)
+            self._step(self.tape.quote(self._progress.next_tick), self._progress.next_tick + 1)
         last = self.tape.stop - 1
         await self._pace(self.tape.end_ns(last))
-        self._step(self.tape.closed_quote(last), self._place.next_tick)
+        self._step(self.tape.closed_quote(last), self._progress.next_tick)
         log.info(
             "replay_finished", bars=self.tape.stop - self.tape.first, last_bar_s=int(self.tape.time_s[last])
         )
 
     async def _cross_gap(self, bar: int) -> None:
-        """Close the market before a gap in trading hours or data that is jumped over, then jump."""
+        """If a gap before the bar is to be jumped over, close the market, then jump."""
         limit = self.config.jump_gap_minutes
         if limit == 0 or self.tape.gap_minutes(bar) <= limit:
             return
         await self._pace(self.tape.end_ns(bar - 1))
-        self._step(self.tape.closed_quote(bar - 1), self._place.next_tick)
-        await self._await_decision(bar - 1)  # while the market's time is still that of this bar
-        self.clock.set(self.tape.tick_time_ns(self._place.next_tick))
+        self._step(self.tape.closed_quote(bar - 1), self._progress.next_tick)
+        await self._await_decision(bar - 1)  # before market time jumps
+        self.clock.set(self.tape.tick_time_ns(self._progress.next_tick))
 
     async def _pace(self, time_ns: int) -> None:
         seconds = self.clock.seconds_until(time_ns) if self.config.pacing is Pacing.SPEED else 0.0
         await asyncio.sleep(seconds)
 
     async def _await_decision(self, bar: int) -> None:
-        """Wait until the client has acknowledged a bar; simulated time stands still meanwhile.
+        """Wait until the client has acknowledged a bar; simulated time stops meanwhile.
 
-        With pacing `acknowledged` the wait has no end. With `speed` it is for a client that acknowledges
-        bars and listens to prices, and ends after `patience_seconds`: such a client decides on every bar
-        however slow the machine is, and all others see a market that does not wait.
+        With pacing `acknowledged` the wait has no limit. With pacing `speed` the replay waits only for a
+        client that acknowledges bars and reads the price stream, and for at most `patience_seconds`. Such a
+        client can decide on every bar on a slow machine; for all other clients the market does not wait.
         """
         time_s = int(self.tape.time_s[bar])
         began = self._waiting_since = time.monotonic()
-        while self._place.acknowledged_s < time_s and self._is_waited_for():
+        while self._progress.acknowledged_s < time_s and self._is_waited_for():
             self._client_changed.clear()
-            rest = None if self._given_up else began + self.config.patience_seconds - time.monotonic()
+            rest = None if self._timed_out else began + self.config.patience_seconds - time.monotonic()
             try:
                 async with asyncio.timeout(rest):
                     await self._client_changed.wait()
             except TimeoutError:
-                self._given_up = True
+                self._timed_out = True
                 log.warning(
                     "client_silent",
                     bar_time_s=time_s,
@@ -180,23 +184,23 @@ class Venue:
             self._note_wait(time.monotonic() - began)
 
     def _note_wait(self, seconds: float) -> None:
-        """Let simulated time go on from where it stood, and say once that the machine is too slow."""
+        """Restart simulated time after a wait, and warn once if the machine is too slow for the speed."""
         if seconds > 0.001:
             self.clock.set(self.now_ns)
-        self.pace.waited(seconds)
-        if self.pace.is_news():
+        self.pace.add_wait(seconds)
+        if self.pace.became_too_slow():
             speed = round(self.pace.speed, 1)
             log.warning("machine_too_slow_for_speed", asked=self.config.speed, replayed_at=speed)
 
     def _is_waited_for(self) -> bool:
         if self.config.pacing is Pacing.ACKNOWLEDGED:
             return True
-        return self._acknowledges and not self._given_up and bool(self._prices)
+        return self._acknowledges and not self._timed_out and bool(self._prices)
 
     def _step(self, quote: Quote, next_tick: int) -> None:
-        """Put a price in force: exits that it reaches, the ledger, the streams."""
+        """Apply a new price: fill exits that it reaches, commit, and send it to the streams."""
         booked = self.exchange.on_quote(quote)
-        self._place = replace(self._place, next_tick=next_tick)
+        self._progress = replace(self._progress, next_tick=next_tick)
         self._newest_ns = quote.time
         self._commit(booked)
         line = {"type": "PRICE", **price_json(self.exchange, quote)}
@@ -204,29 +208,29 @@ class Venue:
             subscription.put(line)
 
     def newest_complete_bar(self) -> int:
-        """Index of the newest bar whose end has passed, -1 when there is none."""
-        bar = min(self._place.next_tick // TICKS_PER_BAR, self.tape.stop - 1)
+        """Index of the newest complete bar; -1 if there is none."""
+        bar = min(self._progress.next_tick // TICKS_PER_BAR, self.tape.stop - 1)
         while bar >= 0 and self.tape.end_ns(bar) > self.now_ns:
             bar -= 1
         return bar
 
     def ticks_of_bar(self, bar: int) -> int:
-        """How many ticks of a bar were sent, 0 to 4."""
-        return min(max(self._place.next_tick - bar * TICKS_PER_BAR, 0), TICKS_PER_BAR)
+        """Number of a bar's ticks that were sent, 0 to 4."""
+        return min(max(self._progress.next_tick - bar * TICKS_PER_BAR, 0), TICKS_PER_BAR)
 
     def acknowledge(self, time_s: int) -> None:
-        """Note that the client has decided on the bar opened at `time_s`; the next one may come.
+        """Note that the client has decided on the bar opened at `time_s`, so that the next one may follow.
 
         Raises:
-            BrokerError: that bar is not complete yet.
+            BrokerError: the bar is not complete yet.
         """
         newest = self.newest_complete_bar()
         newest_s = int(self.tape.time_s[newest]) if newest >= 0 else 0
         if time_s > newest_s:
             raise BrokerError(f"bar {time_s} is not complete: the newest complete bar opened at {newest_s}")
-        self._place = replace(self._place, acknowledged_s=max(self._place.acknowledged_s, time_s))
+        self._progress = replace(self._progress, acknowledged_s=max(self._progress.acknowledged_s, time_s))
         self._commit(())
-        self._acknowledges, self._given_up = True, False
+        self._acknowledges, self._timed_out = True, False
         self._client_changed.set()
 
     # -- orders --------------------------------------------------------------------------------------
@@ -235,11 +239,11 @@ class Venue:
         """Execute a market order now."""
         if self.faults.strikes(self.faults.config.reject_probability):
             return self._answer(self.exchange.reject(fields, RejectReason.INTERNAL_SERVER_ERROR, self.now_ns))
-        standing = self.exchange.price_in_force()
+        quote = self.exchange.price_in_force()
         if self.faults.strikes(self.faults.config.partial_fill_probability):
-            self.exchange.quote = replace(standing, liquidity=int(abs(fields.units) // 2))
+            self.exchange.quote = replace(quote, liquidity=int(abs(fields.units) // 2))
         answer = self.exchange.market_order(fields, self.now_ns)
-        self.exchange.quote = standing
+        self.exchange.quote = quote
         return self._answer(answer)
 
     def close_position(
@@ -263,7 +267,7 @@ class Venue:
         return answer
 
     def _commit(self, transactions: tuple[Transaction, ...]) -> None:
-        self.ledger.commit(transactions, self._place)
+        self.ledger.commit(transactions, self._progress)
         for transaction in transactions:
             for subscription in self._transactions:
                 subscription.put(transaction.json_object())
@@ -272,20 +276,15 @@ class Venue:
 
     @contextlib.contextmanager
     def price_lines(self) -> Iterator[Subscription]:
-        """Hear of every price from now on."""
+        """Subscribe to prices inside the block."""
         with self._subscribed(self._prices) as subscription:
             yield subscription
 
     @contextlib.contextmanager
     def transaction_lines(self) -> Iterator[Subscription]:
-        """Hear of every transaction from now on."""
+        """Subscribe to transactions inside the block."""
         with self._subscribed(self._transactions) as subscription:
             yield subscription
-
-    @property
-    def is_listened_to(self) -> bool:
-        """Some stream is open."""
-        return bool(self._prices or self._transactions)
 
     @contextlib.contextmanager
     def _subscribed(self, group: set[Subscription]) -> Iterator[Subscription]:
@@ -299,19 +298,19 @@ class Venue:
 
     @property
     def last(self) -> Json:
-        """The id that every answer about the account ends with."""
+        """The id of the last transaction, part of every answer about the account."""
         return {"lastTransactionID": str(self.exchange.account.last_id)}
 
     def status(self) -> Json:
-        """Where the replay stands, for `GET /v3/replay`."""
+        """Progress of the replay, for `GET /v3/replay`."""
         newest = self.newest_complete_bar()
         return {
-            "bar": self._place.next_tick // TICKS_PER_BAR,
+            "bar": self._progress.next_tick // TICKS_PER_BAR,
             "first": self.tape.first,
             "stop": self.tape.stop,
             "timeSeconds": self.now_ns // SECOND_NS,
             "newestCompleteSeconds": int(self.tape.time_s[newest]) if newest >= 0 else None,
-            "acknowledgedSeconds": self._place.acknowledged_s,
+            "acknowledgedSeconds": self._progress.acknowledged_s,
             "pacing": self.config.pacing.value,
             "speed": self.config.speed,
             "waitingSeconds": round(self.waiting_seconds, 3),

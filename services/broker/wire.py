@@ -1,7 +1,7 @@
-"""How the paper broker spells OANDA's JSON: names in camel case, numbers and ids as strings.
+"""OANDA's JSON: names in camel case, numbers and ids as strings.
 
-Transactions are at once what clients read and what the ledger stores, so they are models of the wire and
-not dataclasses: the account is a fold over them (services/broker/exchange/account.py).
+Clients read the same transactions that the ledger stores, so they are pydantic models of the JSON and not
+dataclasses. The account is a fold over them (services/broker/exchange/account.py).
 """
 
 import re
@@ -24,7 +24,7 @@ _CAPITALS = {"Id": "ID", "Ids": "IDs", "Pl": "PL"}
 
 
 def wire_name(name: str) -> str:
-    """`realized_pl` is realizedPL on the wire, `trade_id` tradeID; a leading word stays in lower case."""
+    """OANDA's name of a field: realizedPL for `realized_pl`, tradeID for `trade_id`, id for `id`."""
     camel = to_camel(name)
     for ending, capitals in _CAPITALS.items():
         if camel.endswith(ending) and camel != ending.lower():
@@ -63,10 +63,10 @@ Number = Annotated[
 
 
 class WireModel(BaseModel):
-    """Base of all that is written to, or read from, the wire."""
+    """Base of all models of OANDA's JSON."""
 
     model_config = ConfigDict(frozen=True, alias_generator=wire_name, populate_by_name=True, extra="forbid")
 
     def json_object(self) -> Json:
-        """The JSON object; a field without a value is left out, as OANDA does."""
+        """The JSON object. As at OANDA, fields without a value are left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,4 +1,4 @@
-"""Composes and runs the trader."""
+"""Entry point: composes and runs the trader."""
 
 import asyncio
 import contextlib
@@ -37,10 +37,10 @@ log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
-#: A stopping trader tells what is untold for so long; the rest waits on disk for its next start.
-LAST_WORD_SECONDS = 2.0
+#: A stopping trader delivers messages for this long; the rest stays on disk until its next start.
+FINISH_SECONDS = 2.0
 
-#: A shorter wait for the broker, or for a lease that should have run out, is not announced.
+#: A shorter wait for the broker, or for a lease that should have expired, is not announced.
 UNAVAILABLE_SECONDS = 10.0
 
 
@@ -57,7 +57,7 @@ def compose(
         wall: this machine's clock, in seconds since 1970 UTC.
 
     Raises:
-        SettingsError: the mode asks for something that is missing.
+        SettingsError: a setting that the mode requires is missing or wrong.
     """
     store = CheckpointStore(settings.checkpoint_root)
     held = may_hold(settings.home / "trader")
@@ -74,7 +74,10 @@ def compose(
     async def main(lifecycle: Lifecycle) -> None:
         async with AsyncExitStack() as stack:
             account, instrument = settings.oanda_account, None
-            detail = f"account and instrument are not known before the broker at {venue.api_url} answers"
+            detail = (
+                f"the broker at {venue.api_url} does not answer or refuses, so nothing is traded: check the "
+                "broker and OANDA_TOKEN"
+            )
             async with announced(lifecycle, "waiting_for_broker", detail, begin_seconds=UNAVAILABLE_SECONDS):
                 account = account or await _only_account(venue, lifecycle)
                 if account:
@@ -93,17 +96,18 @@ def compose(
 
 
 async def _only_account(venue: Venue, lifecycle: Lifecycle) -> str:
-    """The one account that the token opens, as soon as the broker answers; empty when asked to stop.
+    """The token's only account, as soon as the broker answers; empty if the service is stopped first.
 
     Raises:
-        SettingsError: it opens several.
+        SettingsError: the token has no account, or several.
     """
     accounts = await _answer(venue, "", lifecycle, OandaClient.accounts)
     if accounts is None:
         return ""
     if len(accounts) != 1:
         raise SettingsError(
-            f"OANDA_ACCOUNT is not set and the token opens {len(accounts)}: {', '.join(accounts)}"
+            f"OANDA_ACCOUNT is not set, and the token has {len(accounts)} accounts: set it to one of "
+            f"[{', '.join(accounts)}]"
         )
     return accounts[0]
 
@@ -111,15 +115,15 @@ async def _only_account(venue: Venue, lifecycle: Lifecycle) -> str:
 async def _traded_instrument(
     venue: Venue, account: str, name: str, lifecycle: Lifecycle
 ) -> Instrument | None:
-    """The instrument to trade, with the broker's pip, as soon as the broker answers; None when asked to stop.
+    """The instrument to trade, with the broker's pip, as soon as the broker answers; None if stopped first.
 
     Args:
-        venue: where the account is.
-        account: its id.
-        name: as the setting has it; empty takes the only instrument that the account can trade.
+        venue: the broker.
+        account: account id.
+        name: value of the setting; empty selects the only instrument that the account can trade.
         lifecycle: of the service.
     Raises:
-        SettingsError: the account cannot trade it, or can trade several and none is named.
+        SettingsError: the account cannot trade the instrument, or can trade several and none is named.
     """
 
     async def ask(client: OandaClient) -> Instrument:
@@ -131,9 +135,9 @@ async def _traded_instrument(
 async def _answer(
     venue: Venue, account: str, lifecycle: Lifecycle, ask: Callable[[OandaClient], Awaitable[_T]]
 ) -> _T | None:
-    """What the broker answers, asked until it does; None when asked to stop.
+    """The broker's answer, requested every second until it arrives; None if the service is stopped first.
 
-    A refusal of the token (401, 403) ends nothing either: it may pass, and a position may be open.
+    The wait goes on if the broker refuses the token (401, 403): that may pass, and a position may be open.
     """
     while not lifecycle.stopping.is_set():
         async with OandaClient(account, venue.token, api_url=venue.api_url) as client:
@@ -156,12 +160,12 @@ async def _assemble(
     metrics: TraderMetrics,
     wall: Callable[[], float],
 ) -> TraderService | None:
-    """Everything that a trader works with, once it holds the account's lease; None when asked to stop."""
+    """The trader's service, once it holds the account's lease; None if it is stopped first."""
     config = settings.trader
     lease = Lease(
         settings.redis_address,
         f"trader:{account}",
-        # Two processes of one name are two traders all the same.
+        # Unique, so that two processes with the same instance name do not share the lease.
         f"{lifecycle.instance} {uuid4()}",
         seconds=config.lease_seconds,
     )
@@ -171,8 +175,8 @@ async def _assemble(
     folder = settings.home / "trader"
     switch, status = KillSwitch(folder), StatusFile(folder)
     standby = Standby(switch, status, venue, account, instrument.name, settings, lifecycle.bus)
-    detail = f"another trader holds the lease of account {account}: this one sends no order"
-    # A trader that was killed holds its lease until it runs out.
+    detail = f"another trader holds the lease of account {account}: this one waits and sends no order"
+    # A crashed trader's lease lasts until it expires.
     async with announced(
         lifecycle, "standby", detail, begin_seconds=config.lease_seconds + UNAVAILABLE_SECONDS
     ):
@@ -191,7 +195,7 @@ async def _assemble(
     )
     audit = Audit(ledger, tables, lifecycle.bus)
     stack.push_async_callback(audit.flush_tables)
-    _in_background(audit.tell_streams(), lifecycle, stack, last_word=audit.say_last_word)
+    _in_background(audit.deliver_to_streams(), lifecycle, stack, finish=audit.finish_streams)
     _in_background(audit.write_tables(), lifecycle, stack)
     kept = Account(
         client, ledger, config, instrument, settings.mode, lifecycle.stopping, settings.environment
@@ -208,23 +212,23 @@ def _in_background(
     lifecycle: Lifecycle,
     stack: AsyncExitStack,
     *,
-    last_word: Callable[[], None] | None = None,
+    finish: Callable[[], None] | None = None,
 ) -> None:
-    """Run something beside the service; when it fails, the service stops and its error is raised.
+    """Run work beside the service. If it fails, the service stops and its error is raised.
 
     Args:
         work: runs until it is cancelled.
         lifecycle: stopped when the work ends.
-        stack: ends the work when it unwinds.
-        last_word: asks the work to end by itself, which it has `LAST_WORD_SECONDS` for.
+        stack: cancels the work when it unwinds.
+        finish: makes the work return by itself; it gets `FINISH_SECONDS` before it is cancelled.
     """
     task = asyncio.create_task(work)
     task.add_done_callback(lambda _: lifecycle.stop())
 
     async def end() -> None:
-        if last_word:
-            last_word()
-            await asyncio.wait({task}, timeout=LAST_WORD_SECONDS)
+        if finish:
+            finish()
+            await asyncio.wait({task}, timeout=FINISH_SECONDS)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -233,7 +237,7 @@ def _in_background(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until asked to stop; the exit status."""
+    """Run until asked to stop; returns the exit status."""
     return service_main("trader", TraderSettings, compose, arguments)
 
 

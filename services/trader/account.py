@@ -1,7 +1,7 @@
-"""The account and the orders on it.
+"""Sends orders on the account and follows them until their outcome is known.
 
-An entry is never sent twice, and an order whose outcome is not known forbids the next entry. A close can
-only reduce the position, so it may be sent again under another id.
+An entry is never sent twice, and an order with an unknown outcome forbids the next entry. A close can only
+reduce the position, so it may be sent again under another id.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ from services.trader.orders import (
     Intent,
     IntentState,
     entry_order,
-    exact_spread,
     intent_id,
     snapshot_holding,
 )
@@ -35,17 +34,17 @@ log = structlog.get_logger()
 
 
 class Account(KnownAccount):
-    """One account, and its orders: kept before they are sent, sent once, settled by what the account says."""
+    """One account and its orders: saved before they are sent, sent once, settled by the account's history."""
 
     def num_unknown(self) -> int:
-        """Orders that were sent and whose outcome is not known."""
+        """Number of orders that were sent and whose outcome is not known."""
         return len(self._ledger.unsettled())
 
     async def shown_flat(self) -> bool:
-        """Ask the broker whether nothing is held, and no order of this trader's may still open a position.
+        """Whether the broker shows no position and no order of this trader can still open one.
 
         Raises:
-            BrokerError: it cannot be read.
+            BrokerError: the account cannot be read.
         """
         await self.sync(None)
         snapshot = await self._client.snapshot()
@@ -55,14 +54,14 @@ class Account(KnownAccount):
         return self.holding.side is Side.FLAT and self._ledger.num_unknown_entries() == 0
 
     async def close_unread(self) -> tuple[int | None, str]:
-        """Close whatever is held although it is not known what that is; see `close_at_broker`."""
+        """Close the position without using the known one; see `close_at_broker`."""
         return await close_at_broker(self._client, self._instrument.name)
 
     def abandon_unknown(self) -> int:
-        """Settle the orders that left no trace, on an operator's word; how many there were."""
+        """Settle every order with an unknown outcome, since an operator resumed trading; returns how many."""
+        detail = "the account shows no trace of it, and an operator resumed trading"
         lost = [
-            replace(intent, state=IntentState.ABANDONED, detail="no trace of it; an operator resumed trading")
-            for intent in self._ledger.unsettled()
+            replace(intent, state=IntentState.ABANDONED, detail=detail) for intent in self._ledger.unsettled()
         ]
         if lost:
             self._ledger.keep(self.memory, (), lost)
@@ -70,40 +69,43 @@ class Account(KnownAccount):
         return len(lost)
 
     async def enter(self, action: Action, bar_time_s: int, quote: Price, fence: int) -> Intent:
-        """Send one entry and follow it until its outcome is known, or no longer looked for.
+        """Send one entry and follow it until its outcome is known or `look_up_seconds` have passed.
 
         Args:
             action: BUY or SELL.
             bar_time_s: opening time of the bar decided on.
-            quote: in force now.
-            fence: token of the lease that is held.
+            quote: the newest.
+            fence: fencing token of the lease held.
         Returns:
-            The intent with its outcome; still SENDING when that is not known.
+            The intent with its outcome, or still SENDING if the outcome is not known.
         Raises:
-            ServiceError: this entry was sent before, or under a token that is out of date.
+            ServiceError: this entry was sent before, or the fencing token is outdated.
+            LedgerError: the intent cannot be saved, so nothing was sent.
         """
         assert self._details is not None, "no entry is sent before the account is reconciled"
         intent = self._intent(action, bar_time_s, Decimal(self._config.units), fence)
         order = entry_order(intent, quote, self._details, self._config, self._instrument.pip)
-        # A bar with an order is decided on: a trader killed from here on does not decide on it again.
+        # Saved with the intent: a trader that crashes from here on does not decide on this bar again.
         memory = replace(self.memory, fence=fence, decided_bar_s=max(bar_time_s, self.memory.decided_bar_s))
         sending = self._client.market_order(order)
-        return await self._send(intent, memory, sending, exact_spread(quote), self._config.look_up_seconds)
+        return await self._send(intent, memory, sending, quote.spread, self._config.look_up_seconds)
 
     async def close(
         self, bar_time_s: int, reason: str, *, look_up_seconds: float, decided: bool = False
     ) -> Intent:
-        """Send one close of all that is held, and follow it for a while.
+        """Send one close of the position and follow it for a while.
 
-        It needs no lease and no quote, and may be repeated: it can only reduce the position.
+        A close needs no lease and no quote, and may be repeated: it can only reduce the position.
 
         Args:
             bar_time_s: opening time of the newest bar.
-            reason: kept until what is held now is closed, so that a restarted trader goes on closing it.
-            look_up_seconds: how long its outcome is looked for.
-            decided: the close is what was decided for the bar.
+            reason: saved until the position is closed, so that a restarted trader goes on closing it.
+            look_up_seconds: longest look-up of the outcome.
+            decided: the close is the decision for the bar.
         Returns:
-            The intent with its outcome; still SENDING when that is not known.
+            The intent with its outcome, or still SENDING if the outcome is not known.
+        Raises:
+            LedgerError: the intent cannot be saved, so nothing was sent.
         """
         intent = self._intent(Action.CLOSE, bar_time_s, abs(self.holding.units), self.memory.fence)
         memory = replace(self.memory, exit=reason[:500])
@@ -128,12 +130,13 @@ class Account(KnownAccount):
         )
 
     def _free_id(self, bar_time_s: int, action: Action) -> str:
-        """The order's id: an entry has another one for the same bar only after the first did nothing."""
+        """The next unused id; an entry may be tried again for the same bar only if the first did nothing."""
         attempt = 0
         while before := self._ledger.intent(intent_id(self._client.account, bar_time_s, action, attempt)):
             if action is not Action.CLOSE and before.state in (IntentState.SENDING, IntentState.FILLED):
                 raise ServiceError(
-                    f"{action.name} for bar {bar_time_s} was sent as {before.intent_id}: {before.state}"
+                    f"{action.name} for bar {bar_time_s} was already sent as {before.intent_id} "
+                    f"({before.state}); it is not sent again"
                 )
             attempt += 1
         return intent_id(self._client.account, bar_time_s, action, attempt)
@@ -146,9 +149,9 @@ class Account(KnownAccount):
         spread: Decimal | None,
         look_up_seconds: float,
     ) -> Intent:
-        """Keep an order, send it once, and look for its outcome."""
+        """Save an order, send it once, and look its outcome up."""
         try:
-            self._ledger.intend(intent, memory)
+            self._ledger.add_intent(intent, memory)
         except BaseException:
             sending.close()
             raise
@@ -168,7 +171,7 @@ class Account(KnownAccount):
         return await self._follow(intent, spread, look_up_seconds)
 
     async def _follow(self, intent: Intent, spread: Decimal | None, look_up_seconds: float) -> Intent:
-        """Look for the order's outcome among the account's transactions."""
+        """Look the order's outcome up in the account's transactions."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(look_up_seconds):
                 while True:
@@ -186,14 +189,14 @@ class Account(KnownAccount):
 
     def _kept(self, intent: Intent) -> Intent:
         found = self._ledger.intent(intent.intent_id)
-        assert found is not None, "an intent is never removed while its account lives"
+        assert found is not None, "intents are removed only together with their account"
         return found
 
     def _settle(self, intent: Intent, state: IntentState, detail: str) -> Intent:
-        """Settle an order that was refused; only a reject of the order itself counts as one in a row."""
+        """Settle an order that was refused; only a reject of the order itself counts towards the limit."""
         kept = self._kept(intent)
         if kept.state is not IntentState.SENDING:
-            return kept  # another task read the reject among the transactions, and counted it
+            return kept  # another task read the reject among the transactions and counted it
         settled = replace(intent, state=state, detail=detail[:500])
         memory = self.memory
         if state is IntentState.REJECTED and detail != NOTHING_TO_CLOSE:

@@ -1,8 +1,8 @@
-"""The audit: every decision, trade and alert goes from the ledger's outbox to Redis and to a DuckDB file.
+"""The audit: delivers every decision, trade and alert from the ledger's outbox to Redis and to a DuckDB file.
 
-The outbox is on disk, so that a message waits there for as long as Redis is away and outlives the trader.
-Each sink keeps its own place; a message told twice after a crash has the same `seq` in DuckDB and is one
-row there, and is one more entry on its stream.
+The outbox is on disk, so that a message survives an outage of Redis and a crash of the trader. Each sink is
+served at its own speed. A message may be delivered twice after a crash: its row in DuckDB is keyed by `seq`
+and stays one row, but its stream gets a second entry.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ SINKS = (STREAMS_SINK, TABLES_SINK)
 _BATCH = 256
 _TABLES_EVERY_SECONDS = 2.0
 
-#: Between two tries while Redis refuses, or while the ledger cannot be written.
+#: Pause between two tries while Redis refuses or the ledger cannot be written.
 _REFUSED_SECONDS = 1.0
 
 _SCHEMA = """
@@ -47,7 +47,7 @@ CREATE TABLE alerts (
 );
 """
 
-#: Table of each message, and the fields that are its columns after `seq`.
+#: Table of each message, and the fields that follow `seq` as its columns.
 _TABLES: dict[type[AuditMessage], tuple[str, str]] = {
     DecisionMade: (
         "decisions",
@@ -63,24 +63,24 @@ _TABLES: dict[type[AuditMessage], tuple[str, str]] = {
 
 
 class AuditTables:
-    """The DuckDB file of one trader, its only opener once it has written to it.
+    """The DuckDB file of one trader, opened at the first insert and locked from then on.
 
-    It is opened at the first insert, not before: another program that has it open must not keep the trader
-    from starting, which may hold a position.
+    It is not opened earlier, since another program that has it open must not keep the trader from starting:
+    the trader may hold a position.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open nothing yet."""
+        """Set the path; the file is opened by the first insert."""
         self._path = path
         self._using = threading.Lock()
         self._db: duckdb.DuckDBPyConnection | None = None
 
     def insert(self, rows: Sequence[OutboxRow]) -> None:
-        """Insert messages in one transaction; one that is there already stays as it is.
+        """Insert messages in one transaction; a message that is there already stays as it is.
 
         Raises:
             duckdb.Error: another process has the file open, it is damaged, or the disk is full.
-            OSError: the folder refuses.
+            OSError: the folder cannot be written.
         """
         with self._using:
             self._db = self._db or self._opened()
@@ -90,7 +90,7 @@ class AuditTables:
         begin_database(self._path, _SCHEMA)
         db = duckdb.connect(str(self._path), config={"threads": 1, "memory_limit": "256MB"})
         try:
-            db.execute("ALTER TABLE trades ALTER units TYPE DOUBLE")  # earlier releases: whole units
+            db.execute("ALTER TABLE trades ALTER units TYPE DOUBLE")  # an integer in earlier releases
         except duckdb.Error:
             db.close()
             raise
@@ -115,7 +115,7 @@ class AuditTables:
             raise
 
     def close(self) -> None:
-        """Write everything into the file and close it; an insert that another thread is at is finished."""
+        """Close the file, after an insert that another thread may be running."""
         with self._using:
             if self._db is not None:
                 self._db.close()
@@ -126,25 +126,26 @@ def _cell(value: object) -> object:
 
 
 class Audit:
-    """Tells the outbox's messages to both sinks, each in order and at its own speed."""
+    """Delivers the outbox's messages to both sinks, each in order and at its own speed."""
 
     def __init__(self, ledger: Ledger, tables: AuditTables, bus: Bus) -> None:
         self._ledger, self._tables, self._bus = ledger, tables, bus
         self._written = asyncio.Event()
-        self._last_word = False
+        self._finishing = False
 
     def written(self) -> None:
-        """Say that the outbox has something new."""
+        """Signal that the outbox has new messages."""
         self._written.set()
 
-    async def tell_streams(self) -> None:
-        """Append to the streams, waiting for Redis as long as it takes; ends when the last word is said.
+    async def deliver_to_streams(self) -> None:
+        """Append messages to the streams; returns once the outbox is empty after `finish_streams`.
 
-        A Redis that refuses, a changed password for one, is waited for too: the trader may hold a position.
+        Waits for Redis without limit, also while Redis refuses (a changed password, for example): the trader
+        may hold a position and must not stop.
         """
         while True:
             self._written.clear()
-            rows = self._ledger.untold(STREAMS_SINK, count=_BATCH)
+            rows = self._ledger.undelivered(STREAMS_SINK, count=_BATCH)
             appended = 0
             try:
                 for row in rows:
@@ -154,18 +155,18 @@ class Audit:
                 log.warning("streams_refused", error=str(refused))
                 await asyncio.sleep(_REFUSED_SECONDS)
             finally:
-                noted = not appended or self._note(STREAMS_SINK, appended)
-            while not noted:  # else the same would be appended again
+                marked = not appended or self._mark_delivered(STREAMS_SINK, appended)
+            while not marked:  # otherwise the same messages would be appended again
                 await asyncio.sleep(_REFUSED_SECONDS)
-                noted = self._note(STREAMS_SINK, appended)
+                marked = self._mark_delivered(STREAMS_SINK, appended)
             if not rows:
-                if self._last_word:
+                if self._finishing:
                     return
                 await self._written.wait()
 
-    def say_last_word(self) -> None:
-        """Nothing is written any more: what is there is told, then `tell_streams` ends."""
-        self._last_word = True
+    def finish_streams(self) -> None:
+        """Make `deliver_to_streams` return once it has delivered what the outbox holds."""
+        self._finishing = True
         self._written.set()
 
     async def write_tables(self) -> None:
@@ -175,22 +176,22 @@ class Audit:
             await self.flush_tables()
 
     async def flush_tables(self) -> None:
-        """Write to DuckDB what is not there yet; what it refuses is tried again at the next call."""
-        while rows := self._ledger.untold(TABLES_SINK, count=_BATCH):
+        """Write undelivered messages to DuckDB; after a failure, the next call tries again."""
+        while rows := self._ledger.undelivered(TABLES_SINK, count=_BATCH):
             try:
                 await asyncio.to_thread(self._tables.insert, rows)
             except (duckdb.Error, OSError) as refused:
                 log.warning("tables_not_written", error=str(refused))
                 return
-            if not self._note(TABLES_SINK, rows[-1].seq):
+            if not self._mark_delivered(TABLES_SINK, rows[-1].seq):
                 return
 
-    def _note(self, sink: str, seq: int) -> bool:
-        """Note that a sink was told; False where the ledger cannot be written."""
+    def _mark_delivered(self, sink: str, seq: int) -> bool:
+        """Note a delivery; False if the ledger cannot be written."""
         try:
-            self._ledger.told(sink, seq, SINKS)
+            self._ledger.mark_delivered(sink, seq, SINKS)
         except LedgerError as refused:
-            log.warning("sink_not_noted", sink=sink, error=str(refused))
+            log.warning("delivery_not_noted", sink=sink, error=str(refused))
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""One bar's close: its candle, a decision, the guards, an order, and what is told of it."""
+"""A bar's close: read its candle, ask for a decision, check the guards, send the order, record the result."""
 
 import asyncio
 from dataclasses import replace
@@ -12,7 +12,7 @@ from services.trader.exits import Exits
 from services.trader.guards import Permission, permit
 from services.trader.history import History
 from services.trader.market import Market
-from services.trader.orders import Intent, IntentState, exact_spread
+from services.trader.orders import Intent, IntentState
 from services.trader.parts import Parts, Terms
 from services.trader.watching import Watching
 from shared.adapters.inference import Decision
@@ -23,12 +23,12 @@ from shared.messages.schemas import AlertRaised, DecisionMade
 
 log = structlog.get_logger()
 
-#: The paper broker refuses the acknowledgement of a bar that is not complete.
+#: Status with which the paper broker refuses to acknowledge a bar that is not complete.
 _NOT_COMPLETE = 400
 
 
 class BarClose:
-    """Does what the close of a bar asks for; each bar is decided on once."""
+    """Decides on each closed bar once and carries the decision out."""
 
     def __init__(
         self,
@@ -40,7 +40,6 @@ class BarClose:
         control: Control,
         watching: Watching,
     ) -> None:
-        """Nothing was decided yet."""
         self._client, self._inference, self._account = parts.client, parts.inference, parts.account
         self._audit, self._lease, self._lifecycle = parts.audit, parts.lease, parts.lifecycle
         self._metrics = parts.metrics
@@ -49,16 +48,26 @@ class BarClose:
         self._control, self._watching = control, watching
 
     async def decide(self, bar_time_s: int, reader: asyncio.Task[None]) -> None:
-        """Everything that a bar's close asks for; each bar is decided on once, with its candle or without."""
+        """Decide on a closed bar and carry the decision out, unless that was done before.
+
+        If the bar's candle does not arrive in time, the decision is HOLD.
+
+        Args:
+            bar_time_s: opening time of the bar.
+            reader: task that reads the price stream; the wait for the candle ends when it does.
+        Raises:
+            BrokerError: the broker does not answer, or refuses.
+            LedgerError: the ledger cannot be written.
+        """
 
         def given_up() -> bool:
             return self._lifecycle.stopping.is_set() or reader.done()
 
         complete = await self._history.catch_up(bar_time_s, given_up)
         if not complete and given_up():
-            return  # the next session decides on the bar, if its candle is complete by then
+            return  # the next session decides on the bar if its candle is complete by then
         quoted = self._market.quoted
-        await self._account.sync(None if quoted is None else exact_spread(quoted.price))
+        await self._account.sync(None if quoted is None else quoted.price.spread)
         await self._history.follow(self._account.holding.trade)
         self._mark_risk()
         newest = self._market.last_bar_s
@@ -86,7 +95,7 @@ class BarClose:
         await self.acknowledge(bar_time_s)
 
     def _late(self, bar_time_s: int) -> str:
-        detail = f"the candle of bar {bar_time_s} did not come in time"
+        detail = f"the candle of bar {bar_time_s} did not arrive in time: holding"
         self._watching.failing["candle_late"] = detail
         return detail
 
@@ -98,10 +107,10 @@ class BarClose:
         self._account.remember(replace(memory, risk=risk))
 
     async def _ask(self, bar_time_s: int) -> tuple[Decision | None, str]:
-        """The decision for a bar, or why there is none: then the trader holds."""
+        """The decision for a bar, or None and the reason why the trader holds."""
         window = self._market.window()
         if window is None:
-            return None, "the features are warming up"
+            return None, "the candles do not fill the features' window yet"
         try:
             decision = await self._inference.decide(
                 self._instrument.name, bar_time_s, window, self._history.position.static()
@@ -118,7 +127,7 @@ class BarClose:
         return decision, ""
 
     async def _carry_out(self, permission: Permission, bar_time_s: int, decision: Decision | None) -> bool:
-        """Send what is permitted; True when what was decided, or forced by a guard, was done."""
+        """Carry out the permitted action; True if a decided or forced action was done."""
         if permission.action is Action.HOLD:
             return decision is not None and decision.action is Action.HOLD
         if permission.action is Action.CLOSE:
@@ -129,36 +138,36 @@ class BarClose:
         return await self._enter(permission.action, bar_time_s)
 
     async def _enter(self, action: Action, bar_time_s: int) -> bool:
-        """Send an entry, unless a kill, the lease or the position changed since the guards looked."""
+        """Send an entry, unless a kill, the lease or the position changed since the guards were checked."""
         token, quoted = self._lease.token, self._market.quoted
         legal = LEGAL[self._account.holding.side + 1, action]
         if token is None or quoted is None or not legal or self._control.forbids_entry():
             return False
         try:
-            with self._watching.ordering():
+            with self._watching.order_in_flight():
                 intent = await self._account.enter(action, bar_time_s, quoted.price, token)
-        except ServiceError as refused:  # sent before, or a later holder of the lease has sent an order
+        except ServiceError as refused:  # sent before, or under an outdated lease
             self._alert("entry_refused", str(refused))
             return False
         self.order_settled(intent)
         await self._history.follow(self._account.holding.trade)
         if intent.state is not IntentState.FILLED:
-            self._alert(
-                "order_not_filled", f"{action.name} for bar {bar_time_s}: {intent.state}: {intent.detail}"
-            )
+            unknown = intent.state is IntentState.SENDING
+            outcome = "the outcome is not known yet" if unknown else f"{intent.state}: {intent.detail}"
+            self._alert("order_not_filled", f"{action.name} order for bar {bar_time_s}: {outcome}")
         return intent.state is IntentState.FILLED
 
     def order_settled(self, intent: Intent) -> None:
-        """Count an order whose outcome is known, or no longer looked for."""
+        """Count an order whose outcome is known or whose look-up has timed out."""
         self._metrics.orders.labels(intent.state.value).inc()
         self._audit.written()
 
     def _note(
         self, bar_time_s: int, decision: Decision | None, permission: Permission, executed: bool
     ) -> None:
-        """Keep that the bar was decided on, and tell what became of it."""
+        """Save that the bar was decided on, with the decision's message."""
         wanted = decision.action if decision is not None and not executed else permission.action
-        told = DecisionMade(
+        message = DecisionMade(
             bar_time=datetime.fromtimestamp(bar_time_s, UTC),
             action=wanted.name,
             executed=executed,
@@ -175,14 +184,15 @@ class BarClose:
         )
         self._watching.num_decisions += 1
         self._metrics.decisions.labels(wanted.name, str(executed).lower()).inc()
-        self._account.keep(replace(self._account.memory, decided_bar_s=bar_time_s), [told])
+        self._account.keep(replace(self._account.memory, decided_bar_s=bar_time_s), [message])
         self._audit.written()
         self._watching.report()
 
     async def acknowledge(self, bar_time_s: int) -> None:
-        """Let the paper broker's replay go on, and learn whether it is over; OANDA's market waits for nobody.
+        """Let the paper broker's replay go on, and note whether it is over; does nothing at OANDA.
 
-        A bar that was held through for want of its candle may not be complete yet: it closes once more.
+        The paper broker refuses a bar that is not complete, which happens after a HOLD without its candle.
+        The bar will close once more.
         """
         if self._mode is not Mode.PAPER:
             return
@@ -197,6 +207,6 @@ class BarClose:
             log.info("acknowledged_early", bar_time_s=bar_time_s, error=str(early))
 
     def _alert(self, name: str, detail: str) -> None:
-        alert = AlertRaised(source="trader", name=name, detail=detail[:2048])
+        alert = AlertRaised(source="trader", name=name, detail=detail)
         self._account.keep(self._account.memory, [alert])
         self._audit.written()

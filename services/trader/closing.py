@@ -1,7 +1,7 @@
 """Closing a position at the broker without the ledger.
 
-For a trader that waits for its lease or cannot read its account, and for `kill`. A close is reduce-only and
-is repeated until the account shows that nothing is held.
+Used by a trader that waits for its lease or cannot read its account, and by `micro-muzero kill`. A close can
+only reduce the position, and the callers repeat it until the account is flat.
 """
 
 import asyncio
@@ -16,17 +16,18 @@ from shared.errors import BrokerError, OrderRejectedError
 
 log = structlog.get_logger()
 
-#: An account that does not answer in time is closed unread.
+#: If the account cannot be read within this time, the position is closed without knowing what it is.
 _READ_SECONDS = 3.0
 
 
 async def close_at_broker(client: OandaClient, instrument: str) -> tuple[int | None, str]:
-    """Close what an account holds of an instrument, once, if it holds anything.
+    """Send one close of an account's position in an instrument, if there is one.
 
-    An account that cannot be read is closed on both sides: a side that is flat only rejects it.
+    If the account cannot be read, both sides are closed: the broker rejects the close of a flat side.
 
     Returns:
-        The transaction at which the account is flat and an empty text, or None and why it is not known to be.
+        The transaction at which the account is flat and an empty text; otherwise None and the reason why the
+        account is not known to be flat.
     """
     try:
         async with asyncio.timeout(_READ_SECONDS):
@@ -40,11 +41,11 @@ async def close_at_broker(client: OandaClient, instrument: str) -> tuple[int | N
     if not held.trades:
         return snapshot.summary.last_transaction_id, ""
     failure = await _close(client, instrument, long=held.side is Side.LONG)
-    return None, failure or f"{held.units} units of {instrument} were held; the close was sent"
+    return None, failure or f"the account held {held.units} units of {instrument}; a close was sent"
 
 
 async def _close(client: OandaClient, instrument: str, *, long: bool) -> str:
-    """Send one close; what went wrong, or an empty text."""
+    """Send one close; returns the reason for its failure, or an empty text."""
     log.warning("closing_at_broker", instrument=instrument, long=long)
     try:
         outcome = await client.close_position(instrument, long=long, client_id=f"mm-kill-{uuid4().hex[:24]}")
@@ -52,4 +53,4 @@ async def _close(client: OandaClient, instrument: str, *, long: bool) -> str:
         return "" if rejected.reject_reason == NOTHING_TO_CLOSE else str(rejected)
     except BrokerError as failed:
         return str(failed)
-    return f"the close was cancelled: {outcome.cancel.reason}" if outcome.cancel else ""
+    return f"the broker cancelled the close: {outcome.cancel.reason}" if outcome.cancel else ""

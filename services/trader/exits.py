@@ -1,8 +1,8 @@
-"""Exits: what is held is closed, again and again, until the broker shows that it is.
+"""Exits: repeats closes until the broker shows the account flat.
 
-A close can only reduce the position, so it is repeated under a new id whatever became of the one before.
-It needs no lease, no fresh price, no decision and no Redis. Only a market that is known to be closed lets
-it wait.
+A close can only reduce the position, so it is repeated under a new id whatever became of the last one. It
+needs no lease, no fresh price, no decision and no Redis. It waits only while the market is known to be
+closed.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
-#: A look at the account must not keep the next look at the kill switch waiting.
+#: Longest wait for the account or for a close's outcome, so that a kill is not kept waiting.
 _LOOK_SECONDS = 3.0
 
 
 class Exits:
-    """Closes one account's position; one close is under way at a time."""
+    """Closes one account's position, with one close in flight at a time."""
 
     def __init__(
         self,
@@ -40,47 +40,47 @@ class Exits:
         *,
         settled: Callable[[Intent], None],
     ) -> None:
-        """`settled` is called with each close once its outcome is known, or no longer looked for."""
+        """`settled` is called with each close once its outcome is known or its look-up has timed out."""
         self._account, self._market = account, market
         self._config, self._limits, self._settled = config, limits, settled
         self._one_at_a_time = asyncio.Lock()
-        self._failures = 0  # closes in a row after which something was still held
-        self._next_close = 0.0
-        self._next_look = 0.0
-        self.detail = ""  # why something is still held that should not be
-        self.flat_at: int | None = None  # transaction at which the broker showed flat, while nothing is held
+        self._failures = 0  # closes in a row that left a position open
+        self._next_close = 0.0  # monotonic seconds
+        self._next_look = 0.0  # monotonic seconds
+        self.detail = ""  # why a position that must be closed is still open
+        self.flat_at: int | None = None  # transaction at which the broker showed the account flat
 
     def wanted(self, forced: str) -> str:
-        """Why what is held must be closed: a guard's reason, or that of a close that has not worked yet."""
+        """Reason why the position must be closed: `forced`, or that of an unfinished close; empty if none."""
         if self._account.holding.side is Side.FLAT:
             return ""
         return forced or self._account.memory.exit
 
-    def hurry(self) -> None:
-        """Try at once: a kill has come."""
+    def retry_now(self) -> None:
+        """Forget every pause, since a kill or an early order arrived."""
         self._next_close = self._next_look = 0.0
         self._failures, self.flat_at = 0, None
 
     async def close_when_due(self, reason: str) -> None:
-        """Between bars: send the next close when the pause after the last one is over."""
+        """Send the next close if the pause after the last one is over; called between bars."""
         self.flat_at = None
         if self._market_is_closed():
-            self.detail = "the market is closed; the position is closed when it opens"
+            self.detail = "the market is closed; the position will be closed when it opens"
         elif self._is_due():
             last_bar_s = self._market.last_bar_s
             await self.close(reason, max(self._account.memory.decided_bar_s, last_bar_s or 0))
         else:
-            await self.look_around(confirm=False)
+            await self.check_account(confirm=False)
 
     async def close(self, reason: str, bar_time_s: int, *, decided: bool = False) -> bool:
-        """Send one close and look for its outcome for a moment.
+        """Send one close and look its outcome up for up to three seconds.
 
         Args:
-            reason: why; kept until what is held is closed.
+            reason: saved until the position is closed.
             bar_time_s: opening time of the newest bar.
-            decided: the close is what was decided for that bar.
+            decided: the close is the decision for that bar.
         Returns:
-            True when nothing is held any more.
+            True if the account is flat.
         """
         async with self._one_at_a_time:
             held = self._account.holding.side
@@ -102,7 +102,7 @@ class Exits:
             return self._judge(intent)
 
     async def _close_without_ledger(self, refused: LedgerError) -> bool:
-        """A close that cannot be kept is sent all the same: it can only reduce the position."""
+        """Send a close that the ledger cannot save: it can only reduce the position."""
         self._failures = min(self._failures + 1, 16)
         flat_at, left = await self._account.close_unread()
         self.detail = f"{refused}; " + (left or f"the account is flat at transaction {flat_at}")
@@ -113,7 +113,7 @@ class Exits:
         return True
 
     async def close_unread(self) -> None:
-        """Close what is held although the account cannot be read: what is known of it may be wrong."""
+        """Close the position although the account cannot be read, so that the known position may be wrong."""
         if not self._is_due():
             return
         async with self._one_at_a_time:
@@ -127,7 +127,7 @@ class Exits:
         return time.monotonic() >= self._next_close and not self._one_at_a_time.locked()
 
     def _pause(self) -> float:
-        """Put off the next close; the pause doubles with every one that did not work."""
+        """Set the time of the next close and return the pause until then; it doubles with every failure."""
         pause = min(
             self._config.flatten_retry_seconds * 2.0**self._failures, self._config.flatten_retry_max_seconds
         )
@@ -139,14 +139,15 @@ class Exits:
             self._failures, self.detail = 0, ""
             return True
         self._failures = min(self._failures + 1, 16)
-        self.detail = f"close {self._failures} did not work: {intent.state} {intent.detail}".rstrip()
+        outcome = f"{intent.state} {intent.detail}".rstrip()
+        self.detail = f"the position is still open, close {self._failures} did not work: {outcome}"
         return False
 
-    async def look_around(self, *, confirm: bool) -> None:
-        """Read what the account did meanwhile, now and then; a stop may have been filled.
+    async def check_account(self, *, confirm: bool) -> None:
+        """Read the account's new transactions from time to time, since a stop may have been filled.
 
         Args:
-            confirm: ask the broker, too, whether the account is flat, until it is.
+            confirm: also ask the broker whether the account is flat, until it says so.
         """
         if self._account.holding.side is not Side.FLAT:
             self.flat_at = None
@@ -175,22 +176,22 @@ class Exits:
 
     @property
     def closing(self) -> bool:
-        """A close is on its way, or being looked up."""
+        """A close is in flight or being looked up."""
         return self._one_at_a_time.locked()
 
     @property
     def failing(self) -> bool:
-        """A close has not worked, and something is still held, or may be."""
+        """A close did not work, and a position is or may still be open."""
         return self._failures > 0
 
     def _market_is_closed(self) -> bool:
-        """The stream says so, and is alive; a stream that is silent says nothing about the market."""
+        """Whether a live stream shows the market closed; a silent stream does not show anything."""
         quoted = self._market.quoted
         alive = time.monotonic() - self._market.heard <= self._limits.stale_seconds
         return alive and quoted is not None and not quoted.price.tradeable
 
     async def _look(self, reading: Coroutine[None, None, _T]) -> _T | None:
-        """The result of reading the broker, or None where it does not answer in time."""
+        """Result of reading the broker, or None if it fails or does not answer in time."""
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
                 return await reading

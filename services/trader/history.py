@@ -1,4 +1,4 @@
-"""The broker's candles: the market's past, each new bar once complete, and the position marked at them."""
+"""Reads the broker's candles into the market and marks the open position at each close."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ from shared.market.calendar import rollover_nights
 
 
 class History:
-    """Fills a market with candles and marks the trade that is held at every close since its entry."""
+    """Fills a market with candles and marks the open trade at every close since its entry."""
 
     def __init__(
         self,
@@ -31,25 +31,25 @@ class History:
         config: TraderConfig,
         costs: EnvironmentConfig,
     ) -> None:
-        """Nothing is read yet.
+        """Read nothing yet.
 
         Args:
             client: of the account.
-            market: filled with the candles.
-            instrument: that is traded.
+            market: receives the candles.
+            instrument: the traded one.
             config: the trader's.
-            costs: charged to the position as the environment charges them; its spread stands for that of a
-                trade whose spread is not known.
+            costs: charged to the position as in the environment; its spread is used for a trade whose own
+                spread is not known.
         """
         self._client, self._market, self._instrument, self._config = client, market, instrument, config
         self._costs = costs
         self._usual_spread = Decimal(str(costs.spread_pips)) * Decimal(str(instrument.pip))
         self._held: HeldTrade | None = None
-        self._marked_s = 0  # opening time of the bar that the position was last marked at
+        self._marked_s = 0  # opening time of the bar at which the position was last marked
         self.position = Position(instrument.pip)
 
     async def warm_up(self, held: HeldTrade | None) -> None:
-        """Begin anew: the market's past, and the trade that is held, marked since its entry.
+        """Start over: read the history, and mark the open trade since its entry.
 
         Raises:
             BrokerError: the candles cannot be read.
@@ -59,16 +59,16 @@ class History:
         await self.follow(held)
 
     async def catch_up(self, bar_time_s: int, given_up: Callable[[], bool]) -> bool:
-        """Take the complete candles up to a bar; a candle not complete yet is waited for.
+        """Read the complete candles up to a bar, waiting for the bar's own candle.
 
-        OANDA completes a minute's candle 1 to 45 s late in thin hours. It is waited for while the bar may
-        still be decided on.
+        In thin hours OANDA completes a minute's candle 1 to 45 s late. The wait ends when the bar is too old
+        to be decided on.
 
         Args:
             bar_time_s: opening time of the bar that closed.
-            given_up: asked between two looks.
+            given_up: called between two reads; true ends the wait.
         Returns:
-            False when the bar's own candle did not come in time.
+            False if the bar's own candle did not arrive in time.
         Raises:
             BrokerError: the candles cannot be read.
         """
@@ -84,7 +84,7 @@ class History:
         return True
 
     async def refresh(self) -> None:
-        """Take the candles that have become complete.
+        """Read the candles that have become complete.
 
         Raises:
             BrokerError: they cannot be read.
@@ -92,7 +92,7 @@ class History:
         self._mark(self._market.take(await self._newer()))
 
     async def follow(self, held: HeldTrade | None) -> None:
-        """Make the marked position that of the trade that is held: another one is marked from its entry on.
+        """Make `position` the position of the open trade; a new trade is marked from its entry on.
 
         Raises:
             BrokerError: the candles since its entry cannot be read.
@@ -102,18 +102,18 @@ class History:
         older = [] if held is None else await self._older(bar_of(held.time_ns))
         self._held, self.position = held, Position(self._instrument.pip)
         if held is not None:
-            # Entered at the mid and charged the whole spread, as in the environment; the fill has half of it.
+            # As in the environment: enter at the mid, charge the full spread. The fill price contains half.
             spread = self._usual_spread if held.spread is None else held.spread
             mid = held.price - int(held.side) * spread / 2
             charged_pips = self._costs.round_trip_at(float(spread / Decimal(str(self._instrument.pip))))
             self.position = self.position.after_entry(held.side, float(mid), charged_pips)
-            self._marked_s = bar_of(held.time_ns)  # its close is the first that marks it
+            self._marked_s = bar_of(held.time_ns)  # the entry's own bar is the first to mark the position
             self._mark([*older, *self._market.closes_from(self._marked_s)])
 
     def _mark(self, closes: Iterable[tuple[int, float]]) -> None:
-        """Mark the position held at the closes of successive bars, as the environment does.
+        """Mark the position at the closes of successive bars, as the environment does.
 
-        Financing is charged at a bar's open, for the nights since the open of the bar before it.
+        At each bar, financing is charged for the nights since the previous bar's open.
         """
         if self._held is None:
             return
@@ -129,7 +129,7 @@ class History:
         return last is not None and last >= bar_time_s
 
     async def _newer(self) -> tuple[Candle, ...]:
-        """Complete candles after the newest one kept."""
+        """Complete candles after the newest one in the history."""
         last = self._market.last_bar_s
         if last is None:
             return await self._candles(count=self._config.history_bars)
@@ -138,7 +138,7 @@ class History:
     async def _candles(
         self, *, count: int, start_s: int | None = None, include_first: bool = True
     ) -> tuple[Candle, ...]:
-        """Complete candles of mid prices; what cannot be read is refused and left out.
+        """Complete candles of mid prices; unreadable ones are refused and left out.
 
         Raises:
             BrokerError: the broker does not answer, or refuses.
@@ -157,7 +157,7 @@ class History:
             return ()
 
     async def _older(self, entry_s: int) -> list[tuple[int, float]]:
-        """Opening time and close of the bars from an entry to the oldest one kept."""
+        """Opening time and close of the bars from an entry to the oldest one in the history."""
         found: list[tuple[int, float]] = []
         stop = self._market.first_bar_s
         while stop is not None and entry_s < stop:

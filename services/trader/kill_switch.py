@@ -1,8 +1,8 @@
 """The kill file and the trader's status file: a kill switch that needs neither Redis nor the gateway.
 
-Both lie in the trader's folder. The kill file holds while it is there, over every restart, and only its
-removal lifts it; what it says is for people, and a file that cannot be read holds all the same. The status
-file tells which kill the trader has seen and whether the broker has shown flat since.
+Both are in the trader's folder. A kill is in force while the kill file exists, over restarts too. The file's
+content is for people: a file that cannot be read is a kill as well. The status file shows which kill the
+trader has seen and whether the broker has shown the account flat since.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class KillOrder:
-    """One kill, as its file says."""
+    """Content of a kill file."""
 
-    kill_id: str = ""  # empty where the file holds no readable order
+    kill_id: str = ""  # empty if the file cannot be read
     by: str = ""
     reason: str = ""
     at: str = ""
 
     @property
     def words(self) -> str:
-        """Who ordered it, when and why."""
+        """Author, time and reason as text."""
         return ", ".join(filter(None, (self.by and f"by {self.by}", self.at, self.reason)))
 
 
 @dataclass(frozen=True)
 class TraderStatus:
-    """What the trader last said of itself; enough to close its position without it, but for the token."""
+    """Content of the status file; with the token, it is enough to close the position without the trader."""
 
     pid: int
     mode: str
@@ -47,12 +47,12 @@ class TraderStatus:
     instrument: str
     state: str  # standby, reconnecting, active, reducing or halted
     control: str  # running, paused or killed
-    kill_id: str | None  # of the kill file that was seen last; None while there is none
-    units: int | float | None  # held, signed; None while that is not known
+    kill_id: str | None  # of the kill file in force; None without one
+    units: int | float | None  # signed; None while the position is not known
     unknown_orders: int
-    flat_at: int | None  # transaction at which the broker showed flat after the kill; None until it did
-    detail: str  # why it is not flat yet
-    at: str = ""  # when this was written
+    flat_at: int | None  # transaction at which the broker showed the account flat after the kill, or None
+    detail: str  # why the account is not flat yet
+    at: str = ""  # time of writing, ISO 8601
 
 
 _ORDER, _STATUS = TypeAdapter(KillOrder), TypeAdapter(TraderStatus)
@@ -65,21 +65,21 @@ class KillSwitch:
         self.path = folder / "kill"
 
     def order(self) -> KillOrder | None:
-        """The kill that holds, or None."""
+        """The kill in force, or None."""
         try:
             return _ORDER.validate_json(self.path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError):
-            return KillOrder(reason=f"{self.path} cannot be read as an order; it holds all the same")
+            return KillOrder(reason=f"{self.path} cannot be read, but the kill is in force")
 
     def engage(self, by: str, reason: str = "") -> KillOrder:
-        """Order a kill; on disk when this returns.
+        """Order a kill; it is on disk when this returns.
 
-        Where the disk has no room for the order, an empty file is left, which holds as well.
+        On a full disk the file is left empty, which is a kill as well.
 
         Raises:
-            OSError: not even that is possible.
+            OSError: not even an empty file can be created.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -92,7 +92,7 @@ class KillSwitch:
         return self.order() or order
 
     def lift(self) -> bool:
-        """Remove the kill file; False when there was none."""
+        """Remove the kill file; False if there was none."""
         try:
             self.path.unlink()
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class StatusFile:
         self._written: TraderStatus | None = None
 
     def read(self) -> TraderStatus | None:
-        """The last status, or None where no trader has written one."""
+        """The last status, or None if there is no readable one."""
         try:
             return _STATUS.validate_json(self.path.read_bytes())
         except FileNotFoundError:
@@ -118,7 +118,7 @@ class StatusFile:
             return None
 
     def write(self, status: TraderStatus) -> None:
-        """Write the status when it has changed; a disk that refuses is tried again at the next call."""
+        """Write the status if it has changed; after a failure, the next call tries again."""
         if status == self._written:
             return
         at = datetime.now(UTC).isoformat(timespec="seconds")

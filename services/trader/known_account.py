@@ -1,10 +1,7 @@
-"""The account as this trader knows it: what is held, what was ordered, and what the broker says of both.
+"""The account as this trader knows it: its position and its orders, kept equal to the broker's.
 
-The account's transactions are the only truth. Whatever the answer to an order was, its outcome is read
-from them.
-
-The reading of transactions may be asked for by several tasks at once: what one of them takes up, the others
-find known.
+The account's transactions are the only source of truth: an order's outcome is read from them, whatever the
+answer to the order was. Several tasks may read transactions at once; each transaction takes effect once.
 """
 
 import asyncio
@@ -41,14 +38,14 @@ from shared.messages.schemas import AlertRaised
 
 log = structlog.get_logger()
 
-#: Pending orders that belong to a trade; any other one is not this trader's.
+#: Kinds of pending orders that belong to a trade. This trader places no others.
 _EXIT_ORDERS = frozenset(("STOP_LOSS", "TAKE_PROFIT", "TRAILING_STOP_LOSS", "GUARANTEED_STOP_LOSS"))
 
 _RECONCILE_ATTEMPTS = 5
 
 
 class KnownAccount:
-    """One account on one instrument; `memory` is what it is known to hold, always as kept in the ledger."""
+    """One account's position in one instrument, with the memory that the ledger holds."""
 
     def __init__(
         self,
@@ -62,24 +59,28 @@ class KnownAccount:
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is known of the account before `reconcile`."""
+        """Read the ledger's memory; a new ledger has none before `reconcile`.
+
+        Raises:
+            ServiceError: the ledger is unreadable, or belongs to another account.
+        """
         self._client, self._ledger, self._config, self._mode = client, ledger, config, mode
         self._stopping, self._costs = stopping, costs
-        # Why a snapshot is needed: transactions that cannot be read may have changed what is held.
+        # Description of unreadable transactions; they may have changed the position, so a snapshot is needed.
         self._unread = ""
         self._instrument = instrument
         self._details: InstrumentDetails | None = None
-        self.foreign_orders = ""  # pending orders that are not this trader's, as of the last reconciliation
+        self.foreign_orders = ""  # alert text about others' pending orders, as of the last reconciliation
         self._monotonic, self._began = monotonic, monotonic()
-        # When each order's request ended, by this process's clock; None while it is on its way.
+        # Monotonic time at which each order's request ended; None while the request is in flight.
         self._answered: dict[str, float | None] = {}
-        # The account's last transaction, and since when it has been the last.
+        # The account's last transaction and the monotonic time since when it is the last.
         self._standstill: tuple[int, float] | None = None
         self._memory = ledger.memory()
         if self._memory is not None and self._memory.account != client.account:
             raise ServiceError(
-                f"{ledger.path} is the ledger of account {self._memory.account}, not {client.account}: "
-                "give each account its own MM_HOME"
+                f"{ledger.path} is the ledger of account {self._memory.account}, not of {client.account}: "
+                "set another MM_HOME for each account"
             )
 
     @property
@@ -89,128 +90,148 @@ class KnownAccount:
 
     @property
     def instrument(self) -> str:
-        """Name of what is traded."""
+        """Name of the traded instrument."""
         return self._instrument.name
 
     @property
     def memory(self) -> Memory:
-        """What is known; `reconcile` comes first."""
-        assert self._memory is not None, "the account was not reconciled yet"
+        """The trader's memory; call `reconcile` first."""
+        assert self._memory is not None, "`reconcile` must be called first"
         return self._memory
 
     @property
     def holding(self) -> Holding:
-        """What is held."""
+        """The position."""
         return self.memory.holding
 
     @property
     def reconciled(self) -> bool:
-        """True once the broker was asked, in this run or an earlier one."""
+        """True once the account was reconciled, in this run or an earlier one."""
         return self._memory is not None
 
     def remember(self, memory: Memory) -> None:
-        """Go on with this memory; it is kept with the next message or order."""
+        """Set the memory; the next message or order saves it."""
         self._memory = memory
 
     def keep(self, memory: Memory, messages: Iterable[AuditMessage] = ()) -> None:
-        """Go on with this memory, and tell these messages."""
+        """Save the memory, and messages for the audit."""
         self._ledger.keep(memory, messages)
         self._memory = memory
 
     # -- reading the broker --------------------------------------------------------------------------
 
     async def reconcile(self) -> None:
-        """Make memory and broker agree; the broker is right.
+        """Make the memory agree with the broker.
 
         Raises:
-            BrokerError: it cannot be read, the account is one that is not traded, or its history is not the
-                one that the ledger knows. The broker may answer better later, so none of these is final.
+            BrokerError: the account cannot be read or must not be traded, or its history is not the one that
+                the ledger knows. Each of these may pass, so the caller tries again.
         """
         self._details = await self._client.instrument(self._instrument.name)
         if self._details.pip_location != self._instrument.pip_location:
             raise BrokerError(
-                f"{self._details.name}: the broker's pip is 10^{self._details.pip_location}, "
-                f"the features' 10^{self._instrument.pip_location}"
+                f"{self._details.name}: the broker's pip is 10^{self._details.pip_location}, but this trader "
+                f"began with 10^{self._instrument.pip_location}: restart the trader"
             )
         for _ in range(_RECONCILE_ATTEMPTS):
             known_before = self.holding.last_transaction_id if self._memory else 0
             snapshot = await self._client.snapshot()
             if snapshot.summary.hedging_enabled:
-                raise BrokerError(f"account {self._client.account} hedges; only netting accounts are traded")
+                raise BrokerError(
+                    f"account {self._client.account} allows hedging: set OANDA_ACCOUNT to a netting account"
+                )
             if await self._agree(snapshot, known_before):
                 self._note_foreign_orders(snapshot)
                 return
-        raise BrokerError("the account changes faster than it can be reconciled")
+        raise BrokerError(
+            f"account {self._client.account} changed during each of {_RECONCILE_ATTEMPTS} reconciliations"
+        )
 
     async def _agree(self, snapshot: AccountSnapshot, known_before: int) -> bool:
-        """Take the snapshot up; False when the account has gone on since it was taken.
+        """Make the memory agree with a snapshot; False if the account has changed since the snapshot.
 
         Args:
             snapshot: of the account.
-            known_before: the last transaction known before it was asked for; one asked for by another task
-                meanwhile may be later than the snapshot.
+            known_before: last transaction known before the snapshot was requested. Another task may have read
+                later transactions since.
         """
         known = self._memory.holding if self._memory else None
-        told = snapshot_holding(snapshot, self._instrument.name, known)
+        shown = snapshot_holding(snapshot, self._instrument.name, known)
         if self._memory is None:
-            self.keep(Memory(self._client.account, told))
+            self.keep(Memory(self._client.account, shown))
             return True
-        if told.last_transaction_id < known_before:
-            self._begin_anew(told)
+        if shown.last_transaction_id < known_before:
+            self._start_over(shown)
             return True
         await self.sync(None)
-        if self.holding.last_transaction_id > told.last_transaction_id:
+        if self.holding.last_transaction_id > shown.last_transaction_id:
             return False
-        told = snapshot_holding(snapshot, self._instrument.name, self.holding)  # spreads kept by the sync
-        if {trade.trade_id: trade.units for trade in told.trades} != {
+        shown = snapshot_holding(snapshot, self._instrument.name, self.holding)  # with the sync's spreads
+        if {trade.trade_id: trade.units for trade in shown.trades} != {
             trade.trade_id: trade.units for trade in self.holding.trades
         }:
-            detail = f"the broker holds {told.units} units, the ledger said {self.holding.units}"
+            detail = (
+                f"the broker shows {shown.units} units, the ledger had {self.holding.units}: check who else "
+                "trades on the account; the trader goes on with the broker's units"
+            )
             log.warning("position_differs", detail=detail)
             alert = AlertRaised(source="trader", name="position_differs", detail=detail)
-            self.keep(self._memory_with(told), [alert])
+            self.keep(self._memory_with(shown), [alert])
         return True
 
-    def _begin_anew(self, told: Holding) -> None:
-        """A paper account that was replaced by a younger one takes the old one's history with it."""
+    def _start_over(self, shown: Holding) -> None:
+        """Forget the history of a paper account that was replaced by a new one.
+
+        Raises:
+            BrokerError: the account is not a paper account.
+        """
         before = self.memory
         detail = (
-            f"account {before.account} ends at transaction {told.last_transaction_id}, "
-            f"the ledger knows {before.holding.last_transaction_id}"
+            f"the last transaction of account {before.account} is {shown.last_transaction_id}, "
+            f"but the ledger knows {before.holding.last_transaction_id}"
         )
         if self._mode is not Mode.PAPER:
-            raise BrokerError(f"{detail}: another account's history, nothing is traded on it")
+            raise BrokerError(
+                f"{detail}: this is another account's history, so nothing is traded; set another MM_HOME if "
+                "the account was replaced"
+            )
+        detail = f"{detail}: the paper account was replaced, its history starts over"
         log.warning("account_replaced", detail=detail)
         memory = Memory(
             before.account,
-            told,
+            shown,
             control=before.control,
             control_entry=before.control_entry,
             fence=before.fence,
         )
         alert = AlertRaised(source="trader", name="account_replaced", detail=detail)
-        self._ledger.begin_anew(memory, [alert])
+        self._ledger.start_over(memory, [alert])
         self._answered.clear()
         self._memory = memory
 
     def _note_foreign_orders(self, snapshot: AccountSnapshot) -> None:
         foreign = [order for order in snapshot.orders if order.kind not in _EXIT_ORDERS]
         kinds = ", ".join(f"{order.kind} {order.order_id}" for order in foreign[:5])
-        self.foreign_orders = f"pending orders that are not this trader's: {kinds}" if foreign else ""
+        self.foreign_orders = (
+            f"the account has {len(foreign)} pending orders that are not this trader's ({kinds}): cancel "
+            "them at the broker unless they are wanted"
+            if foreign
+            else ""
+        )
 
     async def sync(self, spread: Decimal | None) -> None:
         """Read the account's new transactions: fills, exits by the broker, outcomes of orders.
 
         Args:
-            spread: quoted now, in units of price; kept with a trade that opens.
+            spread: quoted now, in units of price; saved with a trade that opens.
         Raises:
-            BrokerError: they cannot be read.
+            BrokerError: the transactions cannot be read.
         """
         unsettled, known = self._ledger.unsettled(), self.holding.last_transaction_id
         since = min([known, *(i.last_transaction_id for i in unsettled)])
         transactions = await self._client.transactions_since(since)
         if transactions:
-            self._take_up(transactions, spread)
+            self._apply(transactions, spread)
         unread = [
             transaction
             for transaction in transactions
@@ -222,23 +243,24 @@ class KnownAccount:
                 f"{len(unread)} transactions from {first.transaction_id} on cannot be read: {first.reason}"
             )
         if self._unread:
-            await self._read_instead_of(self._unread)
+            await self._read_snapshot(self._unread)
         await self._settle_without_trace()
 
-    async def _read_instead_of(self, unread: str) -> None:
-        """Take what is held from a snapshot, since transactions that cannot be read may have changed it."""
+    async def _read_snapshot(self, unread: str) -> None:
+        """Read the position from a snapshot, since unreadable transactions may have changed it."""
         snapshot = await self._client.snapshot()
-        told = snapshot_holding(snapshot, self._instrument.name, self.holding)
-        if told.last_transaction_id < self.holding.last_transaction_id:
-            return  # of a replica that lags; the next sync reads another one
-        detail = f"the position was read from a snapshot, since {unread}"
+        shown = snapshot_holding(snapshot, self._instrument.name, self.holding)
+        if shown.last_transaction_id < self.holding.last_transaction_id:
+            return  # the answer of a lagging replica; the next sync tries again
+        detail = f"{unread}; the position was read from a snapshot instead"
         log.warning("transactions_unread", detail=detail)
-        alert = AlertRaised(source="trader", name="transactions_unread", detail=detail[:2048])
-        self.keep(self._memory_with(told), [alert])
+        alert = AlertRaised(source="trader", name="transactions_unread", detail=detail)
+        self.keep(self._memory_with(shown), [alert])
         if self._unread == unread:
             self._unread = ""
 
-    def _take_up(self, transactions: Sequence[Transaction], spread: Decimal | None) -> None:
+    def _apply(self, transactions: Sequence[Transaction], spread: Decimal | None) -> None:
+        """Update position, risk and orders by transactions; those known already change nothing."""
         holding, closed = fold(self.holding, transactions, spread)
         risk, settled = self.memory.risk, []
         for intent in self._ledger.unsettled():
@@ -261,7 +283,7 @@ class KnownAccount:
             log.info("order_settled", intent=intent.intent_id, state=intent.state, detail=intent.detail)
 
     def _corrected(self, transactions: Sequence[Transaction]) -> list[Intent]:
-        """Orders that the ledger took for not executed and that a new transaction fills."""
+        """Orders that were settled as not filled and that a new transaction fills after all."""
         known = self.holding.last_transaction_id
         new = [t for t in transactions if t.transaction_id > known]
         found = []
@@ -274,16 +296,16 @@ class KnownAccount:
         return found
 
     def _memory_with(self, holding: Holding) -> Memory:
-        """The memory with what is held now; an exit is over once the trades that it was for are closed."""
+        """The memory with another position; an exit is over once the trades that it was for are closed."""
         before = {trade.trade_id for trade in self.holding.trades}
         still_held = any(trade.trade_id in before for trade in holding.trades)
         return replace(self.memory, holding=holding, exit=self.memory.exit if still_held else "")
 
     async def _settle_without_trace(self) -> None:
-        """Settle as not executed what has left no trace while the account stood still for the look-up time.
+        """Settle orders that left no transaction while the account did not change for `look_up_seconds`.
 
         Raises:
-            BrokerError: the broker cannot be asked for the order.
+            BrokerError: the order's state cannot be read.
         """
         now, last = self._monotonic(), self.holding.last_transaction_id
         unsettled = self._ledger.unsettled()
@@ -298,13 +320,13 @@ class KnownAccount:
             found = await self._client.order_by_client_id(intent.intent_id)
             kept = self._ledger.intent(intent.intent_id)
             if kept is None or kept.state is not IntentState.SENDING:
-                continue  # its transactions were read meanwhile
+                continue  # another task settled it meanwhile
             state = IntentState.NOT_EXECUTED
-            detail = f"no trace of it, and the account stayed at transaction {last}"
+            detail = f"the account shows no trace of it and stayed at transaction {last}"
             if found is not None:
                 if not any(intent.last_transaction_id < i <= last for i in found.ended_by):
-                    continue  # its transactions are on their way
-                # They were among those that cannot be read, and what is held is known from a snapshot.
+                    continue  # its transactions have not been read yet
+                # Its transactions were unreadable; the position was read from a snapshot.
                 state = IntentState.FILLED if found.filling_transaction_id else IntentState.CANCELLED
                 detail = f"the order is {found.state}; its transactions cannot be read"
             self._ledger.keep(self.memory, (), [replace(intent, state=state, detail=detail)])
@@ -312,5 +334,5 @@ class KnownAccount:
 
 
 def _corrected_alert(intent: Intent) -> AlertRaised:
-    detail = f"{intent.action.name} {intent.intent_id} for bar {intent.bar_time_s} was {intent.detail}"
+    detail = f"{intent.action.name} order {intent.intent_id} for bar {intent.bar_time_s} was {intent.detail}"
     return AlertRaised(source="trader", name="order_filled_late", detail=detail)

@@ -1,9 +1,9 @@
-"""The trader's memory on disk: intents before they are sent, what is held, and messages still to tell.
+"""The trader's state on disk: its orders, its position, its limits and an outbox of undelivered messages.
 
-One SQLite file, every commit synced. An order's intent is on disk before it is sent; what an order came
-to, what is then held and the messages that tell of it are one transaction, so that a trader killed at
-any moment finds them in agreement. Nothing here is needed to know the position, which the broker tells;
-it says which orders are this trader's, which limits are broken, and what readers have not heard yet.
+One SQLite file; every commit is fsynced. An order's intent is on disk before the order is sent. An order's
+outcome, the position after it and the messages about it are one transaction, so that they agree after a crash
+at any moment. The position itself is always known from the broker. The ledger adds which orders are this
+trader's, which limits were reached, and which messages are undelivered.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS told (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT;
 """
 
-#: No other process writes here; one that looks at the file may lock it for a moment.
+#: Longest wait for a lock. No other process writes to the file, but a reader may lock it for a moment.
 _LOCKED_SECONDS = 0.5
 
 _UNSETTLED = "SELECT body FROM intents WHERE state = ? ORDER BY rowid"
 
-#: Sent, or refused, orders count towards the hourly limit.
+#: States of orders that count towards the hourly limit: they reached the broker, or may have.
 _COUNTED = (IntentState.SENDING, IntentState.FILLED, IntentState.CANCELLED, IntentState.REJECTED)
 
 _KINDS: dict[str, type[AuditMessage]] = {
@@ -55,21 +55,21 @@ _KINDS: dict[str, type[AuditMessage]] = {
 
 @dataclass(frozen=True)
 class Memory:
-    """What the trader goes on with after a restart."""
+    """State that survives a restart."""
 
     account: str
     holding: Holding
     risk: RiskBook = field(default_factory=RiskBook)
     decided_bar_s: int = -1  # opening time of the last bar decided on
     control: str = "running"  # running, paused or killed
-    control_entry: str = "0-0"  # last entry read of mm:control
-    fence: int = 0  # largest token under which an order was sent
-    exit: str = ""  # why what is held is being closed; closes are repeated until the broker shows flat
+    control_entry: str = "0-0"  # id of the last entry read from mm:control
+    fence: int = 0  # largest fencing token under which an order was sent
+    exit: str = ""  # reason why the position is being closed; kept until the broker shows the account flat
 
 
 @dataclass(frozen=True)
 class OutboxRow:
-    """One message that some reader has not been told."""
+    """One message that was not delivered to every sink."""
 
     seq: int
     message: AuditMessage
@@ -80,13 +80,16 @@ _INTENT = TypeAdapter(Intent)
 
 
 class Ledger:
-    """One open ledger; a lock on its folder keeps a second trader out."""
+    """One open ledger; a lock on its folder keeps a second trader out.
+
+    Every method that writes raises LedgerError if the file cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Open, or begin, the ledger of a folder.
+        """Open or create the ledger of a folder.
 
         Raises:
-            ServiceError: another process has it open.
+            ServiceError: another process has the ledger open.
             LedgerError: the file is damaged, or the disk is full.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,18 +99,19 @@ class Ledger:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as held:
             os.close(self._lock)
-            raise ServiceError(f"{folder} is in use by another trader; give each its own MM_HOME") from held
+            raise ServiceError(f"another trader uses {folder}: set another MM_HOME for this one") from held
         self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCKED_SECONDS)
         try:
             self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _SCHEMA)
         except sqlite3.Error as refused:
             self.close()
             raise LedgerError(
-                f"{self.path} cannot be opened: {refused}; `kill` closes a position that is open"
+                f"{self.path} cannot be opened: {refused}; close an open position with `micro-muzero kill`, "
+                "then free the disk or move the file away"
             ) from refused
 
     def close(self) -> None:
-        """Close the file and let the folder go."""
+        """Close the file and release the folder's lock."""
         self._db.close()
         os.close(self._lock)
 
@@ -128,10 +132,10 @@ class Ledger:
     # -- memory --------------------------------------------------------------------------------------
 
     def memory(self) -> Memory | None:
-        """What was kept last, or None in a new ledger.
+        """The memory saved last, or None in a new ledger.
 
         Raises:
-            ServiceError: it cannot be read.
+            ServiceError: the memory is damaged.
         """
         row = self._db.execute("SELECT body FROM memory").fetchone()
         if row is None:
@@ -139,18 +143,19 @@ class Ledger:
         try:
             return _MEMORY.validate_json(row[0])
         except ValidationError as damaged:
-            raise ServiceError(f"{self.path}: the memory cannot be read: {damaged}") from damaged
+            raise ServiceError(
+                f"{self.path}: the trader's memory is damaged: {damaged}; close an open position with "
+                "`micro-muzero kill`, then move the file away"
+            ) from damaged
 
     def keep(
         self, memory: Memory, messages: Iterable[AuditMessage] = (), settled: Iterable[Intent] = ()
     ) -> None:
-        """Keep what is known now, and what is to be told of it, all or nothing.
-
-        As every method that writes, it raises LedgerError where the file cannot be written.
+        """Save memory, messages and outcomes in one transaction.
 
         Args:
-            memory: to go on with.
-            messages: for the readers, in order.
+            memory: replaces the one before.
+            messages: put into the outbox, in order.
             settled: intents with their outcome.
         """
         with self._writing() as db:
@@ -164,13 +169,13 @@ class Ledger:
                 ],
             )
 
-    def tell(self, messages: Iterable[AuditMessage]) -> None:
-        """Keep messages for the readers where there is nothing new to remember, or nothing known yet."""
+    def add_messages(self, messages: Iterable[AuditMessage]) -> None:
+        """Put messages into the outbox without changing the memory."""
         with self._writing() as db:
             _put_messages(db, messages)
 
-    def begin_anew(self, memory: Memory, messages: Iterable[AuditMessage] = ()) -> None:
-        """Forget every intent: their account is no more. What is to be told stays."""
+    def start_over(self, memory: Memory, messages: Iterable[AuditMessage] = ()) -> None:
+        """Delete every intent, since its account no longer exists. The outbox stays."""
         with self._writing() as db:
             db.execute("DELETE FROM intents")
             _put_memory(db, memory)
@@ -178,17 +183,18 @@ class Ledger:
 
     # -- intents -------------------------------------------------------------------------------------
 
-    def intend(self, intent: Intent, memory: Memory) -> None:
-        """Keep an order that is about to be sent, and the memory to go on with; on disk when this returns.
+    def add_intent(self, intent: Intent, memory: Memory) -> None:
+        """Save an order that is about to be sent, and the memory; both are on disk when this returns.
 
         Raises:
-            ServiceError: the same order was kept before, or it is an entry and a later holder of the lease
-                has sent an order.
+            ServiceError: the order was saved before, or it is an entry and a later holder of the lease has
+                sent an order.
         """
-        kept = self.memory()
-        if kept is not None and intent.action is not Action.CLOSE and intent.fence < kept.fence:
+        saved = self.memory()
+        if saved is not None and intent.action is not Action.CLOSE and intent.fence < saved.fence:
             raise ServiceError(
-                f"order {intent.intent_id} under token {intent.fence}: {kept.fence} was used already"
+                f"order {intent.intent_id} is not sent: its lease has token {intent.fence}, but an order was "
+                f"sent under the later token {saved.fence}"
             )
         with self._writing() as db:
             try:
@@ -203,12 +209,12 @@ class Ledger:
                 )
             except sqlite3.IntegrityError as twice:
                 raise ServiceError(
-                    f"order {intent.intent_id} was kept before; it is not sent again"
+                    f"order {intent.intent_id} was saved before; it is not sent again"
                 ) from twice
             _put_memory(db, memory)
 
     def intent(self, intent_id: str) -> Intent | None:
-        """One intent, or None."""
+        """The intent with an id, or None."""
         row = self._db.execute("SELECT body FROM intents WHERE intent_id = ?", (intent_id,)).fetchone()
         return None if row is None else _INTENT.validate_json(row[0])
 
@@ -218,11 +224,11 @@ class Ledger:
         return [_INTENT.validate_json(body) for (body,) in rows]
 
     def num_unknown_entries(self) -> int:
-        """How many of the unsettled orders may still open a position."""
+        """Number of unsettled orders that may still open a position."""
         return sum(intent.action is not Action.CLOSE for intent in self.unsettled())
 
     def num_orders_after(self, bar_time_s: int) -> int:
-        """How many orders were sent for bars later than this."""
+        """Number of orders that were sent for later bars."""
         marks = ", ".join("?" for _ in _COUNTED)
         count = self._db.execute(
             f"SELECT count(*) FROM intents WHERE bar_time_s > ? AND state IN ({marks})",  # noqa: S608  marks only
@@ -231,31 +237,33 @@ class Ledger:
         return int(count[0])
 
     def num_orders(self) -> int:
-        """How many orders were sent in all."""
+        """Number of orders that were sent in all."""
         return self.num_orders_after(-1)
 
     # -- outbox --------------------------------------------------------------------------------------
 
-    def untold(self, sink: str, *, count: int) -> list[OutboxRow]:
-        """The next messages that a sink was not told, in order."""
+    def undelivered(self, sink: str, *, count: int) -> list[OutboxRow]:
+        """The next messages that were not delivered to a sink, in order."""
         rows = self._db.execute(
-            "SELECT seq, kind, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (self._told(sink), count)
+            "SELECT seq, kind, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?",
+            (self._delivered_seq(sink), count),
         )
         return [OutboxRow(seq, _KINDS[kind].model_validate_json(body)) for seq, kind, body in rows]
 
-    def told(self, sink: str, seq: int, sinks: Sequence[str]) -> None:
-        """Note that a sink was told up to `seq`; what all sinks were told is removed."""
+    def mark_delivered(self, sink: str, seq: int, sinks: Sequence[str]) -> None:
+        """Note that a sink has every message up to `seq`; messages that all sinks have are deleted."""
         with self._writing() as db:
             db.execute(
                 "INSERT INTO told VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq", (sink, seq)
             )
-            db.execute("DELETE FROM outbox WHERE seq <= ?", (min(self._told(other) for other in sinks),))
+            in_all = min(self._delivered_seq(other) for other in sinks)
+            db.execute("DELETE FROM outbox WHERE seq <= ?", (in_all,))
 
-    def num_untold(self) -> int:
-        """How many messages some sink was not told."""
+    def num_undelivered(self) -> int:
+        """Number of messages that were not delivered to every sink."""
         return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
 
-    def _told(self, sink: str) -> int:
+    def _delivered_seq(self, sink: str) -> int:
         row = self._db.execute("SELECT seq FROM told WHERE sink = ?", (sink,)).fetchone()
         return int(row[0]) if row else 0
 
@@ -275,9 +283,9 @@ def _put_messages(db: sqlite3.Connection, messages: Iterable[AuditMessage]) -> N
 
 
 def kept_control(folder: Path) -> str:
-    """What operators ordered last as a folder's ledger knows it, without opening the ledger for writing.
+    """The operators' last order in a folder's ledger, which is opened for reading only.
 
-    "running" where there is no ledger, and "unknown" where it cannot be read.
+    "running" if there is no ledger, "unknown" if it cannot be read.
     """
     try:
         memory = _kept_memory(folder)
@@ -288,9 +296,9 @@ def kept_control(folder: Path) -> str:
 
 
 def may_hold(folder: Path) -> bool:
-    """Whether a position may be open, as a folder's ledger knows it; true where it cannot be read.
+    """Whether a position may be open according to a folder's ledger; true if it cannot be read.
 
-    An order whose outcome is not known may have opened one.
+    An order with an unknown outcome may have opened one.
     """
     path = folder / "ledger.sqlite"
     try:
@@ -309,7 +317,7 @@ def _kept_memory(folder: Path) -> Memory | None:
 
     Raises:
         sqlite3.Error: the file cannot be read.
-        ValidationError: the memory cannot.
+        ValidationError: the memory is damaged.
     """
     path = folder / "ledger.sqlite"
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""The market as the trader sees it: ticks into bars, bars checked against the broker's candles, features.
+"""The market as the trader sees it: builds bars from ticks, checks them against candles, computes features.
 
-Nothing that a broker sends raises an error here. What breaks a rule of `refusals` is counted and changes
-nothing else.
+No data from the broker raises an error here. An item that breaks a rule of `refusals` is counted and
+otherwise ignored.
 """
 
 import math
@@ -21,23 +21,23 @@ from shared.market.calendar import WEEK_OPEN_S, open_minute, week_open_s
 from shared.market.candles import BAR_NS, CandleBuilder
 from shared.numeric import Float32
 
-#: Bars whose closes the features of the newest one depend on.
+#: Number of bars whose closes the newest bar's features depend on.
 FEATURE_PAST = FIRST_WINDOW_BAR + 1
 
-#: Own bars kept until their candle comes.
+#: Bars built from ticks that are kept until their candle arrives.
 _KEPT_BARS = 64
 
 
 @dataclass(frozen=True)
 class Quoted:
-    """The newest price, and when it came by this machine's monotonic clock."""
+    """The newest price."""
 
     price: Price
-    arrived: float
+    arrived: float  # by this machine's monotonic clock, in seconds
 
 
 class Market:
-    """One instrument, live."""
+    """Live prices, candles and features of one instrument."""
 
     def __init__(
         self,
@@ -47,41 +47,41 @@ class Market:
         *,
         max_jump_percent: float,
     ) -> None:
-        """Nothing is known yet.
+        """Begin without history.
 
         Args:
-            instrument: that is traded.
-            monotonic: this machine's clock for ages, in seconds.
-            wall: this machine's clock in seconds since 1970 UTC; None where market time is simulated.
+            instrument: the traded one.
+            monotonic: clock for ages, in seconds.
+            wall: clock in seconds since 1970 UTC; None where market time is simulated.
             max_jump_percent: distance from the last good price beyond which a price is refused.
         """
         self._instrument, self._monotonic, self._wall = instrument, monotonic, wall
         self._max_jump_percent = max_jump_percent
-        self.num_mismatches = 0  # own bars whose close is not that of the broker's candle
-        self.num_late = 0  # ticks that were not newer than the one before: the broker repeats itself
+        self.num_mismatches = 0  # bars built from ticks whose close differs from the candle's
+        self.num_late = 0  # ticks not newer than the one before, such as repeated ones
         self.refused: Counter[Refusal] = Counter()
-        self.refusals: dict[Refusal, str] = {}  # the newest of each, in words
+        self.refusals: dict[Refusal, str] = {}  # newest reason of each kind
         self.warm_up(())
 
     # -- history -------------------------------------------------------------------------------------
 
     def warm_up(self, candles: Sequence[Candle]) -> None:
-        """Begin anew with a history of complete candles; ticks build bars from here on.
+        """Start over with a history of complete candles; from here on ticks build bars.
 
-        Market time and prices begin anew too: a wrong one does not outlive the connection it came over.
+        Market time and prices start over too, so that a wrong one does not outlive its connection.
         """
-        self.heard = self._monotonic()  # when the newest line that could be used came
+        self.heard = self._monotonic()  # arrival of the newest usable line
         self.quoted: Quoted | None = None
-        self.time_ns = 0  # market time: that of the newest tick or heartbeat
+        self.time_ns = 0  # market time: time of the newest tick or heartbeat
         self._skew_s: float | None = None
         self._features = FeatureStream(self._instrument)
         self._past: deque[tuple[int, float]] = deque(maxlen=5_000)
         self._builder = CandleBuilder()
-        self._minute = -1  # the minute that prices come in, good or not; -1 between two
-        self._over = -1  # the newest minute that was closed
+        self._minute = -1  # open minute with prices, good or refused; -1 between two such minutes
+        self._over = -1  # newest closed minute
         self._minute_starts: deque[int] = deque(maxlen=64)  # times of each minute's first line, in a replay
-        self._own: dict[int, float] = {}
-        self._first_own = True  # ticks began inside a minute: its bar is no candle
+        self._own: dict[int, float] = {}  # closes of bars built from ticks, by opening time
+        self._first_own = True  # the first minute is partial, so its bar cannot match the candle
         self._level = PriceLevel(self._max_jump_percent)
         self._refused_candles: deque[int] = deque(maxlen=1_000)
         self._times: BrokerTimes | ReplayTimes = BrokerTimes() if self._wall else ReplayTimes(0)
@@ -90,10 +90,10 @@ class Market:
             self._times = ReplayTimes(self.last_bar_s + BAR_SECONDS)
 
     def take(self, candles: Sequence[Candle]) -> list[tuple[int, float]]:
-        """Take the broker's complete candles, and compare each with the bar that the ticks made.
+        """Append the broker's complete candles and compare each with the bar built from ticks.
 
         Returns:
-            Opening time and close of each that is new and follows the rules, in order of time.
+            Opening time and close of each new candle that was accepted, in order of time.
         """
         fresh: list[tuple[Candle, float]] = []
         until_s = self._times.latest_s(self._wall_s())
@@ -114,7 +114,7 @@ class Market:
                 self._append(candle.time_s, close)
                 taken.append((candle.time_s, close))
             else:
-                detail = f"close {close} is far from the last price and no quote confirms it"
+                detail = f"close {close} is far from the last price, and no quote confirms it"
                 self._refuse_candle(candle, detail)
         return taken
 
@@ -127,13 +127,13 @@ class Market:
         self._own = {own_s: close for own_s, close in self._own.items() if own_s > time_s}
 
     def _refuse_candle(self, candle: Candle, fault: str) -> None:
-        """Count a candle that is refused once, however often it is read."""
+        """Count a refused candle, only once however often it is read."""
         if candle.time_s not in self._refused_candles:
             self._refused_candles.append(candle.time_s)
             self.refuse(Refusal.CANDLE, f"candle {candle.time_s}: {fault}")
 
     def refuse(self, refusal: Refusal, detail: str) -> None:
-        """Count an item that is refused."""
+        """Count a refused item."""
         self.refused[refusal] += 1
         self.refusals[refusal] = detail
 
@@ -144,15 +144,15 @@ class Market:
 
     @property
     def last_close(self) -> float:
-        """Its close."""
+        """Close of the newest complete candle."""
         return self._past[-1][1]
 
     def window(self) -> Float32 | None:
-        """`[32, 9]` temporal features that end with the newest candle; None while the past is too short."""
+        """`[32, 9]` temporal features up to the newest candle; None while the history is too short."""
         return self._features.window()
 
     def missing_minutes(self) -> int:
-        """Open minutes without a bar among those that the newest window's features see."""
+        """Open minutes without a bar in the past that the newest window is computed from."""
         times = np.array([time_s for time_s, _ in self._past][-FEATURE_PAST:], np.int64)
         if len(times) < 2:
             return 0
@@ -160,28 +160,29 @@ class Market:
         return int(last - first + 1 - len(times))
 
     def closes_from(self, from_s: int) -> list[tuple[int, float]]:
-        """Opening time and close of each bar kept from `from_s` on."""
+        """Opening time and close of each bar in the history from `from_s` on."""
         return [(time_s, close) for time_s, close in self._past if time_s >= from_s]
 
     @property
     def first_bar_s(self) -> int | None:
-        """Opening time of the oldest candle kept."""
+        """Opening time of the oldest candle in the history."""
         return self._past[0][0] if self._past else None
 
     # -- ticks ---------------------------------------------------------------------------------------
 
     def on_item(self, item: Price | Heartbeat | UnreadableLine) -> int | None:
-        """Take one line of the price stream.
+        """Process one line of the price stream.
 
         Returns:
-            Opening time of the bar that it closed, or None.
+            Opening time of the bar that the line closed, or None.
         """
         if isinstance(item, UnreadableLine):
             self.refuse(Refusal.UNREADABLE, item.reason)
             return None
         price = item if isinstance(item, Price) else None
         if price is not None and price.instrument != self._instrument.name:
-            self.refuse(Refusal.FOREIGN, f"a price of {price.instrument[:40]!r}")
+            detail = f"a price of {price.instrument[:40]!r}, expected {self._instrument.name}"
+            self.refuse(Refusal.FOREIGN, detail)
             return None
         wall_s = self._wall_s()
         verdict = self._times.judge(item.time_ns, wall_s, heartbeat=price is None)
@@ -189,20 +190,20 @@ class Market:
             self.refuse(Refusal.FUTURE, self._misdated(item.time_ns, wall_s, verdict))
         if verdict is Verdict.REFUSED:
             return None
-        if verdict is Verdict.DISPROVES:  # the bar that the refused price closed goes on
+        if verdict is Verdict.DISPROVES:  # reopen the bar that the refused price closed
             self._over = min(self._over, item.time_ns // BAR_NS - 1)
-        if verdict is Verdict.HELD:  # the bar before it is over all the same
+        if verdict is Verdict.HELD:  # the open minute is over whether the jump is confirmed or not
             return self._close_minute((self._minute + 1) * BAR_NS)
         self.heard = self._monotonic()
-        if self._wall and price is None:  # a price is as old as its last change, and says nothing of clocks
+        if self._wall and price is None:  # a price may be old, so only heartbeats show the clocks' difference
             self._skew_s = wall_s - item.time_ns / NANOSECONDS
-        self._go_on(item.time_ns)
+        self._advance(item.time_ns)
         closed = self._close_minute(item.time_ns)
         if price is not None:
             self._on_price(price)
         return closed
 
-    def _go_on(self, time_ns: int) -> None:
+    def _advance(self, time_ns: int) -> None:
         if self._wall is None and time_ns // BAR_NS > self.time_ns // BAR_NS:
             self._minute_starts.append(time_ns)
         self.time_ns = max(self.time_ns, time_ns)
@@ -219,14 +220,16 @@ class Market:
         elif self.quoted and self.quoted.price.tradeable and price.time_ns <= self.quoted.price.time_ns:
             self.num_late += 1
         elif not self._level.accepts_price((price.bid + price.ask) / 2):
-            detail = f"bid {price.bid}, ask {price.ask} are far from the last price, no candle confirms them"
+            detail = (
+                f"bid {price.bid}, ask {price.ask} are far from the last price, and no candle confirms them"
+            )
             self.refuse(Refusal.OUTLIER, detail)
         else:
             self.quoted = Quoted(price, self.heard)
             self._builder.push(price.time_ns, price.bid, price.ask)
 
     def _close_minute(self, now_ns: int) -> int | None:
-        """Close the bar of the newest minute with prices if it is over; one of refused prices closes too."""
+        """Close the open minute if it is over, even if all of its prices were refused."""
         if self._minute < 0 or now_ns < (self._minute + 1) * BAR_NS:
             return None
         built = self._builder.flush(now_ns)
@@ -239,7 +242,7 @@ class Market:
 
     def _misdated(self, time_ns: int, wall_s: float, verdict: Verdict) -> str:
         if verdict is Verdict.DISPROVES:
-            return "a price was dated far ahead of the replay, and the next one was not"
+            return "a price was dated far ahead of the replay, and the next price did not confirm it"
         ahead_s = time_ns / NANOSECONDS - (wall_s if self._wall else self.time_ns / NANOSECONDS)
         clock = "this machine's clock" if self._wall else "the replay"
         return f"a line is dated {ahead_s:.0f} s ahead of {clock}"
@@ -249,11 +252,11 @@ class Market:
 
     @property
     def clock_skew_seconds(self) -> float | None:
-        """How far this machine's clock is ahead of the broker's; None where that is not known."""
+        """This machine's clock minus the broker's; None until a heartbeat arrives, and in a replay."""
         return self._skew_s
 
     def price_age_seconds(self) -> float:
-        """How old the price in force is: since it came, and where time is real by its own date too."""
+        """Age of the newest price since it arrived; in real time, also since its own date if that is more."""
         if self.quoted is None:
             return math.inf
         age = self._monotonic() - self.quoted.arrived
@@ -270,8 +273,8 @@ class Market:
     def bar_age_seconds(self, bar_time_s: int) -> float:
         """Market time since a bar ended; in a replay, since the first line after its end.
 
-        A replay says nothing in a gap of its data, and fills at the open that follows, as the environment
-        does: the first line after a gap is the earliest moment to decide at.
+        A replay sends no line in a gap of its data and fills at the open that follows, as the environment
+        does. The first line after a gap is therefore the earliest moment to decide at.
         """
         end_ns = (bar_time_s + BAR_SECONDS) * NANOSECONDS
         since_ns = next((start for start in self._minute_starts if start >= end_ns), end_ns)
@@ -279,9 +282,9 @@ class Market:
 
 
 def compile_kernels(instrument: Instrument) -> None:
-    """Run every kernel that a bar's close needs, so that the first bar finds them compiled.
+    """Compile every kernel that a bar's close needs, before the first bar.
 
-    Compilation takes up to half a minute where nothing is cached; it belongs into a thread.
+    With a cold cache this takes up to half a minute: call it in a thread.
     """
     FeatureStream(instrument).push(0, 1.0)
     Position(instrument.pip).after_entry(Side.LONG, 1.0, 0.0).at_close(1.0).static()

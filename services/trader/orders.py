@@ -1,7 +1,7 @@
-"""Orders and what became of them: pure functions over the account's transactions, the only truth.
+"""Orders and their outcomes: pure functions over the account's transactions, the only source of truth.
 
-An order is an `Intent` first: kept before it is sent, sent once, and settled by what the account's
-transactions say of its client id, whatever the answer to the request was.
+An order begins as an `Intent`: it is saved before it is sent, sent once, and settled by the transactions that
+carry its client id, whatever the answer to the request was.
 """
 
 import hashlib
@@ -35,43 +35,43 @@ from shared.messages.schemas import TradeClosed
 
 
 class IntentState(StrEnum):
-    """How far an order is known to have come."""
+    """Known state of an order."""
 
-    SENDING = "sending"  # kept; sent at most once from here on, and its outcome is not known
+    SENDING = "sending"  # saved, and sent at most once; the outcome is not known
     FILLED = "filled"
-    CANCELLED = "cancelled"  # accepted and not filled: a 201 is not a fill
+    CANCELLED = "cancelled"  # accepted, but not filled: a 201 is not a fill
     REJECTED = "rejected"  # refused with a reject transaction
-    NOT_SENT = "not_sent"  # no connection, or refused before it was looked at: 401, 403, 429
-    NOT_EXECUTED = "not_executed"  # no clear answer, and no trace in the account for the look-up time
-    ABANDONED = "abandoned"  # no trace of it, and an operator resumed trading
+    NOT_SENT = "not_sent"  # no connection, or refused before processing: 401, 403, 429
+    NOT_EXECUTED = "not_executed"  # no clear answer, and no transaction during the look-up time
+    ABANDONED = "abandoned"  # no transaction, and an operator resumed trading
 
 
 @dataclass(frozen=True)
 class Intent:
-    """One order as it was meant, kept before it is sent."""
+    """One order, saved before it is sent."""
 
     intent_id: str  # the order's client id
     account: str
     instrument: str
-    bar_time_s: int  # the bar whose close it was decided at
+    bar_time_s: int  # opening time of the bar decided on
     action: Action  # BUY, SELL or CLOSE
-    side: Side  # held when it was decided
+    side: Side  # side of the position before the order
     units: Decimal
     last_transaction_id: int  # the account's, before sending
-    fence: int  # token of the lease it is sent under
+    fence: int  # fencing token of the lease
     state: IntentState = IntentState.SENDING
     detail: str = ""
 
 
 def intent_id(account: str, bar_time_s: int, action: Action, attempt: int = 0) -> str:
-    """The client id of an order: the same account, bar and action always have the same one.
+    """The client id of an order; equal arguments give equal ids.
 
     Args:
         account: account id.
         bar_time_s: opening time of the bar decided on.
         action: the order's.
-        attempt: counts orders of one bar; an entry has a second one only where the first is known to have
-            done nothing, a close as often as it is repeated.
+        attempt: number of earlier orders with this action for this bar. An entry is tried again only if the
+            first is known to have done nothing; a close is repeated as often as necessary.
     """
     text = f"{account}|{bar_time_s}|{action.name}|{attempt}"
     return f"mm-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
@@ -80,12 +80,12 @@ def intent_id(account: str, bar_time_s: int, action: Action, attempt: int = 0) -
 def entry_order(
     intent: Intent, quote: Price, details: InstrumentDetails, config: TraderConfig, pip: float
 ) -> MarketOrder:
-    """The market order of an entry: its worst price, stop and target are counted from the quote."""
+    """The market order of an entry, with price bound, stop and target at distances from the quote."""
     direction = 1 if intent.action is Action.BUY else -1
     price = quote.ask if direction > 0 else quote.bid
-    assert price is not None, "no order is sent into an empty book"
+    assert price is not None, "the guards permit no entry into an empty book"
 
-    def away(pips: float, sign: int) -> float | None:
+    def at_distance(pips: float, sign: int) -> float | None:
         return price + sign * direction * pips * pip if pips else None
 
     return MarketOrder(
@@ -93,9 +93,9 @@ def entry_order(
         direction * intent.units,
         client_id=intent.intent_id,
         trade_client_id=intent.intent_id,
-        price_bound=away(config.max_slippage_pips, 1),
-        stop_loss=away(config.stop_loss_pips, -1),
-        take_profit=away(config.take_profit_pips, 1),
+        price_bound=at_distance(config.max_slippage_pips, 1),
+        stop_loss=at_distance(config.stop_loss_pips, -1),
+        take_profit=at_distance(config.take_profit_pips, 1),
     )
 
 
@@ -104,33 +104,33 @@ class HeldTrade:
     """One open trade at the broker."""
 
     trade_id: int
-    units: Decimal  # signed; whole where this trader opened it, and others may have opened it
+    units: Decimal  # signed; fractional only if someone else opened the trade
     price: Decimal
     time_ns: int  # of the fill
-    spread: Decimal | None  # quoted when it was filled, in units of price; None when that is not known
+    spread: Decimal | None  # quoted at the fill, in units of price; None if it is not known
 
     @property
     def side(self) -> Side:
-        """Which way it was entered."""
+        """Long or short."""
         return Side.LONG if self.units > 0 else Side.SHORT
 
 
 @dataclass(frozen=True)
 class ClosedTrade:
-    """A trade that was closed, wholly or in part."""
+    """A trade that was closed, completely or in part."""
 
     trade: HeldTrade
-    units: Decimal  # closed now, above 0
+    units: Decimal  # closed units, above 0
     price: Decimal
     time_ns: int
     transaction_id: int
     reason: str  # OANDA's, such as MARKET_ORDER_POSITION_CLOSEOUT or STOP_LOSS_ORDER
 
     def pips(self, pip: float, costs: EnvironmentConfig) -> float:
-        """Net pips of the round trip, charged as the environment charges it.
+        """Net pips of the round trip, charged as in the environment.
 
-        Spread and slippage lie in the two fills. Commission and financing do not, and are charged as an
-        open position was charged for them: a trade earns no more by being closed.
+        The two fill prices contain spread and slippage. Commission and financing are charged here, as they
+        were charged to the open position.
         """
         between = float((self.price - self.trade.price) * int(self.trade.side) / Decimal(str(pip)))
         bars_s = np.array([bar_of(self.trade.time_ns), bar_of(self.time_ns)], np.int64)
@@ -140,7 +140,7 @@ class ClosedTrade:
 
 @dataclass(frozen=True)
 class Holding:
-    """What the account holds of one instrument, as of one transaction."""
+    """The account's position in one instrument, as of one transaction."""
 
     instrument: str
     last_transaction_id: int
@@ -153,26 +153,26 @@ class Holding:
 
     @property
     def side(self) -> Side:
-        """Which way the net position lies."""
+        """Side of the net position."""
         return Side((self.units > 0) - (self.units < 0))
 
     @property
     def trade(self) -> HeldTrade | None:
-        """The one trade held, or None when flat."""
+        """The open trade, the oldest if there are several; None when flat."""
         return self.trades[0] if self.trades else None
 
     def foreign(self, units: int) -> str:
-        """Why this is not a position of this trader's, or an empty text when it is one, or flat."""
+        """Alert text if this position is not one that this trader opens; otherwise empty."""
         if not self.trades or (len(self.trades) == 1 and abs(self.units) == units):
             return ""
         return (
             f"the account holds {self.units} units of {self.instrument} in {len(self.trades)} trades, "
-            f"expected {units} units in one, or none"
+            f"expected one of {units} units, or none: close it at the broker or with `micro-muzero kill`"
         )
 
 
 def snapshot_holding(snapshot: AccountSnapshot, instrument: str, known: Holding | None) -> Holding:
-    """What the broker says is held; what was kept of the same trades (the spread) is kept on."""
+    """The position in a snapshot, with the spreads of the trades that `known` contains too."""
     spreads = {trade.trade_id: trade.spread for trade in known.trades} if known else {}
     trades = (
         HeldTrade(trade.trade_id, trade.units, trade.price, trade.open_time_ns, spreads.get(trade.trade_id))
@@ -189,12 +189,12 @@ def snapshot_holding(snapshot: AccountSnapshot, instrument: str, known: Holding 
 def fold(
     holding: Holding, transactions: Iterable[Transaction], spread: Decimal | None
 ) -> tuple[Holding, tuple[ClosedTrade, ...]]:
-    """What is held after some transactions, and what they closed; one seen before changes nothing.
+    """The position after some transactions, and the trades that they closed.
 
     Args:
-        holding: before.
-        transactions: of the account, in order.
-        spread: quoted now, in units of price, kept with a trade that is opened.
+        holding: the position before.
+        transactions: of the account, in order; those up to `holding.last_transaction_id` are skipped.
+        spread: quoted now, in units of price; saved with a trade that opens.
     """
     closed: list[ClosedTrade] = []
     for transaction in transactions:
@@ -229,11 +229,11 @@ def _closed(trade: HeldTrade, part: TradeFill, fill: Fill) -> ClosedTrade:
 
 
 def outcome_in(intent: str, transactions: Sequence[Transaction]) -> tuple[IntentState, str] | None:
-    """What some transactions say became of an order, or None when they do not say.
+    """The outcome of an order according to some transactions, or None if they do not show it.
 
     Args:
         intent: the order's client id.
-        transactions: those after the last one before sending, in order.
+        transactions: those since the order was sent, in order.
     """
     orders = {
         t.transaction_id for t in transactions if isinstance(t, OrderCreated) and t.client_order_id == intent
@@ -253,7 +253,7 @@ def outcome_in(intent: str, transactions: Sequence[Transaction]) -> tuple[Intent
 
 
 def fills_by_client_id(transactions: Sequence[Transaction]) -> dict[str, str]:
-    """Client ids of the orders that some transactions filled, with the fill in words."""
+    """Client ids of the orders that some transactions filled, each with a text about the fill."""
     created = {t.transaction_id: t.client_order_id for t in transactions if isinstance(t, OrderCreated)}
     found: dict[str, str] = {}
     for fill in transactions:
@@ -264,25 +264,18 @@ def fills_by_client_id(transactions: Sequence[Transaction]) -> dict[str, str]:
     return found
 
 
-def exact_spread(quote: Price) -> Decimal | None:
-    """Ask minus bid without float noise, in units of price; None while the book is empty."""
-    if quote.bid is None or quote.ask is None:
-        return None
-    return Decimal(str(quote.ask)) - Decimal(str(quote.bid))
-
-
 def bar_of(time_ns: int) -> int:
-    """Opening time of the bar in which something happened, in seconds."""
+    """Opening time in seconds of the bar that contains a moment."""
     return time_ns // NANOSECONDS // BAR_SECONDS * BAR_SECONDS
 
 
 def plain(units: Decimal) -> int | float:
-    """Units as a JSON number: a whole one where they are whole."""
+    """Units as a JSON number, an integer if possible."""
     return int(units) if units == int(units) else float(units)
 
 
 def trade_closed(closed: ClosedTrade, instrument: Instrument, costs: EnvironmentConfig) -> TradeClosed:
-    """The message that tells of a closed trade."""
+    """The message about a closed trade."""
     trade = closed.trade
     return TradeClosed(
         trade_id=f"{trade.trade_id}-{closed.transaction_id}",

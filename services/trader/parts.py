@@ -1,4 +1,4 @@
-"""What a trader is made of, and on what terms it trades: what its classes are given together."""
+"""The objects and the terms that the trader's classes share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,28 +19,28 @@ from shared.runtime.lifecycle import Lifecycle
 
 @dataclass(frozen=True)
 class Parts:
-    """What one trader works with."""
+    """The objects that one trader works with."""
 
-    client: OandaClient  # of the account
-    inference: InferenceClient  # asked for decisions
-    account: Account  # what is held and ordered
-    ledger: Ledger  # of the account, on disk
-    audit: Audit  # told of new messages
+    client: OandaClient
+    inference: InferenceClient
+    account: Account  # position and orders
+    ledger: Ledger
+    audit: Audit  # delivers the ledger's messages
     lease: Lease  # of the account
-    lifecycle: Lifecycle  # of the service
+    lifecycle: Lifecycle
     metrics: TraderMetrics
-    switch: KillSwitch  # the kill file
-    status: StatusFile  # written for `kill`
+    switch: KillSwitch
+    status: StatusFile  # read by `micro-muzero kill`
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What is traded, where and how."""
+    """The instrument, the broker and the limits of one trader."""
 
     instrument: Instrument
     mode: Mode
     config: TraderConfig
     limits: GuardConfig
     costs: EnvironmentConfig  # charged to a position as the environment charges them
-    api_url: str  # where the broker's requests go, as the status file names it
+    api_url: str  # base URL of the broker, for the status file
     wall: Callable[[], float]  # this machine's clock, in seconds since 1970 UTC

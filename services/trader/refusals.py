@@ -1,7 +1,7 @@
-"""What the trader refuses of the data that it is sent: pure rules about times, price levels and candles.
+"""Refusal of wrong market data: pure rules about times, price levels and candles.
 
-A refused item is counted by its reason and changes nothing else. The last good price stays in force and
-ages, so that the guards decide how long it may be traded on.
+A refused item is counted by its reason and otherwise ignored. The last good price stays in force and grows
+older; the guards decide how long it may be traded on.
 """
 
 import math
@@ -13,48 +13,48 @@ from shared.market.bar import BAR_SECONDS
 
 
 class Refusal(StrEnum):
-    """Why an item was refused; alerts and metrics carry this name."""
+    """Reason of a refusal, named as in alerts and metrics."""
 
-    UNREADABLE = "unreadable"  # not the broker's own schema, or a line of an unknown type
+    UNREADABLE = "unreadable"  # breaks the broker's own schema, or a line of an unknown type
     FOREIGN = "foreign"  # of another instrument
-    FUTURE = "future"  # dated later than the time can be
+    FUTURE = "future"  # dated in the future
     CROSSED = "crossed"  # bid above ask, or a price that is not above 0
     OUTLIER = "outlier"  # far from the last price, and no candle confirms the new level
     CANDLE = "candle"  # a candle that breaks a rule
 
 
 class Verdict(StrEnum):
-    """What becomes of a line, by its time."""
+    """Judgement of a line's time."""
 
     ACCEPTED = "accepted"
-    HELD = "held"  # a replay's jump that the next price must confirm
-    DISPROVES = "disproves"  # accepted, and the price that was held is refused
+    HELD = "held"  # a jump in a replay, which the next price must confirm
+    DISPROVES = "disproves"  # the line is accepted, and the price held before it is refused
     REFUSED = "refused"
 
 
-#: A line may be dated so far ahead of this machine's clock, corrected by what is known of its error.
+#: Largest lead of a line over this machine's clock, after correction of the clock's known error.
 _AHEAD_S = 5.0
 
-#: So many lines in a row, over so long, that agree with each other show that this machine's clock is slow.
+#: This many lines in a row with the same lead, over this time, show that this machine's clock is slow.
 _AGREEING_LINES = 3
 _AGREEING_S = 10.0
 
-#: No clock is believed to be slower than this.
+#: Largest error of this machine's clock that is believed.
 _MAX_SLOW_S = 600.0
 
-#: A replay's line may be so far ahead of the line before; a longer jump needs a second price.
+#: Largest lead of a replay's line over the line before; a longer jump needs a second price.
 _REPLAY_AHEAD_S = 3_600.0
 
-#: So many prices in a row near each other make a new level, once a candle confirms it.
+#: This many prices in a row near each other make a new level, once a candle confirms it.
 _LEVEL_PRICES = 3
 
-#: The median of so many closes is where a history begins.
+#: A history's first price level is the median of this many closes.
 _FIRST_CLOSES = 11
 
 
 @dataclass
 class _Agreement:
-    """Lines in a row that put the broker's clock equally far ahead of this one."""
+    """Successive lines with the same lead over this machine's clock."""
 
     ahead_s: float
     began_s: float
@@ -64,28 +64,29 @@ class _Agreement:
 class BrokerTimes:
     """Judges the times of stream lines by this machine's clock.
 
-    A line from the future would close a bar early, make every later bar look old and begin a new day of
-    losses, so it is refused. Lines from the past are harmless: a snapshot is as old as its last price.
+    A line from the future is refused, since it would close a bar early, make every later bar look old and
+    start a new day of the loss limits. A line from the past is harmless: a snapshot has the time of its last
+    price.
     """
 
     def __init__(self) -> None:
-        self._slow_s = 0.0  # how far this machine's clock is known to be behind the broker's
+        self._slow_s = 0.0  # known delay of this machine's clock against the broker's
         self._agreement: _Agreement | None = None
 
     def judge(self, time_ns: int, wall_s: float, *, heartbeat: bool) -> Verdict:
-        """Take one line's time.
+        """Judge one line's time.
 
         Args:
             time_ns: of the line.
             wall_s: this machine's clock.
-            heartbeat: the line carries the broker's present time, not that of a price.
+            heartbeat: the line carries the broker's present time instead of a price's time.
         """
         ahead_s = time_ns / NANOSECONDS - wall_s
         if ahead_s > _MAX_SLOW_S:
             return Verdict.REFUSED
         if ahead_s <= self._slow_s + _AHEAD_S:
             self._agreement = None
-            if heartbeat:  # a clock that was corrected is trusted again
+            if heartbeat:  # the clock may have been corrected since
                 self._slow_s = min(self._slow_s, max(ahead_s, 0.0))
             return Verdict.ACCEPTED
         agreed = self._agreement
@@ -99,24 +100,24 @@ class BrokerTimes:
         return Verdict.ACCEPTED
 
     def latest_s(self, wall_s: float) -> float:
-        """The latest moment that may be past by the broker's clock."""
+        """The latest time that the broker's clock can show now."""
         return wall_s + self._slow_s + _AHEAD_S
 
 
 class ReplayTimes:
-    """Judges the times of a replay's lines, whose market time is simulated, by the line before.
+    """Judges the times of a replay's lines by the line before, since its market time is simulated.
 
     Prices may jump over a weekend or a gap in the data, so a jump is accepted once a second price confirms
-    it. Heartbeats come between prices and never jump.
+    it. Heartbeats are sent between prices and never jump.
     """
 
     def __init__(self, last_s: int) -> None:
-        """`last_s` is the market time that the replay goes on from; 0 where it is not known."""
+        """`last_s` is the market time at which the replay continues; 0 if it is not known."""
         self._last_s = float(last_s)
         self._held_s: float | None = None
 
     def judge(self, time_ns: int, _wall_s: float, *, heartbeat: bool) -> Verdict:
-        """Take one line's time."""
+        """Judge one line's time."""
         time_s = time_ns / NANOSECONDS
         if not self._last_s or time_s <= self._last_s + _REPLAY_AHEAD_S:
             disproved, self._held_s = self._held_s is not None, None
@@ -131,23 +132,23 @@ class ReplayTimes:
         return Verdict.HELD
 
     def latest_s(self, _wall_s: float) -> float:
-        """The latest moment that may be past; unknown before the first line."""
+        """The latest time that the replay can show now; infinite before the first line."""
         return self._last_s + _REPLAY_AHEAD_S if self._last_s else math.inf
 
 
 class PriceLevel:
-    """Judges prices by the last good one; a new level needs prices and a candle that agree on it."""
+    """Judges prices by the last good one; a new level needs several prices and a candle to confirm them."""
 
     def __init__(self, max_jump_percent: float) -> None:
         """A price further than this from the last good one is refused; `inf` accepts every price."""
         self._max_jump = math.log1p(max_jump_percent / 100)
         self._level: float | None = None
-        self._ticked = False  # a price was accepted, so that a candle alone cannot move the level
+        self._ticked = False  # a quote was accepted, after which candles alone cannot move the level
         self._candidate = 0.0
         self._num_near = 0  # refused prices in a row near the candidate
 
     def accepts_price(self, mid: float) -> bool:
-        """Take the mid of a quote."""
+        """Judge the mid of a quote."""
         if self._level is None or self._near(mid, self._level):
             self._level, self._ticked, self._num_near = mid, True, 0
             return True
@@ -156,10 +157,10 @@ class PriceLevel:
         return False
 
     def accepts_closes(self, closes: list[float]) -> list[bool]:
-        """Take the closes of successive candles of one answer.
+        """Judge the closes of successive candles of one answer.
 
-        A close far from the last good price is accepted where refused quotes agree with it, or, before the
-        first quote of a session, where the next candle does.
+        A close far from the last good price is accepted if refused quotes confirm it, or, before the first
+        quote of a session, if the next candle does.
         """
         if self._level is None and closes:
             first = sorted(closes[:_FIRST_CLOSES])
@@ -170,7 +171,7 @@ class PriceLevel:
         ]
 
     def _accepts_close(self, close: float, following: float | None) -> bool:
-        assert self._level is not None, "a level was taken from the first closes"
+        assert self._level is not None, "the first closes set the level"
         confirmed = (self._num_near >= _LEVEL_PRICES and self._near(close, self._candidate)) or (
             not self._ticked and following is not None and self._near(following, close)
         )
@@ -186,11 +187,11 @@ class PriceLevel:
 
 
 def fault_of(candle: Candle, until_s: float) -> str:
-    """Why a complete mid candle is refused, or an empty text.
+    """Reason why a complete mid candle is refused, or an empty text.
 
     Args:
         candle: as the broker sent it.
-        until_s: latest moment at which it may end.
+        until_s: latest time at which it may end.
     """
     mid = candle.mid
     if mid is None:

@@ -1,4 +1,4 @@
-"""Equity in pips, and which loss limits it has broken; a pure state that the ledger keeps over restarts."""
+"""Equity in pips and the loss limits that it has reached; a pure state that the ledger saves."""
 
 from dataclasses import dataclass, replace
 
@@ -10,20 +10,20 @@ from shared.market.calendar import trading_day, week_open_s
 
 @dataclass(frozen=True)
 class RiskBook:
-    """Equity, where its day, week and peak stand, and the limits broken; all in pips.
+    """Equity, its value at the start of the day and the week, its peak, and the broken limits; all in pips.
 
-    A broken limit stays broken until its own rule says otherwise: the day's until the next trading day,
-    the week's until the next week, the drawdown's and the rejects' until an operator resumes trading.
+    The daily limit stays broken until the next trading day, the weekly limit until the next week, and the
+    drawdown limit until an operator resumes trading. `rejects` counts until a fill, or until trading resumes.
     """
 
-    realised: float = 0.0  # all trades closed so far
-    trades: int = 0  # how many they are
-    equity: float = 0.0  # realised and open
-    peak: float = 0.0
+    realised: float = 0.0  # sum over all closed trades
+    trades: int = 0  # number of closed trades
+    equity: float = 0.0  # realised and unrealised
+    peak: float = 0.0  # largest equity
     day: int = -1  # `trading_day` of the last mark
-    day_start: float = 0.0  # equity when it began
+    day_start: float = 0.0  # equity at the start of that day
     week_open_s: int = -1
-    week_start: float = 0.0
+    week_start: float = 0.0  # equity at the start of that week
     daily_broken: bool = False
     weekly_broken: bool = False
     drawdown_broken: bool = False
@@ -31,17 +31,17 @@ class RiskBook:
 
     @property
     def daily_loss(self) -> float:
-        """What the trading day has lost so far; negative when it won."""
+        """Loss of the trading day so far; negative for a gain."""
         return self.day_start - self.equity
 
     @property
     def weekly_loss(self) -> float:
-        """What the trading week has lost so far."""
+        """Loss of the trading week so far; negative for a gain."""
         return self.week_start - self.equity
 
     @property
     def drawdown(self) -> float:
-        """How far the equity lies below its peak."""
+        """Peak minus equity."""
         return self.peak - self.equity
 
     def closed(self, pips: float) -> "RiskBook":
@@ -49,11 +49,11 @@ class RiskBook:
         return replace(self, realised=self.realised + pips, trades=self.trades + 1)
 
     def marked(self, time_s: int, open_pips: float, limits: GuardConfig) -> "RiskBook":
-        """The book at a bar's close: a new day or week begins, limits break.
+        """The book at a bar's close; starts a new day or week and notes broken limits.
 
         Args:
             time_s: market time.
-            open_pips: unrealised pips of the position held; 0 when flat.
+            open_pips: unrealised pips of the position; 0 when flat.
             limits: in force.
         """
         moment = np.array([time_s], np.int64)
@@ -61,8 +61,8 @@ class RiskBook:
         equity = self.realised + open_pips
         book = replace(self, equity=equity, peak=max(self.peak, equity))
         if day > self.day:
-            # The first mark of a day starts from the equity that the day before ended with. A day never
-            # comes again: a clock that goes back must not forgive its losses.
+            # A day starts with the last equity of the day before. Days only go forward: a clock that is set
+            # back must not reset the day's loss.
             book = replace(book, day=day, day_start=self.equity, daily_broken=False)
         if week > self.week_open_s:
             book = replace(book, week_open_s=week, week_start=self.equity, weekly_broken=False)
@@ -74,9 +74,9 @@ class RiskBook:
         )
 
     def ordered(self, *, filled: bool) -> "RiskBook":
-        """The book after an order's end: a fill ends a row of refusals."""
+        """The book after an order's outcome; a fill resets the count of rejects."""
         return replace(self, rejects=0 if filled else self.rejects + 1)
 
     def resumed(self) -> "RiskBook":
-        """The book after an operator resumed trading: the drawdown counts from here, the rejects anew."""
+        """The book after an operator resumed trading: drawdown and rejects count from 0."""
         return replace(self, peak=self.equity, drawdown_broken=False, rejects=0)

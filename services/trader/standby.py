@@ -1,9 +1,9 @@
-"""A trader that waits for the account's lease: it trades nothing, and obeys a kill all the same.
+"""A trader that waits for the account's lease: it does not trade, but it obeys a kill.
 
-Redis may be down, and this may be the only trader left, restarted after a crash. So a kill file in its own
-home, or a kill that its own ledger knows, makes it close the account's position without the lease. A ledger's
-kill that was lifted through Redis meanwhile does not: the position is that of the trader with the lease. It
-opens neither the ledger nor a position.
+Redis may be down, and this may be the only trader left, restarted after a crash. A kill file in its own home,
+or a kill in its own ledger, therefore makes it close the account's position without the lease. A kill in the
+ledger that was lifted through Redis since then does not: the position belongs to the trader with the lease.
+A trader in standby opens neither the ledger nor a position.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ log = structlog.get_logger()
 
 _WATCH_SECONDS = 0.5
 
-#: Redis is asked for so long whether a kill was lifted; a close must not wait longer for it.
+#: Longest wait for Redis to say whether a kill was lifted; the close must not wait longer.
 _REDIS_SECONDS = 1.0
 
 
 class Standby:
-    """Watches the kill switch of one home."""
+    """Obeys the kill switch of one home until the lease is acquired."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Standby:
         self._folder: Path = switch.path.parent
 
     async def until(self, acquired: Coroutine[None, None, None]) -> None:
-        """Watch until the lease is acquired."""
+        """Check the kill switch until `acquired` returns."""
         lease = asyncio.ensure_future(acquired)
         try:
             async with OandaClient(
@@ -63,7 +63,7 @@ class Standby:
             lease.cancel()
 
     async def _look(self, client: OandaClient) -> float:
-        """Obey a kill that is seen; seconds until the next look."""
+        """Check the kill switch once and obey it; returns the seconds until the next check."""
         order = self._switch.order()
         if order is None and not await self._killed_through_redis():
             self._write("running", None, None, "")
@@ -76,7 +76,7 @@ class Standby:
         return config.flatten_retry_seconds if detail else config.sync_seconds
 
     async def _killed_through_redis(self) -> bool:
-        """The ledger knows a kill, and Redis, where it answers, none that lifts it."""
+        """Whether the ledger holds a kill that Redis does not show as lifted; without Redis it holds."""
         if kept_control(self._folder) != "killed":
             return False
         try:

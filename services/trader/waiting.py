@@ -1,6 +1,6 @@
-"""Waiting: for a broker or a lease before the trader can begin, and between two sessions.
+"""Waiting for the broker or the lease before the first session, and pausing between two sessions.
 
-The alerts of a trader that cannot begin yet go straight to their stream: its ledger is not open.
+The ledger is not open before the first session, so these alerts go directly to their stream.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ log = structlog.get_logger()
 
 _LOOK_SECONDS = 0.5
 
-#: The trader begins without having announced the end of its wait where Redis does not answer in time.
+#: Longest wait for Redis when the end of the wait is announced; then the trader begins without it.
 _END_SECONDS = 2.0
 
 
 class Backoff:
-    """Pauses between sessions: they double up to a limit, and begin anew after a good session."""
+    """Pauses between sessions: doubled after each bad session up to a limit, short after a good one."""
 
     def __init__(self, max_seconds: float) -> None:
         self._max_seconds = max_seconds
-        self._num_bad = 0  # sessions in a row that were not good
+        self._num_bad = 0  # bad sessions in a row
 
     def after(self, *, good: bool) -> float:
-        """Seconds to wait after a session, between half and all of its turn's."""
+        """Seconds to wait after a session, with a jitter of up to half of the pause."""
         self._num_bad = 0 if good else self._num_bad + 1
         return min(self._max_seconds, 0.5 * 2.0 ** min(self._num_bad, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
 
@@ -41,12 +41,12 @@ class Backoff:
 async def announced(
     lifecycle: Lifecycle, name: str, detail: str, *, begin_seconds: float
 ) -> AsyncIterator[None]:
-    """Announce that the trader waits, and that the wait is over.
+    """Announce the beginning and the end of the wait inside the block.
 
     Args:
         lifecycle: of the trader.
         name: of the alert.
-        detail: what it waits for.
+        detail: reason of the wait.
         begin_seconds: a shorter wait is not announced.
     """
     tracker = ConditionTracker(begin_seconds=begin_seconds)

@@ -1,6 +1,6 @@
-"""What keeps the trader from trading, each announced when it begins and when it ends.
+"""Watches everything that can keep the trader from trading; an alert announces each beginning and each end.
 
-The watch goes on beside the trading, so that a trader that waits for an answer still says what is wrong.
+The watch runs beside the trading, so that a trader that waits for an answer still reports what is wrong.
 """
 
 import contextlib
@@ -37,30 +37,28 @@ log = structlog.get_logger()
 
 HOUR_S = 3_600
 
-#: The broker refuses the token, or this account.
+#: HTTP statuses with which the broker refuses the token or the account.
 _REFUSED = (401, 403)
 
-#: Alerts that wait for a ledger that cannot be written; conditions that flap must not fill the memory.
-_MOST_UNKEPT = 1_000
+#: Alerts kept in memory while the ledger cannot be written; older ones are dropped.
+_MAX_PENDING_ALERTS = 1_000
 
-#: A broker that is unavailable for less is no news: streams drop, and the next session begins at once.
+#: A shorter outage of the broker raises no alert: streams drop, and the next session begins at once.
 AWAY_SECONDS = 10.0
 
-#: A condition has ended once it was absent for so long; shorter gaps are the same condition.
+#: A condition has ended once it was absent for this long; a shorter gap belongs to the same condition.
 ENDS_SECONDS = 60.0
-
 
 #: State of a trader whose paper broker has replayed all of its bars.
 REPLAY_FINISHED = "replay finished"
 
 
 class Watching:
-    """Looks at everything that can keep the trader from trading, and announces it."""
+    """Checks the guards and the outages, announces them, and reports the trader's state."""
 
     def __init__(
         self, parts: Parts, terms: Terms, market: Market, history: History, control: Control, exits: Exits
     ) -> None:
-        """Nothing holds yet."""
         self._control, self._exits, self._market, self._history = control, exits, market, history
         self._account, self._ledger, self._audit = parts.account, parts.ledger, parts.audit
         self._lease, self._lifecycle, self._metrics = parts.lease, parts.lifecycle, parts.metrics
@@ -69,30 +67,30 @@ class Watching:
         self._guards = ConditionTracker(end_seconds=ENDS_SECONDS)
         self._outages = ConditionTracker(begin_seconds=AWAY_SECONDS, end_seconds=0.0)
         self._trips: tuple[Trip, ...] = ()
-        self._counted: dict[Refusal, int] = {}  # refusals that metrics and alerts know of
-        self._num_on_their_way = 0  # orders sent now, in the middle of their look-up
-        self.in_session = False  # prices come, so that the guards can be looked at
-        self.broker_away = ""  # why the broker cannot be worked with
-        self.broker_refuses = ""  # why it refuses this token or account
-        self.ledger_refuses = ""  # why the ledger cannot be written
-        self._unkept: list[AlertRaised] = []  # alerts that the ledger did not take yet
-        self.failing: dict[str, str] = {}  # other conditions that hold, by name
-        self.decision: Decision | None = None  # the newest
-        self.decision_age_seconds = 0.0  # of the newest bar decided on, when it was decided on
+        self._counted: dict[Refusal, int] = {}  # refusals that metrics and alerts have counted
+        self._num_in_flight = 0  # entries being sent and looked up
+        self._pending_alerts: list[AlertRaised] = []  # not yet saved by the ledger
+        self.in_session = False  # prices arrive, so the guards can be checked
+        self.broker_away = ""  # reason why the last session broke or its stream did
+        self.broker_refuses = ""  # reason why the broker refuses this token or account
+        self.ledger_refuses = ""  # reason why the ledger cannot be written
+        self.failing: dict[str, str] = {}  # other alert conditions: name to detail
+        self.decision: Decision | None = None  # newest decision
+        self.decision_age_seconds = 0.0  # age of the newest bar when it was decided on
         self.num_decisions = 0
-        self.replay_over = False  # the paper broker's tape has ended, and its last bar was decided on
+        self.replay_over = False  # the paper broker's tape has ended and its last bar was decided on
 
     @contextlib.contextmanager
-    def ordering(self) -> Iterator[None]:
-        """An order is sent and looked up inside the block."""
-        self._num_on_their_way += 1
+    def order_in_flight(self) -> Iterator[None]:
+        """Surrounds the sending and the look-up of an entry."""
+        self._num_in_flight += 1
         try:
             yield
         finally:
-            self._num_on_their_way -= 1
+            self._num_in_flight -= 1
 
     def session_broke(self, broken: BrokerError | LedgerError) -> None:
-        """Note why nothing is traded until the next session."""
+        """Note why the trader does not trade until the next session."""
         self.in_session = False
         if isinstance(broken, LedgerError):
             self.ledger_refuses = str(broken)
@@ -102,24 +100,29 @@ class Watching:
         self.broker_refuses = str(broken) if broken.status in _REFUSED else ""
 
     def session_began(self) -> None:
-        """Note that prices come."""
+        """Note that prices arrive."""
         self.in_session = True
         self.broker_away = self.broker_refuses = self.ledger_refuses = ""
 
     # -- guards --------------------------------------------------------------------------------------
 
+    def forced_exit(self) -> str:
+        """Reason why a guard forces the position closed now, inside a session or not; empty if none does."""
+        return forced_exit(tripped(self._situation(), self._limits))
+
     def _situation(self) -> Situation:
-        now, market, memory = time.monotonic(), self._market, self._account.memory
-        quoted = market.quoted
+        market, memory, quoted = self._market, self._account.memory, self._market.quoted
         spread = quoted.price.spread if quoted else None
         stage = self.decision.stage if self.decision else None
         proven = stage in ("paper", "live") or (stage == "unproven" and self._config.trade_unproven)
+        # An order in flight is still being looked up; its outcome does not count as unknown yet.
+        num_in_flight = self._num_in_flight + self._exits.closing
         return Situation(
             side=memory.holding.side,
             bars_held=self._history.position.bars_held,
-            silence_seconds=now - market.heard,
+            silence_seconds=time.monotonic() - market.heard,
             price_age_seconds=market.price_age_seconds(),
-            spread_pips=None if spread is None else spread / self._instrument.pip,
+            spread_pips=None if spread is None else float(spread) / self._instrument.pip,
             tradeable=quoted is not None and quoted.price.tradeable,
             replay_over=self.replay_over,
             minutes_to_close=market.minutes_to_close(),
@@ -129,24 +132,23 @@ class Watching:
             missing_minutes=market.missing_minutes(),
             orders_last_hour=self._ledger.num_orders_after((market.last_bar_s or 0) - HOUR_S),
             risk=memory.risk,
-            control=self._control.now,
+            control=self._control.state,
             killed_by=self._control.killed_by,
             has_lease=self._lease.token is not None,
-            # An order that is on its way is looked up before its outcome counts as unknown.
-            unknown_orders=max(0, self._account.num_unknown() - self._num_on_their_way - self._exits.closing),
+            unknown_orders=max(0, self._account.num_unknown() - num_in_flight),
             foreign_position=memory.holding.foreign(self._config.units),
-            outbox_full=self._ledger.num_untold() >= self._config.outbox_rows,
+            outbox_full=self._ledger.num_undelivered() >= self._config.outbox_rows,
             version_live=stage == "live" if self._mode is Mode.LIVE else None,
             version_unproven=self.decision is not None and not proven,
         )
 
     def look(self) -> tuple[Trip, ...]:
-        """The guards that hold; every condition that begins or ends is an alert.
+        """Check every condition, announce what began or ended, and return the guards in force.
 
-        Outside a session the guards are not looked at and stay as they were.
+        Outside a session the guards are not checked and stay as they were.
         """
         if self.in_session:
-            self._look_at_guards()
+            self._check_guards()
         now = time.monotonic()
         holding = {
             Condition("trader", trip.guard.value): trip.detail
@@ -156,38 +158,37 @@ class Watching:
         holding |= {Condition("trader", name): detail for name, detail in self.failing.items()}
         holding |= self._new_refusals()
         if self._exits.failing:
-            holding[Condition("trader", "exit_not_confirmed")] = self._exits.detail
+            detail = f"{self._exits.detail}; the close is repeated, check the position at the broker"
+            holding[Condition("trader", "exit_not_confirmed")] = detail
         if self._account.foreign_orders:
             holding[Condition("trader", "foreign_orders")] = self._account.foreign_orders
         if self.broker_refuses:
-            holding[Condition("trader", "broker_refuses")] = self.broker_refuses
+            detail = f"{self.broker_refuses}; renew OANDA_TOKEN, or close an open position by hand"
+            holding[Condition("trader", "broker_refuses")] = detail
         if self.ledger_refuses:
-            holding[Condition("trader", "ledger_refuses")] = self.ledger_refuses
+            detail = f"{self.ledger_refuses}; no entry is sent, exits are: free the disk or repair the folder"
+            holding[Condition("trader", "ledger_refuses")] = detail
         away = {Condition("trader", "broker_away"): self.broker_away} if self.broker_away else {}
         alerts = [*self._guards.look(holding, now), *self._outages.look(away, now)]
         for alert in alerts:
             log.warning("condition", name=alert.name, phase=alert.phase, detail=alert.detail)
-        self._tell(alerts)
+        self._save_alerts(alerts)
         return self._trips
 
-    def _tell(self, alerts: list[AlertRaised]) -> None:
-        """Keep alerts for the readers; what the ledger does not take is tried again at the next look."""
-        self._unkept = [*self._unkept, *alerts][-_MOST_UNKEPT:]
-        if not self._unkept:
+    def _save_alerts(self, alerts: list[AlertRaised]) -> None:
+        """Put alerts into the outbox; those that the ledger refuses are tried again at the next check."""
+        self._pending_alerts = [*self._pending_alerts, *alerts][-_MAX_PENDING_ALERTS:]
+        if not self._pending_alerts:
             return
         try:
-            self._ledger.tell(self._unkept)
+            self._ledger.add_messages(self._pending_alerts)
         except LedgerError as refused:
             log.debug("alerts_not_kept", error=str(refused))
             return
-        self._unkept = []
+        self._pending_alerts = []
         self._audit.written()
 
-    def forced_exit(self) -> str:
-        """Why what is held must be closed now, in a session or not; empty when no guard asks for it."""
-        return forced_exit(tripped(self._situation(), self._limits))
-
-    def _look_at_guards(self) -> None:
+    def _check_guards(self) -> None:
         before = frozenset(trip.guard for trip in self._trips)
         self._trips = tripped(self._situation(), self._limits)
         new = frozenset(trip.guard for trip in self._trips) - before
@@ -199,7 +200,7 @@ class Watching:
         self._metrics.show(state_of(self._trips), self._trips, new)
 
     def _new_refusals(self) -> dict[Condition, str]:
-        """The kinds of data that were refused since the last look."""
+        """Kinds of data that were refused since the last check, with the newest reason."""
         found = {}
         for refusal, count in self._market.refused.items():
             new = count - self._counted.get(refusal, 0)
@@ -209,10 +210,10 @@ class Watching:
                 found[Condition("trader", f"refused_{refusal.value}")] = self._market.refusals[refusal]
         return found
 
-    # -- telling -------------------------------------------------------------------------------------
+    # -- report --------------------------------------------------------------------------------------
 
     def report(self) -> None:
-        """Put into the heartbeat how things stand."""
+        """Put the trader's state into its heartbeat and its metrics."""
         state = state_of(self._trips).value
         guards = [trip.guard.value for trip in self._trips]
         if self.broker_refuses:
@@ -225,15 +226,15 @@ class Watching:
             state = "connecting"
         elif self.replay_over:
             state = REPLAY_FINISHED
-        self._metrics.outbox.set(self._ledger.num_untold())
+        self._metrics.outbox.set(self._ledger.num_undelivered())
         self._metrics.late_ticks.set(self._market.num_late)
-        known = self._account.reconciled or self._control.by_file
+        known = self._account.reconciled or self._control.killed_by_file
         self._lifecycle.report(
             state=state,
             mode=self._mode.value,
             guards=", ".join(guards),
-            control=self._control.now if known else None,
-            kill_file=self._control.by_file,
+            control=self._control.state if known else None,
+            kill_file=self._control.killed_by_file,
         )
         if self._account.reconciled:
             self._report_account()

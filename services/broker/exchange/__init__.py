@@ -1,1 +1,1 @@
-"""The exchange as a pure state machine: accounts, orders, transactions, and the ledger that keeps them."""
+"""The exchange as a pure state machine of account, orders and transactions, and its ledger on disk."""

@@ -1,6 +1,6 @@
-"""The state of an account: a fold over its transactions, and nothing else.
+"""The state of an account: a fold over its transactions.
 
-Whoever holds the transactions holds the account: the ledger stores them, and a restart applies them again.
+The ledger stores only the transactions; a restart applies them again.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from shared.errors import BrokerError
 
 
 class OrderState(StrEnum):
-    """Where an order stands."""
+    """State of an order."""
 
     PENDING = "PENDING"
     FILLED = "FILLED"
@@ -37,7 +37,7 @@ OrderCreated = MarketOrderCreated | ExitCreated
 
 @dataclass(frozen=True)
 class Order:
-    """An order and what became of it."""
+    """An order and its outcome."""
 
     created: OrderCreated
     state: OrderState = OrderState.PENDING
@@ -46,14 +46,14 @@ class Order:
 
     @property
     def client_id(self) -> str | None:
-        """The client's own id of the order."""
+        """The client's id of the order."""
         extensions = self.created.client_extensions
         return None if extensions is None else extensions.id
 
 
 @dataclass(frozen=True)
 class Trade:
-    """Units bought or sold by one fill, until they are closed; units below 0 are short."""
+    """Units opened by one fill; negative units are short."""
 
     id: int
     instrument: str
@@ -64,7 +64,7 @@ class Trade:
     initial_margin: Decimal
     client_extensions: ClientExtensions | None
     realized_pl: Decimal = Decimal(0)
-    close_value: Decimal = Decimal(0)  # sum of price x units closed, units without sign
+    close_value: Decimal = Decimal(0)  # sum of price x closed units, units without sign
     closing_ids: tuple[int, ...] = ()
     close_time: int | None = None
     stop_loss: int | None = None  # id of the pending order
@@ -72,12 +72,12 @@ class Trade:
 
     @property
     def is_open(self) -> bool:
-        """Some units are left."""
+        """Whether any units are left."""
         return self.units != 0
 
     @property
     def average_close_price(self) -> Decimal | None:
-        """Mean price of the units closed so far."""
+        """Mean price of the units closed so far; None if there are none."""
         closed = abs(self.initial_units) - abs(self.units)
         return self.close_value / closed if closed else None
 
@@ -88,7 +88,7 @@ class Trade:
 
 @dataclass
 class Account:
-    """What the transactions applied so far add up to."""
+    """State of an account after the transactions applied so far."""
 
     currency: str = ""
     created_time: int = 0
@@ -98,7 +98,7 @@ class Account:
     orders: dict[int, Order] = field(default_factory=dict)
     trades: dict[int, Trade] = field(default_factory=dict)
     pending: dict[int, ExitCreated] = field(default_factory=dict)
-    open_ids: list[int] = field(default_factory=list)  # trades in the order they were opened
+    open_ids: list[int] = field(default_factory=list)  # open trades, the oldest first
     last_fill_time: int | None = None
     _orders_by_client_id: dict[str, int] = field(default_factory=dict)
     _trades_by_client_id: dict[str, int] = field(default_factory=dict)
@@ -119,12 +119,12 @@ class Account:
         return sum((trade.units for trade in self.open_trades), Decimal(0))
 
     def order_by_client_id(self, client_id: str) -> Order | None:
-        """The newest order that bears this client id."""
+        """The newest order with this client id."""
         found = self._orders_by_client_id.get(client_id)
         return None if found is None else self.orders[found]
 
     def trade_by_client_id(self, client_id: str) -> Trade | None:
-        """The newest trade that bears this client id."""
+        """The newest trade with this client id."""
         found = self._trades_by_client_id.get(client_id)
         return None if found is None else self.trades[found]
 
@@ -132,12 +132,12 @@ class Account:
         """Book one transaction.
 
         Raises:
-            BrokerError: its id does not follow the last one: the ledger is damaged.
+            BrokerError: its id is not the next one, so the ledger is damaged.
         """
         if transaction.id != self.last_id + 1:
             raise BrokerError(
-                f"transaction {transaction.id} follows {self.last_id}: expected the next number, "
-                "the ledger is damaged"
+                f"transaction {transaction.id} follows transaction {self.last_id}: the ledger is damaged, "
+                "delete it to start over"
             )
         self.transactions.append(transaction)
         match transaction:
@@ -157,7 +157,7 @@ class Account:
                 self._fill(transaction)
             case OrderCancelled():
                 self._cancel(transaction)
-            case _:  # a refusal changes nothing but the history
+            case _:  # a reject only becomes part of the history
                 pass
 
     def _add_order(self, created: OrderCreated) -> None:

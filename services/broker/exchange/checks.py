@@ -1,4 +1,4 @@
-"""What makes a market order invalid before any price is looked at."""
+"""Checks of a market order that need no price."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,7 +18,7 @@ _EXIT_TIMES_IN_FORCE = ("GTC",)
 
 @dataclass(frozen=True)
 class InstrumentRules:
-    """Precision and sizes of the instrument, as `/accounts/{id}/instruments` tells them."""
+    """Precision and sizes of the instrument, as in `/accounts/{id}/instruments`."""
 
     name: str
     pip_location: int
@@ -28,7 +28,7 @@ class InstrumentRules:
 
     @classmethod
     def of(cls, instrument: Instrument, margin_rate: Decimal) -> "InstrumentRules":
-        """OANDA quotes one decimal beyond the pip."""
+        """Rules of an instrument; as at OANDA, prices have one decimal more than the pip."""
         return cls(instrument.name, instrument.pip_location, instrument.price_decimals, margin_rate)
 
     @property
@@ -113,6 +113,6 @@ def _check_stop_loss(stop: StopLossDetails | None, rules: InstrumentRules) -> Re
 
 
 def _decimals(value: Decimal) -> int:
-    """Decimals that the value was written with, trailing zeros included, as OANDA counts them."""
+    """Number of written decimals; as at OANDA, trailing zeros count."""
     exponent = value.as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0

@@ -1,8 +1,9 @@
-"""The exchange: a request and the price in force become transactions of one account.
+"""The exchange: turns requests and prices into transactions of one account.
 
-A synchronous state machine without clock, file or network: time comes in as an argument, and the account
-is what its transactions add up to. Netting (FIFO) account in the instrument's quote currency, so that no
-conversion rate is needed; a fill takes the whole book of the price in force, buy at the ask, sell at the bid.
+A synchronous state machine without clock, file or network: time is an argument, and the account's state is a
+fold over its transactions. The account nets its trades (FIFO) and is in the instrument's quote currency, so
+that no conversion rate is needed. All units of an order are filled at one price: a buy at the ask, a sell at
+the bid of the newest price.
 """
 
 from collections.abc import Iterable
@@ -45,13 +46,13 @@ from services.broker.exchange.transactions import (
 from services.broker.wire import money
 from shared.errors import BrokerError
 
-#: Request ids are OANDA-like large numbers; here one per batch.
+#: First request id. Like OANDA's, request ids are large numbers; here each batch has one.
 _FIRST_REQUEST = 60_000_000_000_000_000
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request led to, in the order of the ids."""
+    """Transactions of one request, in the order of their ids."""
 
     transactions: tuple[Transaction, ...]
     created: MarketOrderCreated | None = None
@@ -61,7 +62,7 @@ class Answer:
 
 
 class _Batch:
-    """Transactions of one request: consecutive ids, one batch id, one time; each is booked at once."""
+    """Transactions of one request: consecutive ids, one batch id, one time; each is applied immediately."""
 
     def __init__(self, account: Account, terms: AccountTerms, time: int) -> None:
         self._account, self._terms, self._time = account, terms, time
@@ -69,7 +70,7 @@ class _Batch:
         self.transactions: list[Transaction] = []
 
     def head(self) -> dict[str, object]:
-        """The fields that every transaction has, for the next one."""
+        """Common fields of the next transaction."""
         return {
             "id": self._account.last_id + 1,
             "time": self._time,
@@ -80,7 +81,7 @@ class _Batch:
         }
 
     def book(self, transaction: Transaction) -> None:
-        """Append and apply."""
+        """Apply a transaction to the account and append it to the batch."""
         self._account.apply(transaction)
         self.transactions.append(transaction)
 
@@ -91,7 +92,7 @@ class Exchange:
     def __init__(
         self, terms: AccountTerms, rules: InstrumentRules, history: Iterable[Transaction] = ()
     ) -> None:
-        """Take up an account where its history left it; an empty history is an account not yet opened."""
+        """Rebuild an account from its history; without history the account is not open yet."""
         self.terms, self.rules = terms, rules
         self.account = Account()
         self.quote: Quote | None = None
@@ -99,7 +100,7 @@ class Exchange:
             self.account.apply(transaction)
 
     def open(self, time: int) -> tuple[Transaction, ...]:
-        """Create the account and pay in its first balance; does nothing when it exists."""
+        """Create the account with its first balance; does nothing if it exists."""
         if self.account.last_id:
             return ()
         batch = _Batch(self.account, self.terms, time)
@@ -113,7 +114,7 @@ class Exchange:
     # -- prices --------------------------------------------------------------------------------------
 
     def on_quote(self, quote: Quote) -> tuple[Transaction, ...]:
-        """Put a price in force and fill the stop losses and take profits that it reaches."""
+        """Set the newest price and fill the stop losses and take profits that it reaches."""
         self.quote = quote
         booked: list[Transaction] = []
         if quote.tradeable:
@@ -140,9 +141,9 @@ class Exchange:
     # -- requests ------------------------------------------------------------------------------------
 
     def market_order(self, fields: MarketOrderFields, time: int) -> Answer:
-        """Fill, cancel or refuse a market order at the price in force."""
+        """Fill, cancel or reject a market order at the newest price."""
         batch = _Batch(self.account, self.terms, time)
-        reject = check_market_order(fields, self.rules) or self._taken_order_id(fields.client_extensions)
+        reject = check_market_order(fields, self.rules) or self._check_order_id(fields.client_extensions)
         if reject is not None:
             return self._reject(batch, reject, fields)
         return self._place(batch, fields, only=None)
@@ -150,7 +151,7 @@ class Exchange:
     def close_position(
         self, *, long: bool, units: Decimal | None, extensions: ClientExtensions | None, time: int
     ) -> Answer:
-        """Close a side of the position: `units` of it (without sign), or all when None."""
+        """Close `units` (without sign) of one side of the position, or all of it for None."""
         batch = _Batch(self.account, self.terms, time)
         held = self.account.units if long else -self.account.units
         if held <= 0:
@@ -170,13 +171,13 @@ class Exchange:
             short_position_closeout=None if long else closeout,
             client_extensions=extensions,
         )
-        reject = check_market_order(fields, self.rules) or self._taken_order_id(extensions)
+        reject = check_market_order(fields, self.rules) or self._check_order_id(extensions)
         return (
             self._place(batch, fields, only=None) if reject is None else self._reject(batch, reject, fields)
         )
 
     def close_trade(self, trade: Trade | None, units: Decimal | None, time: int) -> Answer:
-        """Close `units` (without sign) of one trade, or all of it when None."""
+        """Close `units` (without sign) of one trade, or all of it for None."""
         batch = _Batch(self.account, self.terms, time)
         if trade is None or not trade.is_open:
             return self._reject(batch, RejectReason.TRADE_DOESNT_EXIST)
@@ -212,13 +213,13 @@ class Exchange:
         return Answer(tuple(batch.transactions), cancelled=cancelled)
 
     def reject(self, fields: MarketOrderFields, reason: RejectReason, time: int) -> Answer:
-        """Refuse an order for a reason that lies outside the exchange, such as an injected fault."""
+        """Reject an order for a reason outside the exchange, such as an injected fault."""
         return self._reject(_Batch(self.account, self.terms, time), reason, fields)
 
     # -- execution -----------------------------------------------------------------------------------
 
     def _place(self, batch: _Batch, fields: MarketOrderFields, only: Trade | None) -> Answer:
-        """Book the order, then its fill or its cancellation; `only` names the one trade it may reduce."""
+        """Book the order, then its fill or its cancellation; `only` is the one trade that it may reduce."""
         created = MarketOrderCreated.model_validate({**batch.head(), **dict(fields)})
         batch.book(created)
         order = self.account.orders[created.id]
@@ -243,7 +244,7 @@ class Exchange:
         plan: Plan,
         direction: Decimal,
     ) -> OrderFilled:
-        """Book a fill, the end of exit orders whose trade it closed, and the exits of the trade it opened."""
+        """Book a fill, cancel the exit orders of the trades that it closed, and add those of a new trade."""
         side = ONE if direction > 0 else -ONE
         price = quote.ask if side > 0 else quote.bid
         closed: list[TradeReduced] = []
@@ -253,7 +254,7 @@ class Exchange:
             if units == abs(trade.units):
                 closed.append(part)
             else:
-                reduced = part  # only the last trade can be closed in part
+                reduced = part  # at most one trade, the last, is closed in part
         filled_units = sum((units for _, units in plan.reductions), plan.opening)
         pl = sum((part.realized_pl for part in closed), ZERO)
         if reduced is not None:
@@ -359,14 +360,14 @@ class Exchange:
         return cancelled
 
     def _reject(self, batch: _Batch, reason: RejectReason, fields: MarketOrderFields | None = None) -> Answer:
-        kept = MarketOrderRejected.model_fields
-        asked = {} if fields is None else {name: value for name, value in fields if name in kept}
-        rejected = MarketOrderRejected.model_validate({**batch.head(), **asked, "reject_reason": reason})
+        known = MarketOrderRejected.model_fields
+        order = {} if fields is None else {name: value for name, value in fields if name in known}
+        rejected = MarketOrderRejected.model_validate({**batch.head(), **order, "reject_reason": reason})
         batch.book(rejected)
         return Answer(tuple(batch.transactions), rejected=rejected)
 
-    def _taken_order_id(self, extensions: ClientExtensions | None) -> RejectReason | None:
-        """An id is taken only while an order with it is pending; a market order never is."""
+    def _check_order_id(self, extensions: ClientExtensions | None) -> RejectReason | None:
+        """Reject a client id that a pending order has; market orders are never pending."""
         if extensions is None or extensions.id is None:
             return None
         ids = {
@@ -378,7 +379,7 @@ class Exchange:
         """The newest price.
 
         Raises:
-            BrokerError: there was none yet.
+            BrokerError: there is no price yet.
         """
         if self.quote is None:
             raise BrokerError(f"{self.rules.name} has no price yet: the replay has not started")

@@ -1,8 +1,8 @@
-"""What survives the broker's death: transactions and the place on the tape, in one SQLite file.
+"""The broker's state on disk: the account's transactions and the replay's progress, in one SQLite file.
 
-Each step of the exchange is one SQLite transaction, so a kill at any moment leaves the account and the
-tape where they were before the step or after it, never between. (WAL with synchronous NORMAL: a loss of
-power may undo the last steps, again as a whole.)
+Each step of the exchange is one SQLite transaction, so that a crash at any moment leaves account and replay
+as they were before the step or after it. With WAL and synchronous NORMAL, a loss of power may undo the last
+steps, but never a part of one.
 """
 
 import sqlite3
@@ -25,10 +25,10 @@ CREATE TABLE IF NOT EXISTS replay (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the replay stands."""
+class ReplayProgress:
+    """Progress of the replay."""
 
-    next_tick: int
+    next_tick: int  # index on the tape
     acknowledged_s: int  # opening time of the newest bar that the client acknowledged; 0 before the first
 
 
@@ -39,7 +39,7 @@ class Ledger:
         """Open or create the file.
 
         Raises:
-            BrokerError: it belongs to another account or data set, or cannot be read.
+            BrokerError: the file belongs to another account or data set, or cannot be read.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -63,15 +63,15 @@ class Ledger:
                 self._file.execute("INSERT INTO replay VALUES (?, ?)", (key, value))
             elif found[0] != value:
                 raise BrokerError(
-                    f"ledger {self.path} has {key} {found[0]}, the settings say {value}: "
-                    "remove it to start anew"
+                    f"ledger {self.path} has {key} {found[0]}, but the settings have {value}: "
+                    "delete the file to start over"
                 )
 
     def transactions(self) -> list[Transaction]:
         """All transactions in order.
 
         Raises:
-            BrokerError: one cannot be read.
+            BrokerError: a transaction cannot be read.
         """
         rows = self._file.execute("SELECT id, body FROM transactions ORDER BY id")
         found = []
@@ -80,19 +80,23 @@ class Ledger:
                 found.append(TRANSACTION.validate_json(body))
             except ValidationError as broken:
                 raise BrokerError(
-                    f"ledger {self.path}: transaction {number}: {first_fault(broken)}"
+                    f"ledger {self.path}: transaction {number} cannot be read: {first_fault(broken)}"
                 ) from broken
         return found
 
-    def place(self) -> Place | None:
-        """Where the replay stood, or None before its first step."""
+    def progress(self) -> ReplayProgress | None:
+        """The replay's progress, or None before its first step."""
         rows = dict(self._file.execute("SELECT key, value FROM replay").fetchall())
         if "next_tick" not in rows:
             return None
-        return Place(int(rows["next_tick"]), int(rows["acknowledged_s"]))
+        return ReplayProgress(int(rows["next_tick"]), int(rows["acknowledged_s"]))
 
-    def commit(self, transactions: Iterable[Transaction], place: Place) -> None:
-        """Store one step as a whole."""
+    def commit(self, transactions: Iterable[Transaction], progress: ReplayProgress) -> None:
+        """Store one step atomically.
+
+        Raises:
+            BrokerError: the file cannot be written.
+        """
         self._file.execute("BEGIN IMMEDIATE")
         try:
             self._file.executemany(
@@ -101,12 +105,12 @@ class Ledger:
             )
             self._file.executemany(
                 "INSERT INTO replay VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                [("next_tick", str(place.next_tick)), ("acknowledged_s", str(place.acknowledged_s))],
+                [("next_tick", str(progress.next_tick)), ("acknowledged_s", str(progress.acknowledged_s))],
             )
             self._file.execute("COMMIT")
         except sqlite3.Error as failed:
             self._file.execute("ROLLBACK")
-            raise BrokerError(f"ledger {self.path}: {failed}") from failed
+            raise BrokerError(f"ledger {self.path} cannot be written: {failed}") from failed
 
     def close(self) -> None:
         """Close the file."""

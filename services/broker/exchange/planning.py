@@ -1,7 +1,7 @@
-"""What an order would do at a price: which trades it reduces, what it opens, or why it may not.
+"""Plans a fill: which trades an order reduces, how much it opens, or why it is cancelled. Books nothing.
 
-Nothing is booked here. Where OANDA's own behaviour is not documented, this exchange chooses: a REDUCE_ONLY
-order that cannot be filled as asked is cancelled with POSITION_CLOSEOUT_FAILED, an OPEN_ONLY order against an
+OANDA does not document the following cases, so they are choices of this exchange. A REDUCE_ONLY order that
+cannot be filled as requested is cancelled with POSITION_CLOSEOUT_FAILED, and an OPEN_ONLY order against an
 opposite position with FIFO_VIOLATION. Margin is checked when a trade opens; there is no margin close-out.
 """
 
@@ -19,7 +19,7 @@ ONE = Decimal(1)
 
 @dataclass(frozen=True)
 class Quote:
-    """The price in force: one level a side."""
+    """Bid and ask at one time, with one level on each side."""
 
     time: int  # nanoseconds since 1970 UTC
     bid: Decimal
@@ -30,7 +30,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class AccountTerms:
-    """What an account starts with."""
+    """Identity, first balance and margin rate of an account."""
 
     account_id: str = "101-001-0000001-001"
     currency: str = "JPY"
@@ -45,37 +45,37 @@ class AccountTerms:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a fill would do; `refused` tells why it may not be."""
+    """A planned fill, or the reason why the order is cancelled."""
 
-    reductions: tuple[tuple[Trade, Decimal], ...] = ()  # units without sign
-    opening: Decimal = ZERO  # units without sign
+    reductions: tuple[tuple[Trade, Decimal], ...] = ()  # trades and their closed units, without sign
+    opening: Decimal = ZERO  # units to open, without sign
     refused: CancelReason | None = None
 
 
 def plan_fill(
     account: Account, terms: AccountTerms, fields: MarketOrderFields, quote: Quote, only: Trade | None
 ) -> Plan:
-    """Which trades an order reduces, the oldest first, and what is left to open.
+    """Plan a fill that reduces opposite trades, the oldest first, and opens what is left.
 
     Args:
-        account: its trades and money.
-        terms: its margin rate.
+        account: with its trades and its balance.
+        terms: with the margin rate.
         fields: a valid order.
-        quote: the price in force, tradeable.
+        quote: the newest price, tradeable.
         only: the one trade that the order may reduce; None for all.
     """
     wanted = abs(fields.units)
     held = account.open_trades if only is None else (only,)
     opposite = [trade for trade in held if trade.units * fields.units < 0]
     reducible = sum((abs(trade.units) for trade in opposite), ZERO)
-    is_whole = fields.time_in_force == "FOK"
+    all_or_nothing = fields.time_in_force == "FOK"
     if fields.position_fill == "OPEN_ONLY" and opposite:
         return Plan(refused=CancelReason.FIFO_VIOLATION)
     if fields.position_fill == "REDUCE_ONLY":
-        if reducible == 0 or (is_whole and wanted > reducible):
+        if reducible == 0 or (all_or_nothing and wanted > reducible):
             return Plan(refused=CancelReason.POSITION_CLOSEOUT_FAILED)
         wanted = min(wanted, reducible)
-    if quote.liquidity == 0 or (is_whole and wanted > quote.liquidity):
+    if quote.liquidity == 0 or (all_or_nothing and wanted > quote.liquidity):
         return Plan(refused=CancelReason.INSUFFICIENT_LIQUIDITY)
     left = min(wanted, Decimal(quote.liquidity))
     reductions: list[tuple[Trade, Decimal]] = []
@@ -89,7 +89,7 @@ def plan_fill(
 def _refusal(
     account: Account, terms: AccountTerms, fields: MarketOrderFields, quote: Quote, opening: Decimal
 ) -> CancelReason | None:
-    """Why a fill that opens so many units may not be; None when it may."""
+    """Reason why a fill that opens this many units is not allowed, or None."""
     side = ONE if fields.units > 0 else -ONE
     price, exit_price = (quote.ask, quote.bid) if side > 0 else (quote.bid, quote.ask)
     bound = fields.price_bound
@@ -114,7 +114,7 @@ def _refusal(
 
 
 def stop_price(stop: StopLossDetails, fill_price: Decimal, side: Decimal) -> Decimal:
-    """Price of a stop loss: given, or so far from the fill price that opened the trade."""
+    """Price of a stop loss: its own, or its distance from the price at which the trade opens."""
     if stop.price is not None:
         return stop.price
     if stop.distance is None:
@@ -123,7 +123,7 @@ def stop_price(stop: StopLossDetails, fill_price: Decimal, side: Decimal) -> Dec
 
 
 def margin(units: Decimal, quote: Quote, terms: AccountTerms) -> Decimal:
-    """Margin that so many units need at the mid price."""
+    """Margin for this many units at the mid price."""
     return money(abs(units) * (quote.bid + quote.ask) / 2 * terms.margin_rate)
 
 
@@ -138,5 +138,5 @@ def nav(account: Account, quote: Quote) -> Decimal:
 
 
 def half_spread_cost(quote: Quote, units: Decimal) -> Decimal:
-    """What a fill of so many units costs against the mid price."""
+    """Cost of a fill of this many units against the mid price."""
     return money((quote.ask - quote.bid) / 2 * abs(units))

@@ -1,4 +1,4 @@
-"""The transactions of an account: facts in the past tense, with OANDA's names and reasons."""
+"""The transactions of an account, with OANDA's names and reasons."""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from services.broker.wire import Id, Number, TimeNs, WireModel
 
 
 class CancelReason(StrEnum):
-    """Why an accepted order ended unfilled (the part of OANDA's list that this exchange uses)."""
+    """Reason why an accepted order was cancelled (the part of OANDA's list that this exchange uses)."""
 
     MARKET_HALTED = "MARKET_HALTED"
     INSUFFICIENT_LIQUIDITY = "INSUFFICIENT_LIQUIDITY"
@@ -25,7 +25,7 @@ class CancelReason(StrEnum):
 
 
 class RejectReason(StrEnum):
-    """Why a request was refused (the part of OANDA's list that this exchange uses)."""
+    """Reason why a request was rejected (the part of OANDA's list that this exchange uses)."""
 
     INTERNAL_SERVER_ERROR = "INTERNAL_SERVER_ERROR"
     INSTRUMENT_UNKNOWN = "INSTRUMENT_UNKNOWN"
@@ -57,7 +57,7 @@ class RejectReason(StrEnum):
 
 
 class ClientExtensions(WireModel):
-    """A client's own marks on an order or a trade; the id is a look-up key."""
+    """A client's own labels of an order or a trade; the id is a look-up key."""
 
     id: str | None = Field(None, min_length=1, max_length=128)
     tag: str | None = Field(None, max_length=128)
@@ -65,7 +65,7 @@ class ClientExtensions(WireModel):
 
 
 class TakeProfitDetails(WireModel):
-    """A take profit to be placed on the trade that a fill opens."""
+    """A take profit for the trade that a fill opens."""
 
     price: Number
     time_in_force: str = "GTC"
@@ -73,7 +73,7 @@ class TakeProfitDetails(WireModel):
 
 
 class StopLossDetails(WireModel):
-    """A stop loss to be placed on the trade that a fill opens; a distance counts from the fill price."""
+    """A stop loss for the trade that a fill opens; a distance is measured from the fill price."""
 
     price: Number | None = None
     distance: Number | None = None
@@ -96,7 +96,7 @@ class TradeClose(WireModel):
 
 
 class TransactionBase(WireModel):
-    """What every transaction has; a batch bears the id of its first transaction."""
+    """Common fields of all transactions; a batch has the id of its first transaction."""
 
     id: Id
     time: TimeNs
@@ -114,7 +114,7 @@ class Created(TransactionBase):
 
 
 class FundsTransferred(TransactionBase):
-    """Money came in."""
+    """Money was paid in."""
 
     type: Literal["TRANSFER_FUNDS"] = "TRANSFER_FUNDS"
     amount: Number
@@ -123,7 +123,7 @@ class FundsTransferred(TransactionBase):
 
 
 class MarketOrderFields(WireModel):
-    """The order as it was asked for."""
+    """A market order as requested."""
 
     instrument: str
     units: Number
@@ -147,7 +147,7 @@ class MarketOrderCreated(TransactionBase, MarketOrderFields):
 
 
 class MarketOrderRejected(TransactionBase):
-    """A market order was refused; a refused close-out may lack instrument and units."""
+    """A market order was rejected; a rejected close-out may lack instrument and units."""
 
     type: Literal["MARKET_ORDER_REJECT"] = "MARKET_ORDER_REJECT"
     instrument: str | None = None
@@ -161,7 +161,7 @@ class MarketOrderRejected(TransactionBase):
 
 
 class TradeOpened(WireModel):
-    """The trade that a fill opened; its id is the fill's."""
+    """The trade that a fill opened; it has the fill's id."""
 
     trade_id: Id
     units: Number
@@ -173,7 +173,7 @@ class TradeOpened(WireModel):
 
 
 class TradeReduced(WireModel):
-    """The trade that a fill closed, wholly or in part; units are those of the fill, signed."""
+    """A trade that a fill closed, completely or in part; the units have the sign of the fill."""
 
     trade_id: Id
     units: Number
@@ -209,7 +209,7 @@ class OrderFilled(TransactionBase):
 
 
 class OrderCancelled(TransactionBase):
-    """An order, or the unfilled rest of one, ended."""
+    """An order, or the unfilled rest of one, was cancelled."""
 
     type: Literal["ORDER_CANCEL"] = "ORDER_CANCEL"
     order_id: Id
@@ -218,7 +218,7 @@ class OrderCancelled(TransactionBase):
 
 
 class OrderCancelRejected(TransactionBase):
-    """A cancellation was refused."""
+    """A cancellation was rejected."""
 
     type: Literal["ORDER_CANCEL_REJECT"] = "ORDER_CANCEL_REJECT"
     order_id: Id | None = None
@@ -227,7 +227,7 @@ class OrderCancelRejected(TransactionBase):
 
 
 class ExitOrderFields(WireModel):
-    """A pending order that closes one trade when the price reaches its own."""
+    """A pending order that closes one trade when the market reaches its price."""
 
     trade_id: Id
     price: Number
@@ -237,7 +237,7 @@ class ExitOrderFields(WireModel):
 
 
 class StopLossCreated(TransactionBase, ExitOrderFields):
-    """A stop loss now guards a trade."""
+    """A stop loss was added to a trade."""
 
     type: Literal["STOP_LOSS_ORDER"] = "STOP_LOSS_ORDER"
     distance: Number | None = None
@@ -247,7 +247,7 @@ class StopLossCreated(TransactionBase, ExitOrderFields):
 
 
 class TakeProfitCreated(TransactionBase, ExitOrderFields):
-    """A take profit now waits on a trade."""
+    """A take profit was added to a trade."""
 
     type: Literal["TAKE_PROFIT_ORDER"] = "TAKE_PROFIT_ORDER"
     reason: str = "ON_FILL"

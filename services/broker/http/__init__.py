@@ -1,1 +1,1 @@
-"""OANDA's routes over HTTP: requests parsed, answers rendered, prices and transactions streamed."""
+"""OANDA's routes over HTTP: reads requests, renders answers, streams prices and transactions."""

@@ -17,7 +17,7 @@ UNAUTHORIZED_TEXT = "Insufficient authorization to perform request."
 
 
 def create_app(venue: Venue, token: str) -> FastAPI:
-    """The application of one venue; clients must show the token."""
+    """The application of one venue; requests must carry the token."""
     app = FastAPI(title="Paper broker", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.venue = venue
     for router in (market.router, account.router, orders.router, replay.router):
@@ -48,7 +48,7 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 
 
 class _Authentication:
-    """Answers 401 to whoever does not show the token."""
+    """Answers 401 to requests without the token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._wanted = app, f"Bearer {token}".encode()
@@ -60,16 +60,14 @@ class _Authentication:
                 await _error(401, UNAUTHORIZED_TEXT)(scope, receive, send)
                 return
             if dict(scope["headers"]).get(b"accept-datetime-format", b"RFC3339") != b"RFC3339":
-                text = (
-                    "Invalid value specified for 'Accept-Datetime-Format'. The paper broker has RFC3339 only"
-                )
+                text = "Invalid value specified for 'Accept-Datetime-Format'. This broker has RFC3339 only"
                 await _error(BAD_REQUEST, text)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
 class _RequestIds:
-    """Gives each answer its RequestID header."""
+    """Adds a RequestID header to each answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -87,7 +85,7 @@ class _RequestIds:
 
 
 class _Faults:
-    """Spoils answers: reads that fail, and writes that are carried out although no good answer tells so."""
+    """Injects faults: reads that fail, and writes that are executed but not answered properly."""
 
     def __init__(self, app: ASGIApp, venue: Venue) -> None:
         self._app, self._venue = app, venue

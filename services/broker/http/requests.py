@@ -1,4 +1,4 @@
-"""Reading what clients send: bounded bodies, strict JSON, and OANDA's words for what is wrong with them."""
+"""Reads requests: bounded bodies, strict JSON, and OANDA's error texts."""
 
 import re
 from decimal import Decimal
@@ -29,16 +29,16 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 async def venue_of(request: Request) -> Venue:
-    """The running market that the application was made for."""
+    """The application's running market."""
     venue: Venue = request.app.state.venue
     return venue
 
 
 async def known_account(account: str, request: Request) -> Venue:
-    """The market, when the path names its account.
+    """The market, if the path contains its account.
 
     Raises:
-        HTTPException: 403, the token opens no such account.
+        HTTPException: 403, the path contains another account.
     """
     venue = await venue_of(request)
     if account != venue.exchange.terms.account_id:
@@ -51,7 +51,7 @@ OfMarket = Annotated[Venue, Depends(venue_of)]
 
 
 class MarketOrderRequest(WireModel):
-    """`order` of a create request."""
+    """Field `order` of `POST /orders`."""
 
     type: Literal["MARKET"]
     instrument: str = Field(max_length=32)
@@ -65,7 +65,7 @@ class MarketOrderRequest(WireModel):
     trade_client_extensions: ClientExtensions | None = None
 
     def fields(self) -> MarketOrderFields:
-        """The order as the exchange takes it."""
+        """The order for the exchange."""
         return MarketOrderFields.model_validate({name: value for name, value in self if name != "type"})
 
 
@@ -85,7 +85,7 @@ class PositionCloseBody(WireModel):
 
 
 class TradeCloseBody(WireModel):
-    """Body of `PUT /trades/{id}/close`; no body closes all of it."""
+    """Body of `PUT /trades/{id}/close`; an empty body closes the complete trade."""
 
     units: str = Field("ALL", max_length=40)
 
@@ -94,7 +94,7 @@ async def read_body(request: Request, model: type[_M]) -> _M:
     """The JSON body as a model.
 
     Raises:
-        HTTPException: 413 above 64 KiB; 400 for what is no such JSON, naming the field.
+        HTTPException: 413, the body is larger than 64 KiB; 400, it is not valid; the text names the field.
     """
     body = bytearray()
     async for chunk in request.stream():
@@ -108,7 +108,7 @@ async def read_body(request: Request, model: type[_M]) -> _M:
 
 
 def invalid_text(invalid: ValidationError) -> str:
-    """OANDA's words for an invalid value, and what is wrong with it."""
+    """OANDA's text for an invalid value, with the reason."""
     fault = first_fault(invalid)
     if not fault.where:
         return f"Invalid JSON: {fault.message}"
@@ -116,15 +116,15 @@ def invalid_text(invalid: ValidationError) -> str:
 
 
 def invalid_value(name: str, hint: str = "") -> HTTPException:
-    """400 in OANDA's words."""
+    """An error 400 with OANDA's text."""
     return HTTPException(BAD_REQUEST, f"Invalid value specified for '{name}'{'. ' if hint else ''}{hint}")
 
 
 def closing_units(text: str | None, name: str) -> Decimal | None:
-    """How many units to close: None for ALL, 0 for NONE.
+    """Units to close: None for ALL, 0 for NONE.
 
     Raises:
-        HTTPException: 400, it is neither of them nor a number above 0.
+        HTTPException: 400, the text is neither of them nor a number above 0.
     """
     if text is None or text == "NONE":
         return Decimal(0)
@@ -139,7 +139,7 @@ def read_time_ns(text: str | None, name: str) -> int | None:
     """A time in RFC 3339 or in UNIX seconds.
 
     Raises:
-        HTTPException: 400, it is neither.
+        HTTPException: 400, the text is neither.
     """
     if text is None:
         return None
@@ -155,15 +155,11 @@ def read_time_ns(text: str | None, name: str) -> int | None:
     return time_ns
 
 
-def _unix_ns(seconds: str, decimals: str) -> int:
-    return int(seconds) * NANOSECONDS + int(decimals.ljust(9, "0"))
-
-
 def read_id(text: str, name: str) -> int:
     """A numeric id.
 
     Raises:
-        HTTPException: 400, it is none.
+        HTTPException: 400, the text is not an id.
     """
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise invalid_value(name)
@@ -171,7 +167,7 @@ def read_id(text: str, name: str) -> int:
 
 
 def read_ids(text: str | None) -> set[int] | None:
-    """A list of ids with commas, or None."""
+    """A comma-separated list of ids, or None."""
     return None if text is None else {read_id(part, "ids") for part in text.split(",")}
 
 

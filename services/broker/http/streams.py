@@ -1,4 +1,4 @@
-"""Streams: one JSON object a line, a heartbeat now and then, and the ways in which streams die."""
+"""Streams with one JSON object per line, heartbeats, and injected disconnects and stalls."""
 
 import asyncio
 import json
@@ -13,10 +13,10 @@ from services.broker.wire import Json
 
 
 class LineStream(Response):
-    """Sends the lines of a subscription until the client leaves, the broker stops, or a fault strikes.
+    """Sends the lines of a subscription until the client disconnects, the broker stops, or a fault happens.
 
-    A disconnect breaks off within a line, without the end that HTTP knows; a stall keeps the connection
-    open and sends nothing, heartbeats included.
+    An injected disconnect breaks off inside a line, without the end of an HTTP body. An injected stall keeps
+    the connection open and sends nothing, not even heartbeats.
     """
 
     media_type = "application/octet-stream"
@@ -29,14 +29,14 @@ class LineStream(Response):
         first: Sequence[Json],
         heartbeat: Callable[[], Json],
     ) -> None:
-        """Nothing is sent yet; `first` are the lines to begin with."""
+        """`first` are lines to send before those of the subscription."""
         super().__init__()
         del self.headers["content-length"]
         self._venue, self._subscribed = venue, subscribed
         self._first, self._heartbeat = first, heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until it ends, as an ASGI application."""
+        """Send the stream, as an ASGI application."""
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         with self._subscribed as subscription:
             await send(start)
@@ -55,7 +55,7 @@ class LineStream(Response):
                 await asyncio.gather(sending, leaving, stopping, return_exceptions=True)
 
     async def _send_lines(self, subscription: Subscription, send: Send) -> None:
-        """Return only when a fault, or a reader too slow, ends the stream without its proper end."""
+        """Send lines; returns only if a fault or a slow reader breaks the stream off."""
         for line in self._first:
             await _send(send, _encode(line))
         seconds = self._venue.config.heartbeat_seconds

@@ -1,4 +1,4 @@
-"""The account as OANDA's JSON: snapshots of state, none of which changes it."""
+"""Read-only views of the account in OANDA's JSON."""
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -16,7 +16,7 @@ from services.broker.exchange.transactions import (
 from services.broker.wire import Json, money
 from shared.adapters.oanda.records import format_time
 
-#: What a transaction's head has and an order does not show.
+#: Fields of a transaction that are not part of an order.
 _HEAD = {
     "type",
     "id",
@@ -31,7 +31,7 @@ _HEAD = {
 
 
 def price_json(exchange: Exchange, quote: Quote) -> Json:
-    """A price, as polled and as streamed (there with a `type`)."""
+    """A price, as polled and as streamed; the caller adds `type`."""
     bid, ask = f"{quote.bid:f}", f"{quote.ask:f}"
     return {
         "instrument": exchange.rules.name,
@@ -47,7 +47,7 @@ def price_json(exchange: Exchange, quote: Quote) -> Json:
 
 
 def state_json(exchange: Exchange) -> Json:
-    """What depends on the price: profit, net asset value and margin."""
+    """Values that depend on the price: profit, net asset value and margin."""
     quote = exchange.price_in_force()
     worth, units = nav(exchange.account, quote), exchange.account.units
     used = margin(units, quote, exchange.terms)
@@ -72,7 +72,7 @@ def state_json(exchange: Exchange) -> Json:
 
 
 def summary_json(exchange: Exchange) -> Json:
-    """`account` of a summary."""
+    """Field `account` of a summary."""
     account, terms = exchange.account, exchange.terms
     summary = {
         "id": terms.account_id,
@@ -101,7 +101,7 @@ def summary_json(exchange: Exchange) -> Json:
 
 
 def account_json(exchange: Exchange) -> Json:
-    """`account` of a full snapshot."""
+    """Field `account` of a full snapshot."""
     return {
         **summary_json(exchange),
         "trades": [trade_json(exchange, trade) for trade in exchange.account.open_trades],
@@ -111,7 +111,7 @@ def account_json(exchange: Exchange) -> Json:
 
 
 def changes_json(exchange: Exchange, since: int) -> Json:
-    """What happened after a transaction id, and the price-dependent state now."""
+    """Changes after a transaction id, and the present state that depends on the price."""
     account = exchange.account
     new = account.transactions[since:]
     fills = [item for item in new if isinstance(item, OrderFilled)]
@@ -164,12 +164,12 @@ def changes_json(exchange: Exchange, since: int) -> Json:
 
 
 def positions_json(exchange: Exchange) -> list[Json]:
-    """Every instrument that was ever traded; the account has one instrument."""
+    """Positions of all instruments that were ever traded, here at most one."""
     return [position_json(exchange)] if exchange.account.trades else []
 
 
 def position_json(exchange: Exchange) -> Json:
-    """The position: both sides, at most one of them with units."""
+    """The position with both sides; at most one of them has units."""
     account, quote = exchange.account, exchange.price_in_force()
     trades = list(account.trades.values())
     longs = [trade for trade in trades if trade.initial_units > 0]
@@ -204,7 +204,7 @@ def _side_json(trades: Sequence[Trade], exchange: Exchange, quote: Quote) -> Jso
     }
     if held:
         value = sum((trade.units * trade.price for trade in held), ZERO)
-        # One decimal more than a price has, as a mean may need it.
+        # A mean price may need one decimal more than a price.
         side["averagePrice"] = f"{value / units:.{exchange.rules.display_precision + 1}f}"
         side["tradeIDs"] = [str(trade.id) for trade in held]
     return side
@@ -244,14 +244,14 @@ def trade_json(exchange: Exchange, trade: Trade, *, details: bool = False) -> Js
 
 
 def order_json(order: Order) -> Json:
-    """An order as it was asked for, and what became of it."""
-    asked = {name: value for name, value in order.created.json_object().items() if name not in _HEAD}
+    """An order as requested, and its outcome."""
+    request = {name: value for name, value in order.created.json_object().items() if name not in _HEAD}
     view: Json = {
         "id": str(order.created.id),
         "createTime": format_time(order.created.time),
         "type": order.created.type.removesuffix("_ORDER"),
         "state": order.state.value,
-        **asked,
+        **request,
     }
     if order.filled is not None:
         fill = order.filled

@@ -1,1 +1,1 @@
-"""The market that is replayed: ticks made of bars, the pace of the replay, and candles."""
+"""The replayed market: ticks made from bars, the clock and the pace of the replay, and candles."""

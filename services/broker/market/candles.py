@@ -1,4 +1,4 @@
-"""Candles out of the tape: bars of one minute up to an hour, of mid, bid and ask."""
+"""Candles made from the tape: of one minute to one hour, for mid, bid and ask."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from shared.numeric import Int64
 MAX_CANDLES = 5_000
 DEFAULT_CANDLES = 500
 
-#: Seconds of the bar lengths that can be built from one-minute bars without a daily alignment.
+#: Candle lengths in seconds that can be built from one-minute bars without a daily alignment.
 GRANULARITIES = {"M1": 60, "M2": 120, "M4": 240, "M5": 300, "M10": 600, "M15": 900, "M30": 1_800, "H1": 3_600}
 
 _COMPONENTS = {"M": ("mid", 0), "B": ("bid", -1), "A": ("ask", 1)}
@@ -20,7 +20,7 @@ _COMPONENTS = {"M": ("mid", 0), "B": ("bid", -1), "A": ("ask", 1)}
 
 @dataclass(frozen=True)
 class CandleQuery:
-    """What was asked for; a time that was not given is None."""
+    """Parameters of a candle request; a time that was not given is None."""
 
     granularity: str
     price: str  # any of M, B, A
@@ -32,7 +32,7 @@ class CandleQuery:
 
 @dataclass(frozen=True)
 class _Bars:
-    """One-minute bars up to now, the last perhaps unfinished."""
+    """One-minute bars up to now; the last may be unfinished."""
 
     time_s: Int64
     points: Int64  # [T, 4]
@@ -45,9 +45,9 @@ def candles(tape: Tape, query: CandleQuery, *, complete: int, ticks: int, now_ns
 
     Args:
         tape: all bars.
-        query: what was asked for.
+        query: parameters of the request.
         complete: index of the newest complete one-minute bar.
-        ticks: ticks sent of the bar after that one; with any, it is there as an unfinished candle.
+        ticks: number of ticks sent of the next bar; if above 0, it is part of an unfinished candle.
         now_ns: simulated time.
     """
     length = GRANULARITIES[query.granularity]
@@ -56,7 +56,7 @@ def candles(tape: Tape, query: CandleQuery, *, complete: int, ticks: int, now_ns
     start = int(np.searchsorted(tape.time_s, first_s))
     stop = min(int(np.searchsorted(tape.time_s, stop_s)), last + 1)
     takes_newest = query.from_ns is None
-    most = limit * length // 60 + length // 60  # one-minute bars that `limit` candles can span
+    most = limit * length // 60 + length // 60  # largest number of one-minute bars in `limit` candles
     if takes_newest:
         start = max(start, stop - most)
     else:
@@ -67,7 +67,7 @@ def candles(tape: Tape, query: CandleQuery, *, complete: int, ticks: int, now_ns
 
 
 def _span(query: CandleQuery, length: int, now_ns: int) -> tuple[int, int, int]:
-    """First second, second after the last, and the most candles."""
+    """First second, second after the last, and largest number of candles."""
     limit = query.count if query.count is not None else DEFAULT_CANDLES
     stop_s = (now_ns if query.to_ns is None else query.to_ns - 1) // SECOND_NS + 1
     if query.from_ns is None:

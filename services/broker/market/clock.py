@@ -1,4 +1,4 @@
-"""Simulated time: the wall clock, sped up, jumping where the replay jumps."""
+"""Simulated time: a sped-up clock that can be set."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ NANOSECONDS = 1_000_000_000
 
 
 class SimulatedClock:
-    """Runs `speed` times as fast as a monotonic clock, from the moment it was last set."""
+    """Runs `speed` times as fast as a monotonic clock."""
 
     def __init__(
         self, start_ns: int, speed: float, *, monotonic: Callable[[], float] = time.monotonic
@@ -18,7 +18,7 @@ class SimulatedClock:
         self.set(start_ns)
 
     def set(self, time_ns: int) -> None:
-        """Go on from this time."""
+        """Continue from this time, in nanoseconds since 1970 UTC."""
         self._set_ns, self._set_at = time_ns, self._monotonic()
 
     def now_ns(self) -> int:
@@ -26,5 +26,5 @@ class SimulatedClock:
         return self._set_ns + int((self._monotonic() - self._set_at) * self.speed * NANOSECONDS)
 
     def seconds_until(self, time_ns: int) -> float:
-        """Seconds of the wall clock until simulated time is `time_ns`; 0 when it has passed."""
+        """Real seconds until simulated time reaches `time_ns`; 0 if it has passed."""
         return max(0.0, (time_ns - self.now_ns()) / NANOSECONDS / self.speed)

@@ -1,38 +1,38 @@
-"""How fast a replay really runs, and when to say that it is slower than asked."""
+"""Measures the speed of a replay and detects that it is slower than configured."""
 
 from collections import deque
 
 from shared.market.bar import BAR_SECONDS
 
-#: Bars over which the speed is measured.
+#: Number of latest bars over which the speed is measured.
 _BARS = 60
 
-#: A replay this many times slower than asked is told of.
+#: The replay is too slow when it is this many times slower than configured.
 _TOLERANCE = 1.2
 
 
 class Pace:
-    """Mean time, over the latest bars, that the replay waited for its client beyond each bar's due time."""
+    """Speed of the replay, from the time that it waited for its client at each of the latest bars."""
 
     def __init__(self, speed: float) -> None:
-        """No bar has passed; `speed` is the one asked for, in market seconds per second."""
-        self._asked = speed
-        self._waits: deque[float] = deque(maxlen=_BARS)
-        self._told = False
+        """`speed` is the configured one, in market seconds per second."""
+        self._configured = speed
+        self._waits: deque[float] = deque(maxlen=_BARS)  # seconds
+        self._reported = False
 
-    def waited(self, seconds: float) -> None:
-        """Note how long one bar waited, 0 included."""
+    def add_wait(self, seconds: float) -> None:
+        """Add the time that the replay waited at one bar; 0 if it did not."""
         self._waits.append(seconds)
 
     @property
     def speed(self) -> float:
         """Market seconds per second over the latest bars."""
         mean = sum(self._waits) / len(self._waits) if self._waits else 0.0
-        return BAR_SECONDS / (BAR_SECONDS / self._asked + mean)
+        return BAR_SECONDS / (BAR_SECONDS / self._configured + mean)
 
-    def is_news(self) -> bool:
-        """True once: the first time that the replay is clearly slower than asked."""
-        if self._told or len(self._waits) < _BARS or self.speed * _TOLERANCE > self._asked:
+    def became_too_slow(self) -> bool:
+        """True once: at the first call at which the replay is clearly slower than configured."""
+        if self._reported or len(self._waits) < _BARS or self.speed * _TOLERANCE > self._configured:
             return False
-        self._told = True
+        self._reported = True
         return True

@@ -1,8 +1,8 @@
-"""The market as a tape: each bar becomes four ticks that rebuild it exactly.
+"""The market as a tape: each bar becomes four ticks from which it can be rebuilt exactly.
 
-A bar is told as its open, its extremes (the low first in a rising bar, the high first in a falling one)
-and its close, spread over its minute. Prices are whole points (the last decimal of a price), so that bid
-and ask lie the same number of points away from the mid and their mean is the mid, exactly.
+The ticks of a bar are its open, its two extremes (the low first in a rising bar, the high first in a falling
+one) and its close, distributed over its minute. Prices are integers in points (the last decimal of a price).
+Bid and ask are the same number of points away from the mid, so that their mean is exactly the mid.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from shared.numeric import Bool, Int64
 TICKS_PER_BAR = 4
 SECOND_NS = 1_000_000_000
 
-#: Seconds into the minute of open, first extreme, second extreme and close.
+#: Second of the minute for open, first extreme, second extreme and close.
 TICK_SECONDS = (0, 20, 40, 59)
 
 OPEN, HIGH, LOW, CLOSE = range(4)
@@ -27,7 +27,7 @@ OPEN, HIGH, LOW, CLOSE = range(4)
 
 @dataclass(frozen=True)
 class Tape:
-    """All bars of the data set as points; the replayed part begins at `first` and ends before `stop`."""
+    """All bars of the data set in points; bars `first` to `stop` - 1 are replayed."""
 
     time_s: Int64  # [T]
     points: Int64  # [T, 4] mid open, high, low, close
@@ -48,7 +48,7 @@ class Tape:
         first: int = 0,
         stop: int | None = None,
     ) -> "Tape":
-        """Make a tape of bars; a spread of an odd number of points is rounded up to an even one.
+        """Make a tape from bars. A spread of an odd number of points is rounded up to an even one.
 
         Raises:
             DataError: there is no bar to replay.
@@ -70,12 +70,12 @@ class Tape:
 
     @property
     def first_tick(self) -> int:
-        """Index of the first tick replayed; tick k belongs to bar k // 4."""
+        """Index of the first replayed tick; tick k belongs to bar k // 4."""
         return self.first * TICKS_PER_BAR
 
     @property
     def stop_tick(self) -> int:
-        """Index after the last tick replayed."""
+        """Index after the last replayed tick."""
         return self.stop * TICKS_PER_BAR
 
     def tick_time_ns(self, tick: int) -> int:
@@ -84,11 +84,11 @@ class Tape:
         return (int(self.time_s[bar]) + TICK_SECONDS[phase]) * SECOND_NS
 
     def end_ns(self, bar: int) -> int:
-        """The moment from which a bar is complete, in nanoseconds."""
+        """Time from which a bar is complete, in nanoseconds."""
         return (int(self.time_s[bar]) + BAR_SECONDS) * SECOND_NS
 
     def gap_minutes(self, bar: int) -> int:
-        """Minutes without a bar right before this one; 0 for the first bar."""
+        """Number of minutes without a bar right before this one; 0 for the first bar."""
         return int(self.time_s[bar] - self.time_s[bar - 1]) // BAR_SECONDS - 1 if bar else 0
 
     def path(self, bar: int) -> tuple[int, int, int, int]:
@@ -97,7 +97,7 @@ class Tape:
         return (opened, low, high, close) if close >= opened else (opened, high, low, close)
 
     def quote(self, tick: int) -> Quote:
-        """The price that a tick puts in force."""
+        """The price of a tick."""
         bar, phase = divmod(tick, TICKS_PER_BAR)
         mid, half = self.path(bar)[phase], int(self.half_spread[bar])
         return Quote(
@@ -108,12 +108,12 @@ class Tape:
         )
 
     def closed_quote(self, bar: int) -> Quote:
-        """The last price of a bar after which the market is closed."""
+        """The last price of a bar, as the price of a closed market."""
         mid, half = int(self.points[bar, CLOSE]), int(self.half_spread[bar])
         return Quote(self.end_ns(bar), self.price(mid - half), self.price(mid + half), tradeable=False)
 
     def price(self, points: int) -> Decimal:
-        """Points as a price."""
+        """A price from points."""
         return Decimal(points).scaleb(-self.decimals)
 
     def bar_so_far(self, bar: int, num_ticks: int) -> tuple[int, int, int, int]:

@@ -103,9 +103,11 @@ class Price:
     tradeable: bool
 
     @property
-    def spread(self) -> float | None:
-        """Ask minus bid in units of price; None while the book is empty."""
-        return None if self.bid is None or self.ask is None else self.ask - self.bid
+    def spread(self) -> Decimal | None:
+        """Ask minus bid in units of price, without float noise; None while the book is empty."""
+        if self.bid is None or self.ask is None:
+            return None
+        return Decimal(str(self.ask)) - Decimal(str(self.bid))
 
     @classmethod
     def parse(cls, item: Json) -> "Price":

@@ -31,11 +31,11 @@ ACCOUNT = "101-001-0000001-001"
 
 @dataclass
 class Running:
-    """A broker that answers, and a client of it."""
+    """A served broker and a client of it."""
 
     venue: Venue
     client: OandaClient
-    http: httpx.AsyncClient  # shows the token; paths are below the account
+    http: httpx.AsyncClient  # sends the token; its paths are relative to the account
     url: str
 
 
@@ -51,7 +51,7 @@ def venue_of(
 
 @asynccontextmanager
 async def serving(venue: Venue, **client_options: float) -> AsyncIterator[Running]:
-    """Serve a venue on a free port, its time standing still unless `running` is entered too."""
+    """Serve a venue on a free port; its replay runs only inside `running`."""
     port = free_port()
     config = uvicorn.Config(create_app(venue, TOKEN), port=port, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
@@ -79,7 +79,7 @@ Market = Callable[..., AbstractAsyncContextManager[Running]]
 
 @pytest.fixture
 def market(tmp_path: Path) -> Market:
-    """Opens a served venue on bars; its bar 0 is complete and bar 1 has its first price."""
+    """Serves a venue whose bar 0 is complete and whose bar 1 has its first price."""
 
     @asynccontextmanager
     async def opened(

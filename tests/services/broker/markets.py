@@ -17,7 +17,7 @@ START_S = 1_709_553_600
 
 
 def bars_of(closes: Sequence[float], *, times_s: Sequence[int] | None = None) -> BarSeries:
-    """Bars that open at the close before and reach 3 points beyond open and close."""
+    """Bars that open at the previous close and whose extremes are 3 points beyond open and close."""
     close = np.round(np.array(closes), 3)
     opened = np.concatenate([close[:1], close[:-1]])
     times = START_S + 60 * np.arange(len(close)) if times_s is None else np.array(times_s)
@@ -34,5 +34,5 @@ def bars_of(closes: Sequence[float], *, times_s: Sequence[int] | None = None) ->
 
 
 def quote(bid: str, ask: str, *, time: int = 1, tradeable: bool = True, liquidity: int = 1_000_000) -> Quote:
-    """A price in force."""
+    """A price."""
     return Quote(time, Decimal(bid), Decimal(ask), tradeable, liquidity)

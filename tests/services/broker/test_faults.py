@@ -1,4 +1,4 @@
-"""The faults that the broker can commit, seen by the real client."""
+"""The broker's injected faults, as the real client sees them."""
 
 from contextlib import aclosing
 
@@ -39,7 +39,7 @@ async def test_a_rejected_order_takes_an_id_and_does_nothing(market: Market) -> 
         assert (await at.client.position("GBP_JPY")).units == 0
 
 
-async def test_half_the_units_find_liquidity(market: Market) -> None:
+async def test_a_partial_fill_finds_liquidity_for_half_of_the_units(market: Market) -> None:
     async with market(faults=FaultConfig(partial_fill_probability=1)) as at:
         details = await at.client.instrument("GBP_JPY")
         whole = await at.client.market_order(MarketOrder(details, 4))
@@ -61,7 +61,7 @@ async def test_a_stream_breaks_off_within_a_line(market: Market) -> None:
             await anext(stream)
 
 
-async def test_a_stream_falls_silent_with_its_connection_open(market: Market) -> None:
+async def test_a_stalled_stream_is_detected_although_its_connection_is_open(market: Market) -> None:
     fault = FaultConfig(stall_probability=1, stall_seconds=30)
     async with (
         market(faults=fault, heartbeat_seconds=0.02, price_stall_seconds=0.2) as at,
@@ -89,7 +89,7 @@ async def test_an_order_waits_for_its_latency(market: Market) -> None:
         assert (await at.client.market_order(MarketOrder(details, 1))).fill is not None
 
 
-def test_the_same_seed_commits_the_same_faults() -> None:
+def test_the_same_seed_injects_the_same_faults() -> None:
     draws = [[Faults(FaultConfig(seed=seed)).strikes(0.5) for _ in range(3)] for seed in (1, 1, 2)]
     assert draws[0] == draws[1]
     one = Faults(FaultConfig(seed=3))

@@ -1,4 +1,4 @@
-"""The broker over real HTTP, through the real client and by hand."""
+"""The broker over real HTTP, with the real client and with raw requests."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ async def test_refusals_carry_their_reason(market: Market) -> None:
         assert outcome.cancel is not None
 
 
-async def test_exits_ride_on_an_order(market: Market) -> None:
+async def test_stop_and_target_are_sent_with_an_order(market: Market) -> None:
     async with market() as at:
         details = await at.client.instrument("GBP_JPY")
         order = MarketOrder(details, 1, stop_loss=187.5, take_profit=188.6, price_bound=188.021)
@@ -95,7 +95,7 @@ async def test_the_price_stream_rebuilds_the_bars_and_the_candles_agree(market: 
                 built.append(closed)
                 await at.client.acknowledge_bar(closed.time_s)
         candles = await at.client.candles("GBP_JPY", count=len(built))
-    # Bar 1 was under way when the stream was opened, with its opening price in force.
+    # The stream was opened during bar 1, at its opening price.
     assert [bar.time_s for bar in built if bar] == bars.time_s[1:].tolist()
     for bar, candle, row in zip(built, candles, range(1, len(bars)), strict=True):
         assert bar is not None
@@ -105,7 +105,7 @@ async def test_the_price_stream_rebuilds_the_bars_and_the_candles_agree(market: 
         assert (candle.mid.open, candle.mid.high, candle.mid.low, candle.mid.close) == want
 
 
-async def test_streams_beat_while_nothing_happens(market: Market) -> None:
+async def test_idle_streams_send_heartbeats(market: Market) -> None:
     async with market(heartbeat_seconds=0.05) as at:
         async with aclosing(at.client.price_stream("GBP_JPY")) as prices:
             first, second = await anext(prices), await anext(prices)
@@ -116,13 +116,12 @@ async def test_streams_beat_while_nothing_happens(market: Market) -> None:
 
 
 async def test_transactions_are_streamed_as_they_happen(market: Market) -> None:
-    async with market() as at, aclosing(at.client.transaction_stream()) as stream:
-        upcoming = asyncio.ensure_future(anext(stream))
+    async with market(heartbeat_seconds=0.05) as at, aclosing(at.client.transaction_stream()) as stream:
+        assert isinstance(await anext(stream), Heartbeat), "the stream is open"
         details = await at.client.instrument("GBP_JPY")
-        while not at.venue.is_listened_to:  # noqa: ASYNC110  the stream opens by itself
-            await asyncio.sleep(0)
         await at.client.market_order(MarketOrder(details, 1))
-        created, filled = await upcoming, await anext(stream)
+        events = (item async for item in stream if not isinstance(item, Heartbeat))
+        created, filled = await anext(events), await anext(events)
         assert isinstance(created, Transaction)
         assert isinstance(filled, Fill)
         assert (created.transaction_id, filled.transaction_id) == (3, 4)
@@ -197,7 +196,7 @@ async def test_each_read_is_answered_as_oanda_does(market: Market) -> None:
                 assert answer.json()["errorMessage"]
 
 
-async def test_without_the_token_nothing_is_told(market: Market) -> None:
+async def test_a_request_without_the_token_is_a_401_without_details(market: Market) -> None:
     async with market() as at:
         for shown in ("", "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \u00e9"):
             answer = await at.http.get("/summary", headers=[(b"Authorization", shown.encode())])
@@ -232,7 +231,7 @@ HOSTILE = [
 ]
 
 
-async def test_a_body_that_makes_no_sense_is_a_400_and_changes_nothing(market: Market) -> None:
+async def test_an_invalid_body_is_a_400_and_changes_nothing(market: Market) -> None:
     async with market() as at:
         for body in HOSTILE:
             for method, path in (("POST", "/orders"), ("PUT", "/positions/GBP_JPY/close")):
@@ -274,7 +273,7 @@ async def test_no_input_is_a_5xx(market: Market) -> None:
         await asyncio.to_thread(ask)
 
 
-async def test_the_token_is_in_no_text_of_the_client(market: Market) -> None:
+async def test_the_clients_texts_never_contain_the_token(market: Market) -> None:
     async with market() as at:
         assert TOKEN not in repr(at.client)
         with pytest.raises(BrokerError) as refused:

@@ -1,4 +1,4 @@
-"""The broker as a process of its own: killed, it goes on where it was; asked to stop, it stops."""
+"""The broker in its own process: it continues after a SIGKILL and stops on a SIGTERM."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def broker(
     dataset: Path, home: Path, **settings: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, OandaClient]]:
-    """A broker process that answers; it is killed when the block ends, unless it has ended by itself."""
+    """A broker process that answers; it is killed at the end of the block unless it has exited."""
     port = free_port()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MM_", "OANDA_"))
@@ -61,19 +61,19 @@ async def broker(
         await process.wait()
 
 
-async def standing_after(client: OandaClient, bars: int) -> int:
-    """Opening time of the last of so many bars, once it is complete; the replay then stands still."""
+async def until_complete(client: OandaClient, bars: int) -> int:
+    """Wait until this many bars are complete, where the replay stops; returns the last one's opening time."""
     async with asyncio.timeout(60):
-        while len(candles := await client.candles("GBP_JPY", count=10)) < bars:  # noqa: ASYNC110  the replay tells nobody
+        while len(candles := await client.candles("GBP_JPY", count=10)) < bars:  # noqa: ASYNC110  no event over HTTP
             await asyncio.sleep(0.01)
     return candles[bars - 1].time_s
 
 
-async def test_a_killed_broker_goes_on_where_it_was(dataset: Path, tmp_path: Path) -> None:
+async def test_a_killed_broker_process_continues_after_a_restart(dataset: Path, tmp_path: Path) -> None:
     async with broker(dataset, tmp_path) as (_, client):
-        first_s = await standing_after(client, 1)
+        first_s = await until_complete(client, 1)
         await client.acknowledge_bar(first_s)
-        assert await standing_after(client, 2) == first_s + 60
+        assert await until_complete(client, 2) == first_s + 60
         details = await client.instrument("GBP_JPY")
         outcome = await client.market_order(MarketOrder(details, 1, client_id="kept", stop_loss=1))
         assert outcome.fill is not None
@@ -86,7 +86,7 @@ async def test_a_killed_broker_goes_on_where_it_was(dataset: Path, tmp_path: Pat
         assert await client.order_by_client_id("kept") is not None
 
 
-async def test_stops_when_asked_although_streams_are_open(dataset: Path, tmp_path: Path) -> None:
+async def test_the_process_stops_while_streams_are_open(dataset: Path, tmp_path: Path) -> None:
     async with broker(dataset, tmp_path) as (process, client):
         stream = client.price_stream("GBP_JPY")
         await anext(stream)
@@ -106,6 +106,6 @@ async def test_a_data_set_without_the_split_is_the_users_fault(dataset: Path, tm
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.broker", cwd=ROOT, env=environment, stderr=asyncio.subprocess.PIPE
     )
-    _, told = await process.communicate()
+    _, errors = await process.communicate()
     assert process.returncode == 2
-    assert b"MM_BROKER__SPLIT" in told
+    assert b"MM_BROKER__SPLIT" in errors

@@ -1,4 +1,4 @@
-"""The running market: pacing, gaps, the end, and what a kill leaves behind."""
+"""The running market: pacing, gaps, the end of the tape, and a restart after a crash."""
 
 import asyncio
 import time
@@ -25,10 +25,10 @@ CLOSES = (188.0, 188.1, 188.2, 188.3, 188.4)
 
 
 async def settle(venue: Venue) -> None:
-    """Let the replay go as far as it goes by itself: no step for a while of turns of the event loop."""
+    """Let the replay run until it makes no step for some iterations of the event loop."""
     before = None
-    while before != (venue.place, venue.now_ns):
-        before = (venue.place, venue.now_ns)
+    while before != (venue.progress, venue.now_ns):
+        before = (venue.progress, venue.now_ns)
         for _ in range(20):
             await asyncio.sleep(0)
 
@@ -42,7 +42,7 @@ async def test_each_bar_waits_for_the_acknowledgement_of_the_one_before(tmp_path
     async with running(venue):
         for bar in range(1, len(CLOSES)):
             await settle(venue)
-            assert venue.place.next_tick == 4 * bar + 1  # the open of the next bar is out, no more
+            assert venue.progress.next_tick == 4 * bar + 1  # the open of the next bar is out, no more
             assert venue.newest_complete_bar() == bar - 1
             assert venue.now_ns == (START_S + 60 * bar) * 1_000_000_000
             venue.acknowledge(START_S + 60 * (bar - 1))
@@ -70,10 +70,10 @@ async def test_a_bar_that_is_not_complete_cannot_be_acknowledged(tmp_path: Path)
             venue.acknowledge(START_S + 60)
         venue.acknowledge(START_S)
         venue.acknowledge(START_S - 600)  # an old one changes nothing
-        assert venue.place.acknowledged_s == START_S
+        assert venue.progress.acknowledged_s == START_S
 
 
-async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
+async def test_a_restarted_broker_continues_the_replay(tmp_path: Path) -> None:
     bars = bars_of(CLOSES)
     venue = venue_of(tmp_path, bars, ACKNOWLEDGED)
     async with running(venue):
@@ -81,15 +81,15 @@ async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
         venue.acknowledge(START_S)
         await settle(venue)
         venue.market_order(buy())
-    # Nothing is closed or flushed: the process is gone.
+    # Nothing is closed or flushed, as after a crash.
     again = venue_of(tmp_path, bars, ACKNOWLEDGED)
-    assert again.place == venue.place
+    assert again.progress == venue.progress
     assert again.exchange.account == venue.exchange.account
     assert again.exchange.quote == venue.exchange.quote
     assert again.now_ns == venue.now_ns
     async with running(again):
         await settle(again)
-        assert again.place == venue.place  # still waiting for the same bar
+        assert again.progress == venue.progress  # still waiting for the same bar
         again.acknowledge(START_S + 60)
         await settle(again)
         assert again.newest_complete_bar() == 2
@@ -97,7 +97,7 @@ async def test_goes_on_where_a_killed_broker_stood(tmp_path: Path) -> None:
     again.ledger.close()
 
 
-async def test_every_bar_comes_whole_to_a_stream(tmp_path: Path) -> None:
+async def test_a_stream_receives_every_tick_of_every_bar(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
     with venue.price_lines() as subscription:
         async with running(venue):
@@ -121,12 +121,12 @@ def with_weekend() -> BarSeries:
     )
 
 
-async def test_a_weekend_is_jumped_over_with_the_market_closed_before_it(tmp_path: Path) -> None:
+async def test_the_market_closes_before_a_weekend_that_is_jumped_over(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, with_weekend(), ACKNOWLEDGED)
     venue.acknowledge(0)
     with venue.price_lines() as subscription:
         async with running(venue):
-            while venue.place.next_tick < 13:
+            while venue.progress.next_tick < 13:
                 await settle(venue)
                 venue.acknowledge(int(venue.tape.time_s[venue.newest_complete_bar()]))
             lines = [subscription.lines.get_nowait() for _ in range(subscription.lines.qsize())]
@@ -145,7 +145,7 @@ async def test_a_stop_is_filled_at_the_price_after_the_weekend(tmp_path: Path) -
     async with running(venue):
         await settle(venue)
         venue.market_order(MarketOrderFields.model_validate(fields))
-        while venue.place.next_tick < 13:
+        while venue.progress.next_tick < 13:
             venue.acknowledge(int(venue.tape.time_s[venue.newest_complete_bar()]))
             await settle(venue)
     fills = [order.filled for order in venue.exchange.account.orders.values() if order.filled]
@@ -153,7 +153,7 @@ async def test_a_stop_is_filled_at_the_price_after_the_weekend(tmp_path: Path) -
     assert venue.exchange.account.units == 0
 
 
-async def test_with_a_speed_time_runs_by_the_wall_clock(tmp_path: Path) -> None:
+async def test_with_pacing_speed_the_replay_needs_no_client(tmp_path: Path) -> None:
     config = BrokerConfig(pacing=Pacing.SPEED, speed=100_000)
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     async with running(venue) as replay:
@@ -162,7 +162,7 @@ async def test_with_a_speed_time_runs_by_the_wall_clock(tmp_path: Path) -> None:
     assert venue.now_ns == venue.tape.end_ns(len(CLOSES) - 1)
 
 
-async def test_simulated_time_stands_before_a_price_that_is_still_to_come(tmp_path: Path) -> None:
+async def test_simulated_time_never_reaches_the_next_price_early(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of(CLOSES), BrokerConfig(pacing=Pacing.SPEED, speed=100_000))
     await asyncio.sleep(0.01)  # far more than a simulated minute, while the replay does not run
     assert venue.now_ns < venue.tape.tick_time_ns(1)
@@ -175,7 +175,7 @@ async def test_a_replay_of_other_bars_is_refused(tmp_path: Path) -> None:
         venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED, first=2)
 
 
-async def test_orders_are_cancelled_once_the_tape_is_over(tmp_path: Path) -> None:
+async def test_orders_are_cancelled_after_the_end_of_the_tape(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of([188.0]), ACKNOWLEDGED)
     async with running(venue) as replay:
         await replay
@@ -191,16 +191,16 @@ def newest_s(venue: Venue) -> int:
 FAST = BrokerConfig(pacing=Pacing.SPEED, speed=100_000)  # a bar in 0.6 ms
 
 
-async def test_with_a_speed_a_client_that_acknowledges_is_waited_for(tmp_path: Path) -> None:
-    """It sees every bar, however slow it is, and simulated time stands still meanwhile."""
+async def test_with_pacing_speed_the_replay_waits_for_an_acknowledging_client(tmp_path: Path) -> None:
+    """The client sees every bar, however slow it is, and simulated time stops meanwhile."""
     venue = venue_of(tmp_path, bars_of(CLOSES), FAST)
     venue.acknowledge(0)
     with venue.price_lines():
         async with running(venue) as replay:
             for bar in range(1, len(CLOSES)):
-                await until(lambda bar=bar: venue.place.next_tick == 4 * bar + 1)  # type: ignore[misc]
+                await until(lambda bar=bar: venue.progress.next_tick == 4 * bar + 1)  # type: ignore[misc]
                 await asyncio.sleep(0.01)  # many bars' time
-                assert venue.place.next_tick == 4 * bar + 1
+                assert venue.progress.next_tick == 4 * bar + 1
                 assert newest_s(venue) == START_S + 60 * (bar - 1)
                 assert venue.now_ns < venue.tape.tick_time_ns(4 * bar + 1)
                 assert venue.waiting_seconds > 0
@@ -211,20 +211,20 @@ async def test_with_a_speed_a_client_that_acknowledges_is_waited_for(tmp_path: P
     assert venue.waiting_seconds == 0
 
 
-async def test_a_client_that_leaves_is_waited_for_no_more(tmp_path: Path) -> None:
+async def test_the_replay_does_not_wait_for_a_client_that_left(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of(CLOSES), FAST)
     venue.acknowledge(0)
     async with running(venue) as replay:
         with venue.price_lines():
-            await until(lambda: venue.place.next_tick == 5)
+            await until(lambda: venue.progress.next_tick == 5)
             await asyncio.sleep(0.01)
             assert not replay.done()
         async with asyncio.timeout(PATIENCE_SECONDS):
             await replay  # its stream has ended: the market goes on
 
 
-async def test_a_client_that_comes_back_is_waited_for_at_once(tmp_path: Path) -> None:
-    """The ledger knows that bars were acknowledged, also after the broker was killed."""
+async def test_after_a_restart_the_replay_waits_for_a_known_client(tmp_path: Path) -> None:
+    """The ledger stores that bars were acknowledged."""
     venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
     async with running(venue):
         await settle(venue)
@@ -233,13 +233,13 @@ async def test_a_client_that_comes_back_is_waited_for_at_once(tmp_path: Path) ->
     again = venue_of(tmp_path, bars_of(CLOSES), FAST)
     with again.price_lines():
         async with running(again):
-            await until(lambda: again.place.next_tick == 9)
+            await until(lambda: again.progress.next_tick == 9)
             await asyncio.sleep(0.01)
-            assert again.place.next_tick == 9  # bar 0 is acknowledged, bar 1 is not
+            assert again.progress.next_tick == 9  # bar 0 is acknowledged, bar 1 is not
     again.ledger.close()
 
 
-async def test_a_client_that_falls_silent_does_not_stop_the_market_for_ever(tmp_path: Path) -> None:
+async def test_the_wait_for_a_silent_client_times_out_once(tmp_path: Path) -> None:
     config = replace(FAST, patience_seconds=0.2)
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     venue.acknowledge(0)
@@ -248,25 +248,25 @@ async def test_a_client_that_falls_silent_does_not_stop_the_market_for_ever(tmp_
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await replay
     silent = [line for line in logs if line["event"] == "client_silent"]
-    assert [line["bar_time_s"] for line in silent] == [START_S]  # said once, and waited for no more
+    assert [line["bar_time_s"] for line in silent] == [START_S]  # logged once, without a second wait
 
 
-async def test_a_client_that_speaks_again_is_waited_for_again(tmp_path: Path) -> None:
+async def test_the_replay_waits_again_for_a_client_that_acknowledges_again(tmp_path: Path) -> None:
     config = BrokerConfig(pacing=Pacing.SPEED, speed=600, patience_seconds=0.05)  # a bar in 0.1 s
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     venue.acknowledge(0)
     with venue.price_lines():
         async with running(venue):
-            await until(lambda: venue.place.next_tick >= 6)
+            await until(lambda: venue.progress.next_tick >= 6)
             venue.acknowledge(START_S)
-            before = venue.place.next_tick
+            before = venue.progress.next_tick
             await until(lambda: venue.waiting_seconds > 0)
-            assert venue.place.next_tick > before
-            assert venue.place.next_tick % 4 == 1
+            assert venue.progress.next_tick > before
+            assert venue.progress.next_tick % 4 == 1
 
 
-async def test_time_goes_on_at_its_speed_after_a_wait(tmp_path: Path) -> None:
-    """It does not rush through what it would have replayed meanwhile."""
+async def test_simulated_time_does_not_catch_up_after_a_wait(tmp_path: Path) -> None:
+    """It does not rush through the time of the wait."""
     config = BrokerConfig(pacing=Pacing.SPEED, speed=120)  # a bar in 0.5 s
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     venue.acknowledge(0)
@@ -276,12 +276,12 @@ async def test_time_goes_on_at_its_speed_after_a_wait(tmp_path: Path) -> None:
             stood = venue.now_ns
             began = time.monotonic()
             venue.acknowledge(newest_s(venue))
-            await until(lambda: venue.place.next_tick >= 8)
+            await until(lambda: venue.progress.next_tick >= 8)
             passed_s = (venue.now_ns - stood) / 1e9
             assert passed_s <= (time.monotonic() - began) * 120 + 1
 
 
-async def test_the_week_ends_only_when_its_last_bar_was_decided_on(tmp_path: Path) -> None:
+async def test_the_replay_jumps_the_weekend_only_after_the_last_decision(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, with_weekend(), ACKNOWLEDGED)
     async with running(venue):
         for bar in range(2):
@@ -289,17 +289,17 @@ async def test_the_week_ends_only_when_its_last_bar_was_decided_on(tmp_path: Pat
             venue.acknowledge(int(venue.tape.time_s[bar]))
         await settle(venue)
         assert newest_s(venue) == venue.tape.time_s[2]
-        assert venue.place.next_tick == 12  # the market is closed; Sunday's first price is still to come
+        assert venue.progress.next_tick == 12  # the market is closed; Sunday's first price is still to come
         assert venue.now_ns == venue.tape.end_ns(2)
         venue.acknowledge(newest_s(venue))
         await settle(venue)
-        assert venue.place.next_tick == 17  # the whole of Sunday's first bar; its decision is waited for
+        assert venue.progress.next_tick == 17  # Sunday's first bar is complete and awaits its decision
 
 
 async def test_the_replay_is_over_when_its_last_bar_is_complete(tmp_path: Path) -> None:
     venue = venue_of(tmp_path, bars_of([188.0, 188.1]), BrokerConfig(pacing=Pacing.SPEED, speed=300))
     async with running(venue) as replay:
-        await until(lambda: venue.place.next_tick == 8)
+        await until(lambda: venue.progress.next_tick == 8)
         if venue.newest_complete_bar() == 0:
             assert venue.status()["over"] is False
         await replay
@@ -307,23 +307,23 @@ async def test_the_replay_is_over_when_its_last_bar_is_complete(tmp_path: Path) 
     assert venue.status()["newestCompleteSeconds"] == START_S + 60
 
 
-def test_pace_is_the_mean_over_the_latest_bars_and_told_of_once() -> None:
+def test_speed_is_a_mean_over_sixty_bars_and_a_slow_replay_is_reported_once() -> None:
     pace = Pace(300.0)  # a bar in 0.2 s
-    told = []
+    reported = []
     for _ in range(59):
-        pace.waited(0.2)
-        told.append(pace.is_news())
+        pace.add_wait(0.2)
+        reported.append(pace.became_too_slow())
     assert pace.speed == pytest.approx(150.0)
-    pace.waited(0.2)
-    assert told == [False] * 59  # a handful of bars is no measure
-    assert [pace.is_news(), pace.is_news()] == [True, False]
+    pace.add_wait(0.2)
+    assert reported == [False] * 59  # too few bars to measure the speed
+    assert [pace.became_too_slow(), pace.became_too_slow()] == [True, False]
     for _ in range(60):
-        pace.waited(0.0)
+        pace.add_wait(0.0)
     assert pace.speed == 300.0
 
 
-def test_a_little_wait_is_not_told_of() -> None:
+def test_a_slightly_slow_replay_is_not_reported() -> None:
     pace = Pace(300.0)
     for _ in range(100):
-        pace.waited(0.03)
-        assert not pace.is_news()
+        pace.add_wait(0.03)
+        assert not pace.became_too_slow()

@@ -1,4 +1,4 @@
-"""A paper broker and an inference that follows a script, both over real HTTP, and the whole trader."""
+"""A paper broker and a scripted inference over real HTTP, and the complete trader."""
 
 import asyncio
 import json
@@ -45,14 +45,14 @@ from tests.waiting import listening, until
 BARS = synthesize(Market.OU, 2_000, seed=3)
 FIRST_BAR = 400
 
-#: Wide enough for every test that is about something else.
+#: Limits that no test reaches by accident.
 NO_LIMITS = GuardConfig(
     daily_loss_pips=1e9, weekly_loss_pips=1e9, max_drawdown_pips=1e9, max_orders_per_hour=1e9
 )
 
 
 class Forged(StrEnum):
-    """What becomes of a write on its way, and what is answered to it."""
+    """Whether a write is executed, and how it is answered."""
 
     TIMED_OUT_UNEXECUTED = "504, not executed"
     TIMED_OUT_EXECUTED = "504, executed"
@@ -71,22 +71,22 @@ class Forged(StrEnum):
 
     @property
     def executed(self) -> bool:
-        """The broker did what it was asked for."""
+        """The broker executed the request."""
         return self.value.endswith(" executed") and not self.value.endswith("not executed")
 
 
 @dataclass
 class Broker:
-    """A paper broker that runs; `posts` are the orders and close-outs that reached it."""
+    """A running paper broker; `posts` are the orders and close-outs that it received."""
 
     venue: Venue
     url: str
     posts: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
     num_requests: int = 0
-    hosts: set[tuple[str, str]] = field(default_factory=set)  # each host that was named, and the path
+    hosts: set[tuple[str, str]] = field(default_factory=set)  # Host header and path of every request
     forged: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)  # by end of the path
-    refusal: int | None = None  # status that everything is answered with
+    refusal: int | None = None  # status of every answer
     answers: list[Forged] = field(default_factory=list)  # answers to the next writes, in order
 
     @property
@@ -99,26 +99,26 @@ class Broker:
         return [t for t in self.venue.ledger.transactions() if t.type == "ORDER_FILL"]
 
     def faulty(self, **faults: float) -> None:
-        """Commit these faults from now on."""
+        """Inject these faults from now on."""
         self.venue.faults.change(FaultConfig(**faults))  # type: ignore[arg-type]
 
-    def say(self, line: dict[str, Any]) -> None:
-        """Put a line of the test's own into every price stream."""
+    def send_line(self, line: dict[str, Any]) -> None:
+        """Send an extra line on every price stream."""
         for subscription in self.venue._prices:
             subscription.put(line)
 
     async def buy(self) -> None:
-        """Buy one unit once the market is open, as a trader before this one did."""
-        await until(lambda: self.venue.place.next_tick > self.venue.tape.first_tick)
+        """Buy one unit once the market is open, as an earlier trader would have."""
+        await until(lambda: self.venue.progress.next_tick > self.venue.tape.first_tick)
         self.venue.market_order(MarketOrderFields(instrument="GBP_JPY", units=Decimal(1)))
 
     async def decided(self, bar: int) -> None:
         """Wait until the trader has acknowledged a bar."""
-        await until(lambda: self.venue.place.acknowledged_s >= BARS.time_s[bar])
+        await until(lambda: self.venue.progress.acknowledged_s >= BARS.time_s[bar])
 
 
-class _Watching:
-    """Notes every write and every read of transactions on its way to the broker, and forges answers."""
+class _Recorder:
+    """Records writes and reads of transactions on their way to the broker, and forges answers."""
 
     def __init__(self, app: FastAPI, broker: Broker) -> None:
         self._app, self._broker = app, broker
@@ -147,10 +147,10 @@ class _Watching:
     async def _forge(self, forged: Forged, scope: Any, receive: Any, send: Any) -> None:
         exchange = self._broker.venue.exchange
         if forged is Forged.HALTED:
-            standing = exchange.price_in_force()
-            exchange.quote = replace(standing, tradeable=False)
+            quote = exchange.price_in_force()
+            exchange.quote = replace(quote, tradeable=False)
             await self._app(scope, receive, send)
-            exchange.quote = standing
+            exchange.quote = quote
             return
         if forged.executed:
             await self._app(scope, receive, _nowhere)
@@ -224,7 +224,7 @@ async def running_broker(
     port = port or free_port()
     broker = Broker(venue, f"http://127.0.0.1:{port}")
     lifecycle = Lifecycle("broker", BrokerSettings(home=folder))
-    app = _Watching(create_app(venue, "paper"), broker)
+    app = _Recorder(create_app(venue, "paper"), broker)
     serving = asyncio.create_task(
         serve_app(app, lifecycle, host="127.0.0.1", port=port, allowed_hosts=allowed_hosts)
     )
@@ -241,7 +241,7 @@ async def running_broker(
 
 @dataclass
 class Oracle:
-    """An inference service that says what the test wants; HOLD where the script says nothing."""
+    """An inference service with scripted actions; HOLD where the script has none."""
 
     script: Mapping[int, Action]  # bar index -> action
     url: str = ""
@@ -306,7 +306,7 @@ async def running_oracle(script: Mapping[int, Action] | None = None) -> AsyncIte
 
 @dataclass
 class Trader:
-    """A trader that runs in this process."""
+    """A trader running in this process."""
 
     lifecycle: Lifecycle
     task: asyncio.Task[None]
@@ -314,7 +314,7 @@ class Trader:
 
     @property
     def detail(self) -> dict[str, Any]:
-        """What its heartbeat tells."""
+        """Detail of its heartbeat."""
         return dict(self.lifecycle.heartbeat.detail)
 
     def metrics(self) -> str:
@@ -339,7 +339,7 @@ def trader_settings(
         "lease_seconds": 4.0,
         "reconnect_max_seconds": 0.5,
         "flatten_retry_seconds": 0.2,
-        # Not what these tests are about, on a machine that may be busy.
+        # Long, since a busy test machine may answer late.
         "inference_deadline_ms": 5_000.0,
         **config,
     }

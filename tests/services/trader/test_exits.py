@@ -1,4 +1,4 @@
-"""Closes under every kind of answer, and what the ledger says of orders whose answer proves nothing."""
+"""Closes and entries under every kind of answer, and the state of their orders in the ledger."""
 
 import asyncio
 import time
@@ -35,9 +35,9 @@ BAR_S, NEXT_BAR = int(BARS.time_s[FIRST_BAR]), FIRST_BAR + 1
 
 @pytest_asyncio.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A market that stands at the open of a bar: no bar closes while it does."""
+    """A market that stops at the open of a bar, so that no bar closes."""
     async with running_broker(tmp_path) as running:
-        await until(lambda: running.venue.place.next_tick == NEXT_BAR * TICKS_PER_BAR + 1)
+        await until(lambda: running.venue.progress.next_tick == NEXT_BAR * TICKS_PER_BAR + 1)
         yield running
 
 
@@ -57,7 +57,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 class Trading:
-    """One account with its exits, as a trader has them."""
+    """One account with its exits, wired as in a trader."""
 
     def __init__(self, client: OandaClient, ledger: Ledger, **config: float) -> None:
         quick = {
@@ -68,7 +68,7 @@ class Trading:
         }
         self.config = TraderConfig(**quick)  # type: ignore[arg-type]
         self.client, self.ledger = client, ledger
-        self.now = time.monotonic()  # stands still unless a test moves it
+        self.now = time.monotonic()  # changes only if a test changes it
         instrument = Instrument.named("GBP_JPY")
         self.account = Account(
             client,
@@ -89,12 +89,12 @@ class Trading:
         return await self.account.enter(action, bar_time_s, quote, 1)
 
     async def sync_at(self, seconds: float) -> None:
-        """Read the account so many seconds later."""
+        """Read the account after this many more seconds."""
         self.now += seconds
         await self.account.sync(None)
 
     async def until_flat(self) -> None:
-        """What the trader does twice a second, as long as something is held."""
+        """Close repeatedly until the account is flat, as the trader does twice a second."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while reason := self.exits.wanted(""):
                 await self.exits.close_when_due(reason)
@@ -109,7 +109,7 @@ async def trading(client: OandaClient, ledger: Ledger) -> Trading:
 
 
 @pytest.mark.parametrize("forged", list(Forged))
-async def test_a_close_is_repeated_until_the_broker_shows_flat_whatever_is_answered(
+async def test_a_close_is_repeated_until_the_broker_shows_the_account_flat(
     broker: Broker, trading: Trading, forged: Forged
 ) -> None:
     assert (await trading.enter(Action.SELL)).state is IntentState.FILLED
@@ -128,9 +128,7 @@ async def test_a_close_is_repeated_until_the_broker_shows_flat_whatever_is_answe
     assert trading.exits.detail == ""
 
 
-async def test_closes_go_on_while_nothing_can_be_read_and_when_the_broker_comes_back(
-    broker: Broker, trading: Trading
-) -> None:
+async def test_closes_are_repeated_while_the_account_cannot_be_read(broker: Broker, trading: Trading) -> None:
     await trading.enter()
     broker.faulty(read_error_probability=1.0)
     broker.answers = [Forged.TIMED_OUT_UNEXECUTED] * 2
@@ -144,7 +142,7 @@ async def test_closes_go_on_while_nothing_can_be_read_and_when_the_broker_comes_
     assert trading.account.holding.side is Side.FLAT
 
 
-async def test_pauses_between_closes_double_up_to_their_limit(
+async def test_pauses_between_closes_double_up_to_a_limit(
     broker: Broker, client: OandaClient, ledger: Ledger
 ) -> None:
     trading = Trading(client, ledger, flatten_retry_seconds=0.1, flatten_retry_max_seconds=0.4)
@@ -158,9 +156,7 @@ async def test_pauses_between_closes_double_up_to_their_limit(
     assert time.monotonic() - began >= 0.1 + 0.2 + 3 * 0.4
 
 
-async def test_a_close_that_does_not_work_is_a_condition_until_it_does(
-    broker: Broker, trading: Trading
-) -> None:
+async def test_exits_are_failing_until_a_close_works(broker: Broker, trading: Trading) -> None:
     await trading.enter()
     failing = [trading.exits.failing]
     broker.answers = [Forged.REJECTED]
@@ -171,7 +167,7 @@ async def test_a_close_that_does_not_work_is_a_condition_until_it_does(
     assert [*failing, trading.exits.failing] == [False, True, False]
 
 
-async def test_a_position_that_is_found_closed_leaves_no_word_of_the_close_that_did_not_work(
+async def test_the_detail_of_a_failed_close_is_cleared_once_the_account_is_flat(
     broker: Broker, client: OandaClient, trading: Trading
 ) -> None:
     await trading.enter()
@@ -180,21 +176,21 @@ async def test_a_position_that_is_found_closed_leaves_no_word_of_the_close_that_
     assert "did not work" in trading.exits.detail
     await client.close_position("GBP_JPY", long=True)
     await trading.account.sync(None)
-    await trading.exits.look_around(confirm=False)
+    await trading.exits.check_account(confirm=False)
     assert trading.exits.detail == ""
 
 
-async def test_a_position_that_a_stop_or_a_person_closed_is_not_closed_again(
+async def test_a_close_of_a_position_that_is_already_closed_counts_as_done(
     broker: Broker, client: OandaClient, trading: Trading
 ) -> None:
     await trading.enter()
     await client.close_position("GBP_JPY", long=True)
-    assert await trading.exits.close("killed", BAR_S), "the reject says that nothing is held"
+    assert await trading.exits.close("killed", BAR_S), "the reject shows that the account is flat"
     assert broker.posts.count("PUT close") == 2
-    assert trading.account.memory.risk.rejects == 0, "such a reject is no fault of the order"
+    assert trading.account.memory.risk.rejects == 0, "such a reject does not count"
 
 
-async def test_an_exit_outlives_a_restart_and_ends_with_its_trade(
+async def test_an_exit_survives_a_restart_and_is_over_with_its_trade(
     broker: Broker, client: OandaClient, trading: Trading, ledger: Ledger
 ) -> None:
     await trading.enter()
@@ -208,10 +204,10 @@ async def test_an_exit_outlives_a_restart_and_ends_with_its_trade(
     assert ledger.memory().exit == ""  # type: ignore[union-attr]
     entered = await again.enter(Action.SELL, BAR_S + 60)
     assert entered.state is IntentState.FILLED
-    assert again.exits.wanted("") == "", "the next trade is not closed for it"
+    assert again.exits.wanted("") == "", "the exit does not apply to the next trade"
 
 
-async def test_a_market_known_to_be_closed_is_waited_for_and_a_silent_stream_is_not(
+async def test_a_close_waits_for_a_closed_market_but_not_for_a_silent_stream(
     broker: Broker, client: OandaClient, trading: Trading
 ) -> None:
     await trading.enter()
@@ -231,30 +227,32 @@ def _unreadable(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-async def test_a_kill_closes_what_a_ledger_that_cannot_be_brought_up_to_date_does_not_know_of(
+async def test_a_kill_closes_a_position_that_an_outdated_ledger_does_not_know(
     broker: Broker, trading: Trading
 ) -> None:
-    """Neither snapshot nor transactions can be read, and the ledger says flat; so does a side that is."""
+    """Neither snapshot nor transactions can be read, and the ledger shows a flat account."""
     broker.venue.market_order(_another())
     broker.forged["/" + ACCOUNT] = _unreadable
     broker.forged["/transactions/sinceid"] = lambda answer: {}
     assert trading.account.holding.side is Side.FLAT
-    trading.exits.hurry()
-    await trading.exits.look_around(confirm=True)
+    trading.exits.retry_now()
+    await trading.exits.check_account(confirm=True)
     assert broker.units == 0
     failing, shown_at = [trading.exits.failing], [trading.exits.flat_at]
     assert "cannot be read" in trading.exits.detail
     broker.forged.clear()
-    trading.exits.hurry()
-    await trading.exits.look_around(confirm=True)
+    trading.exits.retry_now()
+    await trading.exits.check_account(confirm=True)
     last = broker.venue.exchange.account.last_id
     assert [*shown_at, trading.exits.flat_at] == [None, last], "nothing had shown that it was flat"
     assert [*failing, trading.exits.failing] == [True, False]
     assert trading.exits.detail == ""
 
 
-async def test_a_close_of_the_wrong_side_is_followed_by_one_of_both(broker: Broker, trading: Trading) -> None:
-    """The ledger says long; meanwhile the account was turned short, and nothing of it can be read."""
+async def test_a_close_of_the_wrong_side_is_followed_by_a_close_of_both_sides(
+    broker: Broker, trading: Trading
+) -> None:
+    """The ledger shows long, but the account was turned short and cannot be read."""
     await trading.enter()
     broker.venue.market_order(MarketOrderFields(instrument="GBP_JPY", units=Decimal(-2)))
     assert broker.units == -1
@@ -264,7 +262,7 @@ async def test_a_close_of_the_wrong_side_is_followed_by_one_of_both(broker: Brok
     assert broker.units == 0
 
 
-async def test_an_unread_transaction_is_not_forgotten_while_the_snapshot_cannot_be_read(
+async def test_an_unreadable_transaction_is_remembered_until_a_snapshot_is_read(
     broker: Broker, trading: Trading
 ) -> None:
     def damaged(answer: dict[str, Any]) -> dict[str, Any]:
@@ -283,7 +281,7 @@ async def test_an_unread_transaction_is_not_forgotten_while_the_snapshot_cannot_
     assert trading.account.holding.units == 1
 
 
-async def test_a_snapshot_older_than_the_ledger_erases_nothing(broker: Broker, trading: Trading) -> None:
+async def test_a_snapshot_older_than_the_ledger_changes_nothing(broker: Broker, trading: Trading) -> None:
     """OANDA's replicas lag by up to half a second."""
     before: list[dict[str, Any]] = []
 
@@ -303,16 +301,16 @@ async def test_a_snapshot_older_than_the_ledger_erases_nothing(broker: Broker, t
     broker.forged |= {"/transactions/sinceid": damaged, "/" + ACCOUNT: lambda _: before[0]}
     for _ in range(2):
         await trading.account.sync(None)
-        assert trading.account.holding.units == 1, "as its readable fill says"
+        assert trading.account.holding.units == 1, "from its readable fill"
     del broker.forged["/" + ACCOUNT]
     await trading.account.sync(None)
     assert trading.account.holding.units == 1
 
 
-async def test_an_order_whose_fill_cannot_be_read_is_settled_by_its_own_state(
+async def test_an_order_with_an_unreadable_fill_is_settled_by_its_own_state(
     broker: Broker, trading: Trading, ledger: Ledger
 ) -> None:
-    """Else its outcome would be unknown for ever, and no entry allowed until an operator came."""
+    """Otherwise its outcome would stay unknown, and no entry be sent until an operator resumed trading."""
 
     def damaged(answer: dict[str, Any]) -> dict[str, Any]:
         for transaction in answer["transactions"]:
@@ -334,7 +332,7 @@ async def test_an_order_whose_fill_cannot_be_read_is_settled_by_its_own_state(
 
 
 @pytest.mark.parametrize("forged", [forged for forged in Forged if forged.executed])
-async def test_an_entry_that_was_executed_is_never_called_anything_else(
+async def test_an_executed_entry_is_always_settled_as_filled(
     broker: Broker, trading: Trading, forged: Forged
 ) -> None:
     broker.answers = [forged]
@@ -344,7 +342,7 @@ async def test_an_entry_that_was_executed_is_never_called_anything_else(
     assert trading.account.memory.risk.rejects == 0
 
 
-async def test_an_entry_that_was_never_looked_at_is_not_sent_and_no_reject(
+async def test_an_entry_refused_before_processing_is_not_sent_and_not_a_reject(
     broker: Broker, trading: Trading
 ) -> None:
     broker.answers = [Forged.TOO_MANY]
@@ -353,10 +351,10 @@ async def test_an_entry_that_was_never_looked_at_is_not_sent_and_no_reject(
     assert trading.account.memory.risk.rejects == 0
 
 
-async def test_a_reject_that_is_read_before_its_answer_comes_counts_once(
+async def test_a_reject_read_before_its_answer_arrives_counts_once(
     broker: Broker, trading: Trading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While an order is on its way, another task reads the account's transactions."""
+    """While the order's request is in flight, another task reads the account's transactions."""
     send = trading.client.market_order
 
     async def send_while_another_reads(order: MarketOrder) -> OrderOutcome:
@@ -380,22 +378,22 @@ async def test_a_reject_that_is_read_before_its_answer_comes_counts_once(
         Forged.NOT_JSON_UNEXECUTED,
     ],
 )
-async def test_an_entry_without_a_trace_is_settled_once_the_account_stood_still_for_the_look_up_time(
+async def test_an_entry_without_a_transaction_is_settled_after_the_look_up_time(
     broker: Broker, trading: Trading, ledger: Ledger, forged: Forged
 ) -> None:
     broker.answers = [forged]
     lost = await trading.enter()
     assert lost.state is IntentState.SENDING
     await trading.sync_at(0.29)
-    assert trading.account.num_unknown() == 1, "not before its time"
+    assert trading.account.num_unknown() == 1, "not before the look-up time is over"
     await trading.sync_at(0.02)
     assert ledger.intent(lost.intent_id).state is IntentState.NOT_EXECUTED  # type: ignore[union-attr]
     assert trading.account.num_unknown() == 0
-    assert trading.account.memory.risk.rejects == 0, "it says nothing about the order"
+    assert trading.account.memory.risk.rejects == 0, "it does not count as a reject"
     assert broker.posts == ["POST orders"], "an entry is never sent again"
 
 
-async def test_an_account_that_moves_starts_the_look_up_time_anew(broker: Broker, trading: Trading) -> None:
+async def test_a_new_transaction_restarts_the_look_up_time(broker: Broker, trading: Trading) -> None:
     broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
     await trading.enter()
     for _ in range(3):
@@ -409,10 +407,10 @@ async def test_an_account_that_moves_starts_the_look_up_time_anew(broker: Broker
     assert trading.account.num_unknown() == 0
 
 
-async def test_an_order_that_the_broker_knows_is_not_settled_although_its_transactions_are_hidden(
+async def test_an_order_that_the_broker_knows_waits_for_its_transactions(
     broker: Broker, trading: Trading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replica that lags shows an old last transaction; the look-up by client id is the second opinion."""
+    """A lagging replica shows an old last transaction, but the look-up by client id finds the order."""
     broker.answers = [Forged.TIMED_OUT_EXECUTED]
     since = trading.client.transactions_since
 
@@ -429,10 +427,10 @@ async def test_an_order_that_the_broker_knows_is_not_settled_although_its_transa
     assert trading.ledger.intent(lost.intent_id).state is IntentState.FILLED  # type: ignore[union-attr]
 
 
-async def test_a_fill_that_comes_after_an_order_was_settled_corrects_the_ledger(
+async def test_a_fill_after_an_order_was_settled_corrects_the_ledger(
     broker: Broker, trading: Trading, ledger: Ledger
 ) -> None:
-    """The broker executes what it answered 504 to only after the look-up time."""
+    """The broker executes an order that it answered with 504 only after the look-up time."""
     broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
     lost = await trading.enter()
     await trading.sync_at(1.0)
@@ -445,14 +443,12 @@ async def test_a_fill_that_comes_after_an_order_was_settled_corrects_the_ledger(
     assert kept.detail.endswith("after not_executed")
     assert trading.account.holding.units == 1
     await trading.account.sync(None)
-    alerts = [row.message for row in ledger.untold("streams", count=99)]
-    assert [a.name for a in alerts if isinstance(a, AlertRaised)] == ["order_filled_late"], "told once"
+    alerts = [row.message for row in ledger.undelivered("streams", count=99)]
+    assert [a.name for a in alerts if isinstance(a, AlertRaised)] == ["order_filled_late"], "one alert"
 
 
-async def test_a_position_that_cannot_be_read_does_not_hide_the_trades(
-    broker: Broker, trading: Trading
-) -> None:
-    """What is held is read from the trades; a position, of another instrument perhaps, says nothing more."""
+async def test_an_unreadable_position_does_not_hide_the_trades(broker: Broker, trading: Trading) -> None:
+    """The position is read from the trades; the snapshot's `positions` may be of another instrument."""
 
     def damaged(answer: dict[str, Any]) -> dict[str, Any]:
         answer["account"]["positions"].append({"instrument": "EUR_USD", "long": None})
@@ -462,9 +458,7 @@ async def test_a_position_that_cannot_be_read_does_not_hide_the_trades(
     assert await trading.account.shown_flat()
 
 
-async def test_an_unknown_entry_keeps_the_account_from_being_called_flat(
-    broker: Broker, trading: Trading
-) -> None:
+async def test_an_account_with_an_unknown_entry_is_not_shown_flat(broker: Broker, trading: Trading) -> None:
     assert await trading.account.shown_flat()
     broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
     await trading.enter()

@@ -1,4 +1,4 @@
-"""Every guard: when it trips, when it does not, and what it lets through."""
+"""Every guard: when it trips, when it does not, and which actions it permits."""
 
 from dataclasses import replace
 from typing import Any
@@ -50,13 +50,13 @@ CALM = Situation(
 )
 
 
-def test_nothing_trips_in_calm() -> None:
+def test_no_guard_trips_in_a_normal_situation() -> None:
     assert tripped(CALM, LIMITS) == ()
     assert state_of(()) is TraderState.ACTIVE
     assert permit(Action.BUY, Side.FLAT, ()).action is Action.BUY
 
 
-#: What changes in calm, the guard that it trips, its effect; and a value just inside the limit.
+#: A change of the normal situation, the guard that it trips, its effect, and a value just inside the limit.
 CASES: list[tuple[dict[str, Any], Guard, Effect, dict[str, Any]]] = [
     ({"silence_seconds": 10.1}, Guard.STALE_PRICE, Effect.NO_DECISION, {"silence_seconds": 10.0}),
     ({"price_age_seconds": 120.1}, Guard.QUIET_PRICE, Effect.NO_DECISION, {"price_age_seconds": 120.0}),
@@ -100,14 +100,14 @@ def test_every_guard_has_a_case() -> None:
     assert {case[1] for case in CASES} == set(Guard)
 
 
-def test_a_closed_market_s_silence_alarms_nobody() -> None:
+def test_silence_of_a_closed_market_trips_no_price_guard() -> None:
     over = replace(CALM, tradeable=False, minutes_to_close=-9.0, replay_over=True)
     assert tripped(over, LIMITS) == ()
     closed = replace(CALM, tradeable=False, silence_seconds=1e5, price_age_seconds=1e5, spread_pips=None)
     assert [trip.guard for trip in tripped(closed, LIMITS)] == [Guard.MARKET_CLOSED]
 
 
-def test_infinity_switches_a_limit_off() -> None:
+def test_infinity_disables_a_limit() -> None:
     off = replace(LIMITS, max_spread_pips=float("inf"), max_orders_per_hour=float("inf"))
     assert tripped(replace(CALM, spread_pips=500.0, orders_last_hour=10_000), off) == ()
 
@@ -128,7 +128,9 @@ def test_infinity_switches_a_limit_off() -> None:
         (Effect.NO_ORDER, Side.FLAT, Action.SELL, Action.HOLD),
     ],
 )
-def test_what_each_effect_lets_through(effect: Effect, side: Side, wanted: Action, done: Action) -> None:
+def test_each_effect_permits_certain_actions(
+    effect: Effect, side: Side, wanted: Action, done: Action
+) -> None:
     permission = permit(wanted, side, [Trip(Guard.SPREAD, effect, "why")])
     assert permission.action is done
     assert permission.reason == ("" if done is wanted else "spread: why")
@@ -159,10 +161,10 @@ def test_guards_never_make_an_entry_nor_an_illegal_action(
     forced=st.sampled_from([case for case in CASES if case[2] is Effect.FLATTEN]),
     side=st.sampled_from([Side.LONG, Side.SHORT]),
 )
-def test_nothing_but_a_closed_market_keeps_a_forced_exit_from_closing(
+def test_only_a_closed_market_delays_a_forced_exit(
     others: set[Guard], forced: tuple[dict[str, Any], Guard, Effect, dict[str, Any]], side: Side
 ) -> None:
-    """However many guards trip beside it, and whatever the agent wants."""
+    """Whatever other guards trip, and whatever the agent decides."""
     beside = {name: value for case in CASES if case[1] in others for name, value in case[0].items()}
     trips = tripped(replace(CALM, **{**beside, **forced[0], "side": side}), LIMITS)
     assert str(forced[1]) in forced_exit(trips) or Guard.MARKET_CLOSED in {trip.guard for trip in trips}

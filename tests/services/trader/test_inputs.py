@@ -1,4 +1,4 @@
-"""The whole trader against a broker that sends what cannot be: it says so once, goes on, and can close."""
+"""The trader against a broker that sends wrong data: one alert for each kind, and trading goes on."""
 
 import asyncio
 import re
@@ -54,16 +54,16 @@ def a_day_ahead(broker: Broker) -> str:
 
 def late_ticks(trader: Trader) -> int:
     """Its metric of prices that were not newer than the one before."""
-    told = re.search(r"^mm_trader_late_ticks ([0-9.]+)$", trader.metrics(), re.MULTILINE)
-    assert told is not None
-    return int(float(told[1]))
+    match = re.search(r"^mm_trader_late_ticks ([0-9.]+)$", trader.metrics(), re.MULTILINE)
+    assert match is not None
+    return int(float(match[1]))
 
 
 def cut(broker: Broker) -> None:
-    """Break every price stream off."""
+    """Disconnect every price stream."""
     for subscription in broker.venue._prices:
         subscription.overrun = True
-    broker.say({"type": "HEARTBEAT", "time": format_time(broker.venue.now_ns)})
+    broker.send_line({"type": "HEARTBEAT", "time": format_time(broker.venue.now_ns)})
 
 
 _BAD_LINES: dict[str, Callable[[Broker], dict[str, Any]]] = {
@@ -75,24 +75,24 @@ _BAD_LINES: dict[str, Callable[[Broker], dict[str, Any]]] = {
 }
 
 
-async def test_bad_lines_cost_themselves_and_nothing_else(
+async def test_a_bad_line_is_skipped_and_trading_goes_on(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """One of each kind, thrice, while a position is held: decisions go on, and the position closes."""
+    """Three lines of each kind while a position is open: decisions go on, and the position can be closed."""
     async with running_broker(tmp_path) as broker, running_oracle({BUY_AT: Action.BUY}) as oracle:
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
         async with running_trader(settings) as trader:
             await until(lambda: broker.units == 1)
             late = late_ticks(trader)
             for _ in range(3):
-                broker.say(priced(broker, "190.0", "190.04", time=format_time(1_000_000_000)))
+                broker.send_line(priced(broker, "190.0", "190.04", time=format_time(1_000_000_000)))
                 for line in _BAD_LINES.values():
-                    broker.say(line(broker))
+                    broker.send_line(line(broker))
             for reason in _BAD_LINES:
                 await until(lambda: f'mm_trader_refused_total{{reason="{reason}"}} 3.0' in trader.metrics())  # noqa: B023
             await until(lambda: late_ticks(trader) == late + 3)
-            reached = broker.venue.place.acknowledged_s
-            await until(lambda: broker.venue.place.acknowledged_s > reached + 600)
+            reached = broker.venue.progress.acknowledged_s
+            await until(lambda: broker.venue.progress.acknowledged_s > reached + 600)
             assert trader.detail["state"] == "active"
             assert trader.detail["guards"] == ""
             assert "mm_trader_reconnects_total 0.0" in trader.metrics(), "the session went on"
@@ -103,7 +103,7 @@ async def test_bad_lines_cost_themselves_and_nothing_else(
     assert sorted(names) == ["killed", *sorted(f"refused_{reason}" for reason in _BAD_LINES)], "one of each"
 
 
-async def test_bad_candles_are_left_out_and_a_bar_without_its_candle_is_held_through(
+async def test_bad_candles_are_skipped_and_a_bar_without_a_candle_is_a_hold(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     bad = FIRST_BAR + 4
@@ -129,14 +129,14 @@ async def test_bad_candles_are_left_out_and_a_bar_without_its_candle_is_held_thr
     rows = {int(made.bar_time.timestamp()): made for made in await decisions_of(bus)}
     held = rows[int(BARS.time_s[bad])]
     assert (held.action, held.executed) == ("HOLD", False)
-    assert "did not come in time" in held.reason
+    assert "did not arrive in time" in held.reason
     assert [int(BARS.time_s[FIRST_BAR + n]) in rows for n in range(9)] == [True] * 9, "a row for each bar"
     assert sorted(alert.name for alert in await alerts_of(bus)) == ["candle_late", "refused_candle"]
 
 
 @dataclass
 class LateCandle:
-    """Answers of the broker in which a bar's candle is complete only after so many looks at it."""
+    """Changes candle answers so that a bar's candle is complete only after several reads."""
 
     bar: int
     after: int
@@ -152,10 +152,10 @@ class LateCandle:
         return answer
 
 
-async def test_a_candle_that_comes_late_is_waited_for(
+async def test_the_trader_waits_for_a_late_candle(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """OANDA completes a minute 1 to 45 s late: the decision waits as long as the bar may be acted on."""
+    """OANDA completes a minute 1 to 45 s late; the decision waits while the bar is not too old."""
     late = LateCandle(FIRST_BAR + 3, after=8)
     async with running_broker(tmp_path, stop=FIRST_BAR + 8) as broker, running_oracle() as oracle:
         oracle.script = {late.bar: Action.SELL}
@@ -167,7 +167,7 @@ async def test_a_candle_that_comes_late_is_waited_for(
     assert await alerts_of(bus) == []
 
 
-async def test_a_stream_that_breaks_while_a_candle_is_waited_for_costs_no_decision(
+async def test_a_stream_that_breaks_during_the_wait_for_a_candle_loses_no_decision(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     late, looks, hidden = FIRST_BAR + 3, 0, True
@@ -193,7 +193,7 @@ async def test_a_stream_that_breaks_while_a_candle_is_waited_for_costs_no_decisi
     assert await alerts_of(bus) == []
 
 
-async def test_a_killed_trader_calls_no_candle_late_that_comes_in_time(
+async def test_a_killed_trader_raises_no_alert_for_a_candle_in_time(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     late = LateCandle(FIRST_BAR + 3, after=3)
@@ -206,10 +206,10 @@ async def test_a_killed_trader_calls_no_candle_late_that_comes_in_time(
     assert [alert.name for alert in await alerts_of(bus)] == ["killed"]
 
 
-async def test_a_new_level_that_candles_confirm_is_traded_on(
+async def test_a_new_price_level_confirmed_by_candles_is_traded(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The limit is put below the market's own steps: every bar is a new level, and none is stuck."""
+    """The limit is below the market's own steps, so that every bar is a new level."""
     async with running_broker(tmp_path, stop=FIRST_BAR + 30) as broker, running_oracle() as oracle:
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
         narrow = settings.guards.__class__(max_jump_percent=0.02)
@@ -221,7 +221,7 @@ async def test_a_new_level_that_candles_confirm_is_traded_on(
     )
 
 
-async def test_a_transaction_that_cannot_be_read_does_not_keep_the_trader_from_its_position(
+async def test_the_position_is_known_although_a_transaction_is_unreadable(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """The entry's fill is damaged in every answer: the position is read from a snapshot instead."""
@@ -237,16 +237,16 @@ async def test_a_transaction_that_cannot_be_read_does_not_keep_the_trader_from_i
         broker.forged["/transactions/sinceid"] = damage
         async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
             await until(lambda: trader.detail.get("units") == 1)
-            await control(bus, "running")  # the order's own outcome is not known: an operator goes on
+            await control(bus, "running")  # settles the order, whose outcome is not known
             await control(bus, "killed")
             await until(lambda: broker.units == 0)
     assert "transactions_unread" in [alert.name for alert in await alerts_of(bus)]
 
 
-async def test_a_broker_that_refuses_the_token_is_told_of_and_the_trader_goes_on_when_it_may(
+async def test_a_refused_token_raises_an_alert_and_trading_resumes_later(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The position stays open meanwhile, so the trader stays too, and says so."""
+    """The trader keeps running, since its position stays open."""
     async with running_broker(tmp_path) as broker, running_oracle({BUY_AT: Action.BUY}) as oracle:
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
         async with running_trader(settings) as trader:
@@ -259,12 +259,12 @@ async def test_a_broker_that_refuses_the_token_is_told_of_and_the_trader_goes_on
             broker.refusal = None
             await control(bus, "killed")
             await until(lambda: broker.units == 0)
-    (told,) = [alert for alert in await alerts_of(bus) if alert.name == "broker_refuses"]
-    assert "403" in told.detail
+    (raised,) = [alert for alert in await alerts_of(bus) if alert.name == "broker_refuses"]
+    assert "403" in raised.detail
 
 
 @pytest.mark.parametrize("refusal", [404, 401])  # 404: an instrument that the account cannot trade
-async def test_a_broker_that_is_away_is_told_of_before_the_account_is_known(
+async def test_an_unavailable_broker_raises_an_alert_before_the_account_is_known(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
     monkeypatch.setattr("services.trader.__main__.UNAVAILABLE_SECONDS", 0.0)
@@ -278,11 +278,11 @@ async def test_a_broker_that_is_away_is_told_of_before_the_account_is_known(
             broker.refusal = None
             await broker.decided(FIRST_BAR + 2)
             await _ended(bus, "waiting_for_broker")
-    told = [alert.name for alert in await alerts_of(bus)]
-    assert told.count("waiting_for_broker") == 1, "one alert, however often it refused"
+    names = [alert.name for alert in await alerts_of(bus)]
+    assert names.count("waiting_for_broker") == 1, "one alert for all refusals"
 
 
-async def test_a_trader_that_stands_by_is_told_of(
+async def test_a_trader_in_standby_raises_an_alert(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trader.__main__.UNAVAILABLE_SECONDS", -100.0)
@@ -297,7 +297,7 @@ async def test_a_trader_that_stands_by_is_told_of(
             await _ended(bus, "standby")
 
 
-async def test_pauses_begin_anew_after_a_good_session_and_a_foreign_order_is_told_of_once(
+async def test_a_good_session_resets_the_pause_and_a_foreign_order_alerts_once(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trader.service._GOOD_SESSION_SECONDS", -1.0)
@@ -322,7 +322,7 @@ async def test_pauses_begin_anew_after_a_good_session_and_a_foreign_order_is_tol
     assert [alert.name for alert in await alerts_of(bus)].count("foreign_orders") == 1
 
 
-def test_pauses_double_up_to_their_limit_until_a_session_was_good() -> None:
+def test_pauses_double_up_to_a_limit_until_a_good_session() -> None:
     backoff = Backoff(30.0)
     for most in (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
         assert most / 2 <= backoff.after(good=False) <= most
@@ -330,10 +330,10 @@ def test_pauses_double_up_to_their_limit_until_a_session_was_good() -> None:
     assert 0.5 <= backoff.after(good=False) <= 1.0
 
 
-async def test_a_stream_that_dies_while_a_read_is_repeated_shows_at_once(
+async def test_a_broken_stream_is_reported_while_a_read_is_retried(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The session is in the middle of a read that is repeated for up to 30 s, and cannot look itself."""
+    """The session retries a read for up to 30 s and cannot check the stream itself."""
     async with running_broker(tmp_path) as broker, running_oracle() as oracle:
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle, sync_seconds=600.0)
         async with running_trader(settings) as trader:
@@ -347,10 +347,10 @@ async def test_a_stream_that_dies_while_a_read_is_repeated_shows_at_once(
             assert "mm_trader_reconnects_total 0.0" in trader.metrics(), "the session still waits"
 
 
-async def test_a_stream_without_a_readable_line_is_given_up_before_its_first_price(
+async def test_a_stream_without_a_readable_line_ends_the_session(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trader.service.UNHEARD_SECONDS", 0.5)
+    monkeypatch.setattr("services.trader.session.UNHEARD_SECONDS", 0.5)
     monkeypatch.setattr(
         "shared.adapters.oanda.client._parse_line", lambda *_: UnreadableLine("of another schema")
     )
@@ -390,10 +390,10 @@ async def _announced(bus: Bus, name: str, phase: str) -> None:
 
 
 @pytest.mark.parametrize("damaged", [True, False], ids=["damaged", "in use"])
-async def test_a_trader_starts_and_trades_without_its_tables(
+async def test_a_trader_starts_and_trades_while_its_tables_cannot_be_opened(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, damaged: bool
 ) -> None:
-    """They are for queries. What they miss is written once they can be."""
+    """The tables serve queries only. Missing rows are written once the file is free."""
     tables = tmp_path / "trader" / "trader.duckdb"
     tables.parent.mkdir()
     with ExitStack() as held:
@@ -408,7 +408,7 @@ async def test_a_trader_starts_and_trades_without_its_tables(
             running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader,
         ):
             await until(lambda: trader.detail.get("orders") == 2)
-            await asyncio.sleep(2.5)  # past a try to write the tables
+            await asyncio.sleep(2.5)  # longer than the pause between two writes of the tables
             assert not trader.task.done()
             held.close()
             tables.unlink()
@@ -417,7 +417,7 @@ async def test_a_trader_starts_and_trades_without_its_tables(
     assert written == (len(await decisions_of(bus)),)
 
 
-async def test_a_ledger_that_cannot_be_written_is_told_of_and_trading_goes_on_after_it(
+async def test_an_unwritable_ledger_raises_an_alert_and_trading_resumes_later(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     async with (

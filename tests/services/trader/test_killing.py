@@ -1,4 +1,4 @@
-"""The kill switch from end to end: the trader, its kill file, `kill`, and every part dead in its turn."""
+"""The kill switch end to end: the trader, its kill file and `kill`, while each other part fails in turn."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 ENTRY_BAR = FIRST_BAR + 1
 
-#: The last word of a trader that does not run any more.
+#: Last status of a trader that has exited.
 _DEAD = TraderStatus(
     pid=2**31 - 1,  # larger than any process has
     mode="paper",
@@ -58,7 +58,7 @@ _DEAD = TraderStatus(
 
 @pytest_asyncio.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A replay that stands still once the entry was made: what closes then does not wait for a bar."""
+    """A replay that stops once the entry was made, so that no close can wait for a bar."""
     async with running_broker(tmp_path, stop=FIRST_BAR + 50) as running:
         acknowledge = running.venue.acknowledge
 
@@ -72,7 +72,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 
 @pytest_asyncio.fixture
 async def oracle() -> AsyncIterator[Oracle]:
-    """Wants to enter at every bar from the first one on that the broker lets pass."""
+    """Decides to buy at every bar from `ENTRY_BAR` on."""
     async with running_oracle(dict.fromkeys(range(ENTRY_BAR, FIRST_BAR + 50), Action.BUY)) as running:
         yield running
 
@@ -91,7 +91,7 @@ def kill_it(
 
 
 class Kill:
-    """`micro-muzero kill`, in a thread of its own."""
+    """Runs `micro-muzero kill` in its own thread."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -99,7 +99,7 @@ class Kill:
     async def __call__(
         self, *, reason: str = "test", seconds: float = 20.0, at_broker: bool = False, resume: bool = False
     ) -> str:
-        """What it printed."""
+        """Run it; returns its output."""
         self._capsys.readouterr()
         await asyncio.to_thread(kill, reason=reason, timeout=seconds, at_broker=at_broker, resume=resume)
         return self._capsys.readouterr().out
@@ -114,10 +114,10 @@ def status(home: Path) -> dict[str, object]:
     return dict(json.loads((home / "trader" / "state.json").read_text()))
 
 
-async def test_a_kill_through_redis_outlives_closes_that_are_not_answered(
+async def test_a_kill_through_redis_repeats_closes_that_are_not_answered(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
 ) -> None:
-    """No bar closes: a close has to be repeated for the bar that the first one was sent for."""
+    """No bar closes, so every close is sent for the same bar."""
     settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
     async with running_trader(settings) as trader:
         await until(lambda: trader.detail.get("side") == 1)
@@ -132,27 +132,27 @@ async def test_a_kill_through_redis_outlives_closes_that_are_not_answered(
     assert broker.posts == ["POST orders", *["PUT close"] * 4]
 
 
-async def test_kill_confirms_what_the_trader_confirms_and_resume_lifts_it(
+async def test_kill_prints_the_traders_confirmation_and_resume_lifts_the_kill(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle, kill_it: Kill
 ) -> None:
     async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
         await until(lambda: trader.detail.get("side") == 1)
-        said = await kill_it()
+        output = await kill_it()
         assert broker.units == 0
         transaction = broker.venue.exchange.account.last_id
-        assert f"confirmed: flat at transaction {transaction} (trader" in said
-        assert said.index("sent: ") < said.index("confirmed: ")
+        assert f"confirmed: flat at transaction {transaction} (trader" in output
+        assert output.index("sent: ") < output.index("confirmed: ")
         newest = await bus.newest(CONTROL, name="trader")
         assert newest is not None
         assert newest.state == "killed"
         assert trader.detail["control"] == "killed"
-        said = await kill_it(resume=True)
-        assert said.index("lifted") < said.index("confirmed: the trader may trade")
+        output = await kill_it(resume=True)
+        assert output.index("lifted") < output.index("confirmed: the trader may trade")
         assert status(tmp_path)["control"] == "running"
         await until(lambda: trader.detail["control"] == "running")
 
 
-async def test_a_resume_that_no_trader_confirms_says_so(bus: Bus, tmp_path: Path, kill_it: Kill) -> None:
+async def test_a_resume_that_no_trader_confirms_fails(bus: Bus, tmp_path: Path, kill_it: Kill) -> None:
     StatusFile(tmp_path / "trader").write(_DEAD)
     assert "no trader runs here" in await kill_it(resume=True)
     for kill_id in ("k", None):  # its file is still seen, or the kill through Redis still holds
@@ -162,7 +162,7 @@ async def test_a_resume_that_no_trader_confirms_says_so(bus: Bus, tmp_path: Path
 
 
 @pytest.mark.parametrize("reason", ["x" * 3_000, "\udcff"], ids=["long", "not UTF-8"])
-async def test_a_kill_s_reason_never_keeps_it_from_being_carried_out(
+async def test_a_kill_is_carried_out_whatever_its_reason_text(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, kill_it: Kill, reason: str
 ) -> None:
     await broker.buy()
@@ -174,7 +174,7 @@ async def test_a_kill_s_reason_never_keeps_it_from_being_carried_out(
     assert newest.state == "killed"
 
 
-async def test_a_kill_whose_file_cannot_be_written_does_not_wait_for_the_trader(
+async def test_a_kill_on_a_full_disk_closes_without_waiting_for_the_trader(
     tmp_path: Path, broker: Broker, kill_it: Kill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -189,10 +189,10 @@ async def test_a_kill_whose_file_cannot_be_written_does_not_wait_for_the_trader(
     assert broker.units == 0
 
 
-async def test_a_standby_whose_kill_was_lifted_leaves_the_position_to_the_trader_with_the_lease(
+async def test_a_standby_obeys_the_resume_that_it_missed_and_leaves_the_position(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
 ) -> None:
-    """Its ledger knows the kill and not the resume, which came while it was down."""
+    """Its ledger has the kill, but not the resume, which was ordered while it was down."""
     await control(bus, "killed")
     second = trader_settings(redis_server.url, tmp_path / "two", broker, oracle, sync_seconds=0.1)
     async with running_trader(second) as trader:
@@ -210,10 +210,10 @@ async def test_a_standby_whose_kill_was_lifted_leaves_the_position_to_the_trader
     assert broker.posts == ["POST orders"]
 
 
-async def test_kill_with_redis_dead_and_a_look_up_under_way(
+async def test_kill_works_without_redis_during_a_look_up(
     tmp_path: Path, broker: Broker, oracle: Oracle, kill_it: Kill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entry is executed and answered 504, and nothing can be read while the trader looks for it."""
+    """The entry is executed and answered with 504; Redis is killed during the look-up."""
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     monkeypatch.setenv("MM_REDIS_URL", server.url)
@@ -224,9 +224,9 @@ async def test_kill_with_redis_dead_and_a_look_up_under_way(
             broker.answers = [Forged.TIMED_OUT_EXECUTED]
             await until(lambda: len(broker.posts) == 1)
             server.stop(kill=True)
-            said = await kill_it()
-            assert "Redis does not answer" in said
-            assert "confirmed: flat at transaction" in said
+            output = await kill_it()
+            assert "Redis does not answer" in output
+            assert "confirmed: flat at transaction" in output
             assert broker.units == 0
             assert not trader.task.done()
     finally:
@@ -234,7 +234,7 @@ async def test_kill_with_redis_dead_and_a_look_up_under_way(
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "not kept yet"])
-async def test_a_kill_closes_although_the_ledger_cannot_be_written(
+async def test_a_kill_closes_while_the_ledger_cannot_be_written(
     redis_server: RedisServer, bus: Bus, tmp_path: Path, broker: Broker, oracle: Oracle, *, known: bool
 ) -> None:
     async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
@@ -248,7 +248,7 @@ async def test_a_kill_closes_although_the_ledger_cannot_be_written(
         await until(lambda: trader.detail["flat_at"] is not None)
 
 
-async def test_a_killed_trader_that_crashes_is_done_without(
+async def test_kill_closes_at_the_broker_after_the_trader_crashed(
     redis_server: RedisServer, bus: Bus, tmp_path: Path, broker: Broker, oracle: Oracle, kill_it: Kill
 ) -> None:
     """SIGKILL between the unanswered close and the next one; `kill` then closes at the broker itself."""
@@ -262,16 +262,16 @@ async def test_a_killed_trader_that_crashes_is_done_without(
         trader.send_signal(signal.SIGKILL)
         await trader.wait()
     assert broker.units == 1
-    said = await kill_it(seconds=1.0)
-    assert "closing at the broker" in said
-    assert f"flat at transaction {broker.venue.exchange.account.last_id}, account" in said
+    output = await kill_it(seconds=1.0)
+    assert "closing at the broker" in output
+    assert f"flat at transaction {broker.venue.exchange.account.last_id}, account" in output
     assert broker.units == 0
 
 
-async def test_a_killed_trader_that_restarts_without_redis_closes_without_the_lease(
+async def test_a_killed_trader_closes_without_redis_and_lease_after_a_restart(
     tmp_path: Path, redis_server: RedisServer, bus: Bus, broker: Broker, oracle: Oracle, kill_it: Kill
 ) -> None:
-    """The kill came through Redis and is in the ledger only; then trader and Redis die."""
+    """The kill was ordered through Redis and is only in the ledger; then trader and Redis stop."""
     settings = trader_settings(redis_server.url, tmp_path, broker, oracle, flatten_retry_seconds=5.0)
     async with running_trader(settings) as trader:
         await until(lambda: trader.detail.get("side") == 1)
@@ -283,8 +283,8 @@ async def test_a_killed_trader_that_restarts_without_redis_closes_without_the_le
     async with running_trader(nowhere) as trader:
         await until(lambda: broker.units == 0)
         assert trader.detail["state"] == "standby"
-        said = await kill_it()
-        assert f"confirmed: flat at transaction {broker.venue.exchange.account.last_id} (trader" in said
+        output = await kill_it()
+        assert f"confirmed: flat at transaction {broker.venue.exchange.account.last_id} (trader" in output
     async with running_trader(settings) as trader:
         await until(lambda: trader.detail.get("control") == "killed")
         await until(lambda: trader.detail.get("flat_at") is not None)
@@ -296,7 +296,7 @@ async def test_a_killed_trader_that_restarts_without_redis_closes_without_the_le
 async def test_a_kill_is_carried_out_before_the_account_was_ever_read(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle, through: str
 ) -> None:
-    """A new home and a snapshot that cannot be read: no session begins, and what is held is closed."""
+    """With a new home and an unreadable snapshot no session begins, but the position is closed."""
     await broker.buy()
 
     def damaged(answer: dict[str, Any]) -> dict[str, Any]:
@@ -313,7 +313,7 @@ async def test_a_kill_is_carried_out_before_the_account_was_ever_read(
         else:
             await control(bus, "killed")
         await until(lambda: broker.units == 0)
-        assert status(tmp_path)["flat_at"] is None, "nothing has shown that it is flat"
+        assert status(tmp_path)["flat_at"] is None, "the broker has not shown the account flat"
         broker.forged.clear()
         await until(lambda: trader.detail.get("control") == "killed")
         await until(lambda: status(tmp_path)["flat_at"] == broker.venue.exchange.account.last_id)
@@ -321,10 +321,10 @@ async def test_a_kill_is_carried_out_before_the_account_was_ever_read(
     assert "POST orders" not in broker.posts
 
 
-async def test_an_entry_that_is_filled_long_after_the_kill_is_closed(
+async def test_an_entry_filled_long_after_the_kill_is_closed(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
 ) -> None:
-    """Its answer is lost, the kill comes, flat is shown and confirmed, and only then the broker fills it."""
+    """The answer is lost, the kill is ordered, the account is shown flat, and then the broker fills it."""
     broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
     settings = trader_settings(
         redis_server.url, tmp_path, broker, oracle, look_up_seconds=2.0, sync_seconds=0.2
@@ -343,7 +343,7 @@ async def test_an_entry_that_is_filled_long_after_the_kill_is_closed(
     assert broker.posts == ["POST orders", "PUT close"]
 
 
-async def test_a_kill_outlives_a_broker_that_refuses_the_token(
+async def test_a_kill_is_retried_while_the_broker_refuses_the_token(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
 ) -> None:
     async with running_trader(trader_settings(redis_server.url, tmp_path, broker, oracle)) as trader:
@@ -358,7 +358,7 @@ async def test_a_kill_outlives_a_broker_that_refuses_the_token(
         assert not trader.task.done()
 
 
-async def test_a_trader_killed_before_its_entry_s_answer_starts_under_a_kill_file_and_closes_the_entry(
+async def test_an_entry_of_a_crashed_trader_is_closed_at_a_restart_with_a_kill_file(
     redis_server: RedisServer, bus: Bus, tmp_path: Path, broker: Broker, oracle: Oracle
 ) -> None:
     broker.answers = [Forged.TIMED_OUT_EXECUTED]
@@ -379,7 +379,7 @@ async def test_a_trader_killed_before_its_entry_s_answer_starts_under_a_kill_fil
     assert len(broker.fills()) == 2
 
 
-async def test_a_kill_that_nothing_can_carry_out_says_so(
+async def test_a_kill_that_cannot_be_carried_out_fails(
     tmp_path: Path, kill_it: Kill, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
 ) -> None:
     with pytest.raises(ServiceError, match="set MM_HOME"):
@@ -389,11 +389,11 @@ async def test_a_kill_that_nothing_can_carry_out_says_so(
     monkeypatch.setenv("MM_TRADER__INSTRUMENT", "GBP_JPY")
     with pytest.raises(ServiceError, match=r"may still be open.*ConnectError"):
         await kill_it(seconds=0.5)
-    assert KillSwitch(tmp_path / "trader").order() is not None, "it holds when the trader starts"
+    assert KillSwitch(tmp_path / "trader").order() is not None, "in force when the trader starts"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"kill_id": 3}'])
-def test_a_kill_file_of_any_content_holds_until_it_is_lifted(tmp_path: Path, content: bytes) -> None:
+def test_a_kill_file_of_any_content_is_a_kill_until_it_is_removed(tmp_path: Path, content: bytes) -> None:
     switch = KillSwitch(tmp_path)
     assert switch.order() is None
     switch.path.write_bytes(content)
@@ -407,7 +407,7 @@ def test_a_kill_file_of_any_content_holds_until_it_is_lifted(tmp_path: Path, con
 async def trader_process(
     redis_url: str, home: Path, broker: Broker, oracle: Oracle, **environment: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A trader that can be killed."""
+    """A trader in its own process, which a test can kill."""
     variables = {
         "MM_REDIS_URL": redis_url,
         "MM_HOME": str(home),

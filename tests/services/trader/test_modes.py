@@ -1,4 +1,4 @@
-"""Practice and live mode, whole, against a broker that poses as OANDA's hosts."""
+"""The complete trader in practice and live mode, against a broker that poses as OANDA's hosts."""
 
 import contextlib
 import math
@@ -42,7 +42,7 @@ ANY_CLOCK = replace(NO_LIMITS, max_clock_skew_seconds=math.inf)
 
 @dataclass
 class Market:
-    """A broker and a trader; the test lets the bars come."""
+    """A broker and a trader; the test advances the replay."""
 
     broker: Broker
     oracle: Oracle
@@ -50,7 +50,7 @@ class Market:
     connected: list[str]
 
     async def bars(self, num: int) -> None:
-        """Let so many bars come, each once the trader has decided on the one before."""
+        """Advance by this many bars, each after the trader has decided on the one before."""
         for _ in range(num):
             await self._decided()
 
@@ -66,7 +66,7 @@ class Market:
 
 @dataclass
 class Hosts:
-    """A broker that poses as OANDA, and what a trader at it is started with."""
+    """A broker that poses as OANDA, and the settings of a trader that uses it."""
 
     broker: Broker
     oracle: Oracle
@@ -144,7 +144,7 @@ def oanda_settings(
 
 
 def assert_hosts(market: Market, api: str, stream: str) -> None:
-    """Prices came from the stream's host and everything else from the other, and none from elsewhere."""
+    """Streams used the stream's host, everything else the API's host, and no other host was used."""
     assert set(market.connected) == {api, stream}
     streams = {host for host, path in market.broker.hosts if path.endswith("/stream")}
     others = {host for host, path in market.broker.hosts if not path.endswith("/stream")}
@@ -164,7 +164,7 @@ async def test_practice_trades_at_the_practice_hosts(
     assert await alerts_of(bus) == []
 
 
-async def test_live_trades_at_the_live_hosts_and_enters_only_on_a_version_promoted_to_live(
+async def test_live_uses_the_live_hosts_and_enters_only_on_a_live_version(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = TraderSettings(home=tmp_path)
@@ -184,10 +184,10 @@ async def test_live_trades_at_the_live_hosts_and_enters_only_on_a_version_promot
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["rolled back", "damaged"])
-async def test_live_manages_its_exit_whatever_became_of_the_promoted_version(
+async def test_live_closes_its_position_without_a_version_promoted_to_live(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, damaged: bool
 ) -> None:
-    """Restarted, it must not leave the position that it entered."""
+    """After a restart the trader must still manage the position that it entered."""
     store = fill(CheckpointStore(TraderSettings(home=tmp_path).checkpoint_root), 3)
     store.move(Pointer.PROMOTED, lambda _: Pointed(3, "live", ()))
     script = {FIRST_BAR + 1: Action.BUY, FIRST_BAR + 5: Action.CLOSE, FIRST_BAR + 7: Action.BUY}
@@ -210,25 +210,25 @@ async def test_live_manages_its_exit_whatever_became_of_the_promoted_version(
                 await market.trader.task
 
 
-async def test_a_stream_of_which_no_line_can_be_used_is_given_up(
+async def test_a_stream_without_a_usable_line_ends_the_session(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This machine's clock is an hour slow, so that every line seems to be from the future."""
-    monkeypatch.setattr("services.trader.service.UNHEARD_SECONDS", 0.5)
+    monkeypatch.setattr("services.trader.session.UNHEARD_SECONDS", 0.5)
     async with trading(
         Mode.PRACTICE, redis_server, tmp_path, monkeypatch, {}, wrong_by_seconds=-3_600.0
     ) as market:
         await until(lambda: "mm_trader_reconnects_total 2.0" in market.trader.metrics())
 
 
-@pytest.mark.parametrize(("wrong_by", "said"), [(20.0, "+20.0 s"), (-4.5, "-4.5 s")])
-async def test_a_clock_that_is_wrong_stops_entries_and_lets_a_position_close(
+@pytest.mark.parametrize(("wrong_by", "shown"), [(20.0, "+20.0 s"), (-4.5, "-4.5 s")])
+async def test_a_wrong_clock_stops_entries_but_not_exits(
     bus: Bus,
     redis_server: RedisServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     wrong_by: float,
-    said: str,
+    shown: str,
 ) -> None:
     guards = replace(NO_LIMITS, max_clock_skew_seconds=2.0)
     script = {FIRST_BAR + 1: Action.CLOSE, **dict.fromkeys(range(FIRST_BAR + 2, FIRST_BAR + 9), Action.BUY)}
@@ -240,11 +240,11 @@ async def test_a_clock_that_is_wrong_stops_entries_and_lets_a_position_close(
         assert market.broker.posts == ["PUT close"], "it closes, and does not enter"
     blocked = [made.action for made in await decisions_of(bus) if "clock_skew" in made.reason]
     assert "BUY" in blocked
-    (told,) = [alert for alert in await alerts_of(bus) if alert.name == "clock_skew"]
-    assert told.detail.startswith(f"this clock is {said}")
+    (raised,) = [alert for alert in await alerts_of(bus) if alert.name == "clock_skew"]
+    assert raised.detail.startswith(f"this machine's clock is {shown}")
 
 
-async def test_times_from_the_future_neither_stop_practice_nor_begin_a_day(
+async def test_lines_from_the_future_are_refused_and_trading_goes_on(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = {FIRST_BAR + 1: Action.BUY, FIRST_BAR + 5: Action.CLOSE}
@@ -253,7 +253,7 @@ async def test_times_from_the_future_neither_stop_practice_nor_begin_a_day(
         assert market.broker.units == 1
         ahead_ns = market.broker.venue.now_ns + 86_400 * 1_000_000_000
         for _ in range(5):
-            market.broker.say({"type": "HEARTBEAT", "time": format_time(ahead_ns)})
+            market.broker.send_line({"type": "HEARTBEAT", "time": format_time(ahead_ns)})
         await until(lambda: 'mm_trader_refused_total{reason="future"} 5.0' in market.trader.metrics())
         await market.bars(5)
         assert market.broker.units == 0, "the position closes"

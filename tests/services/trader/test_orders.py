@@ -1,4 +1,4 @@
-"""Holdings as a fold over transactions, and what transactions say of an order: by hand and by rule."""
+"""Positions as a fold over transactions, and outcomes of orders: hand-worked examples and properties."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -93,20 +93,20 @@ def test_a_flip_closes_one_trade_and_opens_another() -> None:
     assert trade.pips(0.01, FREE) == -2.0
 
 
-def test_fractional_units_are_held_and_told_as_they_are() -> None:
-    """Another program may trade a tenth of a unit on the account: it is held, it is foreign, it is told."""
+def test_fractional_units_of_others_are_kept_and_reported_exactly() -> None:
+    """Another program may trade a tenth of a unit on the account."""
     held, _ = fold(FLAT, [fill(12, "0.7", "188.520", opened=12)], SPREAD)
     assert (held.side, held.units) == (Side.LONG, Decimal("0.7"))
     assert held.foreign(1)
     rest, (trade,) = fold(held, [fill(14, "-0.2", "188.530", reduced=12)], SPREAD)
     assert rest.units == Decimal("0.5")
-    told = trade_closed(trade, Instrument.named("GBP_JPY"), FREE)
-    assert told.units == 0.2
-    assert type(told).model_validate_json(told.model_dump_json()) == told
+    message = trade_closed(trade, Instrument.named("GBP_JPY"), FREE)
+    assert message.units == 0.2
+    assert type(message).model_validate_json(message.model_dump_json()) == message
     flat, _ = fold(rest, [fill(16, "-0.5", "188.530", closed=12)], SPREAD)
     assert flat.side is Side.FLAT
     unchanged, closed = fold(held, [fill(14, 0, "188.530", reduced=12)], SPREAD)
-    assert (unchanged.units, closed) == (Decimal("0.7"), ()), "nothing was closed, so nothing is told"
+    assert (unchanged.units, closed) == (Decimal("0.7"), ()), "nothing was closed"
 
 
 #: Two moments around 17:00 New York on a Wednesday: three nights are financed there.
@@ -122,10 +122,8 @@ WEDNESDAY_2210 = WEDNESDAY_2150 + 20 * 60
         (WEDNESDAY_2210, WEDNESDAY_2210 + 86_400, 9.0 - 1.5 - 0.5),
     ],
 )
-def test_a_closed_trade_is_charged_commission_and_financing_as_the_environment_charges_them(
-    entry_s: int, exit_s: int, pips: float
-) -> None:
-    """Its slippage is real and lies in the fills, so that it is not charged again."""
+def test_a_closed_trade_is_charged_commission_and_financing(entry_s: int, exit_s: int, pips: float) -> None:
+    """Slippage is not charged, since the fill prices contain it."""
     costs = EnvironmentConfig(commission_pips=1.5, slippage_pips=4.0, financing_pips_per_night=0.5)
     opened = replace(fill(12, 1, "188.520", opened=12), time_ns=entry_s * 1_000_000_000)
     closes = replace(fill(14, -1, "188.610", closed=12), time_ns=exit_s * 1_000_000_000)
@@ -134,12 +132,12 @@ def test_a_closed_trade_is_charged_commission_and_financing_as_the_environment_c
     assert trade_closed(trade, Instrument.named("GBP_JPY"), costs).pips == pytest.approx(pips)
 
 
-def test_two_trades_are_not_this_trader_s() -> None:
+def test_a_position_of_two_trades_is_foreign() -> None:
     held, _ = fold(FLAT, [fill(12, 1, "1.5", opened=12), fill(14, 1, "1.6", opened=14)], SPREAD)
     assert "2 units" in held.foreign(1)
 
 
-def test_another_instrument_s_fill_changes_the_place_only() -> None:
+def test_a_fill_of_another_instrument_changes_only_the_last_transaction() -> None:
     held, closed = fold(FLAT, [fill(12, 1, "1.1", opened=12, instrument="EUR_USD")], SPREAD)
     assert held == replace(FLAT, last_transaction_id=12)
     assert closed == ()
@@ -147,7 +145,7 @@ def test_another_instrument_s_fill_changes_the_place_only() -> None:
 
 @given(repeats=st.lists(st.integers(0, 3), max_size=8))
 def test_a_transaction_seen_again_changes_nothing(repeats: list[int]) -> None:
-    """Fills that come twice, late or in any repetition add up to what the account holds."""
+    """Fills that are read repeatedly, in any pattern, add up to the same position."""
     story: list[Transaction] = [
         fill(12, 1, "188.520", opened=12),
         fill(14, -1, "188.540", closed=12),
@@ -161,7 +159,7 @@ def test_a_transaction_seen_again_changes_nothing(repeats: list[int]) -> None:
     assert (again, more) == (held, ())
 
 
-def test_an_order_s_id_is_its_account_bar_and_action() -> None:
+def test_an_order_id_depends_on_account_bar_and_action() -> None:
     one = intent_id("101-001-1-001", 60, Action.BUY)
     assert one == intent_id("101-001-1-001", 60, Action.BUY)
     others = {
@@ -203,7 +201,7 @@ def rejected(number: int, client: str) -> OrderRejected:
         ([created(11, MINE), fill(12, 1, "188.5", opened=12), cancelled(13, 11)], IntentState.FILLED),
     ],
 )
-def test_what_the_account_says_of_an_order(
+def test_the_outcome_of_an_order_is_read_from_transactions(
     transactions: list[Transaction], wanted: IntentState | None
 ) -> None:
     outcome = outcome_in(MINE, transactions)

@@ -1,4 +1,4 @@
-"""The order protocol: an order is sent once, whatever its answer fares."""
+"""The order protocol: an order is sent once, whatever happens to its answer."""
 
 import asyncio
 import os
@@ -26,15 +26,15 @@ from tests.services.trader.parts import BARS, FIRST_BAR, Broker, running_broker
 from tests.waiting import until
 
 ACCOUNT = "101-001-0000001-001"
-#: The bar that is decided on, and the next one, at whose open the market stands.
+#: Opening time of the bar decided on, and index of the next one, at whose open the replay stops.
 BAR_S, NEXT_BAR = int(BARS.time_s[FIRST_BAR]), FIRST_BAR + 1
 
 
 @pytest_asyncio.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A market that stands at the open of a bar, and waits for the bar before to be acknowledged."""
+    """A replay that stops at the open of a bar until the bar before is acknowledged."""
     async with running_broker(tmp_path) as running:
-        await until(lambda: running.venue.place.next_tick == NEXT_BAR * TICKS_PER_BAR + 1)
+        await until(lambda: running.venue.progress.next_tick == NEXT_BAR * TICKS_PER_BAR + 1)
         yield running
 
 
@@ -92,7 +92,7 @@ async def test_entry_and_exit_are_read_from_the_account(
 
 
 @pytest.mark.parametrize("fault", ["drop_answer_probability", "gateway_timeout_probability"])
-async def test_an_order_executed_and_not_answered_is_looked_up_and_never_sent_again(
+async def test_an_executed_order_without_an_answer_is_looked_up_and_not_repeated(
     broker: Broker, client: OandaClient, ledger: Ledger, fault: str
 ) -> None:
     account = open_account(client, ledger)
@@ -149,7 +149,7 @@ async def test_the_same_order_is_never_sent_twice(
     assert broker.posts == ["POST orders", "PUT close"]
 
 
-async def test_an_entry_under_an_older_token_is_not_sent(
+async def test_an_entry_under_an_outdated_lease_token_is_not_sent(
     broker: Broker, client: OandaClient, ledger: Ledger
 ) -> None:
     account = open_account(client, ledger)
@@ -157,12 +157,12 @@ async def test_an_entry_under_an_older_token_is_not_sent(
     (quote,) = await client.prices("GBP_JPY")
     await account.enter(Action.BUY, BAR_S, quote, 7)
     assert await order(account, client, Action.CLOSE) is IntentState.FILLED, "a close needs no token"
-    with pytest.raises(ServiceError, match="7 was used already"):
+    with pytest.raises(ServiceError, match="sent under the later token 7"):
         await account.enter(Action.BUY, BAR_S + 60, quote, 6)
     assert broker.posts == ["POST orders", "PUT close"]
 
 
-async def test_an_order_without_a_trace_stays_unknown_until_its_trace_is_found(
+async def test_an_order_stays_unknown_until_its_transaction_is_found(
     broker: Broker, client: OandaClient, ledger: Ledger
 ) -> None:
     account = open_account(client, ledger, look_up_seconds=0.2)
@@ -212,7 +212,7 @@ async def main(url, folder, step, bar_time_s):
         )
         await account.reconcile()
         (quote,) = await client.prices("GBP_JPY")
-        send, take_up = client.market_order, account._take_up
+        send, apply = client.market_order, account._apply
 
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -228,9 +228,9 @@ async def main(url, folder, step, bar_time_s):
                 die()
             client.market_order = sent
         else:
-            account._take_up = lambda transactions, spread: (
+            account._apply = lambda transactions, spread: (
                 die() if any(t.kind == "ORDER_FILL" for t in transactions)
-                else take_up(transactions, spread)
+                else apply(transactions, spread)
             )
         await account.enter(Action.BUY, bar_time_s, quote, 1)
 
@@ -239,7 +239,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
 
 
 @pytest.mark.parametrize(("step", "units"), [("kept", 0), ("sent", 1), ("read", 1)])
-async def test_a_trader_killed_at_any_step_of_an_order_agrees_with_the_broker_after_its_restart(
+async def test_after_a_crash_at_any_step_of_an_order_the_account_is_reconciled(
     broker: Broker, client: OandaClient, tmp_path: Path, step: str, units: int
 ) -> None:
     folder = tmp_path / "trader"
@@ -255,7 +255,7 @@ async def test_a_trader_killed_at_any_step_of_an_order_agrees_with_the_broker_af
     assert [intent.state for intent in ledger.unsettled()] == [IntentState.SENDING]
     await account.reconcile()
     assert account.holding.units == units == broker.units
-    # No trace: nothing is known of the order, and nothing may be sent before an operator says so.
+    # Without a transaction the outcome stays unknown, and no entry is sent before an operator resumes.
     assert account.num_unknown() == (0 if units else 1)
     assert account.memory.decided_bar_s == BAR_S, "its bar is not decided on again"
     with pytest.raises(ServiceError, match="BUY for bar"):
@@ -264,7 +264,7 @@ async def test_a_trader_killed_at_any_step_of_an_order_agrees_with_the_broker_af
     ledger.close()
 
 
-async def test_what_others_did_at_the_broker_is_taken_up(
+async def test_trades_closed_by_others_at_the_broker_are_recorded(
     broker: Broker, client: OandaClient, ledger: Ledger
 ) -> None:
     account = open_account(client, ledger)
@@ -276,7 +276,7 @@ async def test_what_others_did_at_the_broker_is_taken_up(
     assert account.memory.risk.realised == pytest.approx(-4.0)
 
 
-async def test_a_replaced_paper_account_is_begun_anew(
+async def test_a_replaced_paper_account_starts_over(
     client: OandaClient, ledger: Ledger, broker: Broker
 ) -> None:
     account = open_account(client, ledger)
@@ -286,7 +286,7 @@ async def test_a_replaced_paper_account_is_begun_anew(
     await account.reconcile()
     assert account.holding.last_transaction_id == broker.venue.exchange.account.last_id
     assert account.memory.decided_bar_s == -1
-    (row,) = ledger.untold("streams", count=9)
+    (row,) = ledger.undelivered("streams", count=9)
     assert isinstance(row.message, AlertRaised)
     assert row.message.name == "account_replaced"
 
@@ -299,7 +299,9 @@ async def test_the_ledger_of_another_account_is_refused(client: OandaClient, led
     await other.close()
 
 
-async def test_exits_ride_on_the_entry(broker: Broker, client: OandaClient, ledger: Ledger) -> None:
+async def test_stop_and_target_are_sent_with_the_entry(
+    broker: Broker, client: OandaClient, ledger: Ledger
+) -> None:
     account = open_account(client, ledger, stop_loss_pips=25.0, take_profit_pips=40.0)
     await account.reconcile()
     assert await order(account, client, Action.BUY) is IntentState.FILLED
@@ -313,5 +315,5 @@ async def test_exits_ride_on_the_entry(broker: Broker, client: OandaClient, ledg
         "TAKE_PROFIT_ORDER": pytest.approx(ask + 0.40, abs=1e-9),
     }
     await account.reconcile()
-    alerts = [row.message for row in ledger.untold("streams", count=9)]
+    alerts = [row.message for row in ledger.undelivered("streams", count=9)]
     assert alerts == [], "orders that belong to the trade are not foreign"

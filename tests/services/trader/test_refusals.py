@@ -1,4 +1,4 @@
-"""What is refused of the broker's data, and that nothing it sends raises an error or moves time or price."""
+"""Refusal of wrong market data: it raises no error and changes neither time nor price."""
 
 import math
 import subprocess
@@ -20,7 +20,7 @@ DAY_S = 86_400
 
 
 class Clocks:
-    """This machine's clocks, turned by hand."""
+    """This machine's clocks, set by the test."""
 
     def __init__(self) -> None:
         self.wall_s, self.monotonic_s = float(NOON_S), 0.0
@@ -44,13 +44,13 @@ def at(seconds: float) -> int:
 
 
 def price(seconds: float, bid: float | None = 190.0, ask: float | None = 190.04, **changes: object) -> Price:
-    told = Price("GBP_JPY", at(seconds), bid, ask, tradeable=True)
-    return replace(told, **changes)  # type: ignore[arg-type]
+    made = Price("GBP_JPY", at(seconds), bid, ask, tradeable=True)
+    return replace(made, **changes)  # type: ignore[arg-type]
 
 
 def candle(minute: int, close: float = 190.0, **changes: object) -> Candle:
-    told = Candle(NOON_S + 60 * minute, 4, complete=True, mid=Quote(close, close, close, close))
-    return replace(told, **changes)  # type: ignore[arg-type]
+    made = Candle(NOON_S + 60 * minute, 4, complete=True, mid=Quote(close, close, close, close))
+    return replace(made, **changes)  # type: ignore[arg-type]
 
 
 # -- prices ------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def candle(minute: int, close: float = 190.0, **changes: object) -> Candle:
         (UnreadableLine("field 'bids' is missing"), Refusal.UNREADABLE),
     ],
 )
-def test_a_bad_line_is_counted_and_leaves_price_time_and_bar_as_they_were(
+def test_a_bad_line_is_counted_and_changes_neither_price_time_nor_bar(
     item: Price | Heartbeat | UnreadableLine, refusal: Refusal
 ) -> None:
     clocks = Clocks()
@@ -90,7 +90,7 @@ def test_a_bad_line_is_counted_and_leaves_price_time_and_bar_as_they_were(
     assert market.on_item(Heartbeat(at(60))) == NOON_S, "the bar closes when its minute is over"
 
 
-def test_a_minute_of_bad_prices_alone_closes_too_so_that_its_candle_is_asked_for() -> None:
+def test_a_minute_with_only_bad_prices_closes_so_that_its_candle_is_read() -> None:
     clocks = Clocks()
     market = market_of(clocks)
     market.on_item(price(1, 2.0, 1.0))
@@ -100,7 +100,7 @@ def test_a_minute_of_bad_prices_alone_closes_too_so_that_its_candle_is_asked_for
     assert market.on_item(Heartbeat(at(65))) is None, "once"
 
 
-def test_a_price_that_comes_again_is_not_a_fresh_one() -> None:
+def test_a_repeated_price_does_not_count_as_fresh() -> None:
     clocks = Clocks()
     market = market_of(clocks)
     market.on_item(price(1))
@@ -112,8 +112,8 @@ def test_a_price_that_comes_again_is_not_a_fresh_one() -> None:
     assert market.num_late == 2
 
 
-def test_a_snapshot_is_as_old_as_its_own_time_says() -> None:
-    """On connecting OANDA sends the price in force, whenever it came into force."""
+def test_the_age_of_a_snapshot_is_taken_from_its_own_time() -> None:
+    """When a stream opens, OANDA sends the current price, however old it is."""
     clocks = Clocks()
     market = market_of(clocks)
     market.on_item(price(-300))
@@ -146,7 +146,7 @@ def test_a_snapshot_is_as_old_as_its_own_time_says() -> None:
     st.booleans(),
 )
 @settings(max_examples=200)
-def test_no_line_raises_an_error_and_no_bad_price_is_in_force(
+def test_no_line_raises_an_error_and_no_bad_price_is_accepted(
     items: list[Price | Heartbeat | UnreadableLine], simulated: bool
 ) -> None:
     clocks = Clocks()
@@ -192,7 +192,7 @@ assert any(before.values()) and compiled() == before, (before, compiled())
 """
 
 
-def test_after_the_kernels_were_compiled_no_bar_compiles_one() -> None:
+def test_compile_kernels_leaves_nothing_to_compile_at_a_bar() -> None:
     """Compilation takes half a minute with a cold cache; on the event loop it would stop everything."""
     subprocess.run([sys.executable, "-c", _FIRST_BARS], check=True, timeout=300)
 
@@ -200,7 +200,7 @@ def test_after_the_kernels_were_compiled_no_bar_compiles_one() -> None:
 # -- time --------------------------------------------------------------------------------------------
 
 
-def test_a_slow_clock_is_believed_once_lines_agree_on_it_and_never_a_clock_a_day_off() -> None:
+def test_a_slow_clock_is_accepted_once_lines_agree_but_not_a_day_off() -> None:
     times = BrokerTimes()
     ahead = 120.0
     verdicts = [times.judge(at(ahead + s), NOON_S + s, heartbeat=True) for s in range(0, 20, 5)]
@@ -213,7 +213,7 @@ def test_a_slow_clock_is_believed_once_lines_agree_on_it_and_never_a_clock_a_day
     }
 
 
-def test_wrong_times_among_right_ones_are_never_believed() -> None:
+def test_single_wrong_times_are_always_refused() -> None:
     times = BrokerTimes()
     for s in range(0, 600, 5):
         assert times.judge(at(s), NOON_S + s, heartbeat=True) is Verdict.ACCEPTED
@@ -221,7 +221,7 @@ def test_wrong_times_among_right_ones_are_never_believed() -> None:
 
 
 @pytest.mark.parametrize(("ahead", "skew"), [(-30.0, 30.0), (3.0, -3.0)])
-def test_the_skew_is_how_far_this_clock_is_ahead_of_the_broker_s(ahead: float, skew: float) -> None:
+def test_clock_skew_is_positive_when_this_clock_is_ahead(ahead: float, skew: float) -> None:
     market = market_of(Clocks())
     market.on_item(price(-3_600))
     assert market.clock_skew_seconds is None, "a price says nothing of clocks"
@@ -229,7 +229,7 @@ def test_the_skew_is_how_far_this_clock_is_ahead_of_the_broker_s(ahead: float, s
     assert market.clock_skew_seconds == skew
 
 
-def test_a_wrong_time_does_not_outlive_its_connection() -> None:
+def test_a_wrong_time_is_forgotten_with_its_connection() -> None:
     market = market_of(Clocks(), simulated=True)
     market.on_item(price(0))
     market.on_item(price(DAY_S))
@@ -240,8 +240,8 @@ def test_a_wrong_time_does_not_outlive_its_connection() -> None:
     assert market.time_ns == at(61)
 
 
-def test_silence_is_counted_from_the_connection_s_beginning() -> None:
-    """Its first line may be refused; the silence before it was of another connection."""
+def test_silence_is_measured_from_the_start_of_the_connection() -> None:
+    """The first line may be refused; silence before the connection does not count."""
     clocks = Clocks()
     market = market_of(clocks)
     clocks.go_on(60)
@@ -250,7 +250,7 @@ def test_silence_is_counted_from_the_connection_s_beginning() -> None:
     assert market.heard == clocks.monotonic_s
 
 
-def test_a_replay_jumps_where_a_second_price_confirms_it_and_the_bar_before_is_over() -> None:
+def test_a_replay_jump_confirmed_by_a_second_price_closes_the_bar_before() -> None:
     market = market_of(Clocks(), simulated=True)
     market.on_item(price(59))
     assert market.on_item(Heartbeat(at(2 * DAY_S))) is None
@@ -262,7 +262,7 @@ def test_a_replay_jumps_where_a_second_price_confirms_it_and_the_bar_before_is_o
     assert market.refused == {Refusal.FUTURE: 1}
 
 
-def test_a_replay_s_jump_that_the_next_price_does_not_confirm_is_refused_and_the_bar_goes_on() -> None:
+def test_an_unconfirmed_replay_jump_is_refused_and_its_bar_reopened() -> None:
     market = market_of(Clocks(), simulated=True)
     market.on_item(price(0))
     assert market.on_item(price(DAY_S)) == NOON_S
@@ -273,8 +273,8 @@ def test_a_replay_s_jump_that_the_next_price_does_not_confirm_is_refused_and_the
 
 
 @pytest.mark.parametrize(("gap", "lines"), [(2, 0), (20, 3), (29, 1)])
-def test_a_replay_s_gap_makes_no_bar_old(gap: int, lines: int) -> None:
-    """Nothing is said in a gap: the bar before it is decided on at the open after it, which fills it."""
+def test_a_gap_in_a_replay_does_not_age_the_bar_before_it(gap: int, lines: int) -> None:
+    """No line is sent in a gap: the bar before it is decided on, and filled, at the open after it."""
     market = market_of(Clocks(), simulated=True)
     market.on_item(price(59))
     assert market.on_item(price(60 * gap)) == NOON_S
@@ -284,7 +284,7 @@ def test_a_replay_s_gap_makes_no_bar_old(gap: int, lines: int) -> None:
     assert market.bar_age_seconds(NOON_S) == 20 * lines
 
 
-def test_a_bar_is_as_old_as_the_market_says_where_time_is_real() -> None:
+def test_in_real_time_a_bar_ages_with_the_market_time() -> None:
     clocks = Clocks()
     market = market_of(clocks)
     clocks.go_on(59)
@@ -294,7 +294,7 @@ def test_a_bar_is_as_old_as_the_market_says_where_time_is_real() -> None:
     assert market.bar_age_seconds(NOON_S) == 240
 
 
-def test_heartbeats_do_not_confirm_a_replay_s_jump() -> None:
+def test_heartbeats_do_not_confirm_a_replay_jump() -> None:
     times = ReplayTimes(NOON_S)
     assert times.judge(at(DAY_S), 0.0, heartbeat=False) is Verdict.HELD
     assert times.judge(at(DAY_S + 1), 0.0, heartbeat=True) is Verdict.REFUSED
@@ -303,7 +303,7 @@ def test_heartbeats_do_not_confirm_a_replay_s_jump() -> None:
 # -- levels ------------------------------------------------------------------------------------------
 
 
-def test_a_new_level_needs_prices_and_a_candle_that_agree() -> None:
+def test_a_new_level_needs_prices_and_a_candle_to_confirm_them() -> None:
     level = PriceLevel(5.0)
     assert level.accepts_price(190.0)
     assert not any(level.accepts_price(mid) for mid in (170.0, 170.1, 170.2, 170.1))
@@ -312,7 +312,7 @@ def test_a_new_level_needs_prices_and_a_candle_that_agree() -> None:
     assert not level.accepts_price(190.0)
 
 
-def test_neither_prices_nor_a_candle_move_the_level_alone() -> None:
+def test_prices_alone_or_a_candle_alone_do_not_move_the_level() -> None:
     level = PriceLevel(5.0)
     assert level.accepts_price(190.0)
     assert not any(level.accepts_price(19_000.0) for _ in range(1_000))
@@ -320,7 +320,7 @@ def test_neither_prices_nor_a_candle_move_the_level_alone() -> None:
     assert level.accepts_closes([19_000.0, 19_000.0, 190.2]) == [False, False, True]
 
 
-def test_prices_that_disagree_with_each_other_make_no_level() -> None:
+def test_prices_far_from_each_other_make_no_new_level() -> None:
     level = PriceLevel(5.0)
     assert level.accepts_price(190.0)
     for mid in (170.0, 100.0, 170.0, 100.0):
@@ -328,14 +328,14 @@ def test_prices_that_disagree_with_each_other_make_no_level() -> None:
     assert level.accepts_closes([170.0]) == [False]
 
 
-def test_a_history_jumps_where_the_next_candle_stays_and_not_for_one_alone() -> None:
+def test_a_history_accepts_a_jump_only_if_the_next_candle_confirms_it() -> None:
     level = PriceLevel(5.0)
     assert level.accepts_closes([19_000.0, 190.0, 190.1, 1.9, 190.0, 170.0, 170.1]) == [
         False, True, True, False, True, True, True,
     ]  # fmt: skip
 
 
-def test_the_limit_is_a_share_of_the_price_and_infinity_switches_it_off() -> None:
+def test_the_jump_limit_is_relative_and_infinity_disables_it() -> None:
     level = PriceLevel(5.0)
     assert level.accepts_price(100.0)
     assert level.accepts_price(105.0 - 1e-9)
@@ -372,7 +372,7 @@ def test_a_bad_candle_is_refused_once_however_often_it_is_read(changes: dict[str
     assert market.last_bar_s == NOON_S + 120
 
 
-def test_candles_out_of_order_and_twice_are_taken_in_order_and_once() -> None:
+def test_unordered_and_repeated_candles_are_taken_in_order_and_once() -> None:
     clocks = Clocks()
     clocks.go_on(600)
     market = market_of(clocks)

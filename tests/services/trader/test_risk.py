@@ -1,4 +1,4 @@
-"""Equity and limits: by hand, and never forgetting a broken limit before its time."""
+"""Equity and loss limits: hand-worked examples, and how long a limit stays broken."""
 
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -22,7 +22,7 @@ NOON = 1_709_553_600
 DAY = 86_400
 
 
-def test_a_day_s_loss_counts_open_and_closed_trades_and_is_forgotten_with_the_day() -> None:
+def test_a_daily_loss_counts_open_and_closed_trades_until_the_next_day() -> None:
     book = RiskBook().marked(NOON, 0.0, LIMITS)
     book = book.closed(-60.0).marked(NOON + 60, -39.0, LIMITS)
     assert book.daily_loss == 99.0
@@ -38,7 +38,7 @@ def test_a_day_s_loss_counts_open_and_closed_trades_and_is_forgotten_with_the_da
     assert not book.daily_broken, "17:00 New York"
 
 
-def test_a_clock_that_goes_back_does_not_forgive_a_day_or_a_week() -> None:
+def test_a_clock_set_back_does_not_reset_a_day_or_a_week() -> None:
     book = RiskBook().marked(NOON, 0.0, LIMITS)
     book = book.closed(-150.0).marked(NOON + 60, 0.0, LIMITS)
     assert book.daily_broken
@@ -51,7 +51,7 @@ def test_a_clock_that_goes_back_does_not_forgive_a_day_or_a_week() -> None:
     assert book.weekly_broken
 
 
-def test_a_week_s_loss_is_kept_from_day_to_day_until_the_next_week() -> None:
+def test_a_weekly_loss_lasts_until_the_next_week() -> None:
     book = RiskBook().marked(NOON, 0.0, LIMITS)
     for day in range(1, 3):
         book = book.closed(-80.0).marked(NOON + day * DAY, 0.0, LIMITS)
@@ -61,7 +61,7 @@ def test_a_week_s_loss_is_kept_from_day_to_day_until_the_next_week() -> None:
     assert not book.marked(NOON + 7 * DAY, 0.0, LIMITS).weekly_broken
 
 
-def test_a_gap_over_the_weekend_is_a_loss_of_the_new_week() -> None:
+def test_a_loss_over_the_weekend_counts_for_the_new_week() -> None:
     friday, monday = NOON + 4 * DAY, NOON + 7 * DAY
     book = RiskBook().marked(NOON, 0.0, LIMITS).marked(friday, 10.0, LIMITS).marked(monday, -299.0, LIMITS)
     assert book.daily_loss == 309.0
@@ -71,7 +71,7 @@ def test_a_gap_over_the_weekend_is_a_loss_of_the_new_week() -> None:
     assert book.drawdown_broken
 
 
-def test_a_drawdown_lasts_until_an_operator_resumes() -> None:
+def test_the_drawdown_limit_lasts_until_an_operator_resumes() -> None:
     book = RiskBook().marked(NOON, 0.0, LIMITS).closed(-300.0).marked(NOON + 60, 0.0, LIMITS)
     assert book.drawdown_broken
     book = book.marked(NOON + 30 * DAY, 0.0, LIMITS)
@@ -81,7 +81,7 @@ def test_a_drawdown_lasts_until_an_operator_resumes() -> None:
     assert book.drawdown == 0.0
 
 
-def test_a_fill_ends_a_row_of_refusals() -> None:
+def test_a_fill_resets_the_count_of_rejects() -> None:
     book = RiskBook().ordered(filled=False).ordered(filled=False)
     assert book.rejects == 2
     assert book.ordered(filled=True).rejects == 0
@@ -89,8 +89,8 @@ def test_a_fill_ends_a_row_of_refusals() -> None:
 
 
 @given(moves=st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=1, max_size=60))
-def test_limits_hold_whatever_happens_within_one_day(moves: list[tuple[float, float]]) -> None:
-    """Against a slow account: equity, peak and the worst of the day written down step by step."""
+def test_a_broken_limit_stays_broken_all_day(moves: list[tuple[float, float]]) -> None:
+    """Compared with a slow version that computes equity, peak and largest loss step by step."""
     book, realised, equities = RiskBook().marked(NOON, 0.0, LIMITS), 0.0, [0.0]
     for step, (closed, open_pips) in enumerate(moves):
         realised += closed
@@ -123,7 +123,7 @@ def test_a_position_may_be_open_while_an_entry_s_outcome_is_not_known(tmp_path: 
     with closing(Ledger(tmp_path)) as ledger:
         ledger.keep(memory)
         assert not may_hold(tmp_path)
-        ledger.intend(entry, memory)
+        ledger.add_intent(entry, memory)
         assert may_hold(tmp_path)
         ledger.keep(memory, (), [replace(entry, state=IntentState.NOT_EXECUTED)])
         assert not may_hold(tmp_path)

@@ -1,4 +1,4 @@
-"""The whole trader against the paper broker over HTTP, with an inference that follows a script."""
+"""The complete trader against the paper broker over HTTP, with an inference that follows a script."""
 
 import asyncio
 import time
@@ -48,7 +48,7 @@ async def decisions_of(bus: Bus) -> list[DecisionMade]:
 
 
 async def alerts_of(bus: Bus) -> list[AlertRaised]:
-    """What was announced, without the ends of conditions."""
+    """All alerts except the ends of conditions."""
     alerts = [entry.message for entry in await bus.recent(ALERTS, count=1_000)][::-1]
     return [alert for alert in alerts if alert.phase != "ended"]
 
@@ -58,7 +58,7 @@ async def control(bus: Bus, state: str) -> None:
     await bus.announce(CONTROL, order, name="trader")
 
 
-async def test_a_round_trip_is_decided_filled_and_told(
+async def test_a_round_trip_is_decided_filled_and_recorded(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     script = {FIRST_BAR + 2: Action.BUY, FIRST_BAR + 5: Action.CLOSE}
@@ -74,22 +74,24 @@ async def test_a_round_trip_is_decided_filled_and_told(
         assert broker.units == 0
     (trade,) = [entry.message for entry in await bus.recent(TRADES, count=10)]
     assert trade.pips == pytest.approx((BARS.open[FIRST_BAR + 6] - BARS.open[FIRST_BAR + 3]) / 0.01 - 4.0)
-    told = await decisions_of(bus)
-    assert [d.action for d in told if d.action != "HOLD"] == ["BUY", "CLOSE"]
-    assert all(d.executed for d in told)
-    assert [int(d.bar_time.timestamp()) for d in told] == BARS.time_s[FIRST_BAR:][: len(told)].tolist()
+    decisions = await decisions_of(bus)
+    assert [d.action for d in decisions if d.action != "HOLD"] == ["BUY", "CLOSE"]
+    assert all(d.executed for d in decisions)
+    assert [int(d.bar_time.timestamp()) for d in decisions] == BARS.time_s[FIRST_BAR:][
+        : len(decisions)
+    ].tolist()
     with duckdb.connect(str(tmp_path / "trader" / "trader.duckdb"), read_only=True) as tables:
         assert tables.execute("SELECT count(*), count(DISTINCT bar_time) FROM decisions").fetchone() == (
-            len(told),
-            len(told),
+            len(decisions),
+            len(decisions),
         )
         assert tables.execute("SELECT pips FROM trades").fetchone() == (trade.pips,)
 
 
-async def test_the_trader_sees_and_does_what_the_environment_would(
+async def test_the_trader_and_the_environment_agree_on_features_and_trades(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Same decisions on the same bars: every static feature equal bit for bit, every trade's pips equal."""
+    """Equal decisions on equal bars give bit-for-bit equal static features and equal pips of each trade."""
     num_bars = 40
     night = int(np.flatnonzero(rollover_nights(BARS.time_s) > 0)[0])
     first = night - 15
@@ -108,21 +110,21 @@ async def test_the_trader_sees_and_does_what_the_environment_would(
             await broker.decided(first + num_bars - 1)
     asked = oracle.asked[:num_bars]
     assert asked == list(range(first, first + num_bars))
-    told = await decisions_of(bus)
+    decisions = await decisions_of(bus)
     prices = Prices.of(BARS)
     lanes, trades = reset(np.array([first])), []
     charged = set()
-    for index, made in enumerate(told[:num_bars]):
+    for index, made in enumerate(decisions[:num_bars]):
         static = np.array(oracle.static[index], np.float32)
         assert np.array_equal(static, lanes.static()[0]), f"static features at decision {index}"
-        if made.action == "HOLD":  # an order's row tells of the position after it
+        if made.action == "HOLD":  # the row of an order shows the position after it
             assert made.pnl_pips == lanes.pnl[0], f"pnl at decision {index}"
         charged.add(round(float(lanes.charged_pips[0]), 6))
         transition = step(lanes, np.array([Action[made.action]], np.int8), prices, environment)
         lanes = transition.lanes
         trades += [trade for _, trade in transition.trades]
     assert charged == {0.0, 5.6, 7.8}, "spread 4, commission 1, slippage twice 0.3; a night 2.2"
-    assert {made.action for made in told} == {"HOLD", "BUY", "SELL", "CLOSE"}
+    assert {made.action for made in decisions} == {"HOLD", "BUY", "SELL", "CLOSE"}
     closed = [entry.message for entry in await bus.recent(TRADES, count=100)][::-1]
     assert len(closed) >= 3
     for trade, made_up in zip(closed, trades, strict=False):
@@ -132,10 +134,10 @@ async def test_the_trader_sees_and_does_what_the_environment_would(
         assert int(trade.exit_time.timestamp()) == BARS.time_s[made_up.exit_bar]
 
 
-async def test_a_bar_before_a_gap_is_decided_on_and_filled_at_the_open_after_it(
+async def test_a_decision_before_a_gap_is_filled_at_the_open_after_it(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Twenty minutes without data inside the week: the environment executes at the next open there is."""
+    """In a gap of twenty minutes the environment, too, executes at the next open."""
     entry, after = FIRST_BAR + 4, FIRST_BAR + 25
     rows = np.ones(len(BARS), np.bool_)
     rows[entry + 1 : after] = False
@@ -147,8 +149,11 @@ async def test_a_bar_before_a_gap_is_decided_on_and_filled_at_the_open_after_it(
             await until(lambda: broker.venue.is_finished)
         (filled,) = broker.fills()
         assert float(filled.trade_opened.price) == pytest.approx(BARS.open[after] + 0.02)
-    told = {int(made.bar_time.timestamp()): made for made in await decisions_of(bus)}
-    assert (told[int(BARS.time_s[entry])].action, told[int(BARS.time_s[entry])].executed) == ("BUY", True)
+    decisions = {int(made.bar_time.timestamp()): made for made in await decisions_of(bus)}
+    assert (decisions[int(BARS.time_s[entry])].action, decisions[int(BARS.time_s[entry])].executed) == (
+        "BUY",
+        True,
+    )
     assert await alerts_of(bus) == []
 
 
@@ -168,7 +173,7 @@ _BAD_ANSWERS: dict[str, Callable[[dict[str, Any]], Response]] = {
 
 
 @pytest.mark.parametrize("name", _BAD_ANSWERS)
-async def test_an_answer_that_cannot_be_acted_on_is_a_hold(
+async def test_an_invalid_inference_answer_is_a_hold(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, name: str
 ) -> None:
     async with running_broker(tmp_path) as broker, running_oracle() as oracle:
@@ -177,9 +182,9 @@ async def test_an_answer_that_cannot_be_acted_on_is_a_hold(
             await broker.decided(FIRST_BAR + 3)
             assert "mm_trader_inference_failures_total" in trader.metrics()
         assert broker.posts == []
-    told = await decisions_of(bus)
-    assert {(d.action, d.executed) for d in told} == {("HOLD", False)}
-    assert all(d.reason.startswith("inference: ") for d in told)
+    decisions = await decisions_of(bus)
+    assert {(d.action, d.executed) for d in decisions} == {("HOLD", False)}
+    assert all(d.reason.startswith("inference: ") for d in decisions)
     assert [alert.name for alert in await alerts_of(bus)] == ["inference"], "one alert for one outage"
 
 
@@ -187,7 +192,7 @@ async def test_an_answer_that_cannot_be_acted_on_is_a_hold(
     ("stage", "trade_unproven", "enters"),
     [("unproven", False, False), ("unproven", True, True), ("of another release", True, False)],
 )
-async def test_no_position_is_entered_on_a_version_that_proved_nothing(
+async def test_no_position_is_entered_on_an_unproven_version(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, stage: str, trade_unproven: bool, enters: bool
 ) -> None:
     async with running_broker(tmp_path) as broker, running_oracle({FIRST_BAR + 2: Action.BUY}) as oracle:
@@ -199,7 +204,7 @@ async def test_no_position_is_entered_on_a_version_that_proved_nothing(
         assert bool(broker.posts) is enters
     (buy,) = [d for d in await decisions_of(bus) if d.action == "BUY"]
     assert buy.executed is enters
-    assert ("version_unproven: holding until a version proves itself" in buy.reason) is not enters
+    assert ("version_unproven: the version that decides passed no gate" in buy.reason) is not enters
     assert [alert for alert in await alerts_of(bus) if alert.name == "version_unproven"] == []
 
 
@@ -220,7 +225,7 @@ async def test_a_slow_or_dead_inference_is_a_hold(
     assert len(reasons) == 2
 
 
-async def test_the_kill_switch_closes_the_position_with_inference_down_and_survives_a_restart(
+async def test_a_kill_closes_without_inference_and_survives_a_restart(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     script = {FIRST_BAR + 1: Action.BUY, **dict.fromkeys(range(FIRST_BAR + 4, FIRST_BAR + 900), Action.BUY)}
@@ -236,9 +241,9 @@ async def test_the_kill_switch_closes_the_position_with_inference_down_and_survi
             await asyncio.sleep(0.2)
         posts = list(broker.posts)
         assert posts == ["POST orders", "PUT close"]
-        reached = broker.venue.place.acknowledged_s
+        reached = broker.venue.progress.acknowledged_s
         async with running_trader(settings) as trader:
-            await until(lambda: broker.venue.place.acknowledged_s > reached + 300)
+            await until(lambda: broker.venue.progress.acknowledged_s > reached + 300)
             assert trader.detail["state"] == "reducing"
             assert "killed" in trader.detail["guards"]
             assert broker.posts == posts, "still killed: the script asks to buy at every bar"
@@ -247,10 +252,8 @@ async def test_the_kill_switch_closes_the_position_with_inference_down_and_survi
     assert "killed" in [alert.name for alert in await alerts_of(bus)]
 
 
-async def test_the_kill_switch_does_not_wait_for_a_bar(
-    bus: Bus, redis_server: RedisServer, tmp_path: Path
-) -> None:
-    """The replay stands still: no bar closes, and the position is closed all the same."""
+async def test_a_kill_does_not_wait_for_a_bar(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
+    """The replay stops, so that no bar closes."""
     async with running_broker(tmp_path, stop=FIRST_BAR + 6) as broker, running_oracle() as oracle:
         oracle.script = {FIRST_BAR + 2: Action.SELL}
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
@@ -262,7 +265,7 @@ async def test_the_kill_switch_does_not_wait_for_a_bar(
             await until(lambda: broker.units == 0)
 
 
-async def test_a_restarted_trader_goes_on_where_it_was(
+async def test_a_restarted_trader_continues_without_repeating_a_decision(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     script = {FIRST_BAR + 1: Action.BUY, FIRST_BAR + 12: Action.CLOSE}
@@ -274,15 +277,15 @@ async def test_a_restarted_trader_goes_on_where_it_was(
         async with running_trader(settings):
             await broker.decided(FIRST_BAR + 13)
         assert broker.posts == ["POST orders", "PUT close"]
-    told = await decisions_of(bus)
-    times = [d.bar_time for d in told]
+    decisions = await decisions_of(bus)
+    times = [d.bar_time for d in decisions]
     assert len(times) == len(set(times)), "no bar is decided on twice"
     # bars_since_entry counts every close since the entry, whichever trader saw it.
     held = np.array([static[2] for static in oracle.static[2:13]])
     assert np.allclose(np.arctanh(held) * 100, np.arange(1, 12), atol=1e-4)
 
 
-async def test_a_position_without_a_ledger_is_taken_over_from_the_broker(
+async def test_a_trader_with_a_new_ledger_adopts_the_brokers_position(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     script = {FIRST_BAR + 1: Action.SELL, FIRST_BAR + 9: Action.CLOSE}
@@ -301,7 +304,7 @@ async def test_a_position_without_a_ledger_is_taken_over_from_the_broker(
         lanes = step(lanes, np.array([action], np.int8), prices, EnvironmentConfig()).lanes
 
 
-async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_a_second_trader_sends_no_order(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
     script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900, 2), Action.BUY) | dict.fromkeys(
         range(FIRST_BAR + 1, FIRST_BAR + 900, 2), Action.CLOSE
     )
@@ -311,10 +314,10 @@ async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, 
         async with running_trader(first):
             await broker.decided(FIRST_BAR + 2)
             async with running_trader(second) as standby:
-                reached = broker.venue.place.acknowledged_s
-                await until(lambda: broker.venue.place.acknowledged_s > reached + 600)
+                reached = broker.venue.progress.acknowledged_s
+                await until(lambda: broker.venue.progress.acknowledged_s > reached + 600)
                 assert standby.detail["state"] == "standby"
-        assert not (tmp_path / "two" / "trader" / "ledger.sqlite").exists(), "it did not even open its ledger"
+        assert not (tmp_path / "two" / "trader" / "ledger.sqlite").exists(), "it does not open its ledger"
         posts = len(broker.posts)
         async with running_trader(second) as standby:
             await until(lambda: len(broker.posts) > posts)
@@ -323,19 +326,19 @@ async def test_a_second_trader_never_posts(bus: Bus, redis_server: RedisServer, 
 
 async def test_two_traders_cannot_share_a_folder(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    with pytest.raises(ServiceError, match="in use by another trader"):
+    with pytest.raises(ServiceError, match="another trader uses"):
         Ledger(tmp_path)
     ledger.close()
 
 
-def test_a_damaged_ledger_is_an_error_of_one_line_and_lets_its_folder_go(tmp_path: Path) -> None:
+def test_a_damaged_ledger_is_a_one_line_error_and_releases_its_folder(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"no ledger" * 1_000)
     for _ in range(2):
         with pytest.raises(LedgerError, match=r"ledger\.sqlite cannot be opened: file is not a database"):
             Ledger(tmp_path)
 
 
-async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_path: Path) -> None:
+async def test_without_redis_entries_stop_exits_go_on_and_no_message_is_lost(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     bus = Bus(server.url)
@@ -349,27 +352,27 @@ async def test_redis_away_stops_entries_but_no_exit_and_loses_no_message(tmp_pat
                 await until(lambda: len(broker.posts) >= 4)
                 server.stop(kill=True)
                 await until(lambda: "no_lease" in str(trader.detail["guards"]))
-                entries, reached = broker.posts.count("POST orders"), broker.venue.place.acknowledged_s
-                await until(lambda: broker.venue.place.acknowledged_s > reached + 300)
+                entries, reached = broker.posts.count("POST orders"), broker.venue.progress.acknowledged_s
+                await until(lambda: broker.venue.progress.acknowledged_s > reached + 300)
                 assert broker.posts.count("POST orders") == entries, "no lease, no entry"
                 assert broker.units == 0, "the agent's close went through without the lease"
                 server.start()
                 await until(lambda: broker.posts.count("POST orders") > entries)
-                told = trader.detail["decisions"]
+                num_decisions = trader.detail["decisions"]
 
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    while await bus.length(DECISIONS) < told:  # noqa: ASYNC110  Redis says when
+                    while await bus.length(DECISIONS) < num_decisions:  # noqa: ASYNC110  Redis says when
                         await asyncio.sleep(0.05)
         times = {d.bar_time for d in await decisions_of(bus)}
-        decided = BARS.time_s[FIRST_BAR:][:told]
+        decided = BARS.time_s[FIRST_BAR:][:num_decisions]
         assert {int(time.timestamp()) for time in times} >= set(decided.tolist())
     finally:
         await bus.close()
         server.stop()
 
 
-async def test_redis_that_refuses_the_password_does_not_end_the_trader(tmp_path: Path) -> None:
-    """A position is held; as without Redis, it is closed and none is entered until Redis takes it again."""
+async def test_a_changed_redis_password_does_not_stop_the_trader(tmp_path: Path) -> None:
+    """Exits go on and entries stop, as without Redis, until Redis accepts the password again."""
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     admin = Redis.from_url(server.url, single_connection_client=True)
@@ -398,10 +401,10 @@ async def test_redis_that_refuses_the_password_does_not_end_the_trader(tmp_path:
         server.stop()
 
 
-async def test_a_bar_that_closes_while_the_event_loop_hangs_is_decided_on(
+async def test_a_bar_that_closes_while_the_event_loop_is_blocked_is_decided_on(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bar and the end of the wait for it come in one turn of the loop."""
+    """The bar closes and the wait for it times out in the same iteration of the event loop."""
     on_item = TraderMarket.on_item
 
     def hang(market: TraderMarket, item: Price | Heartbeat | UnreadableLine) -> int | None:
@@ -410,7 +413,7 @@ async def test_a_bar_that_closes_while_the_event_loop_hangs_is_decided_on(
             time.sleep(0.1)
         return closed
 
-    monkeypatch.setattr("services.trader.service._WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("services.trader.session._WATCH_SECONDS", 0.05)
     monkeypatch.setattr(TraderMarket, "on_item", hang)
     async with (
         running_broker(tmp_path, pacing=Pacing.SPEED, speed=120.0) as broker,
@@ -420,7 +423,7 @@ async def test_a_bar_that_closes_while_the_event_loop_hangs_is_decided_on(
         await broker.decided(FIRST_BAR + 6)
 
 
-async def test_a_stream_that_breaks_is_opened_again_and_no_bar_is_decided_on_twice(
+async def test_after_a_reconnect_no_bar_is_decided_on_twice(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     script = {FIRST_BAR + 3: Action.BUY, FIRST_BAR + 20: Action.CLOSE}
@@ -431,11 +434,11 @@ async def test_a_stream_that_breaks_is_opened_again_and_no_bar_is_decided_on_twi
             assert "mm_trader_reconnects_total 0.0" not in trader.metrics()
         assert broker.posts == ["POST orders", "PUT close"]
         assert broker.units == 0
-    told = await decisions_of(bus)
-    assert len({d.bar_time for d in told}) == len(told)
+    decisions = await decisions_of(bus)
+    assert len({d.bar_time for d in decisions}) == len(decisions)
 
 
-async def test_a_loss_limit_closes_the_position_and_outlives_a_restart(
+async def test_a_loss_limit_closes_the_position_and_survives_a_restart(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900, 2), Action.BUY) | dict.fromkeys(
@@ -447,21 +450,23 @@ async def test_a_loss_limit_closes_the_position_and_outlives_a_restart(
         async with running_trader(settings) as trader:
             await until(lambda: "daily_loss" in str(trader.detail.get("guards")))
             await until(lambda: broker.units == 0)
-            reached = broker.venue.place.acknowledged_s
+            reached = broker.venue.progress.acknowledged_s
             posts = len(broker.posts)
-            await until(lambda: broker.venue.place.acknowledged_s > reached + 240)
+            await until(lambda: broker.venue.progress.acknowledged_s > reached + 240)
         async with running_trader(settings) as trader:
-            reached = broker.venue.place.acknowledged_s
-            await until(lambda: broker.venue.place.acknowledged_s > reached + 240)
+            reached = broker.venue.progress.acknowledged_s
+            await until(lambda: broker.venue.progress.acknowledged_s > reached + 240)
             assert "daily_loss" in str(trader.detail["guards"])
         assert len(broker.posts) == posts
     blocked = [d for d in await decisions_of(bus) if d.action == "BUY" and not d.executed]
     assert blocked
     assert all("daily_loss" in d.reason for d in blocked)
-    assert [alert.name for alert in await alerts_of(bus)].count("daily_loss") == 2, "one a process"
+    assert [alert.name for alert in await alerts_of(bus)].count("daily_loss") == 2, "one per process"
 
 
-async def test_rejects_in_a_row_open_the_circuit(bus: Bus, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_rejects_in_a_row_stop_entries_until_trading_resumes(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path
+) -> None:
     script = dict.fromkeys(range(FIRST_BAR, FIRST_BAR + 900), Action.BUY)
     limits: GuardConfig = replace(NO_LIMITS, max_rejects=3)
     async with running_broker(tmp_path) as broker, running_oracle(script) as oracle:
@@ -476,7 +481,7 @@ async def test_rejects_in_a_row_open_the_circuit(bus: Bus, redis_server: RedisSe
             await until(lambda: broker.units == 1)
 
 
-async def test_the_trader_trades_what_the_paper_broker_has_and_nothing_else(
+async def test_the_trader_trades_only_the_paper_brokers_instrument(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     euro = synthesize(Market.OU, 2_000, seed=3, instrument=Instrument.named("EUR_USD"))
@@ -502,10 +507,10 @@ async def test_the_trader_trades_what_the_paper_broker_has_and_nothing_else(
         assert trade.instrument == "EUR_USD"
 
 
-async def test_a_paper_market_waits_for_a_trader_that_is_slower_and_its_end_is_an_end(
+async def test_a_paper_replay_waits_for_a_slow_trader_and_finishes(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Every bar is decided on in time on a machine too slow for the pace; then the trader is finished."""
+    """On a machine too slow for the speed every bar is decided on; at the end the trader reports it."""
     stop = FIRST_BAR + 12
     script = {FIRST_BAR + 2: Action.BUY, FIRST_BAR + 5: Action.CLOSE}
     async with running_broker(tmp_path, stop=stop) as broker, running_oracle(script) as oracle:
@@ -522,7 +527,7 @@ async def test_a_paper_market_waits_for_a_trader_that_is_slower_and_its_end_is_a
         async with running_trader(settings) as trader:  # and after a restart
             await until(lambda: trader.detail.get("state") == "replay finished")
             assert trader.detail["trades"] == 1
-    told = await decisions_of(bus)
-    assert [int(d.bar_time.timestamp()) for d in told] == BARS.time_s[FIRST_BAR:stop].tolist()
-    assert [d.action for d in told if d.executed and d.action != "HOLD"] == ["BUY", "CLOSE"]
+    decisions = await decisions_of(bus)
+    assert [int(d.bar_time.timestamp()) for d in decisions] == BARS.time_s[FIRST_BAR:stop].tolist()
+    assert [d.action for d in decisions if d.executed and d.action != "HOLD"] == ["BUY", "CLOSE"]
     assert [alert.name for alert in await alerts_of(bus)] == []

@@ -47,7 +47,7 @@ async def accounts(venue: OfMarket) -> Json:
 
 @router.get("/{account}")
 async def account_details(venue: OfAccount) -> Json:
-    """Everything the account holds."""
+    """The account with its trades, positions and pending orders."""
     return {"account": account_json(venue.exchange), **venue.last}
 
 
@@ -68,14 +68,14 @@ async def account_instruments(venue: OfAccount, instruments: str | None = None) 
 
 @router.get("/{account}/changes")
 async def account_changes(venue: OfAccount, since: Annotated[str, Query(alias="sinceTransactionID")]) -> Json:
-    """What happened since a transaction."""
+    """Changes since a transaction."""
     return changes_json(venue.exchange, _known_id(venue, since, "sinceTransactionID"))
 
 
 @router.get("/{account}/positions")
 @router.get("/{account}/openPositions")
 async def positions(venue: OfAccount, request: Request) -> Json:
-    """Positions; the open ones, or all that there ever were."""
+    """All positions since the account was opened, or only the open ones."""
     only_open = request.url.path.endswith("openPositions")
     held = positions_json(venue.exchange)
     return {
@@ -134,7 +134,7 @@ async def trade_details(venue: OfAccount, specifier: str) -> Json:
 
 
 def find_trade(venue: Venue, specifier: str) -> Trade | None:
-    """The trade that a path names."""
+    """The trade of a path: an id, or @ and the client's id."""
     account = venue.exchange.account
     if specifier.startswith("@"):
         return account.trade_by_client_id(specifier[1:])
@@ -152,7 +152,7 @@ async def transaction_pages(
     to_time: Annotated[str | None, Query(alias="to")] = None,
     page_size: Annotated[int, Query(alias="pageSize", ge=1, le=1_000)] = 100,
 ) -> Json:
-    """Addresses of pages; each is an idrange query."""
+    """URLs of pages; each is an idrange query."""
     history = venue.exchange.account.transactions
     first_ns = read_time_ns(from_time, "from") or history[0].time
     last_ns = read_time_ns(to_time, "to") or venue.now_ns
@@ -186,14 +186,14 @@ async def transactions_between(
 
 @router.get("/{account}/transactions/sinceid")
 async def transactions_since(venue: OfAccount, number: Annotated[str, Query(alias="id")]) -> Json:
-    """Transactions after an id, at most 1,000: ask again from the last one while there are more."""
+    """Transactions after an id, at most 1,000; repeat from the last one while there are more."""
     since = _known_id(venue, number, "id")
     return _listed(venue, venue.exchange.account.transactions[since : since + MAX_TRANSACTIONS])
 
 
 @router.get("/{account}/transactions/stream")
 async def transaction_stream(venue: OfAccount) -> Response:
-    """Transactions as they are booked, one a line, and heartbeats that tell the last id."""
+    """Transactions as they are booked, one per line, and heartbeats with the last id."""
     return LineStream(
         venue,
         venue.transaction_lines(),

@@ -54,7 +54,7 @@ async def account_candles(
     to_time: Annotated[str | None, Query(alias="to")] = None,
     include_first: Annotated[bool, Query(alias="includeFirst")] = True,
 ) -> Json:
-    """Candles of the instrument, as this account sees them."""
+    """Candles of the instrument; the same for every account."""
     return await instrument_candles(
         venue, instrument, price, granularity, count, from_time, to_time, include_first
     )
@@ -83,13 +83,13 @@ async def latest_candles(
 async def pricing(
     venue: OfAccount, instruments: Annotated[str, Query(max_length=1_000)], since: str | None = None
 ) -> Json:
-    """The price in force."""
+    """The newest price; empty if it is not newer than `since`."""
     _check_instruments(venue, instruments)
     quote = venue.exchange.price_in_force()
     since_ns = read_time_ns(since, "since")
-    is_news = since_ns is None or quote.time > since_ns
+    is_newer = since_ns is None or quote.time > since_ns
     return {
-        "prices": [{"type": "PRICE", **price_json(venue.exchange, quote)}] if is_news else [],
+        "prices": [{"type": "PRICE", **price_json(venue.exchange, quote)}] if is_newer else [],
         "time": format_time(venue.now_ns),
     }
 
@@ -98,7 +98,7 @@ async def pricing(
 async def pricing_stream(
     venue: OfAccount, instruments: Annotated[str, Query(max_length=1_000)], snapshot: bool = True
 ) -> Response:
-    """Prices as they come, one JSON object a line, and heartbeats."""
+    """Prices as they change, one per line, and heartbeats."""
     _check_instruments(venue, instruments)
     first = [{"type": "PRICE", **price_json(venue.exchange, venue.exchange.price_in_force())}]
     return LineStream(
@@ -119,7 +119,7 @@ def _query(
     include_first: bool,
 ) -> CandleQuery:
     if granularity not in GRANULARITIES:
-        raise invalid_value("granularity", f"The paper broker has {', '.join(GRANULARITIES)}")
+        raise invalid_value("granularity", f"The paper broker supports {', '.join(GRANULARITIES)}")
     if not 1 <= len(price) <= 3 or set(price) - set("MBA"):
         raise invalid_value("price")
     if count is not None and count > MAX_CANDLES:

@@ -1,4 +1,4 @@
-"""Orders and what closes positions and trades."""
+"""Orders, and closing positions and trades."""
 
 from typing import Annotated
 
@@ -93,13 +93,13 @@ async def close_position(venue: OfAccount, instrument: str, request: Request) ->
         (True, closing_units(body.long_units, "longUnits"), body.long_client_extensions),
         (False, closing_units(body.short_units, "shortUnits"), body.short_client_extensions),
     )
-    asked = [(long, units, extensions) for long, units, extensions in sides if units != 0]
-    if not asked:
-        raise HTTPException(BAD_REQUEST, "Neither longUnits nor shortUnits asks for a close")
+    closes = [(long, units, extensions) for long, units, extensions in sides if units != 0]
+    if not closes:
+        raise HTTPException(BAD_REQUEST, "Neither longUnits nor shortUnits requests a close")
     await venue.faults.delay()
     merged: Json = {}
     numbers: list[str] = []
-    for long, units, extensions in asked:
+    for long, units, extensions in closes:
         answer = venue.close_position(long=long, units=units, extensions=extensions)
         side = "long" if long else "short"
         merged |= _parts(answer, f"{side}Order", f"{side}OrderRejectTransaction")
@@ -110,7 +110,7 @@ async def close_position(venue: OfAccount, instrument: str, request: Request) ->
 
 @router.put("/trades/{specifier}/close")
 async def close_trade(venue: OfAccount, specifier: str, request: Request) -> Response:
-    """Close a trade, wholly or in part."""
+    """Close a trade, completely or in part."""
     body = await read_body(request, TradeCloseBody)
     units = closing_units(body.units, "units")
     if units == 0:
@@ -121,7 +121,7 @@ async def close_trade(venue: OfAccount, specifier: str, request: Request) -> Res
 
 
 def find_order(venue: Venue, specifier: str) -> Order | None:
-    """The order that a path names."""
+    """The order of a path: an id, or @ and the client's id."""
     account = venue.exchange.account
     if specifier.startswith("@"):
         return account.order_by_client_id(specifier[1:])
@@ -138,7 +138,7 @@ def _answer(
 
 
 def _parts(answer: Answer, prefix: str, reject: str) -> Json:
-    """The transactions of an answer under the names of its request; a reject also as error code and text."""
+    """The transactions of an answer, named after its request; a reject adds an error code and a text."""
     named = {
         f"{prefix}CreateTransaction": answer.created,
         f"{prefix}FillTransaction": answer.filled,

@@ -1,4 +1,4 @@
-"""The replay itself, outside OANDA's paths: where it stands, acknowledgement of a bar, faults."""
+"""The replay's own routes, which OANDA does not have: its progress, and the acknowledgement of a bar."""
 
 from fastapi import APIRouter, HTTPException, Request
 from pydantic import Field
@@ -18,20 +18,20 @@ router = APIRouter(prefix="/v3/replay")
 
 
 class Acknowledgement(WireModel):
-    """The bar that the client has decided on, by its opening time."""
+    """Opening time of the bar that the client has decided on."""
 
     time: str = Field(max_length=40)
 
 
 @router.get("")
 async def replay(venue: OfMarket) -> Json:
-    """Where the replay stands, in simulated time."""
+    """Progress of the replay, in simulated time."""
     return venue.status()
 
 
 @router.post("/acknowledge")
 async def acknowledge(venue: OfMarket, request: Request) -> Json:
-    """The bar is decided on: with pacing `acknowledged` the next one may come. Repeating it does nothing."""
+    """Acknowledge a decided bar, so that the replay may go on. Repeating it does nothing."""
     time_ns = read_time_ns((await read_body(request, Acknowledgement)).time, "time")
     if time_ns is None:
         raise invalid_value("time")

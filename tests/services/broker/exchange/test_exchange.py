@@ -1,4 +1,4 @@
-"""The exchange, by hand-worked accounts."""
+"""The exchange, compared with hand-worked accounts."""
 
 from decimal import Decimal
 
@@ -171,7 +171,7 @@ def test_an_invalid_order_is_rejected_and_takes_an_id(
     assert exchange.account.orders == {}
 
 
-def test_an_ioc_order_takes_what_there_is(exchange: Exchange) -> None:
+def test_an_ioc_order_fills_the_available_liquidity(exchange: Exchange) -> None:
     exchange.on_quote(quote("1.000", "1.010", liquidity=3))
     filled = exchange.market_order(order("5", timeInForce="IOC"), 1).filled
     assert filled is not None
@@ -197,7 +197,7 @@ def test_open_only_refuses_an_opposite_position(exchange: Exchange) -> None:
     assert answer.cancelled.reason is CancelReason.FIFO_VIOLATION
 
 
-def test_the_client_id_of_a_market_order_is_no_guard_against_sending_it_twice(exchange: Exchange) -> None:
+def test_a_market_order_with_a_used_client_id_is_executed_again(exchange: Exchange) -> None:
     exchange.on_quote(quote("1.000", "1.010"))
     for _ in range(2):
         assert exchange.market_order(order("1", clientExtensions={"id": "intent"}), 1).filled is not None
@@ -215,7 +215,7 @@ def test_the_client_id_of_an_open_trade_cancels_a_second_opening(exchange: Excha
     assert exchange.market_order(fields, 4).filled is not None  # free again once the trade is closed
 
 
-def test_the_client_id_of_a_pending_order_is_taken(exchange: Exchange) -> None:
+def test_an_order_with_the_client_id_of_a_pending_order_is_rejected(exchange: Exchange) -> None:
     exchange.on_quote(quote("1.000", "1.010"))
     stop = {"price": "0.900", "clientExtensions": {"id": "stop"}}
     exchange.market_order(order("1", stopLossOnFill=stop), 1)
@@ -282,7 +282,7 @@ def test_closing_the_position_cancels_its_exits(exchange: Exchange) -> None:
     assert found.filled == answer.filled
 
 
-def test_closing_what_is_not_there_is_rejected(exchange: Exchange) -> None:
+def test_closing_a_position_or_trade_that_does_not_exist_is_rejected(exchange: Exchange) -> None:
     exchange.on_quote(quote("1.000", "1.010"))
     flat = exchange.close_position(long=False, units=None, extensions=None, time=1)
     assert flat.rejected is not None
@@ -305,7 +305,7 @@ def test_a_trade_can_be_closed_out_of_order(exchange: Exchange) -> None:
     assert [trade.id for trade in exchange.account.open_trades] == [4]
 
 
-def test_cancels_a_pending_order_once(exchange: Exchange) -> None:
+def test_a_pending_order_is_cancelled_once(exchange: Exchange) -> None:
     guarded(exchange)
     first = exchange.cancel_order(exchange.account.orders[6], 2)
     assert first.cancelled is not None

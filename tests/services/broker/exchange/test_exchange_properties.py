@@ -1,4 +1,4 @@
-"""What holds for the exchange after any course of requests."""
+"""Properties of the exchange after any sequence of requests."""
 
 import itertools
 from decimal import Decimal
@@ -55,7 +55,7 @@ def test_positions_and_profits_are_those_of_single_tickets(course: list[tuple[in
         max_size=20,
     )
 )
-def test_the_history_tells_everything(
+def test_an_account_is_rebuilt_from_its_history(
     course: list[tuple[int, int, str, str, int, bool, bool]],
 ) -> None:
     exchange = opened()

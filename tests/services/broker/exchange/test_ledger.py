@@ -1,4 +1,4 @@
-"""The ledger: what survives, and what is refused."""
+"""The ledger: what a restart finds, and which files are refused."""
 
 import sqlite3
 from decimal import Decimal
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.broker.exchange.exchange import Exchange
-from services.broker.exchange.ledger import Ledger, Place
+from services.broker.exchange.ledger import Ledger, ReplayProgress
 from services.broker.exchange.planning import AccountTerms
 from services.broker.exchange.transactions import MarketOrderFields
 from shared.errors import BrokerError
@@ -18,39 +18,39 @@ def ledger_in(folder: Path, account: str = "1-1-1-1", dataset: str = "ab") -> Le
     return Ledger(folder / "ledger.sqlite", account=account, dataset=dataset)
 
 
-def test_gives_back_what_was_committed(tmp_path: Path) -> None:
+def test_committed_steps_are_read_back(tmp_path: Path) -> None:
     exchange = Exchange(AccountTerms(), RULES)
     ledger = ledger_in(tmp_path)
-    assert ledger.place() is None
-    ledger.commit(exchange.open(0), Place(3, 0))
+    assert ledger.progress() is None
+    ledger.commit(exchange.open(0), ReplayProgress(3, 0))
     exchange.on_quote(quote("188.000", "188.040"))
     order = MarketOrderFields.model_validate(
         {"instrument": "GBP_JPY", "units": "1", "stopLossOnFill": {"distance": "0.100"}}
     )
-    ledger.commit(exchange.market_order(order, 7).transactions, Place(4, 60))
+    ledger.commit(exchange.market_order(order, 7).transactions, ReplayProgress(4, 60))
     ledger.close()
 
     again = ledger_in(tmp_path)
-    assert again.place() == Place(4, 60)
+    assert again.progress() == ReplayProgress(4, 60)
     assert Exchange(AccountTerms(), RULES, again.transactions()).account == exchange.account
     again.close()
 
 
-def test_a_step_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_step_is_stored_atomically(tmp_path: Path) -> None:
     exchange = Exchange(AccountTerms(), RULES)
     ledger = ledger_in(tmp_path)
     opening = exchange.open(0)
-    ledger.commit(opening, Place(1, 0))
+    ledger.commit(opening, ReplayProgress(1, 0))
     with pytest.raises(BrokerError, match="UNIQUE"):
-        ledger.commit(opening, Place(2, 0))
-    assert ledger.place() == Place(1, 0)
+        ledger.commit(opening, ReplayProgress(2, 0))
+    assert ledger.progress() == ReplayProgress(1, 0)
     ledger.close()
 
 
 @pytest.mark.parametrize(("account", "dataset"), [("2-2-2-2", "ab"), ("1-1-1-1", "cd")])
 def test_another_account_or_data_set_is_refused(tmp_path: Path, account: str, dataset: str) -> None:
     ledger_in(tmp_path).close()
-    with pytest.raises(BrokerError, match="remove it to start anew"):
+    with pytest.raises(BrokerError, match="delete the file to start over"):
         ledger_in(tmp_path, account, dataset)
 
 
@@ -75,5 +75,5 @@ def test_a_damaged_transaction_is_named(tmp_path: Path) -> None:
 def test_a_gap_in_the_history_is_refused() -> None:
     exchange = Exchange(AccountTerms(balance=Decimal(5)), RULES)
     history = exchange.open(0)
-    with pytest.raises(BrokerError, match="expected the next number"):
+    with pytest.raises(BrokerError, match="the ledger is damaged"):
         Exchange(AccountTerms(), RULES, history[1:])

@@ -1,4 +1,4 @@
-"""Candles against a slow reading of the same bars."""
+"""Candles, compared with a slow computation from the same bars."""
 
 from collections.abc import Sequence
 
@@ -46,7 +46,7 @@ def test_one_minute_candles_are_the_bars() -> None:
         assert candle.ask.close - candle.bid.close == pytest.approx(0.04)
 
 
-def test_nothing_of_the_future_is_told() -> None:
+def test_candles_never_contain_future_prices() -> None:
     bars = series(20)
     found = asked(Tape.of(bars, spread_pips=4), complete=7, ticks=1, count=500)
     assert found[-1].time_s == bars.time_s[8]
@@ -56,7 +56,7 @@ def test_nothing_of_the_future_is_told() -> None:
     assert all(candle.complete for candle in found[:-1])
 
 
-def test_from_and_count_give_the_first_from_to_gives_all_between() -> None:
+def test_from_with_count_gives_the_first_candles_and_from_to_gives_all() -> None:
     bars = series(60, missing=[10, 11])
     tape = Tape.of(bars, spread_pips=4)
     start = (START_S + 9 * 60 + 30) * NS  # half-way through minute 9
@@ -71,7 +71,7 @@ def test_from_and_count_give_the_first_from_to_gives_all_between() -> None:
 
 
 @pytest.mark.parametrize("granularity", sorted(GRANULARITIES))
-def test_longer_candles_are_made_of_one_minute_candles(granularity: str) -> None:
+def test_longer_candles_are_made_from_one_minute_candles(granularity: str) -> None:
     bars = series(300, missing=[3, 60, 61, 62, 63, 64, 65, 299])
     length = GRANULARITIES[granularity]
     last = len(bars) - 2

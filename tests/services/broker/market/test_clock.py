@@ -11,7 +11,7 @@ class Wall:
         return self.seconds
 
 
-def test_runs_faster_than_the_wall_and_jumps() -> None:
+def test_simulated_time_runs_at_its_speed_and_can_be_set() -> None:
     wall = Wall()
     clock = SimulatedClock(5 * NANOSECONDS, 60.0, monotonic=wall)
     wall.seconds += 2

@@ -1,4 +1,4 @@
-"""The tape: its ticks rebuild the bars, exactly."""
+"""The tape: its ticks rebuild the bars exactly."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.services.broker.markets import GBP_JPY, START_S, bars_of
 
 
 def rebuilt(tape: Tape) -> list[ClosedBar]:
-    """The bars that a client builds from the strings of the ticks."""
+    """The bars that a client builds from the ticks' strings."""
     builder, found = CandleBuilder(), []
     for tick in range(tape.first_tick, tape.stop_tick):
         quote = tape.quote(tick)
@@ -60,7 +60,7 @@ def test_the_spread_is_an_even_number_of_points(spread: float, points: int) -> N
     assert round((quote.ask - quote.bid) * 1_000) == points
 
 
-def test_takes_the_spread_of_the_data_where_there_is_one() -> None:
+def test_the_spread_of_the_data_is_used_where_there_is_one() -> None:
     bars = bars_of([188.0, 188.1])
     bars.spread_pips[0] = 2.0
     tape = Tape.of(bars, spread_pips=6.0, spread_from_data=True)
@@ -78,7 +78,7 @@ def test_an_empty_range_is_refused() -> None:
         Tape.of(bars_of([188.0]), spread_pips=4, first=1)
 
 
-def test_a_bar_so_far_has_only_what_was_seen() -> None:
+def test_an_unfinished_bar_contains_only_the_sent_ticks() -> None:
     tape = Tape.of(bars_of([188.0, 188.1]), spread_pips=0)
     assert tape.bar_so_far(1, 1) == (188_000, 188_000, 188_000, 188_000)
     assert tape.bar_so_far(1, 2) == (188_000, 188_000, 187_997, 187_997)
