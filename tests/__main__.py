@@ -18,20 +18,20 @@ from shared.numeric import COMPILED_MARK
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
-#: The threads of NumPy spin while they wait, and every core has its test process.
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+#: NumPy's threads spin while they wait, and every core has its test process. Bytecode is cached, whatever
+#: the caller's environment says: pytest rewrites every test, and the tests start hundreds of processes.
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+    "OMP_NUM_THREADS": "1",
+}
 
 #: Two processes more than cores, since many tests wait. Each process runs one test file at a time, in order.
 PARALLEL = ["-n", str((os.cpu_count() or 1) + 2), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 QUICK: dict[str, list[str]] = {
     "format": [str(BIN / "ruff"), "format", "--check", "."],
-    "lint": [
-        str(BIN / "ruff"),
-        "check",
-        "--no-cache",
-        ".",
-    ],  # its cache does not notice added or removed modules
+    # The cache of ruff does not notice added or removed modules.
+    "lint": [str(BIN / "ruff"), "check", "--no-cache", "."],
     "import layers": [str(BIN / "lint-imports")],
 }
 
@@ -51,13 +51,13 @@ def main() -> int:
     def run(name: str, command: list[str]) -> None:
         print(f"== {name}", flush=True)
         started = time.monotonic()
-        report(name, subprocess.run(command, cwd=ROOT, env=ONE_THREAD).returncode, started)
+        report(name, subprocess.run(command, cwd=ROOT, env=ENVIRONMENT).returncode, started)
 
     for name, command in QUICK.items():
         run(name, command)
     with tempfile.TemporaryFile("w+") as output:
         started = time.monotonic()
-        with subprocess.Popen(TYPES, cwd=ROOT, stdout=output, stderr=output) as types:
+        with subprocess.Popen(TYPES, cwd=ROOT, env=ENVIRONMENT, stdout=output, stderr=output) as types:
             if not COMPILED_MARK.is_file():
                 run("kernels", KERNELS)
         output.seek(0)
