@@ -78,7 +78,7 @@ def test_import_with_repair_and_timezone_and_instrument(tmp_path: Path, csv: Pat
     assert not out.exists()
     found = document("import", csv, "--out", out, "--repair", "--timezone", "UTC", "--instrument", "chfjpy")
     assert (found["bars"], found["dropped"]) == (14_999, 1)
-    assert (found["instrument"], found["timezone"][:17]) == ("CHF_JPY", "UTC, as asked for")
+    assert (found["instrument"], found["timezone"][:17]) == ("CHF_JPY", "UTC, as requested")
     assert found["first"] == "2020-01-05 22:00 UTC"
 
 
