@@ -120,7 +120,7 @@ def read_bars(
         is_utc, unit = layout.is_utc, layout.spread_unit
 
     repair = _Repair(name, format_name, len(rows) + len(rows.unreadable), options)
-    if len(rows.unreadable) <= len(rows):  # with fewer, the steps between them prove little
+    if len(rows.unreadable) <= len(rows):  # otherwise the steps between the readable rows prove little
         refuse_other_than_minutes(name, rows.time_s)
     rows = repair.without_faults(rows)
     rows = in_pips(name, rows, options.spread_unit or unit, instrument)
@@ -206,7 +206,7 @@ def _in_order(rows: RawRows) -> tuple[RawRows, str]:
     order = natural_order(rows.time_s)
     if not order.finding:
         return rows, ""
-    return rows.kept(order.rows), f"{order.finding}: the rows were sorted, none was dropped"
+    return rows.kept(order.rows), f"{order.finding}: the rows were sorted without loss"
 
 
 @dataclass(frozen=True)
