@@ -146,8 +146,8 @@ class BarSeries:
     def fingerprint(self) -> str:
         """SHA-256 over instrument and columns, in hex: two series with one fingerprint are equal."""
         digest = hashlib.sha256(f"{self.instrument.name} {self.instrument.pip_location}".encode())
-        for column in (self.time_s, self.volume):
-            digest.update(np.ascontiguousarray(column, "<i8").data)
+        for integers in (self.time_s, self.volume):
+            digest.update(np.ascontiguousarray(integers, "<i8").data)
         for column in (self.open, self.high, self.low, self.close, self.spread_pips):
             digest.update(np.ascontiguousarray(column, "<f8").data)
         return digest.hexdigest()
