@@ -197,7 +197,7 @@ def refuse_binary(path: str, data: bytes) -> None:
         line = int(np.count_nonzero(content[:where] == ord("\n"))) + 1
         raise FormatError(
             path,
-            "unknown format: binary data or a letter beyond ASCII; expected ASCII text or Parquet",
+            "unknown format: binary data or a non-ASCII character; expected ASCII text or Parquet",
             line=line,
         )
     ends = np.append(np.flatnonzero(content == ord("\n")), len(content))

@@ -28,7 +28,8 @@ def _mark_open(equity: Float64, first_bar: int, closes: Float64, trades: TradeCo
     """Add each trade's unrealised profit to the curve at the closes at which it is open."""
     for trade in range(len(trades.pips)):
         side, entry_price = trades.side[trade], trades.entry_price[trade]
-        costs = unrealised_pips(side, entry_price, trades.pips[trade], trades.exit_price[trade], pip)
+        net, exit_price = trades.pips[trade], trades.exit_price[trade]
+        costs = unrealised_pips(side, entry_price, 0.0, exit_price, pip) - net
         for bar in range(trades.entry_bar[trade], trades.exit_bar[trade]):
             equity[bar - first_bar] += unrealised_pips(side, entry_price, costs, closes[bar], pip)
 
