@@ -371,6 +371,6 @@ def test_cut_gzip_leaves_the_old_data_set(tmp_path: Path, csv: Path) -> None:
     run("import", csv, "--out", out)
     before = out.read_bytes()
     packed.write_bytes(gzip.compress(csv.read_bytes())[:-1_000])
-    with pytest.raises(FormatError, match=r"bars\.csv\.gz: the gzip data ends early"):
+    with pytest.raises(FormatError, match=r"bars\.csv\.gz: the gzip data is truncated"):
         run("import", packed, "--out", out)
     assert out.read_bytes() == before
