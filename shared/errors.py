@@ -1,34 +1,35 @@
-"""Every error this system raises on purpose.
+"""The errors that this system raises deliberately.
 
     MuZeroError
     ├── ShapeError            an array has the wrong shape or type
-    ├── DataError             market data, or a data set, breaks a rule
-    │   └── FormatError       a file is not what an importer can read
+    ├── DataError             market data or a data set breaks a rule
+    │   └── FormatError       an importer cannot read a file
     ├── SettingsError         a setting is unknown or invalid
-    ├── IllegalActionError    an action that the position does not allow
-    ├── MessageError          a message cannot be read, or breaks its schema
+    ├── IllegalActionError    the position does not allow an action
+    ├── MessageError          a message cannot be read or breaks its schema
     ├── JournalError          the trainer's journal is damaged
-    ├── CheckpointError       a checkpoint is missing, damaged or of another shape
-    │   └── PromotionError    a version that has not passed its gate
-    ├── StoreAwayError        the store of checkpoints does not answer: nothing is known of its versions
-    ├── RecordsAwayError      the validator's database is in use, or its disk is full
-    ├── BrokerError           the broker refused, or answered what cannot be
-    │   ├── OrderRejectedError    the broker refused an order and says why
-    │   ├── UnreadableAnswerError the broker's answer breaks its own schema
-    │   └── OutcomeUnknownError   an order was sent and its fate is not known yet
-    ├── InferenceError        no decision could be had in time
+    ├── CheckpointError       a checkpoint is missing, damaged or of the wrong shape
+    │   └── PromotionError    a version has not passed its gate
+    ├── StoreAwayError        the checkpoint store is unavailable; the state of its versions is unknown
+    ├── RecordsAwayError      the validator's database is unavailable: in use, or its disk is full
+    ├── BrokerError           the broker refused a request or sent an impossible response
+    │   ├── OrderRejectedError    the broker rejected an order and gave a reason
+    │   ├── UnreadableAnswerError the broker's response breaks its own schema
+    │   └── OutcomeUnknownError   an order was sent and its outcome is not known yet
+    ├── LedgerError           the trader's ledger is damaged or cannot be written
+    ├── InferenceError        no decision arrived in time
     └── ServiceError          a local process could not be started or reached
         └── WebhookError          an alert was not delivered to the operator's webhook
 
-A command prints the text of any of these as one line and exits with 2 when the
-user's input is at fault, with 1 otherwise.
+A command prints the text of any of these on one line. It exits with status 2 if the
+user's input is at fault, and with 1 otherwise.
 """
 
 
 class MuZeroError(Exception):
-    """Base of all errors raised on purpose; its text says what, where, and what would be right."""
+    """Base of all deliberate errors. The text says what is wrong, where, and what would be right."""
 
-    #: True where the user's input is at fault, so that a command exits with 2 instead of 1.
+    #: True if the user's input is at fault: a command then exits with 2 instead of 1.
     user_fault: bool = False
 
 
@@ -41,13 +42,13 @@ class ShapeError(MuZeroError):
 
 
 class DataError(MuZeroError):
-    """Market data, or a data set, breaks a rule."""
+    """Market data or a data set breaks a rule."""
 
     user_fault = True
 
 
 class FormatError(DataError):
-    """A file is not what an importer can read; names file, line and what would be right."""
+    """An importer cannot read a file; the text names file, line and what would be right."""
 
     def __init__(self, path: str, reason: str, *, line: int | None = None) -> None:
         super().__init__(f"{path}{f':{line}' if line is not None else ''}: {reason}")
@@ -55,51 +56,51 @@ class FormatError(DataError):
 
 
 class SettingsError(MuZeroError):
-    """A setting is unknown or invalid; names the setting and where it came from."""
+    """A setting is unknown or invalid; the text names the setting and its source."""
 
     user_fault = True
 
 
 class IllegalActionError(MuZeroError):
-    """An action that the position does not allow."""
+    """The position does not allow an action."""
 
     user_fault = True
 
 
 class MessageError(MuZeroError):
-    """A message cannot be read or breaks its schema; it goes to the dead letters with this text."""
+    """A message cannot be read or breaks its schema; this text becomes its dead letter's reason."""
 
 
 class JournalError(MuZeroError):
-    """The trainer's journal is damaged; names segment and offset."""
+    """The trainer's journal is damaged; the text names segment and offset."""
 
 
 class CheckpointError(MuZeroError):
-    """A checkpoint is missing, damaged or of another shape; names the version and the file."""
+    """A checkpoint is missing, damaged or of the wrong shape; the text names version and file."""
 
 
 class PromotionError(CheckpointError):
-    """A version that has not passed the gate it would be promoted through."""
+    """A version has not passed the gate of the promotion."""
 
     user_fault = True
 
 
 class StoreAwayError(MuZeroError):
-    """The store of checkpoints does not answer, or refuses; its versions may be whole, so try again.
+    """The checkpoint store is unavailable or refuses a request; its versions may be intact, so retry.
 
-    No `CheckpointError`: what catches damage must not take this for it.
+    Not a `CheckpointError`: code that handles damage must not handle this.
     """
 
 
 class RecordsAwayError(MuZeroError):
-    """The validator's database cannot be opened, read or written now, so try again.
+    """The validator's database cannot be opened, read or written now, so retry.
 
-    Another program may have it open, or its disk is full.
+    Another program may have it open, or its disk may be full.
     """
 
 
 class BrokerError(MuZeroError):
-    """The broker refused a request or answered what cannot be; holds the HTTP status where there was one."""
+    """The broker refused a request or sent an impossible response; `status` is the HTTP status, if any."""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -107,7 +108,7 @@ class BrokerError(MuZeroError):
 
 
 class OrderRejectedError(BrokerError):
-    """The broker refused a request with a reject transaction; nothing was done, and it is not sent again."""
+    """The broker rejected a request with a reject transaction. Nothing was done; it is not sent again."""
 
     def __init__(self, message: str, *, status: int, reject_reason: str) -> None:
         super().__init__(message, status=status)
@@ -115,19 +116,19 @@ class OrderRejectedError(BrokerError):
 
 
 class UnreadableAnswerError(BrokerError):
-    """The broker answered, and the answer breaks its own schema; names the field at fault."""
+    """The broker's response breaks its own schema; the text names the field."""
 
 
 class OutcomeUnknownError(BrokerError):
-    """An order was sent and its fate is not known: it is looked up, never sent again."""
+    """An order was sent and its outcome is not known: it is looked up, never sent again."""
 
 
 class LedgerError(MuZeroError):
-    """The trader's ledger cannot be written, as on a full disk; it may be again later."""
+    """The trader's ledger is damaged, or cannot be written now, for example because the disk is full."""
 
 
 class InferenceError(MuZeroError):
-    """No decision could be had in time; the trader holds."""
+    """No decision arrived in time; the trader holds."""
 
 
 class ServiceError(MuZeroError):
@@ -139,4 +140,4 @@ class WebhookError(ServiceError):
 
     def __init__(self, text: str, *, again: bool) -> None:
         super().__init__(text)
-        self.again = again  # a later attempt may succeed, and cannot deliver the alert twice
+        self.again = again  # a retry may succeed and cannot deliver the alert twice

@@ -20,7 +20,7 @@ Bool = npt.NDArray[np.bool_]
 
 
 def _kernel_digest() -> str:
-    """Changes with any source file that holds kernels."""
+    """A digest of all source files that contain kernels."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).resolve().parent.rglob("*.py")):
         source = path.read_bytes()
@@ -29,14 +29,14 @@ def _kernel_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-# Numba looks at the file of a kernel only, not at those of the kernels that it calls: without this a
-# changed inner formula would go on running as it was compiled before.
+# Numba recompiles a cached kernel only if its own file changes, not if a kernel that it calls changes.
+# A cache directory per digest keeps it from running an outdated inner formula.
 _config = vars(numba.config)
 _cache_root = Path(_config["CACHE_DIR"] or Path.home() / ".cache" / "micro-muzero" / "kernels")
 KERNEL_CACHE = _cache_root / _kernel_digest()
 _config["CACHE_DIR"] = str(KERNEL_CACHE)
 
-#: Stands in the cache once every kernel is in it.
+#: This file exists once the cache contains every kernel.
 COMPILED_MARK = KERNEL_CACHE / "complete"
 
 _P = ParamSpec("_P")
@@ -46,29 +46,29 @@ _R = TypeVar("_R")
 def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a function of arrays and numbers to machine code, cached on disk, releasing the GIL.
 
-    Fast-math stays off: the same operations in the same order give the same bits, one value at a
-    time or a million, which live trading relies on.
+    Fast-math is off: the same operations in the same order give the same bits, for one value at a time
+    or for a million. Live trading relies on this.
     """
     return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True)(function))
 
 
 def reordering_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile as `kernel` does, but let sums be added in the order that suits vector registers.
+    """Compile like `kernel`, but let the compiler reorder sums to suit vector registers.
 
-    The order is fixed when it is compiled and depends on a sum's length only. For networks, whose rows
-    still get the same bits in any batch; not for prices and features.
+    The order is fixed at compile time and depends only on the length of a sum, so each row of a network
+    gets the same bits in any batch. Not for prices or features.
     """
     options = {"contract", "nsz", "reassoc"}
     return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True, fastmath=options)(function))
 
 
 def parallel_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile as `kernel` does and spread `numba.prange` loops over the cores."""
+    """Compile like `kernel` and distribute `numba.prange` loops over the cores."""
     return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True, parallel=True)(function))
 
 
 def require_shape(name: str, array: npt.NDArray[np.generic], *shape: int | None) -> None:
-    """Check an array's shape; None stands for any length.
+    """Check an array's shape; None accepts any length.
 
     Raises:
         ShapeError: the number of axes or a length differs.

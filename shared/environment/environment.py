@@ -1,7 +1,7 @@
 """The trading environment: B sessions in lockstep, state in, state out.
 
-A decision at the close of bar t executes at the open of bar t + 1. A step therefore books what the
-decision earns at that open, then marks the position at that bar's close, where the next decision is made.
+A decision at the close of bar t executes at the open of bar t + 1. A step therefore books the reward of
+the decision at that open, then marks the position at that bar's close, where the next decision is made.
 """
 
 from dataclasses import dataclass, fields
@@ -26,21 +26,21 @@ _FLAT, _HOLD, _CLOSE = int(Side.FLAT), int(Action.HOLD), int(Action.CLOSE)
 class EnvironmentConfig:
     """Costs and rewards, in pips."""
 
-    spread_pips: float = 4.0  # a round trip; charged with the entry
+    spread_pips: float = 4.0  # per round trip; charged at the entry
     reward: RewardScheme = RewardScheme.AMDDP1
-    commission_pips: float = 0.0  # a round trip; charged with the entry
-    slippage_pips: float = 0.0  # a fill, of which a round trip has two; charged with the entry
-    financing_pips_per_night: float = 0.0  # charged at each 17:00 New York; negative where holding earns
+    commission_pips: float = 0.0  # per round trip; charged at the entry
+    slippage_pips: float = 0.0  # per fill, two per round trip; charged at the entry
+    financing_pips_per_night: float = 0.0  # charged at each 17:00 New York; negative if holding earns
     session_bars: int = SESSION_BARS  # decisions in one episode
     entry_bonus: float = 1.0
     idle_penalty: float = 0.05
-    drawdown_penalty: float = 0.01  # reward per pip of the largest drawdown, taken at the exit
+    drawdown_penalty: float = 0.01  # reward lost at the exit per pip of the largest drawdown
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be.
+        """Check every field.
 
         Raises:
-            SettingsError: names the field, its value and what is right.
+            SettingsError: a value is out of range; names the field, its value and the range.
         """
         if self.reward not in tuple(RewardScheme):
             names = ", ".join(RewardScheme)
@@ -58,16 +58,16 @@ class EnvironmentConfig:
 
     @property
     def round_trip_pips(self) -> float:
-        """What one trade costs whatever the price does."""
+        """The cost of one trade, in pips."""
         return self.round_trip_at(self.spread_pips)
 
     def round_trip_at(self, spread_pips: float) -> float:
-        """What one trade costs at a given spread; the trader has that of the quote."""
+        """The cost of one trade at a given spread, such as that of the trader's quote."""
         return spread_pips + self.commission_pips + 2.0 * self.slippage_pips
 
     @property
     def reward_weights(self) -> RewardWeights:
-        """The numbers of the chosen scheme."""
+        """The weights of the configured scheme."""
         if self.reward == RewardScheme.PNL:
             return RewardWeights(0.0, 0.0, 0.0)
         return RewardWeights(float(self.entry_bonus), float(self.idle_penalty), float(self.drawdown_penalty))
@@ -75,7 +75,7 @@ class EnvironmentConfig:
 
 @dataclass(frozen=True)
 class Prices:
-    """What the environment reads of a data set; every column is `[T]`."""
+    """The columns of a data set that the environment reads; each is `[T]`."""
 
     open: Float64
     close: Float64
@@ -110,7 +110,7 @@ class Lanes(NamedTuple):
     entry_price: Float64
     entry_bar: Int64  # the bar at whose open the position was entered
     charged_pips: Float64  # costs of the round trip, and financing so far
-    pnl: Float64  # pips at this close, net of what is charged
+    pnl: Float64  # pips at this close, net of charges
     peak: Float64  # highest pnl at a close since the entry, at least 0
     max_drawdown: Float64  # largest drop from the peak, in pips
     accumulated_drawdown: Float64  # sum over closes of the drop from the peak, in pips
@@ -130,7 +130,7 @@ class Lanes(NamedTuple):
 
 @dataclass(frozen=True)
 class Transition:
-    """What one step led to."""
+    """The result of one step."""
 
     lanes: Lanes
     reward: Float32  # [B] pips
@@ -144,7 +144,7 @@ def reset(start_bars: Int64) -> Lanes:
     Args:
         start_bars: `[B]` the bar at whose close each session's first decision is made.
     Raises:
-        DataError: a start is negative; one too late for its session is refused by the first step.
+        DataError: a start is negative. The first step refuses a start that is too late for its session.
     """
     starts = np.array(start_bars, np.int64)
     require_shape("start_bars", starts, None)
@@ -168,28 +168,28 @@ def reset(start_bars: Int64) -> Lanes:
 
 
 def step(lanes: Lanes, actions: Int8 | Int64, prices: Prices, config: EnvironmentConfig) -> Transition:
-    """Carry out one decision in every lane and go to the close of the next bar.
+    """Execute one decision in every lane and advance to the close of the next bar.
 
-    The last of a session's decisions executes at the open of the bar after it; a position that is
-    open then is closed at that same open, and its reward is added to the last step's.
+    The last decision of a session executes at the open of the bar after it. A position that is then
+    open is closed at the same open, and its reward is added to that of the last step.
 
     Args:
-        lanes: the state, which stays as it is.
+        lanes: the state; it is not modified.
         actions: `[B]` of `Action`.
         prices: of the data set.
         config: costs and rewards.
     Raises:
-        IllegalActionError: an action is none of the four, the position does not allow it, or the
+        IllegalActionError: an action is not one of the four, or the position does not allow it, or the
             session is over.
         DataError: the data set ends before a lane's session does.
-        ShapeError: not one whole number a lane.
+        ShapeError: the actions are not one whole number per lane.
     Source: docs/algorithm.md, Environment. Oracle: tests/oracles/environment.py.
     """
     require_shape("actions", actions, len(lanes.bar))
     if not np.issubdtype(actions.dtype, np.integer):
         raise ShapeError("actions", f"of type {actions.dtype}", "whole numbers")
     chosen: Int64 = actions.astype(np.int64)
-    _refuse(lanes, chosen, prices, config)
+    _require_legal(lanes, chosen, prices, config)
     after = Lanes._make(column.copy() for column in lanes)
     reward = np.empty(len(chosen), np.float32)
     log = TradeLog.blank(len(chosen))
@@ -225,7 +225,7 @@ def _step(
     reward: Float32,
     trades: TradeColumns,
 ) -> int:
-    """Change the lanes and write the rewards; return how many rows of the trade log were written."""
+    """Update the lanes and write the rewards; return the number of rows written to the trade log."""
     num_trades = 0
     for lane in range(len(actions)):
         bar = lanes.bar[lane] + 1
@@ -260,7 +260,7 @@ def _step(
 
 @kernel
 def _set_position(lanes: Lanes, lane: int, side: int, price: float, bar: int, charged_pips: float) -> None:
-    """Put a lane into a position that no close has marked yet, or out of any."""
+    """Set a lane to a new position, which no close has marked yet, or to flat."""
     lanes.side[lane] = side
     lanes.entry_price[lane] = price
     lanes.entry_bar[lane] = bar
@@ -276,7 +276,7 @@ def _set_position(lanes: Lanes, lane: int, side: int, price: float, bar: int, ch
 def _record(
     lanes: Lanes, lane: int, bar: int, price: float, pips: float, trades: TradeColumns, row: int
 ) -> None:
-    """Write a lane's position, left at a bar's open, to a row of the trade log."""
+    """Write a lane's position, closed at a bar's open, to a row of the trade log."""
     trades.lane[row] = lane
     trades.entry_bar[row] = lanes.entry_bar[lane]
     trades.exit_bar[row] = bar
@@ -288,8 +288,8 @@ def _record(
     trades.bars_held[row] = lanes.bars_held[lane]
 
 
-def _refuse(lanes: Lanes, actions: Int64, prices: Prices, config: EnvironmentConfig) -> None:
-    """Raise where a lane cannot carry out its action; see `step`."""
+def _require_legal(lanes: Lanes, actions: Int64, prices: Prices, config: EnvironmentConfig) -> None:
+    """Raise if a lane cannot execute its action; see `step`."""
     over = lanes.step >= config.session_bars
     if over.any():
         lane = int(np.argmax(over))

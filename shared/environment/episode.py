@@ -13,7 +13,7 @@ from shared.numeric import Float32, Float64, Int8, Int64
 
 @dataclass(frozen=True)
 class Episode:
-    """What happened in one session; a row per decision."""
+    """The course of one session; a row per decision."""
 
     bars: Int64  # [T] the bar at whose close the decision was made
     actions: Int8  # [T]
@@ -24,7 +24,7 @@ class Episode:
 
 
 def replay(start_bar: int, actions: Sequence[int], prices: Prices, config: EnvironmentConfig) -> Episode:
-    """Carry out a list of actions; the episode is as long as the list.
+    """Execute a list of actions; the episode is as long as the list.
 
     Args:
         start_bar: the bar at whose close the first decision is made.
@@ -32,8 +32,8 @@ def replay(start_bar: int, actions: Sequence[int], prices: Prices, config: Envir
         prices: of the data set.
         config: costs and rewards; its session length is not used.
     Raises:
-        IllegalActionError: an action is none of the four, or the position does not allow it.
-        DataError: no action at all, or the data set ends before the last is filled.
+        IllegalActionError: an action is not one of the four, or the position does not allow it.
+        DataError: the list is empty, or the data set ends before the last action is filled.
     """
     if not actions:
         raise DataError("no action to replay: expected at least one")

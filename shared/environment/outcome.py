@@ -10,18 +10,18 @@ from shared.numeric import Float64, Int8, kernel, require_shape
 
 NUM_OUTCOMES = 3
 
-#: A move counts when it is larger than this share of the standard deviation of the last closes.
+#: A move is UP or DOWN if it exceeds this share of the standard deviation of the last closes.
 THRESHOLD_SIGMA = 0.33
 
-#: Number of closes, the current one included, whose population standard deviation is taken.
+#: Number of closes in that standard deviation (of the population), the current one included.
 SIGMA_BARS = 20
 
-#: Marks a bar whose outcome is not defined: too early, or the last one.
+#: Label of a bar without an outcome: one of the first, or the last.
 UNDEFINED = -1
 
 
 class ChanceOutcome(IntEnum):
-    """The encoding used by labels, the chance head, the tree and messages alike."""
+    """The encoding in labels, the chance head, the tree and messages."""
 
     UP = 0
     NEUTRAL = 1
@@ -52,19 +52,19 @@ def label_outcomes(close: Float64) -> Int8:
 
 @kernel
 def _label(close: Float64) -> Int8:
-    """Two passes over each window, around its last close: no running sum, so no error builds up."""
+    """Two passes over each window, relative to its last close: no running sum accumulates errors."""
     outcomes = np.full(len(close), UNDEFINED, np.int8)
     for bar in range(SIGMA_BARS - 1, len(close) - 1):
-        here = close[bar]
+        current = close[bar]
         total = 0.0
         for earlier in range(bar - SIGMA_BARS + 1, bar):
-            total += close[earlier] - here
-        mean = here + total / SIGMA_BARS
+            total += close[earlier] - current
+        mean = current + total / SIGMA_BARS
         squares = 0.0
         for earlier in range(bar - SIGMA_BARS + 1, bar + 1):
             squares += (close[earlier] - mean) ** 2
         threshold = THRESHOLD_SIGMA * math.sqrt(squares / SIGMA_BARS)
-        move = close[bar + 1] - here
+        move = close[bar + 1] - current
         if move > threshold:
             outcomes[bar] = ChanceOutcome.UP
         elif move < -threshold:

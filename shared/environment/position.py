@@ -1,6 +1,6 @@
-"""What a position is worth and how far it fell, and the six static features that tell it to the network.
+"""Profit and drawdown of a position, and the six static features that describe it to the network.
 
-The environment's lanes and the live trader's single `Position` run the same kernels.
+The environment's lanes and the live trader's `Position` run the same kernels.
 """
 
 import math
@@ -28,7 +28,7 @@ STATIC_SCALE = 100.0
 
 @kernel
 def unrealised_pips(side: int, entry_price: float, charged_pips: float, price: float, pip: float) -> float:
-    """What a position earns if it is closed at a price: side x (price - entry) / pip - charges, in pips."""
+    """Net profit of closing a position at a price: side x (price - entry) / pip - charges, in pips."""
     return side * (price - entry_price) / pip - charged_pips
 
 
@@ -36,13 +36,13 @@ def unrealised_pips(side: int, entry_price: float, charged_pips: float, price: f
 def mark(
     pnl: float, peak: float, max_drawdown: float, accumulated_drawdown: float
 ) -> tuple[float, float, float]:
-    """Peak, largest and accumulated drawdown after a bar closed at a profit of `pnl`; all in pips.
+    """Peak, largest and accumulated drawdown after a bar's close; all in pips.
 
     Args:
-        pnl: at this close.
+        pnl: unrealised profit at this close.
         peak: highest pnl at the closes before, at least 0.
         max_drawdown: largest drop from the peak at the closes before.
-        accumulated_drawdown: sum of these drops.
+        accumulated_drawdown: sum of the drops at the closes before.
     """
     peak = max(peak, pnl)
     drawdown = peak - pnl
@@ -72,9 +72,9 @@ def _write_static(
 
 
 def pips_of_static(static: Float32) -> Float64:
-    """The unrealised pips that static features tell: `[..., 6]` -> `[...]`, at most 866 either way."""
-    most = np.nextafter(np.float32(1.0), np.float32(0.0))  # tanh rounds to 1 from there on
-    pips: Float64 = STATIC_SCALE * np.arctanh(np.clip(static[..., 1], -most, most).astype(np.float64))
+    """The unrealised pips in static features: `[..., 6]` -> `[...]`, from -866 to 866."""
+    limit = np.nextafter(np.float32(1.0), np.float32(0.0))  # beyond it tanh rounds to 1
+    pips: Float64 = STATIC_SCALE * np.arctanh(np.clip(static[..., 1], -limit, limit).astype(np.float64))
     return pips
 
 
@@ -106,7 +106,7 @@ def static_features(
 
 @dataclass(frozen=True)
 class Position:
-    """One net position, followed close by close as a lane of the environment is; pips throughout."""
+    """One net position, marked at each close like a lane of the environment; all amounts in pips."""
 
     pip: float  # in units of price
     side: Side = Side.FLAT
@@ -119,19 +119,15 @@ class Position:
     bars_held: int = 0
 
     def after_entry(self, side: Side, price: float, charged_pips: float) -> "Position":
-        """The position just entered at a price; the costs of the whole round trip are charged at once."""
+        """A position just entered at a price; the costs of the round trip are charged at once."""
         return Position(self.pip, side, price, charged_pips)
 
-    def after_exit(self) -> "Position":
-        """Flat again."""
-        return Position(self.pip)
-
     def charge(self, pips: float) -> "Position":
-        """The position after a cost that came up while it was held, as financing does."""
+        """The position after a cost of holding it, such as financing."""
         return replace(self, charged_pips=self.charged_pips + pips)
 
     def at_close(self, close: float) -> "Position":
-        """The position after the next bar closed; a flat one stays as it is."""
+        """The position after the next bar closed; a flat position does not change."""
         if self.side is Side.FLAT:
             return self
         pnl = unrealised_pips(int(self.side), self.entry_price, self.charged_pips, close, self.pip)

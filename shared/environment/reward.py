@@ -10,23 +10,23 @@ _HOLD = int(Action.HOLD)
 
 
 class RewardScheme(StrEnum):
-    """What a step is paid."""
+    """How a step is rewarded."""
 
-    AMDDP1 = "amddp1"  # realised pips less 1 % of the largest drawdown, an entry bonus, a price on idling
+    AMDDP1 = "amddp1"  # realised pips - 1 % of the largest drawdown + entry bonus - idle penalty
     PNL = "pnl"  # realised pips only
 
 
 class RewardWeights(NamedTuple):
-    """The numbers of one scheme; `pnl` is `amddp1` with all of them zero."""
+    """The weights of one scheme; `pnl` is `amddp1` with all of them zero."""
 
-    entry_bonus: float  # paid for an entry
-    idle_penalty: float  # taken for holding while flat
-    drawdown_penalty: float  # taken at the exit per pip of the largest drawdown
+    entry_bonus: float  # added for an entry
+    idle_penalty: float  # subtracted for HOLD while flat
+    drawdown_penalty: float  # subtracted at the exit per pip of the largest drawdown
 
 
 @kernel
 def decision_reward(weights: RewardWeights, flat: bool, action: int) -> float:
-    """What a legal decision earns by itself: an entry its bonus, idling its price, all others nothing."""
+    """Reward of a legal decision itself: the bonus of an entry, the penalty of idling, otherwise 0."""
     if not flat:
         return 0.0
     return -weights.idle_penalty if action == _HOLD else weights.entry_bonus
@@ -34,5 +34,5 @@ def decision_reward(weights: RewardWeights, flat: bool, action: int) -> float:
 
 @kernel
 def exit_reward(weights: RewardWeights, pips: float, max_drawdown: float) -> float:
-    """What the end of a position earns: its net pips, less a share of its largest drawdown."""
+    """Reward of closing a position: its net pips less a share of its largest drawdown."""
     return pips - weights.drawdown_penalty * max_drawdown

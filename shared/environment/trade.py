@@ -15,7 +15,7 @@ class Trade:
     """One closed position."""
 
     entry_bar: int  # the bar at whose open it was entered
-    exit_bar: int  # the bar at whose open it was left
+    exit_bar: int  # the bar at whose open it was closed
     side: Side
     entry_price: float
     exit_price: float
@@ -51,7 +51,7 @@ class TradeLog:
         return TradeLog(TradeColumns._make(column[rows] for column in self.columns))
 
     def __iter__(self) -> Iterator[tuple[int, Trade]]:
-        """Lane and trade."""
+        """Pairs of lane and trade."""
         for lane, entry_bar, exit_bar, side, *rest in zip(
             *(column.tolist() for column in self.columns), strict=True
         ):
@@ -63,7 +63,7 @@ class TradeLog:
 
     @classmethod
     def blank(cls, num_trades: int) -> "TradeLog":
-        """A log with room for some trades, to be written by a kernel."""
+        """A log of uninitialised rows for a kernel to write."""
         types = (np.int64, np.int64, np.int64, np.int8, *(np.float64,) * 4, np.int64)
         return cls(TradeColumns._make(np.empty(num_trades, kind) for kind in types))
 

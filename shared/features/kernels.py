@@ -1,12 +1,12 @@
-"""The nine temporal columns: one kernel per column concept, a pure function of closes and times.
+"""The nine temporal features: one kernel per kind of column, a pure function of closes and times.
 
-Every value is a function of the 120 closes that end with its bar. History is one call with every bar,
-live trading is one call per closed bar with the 119 closes before it: the same operations, so the two
-agree bit for bit, and no value can depend on a later bar.
+Every value is a function of the 120 closes up to its bar. A history takes one call with every bar; live
+trading takes one call per closed bar, with the 119 closes before it. Both run the same operations, so
+they agree bit for bit, and no value can depend on a later bar.
 
-A rolling minimum is taken by joining windows: of 4 values, of 16 by four of these, of 60 by four of
-those. That is three passes which the compiler turns into vector instructions, where a monotonic deque
-is one pass of branches that no processor can predict. Minimum and maximum never round, so both give
+A rolling minimum joins windows: four single values make a window of 4, four of these one of 16, four of
+those one of 60. The compiler turns these three passes into vector instructions. A monotonic deque needs
+one pass only, but its branches are unpredictable. Minimum and maximum never round, so both methods give
 the same bits.
 """
 
@@ -19,7 +19,7 @@ from shared.numeric import Float32, Float64, Int64, kernel
 NUM_FEATURES = 9
 
 #: L in docs/algorithm.md: bars in every rolling window, the current one included.
-#: `trailing_extrema` is made for it.
+#: `trailing_extrema` works for this length only.
 LOOKBACK_BARS = 60
 SHORT_MOMENTUM_BARS = 5
 
@@ -32,8 +32,8 @@ PRICE_CHANGE_SCALE_PIPS = 10.0
 DAYS_PER_WEEK = 5
 MINUTES_PER_DAY = 24 * 60
 
-#: Bars that are worked on at a time, so that what lies between the columns stays in the processor's
-#: cache; at least `FIRST_VALID_BAR`.
+#: Bars processed at a time, so that intermediate columns stay in the processor's cache; at least
+#: `FIRST_VALID_BAR`.
 _CHUNK_BARS = 4096
 
 
@@ -51,16 +51,16 @@ _CLOCK = _clock()
 
 @kernel
 def num_acceptable(last_time_s: int, time_s: Int64, close: Float64) -> int:
-    """How many of the next bars may be taken: up to the first that is not later than the one before
-    it, or whose close is no positive finite number.
+    """Number of bars before the first that is not later than the bar before it, or whose close is not a
+    positive finite number.
 
     Args:
-        last_time_s: of the bar before them.
+        last_time_s: time of the bar before them.
         time_s: `[N]`.
         close: `[N]`.
     """
     later, acceptable = time_s[1:], True
-    for bar in range(len(later)):  # without a way out: vector instructions
+    for bar in range(len(later)):  # no early exit, so that it compiles to vector instructions
         acceptable &= later[bar] > time_s[bar]
     for bar in range(len(close)):
         acceptable &= (close[bar] > 0.0) & (close[bar] < np.inf)
@@ -75,7 +75,7 @@ def num_acceptable(last_time_s: int, time_s: Int64, close: Float64) -> int:
 
 @kernel
 def _join(low: Float64, high: Float64, second: int, third: int, fourth: int) -> tuple[Float64, Float64]:
-    """Extrema of each window together with three that start later by so many values."""
+    """Extrema of each window joined with those that start `second`, `third` and `fourth` values later."""
     low_2, low_3, low_4 = low[second:], low[third:], low[fourth:]
     high_2, high_3, high_4 = high[second:], high[third:], high[fourth:]
     lowest, highest = np.empty(len(low_4)), np.empty(len(high_4))
@@ -93,7 +93,7 @@ def trailing_extrema(values: Float64) -> tuple[Float64, Float64]:
     Args:
         values: `[N + 59]`.
     Returns:
-        Two arrays `[N]`; the first elements are of values 0 to 59.
+        Two arrays `[N]`; their first elements cover values 0 to 59.
     """
     low, high = _join(values, values, 1, 2, 3)  # of 4 values
     low, high = _join(low, high, 4, 8, 12)  # of 16
@@ -102,7 +102,7 @@ def trailing_extrema(values: Float64) -> tuple[Float64, Float64]:
 
 @kernel
 def scaled(values: Float64, lowest: Float64, highest: Float64) -> Float32:
-    """Where each value lies between its bounds, 0 to 1, and 0.5 where the bounds coincide; all `[N]`."""
+    """Position of each value between its bounds, 0 to 1; 0.5 if the bounds coincide. All `[N]`."""
     shares = np.empty(len(values), np.float32)
     for index in range(len(values)):
         span = highest[index] - lowest[index]
@@ -112,10 +112,10 @@ def scaled(values: Float64, lowest: Float64, highest: Float64) -> Float32:
 
 @kernel
 def range_columns(closes: Float64) -> tuple[Float32, Float32]:
-    """Columns 0 and 2: the close within its range over 60 bars, and that range within its own extrema.
+    """Columns 0 and 2: the close within its range over 60 bars, and that range between its own extrema.
 
     Args:
-        closes: `[119 + N]`, the 119 closes before and the next ones.
+        closes: `[119 + N]`, the 119 closes before the bars and their own.
     Returns:
         Two columns `[N]`.
     """
@@ -132,7 +132,7 @@ def momentum_column(closes: Float64, lag: int) -> Float32:
     """Columns 1 and 3: the change over `lag` bars, between its extrema over 60 bars.
 
     Args:
-        closes: `[119 + N]`, the 119 closes before and the next ones.
+        closes: `[119 + N]`, the 119 closes before the bars and their own.
         lag: in bars, at most 60.
     Returns:
         `[N]`.
@@ -146,12 +146,12 @@ def momentum_column(closes: Float64, lag: int) -> Float32:
 def price_change_column(closes: Float64, pip: float) -> Float32:
     """Column 4: the change over one bar in pips, squashed by tanh.
 
-    tanh a = 1 - 2/(e^2a + 1) for a >= 0, with e^x taken as the 64th power of the Taylor series of
-    e^(x/64). That is good to 11 digits, more than float32 holds, and unlike a call of the library's
-    tanh it compiles to vector instructions, which makes it five times as fast.
+    tanh a = 1 - 2/(e^2a + 1) for a >= 0, with e^x as the 64th power of the Taylor series of e^(x/64).
+    This is exact to 11 digits, more than float32 has. Unlike a call of the library's tanh it compiles
+    to vector instructions, which makes it five times as fast.
 
     Args:
-        closes: `[119 + N]`, the 119 closes before and the next ones.
+        closes: `[119 + N]`, the 119 closes before the bars and their own.
         pip: in units of price.
     Returns:
         `[N]`.
@@ -200,13 +200,13 @@ def write_features(
     """The nine features of the next bars.
 
     Args:
-        history: `[119]` the closes before them, oldest first. Where some do not exist, NaN stands for
-            them, and every row that would need one of them is NaN throughout.
+        history: `[119]` the closes before them, oldest first. Missing ones are NaN; every feature of a
+            row that needs one of them is NaN.
         time_s: `[N]`, ascending.
         close: `[N]`.
         openings_s: `[W]`, ascending: openings of trading weeks, from before the first bar to after the last.
         pip: in units of price.
-        rows: `[N, 9]`, written to.
+        rows: `[N, 9]`, the output.
     """
     closes = np.append(history, close[:_CHUNK_BARS])
     for start in range(0, len(close), _CHUNK_BARS):

@@ -1,4 +1,4 @@
-"""Temporal features of a history, of live bars, and the windows that the encoder reads."""
+"""Temporal features of a history and of live bars, and the windows that the encoder reads."""
 
 import math
 import os
@@ -37,10 +37,10 @@ FEATURE_NAMES: tuple[str, ...] = (
 )
 
 
-#: A shorter part is not worth a thread of its own.
+#: A shorter part is not worth its own thread.
 LEAST_PART_BARS = 50_000
 
-#: Stands for the time of the bar before the first.
+#: The time of the bar before the first, which does not exist.
 _BEFORE_ALL_S = int(np.iinfo(np.int64).min)
 
 
@@ -50,25 +50,25 @@ def temporal_features(bars: BarSeries) -> Float32:
     Returns:
         `[T, 9]`, columns as in `FEATURE_NAMES`; rows before `FIRST_VALID_BAR` are NaN.
     Raises:
-        DataError: a time is not later than the one before it or outside 1970-2099, or a close is no
-            positive number.
+        DataError: a time is not later than the one before it or lies outside 1970-2099, or a close is
+            not a positive number.
     Source: docs/algorithm.md, Features. Oracle: tests/oracles/features.py.
     """
     rows = np.empty((len(bars), NUM_FEATURES), np.float32)
     if len(bars) == 0:
         return rows
     time_s, close = np.ascontiguousarray(bars.time_s), np.ascontiguousarray(bars.close)
-    taken = num_acceptable(_BEFORE_ALL_S, time_s, close)
-    if taken < len(bars):
-        last_s = int(time_s[taken - 1]) if taken else None
-        raise _refusal(taken, int(time_s[taken]), float(close[taken]), last_s)
-    week_open_s(time_s[[0, -1]])  # refuses what the calendar does not cover
+    bar = num_acceptable(_BEFORE_ALL_S, time_s, close)
+    if bar < len(bars):
+        last_s = int(time_s[bar - 1]) if bar else None
+        raise _refusal(bar, int(time_s[bar]), float(close[bar]), last_s)
+    week_open_s(time_s[[0, -1]])  # raises for times outside the calendar
     _write_in_parts(time_s, close, bars.instrument.pip, rows)
     return rows
 
 
 def _write_in_parts(time_s: Int64, close: Float64, pip: float, rows: Float32) -> None:
-    """Write a history on all cores: a bar needs the closes before it and no other bar's features."""
+    """Write the features of a history on all cores; no bar needs the features of another."""
     openings_s = week_opens()
 
     def write(begin: int, end: int) -> None:
@@ -83,10 +83,10 @@ def _write_in_parts(time_s: Int64, close: Float64, pip: float, rows: Float32) ->
 
 
 class FeatureStream:
-    """Temporal features of live bars, fed one closed bar at a time.
+    """Temporal features of live bars, one closed bar at a time.
 
-    Fed the bars of a history it gives that history's features bit for bit, since both run the
-    same kernels.
+    For the bars of a history the features equal those of `temporal_features` bit for bit, because both
+    run the same kernels.
     """
 
     def __init__(self, instrument: Instrument) -> None:
@@ -100,7 +100,7 @@ class FeatureStream:
         return self._num_bars
 
     def push(self, time_s: int, close: float) -> Float32 | None:
-        """Take the next closed bar.
+        """Process the next closed bar.
 
         Args:
             time_s: the bar's opening time.
@@ -108,13 +108,13 @@ class FeatureStream:
         Returns:
             `[9]`, or None before the first bar whose features are all defined.
         Raises:
-            DataError: the time is not later than the last bar's or outside 1970-2099, or the close is no
-                positive number; the stream is as it was.
+            DataError: the time is not later than the last bar's or lies outside 1970-2099, or the close
+                is not a positive number; the stream is unchanged.
         """
         times, closes = np.array([time_s], np.int64), np.array([close], np.float64)
         if not num_acceptable(self._last_s, times, closes):
             raise _refusal(len(self), time_s, close, self._last_s if len(self) else None)
-        week_open_s(times)  # refuses what the calendar does not cover
+        week_open_s(times)  # raises for times outside the calendar
         row = np.empty((1, NUM_FEATURES), np.float32)
         write_features(self._closes, times, closes, week_opens(), self._pip, row)
         self._num_bars += 1
@@ -124,7 +124,7 @@ class FeatureStream:
         return row[0] if len(self) > FIRST_VALID_BAR else None
 
     def window(self) -> Float32 | None:
-        """The last 32 bars' features `[32, 9]`, oldest first; None while one of them is undefined."""
+        """The features of the last 32 bars, `[32, 9]`, oldest first; None while one of them is undefined."""
         return self._window.copy() if len(self) > FIRST_WINDOW_BAR else None
 
 
@@ -144,7 +144,7 @@ def window(features: Float32, bar: int) -> Float32:
 
 
 def windows(features: Float32, bars: Int64) -> Float32:
-    """The temporal windows that end with some bars.
+    """The temporal windows that end with the given bars.
 
     Args:
         features: `[T, 9]`.
@@ -163,12 +163,12 @@ def windows(features: Float32, bars: Int64) -> Float32:
             f"expected an index from {FIRST_WINDOW_BAR} to {len(features) - 1}"
         )
     offsets = np.arange(1 - WINDOW_BARS, 1)
-    taken: Float32 = features[bars[:, None] + offsets]
-    return taken
+    rows: Float32 = features[bars[:, None] + offsets]
+    return rows
 
 
 def _no_history() -> Float64:
-    """The closes before a first bar."""
+    """The closes before the first bar: none exist."""
     return np.full(FIRST_VALID_BAR, np.nan)
 
 
@@ -176,8 +176,8 @@ def _refusal(bar: int, time_s: int, close: float, last_time_s: int | None) -> Da
     """The error of a bar that `num_acceptable` does not accept."""
     if not (math.isfinite(close) and close > 0.0):
         return DataError(f"bar {bar} at {_utc(time_s)}: close {close}, expected a positive number")
-    before = "" if last_time_s is None else f" {_utc(last_time_s)}"
-    return DataError(f"bar {bar} at {_utc(time_s)}: expected a time later than the bar before it{before}")
+    previous = "" if last_time_s is None else f", {_utc(last_time_s)}"
+    return DataError(f"bar {bar} at {_utc(time_s)}: expected a time after the bar before it{previous}")
 
 
 def _utc(time_s: int) -> str:

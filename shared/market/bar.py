@@ -25,7 +25,7 @@ _YEN_BASES = frozenset(("AUD", "CAD", "CHF", "EUR", "GBP", "NZD", "SGD", "TRY", 
 _NAME = re.compile(r"([A-Z0-9]{2,12})_([A-Z]{3})")
 _SIX_LETTERS = re.compile(r"([A-Z]{3})[/-]?([A-Z]{3})")
 
-#: Powers of ten that a pip may be.
+#: Allowed powers of ten of a pip.
 _PIP_LOCATIONS = range(-8, 2)
 
 
@@ -52,9 +52,9 @@ class Instrument:
 
         Args:
             name: such as GBP_JPY, GBPJPY, GBP/JPY or gbp_jpy.
-            pip_location: as the broker or the user says; taken from the pair's convention if not given.
+            pip_location: power of ten of the pip, from the broker or the user; None: the pair's convention.
         Raises:
-            DataError: the name is not of that form, or the pair's pip is not known.
+            DataError: the name does not have that form, or the pair's pip is not known.
         """
         name = normal_name(name)
         if pip_location is None:
@@ -73,7 +73,7 @@ def normal_name(name: str) -> str:
     """An instrument's name as OANDA writes it, such as GBP_JPY.
 
     Raises:
-        DataError: it is not the name of a pair.
+        DataError: it does not name a pair.
     """
     upper = name.strip().upper()
     if match := _SIX_LETTERS.fullmatch(upper):
@@ -146,8 +146,8 @@ class BarSeries:
     def fingerprint(self) -> str:
         """SHA-256 over instrument and columns, in hex: two series with one fingerprint are equal."""
         digest = hashlib.sha256(f"{self.instrument.name} {self.instrument.pip_location}".encode())
-        for whole in (self.time_s, self.volume):
-            digest.update(np.ascontiguousarray(whole, "<i8").data)
+        for integers in (self.time_s, self.volume):
+            digest.update(np.ascontiguousarray(integers, "<i8").data)
         for column in (self.open, self.high, self.low, self.close, self.spread_pips):
             digest.update(np.ascontiguousarray(column, "<f8").data)
         return digest.hexdigest()

@@ -1,8 +1,8 @@
 """The trading week and the trading day, in New York time.
 
-The FX week opens on Sunday at 17:00 New York and closes on Friday at 17:00; its days are cut at
-17:00 too. New York's clocks change on Sunday at 02:00, so that a week always lasts 120 hours while
-its opening moves between 21:00 and 22:00 UTC. All functions take sorted or unsorted times.
+The FX week opens on Sunday at 17:00 New York and closes on Friday at 17:00; its days also begin and
+end at 17:00. New York's clocks change on Sunday at 02:00, so a week always lasts 120 hours, while its
+opening moves between 21:00 and 22:00 UTC. All functions take sorted or unsorted times.
 
 Source: OANDA's published trading hours; IANA zone America/New_York.
 """
@@ -20,14 +20,14 @@ WEEK_OPEN_S = 5 * DAY_S  # how long the market is open each week
 OPEN_MINUTES_PER_WEEK = WEEK_OPEN_S // 60
 OPEN_MINUTES_PER_DAY = OPEN_MINUTES_PER_WEEK // 5
 
-#: Nights financed at the 17:00 cut of Monday to Sunday: a trade held over Wednesday's settles after
-#: the weekend and pays for it.
+#: Nights charged at the 17:00 cut of each day, Monday to Sunday. A position held over Wednesday's cut
+#: settles after the weekend and pays for it.
 FINANCING_NIGHTS: Int64 = np.array([1, 1, 3, 1, 1, 0, 0], dtype=np.int64)
 FINANCING_NIGHTS.setflags(write=False)
 
 _THURSDAY = 3  # 1970-01-01
 _SUNDAY = 6
-_MARGIN_DAYS = 10  # so that the first and the last time allowed have a week around them
+_MARGIN_DAYS = 10  # so that the first and the last allowed time have a full week around them
 
 
 @cache
@@ -63,9 +63,9 @@ def is_open(time_s: Int64) -> Bool:
 
 
 def open_minute(time_s: Int64) -> Int64:
-    """A clock that stands still at weekends: open minutes begun before each time, `[T]`.
+    """Number of open minutes that began before each time, `[T]`; constant over weekends.
 
-    The open minutes in `[a, b)` are the difference of its values at b and at a, for whole minutes.
+    For whole minutes a and b, its value at b less that at a is the number of open minutes in `[a, b)`.
     """
     times = np.asarray(time_s, np.int64)
     week = _week_index(times)
@@ -75,7 +75,11 @@ def open_minute(time_s: Int64) -> Int64:
 
 
 def open_minutes(first_minute: int, num_minutes: int) -> Int64:
-    """UTC seconds of `num_minutes` successive open minutes from open minute `first_minute` on."""
+    """UTC seconds of `num_minutes` successive open minutes, beginning with open minute `first_minute`.
+
+    Raises:
+        DataError: they do not fit between 1970 and 2100.
+    """
     week, minute = np.divmod(
         np.arange(first_minute, first_minute + num_minutes, dtype=np.int64), OPEN_MINUTES_PER_WEEK
     )
@@ -87,18 +91,18 @@ def open_minutes(first_minute: int, num_minutes: int) -> Int64:
 
 
 def trading_day(time_s: Int64) -> Int64:
-    """Number of the trading day that each time belongs to, `[T]`; it changes at 17:00 New York.
+    """The trading day of each time, `[T]`; it changes at 17:00 New York.
 
-    The number is that of the calendar day on which the trading day ends, counted from 1970-01-01.
+    A trading day has the number of the calendar day on which it ends, counted from 1970-01-01.
     """
     return _day_index(time_s) + FIRST_TIME_S // DAY_S - _MARGIN_DAYS
 
 
 def rollover_nights(time_s: Int64) -> Int8:
-    """Nights financed when a position is held from each bar's open to the next bar's open, `[T]`.
+    """Nights charged for holding a position from each bar's open to the next bar's open, `[T]`.
 
-    Counts the 17:00 New York cuts in `(time_s[t], time_s[t + 1]]`, Wednesday's three times and the
-    weekend's not at all; 0 for the last bar, and 127 at most.
+    Counts the 17:00 New York cuts in `(time_s[t], time_s[t + 1]]`: Wednesday's three times, those of the
+    weekend not at all. The last bar has 0; the maximum is 127.
     """
     nights = FINANCING_NIGHTS[_weekdays()]
     paid = np.cumsum(nights)[_day_index(time_s) - 1]

@@ -1,9 +1,9 @@
-"""Ticks → one-minute bars, as OANDA makes its mid candles.
+"""Build one-minute bars from ticks, as OANDA makes its mid candles.
 
-A bar is labelled by the minute's opening; its prices are mids, half-way between bid and ask; its volume
-is the number of price updates. A minute without a tick has no bar. OANDA's stream skips updates that
-come within 250 ms, so a bar built here can differ from OANDA's candle: the candle is the truth, and the
-trader compares the two.
+A bar is labelled by the opening of its minute. Its prices are mids, half-way between bid and ask, and its
+volume is the number of price updates. A minute without a tick has no bar. OANDA's stream skips updates
+within 250 ms of each other, so a bar built here can differ from OANDA's candle. The candle is
+authoritative; the trader compares the two.
 """
 
 import math
@@ -14,7 +14,7 @@ from shared.market.bar import BAR_SECONDS
 
 BAR_NS = BAR_SECONDS * 1_000_000_000
 
-#: Share of the last decimal that float arithmetic may put a mid beside the half it stands for.
+#: A mid this little below a half, in units of the last decimal, still rounds up: float arithmetic is inexact.
 _ROUNDING_SLACK = 1e-4
 
 
@@ -34,8 +34,8 @@ class CandleBuilder:
     """Builds the bars of one instrument, tick by tick.
 
     Args:
-        decimals: decimals that mids are rounded to, halves up. How OANDA rounds a mid that lies between
-            two prices is nowhere said; six keep every such mid and leave out what float arithmetic adds.
+        decimals: decimals of the mids, rounded half up. OANDA does not document how it rounds a mid that
+            lies between two prices; six decimals keep every such mid and remove float noise.
     """
 
     def __init__(self, decimals: int = 6) -> None:
@@ -43,21 +43,21 @@ class CandleBuilder:
         self._minute: int | None = None  # of the bar being built
         self._open = self._high = self._low = self._close = math.nan
         self._volume = 0
-        self._last_ns = -1  # no tick or flush at or before this time counts any more
-        self.num_late = 0  # ticks left out because they came again, or after their minute was closed
+        self._last_ns = -1  # ticks at or before this time are ignored
+        self.num_late = 0  # ticks ignored because they were repeated or came after their minute was closed
 
     def push(self, time_ns: int, bid: float, ask: float) -> ClosedBar | None:
-        """Take one price update.
+        """Process one price update.
 
-        A tick not later than the last one is OANDA repeating itself after a reconnect: it is counted in
-        `num_late` and changes nothing.
+        OANDA repeats ticks after a reconnect. A tick that is not later than the last one is counted in
+        `num_late` and otherwise ignored.
 
         Args:
             time_ns: nanoseconds since 1970 UTC, by the broker's clock.
             bid: best bid.
             ask: best ask.
         Returns:
-            The bar of an earlier minute that this tick closes, or None.
+            The bar of an earlier minute, if this tick closes one.
         Raises:
             DataError: a price is not a positive number, or the bid is above the ask.
         """
@@ -78,9 +78,9 @@ class CandleBuilder:
         return closed
 
     def flush(self, now_ns: int) -> ClosedBar | None:
-        """Close the bar being built if its minute is over; a heartbeat's time tells so in quiet hours.
+        """Close the current bar if its minute is over; in quiet hours, call it with the time of heartbeats.
 
-        Ticks of a closed minute that come later still are left out.
+        Later ticks of a closed minute are ignored.
         """
         if self._minute is None or now_ns < (self._minute + 1) * BAR_NS:
             return None

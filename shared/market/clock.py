@@ -1,4 +1,4 @@
-"""Wall clocks that bar files are written on, and their way to UTC.
+"""The wall clocks of bar files, and their conversion to UTC.
 
 A clock is an IANA zone shifted by a whole number of seconds. The shift is for brokers whose
 servers run at New York + 7 h, daylight saving included, so that their day ends when the FX day does.
@@ -19,7 +19,7 @@ from shared.numeric import Int64
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 
-#: Times outside these years are taken for damage: no minute bars are older, none can be newer.
+#: Times outside these years count as damage: no minute bars are older, and none can be newer.
 FIRST_TIME_S = 0
 LAST_TIME_S = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp())
 
@@ -67,8 +67,8 @@ class Clock:
     def to_utc(self, wall_s: Int64) -> Int64:
         """Turn wall-clock seconds, counted as if the clock were UTC, into UTC seconds; both `[T]`.
 
-        A time that occurs twice when clocks go back is read as the first; a time that is skipped when
-        they go forward is read as if they had not gone forward yet.
+        A time that occurs twice because clocks go back is read as the first. A time that does not exist
+        because clocks go forward is read as if they had not gone forward yet.
         """
         local = np.asarray(wall_s, np.int64) - self.shift_s
         if self.zone is UTC:
@@ -93,5 +93,5 @@ def _iana(name: str) -> ZoneInfo:
 
 
 def utc_text(time_s: int) -> str:
-    """A time as people read it: 2023-04-02 21:00 UTC."""
+    """A time as text, such as 2023-04-02 21:00 UTC."""
     return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M} UTC"

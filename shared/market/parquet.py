@@ -1,4 +1,4 @@
-"""Bars in Parquet: which columns, and its rows."""
+"""Read the rows of a Parquet bar file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from shared.errors import FormatError
-from shared.market.rows import RawRows
+from shared.market.rows import PRICES, RawRows
 from shared.market.spread import SpreadUnit
-from shared.market.text import COLUMN_NAMES, PRICES, Progress, spread_column
+from shared.market.text import COLUMN_NAMES, Progress, spread_column
 from shared.numeric import Float64, Int64
 
-_arrow: Any = pa  # has no types
+_arrow: Any = pa  # pyarrow has no type hints
 
 MAGIC = b"PAR1"
 _BATCH_ROWS = 1 << 17
@@ -26,14 +26,14 @@ class ParquetRows:
 
     rows: RawRows
     is_utc: bool  # the times are instants: with a zone, or counted since 1970
-    spread_unit: SpreadUnit | None  # None where there is no spread, or its unit is not known
+    spread_unit: SpreadUnit | None  # None: there is no spread, or its unit is not known
 
 
 def read_parquet(path: str, data: bytes, progress: Progress | None) -> ParquetRows:
     """Read all rows of a Parquet file.
 
     Raises:
-        FormatError: it is damaged, empty, or lacks a column; names the column.
+        FormatError: the file is damaged, empty or lacks a column; names the column.
     """
     try:
         file = _arrow.parquet.ParquetFile(_arrow.BufferReader(data))
@@ -59,10 +59,10 @@ def read_parquet(path: str, data: bytes, progress: Progress | None) -> ParquetRo
 
 
 def _columns(path: str, schema: Any) -> dict[str, str]:
-    """Our names → the file's.
+    """The file's name of each of our columns.
 
     Raises:
-        FormatError: a column is missing, there twice, or of the wrong type.
+        FormatError: a column is missing, occurs twice or has the wrong type.
     """
     found: dict[str, str] = {}
     wanted = {
@@ -73,12 +73,14 @@ def _columns(path: str, schema: Any) -> dict[str, str]:
     for name in schema.names:
         ours = wanted.get(name.lower(), "")
         if ours in found:
-            raise FormatError(path, f"columns {found[ours]!r} and {name!r} both name the {ours}")
+            raise FormatError(
+                path, f"columns {found[ours]!r} and {name!r} both give the {ours}: expected one"
+            )
         if ours:
             found[ours] = name
     if missing := [name for name in ("time", *PRICES) if name not in found]:
         raise FormatError(
-            path, f"no column {', '.join(missing)}: it has {', '.join(schema.names[:20]) or 'none'}"
+            path, f"no column {', '.join(missing)}: the file has {', '.join(schema.names[:20]) or 'none'}"
         )
     for ours, name in found.items():
         kind = schema.field(name).type
@@ -108,7 +110,7 @@ def _rows(path: str, columns: dict[str, Any], spread: str | None, done: int) -> 
 
     if columns["time"].null_count:
         row = done + int(np.argmax(columns["time"].is_null().to_numpy(zero_copy_only=False)))
-        raise FormatError(path, f"row {row + 1}: no time")
+        raise FormatError(path, f"row {row + 1}: the time is missing")
     return RawRows(
         time_s=_times(columns["time"]),
         open=numbers("open", np.nan),
@@ -122,7 +124,7 @@ def _rows(path: str, columns: dict[str, Any], spread: str | None, done: int) -> 
 
 
 def _times(column: Any) -> Int64:
-    """Whole seconds; integers count seconds, or the thousandths they must count to lie in our years."""
+    """Whole seconds. Integers are s, ms, us or ns, whichever unit puts the largest into a plausible year."""
     numbers: Int64 = column.cast(_arrow.int64()).to_numpy(zero_copy_only=False)
     if _arrow.types.is_timestamp(column.type):
         return numbers // _UNITS_PER_SECOND[column.type.unit]

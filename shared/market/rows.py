@@ -1,4 +1,4 @@
-"""Rows of a bar file as read, and what can be wrong with them."""
+"""The rows of a bar file as read, and the checks of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -11,10 +11,12 @@ from shared.market.bar import BarSeries
 from shared.market.clock import FIRST_TIME_S, LAST_TIME_S, utc_text
 from shared.numeric import Bool, Float64, Int64, kernel
 
-#: Years at whose ends no calendar is needed: times are kept this far from them.
+#: Times must keep this distance from both ends of the calendar, so that their UTC time lies inside it.
 _MARGIN_S = 14 * 86_400
 
-_MIN_STEPS = 3  # fewer steps do not tell how long bars are
+PRICES = ("open", "high", "low", "close")
+
+_MIN_STEPS = 3  # with fewer, the length of the bars cannot be inferred
 
 _BAR_NAMES = {120: "two-minute", 300: "five-minute", 900: "fifteen-minute", 1800: "thirty-minute"} | {
     3600: "one-hour",
@@ -33,7 +35,7 @@ class RowFault:
 
 @dataclass(frozen=True)
 class RawRows:
-    """Rows of a file that could be read, column by column, `[T]`; and those that could not."""
+    """The readable rows of a file, column by column, `[T]`, and the faults of the unreadable ones."""
 
     time_s: Int64  # whole seconds on the file's clock
     open: Float64
@@ -41,7 +43,7 @@ class RawRows:
     low: Float64
     close: Float64
     volume: Float64
-    spread: Float64  # in the file's unit, pips once `spread.in_pips` has converted it; NaN for none
+    spread: Float64  # in the file's unit, after `spread.in_pips` in pips; NaN: none
     line: Int64
     unreadable: list[RowFault] = field(default_factory=list)
 
@@ -49,13 +51,13 @@ class RawRows:
         return len(self.time_s)
 
     def kept(self, keep: Bool | Int64) -> "RawRows":
-        """The rows where `keep`, `[T]`, holds; or those of its indices, in their order."""
+        """The rows where the mask `keep`, `[T]`, is true; or the rows at its indices, in their order."""
         columns = {name: getattr(self, name)[keep] for name in _COLUMNS}
         return replace(self, **columns)
 
     @classmethod
     def joined(cls, parts: list["RawRows"]) -> "RawRows":
-        """All rows of parts that follow each other."""
+        """All rows of consecutive parts."""
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
         return cls(**columns, unreadable=[fault for part in parts for fault in part.unreadable])
 
@@ -64,17 +66,17 @@ _COLUMNS = tuple(column.name for column in fields(RawRows) if column.name != "un
 
 
 def distinct(time_s: Int64) -> Int64:
-    """Each time once, in rising order; quick where they rise already."""
+    """The distinct times in rising order; fast if they rise already."""
     ordered = np.sort(time_s, kind="stable")
     rises: Int64 = ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
     return rises
 
 
 def refuse_other_than_minutes(path: str, time_s: Int64) -> None:
-    """Check that the bars are one-minute bars, by the most frequent step between them.
+    """Check by the most frequent step between bars that they are one-minute bars.
 
     Raises:
-        FormatError: they last longer, or shorter.
+        FormatError: they are longer or shorter.
     """
     steps = np.diff(distinct(time_s[time_s % 60 == 0]))
     if len(steps) < _MIN_STEPS:
@@ -84,19 +86,22 @@ def refuse_other_than_minutes(path: str, time_s: Int64) -> None:
     if usual != 60:
         name = _BAR_NAMES.get(usual, f"{usual}-second")
         raise FormatError(
-            path, f"these are {name} bars (most follow each other by {usual} s): expected one-minute bars"
+            path, f"these are {name} bars (the usual step is {usual} s): expected one-minute bars"
         )
 
 
 def row_faults(rows: RawRows) -> Iterator[tuple[Bool, str]]:
-    """Each kind of fault that a row can have by itself: where it is, `[T]`, and its reason as a template."""
+    """For each kind of fault within a row: a mask of the rows that have it, `[T]`, and a reason template."""
     with np.errstate(invalid="ignore"):
         yield (
             (rows.time_s < FIRST_TIME_S + _MARGIN_S) | (rows.time_s >= LAST_TIME_S - _MARGIN_S),
-            "the time lies outside the years 1970 to 2099",
+            "time {time} lies outside the years 1970 to 2099",
         )
-        yield rows.time_s % 60 != 0, "the time {time} is no whole minute"
-        for name in ("open", "high", "low", "close"):
+        yield (
+            rows.time_s % 60 != 0,
+            "time {time} is not a whole minute: expected the minute at which the bar opens",
+        )
+        for name in PRICES:
             price = getattr(rows, name)
             yield ~np.isfinite(price), name + " is {" + name + "}: expected a number"
             yield price <= 0, name + " is {" + name + "}: expected a positive price"
@@ -107,74 +112,77 @@ def row_faults(rows: RawRows) -> Iterator[tuple[Bool, str]]:
                 (price > rows.high) | (price < rows.low),
                 name + " {" + name + "} lies outside low {low} to high {high}",
             )
-        yield ~(rows.volume >= 0) | (rows.volume >= 2**62), "volume is {volume}: expected 0 or more"
+        yield (
+            ~(rows.volume >= 0) | (rows.volume >= 2**62),
+            "volume is {volume}: expected 0 or more, below 2^62",
+        )
         yield rows.spread < 0, "spread is {spread}: expected 0 or more"
 
 
 @dataclass(frozen=True)
 class FaultKind:
-    """Rows with a fault of one kind; each row counts once."""
+    """The rows with one kind of fault; a row with several counts under the first only."""
 
     count: int
     first: RowFault
 
 
-def faulty(rows: RawRows) -> tuple[Bool, list[FaultKind]]:
-    """Whether each row, `[T]`, has a fault by itself; and all faults by kind, unreadable rows included."""
+def find_faults(rows: RawRows) -> tuple[Bool, list[FaultKind]]:
+    """A mask of the rows with a fault, `[T]`, and all faults by kind, those of unreadable rows included."""
     kinds = []
     if rows.unreadable:
         kinds.append(FaultKind(len(rows.unreadable), min(rows.unreadable, key=lambda fault: fault.line)))
-    anywhere = np.zeros(len(rows), np.bool_)
+    faulty = np.zeros(len(rows), np.bool_)
     for where, template in row_faults(rows):
-        new = where & ~anywhere
+        new = where & ~faulty
         if new.any():
             row = int(np.argmax(new))
             fault = RowFault(int(rows.line[row]), template.format(**_values(rows, row)))
             kinds.append(FaultKind(int(new.sum()), fault))
-        anywhere |= where
-    return anywhere, kinds
+        faulty |= where
+    return faulty, kinds
 
 
 def first_fault(rows: RawRows) -> RowFault | None:
-    """The fault with the lowest line, unreadable rows included."""
-    _, kinds = faulty(rows)
+    """The fault with the lowest line number, those of unreadable rows included."""
+    _, kinds = find_faults(rows)
     return min((kind.first for kind in kinds), key=lambda fault: fault.line, default=None)
 
 
 def flat_runs(rows: RawRows | BarSeries, min_rows: int) -> Bool:
-    """Rows, `[T]`, of long runs without volume and at one price: fillers of closed hours and holidays.
+    """A mask of the rows, `[T]`, in long runs at one price without volume: filler of closed hours.
 
-    A row belongs to a run when it repeats the price before it, a minute later and without volume.
+    A row continues a run if it repeats the price of the row before it, one minute later, without volume.
     """
-    still = (rows.volume == 0) & (rows.high == rows.low) & (rows.open == rows.close)
-    still[1:] &= (rows.close[1:] == rows.close[:-1]) & (np.diff(rows.time_s) == 60)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], still, [False]]).astype(np.int8)))
+    flat = (rows.volume == 0) & (rows.high == rows.low) & (rows.open == rows.close)
+    flat[1:] &= (rows.close[1:] == rows.close[:-1]) & (np.diff(rows.time_s) == 60)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]]).astype(np.int8)))
     starts, stops = edges[::2], edges[1::2]
-    flat = np.zeros(len(rows), np.bool_)
+    in_run = np.zeros(len(rows), np.bool_)
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         if stop - start >= min_rows:
-            flat[start:stop] = True
-    return flat
+            in_run[start:stop] = True
+    return in_run
 
 
 def first_disorder(time_s: Int64, line: Int64) -> RowFault | None:
-    """The first row whose time, in UTC, is not later than that of the row before it."""
+    """The first row whose UTC time is not later than that of the row before it; None if all times rise."""
     falls = np.flatnonzero(np.diff(time_s) <= 0)
     if len(falls) == 0:
         return None
     before, row = int(falls[0]), int(falls[0]) + 1
     now, then = utc_text(int(time_s[row])), utc_text(int(time_s[before]))
     if now == then:
-        return RowFault(int(line[row]), f"time {now} occurs twice, before in line {line[before]}")
+        return RowFault(int(line[row]), f"time {now} occurs twice, first in line {line[before]}")
     return RowFault(
-        int(line[row]), f"time {now} is earlier than {then} in line {line[before]}: expected rising"
+        int(line[row]), f"time {now} is earlier than {then} in line {line[before]}: expected rising times"
     )
 
 
 def rising(time_s: Int64) -> Bool:
-    """Which rows to keep, `[T]`, so that times rise strictly and as few as possible are dropped.
+    """A mask of the rows to keep, `[T]`, so that times rise strictly and the fewest rows are dropped.
 
-    Of rows that repeat the time before them, the first is kept.
+    Of neighbouring rows with the same time the first is kept.
     """
     keep = np.append(True, time_s[1:] != time_s[:-1]) if len(time_s) else np.zeros(0, np.bool_)
     if (np.diff(time_s[keep]) > 0).all():
@@ -184,21 +192,21 @@ def rising(time_s: Int64) -> Bool:
 
 
 def repetitions(rows: RawRows, keep: Bool) -> int:
-    """How many rows that are not kept repeat time and prices of a kept one."""
+    """The number of dropped rows that repeat the time and prices of a kept one."""
     kept_s = rows.time_s[keep]  # rising
-    place = np.minimum(np.searchsorted(kept_s, rows.time_s[~keep]), len(kept_s) - 1)
-    same = kept_s[place] == rows.time_s[~keep]
-    for name in ("open", "high", "low", "close"):
+    index = np.minimum(np.searchsorted(kept_s, rows.time_s[~keep]), len(kept_s) - 1)
+    same = kept_s[index] == rows.time_s[~keep]
+    for name in PRICES:
         price = getattr(rows, name)
-        same &= price[keep][place] == price[~keep]
+        same &= price[keep][index] == price[~keep]
     return int(same.sum())
 
 
 @kernel
 def _longest_rising(values: Int64) -> Bool:
     """One longest strictly rising subsequence, `[T]` bool; patience sorting, O(n log n)."""
-    last = np.empty(len(values), np.int64)  # row that ends the best run of each length
-    before = np.empty(len(values), np.int64)  # row before each in its run
+    last = np.empty(len(values), np.int64)  # last row of the best run of each length
+    before = np.empty(len(values), np.int64)  # the row before each row in its run
     length = 0
     for row in range(len(values)):
         low, high = 0, length

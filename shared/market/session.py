@@ -1,9 +1,9 @@
-"""Sessions: the 360-bar episodes that can be played, and the split each belongs to.
+"""Sessions: the valid 360-bar episodes, and the split of each.
 
-A session starting at bar i decides at the closes of bars i to i + 359; bar i + 360 supplies the last
-execution price. Its 361 bars lie wholly in one split. The 150 bars of warm-up before it feed its
-features only: at the start of a split they reach back into the embargo, and never across it, since
-150 bars that miss at most 60 open minutes span less than the 1,440 of an embargo day.
+A session that starts at bar i has decisions at the closes of bars i to i + 359; bar i + 360 supplies the
+last execution price. All its 361 bars lie in one split. The 150 warm-up bars before it serve only its
+features. At the start of a split they reach back into the embargo but never across it: 150 bars that
+lack at most 60 open minutes span less than the 1,440 minutes of an embargo day.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from shared.numeric import Bool, Float64, Int8, Int64, kernel
 SESSION_BARS = 360
 WARMUP_BARS = 150
 
-#: Bars' ranges are summed in whole millionths of a pip, so that a session's mean depends on its own
-#: bars alone and not on the rounding of what came before; a bar counts a million pips at most.
+#: Ranges are summed as integers, in millionths of a pip, so that a session's mean depends on its own
+#: bars only and not on earlier rounding errors. The range of a bar is capped at a million pips.
 _MICROPIPS = 1_000_000
 _MAX_RANGE_PIPS = 1_000_000.0
 
@@ -41,17 +41,17 @@ class Split(StrEnum):
 
     @property
     def code(self) -> int:
-        """The split's place in time, as `SessionIndex.split` holds it."""
+        """The split's number in time order, as in `SessionIndex.split`."""
         return list(Split).index(self)
 
 
-#: In `SessionIndex.split`: the session touches an embargo or crosses from one split to the next.
+#: In `SessionIndex.split`: the session touches an embargo or crosses into the next split.
 NO_SPLIT = -1
 
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """Which stretches of bars are sessions.
+    """The conditions for a session.
 
     Raises:
         SettingsError: a value is out of range.
@@ -64,18 +64,21 @@ class SessionConfig:
     def __post_init__(self) -> None:
         """Check the ranges of all fields."""
         if not 0 <= self.min_mean_range_pips <= 1_000:
-            raise SettingsError(f"min_mean_range_pips is {self.min_mean_range_pips}: expected 0 to 1000")
+            raise SettingsError(
+                f"sessions.min_mean_range_pips is {self.min_mean_range_pips}: expected 0 to 1000"
+            )
         if self.max_step_minutes < 1:
-            raise SettingsError(f"max_step_minutes is {self.max_step_minutes}: expected at least 1")
+            raise SettingsError(f"sessions.max_step_minutes is {self.max_step_minutes}: expected at least 1")
         if self.max_warmup_missing_minutes < 0:
             raise SettingsError(
-                f"max_warmup_missing_minutes is {self.max_warmup_missing_minutes}: expected at least 0"
+                f"sessions.max_warmup_missing_minutes is {self.max_warmup_missing_minutes}: "
+                "expected at least 0"
             )
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How the bars are divided in time: shares of all bars, the rest being the test split.
+    """How the bars are divided over time, as shares of all bars; the rest is the test split.
 
     Raises:
         SettingsError: a value is out of range.
@@ -83,20 +86,20 @@ class SplitConfig:
 
     train: float = 0.70
     validation: float = 0.15
-    embargo_days: int = 1  # trading days cut off the front of the validation and the test split
+    embargo_days: int = 1  # trading days left out at the beginning of the validation and the test split
 
     def __post_init__(self) -> None:
         """Check the ranges of all fields."""
         for name in ("train", "validation"):
             if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}: expected a share from 0 to 1")
+                raise SettingsError(f"splits.{name} is {getattr(self, name)}: expected a share from 0 to 1")
         if self.train + self.validation > 1 + 1e-9:
             raise SettingsError(
-                f"train + validation is {self.train + self.validation}: expected at most 1, "
-                "the rest being the test split"
+                f"splits.train + splits.validation is {self.train + self.validation}: expected at most 1; "
+                "the rest is the test split"
             )
         if self.embargo_days < 0:
-            raise SettingsError(f"embargo_days is {self.embargo_days}: expected at least 0")
+            raise SettingsError(f"splits.embargo_days is {self.embargo_days}: expected at least 0")
 
 
 @dataclass(frozen=True)
@@ -105,20 +108,20 @@ class SessionIndex:
 
     starts: Int64  # [M] bar index of the first decision
     split: Int8  # [M] `Split.code`, or NO_SPLIT
-    walk: Bool  # [M] one of the non-overlapping sessions of its split
+    walk: Bool  # [M] whether it is one of the non-overlapping sessions of its split
 
     @classmethod
     def of(cls, starts: Int64, split: Int8) -> "SessionIndex":
-        """Choose the non-overlapping sessions: greedily from the first of each split on."""
+        """Index sessions; the non-overlapping ones are chosen greedily from the first of each split on."""
         return cls(starts, split, _non_overlapping(starts, split))
 
     def every(self, split: Split) -> Int64:
-        """All valid starts of a split, `[N]`; training draws from these."""
+        """All valid starts of a split, `[N]`; training samples from these."""
         starts: Int64 = self.starts[self.split == split.code]
         return starts
 
     def non_overlapping(self, split: Split) -> Int64:
-        """Starts at least 360 bars apart, `[N]`; evaluation walks these."""
+        """Starts at least 360 bars apart, `[N]`; evaluation uses these."""
         starts: Int64 = self.starts[self.walk & (self.split == split.code)]
         return starts
 
@@ -126,12 +129,12 @@ class SessionIndex:
 def index_sessions(
     bars: BarSeries, sessions: SessionConfig | None = None, splits: SplitConfig | None = None
 ) -> SessionIndex:
-    """Find every valid session, in one pass over the bars, and give each its split.
+    """Find every valid session in one pass over the bars, and assign each to its split.
 
     A session starts at bar i when bars i - 150 to i + 360 exist, bars i to i + 360 lie in one
     trading week with no step above `max_step_minutes`, bars i to i + 359 have a mean range of at
-    least `min_mean_range_pips`, and from bar i - 150 to bar i no more than
-    `max_warmup_missing_minutes` minutes of the trading week have no bar.
+    least `min_mean_range_pips`, and at most `max_warmup_missing_minutes` minutes of the trading week
+    from bar i - 150 to bar i have no bar.
 
     Oracle: tests/oracles/sessions.py.
     """
@@ -193,12 +196,12 @@ def _valid_starts(
     """Whether a session starts at each bar, `[T]`; `week_opens` begins with the first bar's week."""
     num_bars = len(time_s)
     valid = np.zeros(num_bars, np.bool_)
-    minute = np.empty(num_bars, np.int64)  # open minutes begun before each bar
+    minute = np.empty(num_bars, np.int64)  # open minutes that began before each bar
     num_open = np.empty(num_bars + 1, np.int64)  # bars in open minutes before each bar
     ranges = np.empty(num_bars, np.int64)
     num_open[0] = 0
     week = 0
-    run_start = 0  # first bar of the unbroken stretch of tradable bars that holds the current one
+    run_start = 0  # first bar of the unbroken run of tradable bars that contains the current one
     range_sum = 0
     for end in range(num_bars):
         previous_week = week

@@ -1,4 +1,4 @@
-"""The spread column of a bar file, in pips: which unit it is in, and whether that can be known."""
+"""Convert the spread column of a bar file to pips, or refuse it if its unit cannot be determined."""
 
 from dataclasses import replace
 from enum import StrEnum
@@ -20,7 +20,7 @@ class SpreadUnit(StrEnum):
     PIPS = "pips"
     PRICE = "price"  # units of the quote currency
     POINTS = "points"  # last decimals of the price, as MetaTrader counts
-    NONE = "none"  # the column is not read
+    NONE = "none"  # ignore the column
 
 
 def in_pips(path: str, rows: RawRows, unit: SpreadUnit | None, instrument: Instrument) -> RawRows:
@@ -28,11 +28,11 @@ def in_pips(path: str, rows: RawRows, unit: SpreadUnit | None, instrument: Instr
 
     Args:
         path: of the file, for the error.
-        rows: spread in the file's unit. A faulty price among them could change the size of a point.
-        unit: of the spread, as the user or the file's layout says; None where neither does.
+        rows: without faulty prices, which could change the size of a point; spread in the file's unit.
+        unit: from the user or the file's layout; None: inferred from the size of the spreads.
         instrument: what the bars price.
     Raises:
-        FormatError: the unit is not known, and the values fit several or none.
+        FormatError: the unit is not known, and the spreads fit several units or none.
     """
     sizes = {
         SpreadUnit.PIPS: 1.0,
@@ -45,11 +45,11 @@ def in_pips(path: str, rows: RawRows, unit: SpreadUnit | None, instrument: Instr
     if len(known) == 0:
         return rows
     if unit is None:
-        unit = _told_apart(path, float(np.median(known)), sizes)
+        unit = _inferred_unit(path, float(np.median(known)), sizes)
     return replace(rows, spread=np.round(rows.spread * sizes[unit], 6))
 
 
-def _told_apart(path: str, median: float, sizes: dict[SpreadUnit, float]) -> SpreadUnit:
+def _inferred_unit(path: str, median: float, sizes: dict[SpreadUnit, float]) -> SpreadUnit:
     low, high = _PLAUSIBLE_PIPS
     fitting = [unit for unit, size in sizes.items() if low <= median * size <= high]
     if len(fitting) == 1:
@@ -63,7 +63,7 @@ def _told_apart(path: str, median: float, sizes: dict[SpreadUnit, float]) -> Spr
 
 
 def _point(rows: RawRows, instrument: Instrument) -> float:
-    """The last decimal that prices use, at most one beyond the pip, whatever the file prints."""
+    """The last decimal that the prices use, at most one beyond the pip, however many the file prints."""
     prices: Float64 = np.stack([rows.open, rows.high, rows.low, rows.close])
     prices = prices[np.isfinite(prices)]
     for decimals in range(instrument.price_decimals):

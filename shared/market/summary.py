@@ -1,4 +1,4 @@
-"""What a series of bars holds and what it lacks, in numbers."""
+"""Statistics of a series of bars: coverage, gaps, ranges and spreads."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from shared.market.bar import BAR_SECONDS, BarSeries, Instrument
 from shared.market.calendar import is_open, open_minute
 from shared.market.rows import flat_runs
 
-#: Shortest run of bars at one price and without volume that is counted as filler.
+#: Shortest run of bars at one price without volume that counts as filler.
 FLAT_RUN_BARS = 30
 
-#: Mean spreads and ranges, in pips, outside of which the unit of the prices or the pip is in doubt.
+#: Plausible mean spreads and ranges, in pips; outside them, the unit of the prices or the pip is doubtful.
 _SPREADS_PIPS = (0.05, 100.0)
 _RANGES_PIPS = (0.1, 200.0)
 
@@ -20,16 +20,16 @@ _LEAST_COVERAGE = 0.9
 
 @dataclass(frozen=True)
 class Gap:
-    """Open minutes in a row that have no bar."""
+    """Successive open minutes that have no bar."""
 
-    from_s: int  # when the last bar before it ends
-    to_s: int  # when the next bar opens
+    from_s: int  # close of the last bar before it
+    to_s: int  # opening of the next bar
     missing_minutes: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A series of bars in numbers."""
+    """Statistics of a series of bars."""
 
     num_bars: int
     first_s: int  # opening of the first bar
@@ -39,14 +39,14 @@ class Summary:
     num_outside: int  # bars outside the trading week
     mean_range_pips: float
     p99_range_pips: float
-    mean_spread_pips: float  # NaN where the source has none
-    num_flat: int  # bars of long runs at one price and without volume, as fillers of holidays are
+    mean_spread_pips: float  # NaN if the source gives none
+    num_flat: int  # bars in long runs at one price without volume, like the filler of holidays
     num_gaps: int
     longest_gaps: tuple[Gap, ...]  # longest first
 
 
 def summarize(bars: BarSeries, *, num_gaps: int = 5) -> Summary:
-    """Describe at least one bar, with its `num_gaps` longest gaps; weekends are no gaps."""
+    """Summarise at least one bar, with the `num_gaps` longest gaps; weekends are not gaps."""
     times = bars.time_s
     tradable = is_open(times)
     minute = open_minute(times)
@@ -78,7 +78,7 @@ def summarize(bars: BarSeries, *, num_gaps: int = 5) -> Summary:
 
 
 def doubts(summary: Summary, instrument: Instrument) -> list[str]:
-    """What about the bars is not as a market's bars are, in words; empty where nothing is."""
+    """What is unusual for the bars of a market, in words; empty if nothing is."""
     found = []
     low, high = _RANGES_PIPS
     if not low <= summary.mean_range_pips <= high:
@@ -96,8 +96,8 @@ def doubts(summary: Summary, instrument: Instrument) -> list[str]:
         found.append(f"{summary.num_outside:,} bars lie outside the trading week")
     if summary.num_flat:
         found.append(
-            f"{summary.num_flat:,} bars are in runs of {FLAT_RUN_BARS} or more without volume at one price, "
-            "as fillers of holidays and outages are"
+            f"{summary.num_flat:,} bars are in runs of {FLAT_RUN_BARS} or more at one price without volume, "
+            "like the filler of holidays and outages"
         )
     if summary.coverage < _LEAST_COVERAGE:
         found.append(f"only {summary.coverage:.0%} of the open minutes have a bar: see `data describe`")

@@ -1,9 +1,8 @@
-"""Markets whose law is known, so that the best policy can be worked out.
+"""Synthetic markets whose law is known, so that the best policy can be computed.
 
-All laws are defined in pips per bar, on closes; a bar opens at the close before it, minutes are those
-of the trading week without a gap, and prices are quoted in tenths of a pip as brokers quote them.
-Highs and lows are drawn from the exact law of the extremes of a Brownian motion between the bar's
-open and its close.
+All laws are defined in pips per bar, on closes. A bar opens at the close of the bar before it, every
+minute of the trading week has a bar, and prices are quoted in tenths of a pip, as by brokers. Highs and
+lows are drawn from the exact law of the extremes of a Brownian motion between the bar's open and close.
 """
 
 from dataclasses import dataclass
@@ -16,15 +15,13 @@ from shared.market.bar import BarSeries, Instrument
 from shared.market.calendar import open_minute, open_minutes
 from shared.numeric import Float64, Int8, kernel
 
-#: Sunday 2020-01-05 17:00 New York, where synthetic markets begin by default.
+#: Sunday 2020-01-05 17:00 New York, the default beginning of a synthetic market.
 DEFAULT_START_S = 1_578_261_600
 
 MAX_BARS = 10_000_000  # 27 years
 
-#: Mean bar range of GBP/JPY that all three laws are set to, in pips.
-MEAN_RANGE_PIPS = 3.87
-
-#: Deviation per bar at which a driftless Brownian motion has that mean range, sqrt(8 / pi) deviations.
+#: Deviation per bar at which a driftless Brownian motion has the mean bar range of GBP/JPY, 3.87 pips: the
+#: mean range is sqrt(8 / pi) deviations. The other laws have the same mean range.
 SIGMA_PIPS = 2.425
 
 _PIPETTES = 10  # steps of the quoted price per pip
@@ -40,9 +37,9 @@ class Market(StrEnum):
 
 @dataclass(frozen=True)
 class GbmLaw:
-    """Geometric Brownian motion without drift: no edge, so that the best policy does not trade.
+    """Geometric Brownian motion without drift: there is no edge, so the best policy does not trade.
 
-    c[t+1] = c[t] exp(s e - s^2 / 2), e standard normal, s such that a bar's deviation is
+    c[t+1] = c[t] exp(s e - s^2 / 2), with e standard normal and s such that the deviation of a bar is
     `sigma_pips` at the starting price.
     """
 
@@ -54,11 +51,11 @@ class OuLaw:
     """Mean reversion around a slow mean, in pips from the starting price.
 
     x[t+1] = persistence x[t] + sigma e, m[t+1] = m[t] + mean_sigma e', c = start + m + x. The best
-    policy depends on the deviation x and the position alone.
+    policy depends only on the deviation x and the position.
     """
 
     sigma_pips: float = 2.415
-    persistence: float = 0.985  # per bar: half of a deviation is gone after 46 bars
+    persistence: float = 0.985  # per bar: a deviation halves in 46 bars
     mean_sigma_pips: float = 0.2
 
     @property
@@ -71,7 +68,7 @@ class OuLaw:
 class RegimesLaw:
     """A Markov chain of regimes, each with its own drift and deviation per bar.
 
-    c[t+1] = c[t] + drift[k] + sigma[k] e, k the regime of bar t+1. Calibrated to GBP/JPY: mean bar
+    c[t+1] = c[t] + drift[k] + sigma[k] e, with k the regime of bar t+1. Calibrated to GBP/JPY: mean bar
     range 3.87 pips, 99th percentile 16.47.
     """
 
@@ -87,7 +84,7 @@ class RegimesLaw:
     )
 
     def stationary(self) -> Float64:
-        """`[K]` share of bars that each regime has in the long run."""
+        """Long-run share of bars in each regime, `[K]`."""
         chain = np.array(self.transition)
         equations = np.vstack([chain.T - np.eye(len(chain)), np.ones(len(chain))])
         shares: Float64 = np.linalg.lstsq(equations, np.append(np.zeros(len(chain)), 1.0))[0]
@@ -101,10 +98,10 @@ LAWS: dict[Market, Law] = {Market.GBM: GbmLaw(), Market.OU: OuLaw(), Market.REGI
 
 @dataclass(frozen=True)
 class SyntheticBars:
-    """A synthetic market with what real bars do not show."""
+    """A synthetic market with its hidden state."""
 
     bars: BarSeries
-    #: `[T]` what the next move depends on: deviation from the mean in pips (ou), regime (regimes), 0 (gbm).
+    #: `[T]` decides the next move: deviation from the mean in pips (ou), regime (regimes), 0 (gbm).
     state: Float64
 
 
@@ -124,7 +121,7 @@ def synthesize(
         instrument: GBP_JPY if not given.
         start_s: UTC seconds; the first bar is the first open minute at or after it.
     Raises:
-        DataError: an argument is out of range, or prices would fall to zero.
+        DataError: an argument is out of range, or the prices fall to zero.
     """
     return synthesize_with_state(LAWS[market], num_bars, seed, instrument, start_s).bars
 
@@ -136,7 +133,7 @@ def synthesize_with_state(
     instrument: Instrument | None = None,
     start_s: int = DEFAULT_START_S,
 ) -> SyntheticBars:
-    """Bars that follow a law, and the state that the law gives each of them; see `synthesize`."""
+    """Bars that follow a law, and the state of each; see `synthesize`."""
     if not 1 <= num_bars <= MAX_BARS:
         raise DataError(f"a synthetic market of {num_bars:,} bars: expected 1 to {MAX_BARS:,}")
     if seed < 0:
@@ -156,7 +153,7 @@ def synthesize_with_state(
 
 
 def start_price(instrument: Instrument) -> float:
-    """Where a synthetic market of this instrument begins: 18,500 pips for a pip of 0.01, else 11,000."""
+    """The first price of a synthetic market: 18,500 pips for a pip of 0.01, else 11,000."""
     return 185.0 if instrument.pip_location == -2 else 11_000 * instrument.pip
 
 

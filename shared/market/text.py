@@ -1,4 +1,4 @@
-"""Bar files in text: which format, and its rows.
+"""Detect the format of a text bar file and read its rows.
 
 | format | looks like |
 |---|---|
@@ -22,18 +22,18 @@ import pyarrow.compute
 import pyarrow.csv
 
 from shared.errors import FormatError
-from shared.market.rows import RawRows, RowFault
+from shared.market.rows import PRICES, RawRows, RowFault
 from shared.market.spread import SpreadUnit
 from shared.numeric import Bool, Float64, Int64
 
-_arrow: Any = pa  # has no types
+_arrow: Any = pa  # pyarrow has no type hints
 
-#: Told how much of how much is read.
+#: Called with the amount read so far and the total.
 Progress = Callable[[int, int], None]
 
 MAX_LINE_BYTES = 1_000
 
-#: Files that hold bars at times, by their first bytes, and what to do with them.
+#: Other files that may contain bars: their first bytes, what they are, and what to do with them.
 _CONTAINERS = {
     b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save it as CSV",
     b"BZh": "bzip2 data: unpack it",
@@ -46,9 +46,7 @@ _CONTAINERS = {
 }
 _BLOCK_BYTES = 1 << 22
 
-PRICES = ("open", "high", "low", "close")
-
-#: What columns are called in headers, in lower case and without < >.
+#: The names of each column in headers, in lower case and without < >.
 COLUMN_NAMES = {
     "time": ("time", "timestamp", "datetime", "date_time", "gmt time", "__index_level_0__"),
     "date": ("date",),
@@ -58,10 +56,10 @@ COLUMN_NAMES = {
     "spread_pips": ("spread_pips",),
 }
 
-#: Columns that only MetaTrader 5 writes: its spread is in points.
+#: Columns that only MetaTrader 5 writes; its spread is in points.
 METATRADER_5_COLUMNS = frozenset(("tickvol", "tick_volume", "real_volume", "<spread>"))
 
-#: How a time is written, and how the way it is written becomes ISO 8601.
+#: Notations of a time; `_COMPACT_PARTS` rewrites the compact one as ISO 8601.
 _ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(?P<zone>Z|[+-]\d\d:?\d\d)?")
 _DOTTED = re.compile(r"\d{4}\.\d\d\.\d\d \d\d:\d\d(:\d\d)?")
 _COMPACT = re.compile(r"\d{8} \d{6}")
@@ -75,23 +73,23 @@ _HISTDATA = ("time", *PRICES, "volume")
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How one text file is written."""
+    """The layout of one text file."""
 
     name: str
     delimiter: str
-    columns: tuple[str, ...]  # of each line, in order; names of COLUMN_NAMES, or anything else
+    columns: tuple[str, ...]  # in order; keys of COLUMN_NAMES, or the file's own names
     header_lines: int
     time_pattern: re.Pattern[str]
-    is_utc: bool  # the times say so themselves
-    spread: str | None  # column of the spread
-    spread_unit: SpreadUnit | None  # None where the layout does not say
+    is_utc: bool  # the times have a UTC offset, or count from 1970-01-01 UTC
+    spread: str | None  # column of the spread; None: no such column
+    spread_unit: SpreadUnit | None  # None: the layout does not determine it
 
 
 def sniff(path: str, data: bytes) -> TextFormat:
-    """Tell the format from the first lines.
+    """Detect the format from the first lines.
 
     Raises:
-        FormatError: the format is not known, or there is no row of data.
+        FormatError: the format is not known, or the file has no rows.
     """
     refuse_binary(path, data)
     lines = enumerate(data[: 20 * MAX_LINE_BYTES].decode("ascii").splitlines(), start=1)
@@ -106,7 +104,7 @@ def sniff(path: str, data: bytes) -> TextFormat:
         columns = _known_columns(path, cells)
         number, row = next(filled, (number, ""))
         if not row:
-            raise FormatError(path, "there is a header and nothing below it: expected one-minute bars")
+            raise FormatError(path, "the file has a header and no rows: expected one-minute bars")
     elif len(cells) == len(_HISTDATA) and _COMPACT.fullmatch(cells[0]):
         columns, header_lines, row, name = _HISTDATA, number - 1, head, "HistData ASCII"
     elif delimiter == "," and len(cells) == len(_METATRADER_4) and _DOTTED.fullmatch(" ".join(cells[:2])):
@@ -135,7 +133,7 @@ def sniff(path: str, data: bytes) -> TextFormat:
 
 
 def read_text(path: str, data: bytes, layout: TextFormat, progress: Progress | None) -> RawRows:
-    """Read all rows; rows that cannot be read are listed as such.
+    """Read all rows; those that cannot be read are listed in `unreadable`.
 
     Raises:
         FormatError: the file as a whole cannot be read.
@@ -185,7 +183,7 @@ def read_text(path: str, data: bytes, layout: TextFormat, progress: Progress | N
 
 
 def refuse_binary(path: str, data: bytes) -> None:
-    """Check that a file is text: ASCII in lines of a bearable length.
+    """Check that a file is ASCII text with lines of reasonable length.
 
     Raises:
         FormatError: it is not; names the first such line.
@@ -197,35 +195,39 @@ def refuse_binary(path: str, data: bytes) -> None:
     if strange.any():
         where = int(np.argmax(strange))
         line = int(np.count_nonzero(content[:where] == ord("\n"))) + 1
-        raise FormatError(path, "unknown format: binary data, expected text or Parquet", line=line)
+        raise FormatError(
+            path,
+            "unknown format: binary data or a non-ASCII character; expected ASCII text or Parquet",
+            line=line,
+        )
     ends = np.append(np.flatnonzero(content == ord("\n")), len(content))
     lengths = np.diff(ends, prepend=-1) - 1
     if lengths.max() > MAX_LINE_BYTES:
         line = int(np.argmax(lengths > MAX_LINE_BYTES))
         raise FormatError(
             path,
-            f"the line is {lengths[line]:,} bytes long, a bar takes less than {MAX_LINE_BYTES:,}",
+            f"the line is {lengths[line]:,} bytes long: expected at most {MAX_LINE_BYTES:,}",
             line=line + 1,
         )
 
 
 def _lines(first: int, num_rows: int, skipped: Int64) -> Int64:
-    """Line numbers of `num_rows` rows from line `first` on, when those in `skipped` hold no row."""
+    """Line numbers of `num_rows` rows from line `first` on; the lines in `skipped` contain no row."""
     candidates = np.arange(first, first + num_rows + len(skipped))
     kept: Int64 = candidates[~np.isin(candidates, skipped)][:num_rows]
     return kept
 
 
 def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
-    """The rows of one block, as far as they can be read."""
-    columns = {name: batch.column(place) for place, name in enumerate(layout.columns)}
+    """The rows of one block; those that cannot be read are listed in `unreadable`."""
+    columns = {name: batch.column(index) for index, name in enumerate(layout.columns)}
     faults: dict[int, str] = {}
     time_text = columns["time"]
     if "date" in columns:
         time_text = _arrow.compute.binary_join_element_wise(columns["date"], time_text, " ")
     time_s = _times(time_text, layout.time_pattern, faults)
     blank = np.zeros(len(batch), np.bool_)
-    if faults:  # an empty line looks like a row of empty cells
+    if faults:  # an empty line parses as a row of empty cells and is no fault
         joined = _arrow.compute.binary_join_element_wise(*batch.columns, "")
         blank = _arrow.compute.equal(joined, "").to_numpy(zero_copy_only=False)
     values = {name: _numbers(name, columns[name], faults) for name in PRICES}
@@ -247,12 +249,12 @@ def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
 
 
 def _times(text: Any, pattern: re.Pattern[str], faults: dict[int, str]) -> Int64:
-    """Seconds on the file's clock, `[T]`; rows that cannot be read get a fault."""
+    """Seconds on the file's clock, `[T]`; adds a fault for each row that cannot be read."""
     if pattern is _UNIX or pattern is _MILLISECONDS:
         numbers = _numbers("time", text, faults) / (1_000 if pattern is _MILLISECONDS else 1)
-        far = ~(np.abs(numbers) < 1e12)
-        faults |= {row: f"time {text[row].as_py()!r} cannot be read" for row in np.flatnonzero(far).tolist()}
-        return np.floor(np.where(far, 0, numbers)).astype(np.int64)
+        invalid = ~(np.abs(numbers) < 1e12)
+        faults |= {row: _unreadable_time(text[row].as_py()) for row in np.flatnonzero(invalid).tolist()}
+        return np.floor(np.where(invalid, 0, numbers)).astype(np.int64)
     iso = text
     if pattern is _DOTTED:
         iso = _arrow.compute.replace_substring(text, ".", "-")
@@ -277,52 +279,60 @@ def _times_one_by_one(iso: Any, text: Any, aware: bool, faults: dict[int, str]) 
             with contextlib.suppress(ValueError):  # a day or an hour that does not exist
                 moment = datetime.fromisoformat(written)
         if moment is None:
-            faults[row] = f"time {text[row].as_py()[:40]!r} cannot be read"
+            faults[row] = _unreadable_time(text[row].as_py())
         else:
             times[row] = int((moment if aware else moment.replace(tzinfo=UTC)).timestamp())
     return times
 
 
+def _unreadable_time(written: str) -> str:
+    return f"time {written[:40]!r} cannot be read: expected a time written as in the rows before"
+
+
 def _numbers(name: str, text: Any, faults: dict[int, str]) -> Float64:
-    """Numbers of a column, `[T]`; rows that cannot be read get a fault."""
+    """Numbers of a column, `[T]`; adds a fault for each row that cannot be read."""
     try:
         values: Float64 = text.cast(_arrow.float64()).to_numpy(zero_copy_only=False)
     except _arrow.ArrowInvalid:
         values = np.full(len(text), np.nan)
         for row, written in enumerate(text.to_pylist()):
             try:
-                values[row] = float(written.replace("_", "?"))
+                values[row] = float(written.replace("_", "?"))  # float() would accept 1_65
             except ValueError:
                 faults.setdefault(row, f"{name} is {written[:40]!r}: expected a number")
     return values
 
 
 def _known_columns(path: str, cells: tuple[str, ...]) -> tuple[str, ...]:
-    """The header's columns by our names, each of ours once.
+    """The header's columns, renamed to the keys of `COLUMN_NAMES` where they are known.
 
     Raises:
-        FormatError: one is there twice, or there is no time.
+        FormatError: a known column occurs twice, or there is no time.
     """
     ours = {alias: name for name, aliases in COLUMN_NAMES.items() for alias in aliases}
     if not set(COLUMN_NAMES["volume"]) & set(cells):
-        ours["vol"] = "volume"  # MetaTrader's traded volume, where it gives no tick volume
+        ours["vol"] = "volume"  # MetaTrader's traded volume, used if there is no tick volume
     columns = tuple(ours.get(cell, cell) for cell in cells)
     for name in COLUMN_NAMES:
         if columns.count(name) > 1:
-            raise FormatError(path, f"the header names {name} {columns.count(name)} times", line=1)
+            raise FormatError(
+                path, f"the header has {columns.count(name)} columns for {name}: expected one", line=1
+            )
     if "time" not in columns and "date" in columns:
         columns = tuple("time" if name == "date" else name for name in columns)
     if "time" not in columns:
-        raise FormatError(path, "the header has no column `time`, `timestamp` or `date`", line=1)
+        raise FormatError(
+            path, "the header has no time: expected a column `time`, `timestamp` or `date`", line=1
+        )
     return columns
 
 
 def spread_column(columns: Collection[str], names: Collection[str]) -> tuple[str | None, SpreadUnit | None]:
-    """The column that holds the spread, and its unit where name or layout says it.
+    """The column of the spread, and its unit if the name or the layout determines it.
 
     Args:
-        columns: by our names.
-        names: as the file has them, in lower case.
+        columns: renamed to the keys of `COLUMN_NAMES`.
+        names: the file's own names, in lower case.
     """
     if "spread_pips" in columns:
         return "spread_pips", SpreadUnit.PIPS
@@ -346,7 +356,7 @@ def _time_pattern(path: str, line: int, text: str) -> re.Pattern[str]:
             return pattern
     raise FormatError(
         path,
-        f"time {text[:40]!r} is written in no known way: expected ISO 8601, 2023.04.03 00:00, "
+        f"time {text[:40]!r} has an unknown format: expected ISO 8601, 2023.04.03 00:00, "
         "20230403 000000, or seconds or milliseconds since 1970",
         line=line,
     )

@@ -1,8 +1,7 @@
-"""Which clock a file's times are on, found from its weekend gaps.
+"""Infer the clock of a file's times from its weekend gaps.
 
-The FX week closes on Friday and opens on Sunday at 17:00 New York, on whatever clock the file was
-written. The clock is the one under which the last bar before the gaps ends, and the first bar after
-them opens, at those times.
+The FX week closes on Friday and opens on Sunday, both at 17:00 New York. The file's clock is the one
+under which the last bars before the gaps end, and the first bars after them open, at these times.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from shared.market.calendar import WEEK_OPEN_S, week_open_s
 from shared.market.clock import DAY_S, FIRST_TIME_S, HOUR_S, LAST_TIME_S, Clock
 from shared.numeric import Bool, Int64
 
-#: Clocks that a file may be on, the likelier first: of two that fit and agree, the first is named.
+#: Clocks that a file may use, the likelier first: of two that fit and agree, the first is named.
 CANDIDATES = (
     "UTC",
     "America/New_York",
@@ -28,23 +27,23 @@ CANDIDATES = (
     *(f"UTC{hours:+d}" for hours in (-5, *range(1, 15), -1, -2, -3, -4, *range(-6, -13, -1))),
 )
 
-#: A weekend is a gap of this length; shorter ones are holidays, longer ones are holes in the file.
+#: Gaps between these lengths are weekends; shorter ones are holidays, longer ones are missing data.
 _MIN_GAP_S = 40 * HOUR_S
 _MAX_GAP_S = 4 * DAY_S
 
-#: A broker may be this late to open and this early to close; clocks differ by an hour or more.
+#: A broker may open this late and close this early; clocks differ by an hour or more.
 _TOLERANCE_S = 29 * 60
 
-#: Bars at most this long outside the week are forgiven: servers' clocks and batches run late.
+#: Bars up to this far outside the week are accepted, because servers' clocks and batches run late.
 _OUTSIDE_S = 10 * 60
 
-#: Share of the weekends that must fit; some are lengthened by holidays, Christmas first of all.
+#: Share of the weekends that must fit; holidays such as Christmas lengthen some.
 _MIN_SHARE = 0.75
 
 
 @dataclass(frozen=True)
 class ZoneFinding:
-    """The clock found, and the finding in words."""
+    """The inferred clock, and the evidence in words."""
 
     clock: Clock
     text: str
@@ -67,23 +66,24 @@ def find_zone(wall_s: Int64) -> ZoneFinding:
     Args:
         wall_s: `[T]` seconds on the file's clock, in rising order.
     Raises:
-        DataError: there is no weekend in the file, its weekends fit no clock, or they fit two that
-            give different times.
+        DataError: the file has no weekend, or its weekends fit no clock, or they fit two clocks that give
+            different times.
     """
     closes, opens = weekend_gaps(wall_s)
     if len(opens) == 0:
         raise DataError(
-            "the times have no zone and there is no weekend gap to tell it from: say which with --timezone"
+            "the times have no time zone, and there is no weekend gap to infer it from: "
+            "name the zone with --timezone"
         )
     clocks = [Clock.named(name) for name in CANDIDATES]
     shares = [float(_fits(clock.to_utc(closes), clock.to_utc(opens)).mean()) for clock in clocks]
     best = int(np.argmax(shares))
     if shares[best] < _MIN_SHARE:
         raise DataError(
-            f"the times have no zone and their {len(opens)} weekend gaps fit none: under the likeliest, "
-            f"{clocks[best].name}, only {shares[best]:.0%} of them run from Friday to Sunday 17:00 New York "
+            f"the times have no time zone, and their {len(opens)} weekend gaps fit none: even under "
+            f"{clocks[best].name} only {shares[best]:.0%} of them run from Friday to Sunday 17:00 New York "
             f"(the first from {_wall_text(closes[0])} to {_wall_text(opens[0])} on the file's clock); "
-            "say which with --timezone"
+            "name the zone with --timezone"
         )
     edges = np.concatenate([closes, opens])
     rivals = [
@@ -94,13 +94,13 @@ def find_zone(wall_s: Int64) -> ZoneFinding:
     if rivals:
         raise DataError(
             f"the weekend gaps fit {clocks[best].name} as well as {', '.join(rivals)}: "
-            "say which with --timezone"
+            "name the right zone with --timezone"
         )
     return ZoneFinding(clocks[best], f"{_evidence(shares[best], len(opens))} {clocks[best].name}")
 
 
-def contradicts_utc(time_s: Int64) -> str | None:
-    """What the weekend gaps say against times that claim to be UTC, or None."""
+def evidence_against_utc(time_s: Int64) -> str | None:
+    """Evidence of the weekend gaps against times that claim to be UTC, in words; None without any."""
     closes, opens = weekend_gaps(time_s)
     if len(opens) == 0 or _fits(closes, opens).mean() >= _MIN_SHARE:
         return None
@@ -108,7 +108,7 @@ def contradicts_utc(time_s: Int64) -> str | None:
         finding = find_zone(time_s)
     except DataError:
         return None
-    return f"{finding.text}: if the file's UTC is a server's wall clock, give --timezone"
+    return f"{finding.text}: if the times are really a server's wall clock, name it with --timezone"
 
 
 def _fits(closes: Int64, opens: Int64) -> Bool:

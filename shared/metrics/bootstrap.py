@@ -1,7 +1,7 @@
 """Resampling with replacement: single values, or blocks that keep streaks together.
 
-Every run draws from a generator of its own, a function of seed and run number alone, so results
-do not depend on how many threads share the runs.
+Each run has its own generator, which depends only on the seed and the number of the run, so results do
+not depend on the number of threads.
 """
 
 import math
@@ -17,22 +17,23 @@ from shared.metrics.rounding import mean_over_deviation
 from shared.metrics.trades import SQN_CAP
 from shared.numeric import Float64, kernel, parallel_kernel
 
-#: Fewer values than these say nothing about how far apart they still depend on each other.
+#: With fewer values their dependence on each other cannot be estimated.
 _MIN_VALUES_FOR_BLOCKS = 10
 
-#: The dependence ends where so many correlations in a row are insignificant (Politis and White's K_N).
+#: Values count as independent from the lag at which this many successive correlations are insignificant
+#: (Politis and White's K_N).
 _QUIET_LAGS = 5
 
-#: Seeds fit into 64 bits with room for the run numbers that are added to them.
+#: Leaves room in 64 bits for the run numbers that are added to the seed.
 MAX_SEED: Final = 2**62
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Resampling(StrEnum):
-    """How runs are drawn from what happened."""
+    """How runs are drawn from the observed values."""
 
-    IID = "iid"  # value by value: keeps the distribution, loses the streaks
+    IID = "iid"  # value by value: keeps the distribution, loses streaks
     BLOCK = "block"  # stationary bootstrap: blocks of geometric length, wrapped around
 
 
@@ -46,7 +47,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class TradeIntervals:
-    """Bootstrap intervals of a trade list's statistics; None where undefined."""
+    """Bootstrap intervals of the statistics of a trade list; None if undefined."""
 
     confidence: float
     expectancy_pips: Interval | None
@@ -65,20 +66,20 @@ def _mix(x: np.uint64) -> np.uint64:
 
 @kernel
 def run_state(seed: int, run: int) -> np.uint64:
-    """The generator that belongs to one run."""
+    """The generator of one run."""
     return _mix(_mix(np.uint64(seed)) + np.uint64(run) * _GOLDEN)
 
 
 @kernel
 def next_block(state: np.uint64, num_values: int, decay: float) -> tuple[np.uint64, int, int]:
-    """Draw where the next block begins and how long it is.
+    """Draw the first index and the length of the next block.
 
     Args:
         state: generator of the run.
-        num_values: how many values there are to draw from, below 2^32.
-        decay: log chance that a block goes on after each value, `block_decay`.
+        num_values: number of values to draw from, below 2^32.
+        decay: log probability that a block continues after a value, `block_decay`.
     Returns:
-        The generator afterwards, the first index, the length in values.
+        The generator after the draw, the first index, the length in values.
     """
     state = state + _GOLDEN
     bits = _mix(state)
@@ -90,7 +91,7 @@ def next_block(state: np.uint64, num_values: int, decay: float) -> tuple[np.uint
 
 
 def block_decay(mean_block: float) -> float:
-    """Log chance that a block goes on, log(1 - 1 / mean); minus infinity draws single values."""
+    """Log probability that a block continues, log(1 - 1 / mean); minus infinity draws single values."""
     return math.log1p(-1.0 / mean_block) if mean_block > 1.0 else -math.inf
 
 
@@ -111,18 +112,18 @@ def _resample(values: Float64, out: Float64, seed: int, decay: float) -> None:
 def resample(
     values: Float64, *, num_runs: int, num_steps: int, seed: int, mean_block: float = 1.0
 ) -> Float64:
-    """Draw runs from values, wrapped around their end.
+    """Draw runs from values; a block that reaches the end continues at the beginning.
 
     Args:
         values: `[N]`, N at least 1.
         num_runs: R.
-        num_steps: how many values a run has.
+        num_steps: number of values per run.
         seed: the same seed gives the same runs on any number of threads.
         mean_block: mean length of a block; 1 is the iid bootstrap.
     Returns:
         `[R, num_steps]`.
     Raises:
-        DataError: there is nothing to draw from.
+        DataError: there are no values.
     Source: Politis and Romano 1994, The Stationary Bootstrap.
     """
     require_values(values)
@@ -132,17 +133,17 @@ def resample(
 
 
 def require_values(values: Float64) -> None:
-    """Check that there is something to draw from.
+    """Check that there are values to draw from.
 
     Raises:
-        DataError: there is not.
+        DataError: there are none.
     """
     if len(values) == 0:
         raise DataError("nothing to resample: expected at least one trade or day")
 
 
 def optimal_block_length(values: Float64) -> float:
-    """Mean block length with which the stationary bootstrap estimates a mean best; at least 1.
+    """Mean block length with which the stationary bootstrap best estimates a mean; at least 1.
 
     Args:
         values: `[N]` in time order.
@@ -168,14 +169,14 @@ def optimal_block_length(values: Float64) -> float:
 
 
 def _first_quiet_lag(centred: Float64, products: Float64) -> int | None:
-    """The lag at which correlation becomes insignificant for `_QUIET_LAGS` lags in a row.
+    """The first lag of `_QUIET_LAGS` successive lags with insignificant correlation; None if there are none.
 
-    Politis and White name the last lag before such a run. Their own code and the usual packages take
-    the first lag of the run, which gives longer blocks and hence a more careful drawdown.
+    Politis and White use the last lag before such a run. Their own code and the usual packages use the
+    first lag of the run, which gives longer blocks and hence a more conservative drawdown.
 
     Args:
         centred: `[N]` values less their mean.
-        products: `[L]` sum of products at each lag, from 0.
+        products: `[L]` sum of lagged products for each lag from 0 on.
     """
     num = len(centred)
     squares = np.cumsum(centred**2)
@@ -191,7 +192,7 @@ def _first_quiet_lag(centred: Float64, products: Float64) -> int | None:
 
 @parallel_kernel
 def _moments(values: Float64, out: Float64, seed: int, decay: float) -> None:
-    """Of each run: sum, sum of squares, number of wins, sum of wins, sum of losses."""
+    """Write for each run: sum, sum of squares, number of wins, sum of wins, sum of losses."""
     for run in numba.prange(len(out)):
         state = run_state(seed, run)
         total = squares = num_wins = wins = losses = 0.0
@@ -225,15 +226,15 @@ def trade_intervals(
     mean_block: float = 1.0,
     confidence: float = 0.95,
 ) -> TradeIntervals:
-    """Percentile bootstrap intervals of a trade list's statistics.
+    """Percentile bootstrap intervals of the statistics of a trade list.
 
     Args:
         pips: `[N]` trades in time order.
-        r: `[N]` their R multiples, or None where undefined.
-        num_runs: resampled lists, each of N trades.
+        r: `[N]` their R multiples; None if undefined.
+        num_runs: number of resampled lists, each of N trades.
         seed: of the resampling.
         mean_block: mean length of a block of trades; 1 resamples trade by trade.
-        confidence: share of resampled lists that lie within.
+        confidence: share of resampled lists inside the interval.
     """
     if len(pips) < 2:
         return TradeIntervals(confidence, None, None, None, None)
@@ -254,20 +255,20 @@ def trade_intervals(
 def _sqn_interval(
     r: Float64, num_runs: int, seed: int, mean_block: float, confidence: float
 ) -> Interval | None:
-    """Of SQN capped at 100 trades; centring first keeps the sum of squares from cancelling."""
+    """Interval of SQN capped at 100 trades; centring first avoids cancellation in the variance."""
     num, centre = len(r), r.mean()
     moments = np.empty((num_runs, 5))
     _moments(np.ascontiguousarray(r - centre), moments, seed, block_decay(mean_block))
     mean = moments[:, 0] / num
     variance = (moments[:, 1] - num * mean**2) / (num - 1)
-    variance[variance < 1e-12 * r.var()] = 0.0  # all drawn values equal, but for rounding
+    variance[variance < 1e-12 * r.var()] = 0.0  # all drawn values are equal up to rounding
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (mean + centre) / np.sqrt(variance)
     return _interval(math.sqrt(min(num, SQN_CAP)) * ratio, confidence)
 
 
 def _interval(samples: Float64, confidence: float) -> Interval | None:
-    """None when a resampled list left the statistic undefined: its tail is then not known."""
+    """Percentile interval; None if the statistic of any list is undefined: the tail is then unknown."""
     if not np.isfinite(samples).all():
         return None
     low, high = np.quantile(samples, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])

@@ -1,8 +1,8 @@
-"""The equity curve of a one-unit account, marked to market, and what it says: drawdown, daily ratios, months.
+"""The equity curve of a one-unit account, marked to market; its drawdown, daily ratios and months.
 
-The account holds a stated starting equity, in pips of one unit, and always trades one unit: profits
-add up, nothing is compounded. A period's return is its pips over the starting equity, hence Sharpe
-and Sortino do not depend on that equity, while drawdown as a fraction does.
+The account has a given starting equity, in pips of one unit, and always trades one unit: profits add up,
+nothing is compounded. The return of a period is its pips over the starting equity. Sharpe and Sortino
+therefore do not depend on that equity, while drawdown as a fraction does.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from shared.environment.position import unrealised_pips
 from shared.environment.trade import TradeColumns, TradeLog
 from shared.errors import DataError
 from shared.metrics.rounding import mean_over_deviation, settled
@@ -24,36 +25,37 @@ DAYS_PER_YEAR = 252
 
 @kernel
 def _mark_open(equity: Float64, first_bar: int, closes: Float64, trades: TradeColumns, pip: float) -> None:
-    """Add to the curve what each trade is worth at the closes at which it is open."""
+    """Add each trade's unrealised profit to the curve at the closes at which it is open."""
     for trade in range(len(trades.pips)):
         side, entry_price = trades.side[trade], trades.entry_price[trade]
-        costs = side * (trades.exit_price[trade] - entry_price) / pip - trades.pips[trade]
+        net, exit_price = trades.pips[trade], trades.exit_price[trade]
+        costs = unrealised_pips(side, entry_price, 0.0, exit_price, pip) - net
         for bar in range(trades.entry_bar[trade], trades.exit_bar[trade]):
-            equity[bar - first_bar] += side * (closes[bar] - entry_price) / pip - costs
+            equity[bar - first_bar] += unrealised_pips(side, entry_price, costs, closes[bar], pip)
 
 
 def in_time_order(trades: TradeLog) -> TradeLog:
-    """The trades in the order in which they were left."""
+    """The trades in the order of their exits."""
     order = np.argsort(trades.columns.exit_bar, kind="stable")
     return TradeLog(TradeColumns._make(column[order] for column in trades.columns))
 
 
 def equity_curve(trades: TradeLog, closes: Float64, *, pip: float, first_bar: int, last_bar: int) -> Float64:
-    """Profit so far at every bar close, open positions marked at the close.
+    """Profit so far at every bar close; open positions are marked at the close.
 
-    A trade is entered at the open of its entry bar and left at the open of its exit bar. All it
-    costs is charged at once on entry, as the environment charges the spread.
+    A trade is entered at the open of its entry bar and closed at the open of its exit bar. All its costs
+    are charged at the entry, like the spread in the environment.
 
     Args:
-        trades: entered and left within the bars, in any order.
+        trades: entered and closed within the bars, in any order.
         closes: `[T]` closing prices of the whole series.
         pip: size of a pip in price.
         first_bar: index of the first bar of the curve.
         last_bar: index of its last bar, included.
     Returns:
-        `[last_bar - first_bar + 1]` pips since before the first bar, when they were 0.
+        `[last_bar - first_bar + 1]` pips; 0 before the first bar.
     Raises:
-        DataError: a trade lies outside the bars, or the bars outside the series.
+        DataError: a trade lies outside the bars, or a bar lies outside the series.
     Oracle: tests/oracles/equity.py.
     """
     if not 0 <= first_bar <= last_bar < len(closes):
@@ -74,15 +76,15 @@ def equity_curve(trades: TradeLog, closes: Float64, *, pip: float, first_bar: in
 
 
 def max_drawdown_pips(equity_pips: Float64) -> float:
-    """Deepest fall of a curve below its running maximum, the 0 it started from included; at least 0."""
+    """Deepest fall of a curve below its running maximum, which is at least the starting 0."""
     curve = np.concatenate(([0.0], equity_pips))
     return float((np.maximum.accumulate(curve) - curve).max())
 
 
 def max_drawdown(equity_pips: Float64, starting_equity_pips: float) -> float:
-    """Deepest fall as a fraction of the running maximum: max (M - E) / M, E_0 included.
+    """Deepest fall as a fraction of the running maximum: max (M - E) / M, with E_0 included in M.
 
-    Above 1 the account is more than lost.
+    Above 1 the account lost more than it had.
 
     Args:
         equity_pips: `[T]` profit so far.
@@ -94,7 +96,7 @@ def max_drawdown(equity_pips: Float64, starting_equity_pips: float) -> float:
 
 
 def drawdown_curve(equity_pips: Float64) -> Float64:
-    """How far the curve lies below its running maximum at each point, `[T]` pips, at most 0."""
+    """The curve less its running maximum, `[T]` pips, at most 0."""
     return equity_pips - np.maximum(np.maximum.accumulate(equity_pips), 0.0)
 
 
@@ -105,7 +107,7 @@ def daily_pips(equity_pips: Float64, days: Int64) -> tuple[Int64, Float64]:
         equity_pips: `[T]` profit so far at each bar close.
         days: `[T]` trading day of each bar (`trading_day`), not decreasing.
     Returns:
-        `[D]` the days that have bars, `[D]` their pips, which add up to the end of the curve.
+        `[D]` the days that have bars, `[D]` their pips, which add up to the last value of the curve.
     """
     require_shape("days", days, len(equity_pips))
     last = np.flatnonzero(np.append(days[1:] != days[:-1], True))
@@ -116,10 +118,10 @@ def sharpe(returns: Float64, periods_per_year: float = DAYS_PER_YEAR) -> float |
     """Annualised Sharpe ratio mean / sd · √k, sd with one degree of freedom less.
 
     Args:
-        returns: `[D]`, a value a period, periods without a trade included as 0.
+        returns: `[D]`, one value per period; 0 for periods without a trade.
         periods_per_year: k; 1 gives the ratio per period.
     Returns:
-        None for fewer than two periods or periods that are all equal but for rounding.
+        None for fewer than two periods, or periods that are all equal up to rounding.
     """
     ratio = mean_over_deviation(returns)
     return None if ratio is None else ratio * math.sqrt(periods_per_year)
@@ -134,13 +136,13 @@ def sortino(returns: Float64, periods_per_year: float = DAYS_PER_YEAR, target: f
     excess = settled(returns - target)
     if not (excess < 0.0).any():
         return None
-    scaled = excess / np.abs(excess).max()  # squares of very small or large values lose their digits
+    scaled = excess / np.abs(excess).max()  # squares of very small or large values underflow or overflow
     downside = math.sqrt(float(np.mean(np.minimum(scaled, 0.0) ** 2)))
     return float(scaled.mean()) / downside * math.sqrt(periods_per_year)
 
 
 def why_not_annualised(num_days: float, min_days: int) -> str | None:
-    """Why a ratio of so few days is not annualised; None where there are enough."""
+    """Why a ratio of so few days is not annualised; None if there are enough days."""
     if num_days >= min_days:
         return None
     return f"{num_days:.0f} day{'' if round(num_days) == 1 else 's'}: fewer than {min_days}, not annualised"
@@ -152,8 +154,8 @@ class Month:
 
     month: str  # YYYY-MM
     num_days: int
-    pips: float  # marked to market; the months add up to the whole
-    num_trades: int  # left in this month
+    pips: float  # marked to market; the months add up to the total
+    num_trades: int  # closed in this month
     win_rate: float | None
     expectancy_pips: float | None
 
@@ -166,10 +168,10 @@ def months(days: Int64, pips: Float64, exit_days: Int64, trade_pips: Float64) ->
     """The monthly table.
 
     Args:
-        days: `[D]` trading days, each named by the calendar day on which it ends.
-        pips: `[D]` profit of each.
-        exit_days: `[N]` trading day on which each trade was left.
-        trade_pips: `[N]` its pips.
+        days: `[D]` trading days, numbered by the calendar day on which they end.
+        pips: `[D]` their profits.
+        exit_days: `[N]` trading day on which each trade was closed.
+        trade_pips: `[N]` pips of each trade.
     """
     month_of_day, month_of_trade = _month(days), _month(exit_days)
     rows = []

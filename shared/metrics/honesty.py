@@ -1,4 +1,4 @@
-"""How much of a result is luck: the deflated Sharpe ratio, and the number of trials that deflates it.
+"""How much of a result is luck: the deflated Sharpe ratio, and the number of trials behind it.
 
 All Sharpe ratios here are per period, never annualised; kurtosis is non-excess (a normal has 3).
 """
@@ -16,19 +16,19 @@ from shared.metrics.equity import DAYS_PER_YEAR, sharpe
 from shared.metrics.significance import adjusted_p_value, sign_flip_p_value
 from shared.numeric import Bool, Float64, require_shape
 
-#: A trial with fewer days with a result could not have been chosen: its p-value is at least 1/512.
+#: A trial with a result on fewer days could not have been chosen: its p-value is at least 1/512.
 MIN_ACTIVE_DAYS: Final = 10
 
 #: Significantly below zero: the upper end of the Sharpe ratio's 95 % interval is negative.
 _BELOW_ZERO: Final = -1.96
 
-#: The confidence that the minimum track record is for; the live gate asks for the same.
+#: Confidence of the minimum track record; the live gate requires the same.
 TRACK_RECORD_CONFIDENCE: Final = 0.95
 
-#: A minimum track record above a century is not shown: the ratio is then 0 but for rounding, or near it.
+#: A longer minimum track record, above a century, is undefined: the ratio is then 0 or almost 0.
 _MAX_TRACK_RECORD_DAYS: Final = 100 * DAYS_PER_YEAR
 
-#: The reason of every daily number where trades have no times.
+#: Why daily numbers are undefined if the trades have no times.
 NO_DAYS: Final = "no days: the trades have no times"
 
 _NORMAL: Final = NormalDist()
@@ -36,24 +36,24 @@ _NORMAL: Final = NormalDist()
 
 @dataclass(frozen=True)
 class Trials:
-    """How many versions one was chosen among."""
+    """The number of versions from which one was chosen."""
 
-    num_tried: int  # versions judged on any of these days, this one included
-    num_counted: int  # those that could have been chosen: traded, and not clearly losing
-    effective: float  # as many independent trials, from the mean correlation of daily results
+    num_tried: int  # versions validated on any of these days, this one included
+    num_counted: int  # those that could have been chosen: they traded and did not clearly lose
+    effective: float  # equivalent number of independent trials, from the mean correlation of daily results
 
 
 @dataclass(frozen=True)
 class Honesty:
-    """What remains of a result after the search that found it; ratios are per day, None where undefined."""
+    """A result corrected for the search that found it; ratios are per day, None if undefined."""
 
     trials: Trials
-    probabilistic_sharpe: float | None  # chance that the true ratio is above 0
-    null_variance: float | None  # V, of a ratio measured without an edge
-    expected_best_sharpe: float | None  # SR*, which the best of the trials would show by luck
-    deflated_sharpe: float | None  # chance that the true ratio is above what luck would show
-    min_track_record_days: int | None  # with this ratio, until the deflated one reaches 0.95
-    p_value: float | None  # sign flips by day
+    probabilistic_sharpe: float | None  # probability that the true ratio is above 0
+    null_variance: float | None  # V, variance of a ratio measured without an edge
+    expected_best_sharpe: float | None  # SR*, expected ratio of the best trial by luck alone
+    deflated_sharpe: float | None  # probability that the true ratio is above SR*
+    min_track_record_days: int | None  # days at this ratio until `deflated_sharpe` reaches 0.95
+    p_value: float | None  # of random signs of the days
     adjusted_p_value: float | None  # the same, corrected for the trials
     reason: str | None  # why the ratios are undefined
 
@@ -63,7 +63,8 @@ class Honesty:
         return {
             "p_value": no_result,
             "adjusted_p_value": no_result,
-            "min_track_record_days": self.reason or "the Sharpe ratio is not above 0, or needs a century",
+            "min_track_record_days": self.reason
+            or "the Sharpe ratio is not above 0, or a century is too short",
         }
 
 
@@ -81,10 +82,10 @@ def sharpe_variance(ratio: float, num_periods: int, skewness: float, kurtosis: f
 
 
 def probabilistic_sharpe(ratio: float, variance: float, benchmark: float = 0.0) -> float:
-    """Chance that the true Sharpe ratio exceeds a benchmark, given the one measured: Φ((SR - SR*) / σ(SR)).
+    """Probability that the true Sharpe ratio exceeds a benchmark: Φ((SR - SR*) / σ(SR)).
 
     Args:
-        ratio: SR, per period.
+        ratio: SR, the measured ratio per period.
         variance: σ²(SR), positive; `sharpe_variance`.
         benchmark: SR*, per period.
     Source: Bailey and López de Prado 2012, The Sharpe Ratio Efficient Frontier.
@@ -93,14 +94,14 @@ def probabilistic_sharpe(ratio: float, variance: float, benchmark: float = 0.0) 
 
 
 def expected_best_sharpe(num_trials: float, variance: float) -> float:
-    """The Sharpe ratio that the best of N trials without any edge is expected to show, per period.
+    """The expected Sharpe ratio, per period, of the best of N trials without an edge.
 
-    SR* = √V ((1 - γ) Z(1 - 1/N) + γ Z(1 - 1/(N e))), γ the Euler-Mascheroni constant, Z the normal
-    quantile; 0 for a single trial, where nothing was selected, and never below.
+    SR* = √V ((1 - γ) Z(1 - 1/N) + γ Z(1 - 1/(N e))), with γ the Euler-Mascheroni constant and Z the normal
+    quantile. It is 0 for a single trial, where nothing was selected, and never negative.
 
     Args:
         num_trials: N, independent trials, at least 1; a fraction for an effective number.
-        variance: V, of the trials' Sharpe ratios per period.
+        variance: V, variance of the trials' Sharpe ratios per period.
     Source: Bailey and López de Prado 2014, The Deflated Sharpe Ratio.
     Raises:
         DataError: fewer than one trial.
@@ -115,13 +116,13 @@ def expected_best_sharpe(num_trials: float, variance: float) -> float:
 
 
 def could_be_chosen(daily_pips: Float64) -> Bool:
-    """Which trials count: those with results on enough days that are not clearly below zero.
+    """Which trials count: those that have results on enough days and are not clearly below zero.
 
-    A version that hardly trades, or one that surely loses, could not have been the lucky best. Among
-    versions without an edge the second rule leaves out one in forty, too few to matter.
+    A version that hardly trades, or that certainly loses, could not have been the best by luck. The second
+    rule leaves out one in forty of the versions without an edge, too few to matter.
 
     Args:
-        daily_pips: `[D, V]` a column a version; NaN on days on which it was not judged.
+        daily_pips: `[D, V]` one column per version; NaN on days on which it was not validated.
     Returns:
         `[V]`.
     """
@@ -137,15 +138,16 @@ def could_be_chosen(daily_pips: Float64) -> Bool:
 
 
 def count_trials(daily_pips: Float64, others: Float64, num_more: int = 0) -> Trials:
-    """The trials that a version was chosen among, itself always counted.
+    """The trials from which a version was chosen; the version itself always counts.
 
-    The effective number is 1 + (1 - ρ)(M - 1), ρ the mean correlation of the M counted versions' daily
-    results, taken as 0 where negative. It is at most M: alike versions deflate less, and never more.
+    The effective number is 1 + (1 - ρ)(M - 1), with ρ the mean correlation of the daily results of the M
+    counted versions, or 0 if that is negative. It is at most M: similar versions deflate less, never more.
 
     Args:
-        daily_pips: `[D]` profit of each day of the version that is judged.
-        others: `[D, V]` of every other version on these days; NaN where it was not judged.
-        num_more: versions tried besides, whose results are not at hand: each counts, as alike as the rest.
+        daily_pips: `[D]` daily profit of the version.
+        others: `[D, V]` daily profit of every other version on these days; NaN if it was not validated.
+        num_more: number of further versions whose results are not available. Each counts, with the
+            mean correlation of the others.
     Source: Bailey and López de Prado 2014, appendix 3.
     """
     require_shape("daily_pips", daily_pips, None)
@@ -167,17 +169,18 @@ def count_trials(daily_pips: Float64, others: Float64, num_more: int = 0) -> Tri
 
 
 def honesty(daily_pips: Float64, others: Float64 | None = None, num_more: int = 0) -> Honesty:
-    """Judge a result against the luck of the search that found it.
+    """Correct a result for the luck of the search that found it.
 
-    The variance V is that of a ratio measured without an edge: the sampling variance of the version's
-    own days, but at least 1 / (T - 1), its value at a ratio of 0. The spread of the ratios among the
-    versions is not used: in a run that learns it measures learning, and one ruinous version would put
-    the gate out of reach. The floor keeps a few lucky trades with their large skewness from passing.
+    V is the variance of a ratio measured without an edge: the sampling variance over the version's own
+    days, but at least 1 / (T - 1), its value at a ratio of 0. The minimum keeps a few lucky trades with
+    large skewness from passing. The variance of the ratios among the versions is not used: in a run that
+    learns it measures learning, and a single ruinous version would put the gate out of reach.
 
     Args:
-        daily_pips: `[D]` profit of each day, days without a trade included.
-        others: `[D, V]` of every other version on these days, NaN where it was not judged; None: none.
-        num_more: versions tried besides, whose results are not at hand.
+        daily_pips: `[D]` daily profit of the version, days without a trade included.
+        others: `[D, V]` daily profit of every other version on these days, NaN if it was not validated;
+            None: there are no others.
+        num_more: number of further versions whose results are not available.
     Source: Bailey and López de Prado 2014, The Deflated Sharpe Ratio.
     """
     num = len(daily_pips)
@@ -213,7 +216,7 @@ def _min_track_record(ratio: float, variance_of_one: float, trials: float) -> in
         variance_of_one: (T - 1) times the variance of the ratio.
         trials: effective number of trials.
     Returns:
-        None for a ratio that is not above 0, or so small that a century does not suffice.
+        None if the ratio is not above 0, or so small that a century is too short.
     Source: Bailey and López de Prado 2012, for the probabilistic ratio.
     """
     errors = expected_best_sharpe(trials, 1.0) + _NORMAL.inv_cdf(TRACK_RECORD_CONFIDENCE)

@@ -1,7 +1,7 @@
-"""What the same trades, drawn again, could have become: a fan of equity curves, drawdowns, ruin.
+"""Monte Carlo over resampled trades: a fan of equity curves, drawdowns, probability of ruin.
 
-Drawing trade by trade keeps their distribution but kills streaks, hence understates drawdowns where
-losses cluster; drawing blocks keeps streaks. Both are always shown. The account is that of
+Resampling single trades keeps their distribution but loses streaks, and so understates drawdowns if
+losses cluster; resampling blocks keeps streaks. Both are always reported. The account is that of
 `shared.metrics.equity`: one unit, nothing compounded.
 """
 
@@ -25,10 +25,10 @@ from shared.numeric import Float64, Int64, parallel_kernel
 #: Percentiles of the fan of equity curves.
 FAN_PERCENTILES = (5, 25, 50, 75, 95)
 
-#: Percentiles at which the distribution of maximum drawdowns is reported.
+#: Percentiles of the reported distribution of maximum drawdowns.
 DRAWDOWN_PERCENTILES = (5, 25, 50, 75, 95, 99)
 
-#: More runs change no digit that is shown, and a fan of each is kept in memory.
+#: More runs change no digit that is shown, and each takes memory for its curve.
 MAX_RUNS = 100_000
 
 #: Largest number of points of the fan, evenly spaced over the trades.
@@ -37,7 +37,7 @@ _FAN_POINTS = 51
 
 @dataclass(frozen=True)
 class MonteCarloConfig:
-    """How trades are drawn again, and when an account counts as ruined."""
+    """How trades are resampled, and when an account counts as ruined."""
 
     runs: int = 200
     seed: int = 0
@@ -49,7 +49,7 @@ class MonteCarloConfig:
         """Check every field.
 
         Raises:
-            SettingsError: names the field, its value and what is right.
+            SettingsError: a value is out of range; names the field, its value and the range.
         """
         for name, value, right, wanted in (
             ("runs", self.runs, 1 <= self.runs <= MAX_RUNS, f"1 to {MAX_RUNS:,}"),
@@ -60,12 +60,12 @@ class MonteCarloConfig:
                 1.0 <= self.starting_equity_pips <= 1e12,
                 "1 to 1e12 pips",
             ),
-            ("ruin_loss", self.ruin_loss, 0 < self.ruin_loss <= 1, "in (0, 1]"),
+            ("ruin_loss", self.ruin_loss, 0 < self.ruin_loss <= 1, "a number in (0, 1]"),
             (
                 "mean_block_trades",
                 self.mean_block_trades,
                 self.mean_block_trades == 0 or 1 <= self.mean_block_trades <= 1e9,
-                "0 (chosen from the trades) or 1 to 1e9",
+                "0 (estimated from the trades) or 1 to 1e9",
             ),
         ):
             if not right:
@@ -74,17 +74,17 @@ class MonteCarloConfig:
 
 @dataclass(frozen=True)
 class MonteCarlo:
-    """Equity curves drawn again from one trade list."""
+    """Equity curves of resampled trade lists."""
 
     resampling: Resampling
     num_runs: int
-    num_trades: int  # in each run, as many as there were
+    num_trades: int  # in each run, as many as in the list
     mean_block_trades: float
-    fan_trades: Int64  # [G] numbers of trades at which the fan is given, from 0
+    fan_trades: Int64  # [G] numbers of trades at the points of the fan, from 0
     fan_pips: Float64  # [5, G] profit at FAN_PERCENTILES
     max_drawdown_pips: Float64  # [6] at DRAWDOWN_PERCENTILES
-    probability_of_loss: float  # ends below 0
-    probability_of_ruin: float  # loses `ruin_loss` of the starting equity at any time
+    probability_of_loss: float  # of an end below 0
+    probability_of_ruin: float  # of a loss of `ruin_loss` of the starting equity at any time
 
 
 @parallel_kernel
@@ -117,14 +117,14 @@ def _paths(
 
 
 def simulate(pips: Float64, resampling: Resampling, config: MonteCarloConfig) -> MonteCarlo:
-    """Draw `config.runs` lists of as many trades as there are, and follow their equity.
+    """Resample `config.runs` lists of N trades and follow their equity.
 
     Args:
         pips: `[N]` trades in time order, out of sample, net of all costs.
-        resampling: trade by trade, or in blocks.
+        resampling: of single trades or of blocks.
         config: runs, seed, account.
     Returns:
-        The same for the same seed on any number of threads.
+        The same result for the same seed on any number of threads.
     Raises:
         DataError: there is no trade.
     Oracle: tests/oracles/monte_carlo.py.
@@ -149,16 +149,16 @@ def simulate(pips: Float64, resampling: Resampling, config: MonteCarloConfig) ->
 
 
 def block_trades(pips: Float64, resampling: Resampling, config: MonteCarloConfig) -> float:
-    """Mean block length in trades that a simulation draws with; 1 for single trades."""
+    """Mean block length, in trades, of a simulation; 1 for single trades."""
     if resampling is Resampling.IID:
         return 1.0
     return config.mean_block_trades or optimal_block_length(pips)
 
 
 def _percentiles(samples: Float64, percentiles: tuple[int, ...]) -> Float64:
-    """Linearly interpolated percentiles of each row, `[G, P]`, as numpy.percentile has them.
+    """Linearly interpolated percentiles of each row, `[G, P]`, equal to those of numpy.percentile.
 
-    Sorting contiguous rows is several times faster than numpy.percentile over them.
+    Sorting contiguous rows is several times faster than numpy.percentile.
     """
     rows = np.sort(samples, axis=1)
     positions = np.array(percentiles) / 100.0 * (rows.shape[1] - 1)

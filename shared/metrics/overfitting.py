@@ -10,55 +10,55 @@ import numpy as np
 from shared.errors import DataError, ShapeError
 from shared.numeric import Float64, Int64
 
-#: Blocks into which CSCV cuts time, half of them in sample: 12,870 splits, or 70 where days are few.
+#: Blocks into which CSCV cuts time, half of them in sample: 12,870 splits, or 70 if there are few days.
 CSCV_BLOCKS: Final = 16
 FEW_BLOCKS: Final = 8
 
-#: Fewer days than these are cut into `FEW_BLOCKS`.
+#: Fewer days are cut into `FEW_BLOCKS`.
 _MANY_DAYS: Final = 64
 
-#: Fewer trials than these rank too coarsely for the probability to mean anything.
+#: With fewer trials the ranks are too coarse for a meaningful probability.
 MIN_TRIALS: Final = 10
 
-#: Splits that are ranked at a time, to bound memory.
+#: Splits ranked at a time, to limit memory.
 _SPLITS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class Overfitting:
-    """What choosing the best trial is worth out of sample; None where undefined, with the reason."""
+    """The value, out of sample, of choosing the best trial; None if undefined, with the reason."""
 
     probability: float | None  # PBO: share of splits whose choice ranks at or below the median out of sample
     degradation_slope: float | None  # of the choice's ratio out of sample over that in sample
     probability_of_loss: float | None  # share of splits whose choice loses out of sample
     num_trials: int  # N
-    num_days: int  # T, those that fill no block left out
+    num_days: int  # T, without those that fill no block
     num_blocks: int  # S
     reason: str | None  # why the numbers are undefined
 
     def undefined(self) -> Mapping[str, str]:
-        """Why the slope is not defined; the other numbers have the general reason."""
+        """Why the slope is not defined; `reason` applies to the other numbers."""
         return {"degradation_slope": self.reason or "the choice has the same ratio in every split"}
 
 
 def backtest_overfitting(returns: Float64, num_blocks: int | None = None) -> Overfitting:
     """Cross-validate the choice of the best trial over every half of time (CSCV).
 
-    Time is cut into even blocks; for every half of them the trial with the best Sharpe ratio is chosen
-    and its relative rank w among the trials is taken on the other half. PBO is the share of halves with
-    ln(w / (1 - w)) <= 0: noise gives about a half, one real edge about 0. Give it candidates alone:
-    among trials of which half are ruinous any choice of the others ranks well. The oldest days that do
-    not fill a block are left out.
+    Time is cut into equal blocks. For each half of the blocks, the trial with the best Sharpe ratio is
+    chosen and ranked among the trials on the other half; w is its relative rank. PBO is the share of
+    halves with ln(w / (1 - w)) <= 0: about a half for noise, about 0 for one real edge. Pass serious
+    candidates only: if half of the trials are ruinous, any choice among the others ranks well. The oldest
+    days that do not fill a block are left out.
 
     Args:
-        returns: `[T, N]` a column a trial, on the same days.
-        num_blocks: S, even; None takes 16, or 8 for fewer than 64 days.
+        returns: `[T, N]` one column per trial, on the same days.
+        num_blocks: S, even; None: 16, or 8 for fewer than 64 days.
     Returns:
-        Numbers of None for fewer than 10 trials or fewer than two days a block.
+        Undefined numbers for fewer than 10 trials or fewer than two days per block.
     Source: Bailey, Borwein, López de Prado and Zhu 2017. Oracle: tests/oracles/overfitting.py.
     Raises:
-        ShapeError: not a matrix.
-        DataError: an odd number of blocks.
+        ShapeError: the returns are not a matrix.
+        DataError: the number of blocks is not even, or below 2.
     """
     if returns.ndim != 2:
         raise ShapeError("returns", returns.shape, ("days", "trials"))
@@ -69,9 +69,9 @@ def backtest_overfitting(returns: Float64, num_blocks: int | None = None) -> Ove
         raise DataError(f"{num_blocks} blocks: expected an even number of at least 2")
     length = num_days // num_blocks
     if num_trials < MIN_TRIALS:
-        return _undefined(returns, num_blocks, f"{num_trials} candidates, needs {MIN_TRIALS}")
+        return _undefined(returns, num_blocks, f"{num_trials} candidates: fewer than {MIN_TRIALS}")
     if length < 2:
-        return _undefined(returns, num_blocks, f"{num_days} days, needs {2 * num_blocks}")
+        return _undefined(returns, num_blocks, f"{num_days} days: fewer than {2 * num_blocks}")
     in_sample, out_of_sample, ranks = _choices(returns, num_blocks, length)
     spread = float(np.ptp(in_sample))
     return Overfitting(
@@ -91,11 +91,11 @@ def _undefined(returns: Float64, num_blocks: int, reason: str) -> Overfitting:
 
 
 def _choices(returns: Float64, num_blocks: int, length: int) -> tuple[Float64, Float64, Float64]:
-    """Of each split's choice: its ratio in sample, its ratio and its relative rank out of sample."""
+    """For the choice of each split: its ratio in sample, its ratio and relative rank out of sample."""
     num_days, num_trials = returns.shape
     blocks = returns[num_days - length * num_blocks :].reshape(num_blocks, length, num_trials)
     centre = float(returns.mean())
-    blocks = blocks - centre  # sums of squares then lose less to rounding
+    blocks = blocks - centre  # sums of squares then round less
     sums, squares = blocks.sum(axis=1), (blocks**2).sum(axis=1)
     halves = np.array(list(combinations(range(num_blocks), num_blocks // 2)))
     parts: list[tuple[Float64, Float64, Float64]] = []
@@ -114,7 +114,7 @@ def _choices(returns: Float64, num_blocks: int, length: int) -> tuple[Float64, F
 
 
 def _ratios(sums: Float64, squares: Float64, num: int, centre: float) -> Float64:
-    """Sharpe ratios from sums over `num` periods; 0 for returns that are all equal (never traded)."""
+    """Sharpe ratios from sums over `num` periods; 0 if all returns are equal, as without a trade."""
     mean = sums / num
     variance = np.maximum(squares - num * mean**2, 0.0) / (num - 1)
     constant = variance <= 1e-12 * (mean + centre) ** 2
@@ -122,7 +122,7 @@ def _ratios(sums: Float64, squares: Float64, num: int, centre: float) -> Float64
 
 
 def _relative_rank(trial: Int64, ratios: Float64) -> Float64:
-    """Rank of one trial a row among all, over N + 1, in (0, 1); ties share their mean rank."""
+    """Rank of one trial per row among all N, divided by N + 1, in (0, 1); ties share their mean rank."""
     own = np.take_along_axis(ratios, trial[:, None], axis=1)
     below, equal = (ratios < own).sum(axis=1), (ratios == own).sum(axis=1)
     rank: Float64 = (below + (equal + 1) / 2.0) / (ratios.shape[1] + 1)

@@ -1,7 +1,7 @@
 """When numbers count as equal or as zero: profits are differences of prices and carry rounding errors.
 
 Forty wins of 6 pips computed from prices differ from each other by 1e-12. Dividing by such a deviation gives
-a Sharpe ratio of 1e14, so one rule for all of `shared.metrics` says what is only rounding.
+a Sharpe ratio of 1e14. All of `shared.metrics` therefore uses one rule for what is only rounding.
 """
 
 from typing import Final
@@ -15,19 +15,19 @@ ROUNDING: Final = 1e-9
 
 
 def settled(values: Float64) -> Float64:
-    """The values, those that differ from zero by rounding only being exactly zero.
+    """The values; those that differ from zero only by rounding are set to exactly zero.
 
-    A value that is not finite says nothing about the rounding of the others.
+    Values that are not finite do not affect the others.
     """
     noise = ROUNDING * np.abs(values[np.isfinite(values)]).max(initial=0.0)
     return np.where(np.abs(values) <= noise, 0.0, values)
 
 
 def mean_over_deviation(values: Float64) -> float | None:
-    """Mean over standard deviation, which has one degree of freedom less; the same for values of any scale.
+    """Mean over standard deviation (one degree of freedom less); independent of the scale of the values.
 
     Returns:
-        None for fewer than two values, or values that are all equal but for rounding.
+        None for fewer than two values, or values that are all equal up to rounding.
     """
     if len(values) < 2:
         return None

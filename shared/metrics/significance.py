@@ -1,4 +1,4 @@
-"""Could a result be luck? Sign flips of daily results, corrected for every version that was tried."""
+"""Significance of a result: random sign flips of its days, corrected for every version that was tried."""
 
 import math
 from statistics import NormalDist
@@ -10,34 +10,35 @@ from shared.errors import DataError
 from shared.metrics.rounding import settled
 from shared.numeric import Float64, require_shape
 
-#: Up to so many days with a result all sign patterns are counted, 65,536 at most; beyond, approximated.
+#: Up to this many days with a result, all sign patterns are counted (at most 65,536); beyond, their share
+#: is approximated.
 _EXACT_DAYS: Final = 16
 
-#: Newton's steps towards the saddlepoint; some five are needed, more where nearly every day was won.
+#: Newton steps to the saddlepoint; about five are needed, more if nearly every day was won.
 _MAX_STEPS: Final = 200
 
-#: About how many versions a run is expected to try. It shapes how the error is spread over them and
-#: bounds nothing: the shares of any number of versions add up to at most 1.
+#: Approximate number of versions that a run is expected to try. It shapes how the allowed error is
+#: distributed over them and limits nothing: the shares of any number of versions add up to at most 1.
 EXPECTED_TRIALS: Final = 200
 
 _NORMAL: Final = NormalDist()
 
 
 def sign_flip_p_value(daily_pips: Float64) -> float | None:
-    """Chance that days of the same size, each as likely won as lost, earn at least as much.
+    """Probability that the same days with random signs earn at least as much.
 
-    Whole days are flipped, since the trades of a day share its market. The test takes the result of a day
-    without an edge as symmetric: a version that wins little on most days and seldom loses much has too
-    small a p-value until its losses are among the days. Unlike the normal approximation behind the
-    probabilistic Sharpe ratio, it holds with few trades: n days with a result never give less than 2^-n.
+    Entire days are flipped, because the trades of a day share its market. The test assumes that the result
+    of a day without an edge is symmetric: a version that wins little on most days and rarely loses much
+    has too small a p-value until its losses occur. Unlike the normal approximation behind the
+    probabilistic Sharpe ratio, the test is valid for few trades: n days with a result give at least 2^-n.
 
     Args:
-        daily_pips: `[D]` profit of each day, or its excess over another's. A day of 0, or one that
-            differs from 0 by rounding only, has no result.
+        daily_pips: `[D]` profit of each day, or its excess over that of another version. A day that
+            differs from 0 only by rounding has no result.
     Returns:
-        The one-sided p-value, exact up to 16 days with a result and a saddlepoint approximation
-        beyond, within about a third for fat tails and closer for more days. None without a day with a
-        result.
+        The one-sided p-value: exact for up to 16 days with a result, beyond that a saddlepoint
+        approximation, within about a third for fat tails and closer for more days. None if no day has
+        a result.
     Source: Lugannani and Rice 1980, for the approximation. Oracle: counting, in the tests.
     """
     require_shape("daily_pips", daily_pips, None)
@@ -62,7 +63,7 @@ def _share_of_patterns(sizes: Float64, total: float) -> float:
 
 
 def _upper_tail(sizes: Float64, total: float) -> float:
-    """Saddlepoint approximation of the chance that the flipped sum is at least `total`, not negative.
+    """Saddlepoint approximation of the probability that the flipped sum is at least `total`, which is >= 0.
 
     The sum's cumulant generating function is K(t) = Σ log cosh(t a); K'(t) = total defines the saddlepoint.
     """
@@ -71,7 +72,7 @@ def _upper_tail(sizes: Float64, total: float) -> float:
         return 0.5
     if total >= sizes.sum() * (1.0 - 1e-9):
         return float(0.5 ** len(sizes))  # every day was won: no pattern earns more
-    point = total / variance  # below the saddlepoint; K' is concave, so Newton's steps never pass it
+    point = total / variance  # below the saddlepoint; K' is concave, so Newton steps never pass it
     for _ in range(_MAX_STEPS):
         tilted = np.tanh(point * sizes)
         gap = total - float((sizes * tilted).sum())
@@ -90,11 +91,11 @@ def _upper_tail(sizes: Float64, total: float) -> float:
 
 
 def share_of_error(trials: float) -> float:
-    """Share of the allowed error that belongs to the version judged last of so many trials.
+    """Share of the allowed error for the N-th version tried.
 
-    share(N) = E / ((N + E)(N + E - 1)) with E = `EXPECTED_TRIALS`. It adds up to 1 over N = 1, 2, 3, …,
-    so that a run of any length passes a version without an edge with at most the allowed chance. It
-    falls slowly over the first E versions: the first has no easier test than the hundredth.
+    share(N) = E / ((N + E)(N + E - 1)) with E = `EXPECTED_TRIALS`. It adds up to 1 over N = 1, 2, 3, …, so
+    a run of any length passes a version without an edge with at most the allowed probability. It falls
+    slowly over the first E versions: the first has about twice the share of the hundredth.
 
     Raises:
         DataError: fewer than one trial.
@@ -105,9 +106,9 @@ def share_of_error(trials: float) -> float:
 
 
 def adjusted_p_value(p_value: float, trials: float) -> float:
-    """A version's p-value over its share of the error, at most 1.
+    """A version's p-value divided by its share of the error, at most 1.
 
-    To pass versions with an adjusted p-value of at most α bounds the chance that a whole run of
-    versions without an edge passes any by α (a weighted Bonferroni correction in the order of judging).
+    If versions pass with an adjusted p-value of at most α, a run of versions without an edge passes any
+    with a probability of at most α: a weighted Bonferroni correction in the order of validation.
     """
     return min(1.0, p_value / share_of_error(trials))

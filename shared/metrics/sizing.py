@@ -1,8 +1,8 @@
-"""How large a position the trades bear: Bandy's safe-f and CAR25, Kelly's fraction, the smaller of both.
+"""Position size from trades: Bandy's safe-f and CAR25, Kelly's fraction, and the smaller of both.
 
-Gains are fractions of the account per mark-to-market period, at fraction 1. With one unit traded
-that is pips over the starting equity, so a fraction here is a recommended size relative to one unit
-per starting equity, not the size traded.
+Gains are fractions of the account per mark-to-market period, at fraction 1. For one traded unit that is
+pips over the starting equity. A fraction here is thus a recommended size, relative to one unit per
+starting equity, and not the size that is traded.
 """
 
 import math
@@ -18,7 +18,7 @@ from shared.metrics.equity import DAYS_PER_YEAR
 from shared.metrics.rounding import mean_over_deviation, settled
 from shared.numeric import Float64, parallel_kernel
 
-#: Log growth a year whose rate in percent still fits into a float.
+#: Largest log growth per year whose rate in percent fits into a float.
 _MAX_LOG_GROWTH: Final = 700.0
 
 
@@ -28,30 +28,35 @@ class SizingConfig:
 
     horizon_days: int = 504
     drawdown_tolerance: float = 0.20
-    tail: float = 0.05  # chance with which the tolerance may be exceeded
+    tail: float = 0.05  # probability with which the tolerance may be exceeded
     curves: int = 1000
     repeats: int = 10
     seed: int = 0
     max_fraction: float = 1.0
-    min_periods: int = 30  # fewer periods size nothing
+    min_periods: int = 30  # with fewer periods the fraction is 0
     kelly_safety: float = 0.25
 
     def __post_init__(self) -> None:
         """Check every field.
 
         Raises:
-            SettingsError: names the field, its value and what is right.
+            SettingsError: a value is out of range; names the field, its value and the range.
         """
         for name, value, right, wanted in (
             ("horizon_days", self.horizon_days, 1 <= self.horizon_days <= 25_200, "1 to 25,200 (a century)"),
-            ("drawdown_tolerance", self.drawdown_tolerance, 0 < self.drawdown_tolerance < 1, "in (0, 1)"),
-            ("tail", self.tail, 0 < self.tail < 1, "in (0, 1)"),
+            (
+                "drawdown_tolerance",
+                self.drawdown_tolerance,
+                0 < self.drawdown_tolerance < 1,
+                "a number in (0, 1)",
+            ),
+            ("tail", self.tail, 0 < self.tail < 1, "a number in (0, 1)"),
             ("curves", self.curves, 1 <= self.curves <= 100_000, "1 to 100,000"),
             ("repeats", self.repeats, 1 <= self.repeats <= 1_000, "1 to 1,000"),
             ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED:,}"),
             ("max_fraction", self.max_fraction, 0 < self.max_fraction < math.inf, "a positive number"),
             ("min_periods", self.min_periods, self.min_periods >= 2, "at least 2"),
-            ("kelly_safety", self.kelly_safety, 0 < self.kelly_safety <= 1, "in (0, 1]"),
+            ("kelly_safety", self.kelly_safety, 0 < self.kelly_safety <= 1, "a number in (0, 1]"),
         ):
             if not right:
                 raise SettingsError(f"sizing.{name} is {value}: expected {wanted}")
@@ -59,31 +64,31 @@ class SizingConfig:
 
 @dataclass(frozen=True)
 class SafeF:
-    """Risk normalisation under one way of resampling; each number is the mean over the repeats."""
+    """Risk normalisation with one kind of resampling; each number is the mean over the repeats."""
 
     resampling: Resampling
     mean_block_periods: float
     fraction: float  # safe-f
     fraction_sd: float | None  # None for a single repeat
-    dd95: float  # drawdown at safe-f that the tail exceeds, a fraction
-    car25_percent: float | None  # None where a quarter of the accounts is ruined, or it overflows
+    dd95: float  # drawdown at safe-f that only the tail exceeds, a fraction
+    car25_percent: float | None  # None if a quarter of the accounts is ruined, or if it overflows
     car25_sd: float | None
-    capped: bool  # the tolerance would have borne more than `max_fraction`
+    capped: bool  # the tolerance would allow more than `max_fraction`
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """The recommended fraction, and where it comes from."""
+    """The recommended fraction and its origin."""
 
-    safe_f: SafeF | None  # the smaller of iid and block; None where the gains size nothing
-    other: SafeF | None  # the larger one; of equal fractions the one with the greater CAR25
+    safe_f: SafeF | None  # the smaller of iid and block; None for too few periods or no loss
+    other: SafeF | None  # the larger one; if the fractions are equal, the one with the greater CAR25
     kelly: float | None  # continuous, full
     fraction: float  # min(safety · Kelly, safe-f), at least 0
-    reason: str  # what bounds the fraction, or why it is 0
+    reason: str  # the limit of the fraction, or why it is 0
 
     @property
     def car25_percent(self) -> float | None:
-        """The smaller CAR25 of both ways of resampling; None unless both are defined."""
+        """The smaller CAR25 of both kinds of resampling; None unless both are defined."""
         rates = [way.car25_percent if way else None for way in (self.safe_f, self.other)]
         defined = [rate for rate in rates if rate is not None]
         return min(defined) if len(defined) == len(rates) else None
@@ -91,7 +96,7 @@ class Sizing:
 
 @parallel_kernel
 def _grow(gains: Float64, fraction: float, final: Float64, max_drawdown: Float64) -> None:
-    """Of each row of gains: final equity and deepest drawdown, the equity at the start being 1."""
+    """Write for each row of gains: final equity and deepest drawdown, from a starting equity of 1."""
     num_curves, num_steps = gains.shape
     for curve in numba.prange(num_curves):
         equity = 1.0
@@ -99,7 +104,7 @@ def _grow(gains: Float64, fraction: float, final: Float64, max_drawdown: Float64
         lowest = 1.0
         for step in range(num_steps):
             growth = 1.0 + fraction * gains[curve, step]
-            growth = max(0.0, growth)  # ruin: nothing comes back from it
+            growth = max(0.0, growth)  # ruin is permanent
             equity *= growth
             from_peak *= growth
             from_peak = min(1.0, from_peak)
@@ -109,11 +114,11 @@ def _grow(gains: Float64, fraction: float, final: Float64, max_drawdown: Float64
 
 
 def grow(gains: Float64, fraction: float) -> tuple[Float64, Float64]:
-    """Equity that starts at 1 and is multiplied by 1 + fraction · gain each period, 0 being ruin.
+    """Grow equity from 1 by a factor of 1 + fraction · gain each period; at 0 it is ruined and stays 0.
 
     Args:
-        gains: `[R, T]` a curve a row.
-        fraction: of the account staked.
+        gains: `[R, T]` one curve per row.
+        fraction: share of the account at stake.
     Returns:
         `[R]` final equity, `[R]` deepest drawdown as a fraction of the running maximum.
     Oracle: the package risk-normalization.
@@ -126,12 +131,12 @@ def grow(gains: Float64, fraction: float) -> tuple[Float64, Float64]:
 def safe_fraction(gains: Float64, config: SizingConfig) -> float:
     """The largest fraction, up to `max_fraction`, whose tail drawdown stays within the tolerance.
 
-    Over the same curves a larger fraction never has a smaller drawdown: the log growth of any
-    stretch is concave in the fraction and 0 at 0, so once negative it only falls. Bisection is exact.
+    Over the same curves a larger fraction never has a smaller drawdown: the log growth of any part of a
+    curve is concave in the fraction and 0 at 0, so once negative it only falls. Bisection is exact.
 
     Args:
         gains: `[R, T]` resampled curves.
-        config: tolerance and cap.
+        config: tolerance and largest fraction.
     """
     if _tail_drawdown(gains, config.max_fraction, config) <= config.drawdown_tolerance:
         return config.max_fraction
@@ -154,7 +159,7 @@ def risk_normalize(gains: Float64, resampling: Resampling, config: SizingConfig)
 
     Args:
         gains: `[D]` out-of-sample gain of each period, a fraction of the account.
-        resampling: the smaller result of both ways is the one to size on.
+        resampling: size with the smaller result of both kinds.
         config: tolerance, horizon, effort; repeats differ only in their seed.
     Raises:
         DataError: there is no gain.
@@ -196,7 +201,7 @@ def _sd(values: list[float]) -> float | None:
 
 
 def compound_annual_percent(wealth: float, days: int) -> float | None:
-    """Rate per year, in percent, that turns 1 into `wealth` in so many trading days.
+    """Rate per year, in percent, that turns 1 into `wealth` in the given number of trading days.
 
     Returns:
         None at ruin, and for a rate beyond the largest float.
@@ -210,8 +215,8 @@ def compound_annual_percent(wealth: float, days: int) -> float | None:
 def kelly_discrete(trade_pips: Float64) -> float | None:
     """Kelly's share of the account to risk on each trade, p - (1 - p) / b.
 
-    The risk is the mean loss, b the mean win over it and p the chance to win among the trades that
-    win or lose. Negative where there is no edge; None without a win or without a loss.
+    The risk is the mean loss, b the mean win divided by it, and p the share of wins among the trades that
+    win or lose. Negative without an edge; None without a win or without a loss.
     """
     trade_pips = settled(trade_pips)
     wins, losses = trade_pips[trade_pips > 0], trade_pips[trade_pips < 0]
@@ -222,20 +227,20 @@ def kelly_discrete(trade_pips: Float64) -> float | None:
 
 
 def kelly_continuous(gains: Float64) -> float | None:
-    """Kelly's fraction mean / variance of gains per period; None without a spread among them."""
+    """Kelly's fraction mean / variance of gains per period; None if the gains do not vary."""
     ratio = mean_over_deviation(gains)
     return None if ratio is None else ratio / float(gains.std(ddof=1))
 
 
 def size(gains: Float64, config: SizingConfig) -> Sizing:
-    """The fraction that both drawdown tolerance and a cautious Kelly allow.
+    """The fraction that both the drawdown tolerance and a share of Kelly's fraction allow.
 
     Args:
         gains: `[D]` out-of-sample gain of each period, a fraction of the account.
-        config: tolerance, caps, effort.
+        config: tolerance, limits, effort.
     Returns:
         Fraction 0, with its reason, for too few periods, gains without a loss (their risk is not
-        known), a CAR25 that is negative or undefined, or no edge.
+        known), a negative or undefined CAR25, or no edge.
     """
     kelly = kelly_continuous(gains)
     if len(gains) < config.min_periods:

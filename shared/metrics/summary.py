@@ -1,4 +1,4 @@
-"""All statistics of one trade list, as the validator reports and `metrics` prints them."""
+"""All statistics of one trade list, as reported by the validator and printed by `metrics`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from shared.errors import SettingsError
-from shared.metrics.bootstrap import Resampling, TradeIntervals, optimal_block_length, trade_intervals
+from shared.metrics.bootstrap import Resampling, TradeIntervals, trade_intervals
 from shared.metrics.equity import (
     DAYS_PER_YEAR,
     max_drawdown,
@@ -18,7 +18,7 @@ from shared.metrics.equity import (
     why_not_annualised,
 )
 from shared.metrics.honesty import Honesty, honesty
-from shared.metrics.monte_carlo import MonteCarlo, MonteCarloConfig, simulate
+from shared.metrics.monte_carlo import MonteCarlo, MonteCarloConfig, block_trades, simulate
 from shared.metrics.rounding import settled
 from shared.metrics.sizing import Sizing, SizingConfig, kelly_discrete, size
 from shared.metrics.trades import TradeStatistics, r_multiples, trade_statistics
@@ -29,7 +29,7 @@ NO_TIMES: Final = "no times given, so there are no days"
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """How a trade list is judged."""
+    """How the statistics of a trade list are computed."""
 
     confidence: float = 0.95  # of the bootstrap intervals
     interval_runs: int = 1000
@@ -38,10 +38,10 @@ class MetricsConfig:
     sizing: SizingConfig = field(default_factory=SizingConfig)
 
     def __post_init__(self) -> None:
-        """Check the fields of its own.
+        """Check the fields of this group; `monte_carlo` and `sizing` check their own.
 
         Raises:
-            SettingsError: names the field, its value and what is right.
+            SettingsError: a value is out of range; names the field, its value and the range.
         """
         if not 0 < self.confidence < 1:
             raise SettingsError(f"metrics.confidence is {self.confidence}: expected a number in (0, 1)")
@@ -53,12 +53,12 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class DailyStatistics:
-    """Ratios of daily returns, annualised by 252 days; None where undefined."""
+    """Ratios of daily returns, annualised by 252 days; None if undefined."""
 
-    num_days: int  # 0 where no times are given
+    num_days: int  # 0 if the trades have no times
     sharpe: float | None
     sortino: float | None
-    reason: str | None  # why neither ratio is given; None where there are enough days
+    reason: str | None  # why neither ratio is given; None if there are enough days
 
     def undefined(self) -> Mapping[str, str]:
         """Why each number that is None is not defined."""
@@ -70,17 +70,17 @@ class DailyStatistics:
 
 @dataclass(frozen=True)
 class Summary:
-    """One trade list, judged."""
+    """All statistics of one trade list."""
 
     trades: TradeStatistics
-    intervals: TradeIntervals  # blocks of trades, so that streaks widen them
+    intervals: TradeIntervals  # from blocks of trades, so that streaks widen them
     daily: DailyStatistics
-    honesty: Honesty  # what remains of it after the search that found it
-    max_drawdown_pips: float  # marked to market as finely as the equity curve given
+    honesty: Honesty  # the result corrected for the search that found it
+    max_drawdown_pips: float  # marked to market at each point of the equity curve
     max_drawdown: float  # fraction of the account's peak
-    kelly_discrete: float | None  # share of the account to risk a trade, full Kelly
+    kelly_discrete: float | None  # share of the account to risk per trade, full Kelly
     sizing: Sizing
-    monte_carlo: tuple[MonteCarlo, ...]  # one per resampling; none without a trade
+    monte_carlo: tuple[MonteCarlo, ...]  # one per kind of resampling; empty without a trade
 
 
 def summarise(
@@ -94,19 +94,19 @@ def summarise(
     others: Float64 | None = None,
     num_more: int = 0,
 ) -> Summary:
-    """Judge a trade list.
+    """Compute all statistics of a trade list.
 
     Args:
         pips: `[N]` trades in time order, out of sample, net of all costs.
         equity_pips: `[T]` profit so far, marked to market.
-        daily_pips: `[D]` profit of each trading day, days without a trade included; None where the
-            trades have no times: then no number per day or year is defined.
+        daily_pips: `[D]` profit of each trading day, days without a trade included; None if the trades
+            have no times: then no number per day or year is defined.
         config: runs, seeds, account, tolerances.
-        risk_pips: `[N]` what each trade risked; None takes the mean absolute loss.
+        risk_pips: `[N]` risk of each trade; None: the mean absolute loss.
         trades_per_year: annualises the ratios of trades without times.
-        others: `[D, V]` daily profit of every other version that this one was chosen among, NaN on
-            days on which it was not judged; None where nothing was chosen.
-        num_more: versions that it was chosen among besides, whose results are not at hand.
+        others: `[D, V]` daily profit of every other version from which this one was chosen, NaN on days
+            on which it was not validated; None if there was no choice.
+        num_more: number of further versions in that choice whose results are not available.
     Raises:
         DataError: a trade or a risk is not a usable number.
     """
@@ -126,7 +126,7 @@ def summarise(
             r_multiples(pips, risk_pips),
             num_runs=config.interval_runs,
             seed=config.monte_carlo.seed,
-            mean_block=config.monte_carlo.mean_block_trades or optimal_block_length(pips),
+            mean_block=block_trades(pips, Resampling.BLOCK, config.monte_carlo),
             confidence=config.confidence,
         ),
         daily=DailyStatistics(
@@ -147,7 +147,7 @@ def summarise(
 
 
 def document(value: object) -> object:
-    """A dataclass of numbers, arrays and dataclasses as JSON has them: mappings, lists, plain values."""
+    """Convert a dataclass of numbers, arrays and dataclasses to the types of JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: document(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):

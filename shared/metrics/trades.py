@@ -1,7 +1,7 @@
 """Statistics of a list of closed trades: expectancy, win rate, profit factor, R multiples, SQN.
 
-A number that the trades do not define (no loss to divide by, no spread to divide by, too few
-trades) is None, never infinite and never zero in its place.
+An undefined number (no loss or no deviation to divide by, too few trades) is None, never infinity and
+never a zero in its place.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from shared.errors import DataError, ShapeError
 from shared.metrics.rounding import mean_over_deviation, settled
 from shared.numeric import Float64, Int64, require_shape
 
-#: Van Tharp's cap: more trades than these do not make a system better.
+#: Van Tharp's cap: more trades do not make a system better.
 SQN_CAP = 100
 
-#: A larger profit or loss is an error of the input: fifty times GBP/JPY's price, in pips.
+#: A larger profit or loss is an input error: this is fifty times the price of GBP/JPY, in pips.
 MAX_TRADE_PIPS: Final = 1e6
 
 NO_TRADE: Final = "no trade"
@@ -28,7 +28,7 @@ NO_LOSS: Final = "no losing trade"
 
 @dataclass(frozen=True)
 class TradeStatistics:
-    """The numbers of one trade list; pips are net of all costs, R is a trade's pips over its risk."""
+    """Statistics of one trade list; pips are net of all costs, R is a trade's pips over its risk."""
 
     num_trades: int
     total_pips: float
@@ -72,13 +72,13 @@ _UNDEFINED_WITHOUT_TRADES: Final = (
 
 @dataclass(frozen=True)
 class Activity:
-    """How an agent spent its decisions."""
+    """How often an agent acts and holds a position."""
 
     num_decisions: int
     trade_ratio: float | None  # share of decisions that are BUY, SELL or CLOSE
     action_shares: tuple[float, ...] | None  # HOLD, BUY, SELL, CLOSE
     exposure: float | None  # share of bars spent in a position
-    turnover_per_day: float | None  # units bought or sold a trading day; a round trip is two
+    turnover_per_day: float | None  # units bought or sold per trading day; a round trip is two
 
     def undefined(self) -> Mapping[str, str]:
         """Why each number that is None is not defined."""
@@ -113,7 +113,7 @@ def require_trades(pips: Float64) -> None:
     """Check that trades are `[N]` finite numbers of a possible size.
 
     Raises:
-        ShapeError: more than one axis.
+        ShapeError: the trades have more than one axis.
         DataError: a value is NaN, infinite or too large; names the trade.
     """
     require_shape("pips", pips, None)
@@ -130,7 +130,7 @@ def expectancy(pips: Float64) -> float | None:
 
 
 def win_rate(pips: Float64) -> float | None:
-    """Share of trades that ended above zero; a trade of exactly zero is no win. None without a trade."""
+    """Share of trades above zero; a trade of exactly zero is not a win. None without a trade."""
     return float((settled(pips) > 0).mean()) if len(pips) else None
 
 
@@ -146,12 +146,12 @@ def r_multiples(pips: Float64, risk_pips: Float64 | None = None) -> Float64 | No
 
     Args:
         pips: `[N]`.
-        risk_pips: `[N]`, distance from entry to the initial stop. Trades here have no stop, so
-            without it the risk of every trade is the mean absolute loss of the list.
+        risk_pips: `[N]`, distance from entry to the initial stop. None, as trades here have no stop: the
+            risk of every trade is the mean absolute loss of the list.
     Returns:
-        `[N]`, or None when the risk is taken from losses and there is no loss.
+        `[N]`, or None if the risk is the mean loss and there is no loss.
     Raises:
-        ShapeError: as many risks as trades were expected.
+        ShapeError: there are not as many risks as trades.
         DataError: a risk is not a positive number.
     """
     if risk_pips is None:
@@ -170,9 +170,9 @@ def sqn(r: Float64, cap: int | None = None) -> float | None:
 
     Args:
         r: `[N]` R multiples.
-        cap: largest N under the root, `SQN_CAP` for Tharp's form; None for none.
+        cap: largest N under the root, `SQN_CAP` for Tharp's form; None: no cap.
     Returns:
-        None for fewer than two trades or trades that are all equal.
+        None for fewer than two trades, or trades that are all equal.
     Source: Van Tharp, Definitive Guide to Position Sizing (2008).
     """
     ratio = mean_over_deviation(r)
@@ -183,13 +183,13 @@ def sqn(r: Float64, cap: int | None = None) -> float | None:
 
 
 def activity(action_counts: Int64, bars_in_position: int, num_trades: int, num_days: int) -> Activity:
-    """How decisions were spent.
+    """How often an agent acts and holds a position.
 
     Args:
-        action_counts: `[A]` how often each action was decided, one decision a bar.
+        action_counts: `[A]` how often each action was chosen, one decision per bar.
         bars_in_position: bar closes at which a position was open.
         num_trades: round trips.
-        num_days: trading days covered.
+        num_days: number of trading days.
     """
     require_shape("action_counts", action_counts, NUM_ACTIONS)
     total = int(action_counts.sum())

@@ -1,14 +1,14 @@
-"""Why a number is undefined, in words, for every None of a result: reports, pages and documents show them.
+"""The reason for every None in a result, in words, for reports, pages and documents.
 
 A dataclass explains its own fields by `undefined()`, which maps a field to its reason, or by a field
-`reason` for all of them. What neither explains is in the table here.
+`reason` for all of them. The table here explains the rest.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Final, Protocol, runtime_checkable
 
-#: What is shown where no reason is known; a test keeps it from being needed.
+#: Shown if no reason is known; a test ensures that this never happens.
 UNEXPLAINED: Final = "not defined"
 
 _WHY: Final[Mapping[tuple[str, str], str]] = {
@@ -27,18 +27,18 @@ _WHY: Final[Mapping[tuple[str, str], str]] = {
 
 @runtime_checkable
 class Explained(Protocol):
-    """A result that knows why its numbers are undefined."""
+    """A result that explains its undefined numbers."""
 
     def undefined(self) -> Mapping[str, str]:
-        """The reason of each field that may be None."""
+        """The reason for each field that may be None."""
 
 
 def reasons(value: object, path: str = "") -> dict[str, str]:
-    """Why each None in a result is one, by its dotted path; an index stands for an item of a tuple.
+    """The reason for each None in a result, by its dotted path; an item of a tuple has its index as name.
 
     Args:
         value: a dataclass, a tuple of them, or a plain value.
-        path: of the value itself.
+        path: path of the value itself.
     """
     if isinstance(value, tuple):
         items = {str(index): item for index, item in enumerate(value)}
@@ -61,7 +61,7 @@ def reasons(value: object, path: str = "") -> dict[str, str]:
 
 
 def why(undefined: Mapping[str, str], path: str) -> str:
-    """The reason of a number: its own, or that of what it belongs to."""
+    """The reason for a number: its own, or that of the closest result that contains it."""
     while path:
         if path in undefined:
             return undefined[path]

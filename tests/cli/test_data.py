@@ -78,7 +78,7 @@ def test_import_with_repair_and_timezone_and_instrument(tmp_path: Path, csv: Pat
     assert not out.exists()
     found = document("import", csv, "--out", out, "--repair", "--timezone", "UTC", "--instrument", "chfjpy")
     assert (found["bars"], found["dropped"]) == (14_999, 1)
-    assert (found["instrument"], found["timezone"][:17]) == ("CHF_JPY", "UTC, as asked for")
+    assert (found["instrument"], found["timezone"][:17]) == ("CHF_JPY", "UTC, as requested")
     assert found["first"] == "2020-01-05 22:00 UTC"
 
 
@@ -377,6 +377,6 @@ def test_a_truncated_gzip_file_leaves_the_old_data_set(tmp_path: Path, csv: Path
     run("import", csv, "--out", out)
     before = out.read_bytes()
     packed.write_bytes(gzip.compress(csv.read_bytes())[:-1_000])
-    with pytest.raises(FormatError, match=r"bars\.csv\.gz: the gzip data ends early"):
+    with pytest.raises(FormatError, match=r"bars\.csv\.gz: the gzip data is truncated"):
         run("import", packed, "--out", out)
     assert out.read_bytes() == before

@@ -1,4 +1,4 @@
-"""The trading environment of docs/algorithm.md for one lane, slow and obvious, in plain Python."""
+"""The trading environment of docs/algorithm.md for one lane, slow and simple, in plain Python."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ class Open:
     pnls: list[float] = field(default_factory=list)
 
     def drawdowns(self) -> list[float]:
-        """How far each mark lies below the highest up to it, which is 0 at least."""
+        """The distance of each mark below the highest mark so far, which is at least 0."""
         return [max(0.0, *self.pnls[: i + 1]) - pnl for i, pnl in enumerate(self.pnls)]
 
 
 @dataclass
 class Played:
-    """What an episode gave, a row per decision, and its trades.
+    """The results of an episode, a row per decision, and its trades.
 
     A trade is (entry bar, exit bar, side, entry price, exit price, pips, maximum drawdown, bars held).
     """
@@ -46,7 +46,7 @@ def play(
     nights: Sequence[int] = (),
     night_pips: float = 0.0,
 ) -> Played:
-    """Play legal actions from the close of `start_bar` on; what is open at the end is closed."""
+    """Play legal actions from the close of `start_bar` on; a position open at the end is closed."""
     played = Played()
     position: Open | None = None
 

@@ -1,4 +1,4 @@
-"""Exact values of a tabled decision problem, by recursion over every action and outcome."""
+"""Exact values of a decision problem given as tables, by recursion over every action and outcome."""
 
 from typing import Protocol
 
@@ -14,7 +14,7 @@ class Problem(Protocol):
 
 
 def action_values(problem: Problem, state: int, plies: int, discount: float) -> list[float]:
-    """Q(s, a) = Σ_c p(c | s, a) (r + γ max_a' Q(s', a')), over the plies left; nothing beyond them."""
+    """Q(s, a) = Σ_c p(c | s, a) (r + γ max_a' Q(s', a')) over the plies that are left."""
     num_actions, num_outcomes = problem.rewards.shape[1:]
     values = []
     for action in range(num_actions):

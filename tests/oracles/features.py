@@ -1,4 +1,4 @@
-"""Temporal features and outcomes, slow and obvious: every value from its own slice of the history."""
+"""Temporal features and outcomes, slow and simple: every value from its own slice of the history."""
 
 import math
 from datetime import UTC, datetime, time, timedelta
@@ -20,7 +20,7 @@ def scaled(values: list[float]) -> float:
 def hours_since_week_opened(time_s: int) -> float:
     """Wall-clock hours since Sunday 17:00 New York, up to the week's last minute.
 
-    No clock change falls into a trading week.
+    Clocks never change within a trading week.
     """
     local = datetime.fromtimestamp(time_s, UTC).astimezone(_NEW_YORK).replace(tzinfo=None)
     day = local.date()
@@ -30,7 +30,7 @@ def hours_since_week_opened(time_s: int) -> float:
 
 
 def features_at(time_s: Int64, close: Float64, pip: float, bar: int) -> list[float]:
-    """The nine features of one bar, at least the 120th."""
+    """The nine features of one bar, which is the 120th or a later one."""
 
     def momentum(t: int, lag: int) -> float:
         return float(close[t] - close[t - lag])

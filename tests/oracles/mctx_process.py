@@ -1,4 +1,4 @@
-"""mctx in a process of its own: JAX stays out of the tests' process, with its threads, flags and float64."""
+"""mctx in its own process, to keep JAX's threads, flags and float64 out of the tests' process."""
 
 import importlib
 import os
@@ -14,25 +14,25 @@ from shared.search.config import SearchConfig
 from shared.search.model import ActionRules
 from tests.shared.search.tables import TableModel
 
-#: Compiled programs, so that only the first run on a machine compiles.
+#: Cache of compiled programs: only the first run on a machine compiles.
 JAX_CACHE = Path.home() / ".cache" / "micro-muzero" / "jax"
 
 
 class MctxTrees(NamedTuple):
-    """What mctx found for `B` roots; node t is the one that simulation t made, 0 the root."""
+    """The trees that mctx built for `B` roots; node t was made by simulation t, node 0 is the root."""
 
     visits: Int32  # [B, N]
     values: Float64  # [B, N] W/N
     parents: Int32  # [B, N] -1 at the root
-    branches: Int32  # [B, N] the action that led here, or A + the outcome
+    branches: Int32  # [B, N] the action that led to the node, or A + the outcome
     root_visits: Int32  # [B, A]
     root_q: Float64  # [B, A] completed
-    policies: Float64  # [B, A] what mctx would train on
-    actions: Int32  # [B] gumbel: the one mctx would play
+    policies: Float64  # [B, A] mctx's training target
+    actions: Int32  # [B] gumbel: the action that mctx selects
 
 
 class Mctx:
-    """Calls the functions of `tests.oracles.mctx_search` over there."""
+    """Calls the functions of `tests.oracles.mctx_search` in the other process."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
@@ -60,18 +60,18 @@ class Mctx:
         return cast("Int64", self._call("halving_table", most_considered, simulations))
 
     def _call(self, function: str, *arguments: object) -> object:
-        return self._pool.submit(_called, function, arguments).result()
+        return self._pool.submit(_call_function, function, arguments).result()
 
 
 @contextmanager
 def mctx_process() -> Iterator[Mctx]:
-    """Start the process, and end it."""
+    """Run the process; stop it on exit."""
     with ProcessPoolExecutor(1, get_context("spawn"), _prepare) as pool:
         yield Mctx(pool)
 
 
 def _prepare() -> None:
-    """Set JAX up before anything imports it: the CPU, one thread, a cache."""
+    """Configure JAX before it is imported: CPU, one thread, a cache."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
@@ -83,5 +83,5 @@ def _prepare() -> None:
     }
 
 
-def _called(function: str, arguments: tuple[Any, ...]) -> object:
+def _call_function(function: str, arguments: tuple[Any, ...]) -> object:
     return getattr(importlib.import_module("tests.oracles.mctx_search"), function)(*arguments)

@@ -2,17 +2,18 @@
 
 Runs in the process that tests.oracles.mctx_process sets up, in float64.
 
-mctx does: the walk down the tree, both selection rules at decision nodes, sequential halving, the chance
-rule, what a simulation evaluates, the backup with its rewards and discounts, the mixed value, and (puct)
-the whole policy function. Its Gumbel rules are driven over its own stochastic recurrent function, which
-mctx ships apart from them only.
+From mctx come the descent of the tree, both selection rules at decision nodes, sequential halving, the
+chance rule, the evaluations of a simulation, the backup with its rewards and discounts, the mixed value
+and, for puct, the complete policy function. mctx has its Gumbel rules and its stochastic recurrent function
+only separately; this module combines them.
 
-Stated for mctx here, because the definitions differ and not the arithmetic:
-- An unvisited action of the root counts with its afterstate's value, known from the start.
-- puct scales Q by the bounds of all values seen in the tree so far, mctx by those of node and siblings;
-  and an unvisited action inside the tree counts with the mixed value, in mctx with the least one.
-- Illegal actions inside the tree: mctx masks at the root only. They are kept out of the bounds, too.
-Nodes below the root where nothing is illegal run on mctx's own transformation in the Gumbel search.
+Three definitions of our search differ from mctx's. They are implemented here:
+- An unvisited action of the root has the value of its afterstate, which is known from the start.
+- puct scales Q by the bounds of all values seen in the tree so far; mctx uses the bounds of node and
+  siblings. An unvisited action inside the tree has the mixed value; in mctx it has the smallest value.
+- Actions can be illegal inside the tree, where they are also excluded from the bounds; mctx masks only
+  actions of the root.
+In the Gumbel search, nodes below the root without illegal actions use mctx's own transformation.
 """
 
 from functools import partial
@@ -30,20 +31,20 @@ from shared.search.model import ActionRules
 from tests.oracles.mctx_process import MctxTrees
 from tests.shared.search.tables import TableModel
 
-MASKED = np.finfo(np.float64).min  # what mctx gives an illegal action's logit
+MASKED = np.finfo(np.float64).min  # mctx's logit of an illegal action
 
 
 class _Known(NamedTuple):
-    """What our definitions need beside mctx's tree; in its `extra_data`."""
+    """Values that our definitions need in addition to mctx's tree; its `extra_data`."""
 
-    root_gumbel: Any  # [B, A], read by mctx's Gumbel rule under this name
+    root_gumbel: Any  # [B, A], the name that mctx's Gumbel rule reads
     root_q: Any  # [B, A] values of the root's afterstates
     least: Any  # [B] bounds of all values seen
     greatest: Any  # [B]
 
 
 def halving_table(most_considered: int, simulations: int) -> Int64:
-    """Sequential halving as mctx tabulates it, `[most_considered + 1, simulations]`."""
+    """mctx's table of sequential halving, `[most_considered + 1, simulations]`."""
     return np.array(seq_halving.get_table_of_considered_visits(most_considered, simulations))
 
 
@@ -64,7 +65,7 @@ def gumbel(
     noise: Float64,
     considered: Bool,
 ) -> MctxTrees:
-    """`mctx.search` with mctx's Gumbel rules at decision nodes and its chance rule at the others.
+    """`mctx.search` with mctx's Gumbel rules at decision nodes and its chance rule at chance nodes.
 
     Args:
         noise: `[B, A]`, the root's g.
@@ -76,17 +77,17 @@ def gumbel(
 
 
 def _tables(model: TableModel, rules: ActionRules, config: SearchConfig) -> dict[str, Any]:
-    """The problem with the numbers that our search is given: rounded to float32."""
+    """The problem with the numbers that our search gets: rounded to float32."""
     floats = ("probabilities", "rewards", "logits", "values", "q_values")
     tables = {name: getattr(model, name).astype(np.float32).astype(np.float64) for name in floats}
     with np.errstate(divide="ignore"):
         tables["chance_logits"] = np.log(tables.pop("probabilities"))
-    whole = {
+    integers = {
         "next_state": model.next_state,
         "legal": rules.legal,
         "successor": rules.successor.astype(np.int64),
     }
-    return {name: jnp.asarray(table) for name, table in (tables | whole).items()} | {
+    return {name: jnp.asarray(table) for name, table in (tables | integers).items()} | {
         "discount": config.discount
     }
 
@@ -157,7 +158,7 @@ def _scaled_by_node(tree: Any, node: Any, *, config: SearchConfig) -> Any:
 
 
 def _with_bounds(known: _Known, lower: int, upper: int, body: Any, state: Any) -> Any:
-    """A loop over simulations that keeps the bounds of all values seen: mctx's tree has no place for them."""
+    """A loop over simulations that also tracks the bounds of all values seen, which mctx's tree lacks."""
 
     def simulate(simulation: Any, state: Any) -> Any:
         key, tree = body(simulation, state)
@@ -190,7 +191,7 @@ def _puct_compiled(tables: Any, states: Any, phases: Any, config: SearchConfig) 
         pb_c_init=config.pb_c_init,
         pb_c_base=config.pb_c_base,
     )
-    return _told(output.search_tree, output.action_weights, output.action)
+    return _result(output.search_tree, output.action_weights, output.action)
 
 
 def _gumbel_compiled(
@@ -200,8 +201,8 @@ def _gumbel_compiled(
     root, legal = _root(tables, states, phases), tables["legal"][phases]
     logits = jnp.where(legal, root.prior_logits, MASKED)
     _, afterstates = _after_action(tables, None, jnp.zeros_like(states), root.embedding)
-    stated = partial(_scaled_by_node, config=config)
-    own = partial(
+    ours = partial(_scaled_by_node, config=config)
+    mctx_own = partial(
         mctx.qtransform_completed_by_mix_value,
         value_scale=config.c_scale,
         maxvisit_init=config.c_visit,
@@ -209,7 +210,7 @@ def _gumbel_compiled(
     )
 
     def scaled_inside(tree: Any, node: Any) -> Any:
-        return jnp.where(_legal(tree, node).all(), own(tree, node), stated(tree, node))
+        return jnp.where(_legal(tree, node).all(), mctx_own(tree, node), ours(tree, node))
 
     def select_at_root(key: Any, tree: Any, node: Any) -> Any:
         return mctx.gumbel_muzero_root_action_selection(
@@ -218,7 +219,7 @@ def _gumbel_compiled(
             node,
             num_simulations=config.simulations,
             max_num_considered_actions=config.max_considered_actions,
-            qtransform=stated,
+            qtransform=ours,
         )
 
     tree = mctx.search(
@@ -247,15 +248,15 @@ def _gumbel_compiled(
     )
     decisions = policies._mask_tree(tree, num_actions, "decision")
     visits = decisions.children_visits[:, 0]
-    sigma = jax.vmap(stated, in_axes=(0, None))(decisions, 0)
+    sigma = jax.vmap(ours, in_axes=(0, None))(decisions, 0)
     most = visits.max(axis=1, keepdims=True)
     scores = seq_halving.score_considered(most, noise, logits, sigma, visits)
     actions = action_selection.masked_argmax(scores, ~considered)
-    return _told(decisions, jax.nn.softmax(logits + sigma), actions)
+    return _result(decisions, jax.nn.softmax(logits + sigma), actions)
 
 
-def _told(tree: Any, weights: Any, actions: Any) -> Any:
-    """The fields of `MctxTrees`; `tree` holds the children that are actions."""
+def _result(tree: Any, weights: Any, actions: Any) -> Any:
+    """The fields of `MctxTrees`; the children in `tree` are the actions."""
     root_q = jax.vmap(_completed, in_axes=(0, None))(tree, 0)
     path = (tree.parents, tree.action_from_parent)
     return tree.node_visits, tree.node_values, *path, tree.children_visits[:, 0], root_q, weights, actions

@@ -1,10 +1,10 @@
-"""Monte Carlo over given draws, one curve at a time."""
+"""Monte Carlo statistics of given draws, one curve at a time."""
 
 from shared.numeric import Float64
 
 
 def walk(curves: Float64) -> tuple[list[list[float]], list[float], list[float]]:
-    """Equity after every trade (0 first), deepest fall and lowest point of each row of trades."""
+    """For each row of trades: equity after every trade (0 first), deepest fall, lowest point."""
     equities, falls, lows = [], [], []
     for row in curves:
         equity = peak = fall = low = 0.0

@@ -1,10 +1,10 @@
-"""A netting account the slow way: every unit is a ticket with its own price, the oldest is closed first."""
+"""A netting account, slow and simple: every unit is a ticket with its own price; the oldest closes first."""
 
 from decimal import Decimal
 
 
 class NaiveAccount:
-    """Buys and sells single units at given prices."""
+    """An account that trades single units."""
 
     def __init__(self) -> None:
         self.tickets: list[Decimal] = []  # opening prices
@@ -12,7 +12,7 @@ class NaiveAccount:
         self.realized = Decimal(0)
 
     def trade(self, units: int, bid: Decimal, ask: Decimal) -> None:
-        """Buy (above 0) or sell so many units, one after the other."""
+        """Buy (`units` above 0) or sell units one by one."""
         side = 1 if units > 0 else -1
         price = ask if side > 0 else bid
         for _ in range(abs(units)):

@@ -9,7 +9,7 @@ from shared.numeric import Float64
 
 
 def backtest_overfitting(returns: Float64, num_blocks: int) -> tuple[float, float, float]:
-    """Probability, slope of the choice's ratio out of sample over that in sample, probability of loss."""
+    """PBO, slope of the choice's ratio out of sample over that in sample, probability of loss."""
     num_trials = returns.shape[1]
     blocks = np.split(returns, num_blocks)
     below = losses = 0

@@ -1,4 +1,4 @@
-"""n-step returns, term by term, as the formula reads."""
+"""n-step returns, term by term, as in the formula."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The session rule of docs/algorithm.md, read word by word: minute by minute, window by window."""
+"""The session rule of docs/algorithm.md, word by word: minute by minute, window by window."""
 
 from datetime import datetime
 from fractions import Fraction
@@ -26,7 +26,7 @@ def is_tradable(time_s: int) -> bool:
 def session_starts(
     bars: BarSeries, *, min_mean_range_pips: Fraction, max_step_minutes: int, max_missing: int
 ) -> list[int]:
-    """Every bar a session may start at."""
+    """Every bar at which a session may start."""
     times = bars.time_s.tolist()
     pip = Fraction(10) ** bars.instrument.pip_location
     ranges = [
@@ -47,7 +47,7 @@ def session_starts(
         if sum(ranges[start : start + 360]) < 360 * min_mean_range_pips:
             continue
         if not all(is_tradable(minute) for minute in range(times[start], times[start + 360], 60)):
-            continue  # the weekend lies within
+            continue  # the session contains a weekend
         warmup = range(times[start - 150], times[start], 60)
         if sum(minute not in present and is_tradable(minute) for minute in warmup) > max_missing:
             continue
@@ -56,7 +56,7 @@ def session_starts(
 
 
 def walk(starts: list[int]) -> list[int]:
-    """Starts picked from the left so that no two sessions share a decision."""
+    """Starts chosen from the left so that no two sessions share a decision."""
     picked: list[int] = []
     for start in starts:
         if not picked or start >= picked[-1] + 360:

@@ -1,7 +1,7 @@
-"""The search of one root, with node objects and recursion instead of arrays: slow and obvious.
+"""The search of one root, with node objects and recursion instead of arrays: slow and simple.
 
-Written from docs/algorithm.md, for deterministic searches (no noise at the root) in one phase
-where everything is legal.
+Written from docs/algorithm.md, for deterministic searches (without noise at the root) in one phase in
+which every action is legal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Search:
     ) -> None:
         self.model, self.config = model, config
         self.root = Node(hidden, value, _softmax(logits), visits=1, value_sum=value)
-        self.seen = [value]  # every value that the bounds of Q take in
+        self.seen = [value]  # every value within the bounds of Q
         for action in range(len(logits)):
             self._expand_action(self.root, action)
         for simulation in range(config.simulations):
@@ -59,7 +59,7 @@ class Search:
         self._visit_decision(self.root, max(scores, key=lambda action: scores[action]))
 
     def _simulate(self, node: Node) -> float:
-        """Visit a decision node once more; what came back, seen from the node."""
+        """Visit a decision node once more; return the backed-up value of the node."""
         scores = self._puct(node) if self.config.selection is Selection.PUCT else self._interior(node)
         return self._visit_decision(node, scores.index(max(scores)))
 
@@ -74,7 +74,7 @@ class Search:
         return value
 
     def _visit_outcome(self, node: Node, action: int) -> float:
-        """Let an outcome happen at a chance node; what came back, with reward and discount."""
+        """Select an outcome at a chance node; return its backed-up value, with reward and discount."""
         visits = [node.children[c].visits if c in node.children else 0 for c in range(len(node.prior))]
         owed = [p / (1 + n) for p, n in zip(node.prior, visits, strict=True)]
         outcome = owed.index(max(owed))
@@ -109,7 +109,7 @@ class Search:
         return [node.children[a].visits if a in node.children else 0 for a in range(len(node.prior))]
 
     def completed(self, node: Node) -> list[float]:
-        """Q of every action; v_mix where nothing is known of one."""
+        """Q of every action; v_mix for unexpanded ones."""
         visits = self._visits(node)
         visited = [a for a, count in enumerate(visits) if count]
         mixed = node.raw_value
@@ -150,7 +150,7 @@ def _softmax(logits: list[float]) -> list[float]:
 
 
 def _halving(considered: int, simulations: int) -> list[int]:
-    """Visits that an action must have in each simulation, told as the rule is: in rounds."""
+    """Visits that an action must have to be selected in each simulation, round by round."""
     if considered == 1:
         return list(range(simulations))
     rounds = math.ceil(math.log2(considered))

@@ -1,4 +1,4 @@
-"""The causal encoder of one window, one number at a time."""
+"""The causal encoder for one window, one number at a time."""
 
 import numpy as np
 

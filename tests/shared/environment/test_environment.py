@@ -1,4 +1,4 @@
-"""The environment: hand-worked steps, what it refuses, and lanes in lockstep."""
+"""The environment: hand-worked steps, refused steps, and lanes in lockstep."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ SHORT_CONFIG = EnvironmentConfig(session_bars=10)
 def play_lanes(
     starts: list[int], actions: list[list[int]], prices: Prices, config: EnvironmentConfig
 ) -> tuple[list[Lanes], list[Transition]]:
-    """The lanes before every step, and what every step led to."""
+    """The lanes before each step, and the result of each step."""
     lanes, befores, transitions = reset(np.array(starts)), [], []
     for column in zip(*actions, strict=True):
         befores.append(lanes)
@@ -41,7 +41,7 @@ def play_lanes(
 
 
 class TestReset:
-    def test_every_lane_starts_flat_with_all_zero_features(self) -> None:
+    def test_every_lane_starts_flat_with_zero_features(self) -> None:
         lanes = reset(np.array([150, 7]))
         assert lanes.bar.tolist() == [150, 7]
         assert lanes.side.tolist() == [Side.FLAT, Side.FLAT]
@@ -55,7 +55,7 @@ class TestReset:
 
 
 class TestStep:
-    def test_lanes_that_were_stepped_stay_as_they_were(self) -> None:
+    def test_step_does_not_modify_its_lanes(self) -> None:
         lanes = reset(np.array([0, 0]))
         step(lanes, np.array([1, 2]), market([160.0] * 20), SHORT_CONFIG)
         assert lanes.side.tolist() == [0, 0]
@@ -66,7 +66,7 @@ class TestStep:
         assert lanes.side.tolist() == [Side.LONG, Side.SHORT]
         assert lanes.legal().tolist() == [[True, False, False, True]] * 2
 
-    def test_a_session_is_360_decisions_filled_at_the_opens_of_the_360_bars_after_its_start(self) -> None:
+    def test_360_decisions_are_filled_at_the_opens_of_the_360_bars_after_the_start(self) -> None:
         prices = market(np.arange(511.0))
         lanes = reset(np.array([150]))
         for number in range(360):
@@ -80,7 +80,7 @@ class TestStep:
         assert lanes.side.tolist() == [Side.FLAT]
 
     @pytest.mark.parametrize(
-        ("entries", "action", "says"),
+        ("entries", "action", "text"),
         [
             ([0, 0], 3, r"lane 1, bar 1, position FLAT: CLOSE is illegal, expected one of HOLD, BUY, SELL"),
             ([0, 1], 1, r"lane 1, bar 1, position LONG: BUY is illegal, expected one of HOLD, CLOSE"),
@@ -91,29 +91,29 @@ class TestStep:
             ([0, 0], 256, r"lane 1, bar 1, position FLAT: action 256 is illegal"),
         ],
     )
-    def test_an_illegal_action_says_all_and_changes_nothing(
-        self, entries: list[int], action: int, says: str
+    def test_an_illegal_action_is_refused_with_its_lane_and_changes_nothing(
+        self, entries: list[int], action: int, text: str
     ) -> None:
         prices = market([160.0] * 20)
         lanes = step(reset(np.array([0, 0])), np.array(entries), prices, SHORT_CONFIG).lanes
         before = [column.copy() for column in lanes]
-        with pytest.raises(IllegalActionError, match=says):
+        with pytest.raises(IllegalActionError, match=text):
             step(lanes, np.array([0, action]), prices, SHORT_CONFIG)
         assert all((one == other).all() for one, other in zip(before, lanes, strict=True))
 
-    def test_a_session_that_is_over_allows_nothing(self) -> None:
+    def test_a_session_that_is_over_allows_no_action(self) -> None:
         prices, config = market([160.0] * 20), EnvironmentConfig(session_bars=1)
         lanes = step(reset(np.array([5])), np.array([0]), prices, config).lanes
         with pytest.raises(IllegalActionError, match="lane 0, bar 6: the session is over after 1 decisions"):
             step(lanes, np.array([0]), prices, config)
 
-    def test_a_session_that_the_data_cannot_fill_is_refused_at_its_first_step(self) -> None:
+    def test_the_first_step_refuses_a_session_that_outlasts_the_data(self) -> None:
         prices = market([160.0] * 20)
         step(reset(np.array([9])), np.array([0]), prices, SHORT_CONFIG)
         with pytest.raises(DataError, match=r"lane 1: .* ends at the open of bar 20, but the last bar is 19"):
             step(reset(np.array([9, 10])), np.array([0, 0]), prices, SHORT_CONFIG)
 
-    def test_actions_must_be_one_whole_number_a_lane(self) -> None:
+    def test_actions_must_be_one_whole_number_per_lane(self) -> None:
         prices = market([160.0] * 20)
         with pytest.raises(ShapeError, match="actions"):
             step(reset(np.array([0, 0])), np.array([0]), prices, SHORT_CONFIG)
@@ -152,7 +152,7 @@ class TestLockstep:
         assert len(TradeLog.joined([])) == 0
         assert list(TradeLog.joined([TradeLog.blank(0), TradeLog.blank(0)])) == []
 
-    def test_trades_come_with_their_lane_in_the_order_of_their_exits(self) -> None:
+    def test_trades_have_their_lane_and_are_in_the_order_of_their_exits(self) -> None:
         prices = market([160.0, 161.0, 162.0, 163.0, 164.0])
         _, transitions = play_lanes([0, 0], [[1, 0, 3], [2, 3, 0]], prices, EnvironmentConfig(session_bars=3))
         log = list(TradeLog.joined(transition.trades for transition in transitions))
@@ -161,7 +161,7 @@ class TestLockstep:
 
 
 class TestPrices:
-    def test_prices_of_bars_are_their_opens_closes_and_rollovers(self) -> None:
+    def test_prices_of_bars_have_their_opens_closes_and_rollovers(self) -> None:
         bars = synthesize(Market.GBM, 3000, seed=1)
         prices = Prices.of(bars)
         assert (prices.open == bars.open).all()
@@ -177,7 +177,7 @@ class TestPrices:
 
 
 class TestConfig:
-    def test_defaults_are_the_numbers_of_the_specification(self) -> None:
+    def test_defaults_equal_the_specification(self) -> None:
         config = EnvironmentConfig()
         assert (config.spread_pips, config.reward, config.session_bars) == (4.0, "amddp1", 360)
         assert (config.commission_pips, config.slippage_pips, config.financing_pips_per_night) == (0, 0, 0)
@@ -185,7 +185,7 @@ class TestConfig:
         assert tuple(EnvironmentConfig(reward=RewardScheme.PNL).reward_weights) == (0.0, 0.0, 0.0)
 
     @pytest.mark.parametrize(
-        ("field", "value", "says"),
+        ("field", "value", "text"),
         [
             ("spread_pips", -1.0, "environment.spread_pips is -1.0, expected at least 0"),
             ("commission_pips", float("nan"), "environment.commission_pips is nan, expected a finite"),
@@ -194,15 +194,15 @@ class TestConfig:
             ("reward", "sharpe", "environment.reward is 'sharpe', expected one of amddp1, pnl"),
         ],
     )
-    def test_numbers_that_cannot_be_are_refused_by_name(self, field: str, value: Any, says: str) -> None:
-        with pytest.raises(SettingsError, match=says):
+    def test_settings_out_of_range_are_refused_by_name(self, field: str, value: Any, text: str) -> None:
+        with pytest.raises(SettingsError, match=text):
             EnvironmentConfig(**{field: value})
 
-    def test_financing_may_earn(self) -> None:
+    def test_financing_may_be_negative(self) -> None:
         assert EnvironmentConfig(financing_pips_per_night=-1.5).financing_pips_per_night == -1.5
 
 
-def test_actions_and_sides_are_the_specifications_numbers() -> None:
+def test_actions_and_sides_have_the_numbers_of_the_specification() -> None:
     assert [action.name for action in Action] == ["HOLD", "BUY", "SELL", "CLOSE"]
     assert [int(action) for action in Action] == [0, 1, 2, 3]
     assert [int(side) for side in Side] == [-1, 0, 1]

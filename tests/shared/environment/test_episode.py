@@ -1,4 +1,4 @@
-"""Whole episodes: worked by hand, equal to the oracle, and true to the laws that any market obeys."""
+"""Episodes: worked by hand, equal to the oracle, and consistent with laws that hold in any market."""
 
 import math
 from dataclasses import astuple, replace
@@ -56,26 +56,26 @@ class TestByHand:
         in_position = [-1.0, *(math.tanh(value / 100) for value in (-6, 2, 6, 14, 20))]
         np.testing.assert_allclose(episode.static[2], in_position, atol=1e-6)
 
-    def test_the_second_scheme_pays_realised_pips_and_nothing_else(self) -> None:
+    def test_the_pnl_scheme_rewards_realised_pips_only(self) -> None:
         prices = market(OPENS, CLOSES)
         episode = replay(0, [HOLD, BUY, HOLD, HOLD, CLOSE, HOLD], prices, PNL)
         # In at 160.11, out at 160.07.
         assert episode.rewards == pytest.approx([0.0, 0.0, 0.0, 0.0, -8.0, 0.0], abs=1e-5)
 
-    def test_what_is_open_at_the_end_is_closed_at_the_next_open(self) -> None:
+    def test_a_position_open_at_the_end_is_closed_at_the_next_open(self) -> None:
         prices = market(OPENS, CLOSES)
         held = replay(0, [BUY, HOLD, HOLD, HOLD, HOLD], prices, AMDDP1)
         closed = replay(0, [BUY, HOLD, HOLD, HOLD, CLOSE], prices, AMDDP1)
         assert held.rewards.tolist() == closed.rewards.tolist()
         assert held.trades == closed.trades
 
-    def test_an_entry_by_the_last_decision_pays_its_bonus_and_its_spread(self) -> None:
+    def test_an_entry_by_the_last_decision_gets_its_bonus_and_costs_its_spread(self) -> None:
         episode = replay(0, [HOLD, SELL], market(OPENS, CLOSES), AMDDP1)
         assert episode.rewards == pytest.approx([-0.05, 1.0 - 4.0])
         (trade,) = episode.trades
         assert astuple(trade) == pytest.approx((2, 2, Side.SHORT, 160.11, 160.11, -4.0, 0.0, 0))
 
-    def test_a_position_may_be_reentered_and_each_trade_is_its_own(self) -> None:
+    def test_a_new_position_does_not_depend_on_the_trade_before_it(self) -> None:
         prices = market(OPENS, CLOSES)
         episode = replay(0, [BUY, CLOSE, SELL, CLOSE, BUY, CLOSE], prices, AMDDP1)
         sides = [trade.side for trade in episode.trades]
@@ -84,7 +84,7 @@ class TestByHand:
         # Short from 160.03, marked at 160.15: 12 + 4 under a peak of 0, whatever the trade before did.
         assert episode.trades[1].max_drawdown_pips == pytest.approx(16.0)
 
-    def test_a_fill_is_at_the_next_open_not_at_the_close_of_the_decision(self) -> None:
+    def test_a_decision_is_filled_at_the_next_open_not_at_its_close(self) -> None:
         """Kill-list 2: close and next open lie 50 pips apart."""
         prices = market([160.0, 160.5, 161.0, 161.5], [160.0, 160.5, 161.0, 161.5])
         (trade,) = replay(0, [BUY, HOLD, CLOSE], prices, AMDDP1).trades
@@ -97,7 +97,7 @@ class TestByHand:
         assert episode.pnl == pytest.approx([0.0, -4.9])
         assert episode.trades[0].pips == pytest.approx(-4.9)
 
-    def test_financing_is_charged_at_each_rollover_that_a_position_is_held_through(self) -> None:
+    def test_financing_is_charged_at_each_rollover_of_an_open_position(self) -> None:
         flat = market([160.0] * 8)
         # Rollovers before the opens of bars 1 (not yet in), 3 (one night), 5 (three) and 7 (out).
         prices = replace(flat, rollover_nights=np.array([1, 0, 1, 0, 3, 0, 1, 0], np.int8))
@@ -110,7 +110,7 @@ class TestByHand:
 
 
 class TestRefusals:
-    def test_no_action_is_no_episode(self) -> None:
+    def test_an_empty_list_of_actions_is_refused(self) -> None:
         with pytest.raises(DataError, match="no action to replay"):
             replay(0, [], market(OPENS, CLOSES), AMDDP1)
 
@@ -173,10 +173,10 @@ class TestLaws:
         assert [trade.pips for trade in one.trades] == [trade.pips for trade in other.trades]
 
     @given(random_prices(), legal_actions(), st.sampled_from([0.5, 4.0, 16.0]))
-    def test_the_spread_costs_itself_once_a_round_trip(
+    def test_a_round_trip_costs_the_spread_once(
         self, prices: Prices, actions: list[int], spread_pips: float
     ) -> None:
-        """Kill-list 6: profit and loss with a spread and without differ by the spread, per trade."""
+        """Kill-list 6: each trade's profit with a spread and without differ by the spread."""
         free = replay(0, actions, prices, replace(PNL, spread_pips=0.0))
         costly = replay(0, actions, prices, replace(PNL, spread_pips=spread_pips))
         for one, other in zip(free.trades, costly.trades, strict=True):
@@ -185,7 +185,7 @@ class TestLaws:
         assert lost == pytest.approx(spread_pips * len(free.trades), rel=1e-3, abs=0.02)
 
     @given(random_prices(), legal_actions())
-    def test_rewards_of_the_second_scheme_add_up_to_the_pips_of_the_trades(
+    def test_rewards_of_the_pnl_scheme_add_up_to_the_pips_of_the_trades(
         self, prices: Prices, actions: list[int]
     ) -> None:
         episode = replay(0, actions, prices, PNL)
@@ -193,7 +193,7 @@ class TestLaws:
         assert float(episode.rewards.sum(dtype=np.float64)) == pytest.approx(total, rel=1e-4, abs=0.02)
 
     @given(random_prices(), legal_actions(), st.integers(0, 59))
-    def test_prices_after_the_next_open_change_no_reward_up_to_then(
+    def test_later_prices_change_no_earlier_reward_or_feature(
         self, prices: Prices, actions: list[int], bar: int
     ) -> None:
         later = np.arange(len(prices)) > bar

@@ -1,4 +1,4 @@
-"""Outcomes: equal to the oracle, sure at any price level, with the known shares on real bars."""
+"""Outcomes: equal to the oracle, exact at any price level, with the known shares on real bars."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ class TestLabels:
         close = real_bars.close[:5000]
         assert label_outcomes(close).tolist() == oracle.outcomes(close).tolist()
 
-    def test_shares_on_real_bars_are_those_of_the_specification(self, real_bars: BarSeries) -> None:
+    def test_shares_on_real_bars_equal_the_specification(self, real_bars: BarSeries) -> None:
         labels = label_outcomes(real_bars.close)
         defined = labels[labels != UNDEFINED]
         shares = np.bincount(defined, minlength=NUM_OUTCOMES) / len(defined)
@@ -43,19 +43,19 @@ class TestLabels:
         close[20] = close[19] + move
         assert label_outcomes(close)[19] == outcome
 
-    def test_after_standing_still_any_move_counts(self) -> None:
+    def test_any_move_counts_after_constant_closes(self) -> None:
         close = np.full(22, 160.123)
         close[21] += 0.001
         assert label_outcomes(close)[19:].tolist() == [NEUTRAL, UP, UNDEFINED]
 
     @pytest.mark.parametrize("level", [1.0, 1e3, 1e6, 1e9])
-    def test_the_price_level_makes_no_difference(self, level: float) -> None:
+    def test_labels_do_not_depend_on_the_price_level(self, level: float) -> None:
         """A running sum of squares would lose all its digits here."""
         steps = np.random.default_rng(5).integers(-8, 9, 500) / 64
         close = 200.0 + np.cumsum(steps)
         assert label_outcomes(close + level).tolist() == label_outcomes(close).tolist()
 
-    def test_a_spike_long_ago_leaves_no_trace(self) -> None:
+    def test_an_old_spike_does_not_change_later_labels(self) -> None:
         close = alternating(300)
         calm = label_outcomes(close)
         close[40] = 1e12
@@ -74,7 +74,7 @@ class TestEdges:
     def test_too_few_closes_have_no_label(self, size: int) -> None:
         assert (label_outcomes(alternating(size)) == UNDEFINED).all()
 
-    def test_a_label_sees_the_next_close_and_no_later_one(self) -> None:
+    def test_a_label_depends_on_no_close_after_the_next(self) -> None:
         close = 160.0 + np.cumsum(np.random.default_rng(3).normal(0, 0.02, 200))
         assert label_outcomes(close[:101])[:100].tolist() == label_outcomes(close)[:100].tolist()
 

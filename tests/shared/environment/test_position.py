@@ -1,4 +1,4 @@
-"""A single followed position runs as a lane does."""
+"""A single position equals a lane of the environment."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.shared.environment.markets import random_prices
 
 
 @given(random_prices(), st.sampled_from([Side.LONG, Side.SHORT]), st.integers(1, 40))
-def test_a_position_followed_close_by_close_equals_a_lane_bit_for_bit(
+def test_a_position_marked_at_each_close_equals_a_lane_bit_for_bit(
     prices: Prices, side: Side, num_closes: int
 ) -> None:
     config = EnvironmentConfig(session_bars=60, financing_pips_per_night=0.3)
@@ -29,15 +29,13 @@ def test_a_position_followed_close_by_close_equals_a_lane_bit_for_bit(
         assert position.bars_held == bar
 
 
-def test_a_flat_position_stays_flat_and_all_zero() -> None:
+def test_a_flat_position_stays_flat_with_zero_features() -> None:
     flat = Position(0.01)
     assert flat.at_close(163.0) is flat
     assert (flat.static() == 0).all()
-    in_trade = flat.after_entry(Side.LONG, 160.0, 4.0).at_close(161.0)
-    assert in_trade.after_exit() == flat
 
 
-def test_a_flat_lane_is_all_zero_whatever_else_it_holds() -> None:
+def test_a_flat_lane_has_zero_features_whatever_its_other_fields() -> None:
     assert len(STATIC_NAMES) == NUM_STATIC == 6
     fives = np.full(2, 5.0)
     static = static_features(

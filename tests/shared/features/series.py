@@ -21,7 +21,7 @@ def bars_of(time_s: Int64, close: Float64) -> BarSeries:
 
 @st.composite
 def random_bars(draw: st.DrawFn, min_size: int = 1, max_size: int = 400) -> BarSeries:
-    """Bars with gaps up to days long, whose closes now move, now stand still, now repeat each other."""
+    """Bars with gaps of up to days, whose closes move, stay constant for a while, or often repeat."""
     size = draw(st.integers(min_size, max_size))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     steps_pips = random.normal(0.0, draw(st.sampled_from([0.0, 0.3, 5.0, 80.0])), size)
@@ -33,7 +33,7 @@ def random_bars(draw: st.DrawFn, min_size: int = 1, max_size: int = 400) -> BarS
 
 
 def read_real_bars(folder: Path) -> BarSeries:
-    """Six weeks of GBP/JPY, read by pandas alone."""
+    """Six weeks of GBP/JPY, read by pandas only."""
     frame = pd.read_parquet(folder / "GBPJPY_M1_20230402_20230515__gemforex.parquet")
     return BarSeries(
         instrument=Instrument.named("GBP_JPY"),

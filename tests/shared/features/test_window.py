@@ -1,4 +1,4 @@
-"""Temporal features: equal to their formulas, live as in history, and blind to what comes later."""
+"""Temporal features: equal to their formulas, the same live as in history, independent of later bars."""
 
 import math
 
@@ -28,7 +28,7 @@ GBP_JPY = Instrument.named("GBP_JPY")
 
 
 def live(bars: BarSeries) -> tuple[Float32, FeatureStream]:
-    """All rows that a stream gives for bars pushed one at a time, NaN where it gives none."""
+    """The rows that a stream returns for bars pushed one at a time, NaN if it returns none."""
     stream = FeatureStream(bars.instrument)
     rows = np.full((len(bars), NUM_FEATURES), np.nan, np.float32)
     for bar, (time_s, close) in enumerate(zip(bars.time_s.tolist(), bars.close.tolist(), strict=True)):
@@ -40,7 +40,7 @@ def live(bars: BarSeries) -> tuple[Float32, FeatureStream]:
 
 
 class TestFormulas:
-    def test_names_and_sizes_are_those_of_the_specification(self) -> None:
+    def test_names_and_sizes_equal_the_specification(self) -> None:
         assert (FIRST_VALID_BAR, FIRST_WINDOW_BAR, WINDOW_BARS) == (119, 150, 32)
         assert len(FEATURE_NAMES) == NUM_FEATURES == 9
 
@@ -96,14 +96,14 @@ class TestFormulas:
         assert np.isnan(features[:FIRST_VALID_BAR]).all()
         assert np.isfinite(features[FIRST_VALID_BAR:]).all()
 
-    def test_standing_still_is_the_middle_of_every_scale(self) -> None:
+    def test_constant_closes_are_in_the_middle_of_every_scale(self) -> None:
         bars = bars_of(START_S + 60 * np.arange(130), np.full(130, 160.123))
         assert (temporal_features(bars)[FIRST_VALID_BAR:, :4] == 0.5).all()
         assert (temporal_features(bars)[FIRST_VALID_BAR:, 4] == 0.0).all()
 
     @pytest.mark.parametrize("change_pips", [0.0, 0.001, 0.1, 3.0, 10.0, 60.0, 99.0, 150.0, 9_000.0])
     @pytest.mark.parametrize("sign", [1, -1])
-    def test_price_change_is_the_tanh_of_a_tenth_of_its_pips(self, change_pips: float, sign: int) -> None:
+    def test_price_change_is_the_tanh_of_a_tenth_of_the_pips(self, change_pips: float, sign: int) -> None:
         close = np.full(120, 200.0)
         close[-1] += sign * change_pips * 0.01
         change = temporal_features(bars_of(START_S + 60 * np.arange(120), close))[-1, 4]
@@ -142,7 +142,7 @@ class TestFormulas:
         monkeypatch.setattr("os.cpu_count", lambda: cores)
         assert temporal_features(real_bars).tobytes() == alone.tobytes()
 
-    def test_the_pip_is_the_instruments(self) -> None:
+    def test_price_change_uses_the_pip_of_the_instrument(self) -> None:
         close = np.full(120, 1.1)
         close[-1] += 0.0005
         time_s = START_S + 60 * np.arange(120)
@@ -170,7 +170,7 @@ class TestLive:
         assert rows.tobytes() == temporal_features(real_bars).tobytes()
         assert len(stream) == len(real_bars)
 
-    def test_a_window_given_out_does_not_change_later(self) -> None:
+    def test_a_returned_window_does_not_change_later(self) -> None:
         bars = bars_of(START_S + 60 * np.arange(160), 160.0 + np.sin(np.arange(160)))
         _, stream = live(bars)
         first = stream.window()
@@ -180,21 +180,21 @@ class TestLive:
         assert (first == before).all()
 
     @pytest.mark.parametrize(
-        ("time_s", "close", "says"),
+        ("time_s", "close", "text"),
         [
-            (START_S + 60 * 159, 160.0, "later than the bar before it 2023-04-02T"),
-            (START_S, 160.0, "later than the bar before it"),
+            (START_S + 60 * 159, 160.0, "a time after the bar before it, 2023-04-02T"),
+            (START_S, 160.0, "after the bar before it"),
             (START_S + 60 * 160, math.nan, "close nan, expected a positive number"),
             (START_S + 60 * 160, math.inf, "close inf, expected a positive number"),
             (START_S + 60 * 160, 0.0, "close 0.0, expected a positive number"),
             (START_S + 60 * 160, -1.0, "close -1.0, expected a positive number"),
-            (2**40, 160.0, "1970-2099|outside"),
+            (2**40, 160.0, "outside the years 1970 to 2099"),
         ],
     )
-    def test_a_refused_bar_leaves_the_stream_as_it_was(self, time_s: int, close: float, says: str) -> None:
+    def test_a_refused_bar_leaves_the_stream_unchanged(self, time_s: int, close: float, text: str) -> None:
         bars = bars_of(START_S + 60 * np.arange(161), 160.0 + np.sin(np.arange(161)))
         _, stream = live(bars[:160])
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(DataError, match=text):
             stream.push(time_s, close)
         assert len(stream) == 160
         row = stream.push(int(bars.time_s[160]), float(bars.close[160]))
@@ -203,13 +203,13 @@ class TestLive:
 
     def test_a_first_bar_before_1970_is_refused(self) -> None:
         stream = FeatureStream(GBP_JPY)
-        with pytest.raises(DataError, match="outside"):
+        with pytest.raises(DataError, match="outside the years 1970 to 2099"):
             stream.push(-5, 160.0)
         assert len(stream) == 0
 
 
 class TestNoLookAhead:
-    """Kill-list 1: neither cutting off nor corrupting what comes later changes a value."""
+    """Kill-list 1: removing or corrupting later bars changes no value."""
 
     @given(random_bars(min_size=130), st.data())
     def test_later_bars_change_nothing(self, bars: BarSeries, data: st.DataObject) -> None:
@@ -229,7 +229,7 @@ class TestNoLookAhead:
             assert temporal_features(real_bars[: bar + 1]).tobytes() == features[: bar + 1].tobytes()
 
     @given(random_bars(min_size=140, max_size=300))
-    def test_nothing_older_than_119_bars_counts(self, bars: BarSeries) -> None:
+    def test_bars_older_than_119_bars_change_nothing(self, bars: BarSeries) -> None:
         features = temporal_features(bars)
         assert temporal_features(bars[-120:])[-1].tobytes() == features[-1].tobytes()
 
@@ -239,14 +239,14 @@ class TestRefusals:
         assert temporal_features(bars_of(np.array([], np.int64), np.array([]))).shape == (0, 9)
 
     @pytest.mark.parametrize("close", [math.nan, 0.0, -3.0, math.inf])
-    def test_a_close_that_is_no_price_is_refused_by_bar_and_time(self, close: float) -> None:
+    def test_a_close_that_is_not_a_price_is_refused_with_bar_and_time(self, close: float) -> None:
         bars = bars_of(START_S + 60 * np.arange(5), np.array([160.0, 161.0, 162.0, close, 163.0]))
         with pytest.raises(DataError, match=r"bar 3 at 2023-04-02T.*close .* expected a positive number"):
             temporal_features(bars)
 
     def test_times_that_do_not_increase_are_refused(self) -> None:
         bars = bars_of(START_S + np.array([0, 60, 60, 120]), np.full(4, 160.0))
-        with pytest.raises(DataError, match=r"bar 2 at .* later than the bar before it"):
+        with pytest.raises(DataError, match=r"bar 2 at .* after the bar before it"):
             temporal_features(bars)
 
 

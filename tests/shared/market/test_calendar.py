@@ -48,7 +48,7 @@ def times(*texts: str) -> Int64:
         ("2024-11-08T22:00", "2024-11-10T22:00"),
     ],
 )
-def test_weekend_around_clock_changes(closes: str, opens: str) -> None:
+def test_weekends_around_clock_changes(closes: str, opens: str) -> None:
     close, first = seconds(closes), seconds(opens)
     probe = np.array([close - 60, close - 1, close, first - 60, first - 1, first, first + 60])
     assert is_open(probe).tolist() == [True, True, False, False, False, True, True]
@@ -57,7 +57,7 @@ def test_weekend_around_clock_changes(closes: str, opens: str) -> None:
 
 
 @given(TWENTY_YEARS)
-def test_agrees_with_new_york_wall_clock(time: int) -> None:
+def test_open_hours_weeks_and_days_agree_with_the_wall_clock_of_new_york(time: int) -> None:
     wall = datetime.fromtimestamp(time, NEW_YORK)
     into_week = (wall.weekday() + 1) % 7 * 24 + wall.hour  # hours since Sunday 00:00
     array = np.array([time])
@@ -82,14 +82,14 @@ def test_open_minute_counts_open_minutes(start: int, span: int) -> None:
 
 
 @given(TWENTY_YEARS, st.integers(1, 20_000))
-def test_open_minutes_are_the_minutes_open(start: int, count: int) -> None:
+def test_open_minutes_are_successive_and_open(start: int, count: int) -> None:
     first = int(open_minute(np.array([start]))[0])
     made = open_minutes(first, count)
     assert is_open(made).all()
     assert open_minute(made).tolist() == list(range(first, first + count))
 
 
-def test_a_week_is_always_120_hours_of_which_the_clocks_change_nothing() -> None:
+def test_clock_changes_leave_every_week_at_120_open_hours() -> None:
     opens = week_opens()
     assert set(np.diff(opens).tolist()) == {7 * 86400 - 3600, 7 * 86400, 7 * 86400 + 3600}
     inner = opens[5:-5]
@@ -97,7 +97,7 @@ def test_a_week_is_always_120_hours_of_which_the_clocks_change_nothing() -> None
     assert set(lasts.tolist()) == {OPEN_MINUTES_PER_WEEK}
 
 
-def test_rollovers_of_a_week() -> None:
+def test_rollover_nights_of_a_week() -> None:
     # One bar just before 17:00 New York of each day in summer (21:00 UTC), and Sunday's first bar.
     bars = times(
         "2023-07-02T21:00",  # Sunday open; the next step crosses Monday's cut
@@ -111,7 +111,7 @@ def test_rollovers_of_a_week() -> None:
 
 
 @given(TWENTY_YEARS, st.lists(st.integers(1, 40_000), max_size=20))
-def test_rollovers_are_the_cuts_between_bars(start: int, steps: list[int]) -> None:
+def test_rollover_nights_count_the_cuts_between_bars(start: int, steps: list[int]) -> None:
     bars = np.cumsum(np.array([start, *(60 * step for step in steps)], dtype=np.int64))
     expected = []
     for opened, following in zip(bars[:-1].tolist(), bars[1:].tolist(), strict=True):
@@ -125,7 +125,7 @@ def test_rollovers_are_the_cuts_between_bars(start: int, steps: list[int]) -> No
     assert rollover_nights(bars).tolist() == [*expected, 0]
 
 
-def test_empty_series() -> None:
+def test_functions_accept_an_empty_series() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     for function in (is_open, week_open_s, trading_day, rollover_nights, open_minute):
         assert len(function(nothing)) == 0
@@ -139,12 +139,12 @@ def test_times_outside_the_calendar_are_refused(time: int) -> None:
         trading_day(np.array([time]))
 
 
-def test_table_spans_every_allowed_time() -> None:
+def test_the_tables_cover_every_allowed_time() -> None:
     assert week_opens()[0] < 0 < LAST_TIME_S < week_opens()[-1]
     assert day_cuts()[0] < 0 < LAST_TIME_S < day_cuts()[-1]
 
 
-def test_broker_clock_is_seven_hours_ahead_of_new_york() -> None:
+def test_a_brokers_clock_is_seven_hours_ahead_of_new_york() -> None:
     broker = Clock.named("NY+7")
     # The broker's Monday 00:00 is the opening of the week, summer and winter.
     assert (
@@ -165,7 +165,7 @@ def test_broker_clock_is_seven_hours_ahead_of_new_york() -> None:
         ("Asia/Tokyo", "2024-07-01T03:00"),
     ],
 )
-def test_clock_names(name: str, utc: str) -> None:
+def test_clocks_by_name(name: str, utc: str) -> None:
     assert Clock.named(name).to_utc(times("2024-07-01T12:00")).tolist() == [seconds(utc)]
 
 

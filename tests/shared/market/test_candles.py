@@ -17,7 +17,7 @@ def at(second: float) -> int:
     return NOON * SECOND + round(second * SECOND)
 
 
-def test_a_minute_by_hand() -> None:
+def test_hand_worked_bar_of_a_minute() -> None:
     builder = CandleBuilder()
     assert builder.push(at(0.5), 185.00, 185.04) is None  # mid 185.02
     assert builder.push(at(20.0), 185.10, 185.14) is None  # 185.12
@@ -58,10 +58,10 @@ def test_repeated_and_late_ticks_change_nothing() -> None:
     assert builder.flush(at(999)) is None
 
 
-def test_mids_between_two_prices_are_rounded_up_when_asked() -> None:
+def test_mids_between_two_prices_are_rounded_up_to_the_given_decimals() -> None:
     builder = CandleBuilder(decimals=3)
     builder.push(at(1), 164.382, 164.395)  # 164.3885
-    builder.push(at(2), 164.362, 164.402)  # 164.382, give or take float noise
+    builder.push(at(2), 164.362, 164.402)  # 164.382 up to float noise
     builder.push(at(3), 164.381, 164.382)  # 164.3815
     closed = builder.flush(at(60))
     assert closed == ClosedBar(NOON, 164.389, 164.389, 164.382, 164.382, 3)
@@ -71,7 +71,7 @@ def test_mids_between_two_prices_are_rounded_up_when_asked() -> None:
     ("bid", "ask"),
     [(185.1, 185.0), (0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, math.nan), (1.0, math.inf)],
 )
-def test_corrupt_prices_stop_it(bid: float, ask: float) -> None:
+def test_corrupt_prices_raise(bid: float, ask: float) -> None:
     with pytest.raises(DataError, match="bid"):
         CandleBuilder().push(at(0), bid, ask)
 
@@ -88,7 +88,7 @@ ticks = st.lists(
 
 
 @given(st.integers(0, 59 * SECOND), ticks, st.booleans())
-def test_bars_are_those_of_pandas(first: int, steps: list[tuple[int, int, int]], heartbeats: bool) -> None:
+def test_bars_equal_those_of_pandas(first: int, steps: list[tuple[int, int, int]], heartbeats: bool) -> None:
     builder, found, rows = CandleBuilder(decimals=4), [], []
     time_ns = NOON * SECOND + first
     for step, bid, spread in steps:

@@ -1,4 +1,4 @@
-"""Every format that can be imported, and everything that can be wrong with a file of it."""
+"""Every import format, and every fault that a file can have."""
 
 import gzip
 from collections.abc import Callable
@@ -85,14 +85,14 @@ HEAD = "time,open,high,low,close,volume"
 HEAD_5 = "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>"
 
 
-def same_bars(found: BarSeries, bars: BarSeries) -> None:
+def assert_same_bars(found: BarSeries, bars: BarSeries) -> None:
     for name in ("time_s", "open", "high", "low", "close", "volume"):
         np.testing.assert_array_equal(getattr(found, name), getattr(bars, name), err_msg=name)
 
 
 def test_oanda_csv(tmp_path: Path, bars: BarSeries) -> None:
     found = read_bars(write(tmp_path / "a.csv", bars, oanda, head=HEAD), GBP_JPY)
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert (found.format, found.timezone, found.num_dropped) == ("OANDA-like CSV", "UTC, as its times say", 0)
     assert np.isnan(found.bars.spread_pips).all()
 
@@ -100,10 +100,9 @@ def test_oanda_csv(tmp_path: Path, bars: BarSeries) -> None:
 def test_csv_without_a_zone(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars, naive, head=HEAD, zone="America/New_York")
     found = read_bars(path, GBP_JPY)
-    same_bars(found.bars, bars)
-    assert (
-        found.timezone == "America/New_York, told from its weekends: 1 of 1 weekend gap fits America/New_York"
-    )
+    assert_same_bars(found.bars, bars)
+    zone = "America/New_York"
+    assert found.timezone == f"{zone}, inferred from its weekends: 1 of 1 weekend gap fits {zone}"
 
 
 def test_csv_in_seconds_and_in_another_order(tmp_path: Path, bars: BarSeries) -> None:
@@ -120,7 +119,7 @@ def test_csv_in_seconds_and_in_another_order(tmp_path: Path, bars: BarSeries) ->
 
 def test_histdata(tmp_path: Path, bars: BarSeries) -> None:
     found = read_bars(write(tmp_path / "a.csv", bars, histdata, zone="America/New_York"), GBP_JPY)
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert found.format == "HistData ASCII"
     assert "America/New_York" in found.timezone
 
@@ -129,15 +128,15 @@ def test_metatrader_4(tmp_path: Path, bars: BarSeries) -> None:
     found = read_bars(
         write(tmp_path / "a.csv", bars, metatrader4, zone="America/New_York", shift_hours=7), GBP_JPY
     )
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert found.format == "MetaTrader 4"
-    assert found.timezone.startswith("New York + 7 h, told from its weekends")
+    assert found.timezone.startswith("New York + 7 h, inferred from its weekends")
 
 
 def test_metatrader_5(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars, metatrader5, head=HEAD_5, zone="America/New_York", shift_hours=7)
     found = read_bars(path, GBP_JPY)
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert found.format == "MetaTrader 5"
     assert (found.bars.spread_pips == 3.7).all()  # 37 points of 0.001 yen, a pip being 0.01
 
@@ -145,13 +144,13 @@ def test_metatrader_5(tmp_path: Path, bars: BarSeries) -> None:
 def test_metatrader_5_in_utf16(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars, metatrader5, head=HEAD_5)
     path.write_bytes(path.read_text().replace("\n", "\r\n").encode("utf-16"))
-    same_bars(read_bars(path, GBP_JPY).bars, bars)
+    assert_same_bars(read_bars(path, GBP_JPY).bars, bars)
 
 
 def test_dukascopy(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars, dukascopy, head="timestamp,open,high,low,close,volume")
     found = read_bars(path, GBP_JPY)
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert (found.format, found.timezone) == ("Dukascopy", "UTC, as its times say")
 
 
@@ -167,20 +166,20 @@ def test_parquet(tmp_path: Path, bars: BarSeries, unit: str, per_second: int) ->
     found = read_bars(
         parquet(tmp_path / "a.parquet", bars, aware, spread_pips=np.full(len(bars), 1.5)), GBP_JPY
     )
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert (found.bars.spread_pips == 1.5).all()
     assert (found.format, found.timezone) == ("Parquet", "UTC, as its times say")
-    whole = parquet(tmp_path / "b.parquet", bars, bars.time_s * per_second)
-    same_bars(read_bars(whole, GBP_JPY).bars, bars)
+    integers = parquet(tmp_path / "b.parquet", bars, bars.time_s * per_second)
+    assert_same_bars(read_bars(integers, GBP_JPY).bars, bars)
     local = arrow.array((bars.time_s - 4 * 3600) * per_second, arrow.timestamp(unit))
     found = read_bars(parquet(tmp_path / "c.parquet", bars, local), GBP_JPY)
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert "New_York" in found.timezone
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_line_ends_byte_order_mark_blank_lines_and_gzip(
+def test_line_ends_byte_order_mark_blank_lines_and_gzip_are_accepted(
     tmp_path: Path, bars: BarSeries, line_end: str, mark: bytes
 ) -> None:
     path = write(tmp_path / "a.csv", bars, oanda, head=HEAD)
@@ -190,7 +189,7 @@ def test_line_ends_byte_order_mark_blank_lines_and_gzip(
     for name, data in {"a.csv": content, "b.csv.gz": gzip.compress(content)}.items():
         (tmp_path / name).write_bytes(data)
         found = read_bars(tmp_path / name, GBP_JPY)
-        same_bars(found.bars, bars)
+        assert_same_bars(found.bars, bars)
         assert found.num_dropped == 0
 
 
@@ -198,7 +197,7 @@ def test_timezone_overrides_what_the_file_says(tmp_path: Path, bars: BarSeries) 
     path = write(tmp_path / "a.csv", bars, naive, head=HEAD, zone="America/New_York")
     found = read_bars(path, GBP_JPY, ImportOptions(timezone="NY+7"))
     assert (found.bars.time_s == bars.time_s[:30] - 7 * 3600).all()
-    assert found.timezone == "New York + 7 h, as asked for"
+    assert found.timezone == "New York + 7 h, as requested"
     path_b = write(tmp_path / "b.csv", bars, oanda, head=HEAD)
     found = read_bars(path_b, GBP_JPY, ImportOptions(timezone="+03:00"))
     # The 60 bars after the weekend would now open before it ends.
@@ -208,14 +207,14 @@ def test_timezone_overrides_what_the_file_says(tmp_path: Path, bars: BarSeries) 
         read_bars(path, GBP_JPY, ImportOptions(timezone="Narnia"))
 
 
-def test_utc_that_is_a_servers_clock_is_doubted(tmp_path: Path, bars: BarSeries) -> None:
+def test_utc_times_that_are_a_servers_clock_are_refused(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars, dukascopy, head=HEAD, zone="America/New_York", shift_hours=7)
     with pytest.raises(FormatError, match=r"30 of 90 bars .*1 weekend gap fits New York \+ 7 h.*--timezone"):
         read_bars(path, GBP_JPY)
-    same_bars(read_bars(path, GBP_JPY, ImportOptions("NY+7")).bars, bars)
+    assert_same_bars(read_bars(path, GBP_JPY, ImportOptions("NY+7")).bars, bars)
 
 
-def test_a_year_on_the_brokers_clock(tmp_path: Path) -> None:
+def test_the_clock_of_a_year_with_missing_bars_is_inferred(tmp_path: Path) -> None:
     year = synthesize(Market.OU, 7_200 * 52, seed=1, start_s=seconds("2023-01-01T22:00"))
     sparse = year[np.random.default_rng(0).random(len(year)) > 0.05]
     path = tmp_path / "a.parquet"
@@ -234,7 +233,7 @@ def test_a_year_on_the_brokers_clock(tmp_path: Path) -> None:
         local = sparse.time_s + np.array([known[week] for week in weeks.tolist()])
         parquet(path, sparse, arrow.array(local, arrow.timestamp("s")))
         found = read_bars(path, GBP_JPY)
-        assert found.timezone.startswith(f"{named}, told from its weekends")
+        assert found.timezone.startswith(f"{named}, inferred from its weekends")
         np.testing.assert_array_equal(found.bars.time_s, sparse.time_s)
 
 
@@ -251,9 +250,9 @@ def test_weekends_that_fit_no_zone_are_refused(tmp_path: Path, bars: BarSeries) 
     assert len(read_bars(path, GBP_JPY, ImportOptions(timezone="UTC")).bars) == 80
 
 
-def test_no_weekend_to_tell_a_zone_from(tmp_path: Path, bars: BarSeries) -> None:
+def test_times_without_a_zone_and_without_a_weekend_are_refused(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars[:30], naive, head=HEAD)
-    with pytest.raises(FormatError, match="no weekend gap to tell it from: say which with --timezone"):
+    with pytest.raises(FormatError, match="no weekend gap to infer it from: name the zone with --timezone"):
         read_bars(path, GBP_JPY)
 
 
@@ -272,7 +271,7 @@ GOOD = ["2023-04-03T00:00:00Z,164.3,164.5,164.2,164.4,10", "2023-04-03T00:01:00Z
 AFTER = "2023-04-03T00:03:00Z,164.5,164.7,164.4,164.6,12"
 
 FAULTS = [
-    ("2023-04-03T00:01:00Z,164.4,164.6,164.3,164.5,11", "occurs twice, before in line 3"),
+    ("2023-04-03T00:01:00Z,164.4,164.6,164.3,164.5,11", "occurs twice, first in line 3"),
     ("2023-04-02T23:00:00Z,164.4,164.6,164.3,164.5,11", "earlier than 2023-04-03 00:01 UTC in line 3"),
     ("2023-04-03T00:02:00Z,164.4,164.3,164.6,164.5,11", "high 164.3 is below low 164.6"),
     ("2023-04-03T00:02:00Z,164.7,164.6,164.3,164.5,11", "open 164.7 lies outside low 164.3 to high 164.6"),
@@ -285,11 +284,11 @@ FAULTS = [
     ("2023-04-03T00:02:00Z,164.4,high,164.3,164.5,11", "high is 'high': expected a number"),
     ("2023-04-03T00:02:00Z,164.4,1_65,164.3,164.5,11", "high is '1_65': expected a number"),
     ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5,-1", "volume is -1.0: expected 0 or more"),
-    ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5,1e300", "volume is 1e\\+300"),
-    ("2023-04-03T00:02:30Z,164.4,164.6,164.3,164.5,11", "time 2023-04-03T00:02:30 is no whole minute"),
+    ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5,1e300", "volume is 1e\\+300: expected 0 .* below 2\\^62"),
+    ("2023-04-03T00:02:30Z,164.4,164.6,164.3,164.5,11", "time 2023-04-03T00:02:30 is not a whole minute"),
     ("2023-02-30T00:02:00Z,164.4,164.6,164.3,164.5,11", "time '2023-02-30T00:02:00Z' cannot be read"),
     ("2023-04-03T00:02:00,164.4,164.6,164.3,164.5,11", "time '2023-04-03T00:02:00' cannot be read"),
-    ("9999-04-03T00:02:00Z,164.4,164.6,164.3,164.5,11", "years 1970 to 2099"),
+    ("9999-04-03T00:02:00Z,164.4,164.6,164.3,164.5,11", "time 253.*outside the years 1970 to 2099"),
     ("soon,164.4,164.6,164.3,164.5,11", "time 'soon' cannot be read"),
     ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5", "5 columns, expected 6"),
     ("2023-04-03T00:02:00Z,164.4,164.6,164.3,164.5,11,12", "7 columns, expected 6"),
@@ -309,10 +308,10 @@ def test_a_fault_is_refused_with_file_and_line_and_dropped_on_repair(
     repaired = read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=1.0))
     assert repaired.num_dropped == 1
     path.write_text("\n".join([HEAD, *GOOD, AFTER]) + "\n")
-    same_bars(repaired.bars, read_bars(path, GBP_JPY).bars)
+    assert_same_bars(repaired.bars, read_bars(path, GBP_JPY).bars)
 
 
-def test_the_first_of_many_faults_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_first_of_many_faults(tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_text("\n".join([HEAD, *GOOD, *(row for row, _ in FAULTS[2:]), AFTER]) + "\n")
     with pytest.raises(FormatError, match=r":4: high 164\.3 is below low"):
@@ -351,7 +350,7 @@ def test_faults_of_parquet_are_named_by_row(tmp_path: Path, bars: BarSeries) -> 
     twice = bars.time_s.copy()
     twice[8] = twice[7]
     path = parquet(tmp_path / "a.parquet", bars, arrow.array(twice, arrow.timestamp("s", "UTC")))
-    with pytest.raises(FormatError, match=r"row 9: .*twice, before in row 8"):
+    with pytest.raises(FormatError, match=r"row 9: .*twice, first in row 8"):
         read_bars(path, GBP_JPY)
     assert read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=1.0)).num_dropped == 1
 
@@ -359,15 +358,15 @@ def test_faults_of_parquet_are_named_by_row(tmp_path: Path, bars: BarSeries) -> 
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
-        ({"open": None}, "no column open: it has"),
+        ({"open": None}, "no column open: the file has time, high"),
         ({"time": None}, "no column time"),
-        ({"TIME": [1]}, "both name the time"),
+        ({"TIME": [1]}, "both give the time"),
         ({"close": ["x"]}, "column 'close' is of type string: expected numbers"),
         ({"time": ["2023-04-03"]}, "column 'time' is of type string"),
-        ({"time": [None]}, "row 1: no time"),
+        ({"time": [None]}, "row 1: the time is missing"),
     ],
 )
-def test_parquet_of_something_else(tmp_path: Path, columns: dict[str, Any], reason: str) -> None:
+def test_parquet_with_wrong_columns_is_refused(tmp_path: Path, columns: dict[str, Any], reason: str) -> None:
     good: dict[str, Any] = {"time": [1], "open": [1.0], "high": [1.0], "low": [1.0], "close": [1.0]}
     table = {name: values for name, values in (good | columns).items() if values is not None}
     if table.get("time") == [None]:
@@ -380,7 +379,7 @@ def test_parquet_of_something_else(tmp_path: Path, columns: dict[str, Any], reas
 HOSTILE = {
     "empty": (b"", "the file is empty"),
     "blank": (b"\n \n\r\n", "the file is empty"),
-    "header only": (HEAD.encode() + b"\n\n", "a header and nothing below"),
+    "header only": (HEAD.encode() + b"\n\n", "a header and no rows"),
     "empty gzip": (gzip.compress(b""), "the file is empty"),
     "prose": (b"Dear reader,\nthis is no bar.\n", "unknown format: the line 'Dear reader,'"),
     "other csv": (b"name,age\nBob,42\n", "unknown format"),
@@ -389,13 +388,13 @@ HOSTILE = {
     "zip": (b"PK\x03\x04" + bytes(200), "this is a zip archive or an Excel workbook: unpack it"),
     "one huge line": (b"9" * 5_000_000, "5,000,000 bytes long"),
     "huge line below": (f"{HEAD}\n{GOOD[0]}\n".encode() + b"1," * 900_000, r"x:3: .*1,800,000 bytes"),
-    "cut gzip": (gzip.compress(HEAD.encode() + b"\n" + GOOD[0].encode() * 99)[:-20], "cut off|damaged"),
+    "cut gzip": (gzip.compress(HEAD.encode() + b"\n" + GOOD[0].encode() * 99)[:-20], "truncated|damaged"),
     "damaged gzip": (b"\x1f\x8b\x08\x00" + b"\xff" * 60, "damaged"),
     "cut parquet": (b"PAR1" + bytes(100), "Parquet data is damaged"),
     "odd utf-16": (b"\xff\xfe\x00", "UTF-16"),
-    "time in words": (HEAD.encode() + b"\nnoon,1,1,1,1,1\n", "time 'noon' is written in no known way"),
-    "time twice": (b"time,timestamp,open,high,low,close\n1,1,1,1,1,1\n", "names time 2 times"),
-    "no time": (b"when,open,high,low,close\n1,1,1,1,1\n", "no column `time`"),
+    "time in words": (HEAD.encode() + b"\nnoon,1,1,1,1,1\n", "time 'noon' has an unknown format"),
+    "time twice": (b"time,timestamp,open,high,low,close\n1,1,1,1,1,1\n", "2 columns for time: expected one"),
+    "no time": (b"when,open,high,low,close\n1,1,1,1,1\n", "expected a column `time`"),
     "short rows": (HEAD.encode() + b"\n2023-04-03T00:00:00Z,1\n", "2 columns, expected 6"),
     "accents": (HEAD.encode() + "\n2023-04-03T00:00:00Z,1,1,1,1,1é\n".encode(), r"x:2: .*binary data"),
     "nul": (HEAD.encode() + b"\n2023-04-03T00:00:00Z,1,1,1,1,\0\n", "binary data"),
@@ -411,14 +410,14 @@ def test_hostile_files_are_refused(tmp_path: Path, name: str, repair: bool) -> N
         read_bars(tmp_path / "x", GBP_JPY, ImportOptions(repair=repair))
 
 
-def test_missing_file_and_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"nowhere\.csv: cannot be read: No such file"):
         read_bars(tmp_path / "nowhere.csv", GBP_JPY)
     with pytest.raises(FormatError, match="a folder or a device"):
         read_bars(tmp_path, GBP_JPY)
 
 
-def test_a_repair_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_repair_that_would_leave_no_row_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_text(f"{HEAD}\n2023-04-03T00:00:00Z,1,1,2,1,1\n")
     with pytest.raises(FormatError, match="no row is left after the repair"):
         read_bars(tmp_path / "x", GBP_JPY, ImportOptions(repair=True, max_dropped=1.0))
@@ -435,20 +434,20 @@ def test_repair_drops_as_few_rows_as_possible(times: list[int]) -> None:
     assert len(kept) == max(best, default=0)
 
 
-def test_a_repeated_block_and_a_stray_future_bar_cost_only_themselves() -> None:
+def test_a_repeated_block_and_a_future_bar_cost_no_other_bar() -> None:
     times = np.array([1, 2, 3, 4, 3, 4, 5, 900, 6, 7, 7, 8])
     assert times[rising(times)].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_progress_goes_from_little_to_all(tmp_path: Path, bars: BarSeries) -> None:
+def test_progress_increases_to_the_total(tmp_path: Path, bars: BarSeries) -> None:
     for path in (
         write(tmp_path / "a.csv", bars, oanda, head=HEAD),
         parquet(tmp_path / "a.parquet", bars, bars.time_s),
     ):
-        told: list[tuple[int, int]] = []
-        read_bars(path, GBP_JPY, progress=lambda done, total, told=told: told.append((done, total)))  # type: ignore[misc]
-        assert told == sorted(told)
-        assert told[-1][0] == told[-1][1]
+        calls: list[tuple[int, int]] = []
+        read_bars(path, GBP_JPY, progress=lambda done, total, calls=calls: calls.append((done, total)))  # type: ignore[misc]
+        assert calls == sorted(calls)
+        assert calls[-1][0] == calls[-1][1]
 
 
 @pytest.fixture(scope="module")
@@ -456,17 +455,16 @@ def exported(real_data: Path) -> ImportResult:
     return read_bars(real_data / "GBPJPY_M1_202304030000_202305151555.mt5.csv.gz", GBP_JPY)
 
 
-def test_real_metatrader_5_export_holds_the_real_parquets_bars(
+def test_real_metatrader_5_export_has_the_bars_of_the_real_parquet(
     real_data: Path, exported: ImportResult
 ) -> None:
     original = read_bars(real_data / "GBPJPY_M1_20230402_20230515__gemforex.parquet", GBP_JPY)
     assert (exported.format, original.format) == ("MetaTrader 5", "Parquet")
-    assert (
-        exported.timezone == "New York + 7 h, told from its weekends: 6 of 6 weekend gaps fit New York + 7 h"
-    )
+    zone = "New York + 7 h"
+    assert exported.timezone == f"{zone}, inferred from its weekends: 6 of 6 weekend gaps fit {zone}"
     assert original.timezone == "UTC, as its times say"
     assert len(exported.bars) == 44_048
-    same_bars(exported.bars, original.bars)
+    assert_same_bars(exported.bars, original.bars)
     assert exported.bars.spread_pips[:3].tolist() == [20.0, 18.5, 13.1]
     assert original.bars.range_pips.mean() == pytest.approx(3.31, abs=0.005)
 
@@ -481,7 +479,7 @@ def test_real_bars_in_every_text_format(tmp_path: Path, exported: ImportResult) 
         (oanda, HEAD, "UTC", 0),
     ]:
         path = write(tmp_path / "a.csv", week, row, head=head, zone=zone, shift_hours=shift)
-        same_bars(read_bars(path, GBP_JPY).bars, week)
+        assert_same_bars(read_bars(path, GBP_JPY).bars, week)
 
 
 def test_real_five_minute_bars_are_refused(real_data: Path) -> None:
@@ -489,7 +487,7 @@ def test_real_five_minute_bars_are_refused(real_data: Path) -> None:
         read_bars(real_data / "GBPJPY_M5_20220801_20230421__gemforex.parquet", GBP_JPY)
 
 
-def test_real_euro_bars_whose_weekends_are_no_broker_s(real_data: Path, tmp_path: Path) -> None:
+def test_real_euro_bars_with_weekends_that_fit_no_zone(real_data: Path, tmp_path: Path) -> None:
     path = real_data / "EURUSD_M1_20170102_20190910__binarycom.parquet"
     found = read_bars(path, EUR_USD)
     assert (len(found.bars), found.num_outside) == (978_427 - 76, 76)
@@ -505,35 +503,33 @@ def test_real_euro_bars_whose_weekends_are_no_broker_s(real_data: Path, tmp_path
     ).all()
 
 
-def test_a_file_that_runs_newest_first_loses_no_bar(tmp_path: Path, bars: BarSeries) -> None:
+def test_a_file_written_newest_first_loses_no_bar(tmp_path: Path, bars: BarSeries) -> None:
     path = write(tmp_path / "a.csv", bars[::-1], oanda, head=HEAD)
     for repair in (False, True):
         found = read_bars(path, GBP_JPY, ImportOptions(repair=repair))
-        same_bars(found.bars, bars)
+        assert_same_bars(found.bars, bars)
         assert found.num_dropped == 0
         assert "newest bar to the oldest: the rows were sorted" in found.findings[0]
 
 
-def test_months_joined_in_the_wrong_order_lose_no_bar(tmp_path: Path) -> None:
+def test_a_file_of_blocks_in_the_wrong_order_loses_no_bar(tmp_path: Path) -> None:
     year = synthesize(Market.OU, 9_000, seed=1)
     joined = year[np.concatenate([np.arange(4_500, 9_000), np.arange(4_500)])]
     path = write(tmp_path / "a.csv", joined, oanda, head=HEAD)
     for repair in (False, True):
         found = read_bars(path, GBP_JPY, ImportOptions(repair=repair))
-        same_bars(found.bars, year)
-        assert "2 blocks of rows are not in order of time" in found.findings[0]
+        assert_same_bars(found.bars, year)
+        assert "2 blocks of rows are out of order" in found.findings[0]
 
 
-def test_a_repair_keeps_overlapping_files_once_and_refuses_to_drop_much(tmp_path: Path) -> None:
+def test_a_repair_drops_repetitions_and_refuses_to_drop_many_other_rows(tmp_path: Path) -> None:
     bars = synthesize(Market.OU, 400, seed=1)
     overlapping = bars[np.concatenate([np.arange(250), np.arange(190, 400)])]
     path = write(tmp_path / "a.csv", overlapping, oanda, head=HEAD)
-    with pytest.raises(
-        FormatError, match=r"a\.csv:252: .*earlier than.*--repair drops such rows \(60 of 460\)"
-    ):
+    with pytest.raises(FormatError, match=r"a\.csv:252: .*earlier than.*--repair would drop 60 rows of 460"):
         read_bars(path, GBP_JPY)
     found = read_bars(path, GBP_JPY, ImportOptions(repair=True))
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert (found.num_dropped, "60 rows, 60 of them repetitions" in found.findings[0]) == (60, True)
 
     # Every other row again, with other prices: neither half is known to be the wrong one.
@@ -542,14 +538,14 @@ def test_a_repair_keeps_overlapping_files_once_and_refuses_to_drop_much(tmp_path
     lines = write(tmp_path / "b.csv", bars, oanda, head=HEAD).read_text().splitlines()
     other = write(tmp_path / "c.csv", shifted, oanda).read_text().splitlines()
     path.write_text("\n".join([*lines, *other]) + "\n")
-    wanted = r"400 rows of 800 would have to be dropped, more than the 5% .*--max-dropped"
+    wanted = r"--repair would drop 400 rows of 800, more than the limit of 5%.*--max-dropped"
     for repair in (False, True):
         with pytest.raises(FormatError, match=wanted):
             read_bars(path, GBP_JPY, ImportOptions(repair=repair))
     assert read_bars(path, GBP_JPY, ImportOptions(repair=True, max_dropped=0.5)).num_dropped == 400
 
 
-def test_a_repair_names_reasons_lines_and_counts(tmp_path: Path) -> None:
+def test_a_repair_reports_reasons_lines_and_counts(tmp_path: Path) -> None:
     bars = synthesize(Market.OU, 300, seed=1)
     path = write(tmp_path / "a.csv", bars, oanda, head=HEAD)
     lines = path.read_text().splitlines()
@@ -577,7 +573,7 @@ def test_a_repair_names_reasons_lines_and_counts(tmp_path: Path) -> None:
         ("time,open,high,low,close,volume,spread", 3, "25", None, None),
     ],
 )
-def test_a_spread_is_in_pips_or_refused(
+def test_a_spread_is_converted_to_pips_or_refused(
     tmp_path: Path, bars: BarSeries, head: str, decimals: int, spread: str, unit: SpreadUnit | None,
     pips: float | None,
 ) -> None:  # fmt: skip
@@ -598,7 +594,7 @@ def test_a_spread_is_in_pips_or_refused(
 
 
 def test_a_faulty_price_does_not_change_the_unit_of_the_spread(tmp_path: Path) -> None:
-    """Two decimals: 3 points are 3 pips. The price that a repair drops has more."""
+    """Prices have two decimals, so 3 points are 3 pips. The price that the repair drops has more."""
     rows = [f"2023.01.04\t00:{minute:02}:00\t157.25\t157.27\t157.23\t157.25\t7\t0\t3" for minute in range(30)]
     for faulty_price in ("200.12345", "1e308"):
         rows[5] = f"2023.01.04\t00:05:00\t{faulty_price}\t157.27\t157.23\t157.25\t7\t0\t3"
@@ -609,17 +605,17 @@ def test_a_faulty_price_does_not_change_the_unit_of_the_spread(tmp_path: Path) -
         assert (found.bars.spread_pips == 3.0).all()
 
 
-def test_a_spread_of_a_parquet_file_is_in_pips_or_refused(tmp_path: Path, bars: BarSeries) -> None:
+def test_a_spread_in_parquet_is_converted_to_pips_or_refused(tmp_path: Path, bars: BarSeries) -> None:
     path, half = tmp_path / "a.parquet", np.full(len(bars), 25)
     parquet(path, bars, bars.time_s, spread=half)
     with pytest.raises(FormatError, match="unit of the column `spread` is not known"):
         read_bars(path, GBP_JPY)
-    parquet(path, bars, bars.time_s, spread=half, real_volume=half * 0)  # as MetaTrader's copy_rates has it
+    parquet(path, bars, bars.time_s, spread=half, real_volume=half * 0)  # as from MetaTrader's copy_rates
     assert (read_bars(path, GBP_JPY).bars.spread_pips == 2.5).all()
 
 
 def filled(bars: BarSeries) -> BarSeries:
-    """The bars with every missing minute filled flat and without volume, as exports with all flats are."""
+    """The bars with every missing minute filled, flat and without volume, as in some exports."""
     times = np.arange(bars.time_s[0], bars.time_s[-1] + 60, 60)
     last = np.searchsorted(bars.time_s, times, side="right") - 1
     real = bars.time_s[last] == times
@@ -631,16 +627,16 @@ def filled(bars: BarSeries) -> BarSeries:
     return BarSeries(GBP_JPY, times, volume=volume, spread_pips=np.full(len(times), np.nan), **prices)
 
 
-def test_fillers_of_closed_hours_are_left_out_with_and_without_a_zone(tmp_path: Path) -> None:
+def test_filler_of_closed_hours_is_left_out_with_and_without_a_zone(tmp_path: Path) -> None:
     bars = synthesize(Market.OU, 2_000, seed=1, start_s=seconds("2023-03-31T04:00"))
     path = write(tmp_path / "a.csv", filled(bars), oanda, head=HEAD)
     found = read_bars(path, GBP_JPY)
-    same_bars(found.bars, bars)
+    assert_same_bars(found.bars, bars)
     assert found.num_outside == 48 * 60
     (finding,) = found.findings
     assert finding.startswith("left out 2,880 bars outside the trading week")
     assert finding.endswith(", 2,880 of them flat")
     path = write(tmp_path / "b.csv", filled(bars), naive, head=HEAD, zone="America/New_York", shift_hours=7)
     found = read_bars(path, GBP_JPY)
-    same_bars(found.bars, bars)
-    assert found.timezone.startswith("New York + 7 h, told from its weekends")
+    assert_same_bars(found.bars, bars)
+    assert found.timezone.startswith("New York + 7 h, inferred from its weekends")

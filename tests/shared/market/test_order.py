@@ -1,4 +1,4 @@
-"""Which files are sorted without a row being judged, and which are left for the repair."""
+"""Which files are sorted, and which are left for the repair."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from shared.market.order import natural_order
 
-#: Lengths of blocks of a file, and the order in which they are written.
+#: Lengths of the blocks of a file, their order in it, and whether it runs newest first.
 BLOCKS = st.lists(st.integers(10, 25), min_size=1, max_size=6).flatmap(
     lambda lengths: st.tuples(st.just(lengths), st.permutations(range(len(lengths))), st.booleans())
 )
 
 
 @given(BLOCKS)
-def test_blocks_in_any_order_and_direction_of_the_file_are_restored(
+def test_blocks_in_any_order_and_files_newest_first_are_sorted(
     blocks: tuple[list[int], list[int], bool],
 ) -> None:
     lengths, written, newest_first = blocks
@@ -31,8 +31,8 @@ def test_blocks_in_any_order_and_direction_of_the_file_are_restored(
     "time_s",
     [
         [1, 2, 3, 900, 4, 5, 6],  # a stray time in the future
-        [900, *range(20)],  # before all others
-        [*range(20), -5],  # after all others
+        [900, *range(20)],  # a stray time in the future before all others
+        [*range(20), -5],  # a stray time in the past after all others
         [*range(20), *range(5, 8), *range(20, 40)],  # a short block twice
         [1, 2, 2, 3],
         [7],
@@ -45,6 +45,6 @@ def test_a_row_that_may_have_a_wrong_time_is_not_moved(time_s: list[int]) -> Non
     assert not found.finding
 
 
-def test_a_stray_row_of_a_file_that_runs_newest_first_is_not_moved_among_the_others() -> None:
+def test_a_stray_row_of_a_file_newest_first_is_not_moved_among_the_others() -> None:
     time_s = np.array([9, 8, 7, 900, 6, 5, 4])
     assert time_s[natural_order(time_s).rows].tolist() == [4, 5, 6, 900, 7, 8, 9]

@@ -1,3 +1,4 @@
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -45,13 +46,13 @@ def test_one_session_needs_511_bars() -> None:
 
 @pytest.mark.parametrize(("step", "valid"), [(10, True), (11, False)])
 @pytest.mark.parametrize("after", [150, 300, 509])
-def test_step_within_the_session(step: int, valid: bool, after: int) -> None:
+def test_steps_within_a_session_last_at_most_ten_minutes(step: int, valid: bool, after: int) -> None:
     times = minutes(LEAST)
     times[after + 1 :] += 60 * (step - 1)
     assert starts(flat_bars(times)) == ([150] if valid else [])
 
 
-def test_step_before_the_session_counts_as_missing_warmup_only() -> None:
+def test_a_step_before_the_session_counts_only_as_missing_warmup() -> None:
     times = minutes(LEAST)
     times[150:] += 60 * 60
     assert starts(flat_bars(times)) == [150]
@@ -59,7 +60,7 @@ def test_step_before_the_session_counts_as_missing_warmup_only() -> None:
     assert starts(flat_bars(times)) == []
 
 
-def test_weekend_in_the_warmup_misses_nothing() -> None:
+def test_a_weekend_in_the_warmup_counts_no_missing_minutes() -> None:
     friday = seconds("2024-03-08T22:00")  # close; the following week opens at 21:00, clocks having changed
     first = int(open_minute(np.array([friday]))[0]) - 150
     times = open_minutes(first, LEAST)
@@ -68,7 +69,7 @@ def test_weekend_in_the_warmup_misses_nothing() -> None:
     assert starts(flat_bars(open_minutes(first - 1, LEAST))) == []  # Friday's last bar is in the session
 
 
-def test_no_session_crosses_a_weekend_however_long_steps_may_be() -> None:
+def test_no_session_crosses_a_weekend_even_if_long_steps_are_allowed() -> None:
     before = int(open_minute(np.array([seconds("2024-03-08T22:00")]))[0]) - 515
     bars = flat_bars(open_minutes(before, 1_100))  # 515 of Friday, 585 from Sunday on
     found = index_sessions(bars, SessionConfig(max_step_minutes=5_000)).starts.tolist()
@@ -108,13 +109,13 @@ def series(draw: st.DrawFn) -> BarSeries:
     )
     num_bars = draw(st.integers(LEAST, LEAST + 250))
     steps = np.ones(num_bars, np.int64)
-    for place, step in draw(
+    for bar, step in draw(
         st.lists(
             st.tuples(st.integers(0, num_bars - 1), st.sampled_from([2, 3, 9, 10, 11, 15, 30, 61, 2880])),
             max_size=3,
         )
     ):
-        steps[place] = step
+        steps[bar] = step
     generator = np.random.default_rng(draw(st.integers(0, 1000)))
     tenths = generator.integers(0, draw(st.sampled_from([20, 21, 22, 60, 60, 60])), num_bars)
     return flat_bars(seconds(start) + 60 * np.cumsum(steps), tenths / 10)
@@ -127,7 +128,7 @@ def series(draw: st.DrawFn) -> BarSeries:
     st.sampled_from([1, 10, 15, 5_000]),
     st.sampled_from([0, 10, 60]),
 )
-def test_agrees_with_the_rule_read_word_by_word(
+def test_sessions_equal_the_oracle(
     bars: BarSeries, min_range: float, max_step: int, max_missing: int
 ) -> None:
     config = SessionConfig(min_range, max_step, max_missing)
@@ -140,11 +141,11 @@ def test_agrees_with_the_rule_read_word_by_word(
     )
 
 
-def test_agrees_with_the_rule_on_synthetic_days() -> None:
-    whole = synthesize(Market.REGIMES, 4_000, seed=5)
-    keep = np.random.default_rng(1).random(len(whole)) > 0.12
+def test_sessions_equal_the_oracle_on_synthetic_days() -> None:
+    complete = synthesize(Market.REGIMES, 4_000, seed=5)
+    keep = np.random.default_rng(1).random(len(complete)) > 0.12
     keep[2_000:2_015] = False
-    bars = whole[keep]
+    bars = complete[keep]
     expected = oracle.session_starts(
         bars, min_mean_range_pips=Fraction(1), max_step_minutes=10, max_missing=60
     )
@@ -154,7 +155,7 @@ def test_agrees_with_the_rule_on_synthetic_days() -> None:
     assert found.non_overlapping(Split.TRAIN).tolist() == oracle.walk(expected)
 
 
-def test_a_session_lies_wholly_in_one_split_an_embargo_day_apart() -> None:
+def test_sessions_lie_in_one_split_and_splits_are_an_embargo_day_apart() -> None:
     bars = synthesize(Market.GBM, 30_000, seed=1)
     index = index_sessions(bars)
     bounds = split_bounds(bars.time_s, SplitConfig())
@@ -167,7 +168,7 @@ def test_a_session_lies_wholly_in_one_split_an_embargo_day_apart() -> None:
         assert found[-1] + SESSION_BARS == end - 1
         if split is not Split.TRAIN:
             warmup = found[0] - WARMUP_BARS
-            assert warmup > first - 1_440  # reaches into the embargo, not across it
+            assert warmup > first - 1_440  # it reaches into the embargo, not across it
         walk = index.non_overlapping(split)
         assert walk.tolist() == oracle.walk(found.tolist())
     in_none = index.starts[index.split == -1]
@@ -177,7 +178,7 @@ def test_a_session_lies_wholly_in_one_split_an_embargo_day_apart() -> None:
     assert len(in_none) > 2 * 1_440
 
 
-def test_embargo_is_told_in_open_minutes() -> None:
+def test_the_embargo_is_measured_in_open_minutes() -> None:
     friday_noon = seconds("2024-03-08T17:00")  # five hours before the close
     first = int(open_minute(np.array([friday_noon]))[0]) - 700
     times = open_minutes(first, 5_000)
@@ -186,31 +187,31 @@ def test_embargo_is_told_in_open_minutes() -> None:
     assert times[begin] == seconds("2024-03-11T16:00")  # 5 h of Friday, 19 h from Sunday 21:00 on
 
 
-def test_split_shorter_than_its_embargo_is_empty() -> None:
+def test_a_split_shorter_than_its_embargo_is_empty() -> None:
     bars = flat_bars(minutes(2_000))
     index = index_sessions(bars)
     assert len(index.every(Split.TRAIN)) > 0
     assert len(index.every(Split.VALIDATION)) == len(index.every(Split.TEST)) == 0
 
 
-def test_walk_begins_anew_with_each_split() -> None:
+def test_each_split_has_its_own_non_overlapping_sessions() -> None:
     index = SessionIndex.of(np.array([150, 200, 520, 521, 900]), np.array([0, 0, 1, 1, -1], np.int8))
     assert index.walk.tolist() == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize(
-    ("build", "field"),
+    ("build", "text"),
     [
-        (lambda: SplitConfig(train=1.2), "train"),
-        (lambda: SplitConfig(train=0.9, validation=0.2), "validation"),
-        (lambda: SplitConfig(validation=float("nan")), "validation"),
-        (lambda: SplitConfig(embargo_days=-1), "embargo_days"),
-        (lambda: SessionConfig(min_mean_range_pips=-1.0), "min_mean_range_pips"),
-        (lambda: SessionConfig(max_step_minutes=0), "max_step_minutes"),
-        (lambda: SessionConfig(max_warmup_missing_minutes=-1), "max_warmup_missing_minutes"),
+        (lambda: SplitConfig(train=1.2), "splits.train is"),
+        (lambda: SplitConfig(train=0.9, validation=0.2), "splits.train + splits.validation is"),
+        (lambda: SplitConfig(validation=float("nan")), "splits.validation is"),
+        (lambda: SplitConfig(embargo_days=-1), "splits.embargo_days is"),
+        (lambda: SessionConfig(min_mean_range_pips=-1.0), "sessions.min_mean_range_pips is"),
+        (lambda: SessionConfig(max_step_minutes=0), "sessions.max_step_minutes is"),
+        (lambda: SessionConfig(max_warmup_missing_minutes=-1), "sessions.max_warmup_missing_minutes is"),
     ],
 )
-def test_settings_out_of_range_are_named(build: object, field: str) -> None:
+def test_settings_out_of_range_are_refused_by_name(build: object, text: str) -> None:
     assert callable(build)
-    with pytest.raises(SettingsError, match=field):
+    with pytest.raises(SettingsError, match=re.escape(text)):
         build()

@@ -7,7 +7,6 @@ from shared.market.calendar import is_open
 from shared.market.session import Split, index_sessions
 from shared.market.synthetic import (
     DEFAULT_START_S,
-    MEAN_RANGE_PIPS,
     GbmLaw,
     Market,
     OuLaw,
@@ -21,7 +20,7 @@ MANY = 400_000
 
 
 @pytest.mark.parametrize("market", Market)
-def test_bars_hold_what_every_bar_must(market: Market) -> None:
+def test_synthetic_bars_are_valid(market: Market) -> None:
     bars = synthesize(market, 20_000, seed=3)
     assert len(bars) == 20_000
     assert (bars.low <= np.minimum(bars.open, bars.close)).all()
@@ -34,14 +33,14 @@ def test_bars_hold_what_every_bar_must(market: Market) -> None:
 
 
 @pytest.mark.parametrize("market", Market)
-def test_minutes_are_all_those_of_the_trading_week(market: Market) -> None:
+def test_every_minute_of_the_trading_week_has_a_bar(market: Market) -> None:
     bars = synthesize(market, 15_000, seed=0, start_s=seconds("2024-03-08T20:00"))
     every = np.arange(bars.time_s[0], bars.time_s[-1] + 1, 60)
     assert bars.time_s.tolist() == every[is_open(every)].tolist()
     assert bars.time_s[0] == seconds("2024-03-08T20:00")
 
 
-def test_starts_with_the_first_open_minute() -> None:
+def test_a_market_starts_with_the_first_open_minute() -> None:
     assert synthesize(Market.GBM, 1, 0).time_s.tolist() == [DEFAULT_START_S]
     saturday = synthesize(Market.GBM, 1, 0, start_s=seconds("2024-03-09T12:00"))
     assert saturday.time_s.tolist() == [seconds("2024-03-10T21:00")]
@@ -50,7 +49,7 @@ def test_starts_with_the_first_open_minute() -> None:
 
 
 @pytest.mark.parametrize("market", Market)
-def test_seed_decides_everything(market: Market) -> None:
+def test_the_seed_determines_the_bars(market: Market) -> None:
     bars = synthesize(market, 2_000, seed=9)
     assert bars.fingerprint == synthesize(market, 2_000, seed=9).fingerprint
     assert bars.fingerprint != synthesize(market, 2_000, seed=10).fingerprint
@@ -62,28 +61,28 @@ def test_regimes_are_calibrated_to_gbp_jpy() -> None:
     assert np.quantile(ranges, 0.99) == pytest.approx(16.47, rel=0.04)
 
 
-def test_ou_has_the_same_mean_range_and_reverts_as_its_law_says() -> None:
+def test_ou_has_the_mean_range_of_gbp_jpy_and_reverts_by_its_law() -> None:
     law = OuLaw()
     made = synthesize_with_state(law, MANY, seed=1)
-    assert made.bars.range_pips.mean() == pytest.approx(MEAN_RANGE_PIPS, rel=0.01)
+    assert made.bars.range_pips.mean() == pytest.approx(3.87, rel=0.01)
     deviation = made.state
     assert deviation.std() == pytest.approx(law.deviation_pips, rel=0.05)
     slope = (deviation[1:] @ deviation[:-1]) / (deviation[:-1] @ deviation[:-1])
     assert slope == pytest.approx(law.persistence, abs=0.002)
-    # What can be traded follows from the state: the next close moves by (persistence - 1) x deviation.
+    # The tradable move follows from the state: the next close moves by (persistence - 1) x deviation.
     moves = np.diff(made.bars.close) / made.bars.instrument.pip
     pull = (moves @ deviation[:-1]) / (deviation[:-1] @ deviation[:-1])
     assert pull == pytest.approx(law.persistence - 1, abs=0.002)
 
 
-def test_gbm_is_a_martingale_of_its_deviation() -> None:
+def test_gbm_is_a_martingale_with_the_deviation_of_its_law() -> None:
     moves = np.diff(np.log(synthesize(Market.GBM, MANY, seed=2).close)) * 185.0 / 0.01
     assert moves.std() == pytest.approx(GbmLaw().sigma_pips, rel=0.01)
     assert abs(moves.mean()) < 4 * moves.std() / np.sqrt(MANY)
     assert abs(np.corrcoef(moves[1:], moves[:-1])[0, 1]) < 4 / np.sqrt(MANY)
 
 
-def test_regimes_drift_and_last_as_their_chain_says() -> None:
+def test_regimes_have_the_drift_deviation_and_duration_of_their_law() -> None:
     law = RegimesLaw()
     assert all(sum(row) == pytest.approx(1) for row in law.transition)
     made = synthesize_with_state(law, MANY, seed=4)
@@ -99,14 +98,14 @@ def test_regimes_drift_and_last_as_their_chain_says() -> None:
         assert stays == pytest.approx(law.transition[k][k], abs=0.003)
 
 
-def test_extremes_follow_the_law_of_brownian_motion() -> None:
+def test_highs_and_lows_follow_the_law_of_brownian_motion() -> None:
     # E[range] = sqrt(8 / pi) deviations (Feller 1951), without the rounding to tenths mattering.
     ranges = synthesize_with_state(OuLaw(persistence=0.999999), MANY, seed=6).bars.range_pips
     deviation = np.hypot(OuLaw().sigma_pips, OuLaw().mean_sigma_pips)
     assert ranges.mean() == pytest.approx(np.sqrt(8 / np.pi) * deviation, rel=0.01)
 
 
-def test_other_instruments_and_most_bars_playable() -> None:
+def test_another_instrument_has_sessions_in_every_split() -> None:
     bars = synthesize(Market.REGIMES, 30_000, seed=1, instrument=Instrument.named("EUR_USD"))
     assert bars.close[0] == pytest.approx(1.1, abs=0.01)
     assert bars.range_pips.mean() == pytest.approx(3.87, rel=0.15)

@@ -20,7 +20,7 @@ def autoregressive(num: int, coefficient: float, seed: int) -> np.ndarray:
     return series
 
 
-def test_every_value_is_drawn_as_often() -> None:
+def test_every_value_is_drawn_equally_often() -> None:
     drawn = resample(np.arange(10.0), num_runs=200, num_steps=100, seed=3)
     counts = np.bincount(drawn.astype(int).ravel(), minlength=10)
     assert chisquare(counts).pvalue > 1e-3
@@ -40,7 +40,9 @@ def test_blocks_have_geometric_length_and_wrap_around() -> None:
 
 
 @given(st.integers(1, 50), st.integers(0, 2**31), st.floats(1.0, 20.0))
-def test_only_what_happened_is_drawn_and_the_seed_decides(num: int, seed: int, mean_block: float) -> None:
+def test_only_given_values_are_drawn_and_the_seed_determines_them(
+    num: int, seed: int, mean_block: float
+) -> None:
     values = np.random.default_rng(num).normal(size=num)
     once, again = (
         resample(values, num_runs=5, num_steps=40, seed=seed, mean_block=mean_block) for _ in range(2)
@@ -52,7 +54,7 @@ def test_only_what_happened_is_drawn_and_the_seed_decides(num: int, seed: int, m
     )
 
 
-def test_the_number_of_threads_does_not_matter() -> None:
+def test_runs_do_not_depend_on_the_number_of_threads() -> None:
     values = np.random.default_rng(0).normal(size=100)
     wide = resample(values, num_runs=64, num_steps=50, seed=9, mean_block=5.0)
     threads = numba.get_num_threads()
@@ -63,7 +65,7 @@ def test_the_number_of_threads_does_not_matter() -> None:
         numba.set_num_threads(threads)
 
 
-def test_nothing_to_draw_from_is_refused() -> None:
+def test_resampling_no_values_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to resample"):
         resample(np.zeros(0), num_runs=1, num_steps=1, seed=0)
 
@@ -85,12 +87,12 @@ def test_block_length_agrees_with_arch() -> None:
                 assert optimal_block_length(series) == pytest.approx(max(theirs, 1.0))
 
 
-def test_block_length_of_too_little() -> None:
+def test_the_block_length_of_too_few_or_equal_values_is_one() -> None:
     assert optimal_block_length(np.array([1.0, 2.0])) == 1.0
     assert optimal_block_length(np.full(100, 0.1)) == 1.0
 
 
-def test_blocks_see_the_error_that_single_draws_hide() -> None:
+def test_blocks_show_the_standard_error_that_single_draws_understate() -> None:
     """Standard error of the mean of AR(1) 0.6, n = 2000: theory 0.056, single draws 0.029."""
     series = autoregressive(2000, 0.6, 1)
     single = resample(series, num_runs=1000, num_steps=2000, seed=1).mean(axis=1).std()
@@ -118,7 +120,7 @@ def test_intervals_agree_with_scipy() -> None:
         assert own.high == pytest.approx(theirs.high, abs=tolerance)
 
 
-def test_intervals_of_too_little_are_undefined() -> None:
+def test_intervals_of_too_few_trades_are_undefined() -> None:
     intervals = trade_intervals(np.array([1.0]), None, num_runs=10, seed=0)
     assert intervals.expectancy_pips is None
     wins = trade_intervals(np.array([0.1, 0.1, 0.1]), None, num_runs=10, seed=0)

@@ -50,15 +50,15 @@ def trade_at(entry_bar: int, exit_bar: int, side: Side, opens: np.ndarray, sprea
 
 def test_hand_worked_curve_is_marked_to_market() -> None:
     closes = np.array([100.00, 100.10, 100.30, 100.05, 100.00])
-    # Long at 100.00 at bar 1's open, left at bar 3's open at 100.20: 20 pips less a spread of 4.
+    # Long from bar 1's open at 100.00 to bar 3's open at 100.20: 20 pips less a spread of 4.
     log = log_of([Trade(1, 3, Side.LONG, 100.00, 100.20, 16.0, 0.0, 2)])
     curve = equity_curve(log, closes, pip=0.01, first_bar=0, last_bar=4)
     assert curve == pytest.approx([0.0, 6.0, 26.0, 16.0, 16.0])
-    assert max_drawdown_pips(curve) == pytest.approx(10.0)  # unseen from trade closes alone
+    assert max_drawdown_pips(curve) == pytest.approx(10.0)  # invisible at the exits of the trades
     assert max_drawdown(curve, 74.0) == pytest.approx(10.0 / 100.0)
 
 
-def test_drawdown_counts_the_equity_at_the_start() -> None:
+def test_drawdown_includes_the_equity_at_the_start() -> None:
     curve = np.array([-20.0, -50.0, 10.0])
     assert max_drawdown_pips(curve) == 50.0
     assert max_drawdown(curve, 200.0) == 0.25
@@ -93,7 +93,7 @@ def test_bars_outside_the_series_are_refused() -> None:
         equity_curve(TradeLog.blank(0), np.ones(10), pip=0.01, first_bar=2, last_bar=10)
 
 
-def test_trades_are_put_in_order_of_their_exit() -> None:
+def test_trades_are_sorted_by_their_exit() -> None:
     opens = np.ones(20)
     log = log_of([trade_at(8, 9, Side.LONG, opens), trade_at(2, 5, Side.SHORT, opens)])
     assert in_time_order(log).columns.exit_bar.tolist() == [5, 9]
@@ -119,7 +119,7 @@ def test_ratios_and_drawdown_equal_empyrical(returns: np.ndarray) -> None:
     )
 
 
-def test_ratios_that_are_not_defined() -> None:
+def test_ratios_of_too_few_or_equal_days_are_undefined() -> None:
     assert sharpe(np.array([0.1])) is None
     assert sharpe(np.array([0.1, 0.1, 0.1])) is None
     assert sortino(np.array([0.1, 0.0])) is None
@@ -131,7 +131,7 @@ def test_lower_returns_never_shrink_the_drawdown(returns: np.ndarray, loss: floa
     assert max_drawdown_pips(curve - loss * np.arange(1, len(curve) + 1)) >= max_drawdown_pips(curve) - 1e-12
 
 
-def test_months_add_up() -> None:
+def test_hand_worked_months() -> None:
     # 2024-01-31, 2024-02-01, 2024-02-02 as days since 1970
     days = np.array(["2024-01-31", "2024-02-01", "2024-02-02"], "datetime64[D]").astype(np.int64)
     table = months(days, np.array([5.0, -2.0, 4.0]), days[[0, 1, 1]], np.array([5.0, -3.0, 1.0]))

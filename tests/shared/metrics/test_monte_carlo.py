@@ -27,7 +27,7 @@ def test_fan_drawdowns_and_ruin_equal_the_oracle(way: Resampling, mean_block: fl
     assert result.mean_block_trades == mean_block
 
 
-def test_the_fan_spreads_as_the_normal_law_says() -> None:
+def test_the_fan_of_many_trades_agrees_with_the_normal_law() -> None:
     centred = PIPS - PIPS.mean()
     result = simulate(centred, Resampling.IID, MonteCarloConfig(runs=20_000, seed=1))
     spread = np.sqrt(result.fan_trades[1:]) * PIPS.std()
@@ -35,7 +35,7 @@ def test_the_fan_spreads_as_the_normal_law_says() -> None:
     assert result.fan_pips[0, 1:] == pytest.approx(-1.645 * spread, rel=0.1)
 
 
-def test_equal_trades_leave_nothing_to_chance() -> None:
+def test_equal_trades_have_one_possible_curve() -> None:
     result = simulate(
         np.full(30, -2.0), Resampling.BLOCK, MonteCarloConfig(runs=10, starting_equity_pips=100.0)
     )
@@ -44,7 +44,7 @@ def test_equal_trades_leave_nothing_to_chance() -> None:
     assert result.probability_of_ruin == 1.0  # 50 of 100 pips are gone
 
 
-def test_streaks_deepen_drawdowns_only_where_they_are_kept() -> None:
+def test_blocks_show_the_deeper_drawdowns_of_streaks() -> None:
     streaks = np.repeat(np.random.default_rng(2).choice([-10.0, 10.0], 100), 10)
     config = MonteCarloConfig(runs=500, seed=1)
     single, blocks = (simulate(streaks, way, config) for way in (Resampling.IID, Resampling.BLOCK))
@@ -52,7 +52,7 @@ def test_streaks_deepen_drawdowns_only_where_they_are_kept() -> None:
     assert blocks.max_drawdown_pips[2] > 1.5 * single.max_drawdown_pips[2]
 
 
-def test_the_same_seed_gives_the_same_on_one_thread() -> None:
+def test_the_seed_determines_the_result_on_any_number_of_threads() -> None:
     config = MonteCarloConfig(runs=100, seed=5)
     wide = simulate(PIPS, Resampling.BLOCK, config)
     threads = numba.get_num_threads()
@@ -66,14 +66,14 @@ def test_the_same_seed_gives_the_same_on_one_thread() -> None:
     assert not np.array_equal(wide.fan_pips, other.fan_pips)
 
 
-def test_long_lists_are_told_at_few_points() -> None:
+def test_the_fan_of_a_long_list_has_few_points() -> None:
     result = simulate(np.tile(PIPS, 20), Resampling.IID, MonteCarloConfig(runs=3))
     assert result.fan_trades[0] == 0
     assert result.fan_trades[-1] == 8000
     assert len(result.fan_trades) <= 51
 
 
-def test_no_trade_is_refused() -> None:
+def test_an_empty_trade_list_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to resample"):
         simulate(np.zeros(0), Resampling.IID, MonteCarloConfig())
 
@@ -90,6 +90,6 @@ def test_no_trade_is_refused() -> None:
         ("mean_block_trades", float("inf")),
     ],
 )
-def test_settings_that_cannot_be_are_refused(field: str, value: float) -> None:
-    with pytest.raises(SettingsError, match=field):
+def test_settings_out_of_range_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"monte_carlo.{field} is"):
         MonteCarloConfig(**{field: value})  # type: ignore[arg-type]

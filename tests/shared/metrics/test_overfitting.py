@@ -9,7 +9,7 @@ from shared.metrics.overfitting import backtest_overfitting
 from tests.oracles import overfitting as oracle
 
 
-def test_overfitting_of_noise_and_of_an_edge() -> None:
+def test_noise_is_overfitted_half_the_time_and_an_edge_never() -> None:
     noise = [
         backtest_overfitting(np.random.default_rng(seed).normal(size=(320, 20)), num_blocks=10)
         for seed in range(20)
@@ -35,7 +35,7 @@ def test_overfitting_equals_the_oracle(seed: int, num_trials: int, length: int) 
 
 
 def test_ruinous_and_flat_versions_do_not_make_a_choice_among_noise_look_good() -> None:
-    """20 ruinous versions beside 20 of noise once gave 0.000: any choice among the 20 ranks well."""
+    """Regression: beside 20 ruinous versions, any choice among 20 of noise ranks well: 0.000."""
     found = []
     for seed in range(8):
         rng = np.random.default_rng(seed)
@@ -53,9 +53,9 @@ def test_few_days_are_cut_into_fewer_blocks() -> None:
     assert few.probability is not None
 
 
-def test_too_little_defines_no_overfitting() -> None:
-    assert backtest_overfitting(np.zeros((100, 9))).reason == "9 candidates, needs 10"
-    assert backtest_overfitting(np.zeros((15, 12))).reason == "15 days, needs 16"
+def test_overfitting_of_too_few_trials_or_days_is_undefined() -> None:
+    assert backtest_overfitting(np.zeros((100, 9))).reason == "9 candidates: fewer than 10"
+    assert backtest_overfitting(np.zeros((15, 12))).reason == "15 days: fewer than 16"
     assert backtest_overfitting(np.zeros((15, 12))).probability is None
     with pytest.raises(DataError, match="even"):
         backtest_overfitting(np.zeros((100, 12)), num_blocks=3)

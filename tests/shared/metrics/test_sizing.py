@@ -20,11 +20,11 @@ from shared.metrics.sizing import (
     size,
 )
 
-#: The best-estimate set of the run of Bandy's own package in the trading reference.
+#: The gains on which the trading reference runs Bandy's own package.
 GAINS = np.random.default_rng(1).normal(0.0008, 0.01, 756)
 
 
-def test_growth_of_a_hand_worked_curve() -> None:
+def test_hand_worked_growth() -> None:
     final, deepest = grow(np.array([[0.5, -0.2, -0.5, 1.0]]), 1.0)
     assert final[0] == pytest.approx(1.5 * 0.8 * 0.5 * 2.0)
     assert deepest[0] == pytest.approx(1.0 - 0.8 * 0.5)
@@ -33,7 +33,7 @@ def test_growth_of_a_hand_worked_curve() -> None:
     assert deepest[0] == pytest.approx(0.1)
 
 
-def test_nothing_comes_back_from_ruin() -> None:
+def test_ruin_is_permanent() -> None:
     final, deepest = grow(np.array([[0.1, -3.0, 5.0]]), 1.0)
     assert final[0] == 0.0
     assert deepest[0] == 1.0
@@ -49,7 +49,7 @@ def test_agrees_with_a_stored_run_of_bandys_package_over_two_years() -> None:
 
 
 def test_agrees_with_bandys_package() -> None:
-    """A horizon of 60 days: two years take the package half a minute. It needs a day more than trades."""
+    """60 days, since two years take the package half a minute. It needs one day more than it has trades."""
     random.seed(7)
     fraction, fraction_sd, rate, rate_sd = risk_normalization(  # type: ignore[no-untyped-call]
         GAINS.tolist(), 61, 60, 1.0, 5, 0.05, 400, 4
@@ -78,7 +78,7 @@ def test_safe_fraction_is_the_largest_within_the_tolerance(seed: int, tolerance:
         assert np.quantile(grow(curves, fraction * 1.001)[1], 0.95) > tolerance
 
 
-def test_kelly() -> None:
+def test_hand_worked_kelly_fractions() -> None:
     # wins 3 of 5 decided trades, mean win 2, mean loss 1: 0.6 - 0.4 / 2
     assert kelly_discrete(np.array([2.0, 2.0, 2.0, -1.0, -1.0, 0.0])) == pytest.approx(0.4)
     assert kelly_discrete(np.array([1.0, -2.0])) == pytest.approx(-0.5)
@@ -94,7 +94,7 @@ def test_kelly_maximises_growth_of_a_biased_coin() -> None:
     assert kelly_discrete(coin) == pytest.approx(best, abs=0.01)
 
 
-def test_size_takes_the_smaller_of_kelly_and_safe_f() -> None:
+def test_the_size_is_the_smaller_of_kelly_and_safe_f() -> None:
     good = np.random.default_rng(3).normal(0.002, 0.01, 500)
     config = SizingConfig(repeats=2, curves=300, max_fraction=10.0)
     careful = size(good, config)
@@ -110,8 +110,8 @@ def test_size_takes_the_smaller_of_kelly_and_safe_f() -> None:
     assert "largest fraction" in capped.reason
 
 
-def test_car25_is_the_smaller_of_both_ways() -> None:
-    """With both at the largest fraction allowed the greater one, of single days, was once reported."""
+def test_car25_is_the_smaller_of_both_kinds_of_resampling() -> None:
+    """Regression: with both fractions at the maximum, the greater CAR25, of single days, was reported."""
     noise = np.random.default_rng(0).normal(0.0, 0.0016, 140)
     gains = np.zeros(140)
     for day in range(140):
@@ -128,7 +128,7 @@ def test_car25_is_the_smaller_of_both_ways() -> None:
     assert size(gains[:10], SizingConfig()).car25_percent is None
 
 
-def test_clustered_losses_size_on_blocks() -> None:
+def test_clustered_losses_are_sized_by_blocks() -> None:
     gains = np.repeat(np.random.default_rng(4).normal(0.002, 0.01, 100), 8)
     sized = size(gains, SizingConfig(repeats=2, curves=300, max_fraction=10.0))
     assert sized.safe_f is not None
@@ -146,13 +146,13 @@ def test_clustered_losses_size_on_blocks() -> None:
     ],
     ids=["too few", "no loss", "losing"],
 )
-def test_what_cannot_be_sized_is_not_traded(gains: np.ndarray, reason: str) -> None:
+def test_gains_without_a_known_risk_or_an_edge_have_size_0(gains: np.ndarray, reason: str) -> None:
     sized = size(gains, SizingConfig(repeats=1, curves=100))
     assert sized.fraction == 0.0
     assert reason in sized.reason
 
 
-def test_annual_rate() -> None:
+def test_compound_annual_rate() -> None:
     assert compound_annual_percent(1.21, 504) == pytest.approx(10.0)
     assert compound_annual_percent(0.0, 504) is None
     assert compound_annual_percent(math.inf, 504) is None
@@ -160,7 +160,7 @@ def test_annual_rate() -> None:
 
 
 def test_accounts_beyond_the_largest_float_have_no_rate() -> None:
-    """A million pips a day on an account of one pip, and a horizon of a day."""
+    """A million pips a day on an account of one pip; and a horizon of one day."""
     for gain, horizon in ((1e6, 504), (100.0, 1)):
         gains = np.append(np.full(60, gain), -0.01)
         sized = size(gains, SizingConfig(repeats=2, curves=50, horizon_days=horizon))
@@ -179,6 +179,6 @@ def test_accounts_beyond_the_largest_float_have_no_rate() -> None:
         ("kelly_safety", 2.0),
     ],
 )
-def test_settings_that_cannot_be_are_refused(field: str, value: float) -> None:
-    with pytest.raises(SettingsError, match=field):
+def test_settings_out_of_range_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"sizing.{field} is"):
         SizingConfig(**{field: value})  # type: ignore[arg-type]

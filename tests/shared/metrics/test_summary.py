@@ -17,30 +17,30 @@ def summary_of(pips: np.ndarray, others: np.ndarray | None = None) -> Summary:
     return summarise(pips, np.cumsum(pips), pips, CONFIG, others=others)
 
 
-def test_everything_is_judged_and_fits_into_json() -> None:
+def test_a_summary_has_every_statistic_and_converts_to_json() -> None:
     pips = np.random.default_rng(0).normal(2.0, 15.0, 120)
-    whole = summary_of(pips)
-    assert whole.trades.num_trades == 120
-    assert whole.intervals.expectancy_pips is not None
+    summary = summary_of(pips)
+    assert summary.trades.num_trades == 120
+    assert summary.intervals.expectancy_pips is not None
     assert (
-        whole.intervals.expectancy_pips.low
-        < (whole.trades.expectancy_pips or 0)
-        < whole.intervals.expectancy_pips.high
+        summary.intervals.expectancy_pips.low
+        < (summary.trades.expectancy_pips or 0)
+        < summary.intervals.expectancy_pips.high
     )
-    assert [paths.resampling for paths in whole.monte_carlo] == ["iid", "block"]
-    assert json.loads(json.dumps(document(whole)))["monte_carlo"][0]["fan_pips"][2][0] == 0.0
+    assert [paths.resampling for paths in summary.monte_carlo] == ["iid", "block"]
+    assert json.loads(json.dumps(document(summary)))["monte_carlo"][0]["fan_pips"][2][0] == 0.0
 
 
-def test_no_trade_is_judged_too() -> None:
-    whole = summary_of(np.zeros(0))
-    assert whole.trades.num_trades == 0
-    assert whole.max_drawdown == 0.0
-    assert whole.monte_carlo == ()
-    assert whole.sizing.fraction == 0.0
-    assert whole.daily.sharpe is None
+def test_a_summary_of_no_trades() -> None:
+    summary = summary_of(np.zeros(0))
+    assert summary.trades.num_trades == 0
+    assert summary.max_drawdown == 0.0
+    assert summary.monte_carlo == ()
+    assert summary.sizing.fraction == 0.0
+    assert summary.daily.sharpe is None
 
 
-def test_earlier_trials_deflate() -> None:
+def test_other_versions_deflate_a_result() -> None:
     pips = np.random.default_rng(0).normal(5.0, 15.0, 120)
     others = np.random.default_rng(1).normal(0.0, 15.0, (120, 40))
     alone, chosen = summary_of(pips).honesty, summary_of(pips, others).honesty
@@ -55,8 +55,8 @@ def test_the_same_seed_gives_the_same_report() -> None:
     assert document(summary_of(pips)) == document(summary_of(pips))
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(SettingsError, match="confidence"):
+def test_settings_out_of_range_are_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"metrics\.confidence is 1.0"):
         MetricsConfig(confidence=1.0)
-    with pytest.raises(SettingsError, match="interval_runs"):
+    with pytest.raises(SettingsError, match=r"metrics\.interval_runs is 0"):
         MetricsConfig(interval_runs=0)

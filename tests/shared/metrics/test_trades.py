@@ -24,7 +24,7 @@ def test_hand_worked_statistics() -> None:
     assert statistics.num_trades == 6
     assert statistics.total_pips == 24.0
     assert statistics.expectancy_pips == 4.0
-    assert statistics.win_rate == 0.5  # a trade of zero is no win
+    assert statistics.win_rate == 0.5  # a trade of zero is not a win
     assert statistics.profit_factor == 3.0
     assert statistics.average_win_pips == 12.0
     assert statistics.average_loss_pips == -6.0
@@ -34,7 +34,7 @@ def test_hand_worked_statistics() -> None:
     assert statistics.sqn100 == statistics.sqn
 
 
-def test_given_risk_makes_r_multiples() -> None:
+def test_r_multiples_of_a_given_risk() -> None:
     r = r_multiples(np.array([10.0, -5.0]), np.array([5.0, 5.0]))
     assert r is not None
     assert r.tolist() == [2.0, -1.0]
@@ -51,9 +51,9 @@ def test_capped_sqn_does_not_grow_with_the_number_of_trades() -> None:
 @pytest.mark.parametrize(
     "pips",
     [[], [3.0], [3.0, 3.0, 3.0], [0.1] * 7],
-    ids=["none", "one", "equal", "equal but for rounding"],
+    ids=["none", "one", "equal", "equal up to rounding"],
 )
-def test_what_is_not_defined_is_none(pips: list[float]) -> None:
+def test_undefined_statistics_are_none(pips: list[float]) -> None:
     statistics = trade_statistics(np.array(pips))
     assert statistics.profit_factor is None
     assert statistics.average_loss_pips is None
@@ -63,7 +63,7 @@ def test_what_is_not_defined_is_none(pips: list[float]) -> None:
     assert (statistics.expectancy_pips is None) == (not pips)
 
 
-def test_only_losses() -> None:
+def test_statistics_of_losses_only() -> None:
     losses = np.array([-1.0, -3.0])
     assert profit_factor(losses) == 0.0
     assert win_rate(losses) == 0.0
@@ -71,12 +71,12 @@ def test_only_losses() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_trade_that_is_no_number_is_refused(bad: float) -> None:
+def test_a_trade_that_is_not_a_number_is_refused(bad: float) -> None:
     with pytest.raises(DataError, match="trade 1"):
         trade_statistics(np.array([1.0, bad]))
 
 
-def test_a_risk_that_is_no_positive_number_is_refused() -> None:
+def test_a_risk_that_is_not_positive_is_refused() -> None:
     with pytest.raises(DataError, match="trade 1 risks 0"):
         r_multiples(np.array([1.0, 2.0]), np.array([1.0, 0.0]))
     with pytest.raises(ShapeError):
@@ -84,7 +84,7 @@ def test_a_risk_that_is_no_positive_number_is_refused() -> None:
 
 
 @given(arrays(np.float64, st.integers(2, 60), elements=st.floats(-300, 300)), st.floats(0.1, 10))
-def test_sqn_and_profit_factor_do_not_know_the_unit(pips: np.ndarray, scale: float) -> None:
+def test_sqn_and_profit_factor_do_not_depend_on_the_unit(pips: np.ndarray, scale: float) -> None:
     pips = np.round(pips, 1)
     before, after = trade_statistics(pips), trade_statistics(pips * scale)
     if (pips < 0).any():
@@ -95,14 +95,14 @@ def test_sqn_and_profit_factor_do_not_know_the_unit(pips: np.ndarray, scale: flo
 
 
 @given(arrays(np.float64, st.integers(1, 60), elements=st.floats(-300, 300)))
-def test_expectancy_is_what_wins_and_losses_add_up_to(pips: np.ndarray) -> None:
+def test_expectancy_is_the_mean_of_wins_and_losses_together(pips: np.ndarray) -> None:
     pips = np.round(pips, 1)
     wins, losses = pips[pips > 0], pips[pips < 0]
     parts = len(wins) * (expectancy(wins) or 0.0) + len(losses) * (expectancy(losses) or 0.0)
     assert expectancy(pips) == pytest.approx(parts / len(pips), abs=1e-9)
 
 
-def test_activity() -> None:
+def test_hand_worked_activity() -> None:
     spent = activity(np.array([70, 10, 5, 15]), bars_in_position=40, num_trades=15, num_days=5)
     assert spent.action_shares == (0.7, 0.1, 0.05, 0.15)
     assert spent.trade_ratio == pytest.approx(0.3)
@@ -110,7 +110,7 @@ def test_activity() -> None:
     assert spent.turnover_per_day == 6.0
 
 
-def test_no_decision_defines_no_activity() -> None:
+def test_activity_without_a_decision_is_undefined() -> None:
     spent = activity(np.zeros(4, np.int64), 0, 0, 0)
     assert spent.trade_ratio is None
     assert spent.exposure is None

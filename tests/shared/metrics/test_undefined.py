@@ -1,4 +1,4 @@
-"""Every None of a summary has its reason in words, and nothing else has one."""
+"""Every None of a summary has a reason, and no other number has one."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ CONFIG = MetricsConfig(
 
 
 def nulls(value: Any, path: tuple[str, ...] = ()) -> set[str]:
-    """Paths of the nulls in a JSON document, but for reasons."""
+    """Paths of the nulls in a JSON document, without those of fields `reason`."""
     if value is None:
         return set() if path[-1] == "reason" else {".".join(path)}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -38,9 +38,9 @@ def test_every_null_has_a_reason(trades: list[float], kind: str) -> None:
     daily = pips if kind == "days" else None
     per_year = 250.0 if kind == "trades per year" else None
     summary = summarise(pips, np.cumsum(pips), daily, CONFIG, trades_per_year=per_year)
-    whole, told = json.loads(json.dumps(document(summary), allow_nan=False)), reasons(summary)
-    assert set(told) == nulls(whole)
-    assert UNEXPLAINED not in told.values()
+    written, found = json.loads(json.dumps(document(summary), allow_nan=False)), reasons(summary)
+    assert set(found) == nulls(written)
+    assert UNEXPLAINED not in found.values()
 
 
 @pytest.mark.parametrize(
@@ -57,19 +57,19 @@ def test_every_null_has_a_reason(trades: list[float], kind: str) -> None:
         (200, "trades per year", "daily.sharpe", None),
     ],
 )
-def test_few_days_and_no_times_give_no_number_per_year(
+def test_few_days_or_no_times_give_no_number_per_year(
     num: int, kind: str, path: str, reason: str | None
 ) -> None:
-    """504 trades a year are two a trading day."""
+    """504 trades per year are two per trading day."""
     pips = np.random.default_rng(0).normal(1.0, 15.0, num)
     daily = pips if kind == "days" else None
     per_year = 504.0 if kind == "trades per year" else None
     summary = summarise(pips, np.cumsum(pips), daily, CONFIG, trades_per_year=per_year)
-    told = reasons(summary)
+    found = reasons(summary)
     if reason is None:
-        assert path not in told
+        assert path not in found
         assert summary.daily.sharpe == pytest.approx(
             pips.mean() / pips.std(ddof=1) * np.sqrt(per_year or 252.0)
         )
     else:
-        assert why(told, path) == reason
+        assert why(found, path) == reason
