@@ -18,6 +18,7 @@ from services.validator.validation import Provenance, Validator, announcement_of
 from shared.adapters.files import write_whole
 from shared.adapters.tables.validations import DATABASE, ValidationStore
 from shared.adapters.versions.agents import load_agent
+from shared.adapters.versions.manifest import WEIGHTS, Pointed, Pointer
 from shared.adapters.versions.promotions import (
     check_gate,
     in_sample,
@@ -26,7 +27,7 @@ from shared.adapters.versions.promotions import (
     require_record,
     serve_unproven,
 )
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Pointed, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.engine.precision import Precision
 from shared.errors import (
     CheckpointError,
@@ -112,7 +113,7 @@ class ValidatorService:
             The versions that need no judgement, and those that are judged again.
         """
         records, ground = self._desk.records, self._validator.ground
-        records.stand(ground, self._validator.standards.document())
+        records.record_standards(ground, self._validator.standards.document())
         again = set()
         for version in records.judged(ground).intersection(self._desk.store.versions()):
             try:
@@ -126,7 +127,7 @@ class ValidatorService:
         """Judge the waiting versions, the newest first, until asked to stop."""
         ground = self._validator.ground
         with contextlib.suppress(_StoppedError):
-            for announcement in await self._persist(lambda: self._desk.records.untold(ground)):
+            for announcement in await self._persist(lambda: self._desk.records.pending(ground)):
                 await self._tell(announcement)
             self._report_state(None)
             await self._lifecycle.until_stopping(self._arrived.wait())
@@ -195,7 +196,7 @@ class ValidatorService:
         """
         if not await self._lifecycle.until_stopping(self._announce(judged)):
             raise _StoppedError
-        await self._persist(lambda: self._desk.records.told(self._validator.ground, judged.version))
+        await self._persist(lambda: self._desk.records.mark_announced(self._validator.ground, judged.version))
 
     async def _persist(self, call: Callable[[], _R]) -> _R:
         """The result of a call, which is repeated while the store or the database is away.

@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from shared.adapters.versions.store import CheckpointStore, Pointer
+from shared.adapters.versions.manifest import Pointer
+from shared.adapters.versions.store import CheckpointStore
 from tests.shared.adapters.versions.checkpoint_versions import manifest, tensors
 
 #: What Python tells of (`sys.addaudithook`) when files are made, written to, moved and removed.

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from services.validator.service import Desk
-from shared.adapters.tables.validations import Ground
+from shared.adapters.tables.validations import ValidationScope
 from shared.adapters.versions.store import CheckpointStore
 from shared.market.session import Split
 from shared.messages.streams import ALERTS, VALIDATIONS
@@ -49,7 +49,7 @@ async def test_a_validator_killed_at_any_moment_judges_each_version_once_and_the
     rng = np.random.default_rng(11)
     store = CheckpointStore(system.home / "checkpoints")
     desk = Desk(store, system.home / "validations")
-    ground = Ground(system.dataset.fingerprint, Split.VALIDATION)
+    ground = ValidationScope(system.dataset.fingerprint, Split.VALIDATION)
     newest = 0
     firsts: dict[int, int] = {}  # by the number of versions judged before a start, the newest version then
 

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from services.api.config import AlertConfig, GatewayConfig
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import Pointer
+from shared.adapters.versions.manifest import Pointer
 from shared.messages.schemas import AlertRaised, Heartbeat, VersionPromoted
 from shared.messages.streams import ALERTS, CONTROL, DECISIONS, PROMOTIONS
 from shared.runtime.redis_server import RedisServer

@@ -21,9 +21,9 @@ from services.validator.service import Desk, ValidatorService
 from services.validator.validation import Standards, Validator
 from shared.adapters.streams.bus import Bus
 from shared.adapters.streams.entries import READ_COUNT, Entry
-from shared.adapters.tables.validations import Ground
+from shared.adapters.tables.validations import ValidationScope
+from shared.adapters.versions.manifest import Pointed, Pointer
 from shared.adapters.versions.promotions import require_record
-from shared.adapters.versions.store import Pointed, Pointer
 from shared.errors import PromotionError, ServiceError
 from shared.market.session import Split
 from shared.messages.schemas import CheckpointPublished, Message, VersionPromoted
@@ -94,7 +94,7 @@ async def publish(bus: Bus, *versions: int) -> None:
 
 
 def done(desk: Desk) -> set[int]:
-    return desk.records.done(Ground(small_dataset().fingerprint, Split.VALIDATION))
+    return desk.records.done(ValidationScope(small_dataset().fingerprint, Split.VALIDATION))
 
 
 async def test_versions_are_judged_newest_first_and_the_first_is_promoted(
@@ -159,10 +159,10 @@ async def test_where_none_is_promoted_the_first_version_is_served_unproven(
 ) -> None:
     """Version 9 was judged much better, so that 1 and 2 pass no gate, and is gone."""
     desk = desk_in(tmp_path, 1, 2, 9)
-    ground = Ground(small_dataset().fingerprint, Split.VALIDATION)
+    ground = ValidationScope(small_dataset().fingerprint, Split.VALIDATION)
     better = replace(row_of(ground, 9), sqn100=99.0)
     desk.records.record(better, np.array([1], np.int64), np.array([4.0]), announcement_of(9, ground))
-    desk.records.told(ground, 9)
+    desk.records.mark_announced(ground, 9)
     desk.store.point(Pointer.BEST, 9)
     shutil.rmtree(folder(desk.store, 9))
     await publish(bus, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from shared.adapters.tables.validations import DATABASE, Ground, ValidationRow, ValidationStore
+from shared.adapters.tables.validations import DATABASE, ValidationRow, ValidationScope, ValidationStore
 from shared.adapters.versions.promotions import report_path
 from shared.messages.schemas import ValidationReported
 
@@ -51,18 +51,18 @@ def keep_report(root: Path, document: dict[str, object], *, recorded: bool = Tru
     report_path(root, version).write_bytes(text)
     if not recorded:
         return
-    records, ground = ValidationStore(root / DATABASE), Ground(str(dataset), str(split))
-    records.stand(ground, STANDARDS)
-    row = row_of(ground, version, sha256=hashlib.sha256(text).hexdigest())
-    records.record(row, np.array([1], np.int64), np.array([4.0]), announcement_of(version, ground))
+    records, scope = ValidationStore(root / DATABASE), ValidationScope(str(dataset), str(split))
+    records.record_standards(scope, STANDARDS)
+    row = row_of(scope, version, sha256=hashlib.sha256(text).hexdigest())
+    records.record(row, np.array([1], np.int64), np.array([4.0]), announcement_of(version, scope))
 
 
-def row_of(ground: Ground, version: int, *, sha256: str = "ab" * 32) -> ValidationRow:
+def row_of(scope: ValidationScope, version: int, *, sha256: str = "ab" * 32) -> ValidationRow:
     """A row of no particular version."""
     return ValidationRow(
         version=version,
-        dataset=ground.dataset,
-        split=ground.split,
+        dataset=scope.dataset,
+        split=scope.split,
         created_at="2024-03-08T21:58:00+00:00",
         num_sessions=3,
         num_trades=40,
@@ -88,11 +88,11 @@ def row_of(ground: Ground, version: int, *, sha256: str = "ab" * 32) -> Validati
     )
 
 
-def announcement_of(version: int, ground: Ground) -> ValidationReported:
+def announcement_of(version: int, scope: ValidationScope) -> ValidationReported:
     """What is announced of such a row."""
     return ValidationReported(
         version=version,
-        split=ground.split,
+        split=scope.split,
         num_sessions=3,
         num_trades=40,
         expectancy_pips=0.1,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from obstore.store import MemoryStore
 
-from shared.adapters.versions.directory import MANIFEST_SHA256
+from shared.adapters.versions.manifest import MANIFEST_SHA256, Manifest
 from shared.adapters.versions.object_store import ObjectFiles
-from shared.adapters.versions.store import CheckpointStore, Manifest
+from shared.adapters.versions.store import CheckpointStore
 from tests.s3_server import SIGNED
 
 Arrays = dict[str, np.ndarray]

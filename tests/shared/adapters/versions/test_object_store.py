@@ -10,9 +10,16 @@ import httpx
 import pytest
 
 from shared.adapters.versions import object_store
-from shared.adapters.versions.directory import MANIFEST_SHA256
+from shared.adapters.versions.manifest import (
+    MANIFEST_SHA256,
+    WEIGHTS,
+    Pointed,
+    Pointer,
+    PointerHistoryEntry,
+    moved,
+)
 from shared.adapters.versions.object_store import ObjectFiles
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Collected, Pointed, Pointer, Stood, moved
+from shared.adapters.versions.store import CheckpointStore, Collected
 from shared.errors import CheckpointError, SettingsError, StoreAwayError
 from shared.runtime.ports import free_port
 from tests.conftest import ROOT
@@ -161,7 +168,7 @@ def test_a_put_whose_reply_was_lost_is_not_taken_for_anothers(
     for version in (1, 2):
         store.point(Pointer.LATEST, version)
     assert [store.verify(version).version for version in store.versions()] == [1, 2]
-    assert store.pointer(Pointer.LATEST) == Pointed(2, None, (Stood(1, None),))
+    assert store.pointer(Pointer.LATEST) == Pointed(2, None, (PointerHistoryEntry(1, None),))
 
 
 def test_a_pointer_moved_meanwhile_is_read_again(place: Place) -> None:
@@ -176,7 +183,9 @@ def test_a_pointer_moved_meanwhile_is_read_again(place: Place) -> None:
 
     place.store().move(Pointer.BEST, where)
     assert seen == [None, 1, 2]
-    assert place.store().pointer(Pointer.BEST) == Pointed(3, None, (Stood(1, None), Stood(2, None)))
+    assert place.store().pointer(Pointer.BEST) == Pointed(
+        3, None, (PointerHistoryEntry(1, None), PointerHistoryEntry(2, None))
+    )
 
 
 def test_a_pointer_moved_all_the_time_is_given_up(place: Place) -> None:

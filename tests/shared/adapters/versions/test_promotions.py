@@ -8,8 +8,9 @@ import pytest
 
 from shared.adapters.tables.validations import DATABASE
 from shared.adapters.versions import promotions
+from shared.adapters.versions.manifest import Pointed, Pointer
 from shared.adapters.versions.promotions import GatedStage, promote, report_path, roll_back, serve_unproven
-from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError, PromotionError
 from tests.services.api.conftest import report_of, save_version, write_report
 from tests.shared.adapters.judgements import STANDARDS, keep_report
@@ -255,7 +256,9 @@ def test_a_promotion_of_a_version_that_is_removed_meanwhile_is_undone(
         return move(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store, "move", collect_first)
-    with pytest.raises(CheckpointError, match="version 1 was removed while it was promoted, which is undone"):
+    with pytest.raises(
+        CheckpointError, match="version 1 was removed while it was promoted; the promotion is"
+    ):
         promote(store, reports, 1, "paper", by="test")
     assert store.pointer(Pointer.PROMOTED) == standing
 
@@ -324,7 +327,7 @@ def test_what_is_gone_or_damaged_is_passed_over_and_told(store: CheckpointStore,
     first = roll_back(store, reports, by="test")
     assert (first.promotion.version, first.passed_over) == (2, ())
     with pytest.raises(
-        CheckpointError, match=r"no version promoted before is whole: no version 1 .*version 0"
+        CheckpointError, match=r"no version promoted before is intact: no version 1 .*version 0"
     ):
         roll_back(store, reports, by="test")
     assert promoted(store) == (2, "paper")

@@ -20,17 +20,18 @@ from pydantic import ValidationError
 
 from shared.adapters.files import read_beneath, sync, write_synced
 from shared.adapters.versions import directory as checkpoint_files
-from shared.adapters.versions.directory import MANIFEST, MANIFEST_SHA256, MAX_SMALL_BYTES
-from shared.adapters.versions.store import (
+from shared.adapters.versions.directory import MAX_SMALL_BYTES
+from shared.adapters.versions.manifest import (
+    MANIFEST,
+    MANIFEST_SHA256,
     TRAINING,
     WEIGHTS,
-    CheckpointStore,
-    Collected,
     Pointed,
     Pointer,
-    Stood,
+    PointerHistoryEntry,
     moved,
 )
+from shared.adapters.versions.store import CheckpointStore, Collected
 from shared.errors import CheckpointError, SettingsError, StoreAwayError
 from tests.conftest import ROOT
 from tests.shared.adapters.versions.checkpoint_versions import (
@@ -341,7 +342,7 @@ def test_a_pointer_remembers_where_it_stood(place: Place) -> None:
     store = fill(place.store(), 1, 2, 3)
     for version in (1, 2, 3):
         store.point(Pointer.PROMOTED, version, stage="paper")
-    stood = (Stood(1, "paper"), Stood(2, "paper"))
+    stood = (PointerHistoryEntry(1, "paper"), PointerHistoryEntry(2, "paper"))
     assert place.store().pointer(Pointer.PROMOTED) == Pointed(3, "paper", stood)
     with pytest.raises(CheckpointError, match="no version 9"):
         store.point(Pointer.BEST, 9)
@@ -351,15 +352,15 @@ def test_a_pointer_remembers_where_it_stood(place: Place) -> None:
 def test_a_pointer_of_before_stages_and_hashes_were_kept_is_read(place: Place) -> None:
     store = fill(place.store(), 1, 2, 3)
     place.write("promoted.json", b'{"version":2,"stage":"live","history":[0,1]}')
-    stood = (Stood(0, None), Stood(1, None))
+    stood = (PointerHistoryEntry(0, None), PointerHistoryEntry(1, None))
     assert store.pointer(Pointer.PROMOTED) == Pointed(2, "live", stood)
     store.point(Pointer.PROMOTED, 3, stage="paper")
-    assert store.pointer(Pointer.PROMOTED) == Pointed(3, "paper", (*stood, Stood(2, "live")))
+    assert store.pointer(Pointer.PROMOTED) == Pointed(3, "paper", (*stood, PointerHistoryEntry(2, "live")))
 
 
 def test_a_pointer_remembers_a_hundred_places(place: Place) -> None:
     store = fill(place.store(), 1)
-    long = Pointed(1, None, tuple(Stood(number, None) for number in range(150)))
+    long = Pointed(1, None, tuple(PointerHistoryEntry(number, None) for number in range(150)))
     store.move(Pointer.BEST, lambda _: moved(long, 1, None))
     pointed = store.pointer(Pointer.BEST)
     assert pointed is not None
@@ -471,7 +472,7 @@ def test_the_newest_whole_version_is_no_garbage(place: Place) -> None:
     place.remove(key_of(place, 2, WEIGHTS))
     collected = store.collect_garbage(keep=3)
     assert collected.removed == ()
-    assert "no version is whole" in collected.obstacle
+    assert "no version is intact" in collected.obstacle
     assert store.versions() == [2, 3, 4, 5]
 
 
