@@ -196,9 +196,9 @@ async def _farewell(lifecycle: Lifecycle, beats: asyncio.Task[None], *, in_order
 
 
 async def _last_words(lifecycle: Lifecycle, *, in_order: bool) -> None:
-    await lifecycle.bus.still(lifecycle.service, lifecycle.instance)
+    await lifecycle.bus.clear_heartbeat(lifecycle.service, lifecycle.instance)
     if in_order:
-        await lifecycle.bus.give_back()
+        await lifecycle.bus.release_pending()
 
 
 async def _within_farewell(words: Awaitable[None]) -> None:

@@ -81,7 +81,7 @@ async def test_an_operator_kills_from_a_phone_and_sees_whether_it_is_so(
     await bus.beat(trader(**{**KILLED, "side": 0, "flat_at": 7}))
     await page.until(f"{text('#trader-state')}.endsWith('by gateway, no position')")
     assert await page.evaluate(text("#kill")) == "Killed"
-    await bus.still("trader", "trader")
+    await bus.clear_heartbeat("trader", "trader")
     await page.until(f"{text('#trader-state')}.startsWith('unknown since')")
     tile = "[...document.querySelectorAll('.tile')].find((t) => t.innerText.startsWith('Position')).innerText"
     assert (await page.evaluate(tile)).split("\n")[1] == "?"
@@ -126,7 +126,7 @@ async def test_what_a_dead_trader_began_has_an_end_that_nobody_knows(
     line = "document.querySelector('#alert-log [data-key=\"trader: stale price\"]').innerText"
     killed = "document.querySelector('#alert-log [data-key=\"trader: trader killed\"]').innerText"
     await page.until(f"{line}.includes('since ')")
-    await bus.still("trader", "trader")
+    await bus.clear_heartbeat("trader", "trader")
     await page.until(f"{line}.includes('its end is not known')")
     assert "since " in await page.evaluate(killed)  # the gateway's own
     await bus.beat(beat("trader", "trader"))  # its successor
