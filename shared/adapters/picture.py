@@ -1,4 +1,4 @@
-"""Pictures as PNG files; what draws them, matplotlib, is the optional extra `plots`."""
+"""PNG files drawn with matplotlib, which is the optional extra `plots`."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,29 +11,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-#: Text chunk of every picture drawn here, in the first bytes of the file.
+#: Text chunk near the start of every picture drawn by this program.
 _SOFTWARE = "Micro Stochastic MuZero"
 _SIGNATURE_BYTES = 1_024
 
 
 def require_drawable(path: Path) -> None:
-    """Check, before minutes are spent, that a picture can be drawn.
+    """Check that a picture can be drawn, before a long computation.
 
     Raises:
         ServiceError: matplotlib is not installed.
-        DataError: there is no folder to write to, or the file there is not a picture drawn by this program.
+        DataError: the folder does not exist, or the file exists and is not a picture drawn by this program.
     """
     if find_spec("matplotlib") is None:
-        raise ServiceError(
-            "matplotlib, which draws the picture, is not installed; it comes with the extra `plots`"
-        )
+        raise ServiceError("matplotlib, which draws the picture, is not installed; install the extra `plots`")
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise DataError(f"{path}: expected the name of a file, in a folder that exists")
     _output(path)
 
 
 def blank_figure(width_inches: float, height_inches: float) -> "Figure":
-    """An empty picture, drawn without a display."""
+    """An empty figure that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,10 +41,10 @@ def blank_figure(width_inches: float, height_inches: float) -> "Figure":
 
 
 def write_png(figure: "Figure", path: Path) -> None:
-    """Write a picture to a file; one that was drawn here before is replaced.
+    """Write a picture; an older one drawn by this program is replaced.
 
     Raises:
-        DataError: the file cannot be written, or another file is there.
+        DataError: the file cannot be written, or would overwrite a file of another kind.
     """
     with written_aside(_output(path)) as aside:
         figure.savefig(aside, format="png", facecolor="white", metadata={"Software": _SOFTWARE})

@@ -1,4 +1,4 @@
-"""Judgements as the validator service leaves them: a report, and its row in the database."""
+"""Judgements as the validator service stores them: a report and its row in the database."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ STANDARDS: dict[str, object] = {"gate": {"live_min_years": 3.0}, "environment": 
 
 
 def weights_sha256(weights: dict[str, npt.NDArray[np.generic]]) -> str:
-    """As the manifest of a version with these weights has it."""
+    """SHA-256 of the weights, as in the manifest."""
     return hashlib.sha256(save(weights)).hexdigest()
 
 
@@ -27,7 +27,7 @@ def report_document(
     weights: dict[str, npt.NDArray[np.generic]],
     reasons: tuple[str, ...] = (),
 ) -> dict[str, object]:
-    """The part of a service's report that promotion looks at."""
+    """The part of a service's report that promotion reads."""
     return {
         "schema_version": 2,
         "purpose": "service",
@@ -43,7 +43,7 @@ def report_document(
 
 
 def keep_report(root: Path, document: dict[str, object], *, recorded: bool = True) -> None:
-    """Write a report and, unless told otherwise, record it as the service does."""
+    """Write a report and, by default, record it as the service does."""
     root.mkdir(parents=True, exist_ok=True)
     version, dataset, split = document["version"], document["dataset"], document["split"]
     assert isinstance(version, int)
@@ -58,7 +58,7 @@ def keep_report(root: Path, document: dict[str, object], *, recorded: bool = Tru
 
 
 def row_of(scope: ValidationScope, version: int, *, sha256: str = "ab" * 32) -> ValidationRow:
-    """A row of no particular version."""
+    """A row with example figures."""
     return ValidationRow(
         version=version,
         dataset=scope.dataset,
@@ -89,7 +89,7 @@ def row_of(scope: ValidationScope, version: int, *, sha256: str = "ab" * 32) -> 
 
 
 def announcement_of(version: int, scope: ValidationScope) -> ValidationReported:
-    """What is announced of such a row."""
+    """The announcement of such a row."""
     return ValidationReported(
         version=version,
         split=scope.split,

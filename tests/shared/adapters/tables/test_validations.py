@@ -1,4 +1,4 @@
-"""Judgements, and which of them are still to be announced."""
+"""The database of judgements and their pending announcements."""
 
 import contextlib
 import subprocess
@@ -23,7 +23,7 @@ JUDGED = Candidate(SCOPE, "EUR_USD", 9, "99" * 32)
 
 
 def record(records: ValidationStore, version: int, scope: ValidationScope = SCOPE) -> ValidationReported:
-    """What is still to be announced of a judgement."""
+    """Record a judgement; returns its pending announcement."""
     announcement = announcement_of(version, scope)
     records.record(row_of(scope, version), np.array([1, 2], np.int64), np.array([0.5, 3.5]), announcement)
     return announcement
@@ -40,7 +40,7 @@ def tried(
     weights: str | None = None,
     at: str = "2024-03-08T21:58:00+00:00",
 ) -> None:
-    """Record a judgement on some days, of weights that tell the version unless they are given."""
+    """Record a judgement on some days; the weights are derived from the version unless given."""
     row = replace(
         row_of(scope, version),
         instrument=instrument,
@@ -53,7 +53,7 @@ def tried(
 def history(
     records: ValidationStore, days: list[int], candidate: Candidate = JUDGED
 ) -> tuple[list[list[float | None]], int]:
-    """Columns of the history, None for NaN; and how many were tried before."""
+    """Columns of the history with None for NaN, and the number of older trials."""
     pips, num_older = records.history(candidate, np.array(days, np.int64))
     return [[None if np.isnan(x) else float(x) for x in column] for column in pips.T], num_older
 
@@ -63,7 +63,7 @@ def sql(records: ValidationStore, statement: str) -> None:
         connection.execute(statement)
 
 
-def test_a_judgement_is_untold_until_it_is_noted_as_told(tmp_path: Path) -> None:
+def test_an_announcement_is_pending_until_it_is_marked_announced(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
     elsewhere = ValidationScope("ab" * 32, "validation")
     assert records.pending(SCOPE) == []
@@ -79,7 +79,7 @@ def test_a_judgement_is_untold_until_it_is_noted_as_told(tmp_path: Path) -> None
     assert records.done(SCOPE) == {1, 2}
 
 
-def test_a_database_of_before_announcements_were_kept_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_database_without_the_table_of_announcements_is_migrated(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
     record(records, 1)
     sql(records, "DROP TABLE untold")
@@ -97,7 +97,7 @@ def test_an_announcement_of_another_schema_is_named(tmp_path: Path) -> None:
         records.pending(SCOPE)
 
 
-def test_a_record_holds_the_reports_hash_and_the_standing_settings(tmp_path: Path) -> None:
+def test_a_record_has_the_reports_hash_and_the_present_settings(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
     assert records.recorded(SCOPE, 1) is None
     record(records, 1)
@@ -116,7 +116,7 @@ def test_a_database_of_an_earlier_release_has_judgements_without_hashes(tmp_path
     sql(records, "ALTER TABLE validations DROP COLUMN report_sha256")
     sql(records, "DROP TABLE standing")
     with pytest.raises(DataError, match="standing"):
-        records.recorded(SCOPE, 1)  # nobody may write while another release's validator runs
+        records.recorded(SCOPE, 1)  # reading must not migrate
     records.record_standards(SCOPE, {})
     assert records.recorded(SCOPE, 1) == Record(None, {})
     record(records, 2)
@@ -124,7 +124,7 @@ def test_a_database_of_an_earlier_release_has_judgements_without_hashes(tmp_path
 
 
 def of_earlier_release(records: ValidationStore) -> None:
-    """The file as a release left it that kept neither instrument nor weights, and days only of a number."""
+    """Convert the file to the schema of a release without instruments and weights."""
     for statement in (
         """CREATE TABLE validation_days (version BIGINT, dataset VARCHAR, split VARCHAR, day BIGINT,
            pips DOUBLE, PRIMARY KEY (dataset, split, version, day))""",
@@ -137,7 +137,7 @@ def of_earlier_release(records: ValidationStore) -> None:
         sql(records, statement)
 
 
-def test_a_trial_stays_one_when_bars_or_sessions_are_added(tmp_path: Path) -> None:
+def test_a_trial_still_counts_after_bars_or_sessions_are_added(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
     assert history(records, [10, 11]) == ([], 0)
     assert not records.path.exists()
@@ -150,7 +150,7 @@ def test_a_trial_stays_one_when_bars_or_sessions_are_added(tmp_path: Path) -> No
     assert history(records, [13]) == ([[5.0]], 0)
 
 
-def test_other_markets_splits_and_days_are_no_trials_and_neither_is_the_version_itself(
+def test_other_instruments_splits_days_and_the_candidate_are_not_trials(
     tmp_path: Path,
 ) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
@@ -162,8 +162,8 @@ def test_other_markets_splits_and_days_are_no_trials_and_neither_is_the_version_
     assert history(records, [10, 11]) == ([], 0)
 
 
-def test_a_version_of_another_run_is_another_trial_whatever_its_number(tmp_path: Path) -> None:
-    """The table of judgements knows one version 9 on a scope; the trials know both."""
+def test_a_version_of_another_run_with_the_same_number_is_another_trial(tmp_path: Path) -> None:
+    """The table of judgements has one version 9 per scope; the trials have both."""
     records = ValidationStore(tmp_path / "validations.duckdb")
     tried(records, 9, [10], [1.0])
     tried(records, 9, [10], [2.0], weights="aa" * 32, at="2024-03-09T00:00:00+00:00")
@@ -173,7 +173,7 @@ def test_a_version_of_another_run_is_another_trial_whatever_its_number(tmp_path:
     assert records.judged(SCOPE) == {9}
 
 
-def test_of_very_many_trials_the_last_are_compared_and_the_others_counted(
+def test_only_the_latest_trials_are_compared_and_older_ones_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
@@ -185,7 +185,7 @@ def test_of_very_many_trials_the_last_are_compared_and_the_others_counted(
 
 
 def test_trials_of_an_earlier_release_still_count(tmp_path: Path) -> None:
-    """Of an unknown instrument, so of this one; judged again, such a version is the same trial."""
+    """Their instrument is unknown, so they count for every one. Judging the version again adds no trial."""
     records = ValidationStore(tmp_path / "validations.duckdb")
     tried(records, 1, [10, 11], [1.0, 2.0])
     tried(records, 2, [11, 12], [3.0, 4.0], scope=ONE_MORE_BAR)
@@ -207,7 +207,7 @@ with duckdb.connect(sys.argv[1]) as held:
 """
 
 
-def test_a_file_that_another_process_has_open_is_waited_for(tmp_path: Path) -> None:
+def test_a_read_waits_until_another_process_closes_the_file(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
     record(records, 1)
     with subprocess.Popen(
@@ -221,15 +221,15 @@ def test_a_file_that_another_process_has_open_is_waited_for(tmp_path: Path) -> N
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(duckdb.IOException, match="lock"):
             duckdb.connect(str(records.path), read_only=True)
-        letting_go = threading.Timer(0.3, holder.stdin.close)
-        letting_go.start()
+        closing = threading.Timer(0.3, holder.stdin.close)
+        closing.start()
         assert records.judged(SCOPE) == {1}
-        letting_go.join()
+        closing.join()
     record(records, 2)
     assert records.judged(SCOPE) == {1, 2}
 
 
-def test_a_file_that_is_never_let_go_is_an_error_in_time(
+def test_a_file_that_stays_locked_is_an_error_after_the_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
