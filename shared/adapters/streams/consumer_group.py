@@ -134,7 +134,7 @@ class GroupConsumer(Generic[M]):
         return [self._remember(each["message_id"], int(each["times_delivered"])) for each in pending or ()]
 
     async def _claim(self, start: str) -> tuple[str, list[bytes]]:
-        """Claim abandoned entries: the id at which to continue the search, and the claimed ids."""
+        """Claim abandoned entries; returns the id at which to continue the search, and the claimed ids."""
         key = self._stream.key
         arguments = [self._group, self._name, str(self._reclaim_after_ms), start, str(READ_COUNT)]
         reply = await self._run(f"claim from {key}", lambda: self._redis.eval(CLAIM, 1, key, *arguments))
@@ -153,7 +153,7 @@ class GroupConsumer(Generic[M]):
     async def _redeliver(self, entry_id: bytes) -> Batch[M]:
         """A batch of one pending entry; an empty one if the entry is poison, missing or acknowledged."""
         before = self._deliveries.get(entry_id)
-        if before is None:  # an earlier batch of this process with the entry was acknowledged meanwhile
+        if before is None:  # this process has acknowledged it since, from an earlier batch
             return await self._batch([])
         key, delivery = self._stream.key, before + 1
         reply = await self._run(

@@ -36,7 +36,7 @@ from shared.metrics.trades import expectancy, win_rate
 #: Rows are written with the first one that arrives this long after the last write.
 WRITE_EVERY_SECONDS = 60.0
 
-#: TensorBoard receives one of so many updates; the tables have all of them.
+#: TensorBoard receives every n-th update; the tables have all of them.
 TENSORBOARD_EVERY = 10
 
 SETTINGS = "settings.json"

@@ -76,12 +76,12 @@ class CheckpointFiles(Protocol):
     def location(self, version: int, name: str) -> str:
         """Path or URL of a file of a version, for error texts."""
 
-    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
+    def remove(self, version: int, is_protected: Callable[[], bool]) -> bool:
         """Remove a version atomically, unless a pointer protects it; then delete its files.
 
         Args:
             version: its number.
-            is_held: whether a pointer protects the version now. It may be called more than once. If it
+            is_protected: whether a pointer protects the version now. It may be called more than once. If it
                 raises, the version stays.
         Returns:
             False if the version is protected, or another process removed it first.
@@ -172,12 +172,12 @@ class DirectoryFiles:
         """Path of a file of a version."""
         return str(self.folder(version) / name)
 
-    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
+    def remove(self, version: int, is_protected: Callable[[], bool]) -> bool:
         """Rename the folder while the pointers are locked, then remove it."""
         folder = self.folder(version)
         aside = self.root / f".removing-{folder.name}"
         with self._pointers_locked():
-            if is_held():
+            if is_protected():
                 return False
             try:
                 folder.rename(aside)

@@ -126,7 +126,7 @@ class ObjectFiles:
         """URL of a file of a version, without the folder named by the manifest's hash."""
         return f"{self.name}/{_key(version, name)}"
 
-    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
+    def remove(self, version: int, is_protected: Callable[[], bool]) -> bool:
         """Delete `manifest.sha256`, then the files; restore it if a pointer was moved here in between.
 
         A process that moves a pointer checks afterwards that the version exists, and this method checks the
@@ -134,16 +134,16 @@ class ObjectFiles:
         """
         last = _key(version, MANIFEST_SHA256)
         line = self._fetch(last).data
-        if line is None or is_held():
+        if line is None or is_protected():
             return False
         self._delete([last])
-        held = True
+        protected = True
         try:
-            held = is_held()
+            protected = is_protected()
         finally:
-            if held:
+            if protected:
                 self._put(last, line, "create")
-        if held:
+        if protected:
             return False
         self._delete(self._paths(f"v{version:06d}"))
         return True

@@ -265,7 +265,8 @@ class CheckpointStore:
         removed: list[int] = []
         try:
             # A generator, so that `removed` is correct if a later removal fails.
-            removed.extend(v for v in self._garbage(keep) if self._files.remove(v, partial(self._is_held, v)))
+            garbage = self._garbage(keep)
+            removed.extend(v for v in garbage if self._files.remove(v, partial(self._is_protected, v)))
         except CheckpointError as obstacle:
             log.warning("garbage_collection_stopped", reason=str(obstacle), removed=removed)
             return Collected(tuple(removed), str(obstacle))
@@ -279,8 +280,8 @@ class CheckpointStore:
         """
         self._files.tidy()
         versions = self.versions()
-        held = self._held()
-        old = [v for v in versions[: max(len(versions) - keep, 0)] if v not in held]
+        protected = self._protected()
+        old = [v for v in versions[: max(len(versions) - keep, 0)] if v not in protected]
         if not old:
             return []
         intact, _ = self.newest_valid()
@@ -288,21 +289,21 @@ class CheckpointStore:
             raise CheckpointError(f"{self.name}: no version is intact")
         return [version for version in old if version != intact.version]
 
-    def _is_held(self, version: int) -> bool:
-        return version in self._held()
+    def _is_protected(self, version: int) -> bool:
+        return version in self._protected()
 
-    def _held(self) -> set[int]:
+    def _protected(self) -> set[int]:
         """The versions that pointers name, and the one that a roll-back of `promoted` would restore.
 
         Raises:
             CheckpointError: a pointer's file is damaged.
         """
         pointers = {name: self.pointer(name) for name in Pointer}
-        held = {pointed.version for pointed in pointers.values() if pointed}
+        protected = {pointed.version for pointed in pointers.values() if pointed}
         if promoted := pointers[Pointer.PROMOTED]:
             earlier = [entry.version for entry in promoted.history if entry.version != promoted.version]
-            held.update(earlier[-1:])
-        return held
+            protected.update(earlier[-1:])
+        return protected
 
     def _manifest(self, version: int) -> tuple[Manifest, str]:
         """The manifest of a version, and its SHA-256."""

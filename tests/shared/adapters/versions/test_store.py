@@ -532,13 +532,13 @@ def test_no_pointer_moves_between_the_check_and_the_removal_of_a_folder(tmp_path
     other, waited = CheckpointStore(tmp_path), []
     moving = threading.Thread(target=other.move, args=(Pointer.BEST, lambda at: moved(at, 1, None)))
 
-    def is_held() -> bool:
+    def is_protected() -> bool:
         moving.start()
         moving.join(0.1)
         waited.append(moving.is_alive())
         return False
 
-    assert DirectoryFiles(tmp_path).remove(0, is_held)
+    assert DirectoryFiles(tmp_path).remove(0, is_protected)
     moving.join()
     assert waited == [True]
     assert other.versions() == [1]
