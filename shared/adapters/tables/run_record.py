@@ -55,7 +55,7 @@ _UPDATES = {
 }
 _EPISODES = {
     "episode": COUNT,  # number of the trajectory, beginning at 1
-    "time": TIMESTAMP,  # when the trainer received it
+    "time": TIMESTAMP,  # when it was added to the replay
     "trajectory_id": TEXT,
     "worker": TEXT,
     "version": COUNT,  # version of the acting weights
@@ -185,7 +185,7 @@ class RunRecord:
         Args:
             attempt: updates attempted so far, including this one.
             update: updates applied so far.
-            episode: trajectories received so far.
+            episode: trajectories added to the replay so far.
             figures: by the names in `update_figures`; a missing or non-finite one becomes null.
             skipped: whether the update was skipped because loss or gradient was not finite.
         Raises:
@@ -205,7 +205,7 @@ class RunRecord:
         self._write_when_due()
 
     def episode(self, episode: int, trajectory: Trajectory) -> None:
-        """Record a received trajectory; `episode` is its number, beginning at 1.
+        """Record a trajectory that was added to the replay; `episode` is its number, beginning at 1.
 
         Raises:
             DataError: a number is too large for its column.
