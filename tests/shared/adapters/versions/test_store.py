@@ -31,6 +31,7 @@ from shared.adapters.versions.manifest import (
     Pointer,
     PointerHistoryEntry,
     moved,
+    stage_of,
 )
 from shared.adapters.versions.object_store import ObjectFiles
 from shared.adapters.versions.store import CheckpointStore, Collected
@@ -359,6 +360,15 @@ def test_pointer_files_of_older_releases_without_stages_and_hashes_are_read(plac
     assert store.pointer(Pointer.PROMOTED) == Pointed(2, "live", earlier)
     store.point(Pointer.PROMOTED, 3, stage="paper")
     assert store.pointer(Pointer.PROMOTED) == Pointed(3, "paper", (*earlier, PointerHistoryEntry(2, "live")))
+
+
+def test_a_promoted_pointer_with_a_missing_or_unknown_stage_means_paper(tmp_path: Path) -> None:
+    store = filled(tmp_path, 2)
+    for stage in (b"null", b'"other"'):
+        (tmp_path / "promoted.json").write_bytes(b'{"version":2,"stage":%b,"history":[]}' % stage)
+        pointed = store.pointer(Pointer.PROMOTED)
+        assert pointed is not None
+        assert (pointed.stage, stage_of(pointed)) == (None, "paper")
 
 
 def test_a_pointer_remembers_a_hundred_versions(place: Place) -> None:
