@@ -21,7 +21,8 @@ import torch
 
 from benchmarks.measure import Measurement
 from shared.adapters.inference import InferenceClient
-from shared.adapters.versions.store import CheckpointStore, Manifest, Pointer
+from shared.adapters.versions.manifest import Manifest, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
 from shared.agent.decide import decide
 from shared.environment.action import Action

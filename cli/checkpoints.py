@@ -12,9 +12,10 @@ from cli.redis_query import in_time, query_redis
 from cli.runs import NotUpError, checkpoint_store, redis_of, validation_root
 from services.selfplay.settings import SelfPlaySettings
 from shared.adapters.streams.bus import Bus
+from shared.adapters.versions.manifest import Pointed, Pointer, stage_of
 from shared.adapters.versions.promotions import promote as promote_version
 from shared.adapters.versions.promotions import roll_back
-from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer, stage_of
+from shared.adapters.versions.store import CheckpointStore
 from shared.environment.action import LEGAL
 from shared.errors import CheckpointError, MuZeroError
 from shared.messages.schemas import VersionPromoted

@@ -12,7 +12,8 @@ from typing import IO
 
 from cli.leftovers import described, leftovers
 from shared.adapters.outputs import naming
-from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer
+from shared.adapters.versions.manifest import Pointed, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError, ServiceError, SettingsError
 from shared.runtime.settings import ServiceSettings, load
 

@@ -10,7 +10,7 @@ from rich.progress import Progress as ProgressBar
 from cli.output import err, out, print_fields, print_json, print_table, progress_bar
 from cli.runs import checkpoint_store, chosen_version, last_run
 from shared.adapters.tables.validations import DATABASE
-from shared.adapters.versions.store import Pointer
+from shared.adapters.versions.manifest import Pointer
 from shared.errors import SettingsError
 from shared.market.session import Split
 from shared.metrics.undefined import why
@@ -91,8 +91,8 @@ def _judge(
     from services.validator.validation import Provenance, Standards, Validator
     from shared.adapters.tables.dataset import read_dataset
     from shared.adapters.versions.agents import load_agent
+    from shared.adapters.versions.manifest import WEIGHTS
     from shared.adapters.versions.promotions import report_path
-    from shared.adapters.versions.store import WEIGHTS
 
     settings = load(ValidatorSettings)
     run = last_run(settings.home) if store is None else None

@@ -40,7 +40,8 @@ from services.api.views import (
 from shared.adapters.streams.bus import Bus
 from shared.adapters.streams.condition import RedisCondition
 from shared.adapters.streams.connection import TRANSIENT
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer, stage_of
+from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointed, Pointer, stage_of
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError, ServiceError, StoreAwayError
 from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, now

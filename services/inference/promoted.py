@@ -10,7 +10,8 @@ import structlog
 
 from shared.adapters.streams.bus import Bus
 from shared.adapters.versions.agents import load_agent, trained_instrument
-from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer, stage_of
+from shared.adapters.versions.manifest import Pointed, Pointer, stage_of
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
 from shared.agent.decide import Decisions, decide
 from shared.engine.precision import Precision

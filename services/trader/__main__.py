@@ -27,7 +27,8 @@ from services.trader.waiting import announced
 from shared.adapters.inference import InferenceClient
 from shared.adapters.oanda.client import OandaClient
 from shared.adapters.streams.lease import Lease
-from shared.adapters.versions.store import CheckpointStore, Pointer
+from shared.adapters.versions.manifest import Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument
 from shared.runtime.entry import service_main

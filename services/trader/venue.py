@@ -8,7 +8,7 @@ from services.trader.config import Mode, TraderConfig
 from shared.adapters.oanda.client import LIVE_API, LIVE_STREAM, PRACTICE_API, PRACTICE_STREAM
 from shared.adapters.oanda.records import InstrumentDetails
 from shared.adapters.versions.agents import trained_instrument
-from shared.adapters.versions.store import Manifest, Pointed
+from shared.adapters.versions.manifest import Manifest, Pointed
 from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument, normal_name
 

@@ -36,7 +36,7 @@ from services.trainer.publishing.publishing import Publisher
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Training, TrainingConfig
 from shared.adapters.tables.dataset import Dataset, read_dataset
-from shared.adapters.tables.run_record import Reached, RunRecord
+from shared.adapters.tables.run_record import ResumePoint, RunRecord
 from shared.adapters.versions.store import CheckpointStore
 from shared.agent.trajectory import Trajectory
 from shared.errors import MessageError, MuZeroError, StoreAwayError
@@ -163,7 +163,7 @@ class TrainerService:
             self._settings.record_root,
             update_figures=UPDATE_FIGURES,
             version_figures=WINDOW_FIGURES,
-            reached=Reached(
+            resume_at=ResumePoint(
                 self._publisher.version or 0, training.position, counters.attempts, counters.updates
             ),
             tensorboard=self._settings.trainer.tensorboard,

@@ -24,7 +24,8 @@ from services.trainer.replay.buffer import Replay
 from services.trainer.replay.steps import Steps
 from services.trainer.replay.targets import unrolled_steps
 from shared.adapters.versions.agents import instrument_settings
-from shared.adapters.versions.store import TRAINED_UNTIL, Manifest, Tensors
+from shared.adapters.versions.manifest import TRAINED_UNTIL, Manifest
+from shared.adapters.versions.store import Tensors
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import Action
 from shared.errors import CheckpointError

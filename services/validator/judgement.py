@@ -14,8 +14,8 @@ from services.validator.storage import StoppedError, Storage
 from services.validator.validation import Provenance, Validator
 from shared.adapters.files import write_whole
 from shared.adapters.versions.agents import load_agent
+from shared.adapters.versions.manifest import WEIGHTS, Manifest
 from shared.adapters.versions.promotions import in_sample, report_path, require_record
-from shared.adapters.versions.store import WEIGHTS, Manifest
 from shared.errors import CheckpointError, ServiceError
 
 log = structlog.get_logger()
@@ -39,7 +39,7 @@ class Judge:
             The versions that need no judgement, and those to judge again since their report cannot promote.
         """
         records, ground = self._storage.records, self._validator.ground
-        records.stand(ground, self._validator.standards.document())
+        records.record_standards(ground, self._validator.standards.document())
         again = set()
         for version in records.judged(ground).intersection(self._storage.store.versions()):
             try:

@@ -5,8 +5,8 @@ import asyncio
 import structlog
 
 from services.validator.storage import Storage, retry_until_stored
+from shared.adapters.versions.manifest import Pointed, Pointer
 from shared.adapters.versions.promotions import check_gate, promote, serve_unproven
-from shared.adapters.versions.store import Pointed, Pointer
 from shared.errors import CheckpointError, PromotionError
 from shared.messages.schemas import AlertRaised, ValidationReported, VersionPromoted
 from shared.messages.streams import ALERTS, PROMOTIONS, VALIDATIONS

@@ -79,7 +79,7 @@ class ValidatorService:
         """Judge the waiting versions, the newest first, until asked to stop."""
         records, ground = self._storage.records, self._validator.ground
         with contextlib.suppress(StoppedError):
-            for unannounced in await retry_until_stored(self._lifecycle, lambda: records.untold(ground)):
+            for unannounced in await retry_until_stored(self._lifecycle, lambda: records.pending(ground)):
                 await self._announce(unannounced)
             self._report_state(None)
             await self._lifecycle.until_stopping(self._arrived.wait())
@@ -134,7 +134,7 @@ class ValidatorService:
         if not await self._lifecycle.until_stopping(announcing):
             raise StoppedError
         records, ground = self._storage.records, self._validator.ground
-        await retry_until_stored(self._lifecycle, lambda: records.told(ground, judged.version))
+        await retry_until_stored(self._lifecycle, lambda: records.mark_announced(ground, judged.version))
 
     async def _report_skipped(self, version: int, reason: str) -> bool:
         """Raise an alert about a version that cannot be judged; True when it is sent."""

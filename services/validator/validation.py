@@ -16,7 +16,7 @@ from services.validator.evaluate import (
 from services.validator.gate import GateConfig, Incumbent
 from services.validator.report import History, Purpose, Subject, ValidationReport, compose
 from shared.adapters.tables.dataset import Dataset
-from shared.adapters.tables.validations import Candidate, Ground, ValidationRow, ValidationStore
+from shared.adapters.tables.validations import Candidate, ValidationRow, ValidationScope, ValidationStore
 from shared.agent.agent import Agent
 from shared.agent.rollout import MarketView
 from shared.environment.environment import EnvironmentConfig, Prices
@@ -81,7 +81,7 @@ class Validator:
         Raises:
             DataError: the split has no session.
         """
-        self.ground = Ground(dataset.fingerprint, split)
+        self.ground = ValidationScope(dataset.fingerprint, split)
         self._dataset, self._standards = dataset, standards
         all_starts = dataset.sessions.non_overlapping(split)
         self._num_sessions_in_split = len(all_starts)

@@ -1,4 +1,4 @@
-"""Files that are on the disk when a call returns, written completely or not at all; and bounded reads."""
+"""Durable and atomic writes of files, and bounded reads."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's contents, or a folder's entries, are on the disk."""
+    """fsync a file, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -16,7 +16,7 @@ def sync(path: Path) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk; its folder's entry is the caller's to sync."""
+    """Write and fsync a file. The caller must sync its folder."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -24,7 +24,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file aside and rename it: readers, and the next start, find the old one or the new one."""
+    """Write a temporary file, rename it and sync. Even after a crash, readers see the old or the new file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write_synced(aside, data)
@@ -35,15 +35,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def read_beneath(root: Path, name: str, *, limit: int) -> bytes:
-    """Contents of a file below a folder; no link on the way there is followed.
+    """Contents of a file below a folder, without following links below the folder.
 
     Args:
-        root: the folder, itself wherever it may be.
+        root: the folder; it may itself be a link.
         name: path below it, with slashes.
-        limit: bytes that it may have; more are never read.
+        limit: most bytes that the file may have.
     Raises:
-        FileNotFoundError: it is not there.
-        OSError: it is a link, no plain file, too large, or cannot be read.
+        FileNotFoundError: there is no such file.
+        OSError: it is a link, not a regular file, too large, or cannot be read.
     """
     path, folder = root / name, os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     *folders, last = name.split("/")
@@ -52,17 +52,17 @@ def read_beneath(root: Path, name: str, *, limit: int) -> bytes:
             outer = folder
             folder = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=outer)
             os.close(outer)
-        # A pipe would let the reader wait for its writer.
+        # O_NONBLOCK: opening a pipe would wait for its writer.
         descriptor = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError as refused:
-        says = "a link, which is not followed" if refused.errno == errno.ELOOP else refused.strerror
-        raise OSError(refused.errno, says, str(path)) from None
+        reason = "a link, which is not followed" if refused.errno == errno.ELOOP else refused.strerror
+        raise OSError(refused.errno, reason, str(path)) from None
     finally:
         os.close(folder)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "no plain file", str(path))
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         if found.st_size > limit:
             raise too_large(str(path), found.st_size, limit)
         with open(descriptor, "rb", closefd=False) as file:
@@ -71,6 +71,6 @@ def read_beneath(root: Path, name: str, *, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def too_large(place: str, size: int, limit: int) -> OSError:
-    """The error of a file that is larger than what is read of it."""
-    return OSError(errno.EFBIG, f"{size} bytes, at most {limit} are expected", place)
+def too_large(location: str, size: int, limit: int) -> OSError:
+    """The error for a file that is larger than a limit."""
+    return OSError(errno.EFBIG, f"{size} bytes, at most {limit} are expected", location)

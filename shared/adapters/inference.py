@@ -1,4 +1,4 @@
-"""Client of the inference service: at a bar's close a decision in time, or an InferenceError."""
+"""Client of the inference service: a timely decision at a bar's close, or an InferenceError."""
 
 import asyncio
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from shared.messages.inference import DecisionReply, DecisionRequest
 from shared.messages.validation import first_fault
 from shared.numeric import Float32
 
-#: A decision that takes longer comes too late.
+#: A later decision is useless.
 DEADLINE_SECONDS = 0.1
 
 MAX_REASON = 300
@@ -22,7 +22,7 @@ MAX_REASON = 300
 
 @dataclass(frozen=True)
 class Decision:
-    """What the promoted version would do at the next bar's open; tuples are in the order of the enums."""
+    """Decision of the promoted version for the next bar's open; tuples are in the order of the enums."""
 
     action: Action
     visit_policy: tuple[float, ...]
@@ -32,11 +32,11 @@ class Decision:
     outcome_probabilities: tuple[float, ...]
     version: int
     stage: str | None
-    latency_ms: float  # the whole call, as the client saw it
+    latency_ms: float  # of the complete call, measured by the client
 
 
 class _Problem(BaseModel):
-    """What is read of a problem document (RFC 9457)."""
+    """The used part of a problem document (RFC 9457)."""
 
     detail: str
 
@@ -51,12 +51,12 @@ class InferenceClient:
         deadline_seconds: float = DEADLINE_SECONDS,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Nothing is connected yet.
+        """Create a client; it does not connect yet.
 
         Args:
             url: scheme, host and port of the service.
-            deadline_seconds: limit of one whole call.
-            transport: httpx's seam; None goes over the network.
+            deadline_seconds: limit of one complete call.
+            transport: httpx transport for tests; None uses the network.
         """
         self._deadline_seconds = deadline_seconds
         self._http = httpx.AsyncClient(
@@ -80,16 +80,17 @@ class InferenceClient:
         await self._http.aclose()
 
     async def decide(self, instrument: str, bar_time_s: int, window: Float32, static: Float32) -> Decision:
-        """Ask once.
+        """Request one decision, without retries.
 
         Args:
             instrument: name such as GBP_JPY.
             bar_time_s: opening time of the bar that has just closed.
-            window: `[32, 9]` temporal features, the last row that bar's.
-            static: `[6]` static features of the position held.
+            window: `[32, 9]` temporal features; the last row is that of the bar.
+            static: `[6]` static features of the position.
         Raises:
-            InferenceError: no answer in time, a refusal, or an answer that cannot be acted on: not finite,
-                for another bar or instrument, or an action that the position does not allow.
+            InferenceError: no answer in time, a refusal, or an unusable answer: not finite, for another bar
+            or
+                instrument, or with an action that the position does not allow.
         """
         request = DecisionRequest.model_construct(
             instrument=instrument, bar_time_s=bar_time_s, features=window.tolist(), static=static.tolist()
@@ -116,7 +117,7 @@ class InferenceClient:
 
 
 def _detail(answer: httpx.Response) -> str:
-    """The detail of a problem document, or the beginning of whatever came instead."""
+    """The detail of a problem document, or the beginning of any other body."""
     try:
         return _Problem.model_validate_json(answer.content).detail[:MAX_REASON]
     except ValidationError:
@@ -131,7 +132,7 @@ def _checked(content: bytes, instrument: str, bar_time_s: int, side: int, latenc
     if (reply.instrument, reply.bar_time_s) != (instrument, bar_time_s):
         raise InferenceError(
             f"inference decided on {reply.instrument} at {reply.bar_time_s}, "
-            f"asked was {instrument} at {bar_time_s}"
+            f"expected {instrument} at {bar_time_s}"
         )
     action = Action[reply.action]
     if not LEGAL[side + 1, action]:

@@ -1,6 +1,6 @@
-"""Files that a command writes: completely or not at all, and never over a file of another kind.
+"""Output files of commands: written atomically, and never over a file of another kind.
 
-`check_output` is called before anything is computed, so that a long command does not end in a refusal.
+Commands call `check_output` before they compute anything, so that a long command does not fail at its end.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from shared.errors import DataError
 def check_output(
     path: Path, kind: str, is_own: Callable[[Path], bool], *inputs: Path, may_lack_folder: bool = False
 ) -> Path:
-    """Check that a file can be written and destroys nothing but an older file of its kind.
+    """Check that a file can be written and overwrites at most an older file of its kind.
 
     Args:
-        path: as the user names it. A symbolic link is followed: its target is written, the link stays.
+        path: as the user names it. A symbolic link is followed: its target is replaced, the link stays.
         kind: noun phrase for the error, such as "data set".
         is_own: whether an existing file is of this kind; may raise OSError.
         inputs: files that the command reads.
-        may_lack_folder: accept a folder that is not there yet; `written_aside` makes it.
+        may_lack_folder: accept a missing folder; `written_aside` creates it.
     Returns:
         The file to write, with every link resolved.
     Raises:
-        DataError: a folder, a device, an input or a file of another kind is there, or it cannot be written.
+        DataError: the path is a folder, a device, an input or a file of another kind, or cannot be written.
     """
     with naming(path, "written"):
         target = path.resolve()
@@ -44,16 +44,16 @@ def check_output(
             folder = folder.parent
         probe = _aside(folder / target.name)
         probe.touch()
-        probe.unlink(missing_ok=True)  # a concurrent writer may have tidied it away
+        probe.unlink(missing_ok=True)  # a concurrent writer may have removed it as a leftover
     return target
 
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A name to write to; its file replaces `target` when the block succeeds, and is removed otherwise.
+    """A temporary path; its file replaces `target` if the block succeeds, and is removed otherwise.
 
-    Writers hold a shared lock on the folder. A writer that gets it exclusively is alone, so that the
-    files left behind by killed writers of the same target can be removed.
+    Writers hold a shared lock on the folder. A writer that gets an exclusive lock is alone, so it can remove
+    the leftovers of killed writers of the same target.
 
     Args:
         target: as `check_output` returned it.
@@ -63,7 +63,7 @@ def written_aside(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _lock_and_tidy(folder, target)
+            _lock_and_clean_up(folder, target)
             yield aside
             sync(aside)
             aside.replace(target)
@@ -76,7 +76,7 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
-    """Turn an error of the file system into one that names the file and what could not be done."""
+    """Translate errors of the file system into a DataError with the file and the operation `what`."""
     try:
         yield
     except OSError as error:
@@ -91,10 +91,10 @@ def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
 
 
-def _lock_and_tidy(folder: int, target: Path) -> None:
+def _lock_and_clean_up(folder: int, target: Path) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # another writer is at work
+    except BlockingIOError:  # another writer is active
         fcntl.flock(folder, fcntl.LOCK_SH)
         return
     prefix = f".{target.name}."

@@ -1,4 +1,4 @@
-"""Alerts to a person: posted as JSON to an address that the operator chose."""
+"""Alerts to the operator, posted as JSON to a configured URL."""
 
 import asyncio
 import re
@@ -8,8 +8,8 @@ import httpx
 from shared.errors import WebhookError
 from shared.messages.schemas import AlertRaised
 
-#: Chat services may take several seconds to answer. An answer that comes later than this is not waited for,
-#: and the alert is not repeated, because the receiver may have it.
+#: Chat services may take several seconds to answer. After this time-out the alert is not repeated, because
+#: the receiver may have it.
 ANSWER_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
 
@@ -17,14 +17,14 @@ _ZERO_WIDTH = "\u200b"
 
 
 async def post_alert(url: str, alert: AlertRaised) -> None:
-    """Post one alert, once.
+    """Post an alert once.
 
-    `text` is what chat services show. `alert_id`, also in the header `Idempotency-Key`, is the same in
-    every delivery of an alert.
+    Chat services show `text`. `alert_id`, also in the header `Idempotency-Key`, is the same in every delivery
+    of an alert.
 
     Raises:
-        WebhookError: the alert was not delivered. The text names no part of the address, which may hold
-            a secret.
+        WebhookError: the alert was not delivered. The text contains no part of the URL, which may include a
+            secret.
     """
     document = {"text": chat_text(alert), **alert.model_dump(mode="json")}
     timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
@@ -36,8 +36,8 @@ async def post_alert(url: str, alert: AlertRaised) -> None:
             client.stream("POST", url, json=document, headers=headers) as answer,
         ):
             status = answer.status_code  # the body is not needed, and may never end
-    except (httpx.InvalidURL, UnicodeError):  # the latter of a host name that IDNA refuses
-        raise WebhookError("the alert webhook is not an address", again=False) from None
+    except (httpx.InvalidURL, UnicodeError):  # UnicodeError: a host name that IDNA rejects
+        raise WebhookError("the alert webhook is not a URL", again=False) from None
     except (httpx.HTTPError, TimeoutError) as failed:
         unsent = isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout)
         raise WebhookError(
@@ -50,9 +50,9 @@ async def post_alert(url: str, alert: AlertRaised) -> None:
 
 
 def chat_text(alert: AlertRaised) -> str:
-    """One line for a chat, in which nothing that the alert says can mention or format.
+    """One line for a chat, escaped so that the alert's text cannot mention people or contain markup.
 
-    Slack reads `<!channel>`, other services read `@here` and `[text](address)`.
+    Slack interprets `<!channel>`; other services interpret `@here` and `[text](address)`.
     """
     times = f" after {alert.occurrences:,} occurrences" if alert.occurrences > 1 else ""
     phase = "" if alert.phase == "event" else f" {alert.phase}"

@@ -1,8 +1,8 @@
-"""Messages and trajectories to the bytes of a stream entry, and back with every claim checked.
+"""Encoding of messages and trajectories as stream entries, and validated decoding.
 
-An entry has the fields `type` (message name), `version` (schema), `body` (JSON) and, for a
-trajectory, `arrays`: the raw little-endian bytes of its arrays one after the other. Sizes, names,
-shapes and the hash are checked before an array is made, so that a hostile entry costs nothing.
+An entry has the fields `type` (message name), `version` (schema), `body` (JSON) and, for a trajectory,
+`arrays`: the raw little-endian bytes of its arrays, concatenated. Sizes, names, shapes and the hash are
+checked before arrays are allocated, so that a hostile entry wastes no memory.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from shared.messages.schemas import ArrayField, Message, TradeRecord, Trajectory
 from shared.messages.streams import Stream
 from shared.messages.validation import first_fault
 
-#: A session of 360 steps takes about 22 kB; anything near this is not a trajectory.
+#: A session of 360 steps has about 22 kB; these limits only exclude garbage.
 MAX_ARRAYS_BYTES = 4_000_000
 MAX_BODY_BYTES = 1_000_000
 MAX_STEPS = 100_000
 
-#: Name, dtype and width (0: a vector) of each array, in the order of the blob.
+#: Name, dtype and width (0: vector) of each array, in the order of the blob.
 _LAYOUT: tuple[tuple[str, str, int], ...] = (
     ("static", "<f4", NUM_STATIC),
     ("actions", "|i1", 0),
@@ -56,10 +56,10 @@ def encode(message: Message, arrays: bytes = b"") -> dict[str, bytes]:
 
 
 def decode(stream: Stream[_M], fields: Mapping[bytes, bytes]) -> tuple[_M, bytes]:
-    """The message of an entry and the bytes of its arrays.
+    """The message in an entry, and the bytes of its arrays.
 
     Raises:
-        MessageError: another type, an unknown schema version, too large, or not what the schema says.
+        MessageError: wrong type, unknown schema version, too large, or not valid for the schema.
     """
     wanted = stream.message.__name__
     got = fields.get(b"type", b"").decode("ascii", "replace")[:64]
@@ -102,10 +102,10 @@ def encode_trajectory(trajectory: Trajectory) -> tuple[TrajectoryFinished, bytes
 
 
 def decode_trajectory(header: TrajectoryFinished, blob: bytes) -> Trajectory:
-    """The trajectory of a header and its arrays' bytes.
+    """The trajectory of a header and the bytes of its arrays.
 
     Raises:
-        MessageError: names, shapes, sizes, hash or values do not fit.
+        MessageError: names, shapes, sizes, hash or values are not valid.
     """
     steps = _checked_steps(header, blob)
     arrays: dict[str, npt.NDArray[np.generic]] = {}
@@ -116,7 +116,7 @@ def decode_trajectory(header: TrajectoryFinished, blob: bytes) -> Trajectory:
         offset += column.nbytes
         arrays[name] = column.reshape(steps, width) if width else column
     try:
-        return Trajectory(  # looks at shapes, codes and ranges, and at what each position allows
+        return Trajectory(  # validates shapes, codes, ranges, and the legality of each action
             trajectory_id=header.trajectory_id,
             worker=header.worker,
             checkpoint_version=header.checkpoint_version,
@@ -134,7 +134,7 @@ def decode_trajectory(header: TrajectoryFinished, blob: bytes) -> Trajectory:
 
 @lru_cache(maxsize=64)
 def _array_fields(steps: int) -> tuple[ArrayField, ...]:
-    """What the header says of the arrays; nearly all sessions have the same number of steps."""
+    """The header's array descriptions; cached, because nearly all sessions have equally many steps."""
     return tuple(
         ArrayField(name=name, dtype=cast("Any", dtype), shape=(steps, width) if width else (steps,))
         for name, dtype, width in _LAYOUT
@@ -154,5 +154,5 @@ def _checked_steps(header: TrajectoryFinished, blob: bytes) -> int:
     if len(blob) != size:
         raise MessageError(f"{where}: {len(blob)} bytes of arrays, the shapes say {size}")
     if hashlib.sha256(blob).hexdigest() != header.arrays_sha256:
-        raise MessageError(f"{where}: the arrays' SHA-256 is not the header's; damaged on the way")
+        raise MessageError(f"{where}: the arrays' SHA-256 is not that in the header; they were damaged")
     return steps

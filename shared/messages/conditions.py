@@ -1,4 +1,4 @@
-"""Conditions to alerts: one alert when a condition begins and one when it ends, however often it flaps."""
+"""Alerts for conditions: one when a condition begins and one when it ends, even if it flaps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from shared.messages.schemas import AlertRaised
 
 
 class Condition(NamedTuple):
-    """What an alert is about."""
+    """The subject of an alert."""
 
-    source: str  # the part that the condition concerns, such as "trader"
+    source: str  # service or component, such as "trader"
     name: str  # such as "stale_price"
 
 
 @dataclass
 class _Seen:
-    """One condition that holds, or held a moment ago."""
+    """A condition that holds or recently held."""
 
     detail: str
     first_s: float  # when it was first seen
     last_s: float  # when it was last seen
-    occurrences: int = 1  # times that it appeared, gaps shorter than `end_seconds` between them
-    holds: bool = True  # at the last look
+    occurrences: int = 1  # times that it appeared after a gap shorter than `end_seconds`
+    holds: bool = True  # at the last check
     announced: bool = False
 
 
 class ConditionTracker:
-    """Compares the conditions of successive looks.
+    """Compares the conditions of successive checks.
 
-    A condition begins once it has held at every look for `begin_seconds`. It ends once it was absent at
-    every look for `end_seconds`; a shorter gap is part of it and adds to `occurrences`.
+    A condition begins once it has held at every check for `begin_seconds`. It ends once it was absent at
+    every check for `end_seconds`; a shorter gap belongs to it and adds to `occurrences`.
 
     Args:
         begin_seconds: how long a condition must hold before it is announced; 0 announces it at once.
@@ -42,11 +42,11 @@ class ConditionTracker:
         self._seen: dict[Condition, _Seen] = {}
 
     def look(self, holding: Mapping[Condition, str], now_s: float) -> list[AlertRaised]:
-        """Take one look.
+        """Process one check.
 
         Args:
             holding: the conditions that hold now, each with its detail in words.
-            now_s: time of the look in seconds; never decreases from one look to the next.
+            now_s: time of the check in seconds; must not decrease.
         Returns:
             An alert of phase `began` for each condition that has begun, and one of phase `ended` for each
             that has ended.
@@ -62,14 +62,14 @@ class ConditionTracker:
         ]
 
     def resume(self, condition: Condition, detail: str, now_s: float) -> None:
-        """Take over a condition whose beginning a predecessor announced: it is not announced again.
+        """Continue a condition whose beginning an earlier process announced; it is not announced again.
 
-        If it does not hold, its end is announced `end_seconds` after `now_s`.
+        If it no longer holds, its end is announced `end_seconds` after `now_s`.
         """
         self._seen[condition] = _Seen(detail, now_s, now_s, holds=False, announced=True, occurrences=0)
 
     def begun(self) -> list[Condition]:
-        """Conditions whose beginning was announced and that held at the last look."""
+        """Conditions whose beginning was announced and that held at the last check."""
         return [condition for condition, seen in self._seen.items() if seen.announced and seen.holds]
 
     def _present(self, condition: Condition, detail: str, now_s: float) -> AlertRaised | None:

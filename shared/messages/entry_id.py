@@ -7,7 +7,7 @@ _PATTERN = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 
 
 class EntryId(NamedTuple):
-    """A Redis stream entry id. Ids compare in stream order, which their texts do not."""
+    """A Redis stream entry id. Ids compare in stream order; their texts do not."""
 
     milliseconds: int
     sequence: int

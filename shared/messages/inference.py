@@ -1,7 +1,7 @@
-"""What the inference service is asked and what it answers, over HTTP.
+"""Requests and replies of the inference service over HTTP.
 
-Service and client read the same models, so that neither can guess what the other means. Every number
-is finite; a float32 written as a JSON number and read back is the same float32.
+Service and client use the same models. Every number is finite. A float32 survives the round trip through a
+JSON number unchanged.
 """
 
 from typing import Annotated, Literal, Self
@@ -14,17 +14,17 @@ from shared.environment.position import NUM_STATIC
 from shared.features.kernels import NUM_FEATURES
 from shared.features.window import FIRST_WINDOW_BAR, WINDOW_BARS
 
-#: Bars that a window is computed from: the last one's window is then complete.
+#: Fewest bars for which the window of the last bar is complete.
 MIN_BARS = FIRST_WINDOW_BAR + 1
 MAX_BARS = 1_000
 
-#: Counts beyond this are damage.
+#: Larger counts are rejected as damaged.
 MAX_BARS_HELD = 10_000_000
 
-#: The audit's tables count versions in 32 bits.
+#: Version columns in the audit tables have 32 bits.
 MAX_VERSION = 2**31 - 1
 
-#: No pnl or drawdown of one position is larger.
+#: Limit for pnl and drawdown of one position.
 MAX_PIPS = 1e6
 
 Pips = Annotated[float, Field(ge=-MAX_PIPS, le=MAX_PIPS)]
@@ -46,9 +46,7 @@ class BarColumns(_Model):
     @model_validator(mode="after")
     def _equally_long(self) -> Self:
         if len(self.time_s) != len(self.close):
-            raise ValueError(
-                f"{len(self.time_s)} times and {len(self.close)} closes, expected as many of each"
-            )
+            raise ValueError(f"{len(self.time_s)} times and {len(self.close)} closes, expected equal numbers")
         return self
 
 
@@ -64,14 +62,14 @@ class PositionNumbers(_Model):
 
 
 class DecisionRequest(_Model):
-    """One bar close and the position held at it.
+    """A bar close and the position held at it.
 
-    Either `features` or `bars` tells the market, either `static` or `position` the position.
+    The market is given by either `features` or `bars`, the position by either `static` or `position`.
     """
 
     schema_version: Literal[1] = 1
     instrument: Annotated[str, Field(max_length=16)]
-    bar_time_s: int | None = None  # opening time of the bar decided on; comes back in the answer
+    bar_time_s: int | None = None  # opening time of the decided bar; returned in the reply
     features: (
         Annotated[
             list[
@@ -111,7 +109,7 @@ def _check_static(static: list[float]) -> None:
 
 
 class DecisionReply(_Model):
-    """What to do at the next bar's open, and why."""
+    """The action for the next bar's open, with the search results."""
 
     schema_version: Literal[1] = 1
     instrument: str
@@ -119,11 +117,11 @@ class DecisionReply(_Model):
     action: ActionName
     visit_policy: Annotated[list[Probability], Field(min_length=NUM_ACTIONS, max_length=NUM_ACTIONS)]
     policy: Annotated[list[Probability], Field(min_length=NUM_ACTIONS, max_length=NUM_ACTIONS)]
-    value: float  # pips, of the root
+    value: float  # root value in pips
     q_values: Annotated[list[float | None], Field(min_length=NUM_ACTIONS, max_length=NUM_ACTIONS)]
     outcome_probabilities: Annotated[
         list[Probability], Field(min_length=NUM_OUTCOMES, max_length=NUM_OUTCOMES)
     ]
     version: Annotated[int, Field(ge=0, le=MAX_VERSION)]
-    stage: str | None  # what the version was promoted to: unproven, paper or live
-    latency_ms: Annotated[float, Field(ge=0)]  # from the parsed request to the answer
+    stage: str | None  # stage of the promoted version: unproven, paper or live
+    latency_ms: Annotated[float, Field(ge=0)]  # from the parsed request to the reply

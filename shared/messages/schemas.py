@@ -1,6 +1,6 @@
-"""Every message that crosses a process: immutable facts in the past tense, each with its schema version.
+"""Every message between processes: immutable facts in the past tense, each with its schema version.
 
-A reader refuses a version that it does not know; nothing is guessed. Times are UTC.
+Readers reject versions that they do not know. Times are UTC.
 """
 
 from datetime import UTC, datetime
@@ -14,32 +14,32 @@ from shared.agent.trajectory import MAX_PIPS
 #: SHA-256 in hex: of a data set's bars, or of a file.
 Fingerprint = str
 
-#: What a promoted version may do: be served without entries, trade on paper, or trade live.
+#: Permission of a promoted version: serve decisions without trading, trade on paper, or trade live.
 Stage = Literal["unproven", "paper", "live"]
 
-#: Whole numbers have 64 bits: in arrays, in the columns of a run's record, and in metrics.
+#: Integers have 64 bits in arrays, in the columns of a run's record, and in metrics.
 MAX_COUNT = 2**63 - 1
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Whole = Annotated[int, Field(ge=-MAX_COUNT - 1, le=MAX_COUNT)]
 
-#: The dearest quotes there are, of a bitcoin in dong or rupiah, are a thousandth of this.
+#: A thousand times the largest real quotes, of a bitcoin in dong or rupiah.
 MAX_PRICE = 1e12
 Price = Annotated[float, Field(gt=0, le=MAX_PRICE)]
 
 
-#: Characters of a text that explains something.
+#: Most characters of a reason or detail.
 MAX_TEXT = 2_048
 
 
 def _cut(text: object) -> object:
     if not isinstance(text, str):
         return text
-    text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair can be written nowhere
+    text = text.encode("utf-8", "replace").decode()  # replaces unpaired surrogates, which cannot be encoded
     return text[: MAX_TEXT - 1] + "…" if len(text) > MAX_TEXT else text
 
 
-#: A reason or detail. A longer one is cut, and what is no character is replaced, wherever it was made: it
-#: must not keep a fact from being recorded.
+#: A reason or detail. Texts that are too long or contain unpaired surrogates are repaired, not rejected,
+#: because they must not prevent a fact from being recorded.
 Text = Annotated[str, BeforeValidator(_cut), Field(max_length=MAX_TEXT)]
 
 #: Name of a service, instance, split, stream or the like.
@@ -47,7 +47,7 @@ Name = Annotated[str, Field(max_length=256)]
 
 
 def now() -> datetime:
-    """The present moment in UTC; the default of every message's `created_at`."""
+    """The present time in UTC; the default of every message's `created_at`."""
     return datetime.now(UTC)
 
 
@@ -60,7 +60,7 @@ class Message(BaseModel):
 
 
 class ArrayField(BaseModel):
-    """One array of the blob that rides beside a message: raw little-endian bytes, in this order."""
+    """One array in the blob that accompanies a message: raw little-endian bytes, in field order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,13 +85,13 @@ class TradeRecord(BaseModel):
 
 
 class TrajectoryFinished(Message):
-    """A self-play worker finished one session; the arrays ride beside this header."""
+    """A self-play worker finished one session; the arrays accompany this header."""
 
     schema_version: Literal[1] = 1
-    trajectory_id: UUID  # counted once, however often delivered
+    trajectory_id: UUID  # for deduplication after redelivery
     worker: str = Field(max_length=128)
-    checkpoint_version: Count  # the weights that acted, hence the policy lag
-    dataset: Fingerprint = Field(min_length=64, max_length=64)  # the trainer refuses another one
+    checkpoint_version: Count  # version of the acting weights; determines the policy lag
+    dataset: Fingerprint = Field(min_length=64, max_length=64)  # the trainer rejects other data sets
     start_bar: Count
     seed: Whole
     trades: tuple[TradeRecord, ...] = Field(max_length=1024)
@@ -100,7 +100,7 @@ class TrajectoryFinished(Message):
 
 
 class CheckpointPublished(Message):
-    """The trainer published one version; weights and manifest are complete in the store."""
+    """The trainer published a version; it is complete in the store."""
 
     schema_version: Literal[1] = 1
     version: Count
@@ -111,7 +111,7 @@ class CheckpointPublished(Message):
 
 
 class ValidationReported(Message):
-    """The validator judged one version out of sample."""
+    """The validator judged a version out of sample."""
 
     schema_version: Literal[1] = 1
     version: Count
@@ -128,9 +128,9 @@ class ValidationReported(Message):
 
 
 class VersionPromoted(Message):
-    """A version is now the one that decides; a roll-back is a promotion of an earlier version.
+    """A version was promoted; a roll-back promotes an earlier version.
 
-    Version 1 knew no stage `unproven`.
+    Schema version 1 had no stage `unproven`.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -141,13 +141,13 @@ class VersionPromoted(Message):
 
 
 class DecisionMade(Message):
-    """The trader asked for a decision at a bar's close, and what became of it."""
+    """The trader's decision at a bar's close, and whether it was executed."""
 
     schema_version: Literal[1] = 1
     bar_time: AwareDatetime
     action: Literal["HOLD", "BUY", "SELL", "CLOSE"]
     executed: bool
-    reason: Text = ""  # why a decision was not carried out, or why there was none
+    reason: Text = ""  # why the decision was not executed, or why there was none
     version: int | None = None
     value: float | None = None
     visit_policy: tuple[float, ...] = Field((), max_length=4)
@@ -160,7 +160,7 @@ class DecisionMade(Message):
 
 
 class TradeClosed(Message):
-    """The trader's position was closed at the broker. In version 1 the units are a whole number."""
+    """The trader's position was closed at the broker. In schema version 1 the units are an integer."""
 
     schema_version: Literal[1, 2] = 2
     trade_id: str = Field(max_length=64)
@@ -176,7 +176,7 @@ class TradeClosed(Message):
 
 
 class ControlIssued(Message):
-    """An operator changed what a part may do; the newest one of a target holds until the next."""
+    """An operator changed the state of a target; it holds until the next message for the target."""
 
     schema_version: Literal[1] = 1
     target: Literal["training", "trader"]
@@ -186,24 +186,24 @@ class ControlIssued(Message):
 
 
 class AlertRaised(Message):
-    """Something an operator must know: a condition began or ended, or an event happened.
+    """Information for the operator: a condition began or ended, or an event happened.
 
-    Alerts of version 1 have neither id nor phase and are read as events.
+    Alerts of schema version 1 have neither id nor phase and are read as events.
     """
 
     schema_version: Literal[1, 2] = 2
     alert_id: UUID = Field(default_factory=uuid4)  # the same in every delivery of this alert
-    source: Name  # a service, or a part such as "redis"
+    source: Name  # a service, or a component such as "redis"
     name: str = Field(max_length=128)
     detail: Text = ""
     phase: Literal["event", "began", "ended"] = "event"
-    occurrences: int = Field(1, ge=1)  # times that a condition appeared before it ended
+    occurrences: int = Field(1, ge=1)  # times that the condition appeared before it ended
 
 
 class DeadLettered(Message):
-    """An entry that could not be processed, with the reason; the whole entry rides beside it where `kept`.
+    """An entry that could not be processed, with the reason. If `kept`, the letter contains the entry too.
 
-    Version 1 kept the excerpt alone; its letters are read as letters whose entry was not kept.
+    Schema version 1 kept only the excerpt; its letters are read as letters without the entry.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -216,7 +216,7 @@ class DeadLettered(Message):
 
 
 class Heartbeat(Message):
-    """A service instance is alive; the key expires when it stops saying so."""
+    """A service instance is alive. The key expires if the instance stops sending heartbeats."""
 
     schema_version: Literal[1] = 1
     service: Name

@@ -1,4 +1,4 @@
-"""Streams: key, message, retention and owner of each, in one table (docs/messages.md tells the rest)."""
+"""Key, message, retention and owner of every stream; see docs/messages.md for details."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -21,9 +21,11 @@ M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 @dataclass(frozen=True)
 class Stream(Generic[M_co]):
-    """One Redis stream. `max_length` None means that only acknowledged entries leave it.
+    """One Redis stream.
 
-    `max_bytes`, of Redis' memory, is for a stream whose entries hold what others made up.
+    Attributes:
+        max_length: cap by number of entries; None: entries leave only when they are acknowledged.
+        max_bytes: cap by memory use, for streams whose entries contain foreign data.
     """
 
     key: str
@@ -55,13 +57,13 @@ STREAMS: tuple[Stream[Message], ...] = (
     DEAD,
 )
 
-#: Streams whose newest entry holds: an old one that is appended again would undo a newer one.
+#: Streams whose newest entry is in force, so replaying an old entry would undo a newer one.
 ANNOUNCED: tuple[Stream[Message], ...] = (CHECKPOINTS, VALIDATIONS, PROMOTIONS, CONTROL)
 
-#: The consumer group that learns from trajectories.
+#: The consumer group of the trainer on the trajectories.
 TRAINER_GROUP = "trainer"
 
-#: Hash with the phase of each of the gateway's conditions.
+#: Hash with the phase of each condition of the gateway.
 CONDITIONS_KEY = "mm:conditions"
 
 HEARTBEAT_PREFIX = "mm:heartbeat"
@@ -69,5 +71,5 @@ HEARTBEAT_TTL_SECONDS = 15
 
 
 def heartbeat_key(service: str, instance: str) -> str:
-    """Key under which one instance says that it lives."""
+    """Key of an instance's heartbeat."""
     return f"{HEARTBEAT_PREFIX}:{service}:{instance}"

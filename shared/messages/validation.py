@@ -6,9 +6,9 @@ from pydantic import ValidationError
 
 
 class ValidationFault(NamedTuple):
-    """The first of the faults that pydantic found."""
+    """The first fault that pydantic found."""
 
-    where: str  # names and indices joined by dots, empty for the document itself
+    where: str  # path of names and indices joined by dots; empty for the document itself
     message: str
 
     def __str__(self) -> str:
@@ -16,11 +16,11 @@ class ValidationFault(NamedTuple):
 
 
 def first_fault(invalid: ValidationError, *, document: str = "") -> ValidationFault:
-    """The first fault, without the refused value, which may be huge or secret.
+    """The first fault, without the rejected value, which may be huge or secret.
 
     Args:
-        invalid: what pydantic raised.
-        document: how to name the document as a whole.
+        invalid: the error from pydantic.
+        document: name of the document itself.
     """
     fault = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
     return ValidationFault(".".join(str(part) for part in fault["loc"]) or document, fault["msg"])

@@ -195,9 +195,9 @@ async def _shut_down(lifecycle: Lifecycle, beats: asyncio.Task[None], *, gracefu
 
 async def _sign_off(lifecycle: Lifecycle, *, graceful: bool) -> None:
     """Delete the heartbeat, and after a graceful shutdown do not count the deliveries in progress."""
-    await lifecycle.bus.still(lifecycle.service, lifecycle.instance)
+    await lifecycle.bus.clear_heartbeat(lifecycle.service, lifecycle.instance)
     if graceful:
-        await lifecycle.bus.give_back()
+        await lifecycle.bus.release_pending()
 
 
 async def _with_time_limit(exchange: Awaitable[None]) -> None:

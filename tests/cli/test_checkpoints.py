@@ -16,7 +16,8 @@ from cli.output import err, out
 from cli.runs import Run, exclusive
 from shared.adapters.streams.bus import Bus
 from shared.adapters.versions import object_store
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest, Pointed, Pointer
+from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointed, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError, PromotionError, ServiceError, SettingsError, StoreAwayError
 from shared.messages.streams import PROMOTIONS
 from shared.model.config import ModelConfig
@@ -111,7 +112,7 @@ def test_a_damaged_pointer_is_shown_and_prevents_removal(store: CheckpointStore)
     assert json.loads(_run("show", "3", "--json"))["pointers"] == ["latest", "best (damaged)"]
     with capture_logs() as logs:  # `main` sends logs to stderr
         printed, failure = _fails("gc", "--keep", "1", "--json")
-    assert [entry["event"] for entry in logs] == ["garbage_stays"]
+    assert [entry["event"] for entry in logs] == ["garbage_collection_stopped"]
     assert json.loads(printed)["removed"] == []
     assert isinstance(failure, CheckpointError)
     assert "best.json: damaged pointer" in str(failure)

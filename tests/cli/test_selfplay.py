@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from cli import selfplay
 from services.selfplay.played import read_episode
 from shared.adapters.tables.dataset import write_dataset
-from shared.adapters.versions.store import Pointer
+from shared.adapters.versions.manifest import Pointer
 from shared.errors import CheckpointError, DataError, SettingsError
 from tests.conftest import ROOT
 from tests.services.validator.cases import small_dataset, store_with

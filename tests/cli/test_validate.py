@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from cli.runs import Run
 from cli.validate import backtest, validate
 from shared.adapters.tables.dataset import write_dataset
-from shared.adapters.tables.validations import DATABASE, Ground, ValidationStore
-from shared.adapters.versions.store import Pointer
+from shared.adapters.tables.validations import DATABASE, ValidationScope, ValidationStore
+from shared.adapters.versions.manifest import Pointer
 from shared.errors import CheckpointError, DataError, SettingsError
 from tests.services.validator.cases import small_dataset, store_with
 
@@ -80,7 +80,7 @@ def test_a_report_on_demand_replaces_only_reports_on_demand(given: list[str], tm
     """The check comes before the evaluation."""
     service, foreign = tmp_path / "validations", tmp_path / "foreign"
     service.mkdir()
-    ValidationStore(service / DATABASE).stand(Ground("ab" * 32, "validation"), {})
+    ValidationStore(service / DATABASE).record_standards(ValidationScope("ab" * 32, "validation"), {})
     with pytest.raises(SettingsError, match="holds the validator service's own reports"):
         run("validate", "--checkpoint", "1", *given, "--split", "train", "--out", str(service))
     assert [path.name for path in service.iterdir()] == [DATABASE]

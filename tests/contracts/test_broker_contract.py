@@ -114,10 +114,10 @@ async def test_every_write_keeps_the_contract(contract: Contract, market: Market
             )
             == []
         )
-        stop = (await at.client.pending_orders())[0]
+        stop = (await at.http.get("/pendingOrders")).json()["orders"][0]["id"]
         cancel = f"{BELOW}/orders/{{orderSpecifier}}/cancel"
-        check(contract, await at.http.put(f"/orders/{stop.order_id}/cancel"), cancel, 200)
-        check(contract, await at.http.put(f"/orders/{stop.order_id}/cancel"), cancel, 404)
+        check(contract, await at.http.put(f"/orders/{stop}/cancel"), cancel, 200)
+        check(contract, await at.http.put(f"/orders/{stop}/cancel"), cancel, 404)
         trade = filled["orderFillTransaction"]["tradeOpened"]["tradeID"]
         closing = f"{BELOW}/trades/{{tradeSpecifier}}/close"
         check(contract, await at.http.put(f"/trades/{trade}/close", json={"units": "1"}), closing, 200)

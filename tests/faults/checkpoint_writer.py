@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from shared.adapters.versions.store import CheckpointStore, Pointer
+from shared.adapters.versions.manifest import Pointer
+from shared.adapters.versions.store import CheckpointStore
 from tests.shared.adapters.versions.checkpoint_versions import manifest, tensors
 
 #: Audit events of Python (`sys.addaudithook`) for creating, writing, moving and removing files.

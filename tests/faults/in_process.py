@@ -120,7 +120,7 @@ async def _live(lifecycle: Lifecycle, settings: ServiceSettings, main: Main) -> 
     finally:
         beats.cancel()
         await asyncio.gather(beats, return_exceptions=True)
-        await lifecycle.bus.still(lifecycle.service, lifecycle.instance)
+        await lifecycle.bus.clear_heartbeat(lifecycle.service, lifecycle.instance)
         await lifecycle.bus.close()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.adapters.versions.directory import MANIFEST, MANIFEST_SHA256
-from shared.adapters.versions.store import TRAINING, WEIGHTS, CheckpointStore, Pointer
+from shared.adapters.versions.manifest import MANIFEST, MANIFEST_SHA256, TRAINING, WEIGHTS, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.faults.checkpoint_writer import publish

@@ -19,7 +19,8 @@ from services.trainer.publishing.publishing import Publisher
 from services.trainer.settings import TrainerSettings
 from shared.adapters.streams.bus import Bus
 from shared.adapters.tables.dataset import Dataset
-from shared.adapters.versions.store import CheckpointStore, Pointer
+from shared.adapters.versions.manifest import Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES

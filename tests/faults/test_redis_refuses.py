@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from services.trainer.intake.journal import Journal
 from shared.adapters.streams.bus import Bus
 from shared.adapters.tables.dataset import Dataset
-from shared.adapters.versions.store import CheckpointStore, Manifest, Tensors
+from shared.adapters.versions.manifest import Manifest
+from shared.adapters.versions.store import CheckpointStore, Tensors
 from shared.messages.codec import encode, encode_trajectory
 from shared.messages.streams import CHECKPOINTS, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer

@@ -20,7 +20,8 @@ from services.validator.storage import Storage
 from shared.adapters.streams.bus import Bus
 from shared.adapters.tables.dataset import Dataset
 from shared.adapters.versions import object_store
-from shared.adapters.versions.store import CheckpointStore, Pointer
+from shared.adapters.versions.manifest import Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.environment.environment import EnvironmentConfig
 from shared.messages.streams import ALERTS, TRAJECTORIES
 from shared.runtime.redis_server import RedisServer

@@ -6,7 +6,8 @@ import pytest
 
 from shared.adapters.streams.bus import Bus
 from shared.adapters.tables.dataset import write_dataset
-from shared.adapters.versions.store import CheckpointStore, Pointer
+from shared.adapters.versions.manifest import Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.market.session import SplitConfig
 from shared.market.synthetic import Market, synthesize
 from shared.runtime.redis_server import RedisServer

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from services.validator.storage import Storage
-from shared.adapters.tables.validations import Ground
+from shared.adapters.tables.validations import ValidationScope
 from shared.adapters.versions.store import CheckpointStore
 from shared.market.session import Split
 from shared.messages.streams import ALERTS, VALIDATIONS
@@ -49,7 +49,7 @@ async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
     rng = np.random.default_rng(11)
     store = CheckpointStore(system.home / "checkpoints")
     storage = Storage(store, system.home / "validations")
-    ground = Ground(system.dataset.fingerprint, Split.VALIDATION)
+    ground = ValidationScope(system.dataset.fingerprint, Split.VALIDATION)
     newest = 0
     firsts: dict[int, int] = {}  # newest version at each start, by the number of versions judged before
 

@@ -12,7 +12,8 @@ import httpx
 from services.api.config import EXPECTED_SERVICES
 from services.trader.guards import Guard
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import CheckpointStore, Pointer
+from shared.adapters.versions.manifest import Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.messages.schemas import ControlIssued, Heartbeat, VersionPromoted
 from shared.messages.streams import CONTROL, PROMOTIONS
 from shared.runtime.ports import free_port

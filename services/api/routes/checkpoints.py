@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from services.api.routes.parameters import FromGateway, KeyedRoute, Limit, RequireKey, Version
 from services.api.state import Gateway, RedisAwayError
 from services.api.views import Accepted, CheckpointDetail, CheckpointSummary, Page
+from shared.adapters.versions.manifest import WEIGHTS
 from shared.adapters.versions.promotions import GatedStage, promote, roll_back
-from shared.adapters.versions.store import WEIGHTS
 from shared.errors import CheckpointError
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import PROMOTIONS

@@ -12,7 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from services.trainer.learning.learner import UpdateStatistics, as_metrics
 from services.trainer.training import Training
 from shared.adapters.tables.run_record import RunRecord
-from shared.adapters.versions.store import Manifest
+from shared.adapters.versions.manifest import Manifest
 from shared.agent.trajectory import Trajectory
 
 log = structlog.get_logger()

@@ -11,7 +11,8 @@ from services.trainer.publishing.metrics import DISK_FAILURES, TrainerMetrics
 from services.trainer.training import SavedState, Training
 from shared.adapters.streams.bus import Bus
 from shared.adapters.versions.agents import model_config
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest, Pointer
+from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError, DataError, MessageError, SettingsError, StoreAwayError
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS

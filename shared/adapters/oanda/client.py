@@ -1,11 +1,12 @@
 """OANDA v20 over httpx: one client for OANDA's servers and for the paper broker.
 
-oandapyV20's request objects describe each call (path, method, parameters, expected status); its own
-transport blocks and has no time-outs, so httpx carries them. A read is repeated on 429, 5xx and
-transport errors, with back-off and jitter. A write is sent once: OANDA gives no protection against a
-market order sent twice. Only an answer that proves that nothing was executed counts as a refusal: 401, 403,
-429, and 400 or 404 with a reject transaction. A connection that was never made proves it too. Any other
-answer that is not the expected one raises OutcomeUnknownError, and the caller looks the outcome up
+oandapyV20's request objects describe each call (path, method, parameters, expected status). Its own transport
+blocks and has no time-outs, so httpx sends the requests.
+
+Reads are retried on 429, 5xx and transport errors, with backoff and jitter. Writes are sent once, because
+OANDA does not deduplicate market orders. A write counts as refused only if the response proves that nothing
+was executed: 401, 403, 429, or 400 or 404 with a reject transaction; a connection that was never made proves
+it too. Any other unexpected response raises OutcomeUnknownError, and the caller looks the outcome up
 (`transactions_since`, `order_by_client_id`).
 """
 
@@ -29,15 +30,12 @@ import stamina
 
 from shared.adapters.oanda.records import (
     AccountSnapshot,
-    AccountSummary,
     Candle,
     Heartbeat,
     InstrumentDetails,
     Json,
-    OpenTrade,
     Order,
     OrderOutcome,
-    Position,
     Price,
     Transaction,
     UnreadableLine,
@@ -48,23 +46,22 @@ from shared.adapters.oanda.records import (
 from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError, UnreadableAnswerError
 
 with warnings.catch_warnings():
-    # Its source has invalid escape sequences, which Python warns of whenever it compiles the file anew.
+    # Its source contains invalid escape sequences, about which Python warns when it compiles the file.
     warnings.simplefilter("ignore")
-    from oandapyV20.endpoints import accounts, instruments, orders, positions, pricing, trades, transactions
+    from oandapyV20.endpoints import accounts, instruments, orders, positions, pricing, transactions
 
 PRACTICE_API = "https://api-fxpractice.oanda.com"
 PRACTICE_STREAM = "https://stream-fxpractice.oanda.com"
 LIVE_API = "https://api-fxtrade.oanda.com"
 LIVE_STREAM = "https://stream-fxtrade.oanda.com"
 
-#: Most candles of one request.
+#: Most candles in one response.
 MAX_CANDLES = 5_000
 
-#: Nothing at all for this long means that a stream is dead: OANDA sends a heartbeat every 5 s.
+#: A stream that is silent for this long is dead: OANDA sends a heartbeat every 5 s.
 PRICE_STALL_SECONDS = 10.0
-TRANSACTION_STALL_SECONDS = 20.0
 
-#: Why a close is rejected when that side of the position is flat.
+#: Reject reason of a close when that side of the position is flat.
 NOTHING_TO_CLOSE = "CLOSEOUT_POSITION_DOESNT_EXIST"
 
 MAX_LINE_BYTES = 1 << 20
@@ -72,17 +69,17 @@ MAX_LINE_BYTES = 1 << 20
 #: 5,000 candles with three prices each are about 2 MB.
 MAX_ANSWER_BYTES = 1 << 25
 
-#: A line that has not ended by then is no line, and the stream is given up.
+#: A longer line breaks the stream: it is probably not a line.
 MAX_DROPPED_BYTES = 64 * MAX_LINE_BYTES
 TOO_MANY_REQUESTS = 429
 
-#: An escape in JSON that may be half of a surrogate pair.
+#: A JSON escape that may be an unpaired surrogate.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-#: A request with such an answer was refused before anything was done with it.
-_REFUSED_UNSEEN = (401, 403, TOO_MANY_REQUESTS)
+#: Statuses of requests that were refused before they were processed.
+_REFUSED_UNPROCESSED = (401, 403, TOO_MANY_REQUESTS)
 
-#: A request with such an answer was refused if a reject transaction says so.
+#: Statuses of requests that were refused if the response has a reject transaction.
 _REFUSED_WITH_REJECT = (400, 404)
 FIRST_SERVER_ERROR = 500
 NOT_FOUND = 404
@@ -91,11 +88,11 @@ _R = TypeVar("_R")
 
 
 class _TransientError(BrokerError):
-    """A read failed in a way that may pass: 429, 5xx or the transport."""
+    """A read failed for a reason that may be transient: 429, 5xx or the transport."""
 
 
 class TimeInForce(StrEnum):
-    """Fill the whole order or nothing, or what there is at once."""
+    """FOK: fill the whole order or nothing. IOC: fill at once what is available."""
 
     FOK = "FOK"
     IOC = "IOC"
@@ -155,15 +152,15 @@ class _Call:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """One that was read to its end."""
+class _Response:
+    """A response whose body was read completely."""
 
     status_code: int
     content: bytes
 
 
 def _describe(request_class: Callable[..., Any], *args: str, **kwargs: object) -> _Call:
-    """Ask oandapyV20 how a call looks on the wire."""
+    """The HTTP request of a call, as oandapyV20 describes it."""
     request = request_class(*args, **kwargs)
     params = {name: str(value) for name, value in (getattr(request, "params", None) or {}).items()}
     return _Call(
@@ -186,21 +183,19 @@ class OandaClient:
         read_attempts: int = 5,
         read_retry_seconds: float = 30.0,
         price_stall_seconds: float = PRICE_STALL_SECONDS,
-        transaction_stall_seconds: float = TRANSACTION_STALL_SECONDS,
     ) -> None:
-        """Nothing is connected yet.
+        """Create a client; it does not connect yet.
 
         Args:
             account: account id such as 101-004-1234567-001.
-            token: kept in the request headers only; no log and no text of an error has it.
+            token: kept only in the request headers, never in logs or error texts.
             api_url: scheme and host of the REST calls.
             stream_url: scheme and host of the streams.
-            connect_seconds: limit of opening a connection.
-            read_seconds: limit of waiting for the next part of an answer; a whole one may take twice as long.
-            read_attempts: how often a read is tried before its error is raised.
-            read_retry_seconds: how long a read is tried at most.
-            price_stall_seconds: silence that ends a price stream.
-            transaction_stall_seconds: silence that ends a transaction stream.
+            connect_seconds: limit for opening a connection.
+            read_seconds: limit for each part of a response; a complete response may take twice as long.
+            read_attempts: attempts of a read before its error is raised.
+            read_retry_seconds: limit for all attempts of a read together.
+            price_stall_seconds: a price stream that is silent for this long is dead.
         """
         headers = {"Authorization": f"Bearer {token}", "Accept-Datetime-Format": "RFC3339"}
         limits = httpx.Timeout(read_seconds, connect=connect_seconds)
@@ -209,7 +204,6 @@ class OandaClient:
         self._rest = httpx.AsyncClient(base_url=api_url, headers=headers, timeout=limits)
         self._streams = httpx.AsyncClient(base_url=stream_url, headers=headers, timeout=limits)
         self._price_limits = httpx.Timeout(price_stall_seconds, connect=connect_seconds)
-        self._transaction_limits = httpx.Timeout(transaction_stall_seconds, connect=connect_seconds)
         self._retry = stamina.AsyncRetryingCaller(
             attempts=read_attempts, timeout=read_retry_seconds, wait_initial=0.2, wait_max=5.0
         ).on(_TransientError)
@@ -253,14 +247,14 @@ class OandaClient:
             price: any of M, B and A.
             count: number of candles, 1 to 5,000; not together with both `start_s` and `stop_s`.
             start_s: the first candle is the one that covers this time.
-            stop_s: no candle from this time on.
+            stop_s: only candles before this time.
             include_first: False leaves out the candle that covers `start_s`.
-            complete_only: leave out a candle whose end has not passed; it counts in `count` all the same.
-            unreadable: called with the reason for each candle that cannot be read, which is then left out;
-                without it such a candle fails the whole answer.
+            complete_only: leave out the candle that is still forming; `count` includes it.
+            unreadable: called with the reason for each unreadable candle, which is then left out; without it
+                such a candle is an error.
         Raises:
-            BrokerError: refused, or unreachable after every attempt.
-            UnreadableAnswerError: the answer breaks its schema, or is about another instrument.
+            BrokerError: the server refuses, or every attempt failed.
+            UnreadableAnswerError: the response does not match its schema, or is for another instrument.
         """
         if count is not None and not 1 <= count <= MAX_CANDLES:
             raise BrokerError(f"candle count {count}: expected 1 to {MAX_CANDLES}")
@@ -304,12 +298,12 @@ class OandaClient:
         raise BrokerError(f"account {self.account} cannot trade {name}")
 
     def price_stream(self, *names: str) -> AsyncGenerator[Price | Heartbeat | UnreadableLine, None]:
-        """Prices and heartbeats as they come; it never ends by itself; `aclosing` ends it.
+        """Prices and heartbeats as they arrive. The stream has no end; close it with `aclosing`.
 
-        A line that cannot be read, of an unknown type for one, comes as an UnreadableLine.
+        A line that cannot be read, for example one of an unknown type, is yielded as an UnreadableLine.
 
         Raises:
-            BrokerError: refused, closed, broken, or silent for longer than `price_stall_seconds`.
+            BrokerError: the stream was refused, closed or broken, or was silent for `price_stall_seconds`.
         """
         call = _describe(pricing.PricingStream, self.account, params={"instruments": ",".join(names)})
         return self._stream(call, self._price_limits, Price.parse)
@@ -317,44 +311,19 @@ class OandaClient:
     # -- account -------------------------------------------------------------------------------------
 
     async def accounts(self) -> tuple[str, ...]:
-        """Ids of the accounts that the token opens."""
+        """Ids of the accounts that the token gives access to."""
         call = _describe(accounts.AccountList)
         return await self._read(call, lambda answer: tuple(item["id"] for item in answer["accounts"]))
 
     async def snapshot(self) -> AccountSnapshot:
-        """The whole account: summary, open trades, pending orders."""
+        """The complete account: summary, open trades, pending orders."""
         call = _describe(accounts.AccountDetails, self.account)
         return await self._read(call, lambda answer: AccountSnapshot.parse(answer["account"]))
 
-    async def summary(self) -> AccountSummary:
-        """Money and counts."""
-        call = _describe(accounts.AccountSummary, self.account)
-        return await self._read(call, lambda answer: AccountSummary.parse(answer["account"]))
-
-    async def position(self, instrument: str) -> Position:
-        """The net position of one instrument, flat where there never was one."""
-        call = _describe(positions.PositionDetails, self.account, instrument=quote(instrument, safe=""))
-        try:
-            return await self._read(call, lambda answer: Position.parse(answer["position"]))
-        except BrokerError as error:
-            if error.status != NOT_FOUND:
-                raise
-            return Position(instrument, Decimal(0), None, Decimal(0))
-
-    async def open_trades(self) -> tuple[OpenTrade, ...]:
-        """Every open trade."""
-        call = _describe(trades.OpenTrades, accountID=self.account)
-        return await self._read(call, lambda answer: parse_all(OpenTrade.parse, answer["trades"]))
-
-    async def pending_orders(self) -> tuple[Order, ...]:
-        """Every pending order."""
-        call = _describe(orders.OrdersPending, self.account)
-        return await self._read(call, lambda answer: parse_all(Order.parse, answer["orders"]))
-
     async def order_by_client_id(self, client_id: str) -> Order | None:
-        """The order that was sent with this client id, or None.
+        """The order with this client id, or None.
 
-        None is no proof right after sending: OANDA's replicas lag by up to half a second.
+        None proves nothing right after sending, because OANDA's replicas lag by up to half a second.
         """
         call = _describe(orders.OrderDetails, self.account, orderID=f"@{quote(client_id, safe='')}")
         try:
@@ -367,13 +336,13 @@ class OandaClient:
     # -- transactions --------------------------------------------------------------------------------
 
     async def transactions_since(self, transaction_id: int) -> tuple[Transaction, ...]:
-        """Every transaction with a larger id, in order; a server may send them in several answers.
+        """Every transaction with a larger id, in order; the server may send them in several responses.
 
-        A transaction of which only the id can be read comes as an UnreadTransaction.
+        A transaction of which only the id can be read is returned as an UnreadTransaction.
 
         Raises:
-            BrokerError: with status 416 when the id is out of the account's range.
-            UnreadableAnswerError: the answer breaks its schema, or its ids do not increase.
+            BrokerError: with status 416 if the id is out of the account's range.
+            UnreadableAnswerError: the response does not match its schema, or its ids do not increase.
         """
         found: list[Transaction] = []
         while True:
@@ -395,25 +364,16 @@ class OandaClient:
             if not batch or batch[-1].transaction_id >= last:
                 return tuple(found)
 
-    def transaction_stream(self) -> AsyncGenerator[Transaction | Heartbeat | UnreadableLine, None]:
-        """Transactions and heartbeats as they come; it never ends by itself; `aclosing` ends it.
-
-        Raises:
-            BrokerError: refused, closed, broken, or silent for longer than `transaction_stall_seconds`.
-        """
-        call = _describe(transactions.TransactionsStream, self.account)
-        return self._stream(call, self._transaction_limits, Transaction.parse)
-
     # -- writes: sent once ---------------------------------------------------------------------------
 
     async def market_order(self, order: MarketOrder) -> OrderOutcome:
-        """Send a market order, once.
+        """Send a market order once.
 
         Raises:
-            OrderRejectedError: refused with a reject transaction; nothing was done.
-            OutcomeUnknownError: no answer, or one that proves nothing: it may be filled. Look it up, never
-                send it again.
-            BrokerError: not sent, or refused before it was looked at; nothing was done.
+            OrderRejectedError: refused with a reject transaction; nothing was executed.
+            OutcomeUnknownError: no response, or one that proves nothing: the order may be filled. Look it
+                up; never send it again.
+            BrokerError: not sent, or refused before it was processed; nothing was executed.
         """
         call = _describe(orders.OrderCreate, self.account, data=order.body())
         return await self._write(call, OrderOutcome.parse)
@@ -421,12 +381,12 @@ class OandaClient:
     async def close_position(
         self, instrument: str, *, long: bool, client_id: str | None = None
     ) -> OrderOutcome:
-        """Close all units of one side of a position, once; it can only reduce, so it may be repeated.
+        """Close all units of one side of a position, once. It only reduces, so the caller may repeat it.
 
         Raises:
-            OrderRejectedError: refused with a reject transaction, `NOTHING_TO_CLOSE` when that side is flat.
-            OutcomeUnknownError: no answer, or one that proves nothing.
-            BrokerError: not sent, or refused before it was looked at; nothing was done.
+            OrderRejectedError: refused with a reject transaction: `NOTHING_TO_CLOSE` if that side is flat.
+            OutcomeUnknownError: no response, or one that proves nothing.
+            BrokerError: not sent, or refused before it was processed; nothing was executed.
         """
         side = "long" if long else "short"
         body: dict[str, object] = {f"{side}Units": "ALL"}
@@ -437,22 +397,13 @@ class OandaClient:
         )
         return await self._write(call, lambda answer: OrderOutcome.parse(answer, f"{side}Order"))
 
-    async def cancel_order(self, order_id: int) -> None:
-        """Cancel a pending order, once.
-
-        Raises:
-            OrderRejectedError: there is no such pending order.
-            OutcomeUnknownError: no answer, or one that proves nothing.
-        """
-        await self._write(_describe(orders.OrderCancel, self.account, orderID=str(order_id)), lambda _: None)
-
     async def acknowledge_bar(self, time_s: int) -> bool:
-        """Tell the paper broker that the bar opened at `time_s` was decided on; its replay may go on.
+        """Acknowledge the decision on the bar opened at `time_s`, so that the paper broker's replay goes on.
 
-        OANDA has no such call: it is made only where the settings name the paper broker.
+        OANDA has no such call; it is made only if the settings name the paper broker.
 
         Returns:
-            True when this was the last bar of the replay.
+            True if this was the last bar of the replay.
         """
         call = _Call("POST", "/v3/replay/acknowledge", {}, {"time": format_time(time_s * 1_000_000_000)}, 200)
         return await self._read(
@@ -465,21 +416,21 @@ class OandaClient:
         answer = await self._retry(self._send_read, call)
         return read(f"{call.method} {call.path}", lambda: parse(_object(answer)))
 
-    async def _request(self, call: _Call) -> _Answer:
-        """Send one request and read its whole answer.
+    async def _request(self, call: _Call) -> _Response:
+        """Send one request and read the complete response.
 
         Raises:
-            httpx.HTTPError: the transport failed, or the answer is too large.
-            TimeoutError: the answer is not complete in time; a server that sends it byte by byte never
-                exceeds the limit of a single read.
+            httpx.HTTPError: the transport failed, or the response is too large.
+            TimeoutError: the response is not complete in time. The limit of a single read does not catch a
+                server that sends byte by byte.
         """
         async with (
             asyncio.timeout(self._answer_seconds),
             self._rest.stream(call.method, call.path, params=call.params, json=call.body) as response,
         ):
-            return await _whole(response)
+            return await _read_body(response)
 
-    async def _send_read(self, call: _Call) -> _Answer:
+    async def _send_read(self, call: _Call) -> _Response:
         try:
             response = await self._request(call)
         except (httpx.HTTPError, TimeoutError) as error:
@@ -494,8 +445,8 @@ class OandaClient:
         try:
             response = await self._request(call)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            # No connection was made, so there is nothing to look up. A WriteTimeout may come after the whole
-            # request has left, and is not one of these.
+            # No connection was made, so there is nothing to look up. WriteTimeout is not in this list: it may
+            # occur after the complete request has left.
             raise BrokerError(f"{call.method} {call.path} was not sent: {_reason(error)}") from error
         except (httpx.HTTPError, TimeoutError) as error:
             raise OutcomeUnknownError(f"{call.method} {call.path} was sent: {_reason(error)}") from error
@@ -518,7 +469,7 @@ class OandaClient:
             ) as response:
                 if response.status_code != call.expected_status:
                     async with asyncio.timeout(self._answer_seconds):
-                        refused = await _whole(response)
+                        refused = await _read_body(response)
                     raise BrokerError(_refusal(call, refused), status=refused.status_code)
                 async with aclosing(split_lines(response.aiter_bytes())) as lines:
                     async for line in lines:
@@ -530,24 +481,24 @@ class OandaClient:
         raise BrokerError(f"{name}: the server closed the stream")
 
 
-async def _whole(response: httpx.Response) -> _Answer:
+async def _read_body(response: httpx.Response) -> _Response:
     content = bytearray()
     async for chunk in response.aiter_bytes():
         content += chunk
         if len(content) > MAX_ANSWER_BYTES:
             raise httpx.ReadError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
-    return _Answer(response.status_code, bytes(content))
+    return _Response(response.status_code, bytes(content))
 
 
 async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes | UnreadableLine, None]:
-    """The non-empty lines of a byte stream: a chunk may hold several lines, a line several chunks.
+    """The non-empty lines of a byte stream, independent of how it is divided into chunks.
 
-    A line longer than 1 MiB is read to its end and dropped; an UnreadableLine stands for it.
+    A line longer than 1 MiB is dropped, and an UnreadableLine is yielded in its place.
 
     Raises:
-        BrokerError: a line has no end within 64 MiB.
+        BrokerError: a line is longer than 64 MiB.
     """
-    rest, dropped = b"", 0  # the line that has begun, and how much of it was dropped for its length
+    rest, dropped = b"", 0  # the unfinished line, and how many of its bytes were dropped
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
@@ -562,7 +513,7 @@ async def split_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes | Un
             raise BrokerError(f"a stream line is longer than {MAX_DROPPED_BYTES} bytes")
 
 
-def _object(response: _Answer) -> Json:
+def _object(response: _Response) -> Json:
     return _parse_object(response.content)
 
 
@@ -580,7 +531,7 @@ def _parse_object(text: bytes) -> Json:
 
 
 def _without_surrogates(value: object) -> object:
-    """The value with every half of a surrogate pair in its texts replaced: none can be stored or sent on."""
+    """The value with unpaired surrogates in its texts replaced: they cannot be encoded as UTF-8."""
     match value:
         case str():
             return value.encode("utf-8", "replace").decode()
@@ -606,10 +557,10 @@ def _parse_line(name: str, line: bytes, parse: Callable[[Json], _R]) -> _R | Hea
 def _candles(
     answer: Json, instrument: str, granularity: str, unreadable: Callable[[str], None] | None
 ) -> tuple[Candle, ...]:
-    """Candles of an answer that is about what was asked."""
-    told = (answer.get("instrument", instrument), answer.get("granularity", granularity))
-    if told != (instrument, granularity):
-        raise ValueError(f"candles of {told[0]} {told[1]}, asked was {instrument} {granularity}")
+    """Candles of a response that is for the requested instrument and granularity."""
+    found_for = (answer.get("instrument", instrument), answer.get("granularity", granularity))
+    if found_for != (instrument, granularity):
+        raise ValueError(f"candles of {found_for[0]} {found_for[1]}, expected {instrument} {granularity}")
     found = []
     for item in answer["candles"]:
         try:
@@ -625,7 +576,7 @@ def _reason(error: httpx.HTTPError | TimeoutError) -> str:
     return f"{type(error).__name__} {error}".strip()
 
 
-def _error_fields(response: _Answer, names: Iterable[str]) -> list[str | None]:
+def _error_fields(response: _Response, names: Iterable[str]) -> list[str | None]:
     try:
         body = _object(response)
     except (ValueError, TypeError):
@@ -633,16 +584,16 @@ def _error_fields(response: _Answer, names: Iterable[str]) -> list[str | None]:
     return [str(body[name]) if name in body else None for name in names]
 
 
-def _refusal(call: _Call, response: _Answer) -> str:
+def _refusal(call: _Call, response: _Response) -> str:
     code, message = _error_fields(response, ("errorCode", "errorMessage"))
     details = ": ".join(part for part in (code, message) if part)
     return f"{call.method} {call.path} answered {response.status_code}{': ' if details else ''}{details}"
 
 
-def _write_failed(call: _Call, response: _Answer) -> BrokerError:
-    """What an unexpected answer proves: a reject, a refusal before the request was looked at, or nothing."""
+def _write_failed(call: _Call, response: _Response) -> BrokerError:
+    """What an unexpected response proves: a reject, a refusal before processing, or nothing."""
     text, status = _refusal(call, response), response.status_code
-    if status in _REFUSED_UNSEEN:
+    if status in _REFUSED_UNPROCESSED:
         return BrokerError(text, status=status)
     reason = _reject_reason(response) if status in _REFUSED_WITH_REJECT else None
     if reason is None:
@@ -650,8 +601,8 @@ def _write_failed(call: _Call, response: _Answer) -> BrokerError:
     return OrderRejectedError(text, status=status, reject_reason=reason)
 
 
-def _reject_reason(response: _Answer) -> str | None:
-    """The reason in an answer's reject transaction, or None where it holds none."""
+def _reject_reason(response: _Response) -> str | None:
+    """The reason in a response's reject transaction, or None if it has none."""
     try:
         body = _object(response)
     except (ValueError, TypeError):

@@ -1,8 +1,7 @@
-"""OANDA's candles → bars, page by page, going on where an earlier attempt stopped.
+"""Resumable download of OANDA's candles as bars, page by page.
 
-Each page of at most 5,000 candles is written beside the data set as soon as it is there; pages are
-joined when the last one has come. Bid and ask come along with mid, since the spread cannot be had from
-mid alone.
+Each page of at most 5,000 candles is written beside the data set as soon as it arrives; the pages are joined
+after the last one. The request includes bid and ask, because mid prices alone do not show the spread.
 """
 
 import io
@@ -23,18 +22,18 @@ from shared.numeric import Float64
 
 PAGE_CANDLES = 5_000
 
-#: Columns of a page, `[T, 7]` float64; every time and volume is a whole number that float64 holds.
+#: Columns of a page, `[T, 7]` float64, which represents every time and volume exactly.
 _TIME, _OPEN, _HIGH, _LOW, _CLOSE, _VOLUME, _SPREAD = range(7)
 
-#: Told up to which second candles are there.
+#: Called with the second up to which candles have arrived.
 Progress = Callable[[int], None]
 
 
 class CandleSource(Protocol):
-    """Where candles come from: OANDA, or the paper broker."""
+    """OANDA or the paper broker."""
 
     async def candles(self, instrument: str, *, price: str, count: int, start_s: int) -> Sequence[Candle]:
-        """Complete one-minute candles from `start_s` on, `count` at most, in time order."""
+        """Complete one-minute candles from `start_s` on, at most `count`, in time order."""
 
 
 async def download_bars(
@@ -48,16 +47,16 @@ async def download_bars(
     """All complete bars with `from_s <= time_s < to_s`.
 
     Args:
-        source: asked one page at a time, which stays far below OANDA's 120 requests a second.
-        instrument: what to ask for.
+        source: requested one page at a time, far below OANDA's limit of 120 requests per second.
+        instrument: the instrument to download.
         from_s: seconds since 1970 UTC.
-        to_s: seconds since 1970 UTC; the future is no error, there are just no candles of it yet.
-        pages: folder that keeps what has come; pages of an earlier attempt are read, not asked for again.
-            `discard_pages` removes it when the bars are safe.
-        progress: told after each page.
+        to_s: seconds since 1970 UTC; may be in the future, for which there are no candles yet.
+        pages: folder for the pages; pages of an earlier attempt are not requested again. Call
+            `discard_pages` when the bars are stored.
+        progress: called after each page.
     Raises:
         BrokerError: the source refuses, or cannot be reached; the pages are kept.
-        DataError: no candles came, candles break a rule, or the folder holds pages of another request.
+        DataError: there are no candles, candles break a rule, or the folder has pages of another request.
     """
     parts = _kept_pages(pages, f"{instrument.name} from {from_s}")
     start_s = int(parts[-1][-1, _TIME]) + 60 if parts else from_s
@@ -80,27 +79,27 @@ async def download_bars(
     if len(rows) == 0:
         raise DataError(
             f"no {instrument.name} candles from {utc_text(from_s)} to {utc_text(to_s)}: "
-            "ask for an earlier or longer time"
+            "request an earlier or longer period"
         )
     return _bars(rows, instrument)
 
 
 def discard_pages(pages: Path) -> None:
-    """Remove what a finished download kept."""
+    """Remove the pages of a finished download."""
     shutil.rmtree(pages)
 
 
 def _kept_pages(pages: Path, request: str) -> list[Float64]:
-    """What an earlier attempt at the same request got; the folder is made if there was none."""
+    """Pages of an earlier attempt at the same request; creates the folder if needed."""
     pages.mkdir(parents=True, exist_ok=True)
     note = pages / "request.txt"
     if not note.exists():
         if any(pages.iterdir()):
-            raise DataError(f"{pages} holds something else than a download: remove it, or download elsewhere")
+            raise DataError(f"{pages} contains other files than a download: remove it, or download elsewhere")
         note.write_text(request)
     elif note.read_text() != request:
         raise DataError(
-            f"{pages} holds an unfinished download of {note.read_text()} s, asked for is {request} s: "
+            f"{pages} has an unfinished download of {note.read_text()} s, the request is {request} s: "
             "finish that one, or remove the folder"
         )
     return [_load(page) for page in sorted(pages.glob("*.npy"))]

@@ -1,9 +1,9 @@
-"""What OANDA v20 says, as typed records: market data in float64, money and units in exact decimals.
+"""OANDA v20 responses as typed records: market data in float64, money and units in exact decimals.
 
-Every number of the protocol is a string and every time RFC 3339 with up to nine decimals; both are read
-here and nowhere else. Fields that a newer server adds are ignored, so that an addition breaks nothing.
-An answer with a field that is missing or cannot be read raises UnreadableAnswerError, which names the
-field. A stream line and a transaction are read one by one: a bad one becomes a record that says why.
+In the protocol every number is a string and every time is RFC 3339 with up to nine decimals; only this module
+parses them. Unknown fields are ignored, so a server may add some. A response with a missing or unreadable
+field raises UnreadableAnswerError, which names the field. Stream lines and transactions are parsed one by
+one: an unreadable one becomes a record with the reason.
 """
 
 import re
@@ -18,18 +18,18 @@ from shared.market.clock import FIRST_TIME_S, LAST_TIME_S
 
 NANOSECONDS = 1_000_000_000
 
-#: Ids and counts are 64-bit numbers.
+#: Ids and counts have 64 bits.
 MAX_ID = 2**63 - 1
 
-#: No price, size or amount of money has more digits before its decimal point, or after it.
+#: Most digits of a price, size or amount of money, before and after the decimal point.
 MAX_DIGITS = 18
 
-#: Names and reasons are shorter than this; OANDA's client ids have at most 128 characters.
+#: Names and reasons are cut to this length; OANDA's client ids have at most 128 characters.
 MAX_TEXT = 256
 
 Json = Mapping[str, Any]
 
-#: What a parser raises when it meets something else than OANDA's schema.
+#: Errors of a parser whose input does not match OANDA's schema.
 _UNREADABLE = (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError)
 
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", re.ASCII)
@@ -47,7 +47,7 @@ def parse_time(text: str) -> int:
     """Nanoseconds since 1970 UTC of an RFC 3339 time ending in Z.
 
     Raises:
-        ValueError: the text is no such time, or a time that the trading calendar does not cover.
+        ValueError: the text is not such a time, or the trading calendar does not cover it.
     """
     match = _RFC3339.fullmatch(text)
     if match is None:
@@ -70,7 +70,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Candle:
-    """One bar; a component that was not asked for is None."""
+    """One bar; a price component that was not requested is None."""
 
     time_s: int  # seconds since 1970 UTC at the bar's open
     volume: int  # number of price updates
@@ -114,7 +114,7 @@ class Price:
         """Read a PRICE line or an element of `prices`.
 
         Raises:
-            ValueError: it is a line of another type.
+            ValueError: the line has another type.
         """
         if item.get("type", "PRICE") != "PRICE":
             raise ValueError(f"type {str(item['type'])[:40]!r}: expected PRICE or HEARTBEAT")
@@ -130,21 +130,19 @@ class Price:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The stream is alive; a transaction stream also tells the last id, so that a lost event shows."""
+    """The stream is alive."""
 
     time_ns: int
-    last_transaction_id: int | None = None
 
     @classmethod
     def parse(cls, item: Json) -> "Heartbeat":
         """Read a HEARTBEAT line."""
-        last = item.get("lastTransactionID")
-        return cls(parse_time(item["time"]), None if last is None else _id(last))
+        return cls(parse_time(item["time"]))
 
 
 @dataclass(frozen=True)
 class UnreadableLine:
-    """A stream line that cannot be read; the stream goes on."""
+    """A stream line that cannot be read. The stream continues."""
 
     reason: str
 
@@ -160,14 +158,14 @@ class InstrumentDetails:
     minimum_units: Decimal
 
     def format_price(self, price: float | Decimal) -> str:
-        """The price with the decimals that the server accepts; float noise is rounded away."""
+        """The price, rounded to the decimals that the server accepts."""
         return f"{Decimal(str(price)):.{self.display_precision}f}"
 
     def format_units(self, units: int | Decimal) -> str:
         """The signed units with the decimals that the server accepts.
 
         Raises:
-            BrokerError: the units are zero or have more decimals: rounding them would trade another size.
+            BrokerError: the units are zero, or have more decimals; rounding would trade another size.
         """
         value = Decimal(units)
         if not value.is_finite() or value == 0 or value != round(value, self.units_precision):
@@ -226,38 +224,8 @@ class AccountSummary:
 
 
 @dataclass(frozen=True)
-class Position:
-    """Net units held of an instrument: above 0 long, below 0 short, 0 flat."""
-
-    instrument: str
-    units: Decimal
-    average_price: Decimal | None  # None when flat
-    unrealized_pl: Decimal
-
-    @classmethod
-    def parse(cls, item: Json) -> "Position":
-        """Read one element of `positions`.
-
-        Raises:
-            BrokerError: both sides are open; this system trades netting accounts only.
-        """
-        sides = [side for side in (item["long"], item["short"]) if _decimal(side["units"]) != 0]
-        if len(sides) > 1:
-            raise BrokerError(
-                f"position {item['instrument']} is long and short at once: hedging accounts are refused"
-            )
-        average = sides[0].get("averagePrice") if sides else None
-        return cls(
-            _text(item["instrument"]),
-            _decimal(sides[0]["units"]) if sides else Decimal(0),
-            None if average is None else _decimal(average),
-            _decimal(item.get("unrealizedPL", "0")),
-        )
-
-
-@dataclass(frozen=True)
 class OpenTrade:
-    """One open trade; the position is the sum of them."""
+    """One open trade. A position is the sum of its trades."""
 
     trade_id: int
     instrument: str
@@ -281,7 +249,7 @@ class OpenTrade:
 
 @dataclass(frozen=True)
 class Order:
-    """An order as it stands: PENDING, FILLED, TRIGGERED or CANCELLED."""
+    """An order in its present state: PENDING, FILLED, TRIGGERED or CANCELLED."""
 
     order_id: int
     kind: str
@@ -292,7 +260,7 @@ class Order:
 
     @property
     def ended_by(self) -> tuple[int, ...]:
-        """The transactions that ended it."""
+        """Ids of the transactions that filled or cancelled it."""
         ends = (self.filling_transaction_id, self.cancelling_transaction_id)
         return tuple(end for end in ends if end is not None)
 
@@ -311,7 +279,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Transaction:
-    """One entry of the account's history; ids increase strictly, one batch is one request."""
+    """One entry of the account's history. Ids increase strictly; a request makes one batch."""
 
     transaction_id: int
     batch_id: int
@@ -342,10 +310,10 @@ class Transaction:
 
     @staticmethod
     def parse_leniently(item: Json) -> "Transaction":
-        """Read one transaction; one that cannot be read, but whose id can, becomes an UnreadTransaction.
+        """Read one transaction; if only its id is readable, return an UnreadTransaction.
 
-        One bad entry of the account's history is read again and again. It must not keep the trader from
-        everything that came after it.
+        The account's history is read again and again. One bad entry must not hide all later entries from the
+        trader.
         """
         try:
             return Transaction.parse(item)
@@ -355,14 +323,14 @@ class Transaction:
 
 @dataclass(frozen=True)
 class UnreadTransaction(Transaction):
-    """A transaction of which only the id can be read; what it did is known from a snapshot alone."""
+    """A transaction of which only the id can be read. Only a snapshot shows its effect."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class OrderCreated(Transaction):
-    """A market order was accepted; whether it was filled is told by another transaction."""
+    """A market order was accepted. Another transaction reports its fill or cancellation."""
 
     instrument: str
     units: Decimal
@@ -371,7 +339,7 @@ class OrderCreated(Transaction):
 
 @dataclass(frozen=True)
 class OrderCancelled(Transaction):
-    """An order ended without a fill, or without the rest of one."""
+    """An order, or the unfilled rest of one, was cancelled."""
 
     order_id: int
     client_order_id: str | None
@@ -380,7 +348,7 @@ class OrderCancelled(Transaction):
 
 @dataclass(frozen=True)
 class OrderRejected(Transaction):
-    """A request was refused; nothing was done."""
+    """A request was refused; nothing was executed."""
 
     reject_reason: str
     client_order_id: str | None
@@ -398,7 +366,7 @@ class TradeFill:
 
 @dataclass(frozen=True)
 class Fill(Transaction):
-    """An order was filled; the prices are those of the trades, the top-level one is deprecated."""
+    """An order was filled. Prices come from the trades, because the top-level price is deprecated."""
 
     order_id: int
     client_order_id: str | None
@@ -417,7 +385,7 @@ class Fill(Transaction):
         parts = [*self.closed, *(part for part in (self.reduced, self.opened) if part is not None)]
         units = sum((abs(part.units) for part in parts), Decimal(0))
         if units == 0:
-            raise BrokerError(f"fill {self.transaction_id} names no trade: its price is not known")
+            raise BrokerError(f"fill {self.transaction_id} names no trade, so its price is unknown")
         return sum((abs(part.units) * part.price for part in parts), Decimal(0)) / units
 
 
@@ -425,7 +393,7 @@ def _fill_fields(item: Json) -> tuple[Any, ...]:
     opened, reduced = item.get("tradeOpened"), item.get("tradeReduced")
     parts = [part for part in (opened, reduced, *item.get("tradesClosed", ())) if part is not None]
     if not any(_decimal(part["units"]) for part in parts):
-        raise ValueError("the fill names no trade, so that its price is not known")
+        raise ValueError("the fill names no trade, so its price is unknown")
     return (
         _id(item["orderID"]),
         _optional_text(item.get("clientOrderID")),
@@ -451,9 +419,9 @@ def _trade_fill(item: Json) -> TradeFill:
 
 @dataclass(frozen=True)
 class OrderOutcome:
-    """What became of an order: a fill or a cancellation, exactly one of them.
+    """Outcome of an order: a fill or a cancellation.
 
-    An IOC order may have both: a fill of a part and the cancellation of the rest.
+    An IOC order may have both: a partial fill and the cancellation of the rest.
     """
 
     order_id: int
@@ -463,14 +431,14 @@ class OrderOutcome:
 
     @classmethod
     def parse(cls, answer: Json, prefix: str = "order") -> "OrderOutcome":
-        """Read the answer to an order (`order...`) or to a close-out (`longOrder...`, `shortOrder...`).
+        """Read the response to an order (`order...`) or to a close-out (`longOrder...`, `shortOrder...`).
 
         Raises:
-            BrokerError: the answer tells of neither a fill nor a cancellation.
+            BrokerError: the response contains neither a fill nor a cancellation.
         """
         fill, cancel = answer.get(f"{prefix}FillTransaction"), answer.get(f"{prefix}CancelTransaction")
         if fill is None and cancel is None:
-            raise BrokerError("the answer to an order tells of neither a fill nor a cancellation")
+            raise BrokerError("the response to an order contains neither a fill nor a cancellation")
         fill_record = None if fill is None else Transaction.parse(fill)
         cancel_record = None if cancel is None else Transaction.parse(cancel)
         return cls(
@@ -483,7 +451,7 @@ class OrderOutcome:
 
 @dataclass(frozen=True)
 class AccountSnapshot:
-    """What the account holds, as of one transaction id; its positions are the sums of its trades."""
+    """State of the account as of one transaction id. Positions are the sums of the trades."""
 
     summary: AccountSummary
     trades: tuple[OpenTrade, ...]
@@ -503,7 +471,7 @@ def read(what: str, parse: Callable[[], _R]) -> _R:
     """Run a parser and translate its errors.
 
     Raises:
-        UnreadableAnswerError: naming what was read and the field at fault.
+        UnreadableAnswerError: the text names the response and the field at fault.
     """
     try:
         return parse()
@@ -512,7 +480,7 @@ def read(what: str, parse: Callable[[], _R]) -> _R:
 
 
 def explain(broken: Exception) -> str:
-    """What a parser stumbled over, in words."""
+    """A parser's error in words."""
     if isinstance(broken, KeyError):
         return f"field {broken} is missing"
     if isinstance(broken, InvalidOperation):
@@ -535,7 +503,7 @@ def _decimal(text: object) -> Decimal:
     value = Decimal(text)
     if not value.is_finite():
         raise ValueError(f"number {text!r} is not finite")
-    # Beyond this, arithmetic and int() of an exponent such as 1e999999999 would fail or never end.
+    # With larger exponents, such as 1e999999999, arithmetic and int() would fail or never finish.
     if value.adjusted() >= MAX_DIGITS or -int(value.as_tuple().exponent) > 2 * MAX_DIGITS:
         raise ValueError(f"number {text[:40]!r} has more than {MAX_DIGITS} digits")
     return value
@@ -551,7 +519,7 @@ def _price(text: object) -> Decimal:
 def _id(value: object) -> int:
     """An id or a count: a whole number, as a string or a JSON number."""
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError(f"{str(value)[:40]!r} is no whole number")
+        raise TypeError(f"{str(value)[:40]!r} is not a whole number")
     number = int(value)
     if not 0 <= number <= MAX_ID:
         raise ValueError(f"{str(value)[:40]!r} is not from 0 to {MAX_ID}")
@@ -571,21 +539,21 @@ def _optional_id(text: object) -> int | None:
 def _exponent(value: object) -> int:
     """A power of ten."""
     if isinstance(value, bool) or not isinstance(value, int | str) or abs(number := int(value)) > MAX_DIGITS:
-        raise ValueError(f"{str(value)[:40]!r} is no whole number from -{MAX_DIGITS} to {MAX_DIGITS}")
+        raise ValueError(f"{str(value)[:40]!r} is not a whole number from -{MAX_DIGITS} to {MAX_DIGITS}")
     return number
 
 
 def _decimals(value: object) -> int:
-    """How many decimals a number is written with."""
+    """Number of decimals."""
     if (number := _exponent(value)) < 0:
         raise ValueError(f"{number} decimals, expected at least 0")
     return number
 
 
 def _text(value: object) -> str:
-    """A name or a reason: what goes into the ledger and into messages must be a text of a known length."""
+    """A name or reason, cut to the length that ledger and messages accept."""
     if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:40]!r} is no text")
+        raise TypeError(f"{str(value)[:40]!r} is not a text")
     return value[:MAX_TEXT]
 
 

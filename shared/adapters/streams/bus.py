@@ -1,9 +1,10 @@
-"""Redis streams: append, read, announce, and the heartbeats beside them.
+"""Redis streams (append, consume, follow, announce) and heartbeats.
 
-What holds here, and why (docs/messages.md): every operation is retried in one place for as long as Redis is
-away (redis_connection.py); only acknowledged trajectories leave their stream (consumer_group.py); what
-cannot be read goes to the dead letters whole (dead_letters.py); and a full Redis lets nothing wait but
-trajectories (redis_scripts.py).
+Guarantees (docs/messages.md):
+- Every operation is retried until Redis answers (connection.py).
+- Trajectories leave their stream only when they are acknowledged or become dead letters (consumer_group.py).
+- Entries that cannot be decoded are kept as dead letters (dead_letters.py).
+- While Redis is out of memory, only trajectories wait (scripts.py).
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from redis import exceptions as redis_errors
 
 from shared.adapters.streams.condition import RedisCondition, read_condition
 from shared.adapters.streams.connection import RedisConnection, cancellable
-from shared.adapters.streams.consumer_group import Deliveries, GroupConsumer, deliver
+from shared.adapters.streams.consumer_group import Deliveries, GroupConsumer, set_delivery_count
 from shared.adapters.streams.dead_letters import DeadLetters
 from shared.adapters.streams.entries import (
     BLOCK_MS,
@@ -47,26 +48,26 @@ from shared.messages.validation import first_fault
 
 log = structlog.get_logger()
 
-HEARTBEATS_UNREADABLE = Counter("mm_heartbeats_unreadable", "Heartbeats met that are of another schema")
+HEARTBEATS_UNREADABLE = Counter("mm_heartbeats_unreadable", "Heartbeats read that have another schema")
 
-#: Entries sent in one exchange.
+#: Entries appended in one round trip.
 PIPELINE = 8
 
-#: Entries read at once where the newest ones of a stream cannot be read.
+#: Entries per read after the newest ones of a stream could not be decoded.
 FURTHER_COUNT = 500
 
 M = TypeVar("M", bound=Message)
 
 
 class Bus:
-    """One process's way to the streams."""
+    """A process's access to the streams."""
 
     def __init__(self, url: str) -> None:
         self._connection = RedisConnection(url)
         self._redis = self._connection.client
         self.dead = DeadLetters(self._connection)
         self._deliveries: dict[tuple[str, str, str], Deliveries] = {}  # by stream, group and consumer
-        self._unreadable: set[bytes] = set()  # heartbeats that were logged as unreadable
+        self._unreadable: set[bytes] = set()  # keys of heartbeats that were logged as unreadable
 
     @property
     def degraded(self) -> bool:
@@ -78,7 +79,7 @@ class Bus:
         await self._redis.aclose()
 
     async def ping(self) -> None:
-        """One try, no waiting.
+        """Send one PING, without retries.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
@@ -86,9 +87,12 @@ class Bus:
         await cancellable(self._redis.ping())
 
     async def append(self, stream: Stream[M], message: M, arrays: bytes = b"") -> str:
-        """Append one message, waiting for Redis as long as it takes; at least once.
+        """Append one message at least once, retrying until Redis answers.
 
-        A reply that was lost makes the entry appear twice, so readers count ids, not entries.
+        A lost reply duplicates the entry, so consumers must deduplicate by the message's own id.
+
+        Returns:
+            The entry id.
         """
         fields = encode(message, arrays)
 
@@ -98,13 +102,13 @@ class Bus:
         return entry_id.decode()
 
     async def append_all(self, stream: Stream[M], messages: Sequence[tuple[M, bytes]]) -> int:
-        """Append several messages with their arrays, a few in each exchange, waiting as `append` does.
+        """Append several messages with their arrays, a few per round trip, with the retries of `append`.
 
-        What Redis refused is sent again, behind what it took of the same exchange; when the connection breaks
-        all of that exchange.
+        Entries that Redis rejected are sent again, so they may follow later entries of their round trip.
+        After a broken connection all entries of the round trip are sent again.
 
         Returns:
-            Number of entries in the stream then.
+            Number of entries in the stream afterwards.
         """
         entries = [encode(message, arrays) for message, arrays in messages]
         length = 0
@@ -114,7 +118,7 @@ class Bus:
         return length
 
     async def _add(self, stream: Stream[Message], left: list[dict[str, bytes]]) -> int:
-        """Append in one exchange, and leave in the list what Redis refused; the number of entries then."""
+        """Append in one round trip and leave the rejected entries in `left`; returns the stream's length."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for fields in left:
                 add_entry(pipe, stream, fields)
@@ -126,23 +130,22 @@ class Bus:
         return int(replies[-1])
 
     async def announce(self, stream: Stream[M], message: M, *, name: str = "latest") -> None:
-        """Append a message and keep it under `<key>:<name>` too, both or neither.
+        """Append a message and store it under `<key>:<name>` too, atomically.
 
-        A reader that was away finds the newest one without reading the history.
+        A reader that starts later finds the newest message without reading the history.
         """
-        fields, kept = encode(message), f"{stream.key}:{name}"
+        fields, latest_key = encode(message), f"{stream.key}:{name}"
         await self._connection.retried(
-            f"announce on {stream.key}", lambda: add_entry(self._redis, stream, fields, kept)
+            f"announce on {stream.key}", lambda: add_entry(self._redis, stream, fields, latest_key)
         )
 
     async def append_phase(self, alert: AlertRaised) -> bool:
-        """Append an alert that a condition began or ended, unless that was the last one appended of it.
+        """Append an alert that a condition began or ended, unless its last alert had the same phase.
 
-        The phase of each condition is kept in Redis, so that a gateway that restarts, or a second one,
-        repeats nothing.
+        Redis keeps the phase of each condition, so a restarted or second gateway repeats no alert.
 
         Returns:
-            True when the alert was appended.
+            True if the alert was appended.
         """
         entry_id = await self._connection.retried(
             f"append to {ALERTS.key}", lambda: add_phase(self._redis, alert, encode(alert))
@@ -150,7 +153,7 @@ class Bus:
         return entry_id is not None
 
     async def begun_conditions(self) -> dict[Condition, str]:
-        """Conditions of `append_phase` that began and did not end, each with its detail."""
+        """Conditions whose last phase is `began`, each with its detail."""
         phases = await self._connection.retried(
             f"read {CONDITIONS_KEY}",
             lambda: cast("Awaitable[Mapping[bytes, bytes]]", self._redis.hgetall(CONDITIONS_KEY)),
@@ -163,7 +166,7 @@ class Bus:
         return begun
 
     async def newest(self, stream: Stream[M], *, name: str = "latest") -> M | None:
-        """The last message announced under a name, or None when there was none."""
+        """The last message announced under a name, or None."""
         fields = await self._connection.retried(
             f"read {stream.key}:{name}",
             lambda: cast("Awaitable[Mapping[bytes, bytes]]", self._redis.hgetall(f"{stream.key}:{name}")),
@@ -174,27 +177,27 @@ class Bus:
         """Number of entries in a stream."""
         return int(
             await self._connection.retried(
-                f"tell the length of {stream.key}", lambda: self._redis.xlen(stream.key)
+                f"read the length of {stream.key}", lambda: self._redis.xlen(stream.key)
             )
         )
 
     async def condition(self, stream: Stream[Message], group: str) -> RedisCondition:
-        """State of Redis itself, and what a group has not read or acknowledged of a stream."""
+        """State of the Redis server, and backlog of a consumer group."""
         return await self._connection.retried(
-            "tell how Redis is", lambda: read_condition(self._redis, stream.key, group)
+            "read the state of the server", lambda: read_condition(self._redis, stream.key, group)
         )
 
     async def last_id(self, stream: Stream[Message]) -> str:
-        """Id of a stream's last entry, or "0-0" of an empty one: where a reader of news alone begins."""
+        """Id of a stream's last entry, or "0-0" if it is empty; `follow` from here yields only new ones."""
         rows = await self._connection.retried(
             f"read {stream.key}", lambda: self._redis.xrevrange(stream.key, count=1)
         )
         return cast("list[RawEntry]", rows)[0][0].decode() if rows else "0-0"
 
     async def recent(self, stream: Stream[M], *, count: int, before: str = "+") -> list[Entry[M]]:
-        """Up to `count` messages, newest first; with `before` an entry id, those older than it.
+        """Up to `count` messages, newest first; only messages older than the entry id `before`.
 
-        Entries that cannot be read are passed over: their reader puts them with the dead letters.
+        Entries that cannot be decoded are skipped. The stream's consumers make dead letters of them.
         """
         upper, size = before if before == "+" else f"({before}", count
         entries: list[Entry[M]] = []
@@ -208,7 +211,7 @@ class Bus:
             upper, size = f"({rows[-1][0].decode()}", max(count, FURTHER_COUNT)
 
     async def id_before_newest(self, stream: Stream[Message], *, count: int) -> str:
-        """Id of the entry before the newest `count`, or "0-0" where there are no more than that."""
+        """Id of the entry before the newest `count`, or "0-0" if there are no more than `count` entries."""
         rows = await self._newest_rows(stream, "+", count + 1)
         return rows[-1][0].decode() if len(rows) > count else "0-0"
 
@@ -221,9 +224,10 @@ class Bus:
     async def follow(
         self, stream: Stream[M], after: str = "0-0", *, block_ms: int = BLOCK_MS
     ) -> AsyncIterator[list[Entry[M]]]:
-        """Messages behind an entry id as they come, for a reader that keeps its own place.
+        """New messages after an entry id, for a reader without a consumer group.
 
-        Yields an empty list whenever nothing came for `block_ms`, so that the reader can look around.
+        Yields an empty list whenever nothing arrived for `block_ms`, so that the reader can do other work.
+        Entries that cannot be decoded are copied to the dead letters.
         """
         while True:
             rows = await self._connection.retried(
@@ -236,20 +240,21 @@ class Bus:
                 try:
                     entries.append(Entry.of(stream, raw))
                 except MessageError as unreadable:
-                    await self.dead.report(stream, raw, str(unreadable))
+                    await self.dead.copy(stream, raw, str(unreadable))
             yield entries
 
     def consume(
         self, stream: Stream[M], group: str, consumer: str, *, reclaim_after_ms: int = 60_000
     ) -> AsyncIterator[Batch[M]]:
-        """Batches for one consumer of a group: its own pending ones first, then abandoned and new ones.
+        """Batches for one consumer of a group: first its pending entries, then abandoned and new ones.
 
-        Entries of a reply that broke off are pending with this consumer, so it reads its own pending entries
-        again after each failed try. Another consumer claims entries that were idle for `reclaim_after_ms`,
-        within a tenth of that time. Pending entries are redelivered one by one, and become dead letters if
-        too many processes ended while they had them in hand (consumer_group.py).
-        Yields an empty batch whenever nothing came for a while. The group begins at the stream's
-        start, so that nothing sent before the first consumer is missed.
+        Entries of an interrupted reply are pending with this consumer, so it reads its pending entries again
+        after each failed attempt. Entries that were idle for `reclaim_after_ms` are claimed by another
+        consumer within a further tenth of that time. Pending entries are redelivered one by one, and become
+        dead letters if too many processes crashed while processing them (consumer_group.py).
+
+        Yields an empty batch whenever nothing arrived for a while. The group begins at the start of the
+        stream, so entries from before the first consumer are delivered too.
         """
         reader = GroupConsumer(
             self._connection,
@@ -262,42 +267,44 @@ class Bus:
         )
         return reader.batches()
 
-    async def give_back(self) -> None:
-        """Undo the deliveries of entries in hand: this process shuts down gracefully, not because of them.
+    async def release_pending(self) -> None:
+        """Reset the delivery counts of pending entries, because a graceful shutdown is not their fault.
 
-        One try; call it when no `consume` runs any more.
+        Makes one attempt. Call it when no `consume` is running any more.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
         """
         for (key, group, consumer), deliveries in tuple(self._deliveries.items()):
-            with contextlib.suppress(redis_errors.ResponseError):  # the group is no longer there
+            with contextlib.suppress(redis_errors.ResponseError):  # the group no longer exists
                 for entry_id, before in tuple(deliveries.items()):
-                    await cancellable(deliver(self._connection, key, group, consumer, entry_id, before))
+                    await cancellable(
+                        set_delivery_count(self._connection, key, group, consumer, entry_id, before)
+                    )
 
     async def dead_letter(self, stream: Stream[M], group: str, entry: Entry[M], reason: str) -> None:
-        """Move one delivered entry to the dead letters, both or neither."""
-        await self.dead.bury(stream, group, (entry.entry_id.encode(), entry.fields), reason)
+        """Move one pending entry to the dead letters, atomically."""
+        await self.dead.move(stream, group, (entry.entry_id.encode(), entry.fields), reason)
 
     async def beat(self, heartbeat: Heartbeat) -> None:
-        """Send one heartbeat; one try, because the next one comes soon.
+        """Send one heartbeat, without retries, because the next one follows soon.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
         """
         key = heartbeat_key(heartbeat.service, heartbeat.instance)
         text = heartbeat.model_dump_json()
-        beating = self._redis.eval(BEAT, 1, key, text, cast("str", HEARTBEAT_TTL_SECONDS))
-        await cancellable(cast("Awaitable[bytes]", beating))
+        reply = self._redis.eval(BEAT, 1, key, text, cast("str", HEARTBEAT_TTL_SECONDS))
+        await cancellable(cast("Awaitable[bytes]", reply))
 
-    async def still(self, service: str, instance: str) -> None:
-        """Delete an instance's heartbeat: it shut down gracefully."""
+    async def clear_heartbeat(self, service: str, instance: str) -> None:
+        """Delete the heartbeat of an instance that shuts down gracefully."""
         await cancellable(self._redis.delete(heartbeat_key(service, instance)))
 
     async def heartbeats(self) -> list[Heartbeat]:
-        """All instances that say they live, by service and instance.
+        """Heartbeats of all live instances, sorted by service and instance.
 
-        A heartbeat of another schema, from an older or newer service, is left out, counted and logged once.
+        A heartbeat with another schema, from an older or newer release, is skipped, counted and logged once.
         """
 
         async def read() -> dict[bytes, bytes | None]:

@@ -1,4 +1,4 @@
-"""How a Redis server itself is: its memory, its disk, and what a consumer group leaves behind."""
+"""Health of a Redis server: memory, persistence, and the backlog of a consumer group."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -6,36 +6,36 @@ from typing import Any, cast
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-#: Pending entries that are looked at; a consumer has no more than one reading of them at a time.
+#: Most pending entries to inspect. A consumer has at most one read batch pending.
 MAX_PENDING = 1_000
 
 
 @dataclass(frozen=True)
 class RedisCondition:
-    """What the server says of itself and of one group of one stream."""
+    """State of the server and of one consumer group of one stream."""
 
     memory_bytes: int
-    memory_limit_bytes: int | None  # None: no limit is set
-    append_ok: bool  # the last write of the append-only file
-    rewrite_ok: bool  # its last rewrite
-    snapshot_ok: bool  # the last snapshot
+    memory_limit_bytes: int | None  # None: no limit
+    append_ok: bool  # the last write of the append-only file succeeded
+    rewrite_ok: bool  # the last rewrite of the append-only file succeeded
+    snapshot_ok: bool  # the last snapshot succeeded
     pending: int  # entries delivered and not yet acknowledged
-    pending_seconds: float  # since the one of them was delivered that waits longest; 0 without any
-    lag: int | None  # entries not yet delivered; None where some were removed before they were
+    pending_seconds: float  # age of the oldest delivery among them; 0 without pending entries
+    lag: int | None  # entries not yet delivered; None if some were removed before their delivery
 
     @property
     def memory_share(self) -> float:
-        """Part of the limit that is used; 0 without a limit."""
+        """Used fraction of the memory limit; 0 without a limit."""
         return self.memory_bytes / self.memory_limit_bytes if self.memory_limit_bytes else 0.0
 
     @property
     def disk(self) -> dict[str, bool]:
-        """What the server writes to its disk, and whether the last time went well."""
+        """Kind of disk write → whether the last one succeeded."""
         return {"append": self.append_ok, "rewrite": self.rewrite_ok, "snapshot": self.snapshot_ok}
 
 
 async def read_condition(redis: Redis, stream: str, group: str) -> RedisCondition:
-    """Ask the server; a stream or group that is not there yet has nothing pending and no lag."""
+    """Query the server; a missing stream or group counts as no pending entries and no lag."""
     memory = await redis.info("memory")
     persistence = await redis.info("persistence")
     pending, pending_seconds, lag = 0, 0.0, cast("int | None", 0)
@@ -58,7 +58,7 @@ async def read_condition(redis: Redis, stream: str, group: str) -> RedisConditio
 
 
 async def _group(redis: Redis, stream: str, group: str) -> dict[str, Any] | None:
-    """What the server says of a group; None where there is no such stream or group."""
+    """The server's information on a group; None if there is no such stream or group."""
     try:
         groups = await redis.xinfo_groups(stream)
     except redis_errors.ResponseError as refused:

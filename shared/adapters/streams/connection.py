@@ -1,8 +1,8 @@
-"""One process's connection to Redis, and the one place where what failed is tried again.
+"""A process's connection to Redis, and the retries of every operation.
 
-redis-py's own retries are off, since a hidden retry of XADD repeats the entry. Every operation is retried
-here, with capped exponential back-off and jitter, for as long as Redis is away; a socket waits longer than
-a blocking read blocks.
+redis-py's own retries are off, because a hidden retry of XADD duplicates the entry. Operations are retried
+only here, with capped exponential backoff and jitter, until Redis answers. The socket time-out is longer than
+a blocking read.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 SOCKET_TIMEOUT_SECONDS = 10.0
 
-#: What is worth waiting for: Redis is away, starting, full, or was just failed over.
+#: Errors to retry: Redis is unreachable, loading, out of memory, or has just failed over.
 TRANSIENT = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -34,16 +34,16 @@ TRANSIENT = (
     asyncio.IncompleteReadError,
 )
 
-#: Refusals worth waiting for that the client has no class for: a script runs, a snapshot failed, too few
-#: replicas. Within a pipeline the client writes the command before them.
+#: Error replies to retry for which the client has no class: a script is running, a snapshot failed, too few
+#: replicas. In a pipeline the client puts the command before them.
 TRANSIENT_REFUSAL = re.compile(r"(^|caused error: )(BUSY|MISCONF|NOREPLICAS) ")
 
-#: Kinds of a lost connection, to the client, that no waiting mends.
+#: Connection errors, as the client classifies them, that a retry does not resolve.
 REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
 
-#: What would be right, by a refusal's words. A script's flags are a syntax error to Redis 6.
+#: Advice for an error reply that contains the text. Redis 6 takes the flags of a script for a syntax error.
 HINTS = {
-    "WRONGTYPE": "; another program keeps something else there: give the system a database of its own",
+    "WRONGTYPE": "; another program uses this key: give the system a database of its own",
     "compiling script": "; the system needs Redis 7.0 or Valkey",
 }
 
@@ -51,7 +51,7 @@ R = TypeVar("R")
 
 
 def client_of(url: str, *, answer_seconds: float, connect_seconds: float) -> Redis:
-    """A client that tries once, in RESP2 and with the shapes of replies that come with it."""
+    """A client without retries that speaks RESP2 and parses replies accordingly."""
     return Redis.from_url(
         url,
         retry=Retry(NoBackoff(), 0),
@@ -66,23 +66,23 @@ def client_of(url: str, *, answer_seconds: float, connect_seconds: float) -> Red
 
 
 class RedisConnection:
-    """A client, and whether it gets answers."""
+    """A client with retries, and its health."""
 
     def __init__(self, url: str) -> None:
         self.client = client_of(url, answer_seconds=SOCKET_TIMEOUT_SECONDS, connect_seconds=5.0)
         self.degraded = False  # true while Redis does not answer
-        self.breaks = 0  # tries that failed, of whatever was asked
+        self.failures = 0  # failed attempts of any operation
 
     async def retried(self, what: str, operation: Callable[[], Awaitable[R]]) -> R:
-        """Try until Redis answers; a cancelled task stops trying.
+        """Try an operation until Redis answers, or the task is cancelled.
 
         Args:
-            what: is asked, for logs and errors: "append to mm:alerts".
-            operation: makes one try.
+            what: the operation in words, for logs and errors, such as "append to mm:alerts".
+            operation: makes one attempt.
 
         Raises:
-            SettingsError: Redis refuses the password.
-            ServiceError: it refuses what is asked, and always will: a key holds something else, say.
+            SettingsError: Redis rejects the password.
+            ServiceError: Redis rejects the operation permanently, for example because a key has another type.
         """
         async for attempt in stamina.retry_context(
             on=_is_transient, attempts=None, timeout=None, wait_initial=0.05, wait_max=5.0, wait_jitter=0.5
@@ -95,36 +95,36 @@ class RedisConnection:
                         f"setting MM_REDIS_URL: Redis refuses to {what}: {refused}; "
                         "give the server's user in the URL and its password in MM_REDIS_PASSWORD"
                     ) from refused
-                except Exception as away:
-                    if not _is_transient(away):
-                        _tell_refusal(what, away)
+                except Exception as failure:
+                    if not _is_transient(failure):
+                        _raise_rejection(what, failure)
                         raise
                     if not self.degraded:
-                        log.warning("redis_away", during=what, error=str(away))
+                        log.warning("redis_away", during=what, error=str(failure))
                     self.degraded = True
-                    self.breaks += 1
+                    self.failures += 1
                     raise
                 if self.degraded:
                     log.info("redis_back", during=what)
                 self.degraded = False
                 return result
-        raise AssertionError("a retry loop without an end came to its end")
+        raise AssertionError("an endless retry loop ended")
 
 
 async def cancellable(operation: Awaitable[R]) -> R:
-    """The result of an operation, or its error, unless the task was cancelled during it.
+    """Await a Redis operation, and raise CancelledError if the task was cancelled during it.
 
-    The client looks at its socket under `asyncio.timeout(0)`, which turns a cancellation that arrives
-    at that moment into its own time-out (CPython's `Timeout.__aexit__` cannot tell the two apart), and one
-    that arrives while it connects into a broken connection: the task would go on as if nothing had been
-    asked of it.
+    The client loses cancellations. It polls its socket under `asyncio.timeout(0)`, which turns a cancellation
+    at that moment into a time-out (CPython's `Timeout.__aexit__` cannot distinguish the two), and it turns a
+    cancellation during a connect into a connection error. The task would continue as if it had not been
+    cancelled.
     """
     task = asyncio.current_task()
-    asked_before = task.cancelling() if task else 0
+    cancelling_before = task.cancelling() if task else 0
     try:
         return await operation
     finally:
-        if task and task.cancelling() > asked_before:
+        if task and task.cancelling() > cancelling_before:
             raise asyncio.CancelledError
 
 
@@ -134,9 +134,9 @@ def _is_transient(error: Exception) -> bool:
     return isinstance(error, TRANSIENT) and not isinstance(error, REFUSED)
 
 
-def _tell_refusal(what: str, error: Exception) -> None:
-    """Raise a refusal that stays one as an error of ours; anything else is left to the caller."""
+def _raise_rejection(what: str, error: Exception) -> None:
+    """Raise ServiceError for an error reply; return for any other error."""
     if not isinstance(error, redis_errors.ResponseError):
         return
-    hint = next((hint for refusal, hint in HINTS.items() if refusal in str(error)), "")
+    hint = next((hint for text, hint in HINTS.items() if text in str(error)), "")
     raise ServiceError(f"Redis refuses to {what}: {error}{hint}") from error

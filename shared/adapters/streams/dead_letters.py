@@ -1,8 +1,8 @@
-"""Dead letters: what is kept of an entry that could not be processed, and how it is replayed.
+"""Dead letters: entries that could not be processed, and their replay.
 
-A letter is an entry of `mm:dead`: the message `DeadLettered` and, beside it, every field of the original
-byte for byte under its name with `original:` before it. An entry goes there, and comes back, all at once.
-New letters push out the oldest: so many are kept, and so many bytes of them (`DEAD`).
+A letter is an entry of `mm:dead`. It has the fields of the message `DeadLettered` and, with the prefix
+`original:`, every field of the original entry unchanged. Moving an entry there and replaying it are atomic.
+The stream is capped by number and bytes (`DEAD`): new letters push out the oldest.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
@@ -14,7 +14,7 @@ import structlog
 
 from shared.adapters.streams.connection import RedisConnection
 from shared.adapters.streams.entries import RawEntry, add_entry, words_of
-from shared.adapters.streams.scripts import BURY, REPLAY
+from shared.adapters.streams.scripts import DEAD_LETTER, REPLAY
 from shared.errors import MessageError
 from shared.messages.codec import MAX_ARRAYS_BYTES, MAX_BODY_BYTES, decode, encode
 from shared.messages.schemas import DeadLettered, Message
@@ -22,10 +22,10 @@ from shared.messages.streams import ANNOUNCED, DEAD, STREAMS, Stream
 
 log = structlog.get_logger()
 
-#: No reader takes a larger body or larger arrays; the rest is room for the names and small fields.
+#: Consumers reject larger bodies and arrays; the rest is room for names and small fields.
 MAX_KEPT_BYTES = MAX_BODY_BYTES + MAX_ARRAYS_BYTES + 4_096
 
-#: A script hands no more than some thousand arguments to XADD; what is sent here has four fields.
+#: A script can pass only some thousand arguments to XADD. Entries of this system have four fields.
 MAX_KEPT_FIELDS = 1_000
 
 EXCERPT_BYTES = 1_024
@@ -35,7 +35,7 @@ _ORIGINAL = b"original:"
 
 @dataclass(frozen=True)
 class Letter:
-    """One dead letter; without a stream and an entry id when the letter itself cannot be read."""
+    """One dead letter. If the letter itself cannot be read, it has neither stream nor entry id."""
 
     letter_id: str
     stream: str | None
@@ -48,11 +48,11 @@ class Letter:
 
     @property
     def obstacle(self) -> str:
-        """Why it cannot be replayed; empty when it can be."""
+        """Why the letter cannot be replayed; empty if it can."""
         if self.stream is None:
             return "the letter itself cannot be read"
         if self.stream not in {stream.key for stream in STREAMS} - {DEAD.key}:
-            return f"{self.stream} is no stream to replay into"
+            return f"{self.stream} is not a stream to replay into"
         if self.stream in {stream.key for stream in ANNOUNCED}:
             return f"the newest entry of {self.stream} holds, and an old one would undo it: announce it anew"
         if self.original is None:
@@ -61,7 +61,7 @@ class Letter:
 
 
 def letter_fields(stream: Stream[Message], raw: RawEntry, reason: str) -> dict[bytes, bytes]:
-    """The fields of a letter about an entry; one of more bytes or fields than are kept leaves an excerpt."""
+    """The fields of an entry's letter. An entry over the limits is not kept; the letter has an excerpt."""
     entry_id, original = raw
     size = sum(len(name) + len(value) for name, value in original.items())
     excerpt = b" ".join(name + b"=" + value[:EXCERPT_BYTES] for name, value in original.items())
@@ -79,7 +79,7 @@ def letter_fields(stream: Stream[Message], raw: RawEntry, reason: str) -> dict[b
 
 
 def read_letter(raw: RawEntry) -> Letter:
-    """The letter of an entry of `mm:dead`; one that cannot be read is a letter that says so."""
+    """Decode an entry of `mm:dead`. If that fails, return a letter with the reason."""
     letter_id, fields = raw[0].decode(), raw[1]
     try:
         message, _ = decode(DEAD, fields)
@@ -102,32 +102,34 @@ def read_letter(raw: RawEntry) -> Letter:
 
 
 class DeadLetters:
-    """The stream of letters."""
+    """The stream of dead letters."""
 
     def __init__(self, connection: RedisConnection) -> None:
         self._connection, self._redis = connection, connection.client
 
-    async def bury(self, stream: Stream[Message], group: str, raw: RawEntry, reason: str) -> None:
-        """Move an entry that was delivered to a group to the dead letters, both or neither."""
+    async def move(self, stream: Stream[Message], group: str, raw: RawEntry, reason: str) -> None:
+        """Move a pending entry of a group to the dead letters, atomically."""
         letter = words_of(letter_fields(stream, raw, reason))
         kept = [cast("int", DEAD.max_length), cast("int", DEAD.max_bytes)]
         arguments: list[bytes | str | int] = [group, raw[0], *kept, *letter]
 
-        async def move() -> None:
-            await cast("Awaitable[bytes | None]", self._redis.eval(BURY, 2, DEAD.key, stream.key, *arguments))
+        async def attempt() -> None:
+            await cast(
+                "Awaitable[bytes | None]", self._redis.eval(DEAD_LETTER, 2, DEAD.key, stream.key, *arguments)
+            )
 
-        await self._connection.retried(f"dead-letter from {stream.key}", move)
+        await self._connection.retried(f"dead-letter from {stream.key}", attempt)
         log.warning("dead_lettered", stream=stream.key, entry_id=raw[0].decode(), reason=reason)
 
-    async def report(self, stream: Stream[Message], raw: RawEntry, reason: str) -> None:
-        """Write a letter about an entry that stays in its stream, for readers that can read it."""
+    async def copy(self, stream: Stream[Message], raw: RawEntry, reason: str) -> None:
+        """Write a letter for an entry that stays in its stream, because other readers may understand it."""
         letter = letter_fields(stream, raw, reason)
         await self._connection.retried(
             f"dead-letter from {stream.key}", lambda: add_entry(self._redis, DEAD, letter)
         )
 
     async def letters(self, *, count: int, before: str = "+") -> list[Letter]:
-        """Up to `count` letters, newest first; with `before` a letter's id, those older than it."""
+        """Up to `count` letters, newest first; only letters older than the id `before`."""
         upper = before if before == "+" else f"({before}"
         rows = await self._connection.retried(
             "read the dead letters", lambda: self._redis.xrevrange(DEAD.key, max=upper, count=count)
@@ -135,21 +137,21 @@ class DeadLetters:
         return [read_letter(raw) for raw in cast("list[RawEntry]", rows)]
 
     async def letter(self, letter_id: str) -> Letter | None:
-        """One letter, or None when there is none of that id."""
+        """The letter with an id, or None."""
         rows = await self._connection.retried(
             "read a dead letter", lambda: self._redis.xrange(DEAD.key, min=letter_id, max=letter_id)
         )
         return read_letter(cast("list[RawEntry]", rows)[0]) if rows else None
 
     async def replay(self, letter: Letter, copies: Sequence[str] = ()) -> str | None:
-        """Append a letter's entry to its stream again and remove the letter, both or neither.
+        """Append a letter's entry to its stream again and remove the letter, atomically.
 
-        `copies` are ids of other letters about the same entry; they go with it. Where a follower left the
-        entry in its stream it is moved to the end, not doubled.
+        `copies` are the ids of other letters for the same entry; they are removed too. If the entry is still
+        in its stream, it is moved to the end, not duplicated.
 
         Returns:
-            The entry's new id. None when the letter is there no longer: replayed by an earlier try whose
-            reply was lost, or by somebody else.
+            The entry's new id. None if the letter no longer exists: it was replayed by an earlier attempt
+            whose reply was lost, or by another process.
 
         Raises:
             MessageError: the letter cannot be replayed.
@@ -160,16 +162,16 @@ class DeadLetters:
         arguments: list[bytes | str | int] = [letter.letter_id, entry_id, len(copies), *copies]
         arguments += words_of(letter.original or {})
 
-        async def move() -> str | None:
+        async def attempt() -> str | None:
             appended = await cast(
                 "Awaitable[bytes | None]", self._redis.eval(REPLAY, 2, DEAD.key, stream, *arguments)
             )
             return appended.decode() if appended else None
 
-        return await self._connection.retried(f"replay into {stream}", move)
+        return await self._connection.retried(f"replay into {stream}", attempt)
 
     async def drop(self, letter_id: str) -> bool:
-        """Remove a letter for good; False when there is none of that id."""
+        """Delete a letter; False if there is no letter with this id."""
         removed = await self._connection.retried(
             "drop a dead letter", lambda: self._redis.xdel(DEAD.key, letter_id)
         )

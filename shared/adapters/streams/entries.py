@@ -1,4 +1,4 @@
-"""Entries of a stream as the client gives them, and as messages."""
+"""Stream entries, as the client returns them and as messages."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from shared.messages.codec import decode
 from shared.messages.schemas import AlertRaised, Message
 from shared.messages.streams import ALERTS, CONDITIONS_KEY, Stream
 
-#: One reading takes so many entries at most, and waits so long for the first.
+#: Most entries per read, and how long a read blocks until the first entry arrives.
 READ_COUNT = 32
 BLOCK_MS = 2_000
 
-#: Id and fields of a stream entry, as Redis gives them.
+#: Id and fields of a stream entry, as Redis returns them.
 RawEntry = tuple[bytes, Mapping[bytes, bytes]]
 
 M = TypeVar("M", bound=Message)
@@ -23,7 +23,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True)
 class Entry(Generic[M]):
-    """One message of a stream, with its entry id, the bytes of its arrays and the fields it came in."""
+    """A message with its entry id, the bytes of its arrays, and the original fields."""
 
     entry_id: str
     message: M
@@ -32,10 +32,10 @@ class Entry(Generic[M]):
 
     @classmethod
     def of(cls, stream: Stream[M], raw: RawEntry) -> "Entry[M]":
-        """Read an entry.
+        """Decode an entry.
 
         Raises:
-            MessageError: it is none that this stream may hold.
+            MessageError: the entry is not a valid message of this stream.
         """
         message, arrays = decode(stream, raw[1])
         return cls(raw[0].decode(), message, arrays, raw[1])
@@ -43,7 +43,7 @@ class Entry(Generic[M]):
 
 @dataclass(frozen=True)
 class Batch(Generic[M]):
-    """Messages delivered to one consumer; acknowledge them after their effect is safe, never before."""
+    """Messages delivered to one consumer. Acknowledge them only after their effect is durable."""
 
     entries: Sequence[Entry[M]]
     ack: Callable[[], Awaitable[None]]
@@ -55,7 +55,7 @@ def rows_of(reply: object) -> list[RawEntry]:
 
 
 def words_of(fields: Mapping[str, bytes] | Mapping[bytes, bytes]) -> list[str | bytes]:
-    """Names and values in turn, as XADD and HSET take them."""
+    """Names and values alternating, as XADD and HSET take them."""
     return [word for pair in fields.items() for word in pair]
 
 
@@ -63,22 +63,22 @@ def add_entry(
     client: Redis,
     stream: Stream[Message],
     fields: Mapping[str, bytes] | Mapping[bytes, bytes],
-    kept: str | None = None,
+    latest_key: str | None = None,
 ) -> Awaitable[bytes]:
-    """Append to a stream, and to the hash that keeps the newest where there is one.
+    """Append an entry, and store its fields in a hash too if `latest_key` names one.
 
-    A stream that has a bound is appended to also while Redis is full. Within a pipeline this only adds the
+    Capped streams accept entries even while Redis is out of memory. In a pipeline this only queues the
     command.
     """
     if stream.max_length is None:
         return cast("Awaitable[bytes]", client.xadd(stream.key, cast("Any", fields)))
-    keys = [stream.key, kept] if kept else [stream.key]
+    keys = [stream.key, latest_key] if latest_key else [stream.key]
     arguments = cast("list[str]", [stream.max_length, stream.max_bytes or 0, *words_of(fields)])
     return cast("Awaitable[bytes]", client.eval(ADD, len(keys), *keys, *arguments))
 
 
 def add_phase(client: Redis, alert: AlertRaised, fields: Mapping[str, bytes]) -> Awaitable[bytes | None]:
-    """Append an alert unless the last one of its condition had the same phase; None then."""
+    """Append an alert; None if the last alert of its condition had the same phase."""
     arguments = [
         ALERTS.max_length or 0,
         ALERTS.max_bytes or 0,

@@ -1,8 +1,9 @@
-"""A lease in Redis: one holder at a time, with a token that grows from holder to holder.
+"""A lease in Redis: one holder at a time, with a fencing token that grows from holder to holder.
 
-The holder renews it well before it runs out. It counts the lease's time by its own monotonic clock, from
-before it asked, so it always considers the lease expired before Redis does. The lease guards entries: a
-close is idempotent at the account and is sent without it.
+The holder renews the lease well before it expires. It measures the time with its own monotonic clock,
+starting before it sent the request, so it always considers the lease expired before Redis does. Only entries
+need the
+lease: closing a position is idempotent at the broker and is done without it.
 """
 
 import asyncio
@@ -19,12 +20,13 @@ from shared.errors import ServiceError
 
 log = structlog.get_logger()
 
-#: A holder stops this share of the lease's time before it runs out, for clocks that run unevenly.
+#: The holder considers the lease expired this fraction of its time early, in case clocks run at unequal
+#: rates.
 MARGIN = 0.2
 
 
 class Lease:
-    """One process's claim to a name; `keep` renews it until it is cancelled."""
+    """A lease on a name; `keep` acquires and renews it until it is cancelled."""
 
     def __init__(self, url: str, name: str, holder: str, *, seconds: float) -> None:
         self._redis = client_of(url, answer_seconds=2.0, connect_seconds=2.0)
@@ -36,39 +38,39 @@ class Lease:
 
     @property
     def token(self) -> int | None:
-        """The fencing token while the lease is held, else None."""
+        """The fencing token while this process holds the lease, otherwise None."""
         return self._token if time.monotonic() < self._until else None
 
     async def keep(self) -> None:
-        """Acquire the lease when it is free and renew it, for ever.
+        """Acquire the lease when it is free, and renew it forever.
 
         Raises:
-            ServiceError: it ran out and another one holds it now.
+            ServiceError: the lease expired and another holder has acquired it.
         """
         while True:
             await self._renew()
             await asyncio.sleep(self._seconds / 4)
 
     async def acquired(self) -> None:
-        """Wait until the lease is held; `keep` must run."""
+        """Wait until this process holds the lease; `keep` must be running."""
         while self.token is None:
             self._renewed.clear()
             await self._renewed.wait()
 
     async def release(self) -> None:
-        """Let the lease go, so that the next holder need not wait until it runs out."""
+        """Release the lease, so that the next holder need not wait until it expires."""
         held, self._until = self._token, 0.0
         try:
             await self._redis.eval(RELEASE_LEASE, 1, self._key, f"{held} {self._holder}")
-        except (RedisError, OSError) as away:
-            log.debug("lease_not_released", error=str(away))
+        except (RedisError, OSError) as failure:
+            log.debug("lease_not_released", error=str(failure))
         await self._redis.aclose()
 
     async def _renew(self) -> None:
-        asked = time.monotonic()
-        had = self.token
+        sent_at = time.monotonic()
+        before = self.token
         try:
-            asking = self._redis.eval(
+            request = self._redis.eval(
                 ACQUIRE_LEASE,
                 2,
                 self._key,
@@ -76,17 +78,17 @@ class Lease:
                 self._holder,
                 str(int(self._seconds * 1e3)),
             )
-            token = int(await cancellable(cast("Awaitable[int]", asking)))
-        except (RedisError, OSError) as away:
-            log.debug("lease_not_renewed", error=str(away))
+            token = int(await cancellable(cast("Awaitable[int]", request)))
+        except (RedisError, OSError) as failure:
+            log.debug("lease_not_renewed", error=str(failure))
             return
         if token == 0:
             self._until = 0.0
             if self._token:
-                raise ServiceError(f"lease {self._key} was lost to another holder while this one was away")
+                raise ServiceError(f"lease {self._key} was lost to another holder after it expired")
             return
         self._token = token
-        self._until = asked + self._seconds * (1.0 - MARGIN)
-        if had is None:
+        self._until = sent_at + self._seconds * (1.0 - MARGIN)
+        if before is None:
             log.info("lease_acquired", key=self._key, fence=token)
         self._renewed.set()

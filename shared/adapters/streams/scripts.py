@@ -1,16 +1,17 @@
-"""What is done in Redis all at once, or in a Redis that is full.
+"""Lua scripts: operations that must be atomic, or must work while Redis is out of memory.
 
-At its memory's limit Redis refuses every command that takes memory, and within MULTI (from Redis 7 on) also
-those that give it back. `allow-oom` lets a script go on. Every write does but one, the trajectories': their
-stream has no bound, so waiting is what keeps a full Redis from growing. All else is bounded, by a number of
-entries and, where what they hold is others', by bytes; and a full Redis is when an order to stop trading, a
-heartbeat or a letter is needed most (ADR 21).
+At its memory limit Redis rejects every command that needs memory and, within MULTI (since Redis 7), also
+those that free it. The flag `allow-oom` lets a script run anyway. All writes use it except those of
+trajectories: their stream is not capped, so rejecting them keeps a full Redis from growing. Every other
+stream is capped by entry count, and by bytes if its entries hold foreign data. A full Redis is when a command
+to stop trading, a heartbeat or a dead letter is needed most (ADR 21).
 """
 
 _BEGIN = "#!lua flags=allow-oom\n"
 
-#: Take the oldest entries of a stream off, a hundredth at a time, until it takes no more memory than so many
-#: bytes; 0: as it likes. Its newest entry stays. SAMPLES 0: every node is counted, some thousands at most.
+#: Trim the oldest entries of a stream, a hundredth at a time, until it uses at most `most_bytes` of memory;
+#: 0: no limit. The newest entry always stays. SAMPLES 0 measures every node; there are some thousands at
+#: most.
 _KEEP_WITHIN = """
 local function keep_within(stream, most_bytes)
   if tonumber(most_bytes) == 0 then return end
@@ -22,8 +23,8 @@ local function keep_within(stream, most_bytes)
 end
 """
 
-#: KEYS: stream, maybe a hash that then holds the same. ARGV: most entries, most bytes (0: no matter), names
-#: and values of the fields.
+#: Append an entry. KEYS: stream, optionally a hash that receives the same fields. ARGV: most entries, most
+#: bytes (0: no limit), names and values of the fields.
 ADD = f"""{_BEGIN}{_KEEP_WITHIN}
 local entry = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, 3))
 keep_within(KEYS[1], ARGV[2])
@@ -31,8 +32,9 @@ if KEYS[2] then redis.call('HSET', KEYS[2], unpack(ARGV, 3)) end
 return entry
 """
 
-#: KEYS: stream, hash. ARGV: most entries, most bytes, field, phase, text, names and values of the entry's
-#: fields. Append unless the hash has this phase under the field already; then it has.
+#: Append an entry and store its phase in the hash, unless the hash has this phase already.
+#: KEYS: stream, hash. ARGV: most entries, most bytes, field of the hash, phase, text, names and values of the
+#: entry's fields.
 ADD_PHASE = f"""{_BEGIN}{_KEEP_WITHIN}
 local before = redis.call('HGET', KEYS[2], ARGV[3])
 if before and string.sub(before, 1, #ARGV[4] + 1) == ARGV[4] .. ' ' then return false end
@@ -42,15 +44,15 @@ keep_within(KEYS[1], ARGV[2])
 return entry
 """
 
-#: KEYS: heartbeat. ARGV: its text, seconds that it holds.
+#: Store a heartbeat. KEYS: heartbeat. ARGV: text, seconds until it expires.
 BEAT = f"{_BEGIN}return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])"
 
-#: KEYS: stream. ARGV: group, which begins at the stream's start.
+#: Create a group that begins at the start of the stream. KEYS: stream. ARGV: group.
 CREATE_GROUP = f"{_BEGIN}return redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')"
 
-#: KEYS: stream. ARGV: group, consumer, milliseconds that an entry was left alone, where to begin, most
-#: entries. What was left is this consumer's then, and its number of deliveries what it was. Where to go on;
-#: ids with their deliveries; ids of what is pending and no longer there.
+#: Claim abandoned entries without changing their delivery counts. KEYS: stream. ARGV: group, consumer, idle
+#: milliseconds, id to begin at, most entries. Returns the id to continue at; claimed ids with their delivery
+#: counts; ids of pending entries that are missing from the stream.
 CLAIM = (
     _BEGIN
     + """
@@ -66,24 +68,26 @@ return {reply[1], claimed, reply[3]}
 """
 )
 
-#: KEYS: stream. ARGV: group, consumer, entry, its number of deliveries from now on. A list with the entry, or
-#: an empty one where it is no longer there; nil where it is not pending with this consumer.
-DELIVER = f"""{_BEGIN}
+#: Set a pending entry's delivery count. KEYS: stream. ARGV: group, consumer, entry, delivery count. Returns a
+#: list with the entry, or an empty one if it is missing from the stream; nil if it is not pending with this
+#: consumer.
+SET_DELIVERY_COUNT = f"""{_BEGIN}
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
 if #pending == 0 then return false end
 return redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'RETRYCOUNT', ARGV[4])
 """
 
-#: KEYS: stream. ARGV: group, entries.
+#: Acknowledge entries and delete them. KEYS: stream. ARGV: group, entries.
 REMOVE = f"""{_BEGIN}
 redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
 return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
 """
 
-#: KEYS: dead letters, stream. ARGV: group, entry, number of letters kept, bytes of them kept, names and
-#: values of the letter's fields. An entry that is there no longer has its letter, from a try whose reply was
-#: lost. XLEN fails before anything is removed where the dead letters are no stream.
-BURY = f"""{_BEGIN}{_KEEP_WITHIN}
+#: Move an entry to the dead letters. KEYS: dead letters, stream. ARGV: group, entry, most letters, most
+#: bytes, names and values of the letter's fields. If the entry is missing, an earlier attempt whose reply was
+#: lost has moved it. XLEN makes the script fail before it removes anything if the key of the dead letters has
+#: another type.
+DEAD_LETTER = f"""{_BEGIN}{_KEEP_WITHIN}
 redis.call('XLEN', KEYS[1])
 redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
 if redis.call('XDEL', KEYS[2], ARGV[2]) == 0 then return false end
@@ -92,8 +96,8 @@ keep_within(KEYS[1], ARGV[4])
 return letter
 """
 
-#: KEYS: dead letters, stream. ARGV: letter, entry, number of copies, the copies, names and values of the
-#: fields. A script, since WATCH on the dead letters fails for as long as new ones keep coming.
+#: Replay a letter. KEYS: dead letters, stream. ARGV: letter, entry, number of copies, the copies, names and
+#: values of the fields. WATCH instead of a script would fail for as long as new letters keep arriving.
 REPLAY = f"""{_BEGIN}
 if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return false end
 local first = 4 + tonumber(ARGV[3])
@@ -104,8 +108,9 @@ redis.call('XDEL', KEYS[2], ARGV[2])
 return appended
 """
 
-#: KEYS: lease, token. ARGV: holder, milliseconds. The token, or 0 when another one holds the lease.
-#: A token is at least the time in seconds, so that it grows even when Redis lost all it knew.
+#: Acquire or renew a lease. KEYS: lease, token. ARGV: holder, milliseconds. Returns the token, or 0 if
+#: another holder has the lease. A token is at least the time in seconds, so it grows even if Redis lost its
+#: data.
 ACQUIRE_LEASE = f"""{_BEGIN}
 local held = redis.call('GET', KEYS[1])
 if held then
@@ -124,7 +129,7 @@ redis.call('SET', KEYS[1], token .. ' ' .. ARGV[1], 'PX', ARGV[2])
 return token
 """
 
-#: KEYS: lease. ARGV: token and holder.
+#: Release a lease. KEYS: lease. ARGV: token and holder.
 RELEASE_LEASE = f"""{_BEGIN}
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0

@@ -1,4 +1,4 @@
-"""A DuckDB file with its tables: there whole, or not there."""
+"""Atomic creation of a DuckDB file with its tables."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ import duckdb
 
 
 def begin_database(path: Path, schema: str) -> None:
-    """Make a database with the schema's tables where there is none yet.
+    """Create a database with the schema's tables, unless the file exists.
 
-    It is made aside and renamed: a process that is killed meanwhile leaves no file without tables,
-    which the next one could neither use nor tell from a damaged one.
+    The database is created under a temporary name and renamed, because a killed process must not leave a file
+    without tables: the next process could not use it, or distinguish it from a damaged one.
 
     Raises:
-        duckdb.Error: the database cannot be made.
-        OSError: the folder refuses.
+        duckdb.Error: the database cannot be created.
+        OSError: the folder cannot be used.
     """
     if path.exists():
         return

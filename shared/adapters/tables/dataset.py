@@ -1,8 +1,8 @@
-"""The data set: one DuckDB file with bars, features, sessions and what they were made from.
+"""The data set: one DuckDB file with bars, features, sessions and their provenance.
 
-A writer of a DuckDB file and its readers exclude each other across processes. So a data set is
-written to a new file beside its place, synced and renamed, and never changed after; a reader opens
-it read-only, copies what it needs into arrays, and closes it.
+DuckDB locks a file that is being written against readers in other processes. So a data set is written to a
+temporary file, synced and renamed, and never changed afterwards. Readers open it read-only, copy its contents
+into arrays, and close it.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from shared.numeric import Float32, Int8
 
 _arrow: Any = pa  # has no types
 
-#: Raised whenever tables, fingerprint or the formulas of features and outcomes change.
+#: Increased whenever tables, fingerprint, or the formulas of features and outcomes change.
 SCHEMA_VERSION = 1
 
 _DUCKDB_MAGIC_AT, _DUCKDB_MAGIC = slice(8, 12), b"DUCK"
@@ -54,7 +54,7 @@ _SCHEMA = f"""
     CREATE TABLE dataset (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
 """
 
-#: How arrays become the rows of each table; NaN in an array is NULL in the database.
+#: Statements that insert arrays as the rows of each table; NaN in an array is NULL in the database.
 _INSERTS = {
     "bars": """
         INSERT INTO bars SELECT bar_index, make_timestamp(time_s * 1000000), open, high, low, close, volume,
@@ -72,13 +72,13 @@ Columns = dict[str, npt.NDArray[Any]]
 
 _Config = TypeVar("_Config", SessionConfig, SplitConfig)
 
-#: Told how many of how many tables are written.
+#: Called with the number of written tables and of all tables.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory; all arrays have a row per bar but `sessions`."""
+    """A data set in memory; all arrays except `sessions` have one row per bar."""
 
     bars: BarSeries
     features: Float32  # [T, 9] NaN before the first valid bar
@@ -86,12 +86,12 @@ class Dataset:
     sessions: SessionIndex
     session_config: SessionConfig
     split_config: SplitConfig
-    source: str  # where the bars came from, in words
+    source: str  # origin of the bars, in words
     fingerprint: str  # of the bars; trajectories and checkpoints carry it
 
     @property
     def trained_until(self) -> datetime | None:
-        """Opening time of the last bar of the training sessions; None where there are none."""
+        """Opening time of the last bar of the training sessions; None if there are none."""
         starts = self.sessions.every(Split.TRAIN)
         if len(starts) == 0:
             return None
@@ -110,7 +110,7 @@ def build_dataset(
         DataError: there are no bars.
     """
     if len(bars) == 0:
-        raise DataError(f"{source}: no bars, so there is nothing to make a data set of")
+        raise DataError(f"{source}: no bars, so no data set can be made")
     sessions, splits = session_config or SessionConfig(), split_config or SplitConfig()
     return Dataset(
         bars=bars,
@@ -133,10 +133,10 @@ def write_dataset(
     *,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Write a data set completely or not at all; an older one at the same path is replaced at the end.
+    """Write a data set atomically; an older one at the same path is replaced at the end.
 
     Returns:
-        What was written.
+        The data set that was written.
     Raises:
         DataError: there are no bars, or a file of another kind is at `path`.
     """
@@ -165,11 +165,11 @@ def read_dataset(path: Path) -> Dataset:
     """Copy a data set into memory and close its file.
 
     Raises:
-        DataError: the file is missing, is no data set, has another schema version, or holds bars
-            or features that differ from the fingerprints written with them.
+        DataError: the file is missing, is not a data set, has another schema version, or has bars or features
+            that do not match their fingerprints.
     """
     path = Path(path)
-    with _telling(path, "read as a data set"):
+    with _naming_errors(path, "read as a data set"):
         if not path.is_file():
             raise DataError(f"{path}: no such data set; make one with `data import` or `data synth`")
         if not is_duckdb(path):
@@ -182,24 +182,24 @@ def read_instrument(path: Path) -> Instrument:
     """The instrument of a data set, without reading its bars.
 
     Raises:
-        DataError: the file is missing, or no data set.
+        DataError: the file is missing, or not a data set.
     """
-    with _telling(path, "read as a data set"):
+    with _naming_errors(path, "read as a data set"):
         if not path.is_file() or not _is_dataset(path):
-            raise DataError(f"{path}: no data set; make one with `data import` or `data synth`")
+            raise DataError(f"{path}: not a data set; make one with `data import` or `data synth`")
         with contextlib.closing(duckdb.connect(str(path), read_only=True)) as connection:
             values = dict(connection.execute("SELECT key, value FROM dataset").fetchall())
     try:
         return Instrument(values["instrument"], int(values["pip_location"]))
     except (KeyError, ValueError) as error:
-        raise DataError(f"{path}: table `dataset` lacks or garbles {error}") from error
+        raise DataError(f"{path}: table `dataset` has a missing or invalid {error}") from error
 
 
 def export_features(dataset: Dataset, path: Path) -> None:
     """Write a Parquet file of bar_index, time (UTC), the nine features (null where undefined) and outcome.
 
     Raises:
-        DataError: something else than an older export is at `path`, or it cannot be written.
+        DataError: a file of another kind is at `path`, or the export cannot be written.
     """
     target = check_features_output(path)
     columns = _feature_columns(dataset.features, dataset.outcomes)
@@ -213,10 +213,10 @@ def export_features(dataset: Dataset, path: Path) -> None:
 
 
 def check_dataset_output(path: Path, *inputs: Path) -> Path:
-    """Where a data set at `path` is written; see `check_output`.
+    """The file to write for a data set at `path`; see `check_output`.
 
     Raises:
-        DataError: writing it would destroy something else than an older data set, or is not possible.
+        DataError: a file of another kind would be overwritten, or writing is not possible.
     """
     return check_output(path, "data set", _is_dataset, *inputs, may_lack_folder=True)
 
@@ -225,17 +225,17 @@ def is_duckdb(path: Path) -> bool:
     """Whether a file is a DuckDB database, as every data set is.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     with naming(path, "read"), path.open("rb") as file:
         return file.read(_DUCKDB_MAGIC_AT.stop)[_DUCKDB_MAGIC_AT] == _DUCKDB_MAGIC
 
 
 def check_features_output(path: Path, *inputs: Path) -> Path:
-    """Where exported features at `path` are written; see `check_output`.
+    """The file to write for exported features at `path`; see `check_output`.
 
     Raises:
-        DataError: writing it would destroy something else than an older export, or is not possible.
+        DataError: a file of another kind would be overwritten, or writing is not possible.
     """
     return check_output(path, "export of features", _is_export, *inputs, may_lack_folder=True)
 
@@ -244,7 +244,7 @@ def check_features_output(path: Path, *inputs: Path) -> Path:
 def _written(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A new database that replaces `target` when the block succeeds."""
     with (
-        _telling(target, "written"),
+        _naming_errors(target, "written"),
         written_aside(target) as aside,
         contextlib.closing(duckdb.connect(str(aside))) as connection,
     ):
@@ -252,8 +252,8 @@ def _written(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 @contextlib.contextmanager
-def _telling(path: Path, what: str) -> Iterator[None]:
-    """Turn errors of the file system and of DuckDB into one that names the file."""
+def _naming_errors(path: Path, what: str) -> Iterator[None]:
+    """Translate errors of the file system and of DuckDB into a DataError that names the file."""
     with naming(path, what):
         try:
             yield
@@ -262,7 +262,7 @@ def _telling(path: Path, what: str) -> Iterator[None]:
 
 
 def _is_dataset(path: Path) -> bool:
-    """Whether a file is a data set of some release: a DuckDB file whose table `dataset` names its schema."""
+    """Whether a file is a DuckDB file with a schema version in its table `dataset`, of any release."""
     if not is_duckdb(path):
         return False
     query = "SELECT count(*) FROM dataset WHERE key = 'schema_version'"
@@ -332,18 +332,20 @@ def _read(path: Path, connection: duckdb.DuckDBPyConnection) -> Dataset:
         source = values["source"]
     except (KeyError, ValueError) as error:
         raise DataError(
-            f"{path}: table `dataset` lacks or garbles {error}; import its source again"
+            f"{path}: table `dataset` has a missing or invalid {error}; import its source again"
         ) from error
 
     bars = _read_bars(connection, instrument)
     if bars.fingerprint != fingerprint:
         raise DataError(
-            f"{path}: the bars have fingerprint {bars.fingerprint[:12]}…, written was {fingerprint[:12]}…; "
+            f"{path}: the bars have fingerprint {bars.fingerprint[:12]}…, expected {fingerprint[:12]}…; "
             "the file is damaged or was edited, import its source again"
         )
     features, outcomes = _read_features(connection)
     if _features_fingerprint(features, outcomes) != features_fingerprint:
-        raise DataError(f"{path}: features or outcomes are not those written; import its source again")
+        raise DataError(
+            f"{path}: features or outcomes do not match their fingerprint; import its source again"
+        )
     return Dataset(
         bars, features, outcomes, _read_sessions(connection), sessions, splits, source, fingerprint
     )
@@ -391,7 +393,7 @@ def _fetch(connection: duckdb.DuckDBPyConnection, query: str) -> Columns:
 def _execute(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
     try:
         return connection.execute(query)
-    except RuntimeError as error:  # what DuckDB makes of Ctrl-C
+    except RuntimeError as error:  # DuckDB's translation of Ctrl-C
         if str(error) == "Query interrupted":
             raise KeyboardInterrupt from error
         raise

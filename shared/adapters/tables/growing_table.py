@@ -1,10 +1,10 @@
-"""A table that grows row by row, in Parquet files that never change.
+"""A table that grows row by row, in immutable Parquet files.
 
-Every row has a number as its key, and keys rise. Each write makes one more part, named by its first and
-last key, `episodes-000000000001-000000000050.parquet`: aside, synced, renamed. A part is not written over,
-since DuckDB opens a file twice for one query and would find two different ones. When many small parts have
-come together, one part takes their place; a query in that moment, a few milliseconds, may find rows twice
-or a file gone. `select distinct` and a second try make up for it.
+Every row has an integer key, and keys increase. Each write adds a part, named by its first and last key, such
+as `episodes-000000000001-000000000050.parquet`; it is written to a temporary file, synced and renamed. Parts
+are never overwritten, because DuckDB opens a file twice per query and would see two versions. Compaction
+replaces many small parts by one. A query during these few milliseconds may see duplicate rows or a missing
+file; use `select distinct` and retry.
 """
 
 import math
@@ -26,20 +26,20 @@ log = structlog.get_logger()
 
 _arrow: Any = pa  # has no types
 
-#: A part of so many rows is not joined with others any more.
+#: Parts with this many rows are not compacted any more.
 PART_ROWS = 10_000
 
-#: Small parts are joined after so many writes.
-JOIN_EVERY_WRITES = 100
+#: Writes between two compactions.
+COMPACT_EVERY_WRITES = 100
 
-#: Rows that wait in memory while the disk refuses; more are counted and let go.
+#: Most rows that wait in memory while the disk rejects writes; further rows are counted and dropped.
 MAX_WAITING_ROWS = 50_000
 
 Value = int | float | str | bool | datetime | None
 
-#: Kinds of columns; all may be null.
+#: Column types; all are nullable.
 COUNT, FIGURE, TEXT, FLAG = _arrow.int64(), _arrow.float64(), _arrow.string(), _arrow.bool_()
-MOMENT = _arrow.timestamp("us", "UTC")
+TIMESTAMP = _arrow.timestamp("us", "UTC")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Part:
 
     @property
     def span(self) -> int:
-        """Rows that it has, at most."""
+        """Upper bound of the number of rows."""
         return self.last - self.first + 1
 
     @classmethod
@@ -60,19 +60,19 @@ class _Part:
 
 
 class GrowingTable:
-    """One table, written by one process; its first column is the key."""
+    """One table with one writing process; the first column is the key."""
 
     def __init__(self, folder: Path, name: str, columns: Mapping[str, Any], *, last: int) -> None:
-        """Go on after a key; what is recorded beyond it is removed.
+        """Open a table to continue after a key; rows with larger keys are removed.
 
         Args:
-            folder: that exists.
-            name: of the table, with which its files begin.
-            columns: names and kinds.
-            last: key after which the next row comes, whether or not there are rows before.
+            folder: an existing folder.
+            name: name of the table, and prefix of its files.
+            columns: names and types.
+            last: key before that of the next row, whether or not the table has it.
         Raises:
             DataError: a part is damaged.
-            OSError: the disk refuses.
+            OSError: a write failed.
         """
         self._folder, self._name = folder, name
         self._schema = _arrow.schema(list(columns.items()))
@@ -82,13 +82,13 @@ class GrowingTable:
         self._last_key = last
         self.num_lost = 0
         self._cut(last)
-        self._tidy()
+        self._try_to_compact()
 
     def add(self, row: Mapping[str, Value]) -> None:
-        """Take in one row, to be written by the next `write`; a number that is not finite becomes null.
+        """Add a row, which the next `write` stores; a non-finite number becomes null.
 
         Raises:
-            ValueError: its key does not rise, or its columns are others.
+            ValueError: the key does not increase, or the columns differ from those of the table.
         """
         key = row[self._key]
         if not isinstance(key, int) or key <= self._last_key:
@@ -102,55 +102,55 @@ class GrowingTable:
         self._waiting.append({column: _storable(value) for column, value in row.items()})
 
     def write(self) -> None:
-        """Put every row on the disk.
+        """Write all waiting rows to the disk.
 
         Raises:
-            OSError: the disk refuses; the rows wait for the next call.
+            OSError: the write failed; the rows wait for the next call.
         """
         if not self._waiting:
             return
         self._save(_arrow.Table.from_pylist(self._waiting, self._schema))
         self._waiting = []
         self._writes += 1
-        if self._writes % JOIN_EVERY_WRITES == 0:
-            self._tidy()
+        if self._writes % COMPACT_EVERY_WRITES == 0:
+            self._try_to_compact()
 
     def _cut(self, last: int) -> None:
-        """Remove the rows beyond a key, and the parts that a kill in the midst of `_join` or this left."""
-        whole = self._whole(last)
-        if whole and whole[-1].last > last:
-            rows = _read(whole[-1].path)
+        """Remove the rows after a key, and leftovers of an interrupted `_cut` or `_compact`."""
+        parts = self._delete_obsolete_parts(last)
+        if parts and parts[-1].last > last:
+            rows = _read(parts[-1].path)
             self._save(rows.filter(_arrow.compute.less_equal(rows[self._key], last)))
-            whole[-1].path.unlink()
+            parts[-1].path.unlink()
         sync(self._folder)
 
-    def _whole(self, last: int) -> list[_Part]:
-        """Parts that begin up to a key, none within another; the others are removed."""
-        whole: list[_Part] = []
+    def _delete_obsolete_parts(self, last: int) -> list[_Part]:
+        """Delete parts that begin after a key or are contained in another part; returns the others."""
+        parts: list[_Part] = []
         for part in self._parts():
-            if part.first > last or (whole and part.last <= whole[-1].last):
+            if part.first > last or (parts and part.last <= parts[-1].last):
                 part.path.unlink()
             else:
-                whole.append(part)
-        return whole
+                parts.append(part)
+        return parts
 
-    def _tidy(self) -> None:
-        """Join small parts; where the disk refuses they stay, and are joined after later writes."""
+    def _try_to_compact(self) -> None:
+        """Compact small parts; if a write fails they stay until a later compaction."""
         try:
-            self._join()
+            self._compact()
         except OSError as refused:
-            log.warning("parts_not_joined", table=self._name, folder=str(self._folder), error=str(refused))
+            log.warning("parts_not_compacted", table=self._name, folder=str(self._folder), error=str(refused))
 
-    def _join(self) -> None:
-        """Put one part in the place of neighbours that are small."""
-        together: list[_Part] = []
-        for part in self._whole(self._last_key):
-            if part.span >= PART_ROWS or sum(small.span for small in together) >= PART_ROWS:
-                self._replace(together)
-                together = []
+    def _compact(self) -> None:
+        """Replace small neighbouring parts by one part."""
+        small_parts: list[_Part] = []
+        for part in self._delete_obsolete_parts(self._last_key):
+            if part.span >= PART_ROWS or sum(small.span for small in small_parts) >= PART_ROWS:
+                self._replace(small_parts)
+                small_parts = []
             if part.span < PART_ROWS:
-                together.append(part)
-        self._replace(together)
+                small_parts.append(part)
+        self._replace(small_parts)
 
     def _replace(self, parts: list[_Part]) -> None:
         if len(parts) > 1:
@@ -160,7 +160,7 @@ class GrowingTable:
                 part.path.unlink()
 
     def _parts(self) -> list[_Part]:
-        """Ascending; of two that begin together the longer first."""
+        """Parts by first key; of two with the same first key, the longer one first."""
         found = map(_Part.of, self._folder.glob(f"{self._name}-*.parquet"))
         return sorted(found, key=lambda part: (part.first, -part.last))
 
@@ -181,5 +181,5 @@ def _read(path: Path) -> Any:
         return _arrow.parquet.read_table(_arrow.BufferReader(path.read_bytes()))
     except _arrow.ArrowInvalid as damaged:
         raise DataError(
-            f"{path}: not a whole Parquet file ({damaged}); move it away, its rows are lost"
+            f"{path}: not a complete Parquet file ({damaged}); move it away; its rows are lost"
         ) from damaged

@@ -1,12 +1,13 @@
 """The record of a training run: settings, versions, and figures of every update and episode.
 
-One folder per run. `settings.json` is a list: with what the run was started, each time. `updates-*.parquet`,
-`episodes-*.parquet` and `versions-*.parquet` are tables that DuckDB, pandas or a dashboard reads as they
-grow, several runs at once by `runs/*/record/episodes-*.parquet`. Event files for TensorBoard are optional.
+There is one folder per run. `settings.json` lists the settings of every start of the run. The tables
+`updates-*.parquet`, `episodes-*.parquet` and `versions-*.parquet` can be read while they grow with DuckDB,
+pandas or a dashboard, and for several runs at once as `runs/*/record/episodes-*.parquet`. Event files for
+TensorBoard are optional.
 
-A run that goes on from a version says how far that had come; what was recorded beyond it is removed and
-comes again. Whoever calls `flush` before a version is written therefore has every row once, however
-often the process was killed. What nobody goes on from lacks the last minute before the kill.
+A run that resumes from a version removes all rows after that version, because training produces them again.
+If the caller flushes before it writes a version, every row is recorded exactly once, however often the
+process is killed. A run that is killed and never resumed lacks its last minute.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from shared.adapters.files import write_whole
-from shared.adapters.tables.growing_table import COUNT, FIGURE, FLAG, MOMENT, TEXT, GrowingTable, Value
+from shared.adapters.tables.growing_table import COUNT, FIGURE, FLAG, TEXT, TIMESTAMP, GrowingTable, Value
 from shared.adapters.tables.tensorboard import TensorBoard
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import NUM_ACTIONS, Action
@@ -32,61 +33,61 @@ from shared.errors import DataError
 from shared.messages.schemas import now
 from shared.metrics.trades import expectancy, win_rate
 
-#: Rows wait no longer than until the first one that comes so long after the last write.
+#: Rows are written with the first one that arrives this long after the last write.
 WRITE_EVERY_SECONDS = 60.0
 
-#: TensorBoard is shown every so many updates; the tables have them all.
+#: TensorBoard receives every n-th update; the tables have all of them.
 TENSORBOARD_EVERY = 10
 
 SETTINGS = "settings.json"
 
-#: A column of whole numbers has 64 bits.
+#: Integer columns have 64 bits.
 LARGEST_COUNT = 2**63 - 1
 
 _LIBRARIES = ("micro-stochastic-muzero", "torch", "numpy", "numba", "pyarrow")
 
 _UPDATES = {
-    "attempt": COUNT,  # updates tried so far, this one included
-    "update": COUNT,  # updates made so far
+    "attempt": COUNT,  # updates attempted so far, including this one
+    "update": COUNT,  # updates applied so far
     "episode": COUNT,  # trajectories learned from so far
-    "time": MOMENT,
-    "skipped": FLAG,  # loss or gradient was not finite, so nothing changed
+    "time": TIMESTAMP,
+    "skipped": FLAG,  # not applied, because loss or gradient was not finite
 }
 _EPISODES = {
-    "episode": COUNT,  # the first learned from is 1
-    "time": MOMENT,  # when it was learned from
+    "episode": COUNT,  # number of the trajectory, beginning at 1
+    "time": TIMESTAMP,  # when it was added to the replay
     "trajectory_id": TEXT,
     "worker": TEXT,
-    "version": COUNT,  # that played it
+    "version": COUNT,  # version of the acting weights
     "start_bar": COUNT,
     "steps": COUNT,
     "reward": FIGURE,
     "trades": COUNT,
     "wins": COUNT,
     "pips": FIGURE,  # net
-    "expectancy_pips": FIGURE,  # null without trades, as the win rate
-    "win_rate": FIGURE,
-    "trade_ratio": FIGURE,  # of steps that are BUY, SELL or CLOSE
+    "expectancy_pips": FIGURE,  # null without trades
+    "win_rate": FIGURE,  # null without trades
+    "trade_ratio": FIGURE,  # fraction of steps that are BUY, SELL or CLOSE
     **{f"share_{action.name.lower()}": FIGURE for action in Action},
 }
-_VERSIONS = {"version": COUNT, "episode": COUNT, "update": COUNT, "time": MOMENT}
+_VERSIONS = {"version": COUNT, "episode": COUNT, "update": COUNT, "time": TIMESTAMP}
 
 
 @dataclass(frozen=True)
-class Reached:
-    """Where a run begins or goes on: at a version, and what had been learned from when it was made."""
+class ResumePoint:
+    """Progress of a run at the version from which it starts or resumes."""
 
-    version: int = 0  # the next that is recorded
+    version: int = 0  # the next version to record
     episode: int = 0
     attempt: int = 0
     update: int = 0
 
 
 def require_no_record(folder: Path) -> None:
-    """Check that a run which begins in a folder removes nothing: a record of its own would.
+    """Check that a new run would remove nothing: a new record deletes an older one in its folder.
 
     Raises:
-        DataError: something is in the folder, or it is a file.
+        DataError: the folder is not empty, or is a file.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty: choose another folder for the record, nothing was changed")
@@ -103,38 +104,38 @@ class RunRecord:
         *,
         update_figures: Sequence[str],
         version_figures: Sequence[str] = (),
-        reached: Reached | None = None,
+        resume_at: ResumePoint | None = None,
         tensorboard: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin a record, or go on with one.
+        """Start or resume a record.
 
         Args:
-            folder: of the run; made when it is not there.
-            update_figures: names of the numbers that every update has.
-            version_figures: names of the numbers that every version has.
-            reached: where the run goes on; what the folder holds beyond is removed. None: at its beginning.
+            folder: folder of the run; created if needed.
+            update_figures: names of the figures of every update.
+            version_figures: names of the figures of every version.
+            resume_at: where the run resumes; later rows in the folder are removed. None: at its beginning.
             tensorboard: write event files too.
-            clock: in seconds.
+            clock: returns seconds.
         Raises:
-            DataError: what is recorded cannot be read, or the folder not be written to.
+            DataError: the existing record cannot be read, or the folder cannot be written.
         """
-        self._folder, self._reached, self._clock = folder, reached or Reached(), clock
+        self._folder, self._resume_at, self._clock = folder, resume_at or ResumePoint(), clock
         self._update_figures, self._version_figures = tuple(update_figures), tuple(version_figures)
         self._boards: dict[str, TensorBoard] = {}
-        self._starts: bytes | None = None  # contents of the settings' file that wait for the disk
+        self._starts: bytes | None = None  # contents of the settings file that are not written yet
         self._written_at = clock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for left_over in folder.glob(".*.partial"):
                 left_over.unlink()
-            self._updates = self._table("updates", _UPDATES, self._update_figures, self._reached.attempt)
-            self._episodes = self._table("episodes", _EPISODES, (), self._reached.episode)
+            self._updates = self._table("updates", _UPDATES, self._update_figures, self._resume_at.attempt)
+            self._episodes = self._table("episodes", _EPISODES, (), self._resume_at.episode)
             self._versions = self._table(
-                "versions", _VERSIONS, self._version_figures, self._reached.version - 1
+                "versions", _VERSIONS, self._version_figures, self._resume_at.version - 1
             )
             if tensorboard:
-                steps = {"updates": self._reached.update, "episodes": self._reached.episode}
+                steps = {"updates": self._resume_at.update, "episodes": self._resume_at.episode}
                 self._boards = {
                     name: TensorBoard(folder / "tensorboard" / name, after_step=step)
                     for name, step in steps.items()
@@ -144,52 +145,52 @@ class RunRecord:
 
     @property
     def num_lost(self) -> int:
-        """Rows that were let go since too many waited for the disk."""
+        """Rows that were dropped because too many waited for the disk."""
         return sum(table.num_lost for table in self._tables)
 
     def settings(self, settings: Mapping[str, JsonValue]) -> None:
-        """Note with what the run starts or goes on; seed and data set belong to the settings.
+        """Record the settings of this start; they should include seed and data set.
 
-        A start after which no version was made is forgotten, as its rows are. A disk that refuses is no
-        error here: the settings wait, and `flush` tries again.
+        Earlier starts after which no version was written are removed, like their rows. If the disk rejects
+        the write, the settings wait for `flush`.
 
         Raises:
-            DataError: the file that is there is damaged or cannot be read.
+            DataError: the existing file is damaged or cannot be read.
         """
-        reached, path = self._reached, self._folder / SETTINGS
+        resume_at, path = self._resume_at, self._folder / SETTINGS
         earlier = [
             start
             for start in _starts(path)
-            if (start["episode"], start["attempt"]) < (reached.episode, reached.attempt)
+            if (start["episode"], start["attempt"]) < (resume_at.episode, resume_at.attempt)
         ]
         start = {
             "time": now().isoformat(),
-            "version": reached.version,
-            "episode": reached.episode,
-            "attempt": reached.attempt,
+            "version": resume_at.version,
+            "episode": resume_at.episode,
+            "attempt": resume_at.attempt,
             "settings": dict(settings),
             "libraries": {"python": platform.python_version()}
             | {name: installed_version(name) for name in _LIBRARIES},
             "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         }
         self._starts = json.dumps([*earlier, start], indent=2).encode()
-        with contextlib.suppress(OSError):  # whoever flushes is told
+        with contextlib.suppress(OSError):  # `flush` tries again and raises
             self._write_starts()
 
     def update(
         self, attempt: int, update: int, episode: int, figures: Mapping[str, float], *, skipped: bool = False
     ) -> None:
-        """Record an update that was made or skipped.
+        """Record an update that was applied or skipped.
 
         Args:
-            attempt: updates tried so far, this one included.
-            update: updates made so far.
-            episode: trajectories learned from so far.
-            figures: by the names that were announced; one that is left out or not finite is null.
-            skipped: loss or gradient was not finite.
+            attempt: updates attempted so far, including this one.
+            update: updates applied so far.
+            episode: trajectories added to the replay so far.
+            figures: by the names in `update_figures`; a missing or non-finite one becomes null.
+            skipped: whether the update was skipped because loss or gradient was not finite.
         Raises:
             DataError: a number is too large for its column.
-            OSError: the disk refuses; the rows wait.
+            OSError: the write failed; the rows wait.
         """
         row: dict[str, Value] = {
             "attempt": attempt,
@@ -204,11 +205,11 @@ class RunRecord:
         self._write_when_due()
 
     def episode(self, episode: int, trajectory: Trajectory) -> None:
-        """Record a trajectory that is learned from now; `episode` counts them, the first is 1.
+        """Record a trajectory that was added to the replay; `episode` is its number, beginning at 1.
 
         Raises:
             DataError: a number is too large for its column.
-            OSError: the disk refuses; the rows wait.
+            OSError: the write failed; the rows wait.
         """
         figures = episode_figures(trajectory)
         row: dict[str, Value] = {
@@ -227,21 +228,21 @@ class RunRecord:
     def version(
         self, version: int, episode: int, update: int, time_made: datetime, figures: Mapping[str, float]
     ) -> None:
-        """Record a version that was made, and write everything.
+        """Record a version, and flush.
 
         Raises:
             DataError: a number is too large for its column.
-            OSError: the disk refuses; the rows wait.
+            OSError: the write failed; the rows wait.
         """
         row: dict[str, Value] = {"version": version, "episode": episode, "update": update, "time": time_made}
         self._add(self._versions, row | {name: figures.get(name) for name in self._version_figures})
         self.flush()
 
     def flush(self) -> None:
-        """Put everything on the disk.
+        """Write everything to the disk.
 
         Raises:
-            OSError: the disk refuses; settings and rows wait.
+            OSError: the write failed; settings and rows wait.
         """
         self._written_at = self._clock()
         self._write_starts()
@@ -251,10 +252,10 @@ class RunRecord:
             board.flush()
 
     def close(self) -> None:
-        """Write what is left.
+        """Flush and close.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the write failed.
         """
         self.flush()
         for board in self._boards.values():
@@ -270,13 +271,13 @@ class RunRecord:
         return GrowingTable(self._folder, name, {**columns, **dict.fromkeys(figures, FIGURE)}, last=last)
 
     def _write_starts(self) -> None:
-        """Put the settings on the disk unless they are there."""
+        """Write the settings unless they are written."""
         if self._starts is not None:
             write_whole(self._folder / SETTINGS, self._starts)
             self._starts = None
 
     def _add(self, table: GrowingTable, row: Mapping[str, Value]) -> None:
-        """Take in a row, unless it could never be written."""
+        """Add a row, unless a number is too large to be written."""
         for column, value in row.items():
             if isinstance(value, int) and abs(value) > LARGEST_COUNT:
                 raise DataError(
@@ -294,7 +295,7 @@ class RunRecord:
 
 
 def episode_figures(trajectory: Trajectory) -> dict[str, int | float | None]:
-    """How one episode was traded; None where there is no trade to tell."""
+    """Trading figures of an episode; None if undefined without trades."""
     pips = np.array([trade.pips for trade in trajectory.trades], np.float64)
     shares = np.bincount(trajectory.actions, minlength=NUM_ACTIONS) / max(len(trajectory), 1)
     return {

@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 class TensorBoard:
-    """Event files of one folder, with one kind of steps."""
+    """Event files in one folder, with one step counter."""
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
-        """Go on after a step; points of later steps that are there already are hidden."""
+        """Continue after a step; existing points of later steps are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)
@@ -19,9 +19,9 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Put every point into the file."""
+        """Write every point to the file."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Flush and close the file."""
         self._writer.close()

@@ -1,10 +1,14 @@
-"""What the validator has judged: one DuckDB file, written by the validator alone.
+"""The validator's judgements in one DuckDB file, which only the validator writes.
 
-`validations` has a row per version, data set and split, with the SHA-256 of its report; `standing` the
-settings by which the service judges; `trials` the daily profits of everything that was ever tried, by
-which later versions are deflated; `skipped` the versions that could not be judged, and why; `untold` the
-announcements of judgements that may not have been made yet. The file is open only while it is read or
-written, since DuckDB keeps other processes out meanwhile; each waits for the other.
+Tables:
+- `validations`: a row per version, data set and split, with the SHA-256 of its report.
+- `standing`: the settings by which the service judges.
+- `trials`: daily profits of every version ever tried, for the deflated Sharpe ratio of later versions.
+- `skipped`: versions that could not be judged, with the reason.
+- `untold`: announcements that may not have been sent yet.
+
+DuckDB locks an open file against other processes, so the file is open only during a read or write, and each
+process waits for the other.
 """
 
 import contextlib
@@ -54,8 +58,8 @@ CREATE TABLE IF NOT EXISTS untold (
 );
 """
 
-#: The table in which earlier releases kept the daily profits of the last judgement of each version. They
-#: wrote down neither instrument nor weights, which stay NULL.
+#: Table in which earlier releases kept the daily profits of the last judgement of each version. They recorded
+#: neither instrument nor weights, which stay NULL.
 _EARLIER_DAYS = "validation_days"
 
 _MOVE_EARLIER_DAYS = """
@@ -69,24 +73,24 @@ DROP TABLE validation_days;
 COMMIT;
 """
 
-#: The row of a version as a trial: of the same weights, or judged by an earlier release on this ground.
+#: The trial of a version: one of the same weights, or one that an earlier release judged in this scope.
 _SAME_TRIAL = """split = $split AND (
     weights_sha256 = $weights OR (weights_sha256 IS NULL AND dataset = $dataset AND version = $version)
 )"""
 
-#: So many trials are compared day by day, the last judged; those before them are only counted.
+#: The latest trials, which are compared day by day; earlier ones are only counted.
 MAX_TRIALS = 2_000
 
-#: The database's name in the folder of the reports.
+#: Name of the database in the folder of the reports.
 DATABASE = "validations.duckdb"
 
-#: How long a process waits while another has the file open, which takes milliseconds.
+#: How long a process waits for another to close the file, which normally takes milliseconds.
 LOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The bars and the split of a judgement; only judgements on the same ground are compared."""
+class ValidationScope:
+    """Data set and split of a judgement. Only judgements of the same scope are compared."""
 
     dataset: str  # fingerprint
     split: str
@@ -94,9 +98,9 @@ class Ground:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The identity of a version that is judged."""
+    """The version that is being judged."""
 
-    ground: Ground
+    scope: ValidationScope
     instrument: str
     version: int
     weights_sha256: str
@@ -104,7 +108,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ValidationRow:
-    """One judged version, as the table has it; None where a number is not defined."""
+    """Row of one judged version; None if a number is undefined."""
 
     version: int
     dataset: str
@@ -135,17 +139,17 @@ class ValidationRow:
 
 @dataclass(frozen=True)
 class Record:
-    """What the service wrote down of a judgement, apart from its report."""
+    """What the database knows of a judgement."""
 
-    report_sha256: str | None  # None where an earlier release judged
-    standards: Mapping[str, object] | None  # by which the service judges now; None where it recorded none
+    report_sha256: str | None  # None if an earlier release judged
+    standards: Mapping[str, object] | None  # the service's present settings; None if it recorded none
 
 
 class ValidationStore:
-    """The file; made when first written.
+    """The database, which is created by the first write.
 
     Every method raises RecordsAwayError while another program has the file open or the disk is full, and
-    DataError where the file is damaged or its folder refuses.
+    DataError if the file is damaged or its folder cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -154,10 +158,10 @@ class ValidationStore:
     def record(
         self, row: ValidationRow, days: Int64, daily_pips: Float64, announcement: ValidationReported
     ) -> None:
-        """Write one judgement, untold; an earlier one of the same version on the same ground is replaced.
+        """Write one judgement with its pending announcement; replace an earlier one of the version and scope.
 
-        As a trial it replaces only one of the same weights on the same ground: a version of another run
-        or data set was tried, whatever its number.
+        The trial replaces only a trial of the same weights and scope. A version of another run or data set
+        is a trial of its own, even if it has the same number.
         """
         key = [row.version, row.dataset, row.split]
         columns = ", ".join(item.name for item in fields(row))
@@ -192,16 +196,16 @@ class ValidationStore:
             )
             connection.commit()
 
-    def stand(self, ground: Ground, standards: Mapping[str, object]) -> None:
+    def record_standards(self, scope: ValidationScope, standards: Mapping[str, object]) -> None:
         """Record the settings by which the service judges from now on."""
         with self._open(write=True) as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO standing VALUES (?, ?, ?)",
-                [ground.dataset, ground.split, json.dumps(standards, sort_keys=True, allow_nan=False)],
+                [scope.dataset, scope.split, json.dumps(standards, sort_keys=True, allow_nan=False)],
             )
 
-    def recorded(self, ground: Ground, version: int) -> Record | None:
-        """What was written down of a version's judgement on a ground; None where it was not judged.
+    def recorded(self, scope: ValidationScope, version: int) -> Record | None:
+        """The record of a version's judgement; None if it was not judged in this scope.
 
         Raises:
             DataError: the file is damaged, or an earlier release wrote it.
@@ -209,96 +213,96 @@ class ValidationStore:
         rows = self._rows(
             """SELECT report_sha256, standards FROM validations LEFT JOIN standing USING (dataset, split)
                WHERE dataset = ? AND split = ? AND version = ?""",
-            ground,
+            scope,
             version,
         )
         return Record(rows[0][0], json.loads(rows[0][1]) if rows[0][1] else None) if rows else None
 
-    def judged(self, ground: Ground) -> set[int]:
-        """Versions that have a judgement on a ground."""
+    def judged(self, scope: ValidationScope) -> set[int]:
+        """Versions with a judgement in this scope."""
         return {
             version
             for (version,) in self._rows(
-                "SELECT version FROM validations WHERE dataset = ? AND split = ?", ground
+                "SELECT version FROM validations WHERE dataset = ? AND split = ?", scope
             )
         }
 
-    def untold(self, ground: Ground) -> list[ValidationReported]:
-        """Announcements of judgements on a ground that `told` was not called for, by version.
+    def pending(self, scope: ValidationScope) -> list[ValidationReported]:
+        """Announcements that `mark_announced` was not called for, by version.
 
         Raises:
-            DataError: one is of another schema.
+            DataError: an announcement has another schema.
         """
         if not self.path.exists():
             return []
-        with self._open(write=True) as connection:  # which adds the table to a file that has none
+        with self._open(write=True) as connection:  # adds the table to files of earlier releases
             found = connection.execute(
                 "SELECT version, announcement FROM untold WHERE dataset = ? AND split = ? ORDER BY version",
-                [ground.dataset, ground.split],
+                [scope.dataset, scope.split],
             ).fetchall()
         try:
             return [ValidationReported.model_validate_json(announcement) for _, announcement in found]
-        except ValidationError as other:
+        except ValidationError as invalid:
             versions = ", ".join(str(version) for version, _ in found)
             raise DataError(
-                f"{self.path}: the announcement of version {versions} is of another schema; "
+                f"{self.path}: the announcement of version {versions} has another schema; "
                 "delete it from the table `untold`"
-            ) from other
+            ) from invalid
 
-    def told(self, ground: Ground, version: int) -> None:
-        """Record that a judgement was announced and its promotion is done."""
+    def mark_announced(self, scope: ValidationScope, version: int) -> None:
+        """Record that a judgement was announced and its promotion is complete."""
         with self._open(write=True) as connection:
             connection.execute(
                 "DELETE FROM untold WHERE version = ? AND dataset = ? AND split = ?",
-                [version, ground.dataset, ground.split],
+                [version, scope.dataset, scope.split],
             )
 
-    def skip(self, ground: Ground, version: int, reason: str) -> None:
+    def skip(self, scope: ValidationScope, version: int, reason: str) -> None:
         """Record a version that cannot be judged, so that it is not tried again."""
         with self._open(write=True) as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?)",
-                [version, ground.dataset, ground.split, reason],
+                [version, scope.dataset, scope.split, reason],
             )
 
-    def done(self, ground: Ground) -> set[int]:
-        """Versions that are judged or were skipped on a ground."""
+    def done(self, scope: ValidationScope) -> set[int]:
+        """Versions that were judged or skipped in this scope."""
         return {
             version
             for table in ("validations", "skipped")
             for (version,) in self._rows(
                 f"SELECT version FROM {table} WHERE dataset = ? AND split = ?",  # noqa: S608 - our own names
-                ground,
+                scope,
             )
         }
 
-    def sqn100(self, ground: Ground, version: int) -> tuple[bool, float | None]:
-        """Whether a version passed a gate on a ground, and its SQN capped at 100 trades."""
+    def sqn100(self, scope: ValidationScope, version: int) -> tuple[bool, float | None]:
+        """Whether a version passed a gate in this scope, and its SQN capped at 100 trades."""
         rows = self._rows(
             """SELECT sqn100 FROM validations
                WHERE dataset = ? AND split = ? AND version = ? AND passed_gates <> ''""",
-            ground,
+            scope,
             version,
         )
         return bool(rows), rows[0][0] if rows else None
 
     def history(self, candidate: Candidate, days: Int64) -> tuple[Float64, int]:
-        """What was tried before on a candidate's instrument and split, on any of these days.
+        """Earlier trials on a candidate's instrument and split that cover any of these days.
 
-        Whatever the data set, the run and the number of sessions: a version tried on the same market is
-        a trial, unless it has the candidate's own weights. Earlier releases did not record the
-        instrument: their trials count for every instrument.
+        Every version tried on the same market counts, from any data set, run and number of sessions, unless
+        it has the candidate's own weights. Earlier releases did not record the instrument, so their trials
+        count for every instrument.
 
         Args:
-            candidate: that is judged.
+            candidate: the version that is being judged.
             days: `[D]` trading days, ascending.
         Returns:
-            `[D, V]` pips of the last `MAX_TRIALS` trials, in the order of their judgement, NaN on days on
-            which one was not judged; and how many trials there were before these.
+            `[D, V]` pips of the last `MAX_TRIALS` trials in the order of their judgement, NaN on days that a
+            trial does not cover; and the number of trials before these.
         """
         if not self.path.exists():
             return np.zeros((len(days), 0)), 0
-        with self._open(write=True) as connection:  # which moves what an earlier release kept
+        with self._open(write=True) as connection:  # migrates the table of earlier releases
             found = connection.execute(
                 f"""SELECT days, pips, count(*) OVER () FROM trials
                     WHERE (instrument = $instrument OR instrument IS NULL) AND split = $split
@@ -306,8 +310,8 @@ class ValidationStore:
                     ORDER BY judged_at DESC, version DESC, dataset, weights_sha256 LIMIT $limit""",  # noqa: S608 - a constant
                 {
                     "instrument": candidate.instrument,
-                    "split": candidate.ground.split,
-                    "dataset": candidate.ground.dataset,
+                    "split": candidate.scope.split,
+                    "dataset": candidate.scope.dataset,
                     "version": candidate.version,
                     "weights": candidate.weights_sha256,
                     "days": days.tolist(),
@@ -320,11 +324,11 @@ class ValidationStore:
             pips[here, column] = np.array(of_days)[there]
         return pips, (found[0][2] if found else 0) - len(found)
 
-    def _rows(self, query: str, ground: Ground, *more: object) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, scope: ValidationScope, *more: object) -> list[tuple[Any, ...]]:
         if not self.path.exists():
             return []
         with self._open(write=False) as connection:
-            return connection.execute(query, [ground.dataset, ground.split, *more]).fetchall()
+            return connection.execute(query, [scope.dataset, scope.split, *more]).fetchall()
 
     @contextlib.contextmanager
     def _open(self, *, write: bool) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -339,9 +343,9 @@ class ValidationStore:
                     ).fetchall():
                         connection.execute(_MOVE_EARLIER_DAYS)
                 yield connection
-        except (duckdb.Error, OSError) as broken:
-            away = _is_held(broken) or os.strerror(errno.ENOSPC) in str(broken)
-            raise (RecordsAwayError if away else DataError)(f"{self.path}: {broken}") from broken
+        except (duckdb.Error, OSError) as failure:
+            transient = _is_locked(failure) or os.strerror(errno.ENOSPC) in str(failure)
+            raise (RecordsAwayError if transient else DataError)(f"{self.path}: {failure}") from failure
 
     def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
         """Open the file as soon as no other process, or thread, has it open."""
@@ -350,11 +354,11 @@ class ValidationStore:
             try:
                 return duckdb.connect(str(self.path), read_only=not write)
             except (duckdb.IOException, duckdb.ConnectionException) as busy:
-                if not _is_held(busy) or time.monotonic() > deadline:
+                if not _is_locked(busy) or time.monotonic() > deadline:
                     raise
             time.sleep(0.01)
 
 
-def _is_held(failure: Exception) -> bool:
+def _is_locked(failure: Exception) -> bool:
     """Whether another process, or another thread, has the file open."""
     return "Could not set lock" in str(failure) or "different configuration" in str(failure)

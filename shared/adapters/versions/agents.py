@@ -1,8 +1,9 @@
-"""Agents out of the checkpoint store: sizes from the manifest, weights verified."""
+"""Agents from the checkpoint store: sizes from the manifest, verified weights."""
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from shared.adapters.versions.store import CheckpointStore, Manifest
+from shared.adapters.versions.manifest import Manifest
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent, StoredWeights
 from shared.engine.precision import Precision
 from shared.errors import CheckpointError, DataError, SettingsError, ShapeError
@@ -23,12 +24,12 @@ def load_agent(store: CheckpointStore, version: int, precision: Precision = Prec
     weights = {name: array.astype("float32") for name, array in store.weights(version).items()}
     try:
         return Agent(StoredWeights(config, weights), version, precision)
-    except (ShapeError, DataError) as other:
-        raise CheckpointError(f"version {version}: weights do not fit its sizes: {other}") from other
+    except (ShapeError, DataError) as invalid:
+        raise CheckpointError(f"version {version}: weights do not fit its sizes: {invalid}") from invalid
 
 
 def instrument_settings(instrument: Instrument | None) -> dict[str, JsonValue]:
-    """What a manifest's settings say of the instrument that a version is trained on."""
+    """The entry in a manifest's settings that records the trained instrument."""
     return (
         {"instrument": {"name": instrument.name, "pip_location": instrument.pip_location}}
         if instrument
@@ -37,27 +38,27 @@ def instrument_settings(instrument: Instrument | None) -> dict[str, JsonValue]:
 
 
 def trained_instrument(manifest: Manifest) -> Instrument | None:
-    """The instrument that a version was trained on; None where an older release made it.
+    """The instrument that a version was trained on; None if an older release made the version.
 
     Raises:
-        CheckpointError: the manifest names something else.
+        CheckpointError: the setting is not an instrument.
     """
     named = manifest.settings.get("instrument")
     if named is None:
         return None
     try:
         return _INSTRUMENT.validate_python(named)
-    except ValidationError as other:
-        raise CheckpointError(f"version {manifest.version}: instrument: {other}") from other
+    except ValidationError as invalid:
+        raise CheckpointError(f"version {manifest.version}: instrument: {invalid}") from invalid
 
 
 def model_config(manifest: Manifest) -> ModelConfig:
-    """The sizes that a manifest records.
+    """The network sizes in a manifest.
 
     Raises:
-        CheckpointError: they are not those of a network that is known here.
+        CheckpointError: the sizes do not describe a network that this release can build.
     """
     try:
         return _SIZES.validate_python(manifest.model)
-    except (ValidationError, SettingsError) as other:
-        raise CheckpointError(f"version {manifest.version}: model sizes: {other}") from other
+    except (ValidationError, SettingsError) as invalid:
+        raise CheckpointError(f"version {manifest.version}: model sizes: {invalid}") from invalid

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.adapters.files import read_beneath, sync, write_synced, write_whole
+from shared.adapters.versions.manifest import MANIFEST_SHA256
 from shared.errors import StoreAwayError
 
-MANIFEST = "manifest.json"
-MANIFEST_SHA256 = "manifest.sha256"
-
-#: Manifests and pointers are some kilobytes; anything near this is none.
+#: Limit for manifests and pointers, which have some kilobytes.
 MAX_SMALL_BYTES = 1_000_000
 
 _FOLDER = re.compile(r"v(\d{6,})")
@@ -27,86 +25,94 @@ _LOCK = ".pointers.lock"
 
 
 class CheckpointFiles(Protocol):
-    """A place for versions and for the small files that point at them."""
+    """A storage backend: files of versions, and the small files of the pointers."""
 
     @property
     def name(self) -> str:
-        """The folder or URL, as errors tell it and `--store` takes it; never a secret."""
+        """The folder or URL, as error texts show it and `--store` takes it; never contains a secret."""
 
     def versions(self) -> list[int]:
-        """Every version that is there, ascending; an empty or missing place has none.
+        """Every version in the store, ascending; an empty or missing store has none.
 
         Raises:
-            StoreAwayError: the store does not answer, or refuses.
+            StoreAwayError: the store does not answer, or refuses the request.
         """
 
     def add(self, version: int, files: Mapping[str, bytes], manifest_sha256: str) -> None:
-        """Put all files of a version there: whole or not at all.
+        """Store all files of a version atomically.
 
         Args:
             version: its number.
             files: name → contents.
-            manifest_sha256: hexadecimal, of the manifest among them.
+            manifest_sha256: hash of the manifest in `files`, in hexadecimal.
         Raises:
-            FileExistsError: the version is there already, and is another one than this.
-            OSError: the disk refuses.
-            StoreAwayError: the store does not answer, or refuses.
+            FileExistsError: another version with this number exists.
+            OSError: writing failed.
+            StoreAwayError: the store does not answer, or refuses the request.
         """
 
     def manifest_line(self, version: int) -> bytes:
         """Contents of a version's `manifest.sha256`.
 
         Raises:
-            FileNotFoundError: it is not there.
-            OSError: it cannot be read, or is larger than `MAX_SMALL_BYTES`.
-            StoreAwayError: the store does not answer, or refuses.
+            FileNotFoundError: there is no such file.
+            OSError: the file cannot be read, or is larger than `MAX_SMALL_BYTES`.
+            StoreAwayError: the store does not answer, or refuses the request.
         """
 
     def read(self, version: int, name: str, manifest_sha256: str, *, limit: int) -> bytes:
-        """Contents of another file of a version whose `manifest.sha256` names that manifest.
-
-        Raises:
-            OSError: it is not there, cannot be read, or has more bytes than the limit; then none is read.
-            StoreAwayError: the store does not answer, or refuses.
-        """
-
-    def place(self, version: int, name: str) -> str:
-        """Path or URL of a file of a version, as errors tell it."""
-
-    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
-        """Remove a version, gone at once and then taken apart, as if no pointer moved meanwhile.
+        """Contents of any other file of a version.
 
         Args:
             version: its number.
-            is_held: whether a pointer holds it now; may be asked more than once, and what it raises leaves
-                the version.
+            name: name of the file.
+            manifest_sha256: hash of the manifest, as `manifest.sha256` contains it.
+            limit: most bytes that the file may have.
+        Raises:
+            OSError: the file is missing, cannot be read, or is larger than the limit.
+            StoreAwayError: the store does not answer, or refuses the request.
+        """
+
+    def location(self, version: int, name: str) -> str:
+        """Path or URL of a file of a version, for error texts."""
+
+    def remove(self, version: int, is_protected: Callable[[], bool]) -> bool:
+        """Remove a version atomically, unless a pointer protects it; then delete its files.
+
+        Args:
+            version: its number.
+            is_protected: whether a pointer protects the version now. It may be called more than once. If it
+                raises, the version stays.
         Returns:
-            Whether it was removed here: False where it is held, or was removed by another first.
+            False if the version is protected, or another process removed it first.
         """
 
     def tidy(self) -> None:
-        """Remove what was left half removed or half written, and can never be a version."""
+        """Delete leftovers of interrupted writes and removals that can no longer become a version."""
 
     def pointer(self, name: str) -> bytes | None:
-        """Contents of a small file, or None where there is none.
+        """Contents of a pointer's file, or None if there is none.
 
         Raises:
-            OSError: it cannot be read, or is larger than `MAX_SMALL_BYTES`.
-            StoreAwayError: the store does not answer, or refuses.
+            OSError: the file cannot be read, or is larger than `MAX_SMALL_BYTES`.
+            StoreAwayError: the store does not answer, or refuses the request.
         """
 
     def change_pointer(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
-        """Replace a small file by what is made of it, as if nobody else replaced it meanwhile.
+        """Change a pointer's file in one atomic read-modify-write.
 
         Args:
-            name: of the file.
-            change: from the contents, None where there is no file, empty where there is one that cannot be
-                read, to the new ones, None to leave it; may be called more than once.
+            name: name of the file.
+            change: maps the contents (None: no file; empty: the file cannot be read) to the new contents
+                (None: leave the file). It may be called more than once.
         """
 
 
 class DirectoryFiles:
-    """A folder: written aside, synced, renamed. One process, the trainer, adds versions."""
+    """Versions in a folder, each written to a temporary folder, synced and renamed.
+
+    Only one process, the trainer, adds versions.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -117,7 +123,7 @@ class DirectoryFiles:
         return str(self.root)
 
     def versions(self) -> list[int]:
-        """Versions by their folders, ascending; a link to one is none."""
+        """Versions by their folders, ascending; symbolic links are ignored."""
         try:
             with os.scandir(self.root) as entries:
                 folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -128,9 +134,9 @@ class DirectoryFiles:
         return sorted(int(match[1]) for name in folders if (match := _FOLDER.fullmatch(name)))
 
     def add(self, version: int, files: Mapping[str, bytes], manifest_sha256: str) -> None:
-        """Write a folder aside and rename it; what an earlier writer left half written is removed."""
+        """Write a temporary folder and rename it. Temporary folders of killed writers are removed."""
         final = self.folder(version)
-        if final.is_symlink() or final.is_file():  # no version, and in the way of one
+        if final.is_symlink() or final.is_file():  # not a version: move it out of the way
             final.rename(final.with_name(f"{final.name}.no-version"))
         if final.exists():
             raise FileExistsError(str(final))
@@ -162,16 +168,16 @@ class DirectoryFiles:
         """Contents of another file of a version."""
         return self._read(f"{self.folder(version).name}/{name}", limit)
 
-    def place(self, version: int, name: str) -> str:
+    def location(self, version: int, name: str) -> str:
         """Path of a file of a version."""
         return str(self.folder(version) / name)
 
-    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
-        """Rename the folder while no pointer can move, then remove it."""
+    def remove(self, version: int, is_protected: Callable[[], bool]) -> bool:
+        """Rename the folder while the pointers are locked, then remove it."""
         folder = self.folder(version)
         aside = self.root / f".removing-{folder.name}"
         with self._pointers_locked():
-            if is_held():
+            if is_protected():
                 return False
             try:
                 folder.rename(aside)
@@ -181,7 +187,7 @@ class DirectoryFiles:
         return True
 
     def tidy(self) -> None:
-        """Remove what was left half removed; what was left half written goes before the next version."""
+        """Finish interrupted removals. Interrupted writes are removed when the next version is added."""
         for left_over in self.root.glob(".removing-*"):
             _remove_tree(left_over)
 
@@ -197,15 +203,15 @@ class DirectoryFiles:
         self.root.mkdir(parents=True, exist_ok=True)
         with self._pointers_locked():
             try:
-                held = self.pointer(name)
+                contents = self.pointer(name)
             except OSError:
-                held = b""
-            changed = change(held)
+                contents = b""
+            changed = change(contents)
             if changed is not None:
                 write_whole(self.root / name, changed)
 
     def folder(self, version: int) -> Path:
-        """Folder of a version, there or not."""
+        """Folder of a version, whether or not it exists."""
         return self.root / f"v{version:06d}"
 
     def _read(self, name: str, limit: int) -> bytes:
@@ -222,7 +228,7 @@ class DirectoryFiles:
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, though another process may be removing it at the same time."""
+    """Remove a folder with its contents; another process may be removing it at the same time."""
     while folder.exists():
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)

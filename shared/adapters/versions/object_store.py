@@ -1,14 +1,14 @@
-"""Checkpoint versions in an object store, S3 or one that speaks like it, through obstore.
+"""Checkpoint versions in S3 or a compatible object store, through obstore.
 
-An object is put whole or not at all, but a version is four. So a version exists from one put on, the last:
+Putting one object is atomic, but a version has four. So a version exists once its last object is put:
 
-    v000042/manifest.sha256                       put only where there is none: one writer wins
+    v000042/manifest.sha256                       create-only put: one writer wins
     v000042/<SHA-256 of the manifest>/manifest.json, weights.safetensors, training.safetensors
-    latest.json, best.json, promoted.json         replaced only if they are still what was read
+    latest.json, best.json, promoted.json         conditional put: replaced only if unchanged since the read
 
-A writer that is killed leaves files that no `manifest.sha256` names, and its next try has a folder of its
-own. Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID` ...), as other tools
-of that store read them, and are never part of the URL.
+A killed writer leaves files that no `manifest.sha256` names; its next attempt uses a folder of its own.
+Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID` ...), as for other S3 tools,
+and are never part of the URL.
 """
 
 import contextlib
@@ -23,25 +23,26 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from shared.adapters.files import too_large
-from shared.adapters.versions.directory import MANIFEST_SHA256, MAX_SMALL_BYTES
+from shared.adapters.versions.directory import MAX_SMALL_BYTES
+from shared.adapters.versions.manifest import MANIFEST_SHA256
 from shared.errors import SettingsError, StoreAwayError
 
-if TYPE_CHECKING:  # brought along only where it is used: commands start without it
+if TYPE_CHECKING:  # imported when it is used, so that other commands start faster
     from obstore import ObjectMeta, PutMode
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-#: Kinds of stores that create-only and conditional puts are known of.
+#: URL schemes of stores that are known to support create-only and conditional puts.
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
-#: Of these, `container@account` is the name of a bucket.
+#: Schemes with `container@account` in the place of a bucket.
 _ACCOUNT_SCHEMES = ("abfs", "abfss")
 
-#: A server that is down is known to be so within about two seconds; whoever asked comes again.
+#: With these retries a server that is down is detected within about two seconds. Callers try again later.
 RETRIES = 4
 CONNECT_SECONDS = 5.0
-REQUEST_SECONDS = 60.0  # of one file
+REQUEST_SECONDS = 60.0  # per file
 
-#: Tries at replacing a pointer that others replace meanwhile.
+#: Attempts at replacing a pointer that other processes replace at the same time.
 MAX_CONFLICTS = 20
 
 _COMMITTED = re.compile(r"v(\d{6,})/manifest\.sha256")
@@ -52,25 +53,25 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class _Found:
-    """An object: its contents, None where there is none, and the mode of a put that replaces exactly it."""
+    """A fetched object, and the put mode that replaces exactly this state."""
 
-    data: bytes | None  # empty where it is too large to be read
+    data: bytes | None  # None: no object; empty: too large to be read
     mode: "PutMode"
     size: int
 
 
 class ObjectFiles:
-    """Objects below one prefix; any number of writers, of which one wins each version."""
+    """Versions below one prefix. Any number of writers may compete for a version; one wins."""
 
     def __init__(self, name: str, connect: Callable[[], "ObjectStore"]) -> None:
         self.name, self._connect = name, connect
 
     @classmethod
     def at(cls, url: str) -> "ObjectFiles":
-        """The place that a URL names; nothing is asked of it yet.
+        """The store at a URL; it is not accessed yet.
 
         Raises:
-            SettingsError: the URL is of no object store, or holds a secret.
+            SettingsError: the URL is not that of an object store, or contains a secret.
         """
         try:
             parts = urlsplit(url)
@@ -79,8 +80,8 @@ class ObjectFiles:
         account = "@" in parts.netloc and parts.scheme in _ACCOUNT_SCHEMES
         if ":" in parts.netloc or parts.query or parts.fragment or ("@" in url and not account):
             raise SettingsError(
-                f"checkpoint store {parts.scheme}://...: expected nothing but bucket and prefix in the URL; "
-                "credentials and endpoint belong into the environment (AWS_...)"
+                f"checkpoint store {parts.scheme}://...: expected only bucket and prefix in the URL; "
+                "credentials and endpoint belong in the environment (AWS_...)"
             )
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise SettingsError(
@@ -100,14 +101,15 @@ class ObjectFiles:
         return sorted(int(match[1]) for match in found if match)
 
     def add(self, version: int, files: Mapping[str, bytes], manifest_sha256: str) -> None:
-        """Put the files, each where nobody else's can be, and then the one that makes them a version."""
+        """Put the files into a folder of this writer's own, then `manifest.sha256`, which commits them."""
         last = _key(version, MANIFEST_SHA256)
         if self._fetch(last).data not in (None, files[MANIFEST_SHA256]):
             raise FileExistsError(f"{self.name}/{last}")
         for name, data in files.items():
-            if name != MANIFEST_SHA256:  # there already: an earlier try with this manifest, cut off
+            # An existing file is from an interrupted attempt with the same manifest.
+            if name != MANIFEST_SHA256:
                 self._put(_key(version, name, manifest_sha256), data, "create")
-        # Refused although it is ours: the first try's reply was lost and it was sent again.
+        # The put may be refused although ours succeeded: the reply was lost and the client sent it again.
         put = self._put(last, files[MANIFEST_SHA256], "create")
         if not put and self._fetch(last).data != files[MANIFEST_SHA256]:
             raise FileExistsError(f"{self.name}/{last}")
@@ -120,34 +122,34 @@ class ObjectFiles:
         """Contents of another file of a version."""
         return self._read(_key(version, name, manifest_sha256), limit)
 
-    def place(self, version: int, name: str) -> str:
-        """URL of a file of a version, less the folder that its manifest's hash names."""
+    def location(self, version: int, name: str) -> str:
+        """URL of a file of a version, without the folder named by the manifest's hash."""
         return f"{self.name}/{_key(version, name)}"
 
-    def remove(self, version: int, is_held: Callable[[], bool]) -> bool:
-        """Remove `manifest.sha256`, then the files; put it back where a pointer was moved here meanwhile.
+    def remove(self, version: int, is_protected: Callable[[], bool]) -> bool:
+        """Delete `manifest.sha256`, then the files; restore it if a pointer was moved here in between.
 
-        Whoever moves a pointer looks for the version afterwards, and this looks at the pointers after the
-        removal, so that one of the two sees the other.
+        A process that moves a pointer checks afterwards that the version exists, and this method checks the
+        pointers after the deletion, so at least one of the two detects the conflict.
         """
         last = _key(version, MANIFEST_SHA256)
         line = self._fetch(last).data
-        if line is None or is_held():
+        if line is None or is_protected():
             return False
         self._delete([last])
-        held = True
+        protected = True
         try:
-            held = is_held()
+            protected = is_protected()
         finally:
-            if held:
+            if protected:
                 self._put(last, line, "create")
-        if held:
+        if protected:
             return False
         self._delete(self._paths(f"v{version:06d}"))
         return True
 
     def tidy(self) -> None:
-        """Remove files of no version, up to the newest; later ones may be about to become one."""
+        """Delete uncommitted files, except those of versions after the newest, which may be being written."""
         paths = self._paths()
         committed = {int(match[1]) for path in paths if (match := _COMMITTED.fullmatch(path))}
         newest = max(committed, default=-1)
@@ -164,16 +166,16 @@ class ObjectFiles:
         return self._get(name)
 
     def change_pointer(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
-        """Read, change and replace an object, again when it was replaced meanwhile.
+        """Read, change and conditionally replace an object; retry on a conflict.
 
         Raises:
-            StoreAwayError: the store does not answer or refuses, or others replace it all the time.
+            StoreAwayError: the store does not answer or refuses, or every attempt meets a conflict.
         """
         changed: bytes | None = None
         for _ in range(MAX_CONFLICTS):
             before = self._fetch(name)
             if changed is not None and before.data == changed:
-                return  # it was replaced by this, and the reply was lost
+                return  # the previous put succeeded, but its reply was lost
             changed = change(before.data)
             if changed is None or self._put(name, changed, before.mode):
                 return
@@ -184,7 +186,7 @@ class ObjectFiles:
             chunks: Iterable[Iterable[ObjectMeta]] = self.objects.list(prefix)
             return [meta["path"] for chunk in chunks for meta in chunk]
 
-        return self._ask(prefix or "", listed)
+        return self._request(prefix or "", listed)
 
     def _read(self, key: str, limit: int) -> bytes:
         data = self._get(key, limit)
@@ -199,7 +201,7 @@ class ObjectFiles:
         return found.data
 
     def _fetch(self, key: str, limit: int = MAX_SMALL_BYTES) -> "_Found":
-        """What lies under a key, if it is no larger than a limit."""
+        """The object under a key; its contents only up to a limit."""
 
         def found() -> _Found:
             try:
@@ -212,10 +214,10 @@ class ObjectFiles:
             data = bytes(result.bytes()) if size <= limit else b""
             return _Found(data, {"e_tag": tag} if tag else "overwrite", size)
 
-        return self._ask(key, found)
+        return self._request(key, found)
 
     def _put(self, key: str, data: bytes, mode: "PutMode") -> bool:
-        """Put an object; False where the mode forbids it."""
+        """Put an object; False if the mode forbids it."""
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         def put() -> bool:
@@ -225,27 +227,27 @@ class ObjectFiles:
                 return False
             return True
 
-        return self._ask(key, put)
+        return self._request(key, put)
 
     def _delete(self, keys: Iterable[str]) -> None:
         def delete() -> None:
             for key in keys:
-                # Some stores tell so of what another removed first.
+                # Some stores report an object that another process deleted first.
                 with contextlib.suppress(FileNotFoundError):
                     self.objects.delete(key)
 
-        self._ask("", delete)
+        self._request("", delete)
 
-    def _ask(self, key: str, question: Callable[[], R]) -> R:
-        """The store's answer.
+    def _request(self, key: str, send: Callable[[], R]) -> R:
+        """Run a request and translate its errors.
 
         Raises:
-            StoreAwayError: there is none, or it is a refusal; says which and of what.
+            StoreAwayError: there is no answer, or the store refuses; the text names object and reason.
         """
         from obstore.exceptions import BaseError
 
         try:
-            return question()
+            return send()
         except (BaseError, OSError, ValueError) as failure:
             raise StoreAwayError(f"{self.name}/{key}".rstrip("/") + f": {_reason(str(failure))}") from None
 
@@ -256,17 +258,17 @@ def _key(version: int, name: str, manifest_sha256: str | None = None) -> str:
 
 
 def _may_name(line: bytes | None, manifest_sha256: str) -> bool:
-    """Whether a version's `manifest.sha256` names these files, or is too damaged to tell."""
+    """Whether a version's `manifest.sha256` names these files, or may do so because it is damaged."""
     if line is None:
         return False
     return not re.match(rb"[0-9a-f]{64} ", line) or line.startswith(manifest_sha256.encode())
 
 
 def _reason(text: str) -> str:
-    """What went wrong, in one line; the rest holds headers and what was signed."""
+    """The first line of an error; the rest contains headers and signed values."""
     code = re.search(r"<Code>(\w+)</Code>", text)
     first = text.splitlines()[0].split("<?xml", maxsplit=1)[0].strip(" :")
-    if "169.254." in first:  # where a virtual machine's own credentials would be
+    if "169.254." in first:  # the metadata service, which the client asks if it has no credentials
         return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     first = re.sub(r"//[^/@\s]*@", "//", first)  # an endpoint may name a user and a password
     return f"{first} {code[1]}" if code else first
@@ -279,7 +281,7 @@ def _connect(url: str) -> "ObjectStore":
     client: ClientConfig = {
         "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
         "timeout": timedelta(seconds=REQUEST_SECONDS),
-        "allow_http": endpoint.startswith("http://"),  # only where it was asked for
+        "allow_http": endpoint.startswith("http://"),  # only if the operator configured it
     }
     retry: RetryConfig = {
         "max_retries": RETRIES,

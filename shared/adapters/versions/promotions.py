@@ -1,9 +1,9 @@
-"""Which version decides in trading: promotion through a gate, and the way back.
+"""Promotion of the version that decides in trading, through a gate, and roll-back.
 
-The validator promotes by itself; the gateway and the command line promote for a person. All of them come
-through here. Only the validator service's own judgement counts: a report on the validation split of the
-data set that the version was trained on, of the weights that the store holds, by the settings by which
-the service judges now, with the SHA-256 that the service recorded in its database.
+The validator promotes automatically; the gateway and the command line promote for a person. All of them call
+these functions. Only the validator service's own report counts. It must judge the stored weights, on the
+validation split of the data set that the version was trained on, under the service's present settings, and
+the service must have recorded its SHA-256.
 """
 
 import hashlib
@@ -16,32 +16,25 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from shared.adapters.files import read_beneath
-from shared.adapters.versions.store import (
-    WEIGHTS,
-    CheckpointStore,
-    Manifest,
-    Pointed,
-    Pointer,
-    moved,
-    stage_of,
-)
+from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointed, Pointer, moved, stage_of
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError, DataError, PromotionError
 from shared.market.session import Split
 from shared.messages.schemas import Fingerprint, Stage, VersionPromoted
 from shared.messages.validation import first_fault
 
-#: A report of 3.6 years is some megabytes.
+#: A report on 3.6 years has some megabytes.
 MAX_REPORT_BYTES = 64_000_000
 
-#: The stages that have a gate; `unproven` has none, and the validator alone promotes to it.
+#: Stages with a gate. `unproven` has none, and only the validator promotes to it.
 GatedStage = Literal["paper", "live"]
 
-#: What makes a judgement count again.
+#: Remedy in error texts.
 _JUDGE_AGAIN = "the validator judges a stored version again when it starts"
 
 
 class GateVerdict(BaseModel):
-    """The part of a validation report that says what was judged, by what, and which gates were passed."""
+    """The part of a validation report that promotion reads: subject, settings, and passed gates."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -51,7 +44,7 @@ class GateVerdict(BaseModel):
     dataset: Fingerprint
     split: str
     weights_sha256: Fingerprint
-    first_bar_at: AwareDatetime  # of the sessions that were walked
+    first_bar_at: AwareDatetime  # of the validated sessions
     standards: dict[str, JsonValue]
     passed_gates: tuple[str, ...]
     reasons: tuple[str, ...] = ()
@@ -59,41 +52,41 @@ class GateVerdict(BaseModel):
 
 @dataclass(frozen=True)
 class RolledBack:
-    """A roll-back: the fact to announce on mm:promotions, and what was wrong with the versions between."""
+    """A roll-back: the message for mm:promotions, and the faults of the versions that were passed over."""
 
     promotion: VersionPromoted
     passed_over: tuple[str, ...]
 
 
 def report_path(validation_root: Path, version: int) -> Path:
-    """The JSON report of a version; its page and picture lie beside it as `.html` and `.png`."""
+    """The JSON report of a version; its page and picture are beside it as `.html` and `.png`."""
     return validation_root / f"{version}.json"
 
 
 def check_gate(validation_root: Path, manifest: Manifest, stage: GatedStage) -> GateVerdict:
-    """The service's own judgement of a version that passed a stage's gate.
+    """The service's own report of a version that passed a stage's gate.
 
     Raises:
-        PromotionError: `require_record` refuses the judgement, or the gate was not passed; the text names
-            the report's reasons.
+        PromotionError: `require_record` rejects the report, or the version did not pass the gate; the text
+            names the report's reasons.
     """
     verdict = require_record(validation_root, manifest)
     if stage not in verdict.passed_gates:
-        # Live asks for what paper asks for, so paper's reasons are live's too, but not the other way round.
-        concern = [reason for reason in verdict.reasons if stage == "live" or not reason.startswith("live: ")]
-        why = "; ".join(concern) or "the report names no reason"
+        # The live gate includes the paper gate, so paper's reasons apply to live, but not the reverse.
+        reasons = [reason for reason in verdict.reasons if stage == "live" or not reason.startswith("live: ")]
+        why = "; ".join(reasons) or "the report names no reason"
         raise PromotionError(f"version {manifest.version} did not pass the {stage} gate: {why}")
     return verdict
 
 
 def require_record(validation_root: Path, manifest: Manifest) -> GateVerdict:
-    """The report of a version, if it is the service's own, untouched, and judges what the store holds.
+    """The report of a version, if the service made and recorded it for the stored weights.
 
     Args:
         validation_root: the validator's folder, with its reports and its database.
-        manifest: of the version, verified.
+        manifest: verified manifest of the version.
     Raises:
-        PromotionError: there is no report, or it proves nothing; the text says why.
+        PromotionError: there is no report, or it does not count; the text says why.
         RecordsAwayError: the validator's database cannot be read now.
     """
     version, path = manifest.version, report_path(validation_root, manifest.version)
@@ -125,7 +118,7 @@ def _report(path: Path, version: int) -> bytes:
 
 
 def _mismatch(verdict: GateVerdict, manifest: Manifest) -> str:
-    """Why a report does not judge the stored version out of sample; empty where it does."""
+    """Why a report is not an out-of-sample judgement of the stored version; empty if it is."""
     weights = manifest.files.get(WEIGHTS)
     if verdict.purpose != "service":
         return "it was made on demand; only the validator service's own judgement promotes"
@@ -142,12 +135,12 @@ def _mismatch(verdict: GateVerdict, manifest: Manifest) -> str:
 
 
 def in_sample(manifest: Manifest, first_bar_at: datetime) -> str:
-    """Why sessions from a bar on are not out of sample for a version; empty where they are.
+    """Why sessions that begin at a bar are not out of sample for a version; empty if they are.
 
-    The bars alone do not tell: another split of the same data set has the same fingerprint.
+    The fingerprint alone does not show this: other splits of the same data set have the same fingerprint.
 
     Raises:
-        CheckpointError: the manifest does not say, in a way that can be read, until when it was trained.
+        CheckpointError: the manifest's training end cannot be read.
     """
     until = manifest.trained_until
     if until is None or first_bar_at > until:
@@ -159,16 +152,16 @@ def in_sample(manifest: Manifest, first_bar_at: datetime) -> str:
 
 
 def _unrecorded(verdict: GateVerdict, document: bytes, validation_root: Path) -> str:
-    """Why a report is not the one that the service recorded, by today's settings; empty where it is."""
-    from shared.adapters.tables.validations import (  # DuckDB, needed here alone
+    """Why a report is not the one that the service recorded under its present settings; empty if it is."""
+    from shared.adapters.tables.validations import (  # imports DuckDB
         DATABASE,
-        Ground,
+        ValidationScope,
         ValidationStore,
     )
 
     records = ValidationStore(validation_root / DATABASE)
     try:
-        record = records.recorded(Ground(verdict.dataset, verdict.split), verdict.version)
+        record = records.recorded(ValidationScope(verdict.dataset, verdict.split), verdict.version)
     except DataError as damaged:
         return f"the validator's record cannot be read: {damaged}"
     if record is None or record.report_sha256 is None:
@@ -182,11 +175,11 @@ def _unrecorded(verdict: GateVerdict, document: bytes, validation_root: Path) ->
     return ""
 
 
-def _differences(judged: Mapping[str, object], standing: Mapping[str, object], prefix: str = "") -> str:
-    """The settings in which two standards differ, the first three by name."""
+def _differences(judged: Mapping[str, object], current: Mapping[str, object], prefix: str = "") -> str:
+    """The first three settings in which the report and the service differ, with their values."""
     found = []
-    for name in sorted({*judged, *standing}):
-        was, now = judged.get(name), standing.get(name)
+    for name in sorted({*judged, *current}):
+        was, now = judged.get(name), current.get(name)
         if isinstance(was, dict) and isinstance(now, dict):
             found.append(_differences(was, now, f"{prefix}{name}."))
         elif was != now:
@@ -203,56 +196,56 @@ def promote(
     by: str,
     replace_live: bool = True,
 ) -> VersionPromoted:
-    """Make a version the one that decides, if its files are intact and its report passed the gate.
+    """Promote a version, if its files are intact and its report passed the gate.
 
-    A version that is already promoted to the stage stays so; the returned fact may be announced again.
+    Promoting a version again to the same stage changes nothing; the message may be announced again.
 
     Args:
-        store: where the version lies.
-        validation_root: where the reports lie.
+        store: the checkpoint store.
+        validation_root: the validator's folder.
         version: the version to promote.
         stage: `paper` or `live`.
-        by: who promotes, for the audit.
-        replace_live: False keeps a version that trades live from being replaced by a paper promotion, and
-            a damaged pointer, which may have named one.
+        by: name of the promoting person or service, for the audit.
+        replace_live: False protects a live version from a paper promotion, and also a damaged pointer,
+            because it may have named a live version.
     Returns:
-        The fact to announce on mm:promotions.
+        The message for mm:promotions.
     Raises:
-        PromotionError: the gate was not passed, or a live version would be replaced.
-        CheckpointError: the version is missing or damaged, or was removed meanwhile.
+        PromotionError: the version did not pass the gate, or would replace a live version.
+        CheckpointError: the version is missing or damaged, or was removed in the meantime.
     """
     check_gate(validation_root, store.verify(version), stage)
 
-    def where(standing: Pointed | None) -> Pointed | None:
-        if standing and standing.stage == "live" and stage == "paper" and not replace_live:
+    def where(current: Pointed | None) -> Pointed | None:
+        if current and current.stage == "live" and stage == "paper" and not replace_live:
             raise PromotionError(
-                f"version {standing.version} is promoted live; "
+                f"version {current.version} is promoted live; "
                 f"a paper promotion of {version} does not replace it"
             )
-        if standing and (standing.version, standing.stage) == (version, stage):
+        if current and (current.version, current.stage) == (version, stage):
             return None
-        return moved(standing, version, stage)
+        return moved(current, version, stage)
 
-    _move(store, where, mend=replace_live)
+    _move(store, where, repair=replace_live)
     return VersionPromoted(version=version, stage=stage, by=by)
 
 
 def serve_unproven(
     store: CheckpointStore, validation_root: Path, version: int, *, by: str
 ) -> VersionPromoted | None:
-    """Promote a version that passed no gate as `unproven`, if none is promoted: it is served, not traded.
+    """Promote a version to `unproven` if no version is promoted. It is served but does not trade.
 
     Args:
-        store: where the version lies.
-        validation_root: where the reports lie.
-        version: judged by the service.
-        by: who promotes, for the audit.
+        store: the checkpoint store.
+        validation_root: the validator's folder.
+        version: a version that the service judged; it need not have passed a gate.
+        by: name of the promoting person or service, for the audit.
     Returns:
-        The fact to announce on mm:promotions; None where another version is promoted, or the pointer is
-        damaged and may name one.
+        The message for mm:promotions. None if another version is promoted, or the pointer is damaged and
+        may name one.
     Raises:
         PromotionError: the report is not the service's own.
-        CheckpointError: the version is missing or damaged, or was removed meanwhile.
+        CheckpointError: the version is missing or damaged, or was removed in the meantime.
     """
     try:
         pointed = store.pointer(Pointer.PROMOTED)
@@ -260,7 +253,7 @@ def serve_unproven(
         return None
     if pointed is None:
         require_record(validation_root, store.verify(version))
-        _, pointed = _move(store, lambda standing: None if standing else moved(None, version, "unproven"))
+        _, pointed = _move(store, lambda current: None if current else moved(None, version, "unproven"))
     if (pointed.version, pointed.stage) != (version, "unproven"):
         return None
     return VersionPromoted(version=version, stage="unproven", by=by)
@@ -269,27 +262,27 @@ def serve_unproven(
 def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> RolledBack:
     """Promote the previous version again, or the newest one before it whose files are intact.
 
-    It becomes live only if the promoted version is live, it was live itself, and its report passes the live
-    gate. Otherwise it becomes paper, or unproven if it was. So a version that went from paper to live goes
-    back to paper.
+    The earlier version becomes live only if the promoted version is live, the earlier one was live too, and
+    its report passes the live gate. Otherwise it becomes paper, or unproven if it was unproven. So rolling
+    back a version that went from paper to live returns it to paper.
 
     Raises:
-        PromotionError: nothing was promoted before.
-        CheckpointError: all that was is missing or damaged, or the pointer is.
+        PromotionError: no version was promoted before.
+        CheckpointError: every earlier version is missing or damaged, or the pointer is damaged.
     """
     passed_over: dict[int, str] = {}
 
-    def back(standing: Pointed | None) -> Pointed:
+    def previous(current: Pointed | None) -> Pointed:
         passed_over.clear()
-        if standing is None:
+        if current is None:
             raise PromotionError("no version is promoted; there is nothing to roll back")
-        for place in reversed(range(len(standing.history))):
-            version, stage = standing.history[place]
+        for index in reversed(range(len(current.history))):
+            version, stage = current.history[index]
             to_stage: Stage = "unproven" if stage == "unproven" else "paper"
-            if stage == standing.stage == "live" and _passed_live(store, validation_root, version):
+            if stage == current.stage == "live" and _passed_live(store, validation_root, version):
                 to_stage = "live"
-            to = Pointed(version, to_stage, standing.history[:place])
-            if version in passed_over or (to.version, to.stage) == (standing.version, standing.stage):
+            to = Pointed(version, to_stage, current.history[:index])
+            if version in passed_over or (to.version, to.stage) == (current.version, current.stage):
                 continue
             try:
                 store.verify(version)
@@ -298,10 +291,10 @@ def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> Roll
                 continue
             return to
         if passed_over:
-            raise CheckpointError(f"no version promoted before is whole: {'; '.join(passed_over.values())}")
+            raise CheckpointError(f"no version promoted before is intact: {'; '.join(passed_over.values())}")
         raise PromotionError("no version was promoted before; there is nothing to roll back to")
 
-    before, after = _move(store, back)
+    before, after = _move(store, previous)
     assert before is not None
     promotion = VersionPromoted(
         version=after.version, stage=stage_of(after), by=by, rolled_back_from=before.version
@@ -310,17 +303,17 @@ def roll_back(store: CheckpointStore, validation_root: Path, *, by: str) -> Roll
 
 
 def _move(
-    store: CheckpointStore, where: Callable[[Pointed | None], Pointed | None], *, mend: bool = False
+    store: CheckpointStore, where: Callable[[Pointed | None], Pointed | None], *, repair: bool = False
 ) -> tuple[Pointed | None, Pointed]:
-    """Move `promoted`, and undo that if the version was removed meanwhile."""
-    before, after = store.move(Pointer.PROMOTED, where, mend=mend)
+    """Move `promoted`, and undo the move if the version was removed in the meantime."""
+    before, after = store.move(Pointer.PROMOTED, where, repair=repair)
     assert after is not None
     try:
         store.manifest(after.version)
     except CheckpointError as gone:
         store.move_back(Pointer.PROMOTED, before, after)
         raise CheckpointError(
-            f"version {after.version} was removed while it was promoted, which is undone: {gone}"
+            f"version {after.version} was removed while it was promoted; the promotion is undone: {gone}"
         ) from gone
     return before, after
 

@@ -18,7 +18,8 @@ from services.api.service import run
 from services.api.settings import GatewaySettings
 from services.api.state import Gateway
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import TRAINED_UNTIL, CheckpointStore, Manifest
+from shared.adapters.versions.manifest import TRAINED_UNTIL, Manifest
+from shared.adapters.versions.store import CheckpointStore
 from shared.messages.schemas import CheckpointPublished, ValidationReported
 from shared.messages.streams import CHECKPOINTS, VALIDATIONS
 from shared.runtime.lifecycle import Lifecycle

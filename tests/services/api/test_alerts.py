@@ -389,7 +389,7 @@ async def test_an_error_of_the_webhook_does_not_reveal_its_address() -> None:
     assert "canary" not in str(failure.value)
     with pytest.raises(WebhookError, match="does not answer"):
         await post_alert(f"http://127.0.0.1:{free_port()}/hook-canary", ALERT)
-    with pytest.raises(WebhookError, match="is not an address"):
+    with pytest.raises(WebhookError, match="is not a URL"):
         await post_alert("http://xn--a/hook-canary", ALERT)
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load
 from services.api.config import GatewayConfig
 from shared.adapters.streams.bus import Bus
 from shared.adapters.tables.validations import DATABASE
-from shared.adapters.versions.store import Pointer
+from shared.adapters.versions.manifest import Pointer
 from shared.messages.streams import CONTROL, PROMOTIONS
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import KEY, System, running_system, save_version

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from services.api.routes.pages import ASSETS
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import Pointer
+from shared.adapters.versions.manifest import Pointer
 from shared.messages.schemas import AlertRaised
 from shared.messages.streams import ALERTS, DECISIONS
 from tests.services.api.browser import Page, browsing, find_browser

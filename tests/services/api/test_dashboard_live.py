@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from services.api.config import AlertConfig, GatewayConfig
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import Pointer
+from shared.adapters.versions.manifest import Pointer
 from shared.messages.schemas import AlertRaised, Heartbeat, VersionPromoted
 from shared.messages.streams import ALERTS, CONTROL, DECISIONS, PROMOTIONS
 from shared.runtime.redis_server import RedisServer
@@ -81,7 +81,7 @@ async def test_an_operator_kills_from_a_phone_and_sees_the_confirmation(
     await bus.beat(trader(**{**KILLED, "side": 0, "flat_at": 7}))
     await page.until(f"{text('#trader-state')}.endsWith('by gateway, no position')")
     assert await page.evaluate(text("#kill")) == "Killed"
-    await bus.still("trader", "trader")
+    await bus.clear_heartbeat("trader", "trader")
     await page.until(f"{text('#trader-state')}.startsWith('unknown since')")
     tile = "[...document.querySelectorAll('.tile')].find((t) => t.innerText.startsWith('Position')).innerText"
     assert (await page.evaluate(tile)).split("\n")[1] == "?"
@@ -124,7 +124,7 @@ async def test_a_condition_of_a_killed_trader_has_no_known_end(system: System, b
     line = "document.querySelector('#alert-log [data-key=\"trader: stale price\"]').innerText"
     killed = "document.querySelector('#alert-log [data-key=\"trader: trader killed\"]').innerText"
     await page.until(f"{line}.includes('since ')")
-    await bus.still("trader", "trader")
+    await bus.clear_heartbeat("trader", "trader")
     await page.until(f"{line}.includes('its end is not known')")
     assert "since " in await page.evaluate(killed)  # announced by the gateway
     await bus.beat(beat("trader", "trader"))  # its successor

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from services.api.routes import validations
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import Pointer
+from shared.adapters.versions.manifest import Pointer
 from shared.messages.schemas import AlertRaised, DeadLettered
 from shared.messages.streams import ALERTS, DEAD
 from tests.services.api.conftest import API_KEY, KEY, System, write_report

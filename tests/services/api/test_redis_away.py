@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from services.api.config import GatewayConfig
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import Pointer
+from shared.adapters.versions.manifest import Pointer
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.redis_server import RedisServer
 from tests.services.api.conftest import API_KEY, KEY, System, running_system, write_report

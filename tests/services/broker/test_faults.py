@@ -17,7 +17,7 @@ from tests.services.broker.conftest import Market
 async def test_an_order_whose_answer_is_lost_was_filled_once(market: Market, fault: FaultConfig) -> None:
     async with market() as at:
         details = await at.client.instrument("GBP_JPY")
-        last = (await at.client.summary()).last_transaction_id
+        last = (await at.client.snapshot()).summary.last_transaction_id
         at.venue.faults.change(fault)
         with pytest.raises(OutcomeUnknownError):
             await at.client.market_order(MarketOrder(details, 1, client_id="intent"))
@@ -27,7 +27,7 @@ async def test_an_order_whose_answer_is_lost_was_filled_once(market: Market, fau
         assert found.state == "FILLED"
         fills = [item for item in await at.client.transactions_since(last) if item.kind == "ORDER_FILL"]
         assert len(fills) == 1
-        assert (await at.client.position("GBP_JPY")).units == 1
+        assert [trade.units for trade in (await at.client.snapshot()).trades] == [1]
 
 
 async def test_a_rejected_order_takes_an_id_and_does_nothing(market: Market) -> None:
@@ -35,8 +35,8 @@ async def test_a_rejected_order_takes_an_id_and_does_nothing(market: Market) -> 
         details = await at.client.instrument("GBP_JPY")
         with pytest.raises(OrderRejectedError):
             await at.client.market_order(MarketOrder(details, 1))
-        assert (await at.client.summary()).last_transaction_id == 3
-        assert (await at.client.position("GBP_JPY")).units == 0
+        snapshot = await at.client.snapshot()
+        assert (snapshot.summary.last_transaction_id, snapshot.trades) == (3, ())
 
 
 async def test_a_partial_fill_finds_liquidity_for_half_of_the_units(market: Market) -> None:
@@ -79,7 +79,7 @@ async def test_a_stalled_stream_is_detected_although_its_connection_is_open(mark
 async def test_reads_fail_after_every_attempt(market: Market, fault: FaultConfig, status: int) -> None:
     async with market(faults=fault, read_attempts=2) as at:
         with pytest.raises(BrokerError) as failed:
-            await at.client.summary()
+            await at.client.snapshot()
         assert failed.value.status == status
 
 

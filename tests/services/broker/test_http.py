@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
 
 import httpx
@@ -12,27 +13,36 @@ from hypothesis import strategies as st
 
 from services.broker.exchange.transactions import TRANSACTION
 from shared.adapters.oanda.client import MarketOrder, OandaClient, PositionFill
-from shared.adapters.oanda.records import Fill, Heartbeat, Price, Transaction
+from shared.adapters.oanda.records import Heartbeat, Price, format_time
 from shared.errors import BrokerError, OrderRejectedError
 from shared.market.candles import CandleBuilder
-from tests.services.broker.conftest import ACCOUNT, TOKEN, Market
+from tests.services.broker.conftest import ACCOUNT, TOKEN, Market, Running
 from tests.services.broker.markets import START_S, bars_of
 
 D = Decimal
+
+
+@asynccontextmanager
+async def transaction_lines(at: Running) -> AsyncIterator[AsyncIterator[dict[str, object]]]:
+    """Lines of the transaction stream, parsed."""
+    async with at.http.stream("GET", "/transactions/stream") as answer:
+        assert answer.status_code == 200
+        yield (json.loads(line) async for line in answer.aiter_lines() if line)
 
 
 async def test_a_round_trip_of_one_unit(market: Market) -> None:
     async with market() as at:
         details = await at.client.instrument("GBP_JPY")
         assert (details.pip_location, details.display_precision, details.units_precision) == (-2, 3, 0)
-        before = await at.client.summary()
+        before = (await at.client.snapshot()).summary
         assert not before.hedging_enabled
 
         outcome = await at.client.market_order(MarketOrder(details, 1, client_id="in", trade_client_id="in"))
         assert outcome.fill is not None
         assert outcome.fill.price == D("188.020")
-        assert (await at.client.position("GBP_JPY")).units == 1
-        assert [trade.client_id for trade in await at.client.open_trades()] == ["in"]
+        position = (await at.http.get("/positions/GBP_JPY")).json()["position"]
+        assert (position["long"]["units"], position["short"]["units"]) == ("1", "0")
+        assert [trade.client_id for trade in (await at.client.snapshot()).trades] == ["in"]
 
         closed = await at.client.close_position("GBP_JPY", long=True, client_id="out")
         assert closed.fill is not None
@@ -69,12 +79,13 @@ async def test_stop_and_target_are_sent_with_an_order(market: Market) -> None:
         details = await at.client.instrument("GBP_JPY")
         order = MarketOrder(details, 1, stop_loss=187.5, take_profit=188.6, price_bound=188.021)
         assert (await at.client.market_order(order)).fill is not None
-        pending = await at.client.pending_orders()
-        assert sorted(item.kind for item in pending) == ["STOP_LOSS", "TAKE_PROFIT"]
-        await at.client.cancel_order(pending[0].order_id)
-        with pytest.raises(OrderRejectedError) as gone:
-            await at.client.cancel_order(pending[0].order_id)
-        assert gone.value.reject_reason == "ORDER_DOESNT_EXIST"
+        pending = (await at.http.get("/pendingOrders")).json()["orders"]
+        assert sorted(item["type"] for item in pending) == ["STOP_LOSS", "TAKE_PROFIT"]
+        cancel = f"/orders/{pending[0]['id']}/cancel"
+        assert (await at.http.put(cancel)).status_code == 200
+        gone = await at.http.put(cancel)
+        assert gone.status_code == 404
+        assert gone.json()["orderCancelRejectTransaction"]["rejectReason"] == "ORDER_DOESNT_EXIST"
 
 
 async def test_the_price_stream_rebuilds_the_bars_and_the_candles_agree(market: Market) -> None:
@@ -111,20 +122,19 @@ async def test_idle_streams_send_heartbeats(market: Market) -> None:
             first, second = await anext(prices), await anext(prices)
         assert isinstance(first, Price)
         assert second == Heartbeat(at.venue.now_ns)
-        async with aclosing(at.client.transaction_stream()) as transactions:
-            assert await anext(transactions) == Heartbeat(at.venue.now_ns, 2)
+        async with transaction_lines(at) as transactions:
+            beat = {"type": "HEARTBEAT", "time": format_time(at.venue.now_ns), "lastTransactionID": "2"}
+            assert await anext(transactions) == beat
 
 
 async def test_transactions_are_streamed_as_they_happen(market: Market) -> None:
-    async with market(heartbeat_seconds=0.05) as at, aclosing(at.client.transaction_stream()) as stream:
-        assert isinstance(await anext(stream), Heartbeat), "the stream is open"
+    async with market(heartbeat_seconds=0.05) as at, transaction_lines(at) as stream:
+        assert (await anext(stream))["type"] == "HEARTBEAT", "the stream is open"
         details = await at.client.instrument("GBP_JPY")
         await at.client.market_order(MarketOrder(details, 1))
-        events = (item async for item in stream if not isinstance(item, Heartbeat))
-        created, filled = await anext(events), await anext(events)
-        assert isinstance(created, Transaction)
-        assert isinstance(filled, Fill)
-        assert (created.transaction_id, filled.transaction_id) == (3, 4)
+        events = (item async for item in stream if item["type"] != "HEARTBEAT")
+        found = [await anext(events) for _ in range(2)]
+    assert [(item["id"], item["type"]) for item in found] == [("3", "MARKET_ORDER"), ("4", "ORDER_FILL")]
 
 
 async def test_pages_and_ranges_of_the_history(market: Market) -> None:
@@ -207,7 +217,7 @@ async def test_a_request_without_the_token_is_a_401_without_details(market: Mark
 async def test_another_account_is_forbidden(market: Market) -> None:
     async with market() as at, OandaClient("1-1-1-1", TOKEN, api_url=at.url, stream_url=at.url) as other:
         with pytest.raises(BrokerError) as refused:
-            await other.summary()
+            await other.snapshot()
         assert refused.value.status == 403
 
 

@@ -53,7 +53,7 @@ async def broker(
     )
     try:
         async with client:
-            await client.summary()  # repeated until the process serves
+            await client.snapshot()  # repeated until the process serves
             yield process, client
     finally:
         if process.returncode is None:

@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from services.inference.promoted import PromotedVersion
 from services.inference.settings import InferenceSettings
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest, Pointer
+from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import ALERTS, PROMOTIONS
 from shared.runtime.lifecycle import Lifecycle

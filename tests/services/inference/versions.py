@@ -3,9 +3,11 @@
 from dataclasses import asdict
 
 from shared.adapters.versions.agents import instrument_settings
-from shared.adapters.versions.store import CheckpointStore, Manifest, Pointer
+from shared.adapters.versions.manifest import Manifest, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
 from shared.market.bar import Instrument
+from shared.messages.schemas import Stage
 from shared.model.network import Network
 from tests.shared.model.networks import SMALL, opinionated_network
 
@@ -46,5 +48,5 @@ def save_version(
     )
 
 
-def promote(store: CheckpointStore, version: int, stage: str = "paper") -> None:
+def promote(store: CheckpointStore, version: int, stage: Stage = "paper") -> None:
     store.point(Pointer.PROMOTED, version, stage=stage)

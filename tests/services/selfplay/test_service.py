@@ -25,7 +25,8 @@ from services.selfplay.worker import SelfPlayWorker
 from shared.adapters.streams.bus import PIPELINE, Bus
 from shared.adapters.tables.dataset import Dataset, write_dataset
 from shared.adapters.versions.agents import load_agent
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Manifest
+from shared.adapters.versions.manifest import WEIGHTS, Manifest
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
 from shared.agent.rollout import MarketView, play
 from shared.agent.trajectory import Trajectory

@@ -15,7 +15,8 @@ from services.trader.config import GuardConfig, Mode, TraderConfig
 from services.trader.settings import TraderSettings
 from shared.adapters.oanda.records import format_time
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer
+from shared.adapters.versions.manifest import Pointed, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.environment.action import Action
 from shared.errors import BrokerError, CheckpointError, SettingsError
 from shared.runtime.redis_server import RedisServer

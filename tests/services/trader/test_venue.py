@@ -9,7 +9,7 @@ from services.trader.config import GuardConfig, Mode, TraderConfig
 from services.trader.venue import choose_venue, chosen_instrument, require_trained_on
 from shared.adapters.oanda.records import InstrumentDetails
 from shared.adapters.versions.agents import instrument_settings
-from shared.adapters.versions.store import Pointed
+from shared.adapters.versions.manifest import Pointed
 from shared.errors import BrokerError, SettingsError
 from shared.market.bar import Instrument
 from tests.shared.adapters.versions.checkpoint_versions import manifest

@@ -21,7 +21,8 @@ from services.trainer.service import TrainerService
 from services.trainer.settings import TrainerSettings
 from shared.adapters.streams.bus import Bus
 from shared.adapters.tables.dataset import Dataset, write_dataset
-from shared.adapters.versions.store import CheckpointStore, Manifest, Pointer, Tensors
+from shared.adapters.versions.manifest import Manifest, Pointer
+from shared.adapters.versions.store import CheckpointStore, Tensors
 from shared.agent.trajectory import Trajectory
 from shared.errors import DataError, SettingsError
 from shared.market.synthetic import Market, synthesize

@@ -15,7 +15,8 @@ from services.trainer.replay.steps import COLUMNS
 from services.trainer.replay.targets import unrolled_steps
 from services.trainer.training import SavedState, Training, TrainingConfig
 from shared.adapters.versions.agents import load_agent, trained_instrument
-from shared.adapters.versions.store import CheckpointStore, Manifest
+from shared.adapters.versions.manifest import Manifest
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
 from shared.engine.precision import Precision
 from shared.environment.action import Action

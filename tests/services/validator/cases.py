@@ -13,7 +13,8 @@ from services.validator.evaluate import Walk
 from services.validator.gate import GateConfig
 from services.validator.validation import Standards
 from shared.adapters.tables.dataset import Dataset, build_dataset
-from shared.adapters.versions.store import TRAINED_UNTIL, CheckpointStore, Manifest
+from shared.adapters.versions.manifest import TRAINED_UNTIL, Manifest
+from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
 from shared.environment.environment import EnvironmentConfig, Prices
 from shared.market.session import SessionConfig, Split, SplitConfig

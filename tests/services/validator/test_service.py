@@ -22,9 +22,9 @@ from services.validator.storage import Storage
 from services.validator.validation import Standards, Validator
 from shared.adapters.streams.bus import Bus
 from shared.adapters.streams.entries import READ_COUNT, Entry
-from shared.adapters.tables.validations import Ground
+from shared.adapters.tables.validations import ValidationScope
+from shared.adapters.versions.manifest import Pointed, Pointer
 from shared.adapters.versions.promotions import require_record
-from shared.adapters.versions.store import Pointed, Pointer
 from shared.errors import PromotionError, ServiceError
 from shared.market.session import Split
 from shared.messages.schemas import CheckpointPublished, Message, VersionPromoted
@@ -95,7 +95,7 @@ async def publish(bus: Bus, *versions: int) -> None:
 
 
 def done(storage: Storage) -> set[int]:
-    return storage.records.done(Ground(small_dataset().fingerprint, Split.VALIDATION))
+    return storage.records.done(ValidationScope(small_dataset().fingerprint, Split.VALIDATION))
 
 
 async def test_versions_are_judged_newest_first_and_the_first_is_promoted(
@@ -160,10 +160,10 @@ async def test_without_a_promoted_version_the_first_one_is_served_unproven(
 ) -> None:
     """Version 9 has a much higher SQN, so that 1 and 2 pass no gate, and was removed from the store."""
     storage = storage_in(tmp_path, 1, 2, 9)
-    ground = Ground(small_dataset().fingerprint, Split.VALIDATION)
+    ground = ValidationScope(small_dataset().fingerprint, Split.VALIDATION)
     better = replace(row_of(ground, 9), sqn100=99.0)
     storage.records.record(better, np.array([1], np.int64), np.array([4.0]), announcement_of(9, ground))
-    storage.records.told(ground, 9)
+    storage.records.mark_announced(ground, 9)
     storage.store.point(Pointer.BEST, 9)
     shutil.rmtree(folder(storage.store, 9))
     await publish(bus, 1)

@@ -1,4 +1,4 @@
-"""Judgements as the validator service leaves them: a report, and its row in the database."""
+"""Judgements as the validator service stores them: a report and its row in the database."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from shared.adapters.tables.validations import DATABASE, Ground, ValidationRow, ValidationStore
+from shared.adapters.tables.validations import DATABASE, ValidationRow, ValidationScope, ValidationStore
 from shared.adapters.versions.promotions import report_path
 from shared.messages.schemas import ValidationReported
 
@@ -16,7 +16,7 @@ STANDARDS: dict[str, object] = {"gate": {"live_min_years": 3.0}, "environment": 
 
 
 def weights_sha256(weights: dict[str, npt.NDArray[np.generic]]) -> str:
-    """As the manifest of a version with these weights has it."""
+    """SHA-256 of the weights, as in the manifest."""
     return hashlib.sha256(save(weights)).hexdigest()
 
 
@@ -27,7 +27,7 @@ def report_document(
     weights: dict[str, npt.NDArray[np.generic]],
     reasons: tuple[str, ...] = (),
 ) -> dict[str, object]:
-    """The part of a service's report that promotion looks at."""
+    """The part of a service's report that promotion reads."""
     return {
         "schema_version": 2,
         "purpose": "service",
@@ -43,7 +43,7 @@ def report_document(
 
 
 def keep_report(root: Path, document: dict[str, object], *, recorded: bool = True) -> None:
-    """Write a report and, unless told otherwise, record it as the service does."""
+    """Write a report and, by default, record it as the service does."""
     root.mkdir(parents=True, exist_ok=True)
     version, dataset, split = document["version"], document["dataset"], document["split"]
     assert isinstance(version, int)
@@ -51,18 +51,18 @@ def keep_report(root: Path, document: dict[str, object], *, recorded: bool = Tru
     report_path(root, version).write_bytes(text)
     if not recorded:
         return
-    records, ground = ValidationStore(root / DATABASE), Ground(str(dataset), str(split))
-    records.stand(ground, STANDARDS)
-    row = row_of(ground, version, sha256=hashlib.sha256(text).hexdigest())
-    records.record(row, np.array([1], np.int64), np.array([4.0]), announcement_of(version, ground))
+    records, scope = ValidationStore(root / DATABASE), ValidationScope(str(dataset), str(split))
+    records.record_standards(scope, STANDARDS)
+    row = row_of(scope, version, sha256=hashlib.sha256(text).hexdigest())
+    records.record(row, np.array([1], np.int64), np.array([4.0]), announcement_of(version, scope))
 
 
-def row_of(ground: Ground, version: int, *, sha256: str = "ab" * 32) -> ValidationRow:
-    """A row of no particular version."""
+def row_of(scope: ValidationScope, version: int, *, sha256: str = "ab" * 32) -> ValidationRow:
+    """A row with example figures."""
     return ValidationRow(
         version=version,
-        dataset=ground.dataset,
-        split=ground.split,
+        dataset=scope.dataset,
+        split=scope.split,
         created_at="2024-03-08T21:58:00+00:00",
         num_sessions=3,
         num_trades=40,
@@ -88,11 +88,11 @@ def row_of(ground: Ground, version: int, *, sha256: str = "ab" * 32) -> Validati
     )
 
 
-def announcement_of(version: int, ground: Ground) -> ValidationReported:
-    """What is announced of such a row."""
+def announcement_of(version: int, scope: ValidationScope) -> ValidationReported:
+    """The announcement of such a row."""
     return ValidationReported(
         version=version,
-        split=ground.split,
+        split=scope.split,
         num_sessions=3,
         num_trades=40,
         expectancy_pips=0.1,

@@ -57,13 +57,13 @@ async def test_a_good_answer_is_a_typed_decision() -> None:
     assert decision.action is Action.BUY
     assert decision.q_values == (1.0, 2.0, -1.0, None)
     assert (decision.version, decision.stage, decision.value) == (4, "paper", 1.25)
-    assert np.array_equal(np.array(asked[0].features, np.float32), WINDOW), "no bit is lost on the way"
+    assert np.array_equal(np.array(asked[0].features, np.float32), WINDOW), "the features arrive bit for bit"
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"bar_time_s": 0}, "at 0, asked was GBP_JPY at 60"),
+        ({"bar_time_s": 0}, "at 0, expected GBP_JPY at 60"),
         ({"instrument": "EUR_USD"}, "decided on EUR_USD"),
         ({"action": "CLOSE"}, "does not allow"),
         ({"action": "LEVER"}, "action"),
@@ -76,7 +76,7 @@ async def test_a_good_answer_is_a_typed_decision() -> None:
         ({"extra": 1}, "extra"),
     ],
 )
-async def test_an_answer_that_cannot_be_acted_on_is_an_error(changes: dict[str, object], says: str) -> None:
+async def test_an_unusable_answer_is_an_error(changes: dict[str, object], says: str) -> None:
     async with client_of(answering(**changes)) as client:
         with pytest.raises(InferenceError, match=says):
             await client.decide("GBP_JPY", 60, WINDOW, FLAT)
@@ -84,7 +84,7 @@ async def test_an_answer_that_cannot_be_acted_on_is_an_error(changes: dict[str, 
 
 @pytest.mark.parametrize("side", [-1, 0, 1])
 @pytest.mark.parametrize("action", list(Action))
-async def test_only_legal_actions_come_through(side: int, action: Action) -> None:
+async def test_only_legal_actions_are_returned(side: int, action: Action) -> None:
     static = np.array([side, 0, 0, 0, 0, 0], np.float32)
     async with client_of(answering(action=action.name)) as client:
         if LEGAL[side + 1, action]:
@@ -104,19 +104,19 @@ async def test_a_refusal_is_an_error_with_its_text(body: str) -> None:
             await client.decide("GBP_JPY", 60, WINDOW, FLAT)
 
 
-async def test_a_dead_service_is_an_error() -> None:
+async def test_an_unreachable_service_is_an_error() -> None:
     async with InferenceClient("http://127.0.0.1:1") as client:
         with pytest.raises(InferenceError, match="ConnectError"):
             await client.decide("GBP_JPY", 60, WINDOW, FLAT)
 
 
 @given(content=st.binary(max_size=300))
-async def test_no_answer_breaks_the_client(content: bytes) -> None:
+async def test_any_invalid_answer_is_an_inference_error(content: bytes) -> None:
     async with client_of(lambda request: httpx.Response(200, content=content)) as client:
         with pytest.raises(InferenceError):
             await client.decide("GBP_JPY", 60, WINDOW, FLAT)
 
 
-def test_a_reply_survives_the_wire() -> None:
+def test_parsing_a_reply_undoes_printing_it() -> None:
     reply = DecisionReply.model_validate_json(json.dumps(GOOD))
     assert DecisionReply.model_validate_json(reply.model_dump_json()) == reply

@@ -1,4 +1,4 @@
-"""What a command writes replaces only a file of its kind, through links, and leaves nothing behind."""
+"""Outputs replace only files of their kind, follow links, and leave no temporary files."""
 
 import fcntl
 import os
@@ -54,7 +54,7 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
         write(tmp_path / "loop")
 
 
-def test_the_input_is_no_output(tmp_path: Path) -> None:
+def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "input").write_text("ours")
     (tmp_path / "link").symlink_to("input")
     os.link(tmp_path / "input", tmp_path / "other name")
@@ -63,7 +63,7 @@ def test_the_input_is_no_output(tmp_path: Path) -> None:
             check_output(tmp_path / name, "own file", is_own, tmp_path / "input")
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_refused_by_the_check(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("ours")
     for path in (tmp_path / "file" / "below", Path("/proc/own"), tmp_path / "absent" / "own"):
         with pytest.raises(DataError, match="cannot be written"):
@@ -75,7 +75,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_killed_writers_left_is_removed_unless_another_writer_is_at_work(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed_unless_a_writer_is_active(tmp_path: Path) -> None:
     left = [tmp_path / ".own.0123abcd.partial", tmp_path / ".own.0123abcd.partial.wal"]
     others = [tmp_path / ".other.0123abcd.partial", tmp_path / "own.partial"]
     for path in (*left, *others):

@@ -1,4 +1,4 @@
-"""Whether a picture can be drawn is told before anything is spent on what it shows."""
+"""Writing pictures, and the check beforehand."""
 
 from pathlib import Path
 
@@ -10,20 +10,22 @@ from shared.adapters.picture import require_drawable, write_png
 from shared.errors import DataError, ServiceError
 
 
-def test_a_picture_with_nowhere_to_go_is_refused(tmp_path: Path) -> None:
-    for nowhere in (tmp_path / "no such folder" / "curve.png", tmp_path):
+def test_a_path_without_a_folder_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "no such folder" / "curve.png", tmp_path):
         with pytest.raises(DataError, match="folder"):
-            require_drawable(nowhere)
+            require_drawable(path)
     require_drawable(tmp_path / "curve.png")
 
 
-def test_without_matplotlib_there_is_a_word_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_matplotlib_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(picture, "find_spec", lambda _: None)
     with pytest.raises(ServiceError, match="plots"):
         require_drawable(tmp_path / "curve.png")
 
 
-def test_only_a_picture_drawn_here_is_replaced_and_a_link_is_followed(tmp_path: Path) -> None:
+def test_only_own_pictures_are_replaced_and_links_are_followed(tmp_path: Path) -> None:
     foreign, link = tmp_path / "foreign.png", tmp_path / "link.png"
     Figure().savefig(foreign)
     before = foreign.read_bytes()
@@ -41,7 +43,7 @@ def test_only_a_picture_drawn_here_is_replaced_and_a_link_is_followed(tmp_path: 
     assert (tmp_path / "target.png").is_file()
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_the_error_of_an_unwritable_picture_names_it(tmp_path: Path) -> None:
     (tmp_path / "curve.png").mkdir()
     with pytest.raises(DataError, match=r"curve\.png is a folder"):
         write_png(Figure(), tmp_path / "curve.png")

@@ -1,4 +1,4 @@
-"""Entries of trajectories that no session gives: every claim of theirs holds, and every number is finite."""
+"""Impossible trajectories in entries that are otherwise valid: sizes and hashes match, numbers are finite."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +13,17 @@ from shared.environment.trade import Trade
 from shared.messages.codec import encode, encode_trajectory
 from shared.messages.schemas import TradeRecord
 
-#: A trajectory's arrays, in the order in which they ride beside the header.
+#: A trajectory's arrays, in the order of the blob.
 ARRAYS = ("static", "actions", "rewards", "policies", "values", "outcomes", "outcome_probabilities")
 
-#: Array, place and what to write there.
+#: Array, index and new value.
 Change = tuple[str, int | tuple[int, ...], float | Sequence[float]]
 
 _LONG: Change = ("static", 3, [float(Side.LONG), 0.1, 0.1, 0.1, 0.1, 0.1])
 _FLAT: Change = ("static", 3, [0.0] * 6)
 _HOLDS: tuple[Change, ...] = (("actions", 3, Action.HOLD), ("policies", 3, [1.0, 0.0, 0.0, 0.0]))
 
-#: Changes to the arrays by what is wrong, and what is said of it.
+#: Fault → changes to the arrays, and the expected error text.
 ABSURD_ARRAYS: Mapping[str, tuple[tuple[Change, ...], str]] = {
     "rewards": (
         (("rewards", 3, 3e38), ("rewards", 4, 3e38)),
@@ -66,10 +66,10 @@ ABSURD_ARRAYS: Mapping[str, tuple[tuple[Change, ...], str]] = {
     ),
 }
 
-#: A number of the header by its name.
+#: Field of the header → impossible value.
 ABSURD_HEADERS: Mapping[str, int] = {"checkpoint_version": 2**63, "start_bar": 2**63, "seed": -(2**63) - 1}
 
-#: A number of a trade by its name.
+#: Field of a trade → impossible value.
 ABSURD_TRADES: Mapping[str, float] = {
     "entry_bar": 2**63,
     "exit_bar": 2**63,
@@ -82,23 +82,23 @@ ABSURD_TRADES: Mapping[str, float] = {
 
 
 def with_changes(trajectory: Trajectory, changes: Sequence[Change]) -> dict[str, bytes]:
-    """The entry of a trajectory with other numbers in its arrays, under their right hash."""
+    """The entry of a trajectory with changed arrays and their correct hash."""
     columns: dict[str, npt.NDArray[np.generic]] = {name: getattr(trajectory, name).copy() for name in ARRAYS}
-    for name, place, value in changes:
-        columns[name][place] = value
+    for name, index, value in changes:
+        columns[name][index] = value
     blob = b"".join(column.tobytes() for column in columns.values())
     header, _ = encode_trajectory(trajectory)
     return encode(header.model_copy(update={"arrays_sha256": hashlib.sha256(blob).hexdigest()}), blob)
 
 
 def with_header(trajectory: Trajectory, name: str, value: int) -> dict[str, bytes]:
-    """The entry of a trajectory with another number in its header."""
+    """The entry of a trajectory with a changed field of the header."""
     header, blob = encode_trajectory(trajectory)
     return encode(header.model_copy(update={name: value}), blob)
 
 
 def with_trade(trajectory: Trajectory, name: str, value: float) -> dict[str, bytes]:
-    """The entry of a trajectory with two trades, one number of the second another."""
+    """The entry of a trajectory with two trades, of which the second has a changed field."""
     header, blob = encode_trajectory(trajectory)
     bar = trajectory.start_bar + 1
     trade = TradeRecord(**vars(Trade(bar, bar + 3, Side.LONG, 185.0, 185.1, 6.0, 0.0, 3)))
@@ -106,7 +106,7 @@ def with_trade(trajectory: Trajectory, name: str, value: float) -> dict[str, byt
     return encode(header.model_copy(update={"trades": trades}), blob)
 
 
-#: Makes the absurd entry of a trajectory, by what is wrong with it.
+#: Fault → function that makes an entry with this fault from a trajectory.
 ABSURD: Mapping[str, Callable[[Trajectory], dict[str, bytes]]] = {
     **{kind: partial(with_changes, changes=changes) for kind, (changes, _) in ABSURD_ARRAYS.items()},
     **{name: partial(with_header, name=name, value=value) for name, value in ABSURD_HEADERS.items()},

@@ -1,4 +1,4 @@
-"""Round trips of every message, and every way in which an entry can lie."""
+"""Round trips of every message, and rejection of every kind of invalid entry."""
 
 import json
 from collections.abc import Callable
@@ -71,24 +71,24 @@ EXAMPLES: dict[type[Message], Message] = {
         ),
         schemas.ControlIssued(target="trader", state="killed", by="operator"),
         schemas.AlertRaised(source="trainer", name="training_rolled_back"),
-        schemas.DeadLettered(stream="mm:trajectories", entry_id="1-0", reason="of no use"),
+        schemas.DeadLettered(stream="mm:trajectories", entry_id="1-0", reason="test"),
     )
 }
 
 
 def raw(fields: dict[str, bytes]) -> dict[bytes, bytes]:
-    """As Redis gives them back."""
+    """Fields as Redis returns them."""
     return {name.encode(): value for name, value in fields.items()}
 
 
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.key)
-def test_every_message_comes_back_as_it_was(stream) -> None:  # type: ignore[no-untyped-def]
+def test_decoding_a_message_undoes_encoding(stream) -> None:  # type: ignore[no-untyped-def]
     message = EXAMPLES[stream.message]
     assert decode(stream, raw(encode(message))) == (message, b"")
 
 
 @given(seed=st.integers(0, 1_000), num_steps=st.integers(1, 400))
-def test_a_trajectory_comes_back_bit_for_bit(seed: int, num_steps: int) -> None:
+def test_decoding_a_trajectory_undoes_encoding_bit_for_bit(seed: int, num_steps: int) -> None:
     trajectory = random_trajectory(seed, num_steps)
     header, arrays = decode(TRAJECTORIES, raw(encode(*encode_trajectory(trajectory))))
     decoded = decode_trajectory(header, arrays)
@@ -96,7 +96,7 @@ def test_a_trajectory_comes_back_bit_for_bit(seed: int, num_steps: int) -> None:
     assert all(isinstance(trade.side, Side) for trade in decoded.trades)
 
 
-def test_an_episode_takes_about_22_kilobytes() -> None:
+def test_an_episode_has_about_22_kilobytes() -> None:
     fields = encode(*encode_trajectory(random_trajectory(0, 360)))
     assert 15_000 < sum(len(value) for value in fields.values()) < 25_000
 
@@ -114,7 +114,7 @@ def test_an_episode_takes_about_22_kilobytes() -> None:
         ({"arrays": bytes(MAX_ARRAYS_BYTES + 1)}, f"and {MAX_ARRAYS_BYTES + 1} of arrays"),
     ],
 )
-def test_an_entry_that_is_not_what_it_claims_is_refused(change: dict[str, bytes], reason: str) -> None:
+def test_an_invalid_entry_is_refused(change: dict[str, bytes], reason: str) -> None:
     fields = {**encode(EXAMPLES[schemas.CheckpointPublished]), **change}
     with pytest.raises(MessageError, match="mm:checkpoints: ") as refused:
         decode(CHECKPOINTS, raw(fields))
@@ -136,14 +136,14 @@ def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
 
 
 @pytest.mark.parametrize("number", [10**400, 2**63, -1], ids=["1e400", "2^63", "-1"])
-def test_whole_numbers_have_64_bits(number: int) -> None:
+def test_an_integer_over_64_bits_is_refused(number: int) -> None:
     fields = encode(EXAMPLES[schemas.CheckpointPublished])
     body = json.dumps({**json.loads(fields["body"]), "episode": number}).encode()
     with pytest.raises(MessageError, match=r"CheckpointPublished\.episode"):
         decode(CHECKPOINTS, raw({**fields, "body": body}))
 
 
-def test_a_heartbeat_holds_no_number_that_a_metric_cannot() -> None:
+def test_a_heartbeat_rejects_numbers_that_a_metric_cannot_hold() -> None:
     beat = {"service": "s", "instance": "1", "state": "running", "pid": 1, "started_at": "2024-01-01T00:00Z"}
     smallest = json.dumps({**beat, "detail": {"n": -(2**63)}})
     assert Heartbeat.model_validate_json(smallest).detail == {"n": -(2**63)}
@@ -152,20 +152,22 @@ def test_a_heartbeat_holds_no_number_that_a_metric_cannot() -> None:
 
 
 @given(st.dictionaries(st.sampled_from([b"type", b"version", b"body", b"arrays"]), st.binary(max_size=200)))
-def test_random_bytes_are_refused_and_do_nothing_else(fields: dict[bytes, bytes]) -> None:
+def test_random_bytes_are_refused(fields: dict[bytes, bytes]) -> None:
     with pytest.raises(MessageError):
         decode(TRAJECTORIES, fields)
 
 
 @given(body=st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=5))
-def test_any_json_that_is_no_trajectory_is_refused(body: object) -> None:
+def test_any_other_json_is_refused(body: object) -> None:
     fields = {b"type": b"TrajectoryFinished", b"version": b"1", b"body": json.dumps(body).encode()}
     with pytest.raises(MessageError):
         decode(TRAJECTORIES, fields)
 
 
-def lying(change: Callable[[TrajectoryFinished], TrajectoryFinished], arrays: bytes | None = None) -> str:
-    """Why a trajectory with a changed header is refused."""
+def refusal_of_changed(
+    change: Callable[[TrajectoryFinished], TrajectoryFinished], arrays: bytes | None = None
+) -> str:
+    """The error for a trajectory with a changed header or changed arrays."""
     header, blob = encode_trajectory(random_trajectory(1))
     with pytest.raises(MessageError, match=str(header.trajectory_id)) as refused:
         decode_trajectory(change(header), blob if arrays is None else arrays)
@@ -179,34 +181,34 @@ def with_arrays(header: TrajectoryFinished, **shapes: tuple[int, ...]) -> Trajec
     return header.model_copy(update={"arrays": fields})
 
 
-def test_shapes_that_disagree_are_refused() -> None:
-    assert "arrays are" in lying(lambda h: with_arrays(h, actions=(13,)))
-    assert "arrays are" in lying(lambda h: with_arrays(h, static=(12, 7)))
-    assert "arrays are" in lying(lambda h: h.model_copy(update={"arrays": h.arrays[:-1]}))
+def test_inconsistent_shapes_are_refused() -> None:
+    assert "arrays are" in refusal_of_changed(lambda h: with_arrays(h, actions=(13,)))
+    assert "arrays are" in refusal_of_changed(lambda h: with_arrays(h, static=(12, 7)))
+    assert "arrays are" in refusal_of_changed(lambda h: h.model_copy(update={"arrays": h.arrays[:-1]}))
 
 
-def test_a_gigabyte_that_is_only_declared_costs_nothing() -> None:
-    assert "steps, expected 1 to" in lying(lambda h: with_arrays(h, static=(40_000_000, 6)))
-    assert "steps, expected 1 to" in lying(lambda h: with_arrays(h, static=(-1, 6)))
-    assert "0 steps" in lying(lambda h: h.model_copy(update={"arrays": ()}))
+def test_an_absurd_declared_size_is_refused_before_allocation() -> None:
+    assert "steps, expected 1 to" in refusal_of_changed(lambda h: with_arrays(h, static=(40_000_000, 6)))
+    assert "steps, expected 1 to" in refusal_of_changed(lambda h: with_arrays(h, static=(-1, 6)))
+    assert "0 steps" in refusal_of_changed(lambda h: h.model_copy(update={"arrays": ()}))
 
 
 def test_damaged_arrays_are_refused() -> None:
     _, blob = encode_trajectory(random_trajectory(1))
-    assert "bytes of arrays, the shapes say" in lying(lambda h: h, blob[:-1])
+    assert "bytes of arrays, the shapes say" in refusal_of_changed(lambda h: h, blob[:-1])
     flipped = bytes([blob[0] ^ 1]) + blob[1:]
-    assert "damaged on the way" in lying(lambda h: h, flipped)
+    assert "they were damaged" in refusal_of_changed(lambda h: h, flipped)
 
 
 def refusal(fields: dict[str, bytes]) -> str:
-    """Why the entry of a trajectory is refused."""
+    """The error for an entry of a trajectory."""
     with pytest.raises(MessageError) as refused:
         decode_trajectory(*decode(TRAJECTORIES, raw(fields)))
     return str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "reason"),
+    ("name", "index", "value", "reason"),
     [
         ("rewards", 3, np.nan, "rewards[3] is nan, expected -1e+09 to 1e+09"),
         ("values", 3, np.inf, "values[3] is inf, expected -1e+09 to 1e+09"),
@@ -217,40 +219,40 @@ def refusal(fields: dict[str, bytes]) -> str:
         ("policies", (2, 1), 3e38, "policies[2, 1] is 3e+38, expected 0 to 1"),
     ],
 )
-def test_values_that_cannot_be_are_refused(
-    name: str, place: int | tuple[int, ...], value: float, reason: str
+def test_impossible_values_are_refused(
+    name: str, index: int | tuple[int, ...], value: float, reason: str
 ) -> None:
-    assert reason in refusal(with_changes(random_trajectory(1), [(name, place, value)]))
+    assert reason in refusal(with_changes(random_trajectory(1), [(name, index, value)]))
 
 
 @pytest.mark.parametrize("kind", ABSURD_ARRAYS)
-def test_arrays_that_no_session_gives_are_refused_with_name_place_and_what_is_right(kind: str) -> None:
+def test_impossible_arrays_are_refused_with_name_index_and_expectation(kind: str) -> None:
     changes, reason = ABSURD_ARRAYS[kind]
     for num_steps in (8, 360):
         trajectory = random_trajectory(1, num_steps)
-        said = refusal(with_changes(trajectory, changes))
-        assert said.startswith(f"trajectory {trajectory.trajectory_id}: {reason}")
+        message = refusal(with_changes(trajectory, changes))
+        assert message.startswith(f"trajectory {trajectory.trajectory_id}: {reason}")
 
 
 @pytest.mark.parametrize("name", ABSURD_HEADERS)
-def test_whole_numbers_of_more_than_64_bits_are_refused_by_name(name: str) -> None:
+def test_header_integers_over_64_bits_are_refused_by_name(name: str) -> None:
     value = ABSURD_HEADERS[name]
-    said = refusal(with_header(random_trajectory(1), name, value))
-    assert said.startswith(f"mm:trajectories: TrajectoryFinished.{name}: Input should be ")
+    message = refusal(with_header(random_trajectory(1), name, value))
+    assert message.startswith(f"mm:trajectories: TrajectoryFinished.{name}: Input should be ")
     nearest = value - 1 if value > 0 else value + 1
-    assert said.endswith(f"equal to {nearest}")
+    assert message.endswith(f"equal to {nearest}")
     header, _ = decode(TRAJECTORIES, raw(with_header(random_trajectory(1), name, nearest)))
     assert getattr(header, name) == nearest
 
 
 @pytest.mark.parametrize("name", ABSURD_TRADES)
-def test_trades_that_no_session_gives_are_refused_by_name(name: str) -> None:
-    said = refusal(with_trade(random_trajectory(1), name, ABSURD_TRADES[name]))
-    assert said.startswith(f"mm:trajectories: TrajectoryFinished.trades.1.{name}: Input should be ")
+def test_impossible_trades_are_refused_by_name(name: str) -> None:
+    message = refusal(with_trade(random_trajectory(1), name, ABSURD_TRADES[name]))
+    assert message.startswith(f"mm:trajectories: TrajectoryFinished.trades.1.{name}: Input should be ")
 
 
 @pytest.mark.parametrize("value", [MAX_PIPS, -MAX_PIPS])
-def test_the_most_pips_themselves_are_taken(value: float) -> None:
+def test_the_largest_allowed_pips_are_accepted(value: float) -> None:
     trajectory = random_trajectory(1)
     for fields in (
         with_changes(trajectory, [("rewards", 3, value), ("values", 3, value)]),
@@ -266,12 +268,12 @@ def test_equal_trajectories_have_equal_bytes() -> None:
     assert one[0].arrays_sha256 == other[0].arrays_sha256
 
 
-def test_a_text_with_half_a_surrogate_pair_can_be_sent() -> None:
+def test_an_unpaired_surrogate_in_a_text_is_replaced() -> None:
     raised = schemas.AlertRaised(source="trader", name="order_not_filled", detail="no \ud800")
     assert encode(raised)["body"].count(b"no ?") == 1
 
 
-def test_a_text_that_is_too_long_is_cut_and_its_message_kept() -> None:
+def test_a_too_long_text_is_cut_and_its_message_accepted() -> None:
     made = DecisionMade(
         bar_time=datetime.now(UTC),
         action="HOLD",

@@ -1,4 +1,4 @@
-"""One alert when a condition begins, one when it ends."""
+"""One alert when a condition begins, and one when it ends."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,11 +10,11 @@ SPREAD = Condition("trader", "spread")
 
 
 def alerts(
-    tracker: ConditionTracker, looks: list[tuple[float, dict[Condition, str]]]
+    tracker: ConditionTracker, checks: list[tuple[float, dict[Condition, str]]]
 ) -> list[tuple[float, str, str, int]]:
     return [
         (now_s, alert.name, alert.phase, alert.occurrences)
-        for now_s, holding in looks
+        for now_s, holding in checks
         for alert in tracker.look(holding, now_s)
     ]
 
@@ -32,7 +32,7 @@ def test_a_condition_is_announced_when_it_begins_and_when_it_ends() -> None:
     ]
 
 
-def test_an_alert_has_the_words_of_the_last_look() -> None:
+def test_an_alert_has_the_detail_of_the_last_check() -> None:
     tracker = ConditionTracker()
     (began,) = tracker.look({STALE: "no tick for 10 s"}, 0)
     tracker.look({STALE: "no tick for 12 s"}, 2)
@@ -42,7 +42,7 @@ def test_an_alert_has_the_words_of_the_last_look() -> None:
     assert began.alert_id != ended.alert_id
 
 
-def test_a_condition_that_flaps_is_one_condition_and_its_appearances_are_counted() -> None:
+def test_a_flapping_condition_makes_one_alert_that_counts_its_appearances() -> None:
     tracker = ConditionTracker(end_seconds=60)
     flapping = [(float(second), {STALE: "x"} if second % 10 == 0 else {}) for second in range(100)]
     assert alerts(tracker, flapping) == [(0, "stale_price", "began", 1)]
@@ -50,9 +50,9 @@ def test_a_condition_that_flaps_is_one_condition_and_its_appearances_are_counted
     assert alerts(tracker, [(149, {}), (150, {}), (151, {})]) == [(150, "stale_price", "ended", 10)]
 
 
-def test_a_condition_shorter_than_the_hold_off_is_not_announced() -> None:
+def test_a_condition_shorter_than_begin_seconds_is_not_announced() -> None:
     tracker = ConditionTracker(begin_seconds=5)
-    looks: list[tuple[float, dict[Condition, str]]] = [
+    checks: list[tuple[float, dict[Condition, str]]] = [
         (0, {STALE: "x"}),
         (4, {STALE: "x"}),
         (5, {}),
@@ -61,11 +61,11 @@ def test_a_condition_shorter_than_the_hold_off_is_not_announced() -> None:
         (11, {STALE: "x"}),
         (12, {}),
     ]
-    assert alerts(tracker, looks) == [(11, "stale_price", "began", 1), (12, "stale_price", "ended", 1)]
+    assert alerts(tracker, checks) == [(11, "stale_price", "began", 1), (12, "stale_price", "ended", 1)]
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(0, 4), st.integers(0, 4))
-def test_beginnings_and_ends_take_turns_and_follow_the_two_times(
+def test_begin_and_end_alternate_and_respect_the_two_delays(
     present: list[bool], begin_seconds: int, end_seconds: int
 ) -> None:
     tracker = ConditionTracker(begin_seconds=begin_seconds, end_seconds=end_seconds)
@@ -83,7 +83,7 @@ def test_beginnings_and_ends_take_turns_and_follow_the_two_times(
             assert not present[second]
 
 
-def test_a_condition_that_a_predecessor_announced_is_not_announced_again() -> None:
+def test_a_resumed_condition_is_not_announced_again() -> None:
     for still_holds in (True, False):
         tracker = ConditionTracker(end_seconds=60)
         tracker.resume(STALE, "no tick for 10 s", 0)

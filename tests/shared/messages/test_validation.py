@@ -1,4 +1,4 @@
-"""Validation errors are told with their place and without the refused value."""
+"""The text of a validation error names the field and omits the rejected value."""
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -26,7 +26,7 @@ class _Outer(BaseModel):
         ('{"inner": ', "body: Invalid JSON"),
     ],
 )
-def test_the_first_fault_names_its_place(document: str, text: str) -> None:
+def test_the_first_fault_names_the_field_and_omits_the_value(document: str, text: str) -> None:
     with pytest.raises(ValidationError) as raised:
         _Outer.model_validate_json(document)
     fault = str(first_fault(raised.value, document="body"))
@@ -34,7 +34,7 @@ def test_the_first_fault_names_its_place(document: str, text: str) -> None:
     assert "secret" not in fault
 
 
-def test_a_document_without_a_name_has_no_place() -> None:
+def test_a_fault_of_an_unnamed_document_has_no_location() -> None:
     with pytest.raises(ValidationError) as raised:
         _Outer.model_validate_json("[]")
     assert first_fault(raised.value).where == ""

@@ -1,4 +1,4 @@
-"""Trajectories for tests: such as a session might give, of random numbers."""
+"""Random but valid trajectories for tests."""
 
 from uuid import UUID
 
@@ -17,9 +17,9 @@ FINGERPRINT = "5e" * 32
 def random_trajectory(
     seed: int, num_steps: int = 12, *, start_bar: int = 200, dataset: str = FINGERPRINT, version: int = 3
 ) -> Trajectory:
-    """A trajectory of random numbers; the same for the same arguments.
+    """A random trajectory, which depends only on the arguments.
 
-    Each step's position is drawn by itself. 85 of 100 actions are HOLD, the others any that it allows.
+    Positions are drawn independently per step. 85 % of the actions are HOLD, the others any legal ones.
     """
     rng = np.random.default_rng(seed)
     identity = UUID(bytes=rng.bytes(16))
@@ -56,7 +56,7 @@ def random_trajectory(
 
 
 def positions(rng: np.random.Generator, num_steps: int) -> Float32:
-    """Static features `[T, 6]`: about as often short, flat and long; all zero when flat."""
+    """Static features `[T, 6]`: short, flat and long about equally often; all zero when flat."""
     static = rng.normal(size=(num_steps, NUM_STATIC))
     static[:, 0] = np.trunc(np.clip(2.3 * static[:, 0], -1.0, 1.0))
     static[:, 1:] = np.tanh(static[:, 1:]) * np.abs(static[:, :1])
@@ -65,7 +65,7 @@ def positions(rng: np.random.Generator, num_steps: int) -> Float32:
 
 
 def legal_actions(rng: np.random.Generator, legal: Bool) -> Int8:
-    """An action for each row of `[T, 4]`."""
+    """A legal action for each row of the mask `[T, 4]`."""
     actions = rng.choice(NUM_ACTIONS, len(legal), p=[0.85, 0.05, 0.05, 0.05])
     illegal = ~legal[np.arange(len(legal)), actions]
     instead = np.where(legal[:, Action.CLOSE], Action.CLOSE, Action.BUY + np.arange(len(legal)) % 2)
@@ -75,7 +75,7 @@ def legal_actions(rng: np.random.Generator, legal: Bool) -> Int8:
 def distributions(
     rng: np.random.Generator, num_rows: int, num_columns: int, allowed: Bool | None = None
 ) -> Float32:
-    """Rows that sum to 1, 0 where nothing is allowed."""
+    """Random rows that sum to 1, with zeros where the mask is false."""
     shares = rng.dirichlet(np.ones(num_columns), num_rows)
     if allowed is not None:
         shares *= allowed
@@ -86,10 +86,10 @@ def distributions(
 def same(one: Trajectory, other: Trajectory) -> bool:
     """True when both are equal in every field, bit for bit."""
     for name, value in vars(one).items():
-        theirs = getattr(other, name)
+        other_value = getattr(other, name)
         if isinstance(value, np.ndarray):
-            if value.dtype != theirs.dtype or not np.array_equal(value, theirs):
+            if value.dtype != other_value.dtype or not np.array_equal(value, other_value):
                 return False
-        elif value != theirs:
+        elif value != other_value:
             return False
     return True

@@ -1,4 +1,4 @@
-"""The OANDA client against servers that say exactly what a test wants, byte by byte."""
+"""The OANDA client against servers that send scripted responses, byte by byte."""
 
 import asyncio
 import json
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from shared.adapters.oanda.client import (
     PRICE_STALL_SECONDS,
-    TRANSACTION_STALL_SECONDS,
     MarketOrder,
     OandaClient,
     split_lines,
@@ -25,7 +24,6 @@ from shared.adapters.oanda.records import (
     InstrumentDetails,
     OrderCancelled,
     OrderOutcome,
-    Position,
     Price,
     Quote,
     Transaction,
@@ -44,7 +42,7 @@ GBP_JPY = InstrumentDetails("GBP_JPY", -2, 3, 0, D(1))
 
 
 class Server:
-    """Answers each connection with the next script: pieces of bytes, then closes or keeps silent."""
+    """Answers each connection with the next script (pieces of bytes), then closes it or stays silent."""
 
     def __init__(self, answers: Sequence[Sequence[bytes]], *, hang: bool) -> None:
         self.answers, self.hang = list(answers), hang
@@ -101,7 +99,7 @@ def chunk(text: bytes) -> bytes:
     return f"{len(text):x}\r\n".encode() + text + b"\r\n"
 
 
-SUMMARY = {
+SNAPSHOT = {
     "account": {
         "id": ACCOUNT,
         "currency": "USD",
@@ -115,7 +113,9 @@ SUMMARY = {
         "pendingOrderCount": 0,
         "hedgingEnabled": False,
         "lastTransactionID": "1000",
-        "dividendAdjustment": "0",  # newer servers say more: it is ignored
+        "trades": [],
+        "orders": [],
+        "dividendAdjustment": "0",  # unknown fields of newer servers are ignored
     },
     "lastTransactionID": "1000",
 }
@@ -162,11 +162,11 @@ BEAT = {"type": "HEARTBEAT", "time": "2024-03-08T15:00:05.000000000Z"}
 
 async def test_a_read_is_repeated_until_the_server_recovers() -> None:
     busy, down = answer(429, {"errorMessage": "Rate limit exceeded"}), answer(504, b"<html>")
-    async with speaking(busy, [b""], down, answer(200, SUMMARY)) as (client, server):
-        summary = await client.summary()
-    assert summary.balance == D("100000.0000")
+    async with speaking(busy, [b""], down, answer(200, SNAPSHOT)) as (client, server):
+        snapshot = await client.snapshot()
+    assert snapshot.summary.balance == D("100000.0000")
     assert len(server.requests) == 4
-    assert f"GET /v3/accounts/{ACCOUNT}/summary HTTP/1.1".encode() in server.requests[0]
+    assert f"GET /v3/accounts/{ACCOUNT} HTTP/1.1".encode() in server.requests[0]
     assert f"Authorization: Bearer {TOKEN}".encode() in server.requests[0]
     assert b"Accept-Datetime-Format: RFC3339" in server.requests[0]
 
@@ -175,13 +175,13 @@ async def test_a_refused_read_is_not_repeated() -> None:
     refusal = {"errorMessage": "Insufficient authorization to perform request."}
     async with speaking(answer(401, refusal)) as (client, server):
         with pytest.raises(BrokerError, match="Insufficient authorization") as refused:
-            await client.summary()
+            await client.snapshot()
     assert refused.value.status == 401
     assert len(server.requests) == 1
     assert TOKEN not in str(refused.value) + repr(refused.value)
 
 
-async def test_candles_are_read_as_they_are_and_unfinished_ones_left_out() -> None:
+async def test_candles_are_parsed_exactly_and_unfinished_ones_are_left_out() -> None:
     item = {
         "complete": True,
         "volume": 3,
@@ -206,7 +206,7 @@ async def test_candles_are_read_as_they_are_and_unfinished_ones_left_out() -> No
 
 
 @pytest.mark.parametrize("count", [0, 5_001])
-async def test_more_candles_than_oanda_gives_are_not_asked_for(count: int) -> None:
+async def test_a_candle_count_that_oanda_rejects_is_not_requested(count: int) -> None:
     async with OandaClient(ACCOUNT, TOKEN) as client:
         with pytest.raises(BrokerError, match="expected 1 to 5000"):
             await client.candles("GBP_JPY", count=count)
@@ -215,21 +215,21 @@ async def test_more_candles_than_oanda_gives_are_not_asked_for(count: int) -> No
 @pytest.mark.parametrize(
     ("broken", "text"),
     [
-        ({**SUMMARY, "account": {}}, "field 'id' is missing"),
+        ({**SNAPSHOT, "account": {}}, "field 'id' is missing"),
         ([], "expected a JSON object"),
         (b"{", "Expecting"),
-        ({"account": {**SUMMARY["account"], "balance": 1.5}}, "not a string"),  # type: ignore[dict-item]
-        ({"account": {**SUMMARY["account"], "balance": "NaN"}}, "not finite"),  # type: ignore[dict-item]
-        ({"account": {**SUMMARY["account"], "balance": "abc"}}, "summary"),  # type: ignore[dict-item]
+        ({"account": {**SNAPSHOT["account"], "balance": 1.5}}, "not a string"),  # type: ignore[dict-item]
+        ({"account": {**SNAPSHOT["account"], "balance": "NaN"}}, "not finite"),  # type: ignore[dict-item]
+        ({"account": {**SNAPSHOT["account"], "balance": "abc"}}, "a number cannot be read"),  # type: ignore[dict-item]
     ],
 )
-async def test_an_answer_that_makes_no_sense_is_named(broken: object, text: str) -> None:
+async def test_the_error_of_an_unreadable_answer_names_the_fault(broken: object, text: str) -> None:
     async with speaking(answer(200, broken)) as (client, _):
         with pytest.raises(BrokerError, match=text):
-            await client.summary()
+            await client.snapshot()
 
 
-async def test_all_transactions_are_read_however_few_an_answer_holds() -> None:
+async def test_transactions_are_requested_until_the_last_one_arrived() -> None:
     first = {"transactions": [CREATED], "lastTransactionID": "1002"}
     second = {"transactions": [FILLED], "lastTransactionID": "1002"}
     async with speaking(answer(200, first), answer(200, second)) as (client, server):
@@ -248,9 +248,9 @@ async def test_all_transactions_are_read_however_few_an_answer_holds() -> None:
         {"time": None},
     ],
 )
-async def test_a_transaction_that_cannot_be_read_does_not_hide_the_next(damage: dict[str, object]) -> None:
-    told = {"transactions": [{**FILLED, "id": "1001", **damage}, FILLED], "lastTransactionID": "1002"}
-    async with speaking(answer(200, told)) as (client, _):
+async def test_an_unreadable_transaction_does_not_hide_the_next(damage: dict[str, object]) -> None:
+    body = {"transactions": [{**FILLED, "id": "1001", **damage}, FILLED], "lastTransactionID": "1002"}
+    async with speaking(answer(200, body)) as (client, _):
         bad, good = await client.transactions_since(1000)
     assert isinstance(bad, UnreadTransaction)
     assert bad.transaction_id == 1001
@@ -259,26 +259,26 @@ async def test_a_transaction_that_cannot_be_read_does_not_hide_the_next(damage: 
 
 @pytest.mark.parametrize("ids", [("1000",), ("1002", "1001"), ("1001", "1001"), (str(2**63),)])
 async def test_a_history_whose_ids_do_not_increase_is_refused(ids: tuple[str, ...]) -> None:
-    """A server that sends the same transactions again must not be asked for ever."""
-    told = {"transactions": [{**CREATED, "id": text} for text in ids], "lastTransactionID": "9999"}
-    async with speaking(answer(200, told)) as (client, _):
+    """A server that repeats its transactions must not cause an endless loop."""
+    body = {"transactions": [{**CREATED, "id": text} for text in ids], "lastTransactionID": "9999"}
+    async with speaking(answer(200, body)) as (client, _):
         with pytest.raises(UnreadableAnswerError):
             await asyncio.wait_for(client.transactions_since(1000), 5)
 
 
 async def test_candles_of_another_instrument_are_refused() -> None:
-    told = {"instrument": "EUR_USD", "granularity": "M1", "candles": []}
-    async with speaking(answer(200, told)) as (client, _):
-        with pytest.raises(UnreadableAnswerError, match="EUR_USD M1, asked was GBP_JPY M1"):
+    body = {"instrument": "EUR_USD", "granularity": "M1", "candles": []}
+    async with speaking(answer(200, body)) as (client, _):
+        with pytest.raises(UnreadableAnswerError, match="EUR_USD M1, expected GBP_JPY M1"):
             await client.candles("GBP_JPY")
 
 
-async def test_a_candle_that_cannot_be_read_is_left_out_where_asked_for_and_else_an_error() -> None:
+async def test_an_unreadable_candle_is_reported_to_the_callback_or_is_an_error() -> None:
     mid = {"o": "1.0", "h": "1.0", "l": "1.0", "c": "1.0"}
     candle = {"time": "2024-03-08T15:00:00Z", "volume": 1, "complete": True, "mid": mid}
     broken = {**candle, "mid": {**mid, "c": "NaN"}}
-    told = {"instrument": "GBP_JPY", "granularity": "M1", "candles": [broken, candle]}
-    async with speaking(answer(200, told)) as (client, _):
+    body = {"instrument": "GBP_JPY", "granularity": "M1", "candles": [broken, candle]}
+    async with speaking(answer(200, body)) as (client, _):
         reasons: list[str] = []
         (good,) = await client.candles("GBP_JPY", unreadable=reasons.append)
         assert good.mid == Quote(1.0, 1.0, 1.0, 1.0)
@@ -297,7 +297,7 @@ async def test_a_client_id_is_quoted_in_the_path() -> None:
 # -- writes ------------------------------------------------------------------------------------------
 
 
-async def test_an_order_is_sent_as_strings_with_the_instruments_decimals() -> None:
+async def test_an_orders_numbers_are_sent_as_strings_with_the_instruments_decimals() -> None:
     order = MarketOrder(
         GBP_JPY,
         -1,
@@ -346,38 +346,38 @@ async def test_an_order_is_sent_as_strings_with_the_instruments_decimals() -> No
         answer(409, {"orderRejectTransaction": {"rejectReason": "X"}}),
     ],
 )
-async def test_a_write_without_a_clear_answer_is_sent_once_and_unknown(lost: list[bytes]) -> None:
+async def test_a_write_with_an_unclear_answer_is_sent_once_and_its_outcome_unknown(lost: list[bytes]) -> None:
     async with speaking(lost) as (client, server):
         with pytest.raises(OutcomeUnknownError):
             await client.market_order(MarketOrder(GBP_JPY, 1))
     assert len(server.requests) == 1
 
 
-async def test_a_write_without_an_answer_in_time_is_unknown() -> None:
+async def test_a_write_without_a_timely_answer_has_an_unknown_outcome() -> None:
     async with speaking([b""], hang=True, read_seconds=0.1) as (client, server):
         with pytest.raises(OutcomeUnknownError, match="ReadTimeout"):
             await client.market_order(MarketOrder(GBP_JPY, 1))
     assert len(server.requests) == 1
 
 
-async def test_a_write_that_times_out_while_it_is_sent_is_unknown() -> None:
-    """The server reads nothing: the request fills the sockets' buffers, so a part of it has left."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+async def test_a_write_that_times_out_while_being_sent_has_an_unknown_outcome() -> None:
+    """The server reads nothing, so the request fills the socket buffers after a part of it has left."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
         async with OandaClient(ACCOUNT, TOKEN, api_url=url, read_seconds=0.2) as client:
             with pytest.raises(OutcomeUnknownError, match="WriteTimeout"):
                 await client.market_order(MarketOrder(GBP_JPY, 1, client_id="x" * 20_000_000))
 
 
 @pytest.mark.parametrize(
-    ("part", "pause", "told"),
+    ("part", "pause", "message"),
     [(b" ", 0.02, "TimeoutError"), (b" " * 1_000_000, 0.0, "larger than")],
     ids=["trickles", "floods"],
 )
-async def test_an_answer_without_an_end_is_given_up(part: bytes, pause: float, told: str) -> None:
-    """Else one close would keep every later one waiting, or take all memory."""
+async def test_an_endless_answer_is_abandoned(part: bytes, pause: float, message: str) -> None:
+    """Otherwise one close would delay every later one, or exhaust the memory."""
     connections = []
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -397,18 +397,18 @@ async def test_an_answer_without_an_end_is_given_up(part: bytes, pause: float, t
     limits = {"connect_seconds": 0.1, "read_seconds": 0.2 if pause else 10.0}
     client = OandaClient(ACCOUNT, TOKEN, api_url=url, stream_url=url, read_attempts=1, **limits)
     async with server, client, asyncio.timeout(60):
-        with pytest.raises(OutcomeUnknownError, match=told):
+        with pytest.raises(OutcomeUnknownError, match=message):
             await client.close_position("GBP_JPY", long=True)
-        with pytest.raises(BrokerError, match=told):
+        with pytest.raises(BrokerError, match=message):
             await client.snapshot()
-        with pytest.raises(BrokerError, match=told):
+        with pytest.raises(BrokerError, match=message):
             await anext(client.price_stream("GBP_JPY"))
     await asyncio.gather(*filter(None, connections))
 
 
 @pytest.mark.parametrize("half", [b"\\ud800", b"\xed\xa0\x80"], ids=["escaped", "raw"])
-async def test_half_of_a_surrogate_pair_is_replaced(half: bytes) -> None:
-    """It could be written to no ledger, stream or log."""
+async def test_an_unpaired_surrogate_is_replaced(half: bytes) -> None:
+    """It cannot be encoded for ledger, stream or log."""
     body = b'{"errorMessage": "no ' + half + b'"}'
     async with speaking(answer(403, body)) as (client, _):
         with pytest.raises(BrokerError, match="answered 403") as refused:
@@ -417,7 +417,7 @@ async def test_half_of_a_surrogate_pair_is_replaced(half: bytes) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 429])
-async def test_a_write_that_was_refused_before_it_was_looked_at_is_known_not_to_be_executed(
+async def test_a_write_refused_before_processing_is_known_not_to_be_executed(
     status: int,
 ) -> None:
     async with speaking(answer(status, {"errorMessage": "no"})) as (client, _):
@@ -427,14 +427,14 @@ async def test_a_write_that_was_refused_before_it_was_looked_at_is_known_not_to_
     assert refused.value.status == status
 
 
-async def test_a_write_that_never_left_is_no_unknown_outcome() -> None:
+async def test_a_write_that_was_never_sent_has_a_known_outcome() -> None:
     async with OandaClient(ACCOUNT, TOKEN, api_url="http://127.0.0.1:9") as client:
         with pytest.raises(BrokerError, match="was not sent") as failed:
             await client.market_order(MarketOrder(GBP_JPY, 1))
     assert not isinstance(failed.value, OutcomeUnknownError)
 
 
-async def test_a_rejected_write_tells_its_reason() -> None:
+async def test_the_error_of_a_rejected_write_has_the_reject_reason() -> None:
     reject = {**HEAD, "id": "1001", "type": "MARKET_ORDER_REJECT", "rejectReason": "INSUFFICIENT_MARGIN"}
     body = {"orderRejectTransaction": reject, "errorMessage": "no margin", "errorCode": "X"}
     async with speaking(answer(400, body)) as (client, server):
@@ -453,7 +453,7 @@ def test_units_that_cannot_be_sent_exactly_are_refused(units: int | Decimal) -> 
 # -- streams -----------------------------------------------------------------------------------------
 
 
-async def test_lines_are_put_together_however_they_are_cut() -> None:
+async def test_lines_are_reassembled_from_any_chunks() -> None:
     text = (
         json.dumps(PRICE) + "\n" + json.dumps(BEAT) + "\n\n" + json.dumps({**PRICE, "bids": []}) + "\n"
     ).encode()
@@ -490,7 +490,7 @@ async def test_a_silent_stream_is_dead() -> None:
         (answer(401, {"errorMessage": "Insufficient"}), "401: Insufficient"),
     ],
 )
-async def test_a_stream_that_ends_says_why(pieces: list[bytes], text: str) -> None:
+async def test_the_error_of_a_closed_stream_names_the_reason(pieces: list[bytes], text: str) -> None:
     async with speaking(pieces) as (client, _), aclosing(client.price_stream("GBP_JPY")) as stream:
         with pytest.raises(BrokerError, match=text):
             await anext(stream)
@@ -527,7 +527,7 @@ def _priced(text: object) -> bytes:
         (b'{"type":"HEARTBEAT","time":"soon"}', "soon"),
     ],
 )
-async def test_a_stream_line_that_cannot_be_read_costs_that_line_only(line: bytes, text: str) -> None:
+async def test_an_unreadable_stream_line_does_not_break_the_stream(line: bytes, text: str) -> None:
     lines = line + b"\n" + json.dumps(BEAT).encode() + b"\n"
     async with (
         speaking([STREAM_HEAD, chunk(lines)], hang=True) as (client, _),
@@ -539,22 +539,9 @@ async def test_a_stream_line_that_cannot_be_read_costs_that_line_only(line: byte
     assert isinstance(good, Heartbeat)
 
 
-def test_a_stream_is_dead_after_two_heartbeats_are_missing() -> None:
-    """OANDA: reconnect after 10 s without a price line and after 20 s without a transaction line."""
-    assert (PRICE_STALL_SECONDS, TRANSACTION_STALL_SECONDS) == (10.0, 20.0)
-
-
-async def test_transactions_and_their_heartbeats_are_streamed() -> None:
-    beat = {**BEAT, "lastTransactionID": "1002"}
-    lines = b"".join(json.dumps(item).encode() + b"\n" for item in (CREATED, FILLED, beat))
-    async with (
-        speaking([STREAM_HEAD, chunk(lines)], hang=True) as (client, _),
-        aclosing(client.transaction_stream()) as stream,
-    ):
-        found = [await anext(stream) for _ in range(3)]
-    assert isinstance(found[1], Fill)
-    assert found[1].client_order_id == "k1"
-    assert found[2] == Heartbeat(1_709_910_005_000_000_000, 1_002)
+def test_a_price_stream_is_dead_after_two_missing_heartbeats() -> None:
+    """OANDA's documentation: reconnect after 10 s without a price line or heartbeat."""
+    assert PRICE_STALL_SECONDS == 10.0
 
 
 @given(
@@ -575,7 +562,7 @@ async def _split(chunks: AsyncIterator[bytes]) -> list[bytes | UnreadableLine]:
 
 
 @pytest.mark.parametrize("size", [1 << 16, 1 << 22])
-async def test_a_line_that_is_too_long_is_dropped_and_the_next_one_is_read(size: int) -> None:
+async def test_a_too_long_line_is_dropped_and_the_next_one_is_read(size: int) -> None:
     text = b"one\n" + b"x" * (3 << 20) + b"\ntwo\n" + b"y" * (1 << 20) + b"\nthree\n"
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -588,7 +575,7 @@ async def test_a_line_that_is_too_long_is_dropped_and_the_next_one_is_read(size:
     assert "longer than 1048576 bytes" in long.reason
 
 
-async def test_a_line_without_end_ends_the_stream() -> None:
+async def test_an_endless_line_breaks_the_stream() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 4_000_000
@@ -601,7 +588,7 @@ async def test_a_line_without_end_ends_the_stream() -> None:
 
 
 @given(st.integers(0, 4_102_444_799_999_999_999))
-def test_times_are_read_as_they_are_written(time_ns: int) -> None:
+def test_parsing_a_time_undoes_formatting_it(time_ns: int) -> None:
     assert parse_time(format_time(time_ns)) == time_ns
 
 
@@ -609,11 +596,11 @@ def test_times_are_read_as_they_are_written(time_ns: int) -> None:
     "text", ["", "2024-03-08", "2024-03-08T15:00:00+00:00", "2024-02-30T00:00:00Z", "1709856000.1"]
 )
 def test_other_times_are_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  datetime says what it dislikes
+    with pytest.raises(ValueError):  # noqa: PT011  the text is that of datetime
         parse_time(text)
 
 
-def test_a_fill_across_trades_has_their_mean_price() -> None:
+def test_the_price_of_a_fill_is_the_mean_over_its_trades() -> None:
     parts = [{"tradeID": "1", "units": "-2", "price": "10", "realizedPL": "1"}]
     opened = {"tradeID": "9", "units": "-1", "price": "13"}
     fill = Transaction.parse({**FILLED, "tradesClosed": parts, "tradeOpened": opened})
@@ -633,8 +620,8 @@ def test_a_fill_across_trades_has_their_mean_price() -> None:
         {"tradeOpened": {"tradeID": "9", "units": "0", "price": "13"}},
     ],
 )
-def test_a_fill_that_no_ledger_could_keep_is_an_unread_transaction(changes: dict[str, object]) -> None:
-    """What is read goes into the ledger and into messages, and must be what its type says."""
+def test_a_fill_with_a_field_of_a_wrong_type_is_an_unread_transaction(changes: dict[str, object]) -> None:
+    """Ledger and messages store these fields, so each must have its declared type."""
     found = Transaction.parse_leniently({**FILLED, **changes})
     assert isinstance(found, UnreadTransaction)
     assert str(found.transaction_id) == FILLED["id"]
@@ -651,7 +638,7 @@ def test_a_fill_that_no_ledger_could_keep_is_an_unread_transaction(changes: dict
         ("name", None),
     ],
 )
-def test_an_instrument_that_no_order_could_be_written_for_is_refused(field: str, value: object) -> None:
+def test_an_instrument_for_which_no_order_can_be_formatted_is_refused(field: str, value: object) -> None:
     item = {
         "name": "GBP_JPY",
         "pipLocation": -2,
@@ -664,7 +651,7 @@ def test_an_instrument_that_no_order_could_be_written_for_is_refused(field: str,
         InstrumentDetails.parse({**item, field: value})
 
 
-def test_201_may_be_a_cancellation() -> None:
+def test_an_order_answered_with_201_may_be_cancelled() -> None:
     cancel = {**HEAD, "id": "1002", "type": "ORDER_CANCEL", "orderID": "1001", "reason": "MARKET_HALTED"}
     outcome = OrderOutcome.parse(
         {"orderCreateTransaction": CREATED, "orderCancelTransaction": cancel, "lastTransactionID": "1002"}
@@ -674,17 +661,11 @@ def test_201_may_be_a_cancellation() -> None:
     assert outcome.cancel.reason == "MARKET_HALTED"
 
 
-def test_a_hedged_position_is_refused() -> None:
-    side = {"units": "1", "averagePrice": "1"}
-    with pytest.raises(BrokerError, match="hedging"):
-        Position.parse({"instrument": "GBP_JPY", "long": side, "short": {**side, "units": "-1"}})
-
-
 @pytest.mark.parametrize("fault", [KeyError("units"), ValueError("v"), TypeError("t"), IndexError("i")])
-def test_what_a_parser_stumbles_over_becomes_a_broker_error(fault: Exception) -> None:
-    def stumble() -> None:
+def test_the_error_of_a_parser_becomes_a_broker_error(fault: Exception) -> None:
+    def fail() -> None:
         raise fault
 
-    run: Callable[[], None] = stumble
+    run: Callable[[], None] = fail
     with pytest.raises(BrokerError, match="price"):
         read("price", run)

@@ -15,7 +15,7 @@ GBP_JPY = Instrument.named("GBP_JPY")
 
 
 class Exchange:
-    """Candles of a synthetic market, the last one not complete."""
+    """Candles of a synthetic market; the last one is not complete."""
 
     def __init__(self, bars: BarSeries) -> None:
         self.bars = bars
@@ -43,8 +43,8 @@ class Exchange:
 
 @pytest.fixture(scope="module")
 def bars() -> BarSeries:
-    whole = synthesize(Market.OU, 12_500, seed=1)
-    return whole[np.random.default_rng(0).random(len(whole)) > 0.02]
+    complete = synthesize(Market.OU, 12_500, seed=1)
+    return complete[np.random.default_rng(0).random(len(complete)) > 0.02]
 
 
 @pytest.fixture
@@ -56,26 +56,28 @@ def span(bars: BarSeries) -> tuple[int, int]:
     return int(bars.time_s[0]), int(bars.time_s[-1]) + 600
 
 
-async def test_all_complete_bars_come_with_their_spread(
+async def test_all_complete_bars_are_downloaded_with_their_spread(
     tmp_path: Path, exchange: Exchange, bars: BarSeries
 ) -> None:
     found = await download_bars(exchange, GBP_JPY, *span(bars), tmp_path / "pages")
     complete = bars[:-1]
     expected = replace(complete, spread_pips=np.full(len(complete), 2.0))
     assert found.fingerprint == expected.fingerprint
-    assert len(exchange.asked) == 4  # three pages, and one to learn that there is no more
+    assert len(exchange.asked) == 4  # three pages and an empty one
     discard_pages(tmp_path / "pages")
     assert not (tmp_path / "pages").exists()
 
 
-async def test_only_what_was_asked_for(tmp_path: Path, exchange: Exchange, bars: BarSeries) -> None:
+async def test_only_the_requested_period_is_downloaded(
+    tmp_path: Path, exchange: Exchange, bars: BarSeries
+) -> None:
     first, end = int(bars.time_s[100]) + 30, int(bars.time_s[300])
     found = await download_bars(exchange, GBP_JPY, first, end, tmp_path / "pages")
     assert found.time_s.tolist() == bars.time_s[101:300].tolist()
     assert len(exchange.asked) == 1
 
 
-async def test_a_second_attempt_goes_on_where_the_first_stopped(
+async def test_a_second_attempt_resumes_where_the_first_stopped(
     tmp_path: Path, exchange: Exchange, bars: BarSeries
 ) -> None:
     exchange.fail_after = 2
@@ -83,16 +85,16 @@ async def test_a_second_attempt_goes_on_where_the_first_stopped(
         await download_bars(exchange, GBP_JPY, *span(bars), tmp_path / "pages")
     exchange.fail_after = 10**9
     exchange.asked.clear()
-    told: list[int] = []
-    found = await download_bars(exchange, GBP_JPY, *span(bars), tmp_path / "pages", told.append)
+    reported: list[int] = []
+    found = await download_bars(exchange, GBP_JPY, *span(bars), tmp_path / "pages", reported.append)
     assert len(exchange.asked) == 2
     assert exchange.asked[0] > bars.time_s[2 * PAGE_CANDLES - 1]
     assert len(found) == len(bars) - 1
-    assert told == sorted(told)
-    assert told[-1] == span(bars)[1]
+    assert reported == sorted(reported)
+    assert reported[-1] == span(bars)[1]
 
 
-async def test_pages_of_another_request_are_not_mixed_in(
+async def test_pages_of_another_request_are_refused(
     tmp_path: Path, exchange: Exchange, bars: BarSeries
 ) -> None:
     exchange.fail_after = 1
@@ -102,7 +104,7 @@ async def test_pages_of_another_request_are_not_mixed_in(
         await download_bars(exchange, GBP_JPY, span(bars)[0] + 60, span(bars)[1], tmp_path / "pages")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(DataError, match="contains other files"):
         await download_bars(exchange, GBP_JPY, *span(bars), tmp_path / "photos")
     assert (tmp_path / "photos" / "cat.jpg").exists()
 
@@ -129,7 +131,9 @@ async def test_candles_that_break_a_rule_are_refused(tmp_path: Path, bars: BarSe
         await download_bars(MidOnly(bars), GBP_JPY, *span(bars), tmp_path / "b")
 
 
-async def test_no_candles_at_all(tmp_path: Path, exchange: Exchange, bars: BarSeries) -> None:
+async def test_a_period_without_candles_is_refused(
+    tmp_path: Path, exchange: Exchange, bars: BarSeries
+) -> None:
     with pytest.raises(DataError, match="no GBP_JPY candles from 2020-12"):
         await download_bars(
             exchange, GBP_JPY, span(bars)[0] + 86_400 * 340, span(bars)[1] + 86_400 * 341, tmp_path / "p"

@@ -1,4 +1,4 @@
-"""The bus over a real Redis: at least once, in order, nothing lost when it or a reader dies."""
+"""The bus on a real Redis: at-least-once delivery in order, without loss when Redis or a consumer crashes."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ async def send(bus: Bus, *seeds: int) -> None:
 
 
 async def read(batches: AsyncIterator[Batch[TrajectoryFinished]], count: int) -> Batches:
-    """Batches until they hold so many entries."""
+    """Batches with `count` entries in total."""
     found: Batches = []
     async with asyncio.timeout(PATIENCE_SECONDS):
         while sum(len(batch.entries) for batch in found) < count:
@@ -56,7 +56,7 @@ def seeds_of(batches: Batches) -> list[int]:
     return [entry.message.seed for batch in batches for entry in batch.entries]
 
 
-async def test_what_is_appended_is_delivered_in_order_with_its_arrays(bus: Bus) -> None:
+async def test_appended_entries_are_delivered_in_order_with_their_arrays(bus: Bus) -> None:
     await send(bus, 1, 2)
     length = await bus.append_all(
         TRAJECTORIES, [encode_trajectory(random_trajectory(seed)) for seed in (3, 4, 5)]
@@ -69,18 +69,16 @@ async def test_what_is_appended_is_delivered_in_order_with_its_arrays(bus: Bus) 
         assert same(decoded, random_trajectory(entry.message.seed))
 
 
-async def test_many_are_appended_a_few_in_each_exchange(bus: Bus, redis: Redis) -> None:
-    asked = await num_calls(redis, "xlen")
+async def test_many_entries_are_appended_a_few_per_round_trip(bus: Bus, redis: Redis) -> None:
+    before = await num_calls(redis, "xlen")
     trajectories = [encode_trajectory(random_trajectory(seed)) for seed in range(17)]
     assert await bus.append_all(TRAJECTORIES, trajectories) == 17
-    assert await num_calls(redis, "xlen") - asked == 3  # the length is asked for once in each
+    assert await num_calls(redis, "xlen") - before == 3  # one per round trip
     assert await bus.append_all(TRAJECTORIES, []) == 17
     assert seeds_of(await read(consumer(bus), 17)) == list(range(17))
 
 
-async def test_of_an_exchange_that_fills_redis_what_was_refused_alone_is_sent_again(
-    own_bus: Bus, plain: Redis
-) -> None:
+async def test_only_entries_rejected_by_a_full_redis_are_sent_again(own_bus: Bus, plain: Redis) -> None:
     big = [encode_trajectory(random_trajectory(seed, 5_000)) for seed in range(8)]
     used = (await plain.info("memory"))["used_memory"]
     await plain.config_set("maxmemory", used + 4 * len(big[0][1]))
@@ -94,18 +92,18 @@ async def test_of_an_exchange_that_fills_redis_what_was_refused_alone_is_sent_ag
     assert sorted(seeds_of(await read(consumer(own_bus), len(big)))) == list(range(len(big)))
 
 
-async def test_an_acknowledged_entry_leaves_the_stream_and_another_does_not(bus: Bus) -> None:
+async def test_only_acknowledged_entries_leave_the_stream(bus: Bus) -> None:
     await send(bus, 1, 2)
     batches = consumer(bus)
     (batch,) = await read(batches, 2)
     assert await bus.length(TRAJECTORIES) == 2
     await batch.ack()
-    await batch.ack()  # again does no harm
+    await batch.ack()  # idempotent
     assert await bus.length(TRAJECTORIES) == 0
     assert seeds_of([await anext(batches)]) == []
 
 
-async def test_a_consumer_that_died_gets_its_own_entries_first(bus: Bus) -> None:
+async def test_a_restarted_consumer_gets_its_pending_entries_first(bus: Bus) -> None:
     await send(bus, *range(40))
     assert seeds_of(await read(consumer(bus), 32)) == list(range(32))
     again = consumer(bus)
@@ -116,7 +114,7 @@ async def test_a_consumer_that_died_gets_its_own_entries_first(bus: Bus) -> None
     assert await bus.length(TRAJECTORIES) == 0
 
 
-async def test_what_is_acknowledged_while_it_is_about_to_come_again_does_not_come(bus: Bus) -> None:
+async def test_an_entry_acknowledged_before_its_redelivery_is_not_redelivered(bus: Bus) -> None:
     await send(bus, 1, 2)
     (batch,) = await read(consumer(bus), 2)
     again = consumer(bus)
@@ -126,7 +124,7 @@ async def test_what_is_acknowledged_while_it_is_about_to_come_again_does_not_com
     assert seeds_of(await read(again, 1)) == [3]
 
 
-async def test_what_another_consumer_left_is_taken_over(bus: Bus) -> None:
+async def test_abandoned_entries_are_claimed_by_another_consumer(bus: Bus) -> None:
     await send(bus, 1, 2, 3)
     await read(consumer(bus, "died"), 3)
     batches = await read(consumer(bus, "heir", reclaim_after_ms=0), 3)
@@ -137,19 +135,19 @@ async def test_what_another_consumer_left_is_taken_over(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("reader", ["died", "heir"])
-async def test_an_entry_that_somebody_removed_while_it_was_pending_is_counted_and_told(
+async def test_a_pending_entry_missing_from_the_stream_is_counted_logged_and_alerted(
     bus: Bus, redis: Redis, reader: str
 ) -> None:
-    """By who was given it and died, when it is back, as by who takes over from it."""
+    """Both by the restarted consumer that had received it and by a consumer that claims it."""
     await send(bus, 1, 2, 3)
     (delivered,) = await read(consumer(bus, "died"), 3)
     removed = delivered.entries[1].entry_id
     await redis.xdel(TRAJECTORIES.key, removed)
     before = value_of(ENTRIES_GONE)
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as logs:
         batches = await read(consumer(bus, reader, reclaim_after_ms=0), 2)
     assert seeds_of(batches) == [1, 3]
-    gone = [line for line in told if line["event"] == "entry_gone"]
+    gone = [line for line in logs if line["event"] == "entry_gone"]
     assert [(line["stream"], line["entry_id"]) for line in gone] == [(TRAJECTORIES.key, removed)]
     assert value_of(ENTRIES_GONE) == before + 1
     (alert,) = await bus.recent(ALERTS, count=10)
@@ -165,10 +163,8 @@ def value_of(counter: Counter) -> float:
     return next(sample.value for sample in family.samples if sample.name.endswith("_total"))
 
 
-async def test_a_reader_of_news_looks_for_abandoned_entries_now_and_then_and_takes_all_there_are(
-    bus: Bus, redis: Redis
-) -> None:
-    """Not once a batch, a third of its questions; yet a look that found many goes on until the last."""
+async def test_a_busy_consumer_searches_for_abandoned_entries_at_intervals(bus: Bus, redis: Redis) -> None:
+    """Not once per batch, which would be a third of its commands; but a search continues to its end."""
     reclaim_after_ms = 3_000
     await send(bus, *range(70))
     died = consumer(bus, "died")
@@ -178,7 +174,7 @@ async def test_a_reader_of_news_looks_for_abandoned_entries_now_and_then_and_tak
     batches = consumer(bus, "heir", reclaim_after_ms)
 
     async def next_seeds(count: int) -> list[int]:
-        """Acknowledged as they come: on a slow machine they would count as abandoned by this one soon."""
+        """Acknowledge each batch at once, so that it does not count as abandoned on a slow machine."""
         seeds: list[int] = []
         while len(seeds) < count:
             batch = await anext(batches)
@@ -188,24 +184,24 @@ async def test_a_reader_of_news_looks_for_abandoned_entries_now_and_then_and_tak
 
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert await next_seeds(70) == list(range(70))
-        looks = await num_calls(redis, "xautoclaim")
-        assert looks >= 3  # 32 entries each
+        searches = await num_calls(redis, "xautoclaim")
+        assert searches >= 3  # 32 entries each
         trajectories = [encode_trajectory(random_trajectory(seed)) for seed in range(200)]
         await bus.append_all(TRAJECTORIES, trajectories)
         reads, began = await num_calls(redis, "xreadgroup"), asyncio.get_running_loop().time()
         assert await next_seeds(200) == list(range(200))
         seconds = asyncio.get_running_loop().time() - began
     assert await num_calls(redis, "xreadgroup") - reads >= 200 / 32
-    assert await num_calls(redis, "xautoclaim") - looks <= 1 + seconds / (reclaim_after_ms / 10_000)
+    assert await num_calls(redis, "xautoclaim") - searches <= 1 + seconds / (reclaim_after_ms / 10_000)
 
 
 async def num_calls(redis: Redis, command: str) -> int:
-    """Times that the server was asked this."""
-    told = await redis.info("commandstats")
-    return int(told.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+    """How often the server ran a command."""
+    statistics = await redis.info("commandstats")
+    return int(statistics.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
-async def test_what_is_delivered_again_and_again_is_poison(bus: Bus) -> None:
+async def test_an_entry_delivered_too_often_becomes_a_dead_letter(bus: Bus) -> None:
     await send(bus, 1)
     for delivery in range(MAX_DELIVERIES):
         assert seeds_of(await read(consumer(bus, f"died-{delivery}", 0), 1)) == [1]
@@ -217,7 +213,7 @@ async def test_what_is_delivered_again_and_again_is_poison(bus: Bus) -> None:
     assert letter.message.reason == f"delivered more than {MAX_DELIVERIES} times and never acknowledged"
 
 
-async def test_what_ends_a_reader_that_keeps_its_name_is_poison_and_what_came_with_it_is_not(
+async def test_an_entry_that_crashes_its_consumer_becomes_a_dead_letter_alone(
     bus: Bus, redis_server: RedisServer
 ) -> None:
     await send(bus, 1, 2, 3)
@@ -229,7 +225,7 @@ async def test_what_ends_a_reader_that_keeps_its_name_is_poison_and_what_came_wi
                 if batch.entries:
                     delivered.append(seeds_of([batch]))
                 if 2 in seeds_of([batch]):
-                    break  # and of this one
+                    break  # simulates a crash
                 await batch.ack()
                 if not await bus.length(TRAJECTORIES):
                     break
@@ -241,7 +237,7 @@ async def test_what_ends_a_reader_that_keeps_its_name_is_poison_and_what_came_wi
 
 
 @pytest.mark.parametrize("same_process", [True, False])
-async def test_a_delivery_counts_once_for_a_process_and_not_where_it_ends_in_good_order(
+async def test_a_delivery_counts_once_per_process_and_not_after_a_graceful_shutdown(
     bus: Bus, redis: Redis, redis_server: RedisServer, same_process: bool
 ) -> None:
     await send(bus, 1)
@@ -249,16 +245,16 @@ async def test_a_delivery_counts_once_for_a_process_and_not_where_it_ends_in_goo
         process = bus if same_process else Bus(redis_server.url)
         assert seeds_of(await read(consumer(process, "trainer"), 1)) == [1]
         if not same_process:
-            await process.give_back()
+            await process.release_pending()
             await process.close()
     assert await bus.length(DEAD) == 0
     (pending,) = await redis.xpending_range(TRAJECTORIES.key, TRAINER_GROUP, "-", "+", 10)
     assert pending["times_delivered"] == (2 if same_process else 1)
-    await bus.give_back()
-    await bus.give_back()  # again does no harm
+    await bus.release_pending()
+    await bus.release_pending()  # idempotent
 
 
-async def test_what_another_reader_was_given_meanwhile_is_neither_taken_back_nor_given_back(
+async def test_an_entry_claimed_by_another_consumer_is_neither_redelivered_nor_released(
     bus: Bus, redis: Redis
 ) -> None:
     await send(bus, 1, 2)
@@ -268,14 +264,14 @@ async def test_what_another_reader_was_given_meanwhile_is_neither_taken_back_nor
     await redis.xgroup_createconsumer(TRAJECTORIES.key, TRAINER_GROUP, "other")
     await redis.xautoclaim(TRAJECTORIES.key, TRAINER_GROUP, "other", min_idle_time=0)
     assert seeds_of([await anext(batches)]) == []
-    await bus.give_back()
+    await bus.release_pending()
     pending = await redis.xpending_range(TRAJECTORIES.key, TRAINER_GROUP, "-", "+", 10)
     assert [(one["consumer"], one["times_delivered"]) for one in pending] == [(b"other", 3), (b"other", 2)]
     await redis.xgroup_destroy(TRAJECTORIES.key, TRAINER_GROUP)
-    await bus.give_back()  # there is none
+    await bus.release_pending()  # there is no group
 
 
-async def test_entries_that_cannot_be_read_are_dead_letters_and_the_good_ones_go_on(
+async def test_undecodable_entries_become_dead_letters_and_valid_ones_are_delivered(
     bus: Bus, redis: Redis
 ) -> None:
     await send(bus, 1)
@@ -295,7 +291,7 @@ async def test_entries_that_cannot_be_read_are_dead_letters_and_the_good_ones_go
     assert letters[2].excerpt == "garbage=\ufffd\x00"
 
 
-async def test_a_reader_can_put_an_entry_with_the_dead_letters(bus: Bus) -> None:
+async def test_a_consumer_can_move_an_entry_to_the_dead_letters(bus: Bus) -> None:
     await send(bus, 1, 2)
     (batch,) = await read(consumer(bus), 2)
     await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "of another data set")
@@ -305,9 +301,7 @@ async def test_a_reader_can_put_an_entry_with_the_dead_letters(bus: Bus) -> None
     assert letter.message.entry_id == batch.entries[0].entry_id
 
 
-async def test_a_lost_group_is_made_again_and_nothing_sent_meanwhile_is_missed(
-    bus: Bus, redis: Redis
-) -> None:
+async def test_a_lost_group_is_recreated_and_no_entry_is_missed(bus: Bus, redis: Redis) -> None:
     await send(bus, 1)
     batches = consumer(bus)
     (batch,) = await read(batches, 1)
@@ -321,32 +315,32 @@ async def test_a_lost_group_is_made_again_and_nothing_sent_meanwhile_is_missed(
     await send(bus, 4)
     await read(batches, 1)
     again = consumer(bus)
-    assert seeds_of(await read(again, 1)) == [3]  # and knows that another one is pending
+    assert seeds_of(await read(again, 1)) == [3]  # the consumer knows that 4 is pending too
     await redis.xgroup_destroy(TRAJECTORIES.key, TRAINER_GROUP)
     assert sorted(seeds_of(await read(again, 2))) == [3, 4]
 
 
-async def test_a_wait_that_redis_breaks_off_goes_on(
+async def test_a_blocking_read_that_redis_interrupts_is_repeated(
     bus: Bus, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis 7.0 answers -UNBLOCKED to who waits for a stream that is deleted."""
+    """Redis 7.0 replies -UNBLOCKED to a blocking read of a stream that is deleted."""
     monkeypatch.setattr(consumer_group, "BLOCK_MS", 5_000)
     reading = asyncio.create_task(read(consumer(bus), 1))
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not await _broken_off(redis):  # noqa: ASYNC110  a state, not an event
+        while not await _interrupted(redis):  # noqa: ASYNC110  a state, not an event
             await asyncio.sleep(0.01)
         await redis.delete(TRAJECTORIES.key)
         await send(bus, 1)
         assert seeds_of(await reading) == [1]
 
 
-async def _broken_off(redis: Redis) -> bool:
+async def _interrupted(redis: Redis) -> bool:
     waiting = [client["id"] for client in await redis.client_list() if client["cmd"] == "xreadgroup"]
     return bool(waiting and await redis.client_unblock(int(waiting[0]), error=True))
 
 
 @pytest.mark.parametrize("breaks", [False, True])
-async def test_a_cancellation_that_the_client_took_for_its_own_is_one(breaks: bool) -> None:
+async def test_a_cancellation_that_the_client_swallows_is_raised(breaks: bool) -> None:
     async def swallow() -> None:
         try:
             await asyncio.sleep(60)
@@ -361,8 +355,8 @@ async def test_a_cancellation_that_the_client_took_for_its_own_is_one(breaks: bo
         await waiting
 
 
-async def test_cancelled_reads_leave_nothing_behind(bus: Bus) -> None:
-    """A read given up when an entry arrives: the entry may be pending, and is found at the next start."""
+async def test_cancelled_reads_lose_no_entry(bus: Bus) -> None:
+    """An entry that arrives during a cancelled read may be pending; the next consumer gets it."""
     for seed in range(20):
         reading = asyncio.create_task(_acknowledged(bus))
         await asyncio.sleep(0.002 * (seed % 5))
@@ -382,7 +376,7 @@ async def _acknowledged(bus: Bus) -> None:
         await batch.ack()
 
 
-async def test_an_announcement_is_in_the_stream_and_under_its_name(bus: Bus) -> None:
+async def test_an_announcement_is_appended_and_stored_under_its_name(bus: Bus) -> None:
     assert await bus.newest(CHECKPOINTS) is None
     for version in range(3):
         message = CheckpointPublished(version=version, episode=0, update=0, weights_sha256="0" * 64)
@@ -396,7 +390,7 @@ async def test_an_announcement_is_in_the_stream_and_under_its_name(bus: Bus) -> 
     assert [entry.message.version for entry in earlier] == [1, 0]
 
 
-async def test_a_follower_sees_every_message_after_its_place(bus: Bus, redis: Redis) -> None:
+async def test_following_yields_every_message_after_an_id(bus: Bus, redis: Redis) -> None:
     assert await bus.last_id(ALERTS) == "0-0"
     await bus.append(ALERTS, AlertRaised(source="test", name="before"))
     after = await bus.last_id(ALERTS)
@@ -409,7 +403,7 @@ async def test_a_follower_sees_every_message_after_its_place(bus: Bus, redis: Re
     assert "type is 'nonsense'" in (await bus.recent(DEAD, count=1))[0].message.reason
 
 
-async def test_a_bounded_stream_is_trimmed_and_the_trajectories_never_are(bus: Bus, redis: Redis) -> None:
+async def test_a_capped_stream_is_trimmed(bus: Bus, redis: Redis) -> None:
     assert TRAJECTORIES.max_length is None
     for _ in range(ALERTS.max_length // 100 if ALERTS.max_length else 0):
         async with redis.pipeline(transaction=False) as pipe:
@@ -421,7 +415,7 @@ async def test_a_bounded_stream_is_trimmed_and_the_trajectories_never_are(bus: B
     assert await bus.length(ALERTS) < 1.1 * ALERTS.max_length
 
 
-async def test_heartbeats_live_a_while_and_go_with_the_service(bus: Bus, redis: Redis) -> None:
+async def test_heartbeats_expire_and_are_cleared_at_shutdown(bus: Bus, redis: Redis) -> None:
     beats = [
         Heartbeat(
             service="selfplay", instance=name, state="running", pid=1, started_at=now(), detail={"version": 3}
@@ -432,7 +426,7 @@ async def test_heartbeats_live_a_while_and_go_with_the_service(bus: Bus, redis: 
         await bus.beat(beat)
     assert await bus.heartbeats() == beats[::-1]
     assert 0 < await redis.pttl(heartbeat_key("selfplay", "a")) <= 15_000
-    await bus.still("selfplay", "a")
+    await bus.clear_heartbeat("selfplay", "a")
     assert await bus.heartbeats() == beats[:1]
 
 
@@ -443,24 +437,24 @@ async def test_heartbeats_live_a_while_and_go_with_the_service(bus: Bus, redis: 
         (heartbeat_key("trainer", "").encode() + b"\xff", b"not JSON", ""),
     ],
 )
-async def test_a_heartbeat_of_another_schema_is_skipped_counted_and_told_of_once(
+async def test_a_heartbeat_of_another_schema_is_skipped_counted_and_logged_once(
     bus: Bus, redis: Redis, key: bytes, text: bytes, where: str
 ) -> None:
     good = Heartbeat(service="selfplay", instance="a", state="running", pid=1, started_at=now())
     await bus.beat(good)
     await redis.set(key, text)
     before = value_of(HEARTBEATS_UNREADABLE)
-    with structlog.testing.capture_logs() as told:
+    with structlog.testing.capture_logs() as logs:
         assert await bus.heartbeats() == [good]
         assert await bus.heartbeats() == [good]
     assert value_of(HEARTBEATS_UNREADABLE) == before + 2
-    (line,) = told
+    (line,) = logs
     assert (line["event"], line["where"]) == ("heartbeat_unreadable", where)
     assert line["key"] == key.decode("utf-8", "replace")
 
 
-async def test_a_client_tries_once_and_says_which_replies_it_expects(redis_server: RedisServer) -> None:
-    """What redis-py does unless told otherwise changes from release to release."""
+async def test_clients_do_not_retry_and_fix_their_protocol(redis_server: RedisServer) -> None:
+    """The defaults of redis-py change from release to release."""
     bus, lease = Bus(redis_server.url), Lease(redis_server.url, "test", "one", seconds=1.0)
     for client in (bus._redis, lease._redis):
         settings = client.connection_pool.connection_kwargs
@@ -471,7 +465,7 @@ async def test_a_client_tries_once_and_says_which_replies_it_expects(redis_serve
     await lease.release()
 
 
-async def test_a_restart_of_redis_mid_stream_loses_nothing(tmp_path: Path) -> None:
+async def test_restarts_of_redis_lose_no_entry(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     producer, reader = Bus(server.url), Bus(server.url)
@@ -499,7 +493,7 @@ async def test_a_restart_of_redis_mid_stream_loses_nothing(tmp_path: Path) -> No
             await asyncio.to_thread(server.start)
         async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(consuming, producing)
-        assert set(received) == set(range(30))  # at least once; ids are counted by the journal
+        assert set(received) == set(range(30))  # at least once; consumers deduplicate
         assert not producer.degraded
     finally:
         consuming.cancel()
@@ -510,7 +504,7 @@ async def test_a_restart_of_redis_mid_stream_loses_nothing(tmp_path: Path) -> No
         server.stop()
 
 
-async def test_while_redis_is_away_the_bus_is_degraded_and_waits(tmp_path: Path) -> None:
+async def test_while_redis_is_unavailable_the_bus_is_degraded_and_waits(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     bus = Bus(server.url)
@@ -536,15 +530,13 @@ async def _ping(bus: Bus) -> None:
 
     try:
         await bus.ping()
-    except RedisError as away:
-        raise ConnectionError(str(away)) from away
+    except RedisError as failure:
+        raise ConnectionError(str(failure)) from failure
 
 
 @pytest.mark.parametrize("key", [TRAJECTORIES.key, ALERTS.key, DEAD.key])
-async def test_a_key_that_holds_something_else_is_an_error_that_says_so(
-    bus: Bus, redis: Redis, key: str
-) -> None:
-    """Whoever meets it first; nothing that was in the streams is touched."""
+async def test_a_key_of_another_type_is_an_error_that_names_it(bus: Bus, redis: Redis, key: str) -> None:
+    """For appends, reads and dead letters; the entries in the streams stay."""
     if key == DEAD.key:
         await redis.xadd(TRAJECTORIES.key, {"garbage": b"\xff"})
     await redis.set(key, "another program's")
@@ -555,25 +547,27 @@ async def test_a_key_that_holds_something_else_is_an_error_that_says_so(
         else:
             await anext(consumer(bus))
 
-    with pytest.raises(ServiceError, match=r"^Redis refuses to .*WRONGTYPE.* a database of its own$") as told:
+    with pytest.raises(
+        ServiceError, match=r"^Redis refuses to .*WRONGTYPE.* a database of its own$"
+    ) as error:
         await asyncio.wait_for(use(), PATIENCE_SECONDS)
-    assert (key if key != DEAD.key else "dead-letter from") in str(told.value)
+    assert (key if key != DEAD.key else "dead-letter from") in str(error.value)
     assert await redis.get(key) == b"another program's"
     if key == DEAD.key:
         assert await bus.length(TRAJECTORIES) == 1
 
 
-async def test_a_redis_that_knows_no_flags_of_scripts_is_an_error_that_says_which_is_needed(
+async def test_the_error_for_a_too_old_redis_names_the_required_version(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To Redis 6 a script's first line is no Lua, as here its second."""
+    """Redis 6 rejects the first line of a script as invalid Lua; here the second line is invalid."""
     monkeypatch.setattr(entries, "ADD", ADD.replace("\n", "\n#!lua\n", 1))
     with pytest.raises(ServiceError, match=r"append to mm:alerts: .* Redis 7\.0 or Valkey$"):
         await asyncio.wait_for(bus.append(ALERTS, AlertRaised(source="test", name="first")), PATIENCE_SECONDS)
 
 
-async def test_a_wrong_password_is_an_error_and_not_a_wait(redis_server: RedisServer) -> None:
+async def test_a_wrong_password_is_not_retried(redis_server: RedisServer) -> None:
     bus = Bus(redis_server.url.replace(redis_server.password, "wrong"))
-    with pytest.raises(SettingsError, match="MM_REDIS_URL: Redis refuses to tell the length of"):
+    with pytest.raises(SettingsError, match="MM_REDIS_URL: Redis refuses to read the length of"):
         await asyncio.wait_for(bus.length(TRAJECTORIES), PATIENCE_SECONDS)
     await bus.close()

@@ -1,4 +1,4 @@
-"""Dead letters over a real Redis: kept whole within a bound, replayed once, wherever a connection breaks."""
+"""Dead letters on a real Redis: complete, capped, and replayed once wherever a connection breaks."""
 
 import asyncio
 import contextlib
@@ -25,9 +25,9 @@ pytestmark = BREAKS_CONNECTIONS
 
 
 class Cut:
-    """A way to Redis that breaks for good after so many bytes from the client; None: never.
+    """A proxy for Redis that breaks permanently after a number of bytes from the client; None: never.
 
-    When it breaks, Redis has dealt with all it was sent, and the client hears no more.
+    When it breaks, Redis has processed all bytes that it received, and the client gets no reply.
     """
 
     def __init__(self, server: RedisServer, after_bytes: int | None) -> None:
@@ -40,7 +40,7 @@ class Cut:
             port = listener.sockets[0].getsockname()[1]
             yield self._server.url.replace(f":{self._server.port}/", f":{port}/")
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Let the next connections through."""
         self._left = None
         self.broken.clear()
@@ -57,7 +57,7 @@ class Cut:
                     await _cancelled(answering)  # before Redis could answer
                     to_redis.write(passed)
                     to_redis.write_eof()
-                    await redis.read()  # until Redis has dealt with it and closes
+                    await redis.read()  # until Redis has processed it and closes
                     self.broken.set()
                     break
                 to_redis.write(passed)
@@ -86,8 +86,8 @@ async def put(redis: Redis, key: str, fields: Mapping[Any, bytes]) -> str:
     return cast("bytes", await redis.xadd(key, cast("Any", fields))).decode()
 
 
-async def buried(bus: Bus, redis: Redis, fields: Mapping[bytes, bytes]) -> Letter:
-    """The letter of an entry that a reader took and could not read."""
+async def dead_lettered(bus: Bus, redis: Redis, fields: Mapping[bytes, bytes]) -> Letter:
+    """The dead letter of an entry that a consumer received and could not decode."""
     await put(redis, TRAJECTORIES.key, fields)
     await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
     (letter,) = await bus.dead.letters(count=1)
@@ -99,23 +99,25 @@ async def contents(redis: Redis, key: str) -> list[Mapping[bytes, bytes]]:
     return [fields for _, fields in rows]
 
 
-async def test_a_letter_keeps_every_byte_of_what_a_reader_refused(bus: Bus, redis: Redis) -> None:
-    whole = {k.encode(): v for k, v in encode(*encode_trajectory(random_trajectory(1))).items()}
-    whole |= {b"unknown \xff": b"\x00\r\n"}
-    await put(redis, TRAJECTORIES.key, whole)
+async def test_a_letter_keeps_every_byte_of_the_entry(bus: Bus, redis: Redis) -> None:
+    fields = {k.encode(): v for k, v in encode(*encode_trajectory(random_trajectory(1))).items()}
+    fields |= {b"unknown \xff": b"\x00\r\n"}
+    await put(redis, TRAJECTORIES.key, fields)
     batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
     await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "of another data set")
     (letter,) = await bus.dead.letters(count=10)
-    assert letter.original == whole
-    assert letter.size_bytes == sum(len(name) + len(value) for name, value in whole.items())
+    assert letter.original == fields
+    assert letter.size_bytes == sum(len(name) + len(value) for name, value in fields.items())
     assert (letter.stream, letter.entry_id) == (TRAJECTORIES.key, batch.entries[0].entry_id)
     assert await bus.length(TRAJECTORIES) == 0
 
 
 @pytest.mark.parametrize("excess", [0, 1])
-async def test_an_entry_over_the_limit_leaves_an_excerpt_alone(bus: Bus, redis: Redis, excess: int) -> None:
+async def test_of_an_entry_over_the_size_limit_only_an_excerpt_is_kept(
+    bus: Bus, redis: Redis, excess: int
+) -> None:
     fields = {b"type": b"x", b"big": bytes(MAX_KEPT_BYTES - len(b"typexbig") + excess)}
-    letter = await buried(bus, redis, fields)
+    letter = await dead_lettered(bus, redis, fields)
     assert letter.size_bytes == MAX_KEPT_BYTES + excess
     assert letter.excerpt.startswith("type=x big=")
     if not excess:
@@ -127,11 +129,11 @@ async def test_an_entry_over_the_limit_leaves_an_excerpt_alone(bus: Bus, redis: 
     assert len(await bus.dead.letters(count=10)) == 1
 
 
-async def test_letters_take_no_more_than_so_many_bytes_and_the_oldest_go(
+async def test_letters_are_capped_by_bytes_and_the_oldest_are_removed(
     bus: Bus, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader's letters and a follower's, large and small; the newest stays however large it is."""
-    assert cast("int", DEAD.max_bytes) <= (2 << 30) // 32  # of the maxmemory that is shipped
+    """Letters of a consumer and a follower, large and small; the newest stays even if it is too large."""
+    assert cast("int", DEAD.max_bytes) <= (2 << 30) // 32  # of the default maxmemory
     most = 400_000
     monkeypatch.setattr(dead_letters, "DEAD", replace(DEAD, max_bytes=most))
 
@@ -144,14 +146,14 @@ async def test_letters_take_no_more_than_so_many_bytes_and_the_oldest_go(
     sent: list[int] = []
     for _ in range(3):
         for size in sizes:
-            await buried(bus, redis, {b"bytes": bytes(size - 5)})
+            await dead_lettered(bus, redis, {b"bytes": bytes(size - 5)})
             await put(redis, ALERTS.key, {b"bytes": bytes(size // 2 - 5)})
             await anext(follower)
             sent += [size, size // 2]
             held = await kept()
             assert held == sent[-len(held) :]
     assert len(held) >= 5
-    await buried(bus, redis, {b"bytes": bytes(most)})
+    await dead_lettered(bus, redis, {b"bytes": bytes(most)})
     (newest,) = await bus.dead.letters(count=100)
     assert newest.size_bytes == most + 5
 
@@ -159,15 +161,15 @@ async def test_letters_take_no_more_than_so_many_bytes_and_the_oldest_go(
 @pytest.mark.parametrize("excess", [0, 1])
 async def test_an_entry_of_too_many_fields_is_not_kept(bus: Bus, redis: Redis, excess: int) -> None:
     fields = {b"%d" % number: b"x" for number in range(MAX_KEPT_FIELDS + excess)}
-    letter = await buried(bus, redis, fields)
+    letter = await dead_lettered(bus, redis, fields)
     assert bool(letter.obstacle) == bool(excess)
     if not excess:
         await bus.dead.replay(letter)
         assert await contents(redis, TRAJECTORIES.key) == [fields]
 
 
-async def test_letters_come_newest_first_in_pages(bus: Bus, redis: Redis) -> None:
-    made = [(await buried(bus, redis, {b"number": b"%d" % number})).letter_id for number in range(5)]
+async def test_letters_are_listed_newest_first_in_pages(bus: Bus, redis: Redis) -> None:
+    made = [(await dead_lettered(bus, redis, {b"number": b"%d" % number})).letter_id for number in range(5)]
     newest = await bus.dead.letters(count=2)
     older = await bus.dead.letters(count=9, before=newest[-1].letter_id)
     assert [letter.letter_id for letter in (*newest, *older)] == made[::-1]
@@ -175,15 +177,15 @@ async def test_letters_come_newest_first_in_pages(bus: Bus, redis: Redis) -> Non
     assert await bus.dead.letter("5-5") is None
 
 
-async def test_a_letter_is_replayed_once_however_often_it_is_asked_for(bus: Bus, redis: Redis) -> None:
-    letter = await buried(bus, redis, {b"garbage": b"\xff"})
+async def test_concurrent_replays_of_a_letter_replay_it_once(bus: Bus, redis: Redis) -> None:
+    letter = await dead_lettered(bus, redis, {b"garbage": b"\xff"})
     replies = await asyncio.gather(*(bus.dead.replay(letter) for _ in range(8)))
     assert sum(reply is not None for reply in replies) == 1
     assert await contents(redis, TRAJECTORIES.key) == [{b"garbage": b"\xff"}]
     assert await bus.length(DEAD) == 0
 
 
-async def test_an_entry_that_a_follower_left_in_place_is_moved_not_doubled(bus: Bus, redis: Redis) -> None:
+async def test_replaying_an_entry_that_is_still_in_its_stream_moves_it(bus: Bus, redis: Redis) -> None:
     before = await put(redis, ALERTS.key, {b"type": b"nonsense"})
     await bus.append(ALERTS, AlertRaised(source="test", name="good"))
     for _ in range(2):
@@ -196,8 +198,8 @@ async def test_an_entry_that_a_follower_left_in_place_is_moved_not_doubled(bus: 
     assert await bus.length(DEAD) == 0
 
 
-async def test_a_replay_goes_on_while_other_letters_arrive(bus: Bus, redis: Redis) -> None:
-    letter = await buried(bus, redis, {b"garbage": b"\xff"})
+async def test_a_replay_succeeds_while_other_letters_arrive(bus: Bus, redis: Redis) -> None:
+    letter = await dead_lettered(bus, redis, {b"garbage": b"\xff"})
     stop = asyncio.Event()
 
     async def disturb() -> None:
@@ -213,10 +215,10 @@ async def test_a_replay_goes_on_while_other_letters_arrive(bus: Bus, redis: Redi
     assert await bus.dead.letter(letter.letter_id) is None
 
 
-async def test_wherever_the_connection_breaks_both_happened_or_neither(
+async def test_a_replay_is_atomic_wherever_the_connection_breaks(
     bus: Bus, redis: Redis, redis_server: RedisServer
 ) -> None:
-    """Every byte of the replay is the last that Redis was sent, once; the letter or the entry is there."""
+    """The connection breaks once after each byte; either the letter or the entry exists."""
 
     async def replay_through(cut: Cut, letter: Letter) -> None:
         async with cut.url() as url:
@@ -232,41 +234,41 @@ async def test_wherever_the_connection_breaks_both_happened_or_neither(
 
     fields = {b"garbage": b"\xff"}
     undisturbed = Cut(redis_server, None)
-    await replay_through(undisturbed, await buried(bus, redis, fields))
+    await replay_through(undisturbed, await dead_lettered(bus, redis, fields))
     assert await contents(redis, TRAJECTORIES.key) == [fields]
     await redis.delete(TRAJECTORIES.key)
 
     outcomes = []
     for last_byte in range(1, undisturbed.sent + 1):
-        letter = await buried(bus, redis, fields)
+        letter = await dead_lettered(bus, redis, fields)
         await replay_through(Cut(redis_server, last_byte), letter)
         appended = await contents(redis, TRAJECTORIES.key) == [fields]
         kept = await bus.dead.letter(letter.letter_id) is not None
         assert appended != kept, last_byte
         outcomes.append(appended)
         await redis.delete(TRAJECTORIES.key, DEAD.key)
-    assert outcomes == [False] * (undisturbed.sent - 1) + [True]  # all of the command, or nothing
+    assert outcomes == [False] * (undisturbed.sent - 1) + [True]  # only the complete command has an effect
 
 
-async def test_a_replay_whose_reply_was_lost_is_not_done_again(
+async def test_a_replay_whose_reply_was_lost_is_not_repeated(
     bus: Bus, redis: Redis, redis_server: RedisServer
 ) -> None:
     fields = {b"garbage": b"\xff"}
-    whole = Cut(redis_server, None)
-    async with whole.url() as url:
+    unbroken = Cut(redis_server, None)
+    async with unbroken.url() as url:
         through = Bus(url)
-        await through.dead.replay(await buried(bus, redis, fields))
+        await through.dead.replay(await dead_lettered(bus, redis, fields))
         await through.close()
     await redis.delete(TRAJECTORIES.key)
-    letter = await buried(bus, redis, fields)
-    cut = Cut(redis_server, whole.sent)
+    letter = await dead_lettered(bus, redis, fields)
+    cut = Cut(redis_server, unbroken.sent)
     async with cut.url() as url:
         through = Bus(url)
         replaying = asyncio.create_task(through.dead.replay(letter))
         async with asyncio.timeout(PATIENCE_SECONDS):
             await cut.broken.wait()
             assert not replaying.done()
-            cut.mend()
-            assert await replaying is None  # it is there no longer
+            cut.repair()
+            assert await replaying is None  # the letter no longer exists
         await through.close()
     assert await contents(redis, TRAJECTORIES.key) == [fields]

@@ -1,4 +1,4 @@
-"""One holder at a time, with tokens that grow; over before Redis thinks so."""
+"""Leases: one holder at a time, growing tokens, and expiry at the holder before Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,13 +29,13 @@ async def kept(url: str, holder: str, seconds: float = 2.0) -> AsyncIterator[Lea
         await lease.release()
 
 
-async def test_a_holder_that_is_cancelled_ends_also_where_the_client_takes_that_for_a_time_out(
+async def test_a_cancelled_holder_stops_even_if_the_client_swallows_the_cancellation(
     bus: Bus, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = asyncio.Event()
+    sent = asyncio.Event()
 
     async def swallow(*_: object) -> None:
-        asked.set()
+        sent.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -44,15 +44,17 @@ async def test_a_holder_that_is_cancelled_ends_also_where_the_client_takes_that_
     monkeypatch.setattr(Redis, "eval", swallow)
     lease = Lease(redis_server.url, "test", "one", seconds=2.0)
     keeping = asyncio.create_task(lease.keep())
-    await asked.wait()
+    await sent.wait()
     keeping.cancel()
     done, _ = await asyncio.wait({keeping}, timeout=5)
-    keeping.cancel()  # for where it went on
+    keeping.cancel()  # in case the first cancellation was lost
     assert done
     assert keeping.cancelled()
 
 
-async def test_one_holds_and_the_other_waits_until_it_is_let_go(bus: Bus, redis_server: RedisServer) -> None:
+async def test_a_second_process_waits_until_the_holder_releases_the_lease(
+    bus: Bus, redis_server: RedisServer
+) -> None:
     async with kept(redis_server.url, "two") as second:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await second.acquired()
@@ -68,7 +70,7 @@ async def test_one_holds_and_the_other_waits_until_it_is_let_go(bus: Bus, redis_
         assert first.token > first_token
 
 
-async def test_a_dead_holder_s_lease_runs_out(bus: Bus, redis_server: RedisServer) -> None:
+async def test_the_lease_of_a_dead_holder_expires(bus: Bus, redis_server: RedisServer) -> None:
     dead = Lease(redis_server.url, "test", "dead", seconds=1.0)
     keeping = asyncio.create_task(dead.keep())
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -77,15 +79,15 @@ async def test_a_dead_holder_s_lease_runs_out(bus: Bus, redis_server: RedisServe
         async with kept(redis_server.url, "heir") as heir:
             assert heir.token is None
             await heir.acquired()
-            assert dead.token is None, "it was over here before it was over there"
+            assert dead.token is None, "the holder considers the lease expired before Redis does"
             with pytest.raises(ServiceError, match="lost to another holder"):
                 await dead.keep()
             await dead.release()
             await asyncio.sleep(0.6)
-            assert heir.token is not None, "another one's lease is not let go"
+            assert heir.token is not None, "the lease of another holder is not released"
 
 
-async def test_a_token_grows_even_when_redis_lost_everything(bus: Bus, redis_server: RedisServer) -> None:
+async def test_the_token_grows_even_if_redis_lost_its_data(bus: Bus, redis_server: RedisServer) -> None:
     async with kept(redis_server.url, "one") as first, asyncio.timeout(PATIENCE_SECONDS):
         await first.acquired()
         token = first.token
@@ -99,7 +101,7 @@ async def test_a_token_grows_even_when_redis_lost_everything(bus: Bus, redis_ser
         assert again.token > token
 
 
-async def test_a_lease_is_over_when_redis_is_away(tmp_path: Path) -> None:
+async def test_a_lease_expires_while_redis_is_unavailable(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, free_port())
     server.start()
     async with kept(server.url, "one", seconds=1.0) as lease, asyncio.timeout(PATIENCE_SECONDS):

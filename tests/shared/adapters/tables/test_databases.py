@@ -17,7 +17,7 @@ def _tables(path: Path) -> list[str]:
         return sorted(name for (name,) in connection.execute("SHOW TABLES").fetchall())
 
 
-def test_a_database_is_made_once_and_then_left_alone(tmp_path: Path) -> None:
+def test_an_existing_database_is_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "some.duckdb"
     begin_database(path, SCHEMA)
     with contextlib.closing(duckdb.connect(str(path))) as connection:

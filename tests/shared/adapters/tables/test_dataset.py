@@ -60,7 +60,7 @@ def test_reading_undoes_writing(tmp_path: Path, bars: BarSeries) -> None:
     assert read.bars.time_s.dtype == read.bars.volume.dtype == read.sessions.starts.dtype == np.int64
 
 
-def test_holds_what_features_outcomes_and_sessions_say_of_the_bars(path: Path, bars: BarSeries) -> None:
+def test_features_outcomes_and_sessions_are_those_of_the_bars(path: Path, bars: BarSeries) -> None:
     read = read_dataset(path)
     np.testing.assert_array_equal(read.features, temporal_features(bars))
     np.testing.assert_array_equal(read.outcomes, label_outcomes(bars.close))
@@ -71,7 +71,7 @@ def test_holds_what_features_outcomes_and_sessions_say_of_the_bars(path: Path, b
         assert read.sessions.non_overlapping(split).tolist() == index.non_overlapping(split).tolist()
 
 
-def test_the_training_bars_end_where_the_last_training_session_does(path: Path, bars: BarSeries) -> None:
+def test_training_ends_with_the_last_bar_of_the_last_training_session(path: Path, bars: BarSeries) -> None:
     """A session is 360 decisions and the bar after them; validation begins later."""
     dataset = read_dataset(path)
     until = dataset.trained_until
@@ -82,7 +82,7 @@ def test_the_training_bars_end_where_the_last_training_session_does(path: Path, 
     assert last < dataset.sessions.every(Split.VALIDATION).min()
 
 
-def test_tables_are_those_of_the_specification(path: Path, bars: BarSeries) -> None:
+def test_the_tables_have_the_specified_columns(path: Path, bars: BarSeries) -> None:
     with duckdb.connect(str(path), read_only=True) as connection:
 
         def rows(query: str) -> list[tuple[Any, ...]]:
@@ -175,7 +175,7 @@ def test_readers_in_other_processes_do_not_exclude_each_other(path: Path) -> Non
     assert (done.stdout, done.returncode) == ("15000\n", 0), done.stderr
 
 
-def test_what_is_no_data_set_is_never_replaced(tmp_path: Path, bars: BarSeries) -> None:
+def test_a_file_of_another_kind_is_never_replaced(tmp_path: Path, bars: BarSeries) -> None:
     thesis = tmp_path / "thesis.txt"
     thesis.write_text("years of work")
     with pytest.raises(DataError, match=r"thesis\.txt exists and is no data set"):
@@ -187,7 +187,7 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path: Path, bars: BarSeries) 
         write_dataset(thesis / "below" / "d.duckdb", bars, "x")
 
 
-def test_no_bars_make_no_data_set(tmp_path: Path, bars: BarSeries) -> None:
+def test_a_data_set_needs_bars(tmp_path: Path, bars: BarSeries) -> None:
     with pytest.raises(DataError, match="no bars"):
         write_dataset(tmp_path / "d.duckdb", bars[:0], "an empty file")
     assert list(tmp_path.iterdir()) == []
@@ -245,11 +245,11 @@ def test_an_edited_data_set_is_refused(path: Path, edit: str, reason: str) -> No
     assert "d.duckdb" in str(caught.value)
 
 
-def test_progress_ends_where_it_said(tmp_path: Path, bars: BarSeries) -> None:
-    told: list[tuple[int, int]] = []
-    report: Callable[[int, int], None] = lambda done, total: told.append((done, total))  # noqa: E731
+def test_progress_ends_at_the_total(tmp_path: Path, bars: BarSeries) -> None:
+    reported: list[tuple[int, int]] = []
+    report: Callable[[int, int], None] = lambda done, total: reported.append((done, total))  # noqa: E731
     write_dataset(tmp_path / "d.duckdb", bars, "x", progress=report)
-    assert told[-1] == (len(told) - 1, len(told) - 1)
+    assert reported[-1] == (len(reported) - 1, len(reported) - 1)
 
 
 def test_exported_features_are_those_of_the_data_set(path: Path, bars: BarSeries, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read with DuckDB, which shares no code with what writes."""
+"""The growing table, read with DuckDB, which shares no code with the writer."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ import pytest
 
 from shared.adapters.files import write_whole
 from shared.adapters.tables import growing_table
-from shared.adapters.tables.growing_table import COUNT, FIGURE, FLAG, MOMENT, TEXT, GrowingTable
+from shared.adapters.tables.growing_table import COUNT, FIGURE, FLAG, TEXT, TIMESTAMP, GrowingTable
 from shared.errors import DataError
 from tests.conftest import ROOT
 
@@ -23,7 +23,7 @@ COLUMNS = {"step": COUNT, "loss": FIGURE}
 
 
 def rows(folder: Path, query: str = "select step, loss from parts order by step") -> list[tuple[Any, ...]]:
-    """What a reader finds."""
+    """Rows that a reader finds."""
     parts = f"read_parquet('{folder}/steps-*.parquet')"
     with contextlib.closing(duckdb.connect()) as connection:
         return connection.execute(query.replace("parts", parts)).fetchall()
@@ -49,9 +49,9 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_rows_are_read_as_they_were_given(tmp_path: Path) -> None:
+def test_added_rows_are_read_back(tmp_path: Path) -> None:
     moment = datetime(2024, 3, 8, 21, 58, 1, 250_000, tzinfo=UTC)
-    kinds = {"step": COUNT, "loss": FIGURE, "who": TEXT, "ok": FLAG, "time": MOMENT}
+    kinds = {"step": COUNT, "loss": FIGURE, "who": TEXT, "ok": FLAG, "time": TIMESTAMP}
     growing = GrowingTable(tmp_path, "steps", kinds, last=0)
     growing.add({"step": 7, "loss": 0.1, "who": "ä", "ok": True, "time": moment})
     growing.add({"step": 9, "loss": math.nan, "who": None, "ok": False, "time": None})
@@ -65,11 +65,11 @@ def test_rows_are_read_as_they_were_given(tmp_path: Path) -> None:
     ]
 
 
-def test_small_parts_are_joined_and_full_ones_left_alone(
+def test_small_parts_are_compacted_and_full_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(growing_table, "PART_ROWS", 30)
-    monkeypatch.setattr(growing_table, "JOIN_EVERY_WRITES", 5)
+    monkeypatch.setattr(growing_table, "COMPACT_EVERY_WRITES", 5)
     growing = table(tmp_path)
     most = 0
     for first in range(1, 101, 4):
@@ -83,7 +83,7 @@ def test_small_parts_are_joined_and_full_ones_left_alone(
 
 @pytest.mark.parametrize("last", [0, 1, 7, 8, 9, 23, 24, 99])
 @pytest.mark.parametrize("every", [1, 3, 8, 24])
-def test_going_on_after_any_row_gives_every_row_once(tmp_path: Path, last: int, every: int) -> None:
+def test_resuming_after_any_row_gives_every_row_once(tmp_path: Path, last: int, every: int) -> None:
     fill(table(tmp_path), 1, 24, every=every)
     again = table(tmp_path, last)
     kept = min(last, 24)
@@ -96,9 +96,9 @@ def test_going_on_after_any_row_gives_every_row_once(tmp_path: Path, last: int, 
     assert rows(tmp_path) == [*expected(kept), (last + 1, -1.0)]
 
 
-def test_what_a_kill_left_half_done_is_put_right(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
     def copy_of(last: int, every: int) -> None:
-        """Parts beside those that are there."""
+        """Add parts to those in the folder."""
         other = tmp_path / "other"
         other.mkdir()
         fill(table(other), 1, last, every=every)
@@ -106,21 +106,21 @@ def test_what_a_kill_left_half_done_is_put_right(tmp_path: Path) -> None:
             path.replace(tmp_path / path.name)
         other.rmdir()
 
-    copy_of(24, 8)  # three parts that were joined
-    copy_of(24, 24)  # by this one, and not yet removed
-    copy_of(20, 20)  # which was cut to this one, and not yet removed
+    copy_of(24, 8)  # three parts that were compacted
+    copy_of(24, 24)  # into this one, but not deleted
+    copy_of(20, 20)  # which was cut to this one, but not deleted
     assert len(files(tmp_path)) == 5
     table(tmp_path, 20)
     assert files(tmp_path) == ["steps-000000000001-000000000020.parquet"]
     assert rows(tmp_path) == expected(20)
 
 
-def test_a_column_that_came_later_is_null_before(tmp_path: Path) -> None:
+def test_a_new_column_is_null_in_older_rows(tmp_path: Path) -> None:
     fill(table(tmp_path), 1, 3)
     wider = GrowingTable(tmp_path, "steps", {**COLUMNS, "more": FIGURE}, last=3)
     wider.add({"step": 4, "loss": 1.0, "more": 0.5})
     wider.write()
-    GrowingTable(tmp_path, "steps", {**COLUMNS, "more": FIGURE}, last=4)  # a start joins them
+    GrowingTable(tmp_path, "steps", {**COLUMNS, "more": FIGURE}, last=4)  # opening compacts
     assert len(files(tmp_path)) == 1
     assert rows(tmp_path, "select step, more from parts order by step") == [
         (1, None),
@@ -130,7 +130,7 @@ def test_a_column_that_came_later_is_null_before(tmp_path: Path) -> None:
     ]
 
 
-def test_a_row_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_a_row_with_a_wrong_key_or_wrong_columns_is_refused(tmp_path: Path) -> None:
     growing = table(tmp_path)
     fill(growing, 1, 3)
     with pytest.raises(ValueError, match="steps: step 3 after 3, expected to rise"):
@@ -141,9 +141,7 @@ def test_a_row_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert rows(tmp_path) == expected(3)
 
 
-def test_a_disk_that_refuses_delays_rows_up_to_a_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_wait_for_a_full_disk_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growing_table, "MAX_WAITING_ROWS", 20)
 
     growing = table(tmp_path)
@@ -164,7 +162,7 @@ def full(path: Path, data: bytes) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_at_the_start_leaves_small_parts_for_a_later_write_to_join(
+def test_a_compaction_that_fails_at_the_start_is_repeated_after_a_later_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(table(tmp_path), 1, 24, every=8)
@@ -176,30 +174,30 @@ def test_a_full_disk_at_the_start_leaves_small_parts_for_a_later_write_to_join(
         growing.add({"step": 25, "loss": 25 / 4.0})
         with pytest.raises(OSError, match="No space left"):
             growing.write()
-    monkeypatch.setattr(growing_table, "JOIN_EVERY_WRITES", 1)
+    monkeypatch.setattr(growing_table, "COMPACT_EVERY_WRITES", 1)
     growing.write()
     assert files(tmp_path) == ["steps-000000000001-000000000025.parquet"]
     assert rows(tmp_path) == expected(25)
 
 
-def test_a_disk_that_refuses_to_join_refuses_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growing_table, "JOIN_EVERY_WRITES", 2)
+def test_a_failed_compaction_loses_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing_table, "COMPACT_EVERY_WRITES", 2)
     growing = table(tmp_path)
     fill(growing, 1, 8)
 
-    def full_for_joined(path: Path, data: bytes) -> None:
+    def full_for_compaction(path: Path, data: bytes) -> None:
         if path.name == "steps-000000000001-000000000016.parquet":
             full(path, data)
         write_whole(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(growing_table, "write_whole", full_for_joined)
+        patch.setattr(growing_table, "write_whole", full_for_compaction)
         fill(growing, 9, 16)
     assert rows(tmp_path) == expected(16)
     assert len(files(tmp_path)) == 2
 
 
-def test_a_disk_that_refuses_to_remove_what_was_joined_doubles_no_row(
+def test_parts_that_cannot_be_deleted_after_compaction_duplicate_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(table(tmp_path), 1, 24, every=8)
@@ -214,13 +212,13 @@ def test_a_disk_that_refuses_to_remove_what_was_joined_doubles_no_row(
         patch.setattr(Path, "unlink", refuse)
         growing = table(tmp_path, 24)
     assert rows(tmp_path, "select distinct step, loss from parts order by step") == expected(24)
-    monkeypatch.setattr(growing_table, "JOIN_EVERY_WRITES", 1)
+    monkeypatch.setattr(growing_table, "COMPACT_EVERY_WRITES", 1)
     fill(growing, 25, 26)
     assert files(tmp_path) == ["steps-000000000001-000000000026.parquet"]
     assert rows(tmp_path) == expected(26)
 
 
-def test_a_full_disk_ends_a_start_that_has_rows_to_cut(
+def test_opening_a_table_fails_if_the_disk_is_full_and_rows_must_be_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(table(tmp_path), 1, 24)
@@ -234,7 +232,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     fill(table(tmp_path), 1, 5)
     (part,) = tmp_path.iterdir()
     part.write_bytes(part.read_bytes()[:-7])
-    with pytest.raises(DataError, match=rf"{part}: not a whole Parquet file .* move it away"):
+    with pytest.raises(DataError, match=rf"{part}: not a complete Parquet file .* move it away"):
         table(tmp_path, 3)
 
 
@@ -242,7 +240,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from shared.adapters.tables import growing_table
-growing_table.JOIN_EVERY_WRITES, growing_table.PART_ROWS = 10, 200
+growing_table.COMPACT_EVERY_WRITES, growing_table.PART_ROWS = 10, 200
 last = int(sys.argv[2])
 growing = growing_table.GrowingTable(
     Path(sys.argv[1]), "steps", {"step": growing_table.COUNT, "loss": growing_table.FIGURE}, last=last
@@ -256,28 +254,28 @@ for step in range(last + 1, 1_000_000):
 """
 
 
-def test_readers_find_every_row_while_it_grows_and_after_kills(tmp_path: Path) -> None:
-    go_on_after, looks, again = 0, 0, 0
+def test_readers_see_every_row_while_the_table_grows_and_after_kills(tmp_path: Path) -> None:
+    resume_after, looks, again = 0, 0, 0
     for _ in range(3):
-        command = [sys.executable, "-c", WRITER, str(tmp_path), str(go_on_after)]
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(resume_after)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == "ready\n"
-            told = go_on_after
+            reported = resume_after
             for _ in range(15):
-                told = int(writer.stdout.readline())
+                reported = int(writer.stdout.readline())
                 try:
                     found = rows(tmp_path, "select distinct step, loss from parts order by step")
-                except duckdb.IOException as joined:
-                    if "No such file" not in str(joined):  # they were joined in this moment: documented
+                except duckdb.IOException as missing:
+                    if "No such file" not in str(missing):  # a compaction at this moment, which is documented
                         raise
                     again += 1
                     continue
                 assert found == expected(len(found))
-                assert len(found) >= told  # what was written is there
+                assert len(found) >= reported  # what was written is there
                 looks += 1
             writer.send_signal(signal.SIGKILL)
-        go_on_after = told - 10  # a version somewhat before the kill
-    table(tmp_path, go_on_after)
-    assert rows(tmp_path) == expected(go_on_after)  # without `distinct`: each row once
+        resume_after = reported - 10  # a version somewhat before the kill
+    table(tmp_path, resume_after)
+    assert rows(tmp_path) == expected(resume_after)  # without `distinct`: each row once
     assert (looks + again, looks > 22) == (45, True)

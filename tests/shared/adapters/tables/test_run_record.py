@@ -1,4 +1,4 @@
-"""The record of a run, read by DuckDB and by TensorBoard's own reader."""
+"""The record of a run, read with DuckDB and with TensorBoard's own reader."""
 
 import contextlib
 import errno
@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from shared.adapters.tables.run_record import Reached, RunRecord, episode_figures
+from shared.adapters.tables.run_record import ResumePoint, RunRecord, episode_figures
 from shared.errors import DataError
 from tests.shared.messages.trajectories import random_trajectory
 
 _events: Any = event_accumulator  # has no types
 
-WHEN = datetime(2024, 3, 8, 21, 58, tzinfo=UTC)
+MADE_AT = datetime(2024, 3, 8, 21, 58, tzinfo=UTC)
 
 
 def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
-    """What DuckDB finds in the tables `updates`, `episodes` and `versions`, and in `settings`."""
+    """Result of a query on the tables `updates`, `episodes`, `versions` and `settings`."""
     with contextlib.closing(duckdb.connect()) as connection:
         for table in ("updates", "episodes", "versions"):
             if list(folder.glob(f"{table}-*")):
@@ -33,12 +33,12 @@ def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
 
 
-def begin(folder: Path, reached: Reached | None = None, *, tensorboard: bool = False) -> RunRecord:
+def begin(folder: Path, resume_at: ResumePoint | None = None, *, tensorboard: bool = False) -> RunRecord:
     record = RunRecord(
         folder,
         update_figures=("loss", "gradient_norm"),
         version_figures=("win_rate",),
-        reached=reached,
+        resume_at=resume_at,
         tensorboard=tensorboard,
     )
     record.settings({"learner": {"learning_rate": 0.002}, "seed": 5})
@@ -46,7 +46,7 @@ def begin(folder: Path, reached: Reached | None = None, *, tensorboard: bool = F
 
 
 def play(record: RunRecord, first: int, last: int, *, sign: float = 1.0) -> None:
-    """Two updates an episode; the tenth is skipped, so that updates lag behind attempts."""
+    """Two updates per episode; the tenth is skipped, so that updates lag behind attempts."""
     for episode in range(first, last + 1):
         record.episode(episode, random_trajectory(episode))
         for attempt in (2 * episode - 1, 2 * episode):
@@ -55,7 +55,7 @@ def play(record: RunRecord, first: int, last: int, *, sign: float = 1.0) -> None
             record.update(attempt, update, episode, {"loss": sign * attempt}, skipped=skipped)
 
 
-def test_figures_of_an_episode_are_those_worked_by_hand() -> None:
+def test_the_figures_of_an_episode_equal_hand_computed_values() -> None:
     trajectory = random_trajectory(1, 8)
     trades = tuple(replace(random_trajectory(2).trades[0], pips=pips) for pips in (6.0, -4.0, 0.0, 2.0))
     actions = np.array([0, 1, 0, 3, 2, 0, 3, 0], np.int8)
@@ -87,10 +87,10 @@ def test_figures_of_an_episode_are_those_worked_by_hand() -> None:
     assert (idle["trades"], idle["pips"], idle["expectancy_pips"], idle["win_rate"]) == (0, 0.0, None, None)
 
 
-def test_everything_is_found_where_it_belongs(tmp_path: Path) -> None:
+def test_updates_episodes_versions_and_settings_are_recorded(tmp_path: Path) -> None:
     record = begin(tmp_path / "new" / "run")
     play(record, 1, 6)
-    record.version(1, 6, 11, WHEN, {"win_rate": 0.25, "loss": 3.0})
+    record.version(1, 6, 11, MADE_AT, {"win_rate": 0.25, "loss": 3.0})
     record.close()
     folder = tmp_path / "new" / "run"
     updates = rows(
@@ -109,7 +109,7 @@ def test_everything_is_found_where_it_belongs(tmp_path: Path) -> None:
         )
     ]
     assert rows(folder, "select version, episode, update, win_rate, epoch(time)::bigint from versions") == [
-        (1, 6, 11, 0.25, int(WHEN.timestamp()))
+        (1, 6, 11, 0.25, int(MADE_AT.timestamp()))
     ]
     ((rate, seed, numpy_version, cores),) = rows(
         folder,
@@ -119,15 +119,15 @@ def test_everything_is_found_where_it_belongs(tmp_path: Path) -> None:
     assert cores >= 1
 
 
-def test_going_on_from_a_version_doubles_nothing_and_lacks_nothing(tmp_path: Path) -> None:
+def test_resuming_from_a_version_neither_duplicates_nor_loses_rows(tmp_path: Path) -> None:
     record = begin(tmp_path)
-    record.version(0, 0, 0, WHEN, {})
+    record.version(0, 0, 0, MADE_AT, {})
     play(record, 1, 10)
-    record.version(1, 10, 19, WHEN, {})
+    record.version(1, 10, 19, MADE_AT, {})
     play(record, 11, 14)
-    record.flush()  # and then it was killed
-    again = begin(tmp_path, Reached(version=1, episode=10, attempt=20, update=19))
-    again.version(1, 10, 19, WHEN, {"win_rate": 0.5})
+    record.flush()  # then the process is killed
+    again = begin(tmp_path, ResumePoint(version=1, episode=10, attempt=20, update=19))
+    again.version(1, 10, 19, MADE_AT, {"win_rate": 0.5})
     play(again, 11, 12, sign=-1.0)
     again.close()
     assert rows(tmp_path, "select attempt, loss from updates order by attempt") == [
@@ -141,19 +141,19 @@ def test_going_on_from_a_version_doubles_nothing_and_lacks_nothing(tmp_path: Pat
     ]
 
 
-def test_a_run_that_begins_anew_forgets_the_one_before(tmp_path: Path) -> None:
+def test_a_new_run_in_the_same_folder_replaces_the_old_one(tmp_path: Path) -> None:
     for _ in range(2):
         record = begin(tmp_path)
-        record.version(0, 0, 0, WHEN, {})
+        record.version(0, 0, 0, MADE_AT, {})
         play(record, 1, 3)
         record.close()
     assert rows(tmp_path, "select count(*), max(episode) from episodes") == [(3, 3)]
     assert rows(tmp_path, "select count(*) from settings") == [(1,)]
 
 
-def test_starts_are_kept_as_far_as_they_were_learned_under(tmp_path: Path) -> None:
-    for reached in ((0, 0), (0, 0), (10, 20), (30, 70), (10, 20), (10, 25)):
-        begin(tmp_path, Reached(episode=reached[0], attempt=reached[1])).close()
+def test_starts_that_led_to_no_version_are_removed(tmp_path: Path) -> None:
+    for episode, attempt in ((0, 0), (0, 0), (10, 20), (30, 70), (10, 20), (10, 25)):
+        begin(tmp_path, ResumePoint(episode=episode, attempt=attempt)).close()
     starts = json.loads((tmp_path / "settings.json").read_text())
     assert [(start["episode"], start["attempt"]) for start in starts] == [(0, 0), (10, 20), (10, 25)]
 
@@ -170,7 +170,7 @@ def test_rows_are_on_the_disk_after_a_minute(tmp_path: Path) -> None:
     assert rows(tmp_path, "select attempt from updates order by 1") == [(30,), (59,), (61,)]
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_bad_folder_or_settings_file_names_it(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(DataError, match=r"run: the record of the run cannot be written: .*File exists"):
         begin(tmp_path / "run")
@@ -183,27 +183,27 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
         begin(tmp_path / "third")
 
 
-def test_settings_that_the_disk_refuses_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_wait_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     begin(tmp_path).close()
     with monkeypatch.context() as full:
         full.setattr("shared.adapters.tables.run_record.write_whole", refuse)
-        record = begin(tmp_path, Reached(version=1, episode=10, attempt=20))
+        record = begin(tmp_path, ResumePoint(version=1, episode=10, attempt=20))
         with pytest.raises(OSError, match="No space left"):
-            record.version(1, 10, 20, WHEN, {})
+            record.version(1, 10, 20, MADE_AT, {})
         assert rows(tmp_path, "select episode from settings") == [(0,)]
     record.close()
     assert rows(tmp_path, "select episode from settings order by 1") == [(0,), (10,)]
     assert rows(tmp_path, "select episode from versions") == [(10,)]
 
 
-def test_a_number_too_large_for_the_tables_is_named_and_left_out(tmp_path: Path) -> None:
+def test_a_number_too_large_for_its_column_is_named_and_not_recorded(tmp_path: Path) -> None:
     record = begin(tmp_path)
     with pytest.raises(DataError, match="episode is 9223372036854775808, the record holds at most"):
-        record.version(0, 2**63, 0, WHEN, {})
-    record.version(0, 2**63 - 1, 0, WHEN, {})
+        record.version(0, 2**63, 0, MADE_AT, {})
+    record.version(0, 2**63 - 1, 0, MADE_AT, {})
     record.close()
     assert rows(tmp_path, "select version, episode from versions") == [(0, 2**63 - 1)]
 
@@ -218,10 +218,10 @@ def curves(folder: Path) -> Iterator[tuple[str, list[tuple[int, float]]]]:
 def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
     record = begin(tmp_path, tensorboard=True)
     play(record, 1, 20)
-    record.version(1, 20, 39, WHEN, {})
+    record.version(1, 20, 39, MADE_AT, {})
     play(record, 21, 30)
-    record.flush()  # and then it was killed
-    again = begin(tmp_path, Reached(version=1, episode=20, attempt=40, update=39), tensorboard=True)
+    record.flush()  # then the process is killed
+    again = begin(tmp_path, ResumePoint(version=1, episode=20, attempt=40, update=39), tensorboard=True)
     play(again, 21, 35, sign=-1.0)
     again.close()
     record.close()

@@ -1,4 +1,4 @@
-"""Small versions for tests, and the places that they lie in."""
+"""Small checkpoint versions for tests, and the backends that store them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from obstore.store import MemoryStore
 
-from shared.adapters.versions.directory import MANIFEST_SHA256
+from shared.adapters.versions.manifest import MANIFEST_SHA256, Manifest
 from shared.adapters.versions.object_store import ObjectFiles
-from shared.adapters.versions.store import CheckpointStore, Manifest
+from shared.adapters.versions.store import CheckpointStore
 from tests.s3_server import SIGNED
 
 Arrays = dict[str, np.ndarray]
@@ -56,30 +56,30 @@ def equal(one: Arrays, other: Arrays) -> bool:
 
 
 def folder(store: CheckpointStore, version: int) -> Path:
-    """Where a version's files lie in a store that is a folder."""
+    """The folder of a version in a store that is a folder."""
     assert store.root is not None
     return store.root / f"v{version:06d}"
 
 
 class Place(Protocol):
-    """Where versions lie, and a way to their files that goes round the store."""
+    """A storage location, with access to its files that bypasses the store."""
 
     def store(self) -> CheckpointStore:
-        """The store, as another process opens it."""
+        """A new store object, as another process would open it."""
 
     def read(self, key: str) -> bytes:
-        """A file, by the name that it has in the place."""
+        """Contents of a file."""
 
     def write(self, key: str, data: bytes) -> None:
-        """Make a file what it should not be."""
+        """Replace the contents of a file."""
 
     def remove(self, key: str) -> None:
-        """Take a file away."""
+        """Delete a file."""
 
 
 @dataclass(frozen=True)
 class InFolder:
-    """Files of a folder."""
+    """A folder."""
 
     root: Path
 
@@ -98,7 +98,7 @@ class InFolder:
 
 @dataclass(frozen=True)
 class InMemory:
-    """obstore's own store in memory."""
+    """obstore's in-memory store."""
 
     objects: MemoryStore
 
@@ -117,7 +117,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class InBucket:
-    """A bucket of a real server, and plain HTTP round the store."""
+    """A bucket of a real server, with plain HTTP to bypass the store."""
 
     bucket: str
     prefix: str = "runs/one"
@@ -143,7 +143,7 @@ class InBucket:
 
 
 def new_place(request: pytest.FixtureRequest) -> Place:
-    """An empty place of the kind that a fixture's parameter names: folder, memory or bucket."""
+    """An empty location of the kind that the fixture's parameter names: folder, memory or bucket."""
     match request.param:
         case "folder":
             return InFolder(request.getfixturevalue("tmp_path") / "store")
@@ -154,7 +154,7 @@ def new_place(request: pytest.FixtureRequest) -> Place:
 
 
 def key_of(place: Place, version: int, name: str) -> str:
-    """What a version's file is called in a place."""
+    """Key of a version's file in a location."""
     head = f"v{version:06d}"
     if isinstance(place, InFolder) or name == MANIFEST_SHA256:
         return f"{head}/{name}"

@@ -1,4 +1,4 @@
-"""What only an object store meets: several writers, puts cut off anywhere, lost replies, refusals."""
+"""Faults of an object store: competing writers, interrupted puts, lost replies, refusals."""
 
 import subprocess
 import sys
@@ -10,9 +10,16 @@ import httpx
 import pytest
 
 from shared.adapters.versions import object_store
-from shared.adapters.versions.directory import MANIFEST_SHA256
+from shared.adapters.versions.manifest import (
+    MANIFEST_SHA256,
+    WEIGHTS,
+    Pointed,
+    Pointer,
+    PointerHistoryEntry,
+    moved,
+)
 from shared.adapters.versions.object_store import ObjectFiles
-from shared.adapters.versions.store import WEIGHTS, CheckpointStore, Collected, Pointed, Pointer, Stood, moved
+from shared.adapters.versions.store import CheckpointStore, Collected
 from shared.errors import CheckpointError, SettingsError, StoreAwayError
 from shared.runtime.ports import free_port
 from tests.conftest import ROOT
@@ -29,7 +36,7 @@ from tests.shared.adapters.versions.checkpoint_versions import (
 
 
 class Cut(BaseException):
-    """The writer is gone: nothing of it runs any more."""
+    """Interrupts a writer as a kill would: no handler of Exception runs."""
 
 
 @pytest.fixture(params=["memory", "bucket"])
@@ -38,7 +45,7 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 def before_each(operation: str, patched: pytest.MonkeyPatch, act: Callable[[str], None]) -> None:
-    """Do something before each `_put` or `_delete` of every store, told the keys."""
+    """Call `act` with the keys before each `_put` or `_delete` of every store."""
     real = getattr(ObjectFiles, operation)
 
     def acting(self: ObjectFiles, key: str, *rest: object) -> object:
@@ -49,10 +56,10 @@ def before_each(operation: str, patched: pytest.MonkeyPatch, act: Callable[[str]
 
 
 @pytest.mark.parametrize("put", [1, 2, 3, 4])
-def test_of_two_writers_of_a_version_the_one_that_ends_first_wins(
+def test_of_two_writers_of_a_version_the_first_to_commit_wins(
     place: Place, monkeypatch: pytest.MonkeyPatch, put: int
 ) -> None:
-    """The second writes all of its version before the first one's n-th put."""
+    """The second writer commits before the n-th put of the first."""
     fill(place.store(), 0)
     puts: list[str] = []
 
@@ -70,10 +77,10 @@ def test_of_two_writers_of_a_version_the_one_that_ends_first_wins(
     assert store.verify(1).version == 1
     assert equal(store.weights(1), tensors(2))
     assert store.collect_garbage(keep=1).removed == (0,)
-    assert _files(store) == 4  # the loser's three are gone
+    assert _files(store) == 4  # the three files of the loser are deleted
 
 
-def test_of_many_writers_at_once_exactly_one_wins(place: Place) -> None:
+def test_exactly_one_of_many_concurrent_writers_wins(place: Place) -> None:
     writers = 4
     for version in range(5):
         begin = threading.Barrier(writers)
@@ -95,10 +102,10 @@ def test_of_many_writers_at_once_exactly_one_wins(place: Place) -> None:
         assert equal(store.weights(version), tensors(won[0]))
 
 
-def test_a_writer_cut_off_before_any_put_or_removal_leaves_latest_loadable(
+def test_latest_stays_loadable_wherever_a_writer_is_interrupted(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Publishing, pointing and collecting, cut off before each of their steps in turn."""
+    """Publishing, pointing and collecting are interrupted before each of their steps in turn."""
     store = fill(place.store(), 0, 1)
     store.point(Pointer.LATEST, 1)
     step, cuts = 0, 0
@@ -128,7 +135,7 @@ def test_a_writer_cut_off_before_any_put_or_removal_leaves_latest_loadable(
         if not was_cut:
             break
         cuts, step = cuts + 1, step + 1
-    assert cuts >= 4 + 1 + 3  # four files, the pointer, what is left over, a version's line and its files
+    assert cuts >= 4 + 1 + 3  # four files, the pointer, leftovers, a version's manifest.sha256 and its files
     _publish(place.store(), version + 1)
     assert place.store().versions() == [version, version + 1]
     assert _files(place.store()) == 2 * 4
@@ -146,10 +153,8 @@ def _files(store: CheckpointStore) -> int:
     return sum(path.startswith("v") for path in files._paths())
 
 
-def test_a_put_whose_reply_was_lost_is_not_taken_for_anothers(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The client sends it again and is told that the file is there, or is not what it was."""
+def test_a_put_repeated_after_a_lost_reply_succeeds(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repeated put is refused, because the file exists already or has changed since the read."""
     real = ObjectFiles._put
 
     def twice(self: ObjectFiles, key: str, data: bytes, mode: object) -> bool:
@@ -161,10 +166,10 @@ def test_a_put_whose_reply_was_lost_is_not_taken_for_anothers(
     for version in (1, 2):
         store.point(Pointer.LATEST, version)
     assert [store.verify(version).version for version in store.versions()] == [1, 2]
-    assert store.pointer(Pointer.LATEST) == Pointed(2, None, (Stood(1, None),))
+    assert store.pointer(Pointer.LATEST) == Pointed(2, None, (PointerHistoryEntry(1, None),))
 
 
-def test_a_pointer_moved_meanwhile_is_read_again(place: Place) -> None:
+def test_a_conflicting_move_of_a_pointer_is_retried(place: Place) -> None:
     fill(place.store(), 1, 2, 3)
     seen: list[int | None] = []
 
@@ -176,10 +181,12 @@ def test_a_pointer_moved_meanwhile_is_read_again(place: Place) -> None:
 
     place.store().move(Pointer.BEST, where)
     assert seen == [None, 1, 2]
-    assert place.store().pointer(Pointer.BEST) == Pointed(3, None, (Stood(1, None), Stood(2, None)))
+    assert place.store().pointer(Pointer.BEST) == Pointed(
+        3, None, (PointerHistoryEntry(1, None), PointerHistoryEntry(2, None))
+    )
 
 
-def test_a_pointer_moved_all_the_time_is_given_up(place: Place) -> None:
+def test_a_move_gives_up_after_many_conflicts(place: Place) -> None:
     fill(place.store(), 1)
 
     def where(at: Pointed | None) -> Pointed:
@@ -191,7 +198,7 @@ def test_a_pointer_moved_all_the_time_is_given_up(place: Place) -> None:
 
 
 @pytest.mark.parametrize("damage", [False, True])
-def test_a_version_pointed_at_while_its_line_is_removed_is_put_back(
+def test_a_removal_is_undone_if_a_pointer_moves_to_the_version(
     place: Place, monkeypatch: pytest.MonkeyPatch, damage: bool
 ) -> None:
     store = fill(place.store(), 0, 1)
@@ -209,8 +216,8 @@ def test_a_version_pointed_at_while_its_line_is_removed_is_put_back(
     assert store.verify(0).version == 0
 
 
-def test_a_damaged_line_costs_no_files(place: Place) -> None:
-    """What cannot tell which files are its own keeps all of them, so that it can be mended."""
+def test_a_version_with_a_damaged_manifest_hash_keeps_its_files(place: Place) -> None:
+    """Its files cannot be identified, so all stay, and the version can be repaired."""
     store = fill(place.store(), 1, 2)
     line = place.read("v000001/manifest.sha256")
     place.write("v000001/manifest.sha256", b"\x00" + line[1:])
@@ -220,7 +227,7 @@ def test_a_damaged_line_costs_no_files(place: Place) -> None:
     assert store.verify(1).version == 1
 
 
-def test_a_server_that_is_away_says_nothing_of_its_versions(
+def test_every_operation_raises_while_the_server_is_unavailable(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(InBucket(bucket).store(), 1)
@@ -228,7 +235,7 @@ def test_a_server_that_is_away_says_nothing_of_its_versions(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     store = InBucket(bucket).store()
     url = InBucket(bucket).url
-    for question in (
+    for operation in (
         store.versions,
         store.newest_valid,
         lambda: store.verify(1),
@@ -238,35 +245,47 @@ def test_a_server_that_is_away_says_nothing_of_its_versions(
         lambda: store.collect_garbage(keep=1),
         store.pointers,
     ):
-        with pytest.raises(StoreAwayError, match=rf"{url}.*127\.0\.0\.1") as away:
-            question()
-        assert "\n" not in str(away.value)
+        with pytest.raises(StoreAwayError, match=rf"{url}.*127\.0\.0\.1") as failure:
+            operation()
+        assert "\n" not in str(failure.value)
 
 
-def test_a_store_that_is_away_is_no_damage() -> None:
-    assert not issubclass(StoreAwayError, CheckpointError)
+def test_versions_do_not_count_as_damaged_while_the_store_is_unavailable(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store becomes unavailable after it has listed its versions."""
+    store = fill(place.store(), 1, 2)
+
+    def unavailable(*_: object) -> bytes:
+        raise StoreAwayError("no answer")
+
+    monkeypatch.setattr(ObjectFiles, "manifest_line", unavailable)
+    for operation in (store.newest_valid, lambda: store.collect_garbage(keep=1)):
+        with pytest.raises(StoreAwayError, match="no answer"):
+            operation()
+    assert store.versions() == [1, 2]
 
 
 def test_a_missing_bucket_is_named(s3_server: S3Server, bucket: str) -> None:
     store = InBucket(f"{s3_server.url}/nowhere").store()
-    for question in (
+    for operation in (
         store.versions,
         lambda: store.manifest(1),
         lambda: store.pointer(Pointer.LATEST),
         lambda: store.save(manifest(0), {}, {}),
     ):
         with pytest.raises(StoreAwayError, match=r"s3://nowhere/runs/one.* 404 Not Found NoSuchBucket"):
-            question()
+            operation()
     assert InBucket(bucket).store().versions() == []
 
 
-def test_wrong_credentials_are_told_of_without_them(
+def test_the_error_for_wrong_credentials_does_not_contain_them(
     s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(InBucket(bucket).store(), 1)
     httpx.post(
         f"{s3_server.url}/moto-api/reset-auth", content=b"0"
-    ).raise_for_status()  # from now on it checks
+    ).raise_for_status()  # checks credentials from now on
     try:
         with pytest.raises(StoreAwayError, match="403 Forbidden InvalidAccessKeyId") as refused:
             InBucket(bucket).store().versions()
@@ -277,7 +296,7 @@ def test_wrong_credentials_are_told_of_without_them(
     assert refused.value.__cause__ is None
 
 
-def test_a_secret_in_a_url_is_refused_unseen() -> None:
+def test_a_secret_in_a_url_is_refused_and_not_shown() -> None:
     for url in (
         f"s3://AKID:{SECRET}@bucket/x",
         f"s3://{SECRET}@bucket/x",
@@ -289,12 +308,12 @@ def test_a_secret_in_a_url_is_refused_unseen() -> None:
         assert "xxx" not in str(refused.value)
 
 
-def test_a_password_in_an_endpoint_is_not_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_in_an_endpoint_is_not_shown(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "RETRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:pass-w0rd@127.0.0.1:{free_port()}")
-    with pytest.raises(StoreAwayError) as away:
+    with pytest.raises(StoreAwayError) as failure:
         InBucket(bucket).store().versions()
-    assert "pass-w0rd" not in str(away.value)
+    assert "pass-w0rd" not in str(failure.value)
 
 
 def test_a_slash_at_the_end_of_the_url_changes_nothing(bucket: str) -> None:
@@ -304,7 +323,7 @@ def test_a_slash_at_the_end_of_the_url_changes_nothing(bucket: str) -> None:
     assert place.read(f"v000001/{MANIFEST_SHA256}")
 
 
-def test_only_what_lies_under_the_prefix_is_seen(bucket: str) -> None:
+def test_only_versions_under_the_prefix_are_listed(bucket: str) -> None:
     fill(InBucket(bucket, "runs/one").store(), 1)
     fill(InBucket(bucket, "runs/one2").store(), 2)
     fill(InBucket(bucket, "runs").store(), 3)
@@ -313,17 +332,19 @@ def test_only_what_lies_under_the_prefix_is_seen(bucket: str) -> None:
     assert InBucket(bucket, "runs/one").store().file_bytes(1, WEIGHTS)
 
 
-def test_commands_start_without_the_client() -> None:
+def test_obstore_is_not_imported_before_its_first_use() -> None:
     code = """
 import sys, cli.main
 from shared.adapters.versions.store import CheckpointStore
 CheckpointStore("s3://bucket/prefix")
 print("obstore" in sys.modules)
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert told.stdout == "False\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert result.stdout == "False\n"
 
 
-def test_no_credentials_are_told_of() -> None:
+def test_the_error_without_credentials_names_the_variables() -> None:
     text = "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 2s"
     assert object_store._reason(text) == "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -1,4 +1,4 @@
-"""Promotion through a gate, and the way back."""
+"""Promotion through a gate, and roll-back."""
 
 import json
 import shutil
@@ -8,8 +8,9 @@ import pytest
 
 from shared.adapters.tables.validations import DATABASE
 from shared.adapters.versions import promotions
+from shared.adapters.versions.manifest import Pointed, Pointer
 from shared.adapters.versions.promotions import GatedStage, promote, report_path, roll_back, serve_unproven
-from shared.adapters.versions.store import CheckpointStore, Pointed, Pointer
+from shared.adapters.versions.store import CheckpointStore
 from shared.errors import CheckpointError, PromotionError
 from tests.services.api.conftest import report_of, save_version, write_report
 from tests.shared.adapters.judgements import STANDARDS, keep_report
@@ -46,7 +47,7 @@ def promoted(store: CheckpointStore) -> tuple[int, str | None] | None:
     return (pointed.version, pointed.stage) if pointed else None
 
 
-def test_a_version_that_passed_is_promoted(store: CheckpointStore, reports: Path) -> None:
+def test_a_version_that_passed_the_gate_is_promoted(store: CheckpointStore, reports: Path) -> None:
     fact = promote(store, reports, 1, "paper", by="test")
     assert (fact.version, fact.stage, fact.by, fact.rolled_back_from) == (1, "paper", "test", None)
     assert promoted(store) == (1, "paper")
@@ -61,7 +62,7 @@ def test_a_version_that_passed_is_promoted(store: CheckpointStore, reports: Path
         (3, "live", "gate: paper: 4 trades, needs 30; live: no edge$"),
     ],
 )
-def test_one_that_did_not_is_refused_with_the_reason(
+def test_a_version_that_did_not_pass_is_refused_with_the_reason(
     store: CheckpointStore, reports: Path, version: int, stage: str, says: str
 ) -> None:
     with pytest.raises(PromotionError, match=says):
@@ -81,7 +82,7 @@ def test_one_that_did_not_is_refused_with_the_reason(
         (json.dumps(report_of(1, "paper")), r"0\.json is the report of version 1, not 0"),
     ],
 )
-def test_a_report_that_is_not_this_versions_proves_nothing(
+def test_an_invalid_report_does_not_promote(
     store: CheckpointStore, reports: Path, content: str, says: str
 ) -> None:
     report_path(reports, 0).write_text(content)
@@ -112,10 +113,10 @@ def test_a_report_that_is_not_this_versions_proves_nothing(
         ({"standards": {"gate": STANDARDS["gate"]}}, "environment was None"),
     ],
 )
-def test_only_the_judgement_that_counts_promotes(
+def test_a_report_with_one_wrong_property_does_not_promote(
     store: CheckpointStore, reports: Path, changed: dict[str, object], says: str
 ) -> None:
-    """Each is a whole report of this version with one thing wrong, recorded under its own hash."""
+    """Each is a complete report of this version, recorded with its hash, except for one property."""
     keep_report(reports, {**report_of(1, "paper", "live"), **changed})
     for stage in ("paper", "live"):
         with pytest.raises(PromotionError, match=says):
@@ -124,10 +125,10 @@ def test_only_the_judgement_that_counts_promotes(
 
 
 @pytest.mark.parametrize("recorded_before", [True, False])
-def test_a_report_that_the_service_did_not_record_proves_nothing(
+def test_an_unrecorded_report_does_not_promote(
     store: CheckpointStore, tmp_path: Path, recorded_before: bool
 ) -> None:
-    """An edited report, and one that was put there."""
+    """An edited report, and a forged one."""
     reports = tmp_path / "validations"
     if recorded_before:
         write_report(reports, 1)
@@ -146,7 +147,7 @@ def serve_unproven_says(store: CheckpointStore, reports: Path, version: int) -> 
     return next(text for text in ("its SHA-256 differs", "has no record of it") if text in str(refused.value))
 
 
-def test_a_report_copied_from_another_version_or_home_proves_nothing(
+def test_a_report_copied_from_another_version_or_home_does_not_promote(
     store: CheckpointStore, reports: Path, tmp_path: Path
 ) -> None:
     shutil.copy(report_path(reports, 2), report_path(reports, 0))
@@ -159,15 +160,13 @@ def test_a_report_copied_from_another_version_or_home_proves_nothing(
         promote(store, elsewhere, 2, "live", by="test")
 
 
-def test_a_record_that_cannot_be_read_proves_nothing(store: CheckpointStore, reports: Path) -> None:
+def test_an_unreadable_record_does_not_promote(store: CheckpointStore, reports: Path) -> None:
     (reports / DATABASE).write_bytes(b"no database")
     with pytest.raises(PromotionError, match=r"record cannot be read: .*validations\.duckdb"):
         promote(store, reports, 1, "paper", by="test")
 
 
-def test_a_version_is_served_unproven_only_where_none_is_promoted(
-    store: CheckpointStore, reports: Path
-) -> None:
+def test_a_version_is_served_unproven_only_if_none_is_promoted(store: CheckpointStore, reports: Path) -> None:
     fact = serve_unproven(store, reports, 3, by="test")
     assert fact is not None
     assert (fact.version, fact.stage, promoted(store)) == (3, "unproven", (3, "unproven"))
@@ -182,7 +181,9 @@ def test_a_version_is_served_unproven_only_where_none_is_promoted(
     assert (back.version, back.stage, promoted(store)) == (3, "unproven", (3, "unproven"))
 
 
-def test_where_the_pointer_is_damaged_none_is_served_unproven(store: CheckpointStore, reports: Path) -> None:
+def test_no_version_is_served_unproven_while_the_pointer_is_damaged(
+    store: CheckpointStore, reports: Path
+) -> None:
     assert store.root is not None
     (store.root / "promoted.json").write_text("{")
     assert serve_unproven(store, reports, 3, by="test") is None
@@ -190,7 +191,7 @@ def test_where_the_pointer_is_damaged_none_is_served_unproven(store: CheckpointS
 
 
 def test_a_pointer_without_a_stage_means_paper(store: CheckpointStore, reports: Path) -> None:
-    """As releases left it that did not keep the stage."""
+    """Older releases did not keep the stage."""
     store.point(Pointer.PROMOTED, 1)
     promote(store, reports, 2, "paper", by="test")
     assert roll_back(store, reports, by="test").promotion.stage == "paper"
@@ -204,7 +205,9 @@ def test_a_damaged_version_is_refused(store: CheckpointStore, reports: Path) -> 
     assert promoted(store) is None
 
 
-def test_an_automatic_paper_promotion_leaves_a_live_version(store: CheckpointStore, reports: Path) -> None:
+def test_an_automatic_paper_promotion_does_not_replace_a_live_version(
+    store: CheckpointStore, reports: Path
+) -> None:
     promote(store, reports, 2, "live", by="test")
     with pytest.raises(PromotionError, match="promoted live"):
         promote(store, reports, 1, "paper", by="validator", replace_live=False)
@@ -213,7 +216,7 @@ def test_an_automatic_paper_promotion_leaves_a_live_version(store: CheckpointSto
     assert promoted(store) == (1, "paper")
 
 
-def test_a_report_that_is_a_link_or_too_large_proves_nothing(
+def test_a_report_that_is_a_link_or_too_large_does_not_promote(
     store: CheckpointStore, reports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = report_path(reports, 1)
@@ -227,10 +230,8 @@ def test_a_report_that_is_a_link_or_too_large_proves_nothing(
         promote(store, reports, 1, "paper", by="test")
 
 
-def test_a_person_replaces_a_damaged_pointer_and_the_validator_does_not(
-    store: CheckpointStore, reports: Path
-) -> None:
-    """It may have named a version that trades live."""
+def test_only_a_person_may_replace_a_damaged_pointer(store: CheckpointStore, reports: Path) -> None:
+    """It may have named a live version."""
     promote(store, reports, 2, "live", by="test")
     assert store.root is not None
     (store.root / "promoted.json").write_text("{")
@@ -243,24 +244,26 @@ def test_a_person_replaces_a_damaged_pointer_and_the_validator_does_not(
 
 
 @pytest.mark.parametrize("before", [None, 2])
-def test_a_promotion_of_a_version_that_is_removed_meanwhile_is_undone(
+def test_a_promotion_is_undone_if_the_version_is_removed_meanwhile(
     store: CheckpointStore, reports: Path, monkeypatch: pytest.MonkeyPatch, before: int | None
 ) -> None:
     if before is not None:
         promote(store, reports, before, "live", by="test")
-    standing, move = store.pointer(Pointer.PROMOTED), store.move
+    pointed, move = store.pointer(Pointer.PROMOTED), store.move
 
     def collect_first(*arguments: object, **options: object) -> object:
         CheckpointStore(store.name).collect_garbage(keep=1)
         return move(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store, "move", collect_first)
-    with pytest.raises(CheckpointError, match="version 1 was removed while it was promoted, which is undone"):
+    with pytest.raises(
+        CheckpointError, match="version 1 was removed while it was promoted; the promotion is"
+    ):
         promote(store, reports, 1, "paper", by="test")
-    assert store.pointer(Pointer.PROMOTED) == standing
+    assert store.pointer(Pointer.PROMOTED) == pointed
 
 
-def test_rolling_back_a_live_version_never_makes_an_unfit_one_live(
+def test_a_roll_back_never_makes_a_version_live_that_did_not_pass_live(
     store: CheckpointStore, reports: Path
 ) -> None:
     promote(store, reports, 1, "paper", by="test")
@@ -270,7 +273,7 @@ def test_rolling_back_a_live_version_never_makes_an_unfit_one_live(
     assert promoted(store) == (1, "paper")
 
 
-def test_rolling_back_from_live_to_one_that_passed_live_stays_live(
+def test_a_roll_back_from_live_to_an_earlier_live_version_stays_live(
     store: CheckpointStore, reports: Path
 ) -> None:
     write_report(reports, 1, "paper", "live")
@@ -280,7 +283,7 @@ def test_rolling_back_from_live_to_one_that_passed_live_stays_live(
     assert promoted(store) == (1, "live")
 
 
-def test_there_must_be_something_to_roll_back_to(store: CheckpointStore, reports: Path) -> None:
+def test_a_roll_back_needs_an_earlier_promotion(store: CheckpointStore, reports: Path) -> None:
     with pytest.raises(PromotionError, match="nothing to roll back"):
         roll_back(store, reports, by="test")
     promote(store, reports, 1, "paper", by="test")
@@ -293,14 +296,14 @@ ROLL_BACKS: list[tuple[list[tuple[int, GatedStage]], list[tuple[int, GatedStage]
     ([(1, "paper"), (2, "paper"), (2, "live")], [(2, "paper"), (1, "paper")]),
     ([(2, "live"), (2, "paper")], []),
     ([(2, "live"), (2, "paper"), (2, "live")], [(2, "paper")]),
-    ([(2, "paper"), (1, "live")], [(2, "paper")]),  # it passed live, but only ever traded on paper
+    ([(2, "paper"), (1, "live")], [(2, "paper")]),  # version 2 passed live, but was only promoted to paper
     ([(1, "live"), (2, "live"), (2, "paper"), (2, "live")], [(2, "paper"), (1, "paper")]),
     ([(1, "live"), (2, "live"), (1, "live")], [(2, "live"), (1, "live")]),
 ]
 
 
 @pytest.mark.parametrize(("acts", "back"), ROLL_BACKS)
-def test_each_rollback_changes_what_trades_and_none_makes_anything_live(
+def test_each_roll_back_changes_version_or_stage_and_none_promotes_to_live(
     store: CheckpointStore,
     reports: Path,
     acts: list[tuple[int, GatedStage]],
@@ -316,7 +319,9 @@ def test_each_rollback_changes_what_trades_and_none_makes_anything_live(
         roll_back(store, reports, by="test")
 
 
-def test_what_is_gone_or_damaged_is_passed_over_and_told(store: CheckpointStore, reports: Path) -> None:
+def test_missing_and_damaged_versions_are_passed_over_and_reported(
+    store: CheckpointStore, reports: Path
+) -> None:
     for version in range(4):
         write_report(reports, version, "paper")
         promote(store, reports, version, "paper", by="test")
@@ -324,7 +329,7 @@ def test_what_is_gone_or_damaged_is_passed_over_and_told(store: CheckpointStore,
     first = roll_back(store, reports, by="test")
     assert (first.promotion.version, first.passed_over) == (2, ())
     with pytest.raises(
-        CheckpointError, match=r"no version promoted before is whole: no version 1 .*version 0"
+        CheckpointError, match=r"no version promoted before is intact: no version 1 .*version 0"
     ):
         roll_back(store, reports, by="test")
     assert promoted(store) == (2, "paper")

@@ -1,4 +1,4 @@
-"""The store, the same in every place: versions whole or not there, all damage found, pointers, garbage."""
+"""The store on every backend: atomic versions, detection of damage, pointers, garbage collection."""
 
 import errno
 import hashlib
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,24 @@ from pydantic import ValidationError
 
 from shared.adapters.files import read_beneath, sync, write_synced
 from shared.adapters.versions import directory as checkpoint_files
-from shared.adapters.versions.directory import MANIFEST, MANIFEST_SHA256, MAX_SMALL_BYTES
-from shared.adapters.versions.store import (
+from shared.adapters.versions.directory import MAX_SMALL_BYTES, DirectoryFiles
+from shared.adapters.versions.manifest import (
+    MANIFEST,
+    MANIFEST_SHA256,
     TRAINING,
     WEIGHTS,
-    CheckpointStore,
-    Collected,
     Pointed,
     Pointer,
-    Stood,
+    PointerHistoryEntry,
     moved,
+    stage_of,
 )
+from shared.adapters.versions.object_store import ObjectFiles
+from shared.adapters.versions.store import CheckpointStore, Collected
 from shared.errors import CheckpointError, SettingsError, StoreAwayError
 from tests.conftest import ROOT
 from tests.shared.adapters.versions.checkpoint_versions import (
+    InFolder,
     Place,
     equal,
     fill,
@@ -45,7 +50,7 @@ from tests.shared.adapters.versions.checkpoint_versions import (
     tensors,
 )
 
-#: All that a version consists of.
+#: All files of a version.
 FILES = (WEIGHTS, TRAINING, MANIFEST, MANIFEST_SHA256)
 
 
@@ -54,7 +59,7 @@ def place(request: pytest.FixtureRequest) -> Place:
     return new_place(request)
 
 
-def test_what_was_saved_comes_back(place: Place) -> None:
+def test_a_saved_version_is_read_back(place: Place) -> None:
     fill(place.store(), 0, 1)
     store = place.store()
     assert store.versions() == [0, 1]
@@ -71,13 +76,13 @@ def test_what_was_saved_comes_back(place: Place) -> None:
     assert read.files[WEIGHTS].sha256 == hashlib.sha256(weights).hexdigest()
 
 
-def test_tensors_may_be_none_at_all(place: Place) -> None:
+def test_a_version_may_have_no_training_tensors(place: Place) -> None:
     store = place.store()
     store.save(manifest(0), tensors(0), {})
     assert store.training(0) == {}
 
 
-def test_tensors_of_some_megabytes_come_back(place: Place) -> None:
+def test_tensors_of_some_megabytes_are_read_back(place: Place) -> None:
     store = place.store()
     large = {"large": np.random.default_rng(1).normal(size=(1_500, 1_000))}
     store.save(manifest(0), large, tensors(0))
@@ -94,7 +99,7 @@ def test_an_empty_or_missing_store_has_no_versions(place: Place) -> None:
     assert store.collect_garbage(keep=1) == Collected(())
 
 
-def test_a_version_is_never_written_over(place: Place) -> None:
+def test_a_version_is_never_overwritten(place: Place) -> None:
     fill(place.store(), 4)
     store = place.store()
     with pytest.raises(CheckpointError, match="version 4 exists already"):
@@ -103,25 +108,25 @@ def test_a_version_is_never_written_over(place: Place) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_and_a_cut_tail_are_found(place: Place, name: str) -> None:
+def test_flipped_bits_and_truncated_files_are_detected(place: Place, name: str) -> None:
     store = fill(place.store(), 1, 2)
     key = key_of(place, 2, name)
-    whole = place.read(key)
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    for damaged in (bytes(flipped), whole[:-1], b""):
+    intact = place.read(key)
+    flipped = bytearray(intact)
+    flipped[len(intact) // 2] ^= 1
+    for damaged in (bytes(flipped), intact[:-1], b""):
         place.write(key, damaged)
         with pytest.raises(CheckpointError, match="v000002/"):
             store.verify(2)
         valid, refused = store.newest_valid()
         assert valid is not None
         assert (valid.version, len(refused)) == (1, 1)
-    place.write(key, whole)
+    place.write(key, intact)
     assert store.verify(2).version == 2
 
 
 @given(data=st.data())
-def test_one_flipped_bit_anywhere_is_found(
+def test_a_flipped_bit_anywhere_is_detected(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     store = filled(tmp_path_factory.mktemp("store"), 1, 2)
@@ -133,7 +138,7 @@ def test_one_flipped_bit_anywhere_is_found(
         store.verify(2)
 
 
-def test_files_that_are_gone_are_found(place: Place) -> None:
+def test_missing_files_are_detected(place: Place) -> None:
     store = fill(place.store(), 1)
     place.remove(key_of(place, 1, WEIGHTS))
     with pytest.raises(CheckpointError, match=r"v000001/weights\.safetensors: No such file"):
@@ -142,7 +147,7 @@ def test_files_that_are_gone_are_found(place: Place) -> None:
         store.file_bytes(1, "../../etc/passwd")
 
 
-def test_another_versions_files_are_found(place: Place) -> None:
+def test_files_of_another_version_are_detected(place: Place) -> None:
     store = fill(place.store(), 1, 2)
     second = place.read(key_of(place, 2, MANIFEST))
     place.write("v000001/manifest.sha256", place.read("v000002/manifest.sha256"))
@@ -151,8 +156,8 @@ def test_another_versions_files_are_found(place: Place) -> None:
         store.manifest(1)
 
 
-def test_no_pickle_is_ever_read(place: Place) -> None:
-    """A file that is no safetensors is refused even where its hash is right."""
+def test_a_pickle_is_never_read(place: Place) -> None:
+    """A file that is not safetensors is refused even if its hash is right."""
     store = fill(place.store(), 1)
     evil = pickle.dumps({"weights": 1})
     read = store.manifest(1)
@@ -168,7 +173,7 @@ def test_no_pickle_is_ever_read(place: Place) -> None:
         store.weights(1)
 
 
-def test_a_number_that_is_none_is_never_saved(place: Place) -> None:
+def test_a_non_finite_number_is_never_saved(place: Place) -> None:
     with pytest.raises(ValidationError, match=r"metrics\.loss\n.*finite number"):
         type(manifest(1))(**{**manifest(1).model_dump(), "metrics": {"loss": math.nan}})
     store = place.store()
@@ -178,28 +183,28 @@ def test_a_number_that_is_none_is_never_saved(place: Place) -> None:
     assert store.versions() == []
 
 
-def test_a_manifest_too_large_to_be_read_is_never_saved(place: Place) -> None:
+def test_a_manifest_too_large_to_read_is_never_saved(place: Place) -> None:
     large = manifest(1).model_copy(update={"state": {"text": "x" * MAX_SMALL_BYTES}})
     with pytest.raises(CheckpointError, match=r"version 1 cannot be saved: manifest: .* bytes are more than"):
         place.store().save(large, tensors(1), tensors(1))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_too_large_is_not_read(place: Place, name: str) -> None:
+def test_a_file_over_the_limit_is_not_read(place: Place, name: str) -> None:
     store = fill(place.store(), 1, 2)
     place.write(key_of(place, 2, name), b"x" * (MAX_SMALL_BYTES + 1))
     with pytest.raises(CheckpointError, match=rf"{name}: {MAX_SMALL_BYTES + 1} bytes, at most \d+ are"):
         store.verify(2)
 
 
-def test_a_file_larger_than_the_memory_is_not_read(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
     store = filled(tmp_path, 1)
     os.truncate(folder(store, 1) / WEIGHTS, 1 << 42)
     with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: 4398046511104 bytes, at most"):
         store.weights(1)
 
 
-def test_what_is_no_folder_is_no_version_and_in_no_versions_way(tmp_path: Path) -> None:
+def test_files_and_links_are_not_versions_and_block_none(tmp_path: Path) -> None:
     store = filled(tmp_path / "store", 1)
     filled(tmp_path / "other", 5)
     (tmp_path / "store" / "v000009").write_text("a file")
@@ -212,8 +217,8 @@ def test_what_is_no_folder_is_no_version_and_in_no_versions_way(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_link_is_followed_and_no_pipe_waited_for(tmp_path: Path, name: str) -> None:
-    """What a link leads to would do, but it is not the store's."""
+def test_links_pipes_and_folders_are_not_read_as_files(tmp_path: Path, name: str) -> None:
+    """Even a link to an intact file is refused, because the file is outside the store."""
     store = filled(tmp_path / "store", 1, 2)
     path = folder(store, 2) / name
     path.rename(tmp_path / name)
@@ -222,11 +227,11 @@ def test_no_link_is_followed_and_no_pipe_waited_for(tmp_path: Path, name: str) -
         store.verify(2)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(CheckpointError, match=rf"v000002/{name}: no plain file"):
+    with pytest.raises(CheckpointError, match=rf"v000002/{name}: not a regular file"):
         store.verify(2)
     path.unlink()
     path.mkdir()
-    with pytest.raises(CheckpointError, match=rf"v000002/{name}: no plain file"):
+    with pytest.raises(CheckpointError, match=rf"v000002/{name}: not a regular file"):
         store.verify(2)
     valid, refused = store.newest_valid()
     assert valid is not None
@@ -248,7 +253,7 @@ def test_a_pointer_that_is_a_link_is_damaged_and_is_replaced(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOTDIR])
-def test_what_the_disk_refuses_to_read_is_damaged(
+def test_a_file_that_the_disk_refuses_to_read_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     store = filled(tmp_path, 1, 2)
@@ -268,7 +273,7 @@ def test_what_the_disk_refuses_to_read_is_damaged(
         store.pointer(Pointer.BEST)
 
 
-def test_a_folder_that_cannot_be_listed_says_nothing_of_its_versions(
+def test_a_folder_that_cannot_be_listed_is_an_unavailable_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = filled(tmp_path, 1)
@@ -318,7 +323,7 @@ while True:
 """
 
 
-def test_a_killed_writer_leaves_whole_versions_only(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_only_complete_versions(tmp_path: Path) -> None:
     reported = -1
     for _ in range(2):
         writer = subprocess.Popen(
@@ -337,33 +342,42 @@ def test_a_killed_writer_leaves_whole_versions_only(tmp_path: Path) -> None:
         assert [store.verify(version).version for version in versions] == versions
 
 
-def test_a_pointer_remembers_where_it_stood(place: Place) -> None:
+def test_a_pointer_remembers_earlier_versions(place: Place) -> None:
     store = fill(place.store(), 1, 2, 3)
     for version in (1, 2, 3):
         store.point(Pointer.PROMOTED, version, stage="paper")
-    stood = (Stood(1, "paper"), Stood(2, "paper"))
-    assert place.store().pointer(Pointer.PROMOTED) == Pointed(3, "paper", stood)
+    earlier = (PointerHistoryEntry(1, "paper"), PointerHistoryEntry(2, "paper"))
+    assert place.store().pointer(Pointer.PROMOTED) == Pointed(3, "paper", earlier)
     with pytest.raises(CheckpointError, match="no version 9"):
         store.point(Pointer.BEST, 9)
     assert store.pointer(Pointer.BEST) is None
 
 
-def test_a_pointer_of_before_stages_and_hashes_were_kept_is_read(place: Place) -> None:
+def test_pointer_files_of_older_releases_without_stages_and_hashes_are_read(place: Place) -> None:
     store = fill(place.store(), 1, 2, 3)
     place.write("promoted.json", b'{"version":2,"stage":"live","history":[0,1]}')
-    stood = (Stood(0, None), Stood(1, None))
-    assert store.pointer(Pointer.PROMOTED) == Pointed(2, "live", stood)
+    earlier = (PointerHistoryEntry(0, None), PointerHistoryEntry(1, None))
+    assert store.pointer(Pointer.PROMOTED) == Pointed(2, "live", earlier)
     store.point(Pointer.PROMOTED, 3, stage="paper")
-    assert store.pointer(Pointer.PROMOTED) == Pointed(3, "paper", (*stood, Stood(2, "live")))
+    assert store.pointer(Pointer.PROMOTED) == Pointed(3, "paper", (*earlier, PointerHistoryEntry(2, "live")))
 
 
-def test_a_pointer_remembers_a_hundred_places(place: Place) -> None:
+def test_a_promoted_pointer_with_a_missing_or_unknown_stage_means_paper(tmp_path: Path) -> None:
+    store = filled(tmp_path, 2)
+    for stage in (b"null", b'"other"'):
+        (tmp_path / "promoted.json").write_bytes(b'{"version":2,"stage":%b,"history":[]}' % stage)
+        pointed = store.pointer(Pointer.PROMOTED)
+        assert pointed is not None
+        assert (pointed.stage, stage_of(pointed)) == (None, "paper")
+
+
+def test_a_pointer_remembers_a_hundred_versions(place: Place) -> None:
     store = fill(place.store(), 1)
-    long = Pointed(1, None, tuple(Stood(number, None) for number in range(150)))
+    long = Pointed(1, None, tuple(PointerHistoryEntry(number, None) for number in range(150)))
     store.move(Pointer.BEST, lambda _: moved(long, 1, None))
     pointed = store.pointer(Pointer.BEST)
     assert pointed is not None
-    assert [stood.version for stood in pointed.history] == [*range(51, 150), 1]
+    assert [entry.version for entry in pointed.history] == [*range(51, 150), 1]
 
 
 def test_a_move_is_undone_unless_the_pointer_moved_again(place: Place) -> None:
@@ -379,7 +393,7 @@ def test_a_move_is_undone_unless_the_pointer_moved_again(place: Place) -> None:
         store.move(Pointer.BEST, lambda _: Pointed(1, "paper", ()))
 
 
-def test_a_pointer_that_is_left_or_refused_stays(place: Place) -> None:
+def test_a_pointer_stays_if_the_move_declines_or_raises(place: Place) -> None:
     store = fill(place.store(), 1)
     store.point(Pointer.BEST, 1, stage="paper")
     at = Pointed(1, "paper", ())
@@ -393,8 +407,8 @@ def test_a_pointer_that_is_left_or_refused_stays(place: Place) -> None:
     assert store.pointer(Pointer.BEST) == at
 
 
-def test_pointers_moved_at_once_lose_no_move(place: Place) -> None:
-    """Each mover adds to the history that it read; a lost move would be missing there."""
+def test_concurrent_moves_of_a_pointer_lose_none(place: Place) -> None:
+    """Each mover appends to the history that it read, so a lost move would be missing there."""
     fill(place.store(), 0)
     movers = [threading.Thread(target=_move_often, args=(place, number)) for number in range(3)]
     for mover in movers:
@@ -403,10 +417,10 @@ def test_pointers_moved_at_once_lose_no_move(place: Place) -> None:
         mover.join()
     pointed = place.store().pointer(Pointer.BEST)
     assert pointed is not None
-    stood = [*(before.version for before in pointed.history), pointed.version]
-    assert sorted(stood) == sorted(10 * number + turn for number in range(3) for turn in range(4))
+    named = [*(entry.version for entry in pointed.history), pointed.version]
+    assert sorted(named) == sorted(10 * number + turn for number in range(3) for turn in range(4))
     for number in range(3):  # each one's moves in its own order
-        assert [at for at in stood if at // 10 == number] == [10 * number + turn for turn in range(4)]
+        assert [at for at in named if at // 10 == number] == [10 * number + turn for turn in range(4)]
 
 
 def _move_often(place: Place, number: int) -> None:
@@ -419,7 +433,7 @@ DAMAGED = [b"", b"{", b'{"version":7}', b"x" * (MAX_SMALL_BYTES + 1)]
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=["empty", "cut", "another", "large"])
-def test_a_damaged_pointer_says_so_and_is_set_again(place: Place, content: bytes) -> None:
+def test_a_damaged_pointer_is_reported_and_can_be_set_again(place: Place, content: bytes) -> None:
     store = fill(place.store(), 1)
     store.point(Pointer.LATEST, 1)
     file = json.loads(place.read("latest.json"))
@@ -438,7 +452,7 @@ def test_a_damaged_pointer_says_so_and_is_set_again(place: Place, content: bytes
 
 
 @pytest.mark.parametrize("name", Pointer)
-def test_a_damaged_pointer_lets_no_version_be_removed(place: Place, name: Pointer) -> None:
+def test_no_version_is_removed_while_a_pointer_is_damaged(place: Place, name: Pointer) -> None:
     store = fill(place.store(), 0, 1, 2)
     place.write(f"{name}.json", b"{")
     collected = store.collect_garbage(keep=1)
@@ -449,7 +463,7 @@ def test_a_damaged_pointer_lets_no_version_be_removed(place: Place, name: Pointe
     assert store.collect_garbage(keep=1) == Collected((0, 1))
 
 
-def test_garbage_is_what_is_neither_new_nor_pointed_at(place: Place) -> None:
+def test_garbage_collection_keeps_new_versions_and_those_pointers_need(place: Place) -> None:
     store = fill(place.store(), *range(10))
     store.point(Pointer.BEST, 2)
     store.point(Pointer.PROMOTED, 0)
@@ -457,12 +471,12 @@ def test_garbage_is_what_is_neither_new_nor_pointed_at(place: Place) -> None:
         store.point(Pointer.PROMOTED, 1, stage=stage)
     store.point(Pointer.LATEST, 9)
     assert store.collect_garbage(keep=3) == Collected((3, 4, 5, 6))
-    assert store.versions() == [0, 1, 2, 7, 8, 9]  # 0: where a roll-back of `promoted` goes
+    assert store.versions() == [0, 1, 2, 7, 8, 9]  # 0: a roll-back of `promoted` would restore it
     assert store.collect_garbage(keep=0) == Collected((7, 8))
     assert [store.verify(version).version for version in store.versions()] == [0, 1, 2, 9]
 
 
-def test_the_newest_whole_version_is_no_garbage(place: Place) -> None:
+def test_garbage_collection_keeps_the_newest_intact_version(place: Place) -> None:
     store = fill(place.store(), *range(6))
     for version in (3, 4, 5):
         place.remove(key_of(place, version, WEIGHTS))
@@ -471,16 +485,16 @@ def test_the_newest_whole_version_is_no_garbage(place: Place) -> None:
     place.remove(key_of(place, 2, WEIGHTS))
     collected = store.collect_garbage(keep=3)
     assert collected.removed == ()
-    assert "no version is whole" in collected.obstacle
+    assert "no version is intact" in collected.obstacle
     assert store.versions() == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("moment", ["tidy", "remove"])
-def test_a_version_pointed_at_during_a_collection_is_no_garbage(
+def test_a_version_that_a_pointer_moves_to_during_a_collection_stays(
     place: Place, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     store = fill(place.store(), 0, 1, 2)
-    other, files = place.store(), type(store._files)
+    other, files = place.store(), backend_of(place)
     act = getattr(files, moment)
 
     def point_first(*arguments: object) -> object:
@@ -492,9 +506,9 @@ def test_a_version_pointed_at_during_a_collection_is_no_garbage(
     assert store.verify(1).version == 1
 
 
-def test_two_collections_at_once_do_each_others_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collection_tolerates_a_concurrent_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other = fill(place.store(), *range(4)), place.store()
-    files = type(store._files)
+    files = backend_of(place)
     remove = files.remove
     begun: list[int] = []
 
@@ -509,34 +523,35 @@ def test_two_collections_at_once_do_each_others_work(place: Place, monkeypatch: 
     assert store.versions() == [3]
 
 
-def test_folders_are_taken_apart_by_several_at_once(tmp_path: Path) -> None:
+def backend_of(place: Place) -> type[DirectoryFiles] | type[ObjectFiles]:
+    return DirectoryFiles if isinstance(place, InFolder) else ObjectFiles
+
+
+def test_an_interrupted_removal_may_be_finished_by_several_at_once(tmp_path: Path) -> None:
     tree = tmp_path / ".removing-v000001"
     for number in range(40):
         (tree / str(number)).mkdir(parents=True)
-    workers = [threading.Thread(target=checkpoint_files._remove_tree, args=(tree,)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(3) as pool:
+        for finished in [pool.submit(DirectoryFiles(tmp_path).tidy) for _ in range(3)]:
+            finished.result()
     assert not tree.exists()
 
 
-def test_pointers_stand_still_while_a_version_of_a_folder_is_removed(tmp_path: Path) -> None:
-    store, other = filled(tmp_path, 0, 1), CheckpointStore(tmp_path)
+def test_no_pointer_moves_between_the_check_and_the_removal_of_a_folder(tmp_path: Path) -> None:
+    filled(tmp_path, 0, 1)
+    other, waited = CheckpointStore(tmp_path), []
     moving = threading.Thread(target=other.move, args=(Pointer.BEST, lambda at: moved(at, 1, None)))
-    real, waited = store._is_held, []
 
-    def look(version: int) -> bool:
-        held = real(version)
+    def is_protected() -> bool:
         moving.start()
         moving.join(0.1)
         waited.append(moving.is_alive())
-        return held
+        return False
 
-    store._is_held = look  # type: ignore[method-assign]
-    assert store.collect_garbage(keep=1).removed == (0,)
+    assert DirectoryFiles(tmp_path).remove(0, is_protected)
     moving.join()
     assert waited == [True]
+    assert other.versions() == [1]
 
 
 def test_a_folder_may_be_given_as_a_url(tmp_path: Path) -> None:
@@ -561,12 +576,12 @@ def test_a_folder_may_be_given_as_a_url(tmp_path: Path) -> None:
         "ftp:/host",
     ],
 )
-def test_a_url_of_no_store_is_refused(url: str) -> None:
+def test_the_url_of_another_kind_of_store_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match=r"checkpoint store.*expected.* s3://bucket/prefix"):
         CheckpointStore(url)
 
 
-def test_a_version_whose_last_sync_is_refused_is_taken_back(
+def test_a_version_whose_last_sync_fails_is_withdrawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(folder: Path) -> None:
