@@ -405,7 +405,7 @@ class _Recorder:
         )
         if self._record:
             self._record.settings(to_jsonable_python(config))
-            self._metrics.begin(self._record)
+            self._metrics.start_record(self._record)
 
     def __enter__(self) -> Self:
         return self
@@ -416,7 +416,7 @@ class _Recorder:
     def insert(self, training: Training, trajectory: Trajectory) -> None:
         """Take in a trajectory."""
         training.insert(trajectory)
-        self._metrics.took_in(training, trajectory)
+        self._metrics.inserted(training, trajectory)
 
     def update(self, training: Training) -> None:
         """Make an update."""

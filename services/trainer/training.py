@@ -19,7 +19,7 @@ from services.trainer.learning.distributed import Ranks
 from services.trainer.learning.learner import Learner, LearnerCounters, UpdateStatistics, as_metrics
 from services.trainer.learning.pacing import SamplesPerInsert
 from services.trainer.learning.views import Views
-from services.trainer.place import Place
+from services.trainer.place import Rank
 from services.trainer.replay.buffer import Replay
 from services.trainer.replay.steps import Steps
 from services.trainer.replay.targets import unrolled_steps
@@ -110,7 +110,7 @@ class Training:
         network = initial_network(config.model, seed)
         with torch.no_grad():
             network.policy_head.last.bias[Action.HOLD] = config.trainer.hold_logit
-        device = ranks.device if ranks else Place().device(config.trainer.device)
+        device = ranks.device if ranks else Rank().device(config.trainer.device)
         self.learner = Learner(network, config.learner, seed, device, ranks)
         self.replay = Replay(config.replay, config.learner.unroll_steps)
         self.pacing = SamplesPerInsert(config.trainer.samples_per_insert, config.trainer.min_replay_steps)
@@ -186,7 +186,7 @@ class Training:
     def resume(
         self, manifest: Manifest, weights: Tensors, moments: Tensors, read: Callable[[int], Trajectory]
     ) -> None:
-        """Become what was saved.
+        """LoadWeights what was saved.
 
         Args:
             manifest: of the version.

@@ -166,7 +166,7 @@ async def send_short(bus: Bus, dataset: Dataset, *seeds: int) -> None:
 async def test_a_trainer_counts_what_its_journal_s_disk_refuses_and_goes_on(
     settings: TrainerSettings, bars: tuple[Path, Dataset], own_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("services.trainer.retry.RETRY_SECONDS", 0.01)
     before = failures("journal")
     async with running_trainer(settings) as trainer:
         await until(lambda: detail(trainer, "journalled") == 0)

@@ -62,9 +62,9 @@ class TrainerMetrics:
         self._record: RunRecord | None = None
         self._newest: Manifest | None = None
         self._pace: dict[str, float] = {}
-        self._told: set[str] = set()  # names of figures
+        self._exported: set[str] = set()  # names of figures
 
-    def begin(self, record: RunRecord) -> None:
+    def start_record(self, record: RunRecord) -> None:
         """Tell the record too from now on, and of the version that the run begins or goes on with."""
         self._record = record
         if self._newest is not None:
@@ -73,10 +73,10 @@ class TrainerMetrics:
     def figures(self, training: Training) -> dict[str, float | None]:
         """How learning stands, by name; None is what was told before and is not defined now."""
         now = {**training.metrics(), **self._pace}
-        self._told |= now.keys()
-        return {**dict.fromkeys(self._told), **now}
+        self._exported |= now.keys()
+        return {**dict.fromkeys(self._exported), **now}
 
-    def took_in(self, training: Training, trajectory: Trajectory) -> None:
+    def inserted(self, training: Training, trajectory: Trajectory) -> None:
         """A trajectory is learned from now."""
         with self._recording() as record:
             if record:
@@ -106,7 +106,7 @@ class TrainerMetrics:
                     skipped=statistics.skipped,
                 )
 
-    def learned(self, training: Training, journalled: int) -> None:
+    def export(self, training: Training, journalled: int) -> None:
         """Some updates were made or a trajectory was taken in."""
         for name, value in self.figures(training).items():
             FIGURES.labels(name).set(math.nan if value is None else value)

@@ -20,17 +20,16 @@ from datetime import datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-import numpy as np
 from pydantic import JsonValue
 
 from shared.adapters.files import write_whole
 from shared.adapters.tables.growing_table import COUNT, FIGURE, FLAG, MOMENT, TEXT, GrowingTable, Value
 from shared.adapters.tables.tensorboard import TensorBoard
 from shared.agent.trajectory import Trajectory
-from shared.environment.action import NUM_ACTIONS, Action
+from shared.environment.action import Action
 from shared.errors import DataError
 from shared.messages.schemas import now
-from shared.metrics.trades import expectancy, win_rate
+from shared.metrics.episodes import Episode, episode_figures
 
 #: Rows wait no longer than until the first one that comes so long after the last write.
 WRITE_EVERY_SECONDS = 60.0
@@ -73,10 +72,10 @@ _VERSIONS = {"version": COUNT, "episode": COUNT, "update": COUNT, "time": MOMENT
 
 
 @dataclass(frozen=True)
-class Reached:
-    """Where a run begins or goes on: at a version, and what had been learned from when it was made."""
+class ResumePoint:
+    """Where a run begins or resumes: the counters of a version."""
 
-    version: int = 0  # the next that is recorded
+    version: int = 0  # the next one recorded
     episode: int = 0
     attempt: int = 0
     update: int = 0
@@ -103,7 +102,7 @@ class RunRecord:
         *,
         update_figures: Sequence[str],
         version_figures: Sequence[str] = (),
-        reached: Reached | None = None,
+        resume_point: ResumePoint | None = None,
         tensorboard: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -113,13 +112,13 @@ class RunRecord:
             folder: of the run; made when it is not there.
             update_figures: names of the numbers that every update has.
             version_figures: names of the numbers that every version has.
-            reached: where the run goes on; what the folder holds beyond is removed. None: at its beginning.
+            resume_point: rows recorded beyond it are removed; None for the beginning of a run.
             tensorboard: write event files too.
             clock: in seconds.
         Raises:
             DataError: what is recorded cannot be read, or the folder not be written to.
         """
-        self._folder, self._reached, self._clock = folder, reached or Reached(), clock
+        self._folder, self._resume_point, self._clock = folder, resume_point or ResumePoint(), clock
         self._update_figures, self._version_figures = tuple(update_figures), tuple(version_figures)
         self._boards: dict[str, TensorBoard] = {}
         self._starts: bytes | None = None  # contents of the settings' file that wait for the disk
@@ -128,13 +127,13 @@ class RunRecord:
             folder.mkdir(parents=True, exist_ok=True)
             for left_over in folder.glob(".*.partial"):
                 left_over.unlink()
-            self._updates = self._table("updates", _UPDATES, self._update_figures, self._reached.attempt)
-            self._episodes = self._table("episodes", _EPISODES, (), self._reached.episode)
+            self._updates = self._table("updates", _UPDATES, self._update_figures, self._resume_point.attempt)
+            self._episodes = self._table("episodes", _EPISODES, (), self._resume_point.episode)
             self._versions = self._table(
-                "versions", _VERSIONS, self._version_figures, self._reached.version - 1
+                "versions", _VERSIONS, self._version_figures, self._resume_point.version - 1
             )
             if tensorboard:
-                steps = {"updates": self._reached.update, "episodes": self._reached.episode}
+                steps = {"updates": self._resume_point.update, "episodes": self._resume_point.episode}
                 self._boards = {
                     name: TensorBoard(folder / "tensorboard" / name, after_step=step)
                     for name, step in steps.items()
@@ -156,17 +155,17 @@ class RunRecord:
         Raises:
             DataError: the file that is there is damaged or cannot be read.
         """
-        reached, path = self._reached, self._folder / SETTINGS
+        resume, path = self._resume_point, self._folder / SETTINGS
         earlier = [
             start
             for start in _starts(path)
-            if (start["episode"], start["attempt"]) < (reached.episode, reached.attempt)
+            if (start["episode"], start["attempt"]) < (resume.episode, resume.attempt)
         ]
         start = {
             "time": now().isoformat(),
-            "version": reached.version,
-            "episode": reached.episode,
-            "attempt": reached.attempt,
+            "version": resume.version,
+            "episode": resume.episode,
+            "attempt": resume.attempt,
             "settings": dict(settings),
             "libraries": {"python": platform.python_version()}
             | {name: installed_version(name) for name in _LIBRARIES},
@@ -210,7 +209,8 @@ class RunRecord:
             DataError: a number is too large for its column.
             OSError: the disk refuses; the rows wait.
         """
-        figures = episode_figures(trajectory)
+        pips = [trade.pips for trade in trajectory.trades]
+        figures = episode_figures(Episode.of(pips, trajectory.actions, trajectory.rewards))
         row: dict[str, Value] = {
             "episode": episode,
             "time": now(),
@@ -291,22 +291,6 @@ class RunRecord:
     def _write_when_due(self) -> None:
         if self._clock() - self._written_at >= WRITE_EVERY_SECONDS:
             self.flush()
-
-
-def episode_figures(trajectory: Trajectory) -> dict[str, int | float | None]:
-    """How one episode was traded; None where there is no trade to tell."""
-    pips = np.array([trade.pips for trade in trajectory.trades], np.float64)
-    shares = np.bincount(trajectory.actions, minlength=NUM_ACTIONS) / max(len(trajectory), 1)
-    return {
-        "reward": float(trajectory.rewards.sum(dtype=np.float64)),
-        "trades": len(pips),
-        "wins": int((pips > 0.0).sum()),
-        "pips": float(pips.sum()),
-        "expectancy_pips": expectancy(pips),
-        "win_rate": win_rate(pips),
-        "trade_ratio": float(1.0 - shares[Action.HOLD]),
-        **{f"share_{action.name.lower()}": float(shares[action]) for action in Action},
-    }
 
 
 def _starts(path: Path) -> list[dict[str, JsonValue]]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from services.trainer.learning.distributed import Become, Part, Ranks, Stop
+from services.trainer.learning.distributed import LoadWeights, Part, Ranks, Stop
 from services.trainer.learning.learner import Learner
-from services.trainer.place import Device, Place
+from services.trainer.place import Device, Rank
 from services.trainer.training import Training, TrainingConfig
 from shared.errors import MuZeroError
 from shared.model.network import initial_network
@@ -43,13 +43,13 @@ CASES: dict[str, TrainingConfig] = {
 def main(folder: Path) -> None:
     """Take part in every case, then in what rank 1 does not survive."""
     torch.set_num_threads(1)
-    place = Place.of()
-    ranks = Ranks(place, place.device(Device.CPU))
+    own = Rank.from_torchrun()
+    ranks = Ranks(own, own.device(Device.CPU))
     for case, config in CASES.items():
-        learner = _lead(config, ranks, folder / case) if place.leads else _follow(config, ranks)
-        np.savez(folder / case / f"weights-{place.rank}.npz", **learner.weights())  # type: ignore[arg-type]
-        np.savez(folder / case / f"moments-{place.rank}.npz", **learner.moments())  # type: ignore[arg-type]
-    if place.leads:
+        learner = _lead(config, ranks, folder / case) if own.is_leader else _follow(config, ranks)
+        np.savez(folder / case / f"weights-{own.rank}.npz", **learner.weights())  # type: ignore[arg-type]
+        np.savez(folder / case / f"moments-{own.rank}.npz", **learner.moments())  # type: ignore[arg-type]
+    if own.is_leader:
         training = Training(ALIKE, features(), FINGERPRINT, ranks)
         training.pacing.target = float("inf")
         # torchrun ends it too, and may be sooner: what it says by itself is to be seen.
@@ -84,7 +84,7 @@ def _follow(config: TrainingConfig, ranks: Ranks, *, updates_to_live: int | None
                 if learner.counters.updates == updates_to_live:
                     os.kill(os.getpid(), signal.SIGKILL)
                 learner.learn(order)
-            case Become():
+            case LoadWeights():
                 learner.restore(order.weights, order.moments)
             case _:
                 raise AssertionError(order)

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from services.trainer.service import REPORT_SECONDS
+from services.trainer.leader import EXCHANGE_SECONDS
 from shared.adapters.versions.store import CheckpointStore
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
@@ -52,7 +52,7 @@ async def test_ranks_read_and_learn_together_refuse_what_is_too_old_and_stop_whe
             foreign = encode_trajectory(random_trajectory(1_000 + seed, SESSION_BARS, start_bar=500))
             await system.bus.append_all(TRAJECTORIES, [foreign])
         # Any time between two looks of the leader: ranks read also while it takes what another handed on.
-        await asyncio.sleep(rng.uniform(0.0, REPORT_SECONDS))
+        await asyncio.sleep(rng.uniform(0.0, EXCHANGE_SECONDS))
     await system.until("all is taken", lambda: drained(system))
     foreign_seeds, stale_seeds = range(early + 2, last, 4), range(early + 1, last, 2)
     young_seeds = [*range(early), *range(early, last, 2)]

@@ -404,7 +404,7 @@ async def test_diverged_weights_are_given_up_for_the_last_good_version_and_an_al
 async def test_a_full_disk_delays_and_loses_nothing(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("services.trainer.retry.RETRY_SECONDS", 0.01)
     written = journal_module._append_synced
     refused: list[Path] = []
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.config import TrainerConfig
-from services.trainer.intake.ingest import Intake, stale_among
+from services.trainer.intake.ingest import CheckedBatch, stale_among
 from services.trainer.settings import TrainerSettings
 from shared.adapters.streams.entries import Batch, Entry
 from shared.adapters.tables.dataset import Dataset
@@ -38,8 +38,8 @@ def test_what_no_session_gives_is_unusable_with_its_reason_and_the_others_are_ac
     kinds = list(ABSURD_ARRAYS.values())
     entries = [entry(n, with_changes(good, changes)) for n, (changes, _) in enumerate(kinds)]
     entries.append(entry(len(kinds), encode(*encode_trajectory(good))))
-    intake = Intake.of(Batch(entries, acknowledged), dataset)
-    assert list(intake.accepted) == [f"{len(kinds)}-0"]
+    intake = CheckedBatch.of(Batch(entries, acknowledged), dataset)
+    assert list(intake.usable) == [f"{len(kinds)}-0"]
     for number, (_, reason) in enumerate(kinds):
         assert reason in intake.unusable[f"{number}-0"]
 

@@ -94,14 +94,14 @@ def test_a_journal_whose_only_append_was_cut_is_empty(tmp_path: Path) -> None:
     journal.close()
 
 
-@pytest.mark.parametrize("place", [5, 25, 400, -3])
+@pytest.mark.parametrize("offset", [5, 25, 400, -3])
 def test_damage_to_what_was_acknowledged_is_an_error_that_names_file_and_byte(
-    tmp_path: Path, place: int
+    tmp_path: Path, offset: int
 ) -> None:
     filled(tmp_path, 2, 2).close()
     segment = segments(tmp_path)[0]
     data = bytearray(segment.read_bytes())
-    data[place] ^= 0x10
+    data[offset] ^= 0x10
     segment.write_bytes(data)
     with pytest.raises(JournalError, match=rf"{segment.name}: damaged at byte \d+ of {len(data)}"):
         Journal(tmp_path)
@@ -132,7 +132,7 @@ def test_old_segments_go_and_their_ids_stay_known(tmp_path: Path) -> None:
     assert journal.remove_before(5) == 3
     assert (journal.first, journal.position) == (5, 8)
     assert same(journal.read(5), MADE[5])
-    with pytest.raises(JournalError, match="trajectory 4 is not here; held are 5 to 7"):
+    with pytest.raises(JournalError, match="trajectory 4 is not in the journal, which holds 5 to 7"):
         journal.read(4)
     for _ in range(2):
         assert [made.trajectory_id in journal for made in MADE[:9]] == [True] * 8 + [False]

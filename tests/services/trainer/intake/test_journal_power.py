@@ -131,7 +131,7 @@ def test_a_tail_that_was_cut_off_stays_off_after_a_power_cut(folder: Path, disk:
 def test_a_disk_that_does_not_sync_what_is_there_is_an_error_at_the_start(folder: Path, disk: Disk) -> None:
     Journal(folder).close()
     disk.refuses = lambda path: path == folder
-    with pytest.raises(JournalError, match=r"the disk refuses to open the journal: .*No space left"):
+    with pytest.raises(JournalError, match=r"the journal cannot be opened: .*No space left"):
         Journal(folder)
     disk.refuses = lambda _: False
     Journal(folder).close()  # it is not locked
@@ -139,9 +139,7 @@ def test_a_disk_that_does_not_sync_what_is_there_is_an_error_at_the_start(folder
 
 def test_a_folder_that_cannot_be_made_is_an_error_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
-    with pytest.raises(
-        JournalError, match=r"home/journal: the disk refuses to open the journal: .*Not a dir"
-    ):
+    with pytest.raises(JournalError, match=r"home/journal: the journal cannot be opened: .*Not a dir"):
         Journal(tmp_path / "home" / "journal")
 
 
@@ -315,7 +313,7 @@ def test_while_old_segments_go_others_read_ask_and_append(
         assert (journal.first, journal.position) == (1, 3)
         assert MADE[0].trajectory_id in journal
         assert same(journal.read(2), MADE[2])
-        with pytest.raises(JournalError, match="trajectory 0 is not here; held are 1 to 2"):
+        with pytest.raises(JournalError, match="trajectory 0 is not in the journal, which holds 1 to 2"):
             journal.read(0)
         appending = threading.Thread(target=journal.append, args=(MADE[3:4],))
         appending.start()

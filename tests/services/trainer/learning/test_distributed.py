@@ -13,7 +13,7 @@ import torch
 from services.trainer.config import LearnerConfig, TrainerConfig
 from services.trainer.learning.distributed import Part
 from services.trainer.learning.losses import Batch, losses, unroll
-from services.trainer.place import Device, Place
+from services.trainer.place import Device, Rank
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Training
 from shared.engine.precision import Precision
@@ -102,7 +102,7 @@ def test_a_killed_rank_ends_the_others_with_an_error(
 ) -> None:
     _, ended = together
     assert ended.returncode != 0
-    assert "error: rank 0 of 2 lost another rank and ends" in ended.stderr
+    assert "error: rank 0 of 2 lost another rank and exits" in ended.stderr
 
 
 def test_parts_are_the_batch_once_each_stretch_in_one_part() -> None:
@@ -144,9 +144,9 @@ def test_a_rank_without_a_stretch_joins_in_without_weight() -> None:
 
 
 def test_what_a_process_is_comes_from_torchrun_alone() -> None:
-    assert Place.of({"RANK": "1", "WORLD_SIZE": "2"}) == Place(0, 1, 0)
+    assert Rank.from_torchrun({"RANK": "1", "WORLD_SIZE": "2"}) == Rank(0, 1, 0)
     told = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
-    assert Place.of(told) == Place(3, 4, 1)
+    assert Rank.from_torchrun(told) == Rank(3, 4, 1)
 
 
 def test_ranks_have_names_of_their_own_and_one_port_of_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,17 +166,17 @@ def test_ranks_have_names_of_their_own_and_one_port_of_figures(monkeypatch: pyte
 def test_cuda_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert Place(1, 2, 1).device(Device.AUTO) == torch.device("cuda", 1)
-    assert Place().device(Device.CPU) == torch.device("cpu")
+    assert Rank(1, 2, 1).device(Device.AUTO) == torch.device("cuda", 1)
+    assert Rank().device(Device.CPU) == torch.device("cpu")
     with pytest.raises(SettingsError, match="--nproc-per-node 2"):
-        Place(2, 3, 2).device(Device.AUTO)
+        Rank(2, 3, 2).device(Device.AUTO)
 
 
 def test_cuda_asked_for_and_absent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert Place().device(Device.AUTO) == torch.device("cpu")
+    assert Rank().device(Device.AUTO) == torch.device("cpu")
     with pytest.raises(SettingsError, match="torch finds no CUDA device"):
-        Place().device(Device.CUDA)
+        Rank().device(Device.CUDA)
     with pytest.raises(SettingsError, match=r"trainer\.device is 'tpu', expected one of auto, cpu, cuda"):
         TrainerConfig(device="tpu")  # type: ignore[arg-type]
 

@@ -19,5 +19,5 @@ def test_every_step_looks_back_on_the_bars_of_its_window(length: int) -> None:
     bars = FIRST_WINDOW_BAR + decisions
     views = Views.of(features, bars, decisions, length=length, lookback=LOOKBACK)
     for window, row in zip(windows(features, bars), views.rows, strict=True):
-        span, place = divmod(int(row), length)
-        assert np.array_equal(views.spans[span, place : place + LOOKBACK], window[-LOOKBACK:])
+        span, offset = divmod(int(row), length)
+        assert np.array_equal(views.spans[span, offset : offset + LOOKBACK], window[-LOOKBACK:])

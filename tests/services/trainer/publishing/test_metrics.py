@@ -60,12 +60,12 @@ def test_a_figure_that_is_no_longer_defined_is_not_told_any_more() -> None:
     training, metrics = new_training(), TrainerMetrics()
     traded = next(played for played in trajectories(10) if played.trades)
     training.insert(traded)
-    metrics.learned(training, 1)
+    metrics.export(training, 1)
     assert metrics.figures(training)["win_rate"] is not None
     assert not math.isnan(_exported("win_rate"))
     for number in range(WINDOW_EPISODES):
         training.insert(replace(traded, trajectory_id=UUID(int=number), trades=()))
-    metrics.learned(training, WINDOW_EPISODES + 1)
+    metrics.export(training, WINDOW_EPISODES + 1)
     assert metrics.figures(training)["win_rate"] is None
     assert math.isnan(_exported("win_rate"))
     assert _exported("trades_per_episode") == 0.0

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from shared.adapters.tables.run_record import Reached, RunRecord, episode_figures
+from shared.adapters.tables.run_record import ResumePoint, RunRecord
 from shared.errors import DataError
 from tests.shared.messages.trajectories import random_trajectory
 
@@ -33,12 +32,12 @@ def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
 
 
-def begin(folder: Path, reached: Reached | None = None, *, tensorboard: bool = False) -> RunRecord:
+def begin(folder: Path, resume_point: ResumePoint | None = None, *, tensorboard: bool = False) -> RunRecord:
     record = RunRecord(
         folder,
         update_figures=("loss", "gradient_norm"),
         version_figures=("win_rate",),
-        reached=reached,
+        resume_point=resume_point,
         tensorboard=tensorboard,
     )
     record.settings({"learner": {"learning_rate": 0.002}, "seed": 5})
@@ -53,38 +52,6 @@ def play(record: RunRecord, first: int, last: int, *, sign: float = 1.0) -> None
             skipped = attempt == 10
             update = attempt - (attempt >= 10)
             record.update(attempt, update, episode, {"loss": sign * attempt}, skipped=skipped)
-
-
-def test_figures_of_an_episode_are_those_worked_by_hand() -> None:
-    trajectory = random_trajectory(1, 8)
-    trades = tuple(replace(random_trajectory(2).trades[0], pips=pips) for pips in (6.0, -4.0, 0.0, 2.0))
-    actions = np.array([0, 1, 0, 3, 2, 0, 3, 0], np.int8)
-    rewards = np.array([0, 0, 0, 6.5, 0, 0, -4.25, 0], np.float32)
-    static = np.zeros((8, 6), np.float32)
-    static[:, 0] = [0, 0, 1, 1, 0, -1, -1, 0]
-    played = replace(
-        trajectory,
-        trades=trades,
-        static=static,
-        actions=actions,
-        policies=np.eye(4, dtype=np.float32)[actions],
-        rewards=rewards,
-    )
-    assert episode_figures(played) == {
-        "reward": 2.25,
-        "trades": 4,
-        "wins": 2,
-        "pips": 4.0,
-        "expectancy_pips": 1.0,
-        "win_rate": 0.5,
-        "trade_ratio": 0.5,
-        "share_hold": 0.5,
-        "share_buy": 0.125,
-        "share_sell": 0.125,
-        "share_close": 0.25,
-    }
-    idle = episode_figures(replace(trajectory, trades=()))
-    assert (idle["trades"], idle["pips"], idle["expectancy_pips"], idle["win_rate"]) == (0, 0.0, None, None)
 
 
 def test_everything_is_found_where_it_belongs(tmp_path: Path) -> None:
@@ -126,7 +93,7 @@ def test_going_on_from_a_version_doubles_nothing_and_lacks_nothing(tmp_path: Pat
     record.version(1, 10, 19, WHEN, {})
     play(record, 11, 14)
     record.flush()  # and then it was killed
-    again = begin(tmp_path, Reached(version=1, episode=10, attempt=20, update=19))
+    again = begin(tmp_path, ResumePoint(version=1, episode=10, attempt=20, update=19))
     again.version(1, 10, 19, WHEN, {"win_rate": 0.5})
     play(again, 11, 12, sign=-1.0)
     again.close()
@@ -153,7 +120,7 @@ def test_a_run_that_begins_anew_forgets_the_one_before(tmp_path: Path) -> None:
 
 def test_starts_are_kept_as_far_as_they_were_learned_under(tmp_path: Path) -> None:
     for reached in ((0, 0), (0, 0), (10, 20), (30, 70), (10, 20), (10, 25)):
-        begin(tmp_path, Reached(episode=reached[0], attempt=reached[1])).close()
+        begin(tmp_path, ResumePoint(episode=reached[0], attempt=reached[1])).close()
     starts = json.loads((tmp_path / "settings.json").read_text())
     assert [(start["episode"], start["attempt"]) for start in starts] == [(0, 0), (10, 20), (10, 25)]
 
@@ -190,7 +157,7 @@ def test_settings_that_the_disk_refuses_wait_for_it(tmp_path: Path, monkeypatch:
     begin(tmp_path).close()
     with monkeypatch.context() as full:
         full.setattr("shared.adapters.tables.run_record.write_whole", refuse)
-        record = begin(tmp_path, Reached(version=1, episode=10, attempt=20))
+        record = begin(tmp_path, ResumePoint(version=1, episode=10, attempt=20))
         with pytest.raises(OSError, match="No space left"):
             record.version(1, 10, 20, WHEN, {})
         assert rows(tmp_path, "select episode from settings") == [(0,)]
@@ -221,7 +188,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
     record.version(1, 20, 39, WHEN, {})
     play(record, 21, 30)
     record.flush()  # and then it was killed
-    again = begin(tmp_path, Reached(version=1, episode=20, attempt=40, update=39), tensorboard=True)
+    again = begin(tmp_path, ResumePoint(version=1, episode=20, attempt=40, update=39), tensorboard=True)
     play(again, 21, 35, sign=-1.0)
     again.close()
     record.close()
