@@ -1,4 +1,4 @@
-"""What the trainer may be told: how much it keeps, how it learns, when it publishes."""
+"""Hyper-parameters of the trainer: replay, learning and publishing."""
 
 import math
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ _N = TypeVar("_N", int, float)
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """What the replay keeps and how it is drawn from."""
+    """What the replay keeps and how steps are drawn from it."""
 
     capacity_steps: int = 10_000
-    trade_quota: float = 0.30  # share of the steps that trade steps may hold against newer ones; never all
+    trade_quota: float = 0.30  # share of the capacity that trade steps keep when newer steps arrive
     success_capacity: int = 1_000
-    success_reward_pips: float = 5.0  # a step paid more than this is remembered as a success
-    success_share: float = 0.10  # part of a batch that is drawn from the success memory
+    success_reward_pips: float = 5.0  # a step with a larger reward enters the success memory
+    success_share: float = 0.10  # share of a batch drawn from the success memory
 
     def __post_init__(self) -> None:
         """Check every number's range."""
@@ -32,10 +32,10 @@ class ReplayConfig:
 
 
 class Shaping(StrEnum):
-    """What is added to rewards before they are learned from; see services/trainer/replay/targets.py."""
+    """Reward shaping; see services/trainer/replay/targets.py."""
 
     NONE = "none"
-    UNREALISED = "unrealised"  # a position's gain is paid as it comes, not when it is closed
+    UNREALISED = "unrealised"  # a position's gain is paid as it accrues, not when it is closed
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,25 @@ class LearnerConfig:
     """How the networks are trained."""
 
     batch_size: int = 64  # steps
-    stretch_steps: int = 1  # L, of a trajectory, drawn together and encoded in one pass
+    stretch_steps: int = 1  # L, neighbouring steps that are drawn together and encoded in one pass
     unroll_steps: int = 5  # K
     n_step: int = 10  # bars until a value target bootstraps
-    trace_floor: float = 0.0  # it bootstraps sooner, before an action less likely than this to the search
+    trace_floor: float = 0.0  # it bootstraps earlier, at an action with a smaller search probability
     shaping: Shaping = Shaping.NONE
-    trade_margin: float = 0.0  # pips that closing is charged beyond its costs in what is learned
+    trade_margin: float = 0.0  # pips that learned rewards charge a close beyond its costs
     precision: Precision = Precision.FLOAT32  # of the passes; weights, losses and optimizer are float32
-    cuda_precision: Precision = Precision.AUTO  # the same on a CUDA device, where auto is bfloat16
+    cuda_precision: Precision = Precision.AUTO  # the same on a CUDA device; auto is bfloat16
     learning_rate: float = 0.002
-    constant_updates: int = 0  # after so many it falls by one over their number's square root; 0: never
+    constant_updates: int = 0  # after this many the learning rate falls as 1/√updates; 0: constant
     weight_decay: float = 1e-5
-    average_decay: float = 0.0  # of the average of the weights that acts, at an update; 0: the weights do
-    average_share: float = 0.0  # of all updates so far that it reaches back over, where that is further
+    average_decay: float = 0.0  # EMA decay per update of the weights used for acting; 0: no average
+    average_share: float = 0.0  # the EMA covers at least this share of all updates so far
     max_gradient_norm: float = 1.0
     policy_weight: float = 1.0
     value_weight: float = 0.25  # of states and of afterstates
     reward_weight: float = 1.0
     outcome_weight: float = 1.0
-    max_skipped_in_a_row: int = 10  # updates without a finite gradient before rolling back
+    max_skipped_in_a_row: int = 10  # updates without a finite gradient before a roll-back
 
     def __post_init__(self) -> None:
         """Check every number's range."""
@@ -85,18 +85,18 @@ class LearnerConfig:
             _require(f"learner.{name}", getattr(self, name), least=0.0)
 
     def learning_rate_at(self, updates: int) -> float:
-        """Of the next update after so many: constant, then falling as 1/√updates."""
+        """Learning rate of the next update after `updates`: constant, then falling as 1/√updates."""
         if self.constant_updates == 0:
             return self.learning_rate
         return self.learning_rate * min(1.0, math.sqrt(self.constant_updates / max(updates, 1)))
 
     def average_decay_at(self, updates: int) -> float:
-        """Of the average at the next update after so many: constant, then closer to 1 as updates go by."""
+        """EMA decay at the next update after `updates`: constant, then rising towards 1."""
         reach = max(self.average_share * (updates + 1), 1.0)
         return max(self.average_decay, 1.0 - 1.0 / reach)
 
     def precision_on(self, device: str) -> Precision:
-        """Float32 or bfloat16: what the passes are computed in on a kind of device."""
+        """Float32 or bfloat16, by the type of the device."""
         if device == "cpu":
             return self.precision.resolved()
         return Precision.BFLOAT16 if self.cuda_precision is Precision.AUTO else self.cuda_precision
@@ -106,17 +106,17 @@ class LearnerConfig:
 class TrainerConfig:
     """When the trainer learns and publishes, and what it keeps on disk."""
 
-    hold_logit: float = 0.0  # how much version 0 prefers HOLD to any other action, in logits
+    hold_logit: float = 0.0  # version 0's preference for HOLD over any other action, in logits
     seed: int = 0  # of version 0's weights, of sampling and of dropout
-    samples_per_insert: float = 0.5  # times that a step is drawn, for each step that came in
-    min_replay_steps: int = 1_000  # nothing is learned from fewer
-    max_ahead_episodes: int = 16  # journalled and not learned from yet; beyond it the stream is left alone
-    max_version_lag: int | None = None  # versions; one played by an older one is refused, by default none is
+    samples_per_insert: float = 0.5  # steps drawn per step inserted
+    min_replay_steps: int = 1_000  # no update is made with fewer
+    max_ahead_episodes: int = 16  # journalled and not learned from yet; at this limit the stream is not read
+    max_version_lag: int | None = None  # versions; a trajectory with a larger lag is refused; None: no limit
     publish_every_episodes: int = 50
     keep_checkpoints: int = 5
     segment_megabytes: int = 64
     device: Device = Device.AUTO  # cpu, cuda, or auto: CUDA where there is one
-    threads: int = 1  # of the networks' arithmetic; the same bits on every run need 1
+    threads: int = 1  # of the networks' arithmetic; 1 for bit-for-bit reproducible runs
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ _E = TypeVar("_E", bound=StrEnum)
 
 
 def _named(options: type[_E], name: str, value: str) -> _E:
-    """The option of a name."""
+    """Look up an enum's option by its value."""
     if value not in list(options):
         raise SettingsError(f"{name} is {value!r}, expected one of {', '.join(options)}")
     return options(value)
@@ -156,7 +156,7 @@ def _require(
     above: _N | None = None,
     most: _N | None = None,
 ) -> None:
-    """Refuse a number outside its range, or one that is not finite."""
+    """Refuse a number that is out of range or not finite."""
     if not math.isfinite(value):
         raise SettingsError(f"{name} is {value}, expected a finite number")
     if least is not None and value < least:

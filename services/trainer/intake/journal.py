@@ -151,7 +151,8 @@ class Journal:
             location = self._locations[position - first] if first <= position < end else None
         if location is None:
             raise JournalError(
-                f"{self.folder}: trajectory {position} is not in the journal, which holds {first} to {end - 1}"
+                f"{self.folder}: trajectory {position} is not in the journal, "
+                f"which holds {first} to {end - 1}"
             )
         try:
             with location.segment.open("rb") as file:
