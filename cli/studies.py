@@ -15,7 +15,7 @@ from shared.errors import SettingsError
 from shared.market.synthetic import Market
 
 if TYPE_CHECKING:  # these bring torch, pandas and Redis along: each command imports what it measures
-    from studies.compare import CompareRecord, Learned, Range, WaySummary
+    from studies.compare import CompareRecord, Range, RunResult, WaySummary
     from studies.learn import LearnConfig, LearnReport
     from studies.scores import Estimate
 
@@ -225,7 +225,7 @@ def _learn_ways(
     config: "LearnConfig",
     left: Sequence[tuple[str, int]],
     record: "CompareRecord | None",
-    runs: "list[Learned]",
+    runs: "list[RunResult]",
     picture: Path,
 ) -> None:
     """Add the runs that are left, one by one; each is told, and drawn with the others, when it is done."""

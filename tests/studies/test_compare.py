@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cli.local import TUNED
 from services.selfplay.settings import SelfPlaySettings
@@ -24,8 +23,8 @@ from studies.compare import (
     LEARNED_SHARE,
     WAYS,
     CompareRecord,
-    Learned,
     Range,
+    RunResult,
     compare,
     plan,
     summaries,
@@ -33,6 +32,7 @@ from studies.compare import (
 from studies.compare_picture import draw_comparison
 from studies.learn import CurvePoint, LearnConfig, LearnReport, Spent
 from studies.scores import Scores
+from tests.studies.pictures import columns_of, height_of, pixels_of
 
 
 def trading(pips: float) -> Scores:
@@ -74,12 +74,12 @@ def test_every_way_changes_one_or_two_settings_of_the_tuned_profile_and_no_more(
 
 def test_a_run_has_learned_when_its_share_is_first_enough() -> None:
     below, above = 10.0 * LEARNED_SHARE - 0.1, 10.0 * LEARNED_SHARE + 0.1
-    learned = Learned.of("puct", report(0.0, below, above, below))
+    learned = RunResult.of("puct", report(0.0, below, above, below))
     assert learned.reached == Spent(120.0, 20, 2)
     assert learned.share == pytest.approx(LEARNED_SHARE - 0.01)
     assert learned.minutes == (0.0, 1.0, 2.0, 3.0)
     assert learned.shares == pytest.approx((0.0, below / 10, above / 10, below / 10))
-    assert Learned.of("puct", report(0.0, below)).reached is None
+    assert RunResult.of("puct", report(0.0, below)).reached is None
 
 
 def test_an_unknown_way_is_refused_before_anything_is_learned() -> None:
@@ -230,18 +230,21 @@ def test_a_run_that_diverges_is_recorded_and_does_not_end_the_others(
 
 
 def test_a_finished_run_is_told_in_a_line() -> None:
-    assert str(Learned.of("puct", report(0.0, 3.0, 5.0, seed=3))) == (
+    assert str(RunResult.of("puct", report(0.0, 3.0, 5.0, seed=3))) == (
         "puct, seed 3: 0.44 of the best policy's after 2.00 minutes and 20 episodes; 0.50 at the end"
     )
-    assert str(Learned.of("puct", report(0.0, 3.0))) == (
+    assert str(RunResult.of("puct", report(0.0, 3.0))) == (
         "puct, seed 0: 0.44 of the best policy's not reached; 0.30 at the end"
     )
 
 
 def test_a_way_is_summed_up_over_its_seeds_and_never_is_longer_than_any_time() -> None:
-    quick, slow = Learned.of("puct", report(0.0, 5.0)), Learned.of("puct", report(0.0, 1.0, 2.0, 6.0, seed=1))
-    never = Learned.of("puct", report(0.0, 3.4, seed=2))
-    diverged = Learned("as given", 0, (), (), None, None, failure="learning diverged")
+    quick, slow = (
+        RunResult.of("puct", report(0.0, 5.0)),
+        RunResult.of("puct", report(0.0, 1.0, 2.0, 6.0, seed=1)),
+    )
+    never = RunResult.of("puct", report(0.0, 3.4, seed=2))
+    diverged = RunResult("as given", 0, (), (), None, None, failure="learning diverged")
     puct, given = summaries([quick, diverged, slow, never])
     assert (puct.way, puct.num_runs, puct.num_reached, puct.num_failed) == ("puct", 3, 2, 0)
     assert puct.median_minutes == Range(3.0, 1.0, math.inf)
@@ -256,13 +259,22 @@ def test_a_way_is_summed_up_over_its_seeds_and_never_is_longer_than_any_time() -
     assert both.median_minutes == Range(math.inf, 1.0, math.inf)
 
 
-def test_the_picture_is_one_also_with_runs_that_diverged(tmp_path: Path) -> None:
-    runs = [
-        Learned.of(way, report(0.0, 3.0, 5.0, seed=seed)) for way in ("as given", "puct") for seed in (0, 1)
-    ]
+def test_the_picture_has_a_curve_for_every_way_that_did_not_diverge(tmp_path: Path) -> None:
+    quick = [RunResult.of("as given", report(0.0, 3.0, 6.0, seed=seed)) for seed in (0, 1)]
+    slow = [RunResult.of("puct", report(0.0, 1.0, 2.0, seed=seed)) for seed in (0, 1)]
     diverged = [
-        Learned(way, 2, (), (), None, None, failure="learning diverged") for way in ("puct", "25 simulations")
+        RunResult(way, 2, (), (), None, None, failure="learning diverged")
+        for way in ("puct", "25 simulations")
     ]
-    draw_comparison([*runs, *diverged], tmp_path / "ways.png")
-    with Image.open(tmp_path / "ways.png") as image:
-        assert image.size == (1265, 550)
+    draw_comparison([*quick, *slow, *diverged], tmp_path / "ways.png")
+    blue, orange, green = (
+        pixels_of(tmp_path / "ways.png", colour)[:, :978]  # the legend is to the right
+        for colour in ("#1f77b4", "#ff7f0e", "#2ca02c")
+    )
+    assert blue.shape == (550, 978)
+    assert columns_of(blue) > 0.8
+    assert columns_of(orange) > 0.8
+    assert not green.any()
+    for rising in (blue, orange):
+        assert height_of(rising, 0.2, 0.3) < height_of(rising, 0.8, 0.9)
+    assert height_of(blue, 0.8, 0.9) > height_of(orange, 0.8, 0.9) + 0.2

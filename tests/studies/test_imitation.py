@@ -15,8 +15,8 @@ from shared.model.config import ModelConfig
 from shared.numeric import Int8
 from studies.imitation import (
     ImitationSpent,
-    Lessons,
-    draw_lessons,
+    LabelledStates,
+    draw_labelled_states,
     learn_to_imitate,
     most_likely,
 )
@@ -59,27 +59,27 @@ def rule() -> Rule:
 
 
 @pytest.fixture(scope="module")
-def lessons(market: MarketView, rule: Rule) -> Lessons:
-    return draw_lessons(rule, market.prices, STARTS, ENVIRONMENT, np.random.default_rng(1), 3_000)
+def states(market: MarketView, rule: Rule) -> LabelledStates:
+    return draw_labelled_states(rule, market.prices, STARTS, ENVIRONMENT, np.random.default_rng(1), 3_000)
 
 
-def test_states_are_legal_and_of_every_side(lessons: Lessons) -> None:
-    assert LEGAL[lessons.sides + 1, lessons.actions].all()
-    assert np.array_equal(lessons.static[:, 0], lessons.sides)
-    assert (np.bincount(lessons.sides + 1) > 300).all()
-    assert (np.bincount(lessons.actions) > 50).all()
-    assert lessons.bars.min() >= STARTS[0]
-    assert lessons.bars.max() < STARTS[-1] + ENVIRONMENT.session_bars
+def test_states_are_legal_and_of_every_side(states: LabelledStates) -> None:
+    assert LEGAL[states.sides + 1, states.actions].all()
+    assert np.array_equal(states.static[:, 0], states.sides)
+    assert (np.bincount(states.sides + 1) > 300).all()
+    assert (np.bincount(states.actions) > 50).all()
+    assert states.bars.min() >= STARTS[0]
+    assert states.bars.max() < STARTS[-1] + ENVIRONMENT.session_bars
 
 
-def test_chance_leads_to_sides_that_the_best_policy_is_not_on(lessons: Lessons) -> None:
+def test_chance_leads_to_sides_that_the_best_policy_is_not_on(states: LabelledStates) -> None:
     """In the middle of a climb the best policy is long; states led by chance are on the other sides too."""
-    climbing = lessons.bars % PERIOD == 4
-    short, flat, _ = np.bincount(lessons.sides[climbing] + 1)
+    climbing = states.bars % PERIOD == 4
+    short, flat, _ = np.bincount(states.sides[climbing] + 1)
     assert min(short, flat) > 10
     # In a session's last decision holding and closing come to the same.
-    assert (lessons.actions[climbing & (lessons.sides == -1)] == Action.CLOSE).mean() > 0.9
-    assert np.isin(lessons.actions[climbing & (lessons.sides == 1)], Action.HOLD).all()
+    assert (states.actions[climbing & (states.sides == -1)] == Action.CLOSE).mean() > 0.9
+    assert np.isin(states.actions[climbing & (states.sides == 1)], Action.HOLD).all()
 
 
 def test_returns_are_what_the_rule_earns_from_there_on(market: MarketView) -> None:
@@ -88,8 +88,8 @@ def test_returns_are_what_the_rule_earns_from_there_on(market: MarketView) -> No
     def buy_and_stay(lanes: Lanes) -> Int8:
         return np.where(lanes.side == Side.FLAT, Action.BUY, Action.HOLD).astype(np.int8)
 
-    start, prices = 300, market.prices
-    drawn = draw_lessons(buy_and_stay, prices, np.array([start]), ENVIRONMENT, np.random.default_rng(0), 400)
+    start, prices, rng = 300, market.prices, np.random.default_rng(0)
+    drawn = draw_labelled_states(buy_and_stay, prices, np.array([start]), ENVIRONMENT, rng, 400)
     last_open = prices.open[start + ENVIRONMENT.session_bars]
     entered = (last_open - prices.open[drawn.bars + 1]) / PIP - ENVIRONMENT.spread_pips
     held = 100.0 * np.arctanh(drawn.static[:, 1]) + drawn.sides * (last_open - prices.close[drawn.bars]) / PIP

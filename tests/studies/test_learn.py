@@ -26,6 +26,7 @@ from studies import learn as learn_module
 from studies.curve import draw_curve
 from studies.learn import GOAL_SHARES, CurvePoint, LearnConfig, LearnReport, Spent, learn
 from studies.scores import Scores
+from tests.studies.pictures import columns_of, height_of, pixels_of
 
 CONFIG = LearnConfig(
     market=Market.OU,
@@ -231,9 +232,22 @@ def trading(trades: float, pips: float) -> Scores:
     return Scores(np.full(10, pips), np.full(10, pips), made)
 
 
-def test_the_curve_is_drawn(report: LearnReport, tmp_path: Path) -> None:
-    draw_curve(report, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+def test_the_picture_shows_the_rising_curve_below_the_best_policy(
+    report: LearnReport, tmp_path: Path
+) -> None:
+    curve = tuple(
+        CurvePoint(Spent(60.0 * n, 10 * n, n), trading(1.0, pips), trading(1.0, 10.0))
+        for n, pips in enumerate((0.0, 4.0, 8.0))
+    )
+    players = {"nothing": trading(0.0, 0.0), "random": trading(0.0, -50.0)}
+    learned = replace(report, curve=curve, promoted=curve[-1].spent, players=players, imitation=None)
+    draw_curve(learned, tmp_path / "curve.png")
+    blue = pixels_of(tmp_path / "curve.png", "#2563eb")[60:]  # the legend is above
+    dark = pixels_of(tmp_path / "curve.png", "#1f2933", tolerance=110)[60:]
+    assert columns_of(blue) > 0.8
+    assert height_of(blue, 0.2, 0.3) < height_of(blue, 0.5, 0.6) < height_of(blue, 0.8, 0.9)
+    lines = np.flatnonzero(dark.mean(axis=1) > 0.8)  # rows of the best policy and of the axis
+    assert lines[0] < np.flatnonzero(blue.any(axis=1))[0]
 
 
 def test_without_matplotlib_there_is_a_word_about_it(
