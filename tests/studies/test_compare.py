@@ -72,7 +72,7 @@ def test_every_way_changes_one_or_two_settings_of_the_tuned_profile_and_no_more(
         assert len({group for group, _ in changed}) <= 1, name
 
 
-def test_a_run_has_learned_when_its_share_is_first_enough() -> None:
+def test_a_run_has_learned_when_its_share_first_reaches_the_goal() -> None:
     below, above = 10.0 * LEARNED_SHARE - 0.1, 10.0 * LEARNED_SHARE + 0.1
     learned = RunResult.of("puct", report(0.0, below, above, below))
     assert learned.reached == Spent(120.0, 20, 2)
@@ -87,7 +87,7 @@ def test_an_unknown_way_is_refused_before_anything_is_learned() -> None:
         plan(["puct", "magic"], [0])
 
 
-def test_a_plan_is_one_seed_by_all_ways_and_then_the_next() -> None:
+def test_a_plan_makes_all_ways_with_one_seed_and_then_the_next() -> None:
     planned = plan(["puct", "as given", "puct"], range(4, 6))
     assert planned == [("puct", 4), ("as given", 4), ("puct", 5), ("as given", 5)]
 
@@ -125,7 +125,7 @@ def test_a_run_is_made_with_its_way_and_seed(learned: list[LearnConfig]) -> None
     ]
 
 
-def test_what_is_recorded_is_read_back_and_not_repeated(tmp_path: Path, learned: list[LearnConfig]) -> None:
+def test_a_recorded_run_is_read_back_and_not_repeated(tmp_path: Path, learned: list[LearnConfig]) -> None:
     config, folder = LearnConfig(), tmp_path / "new" / "folder"
     first = list(compare(config, PUCT[:1], CompareRecord(folder, config)))
     again = CompareRecord(folder, config)
@@ -140,7 +140,7 @@ def test_what_is_recorded_is_read_back_and_not_repeated(tmp_path: Path, learned:
     assert (told["settings"]["minutes"], told["settings"]["search"]["selection"]) == (5.0, "puct")
 
 
-def test_a_run_is_on_the_disk_before_the_next_one_begins(tmp_path: Path, learned: list[LearnConfig]) -> None:
+def test_a_run_is_saved_before_the_next_one_begins(tmp_path: Path, learned: list[LearnConfig]) -> None:
     config = LearnConfig()
     record = CompareRecord(tmp_path, config)
     runs = compare(config, [("puct", 0), ("puct", 10), ("puct", 1)], record)
@@ -189,7 +189,7 @@ def test_a_record_of_other_settings_is_refused_by_name(
     assert len(learned) == 2
 
 
-def test_a_way_that_means_something_else_by_now_is_refused(
+def test_a_record_of_a_way_whose_definition_changed_is_refused(
     tmp_path: Path, learned: list[LearnConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = LearnConfig()
@@ -202,23 +202,23 @@ def test_a_way_that_means_something_else_by_now_is_refused(
     assert learned
 
 
-def test_a_damaged_file_and_a_renamed_one_are_named(tmp_path: Path, learned: list[LearnConfig]) -> None:
+def test_errors_name_a_damaged_or_renamed_file(tmp_path: Path, learned: list[LearnConfig]) -> None:
     config = LearnConfig()
     record = CompareRecord(tmp_path, config)
     list(compare(config, PUCT[:1], record))
     whole = (tmp_path / "puct-0.json").read_bytes()
     (tmp_path / "puct-1.json").write_bytes(whole)
-    with pytest.raises(DataError, match=r"puct-1.json: holds the run of 'puct' by seed 0"):
+    with pytest.raises(DataError, match=r"puct-1.json: holds the run of 'puct' with seed 0"):
         record.runs()
     (tmp_path / "puct-1.json").write_bytes(whole[:-20])
-    with pytest.raises(DataError, match=r"puct-1.json: no run of `./run compare`"):
+    with pytest.raises(DataError, match=r"puct-1.json: not a run of `./run compare`"):
         record.runs()
-    with pytest.raises(DataError, match=r"puct-0.json: no folder for a record"):
+    with pytest.raises(DataError, match=r"puct-0.json: cannot hold a record"):
         next(compare(config, PUCT, CompareRecord(tmp_path / "puct-0.json", config)))
     assert len(learned) == 1
 
 
-def test_a_run_that_diverges_is_recorded_and_does_not_end_the_others(
+def test_a_run_that_diverges_is_recorded_and_the_others_go_on(
     tmp_path: Path, learned: list[LearnConfig]
 ) -> None:
     config = LearnConfig()
@@ -229,7 +229,7 @@ def test_a_run_that_diverges_is_recorded_and_does_not_end_the_others(
     assert [asked.seed for asked in learned] == [9, 1]
 
 
-def test_a_finished_run_is_told_in_a_line() -> None:
+def test_a_finished_run_is_formatted_as_one_line() -> None:
     assert str(RunResult.of("puct", report(0.0, 3.0, 5.0, seed=3))) == (
         "puct, seed 3: 0.44 of the best policy's after 2.00 minutes and 20 episodes; 0.50 at the end"
     )
@@ -238,7 +238,7 @@ def test_a_finished_run_is_told_in_a_line() -> None:
     )
 
 
-def test_a_way_is_summed_up_over_its_seeds_and_never_is_longer_than_any_time() -> None:
+def test_a_way_is_summarised_over_its_seeds_and_never_counts_as_infinite() -> None:
     quick, slow = (
         RunResult.of("puct", report(0.0, 5.0)),
         RunResult.of("puct", report(0.0, 1.0, 2.0, 6.0, seed=1)),

@@ -20,7 +20,7 @@ def told() -> list[Discounted]:
     return judge_discounts((0.99, 0.997, 0.9995), num_bars=NUM_BARS, seed=1)
 
 
-def test_the_less_is_discounted_the_fewer_the_trades_and_the_more_they_earn(told: list[Discounted]) -> None:
+def test_less_discounting_makes_fewer_trades_and_earns_more(told: list[Discounted]) -> None:
     trades, pips, entries = (
         [getattr(row, name) for row in told] for name in ("trades", "pips", "entry_pips")
     )
@@ -30,7 +30,7 @@ def test_the_less_is_discounted_the_fewer_the_trades_and_the_more_they_earn(told
     assert trades[1] > 1.15 * trades[2]
 
 
-def test_almost_undiscounted_it_earns_what_the_best_policy_does(told: list[Discounted]) -> None:
+def test_almost_undiscounted_it_earns_as_much_as_the_best_policy(told: list[Discounted]) -> None:
     """Which is found by going back from the session's end, and knows when that is."""
     law = LAWS[Market.OU]
     synthetic = synthesize_with_state(law, NUM_BARS, 1)
@@ -43,7 +43,7 @@ def test_almost_undiscounted_it_earns_what_the_best_policy_does(told: list[Disco
     assert told[0].pips < 0.93 * best.pips.mean()
 
 
-def test_nothing_to_come_is_worth_a_wait_where_it_is_not_counted() -> None:
+def test_with_heavy_discounting_every_gain_is_taken_at_once() -> None:
     """By hand: with next to no weight on the next bar every position is closed that shows a gain."""
     policy = best_under(0.01, 4.0)
     middle = len(policy.enters) // 2

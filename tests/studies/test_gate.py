@@ -78,7 +78,7 @@ def test_the_default_market_is_long_enough_to_prove_an_edge() -> None:
     assert "paper" in verdict.passed
 
 
-def test_what_is_not_judged_would_not_have_passed() -> None:
+def test_versions_that_are_not_judged_would_not_have_passed() -> None:
     """Better than noise by some three standard errors, so that many are close to the limit."""
     rng = np.random.default_rng(5)
     daily = POPULATIONS[2].draw(rng, 500, 40)
@@ -90,7 +90,7 @@ def test_what_is_not_judged_would_not_have_passed() -> None:
         assert judge_version(column[column != 0.0], column, np.zeros((500, 0)), rules, None)[1].passed == ()
 
 
-def test_a_profit_of_few_standard_errors_is_judged_where_its_p_value_is_small() -> None:
+def test_a_profit_of_few_standard_errors_but_a_small_p_value_is_judged() -> None:
     """31 won days, one of them very large: 1.3 standard errors, and a p-value of 2^-31."""
     daily = np.zeros(500)
     daily[:31] = 3.0

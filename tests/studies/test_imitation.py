@@ -63,7 +63,7 @@ def states(market: MarketView, rule: Rule) -> LabelledStates:
     return draw_labelled_states(rule, market.prices, STARTS, ENVIRONMENT, np.random.default_rng(1), 3_000)
 
 
-def test_states_are_legal_and_of_every_side(states: LabelledStates) -> None:
+def test_labelled_actions_are_legal_and_all_sides_occur(states: LabelledStates) -> None:
     assert LEGAL[states.sides + 1, states.actions].all()
     assert np.array_equal(states.static[:, 0], states.sides)
     assert (np.bincount(states.sides + 1) > 300).all()
@@ -72,7 +72,7 @@ def test_states_are_legal_and_of_every_side(states: LabelledStates) -> None:
     assert states.bars.max() < STARTS[-1] + ENVIRONMENT.session_bars
 
 
-def test_chance_leads_to_sides_that_the_best_policy_is_not_on(states: LabelledStates) -> None:
+def test_random_play_reaches_sides_that_the_best_policy_avoids(states: LabelledStates) -> None:
     """In the middle of a climb the best policy is long; states led by chance are on the other sides too."""
     climbing = states.bars % PERIOD == 4
     short, flat, _ = np.bincount(states.sides[climbing] + 1)
@@ -82,7 +82,7 @@ def test_chance_leads_to_sides_that_the_best_policy_is_not_on(states: LabelledSt
     assert np.isin(states.actions[climbing & (states.sides == 1)], Action.HOLD).all()
 
 
-def test_returns_are_what_the_rule_earns_from_there_on(market: MarketView) -> None:
+def test_returns_are_the_rules_future_earnings(market: MarketView) -> None:
     """Buy and stay: what is to come of a position follows from its static features and two prices."""
 
     def buy_and_stay(lanes: Lanes) -> Int8:
@@ -118,6 +118,6 @@ def test_a_network_that_sees_the_state_reaches_the_best_policy(market: MarketVie
     assert reached.pips.mean() > 0.95 * best.pips.mean() > 20.0
 
 
-def test_minutes_are_needed(market: MarketView, rule: Rule) -> None:
+def test_zero_minutes_are_refused(market: MarketView, rule: Rule) -> None:
     with pytest.raises(SettingsError, match="minutes"):
         learn_to_imitate(rule, market, STARTS, ENVIRONMENT, MODEL, minutes=0.0, seed=0, clock=lambda: 0.0)

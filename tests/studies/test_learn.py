@@ -58,7 +58,7 @@ def report() -> LearnReport:
     return run()
 
 
-def test_players_are_judged_in_every_test_session_and_nowhere_else(report: LearnReport) -> None:
+def test_players_are_evaluated_in_exactly_the_test_sessions(report: LearnReport) -> None:
     sessions = index_sessions(synthesize(Market.OU, CONFIG.num_bars, CONFIG.seed))
     assert np.array_equal(report.starts, sessions.non_overlapping(Split.TEST))
     assert set(report.players) == {"best", "agent", "promoted", "nothing", "random"}
@@ -68,7 +68,7 @@ def test_players_are_judged_in_every_test_session_and_nowhere_else(report: Learn
     assert len(report.imitation.validation.pips) == CONFIG.curve_sessions
 
 
-def test_the_curve_goes_from_before_learning_to_the_end_of_the_minutes(report: LearnReport) -> None:
+def test_the_curve_covers_the_run_from_before_learning_to_its_end(report: LearnReport) -> None:
     first, *_, last = report.curve
     assert first.spent == Spent(0.0, 0, 0)
     assert last.spent == report.spent
@@ -88,7 +88,7 @@ def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
     assert told[-1] == report.spent
 
 
-def test_the_average_plays_and_is_judged_where_one_is_asked_for(report: LearnReport) -> None:
+def test_a_configured_average_plays_and_is_evaluated(report: LearnReport) -> None:
     still = replace(CONFIG.learner, average_decay=1.0 - 1e-9)  # what acts stays version 0
     holding = replace(CONFIG.trainer, hold_logit=0.01)  # whose actions are no ties
     averaged = run(replace(CONFIG, learner=still, trainer=holding, imitation_minutes=0.0))
@@ -119,7 +119,7 @@ def test_shares_are_of_the_best_policy_and_of_its_imitation(report: LearnReport)
         assert [share and share.value for share in of_imitation] == [2.0, 0.75, 0.0, 1.0]
 
 
-def test_an_imitation_that_earns_nothing_is_no_yardstick(report: LearnReport) -> None:
+def test_there_is_no_share_of_an_imitation_that_earns_nothing(report: LearnReport) -> None:
     assert report.imitation is not None
     nothing = np.zeros(len(report.starts))
     idle = Scores(nothing, nothing, nothing.astype(np.int64))
@@ -137,7 +137,7 @@ def test_players_rank_as_they_should(report: LearnReport) -> None:
     assert pips["random"] < pips["nothing"] == 0.0 < pips["best"]
 
 
-def test_a_market_with_an_edge_is_to_be_learned_as_well_as_imitation_does(report: LearnReport) -> None:
+def test_goals_on_a_market_with_an_edge_are_shares_of_the_imitation(report: LearnReport) -> None:
     assert report.imitation is not None
     bound = replace(report.imitation, test=trading(1.0, 10.0), validation=trading(1.0, 10.0))
     for on_time, met in (
@@ -153,7 +153,7 @@ def test_a_market_with_an_edge_is_to_be_learned_as_well_as_imitation_does(report
     assert replace(done, imitation=None).goals() == []
 
 
-def test_what_does_best_in_validation_sessions_is_promoted_and_judged_when_a_goals_minutes_are_over(
+def test_the_version_best_in_validation_is_promoted_and_tested_at_a_goals_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second and third evaluation are the best ones, alike; no version plays the test sessions twice."""
@@ -187,7 +187,7 @@ def test_what_does_best_in_validation_sessions_is_promoted_and_judged_when_a_goa
     assert tested == [promoted, evaluated[-1]]
 
 
-def test_learned_is_told_from_the_first_evaluation_that_comes_close_to_the_imitation(
+def test_learned_is_the_cost_at_the_first_evaluation_close_to_the_imitation(
     report: LearnReport,
 ) -> None:
     assert report.imitation is not None
@@ -219,7 +219,7 @@ def test_a_run_leaves_a_record_that_duckdb_reads(tmp_path: Path) -> None:
     assert settings["learner"]["batch_size"] == CONFIG.learner.batch_size
 
 
-def test_the_market_without_an_edge_is_to_be_left_alone(report: LearnReport) -> None:
+def test_goals_on_a_market_without_an_edge_are_few_trades_and_a_small_loss(report: LearnReport) -> None:
     idle = replace(report, config=replace(CONFIG, market=Market.GBM))
     assert [goal.met for goal in replace(idle, players={"agent": trading(0.2, -0.9)}).goals()] == [True, True]
     assert [goal.met for goal in replace(idle, players={"agent": trading(0.4, -1.1)}).goals()] == [False] * 2
@@ -250,7 +250,7 @@ def test_the_picture_shows_the_rising_curve_below_the_best_policy(
     assert lines[0] < np.flatnonzero(blue.any(axis=1))[0]
 
 
-def test_without_matplotlib_there_is_a_word_about_it(
+def test_without_matplotlib_the_error_names_the_extra(
     report: LearnReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared.adapters.picture, "find_spec", lambda _: None)
@@ -258,7 +258,7 @@ def test_without_matplotlib_there_is_a_word_about_it(
         draw_curve(report, tmp_path / "curve.png")
 
 
-def test_what_cannot_be_run_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(DataError, match="no train session"):
         run(replace(CONFIG, num_bars=400))
     with pytest.raises(SettingsError, match="minutes"):

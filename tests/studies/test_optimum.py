@@ -78,7 +78,7 @@ def by_brute_force(
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
-def test_the_value_is_that_of_every_action_after_every_path(environment: EnvironmentConfig) -> None:
+def test_the_value_equals_a_brute_force_search_over_all_paths(environment: EnvironmentConfig) -> None:
     optimum = solve(TINY, environment)
     for state in range(2):
         assert optimum.value[state] == pytest.approx(by_brute_force(environment, state), abs=1e-5)
@@ -136,7 +136,9 @@ def market_bars(market: Market) -> tuple[Prices, Int64]:
 
 @pytest.mark.parametrize("reward", RewardScheme)
 @pytest.mark.parametrize("market", Market)
-def test_on_the_market_itself_it_earns_what_was_computed(market: Market, reward: RewardScheme) -> None:
+def test_on_the_synthetic_market_the_rule_earns_its_computed_value(
+    market: Market, reward: RewardScheme
+) -> None:
     """A thousand sessions: the mean of what they earn beyond their value is within four standard errors."""
     environment = EnvironmentConfig(reward=reward, session_bars=100)
     prices, states = market_bars(market)
@@ -152,7 +154,7 @@ def test_without_an_edge_the_best_policy_does_not_trade() -> None:
     assert (optimum.value == 0.0).all()
 
 
-def test_where_idling_costs_it_enters_at_once_and_stays() -> None:
+def test_where_idling_costs_the_policy_enters_at_once_and_stays() -> None:
     """360 bars of idling cost 18; one entry costs the spread less its bonus, and a drawdown's share."""
     optimum = solve(chain_of(LAWS[Market.GBM]), EnvironmentConfig(reward=RewardScheme.AMDDP1))
     assert optimum.entry[0, 0] != Action.HOLD
@@ -189,7 +191,7 @@ def test_the_lattice_has_the_moments_of_the_law(market: Market) -> None:
         assert mean[1] == pytest.approx(rally, abs=1e-3)
 
 
-def test_what_the_lattice_cannot_hold_is_refused() -> None:
+def test_an_environment_that_does_not_fit_the_lattice_is_refused() -> None:
     with pytest.raises(SettingsError, match="multiple"):
         solve(TINY, EnvironmentConfig(spread_pips=1.5))
     with pytest.raises(SettingsError, match="financing"):

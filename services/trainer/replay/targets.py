@@ -22,22 +22,19 @@ def n_step_returns(
     *,
     discount: float,
     n: int,
-    final_value: float = 0.0,
     cuts: Bool | None = None,
 ) -> Float32:
     """Bootstrapped n-step return of each decision of one trajectory.
 
     z_t = u_t + γ u_{t+1} + … + γⁿ⁻¹ u_{t+n-1} + γⁿ v_{t+n}, where u_t is the reward of the decision at
-    step t. Near the end the sum stops after the last step T-1 and bootstraps with `final_value`. It stops and
-    bootstraps earlier at the first cut step after t (as Watkins 1989 does for Q(λ)).
+    step t. The value after the last step T-1, where the episode ended, is 0. The sum stops and bootstraps
+    earlier at the first cut step after t (as Watkins 1989 does for Q(λ)).
 
     Args:
         rewards: `[T]` pips, received on leaving step t.
         root_values: `[T]` pips, root value of the search at step t.
         discount: γ per bar, in (0, 1].
         n: horizon in bars, at least 1.
-        final_value: value of the state after the last step: 0 if the episode ended there, the search's
-            value of that state if the trajectory was truncated.
         cuts: `[T]` True at steps whose decision was not the policy's (excursions); by default none.
     Returns:
         `[T]` pips.
@@ -49,7 +46,7 @@ def n_step_returns(
     require_shape("root_values", root_values, len(rewards))
     if n < 1:
         raise ShapeError("n", n, "1 or more")
-    values = np.append(root_values.astype(np.float64), final_value)
+    values = np.append(root_values.astype(np.float64), 0.0)
     if cuts is None:
         cuts = np.zeros(len(rewards), np.bool_)
     return _returns(rewards.astype(np.float64), values, cuts, discount, n).astype(np.float32)

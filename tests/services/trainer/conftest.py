@@ -1,4 +1,4 @@
-"""Processes to start; killed at the end."""
+"""Fixtures: a data set, and a system of processes that are killed at the end."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -109,7 +109,7 @@ async def send(bus: Bus, dataset: Dataset, seeds: range) -> None:
     await bus.append_all(TRAJECTORIES, [encode_trajectory(trajectory) for trajectory in made])
 
 
-async def test_what_cannot_be_learned_from_goes_to_the_dead_letters_with_its_reason(
+async def test_unusable_trajectories_are_dead_lettered_with_their_reason(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     fingerprint = dataset[1].fingerprint
@@ -131,7 +131,7 @@ async def test_what_cannot_be_learned_from_goes_to_the_dead_letters_with_its_rea
     assert f"data set {'5e' * 6}…, the trainer has {fingerprint[:12]}…" in reasons[2]
 
 
-async def test_what_too_old_a_version_played_goes_to_the_dead_letters_and_all_else_is_learned_from(
+async def test_stale_trajectories_are_dead_lettered_and_all_others_are_learned_from(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     limited = settings.model_copy(update={"trainer": replace(settings.trainer, max_version_lag=1)})
@@ -169,7 +169,7 @@ async def test_what_too_old_a_version_played_goes_to_the_dead_letters_and_all_el
     }
 
 
-async def test_learning_pauses_and_resumes_on_request_and_a_pause_outlives_a_restart(
+async def test_learning_pauses_and_resumes_on_request_and_a_pause_survives_a_restart(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     async def ask(state: str) -> None:
@@ -201,7 +201,7 @@ async def test_learning_pauses_and_resumes_on_request_and_a_pause_outlives_a_res
     ],
     ids=["empty", "binary", "another-schema", "unknown-state", "no-json", "huge"],
 )
-async def test_what_asks_for_nothing_that_can_be_read_changes_nothing(
+async def test_an_unreadable_control_message_changes_nothing(
     settings: TrainerSettings,
     dataset: tuple[Path, Dataset],
     bus: Bus,
@@ -240,7 +240,7 @@ async def test_what_asks_for_nothing_that_can_be_read_changes_nothing(
     assert letter.original == unreadable
 
 
-async def test_versions_are_published_announced_and_the_old_ones_removed(
+async def test_versions_are_published_and_announced_and_old_ones_are_deleted(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     await send(bus, dataset[1], range(21))
@@ -316,7 +316,7 @@ async def test_every_episode_update_and_version_is_recorded(
     }
 
 
-async def test_what_led_to_a_version_is_recorded_before_there_is_the_version(
+async def test_the_record_is_written_before_the_version_is_saved(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a kill at any moment leaves no version that is ahead of its record."""
@@ -343,7 +343,7 @@ async def test_what_led_to_a_version_is_recorded_before_there_is_the_version(
         assert updates[:2] == (updates[3], updates[2])
 
 
-async def test_a_record_that_the_disk_refuses_does_not_stop_learning(
+async def test_learning_continues_when_the_record_cannot_be_written(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[Path] = []
@@ -365,7 +365,7 @@ async def test_a_record_that_the_disk_refuses_does_not_stop_learning(
         assert connection.execute(query).fetchall() == [(n,) for n in range(1, 13)]
 
 
-async def test_a_damaged_newest_version_is_passed_over_and_learned_again(
+async def test_a_damaged_newest_version_is_skipped_and_learned_again(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     await send(bus, dataset[1], range(10))
@@ -386,7 +386,7 @@ async def test_a_damaged_newest_version_is_passed_over_and_learned_again(
         assert (array == whole[name]).all(), name  # learned again from the journal, to the same bits
 
 
-async def test_diverged_weights_are_given_up_for_the_last_good_version_and_an_alert_says_so(
+async def test_divergence_rolls_back_to_the_last_good_version_and_raises_an_alert(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     mad = settings.model_copy(
@@ -401,7 +401,7 @@ async def test_diverged_weights_are_given_up_for_the_last_good_version_and_an_al
     assert "10 updates in a row were not finite; weights are those of version 0 again" in alerts[-1].detail
 
 
-async def test_a_full_disk_delays_and_loses_nothing(
+async def test_a_full_disk_delays_learning_and_loses_nothing(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.retry.RETRY_SECONDS", 0.01)
@@ -422,7 +422,7 @@ async def test_a_full_disk_delays_and_loses_nothing(
     assert await bus.length(TRAJECTORIES) == 0
 
 
-async def test_the_stream_is_left_alone_while_too_many_are_waiting(
+async def test_the_stream_is_not_read_while_too_many_trajectories_wait(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     control = ControlIssued(target="training", state="paused", by="test")
@@ -433,7 +433,7 @@ async def test_the_stream_is_left_alone_while_too_many_are_waiting(
         assert await bus.length(TRAJECTORIES) == 168
 
 
-async def test_other_sizes_or_another_data_set_are_refused(
+async def test_another_model_size_or_data_set_is_refused(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, tmp_path: Path
 ) -> None:
     async with running(settings) as trainer:

@@ -67,7 +67,9 @@ SMALL = ReplayConfig(capacity_steps=70, trade_quota=0.1, success_capacity=3)
     [CONFIG, STRETCHES, replace(CONFIG, replay=SMALL), replace(STRETCHES, replay=SMALL)],
     ids=["reference", "stretches", "reference, small replay", "stretches, small replay"],
 )
-def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path, config: TrainingConfig) -> None:
+def test_training_resumed_from_a_checkpoint_equals_an_uninterrupted_run_bit_for_bit(
+    tmp_path: Path, config: TrainingConfig
+) -> None:
     never_stopped = new_training(config)
     losses = advance(never_stopped, JOURNAL, 20)
 
@@ -88,7 +90,7 @@ def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path, config: 
     assert never_stopped.save(1)[0].state == went_on.save(1)[0].state
 
 
-def test_a_resumed_replay_needs_nothing_older_than_the_manifest_says() -> None:
+def test_a_resumed_replay_reads_no_trajectory_before_the_manifests_replay_start() -> None:
     training = new_training()
     advance(training, JOURNAL, 60)
     manifest, weights, moments = training.save(0)
@@ -109,7 +111,7 @@ def test_a_resumed_replay_needs_nothing_older_than_the_manifest_says() -> None:
 AVERAGED = replace(CONFIG, learner=replace(CONFIG.learner, average_decay=0.75))
 
 
-def test_what_is_learned_from_is_made_by_the_learners_settings() -> None:
+def test_inserted_steps_are_computed_with_the_learners_settings() -> None:
     training, trajectory = new_training(STRETCHES), JOURNAL[0]
     assert (trajectory.actions == Action.CLOSE).any()
     training.insert(trajectory)
@@ -129,7 +131,7 @@ def test_what_is_learned_from_is_made_by_the_learners_settings() -> None:
         np.testing.assert_array_equal(getattr(held, name), getattr(wanted, name), err_msg=name)
 
 
-def test_what_acts_is_the_running_average_of_the_weights() -> None:
+def test_the_acting_network_is_the_running_average_of_the_weights() -> None:
     training, plain = new_training(AVERAGED), new_training()
     average = {name: weights.astype(float) for name, weights in plain.learner.network.arrays().items()}
     for trajectory in JOURNAL[:15]:
@@ -149,7 +151,7 @@ def test_what_acts_is_the_running_average_of_the_weights() -> None:
     assert not np.array_equal(acting.afterstates(hidden, holds)[0], trained.afterstates(hidden, holds)[0])
 
 
-def test_an_average_over_a_share_of_all_updates_reaches_back_further_and_further() -> None:
+def test_an_average_over_a_share_of_all_updates_covers_more_and_more_of_them() -> None:
     """Over half of them: the n-th moves it by 2/n, once that is less than what the decay alone would."""
     config = LearnerConfig(average_decay=0.75, average_share=0.5)
     decays = [config.average_decay_at(updates) for updates in range(12)]
@@ -174,7 +176,7 @@ def test_an_average_over_a_share_of_all_updates_reaches_back_further_and_further
     np.testing.assert_allclose(acting, average, rtol=1e-4, atol=1e-7)
 
 
-def test_an_average_begins_or_ends_between_versions() -> None:
+def test_averaging_can_be_switched_on_or_off_between_versions() -> None:
     plain, averaged = new_training(), new_training(AVERAGED)
     for training in (plain, averaged):
         advance(training, JOURNAL, 10)
@@ -186,7 +188,7 @@ def test_an_average_begins_or_ends_between_versions() -> None:
         assert np.array_equal(ended.learner.weights()[name], weights), name  # behind the average
 
 
-def test_the_learning_rate_falls_by_the_square_root_of_the_updates() -> None:
+def test_the_learning_rate_falls_with_the_square_root_of_the_updates() -> None:
     falling = LearnerConfig(learning_rate=0.01, constant_updates=4)
     rates = [falling.learning_rate_at(updates) for updates in (0, 3, 4, 16, 400)]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.005, 0.001])
@@ -213,7 +215,7 @@ def test_other_seeds_make_other_networks() -> None:
     assert advance(one, JOURNAL, 3) != advance(other, JOURNAL, 3)
 
 
-def test_a_step_is_drawn_as_often_as_asked() -> None:
+def test_steps_are_drawn_as_often_as_samples_per_insert_says() -> None:
     for target in (0.5, 2.0):
         training = new_training(replace(CONFIG, trainer=replace(CONFIG.trainer, samples_per_insert=target)))
         advance(training, JOURNAL, 25)
@@ -223,7 +225,7 @@ def test_a_step_is_drawn_as_often_as_asked() -> None:
         assert abs(training.pacing.drawn - target * training.pacing.inserted) < batch
 
 
-def test_nothing_is_learned_from_too_few_steps() -> None:
+def test_no_update_is_made_with_too_few_steps() -> None:
     training = new_training()
     training.insert(JOURNAL[0])
     assert not training.may_update  # 40 steps, 60 are wanted
@@ -231,7 +233,7 @@ def test_nothing_is_learned_from_too_few_steps() -> None:
     assert training.may_update
 
 
-def test_the_same_steps_again_and_again_are_learned() -> None:
+def test_the_loss_falls_when_the_same_steps_are_learned_repeatedly() -> None:
     training = new_training()
     for trajectory in JOURNAL[:3]:
         training.insert(trajectory)
@@ -263,7 +265,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted() -> None:
     assert training.learner.counters.skipped_in_a_row == 0
 
 
-def test_too_many_in_a_row_diverge_and_an_earlier_version_mends_it() -> None:
+def test_too_many_skipped_updates_in_a_row_are_divergence_and_a_roll_back_ends_it() -> None:
     config = replace(CONFIG, learner=LearnerConfig(batch_size=16, unroll_steps=3, max_skipped_in_a_row=4))
     training = new_training(config)
     advance(training, JOURNAL, 5)
@@ -284,7 +286,9 @@ def test_too_many_in_a_row_diverge_and_an_earlier_version_mends_it() -> None:
 
 
 @pytest.mark.parametrize("config", [CONFIG, AVERAGED], ids=["last", "averaged"])
-def test_a_checkpoint_gives_the_agent_that_was_saved(tmp_path: Path, config: TrainingConfig) -> None:
+def test_an_agent_loaded_from_a_checkpoint_equals_the_saved_one(
+    tmp_path: Path, config: TrainingConfig
+) -> None:
     training = new_training(config)
     advance(training, JOURNAL, 5)
     store = CheckpointStore(tmp_path)
@@ -328,13 +332,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         training.learner.restore(dict(weights), {"nowhere/step": np.zeros(1, np.float32)})
 
 
-def test_a_manifest_of_another_training_is_refused() -> None:
+def test_a_manifest_without_the_training_state_is_refused() -> None:
     manifest = new_training().save(0)[0]
     with pytest.raises(CheckpointError, match="training state"):
         SavedState.of(manifest.model_copy(update={"state": {"seed": 0}}))
 
 
-def test_a_version_0_that_prefers_to_hold_says_so_everywhere() -> None:
+def test_hold_logit_makes_version_0_prefer_to_hold_in_every_state() -> None:
     network = new_training(STRETCHES).learner.network.eval()
     with torch.inference_mode():
         policy, _ = network.prediction(network.representation(torch.randn(5, 32, 9), torch.randn(5, 6)))
@@ -342,7 +346,7 @@ def test_a_version_0_that_prefers_to_hold_says_so_everywhere() -> None:
     np.testing.assert_allclose(policy.softmax(-1), np.tile([odds, 1, 1, 1], (5, 1)) / (odds + 3), atol=1e-6)
 
 
-def test_an_update_runs_on_the_threads_that_were_asked_for() -> None:
+def test_an_update_runs_on_the_configured_number_of_threads() -> None:
     """Another library's parallel loop sets the same number, for both use one OpenMP."""
     training = new_training()
     torch.set_num_threads(2)
@@ -367,7 +371,7 @@ def test_stretches_learn_what_single_steps_learn() -> None:
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_a_version_names_the_last_bar_of_all_training_splits_that_it_has_seen() -> None:
+def test_a_version_stores_the_last_bar_of_all_training_splits_that_it_has_seen() -> None:
     early, late = datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 6, 1, tzinfo=UTC)
     for before, after in ((early, late), (late, early)):
         saved_before, weights, moments = Training(CONFIG, features(), FINGERPRINT, trained_until=before).save(
@@ -379,7 +383,7 @@ def test_a_version_names_the_last_bar_of_all_training_splits_that_it_has_seen() 
         assert resumed.save(1)[0].trained_until == late
 
 
-def test_a_version_names_the_instrument_that_it_was_trained_on() -> None:
+def test_a_version_stores_the_instrument_that_it_was_trained_on() -> None:
     gold = Instrument("XAU_USD", -2)
     manifest, _, _ = Training(CONFIG, features(), FINGERPRINT, instrument=gold).save(0)
     assert trained_instrument(saved(manifest)) == gold

@@ -30,7 +30,7 @@ def entry(number: int, fields: dict[str, bytes]) -> Entry[TrajectoryFinished]:
     return Entry.of(TRAJECTORIES, (f"{number}-0".encode(), {k.encode(): v for k, v in fields.items()}))
 
 
-def test_what_no_session_gives_is_unusable_with_its_reason_and_the_others_are_accepted(
+def test_impossible_trajectories_are_unusable_with_a_reason_and_others_are_accepted(
     made: tuple[Path, Dataset],
 ) -> None:
     dataset = made[1]
@@ -52,7 +52,7 @@ def too_old(version: int, *, newest: int, limit: int | None, journalled: bool = 
     return bool(stale)
 
 
-def test_exactly_the_limit_is_taken_and_one_more_is_not() -> None:
+def test_a_lag_equal_to_the_limit_is_accepted_and_one_more_is_not() -> None:
     assert not too_old(7, newest=10, limit=3)
     assert too_old(6, newest=10, limit=3)
     assert not too_old(10, newest=10, limit=0)
@@ -63,17 +63,17 @@ def test_without_a_limit_nothing_is_too_old() -> None:
     assert not too_old(0, newest=1_000_000, limit=None)
 
 
-def test_a_later_version_than_the_newest_is_taken() -> None:
+def test_a_later_version_than_the_newest_is_accepted() -> None:
     """The trainer went back to an earlier checkpoint."""
     assert not too_old(12, newest=5, limit=0)
 
 
-def test_a_second_delivery_of_what_is_in_the_journal_is_no_refusal() -> None:
+def test_a_redelivery_of_a_journalled_trajectory_is_not_refused() -> None:
     assert too_old(0, newest=10, limit=3)
     assert not too_old(0, newest=10, limit=3, journalled=True)
 
 
-def test_the_reason_tells_both_versions_and_the_limit_with_its_setting() -> None:
+def test_the_reason_names_both_versions_the_limit_and_its_setting() -> None:
     trajectory = random_trajectory(1, version=5)
     stale = stale_among([trajectory], newest=17, max_version_lag=8, journalled=())
     assert stale == {
@@ -88,7 +88,7 @@ def test_the_reason_tells_both_versions_and_the_limit_with_its_setting() -> None
     limit=st.none() | st.integers(0, 30),
     known=st.sets(st.integers(0, 11)),
 )
-def test_of_many_those_that_a_walk_over_the_allowed_versions_does_not_meet(
+def test_stale_trajectories_are_those_outside_the_allowed_range_of_versions(
     versions: list[int], newest: int, limit: int | None, known: set[int]
 ) -> None:
     played = [random_trajectory(seed, version=version) for seed, version in enumerate(versions)]
@@ -101,7 +101,7 @@ def test_of_many_those_that_a_walk_over_the_allowed_versions_does_not_meet(
     assert set(stale_among(played, newest=newest, max_version_lag=limit, journalled=journalled)) == wanted
 
 
-def test_the_limit_is_set_by_name_and_none_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_a_setting_and_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(TrainerSettings).trainer.max_version_lag is None
     monkeypatch.setenv("MM_TRAINER__MAX_VERSION_LAG", "12")
     assert load(TrainerSettings).trainer.max_version_lag == 12

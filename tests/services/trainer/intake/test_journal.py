@@ -34,7 +34,7 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.segment"))
 
 
-def test_what_was_appended_is_read_in_order_also_after_a_restart(tmp_path: Path) -> None:
+def test_appended_trajectories_are_read_in_order_also_after_a_restart(tmp_path: Path) -> None:
     journal = filled(tmp_path, 1, 3, 2)
     for _ in range(2):
         assert journal.position == 6
@@ -46,7 +46,7 @@ def test_what_was_appended_is_read_in_order_also_after_a_restart(tmp_path: Path)
     journal.close()
 
 
-def test_a_trajectory_is_counted_once_however_often_it_comes(tmp_path: Path) -> None:
+def test_a_redelivered_trajectory_is_counted_once(tmp_path: Path) -> None:
     journal = filled(tmp_path, 3)
     assert journal.append([MADE[1], MADE[3], MADE[3], MADE[0]]) == [MADE[3]]
     assert journal.append(MADE[:4]) == []
@@ -58,7 +58,7 @@ def test_a_trajectory_is_counted_once_however_often_it_comes(tmp_path: Path) -> 
 
 
 @given(data=st.data())
-def test_a_tail_cut_anywhere_in_the_last_append_is_cut_off(
+def test_an_incomplete_last_append_is_truncated(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("journal")
@@ -85,7 +85,7 @@ def segment_size_cut(cut: int, before: int, zeros: int) -> int:
     return zeros if cut == before else cut - before
 
 
-def test_a_journal_whose_only_append_was_cut_is_empty(tmp_path: Path) -> None:
+def test_a_journal_whose_only_append_is_incomplete_is_empty(tmp_path: Path) -> None:
     filled(tmp_path, 1).close()
     os.truncate(segments(tmp_path)[0], 50)
     journal = Journal(tmp_path)
@@ -95,7 +95,7 @@ def test_a_journal_whose_only_append_was_cut_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("offset", [5, 25, 400, -3])
-def test_damage_to_what_was_acknowledged_is_an_error_that_names_file_and_byte(
+def test_damage_to_acknowledged_data_is_an_error_that_names_file_and_byte(
     tmp_path: Path, offset: int
 ) -> None:
     filled(tmp_path, 2, 2).close()
@@ -114,7 +114,7 @@ def test_a_missing_segment_is_an_error(tmp_path: Path) -> None:
         Journal(tmp_path)
 
 
-def test_a_bit_flipped_while_it_runs_is_found_when_read(tmp_path: Path) -> None:
+def test_a_bit_flipped_while_the_journal_is_open_is_found_when_read(tmp_path: Path) -> None:
     journal = filled(tmp_path, 1)
     segment = segments(tmp_path)[0]
     data = bytearray(segment.read_bytes())
@@ -125,7 +125,7 @@ def test_a_bit_flipped_while_it_runs_is_found_when_read(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_old_segments_go_and_their_ids_stay_known(tmp_path: Path) -> None:
+def test_old_segments_are_removed_and_their_ids_stay_known(tmp_path: Path) -> None:
     journal = filled(tmp_path, 2, 3, 2, 1, segment_bytes=1)
     assert len(segments(tmp_path)) == 4
     assert journal.remove_before(4) == 2  # the second segment holds trajectory 4
@@ -144,7 +144,7 @@ def test_old_segments_go_and_their_ids_stay_known(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_only_so_many_removed_ids_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_last_removed_ids_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "REMEMBERED_IDS", 2)
     journal = filled(tmp_path, 1, 1, 1, 1, segment_bytes=1)
     journal.remove_before(3)
@@ -194,7 +194,7 @@ while True:
 """
 
 
-def test_a_killed_writer_loses_nothing_that_it_reported(tmp_path: Path) -> None:
+def test_a_killed_writer_loses_no_trajectory_that_it_reported(tmp_path: Path) -> None:
     for _ in range(3):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT

@@ -92,7 +92,7 @@ def held(journal: Journal) -> list[bool]:
 
 
 @pytest.mark.parametrize("appended_before", [0, 1])
-def test_what_a_killed_trainer_left_unsynced_is_synced_before_it_counts_as_known(
+def test_data_that_a_killed_trainer_left_unsynced_are_synced_on_opening(
     tmp_path: Path, folder: Path, disk: Disk, appended_before: int
 ) -> None:
     Journal(folder).close()
@@ -114,7 +114,7 @@ def test_what_a_killed_trainer_left_unsynced_is_synced_before_it_counts_as_known
     after.close()
 
 
-def test_a_tail_that_was_cut_off_stays_off_after_a_power_cut(folder: Path, disk: Disk) -> None:
+def test_a_truncated_tail_stays_truncated_after_a_power_cut(folder: Path, disk: Disk) -> None:
     journal = Journal(folder)
     journal.append(MADE[:1])
     journal.append(MADE[1:2])
@@ -128,7 +128,7 @@ def test_a_tail_that_was_cut_off_stays_off_after_a_power_cut(folder: Path, disk:
     after.close()
 
 
-def test_a_disk_that_does_not_sync_what_is_there_is_an_error_at_the_start(folder: Path, disk: Disk) -> None:
+def test_a_failed_sync_on_opening_is_an_error(folder: Path, disk: Disk) -> None:
     Journal(folder).close()
     disk.refuses = lambda path: path == folder
     with pytest.raises(JournalError, match=r"the journal cannot be opened: .*No space left"):
@@ -137,14 +137,14 @@ def test_a_disk_that_does_not_sync_what_is_there_is_an_error_at_the_start(folder
     Journal(folder).close()  # it is not locked
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_at_the_start(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
     with pytest.raises(JournalError, match=r"home/journal: the journal cannot be opened: .*Not a dir"):
         Journal(tmp_path / "home" / "journal")
 
 
 @pytest.mark.parametrize("refused", ["file", "folder"])
-def test_a_segment_whose_first_append_fails_is_gone_and_the_next_try_is_on_the_disk(
+def test_a_segment_whose_first_append_fails_is_removed_and_the_retry_is_synced(
     folder: Path, disk: Disk, refused: str
 ) -> None:
     journal = Journal(folder)
@@ -160,9 +160,7 @@ def test_a_segment_whose_first_append_fails_is_gone_and_the_next_try_is_on_the_d
     after.close()
 
 
-def test_an_empty_segment_that_a_killed_trainer_left_is_on_the_disk_once_it_is_written_to(
-    folder: Path, disk: Disk
-) -> None:
+def test_an_append_to_an_empty_segment_of_a_killed_trainer_is_synced(folder: Path, disk: Disk) -> None:
     journal = Journal(folder)
     (folder / "000000000000.segment").touch()
     journal.append(MADE[:1])
@@ -173,7 +171,7 @@ def test_an_empty_segment_that_a_killed_trainer_left_is_on_the_disk_once_it_is_w
 
 
 @pytest.mark.parametrize("segment_bytes", [1 << 20, TINY])
-def test_what_a_failed_append_left_and_could_not_be_taken_away_is_never_written_behind(
+def test_nothing_is_written_after_the_remains_of_a_failed_append(
     folder: Path, monkeypatch: pytest.MonkeyPatch, segment_bytes: int
 ) -> None:
     journal = Journal(folder, segment_bytes=segment_bytes)
@@ -227,7 +225,7 @@ def test_removed_ids_are_on_the_disk_before_their_segments_go(folder: Path, disk
     after.close()
 
 
-def test_a_removal_that_failed_half_way_loses_nothing_and_is_made_up_for(
+def test_a_failed_removal_loses_nothing_and_is_completed_by_the_next(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(folder, segment_bytes=TINY)
@@ -279,7 +277,7 @@ class WatchedJournal(Journal):
         self._first = number
 
 
-def test_nobody_sees_a_journal_whose_numbers_are_half_changed(folder: Path) -> None:
+def test_other_threads_never_see_a_half_updated_index(folder: Path) -> None:
     journal = WatchedJournal(folder)
     for number in range(4):
         journal.append([MADE[number]])
@@ -290,7 +288,7 @@ def test_nobody_sees_a_journal_whose_numbers_are_half_changed(folder: Path) -> N
     journal.close()
 
 
-def test_while_old_segments_go_others_read_ask_and_append(
+def test_other_threads_can_use_the_journal_while_segments_are_removed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(folder, segment_bytes=TINY)
@@ -328,7 +326,7 @@ def with_the_end_unwritten(data: bytes, begin: int) -> bytes:
     return data[:begin] + bytes(len(data) - begin)
 
 
-def test_a_last_append_whose_end_was_never_written_is_cut_off(tmp_path: Path, folder: Path) -> None:
+def test_a_last_append_whose_end_was_never_written_is_truncated(tmp_path: Path, folder: Path) -> None:
     first, second = frames(tmp_path / "frames", 0, 1)
     whole = first + second
     sectors = range(-(-(len(first) + 20) // 512) * 512, len(whole) - 12, 512)
@@ -343,7 +341,7 @@ def test_a_last_append_whose_end_was_never_written_is_cut_off(tmp_path: Path, fo
 
 
 @pytest.mark.parametrize("begin", ["within a sector", "a sector that is followed by another", "a bit"])
-def test_any_other_damage_to_the_last_append_is_refused_with_a_way_on(
+def test_any_other_damage_to_the_last_append_is_an_error_with_advice(
     tmp_path: Path, folder: Path, begin: str
 ) -> None:
     first, second = frames(tmp_path / "frames", 0, 1)
@@ -368,7 +366,7 @@ def test_any_other_damage_to_the_last_append_is_refused_with_a_way_on(
     journal.close()
 
 
-def test_a_way_on_is_told_of_the_last_append_alone(tmp_path: Path, folder: Path) -> None:
+def test_only_damage_to_the_last_append_comes_with_advice_to_truncate(tmp_path: Path, folder: Path) -> None:
     first, second = frames(tmp_path / "frames", 0, 1)
     folder.mkdir()
     (folder / "000000000000.segment").write_bytes(first[:-1] + bytes([first[-1] ^ 1]) + second)
@@ -376,7 +374,7 @@ def test_a_way_on_is_told_of_the_last_append_alone(tmp_path: Path, folder: Path)
         Journal(folder)
 
 
-def test_the_zeros_of_a_trajectory_s_own_numbers_do_not_pass_for_sectors_that_were_not_written(
+def test_zeros_in_a_trajectorys_numbers_do_not_count_as_unwritten_sectors(
     tmp_path: Path, folder: Path
 ) -> None:
     """Nothing but zeros where there may be, and the file ends shortly after a sector's begin."""

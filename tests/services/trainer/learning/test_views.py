@@ -12,7 +12,7 @@ LOOKBACK = 29
 
 
 @pytest.mark.parametrize("length", [1, 8])
-def test_every_step_looks_back_on_the_bars_of_its_window(length: int) -> None:
+def test_every_step_sees_the_bars_of_its_window(length: int) -> None:
     """From a session's first decision, at the first bar that has a window, to its last at the last bar."""
     features = np.random.default_rng(0).normal(size=(NUM_BARS, 9)).astype(np.float32)
     decisions = np.array([0, 1, length - 1, length, 100, SESSION_BARS - 2, SESSION_BARS - 1])

@@ -16,7 +16,7 @@ from shared.environment.action import NUM_ACTIONS
 from tests.services.trainer.runs import CONFIG, new_training, trajectories
 
 
-def test_the_age_told_is_that_of_the_batch_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reported_replay_age_is_that_of_the_drawn_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     training = new_training()
     drawn: list[Steps] = []
     update = training.learner.update
@@ -39,7 +39,7 @@ def test_the_age_told_is_that_of_the_batch_that_was_drawn(monkeypatch: pytest.Mo
     assert max(told) > 3.0
 
 
-def test_steps_a_second_are_those_drawn_not_those_asked_for() -> None:
+def test_steps_per_second_counts_the_steps_drawn_not_the_batch_size() -> None:
     """A batch of 16 steps in stretches of 10 is two stretches, of 20 steps or fewer."""
     training = new_training(replace(CONFIG, learner=replace(CONFIG.learner, stretch_steps=10)))
     metrics = TrainerMetrics()
@@ -55,7 +55,7 @@ def test_steps_a_second_are_those_drawn_not_those_asked_for() -> None:
     assert set(told) != {32.0}
 
 
-def test_a_figure_that_is_no_longer_defined_is_not_told_any_more() -> None:
+def test_a_figure_that_is_no_longer_defined_is_exported_as_nan() -> None:
     """Trades, then none for as long as the window reaches."""
     training, metrics = new_training(), TrainerMetrics()
     traded = next(played for played in trajectories(10) if played.trades)
@@ -77,7 +77,7 @@ def _exported(name: str) -> float:
     return value
 
 
-def test_every_figure_has_one_name_that_is_announced() -> None:
+def test_figure_names_are_unique_and_declared() -> None:
     assert len(set(UPDATE_FIGURES)) == len(UPDATE_FIGURES)
     assert {"policy_loss", "value_loss", "reward_loss", "outcome_loss", "gradient_norm"} < set(UPDATE_FIGURES)
     window = EpisodeWindow()

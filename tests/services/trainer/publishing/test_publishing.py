@@ -36,7 +36,7 @@ def publisher(tmp_path: Path, store: CheckpointStore, training: Training, bus: B
     journal.close()
 
 
-async def test_a_version_that_cannot_learn_either_is_given_up_for_the_one_before(
+async def test_a_roll_back_without_progress_goes_to_the_version_before(
     publisher: Publisher, training: Training
 ) -> None:
     for updates in (5, 5):
@@ -50,7 +50,7 @@ async def test_a_version_that_cannot_learn_either_is_given_up_for_the_one_before
     assert publisher.roll_back() == 2
 
 
-async def test_weights_that_cannot_learn_are_no_version(
+async def test_weights_whose_last_update_was_skipped_are_not_published(
     publisher: Publisher, training: Training, store: CheckpointStore
 ) -> None:
     advance(training, PLAYED, 20)

@@ -41,7 +41,7 @@ histories = st.lists(st.lists(st.booleans(), max_size=25), max_size=8)
 
 
 @given(parts=histories, quota=st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]), capacity=st.integers(1, 12))
-def test_holds_the_last_trade_steps_of_the_quota_and_the_newest_others(
+def test_the_replay_holds_the_quotas_last_trade_steps_and_the_newest_others(
     parts: list[list[bool]], quota: float, capacity: int
 ) -> None:
     replay = Replay(ReplayConfig(capacity_steps=capacity, trade_quota=quota), K)
@@ -57,7 +57,7 @@ def test_holds_the_last_trade_steps_of_the_quota_and_the_newest_others(
     assert stored.is_trade.sum() >= min(sum(history), protected)
 
 
-def test_a_success_memory_that_is_not_drawn_from_holds_no_old_trajectory() -> None:
+def test_a_success_memory_that_is_not_drawn_from_keeps_no_old_trajectory_alive() -> None:
     replay = Replay(replace(CONFIG, success_share=0.0), K)
     replay.extend(steps_of([False] * 6, [0.0, 9.0, 9.0, 0.0, 0.0, 0.0]))
     replay.extend(steps_of([False] * 50, first=6))
@@ -66,7 +66,7 @@ def test_a_success_memory_that_is_not_drawn_from_holds_no_old_trajectory() -> No
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), seed=st.integers(0, 999))
-def test_refilled_from_its_oldest_trajectory_it_draws_the_same_stretches(
+def test_a_replay_refilled_from_its_oldest_trajectory_draws_the_same_stretches(
     lengths: list[int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def test_refilled_from_its_oldest_trajectory_it_draws_the_same_stretches(
 
 
 @given(parts=histories)
-def test_filled_from_its_oldest_trajectory_it_is_the_same_replay(parts: list[list[bool]]) -> None:
+def test_a_replay_refilled_from_its_oldest_trajectory_has_the_same_contents(parts: list[list[bool]]) -> None:
     """What lets the journal's old segments go."""
     history = [trade for part in parts for trade in part]
     rewards = [9.0 if n % 7 == 3 else 0.0 for n in range(len(history))]
@@ -116,7 +116,7 @@ def test_the_success_memory_keeps_the_last_large_rewards_after_the_steps_are_gon
     assert set(drawn.bars[:-6].tolist()) <= set(range(46, 56))
 
 
-def test_draws_are_even_over_all_stored_steps() -> None:
+def test_draws_are_uniform_over_all_stored_steps() -> None:
     replay = Replay(ReplayConfig(capacity_steps=10, trade_quota=0.3), K)
     replay.extend(steps_of([n % 4 == 0 for n in range(40)]))
     drawn = replay.sample(np.random.default_rng(3), 20_000).bars
@@ -134,7 +134,7 @@ def test_draws_are_even_over_all_stored_steps() -> None:
     stretch=st.integers(1, 12),
     seed=st.integers(0, 999),
 )
-def test_stretches_are_the_stored_neighbours_and_cross_no_trajectorys_end(
+def test_stretches_contain_all_stored_neighbours_of_one_trajectory(
     lengths: list[int], trade_odds: float, capacity: int, stretch: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -158,7 +158,7 @@ def test_stretches_are_the_stored_neighbours_and_cross_no_trajectorys_end(
     assert set(drawn.bars.tolist()) <= stored
 
 
-def test_a_row_that_another_trajectory_took_is_no_neighbour() -> None:
+def test_a_row_reused_by_another_trajectory_is_not_a_neighbour() -> None:
     """Its decision has the number that the neighbour had, so the trajectory alone tells them apart."""
     replay = Replay(ReplayConfig(capacity_steps=3, trade_quota=0.0), K)
     first, second = steps_of([False] * 3), steps_of([False], first=100)
@@ -171,7 +171,7 @@ def test_a_row_that_another_trajectory_took_is_no_neighbour() -> None:
     assert drawn == {(1, 2), (100,)}
 
 
-def test_every_stored_step_is_as_likely_in_stretches() -> None:
+def test_every_stored_step_is_equally_likely_in_stretches() -> None:
     replay = Replay(ReplayConfig(capacity_steps=100, trade_quota=0.0), K)
     for position in range(4):
         steps = steps_of([False] * 24, first=24 * position)
@@ -186,7 +186,7 @@ def test_every_stored_step_is_as_likely_in_stretches() -> None:
 
 
 @given(unroll_steps=st.integers(1, 7), count=st.integers(1, 30), seed=st.integers(0, 999))
-def test_a_row_comes_out_as_it_went_in(unroll_steps: int, count: int, seed: int) -> None:
+def test_a_stored_step_is_drawn_unchanged(unroll_steps: int, count: int, seed: int) -> None:
     """Every column, whatever the length of a row, from the replay and from the success memory."""
     rng = np.random.default_rng(seed)
     steps = Steps.allocate(count, unroll_steps)
@@ -204,7 +204,7 @@ def test_a_row_comes_out_as_it_went_in(unroll_steps: int, count: int, seed: int)
             assert column.flags.c_contiguous  # as kernels and torch want them
 
 
-def test_what_was_drawn_is_a_copy() -> None:
+def test_drawn_steps_are_copies() -> None:
     replay = Replay(CONFIG, K)
     replay.extend(steps_of([False]))
     drawn = replay.sample(np.random.default_rng(0), 1)
@@ -212,7 +212,7 @@ def test_what_was_drawn_is_a_copy() -> None:
     assert not replay.contents()[0].returns.any()
 
 
-def test_the_draws_of_a_generator_are_those_it_always_made() -> None:
+def test_a_seed_draws_the_same_batches_as_in_earlier_releases() -> None:
     """Recorded when the replay kept columns: a seed names the same batches in any version."""
     replay = Replay(CONFIG, K)
     history = [n % 5 == 0 for n in range(64)]
@@ -229,7 +229,7 @@ def test_the_draws_of_a_generator_are_those_it_always_made() -> None:
     ]
 
 
-def test_an_empty_replay_cannot_be_drawn_from() -> None:
+def test_drawing_from_an_empty_replay_is_an_error() -> None:
     replay = Replay(CONFIG, K)
     assert replay.oldest_position is None
     with pytest.raises(ValueError, match="high"):
@@ -286,7 +286,7 @@ def test_a_full_replay_takes_264_bytes_a_step_and_loses_no_count(num_steps: int)
     stretch=st.integers(1, 12),
     seed=st.integers(0, 999),
 )
-def test_no_drawn_row_reaches_past_its_trajectory_whatever_came_before(
+def test_no_drawn_step_reaches_past_its_trajectorys_end(
     lengths: list[int],
     trade_odds: float,
     success_odds: float,
