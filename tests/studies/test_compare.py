@@ -1,4 +1,4 @@
-"""Ways of learning change what they say, and what is told of a run is what its report says."""
+"""Ways change the settings they name; results, records, summaries and the picture of runs."""
 
 import json
 import math
@@ -94,7 +94,7 @@ def test_a_plan_makes_all_ways_with_one_seed_and_then_the_next() -> None:
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[LearnConfig]:
-    """Runs that take no time: what each was asked for. Seed 9 diverges, seed 10 is interrupted."""
+    """Replaces learning by instant runs and lists their settings. Seed 9 diverges, seed 10 is interrupted."""
     asked: list[LearnConfig] = []
 
     def learn(config: LearnConfig) -> LearnReport:
@@ -206,11 +206,11 @@ def test_errors_name_a_damaged_or_renamed_file(tmp_path: Path, learned: list[Lea
     config = LearnConfig()
     record = CompareRecord(tmp_path, config)
     list(compare(config, PUCT[:1], record))
-    whole = (tmp_path / "puct-0.json").read_bytes()
-    (tmp_path / "puct-1.json").write_bytes(whole)
+    intact = (tmp_path / "puct-0.json").read_bytes()
+    (tmp_path / "puct-1.json").write_bytes(intact)
     with pytest.raises(DataError, match=r"puct-1.json: holds the run of 'puct' with seed 0"):
         record.runs()
-    (tmp_path / "puct-1.json").write_bytes(whole[:-20])
+    (tmp_path / "puct-1.json").write_bytes(intact[:-20])
     with pytest.raises(DataError, match=r"puct-1.json: not a run of `./run compare`"):
         record.runs()
     with pytest.raises(DataError, match=r"puct-0.json: cannot hold a record"):

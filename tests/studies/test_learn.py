@@ -1,4 +1,4 @@
-"""A short run on a small network: what is measured, on which sessions, and that time is kept."""
+"""A short run on a small network: figures, sessions, and the time budget."""
 
 import json
 import threading
@@ -43,13 +43,13 @@ CONFIG = LearnConfig(
 )
 
 
-def run(config: LearnConfig = CONFIG, told: list[Spent] | None = None) -> LearnReport:
-    """A run whose clock goes on by a tenth of a second whenever it is asked, for each thread by itself."""
+def run(config: LearnConfig = CONFIG, costs: list[Spent] | None = None) -> LearnReport:
+    """Make a run; each thread's clock advances by a tenth of a second per reading."""
     ticks: defaultdict[int, count[int]] = defaultdict(count)
     return learn(
         config,
         clock=lambda: next(ticks[threading.get_ident()]) / 10.0,
-        progress=None if told is None else told.append,
+        progress=None if costs is None else costs.append,
     )
 
 
@@ -80,18 +80,18 @@ def test_the_curve_covers_the_run_from_before_learning_to_its_end(report: LearnR
 
 
 def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
-    told: list[Spent] = []
-    again = run(told=told)
+    costs: list[Spent] = []
+    again = run(costs=costs)
     assert np.array_equal(again.players["agent"].pips, report.players["agent"].pips)
     assert np.array_equal(again.players["random"].pips, report.players["random"].pips)
-    assert told[0] == report.curve[0].spent
-    assert told[-1] == report.spent
+    assert costs[0] == report.curve[0].spent
+    assert costs[-1] == report.spent
 
 
 def test_a_configured_average_plays_and_is_evaluated(report: LearnReport) -> None:
-    still = replace(CONFIG.learner, average_decay=1.0 - 1e-9)  # what acts stays version 0
-    holding = replace(CONFIG.trainer, hold_logit=0.01)  # whose actions are no ties
-    averaged = run(replace(CONFIG, learner=still, trainer=holding, imitation_minutes=0.0))
+    frozen = replace(CONFIG.learner, average_decay=1.0 - 1e-9)  # the average stays at version 0
+    holding = replace(CONFIG.trainer, hold_logit=0.01)  # so that no actions tie
+    averaged = run(replace(CONFIG, learner=frozen, trainer=holding, imitation_minutes=0.0))
     assert averaged.spent.updates > 10
     for done, alike in ((averaged, True), (report, False)):
         first, *_, last = (point.agent.pips for point in done.curve)
@@ -156,7 +156,7 @@ def test_goals_on_a_market_with_an_edge_are_shares_of_the_imitation(report: Lear
 def test_the_version_best_in_validation_is_promoted_and_tested_at_a_goals_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second and third evaluation are the best ones, alike; no version plays the test sessions twice."""
+    """The second and third evaluation are equally good; no version plays the test sessions twice."""
     assert GOAL_SHARES == {15.0: 0.9, 60.0: 0.97}
     evaluated: list[int] = []
     tested: list[int] = []
@@ -176,8 +176,8 @@ def test_the_version_best_in_validation_is_promoted_and_tested_at_a_goals_minute
         clock=lambda: 10.0 * next(ticks[threading.get_ident()]),
         progress=lambda spent: seconds.append(spent.seconds),
     )
-    unjudged = np.diff([point.spent.seconds for point in done.curve])
-    assert unjudged.max() < 180.0 + np.diff(seconds).max()
+    intervals = np.diff([point.spent.seconds for point in done.curve])
+    assert intervals.max() < 180.0 + np.diff(seconds).max()
     promoted = evaluated[2]
     assert done.promoted == done.curve[2].spent
     assert done.promoted.seconds < 900.0
@@ -201,9 +201,9 @@ def test_learned_is_the_cost_at_the_first_evaluation_close_to_the_imitation(
 
 
 def test_a_run_leaves_a_record_that_duckdb_reads(tmp_path: Path) -> None:
-    told: list[Spent] = []
+    costs: list[Spent] = []
     ticks = count()
-    report = learn(CONFIG, clock=lambda: next(ticks) / 10.0, record=tmp_path, progress=told.append)
+    report = learn(CONFIG, clock=lambda: next(ticks) / 10.0, record=tmp_path, progress=costs.append)
     for table, expected in (
         ("updates", report.spent.updates),
         ("episodes", report.spent.episodes),

@@ -1,4 +1,4 @@
-"""The optimum against every action after every path, and against its own play on the synthetic markets."""
+"""The optimum against brute force, and against its play on the synthetic markets."""
 
 from functools import cache
 
@@ -42,7 +42,7 @@ ENVIRONMENTS = {
 
 
 def prices_of(moves: list[int]) -> Prices:
-    """A bar opens at the close before it."""
+    """Prices of bars that open at the previous close."""
     closes = 100.0 + PIP * np.concatenate(([0.0], np.cumsum([*moves, 0])))
     opens = np.append(closes[0], closes[:-1])
     return Prices(opens, closes, np.zeros(len(closes), np.int8), PIP)
@@ -55,7 +55,7 @@ def by_brute_force(
     moves: tuple[int, ...] = (),
     side: int = 1,
 ) -> float:
-    """The best expected reward: every legal action now, every way to go on, episodes paid by replay."""
+    """The best expected reward over all legal actions and all paths; `replay` pays each episode."""
     values = []
     for action in np.flatnonzero(LEGAL[side]).tolist():
         done = (*actions, action)
@@ -86,7 +86,7 @@ def test_the_value_equals_a_brute_force_search_over_all_paths(environment: Envir
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
 def test_the_rule_earns_its_value_over_every_path_of_the_chain(environment: EnvironmentConfig) -> None:
-    """All paths at once, one a lane, each with its probability."""
+    """Plays all paths at once, one per lane, and weights them by their probability."""
     optimum = solve(TINY, environment)
     num_moves = environment.session_bars - 1
     paths = np.stack(np.meshgrid(*[[0, 1]] * num_moves, indexing="ij"), axis=-1).reshape(-1, num_moves)
@@ -139,7 +139,7 @@ def market_bars(market: Market) -> tuple[Prices, Int64]:
 def test_on_the_synthetic_market_the_rule_earns_its_computed_value(
     market: Market, reward: RewardScheme
 ) -> None:
-    """A thousand sessions: the mean of what they earn beyond their value is within four standard errors."""
+    """Over a thousand sessions, mean earnings minus values are within four standard errors of 0."""
     environment = EnvironmentConfig(reward=reward, session_bars=100)
     prices, states = market_bars(market)
     starts = np.arange(150, len(prices) - 101, 101)
@@ -155,7 +155,7 @@ def test_without_an_edge_the_best_policy_does_not_trade() -> None:
 
 
 def test_where_idling_costs_the_policy_enters_at_once_and_stays() -> None:
-    """360 bars of idling cost 18; one entry costs the spread less its bonus, and a drawdown's share."""
+    """Idling for 360 bars costs 18; an entry costs the spread minus the bonus, plus a drawdown penalty."""
     optimum = solve(chain_of(LAWS[Market.GBM]), EnvironmentConfig(reward=RewardScheme.AMDDP1))
     assert optimum.entry[0, 0] != Action.HOLD
     assert -4.0 < optimum.value[0] < -3.0

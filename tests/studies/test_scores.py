@@ -1,4 +1,4 @@
-"""What players earn, and shares of what the best one earns."""
+"""Players' earnings, and shares of the best policy's earnings."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ STARTS = np.array([200, 450, 731])
 
 
 def three_bars_long(lanes: Lanes) -> Int8:
-    """Buys whenever flat, closes after three closes."""
+    """Buys when flat, and closes after three bars."""
     leave = (lanes.side == Side.LONG) & (lanes.bars_held == 3)
     enter = lanes.side == Side.FLAT
     return np.where(leave, Action.CLOSE, np.where(enter, Action.BUY, Action.HOLD)).astype(np.int8)

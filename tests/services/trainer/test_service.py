@@ -1,4 +1,4 @@
-"""The trainer's loops in this process over a real Redis: refusals, pauses, the disk, what it goes on from."""
+"""The trainer's loops in this process over a real Redis: refusals, pauses, disk failures, restarts."""
 
 import asyncio
 import contextlib
@@ -38,14 +38,14 @@ from tests.waiting import PATIENCE_SECONDS, until
 STEPS = 40
 
 
-#: What Prometheus is told of old trajectories.
+#: Metrics of stale trajectories.
 STALE = 'mm_trainer_refused_total{reason="stale"}'
 DUPLICATES = "mm_trainer_duplicates_total"
-TAKEN_IN = "mm_trainer_version_lag_count"
+JOURNALLED = "mm_trainer_version_lag_count"
 NOT_BEHIND = 'mm_trainer_version_lag_bucket{le="0.0"}'
-STALENESS = (STALE, DUPLICATES, TAKEN_IN, NOT_BEHIND)
+STALE_METRICS = (STALE, DUPLICATES, JOURNALLED, NOT_BEHIND)
 
-#: And of an order that cannot be read.
+#: Metric of unreadable control messages.
 UNREADABLE = "mm_trainer_control_unreadable_total"
 
 
@@ -72,7 +72,7 @@ def settings(tmp_path: Path, dataset: tuple[Path, Dataset], redis_server: RedisS
 
 @contextlib.asynccontextmanager
 async def running(settings: TrainerSettings) -> AsyncIterator[Lifecycle]:
-    """A trainer that runs; stopped in good order at the end."""
+    """Run a trainer and stop it gracefully at the end."""
     lifecycle = Lifecycle("trainer", settings)
     task = asyncio.create_task(TrainerService(settings, lifecycle).run())
     try:
@@ -90,7 +90,7 @@ async def until_drained(bus: Bus) -> None:
 
 
 def counted(name: str) -> float:
-    """A figure of this process, as Prometheus reads it."""
+    """A metric of this process, as exported to Prometheus."""
     lines = generate_latest().decode().splitlines()
     (value,) = [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
     return float(value)
@@ -136,13 +136,13 @@ async def test_stale_trajectories_are_dead_lettered_and_all_others_are_learned_f
 ) -> None:
     limited = settings.model_copy(update={"trainer": replace(settings.trainer, max_version_lag=1)})
     early = [played(dataset[1], seed, version=0) for seed in range(10)]
-    # Version 2 is the newest when these come: 0 is too old, but for what is known already.
+    # Version 2 is the newest when these arrive, so version 0 is stale, except for redeliveries.
     stale = [played(dataset[1], seed, version=0) for seed in range(10, 16)]
     late = [played(dataset[1], 20 + version, version=version) for version in (1, 2, 7)]
     await bus.append_all(TRAJECTORIES, [encode_trajectory(one) for one in early])
     async with running(limited) as trainer:
         await until(lambda: detail(trainer, "version") == 2)
-        before = {name: counted(name) for name in STALENESS}
+        before = {name: counted(name) for name in STALE_METRICS}
         mixed = [*stale[:3], early[4], late[0], *stale[3:], late[1], early[9], late[2]]
         await bus.append_all(TRAJECTORIES, [encode_trajectory(one) for one in mixed])
         await until(lambda: detail(trainer, "episode") == 13)
@@ -161,11 +161,11 @@ async def test_stale_trajectories_are_dead_lettered_and_all_others_are_learned_f
         )
         for one in stale
     )
-    assert {name: counted(name) - before[name] for name in STALENESS} == {
+    assert {name: counted(name) - before[name] for name in STALE_METRICS} == {
         STALE: len(stale),
         DUPLICATES: 2,
-        TAKEN_IN: 3,
-        NOT_BEHIND: 2,  # version 2, and 7
+        JOURNALLED: 3,
+        NOT_BEHIND: 2,  # of versions 2 and 7
     }
 
 
@@ -213,8 +213,8 @@ async def test_an_unreadable_control_message_changes_nothing(
     is_control = b"type" in damage or b"body" in damage
     unreadable: Any = {**good, **damage} if is_control else damage
 
-    async def ask_unreadably() -> None:
-        """As `Bus.announce` does."""
+    async def send_unreadable() -> None:
+        """Write an unreadable message to the stream and as its newest, as `Bus.announce` does."""
         async with Redis.from_url(redis_server.url) as plain:
             await plain.delete(f"{CONTROL.key}:training")
             await plain.xadd(CONTROL.key, unreadable)
@@ -224,15 +224,15 @@ async def test_an_unreadable_control_message_changes_nothing(
     await bus.announce(
         CONTROL, paused.model_copy(update={"target": "trader", "state": "running"}), name="trader"
     )
-    await ask_unreadably()
+    await send_unreadable()
     before = counted(UNREADABLE)
     await send(bus, dataset[1], range(8))
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "journalled") == 8)
-        assert detail(trainer, "paused") is True  # as was asked for last in words that can be read
+        assert detail(trainer, "paused") is True  # as the newest readable message asked
         assert counted(UNREADABLE) == before + 1
         assert await bus.length(DEAD) == 0
-        await ask_unreadably()
+        await send_unreadable()
         await bus.announce(CONTROL, paused.model_copy(update={"state": "running"}), name="training")
         await until(lambda: detail(trainer, "episode") == 8)
     (letter,) = await bus.dead.letters(count=10)
@@ -245,7 +245,7 @@ async def test_versions_are_published_and_announced_and_old_ones_are_deleted(
 ) -> None:
     await send(bus, dataset[1], range(21))
     async with running(settings) as trainer:
-        await until(lambda: detail(trainer, "update") == 21 * STEPS // 16)  # all that is owed
+        await until(lambda: detail(trainer, "update") == 21 * STEPS // 16)  # all owed updates are made
     store = CheckpointStore(settings.checkpoint_root)
     announced = [entry.message for entry in await bus.recent(CHECKPOINTS, count=100)]
     assert [message.version for message in announced] == [5, 4, 3, 2, 1, 0]
@@ -255,7 +255,7 @@ async def test_versions_are_published_and_announced_and_old_ones_are_deleted(
     assert pointed is not None
     assert pointed.version == 5
     assert announced[0].metrics["loss"] > 0
-    async with running(settings) as trainer:  # nothing new was learned, so nothing new is published
+    async with running(settings) as trainer:  # nothing was learned, so no version is published
         await until(lambda: detail(trainer, "version") == 5)
     assert store.versions() == [4, 5]
     assert len(await bus.recent(CHECKPOINTS, count=100)) == 6
@@ -266,7 +266,7 @@ async def test_every_episode_update_and_version_is_recorded(
 ) -> None:
     asked = settings.model_copy(update={"trainer": replace(settings.trainer, tensorboard=True)})
     updates = 6 * STEPS // 16
-    for episodes in (6, 8):  # the second time it goes on
+    for episodes in (6, 8):  # the second run resumes
         await send(bus, dataset[1], range(episodes))
         async with running(asked) as trainer:
             await until(lambda: detail(trainer, "update") == episodes * STEPS // 16)  # noqa: B023
@@ -319,7 +319,7 @@ async def test_every_episode_update_and_version_is_recorded(
 async def test_the_record_is_written_before_the_version_is_saved(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a kill at any moment leaves no version that is ahead of its record."""
+    """So no kill leaves a version that is ahead of its record."""
     save = CheckpointStore.save
     found: list[tuple[int, int, int, int]] = []
 
@@ -346,10 +346,10 @@ async def test_the_record_is_written_before_the_version_is_saved(
 async def test_learning_continues_when_the_record_cannot_be_written(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused: list[Path] = []
+    failed: list[Path] = []
 
     def full(path: Path, data: bytes) -> None:
-        refused.append(path)
+        failed.append(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("shared.adapters.tables.growing_table.write_whole", full)
@@ -359,7 +359,7 @@ async def test_learning_continues_when_the_record_cannot_be_written(
         monkeypatch.undo()
         await send(bus, dataset[1], range(10, 12))
         await until(lambda: detail(trainer, "episode") == 12)
-    assert refused
+    assert failed
     with contextlib.closing(duckdb.connect()) as connection:
         query = f"select episode from '{settings.record_root}/episodes-*.parquet' order by episode"
         assert connection.execute(query).fetchall() == [(n,) for n in range(1, 13)]
@@ -372,7 +372,7 @@ async def test_a_damaged_newest_version_is_skipped_and_learned_again(
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "version") == 2)
     store = CheckpointStore(settings.checkpoint_root)
-    whole = store.weights(2)
+    intact = store.weights(2)
     weights = folder(store, 2) / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
@@ -383,17 +383,17 @@ async def test_a_damaged_newest_version_is_skipped_and_learned_again(
     assert manifest is not None
     assert (manifest.version, manifest.episode, refused) == (3, 10, [])
     for name, array in store.weights(3).items():
-        assert (array == whole[name]).all(), name  # learned again from the journal, to the same bits
+        assert (array == intact[name]).all(), name  # learning it again from the journal gives the same bits
 
 
 async def test_divergence_rolls_back_to_the_last_good_version_and_raises_an_alert(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
-    mad = settings.model_copy(
+    diverging = settings.model_copy(
         update={"learner": LearnerConfig(batch_size=16, unroll_steps=3, reward_weight=1e38)}
     )
     await send(bus, dataset[1], range(10))
-    async with running(mad) as trainer:
+    async with running(diverging) as trainer:
         await until(lambda: isinstance(rolls := detail(trainer, "roll_backs"), float) and rolls >= 1)
         await until(lambda: detail(trainer, "episode") == 10)
     alerts = [entry.message for entry in await bus.recent(ALERTS, count=100)]
@@ -406,11 +406,11 @@ async def test_a_full_disk_delays_learning_and_loses_nothing(
 ) -> None:
     monkeypatch.setattr("services.trainer.retry.RETRY_SECONDS", 0.01)
     written = journal_module._append_synced
-    refused: list[Path] = []
+    failed: list[Path] = []
 
     def full_at_first(path: Path, data: bytes) -> None:
-        if len(refused) < 3:
-            refused.append(path)
+        if len(failed) < 3:
+            failed.append(path)
             raise OSError(errno.ENOSPC, "No space left on device")
         written(path, data)
 
@@ -418,7 +418,7 @@ async def test_a_full_disk_delays_learning_and_loses_nothing(
     await send(bus, dataset[1], range(3))
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "episode") == 3)
-    assert len(refused) == 3
+    assert len(failed) == 3
     assert await bus.length(TRAJECTORIES) == 0
 
 

@@ -1,4 +1,4 @@
-"""Learning learns, goes on bit for bit from what was saved, and survives what is not finite."""
+"""Training reduces the loss, resumes bit for bit, and survives updates that are not finite."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,11 +34,11 @@ def one_thread() -> None:
 
 
 def saved(manifest: Manifest) -> Manifest:
-    """As it comes back from disk."""
+    """The manifest as read back from disk."""
     return Manifest.model_validate_json(manifest.model_dump_json())
 
 
-#: What `config/tuned.toml` asks for, small.
+#: The settings of `config/tuned.toml`, on a small network.
 STRETCHES = replace(
     CONFIG,
     learner=replace(
@@ -58,7 +58,7 @@ STRETCHES = replace(
 )
 
 
-#: The replay has lost its first trajectories, and of others all but what the quota keeps.
+#: A replay that has evicted its first trajectories, and of others all steps but those that the quota keeps.
 SMALL = ReplayConfig(capacity_steps=70, trade_quota=0.1, success_capacity=3)
 
 
@@ -79,15 +79,15 @@ def test_training_resumed_from_a_checkpoint_equals_an_uninterrupted_run_bit_for_
     store.save(*stopped.save(0))
     assert (stopped.replay_start > 0) is (config.replay is SMALL)
 
-    went_on = new_training(config)
-    went_on.resume(store.manifest(0), store.weights(0), store.training(0), JOURNAL.__getitem__)
-    assert advance(went_on, JOURNAL, 10) == losses[10:]
+    resumed = new_training(config)
+    resumed.resume(store.manifest(0), store.weights(0), store.training(0), JOURNAL.__getitem__)
+    assert advance(resumed, JOURNAL, 10) == losses[10:]
 
     for name, weights in never_stopped.learner.weights().items():
-        assert np.array_equal(weights, went_on.learner.weights()[name]), name
+        assert np.array_equal(weights, resumed.learner.weights()[name]), name
     for name, moments in never_stopped.learner.moments().items():
-        assert np.array_equal(moments, went_on.learner.moments()[name]), name
-    assert never_stopped.save(1)[0].state == went_on.save(1)[0].state
+        assert np.array_equal(moments, resumed.learner.moments()[name]), name
+    assert never_stopped.save(1)[0].state == resumed.save(1)[0].state
 
 
 def test_a_resumed_replay_reads_no_trajectory_before_the_manifests_replay_start() -> None:
@@ -115,7 +115,7 @@ def test_inserted_steps_are_computed_with_the_learners_settings() -> None:
     training, trajectory = new_training(STRETCHES), JOURNAL[0]
     assert (trajectory.actions == Action.CLOSE).any()
     training.insert(trajectory)
-    wanted = unrolled_steps(
+    expected = unrolled_steps(
         trajectory,
         0,
         discount=STRETCHES.discount,
@@ -128,7 +128,7 @@ def test_inserted_steps_are_computed_with_the_learners_settings() -> None:
     held, _ = training.replay.contents()
     held = held.take(np.argsort(held.decisions))
     for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(held, name), getattr(wanted, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(held, name), getattr(expected, name), err_msg=name)
 
 
 def test_the_acting_network_is_the_running_average_of_the_weights() -> None:
@@ -138,7 +138,7 @@ def test_the_acting_network_is_the_running_average_of_the_weights() -> None:
         for run in (training, plain):
             run.insert(trajectory)
         while plain.may_update:
-            assert training.update() == plain.update()  # what is trained is not the average
+            assert training.update() == plain.update()  # training does not use the average
             for name, weights in plain.learner.network.arrays().items():
                 average[name] += 0.25 * (weights - average[name])
     assert plain.learner.counters.updates > 10
@@ -152,7 +152,7 @@ def test_the_acting_network_is_the_running_average_of_the_weights() -> None:
 
 
 def test_an_average_over_a_share_of_all_updates_covers_more_and_more_of_them() -> None:
-    """Over half of them: the n-th moves it by 2/n, once that is less than what the decay alone would."""
+    """Over half of them, the n-th update moves the average by 2/n if that is less than by the decay alone."""
     config = LearnerConfig(average_decay=0.75, average_share=0.5)
     decays = [config.average_decay_at(updates) for updates in range(12)]
     assert decays[:8] == [0.75] * 8
@@ -185,7 +185,7 @@ def test_averaging_can_be_switched_on_or_off_between_versions() -> None:
         resumed.resume(saved(before.save(0)[0]), *before.save(0)[1:], JOURNAL.__getitem__)
     for name, weights in plain.learner.weights().items():
         assert np.array_equal(begun.learner.weights()[name], weights), name
-        assert np.array_equal(ended.learner.weights()[name], weights), name  # behind the average
+        assert np.array_equal(ended.learner.weights()[name], weights), name  # the trained weights
 
 
 def test_the_learning_rate_falls_with_the_square_root_of_the_updates() -> None:
@@ -205,8 +205,8 @@ def test_the_learning_rate_falls_with_the_square_root_of_the_updates() -> None:
     plain.update()
     slowing.update()
     for name, _ in plain.learner.network.named_parameters():
-        whole, slowed = (run.learner.network.arrays()[name] - before[name] for run in (plain, slowing))
-        np.testing.assert_allclose(slowed, whole / np.sqrt(2.0), rtol=1e-3, atol=1e-7, err_msg=name)
+        full, slowed = (run.learner.network.arrays()[name] - before[name] for run in (plain, slowing))
+        np.testing.assert_allclose(slowed, full / np.sqrt(2.0), rtol=1e-3, atol=1e-7, err_msg=name)
 
 
 def test_other_seeds_make_other_networks() -> None:
@@ -228,7 +228,7 @@ def test_steps_are_drawn_as_often_as_samples_per_insert_says() -> None:
 def test_no_update_is_made_with_too_few_steps() -> None:
     training = new_training()
     training.insert(JOURNAL[0])
-    assert not training.may_update  # 40 steps, 60 are wanted
+    assert not training.may_update  # 40 steps, 60 are required
     training.insert(JOURNAL[1])
     assert training.may_update
 
@@ -239,7 +239,7 @@ def test_the_loss_falls_when_the_same_steps_are_learned_repeatedly() -> None:
         training.insert(trajectory)
     training.pacing.owed = 1e9
     losses = [training.update().loss for _ in range(150)]
-    assert np.mean(losses[-10:]) < losses[0] - 1.5  # nats; the targets' own entropy stays
+    assert np.mean(losses[-10:]) < losses[0] - 1.5  # nats; the entropy of the targets remains
     statistics = training.last
     assert statistics is not None
     assert 0 < statistics.policy_entropy < np.log(4)
@@ -347,7 +347,7 @@ def test_hold_logit_makes_version_0_prefer_to_hold_in_every_state() -> None:
 
 
 def test_an_update_runs_on_the_configured_number_of_threads() -> None:
-    """Another library's parallel loop sets the same number, for both use one OpenMP."""
+    """Another library's parallel loop changes torch's number of threads, because both use one OpenMP."""
     training = new_training()
     torch.set_num_threads(2)
     advance(training, JOURNAL, 1)
@@ -355,7 +355,7 @@ def test_an_update_runs_on_the_configured_number_of_threads() -> None:
 
 
 def test_stretches_learn_what_single_steps_learn() -> None:
-    """The same rows, encoded as windows of their own and as stretches, give the same gradient."""
+    """The same rows give the same gradient, whether encoded as single windows or as stretches."""
     gradients = []
     for length in (1, 8):
         config = replace(CONFIG, learner=replace(CONFIG.learner, stretch_steps=length))
@@ -363,7 +363,7 @@ def test_stretches_learn_what_single_steps_learn() -> None:
         for trajectory in JOURNAL[:4]:
             training.insert(trajectory)
         steps = training.replay.contents()[0]
-        network = training.learner.network.eval()  # batch statistics weigh a bar by how often it is seen
+        network = training.learner.network.eval()  # batch statistics depend on how often a bar is encoded
         batch = Batch.of(steps, training.views(steps), torch.device("cpu"))
         losses(unroll(network, batch), batch, network.support).total(config.learner).backward()  # type: ignore[no-untyped-call]
         gradients.append({name: weight.grad for name, weight in network.named_parameters()})

@@ -1,4 +1,4 @@
-"""Which trajectories cannot be learned from, and which are too old: those that were not taken in before."""
+"""Which trajectories are unusable, and which are stale."""
 
 from pathlib import Path
 from uuid import UUID
@@ -22,11 +22,11 @@ from tests.shared.messages.trajectories import random_trajectory
 
 
 async def acknowledged() -> None:
-    """Nobody waits for it."""
+    """An acknowledgement that does nothing."""
 
 
 def entry(number: int, fields: dict[str, bytes]) -> Entry[TrajectoryFinished]:
-    """As it comes from the stream."""
+    """An entry as read from the stream."""
     return Entry.of(TRAJECTORIES, (f"{number}-0".encode(), {k.encode(): v for k, v in fields.items()}))
 
 
@@ -38,13 +38,13 @@ def test_impossible_trajectories_are_unusable_with_a_reason_and_others_are_accep
     kinds = list(ABSURD_ARRAYS.values())
     entries = [entry(n, with_changes(good, changes)) for n, (changes, _) in enumerate(kinds)]
     entries.append(entry(len(kinds), encode(*encode_trajectory(good))))
-    intake = CheckedBatch.of(Batch(entries, acknowledged), dataset)
-    assert list(intake.usable) == [f"{len(kinds)}-0"]
+    checked = CheckedBatch.of(Batch(entries, acknowledged), dataset)
+    assert list(checked.usable) == [f"{len(kinds)}-0"]
     for number, (_, reason) in enumerate(kinds):
-        assert reason in intake.unusable[f"{number}-0"]
+        assert reason in checked.unusable[f"{number}-0"]
 
 
-def too_old(version: int, *, newest: int, limit: int | None, journalled: bool = False) -> bool:
+def is_stale(version: int, *, newest: int, limit: int | None, journalled: bool = False) -> bool:
     trajectory = random_trajectory(1, version=version)
     known = {trajectory.trajectory_id} if journalled else set()
     stale = stale_among([trajectory], newest=newest, max_version_lag=limit, journalled=known)
@@ -53,24 +53,24 @@ def too_old(version: int, *, newest: int, limit: int | None, journalled: bool = 
 
 
 def test_a_lag_equal_to_the_limit_is_accepted_and_one_more_is_not() -> None:
-    assert not too_old(7, newest=10, limit=3)
-    assert too_old(6, newest=10, limit=3)
-    assert not too_old(10, newest=10, limit=0)
-    assert too_old(9, newest=10, limit=0)
+    assert not is_stale(7, newest=10, limit=3)
+    assert is_stale(6, newest=10, limit=3)
+    assert not is_stale(10, newest=10, limit=0)
+    assert is_stale(9, newest=10, limit=0)
 
 
 def test_without_a_limit_nothing_is_too_old() -> None:
-    assert not too_old(0, newest=1_000_000, limit=None)
+    assert not is_stale(0, newest=1_000_000, limit=None)
 
 
 def test_a_later_version_than_the_newest_is_accepted() -> None:
     """The trainer went back to an earlier checkpoint."""
-    assert not too_old(12, newest=5, limit=0)
+    assert not is_stale(12, newest=5, limit=0)
 
 
 def test_a_redelivery_of_a_journalled_trajectory_is_not_refused() -> None:
-    assert too_old(0, newest=10, limit=3)
-    assert not too_old(0, newest=10, limit=3, journalled=True)
+    assert is_stale(0, newest=10, limit=3)
+    assert not is_stale(0, newest=10, limit=3, journalled=True)
 
 
 def test_the_reason_names_both_versions_the_limit_and_its_setting() -> None:
@@ -94,11 +94,11 @@ def test_stale_trajectories_are_those_outside_the_allowed_range_of_versions(
     played = [random_trajectory(seed, version=version) for seed, version in enumerate(versions)]
     journalled = {played[number].trajectory_id for number in known if number < len(played)}
     allowed = range(0 if limit is None else newest - limit, 31)
-    wanted: set[UUID] = set()
+    expected: set[UUID] = set()
     for trajectory in played:
         if trajectory.checkpoint_version not in allowed and trajectory.trajectory_id not in journalled:
-            wanted.add(trajectory.trajectory_id)
-    assert set(stale_among(played, newest=newest, max_version_lag=limit, journalled=journalled)) == wanted
+            expected.add(trajectory.trajectory_id)
+    assert set(stale_among(played, newest=newest, max_version_lag=limit, journalled=journalled)) == expected
 
 
 def test_the_limit_is_a_setting_and_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

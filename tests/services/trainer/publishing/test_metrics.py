@@ -1,4 +1,4 @@
-"""What the trainer measures, against the batch that was learned from."""
+"""The trainer's figures, compared with the batch that was learned from."""
 
 import math
 from dataclasses import replace
@@ -26,17 +26,17 @@ def test_the_reported_replay_age_is_that_of_the_drawn_batch(monkeypatch: pytest.
         return update(steps, views)
 
     monkeypatch.setattr(training.learner, "update", watched)
-    told = []
+    ages = []
     for trajectory in trajectories(12):
         training.insert(trajectory)
         while training.may_update:
             newest = training.position - 1
             training.update()
-            told.append(training.replay_age)
-            ages = [newest - position for position in drawn[-1].positions.tolist()]
-            assert told[-1] == pytest.approx(sum(ages) / len(ages))
-    assert len(told) > 10
-    assert max(told) > 3.0
+            ages.append(training.replay_age)
+            of_batch = [newest - position for position in drawn[-1].positions.tolist()]
+            assert ages[-1] == pytest.approx(sum(of_batch) / len(of_batch))
+    assert len(ages) > 10
+    assert max(ages) > 3.0
 
 
 def test_steps_per_second_counts_the_steps_drawn_not_the_batch_size() -> None:
@@ -44,19 +44,19 @@ def test_steps_per_second_counts_the_steps_drawn_not_the_batch_size() -> None:
     training = new_training(replace(CONFIG, learner=replace(CONFIG.learner, stretch_steps=10)))
     metrics = TrainerMetrics()
     played = iter(trajectories(10))
-    told = []
+    speeds = []
     for _ in range(8):
         while not training.may_update:
             training.insert(next(played))
         before = training.pacing.drawn
         metrics.updated(training, training.update(), seconds=0.5)
-        told.append(metrics.figures(training)["steps_per_second"])
-        assert told[-1] == 2 * (training.pacing.drawn - before)
-    assert set(told) != {32.0}
+        speeds.append(metrics.figures(training)["steps_per_second"])
+        assert speeds[-1] == 2 * (training.pacing.drawn - before)
+    assert set(speeds) != {32.0}
 
 
 def test_a_figure_that_is_no_longer_defined_is_exported_as_nan() -> None:
-    """Trades, then none for as long as the window reaches."""
+    """An episode with trades is followed by a full window of episodes without any."""
     training, metrics = new_training(), TrainerMetrics()
     traded = next(played for played in trajectories(10) if played.trades)
     training.insert(traded)
