@@ -17,19 +17,14 @@ import structlog
 
 from services.trainer.control import PauseControl
 from services.trainer.intake.ingest import CheckedBatch, consumer_name
-from services.trainer.intake.journal import Journal
 from services.trainer.intake.writer import JournalWriter
 from services.trainer.leader import RankExchange
 from services.trainer.learning.distributed import Ranks, Stop
 from services.trainer.place import Rank
-from services.trainer.publishing.metrics import REFUSED, ROLL_BACKS, Refusal, TrainerMetrics
-from services.trainer.publishing.publishing import Publisher
-from services.trainer.publishing.record import open_record
+from services.trainer.publishing.metrics import REFUSED, ROLL_BACKS, Refusal
 from services.trainer.retry import wait_to_retry
+from services.trainer.run import Run
 from services.trainer.settings import TrainerSettings
-from services.trainer.training import Training, TrainingConfig
-from shared.adapters.tables.dataset import Dataset, read_dataset
-from shared.adapters.versions.store import CheckpointStore
 from shared.errors import MuZeroError, StoreAwayError
 from shared.messages.schemas import AlertRaised
 from shared.messages.streams import ALERTS, TRAINER_GROUP, TRAJECTORIES
@@ -57,15 +52,24 @@ class TrainerService:
 
     async def run(self) -> None:
         """Resume from disk and learn until asked to stop."""
+        settings, lifecycle, ranks = self._settings, self._lifecycle, self._ranks
         with contextlib.ExitStack() as opened:
-            await asyncio.to_thread(self._open, opened)
-            resumed = await self._resume()
+            run = await asyncio.to_thread(Run.open, settings, lifecycle, ranks, opened)
+            self._dataset, self._journal, self._training = run.dataset, run.journal, run.training
+            self._metrics, self._publisher = run.metrics, run.publisher
+            self._writer = JournalWriter(
+                run.journal,
+                lifecycle,
+                max_version_lag=settings.trainer.max_version_lag,
+                newest_version=lambda: run.publisher.version or 0,
+            )
+            resumed = await run.resume(settings, lifecycle, ranks.own.world_size if ranks else 1)
             if resumed:
                 await self._run_loops()
-            if self._ranks:
-                await asyncio.to_thread(self._ranks.send_all, Stop())
+            if ranks:
+                await asyncio.to_thread(ranks.send_all, Stop())
             if resumed:
-                await self._publisher.publish_last(patience_seconds=FINAL_ANNOUNCE_SECONDS)
+                await run.publisher.publish_last(patience_seconds=FINAL_ANNOUNCE_SECONDS)
 
     async def _run_loops(self) -> None:
         """Run all loops until asked to stop; pause requests are applied before anything is learned."""
@@ -88,67 +92,6 @@ class TrainerService:
                 loops.create_task(self._learn())
         except* MuZeroError as failures:
             raise failures.exceptions[0] from failures
-
-    def _open(self, opened: contextlib.ExitStack) -> None:
-        """Open data set and journal, and create a run at its beginning."""
-        settings = self._settings
-        self._dataset: Dataset = read_dataset(settings.dataset)
-        self._journal = Journal(settings.journal_root, segment_bytes=settings.trainer.segment_megabytes << 20)
-        opened.callback(self._journal.close)
-        if self._journal.bytes_cut:
-            log.warning("journal_tail_cut", bytes=self._journal.bytes_cut, position=self._journal.position)
-        config = TrainingConfig(
-            settings.model, settings.replay, settings.learner, settings.trainer, settings.search.discount
-        )
-        self._training = Training(
-            config,
-            self._dataset.features,
-            self._dataset.fingerprint,
-            self._ranks,
-            instrument=self._dataset.bars.instrument,
-            trained_until=self._dataset.trained_until,
-        )
-        self._metrics = TrainerMetrics()
-        opened.callback(self._metrics.close)
-        self._publisher = Publisher(
-            CheckpointStore(settings.checkpoint_root), self._journal, self._training, self._bus, self._metrics
-        )
-        self._writer = JournalWriter(
-            self._journal,
-            self._lifecycle,
-            max_version_lag=settings.trainer.max_version_lag,
-            newest_version=lambda: self._publisher.version or 0,
-        )
-
-    async def _resume(self) -> bool:
-        """Resume from the newest valid version, or write version 0; retry while disk or store fails.
-
-        Returns:
-            False when asked to stop first.
-        """
-        while True:
-            try:
-                await asyncio.to_thread(self._publisher.resume)
-                break
-            except (OSError, StoreAwayError) as failure:
-                if not await wait_to_retry("resume_failed", failure, self._lifecycle):
-                    return False
-        training = self._training
-        self._metrics.start_record(
-            open_record(self._settings, self._dataset, training, self._publisher.version or 0)
-        )
-        log.info(
-            "training_opened",
-            version=self._publisher.version,
-            episode=training.position,
-            update=training.learner.counters.updates,
-            journal=self._journal.position,
-            replay_steps=len(training.replay),
-            device=str(training.learner.device),
-            precision=training.learner.precision.value,
-            ranks=self._ranks.own.world_size if self._ranks else 1,
-        )
-        return True
 
     async def _ingest(self) -> None:
         """Move trajectories from the stream to the journal; acknowledge them only when they are synced."""

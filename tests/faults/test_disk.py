@@ -298,7 +298,7 @@ async def test_a_journal_refused_any_one_call_is_as_it_was_counted_and_goes_on(
     """As a trainer meets it."""
     root = settings.journal_root
     monkeypatch.setattr(
-        "services.trainer.service.Journal", lambda folder, **_: Journal(folder, segment_bytes=segment_bytes)
+        "services.trainer.run.Journal", lambda folder, **_: Journal(folder, segment_bytes=segment_bytes)
     )
     store, disk = CheckpointStore(settings.checkpoint_root), full_disk(root, monkeypatch)
     refused: list[str] = []

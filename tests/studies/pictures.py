@@ -23,6 +23,6 @@ def columns_of(pixels: Bool) -> float:
 
 def height_of(pixels: Bool, begin: float, end: float) -> float:
     """Mean height of the pixels between two shares of the width; 0 is the bottom, 1 the top."""
-    height, width = pixels.shape
-    rows, _ = np.nonzero(pixels[:, round(begin * width) : round(end * width)])
-    return 1.0 - float(rows.mean()) / height
+    num_rows, num_columns = pixels.shape
+    rows = np.nonzero(pixels[:, round(begin * num_columns) : round(end * num_columns)])[0]
+    return float(1.0 - rows.mean() / num_rows)

@@ -128,7 +128,10 @@ def test_a_head_that_predicts_another_steps_target_has_a_larger_loss(head: str, 
         assert wrong[other] == pytest.approx(right[other])
 
 
-@pytest.mark.parametrize(("outcome", "probability"), zip(ChanceOutcome, (0.7, 0.2, 0.1), strict=True))
+@pytest.mark.parametrize(
+    ("outcome", "probability"),
+    [(ChanceOutcome.UP, 0.7), (ChanceOutcome.NEUTRAL, 0.2), (ChanceOutcome.DOWN, 0.1)],
+)
 def test_the_outcome_loss_is_that_of_the_outcome_that_happened(
     outcome: ChanceOutcome, probability: float
 ) -> None:
