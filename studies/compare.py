@@ -148,8 +148,8 @@ class CompareRecord:
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as refused:
-            raise DataError(f"{self._folder}: cannot hold a record: {refused.strerror}") from refused
+        except OSError as failure:
+            raise DataError(f"{self._folder}: cannot hold a record: {failure.strerror}") from failure
 
     def runs(self) -> list[RunResult]:
         """Read every saved run.
@@ -175,8 +175,8 @@ class CompareRecord:
         document = to_jsonable_python(Recorded(run, self._settings(run)))
         try:
             write_whole(path, json.dumps(document, indent=1).encode())
-        except OSError as refused:
-            raise DataError(f"{path}: the run cannot be saved: {refused.strerror}") from refused
+        except OSError as failure:
+            raise DataError(f"{path}: the run cannot be saved: {failure.strerror}") from failure
 
     def _path(self, way: str, seed: int) -> Path:
         return self._folder / f"{re.sub('[^a-z0-9]+', '-', way)}-{seed}.json"

@@ -53,7 +53,7 @@ class PauseControl:
                 self._apply(entry.message)
 
     async def _newest_readable(self) -> ControlIssued | None:
-        """The message that a trainer which was running when the unreadable one came would still apply."""
+        """The newest readable message, which a trainer that was already running would follow."""
         entries = await self._bus.recent(CONTROL, count=CONTROL_HISTORY)
         readable = (entry.message for entry in entries)
         return next((control for control in readable if control.target == CONTROL_TARGET), None)

@@ -74,8 +74,8 @@ class SavedState(BaseModel):
         """
         try:
             return cls.model_validate(manifest.state)
-        except ValidationError as other:
-            raise CheckpointError(f"version {manifest.version}: training state: {other}") from other
+        except ValidationError as invalid:
+            raise CheckpointError(f"version {manifest.version}: training state: {invalid}") from invalid
 
 
 class Training:

@@ -40,8 +40,8 @@ class CheckedBatch:
         for entry in batch.entries:
             try:
                 usable[entry.entry_id] = usable_trajectory(entry, dataset)
-            except MessageError as refused:
-                unusable[entry.entry_id] = str(refused)
+            except MessageError as invalid:
+                unusable[entry.entry_id] = str(invalid)
         return cls(batch, usable, unusable)
 
     @property
@@ -54,7 +54,7 @@ class CheckedBatch:
     ) -> None:
         """Dead-letter the refused entries, then acknowledge the batch; the other trajectories are journalled.
 
-        If the service is asked to stop meanwhile, nothing is acknowledged and the batch is redelivered.
+        If the service is asked to stop meanwhile, the rest of the batch stays pending and is redelivered.
 
         Args:
             stale: why trajectories are too old, by id.

@@ -98,8 +98,8 @@ class Journal:
             except (OSError, JournalError):
                 self.close()
                 raise
-        except OSError as refused:
-            raise JournalError(f"{folder}: the journal cannot be opened: {refused}") from refused
+        except OSError as failure:
+            raise JournalError(f"{folder}: the journal cannot be opened: {failure}") from failure
 
     @property
     def position(self) -> int:
@@ -279,8 +279,10 @@ class Journal:
             offset += _RECORD.size
             try:
                 header = TrajectoryFinished.model_validate_json(frame[offset : offset + header_bytes])
-            except ValidationError as other:
-                raise JournalError(f"{segment}: no trajectory at byte {start + offset}: {other}") from other
+            except ValidationError as invalid:
+                raise JournalError(
+                    f"{segment}: no trajectory at byte {start + offset}: {invalid}"
+                ) from invalid
             self._locations.append(_Location(segment, start + offset, header_bytes, array_bytes))
             self._known[header.trajectory_id.bytes] = None
             offset += header_bytes + array_bytes
@@ -396,7 +398,7 @@ def _append_synced(path: Path, data: bytes) -> None:
 def _first_number(segment: Path) -> int:
     try:
         return int(segment.name.removesuffix(_SUFFIX))
-    except ValueError as other:
+    except ValueError as invalid:
         raise JournalError(
             f"{segment}: expected a segment named by the number of its first trajectory"
-        ) from other
+        ) from invalid

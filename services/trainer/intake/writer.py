@@ -56,9 +56,9 @@ class JournalWriter:
                     )
                     recent = [one for one in trajectories if one.trajectory_id not in stale]
                     new = await asyncio.to_thread(self._journal.append, recent)
-            except OSError as refused:
+            except OSError as failure:
                 DISK_FAILURES.labels("journal").inc()
-                if not await wait_to_retry("journal_write_failed", refused, self._lifecycle):
+                if not await wait_to_retry("journal_write_failed", failure, self._lifecycle):
                     return None
             else:
                 DUPLICATES.inc(len(recent) - len(new))

@@ -269,10 +269,10 @@ def as_metrics(statistics: UpdateStatistics) -> dict[str, float]:
 def _load(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
     try:
         network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    except RuntimeError as other:
+    except RuntimeError as invalid:
         raise CheckpointError(
-            f"weights do not fit the network: {str(other).splitlines()[-1].strip()}"
-        ) from other
+            f"weights do not fit the network: {str(invalid).splitlines()[-1].strip()}"
+        ) from invalid
 
 
 def _array(tensor: Tensor) -> npt.NDArray[np.generic]:

@@ -146,7 +146,7 @@ class TrainerMetrics:
     def _recording(self) -> Iterator[RunRecord | None]:
         try:
             yield self._record
-        except OSError as refused:
+        except OSError as failure:
             DISK_FAILURES.labels("record").inc()
             lost = self._record.num_lost if self._record else 0
-            log.error("record_write_failed", error=str(refused), rows_lost=lost)  # noqa: TRY400
+            log.error("record_write_failed", error=str(failure), rows_lost=lost)  # noqa: TRY400

@@ -79,8 +79,8 @@ class Publisher:
             with _counting_failures():
                 await asyncio.to_thread(self._write)
                 await asyncio.to_thread(self._collect_garbage)
-        except (OSError, StoreAwayError) as refused:
-            log.error("checkpoint_write_failed", error=str(refused))  # noqa: TRY400  the text says it all
+        except (OSError, StoreAwayError) as failure:
+            log.error("checkpoint_write_failed", error=str(failure))  # noqa: TRY400  the text says it all
 
     async def publish_last(self, *, patience_seconds: float) -> None:
         """Write a version if anything was learned since the last one, and announce the newest.
@@ -106,8 +106,8 @@ class Publisher:
             return
         try:
             announced = await self._bus.newest(CHECKPOINTS)
-        except MessageError as other:
-            log.warning("announcement_unreadable", error=str(other))
+        except MessageError as invalid:
+            log.warning("announcement_unreadable", error=str(invalid))
             announced = None
         if announced is not None and announced.version == manifest.version:
             return
