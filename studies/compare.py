@@ -201,13 +201,13 @@ class CompareRecord:
         return run
 
 
-def _differences(recorded: JsonValue, asked: JsonValue, name: str = "") -> Iterator[str]:
+def _differences(recorded: JsonValue, expected: JsonValue, name: str = "") -> Iterator[str]:
     """Describe each difference between two settings by name."""
-    if isinstance(recorded, dict) and isinstance(asked, dict):
-        for key in dict.fromkeys((*recorded, *asked)):
-            yield from _differences(recorded.get(key), asked.get(key), f"{name}.{key}" if name else key)
-    elif recorded != asked:
-        yield f"{name} {recorded}, not {asked}"
+    if isinstance(recorded, dict) and isinstance(expected, dict):
+        for key in dict.fromkeys((*recorded, *expected)):
+            yield from _differences(recorded.get(key), expected.get(key), f"{name}.{key}" if name else key)
+    elif recorded != expected:
+        yield f"{name} {recorded}, not {expected}"
 
 
 def compare(

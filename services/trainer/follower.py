@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class FollowerService:
-    """Follows the leader's orders. Asked to stop, it tells the leader, which then stops all ranks."""
+    """Follows the leader's orders. Asked to stop, it reports that, and the leader stops all ranks."""
 
     def __init__(self, settings: TrainerSettings, lifecycle: Lifecycle, ranks: Ranks) -> None:
         self._settings, self._lifecycle, self._ranks = settings, lifecycle, ranks

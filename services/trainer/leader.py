@@ -1,4 +1,4 @@
-"""The leader's exchange with the other ranks: it journals what they read and stops when one has to stop."""
+"""The leader's exchange with the other ranks: it journals their trajectories, and all ranks stop together."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -46,8 +46,8 @@ class RankExchange:
     async def run(self, tasks: asyncio.TaskGroup) -> None:
         """Exchange until the service stops.
 
-        Appending runs beside the exchange, so that the other ranks are still asked, and do not time out,
-        while the disk rejects writes.
+        Appends run in tasks of their own, so that the exchange goes on, and no rank times out, while the
+        disk rejects writes.
 
         Args:
             tasks: group that the appends run in.

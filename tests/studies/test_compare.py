@@ -133,21 +133,21 @@ def test_a_recorded_run_is_read_back_and_not_repeated(tmp_path: Path, learned: l
     assert list(compare(config, PUCT, again))[:1] == first
     assert [(asked.search.selection, asked.seed) for asked in learned] == [("puct", 0), ("puct", 1)]
     assert {path.name for path in folder.iterdir()} == {"puct-0.json", "puct-1.json"}
-    told = json.loads((folder / "puct-1.json").read_text())
-    assert (told["run"]["way"], told["run"]["seed"], told["run"]["share"]) == ("puct", 1, 0.5)
-    assert told["run"]["reached"] == {"seconds": 120.0, "episodes": 20, "updates": 2}
-    assert (told["run"]["minutes"], told["run"]["shares"]) == ([0.0, 1.0, 2.0], [0.0, 0.3, 0.5])
-    assert (told["settings"]["minutes"], told["settings"]["search"]["selection"]) == (5.0, "puct")
+    saved = json.loads((folder / "puct-1.json").read_text())
+    assert (saved["run"]["way"], saved["run"]["seed"], saved["run"]["share"]) == ("puct", 1, 0.5)
+    assert saved["run"]["reached"] == {"seconds": 120.0, "episodes": 20, "updates": 2}
+    assert (saved["run"]["minutes"], saved["run"]["shares"]) == ([0.0, 1.0, 2.0], [0.0, 0.3, 0.5])
+    assert (saved["settings"]["minutes"], saved["settings"]["search"]["selection"]) == (5.0, "puct")
 
 
 def test_a_run_is_saved_before_the_next_one_begins(tmp_path: Path, learned: list[LearnConfig]) -> None:
     config = LearnConfig()
     record = CompareRecord(tmp_path, config)
     runs = compare(config, [("puct", 0), ("puct", 10), ("puct", 1)], record)
-    told = next(runs)
+    finished = next(runs)
     with pytest.raises(KeyboardInterrupt):
         next(runs)
-    assert CompareRecord(tmp_path, config).runs() == [told]
+    assert CompareRecord(tmp_path, config).runs() == [finished]
     assert [asked.seed for asked in learned] == [0, 10]
 
 

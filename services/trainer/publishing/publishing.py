@@ -174,10 +174,10 @@ class Publisher:
 
     def _require_same_run(self, manifest: Manifest) -> None:
         """Refuse to resume from a version with other model sizes or another data set."""
-        sizes, wanted = model_config(manifest), self._training.config.model
-        if sizes != wanted:
+        sizes, expected = model_config(manifest), self._training.config.model
+        if sizes != expected:
             raise SettingsError(
-                f"{self._store.name}: version {manifest.version} has {sizes}, the settings ask for {wanted}; "
+                f"{self._store.name}: version {manifest.version} has {sizes}, the settings ask for {expected}; "
                 "set the [model] group to the former, or begin in another home and store"
             )
         if manifest.dataset != self._training.dataset:

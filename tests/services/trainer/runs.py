@@ -43,10 +43,10 @@ def new_training(config: TrainingConfig = CONFIG) -> Training:
 
 def advance(training: Training, journal: Sequence[Trajectory], updates: int) -> list[float]:
     """Continue with a journal until some more updates were tried; returns their losses."""
-    made: list[float] = []
-    while len(made) < updates:
+    losses: list[float] = []
+    while len(losses) < updates:
         if training.may_update:
-            made.append(training.update().loss)
+            losses.append(training.update().loss)
         else:
             training.insert(journal[training.position])
-    return made
+    return losses

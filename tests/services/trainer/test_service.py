@@ -264,14 +264,14 @@ async def test_versions_are_published_and_announced_and_old_ones_are_deleted(
 async def test_every_episode_update_and_version_is_recorded(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
-    asked = settings.model_copy(update={"trainer": replace(settings.trainer, tensorboard=True)})
+    with_tensorboard = settings.model_copy(update={"trainer": replace(settings.trainer, tensorboard=True)})
     updates = 6 * STEPS // 16
     for episodes in (6, 8):  # the second run resumes
         await send(bus, dataset[1], range(episodes))
-        async with running(asked) as trainer:
+        async with running(with_tensorboard) as trainer:
             await until(lambda: detail(trainer, "update") == episodes * STEPS // 16)  # noqa: B023
             assert detail(trainer, "replay_age_episodes") == pytest.approx(1.5, abs=1.5)
-    folder = asked.record_root
+    folder = with_tensorboard.record_root
     store = CheckpointStore(settings.checkpoint_root)
     played = [random_trajectory(s, STEPS, start_bar=500, dataset=dataset[1].fingerprint) for s in range(8)]
     with contextlib.closing(duckdb.connect()) as connection:

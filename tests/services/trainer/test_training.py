@@ -58,7 +58,7 @@ STRETCHES = replace(
 )
 
 
-#: A replay that has evicted its first trajectories, and of others all steps but those that the quota keeps.
+#: A small replay: it evicts complete trajectories, and of some it keeps only steps under the quota.
 SMALL = ReplayConfig(capacity_steps=70, trade_quota=0.1, success_capacity=3)
 
 

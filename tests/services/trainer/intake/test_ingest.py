@@ -31,9 +31,9 @@ def entry(number: int, fields: dict[str, bytes]) -> Entry[TrajectoryFinished]:
 
 
 def test_impossible_trajectories_are_unusable_with_a_reason_and_others_are_accepted(
-    made: tuple[Path, Dataset],
+    saved_dataset: tuple[Path, Dataset],
 ) -> None:
-    dataset = made[1]
+    dataset = saved_dataset[1]
     good = random_trajectory(1, start_bar=500, dataset=dataset.fingerprint)
     kinds = list(ABSURD_ARRAYS.values())
     entries = [entry(n, with_changes(good, changes)) for n, (changes, _) in enumerate(kinds)]

@@ -306,9 +306,8 @@ def test_no_drawn_step_reaches_past_its_trajectorys_end(
         steps.bars[:] = 1_000 * position + steps.decisions
         steps.paid[:] = np.where(rng.random(length) < success_odds, 9.0, 0.0)
         steps.lengths[:] = np.minimum(K + 1, length - steps.decisions)
-        for k in range(
-            K + 1
-        ):  # a state's return names its trajectory and decision; past the end there is none
+        # The return identifies trajectory and decision of a state; past the end it is NaN.
+        for k in range(K + 1):
             steps.returns[:, k] = np.where(k < steps.lengths, steps.bars + k, np.nan)
         replay.extend(steps)
     drawn = replay.sample(rng, 40, stretch)
