@@ -177,7 +177,8 @@ class Publisher:
         sizes, expected = model_config(manifest), self._training.config.model
         if sizes != expected:
             raise SettingsError(
-                f"{self._store.name}: version {manifest.version} has {sizes}, the settings ask for {expected}; "
+                f"{self._store.name}: version {manifest.version} has {sizes}, "
+                f"the settings ask for {expected}; "
                 "set the [model] group to the former, or begin in another home and store"
             )
         if manifest.dataset != self._training.dataset:
