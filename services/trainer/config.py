@@ -17,7 +17,7 @@ class ReplayConfig:
     """What the replay keeps and how steps are drawn from it."""
 
     capacity_steps: int = 10_000
-    trade_quota: float = 0.30  # share of the capacity that trade steps keep when newer steps arrive
+    trade_quota: float = 0.30  # share of the capacity that trade steps keep when newer steps come; never all
     success_capacity: int = 1_000
     success_reward_pips: float = 5.0  # a step with a larger reward enters the success memory
     success_share: float = 0.10  # share of a batch drawn from the success memory
@@ -54,8 +54,8 @@ class LearnerConfig:
     learning_rate: float = 0.002
     constant_updates: int = 0  # after this many the learning rate falls as 1/√updates; 0: constant
     weight_decay: float = 1e-5
-    average_decay: float = 0.0  # EMA decay per update of the weights used for acting; 0: no average
-    average_share: float = 0.0  # the EMA covers at least this share of all updates so far
+    average_decay: float = 0.0  # EMA decay per update of the weights used for acting
+    average_share: float = 0.0  # the EMA covers at least this share of all updates; both 0: no EMA
     max_gradient_norm: float = 1.0
     policy_weight: float = 1.0
     value_weight: float = 0.25  # of states and of afterstates
