@@ -15,7 +15,7 @@ from shared.errors import SettingsError
 from shared.market.synthetic import Market
 
 if TYPE_CHECKING:  # these import torch, pandas and Redis, so each command imports only its own study
-    from studies.compare import CompareRecord, Learned, Range, WaySummary
+    from studies.compare import CompareRecord, Range, RunResult, WaySummary
     from studies.learn import LearnConfig, LearnReport
     from studies.scores import Estimate
 
@@ -249,7 +249,7 @@ def _learn_ways(
     config: "LearnConfig",
     left: Sequence[tuple[str, int]],
     record: "CompareRecord | None",
-    runs: "list[Learned]",
+    runs: "list[RunResult]",
     picture: Path,
 ) -> None:
     """Do the remaining runs; after each one, print it and redraw the picture of all runs."""

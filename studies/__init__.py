@@ -1,1 +1,1 @@
-"""Whether the agent learns, what it could reach at best, and what each setting is worth."""
+"""Studies of learning: whether the agent learns, how much is possible, and how each setting contributes."""

@@ -1,11 +1,11 @@
-"""What a way of learning is worth: the same market learned in several ways, by several seeds.
+"""Compares ways of learning: ablations of the settings, each run on the same market with several seeds.
 
-Every run is one of `studies.learn`; runs differ from each other in what their name says and in the seed
-of market, weights and everything drawn. A run has learned when it first earns a given part of what the best
-policy earns in the curve's validation sessions.
+Every run is one of `studies.learn`. Runs differ in one way's settings and in the seed, which determines
+market, weights and all random draws. A run has learned when it first earns `LEARNED_SHARE` of the best
+policy's pips in the curve's validation sessions.
 
-Runs take minutes each, so each is kept in a folder as soon as it is done. Whoever calls again with the same
-folder goes on with those that are missing; several processes may share one folder.
+A run takes minutes, so each one is saved to a folder as soon as it is finished. A second call with the same
+folder makes only the missing runs. Several processes may share a folder.
 """
 
 import json
@@ -24,20 +24,19 @@ from shared.errors import DataError, ServiceError, SettingsError
 from shared.search.config import Selection
 from studies.learn import LearnConfig, LearnReport, Spent, learn
 
-#: Changes one thing in a run.
+#: Changes the settings of a run.
 Change = Callable[[LearnConfig], LearnConfig]
 
-#: Part of the best policy's pips at which a run counts as having learned: 0.8 of what imitation comes to.
+#: Share of the best policy's pips at which a run has learned: 0.8 of the imitation's share.
 LEARNED_SHARE = 0.44
 
 
 def _with(group: str, **fields: object) -> Change:
-    """Other numbers in one group of settings."""
+    """A change of some numbers in one group of settings."""
     return lambda config: replace(config, **{group: replace(getattr(config, group), **fields)})
 
 
-#: The ways that docs/learning.md compares, the first one being the others' yardstick. Those that leave
-#: something out are meant for `config/tuned.toml`.
+#: The ways that docs/learning.md compares; the first is the baseline. Ablations refer to `config/tuned.toml`.
 WAYS: dict[str, Change] = {
     "as given": lambda config: config,
     "puct": _with("search", selection=Selection.PUCT),
@@ -59,10 +58,10 @@ WAYS: dict[str, Change] = {
 
 
 def plan(ways: Iterable[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """Way and seed of every run, in the order in which they are made: one seed by all ways, then the next.
+    """List way and seed of every run in order: all ways with one seed, then all with the next.
 
     Raises:
-        SettingsError: a way is not known.
+        SettingsError: a way is unknown.
     """
     ways = tuple(dict.fromkeys(ways))
     for way in ways:
@@ -72,25 +71,25 @@ def plan(ways: Iterable[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def configured(config: LearnConfig, way: str, seed: int) -> LearnConfig:
-    """The settings of one run."""
+    """Settings of one run."""
     return replace(WAYS[way](config), seed=seed)
 
 
 @dataclass(frozen=True)
-class Learned:
-    """One run's way to its goal; what diverged has no curve and no share."""
+class RunResult:
+    """Result of one run; a run that diverged has no curve and no share."""
 
     way: str
     seed: int
     minutes: tuple[float, ...]  # of each evaluation
     shares: tuple[float, ...]  # of the best policy's pips, in the same validation sessions
-    reached: Spent | None  # when the share was first enough; None: never
+    reached: Spent | None  # cost when the share first reached `LEARNED_SHARE`; None: never
     share: float | None  # of the best policy's pips in the test sessions, at the end
-    failure: str | None = None  # why the run came to no end
+    failure: str | None = None  # why the run did not finish
 
     @classmethod
-    def of(cls, way: str, report: LearnReport) -> "Learned":
-        """What a run's report says of it."""
+    def of(cls, way: str, report: LearnReport) -> "RunResult":
+        """Extract the result from a run's report."""
         shares = [float(point.agent.pips.mean() / point.best.pips.mean()) for point in report.curve]
         spent = [point.spent for point in report.curve]
         reached = (then for then, share in zip(spent, shares, strict=True) if share >= LEARNED_SHARE)
@@ -105,7 +104,7 @@ class Learned:
         )
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Format the result as one line."""
         name = f"{self.way}, seed {self.seed}"
         if self.failure is not None:
             return f"{name}: {self.failure}"
@@ -120,80 +119,80 @@ class Learned:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the file of a run holds."""
+    """Contents of a run's file."""
 
-    run: Learned
-    settings: dict[str, JsonValue]  # with which it was made, those that its way changes included
+    run: RunResult
+    settings: dict[str, JsonValue]  # all settings of the run, including those that its way changes
 
 
 _RECORDED = TypeAdapter(Recorded)
 
 
 class CompareRecord:
-    """A folder with a JSON file for every run, all of them made with the same settings."""
+    """A folder with a JSON file for every run, all with the same base settings."""
 
     def __init__(self, folder: Path, config: LearnConfig) -> None:
-        """A record that is there, or that `begin` makes.
+        """Refer to a record that exists, or that `begin` creates.
 
         Args:
             folder: of the record.
-            config: of every run, but for its way and seed.
+            config: of every run, except for its way and seed.
         """
         self._folder, self._config = folder, config
 
     def begin(self) -> None:
-        """Make the folder where it is not there.
+        """Create the folder if it does not exist.
 
         Raises:
-            DataError: it cannot be made.
+            DataError: the folder cannot be created.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as refused:
-            raise DataError(f"{self._folder}: no folder for a record: {refused.strerror}") from refused
+        except OSError as failure:
+            raise DataError(f"{self._folder}: cannot hold a record: {failure.strerror}") from failure
 
-    def runs(self) -> list[Learned]:
-        """Every run that is kept.
+    def runs(self) -> list[RunResult]:
+        """Read every saved run.
 
         Raises:
-            DataError: a file is damaged, or named as another run's.
+            DataError: a file is damaged, or has another run's name.
             SettingsError: a run was made with other settings.
         """
         return [self._read(path) for path in sorted(self._folder.glob("*.json"))]
 
-    def find(self, way: str, seed: int) -> Learned | None:
-        """A run, where it is kept; raises as `runs` does."""
+    def find(self, way: str, seed: int) -> RunResult | None:
+        """Read one run if it was saved; raises the same errors as `runs`."""
         path = self._path(way, seed)
         return self._read(path) if path.exists() else None
 
-    def keep(self, run: Learned) -> None:
-        """Put a run on the disk.
+    def keep(self, run: RunResult) -> None:
+        """Save a run.
 
         Raises:
-            DataError: the disk refuses.
+            DataError: the file cannot be written.
         """
         path = self._path(run.way, run.seed)
         document = to_jsonable_python(Recorded(run, self._settings(run)))
         try:
             write_whole(path, json.dumps(document, indent=1).encode())
-        except OSError as refused:
-            raise DataError(f"{path}: the run cannot be kept: {refused.strerror}") from refused
+        except OSError as failure:
+            raise DataError(f"{path}: the run cannot be saved: {failure.strerror}") from failure
 
     def _path(self, way: str, seed: int) -> Path:
         return self._folder / f"{re.sub('[^a-z0-9]+', '-', way)}-{seed}.json"
 
-    def _settings(self, run: Learned) -> dict[str, JsonValue]:
+    def _settings(self, run: RunResult) -> dict[str, JsonValue]:
         settings: dict[str, JsonValue] = to_jsonable_python(configured(self._config, run.way, run.seed))
         return settings
 
-    def _read(self, path: Path) -> Learned:
+    def _read(self, path: Path) -> RunResult:
         try:
             recorded = _RECORDED.validate_json(path.read_bytes())
         except (OSError, ValidationError) as damaged:
-            raise DataError(f"{path}: no run of `./run compare`, remove it: {damaged}") from damaged
+            raise DataError(f"{path}: not a run of `./run compare`, remove it: {damaged}") from damaged
         run = recorded.run
         if run.way not in WAYS or path != self._path(run.way, run.seed):
-            raise DataError(f"{path}: holds the run of {run.way!r} by seed {run.seed}: remove or rename it")
+            raise DataError(f"{path}: holds the run of {run.way!r} with seed {run.seed}: remove or rename it")
         if others := list(_differences(recorded.settings, self._settings(run))):
             raise SettingsError(
                 f"{path}: made with other settings: {'; '.join(others)}; expected those of the record, "
@@ -202,26 +201,24 @@ class CompareRecord:
         return run
 
 
-def _differences(recorded: JsonValue, asked: JsonValue, name: str = "") -> Iterator[str]:
-    """What two settings differ in, by name."""
-    if isinstance(recorded, dict) and isinstance(asked, dict):
-        for key in dict.fromkeys((*recorded, *asked)):
-            yield from _differences(recorded.get(key), asked.get(key), f"{name}.{key}" if name else key)
-    elif recorded != asked:
-        yield f"{name} {recorded}, not {asked}"
+def _differences(recorded: JsonValue, expected: JsonValue, name: str = "") -> Iterator[str]:
+    """Describe each difference between two settings by name."""
+    if isinstance(recorded, dict) and isinstance(expected, dict):
+        for key in dict.fromkeys((*recorded, *expected)):
+            yield from _differences(recorded.get(key), expected.get(key), f"{name}.{key}" if name else key)
+    elif recorded != expected:
+        yield f"{name} {recorded}, not {expected}"
 
 
 def compare(
     config: LearnConfig, runs: Iterable[tuple[str, int]], record: CompareRecord | None = None
-) -> Iterator[Learned]:
-    """Learn once for every way and seed; each run when it is done.
-
-    A run that diverges is told, and the next one begun.
+) -> Iterator[RunResult]:
+    """Make the run of every way and seed; yield each as soon as it is finished, also if it diverged.
 
     Args:
-        config: of every run, but for its way and seed.
+        config: of every run, except for its way and seed.
         runs: ways and seeds, from `plan`.
-        record: keeps every run; what another process has put there by now is not repeated.
+        record: saves every run; a run that another process has saved meanwhile is read from it.
     Raises:
         DataError: the record cannot be read or written.
     """
@@ -236,16 +233,16 @@ def compare(
         yield run
 
 
-def _learn(config: LearnConfig, way: str, seed: int) -> Learned:
+def _learn(config: LearnConfig, way: str, seed: int) -> RunResult:
     try:
-        return Learned.of(way, learn(configured(config, way, seed)))
+        return RunResult.of(way, learn(configured(config, way, seed)))
     except ServiceError as diverged:
-        return Learned(way, seed, (), (), None, None, failure=str(diverged))
+        return RunResult(way, seed, (), (), None, None, failure=str(diverged))
 
 
 @dataclass(frozen=True)
 class Range:
-    """What seeds come to together, and the least and the most of them."""
+    """A summary value over seeds, with the smallest and the largest value of a seed."""
 
     value: float
     low: float
@@ -254,7 +251,7 @@ class Range:
 
 @dataclass(frozen=True)
 class WaySummary:
-    """One way over its seeds. A run that never reached the goal took infinitely long."""
+    """One way summarised over its seeds; a run that never reached the goal counts as infinitely long."""
 
     way: str
     num_runs: int
@@ -262,18 +259,18 @@ class WaySummary:
     num_failed: int
     median_minutes: Range  # until the goal
     median_episodes: Range
-    mean_share: Range | None  # at the end; None: all diverged
+    mean_share: Range | None  # at the end; None: all runs diverged
 
 
-def summaries(runs: Sequence[Learned]) -> list[WaySummary]:
-    """Each way over its seeds."""
+def summaries(runs: Sequence[RunResult]) -> list[WaySummary]:
+    """Summarise each way over its seeds."""
     return [
         _summary(way, [run for run in runs if run.way == way])
         for way in dict.fromkeys(run.way for run in runs)
     ]
 
 
-def _summary(way: str, runs: Sequence[Learned]) -> WaySummary:
+def _summary(way: str, runs: Sequence[RunResult]) -> WaySummary:
     never = float("inf")
     minutes = [run.reached.seconds / 60.0 if run.reached else never for run in runs]
     episodes = [float(run.reached.episodes) if run.reached else never for run in runs]

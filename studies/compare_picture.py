@@ -1,4 +1,4 @@
-"""The learning curves of `./run compare` as a picture."""
+"""Draws the learning curves of `./run compare`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,17 +8,17 @@ import numpy as np
 
 from shared.adapters.picture import blank_figure, require_drawable, write_png
 from shared.numeric import Float64
-from studies.compare import LEARNED_SHARE, Learned
+from studies.compare import LEARNED_SHARE, RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: As many as there are ways.
+#: One for each way in `WAYS`.
 _COLOURS = (*(f"C{number}" for number in range(10)), "#1f2933")
 
 
-def draw_comparison(runs: Sequence[Learned], path: Path) -> None:
-    """Write a PNG: each way's mean share over the minutes, and every run of it.
+def draw_comparison(runs: Sequence[RunResult], path: Path) -> None:
+    """Write a PNG with each way's mean share over the minutes and with every single run.
 
     Raises:
         ServiceError: matplotlib is not installed.
@@ -30,7 +30,7 @@ def draw_comparison(runs: Sequence[Learned], path: Path) -> None:
     write_png(figure, path)
 
 
-def _draw(axes: "Axes", runs: Sequence[Learned]) -> None:
+def _draw(axes: "Axes", runs: Sequence[RunResult]) -> None:
     for number, way in enumerate(dict.fromkeys(run.way for run in runs)):
         color = _COLOURS[number % len(_COLOURS)]
         mine = [run for run in runs if run.way == way]
@@ -47,8 +47,8 @@ def _draw(axes: "Axes", runs: Sequence[Learned]) -> None:
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _mean_curve(runs: Sequence[Learned]) -> tuple[Float64, Float64]:
-    """Minutes, as far as every run went, and the runs' mean share at each of them."""
+def _mean_curve(runs: Sequence[RunResult]) -> tuple[Float64, Float64]:
+    """Minutes up to the end of the shortest run, and the runs' mean share at each of them."""
     if not runs:
         return np.zeros(0), np.zeros(0)
     grid = np.linspace(0.0, min(run.minutes[-1] for run in runs), 60)

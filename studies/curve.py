@@ -1,4 +1,4 @@
-"""The learning curve of a run as a picture."""
+"""Draws the learning curve of a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ _INK, _MUTED, _GRID, _BLUE = "#1f2933", "#7b8794", "#e4e7eb", "#2563eb"
 
 
 def draw_curve(report: LearnReport, path: Path) -> None:
-    """Write a PNG: what the agent earned a session, over the minutes that it had learned.
+    """Write a PNG with the agent's earnings per session over the minutes of learning.
 
     Raises:
         ServiceError: matplotlib is not installed.
@@ -54,7 +54,7 @@ def _draw(axes: "Axes", report: LearnReport) -> None:
         levels["imitation"] = _earned(report, report.imitation.validation)
     for (name, level), style in zip(levels.items(), ("-", "--", "-."), strict=False):
         axes.axhline(level.value, color=_INK, linestyle=style, linewidth=1.0, label=name)
-    # Playing at random loses ten times what can be earned: told in words, or it would flatten all else.
+    # Random play loses ten times what can be earned. A line for it would flatten the curve, so it is a label.
     random = _earned(report, report.players["random"]).value
     axes.plot([], [], " ", label=f"random {random:,.0f}")
     axes.set_title(
@@ -74,6 +74,6 @@ def _draw(axes: "Axes", report: LearnReport) -> None:
 
 
 def _earned(report: LearnReport, scores: Scores) -> Estimate:
-    """What is to be made large: the sum of rewards, which are net pips under `pnl`."""
+    """The quantity that is maximised: the sum of rewards, or net pips under `pnl`."""
     values: Float64 = scores.pips if report.config.environment.reward is RewardScheme.PNL else scores.reward
     return mean(values)

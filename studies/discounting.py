@@ -1,7 +1,7 @@
-"""What discounting asks for: the best policy under a discount, judged as sessions are, by plain sums.
+"""The effect of discounting: the best policy under a discount, evaluated by undiscounted sums.
 
-The market is `ou` and the deviation from its mean known. A trade is paid at its close, no end of the session
-is in view, and rewards to come are discounted bar by bar. The lattice is that of `studies.optimum`.
+The market is `ou`, and the policy knows the deviation from the mean. Reward is paid when a trade closes, the
+horizon is infinite, and future rewards are discounted per bar. The lattice is that of `studies.optimum`.
 """
 
 from collections.abc import Sequence
@@ -19,39 +19,39 @@ from shared.numeric import Bool, Int8, Int64
 from studies.optimum import chain_of, states_on_chain
 from studies.scores import Rule, score_rule
 
-#: A discount is a setting, and test sessions choose none.
+#: The discount is a setting, and settings are not chosen by test sessions.
 SPLITS = (Split.TRAIN, Split.VALIDATION)
 
-#: Values that change by less are taken for settled.
-SETTLED_PIPS = 1e-5
+#: Value iteration stops when no value changes by more than this.
+TOLERANCE_PIPS = 1e-5
 
 
 @dataclass(frozen=True)
 class DiscountedPolicy:
-    """On a lattice of K deviations, lowest first; a short position is a long one with all signs turned."""
+    """A policy on a lattice of K deviations, lowest first; short positions mirror long ones."""
 
-    enters: Bool  # [K] long, when flat
-    closes: Bool  # [K, K] a long position, by the deviation and that at its entry
+    enters: Bool  # [K] True where it buys when flat
+    closes: Bool  # [K, K] True where it closes a long position, by present deviation and that at entry
 
     @property
     def entry_pips(self) -> int:
-        """Least deviation from the mean at which it enters; 0 when it never does."""
+        """Smallest deviation from the mean at which it enters; 0 if it never does."""
         entered = np.flatnonzero(self.enters) - len(self.enters) // 2
         return -int(entered.max()) if len(entered) else 0
 
 
 @dataclass(frozen=True)
 class Discounted:
-    """What the best policy under a discount does in sessions that are judged undiscounted."""
+    """Undiscounted results of the best policy under a discount."""
 
     discount: float
     entry_pips: int
-    pips: float  # net, of a mean session
-    trades: float
+    pips: float  # net, mean of a session
+    trades: float  # mean of a session
 
 
 def best_under(discount: float, round_trip_pips: float) -> DiscountedPolicy:
-    """Value iteration until nothing changes.
+    """Find the policy by value iteration.
 
     F(d) = max(γ E F(d'), γ E L(d', d)) when flat, and the same short; of a long position entered at e,
     L(d, e) = max(d - e - c + γ E F(d'), γ E L(d', e)), c the cost of a round trip.
@@ -68,7 +68,7 @@ def best_under(discount: float, round_trip_pips: float) -> DiscountedPolicy:
     deviation = (np.arange(size) - size // 2) * chain.step_pips
     gain = deviation[:, None] - deviation[None, :] - round_trip_pips
     flat, held, change = np.zeros(size), np.zeros((size, size)), np.inf
-    while change > SETTLED_PIPS:
+    while change > TOLERANCE_PIPS:
         waiting, holding = discount * following @ flat, discount * following @ held
         closing = gain + waiting[:, None]
         long = holding.diagonal()
@@ -76,11 +76,11 @@ def best_under(discount: float, round_trip_pips: float) -> DiscountedPolicy:
         new_held = np.maximum(closing, holding)
         change = max(np.abs(new_flat - flat).max(), np.abs(new_held - held).max())
         flat, held = new_flat, new_held
-    return DiscountedPolicy(long > waiting + SETTLED_PIPS, closing > holding)
+    return DiscountedPolicy(long > waiting + TOLERANCE_PIPS, closing > holding)
 
 
 def rule_of(policy: DiscountedPolicy, states: Int64, round_trip_pips: float) -> Rule:
-    """The policy as a rule for lanes, given the lattice's deviation of every bar, `[T]`."""
+    """Make a rule from the policy and the lattice's deviation of every bar, `[T]`."""
     highest = len(policy.enters) - 1
 
     def rule(lanes: Lanes) -> Int8:
@@ -102,7 +102,7 @@ def rule_of(policy: DiscountedPolicy, states: Int64, round_trip_pips: float) -> 
 
 
 def judge_discounts(discounts: Sequence[float], *, num_bars: int, seed: int) -> list[Discounted]:
-    """Play each discount's best policy in the same sessions, those of training and validation.
+    """Play each discount's best policy in the same training and validation sessions.
 
     Args:
         discounts: γ per bar, below 1.
@@ -114,11 +114,11 @@ def judge_discounts(discounts: Sequence[float], *, num_bars: int, seed: int) -> 
     dataset = build_dataset(synthetic.bars, f"synthetic ou, seed {seed}")
     starts = np.concatenate([dataset.sessions.non_overlapping(split) for split in SPLITS])
     prices, states = Prices.of(dataset.bars), states_on_chain(law, synthetic.state)
-    told = []
+    results = []
     for discount in discounts:
         policy = best_under(discount, environment.round_trip_pips)
         scores = score_rule(rule_of(policy, states, environment.round_trip_pips), prices, starts, environment)
-        told.append(
+        results.append(
             Discounted(discount, policy.entry_pips, float(scores.pips.mean()), float(scores.trades.mean()))
         )
-    return told
+    return results

@@ -1,9 +1,9 @@
-"""How often the gates let luck pass, and how often a real edge.
+"""How often the validator's gates pass versions by luck, and how often versions with a real edge.
 
-Whole runs of versions without any edge are drawn as daily results and judged in order by the validator's
-own functions: `summarise`, `evidence` and `judge`, each version knowing those before it. Only what cannot
-matter is left out: a version whose p-value fails even as the first of its run is not judged further, and
-Monte Carlo runs are few.
+Runs of versions without any edge are drawn as daily results. The validator's own functions (`summarise`,
+`evidence` and `judge`) judge them in order, each with knowledge of the versions before it. Two shortcuts
+do not change verdicts: a version whose p-value fails even as the first of its run is not judged further,
+and Monte Carlo runs are few.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,50 +21,50 @@ from shared.metrics.sizing import SizingConfig
 from shared.metrics.summary import MetricsConfig, Summary, summarise
 from shared.numeric import Float64
 
-#: Versions of a run, and the trading days on which each is judged: enough for both gates.
+#: Versions in a run, and trading days by which each is judged; enough for both gates.
 NUM_VERSIONS = 200
 NUM_DAYS = 500
 
-#: Years that the data set spans, as far as the live gate is concerned.
+#: Years of the data set, as given to the live gate.
 DATA_YEARS = 4.0
 
-#: Pips by which a day's result spreads: 0.16 % of the account.
+#: Standard deviation of a day's result: 0.16 % of the account.
 DAY_PIPS = 16.0
 
-#: As the validator judges, with less effort where the outcome of a gate does not depend on it.
+#: The validator's metrics, with fewer runs where no gate depends on them.
 METRICS = MetricsConfig(
     interval_runs=50,
     monte_carlo=MonteCarloConfig(runs=1),
     sizing=SizingConfig(horizon_days=252, curves=100, repeats=1),
 )
 
-#: Daily results `[D, V]` of versions, drawn for a run.
+#: Draws the daily results `[D, V]` of a run's versions.
 Draw = Callable[[np.random.Generator, int, int], Float64]
 
 
 @dataclass(frozen=True)
 class Population:
-    """Versions without an edge."""
+    """A kind of versions without an edge."""
 
     name: str
     draw: Draw
-    trades_a_day: int = 4  # 1: every day with a result is one trade
+    trades_a_day: int = 4  # 1: every day with a non-zero result is one trade
 
 
 def independent(rng: np.random.Generator, num_days: int, num_versions: int) -> Float64:
-    """Every version has luck of its own."""
+    """Versions are independent."""
     return rng.normal(0.0, DAY_PIPS, (num_days, num_versions))
 
 
 def correlated(rng: np.random.Generator, num_days: int, num_versions: int) -> Float64:
-    """Versions share nine tenths of their luck, as those of one run do."""
+    """Versions share nine tenths of their variance, as versions of one run do."""
     shared = rng.normal(0.0, DAY_PIPS, (num_days, 1))
     daily: Float64 = np.sqrt(0.9) * shared + np.sqrt(0.1) * independent(rng, num_days, num_versions)
     return daily
 
 
 def few_trades(rng: np.random.Generator, num_days: int, num_versions: int) -> Float64:
-    """Each version trades on 10 to 150 of the days, once, with fat tails."""
+    """Each version trades once a day on 10 to 150 of the days, with fat tails."""
     chance = rng.uniform(10, 150, num_versions) / num_days
     pips = rng.standard_t(3, (num_days, num_versions)) * DAY_PIPS
     return np.where(rng.random((num_days, num_versions)) < chance, pips, 0.0)
@@ -95,7 +95,7 @@ POPULATIONS = (
 
 @dataclass(frozen=True)
 class LuckRow:
-    """What runs of versions without an edge came to."""
+    """Results of runs of versions without an edge."""
 
     population: str
     num_runs: int
@@ -107,17 +107,17 @@ class LuckRow:
 
 @dataclass(frozen=True)
 class Edge:
-    """An honest version, and what was judged before it."""
+    """A version with a real edge, and the versions that were judged before it."""
 
     sharpe: float  # true, annual
     num_days: int
-    trades_a_day: float  # fewer than one: so often a day
+    trades_a_day: float  # below 1: probability of one trade on a day
     before: Population | None
     num_before: int
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """Name in tables."""
         before = f"{self.num_before} {self.before.name}" if self.before else "no version"
         trades = f"{self.trades_a_day:g} trades a day"
         return f"Sharpe {self.sharpe:g}, {self.num_days} days, {trades}, after {before}"
@@ -144,22 +144,22 @@ EDGES = (
 
 @dataclass(frozen=True)
 class PowerRow:
-    """How often an honest edge passed."""
+    """How often a version with a real edge passed, as shares of the runs."""
 
     edge: str
     num_runs: int
-    deflated_sharpe: float  # share of runs in which it reached the live gate's limit
+    deflated_sharpe: float  # runs in which it reached the live gate's limit
     paper: float
     live: float
 
 
 def bench_luck(*, runs: int = 100, seed: int = 0) -> list[LuckRow]:
-    """Runs of versions without an edge, of every kind."""
-    return [luck_of(population, runs=runs, seed=seed + place) for place, population in enumerate(POPULATIONS)]
+    """Judge runs of every kind of versions without an edge."""
+    return [luck_of(kind, runs=runs, seed=seed + number) for number, kind in enumerate(POPULATIONS)]
 
 
 def luck_of(population: Population, *, runs: int, seed: int, num_versions: int = NUM_VERSIONS) -> LuckRow:
-    """Judge whole runs of one kind of versions."""
+    """Judge runs of one kind of versions."""
     rng = np.random.default_rng(seed)
     paper_runs = live_runs = versions = 0
     for _ in range(runs):
@@ -174,7 +174,7 @@ def luck_of(population: Population, *, runs: int, seed: int, num_versions: int =
 def judged_in_order(
     daily: Float64, trades_a_day: int, rng: np.random.Generator
 ) -> Iterator[tuple[int, Verdict]]:
-    """The versions of a run that could pass, each with its verdict; best is the one that passed last."""
+    """The versions of a run that could pass, each with its verdict; the incumbent is the last that passed."""
     rules = simple_rules(len(daily), rng)
     incumbent: Incumbent | None = None
     for version in np.flatnonzero([could_pass(column) for column in daily.T]):
@@ -186,10 +186,10 @@ def judged_in_order(
 
 
 def could_pass(daily: Float64) -> bool:
-    """Whether days pass on paper as the first version of a run; a later one has a smaller share of the error.
+    """True if the days pass the paper gate's p-value as a run's first version, which has the highest limit.
 
-    A profit within one standard error has a p-value of at least 1/20 (Oleszkiewicz 1996), which is quickly
-    seen.
+    A profit within one standard error has a p-value of at least 1/20 (Oleszkiewicz 1996); this cheap test
+    comes first.
     """
     if daily.sum() <= np.sqrt(daily @ daily):
         return False
@@ -198,7 +198,7 @@ def could_pass(daily: Float64) -> bool:
 
 
 def simple_rules(num_days: int, rng: np.random.Generator) -> dict[str, Float64]:
-    """Daily results of the validator's baselines on a market without a drift."""
+    """Daily results of the validator's baselines on a market without drift."""
     return {
         "flat": np.zeros(num_days),
         "random": rng.normal(-10.0 * DAY_PIPS, 3.0 * DAY_PIPS, num_days),
@@ -215,14 +215,14 @@ def judge_version(
     incumbent: Incumbent | None,
     gate: GateConfig | None = None,
 ) -> tuple[Summary, Verdict]:
-    """Judge trades and days as the validator does."""
+    """Judge a version's trades and days as the validator does."""
     summary = summarise(pips, np.cumsum(daily), daily, METRICS, others=others)
     rivals = tuple(rival_of(name, daily, rule) for name, rule in rules.items())
     return summary, judge(evidence(summary, rivals, DATA_YEARS), incumbent, gate or GateConfig())
 
 
 def trades_of(daily: Float64, trades_a_day: int, rng: np.random.Generator) -> Float64:
-    """Trades that add up to the days' results: normal ones, given their sum."""
+    """Trades that add up to the days' results: normal variables, conditional on their sum."""
     active: Float64 = daily[daily != 0.0]
     if trades_a_day == 1:
         return active
@@ -232,12 +232,12 @@ def trades_of(daily: Float64, trades_a_day: int, rng: np.random.Generator) -> Fl
 
 
 def bench_power(*, runs: int = 100, seed: int = 0) -> list[PowerRow]:
-    """Honest edges, judged after versions without one."""
-    return [power_of(edge, runs=runs, seed=seed + place) for place, edge in enumerate(EDGES)]
+    """Judge versions with a real edge after versions without one."""
+    return [power_of(edge, runs=runs, seed=seed + number) for number, edge in enumerate(EDGES)]
 
 
 def power_of(edge: Edge, *, runs: int, seed: int) -> PowerRow:
-    """How often one edge passes."""
+    """Count how often one edge passes."""
     rng = np.random.default_rng(seed)
     deflated = paper = live = 0
     for _ in range(runs):
@@ -256,11 +256,11 @@ def power_of(edge: Edge, *, runs: int, seed: int) -> PowerRow:
 
 
 def edge_daily(edge: Edge, rng: np.random.Generator) -> Float64:
-    """Days of a version with that true Sharpe ratio, all of it in the days on which it trades."""
+    """Daily results with the edge's Sharpe ratio; days without a trade are 0."""
     ratio = edge.sharpe / np.sqrt(DAYS_PER_YEAR)
     if edge.trades_a_day >= 1:
         return rng.normal(ratio * DAY_PIPS, DAY_PIPS, edge.num_days)
-    share = edge.trades_a_day  # ratio² = share m² / (1 + m² (1 - share)), m the ratio of one trade
+    share = edge.trades_a_day  # ratio² = share m² / (1 + m² (1 - share)), where m is the ratio of one trade
     of_a_trade = ratio / np.sqrt(share - ratio**2 * (1.0 - share))
     traded = rng.random(edge.num_days) < share
     daily: Float64 = np.where(traded, rng.normal(of_a_trade * DAY_PIPS, DAY_PIPS, edge.num_days), 0.0)
@@ -269,13 +269,13 @@ def edge_daily(edge: Edge, rng: np.random.Generator) -> Float64:
 
 @dataclass(frozen=True)
 class GateReport:
-    """Both halves."""
+    """Rates of passing by luck and with an edge."""
 
     luck: list[LuckRow]
     power: list[PowerRow]
 
 
 def simulate_gates(*, runs: int = 100, seed: int = 0) -> GateReport:
-    """How often luck passes, and how often an edge; on one thread, since kernels are short."""
+    """Simulate both kinds of runs; on one thread, because the kernels are short."""
     numba.set_num_threads(1)
     return GateReport(bench_luck(runs=runs, seed=seed), bench_power(runs=runs, seed=seed))

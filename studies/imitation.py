@@ -1,16 +1,18 @@
-"""How much of the best policy can observation and network express? Trained by plain supervision on it.
+"""Trains the agent's network on the best policy by supervision: how much of it can the network express?
 
-The yardstick beside the best policy: the agent's own network (representation, policy head, value head)
-shown what the best policy does in states of the training sessions, and what it earned from there on. Its
-greedy policy, the most likely legal action and no search, is then played like any other rule.
+This is a second yardstick beside the best policy. The agent's own network (representation, policy head,
+value head) is trained on the best policy's actions in states of the training sessions and on its returns
+from there. The network's greedy policy, the most likely legal action without search, is then played like
+any other rule.
 
-Chance leads a session to its state: it enters either side and leaves, seldom enough that positions last.
-So position and market are independent of each other, and what to do is learned in states too that the best
-policy avoids and a player that sees less gets into. In the best policy's own states flat means "not worth
-entering yet": half of the states from there made a player that trades less and earns less.
+A random player leads each session to its state. It enters either side and closes, seldom enough that
+positions last. So position and market are independent, and the network also learns states that the best
+policy avoids but a player with less information reaches. In the best policy's own states, being flat
+implies "not worth entering yet"; taking half of the states from there made a player that trades and earns
+less.
 
-It is a yardstick and no strict bound: where the observation leaves the best action open, it takes the most
-likely one, which need not be the one that earns most.
+It is no strict bound: where the observation does not determine the best action, it takes the most likely
+one, which need not earn the most.
 """
 
 from collections.abc import Callable
@@ -34,60 +36,60 @@ from shared.model.network import Network, initial_network
 from shared.numeric import Float32, Float64, Int8, Int64
 from studies.scores import Rule
 
-#: How likely chance enters or leaves at a bar.
+#: Probability that the random player enters or closes at a bar.
 CHANGES_A_BAR = 1 / 30
 
-#: Sessions of one draw, each of which gives one state.
+#: Sessions per draw; each gives one state.
 SESSIONS = 4_096
 
 _BATCH, _LEARNING_RATE, _VALUE_WEIGHT, _GRADIENT_NORM = 256, 2e-3, 0.25, 1.0
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """States with what the best policy does and earns from there on; S rows."""
+class LabelledStates:
+    """States labelled with the best policy's action and its return from there; S rows."""
 
-    bars: Int64  # [S] whose close is decided at
+    bars: Int64  # [S] bars at whose close the decision is made
     sides: Int8  # [S] of `Side`
     static: Float32  # [S, 6]
     actions: Int8  # [S] of `Action`
-    returns: Float64  # [S] rewards to the session's end, undiscounted
+    returns: Float64  # [S] pips, undiscounted sum of rewards to the session's end
 
 
 @dataclass(frozen=True)
 class ImitationSpent:
-    """What learning to imitate has cost so far."""
+    """Cost of the imitation so far."""
 
     seconds: float
     updates: int
-    states: int  # drawn from, each drawn once or not at all
+    states: int  # drawn; each is used at most once
 
 
-#: Told what it has come to, after every draw of states.
+#: Called with the cost so far after every draw of states.
 Progress = Callable[[ImitationSpent], None]
 
 
-def draw_lessons(
+def draw_labelled_states(
     rule: Rule,
     prices: Prices,
     starts: Int64,
     environment: EnvironmentConfig,
     rng: np.random.Generator,
     num_sessions: int = SESSIONS,
-) -> Lessons:
-    """Play sessions from random starts, by chance up to some decision, then by the rule; keep that state.
+) -> LabelledStates:
+    """Play sessions at random up to a random decision, label its state, and play on by the rule.
 
     Args:
         rule: the best policy.
         prices: of the market.
         starts: sessions to draw from.
         environment: costs, rewards and the sessions' length.
-        rng: draws starts, decisions and what chance does.
+        rng: draws starts, decisions and random actions.
         num_sessions: S.
     """
     lanes = reset(rng.choice(starts, num_sessions))
     kept_at = rng.integers(environment.session_bars, size=num_sessions)
-    lessons = Lessons(
+    drawn = LabelledStates(
         bars=lanes.bar + kept_at,
         sides=np.empty(num_sessions, np.int8),
         static=np.empty((num_sessions, NUM_STATIC), np.float32),
@@ -97,13 +99,13 @@ def draw_lessons(
     for decision in range(environment.session_bars):
         best = rule(lanes)
         kept = np.flatnonzero(kept_at == decision)
-        lessons.sides[kept], lessons.actions[kept] = lanes.side[kept], best[kept]
-        lessons.static[kept] = lanes.static()[kept]
+        drawn.sides[kept], drawn.actions[kept] = lanes.side[kept], best[kept]
+        drawn.static[kept] = lanes.static()[kept]
         follows = decision >= kept_at
-        transition = step(lanes, np.where(follows, best, _by_chance(lanes, rng)), prices, environment)
+        transition = step(lanes, np.where(follows, best, _random_actions(lanes, rng)), prices, environment)
         lanes = transition.lanes
-        lessons.returns[:] += np.where(follows, transition.reward, 0.0)
-    return lessons
+        drawn.returns[:] += np.where(follows, transition.reward, 0.0)
+    return drawn
 
 
 def learn_to_imitate(
@@ -118,7 +120,7 @@ def learn_to_imitate(
     clock: Callable[[], float],
     progress: Progress | None = None,
 ) -> tuple[Agent, ImitationSpent]:
-    """Train a fresh network on the best policy; the learning rate falls to zero over the minutes.
+    """Train a new network on the best policy; the learning rate falls linearly to zero.
 
     Args:
         rule: the best policy.
@@ -126,15 +128,15 @@ def learn_to_imitate(
         starts: of the training sessions.
         environment: costs, rewards and the sessions' length.
         model: sizes of the network.
-        minutes: to learn for, more than 0.
+        minutes: duration of training, more than 0.
         seed: of weights, states and dropout.
-        clock: in seconds; what is learned depends on it only through how much fits into the minutes.
-        progress: told after every draw of states.
+        clock: in seconds; it only determines how many updates fit into the minutes.
+        progress: called after every draw of states.
     Raises:
-        SettingsError: the minutes are not more than 0.
+        SettingsError: the minutes are not positive and finite.
     """
     if not 0.0 < minutes < float("inf"):
-        raise SettingsError(f"minutes of imitation are {minutes}, expected more than 0")
+        raise SettingsError(f"imitation minutes are {minutes}, expected more than 0")
     rng = np.random.default_rng(seed)
     network = initial_network(model, seed).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE, fused=True)
@@ -142,11 +144,11 @@ def learn_to_imitate(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         while seconds < 60.0 * minutes:
-            lessons = draw_lessons(rule, market.prices, starts, environment, rng)
-            states += len(lessons.bars)
-            for first in range(0, len(lessons.bars), _BATCH):
+            drawn = draw_labelled_states(rule, market.prices, starts, environment, rng)
+            states += len(drawn.bars)
+            for first in range(0, len(drawn.bars), _BATCH):
                 rows = slice(first, first + _BATCH)
-                loss = _loss(network, market, lessons, rows)
+                loss = _loss(network, market, drawn, rows)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM, foreach=True)
@@ -163,10 +165,10 @@ def learn_to_imitate(
 
 
 def most_likely(agent: Agent, features: Float32, starts: Int64, session_bars: int) -> Rule:
-    """A network's policy without search as a rule for the sessions from these starts.
+    """Make a rule from a network's policy without search, for the sessions with these starts.
 
     Raises:
-        DataError: a session reaches into bars without features.
+        DataError: a session includes bars without features.
     """
     bars = np.unique(starts[:, None] + np.arange(session_bars))
     temporal = EmbeddingCache(0).rows(agent, features, bars)
@@ -181,8 +183,8 @@ def most_likely(agent: Agent, features: Float32, starts: Int64, session_bars: in
     return rule
 
 
-def _by_chance(lanes: Lanes, rng: np.random.Generator) -> Int8:
-    """Enter either side or leave, once in a while."""
+def _random_actions(lanes: Lanes, rng: np.random.Generator) -> Int8:
+    """Enter either side, or close, with probability `CHANGES_A_BAR`; otherwise hold."""
     num_lanes = len(lanes.bar)
     entry = np.where(rng.random(num_lanes) < 0.5, Action.BUY, Action.SELL)
     change = np.where(lanes.side == Side.FLAT, entry, Action.CLOSE)
@@ -190,15 +192,13 @@ def _by_chance(lanes: Lanes, rng: np.random.Generator) -> Int8:
     return actions
 
 
-def _loss(network: Network, market: MarketView, lessons: Lessons, rows: slice) -> Tensor:
-    """Cross-entropies of the best action among the legal ones, and of what was earned."""
-    temporal = torch.from_numpy(windows(market.features, lessons.bars[rows]))
-    policy, value = network.prediction(
-        network.representation(temporal, torch.from_numpy(lessons.static[rows]))
-    )
-    legal = torch.from_numpy(LEGAL[lessons.sides[rows] + 1])
-    actions = torch.from_numpy(lessons.actions[rows].astype(np.int64))
-    returns = network.support.encode(torch.from_numpy(lessons.returns[rows].astype(np.float32)))
+def _loss(network: Network, market: MarketView, drawn: LabelledStates, rows: slice) -> Tensor:
+    """Cross-entropy of the best action among the legal ones, plus weighted cross-entropy of the return."""
+    temporal = torch.from_numpy(windows(market.features, drawn.bars[rows]))
+    policy, value = network.prediction(network.representation(temporal, torch.from_numpy(drawn.static[rows])))
+    legal = torch.from_numpy(LEGAL[drawn.sides[rows] + 1])
+    actions = torch.from_numpy(drawn.actions[rows].astype(np.int64))
+    returns = network.support.encode(torch.from_numpy(drawn.returns[rows].astype(np.float32)))
     return functional.cross_entropy(
         policy.masked_fill(~legal, -torch.inf), actions
     ) + _VALUE_WEIGHT * functional.cross_entropy(value, returns)

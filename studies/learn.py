@@ -1,15 +1,15 @@
-"""Does it learn? Train on a market whose best policy is known, and compare on sessions it never saw.
+"""Does the agent learn? It trains on a market with a known best policy and is compared on unseen sessions.
 
-Self-play and learning run side by side in this one process, a core each: the worker and the trainer of
-the services without streams, journal and checkpoints. There are two yardsticks, played in the same test
-sessions. One is the best policy for that market and that reward scheme (`studies.optimum`); it sees the
-law's hidden state, which the agent can only guess at from prices, so its share need not reach 1. The other
-is the agent's own network trained by supervision on that policy (`studies.imitation`). Beside them stand
-a player of random legal actions and one that does nothing. All are judged greedily by plain sums over whole
-sessions, undiscounted.
+Self-play and learning run in parallel in this process, on a core each. They are the worker and the trainer
+of the services, without streams, journal and checkpoints. Two yardsticks play the same test sessions. One is
+the best policy for the market and the reward scheme (`studies.optimum`). It sees the law's hidden state,
+which the agent can only estimate from prices, so the agent's share need not reach 1. The other is the
+agent's own network trained on that policy by supervision (`studies.imitation`). A player of random legal
+actions and one that does nothing play too. Every player is evaluated by undiscounted sums over complete
+sessions, and the agent plays greedily.
 
-Two versions of the agent are judged: the newest, and the one that did best in validation sessions so far,
-which is what a validator would have promoted.
+Two versions of the agent are evaluated: the newest, and the one that did best in validation sessions, which a
+validator would have promoted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,30 +49,30 @@ from studies.imitation import ImitationSpent, learn_to_imitate, most_likely
 from studies.optimum import Optimum, best_rule, chain_of, solve, states_on_chain
 from studies.scores import Estimate, Rule, Scores, mean, score_agent, score_rule, share
 
-#: Some five years: 1,400,000 bars to train on, and about 780 sessions of validation and test each. A share
-#: of what 190 sessions earn is known to a fifth, too little to tell 0.90 from 0.97.
+#: About five years: 1,400,000 bars to train on, and about 780 sessions each for validation and test. With 190
+#: sessions a share has an uncertainty of a fifth, too much to distinguish 0.90 from 0.97.
 NUM_BARS = 2_000_000
 
-#: Where nothing can be earned, an agent should have learned to do next to nothing.
+#: On a market where nothing can be earned, the agent should hardly trade.
 GOAL_IDLE_TRADES = 0.2
 GOAL_IDLE_LOSS_PIPS = 1.0
 
-#: Of the imitation's reward (net pips under `pnl`), on the market whose moves come back, after these minutes.
+#: Goals by minutes on the mean-reverting market, as shares of the imitation's reward (net pips under `pnl`).
 GOAL_SHARES = {15.0: 0.90, 60.0: 0.97}
 
-#: The agent is evaluated on the way at least this often.
-LONGEST_UNJUDGED_SECONDS = 180.0
+#: Longest time between two evaluations.
+MAX_EVALUATION_INTERVAL_SECONDS = 180.0
 
-#: A run has learned when it earns this part of the imitation's net pips in the curve's sessions.
+#: A run has learned when it earns this share of the imitation's net pips in the curve's sessions.
 LEARNED_SHARE = 0.8
 
-#: Told what the run has come to, after every batch of sessions.
+#: Called with the cost so far after every batch of sessions.
 Progress = Callable[["Spent"], None]
 
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """One run; the groups are those of the services' settings.
+    """Settings of one run; the groups are those of the services' settings.
 
     Raises:
         SettingsError: a number is out of range.
@@ -80,11 +80,11 @@ class LearnConfig:
 
     market: Market = Market.OU
     minutes: float = 5.0  # of self-play and learning; evaluation is not counted
-    imitation_minutes: float = 3.0  # of supervision, on top of the minutes; 0 leaves that yardstick out
-    seed: int = 0  # of market, weights, sessions and everything drawn
+    imitation_minutes: float = 3.0  # of supervision, in addition; 0 omits this yardstick
+    seed: int = 0  # of market, weights, sessions and all random draws
     num_bars: int = NUM_BARS
-    curve_points: int = 10  # evaluations on the way, evenly spaced; more of them in a long run
-    curve_sessions: int = 768  # validation sessions of each of them: what is promoted is chosen by them
+    curve_points: int = 10  # evenly spaced evaluations; a long run has more
+    curve_sessions: int = 768  # validation sessions per evaluation; they choose the promoted version
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -94,7 +94,7 @@ class LearnConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        """Check what the groups do not."""
+        """Check the fields that are not groups."""
         if not 0.0 < self.minutes < float("inf"):
             raise SettingsError(f"minutes is {self.minutes}, expected more than 0")
         if not 0.0 <= self.imitation_minutes < float("inf"):
@@ -106,7 +106,7 @@ class LearnConfig:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has cost so far."""
+    """Cost of a run so far."""
 
     seconds: float  # of self-play and learning
     episodes: int
@@ -115,7 +115,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One evaluation on the way, on validation sessions."""
+    """One evaluation in validation sessions."""
 
     spent: Spent
     agent: Scores
@@ -124,7 +124,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Imitation:
-    """The network that was trained on the best policy."""
+    """Cost and scores of the network that was trained on the best policy."""
 
     spent: ImitationSpent
     validation: Scores  # in the curve's sessions
@@ -133,7 +133,7 @@ class Imitation:
 
 @dataclass(frozen=True)
 class PlayerSummary:
-    """One player's mean session; see `scores.share` for when there is no share."""
+    """One player's means over sessions; see `scores.share` for when there is no share."""
 
     name: str
     pips: Estimate
@@ -147,35 +147,35 @@ class PlayerSummary:
 
 @dataclass(frozen=True)
 class LearnGoal:
-    """Something to be reached, and what was."""
+    """A goal and the value that was reached."""
 
     goal: str
-    reached: float | None  # None: there is nothing to compare with
+    reached: float | None  # None: no comparison is possible
     met: bool
 
 
 @dataclass(frozen=True)
 class LearnReport:
-    """What a run came to, in test sessions."""
+    """Results of a run, in test sessions."""
 
     config: LearnConfig
-    curve: tuple[CurvePoint, ...]  # from before learning to the end of it
+    curve: tuple[CurvePoint, ...]  # from before learning to its end
     starts: Int64  # [S] test sessions
-    optimum_value: float  # mean computed reward of the best policy in these sessions
+    optimum_value: float  # expected reward of the best policy, mean over these sessions
     players: dict[str, Scores]  # best, agent, promoted, nothing, random
-    on_time: dict[float, Scores]  # the promoted version when the minutes of a goal were over
-    promoted: Spent  # what the version had cost that did best in validation sessions
-    imitation: Imitation | None  # left out
+    on_time: dict[float, Scores]  # by a goal's minutes, the version promoted by then
+    promoted: Spent  # cost of the version that did best in validation sessions
+    imitation: Imitation | None  # None: omitted
 
     @property
     def spent(self) -> Spent:
-        """What the whole run cost."""
+        """Cost of the complete run."""
         return self.curve[-1].spent
 
     def summaries(self) -> list[PlayerSummary]:
-        """Every player against both yardsticks."""
-        best, bound = self.players["best"], self.imitation and self.imitation.test
-        judged = {**self.players, "imitation": bound} if bound else self.players
+        """Compare every player with both yardsticks."""
+        best, imitation = self.players["best"], self.imitation and self.imitation.test
+        players = {**self.players, "imitation": imitation} if imitation else self.players
         return [
             PlayerSummary(
                 name,
@@ -184,29 +184,30 @@ class LearnReport:
                 trades=float(scores.trades.mean()),
                 share_of_pips=share(scores.pips, best.pips),
                 share_of_reward=share(scores.reward, best.reward),
-                imitation_share_of_pips=share(scores.pips, bound.pips) if bound else None,
-                imitation_share_of_reward=share(scores.reward, bound.reward) if bound else None,
+                imitation_share_of_pips=share(scores.pips, imitation.pips) if imitation else None,
+                imitation_share_of_reward=share(scores.reward, imitation.reward) if imitation else None,
             )
-            for name, scores in judged.items()
+            for name, scores in players.items()
         ]
 
     @property
     def learned(self) -> Spent | None:
-        """What it took until the agent first earned `LEARNED_SHARE` of the imitation's pips."""
+        """Cost when the agent first earned `LEARNED_SHARE` of the imitation's pips."""
         if self.imitation is None:
             return None
         enough = LEARNED_SHARE * self.imitation.validation.pips.mean()
         return next((point.spent for point in self.curve if point.agent.pips.mean() >= enough > 0.0), None)
 
     def goals(self) -> list[LearnGoal]:
-        """What the run was to reach on the markets that there are goals for."""
+        """Goals of the run; some markets have none."""
         market, agent = self.config.market, self.players["agent"]
         if market is Market.OU:
             if self.imitation is None:
                 return []
-            bound = self.imitation.test.reward
+            imitation = self.imitation.test.reward
             return [
-                _share_goal(minutes, share(scores.reward, bound)) for minutes, scores in self.on_time.items()
+                _share_goal(minutes, share(scores.reward, imitation))
+                for minutes, scores in self.on_time.items()
             ]
         if (market, self.config.environment.reward) != (Market.GBM, RewardScheme.PNL):
             return []
@@ -218,7 +219,7 @@ class LearnReport:
 
 
 def _share_goal(minutes: float, part: Estimate | None) -> LearnGoal:
-    """Of an imitation that earns nothing there is no share, and the goal is not met."""
+    """The goal of a share of the imitation's reward; not met if the imitation earns nothing."""
     least = GOAL_SHARES[minutes]
     return LearnGoal(
         f"{least} of the imitation's reward, promoted after {minutes:g} minutes",
@@ -229,12 +230,12 @@ def _share_goal(minutes: float, part: Estimate | None) -> LearnGoal:
 
 @dataclass(frozen=True)
 class _Arena:
-    """A market with its best policy, cut into splits."""
+    """A market with its best policy and its sessions by split."""
 
     view: MarketView
     optimum: Optimum
-    states: Int64  # [T] of the optimum's chain
-    train: Int64  # every start
+    states: Int64  # [T] hidden state of each bar
+    train: Int64  # all starts
     validation: Int64  # non-overlapping starts
     test: Int64
 
@@ -247,14 +248,14 @@ def learn(
     progress: Progress | None = None,
     imitation_progress: imitation.Progress | None = None,
 ) -> LearnReport:
-    """Train for some minutes, then judge every player in the test sessions.
+    """Train for some minutes, then evaluate every player in the test sessions.
 
     Args:
         config: of the run.
-        clock: in seconds; what is learned depends on it only through how much fits into the minutes.
-        record: folder for the record of the run (shared/adapters/tables/run_record.py); None keeps none.
-        progress: told after every batch of sessions.
-        imitation_progress: told while the imitation is trained, after the agent.
+        clock: in seconds; it only determines how much learning fits into the minutes.
+        record: folder for the record of the run (shared/adapters/tables/run_record.py); None: no record.
+        progress: called after every batch of sessions.
+        imitation_progress: called while the imitation is trained, after the agent.
     Raises:
         DataError: the market is too short for a session of each split, or the record cannot be written.
         ServiceError: learning diverged.
@@ -274,7 +275,7 @@ def learn(
         arena.view.fingerprint,
     )
     rule = best_rule(arena.optimum, arena.states)
-    judge = _Judge(arena, config, rule)
+    evaluator = _Evaluator(arena, config, rule)
     on_time: dict[float, Scores] = {}
     due, last = 0.0, 60.0 * config.minutes
     with _Recorder(record, config) as recorder:
@@ -283,9 +284,9 @@ def learn(
                 progress(spent)
             over = [m for m in GOAL_SHARES if m not in on_time and spent.seconds >= 60.0 * m]
             if over or spent.seconds >= min(due, last):
-                recorder.judged(judge.validate(agent, spent), agent.version)
-                due = spent.seconds + min(last / config.curve_points, LONGEST_UNJUDGED_SECONDS)
-            on_time |= dict.fromkeys(over, judge.test(judge.promoted)) if over else {}
+                recorder.record_evaluation(evaluator.validate(agent, spent), agent.version)
+                due = spent.seconds + min(last / config.curve_points, MAX_EVALUATION_INTERVAL_SECONDS)
+            on_time |= dict.fromkeys(over, evaluator.test(evaluator.promoted)) if over else {}
     rules = {
         "best": rule,
         "nothing": flat,
@@ -294,20 +295,27 @@ def learn(
     players = {
         name: score_rule(played, arena.view.prices, arena.test, environment) for name, played in rules.items()
     }
-    players |= {"agent": judge.test(agent), "promoted": judge.test(judge.promoted)}
+    players |= {"agent": evaluator.test(agent), "promoted": evaluator.test(evaluator.promoted)}
     expected = float(arena.optimum.value[arena.states[arena.test]].mean())
-    bound = (
-        _imitation(arena, config, rule, judge.sessions, clock, imitation_progress)
+    imitation_result = (
+        _imitation(arena, config, rule, evaluator.sessions, clock, imitation_progress)
         if config.imitation_minutes > 0.0
         else None
     )
     return LearnReport(
-        config, tuple(judge.curve), arena.test, expected, players, on_time, judge.promoted_at, bound
+        config,
+        tuple(evaluator.curve),
+        arena.test,
+        expected,
+        players,
+        on_time,
+        evaluator.promoted_at,
+        imitation_result,
     )
 
 
-class _Judge:
-    """Plays versions in validation sessions on the way, and in the test sessions those that are asked for."""
+class _Evaluator:
+    """Plays versions in validation sessions, and selected versions in test sessions."""
 
     def __init__(self, arena: _Arena, config: LearnConfig, rule: Rule) -> None:
         self._arena, self._config = arena, config
@@ -318,7 +326,7 @@ class _Judge:
         self.curve: list[CurvePoint] = []
 
     def validate(self, agent: Agent, spent: Spent) -> CurvePoint:
-        """Play the curve's sessions; what does as well as any before is promoted."""
+        """Play the curve's sessions; promote the version if no earlier one did better."""
         point = CurvePoint(spent, self._play(agent, self.sessions), self._best)
         self.curve.append(point)
         reward = float(point.agent.reward.mean())
@@ -327,7 +335,7 @@ class _Judge:
         return point
 
     def test(self, agent: Agent) -> Scores:
-        """Play the test sessions, once a version."""
+        """Play the test sessions, at most once per version."""
         if agent.version not in self._tested:
             self._tested[agent.version] = self._play(agent, self._arena.test)
         return self._tested[agent.version]
@@ -364,7 +372,7 @@ def _imitation(
     clock: Callable[[], float],
     progress: imitation.Progress | None,
 ) -> Imitation:
-    """Train the agent's network on the best policy and play the sessions of curve and test."""
+    """Train the agent's network on the best policy and play validation and test sessions."""
     view, environment = arena.view, config.environment
     agent, spent = learn_to_imitate(
         rule,
@@ -389,23 +397,23 @@ def _imitation(
     return Imitation(spent, *scored)
 
 
-#: Figures of each evaluation in the record of a run.
-_JUDGED = ("seconds", "pips", "reward", "trades", "best_pips", "best_reward")
+#: Figures that the record has of each evaluation.
+_EVALUATION = ("seconds", "pips", "reward", "trades", "best_pips", "best_reward")
 
 
 class _Recorder:
-    """Keeps the record of a run, where one is wanted."""
+    """Makes updates and records them if a folder is given."""
 
     def __init__(self, folder: Path | None, config: LearnConfig) -> None:
         self._metrics = TrainerMetrics()
         self._record = (
-            RunRecord(folder, update_figures=UPDATE_FIGURES, version_figures=_JUDGED, tensorboard=True)
+            RunRecord(folder, update_figures=UPDATE_FIGURES, version_figures=_EVALUATION, tensorboard=True)
             if folder
             else None
         )
         if self._record:
             self._record.settings(to_jsonable_python(config))
-            self._metrics.begin(self._record)
+            self._metrics.start_record(self._record)
 
     def __enter__(self) -> Self:
         return self
@@ -414,9 +422,9 @@ class _Recorder:
         self._metrics.close()
 
     def insert(self, training: Training, trajectory: Trajectory) -> None:
-        """Take in a trajectory."""
+        """Insert a trajectory."""
         training.insert(trajectory)
-        self._metrics.took_in(training, trajectory)
+        self._metrics.inserted(training, trajectory)
 
     def update(self, training: Training) -> None:
         """Make an update."""
@@ -424,8 +432,8 @@ class _Recorder:
         statistics = training.update()
         self._metrics.updated(training, statistics, perf_counter() - begin)
 
-    def judged(self, point: CurvePoint, version: int) -> None:
-        """A version was evaluated."""
+    def record_evaluation(self, point: CurvePoint, version: int) -> None:
+        """Record the evaluation of a version."""
         if self._record:
             figures = {
                 "seconds": point.spent.seconds,
@@ -445,9 +453,9 @@ def _versions(
     clock: Callable[[], float],
     recorder: _Recorder,
 ) -> Iterator[tuple[Agent, Spent]]:
-    """The agent before learning and after every batch of sessions, until the minutes are spent.
+    """Yield the agent before learning and after every batch of sessions, until the minutes are spent.
 
-    While it learns from a batch the next one is played, by the version that the batch before came to.
+    While the learner uses one batch, the previous version plays the next batch.
     """
     worker = SelfPlayWorker(
         "learn",
@@ -466,7 +474,7 @@ def _versions(
             begin, left = clock(), 60.0 * config.minutes - seconds
             if left <= 0.0:
                 return
-            is_over = _from(begin + left, clock)
+            is_over = _deadline(begin + left, clock)
             playing = player.submit(worker.play, agent, training.position, is_over)
             _learn_from(batch, training, recorder, is_over)
             batch = playing.result()
@@ -474,15 +482,15 @@ def _versions(
             seconds += clock() - begin
 
 
-def _from(end: float, clock: Callable[[], float]) -> Callable[[], bool]:
-    """True from a moment on."""
+def _deadline(end: float, clock: Callable[[], float]) -> Callable[[], bool]:
+    """A function that is True from a time on."""
     return lambda: clock() >= end
 
 
 def _learn_from(
     batch: Sequence[Trajectory], training: Training, recorder: _Recorder, is_over: Callable[[], bool]
 ) -> None:
-    """Make the updates that a batch of sessions is worth; break off when the time is over.
+    """Insert a batch of sessions and make the updates that are owed; stop updating when the time is over.
 
     Raises:
         ServiceError: learning diverged.

@@ -1,20 +1,20 @@
-"""The best policy of a synthetic market under a reward scheme, by value iteration on its known law.
+"""The best policy of a synthetic market under a reward scheme, by value iteration on the market's law.
 
-The law is put on a lattice of one-pip moves: `Chain` tells which hidden state follows which, how likely,
-and how far the price moves meanwhile. On the lattice the solution is exact, for the sum of a session's
-rewards, undiscounted as it is judged. What is known to the policy: the law, the hidden state (deviation
-from the mean, or regime) at the last close, the position with its drawdowns, the decisions left.
+The law is approximated on a lattice of one-pip moves: `Chain` holds the transitions between hidden states,
+their probabilities, and the price moves. On the lattice the solution is exact for the sum of a session's
+rewards, undiscounted as in the evaluation. The policy knows the law, the hidden state (deviation from the
+mean, or regime) at the last close, the position with its drawdowns, and the number of decisions left.
 
-Execution costs nothing beyond the spread here: a synthetic bar opens at the close before it, so a decision
-is filled at the very price it was made at. A position therefore earns every move from the close of its
-entry decision to that of its exit decision; the last decision of a session is filled and closed at once.
+Execution costs nothing beyond the spread: a synthetic bar opens at the previous close, so a decision is
+filled at the price at which it was made. A position therefore earns every move from the close of its entry
+decision to the close of its exit decision. A session's last decision is filled and closed at once.
 
-Approximations against the law itself:
-- prices and deviations are rounded to the lattice, with the variance that rounding adds taken out again
-  (Sheppard's correction), so that means and variances of moves are those of the law;
-- `ou`: the walk of the slow mean (0.2 pips a bar) earns nothing on average and is left out of drawdowns;
-- `gbm`: a bar's deviation is that at the starting price, whatever the price has become since;
-- drawdowns count up to `Chain.drawdown_cap_pips`.
+Differences between lattice and law:
+- Prices and deviations are rounded to the lattice. The variance that rounding adds is subtracted
+  (Sheppard's correction), so that means and variances of moves are those of the law.
+- `ou`: the random walk of the slow mean (0.2 pips a bar) earns nothing on average; drawdowns ignore it.
+- `gbm`: a bar's standard deviation is the one at the starting price.
+- Drawdowns are capped at `Chain.drawdown_cap_pips`.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,13 +30,13 @@ from shared.errors import SettingsError
 from shared.market.synthetic import GbmLaw, Law, OuLaw, RegimesLaw
 from shared.numeric import Float64, Int8, Int64, kernel
 
-#: Lattice of prices and deviations.
+#: Step of the lattice of prices and deviations.
 STEP_PIPS = 1.0
 
-#: How far the lattice reaches, in standard deviations of a move and of the stationary deviation.
+#: Extent of the lattice, in standard deviations of a move and of the stationary deviation.
 _MOVE_DEVIATIONS, _STATE_DEVIATIONS = 4.5, 4.5
 
-#: By how much an action must be better than waiting; keeps rounding from deciding between equals.
+#: Margin by which an action must be better than waiting, so that rounding does not decide ties.
 _EDGE_PIPS = 1e-9
 
 _HOLD, _BUY, _SELL = int(Action.HOLD), int(Action.BUY), int(Action.SELL)
@@ -44,7 +44,7 @@ _HOLD, _BUY, _SELL = int(Action.HOLD), int(Action.BUY), int(Action.SELL)
 
 @dataclass(frozen=True)
 class Chain:
-    """A market on a lattice: K hidden states, each with J ways to go on."""
+    """A market on a lattice: K hidden states with J transitions each."""
 
     successor: Int64  # [K, J] hidden state at the next close
     move: Int64  # [K, J] of the price until then, in lattice steps
@@ -52,33 +52,27 @@ class Chain:
     step_pips: float
     drawdown_cap_pips: float  # larger drawdowns count as this one
 
-    @property
-    def mean_move_pips(self) -> Float64:
-        """`[K]` expected move of the price until the next close."""
-        mean: Float64 = (self.probability * self.move).sum(axis=1) * self.step_pips
-        return mean
-
 
 @dataclass(frozen=True)
 class Optimum:
-    """A best policy and what it is worth; N decisions a session, K hidden states, D drawdown levels."""
+    """A best policy and its value; N decisions a session, K hidden states, D drawdown levels."""
 
-    entry: Int8  # [N, K] of `Action`: what to do when flat
-    #: `[N, 2, K, D]` short and long: the least max drawdown, in levels, from which a position with this
-    #: drawdown is held on; from there on holding has less to lose.
+    entry: Int8  # [N, K] of `Action`, when flat
+    #: `[N, 2, K, D]` short and long: the smallest max drawdown, in levels, from which a position with this
+    #: drawdown is held. The larger the max drawdown, the less additional penalty holding risks.
     hold_from: Int64
-    value: Float64  # [K] reward of a session that begins in this state, in pips
+    value: Float64  # [K] pips, expected reward of a session that begins in this state
     step_pips: float
 
 
 def chain_of(law: Law) -> Chain:
-    """A synthetic market's law on the lattice."""
+    """Approximate a synthetic market's law on the lattice."""
     match law:
         case GbmLaw():
             moves, weights = _cells(0.0, law.sigma_pips)
-            return _joined([[(0, int(move), weight) for move, weight in _pairs(moves, weights)]], 250.0)
+            return _chain([[(0, int(move), weight) for move, weight in _pairs(moves, weights)]], 250.0)
         case OuLaw():
-            return _joined(_ou_rows(law), 64.0)
+            return _chain(_ou_rows(law), 64.0)
         case RegimesLaw():
             cells = [_cells(*numbers) for numbers in zip(law.drift_pips, law.sigma_pips, strict=True)]
             rows = [
@@ -89,11 +83,11 @@ def chain_of(law: Law) -> Chain:
                 ]
                 for transition in law.transition
             ]
-            return _joined(rows, 250.0)
+            return _chain(rows, 250.0)
 
 
 def states_on_chain(law: Law, state: Float64) -> Int64:
-    """The chain's state of each bar, `[T]`, from what the law tells of it (`SyntheticBars.state`)."""
+    """Convert the law's hidden state of each bar, `[T]` (`SyntheticBars.state`), to the chain's state."""
     if isinstance(law, OuLaw):
         reach = _ou_reach(law)
         return np.clip(np.rint(state / STEP_PIPS), -reach, reach).astype(np.int64) + reach
@@ -101,12 +95,12 @@ def states_on_chain(law: Law, state: Float64) -> Int64:
 
 
 def solve(chain: Chain, environment: EnvironmentConfig) -> Optimum:
-    """Find the policy that earns the largest expected sum of rewards in a session.
+    """Find the policy with the largest expected sum of rewards in a session.
 
-    Oracle: tests/studies/test_optimum.py, every action after every path through the environment.
+    Oracle: tests/studies/test_optimum.py, which tries every action after every path through the environment.
 
     Raises:
-        SettingsError: financing, or a spread that is no multiple of the lattice's step.
+        SettingsError: financing is not 0, or the spread is not a multiple of the lattice's step.
     """
     weights = environment.reward_weights
     spread = environment.round_trip_pips / chain.step_pips
@@ -131,7 +125,7 @@ def solve(chain: Chain, environment: EnvironmentConfig) -> Optimum:
 
 
 def best_rule(optimum: Optimum, states: Int64) -> Callable[[Lanes], Int8]:
-    """The policy as a rule for lanes, given the chain's state of every bar, `[T]`."""
+    """Make a rule from the policy and the chain's state of every bar, `[T]`."""
     levels = optimum.hold_from.shape[-1]
 
     def level_of(pips: Float64) -> Int64:
@@ -152,12 +146,12 @@ def best_rule(optimum: Optimum, states: Int64) -> Callable[[Lanes], Int8]:
 
 
 def _ou_reach(law: OuLaw) -> int:
-    """The lattice of deviations goes from minus to plus so many steps."""
+    """The number of steps that the lattice of deviations extends to either side."""
     return int(np.ceil(_STATE_DEVIATIONS * law.deviation_pips / STEP_PIPS))
 
 
 def _ou_rows(law: OuLaw) -> list[list[tuple[int, int, float]]]:
-    """From each deviation to the next one; the price moves along."""
+    """Transitions between deviations; the price moves by the same amount."""
     reach = _ou_reach(law)
     rows = []
     for state in range(-reach, reach + 1):
@@ -168,7 +162,7 @@ def _ou_rows(law: OuLaw) -> list[list[tuple[int, int, float]]]:
 
 
 def _cells(mean_pips: float, sigma_pips: float) -> tuple[Int64, Float64]:
-    """Lattice points around a normal variable's mean, and its probability of being nearest to each."""
+    """Lattice points around a normal variable's mean, and the probability that each is the nearest one."""
     sigma = np.sqrt((sigma_pips / STEP_PIPS) ** 2 - 1 / 12)
     mean = mean_pips / STEP_PIPS
     points = np.arange(
@@ -183,8 +177,8 @@ def _pairs(points: Int64, weights: Float64) -> Iterable[tuple[int, float]]:
     return zip(points.tolist(), weights.tolist(), strict=True)
 
 
-def _joined(rows: list[list[tuple[int, int, float]]], drawdown_cap_pips: float) -> Chain:
-    """Rows of (successor, move, probability) as arrays; what a short row lacks has no probability."""
+def _chain(rows: list[list[tuple[int, int, float]]], drawdown_cap_pips: float) -> Chain:
+    """Make a chain of rows of (successor, move, probability); short rows are padded with probability 0."""
     shape = len(rows), max(map(len, rows))
     successor, move, probability = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
     for state, row in enumerate(rows):
@@ -205,10 +199,10 @@ def _iterate(
     num_decisions: int,
     levels: int,
 ) -> tuple[Int8, Int64, Float64]:
-    """Go back from the last decision to the first; see `Optimum` for what comes out.
+    """Iterate from the last decision to the first; returns the first three fields of `Optimum`.
 
-    `flat[k]` and `held[s, k, d, m]` are the rewards still to come: of a position, the moves to come and
-    the growth of the penalty on its largest drawdown m beyond what is owed for it already.
+    `flat[k]` and `held[s, k, d, m]` are expected future rewards. For a position they are the future moves
+    and the growth of the drawdown penalty beyond that of its present max drawdown m.
     """
     num_states = len(successor)
     entry = np.zeros((num_decisions, num_states), np.int8)
@@ -229,13 +223,15 @@ def _iterate(
             best = leaving - weights.idle_penalty
             for long in range(2):
                 gains = (2 * long - 1) * move[state]
-                entered = _entered(next_held[long], ways, gains, likely, spread, step_pips, penalty)
+                entered = _entry_value(next_held[long], ways, gains, likely, spread, step_pips, penalty)
                 if costs + entered > best + _EDGE_PIPS:
                     best = costs + entered
                     entry[decision, state] = _BUY if long else _SELL
                 for drawdown in range(levels):
                     worth = held[long, state, drawdown]
-                    _stay(next_held[long], ways, gains, likely, drawdown, step_pips, penalty, worth)
+                    _write_hold_values(
+                        next_held[long], ways, gains, likely, drawdown, step_pips, penalty, worth
+                    )
                     least = levels
                     for largest in range(levels - 1, drawdown - 1, -1):
                         if worth[largest] >= leaving - _EDGE_PIPS and least == largest + 1:
@@ -247,7 +243,7 @@ def _iterate(
 
 
 @kernel
-def _entered(
+def _entry_value(
     next_held: Float64,
     successor: Int64,
     gains: Int64,
@@ -256,7 +252,7 @@ def _entered(
     step_pips: float,
     penalty: float,
 ) -> float:
-    """The reward still to come of a position entered now, its costs aside: no close has marked it yet."""
+    """Expected future reward of a position entered now, without its costs; no close has valued it yet."""
     worth = 0.0
     for way in range(len(successor)):
         fallen = min(max(spread - gains[way], 0), next_held.shape[-1] - 1)
@@ -266,7 +262,7 @@ def _entered(
 
 
 @kernel
-def _stay(
+def _write_hold_values(
     next_held: Float64,
     successor: Int64,
     gains: Int64,
@@ -276,7 +272,7 @@ def _stay(
     penalty: float,
     worth: Float64,
 ) -> None:
-    """Write the reward still to come of a position that is held, by its largest drawdown so far."""
+    """Write the expected future reward of a held position, by its max drawdown so far."""
     levels = len(worth)
     worth[drawdown:] = 0.0
     for way in range(len(successor)):

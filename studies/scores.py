@@ -1,4 +1,4 @@
-"""What players earn in the same sessions, and how much that is of what the best policy earns there."""
+"""Players' earnings in the same sessions, as pips and as shares of the best policy's earnings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from shared.metrics.bootstrap import Interval, resample
 from shared.numeric import Float64, Int8, Int64
 from shared.search.config import SearchConfig
 
-#: What a player without a network does in every lane, `[B]`.
+#: A player without a network: its action in every lane, `[B]`.
 Rule = Callable[[Lanes], Int8]
 
 CONFIDENCE = 0.95
@@ -24,7 +24,7 @@ LANES = 64
 
 @dataclass(frozen=True)
 class Scores:
-    """One player's sessions; every field is `[S]`."""
+    """Results of one player's S sessions; every field is `[S]`."""
 
     pips: Float64  # net
     reward: Float64  # by the reward scheme, in pips
@@ -32,27 +32,27 @@ class Scores:
 
     @classmethod
     def blank(cls, num_sessions: int) -> "Scores":
-        """All zero, to be added to."""
+        """Scores that are all zero."""
         return cls(np.zeros(num_sessions), np.zeros(num_sessions), np.zeros(num_sessions, np.int64))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, and the interval that it could as well have been in had other sessions been drawn."""
+    """A figure with its bootstrap interval over sessions."""
 
     value: float
     interval: Interval
 
 
 def score_rule(rule: Rule, prices: Prices, starts: Int64, environment: EnvironmentConfig) -> Scores:
-    """Lead a rule through all sessions in lockstep."""
+    """Play all sessions by a rule, in lockstep."""
     scores, lanes = Scores.blank(len(starts)), reset(starts)
     for _ in range(environment.session_bars):
         transition = step(lanes, rule(lanes), prices, environment)
         lanes = transition.lanes
         closed = transition.trades.columns
         scores.reward[:] += transition.reward
-        scores.pips[closed.lane] += closed.pips  # a step closes one trade a lane at most
+        scores.pips[closed.lane] += closed.pips  # a step closes at most one trade per lane
         scores.trades[closed.lane] += 1
     return scores
 
@@ -60,7 +60,7 @@ def score_rule(rule: Rule, prices: Prices, starts: Int64, environment: Environme
 def score_agent(
     agent: Agent, market: MarketView, starts: Int64, environment: EnvironmentConfig, search: SearchConfig
 ) -> Scores:
-    """Lead an agent through all sessions, greedily."""
+    """Play all sessions by an agent's greedy decisions."""
     scores = Scores.blank(len(starts))
     for first in range(0, len(starts), LANES):
         batch = starts[first : first + LANES]
@@ -79,15 +79,15 @@ def mean(values: Float64) -> Estimate:
 
 
 def share(values: Float64, best: Float64) -> Estimate | None:
-    """What a player earned, as a share of what the best policy earned in the same sessions.
+    """A player's earnings as a share of the best policy's earnings in the same sessions.
 
-    Sessions are drawn in pairs, so that luck which both had cancels out.
+    The bootstrap draws both players' sessions in pairs, so that luck common to both cancels out.
 
     Args:
         values: `[S]` of the player.
         best: `[S]` of the best policy.
     Returns:
-        None where the best policy earned nothing in any of the draws: a share of that means nothing.
+        None if the best policy did not earn more than 0 in every draw; then a share is meaningless.
     """
     sessions = _drawn_sessions(len(values))
     bests = best[sessions].mean(axis=1)
@@ -97,7 +97,7 @@ def share(values: Float64, best: Float64) -> Estimate | None:
 
 
 def _drawn_sessions(num_sessions: int) -> Int64:
-    """`[RUNS, S]` sessions drawn with replacement; the same ones on every call."""
+    """`[RUNS, S]` sessions drawn with replacement, the same on every call."""
     drawn = resample(np.arange(float(num_sessions)), num_runs=RUNS, num_steps=num_sessions, seed=0)
     return drawn.astype(np.int64)
 

@@ -1,10 +1,10 @@
-"""Composes the trainer and runs it, alone or as one of the ranks that torchrun started."""
+"""Composes the trainer and runs it, alone or as one of several ranks under torchrun."""
 
 import asyncio
 import sys
 from collections.abc import Sequence
 
-from services.trainer.place import Place
+from services.trainer.place import Rank
 from services.trainer.settings import TrainerSettings
 from shared.runtime.allocator import keep_freed_memory
 from shared.runtime.entry import service_main
@@ -12,7 +12,7 @@ from shared.runtime.lifecycle import Lifecycle, Main
 
 
 def compose(settings: TrainerSettings) -> Main:
-    """The trainer's coroutine, wired to its settings."""
+    """Build the trainer's coroutine from its settings."""
     import torch
 
     from services.trainer.follower import FollowerService
@@ -22,13 +22,13 @@ def compose(settings: TrainerSettings) -> Main:
     async def run(lifecycle: Lifecycle) -> None:
         keep_freed_memory()
         torch.set_num_threads(settings.trainer.threads)
-        place = Place.of()
-        if place.size == 1:
+        rank = Rank.from_torchrun()
+        if rank.world_size == 1:
             await TrainerService(settings, lifecycle).run()
             return
-        device = place.device(settings.trainer.device)
-        ranks = await asyncio.to_thread(Ranks, place, device)
-        service = TrainerService if place.leads else FollowerService
+        device = rank.device(settings.trainer.device)
+        ranks = await asyncio.to_thread(Ranks, rank, device)
+        service = TrainerService if rank.is_leader else FollowerService
         await service(settings, lifecycle, ranks).run()
         ranks.close()
 
@@ -37,7 +37,7 @@ def compose(settings: TrainerSettings) -> Main:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the trainer; see `--help`."""
-    service = "trainer" if Place.of().leads else "trainer-rank"
+    service = "trainer" if Rank.from_torchrun().is_leader else "trainer-rank"
     return service_main(service, TrainerSettings, compose, arguments)
 
 

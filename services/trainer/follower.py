@@ -1,8 +1,9 @@
-"""A rank that does not lead: a consumer of the group that hands on what it reads, and a part of each update.
+"""A non-leader rank: it forwards trajectories to the leader and computes its part of each update.
 
-The leader keeps the one journal. What this rank read it offers to the leader, and acknowledges when the
-leader has it synced; so a trajectory is learned from once, whichever rank read it and whoever is killed.
-The leader decides which are too old (services/trainer/intake/ingest.py); this rank then dead-letters them.
+The leader keeps the only journal. This rank reads from the stream as a consumer of the group, offers the
+trajectories to the leader, and acknowledges them when the leader has synced them. So each trajectory is
+learned from once, whichever rank reads it and whichever rank is killed. The leader decides which
+trajectories are too old (services/trainer/intake/ingest.py); this rank then dead-letters them.
 """
 
 import asyncio
@@ -12,8 +13,8 @@ from uuid import UUID
 import structlog
 import torch
 
-from services.trainer.intake.ingest import Intake, consumer_name
-from services.trainer.learning.distributed import Become, Offer, Part, Ranks, Report, Stop, Taken
+from services.trainer.intake.ingest import CheckedBatch, consumer_name
+from services.trainer.learning.distributed import Journalled, LoadWeights, Offer, Part, Ranks, SendOffer, Stop
 from services.trainer.learning.learner import Learner
 from services.trainer.settings import TrainerSettings
 from shared.adapters.tables.dataset import read_dataset
@@ -27,18 +28,18 @@ log = structlog.get_logger()
 
 
 class FollowerService:
-    """Reads for the leader and obeys it; stops when the leader says so, and asks it to when told to stop."""
+    """Follows the leader's orders. Asked to stop, it reports that, and the leader stops all ranks."""
 
     def __init__(self, settings: TrainerSettings, lifecycle: Lifecycle, ranks: Ranks) -> None:
         self._settings, self._lifecycle, self._ranks = settings, lifecycle, ranks
         self._offered: list[Trajectory] = []
-        self._handed_on = False  # what is offered; the leader may take other ranks' before it asks for this
-        self._stale: Mapping[UUID, str] = {}  # of what was taken last
-        self._unusable = 0  # not yet told to the leader
-        self._taken = asyncio.Event()
+        self._sent = False  # False while `_offered` waits for the leader's next request
+        self._stale: Mapping[UUID, str] = {}  # of the trajectories that the leader took last
+        self._unusable = 0  # entries not yet reported to the leader
+        self._journalled = asyncio.Event()
 
     async def run(self) -> None:
-        """Take part until the leader says stop."""
+        """Follow the leader until it orders a stop."""
         await asyncio.to_thread(self._open)
         self._report()
         try:
@@ -57,39 +58,39 @@ class FollowerService:
         )
 
     async def _ingest(self) -> None:
-        """Trajectories from the stream to the leader; acknowledged only when synced there."""
-        consumer = consumer_name(self._ranks.place)
+        """Offer trajectories from the stream to the leader; acknowledge them when they are synced there."""
+        consumer = consumer_name(self._ranks.own)
         batches = self._lifecycle.bus.consume(TRAJECTORIES, TRAINER_GROUP, consumer)
         while not self._lifecycle.stopping.is_set():
             batch = await self._lifecycle.until_stopping(anext(batches))
             if batch is None or not batch.entries:
                 continue
-            intake = Intake.of(batch, self._dataset)
-            if intake.accepted:
-                self._taken.clear()
-                self._offered = intake.trajectories
-                if not await self._lifecycle.until_stopping(self._taken.wait()):
+            checked = CheckedBatch.of(batch, self._dataset)
+            if checked.usable:
+                self._journalled.clear()
+                self._offered = checked.trajectories
+                if not await self._lifecycle.until_stopping(self._journalled.wait()):
                     return
-            await intake.settle(self._stale, self._lifecycle, self._count_unusable)
+            await checked.acknowledge(self._stale, self._lifecycle, self._count_unusable)
 
     async def _follow(self) -> None:
-        """Do what the leader orders."""
+        """Carry out the leader's orders until it orders a stop."""
         while True:
             order = await asyncio.to_thread(self._ranks.receive)
             match order:
                 case Part():
                     await asyncio.to_thread(self._learn, order)
-                case Report():
-                    offered = tuple(self._offered) if order.take else ()
-                    self._handed_on = self._handed_on or bool(offered)
+                case SendOffer():
+                    offered = tuple(self._offered) if order.with_trajectories else ()
+                    self._sent = self._sent or bool(offered)
                     offer = Offer(self._lifecycle.stopping.is_set(), offered, self._unusable)
                     self._unusable = 0
                     await asyncio.to_thread(self._ranks.offer, offer)
-                case Taken():
-                    if self._handed_on:  # else it is of other ranks alone
-                        self._offered, self._handed_on, self._stale = [], False, order.stale
-                        self._taken.set()
-                case Become():
+                case Journalled():
+                    if self._sent:  # otherwise only other ranks' trajectories were journalled
+                        self._offered, self._sent, self._stale = [], False, order.stale
+                        self._journalled.set()
+                case LoadWeights():
                     await asyncio.to_thread(self._learner.restore, order.weights, order.moments)
                 case Stop():
                     self._lifecycle.stop()
@@ -104,5 +105,5 @@ class FollowerService:
         self._learner.learn(part)
 
     def _report(self) -> None:
-        place = self._ranks.place
-        self._lifecycle.report(rank=place.rank, ranks=place.size, updates_here=self._learner.counters.updates)
+        rank, updates = self._ranks.own, self._learner.counters.updates
+        self._lifecycle.report(rank=rank.rank, ranks=rank.world_size, updates_here=updates)

@@ -1,4 +1,4 @@
-"""Where this process computes: which of the ranks that torchrun started, on which device."""
+"""This process's rank among those that torchrun started, and the device that it computes on."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Device(StrEnum):
-    """What the networks are trained on."""
+    """Device that the networks are trained on."""
 
     AUTO = "auto"  # CUDA where there is one
     CPU = "cpu"
@@ -21,32 +21,32 @@ class Device(StrEnum):
 
 
 @dataclass(frozen=True)
-class Place:
-    """One of `size` processes that learn together; rank 0 leads."""
+class Rank:
+    """One of `world_size` processes that learn together; rank 0 leads."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0  # among those of this machine: the number of its GPU
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> "Place":
-        """As torchrun told it; alone when this was not started by torchrun."""
+    def from_torchrun(cls, environment: Mapping[str, str] = os.environ) -> "Rank":
+        """Read the rank from torchrun's environment variables; without torchrun it is the only rank."""
         if "TORCHELASTIC_RUN_ID" not in environment:
             return cls()
         return cls(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
     @property
-    def leads(self) -> bool:
-        """True for the one that keeps the journal, draws and publishes."""
+    def is_leader(self) -> bool:
+        """True for the rank that keeps the journal, draws batches and publishes."""
         return self.rank == 0
 
     def device(self, wanted: Device) -> "torch.device":
-        """The device of a setting.
+        """Choose the device that a setting asks for.
 
         Raises:
             SettingsError: there is no CUDA device, or fewer of them than ranks on this machine.
         """
-        import torch  # seconds, which a --help can do without
+        import torch  # imported here because it takes seconds, which `--help` can do without
 
         available = torch.cuda.is_available()
         if wanted is Device.CPU or (wanted is Device.AUTO and not available):

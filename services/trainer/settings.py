@@ -1,11 +1,11 @@
-"""The trainer's settings."""
+"""Settings of the trainer."""
 
 from pathlib import Path
 
 from pydantic import field_validator
 
 from services.trainer.config import LearnerConfig, ReplayConfig, TrainerConfig
-from services.trainer.place import Place
+from services.trainer.place import Rank
 from shared.environment.action import NUM_ACTIONS
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.environment.position import NUM_STATIC
@@ -16,7 +16,7 @@ from shared.model.config import ModelConfig
 from shared.runtime.settings import ServiceSettings
 from shared.search.config import SearchConfig
 
-#: Sizes of the model that bars and environment fix.
+#: Sizes of the model that are fixed by the features and the environment.
 FIXED_SIZES = {
     "window_bars": WINDOW_BARS,
     "temporal_features": NUM_FEATURES,
@@ -27,37 +27,37 @@ FIXED_SIZES = {
 
 
 class TrainerSettings(ServiceSettings):
-    """The trainer's settings."""
+    """Settings of the trainer and of each of its ranks."""
 
     model: ModelConfig = ModelConfig()
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     trainer: TrainerConfig = TrainerConfig()
-    search: SearchConfig = SearchConfig()  # its discount is the one that returns are computed with
+    search: SearchConfig = SearchConfig()  # returns are computed with its discount
 
     @field_validator("model")
     @classmethod
     def _of_the_bars_and_the_environment(cls, model: ModelConfig) -> ModelConfig:
-        """Refuse sizes that what is learned from does not have."""
+        """Refuse sizes that differ from those of the training data."""
         for name, size in FIXED_SIZES.items():
             if getattr(model, name) != size:
                 raise SettingsError(
-                    f"model.{name} is {getattr(model, name)}, expected {size}: data have no other"
+                    f"model.{name} is {getattr(model, name)}, expected {size}, as in the training data"
                 )
         return model
 
     @field_validator("instance")
     @classmethod
     def _of_this_rank(cls, instance: str) -> str:
-        """Ranks are given one name together; each needs its own."""
-        place = Place.of()
-        return instance if place.leads or not instance else f"{instance}-rank-{place.rank}"
+        """Give each rank an instance name of its own; torchrun passes the same settings to all."""
+        rank = Rank.from_torchrun()
+        return instance if rank.is_leader or not instance else f"{instance}-rank-{rank.rank}"
 
     @field_validator("metrics_port")
     @classmethod
     def _of_the_leader(cls, port: int) -> int:
-        """One of a machine's ranks can have the port, and the leader has the figures."""
-        return port if Place.of().leads else 0
+        """Leave the port to the leader: one process can have it, and the leader has the metrics."""
+        return port if Rank.from_torchrun().is_leader else 0
 
     @property
     def journal_root(self) -> Path:

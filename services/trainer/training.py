@@ -1,8 +1,8 @@
-"""The trainer without its surroundings: takes in trajectories, makes the updates they are worth, saves.
+"""A training run without input and output: it inserts trajectories, makes updates, saves and resumes.
 
-What it has learned after N trajectories depends on its settings and these trajectories in their order,
-and on nothing else. So a run that was killed and goes on from a checkpoint and the journal gives the
-weights, bit for bit, of one that was not.
+The weights after N trajectories depend only on the settings and on these trajectories in their order. So a
+killed run that resumes from a checkpoint and the journal has the same weights, bit for bit, as a run that
+was never killed.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from services.trainer.learning.distributed import Ranks
 from services.trainer.learning.learner import Learner, LearnerCounters, UpdateStatistics, as_metrics
 from services.trainer.learning.pacing import SamplesPerInsert
 from services.trainer.learning.views import Views
-from services.trainer.place import Place
+from services.trainer.place import Rank
 from services.trainer.replay.buffer import Replay
 from services.trainer.replay.steps import Steps
 from services.trainer.replay.targets import unrolled_steps
@@ -37,16 +37,16 @@ from shared.numeric import Float32
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """All that learning depends on, beside the trajectories."""
+    """All settings that learning depends on."""
 
     model: ModelConfig
     replay: ReplayConfig
     learner: LearnerConfig
     trainer: TrainerConfig
-    discount: float  # γ per bar, the search's
+    discount: float  # γ per bar, the same as in the search
 
     def recorded(self) -> dict[str, JsonValue]:
-        """As a manifest tells it."""
+        """The settings as stored in a manifest."""
         return cast("dict[str, JsonValue]", asdict(self))
 
 
@@ -68,15 +68,15 @@ class SavedState(BaseModel):
 
     @classmethod
     def of(cls, manifest: Manifest) -> "SavedState":
-        """The counters of a version.
+        """Read the counters of a version.
 
         Raises:
-            CheckpointError: the manifest holds others.
+            CheckpointError: the manifest's state has other fields.
         """
         try:
             return cls.model_validate(manifest.state)
-        except ValidationError as other:
-            raise CheckpointError(f"version {manifest.version}: training state: {other}") from other
+        except ValidationError as invalid:
+            raise CheckpointError(f"version {manifest.version}: training state: {invalid}") from invalid
 
 
 class Training:
@@ -97,10 +97,10 @@ class Training:
         Args:
             config: of the run.
             features: `[T, 9]` temporal features of the data set's bars.
-            dataset: its fingerprint.
-            ranks: that learn with this one, the leader.
-            instrument: of the bars; each version names it.
-            trained_until: opening time of the last bar of the training split; each version names it.
+            dataset: fingerprint of the data set.
+            ranks: all ranks, if this is the leader of several.
+            instrument: of the bars; stored in each version.
+            trained_until: opening time of the last bar of the training split; stored in each version.
         Raises:
             SettingsError: there is no such device.
         """
@@ -111,7 +111,7 @@ class Training:
         network = initial_network(config.model, seed)
         with torch.no_grad():
             network.policy_head.last.bias[Action.HOLD] = config.trainer.hold_logit
-        device = ranks.device if ranks else Place().device(config.trainer.device)
+        device = ranks.device if ranks else Rank().device(config.trainer.device)
         self.learner = Learner(network, config.learner, seed, device, ranks)
         self.replay = Replay(config.replay, config.learner.unroll_steps)
         self.pacing = SamplesPerInsert(config.trainer.samples_per_insert, config.trainer.min_replay_steps)
@@ -119,15 +119,15 @@ class Training:
         self.position = 0  # trajectories learned from, ever
         self.roll_backs = 0
         self.last: UpdateStatistics | None = None
-        self.replay_age = 0.0  # trajectories since the last batch's steps came in, on average
+        self.replay_age = 0.0  # mean number of trajectories inserted since those of the last batch
 
     @property
     def may_update(self) -> bool:
-        """True when updates are owed for the trajectories taken in so far."""
+        """True when updates are owed for the trajectories inserted so far."""
         return self.pacing.may_draw(self.config.learner.batch_size, len(self.replay))
 
     def insert(self, trajectory: Trajectory) -> None:
-        """Take in the next trajectory; its updates are owed from here on."""
+        """Insert the next trajectory into the replay; its updates are then owed."""
         self._fill(trajectory)
         self.pacing.insert(len(trajectory))
         self.position += 1
@@ -143,7 +143,7 @@ class Training:
         return self.last
 
     def views(self, steps: Steps) -> Views:
-        """The bars that some steps look back on."""
+        """Collect the temporal features that some steps need."""
         return Views.of(
             self.features,
             steps.bars,
@@ -153,7 +153,7 @@ class Training:
         )
 
     def save(self, version: int) -> tuple[Manifest, Tensors, Tensors]:
-        """What a checkpoint of this moment holds: manifest, weights, optimizer's moments."""
+        """A checkpoint of the present state: manifest, weights, optimizer's moments."""
         counters = self.learner.counters
         state = SavedState(
             **asdict(counters),
@@ -178,7 +178,7 @@ class Training:
         return manifest, self.learner.weights(), self.learner.moments()
 
     def _settings(self) -> dict[str, JsonValue]:
-        """Settings of the run, and what the version was trained on."""
+        """Settings of the run, with the instrument and the end of the training split."""
         settings = self.config.recorded() | instrument_settings(self.instrument)
         if self.trained_until is not None:
             settings[TRAINED_UNTIL] = self.trained_until.isoformat()
@@ -187,19 +187,19 @@ class Training:
     def resume(
         self, manifest: Manifest, weights: Tensors, moments: Tensors, read: Callable[[int], Trajectory]
     ) -> None:
-        """Become what was saved.
+        """Restore a saved state.
 
         Args:
             manifest: of the version.
-            weights: its weights.
-            moments: its optimizer's moments.
-            read: gives the journal's trajectory of a number.
+            weights: of the version.
+            moments: of its optimizer.
+            read: reads the trajectory with a number from the journal.
         Raises:
-            CheckpointError: what was saved does not fit.
-            JournalError: a trajectory that the replay needs is gone.
+            CheckpointError: the saved state does not fit this network.
+            JournalError: the journal lacks a trajectory that the replay needs.
         """
         state = SavedState.of(manifest)
-        # The data set may have been split otherwise since: the version has seen both training splits.
+        # The data set may have been split differently before; the version has seen both training splits.
         seen = [until for until in (self.trained_until, manifest.trained_until) if until is not None]
         self.trained_until = max(seen, default=None)
         self.learner.restore(dict(weights), dict(moments))
@@ -218,19 +218,19 @@ class Training:
             self.position += 1
 
     def roll_back(self, weights: Tensors, moments: Tensors) -> None:
-        """Give up weights that no longer learn for those of an earlier version; all else goes on."""
+        """Replace diverged weights by those of an earlier version; all other state stays."""
         self.learner.restore(dict(weights), dict(moments))
         self.learner.counters.skipped_in_a_row = 0
         self.roll_backs += 1
 
     @property
     def replay_start(self) -> int:
-        """Journal number of the oldest trajectory that the replay holds a step of."""
+        """Journal number of the oldest trajectory with a step in the replay."""
         oldest = self.replay.oldest_position
         return self.position if oldest is None else oldest
 
     def metrics(self) -> dict[str, float]:
-        """How learning stands: losses of the last update, the last episodes' trading, replay and pacing."""
+        """Figures by name: losses of the last update, trading of the last episodes, replay and pacing."""
         replay = self.replay.statistics
         return {
             **(as_metrics(self.last) if self.last else {}),

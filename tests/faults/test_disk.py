@@ -169,7 +169,7 @@ async def send_short(bus: Bus, dataset: Dataset, *seeds: int) -> None:
 async def test_a_trainer_counts_refused_journal_writes_and_continues(
     settings: TrainerSettings, bars: tuple[Path, Dataset], own_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("services.trainer.retry.RETRY_SECONDS", 0.01)
     before = failures("journal")
     async with running_trainer(settings) as trainer:
         await until(lambda: detail(trainer, "journalled") == 0)
@@ -301,7 +301,7 @@ async def test_a_refused_call_leaves_the_journal_unchanged_and_is_counted(
     """The journal in a running trainer."""
     root = settings.journal_root
     monkeypatch.setattr(
-        "services.trainer.service.Journal", lambda folder, **_: Journal(folder, segment_bytes=segment_bytes)
+        "services.trainer.run.Journal", lambda folder, **_: Journal(folder, segment_bytes=segment_bytes)
     )
     store, disk = CheckpointStore(settings.checkpoint_root), full_disk(root, monkeypatch)
     refused: list[str] = []

@@ -101,7 +101,7 @@ async def test_the_trainer_continues_and_publishes_after_the_outage(
     assert pointed is not None
     assert pointed.version == manifest.version
 
-    monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("services.trainer.retry.RETRY_SECONDS", 0.1)
     async with contextlib.AsyncExitStack() as stack:
         with away(s3_server):
             running = await stack.enter_async_context(trainer.running(settings))

@@ -1,4 +1,4 @@
-"""Ways of learning change what they say, and what is told of a run is what its report says."""
+"""Ways change the settings they name; results, records, summaries and the picture of runs."""
 
 import json
 import math
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cli.local import TUNED
 from services.selfplay.settings import SelfPlaySettings
@@ -24,8 +23,8 @@ from studies.compare import (
     LEARNED_SHARE,
     WAYS,
     CompareRecord,
-    Learned,
     Range,
+    RunResult,
     compare,
     plan,
     summaries,
@@ -33,6 +32,7 @@ from studies.compare import (
 from studies.compare_picture import draw_comparison
 from studies.learn import CurvePoint, LearnConfig, LearnReport, Spent
 from studies.scores import Scores
+from tests.studies.pictures import columns_of, height_of, pixels_of
 
 
 def trading(pips: float) -> Scores:
@@ -72,14 +72,14 @@ def test_every_way_changes_one_or_two_settings_of_the_tuned_profile_and_no_more(
         assert len({group for group, _ in changed}) <= 1, name
 
 
-def test_a_run_has_learned_when_its_share_is_first_enough() -> None:
+def test_a_run_has_learned_when_its_share_first_reaches_the_goal() -> None:
     below, above = 10.0 * LEARNED_SHARE - 0.1, 10.0 * LEARNED_SHARE + 0.1
-    learned = Learned.of("puct", report(0.0, below, above, below))
+    learned = RunResult.of("puct", report(0.0, below, above, below))
     assert learned.reached == Spent(120.0, 20, 2)
     assert learned.share == pytest.approx(LEARNED_SHARE - 0.01)
     assert learned.minutes == (0.0, 1.0, 2.0, 3.0)
     assert learned.shares == pytest.approx((0.0, below / 10, above / 10, below / 10))
-    assert Learned.of("puct", report(0.0, below)).reached is None
+    assert RunResult.of("puct", report(0.0, below)).reached is None
 
 
 def test_an_unknown_way_is_refused_before_anything_is_learned() -> None:
@@ -87,14 +87,14 @@ def test_an_unknown_way_is_refused_before_anything_is_learned() -> None:
         plan(["puct", "magic"], [0])
 
 
-def test_a_plan_is_one_seed_by_all_ways_and_then_the_next() -> None:
+def test_a_plan_makes_all_ways_with_one_seed_and_then_the_next() -> None:
     planned = plan(["puct", "as given", "puct"], range(4, 6))
     assert planned == [("puct", 4), ("as given", 4), ("puct", 5), ("as given", 5)]
 
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[LearnConfig]:
-    """Runs that take no time: what each was asked for. Seed 9 diverges, seed 10 is interrupted."""
+    """Replaces learning by instant runs and lists their settings. Seed 9 diverges, seed 10 is interrupted."""
     asked: list[LearnConfig] = []
 
     def learn(config: LearnConfig) -> LearnReport:
@@ -125,7 +125,7 @@ def test_a_run_is_made_with_its_way_and_seed(learned: list[LearnConfig]) -> None
     ]
 
 
-def test_what_is_recorded_is_read_back_and_not_repeated(tmp_path: Path, learned: list[LearnConfig]) -> None:
+def test_a_recorded_run_is_read_back_and_not_repeated(tmp_path: Path, learned: list[LearnConfig]) -> None:
     config, folder = LearnConfig(), tmp_path / "new" / "folder"
     first = list(compare(config, PUCT[:1], CompareRecord(folder, config)))
     again = CompareRecord(folder, config)
@@ -133,21 +133,21 @@ def test_what_is_recorded_is_read_back_and_not_repeated(tmp_path: Path, learned:
     assert list(compare(config, PUCT, again))[:1] == first
     assert [(asked.search.selection, asked.seed) for asked in learned] == [("puct", 0), ("puct", 1)]
     assert {path.name for path in folder.iterdir()} == {"puct-0.json", "puct-1.json"}
-    told = json.loads((folder / "puct-1.json").read_text())
-    assert (told["run"]["way"], told["run"]["seed"], told["run"]["share"]) == ("puct", 1, 0.5)
-    assert told["run"]["reached"] == {"seconds": 120.0, "episodes": 20, "updates": 2}
-    assert (told["run"]["minutes"], told["run"]["shares"]) == ([0.0, 1.0, 2.0], [0.0, 0.3, 0.5])
-    assert (told["settings"]["minutes"], told["settings"]["search"]["selection"]) == (5.0, "puct")
+    saved = json.loads((folder / "puct-1.json").read_text())
+    assert (saved["run"]["way"], saved["run"]["seed"], saved["run"]["share"]) == ("puct", 1, 0.5)
+    assert saved["run"]["reached"] == {"seconds": 120.0, "episodes": 20, "updates": 2}
+    assert (saved["run"]["minutes"], saved["run"]["shares"]) == ([0.0, 1.0, 2.0], [0.0, 0.3, 0.5])
+    assert (saved["settings"]["minutes"], saved["settings"]["search"]["selection"]) == (5.0, "puct")
 
 
-def test_a_run_is_on_the_disk_before_the_next_one_begins(tmp_path: Path, learned: list[LearnConfig]) -> None:
+def test_a_run_is_saved_before_the_next_one_begins(tmp_path: Path, learned: list[LearnConfig]) -> None:
     config = LearnConfig()
     record = CompareRecord(tmp_path, config)
     runs = compare(config, [("puct", 0), ("puct", 10), ("puct", 1)], record)
-    told = next(runs)
+    finished = next(runs)
     with pytest.raises(KeyboardInterrupt):
         next(runs)
-    assert CompareRecord(tmp_path, config).runs() == [told]
+    assert CompareRecord(tmp_path, config).runs() == [finished]
     assert [asked.seed for asked in learned] == [0, 10]
 
 
@@ -189,7 +189,7 @@ def test_a_record_of_other_settings_is_refused_by_name(
     assert len(learned) == 2
 
 
-def test_a_way_that_means_something_else_by_now_is_refused(
+def test_a_record_of_a_way_whose_definition_changed_is_refused(
     tmp_path: Path, learned: list[LearnConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = LearnConfig()
@@ -202,23 +202,23 @@ def test_a_way_that_means_something_else_by_now_is_refused(
     assert learned
 
 
-def test_a_damaged_file_and_a_renamed_one_are_named(tmp_path: Path, learned: list[LearnConfig]) -> None:
+def test_errors_name_a_damaged_or_renamed_file(tmp_path: Path, learned: list[LearnConfig]) -> None:
     config = LearnConfig()
     record = CompareRecord(tmp_path, config)
     list(compare(config, PUCT[:1], record))
-    whole = (tmp_path / "puct-0.json").read_bytes()
-    (tmp_path / "puct-1.json").write_bytes(whole)
-    with pytest.raises(DataError, match=r"puct-1.json: holds the run of 'puct' by seed 0"):
+    intact = (tmp_path / "puct-0.json").read_bytes()
+    (tmp_path / "puct-1.json").write_bytes(intact)
+    with pytest.raises(DataError, match=r"puct-1.json: holds the run of 'puct' with seed 0"):
         record.runs()
-    (tmp_path / "puct-1.json").write_bytes(whole[:-20])
-    with pytest.raises(DataError, match=r"puct-1.json: no run of `./run compare`"):
+    (tmp_path / "puct-1.json").write_bytes(intact[:-20])
+    with pytest.raises(DataError, match=r"puct-1.json: not a run of `./run compare`"):
         record.runs()
-    with pytest.raises(DataError, match=r"puct-0.json: no folder for a record"):
+    with pytest.raises(DataError, match=r"puct-0.json: cannot hold a record"):
         next(compare(config, PUCT, CompareRecord(tmp_path / "puct-0.json", config)))
     assert len(learned) == 1
 
 
-def test_a_run_that_diverges_is_recorded_and_does_not_end_the_others(
+def test_a_run_that_diverges_is_recorded_and_the_others_go_on(
     tmp_path: Path, learned: list[LearnConfig]
 ) -> None:
     config = LearnConfig()
@@ -229,19 +229,22 @@ def test_a_run_that_diverges_is_recorded_and_does_not_end_the_others(
     assert [asked.seed for asked in learned] == [9, 1]
 
 
-def test_a_finished_run_is_told_in_a_line() -> None:
-    assert str(Learned.of("puct", report(0.0, 3.0, 5.0, seed=3))) == (
+def test_a_finished_run_is_formatted_as_one_line() -> None:
+    assert str(RunResult.of("puct", report(0.0, 3.0, 5.0, seed=3))) == (
         "puct, seed 3: 0.44 of the best policy's after 2.00 minutes and 20 episodes; 0.50 at the end"
     )
-    assert str(Learned.of("puct", report(0.0, 3.0))) == (
+    assert str(RunResult.of("puct", report(0.0, 3.0))) == (
         "puct, seed 0: 0.44 of the best policy's not reached; 0.30 at the end"
     )
 
 
-def test_a_way_is_summed_up_over_its_seeds_and_never_is_longer_than_any_time() -> None:
-    quick, slow = Learned.of("puct", report(0.0, 5.0)), Learned.of("puct", report(0.0, 1.0, 2.0, 6.0, seed=1))
-    never = Learned.of("puct", report(0.0, 3.4, seed=2))
-    diverged = Learned("as given", 0, (), (), None, None, failure="learning diverged")
+def test_a_way_is_summarised_over_its_seeds_and_never_counts_as_infinite() -> None:
+    quick, slow = (
+        RunResult.of("puct", report(0.0, 5.0)),
+        RunResult.of("puct", report(0.0, 1.0, 2.0, 6.0, seed=1)),
+    )
+    never = RunResult.of("puct", report(0.0, 3.4, seed=2))
+    diverged = RunResult("as given", 0, (), (), None, None, failure="learning diverged")
     puct, given = summaries([quick, diverged, slow, never])
     assert (puct.way, puct.num_runs, puct.num_reached, puct.num_failed) == ("puct", 3, 2, 0)
     assert puct.median_minutes == Range(3.0, 1.0, math.inf)
@@ -256,13 +259,22 @@ def test_a_way_is_summed_up_over_its_seeds_and_never_is_longer_than_any_time() -
     assert both.median_minutes == Range(math.inf, 1.0, math.inf)
 
 
-def test_the_picture_is_one_also_with_runs_that_diverged(tmp_path: Path) -> None:
-    runs = [
-        Learned.of(way, report(0.0, 3.0, 5.0, seed=seed)) for way in ("as given", "puct") for seed in (0, 1)
-    ]
+def test_the_picture_has_a_curve_for_every_way_that_did_not_diverge(tmp_path: Path) -> None:
+    quick = [RunResult.of("as given", report(0.0, 3.0, 6.0, seed=seed)) for seed in (0, 1)]
+    slow = [RunResult.of("puct", report(0.0, 1.0, 2.0, seed=seed)) for seed in (0, 1)]
     diverged = [
-        Learned(way, 2, (), (), None, None, failure="learning diverged") for way in ("puct", "25 simulations")
+        RunResult(way, 2, (), (), None, None, failure="learning diverged")
+        for way in ("puct", "25 simulations")
     ]
-    draw_comparison([*runs, *diverged], tmp_path / "ways.png")
-    with Image.open(tmp_path / "ways.png") as image:
-        assert image.size == (1265, 550)
+    draw_comparison([*quick, *slow, *diverged], tmp_path / "ways.png")
+    blue, orange, green = (
+        pixels_of(tmp_path / "ways.png", colour)[:, :978]  # the legend is to the right
+        for colour in ("#1f77b4", "#ff7f0e", "#2ca02c")
+    )
+    assert blue.shape == (550, 978)
+    assert columns_of(blue) > 0.8
+    assert columns_of(orange) > 0.8
+    assert not green.any()
+    for rising in (blue, orange):
+        assert height_of(rising, 0.2, 0.3) < height_of(rising, 0.8, 0.9)
+    assert height_of(blue, 0.8, 0.9) > height_of(orange, 0.8, 0.9) + 0.2

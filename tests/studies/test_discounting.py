@@ -1,4 +1,4 @@
-"""The best policy under a discount, beside the best one of all in the same sessions."""
+"""The best policy under a discount, compared with the undiscounted best policy in the same sessions."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ ENVIRONMENT = EnvironmentConfig(reward=RewardScheme.PNL)
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Discounted]:
+def rows() -> list[Discounted]:
     return judge_discounts((0.99, 0.997, 0.9995), num_bars=NUM_BARS, seed=1)
 
 
-def test_the_less_is_discounted_the_fewer_the_trades_and_the_more_they_earn(told: list[Discounted]) -> None:
+def test_less_discounting_makes_fewer_trades_and_earns_more(rows: list[Discounted]) -> None:
     trades, pips, entries = (
-        [getattr(row, name) for row in told] for name in ("trades", "pips", "entry_pips")
+        [getattr(row, name) for row in rows] for name in ("trades", "pips", "entry_pips")
     )
     assert trades == sorted(trades, reverse=True)
     assert pips == sorted(pips)
@@ -30,22 +30,22 @@ def test_the_less_is_discounted_the_fewer_the_trades_and_the_more_they_earn(told
     assert trades[1] > 1.15 * trades[2]
 
 
-def test_almost_undiscounted_it_earns_what_the_best_policy_does(told: list[Discounted]) -> None:
-    """Which is found by going back from the session's end, and knows when that is."""
+def test_almost_undiscounted_it_earns_as_much_as_the_best_policy(rows: list[Discounted]) -> None:
+    """The undiscounted policy is found by backward induction and knows the session's end."""
     law = LAWS[Market.OU]
     synthetic = synthesize_with_state(law, NUM_BARS, 1)
     dataset = build_dataset(synthetic.bars, "synthetic ou, seed 1")
     starts = np.concatenate([dataset.sessions.non_overlapping(split) for split in SPLITS])
     rule = best_rule(solve(chain_of(law), ENVIRONMENT), states_on_chain(law, synthetic.state))
     best = score_rule(rule, Prices.of(dataset.bars), starts, ENVIRONMENT)
-    assert 0.95 < told[-1].pips / best.pips.mean() < 1.01
-    assert told[-1].trades == pytest.approx(best.trades.mean(), rel=0.2)
-    assert told[0].pips < 0.93 * best.pips.mean()
+    assert 0.95 < rows[-1].pips / best.pips.mean() < 1.01
+    assert rows[-1].trades == pytest.approx(best.trades.mean(), rel=0.2)
+    assert rows[0].pips < 0.93 * best.pips.mean()
 
 
-def test_nothing_to_come_is_worth_a_wait_where_it_is_not_counted() -> None:
-    """By hand: with next to no weight on the next bar every position is closed that shows a gain."""
+def test_with_heavy_discounting_every_gain_is_taken_at_once() -> None:
+    """With almost no weight on the next bar, every position with a gain is closed."""
     policy = best_under(0.01, 4.0)
     middle = len(policy.enters) // 2
     assert policy.closes[middle + 5, middle]
-    assert not policy.closes[middle + 3, middle]  # a loss put off is a loss forgotten
+    assert not policy.closes[middle + 3, middle]  # a postponed loss is discounted to almost nothing

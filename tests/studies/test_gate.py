@@ -1,4 +1,4 @@
-"""The gates, by simulated runs: luck does not pass, and an edge does. `./run gate` prints the figures."""
+"""Simulated runs: the gates stop luck and pass a real edge. `./run gate` prints the rates."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ from studies.gate import (
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Thousands of short kernels: sharing each among threads costs more than it gains."""
+    """Use one thread: the kernels are too short to gain from several."""
     threads = numba.get_num_threads()
     numba.set_num_threads(1)
     yield
@@ -50,7 +50,7 @@ def test_an_edge_passes_the_deflated_sharpe_after_ruinous_versions() -> None:
 
 
 def test_the_default_market_is_long_enough_to_prove_an_edge() -> None:
-    """A rule that knows that prices come back reaches paper on the market of `up`, after 199 of noise."""
+    """A mean-reversion rule passes the paper gate on the market of `up`, after 199 versions of noise."""
     bars = synthesize(Market.OU, UpSettings.model_fields["market_bars"].default, seed=1)
     data = build_dataset(bars, "synthetic", SessionConfig(), SplitConfig())
     prices, starts = Prices.of(data.bars), data.sessions.non_overlapping(Split.VALIDATION)
@@ -78,8 +78,8 @@ def test_the_default_market_is_long_enough_to_prove_an_edge() -> None:
     assert "paper" in verdict.passed
 
 
-def test_what_is_not_judged_would_not_have_passed() -> None:
-    """Better than noise by some three standard errors, so that many are close to the limit."""
+def test_versions_that_are_not_judged_would_not_have_passed() -> None:
+    """The versions are about three standard errors better than noise, so many are close to the limit."""
     rng = np.random.default_rng(5)
     daily = POPULATIONS[2].draw(rng, 500, 40)
     daily += np.where(daily != 0.0, 9.0, 0.0)
@@ -90,8 +90,8 @@ def test_what_is_not_judged_would_not_have_passed() -> None:
         assert judge_version(column[column != 0.0], column, np.zeros((500, 0)), rules, None)[1].passed == ()
 
 
-def test_a_profit_of_few_standard_errors_is_judged_where_its_p_value_is_small() -> None:
-    """31 won days, one of them very large: 1.3 standard errors, and a p-value of 2^-31."""
+def test_a_profit_of_few_standard_errors_but_a_small_p_value_is_judged() -> None:
+    """31 winning days, one of them very large: 1.3 standard errors, and a p-value of 2^-31."""
     daily = np.zeros(500)
     daily[:31] = 3.0
     daily[7] = 300.0

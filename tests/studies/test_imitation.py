@@ -1,4 +1,4 @@
-"""What supervision learns from, and that a network which sees all there is imitates the best policy."""
+"""The labelled states, and that a network that sees the full state imitates the best policy."""
 
 from itertools import count
 
@@ -15,8 +15,8 @@ from shared.model.config import ModelConfig
 from shared.numeric import Int8
 from studies.imitation import (
     ImitationSpent,
-    Lessons,
-    draw_lessons,
+    LabelledStates,
+    draw_labelled_states,
     learn_to_imitate,
     most_likely,
 )
@@ -29,7 +29,7 @@ ENVIRONMENT = EnvironmentConfig(reward=RewardScheme.PNL, session_bars=40)
 MODEL = ModelConfig(temporal_channels=8, static_channels=4, value_bins=31, value_bound_pips=150.0)
 STARTS = np.arange(200, BARS - 50)
 
-#: The price climbs for 8 bars and falls for 8, 3 pips each: every next move is known from the phase.
+#: The price rises for 8 bars and falls for 8, by 3 pips each: the phase determines the next move.
 PERIOD = 16
 MOVES = np.where(np.arange(PERIOD) < PERIOD // 2, 3, -3)
 WAVE = Chain(
@@ -43,7 +43,7 @@ WAVE = Chain(
 
 @pytest.fixture(scope="module")
 def market() -> MarketView:
-    """The wave; of the features the first two tell its phase, the others are empty."""
+    """The wave; its phase is in the first two features, and the others are 0."""
     phases = np.arange(BARS) % PERIOD
     closes = 100.0 + PIP * np.append(0.0, np.cumsum(MOVES[phases[:-1]]))
     opens = np.append(closes[0], closes[:-1])
@@ -59,37 +59,37 @@ def rule() -> Rule:
 
 
 @pytest.fixture(scope="module")
-def lessons(market: MarketView, rule: Rule) -> Lessons:
-    return draw_lessons(rule, market.prices, STARTS, ENVIRONMENT, np.random.default_rng(1), 3_000)
+def states(market: MarketView, rule: Rule) -> LabelledStates:
+    return draw_labelled_states(rule, market.prices, STARTS, ENVIRONMENT, np.random.default_rng(1), 3_000)
 
 
-def test_states_are_legal_and_of_every_side(lessons: Lessons) -> None:
-    assert LEGAL[lessons.sides + 1, lessons.actions].all()
-    assert np.array_equal(lessons.static[:, 0], lessons.sides)
-    assert (np.bincount(lessons.sides + 1) > 300).all()
-    assert (np.bincount(lessons.actions) > 50).all()
-    assert lessons.bars.min() >= STARTS[0]
-    assert lessons.bars.max() < STARTS[-1] + ENVIRONMENT.session_bars
+def test_labelled_actions_are_legal_and_all_sides_occur(states: LabelledStates) -> None:
+    assert LEGAL[states.sides + 1, states.actions].all()
+    assert np.array_equal(states.static[:, 0], states.sides)
+    assert (np.bincount(states.sides + 1) > 300).all()
+    assert (np.bincount(states.actions) > 50).all()
+    assert states.bars.min() >= STARTS[0]
+    assert states.bars.max() < STARTS[-1] + ENVIRONMENT.session_bars
 
 
-def test_chance_leads_to_sides_that_the_best_policy_is_not_on(lessons: Lessons) -> None:
-    """In the middle of a climb the best policy is long; states led by chance are on the other sides too."""
-    climbing = lessons.bars % PERIOD == 4
-    short, flat, _ = np.bincount(lessons.sides[climbing] + 1)
+def test_random_play_reaches_sides_that_the_best_policy_avoids(states: LabelledStates) -> None:
+    """In the middle of a rise the best policy is long; random play also reaches the other sides."""
+    climbing = states.bars % PERIOD == 4
+    short, flat, _ = np.bincount(states.sides[climbing] + 1)
     assert min(short, flat) > 10
-    # In a session's last decision holding and closing come to the same.
-    assert (lessons.actions[climbing & (lessons.sides == -1)] == Action.CLOSE).mean() > 0.9
-    assert np.isin(lessons.actions[climbing & (lessons.sides == 1)], Action.HOLD).all()
+    # At a session's last decision, holding and closing are equivalent.
+    assert (states.actions[climbing & (states.sides == -1)] == Action.CLOSE).mean() > 0.9
+    assert np.isin(states.actions[climbing & (states.sides == 1)], Action.HOLD).all()
 
 
-def test_returns_are_what_the_rule_earns_from_there_on(market: MarketView) -> None:
-    """Buy and stay: what is to come of a position follows from its static features and two prices."""
+def test_returns_are_the_rules_future_earnings(market: MarketView) -> None:
+    """For buy-and-hold, a position's future reward follows from its static features and two prices."""
 
     def buy_and_stay(lanes: Lanes) -> Int8:
         return np.where(lanes.side == Side.FLAT, Action.BUY, Action.HOLD).astype(np.int8)
 
-    start, prices = 300, market.prices
-    drawn = draw_lessons(buy_and_stay, prices, np.array([start]), ENVIRONMENT, np.random.default_rng(0), 400)
+    start, prices, rng = 300, market.prices, np.random.default_rng(0)
+    drawn = draw_labelled_states(buy_and_stay, prices, np.array([start]), ENVIRONMENT, rng, 400)
     last_open = prices.open[start + ENVIRONMENT.session_bars]
     entered = (last_open - prices.open[drawn.bars + 1]) / PIP - ENVIRONMENT.spread_pips
     held = 100.0 * np.arctanh(drawn.static[:, 1]) + drawn.sides * (last_open - prices.close[drawn.bars]) / PIP
@@ -98,7 +98,7 @@ def test_returns_are_what_the_rule_earns_from_there_on(market: MarketView) -> No
 
 
 def test_a_network_that_sees_the_state_reaches_the_best_policy(market: MarketView, rule: Rule) -> None:
-    ticks, told = count(), list[ImitationSpent]()
+    ticks, costs = count(), list[ImitationSpent]()
     agent, spent = learn_to_imitate(
         rule,
         market,
@@ -108,16 +108,16 @@ def test_a_network_that_sees_the_state_reaches_the_best_policy(market: MarketVie
         minutes=0.4,
         seed=0,
         clock=lambda: next(ticks) / 10.0,
-        progress=told.append,
+        progress=costs.append,
     )
     assert spent.updates == 240
-    assert told[-1] == spent
+    assert costs[-1] == spent
     sessions = STARTS[::97]
     imitation = most_likely(agent, market.features, sessions, ENVIRONMENT.session_bars)
     best, reached = (score_rule(one, market.prices, sessions, ENVIRONMENT) for one in (rule, imitation))
     assert reached.pips.mean() > 0.95 * best.pips.mean() > 20.0
 
 
-def test_minutes_are_needed(market: MarketView, rule: Rule) -> None:
+def test_zero_minutes_are_refused(market: MarketView, rule: Rule) -> None:
     with pytest.raises(SettingsError, match="minutes"):
         learn_to_imitate(rule, market, STARTS, ENVIRONMENT, MODEL, minutes=0.0, seed=0, clock=lambda: 0.0)

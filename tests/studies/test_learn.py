@@ -1,4 +1,4 @@
-"""A short run on a small network: what is measured, on which sessions, and that time is kept."""
+"""A short run on a small network: figures, sessions, and the time budget."""
 
 import json
 import threading
@@ -26,6 +26,7 @@ from studies import learn as learn_module
 from studies.curve import draw_curve
 from studies.learn import GOAL_SHARES, CurvePoint, LearnConfig, LearnReport, Spent, learn
 from studies.scores import Scores
+from tests.studies.pictures import columns_of, height_of, pixels_of
 
 CONFIG = LearnConfig(
     market=Market.OU,
@@ -42,13 +43,13 @@ CONFIG = LearnConfig(
 )
 
 
-def run(config: LearnConfig = CONFIG, told: list[Spent] | None = None) -> LearnReport:
-    """A run whose clock goes on by a tenth of a second whenever it is asked, for each thread by itself."""
+def run(config: LearnConfig = CONFIG, costs: list[Spent] | None = None) -> LearnReport:
+    """Make a run; each thread's clock advances by a tenth of a second per reading."""
     ticks: defaultdict[int, count[int]] = defaultdict(count)
     return learn(
         config,
         clock=lambda: next(ticks[threading.get_ident()]) / 10.0,
-        progress=None if told is None else told.append,
+        progress=None if costs is None else costs.append,
     )
 
 
@@ -57,7 +58,7 @@ def report() -> LearnReport:
     return run()
 
 
-def test_players_are_judged_in_every_test_session_and_nowhere_else(report: LearnReport) -> None:
+def test_players_are_evaluated_in_exactly_the_test_sessions(report: LearnReport) -> None:
     sessions = index_sessions(synthesize(Market.OU, CONFIG.num_bars, CONFIG.seed))
     assert np.array_equal(report.starts, sessions.non_overlapping(Split.TEST))
     assert set(report.players) == {"best", "agent", "promoted", "nothing", "random"}
@@ -67,7 +68,7 @@ def test_players_are_judged_in_every_test_session_and_nowhere_else(report: Learn
     assert len(report.imitation.validation.pips) == CONFIG.curve_sessions
 
 
-def test_the_curve_goes_from_before_learning_to_the_end_of_the_minutes(report: LearnReport) -> None:
+def test_the_curve_covers_the_run_from_before_learning_to_its_end(report: LearnReport) -> None:
     first, *_, last = report.curve
     assert first.spent == Spent(0.0, 0, 0)
     assert last.spent == report.spent
@@ -79,18 +80,18 @@ def test_the_curve_goes_from_before_learning_to_the_end_of_the_minutes(report: L
 
 
 def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
-    told: list[Spent] = []
-    again = run(told=told)
+    costs: list[Spent] = []
+    again = run(costs=costs)
     assert np.array_equal(again.players["agent"].pips, report.players["agent"].pips)
     assert np.array_equal(again.players["random"].pips, report.players["random"].pips)
-    assert told[0] == report.curve[0].spent
-    assert told[-1] == report.spent
+    assert costs[0] == report.curve[0].spent
+    assert costs[-1] == report.spent
 
 
-def test_the_average_plays_and_is_judged_where_one_is_asked_for(report: LearnReport) -> None:
-    still = replace(CONFIG.learner, average_decay=1.0 - 1e-9)  # what acts stays version 0
-    holding = replace(CONFIG.trainer, hold_logit=0.01)  # whose actions are no ties
-    averaged = run(replace(CONFIG, learner=still, trainer=holding, imitation_minutes=0.0))
+def test_a_configured_average_plays_and_is_evaluated(report: LearnReport) -> None:
+    frozen = replace(CONFIG.learner, average_decay=1.0 - 1e-9)  # the average stays at version 0
+    holding = replace(CONFIG.trainer, hold_logit=0.01)  # so that no actions tie
+    averaged = run(replace(CONFIG, learner=frozen, trainer=holding, imitation_minutes=0.0))
     assert averaged.spent.updates > 10
     for done, alike in ((averaged, True), (report, False)):
         first, *_, last = (point.agent.pips for point in done.curve)
@@ -118,7 +119,7 @@ def test_shares_are_of_the_best_policy_and_of_its_imitation(report: LearnReport)
         assert [share and share.value for share in of_imitation] == [2.0, 0.75, 0.0, 1.0]
 
 
-def test_an_imitation_that_earns_nothing_is_no_yardstick(report: LearnReport) -> None:
+def test_there_is_no_share_of_an_imitation_that_earns_nothing(report: LearnReport) -> None:
     assert report.imitation is not None
     nothing = np.zeros(len(report.starts))
     idle = Scores(nothing, nothing, nothing.astype(np.int64))
@@ -136,7 +137,7 @@ def test_players_rank_as_they_should(report: LearnReport) -> None:
     assert pips["random"] < pips["nothing"] == 0.0 < pips["best"]
 
 
-def test_a_market_with_an_edge_is_to_be_learned_as_well_as_imitation_does(report: LearnReport) -> None:
+def test_goals_on_a_market_with_an_edge_are_shares_of_the_imitation(report: LearnReport) -> None:
     assert report.imitation is not None
     bound = replace(report.imitation, test=trading(1.0, 10.0), validation=trading(1.0, 10.0))
     for on_time, met in (
@@ -152,10 +153,10 @@ def test_a_market_with_an_edge_is_to_be_learned_as_well_as_imitation_does(report
     assert replace(done, imitation=None).goals() == []
 
 
-def test_what_does_best_in_validation_sessions_is_promoted_and_judged_when_a_goals_minutes_are_over(
+def test_the_version_best_in_validation_is_promoted_and_tested_at_a_goals_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second and third evaluation are the best ones, alike; no version plays the test sessions twice."""
+    """The second and third evaluation are equally good; no version plays the test sessions twice."""
     assert GOAL_SHARES == {15.0: 0.9, 60.0: 0.97}
     evaluated: list[int] = []
     tested: list[int] = []
@@ -175,8 +176,8 @@ def test_what_does_best_in_validation_sessions_is_promoted_and_judged_when_a_goa
         clock=lambda: 10.0 * next(ticks[threading.get_ident()]),
         progress=lambda spent: seconds.append(spent.seconds),
     )
-    unjudged = np.diff([point.spent.seconds for point in done.curve])
-    assert unjudged.max() < 180.0 + np.diff(seconds).max()
+    intervals = np.diff([point.spent.seconds for point in done.curve])
+    assert intervals.max() < 180.0 + np.diff(seconds).max()
     promoted = evaluated[2]
     assert done.promoted == done.curve[2].spent
     assert done.promoted.seconds < 900.0
@@ -186,7 +187,7 @@ def test_what_does_best_in_validation_sessions_is_promoted_and_judged_when_a_goa
     assert tested == [promoted, evaluated[-1]]
 
 
-def test_learned_is_told_from_the_first_evaluation_that_comes_close_to_the_imitation(
+def test_learned_is_the_cost_at_the_first_evaluation_close_to_the_imitation(
     report: LearnReport,
 ) -> None:
     assert report.imitation is not None
@@ -200,9 +201,9 @@ def test_learned_is_told_from_the_first_evaluation_that_comes_close_to_the_imita
 
 
 def test_a_run_leaves_a_record_that_duckdb_reads(tmp_path: Path) -> None:
-    told: list[Spent] = []
+    costs: list[Spent] = []
     ticks = count()
-    report = learn(CONFIG, clock=lambda: next(ticks) / 10.0, record=tmp_path, progress=told.append)
+    report = learn(CONFIG, clock=lambda: next(ticks) / 10.0, record=tmp_path, progress=costs.append)
     for table, expected in (
         ("updates", report.spent.updates),
         ("episodes", report.spent.episodes),
@@ -218,7 +219,7 @@ def test_a_run_leaves_a_record_that_duckdb_reads(tmp_path: Path) -> None:
     assert settings["learner"]["batch_size"] == CONFIG.learner.batch_size
 
 
-def test_the_market_without_an_edge_is_to_be_left_alone(report: LearnReport) -> None:
+def test_goals_on_a_market_without_an_edge_are_few_trades_and_a_small_loss(report: LearnReport) -> None:
     idle = replace(report, config=replace(CONFIG, market=Market.GBM))
     assert [goal.met for goal in replace(idle, players={"agent": trading(0.2, -0.9)}).goals()] == [True, True]
     assert [goal.met for goal in replace(idle, players={"agent": trading(0.4, -1.1)}).goals()] == [False] * 2
@@ -231,12 +232,25 @@ def trading(trades: float, pips: float) -> Scores:
     return Scores(np.full(10, pips), np.full(10, pips), made)
 
 
-def test_the_curve_is_drawn(report: LearnReport, tmp_path: Path) -> None:
-    draw_curve(report, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+def test_the_picture_shows_the_rising_curve_below_the_best_policy(
+    report: LearnReport, tmp_path: Path
+) -> None:
+    curve = tuple(
+        CurvePoint(Spent(60.0 * n, 10 * n, n), trading(1.0, pips), trading(1.0, 10.0))
+        for n, pips in enumerate((0.0, 4.0, 8.0))
+    )
+    players = {"nothing": trading(0.0, 0.0), "random": trading(0.0, -50.0)}
+    learned = replace(report, curve=curve, promoted=curve[-1].spent, players=players, imitation=None)
+    draw_curve(learned, tmp_path / "curve.png")
+    blue = pixels_of(tmp_path / "curve.png", "#2563eb")[60:]  # the legend is above
+    dark = pixels_of(tmp_path / "curve.png", "#1f2933", tolerance=110)[60:]
+    assert columns_of(blue) > 0.8
+    assert height_of(blue, 0.2, 0.3) < height_of(blue, 0.5, 0.6) < height_of(blue, 0.8, 0.9)
+    lines = np.flatnonzero(dark.mean(axis=1) > 0.8)  # rows of the best policy and of the axis
+    assert lines[0] < np.flatnonzero(blue.any(axis=1))[0]
 
 
-def test_without_matplotlib_there_is_a_word_about_it(
+def test_without_matplotlib_the_error_names_the_extra(
     report: LearnReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared.adapters.picture, "find_spec", lambda _: None)
@@ -244,7 +258,7 @@ def test_without_matplotlib_there_is_a_word_about_it(
         draw_curve(report, tmp_path / "curve.png")
 
 
-def test_what_cannot_be_run_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(DataError, match="no train session"):
         run(replace(CONFIG, num_bars=400))
     with pytest.raises(SettingsError, match="minutes"):

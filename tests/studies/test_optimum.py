@@ -1,4 +1,4 @@
-"""The optimum against every action after every path, and against its own play on the synthetic markets."""
+"""The optimum against brute force, and against its play on the synthetic markets."""
 
 from functools import cache
 
@@ -42,7 +42,7 @@ ENVIRONMENTS = {
 
 
 def prices_of(moves: list[int]) -> Prices:
-    """A bar opens at the close before it."""
+    """Prices of bars that open at the previous close."""
     closes = 100.0 + PIP * np.concatenate(([0.0], np.cumsum([*moves, 0])))
     opens = np.append(closes[0], closes[:-1])
     return Prices(opens, closes, np.zeros(len(closes), np.int8), PIP)
@@ -55,7 +55,7 @@ def by_brute_force(
     moves: tuple[int, ...] = (),
     side: int = 1,
 ) -> float:
-    """The best expected reward: every legal action now, every way to go on, episodes paid by replay."""
+    """The best expected reward over all legal actions and all paths; `replay` pays each episode."""
     values = []
     for action in np.flatnonzero(LEGAL[side]).tolist():
         done = (*actions, action)
@@ -78,7 +78,7 @@ def by_brute_force(
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
-def test_the_value_is_that_of_every_action_after_every_path(environment: EnvironmentConfig) -> None:
+def test_the_value_equals_a_brute_force_search_over_all_paths(environment: EnvironmentConfig) -> None:
     optimum = solve(TINY, environment)
     for state in range(2):
         assert optimum.value[state] == pytest.approx(by_brute_force(environment, state), abs=1e-5)
@@ -86,7 +86,7 @@ def test_the_value_is_that_of_every_action_after_every_path(environment: Environ
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
 def test_the_rule_earns_its_value_over_every_path_of_the_chain(environment: EnvironmentConfig) -> None:
-    """All paths at once, one a lane, each with its probability."""
+    """Plays all paths at once, one per lane, and weights them by their probability."""
     optimum = solve(TINY, environment)
     num_moves = environment.session_bars - 1
     paths = np.stack(np.meshgrid(*[[0, 1]] * num_moves, indexing="ij"), axis=-1).reshape(-1, num_moves)
@@ -136,8 +136,10 @@ def market_bars(market: Market) -> tuple[Prices, Int64]:
 
 @pytest.mark.parametrize("reward", RewardScheme)
 @pytest.mark.parametrize("market", Market)
-def test_on_the_market_itself_it_earns_what_was_computed(market: Market, reward: RewardScheme) -> None:
-    """A thousand sessions: the mean of what they earn beyond their value is within four standard errors."""
+def test_on_the_synthetic_market_the_rule_earns_its_computed_value(
+    market: Market, reward: RewardScheme
+) -> None:
+    """Over a thousand sessions, mean earnings minus values are within four standard errors of 0."""
     environment = EnvironmentConfig(reward=reward, session_bars=100)
     prices, states = market_bars(market)
     starts = np.arange(150, len(prices) - 101, 101)
@@ -152,8 +154,8 @@ def test_without_an_edge_the_best_policy_does_not_trade() -> None:
     assert (optimum.value == 0.0).all()
 
 
-def test_where_idling_costs_it_enters_at_once_and_stays() -> None:
-    """360 bars of idling cost 18; one entry costs the spread less its bonus, and a drawdown's share."""
+def test_where_idling_costs_the_policy_enters_at_once_and_stays() -> None:
+    """Idling for 360 bars costs 18; an entry costs the spread minus the bonus, plus a drawdown penalty."""
     optimum = solve(chain_of(LAWS[Market.GBM]), EnvironmentConfig(reward=RewardScheme.AMDDP1))
     assert optimum.entry[0, 0] != Action.HOLD
     assert -4.0 < optimum.value[0] < -3.0
@@ -174,21 +176,22 @@ def test_a_stretched_market_is_sold_above_its_mean_and_bought_below() -> None:
 def test_the_lattice_has_the_moments_of_the_law(market: Market) -> None:
     chain = chain_of(LAWS[market])
     assert chain.probability.sum(axis=1) == pytest.approx(1.0)
-    variance = (chain.probability * chain.move**2).sum(axis=1) - chain.mean_move_pips**2
+    mean = (chain.probability * chain.move).sum(axis=1) * chain.step_pips
+    variance = (chain.probability * chain.move**2).sum(axis=1) - mean**2
     if market is Market.OU:
         law = OuLaw()
         middle = len(variance) // 2
         assert variance[middle] == pytest.approx(law.sigma_pips**2, rel=1e-3)
-        assert chain.mean_move_pips[middle + 20] == pytest.approx(-20 * (1 - law.persistence), abs=1e-3)
+        assert mean[middle + 20] == pytest.approx(-20 * (1 - law.persistence), abs=1e-3)
     elif market is Market.GBM:
         assert variance[0] == pytest.approx(2.425**2, rel=1e-3)
-        assert chain.mean_move_pips[0] == pytest.approx(0.0, abs=1e-9)
+        assert mean[0] == pytest.approx(0.0, abs=1e-9)
     else:
         rally = 0.0088 * 0.0 + 0.0011 * 0.0 + 0.9890 * 0.5 + 0.0011 * -0.5
-        assert chain.mean_move_pips[1] == pytest.approx(rally, abs=1e-3)
+        assert mean[1] == pytest.approx(rally, abs=1e-3)
 
 
-def test_what_the_lattice_cannot_hold_is_refused() -> None:
+def test_an_environment_that_does_not_fit_the_lattice_is_refused() -> None:
     with pytest.raises(SettingsError, match="multiple"):
         solve(TINY, EnvironmentConfig(spread_pips=1.5))
     with pytest.raises(SettingsError, match="financing"):

@@ -1,4 +1,4 @@
-"""What players earn, and shares of what the best one earns."""
+"""Players' earnings, and shares of the best policy's earnings."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ STARTS = np.array([200, 450, 731])
 
 
 def three_bars_long(lanes: Lanes) -> Int8:
-    """Buys whenever flat, closes after three closes."""
+    """Buys when flat, and closes after three bars."""
     leave = (lanes.side == Side.LONG) & (lanes.bars_held == 3)
     enter = lanes.side == Side.FLAT
     return np.where(leave, Action.CLOSE, np.where(enter, Action.BUY, Action.HOLD)).astype(np.int8)
@@ -35,7 +35,7 @@ def test_a_rule_earns_what_its_actions_earn_in_replay() -> None:
         assert scores.trades[session] == len(episode.trades) == 3
 
 
-def test_doing_nothing_earns_the_price_of_idling() -> None:
+def test_doing_nothing_earns_the_idle_penalty() -> None:
     scores = score_rule(flat, small_market().prices, STARTS, ENVIRONMENT)
     assert scores.reward == pytest.approx([-12 * 0.05] * 3)
     assert not scores.pips.any()
@@ -71,7 +71,7 @@ def test_the_mean_s_interval_is_about_two_standard_errors_either_way() -> None:
     assert estimate.interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
 
 
-def test_luck_that_both_had_cancels_out_of_a_share() -> None:
+def test_luck_common_to_both_players_cancels_out_of_a_share() -> None:
     best = normal(20.0)
     estimate = share(0.6 * best, best)
     assert estimate is not None
@@ -79,6 +79,6 @@ def test_luck_that_both_had_cancels_out_of_a_share() -> None:
     assert estimate.interval.high - estimate.interval.low < 1e-9
 
 
-def test_there_is_no_share_of_nothing() -> None:
+def test_there_is_no_share_of_zero_or_negative_earnings() -> None:
     assert share(normal(1.0), normal(0.0)) is None
     assert share(normal(1.0), normal(-20.0)) is None

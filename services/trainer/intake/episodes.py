@@ -1,17 +1,13 @@
-"""How self-play traded lately: what tells a run that learns from one that collapsed."""
+"""How self-play traded lately; these figures show whether a run learns or has collapsed."""
 
 from collections import deque
-from dataclasses import dataclass
 from math import isfinite
 
-import numpy as np
-
 from shared.agent.trajectory import Trajectory
-from shared.environment.action import NUM_ACTIONS, Action
-from shared.metrics.trades import expectancy, win_rate
-from shared.numeric import Float64, Int64
+from shared.environment.action import Action
+from shared.metrics.episodes import Episode, mean_figures
 
-#: Episodes that the figures are taken over.
+#: Number of episodes that the figures cover.
 WINDOW_EPISODES = 50
 
 #: Names of the figures.
@@ -27,50 +23,28 @@ WINDOW_FIGURES = (
 )
 
 
-@dataclass(frozen=True)
-class _Episode:
-    pips: Float64  # [trades] net
-    action_counts: Int64  # [4]
-    reward: float
-    version: int
-
-
 class EpisodeWindow:
     """Figures over the last episodes."""
 
     def __init__(self, num_episodes: int = WINDOW_EPISODES) -> None:
-        self._episodes: deque[_Episode] = deque(maxlen=num_episodes)
+        self._episodes: deque[tuple[int, Episode]] = deque(maxlen=num_episodes)  # with the playing version
 
     def add(self, trajectory: Trajectory) -> None:
-        """Count one episode in, and the oldest out."""
-        self._episodes.append(
-            _Episode(
-                pips=np.array([trade.pips for trade in trajectory.trades], np.float64),
-                action_counts=np.bincount(trajectory.actions, minlength=NUM_ACTIONS),
-                reward=float(trajectory.rewards.sum(dtype=np.float64)),
-                version=trajectory.checkpoint_version,
-            )
-        )
+        """Add an episode; the oldest one leaves a full window."""
+        pips = [trade.pips for trade in trajectory.trades]
+        episode = Episode.of(pips, trajectory.actions, trajectory.rewards)
+        self._episodes.append((trajectory.checkpoint_version, episode))
 
     def metrics(self) -> dict[str, float]:
-        """Figures by name, all finite; one that is not defined, as a win rate without trades, is left out.
+        """Figures by name; a figure that is undefined, such as a win rate without trades, is left out.
 
-        Another thread may add an episode meanwhile.
+        Another thread may add episodes at the same time.
         """
-        episodes = tuple(self._episodes)
-        if not episodes:
+        window = tuple(self._episodes)
+        if not window:
             return {}
-        pips = np.concatenate([episode.pips for episode in episodes])
-        counts = np.sum([episode.action_counts for episode in episodes], axis=0)
-        shares = counts / counts.sum()
         figures = {
-            "expectancy_pips": expectancy(pips),
-            "win_rate": win_rate(pips),
-            "trade_ratio": float(1.0 - shares[Action.HOLD]),
-            "trades_per_episode": len(pips) / len(episodes),
-            "reward_per_episode": float(np.mean([episode.reward for episode in episodes])),
-            "net_pips_per_episode": float(pips.sum() / len(episodes)),
-            "oldest_version_playing": float(min(episode.version for episode in episodes)),
-            **{f"share_{action.name.lower()}": float(shares[action]) for action in Action},
+            **mean_figures([episode for _, episode in window]),
+            "oldest_version_playing": float(min(version for version, _ in window)),
         }
         return {name: value for name, value in figures.items() if value is not None and isfinite(value)}

@@ -1,14 +1,14 @@
-"""Which trajectories can be learned from, and why another cannot.
+"""Decides which trajectories can be learned from, and gives the reason for every other.
 
-What an entry is by itself any rank sees. Whether a trajectory is too old the leader alone can say: it has
-the versions, and the journal, which tells a second delivery of what was taken in when it was young.
+Any rank can check an entry by itself. Only the leader can decide whether a trajectory is too old: it knows
+the versions, and from the journal it recognises a redelivery of one that was accepted when it was new.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from services.trainer.place import Place
+from services.trainer.place import Rank
 from shared.adapters.streams.entries import Batch, Entry
 from shared.adapters.tables.dataset import Dataset
 from shared.agent.trajectory import Trajectory
@@ -20,50 +20,50 @@ from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
 
 
-def consumer_name(place: Place) -> str:
-    """A rank's name in the group; always the same, so that it finds what was delivered to it before."""
-    return "trainer" if place.leads else f"trainer-{place.rank}"
+def consumer_name(rank: Rank) -> str:
+    """A rank's name in the consumer group; constant, so a restarted rank finds its pending entries."""
+    return "trainer" if rank.is_leader else f"trainer-{rank.rank}"
 
 
 @dataclass(frozen=True)
-class Intake:
-    """A batch's trajectories, and why its other entries are none, both by entry id."""
+class CheckedBatch:
+    """A batch of entries, each of them checked."""
 
     batch: Batch[TrajectoryFinished]
-    accepted: Mapping[str, Trajectory]
-    unusable: Mapping[str, str]
+    usable: Mapping[str, Trajectory]  # by entry id
+    unusable: Mapping[str, str]  # reason by entry id
 
     @classmethod
-    def of(cls, batch: Batch[TrajectoryFinished], dataset: Dataset) -> "Intake":
-        """Look at every entry."""
-        accepted_entries, unusable = {}, {}
+    def of(cls, batch: Batch[TrajectoryFinished], dataset: Dataset) -> "CheckedBatch":
+        """Check every entry."""
+        usable, unusable = {}, {}
         for entry in batch.entries:
             try:
-                accepted_entries[entry.entry_id] = accepted(entry, dataset)
-            except MessageError as refused:
-                unusable[entry.entry_id] = str(refused)
-        return cls(batch, accepted_entries, unusable)
+                usable[entry.entry_id] = usable_trajectory(entry, dataset)
+            except MessageError as invalid:
+                unusable[entry.entry_id] = str(invalid)
+        return cls(batch, usable, unusable)
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """Those that can be learned from."""
-        return list(self.accepted.values())
+        """The trajectories that can be learned from."""
+        return list(self.usable.values())
 
-    async def settle(
+    async def acknowledge(
         self, stale: Mapping[UUID, str], lifecycle: Lifecycle, count_unusable: Callable[[], None]
     ) -> None:
-        """Put what was refused with the dead letters, then acknowledge the rest, which is in the journal.
+        """Dead-letter the refused entries, then acknowledge the batch; the other trajectories are journalled.
 
-        Asked to stop in the midst of it, nothing is acknowledged that lacks its letter: it comes again.
+        If the service is asked to stop meanwhile, the rest of the batch stays pending and is redelivered.
 
         Args:
-            stale: why trajectories were found too old, by id.
+            stale: why trajectories are too old, by id.
             lifecycle: of the service.
-            count_unusable: called for each that has its letter; those found stale the leader counted.
+            count_unusable: called for each dead-lettered unusable entry; the leader counts the stale ones.
         """
-        await lifecycle.until_stopping(self._letters_then_ack(stale, lifecycle, count_unusable))
+        await lifecycle.until_stopping(self._dead_letter_then_ack(stale, lifecycle, count_unusable))
 
-    async def _letters_then_ack(
+    async def _dead_letter_then_ack(
         self, stale: Mapping[UUID, str], lifecycle: Lifecycle, count_unusable: Callable[[], None]
     ) -> None:
         for entry in self.batch.entries:
@@ -76,11 +76,11 @@ class Intake:
         await self.batch.ack()
 
 
-def accepted(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Trajectory:
-    """The trajectory of an entry, known to be of this data set and within its bars.
+def usable_trajectory(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Trajectory:
+    """Decode an entry's trajectory and check that it is of this data set and within its bars.
 
     Raises:
-        MessageError: it is damaged, of another data set, or reaches where there are no windows.
+        MessageError: the trajectory is damaged, of another data set, or includes bars that have no window.
     """
     header = entry.message
     where = f"trajectory {header.trajectory_id}"
@@ -106,13 +106,14 @@ def stale_among(
     max_version_lag: int | None,
     journalled: Container[UUID],
 ) -> dict[UUID, str]:
-    """Why trajectories are too old to be learned from, by id; those that are not are left out.
+    """Find the trajectories that are too old to be learned from; the reason by id.
 
     Args:
-        trajectories: that can be learned from otherwise.
-        newest: version published. A trainer that went back to an earlier one meets later ones: no lag.
-        max_version_lag: most versions that one may be behind; None refuses none.
-        journalled: ids taken in before; a second delivery is no new trajectory, however old.
+        trajectories: usable ones.
+        newest: newest published version. After a return to an earlier version, trajectories of later
+            versions arrive; they have no lag.
+        max_version_lag: most versions that a trajectory may be behind; None for no limit.
+        journalled: ids of known trajectories; a redelivery of these is not refused, however old.
     """
     if max_version_lag is None:
         return {}

@@ -1,21 +1,21 @@
-"""Every trajectory once, synced, in segments; the replay is rebuilt from it.
+"""Stores every trajectory once, synced, in segment files; the replay buffer is rebuilt from them.
 
-A segment is a file named by the number of its first trajectory. It is a row of frames, one for each
+A segment is a file named by the number of its first trajectory. It is a sequence of frames, one for each
 `append`:
 
     magic 4 | size of the payload 4 | trajectories 4 | CRC-32 of the payload 4 | CRC-32 of these 16
     payload: for each trajectory  size of header 4 | size of arrays 4 | header (JSON) | arrays
 
-little-endian all. A frame is synced before `append` returns, and what a killed process left unsynced is
-synced when the journal is opened. So whatever is known here is on the disk, and a process that is killed,
-or a machine that loses power, leaves at most one unfinished frame, the last one; it was never acknowledged
-and is cut off when the journal is opened. Unfinished is what ends before the frame does, or in sectors that
-were never written and read as zeros. Any other damage is an error, since it may have been acknowledged; so
-a last frame that lost power with its end written and an earlier sector not is refused too, and the error
-says how to cut it off by hand (docs/adr/0002).
+All numbers are little-endian. A frame is synced before `append` returns, and opening the journal syncs what
+a killed process left unsynced. So everything in the index is on the disk. A killed process or a power loss
+leaves at most one unfinished frame, the last one. It was never acknowledged, and opening the journal
+truncates it. A frame counts as unfinished if the file ends inside it, or if its tail is unwritten sectors
+that read as zeros. Any other damage is an error, because the frame may have been acknowledged. This includes
+a last frame whose tail was written before a power loss but not an earlier sector; the error says how to
+truncate it by hand (docs/adr/0002).
 
-Ids of trajectories whose segments were removed live on in `removed.ids`, so that a late second
-delivery is still known.
+The ids of trajectories in removed segments are kept in `removed.ids`, so that a late redelivery is still
+recognised.
 """
 
 import contextlib
@@ -48,19 +48,19 @@ _REMOVED = "removed.ids"
 _LOCK = "lock"
 _ID_BYTES = 16
 
-#: Disks write whole multiples of this many bytes, or of more.
+#: Disks write multiples of this many bytes, or of more.
 _SECTOR_BYTES = 512
 
-#: A payload's last bytes are a row of probabilities, which sum to 1; so none ends in as many zeros.
+#: A payload ends in a row of probabilities that sum to 1, so never in this many zero bytes.
 _LAST_ROW_BYTES = 4 * NUM_OUTCOMES
 
-#: Removed trajectories whose ids are still known: far more than can be on their way at any time.
+#: Number of removed trajectories whose ids are kept: far more than can be in flight.
 REMEMBERED_IDS = 200_000
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where one trajectory lies."""
+class _Location:
+    """Location of one trajectory on the disk."""
 
     segment: Path
     offset: int
@@ -69,27 +69,27 @@ class _Place:
 
 
 class Journal:
-    """The trajectories of one training run in the order in which they came, numbered from 0.
+    """The trajectories of one training run in order of arrival, numbered from 0.
 
-    One process writes. Any of its threads may append, read, remove and ask what is here at any time: an
-    append and a removal wait for each other, all else waits for nobody's disk but its own.
+    Only one process may open it. All methods are thread-safe. Appends and removals wait for each other;
+    no other method waits for another thread's disk access.
     """
 
     def __init__(self, folder: Path, *, segment_bytes: int = 64 << 20) -> None:
-        """Open or begin a journal; an unfinished last frame is cut off, and all that is left is synced.
+        """Open or create a journal; truncate an unfinished last frame and sync the rest.
 
         Raises:
-            JournalError: another process has it open, a segment is missing or damaged elsewhere than at
-                its unfinished end, or the disk refuses.
+            JournalError: another process has it open, a segment is missing, a segment has damage that is
+                not an unfinished last frame, or the disk fails.
         """
         self.folder, self._segment_bytes = folder, segment_bytes
-        self.bytes_cut = 0  # of an unfinished frame, when the journal was opened
+        self.bytes_cut = 0  # truncated when the journal was opened
         self.first = 0
-        self._places: list[_Place] = []
+        self._locations: list[_Location] = []
         self._known: OrderedDict[bytes, None] = OrderedDict()
-        self._unclean: tuple[Path, int | None] | None = None  # what an append that failed may have left
+        self._unclean: tuple[Path, int | None] | None = None  # segment, and size before a failed append
         self._writing = threading.Lock()  # one append or removal at a time
-        self._index = threading.Lock()  # of first, _places and _known; nobody who holds it waits for the disk
+        self._index = threading.Lock()  # guards first, _locations, _known; never held during disk access
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder / _LOCK)
@@ -98,31 +98,31 @@ class Journal:
             except (OSError, JournalError):
                 self.close()
                 raise
-        except OSError as refused:
-            raise JournalError(f"{folder}: the disk refuses to open the journal: {refused}") from refused
+        except OSError as failure:
+            raise JournalError(f"{folder}: the journal cannot be opened: {failure}") from failure
 
     @property
     def position(self) -> int:
-        """Number of trajectories ever appended: the number that the next one gets."""
+        """Number of trajectories ever appended, which is the number of the next one."""
         with self._index:
-            return self.first + len(self._places)
+            return self.first + len(self._locations)
 
     def __contains__(self, trajectory_id: object) -> bool:
-        """True when a trajectory of this id was appended before."""
+        """True when a trajectory with this id was appended before."""
         with self._index:
             return isinstance(trajectory_id, UUID) and trajectory_id.bytes in self._known
 
     def close(self) -> None:
-        """Let another process open it."""
+        """Release the lock, so that another process can open the journal."""
         os.close(self._lock)
 
     def append(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        """Write those trajectories that are new, and sync them.
+        """Write and sync the trajectories that are new.
 
         Returns:
-            The new ones; one whose id is known already is left out.
+            The new ones; trajectories with a known id are left out.
         Raises:
-            OSError: the disk refuses; the journal is as it was.
+            OSError: the disk fails; the journal is unchanged.
         """
         with self._writing:
             new = {t.trajectory_id.bytes: t for t in trajectories if t.trajectory_id.bytes not in self._known}
@@ -130,71 +130,72 @@ class Journal:
                 return []
             records = [_encoded(trajectory) for trajectory in new.values()]
             segment, offset = self._append_frame(records)
-            places = []
+            locations = []
             for header, arrays in records:
                 offset += _RECORD.size
-                places.append(_Place(segment, offset, len(header), len(arrays)))
+                locations.append(_Location(segment, offset, len(header), len(arrays)))
                 offset += len(header) + len(arrays)
             with self._index:
-                self._places += places
+                self._locations += locations
                 self._known.update(dict.fromkeys(new))
             return list(new.values())
 
     def read(self, position: int) -> Trajectory:
-        """The trajectory of a number.
+        """Read the trajectory with a number.
 
         Raises:
-            JournalError: the journal does not hold it, or what it holds is damaged.
+            JournalError: the journal does not hold it, or it is damaged.
         """
         with self._index:
-            first, end = self.first, self.first + len(self._places)
-            place = self._places[position - first] if first <= position < end else None
-        if place is None:
+            first, end = self.first, self.first + len(self._locations)
+            location = self._locations[position - first] if first <= position < end else None
+        if location is None:
             raise JournalError(
-                f"{self.folder}: trajectory {position} is not here; held are {first} to {end - 1}"
+                f"{self.folder}: trajectory {position} is not in the journal, "
+                f"which holds {first} to {end - 1}"
             )
         try:
-            with place.segment.open("rb") as file:
-                file.seek(place.offset)
-                data = file.read(place.header_bytes + place.array_bytes)
+            with location.segment.open("rb") as file:
+                file.seek(location.offset)
+                data = file.read(location.header_bytes + location.array_bytes)
         except FileNotFoundError as removed:
             raise JournalError(
-                f"{place.segment}: trajectory {position} is not here; the segment was removed"
+                f"{location.segment}: trajectory {position} is not in the journal; its segment was removed"
             ) from removed
         try:
-            header = TrajectoryFinished.model_validate_json(data[: place.header_bytes])
-            return decode_trajectory(header, data[place.header_bytes :])
+            header = TrajectoryFinished.model_validate_json(data[: location.header_bytes])
+            return decode_trajectory(header, data[location.header_bytes :])
         except (ValidationError, MessageError) as damaged:
             raise JournalError(
-                f"{place.segment}: trajectory {position} at byte {place.offset}: {damaged}"
+                f"{location.segment}: trajectory {position} at byte {location.offset}: {damaged}"
             ) from damaged
 
     def remove_before(self, position: int) -> int:
-        """Remove the segments all of whose trajectories come before a number; the last one stays.
+        """Remove the segments that hold only trajectories before a number; the last segment stays.
 
         Returns:
-            How many trajectories were removed.
+            Number of trajectories removed.
         Raises:
-            OSError: the disk refuses; what could not be removed is, the next time.
+            OSError: the disk fails; the next call removes the remaining segments.
         """
         with self._writing:
-            self._clean()  # an empty segment would pass for the last one
+            self._clean()  # an empty segment left behind would count as the last one
             segments = self._segments()
             old = [one for one, after in itertools.pairwise(segments) if _first_number(after) <= position]
             if not old:
                 return 0
-            first = max(_first_number(segments[len(old)]), self.first)  # a removal that failed left some
+            first = max(_first_number(segments[len(old)]), self.first)  # a failed removal left some segments
             count = first - self.first
-            self._remember(self._places[:count])
+            self._remember(self._locations[:count])
             with self._index:
-                self._places, self.first = self._places[count:], first
+                self._locations, self.first = self._locations[count:], first
             for segment in old:
                 segment.unlink()
             sync(self.folder)
             return count
 
     def _open(self) -> None:
-        """Take in what is there, then sync it: a process that was killed may have left it in memory alone."""
+        """Index the segments, then sync: a killed process may have left data only in the page cache."""
         for left_over in self.folder.glob("*.partial"):
             left_over.unlink()
         self._known.update(dict.fromkeys(self._removed_ids()))
@@ -203,13 +204,13 @@ class Journal:
             self.first = _first_number(segments[0])
         for segment in segments:
             self._open_segment(segment, is_last=segment == segments[-1])
-        if self._places:
-            sync(self._places[-1].segment)  # those before it were, when it was begun
+        if self._locations:
+            sync(self._locations[-1].segment)  # earlier segments were synced before it was begun
         sync(self.folder)
         sync(self.folder.parent)
 
     def _append_frame(self, records: Sequence[tuple[bytes, bytes]]) -> tuple[Path, int]:
-        """Write and sync a frame, or leave all as it was; the segment, and where in it the payload begins."""
+        """Write and sync a frame, or change nothing; returns the segment and the payload's offset in it."""
         payload = b"".join(
             _RECORD.pack(len(header), len(arrays)) + header + arrays for header, arrays in records
         )
@@ -227,7 +228,7 @@ class Journal:
         return segment, (before or 0) + _HEAD.size
 
     def _clean(self) -> None:
-        """Take away what an append that failed left behind: nothing may be written after it."""
+        """Remove what a failed append left behind, because nothing may be written after it."""
         if self._unclean is None:
             return
         segment, size = self._unclean
@@ -239,8 +240,8 @@ class Journal:
 
     def _writable_segment(self) -> Path:
         """The last segment, or a new one when it is full."""
-        if self._places:
-            last = self._places[-1].segment
+        if self._locations:
+            last = self._locations[-1].segment
             if last.stat().st_size < self._segment_bytes:
                 return last
         return self.folder / f"{self.position:012d}{_SUFFIX}"
@@ -249,11 +250,11 @@ class Journal:
         return sorted(self.folder.glob(f"*{_SUFFIX}"))
 
     def _open_segment(self, segment: Path, *, is_last: bool) -> None:
-        """Take a segment's trajectories into the index."""
+        """Index a segment's trajectories."""
         if _first_number(segment) != self.position:
             raise JournalError(
                 f"{segment}: begins with trajectory {_first_number(segment)}, expected {self.position}; "
-                "a segment before it is missing"
+                "the segment before it is missing"
             )
         data = segment.read_bytes()
         offset = 0
@@ -267,7 +268,7 @@ class Journal:
                 raise JournalError(_damaged(segment, data, offset, is_last=is_last))
             self._open_frame(segment, data[offset : offset + size], offset)
             offset += size
-        if offset == 0 and self._places:  # alone, its name tells how far the journal had come
+        if offset == 0 and self._locations:  # the only segment stays: its name is the journal's position
             segment.unlink()  # its first frame was never finished
 
     def _open_frame(self, segment: Path, frame: bytes, start: int) -> None:
@@ -278,26 +279,28 @@ class Journal:
             offset += _RECORD.size
             try:
                 header = TrajectoryFinished.model_validate_json(frame[offset : offset + header_bytes])
-            except ValidationError as other:
-                raise JournalError(f"{segment}: no trajectory at byte {start + offset}: {other}") from other
-            self._places.append(_Place(segment, start + offset, header_bytes, array_bytes))
+            except ValidationError as invalid:
+                raise JournalError(
+                    f"{segment}: no trajectory at byte {start + offset}: {invalid}"
+                ) from invalid
+            self._locations.append(_Location(segment, start + offset, header_bytes, array_bytes))
             self._known[header.trajectory_id.bytes] = None
             offset += header_bytes + array_bytes
 
     def _removed_ids(self) -> list[bytes]:
         path = self.folder / _REMOVED
         data = path.read_bytes() if path.exists() else b""
-        whole = len(data) // _ID_BYTES * _ID_BYTES  # a killed write may have left part of one
-        ids = [data[at : at + _ID_BYTES] for at in range(0, whole, _ID_BYTES)]
+        complete = len(data) // _ID_BYTES * _ID_BYTES  # a killed write may have left part of an id
+        ids = [data[at : at + _ID_BYTES] for at in range(0, complete, _ID_BYTES)]
         return ids[-REMEMBERED_IDS:]
 
-    def _remember(self, places: Sequence[_Place]) -> None:
-        """Write the ids of trajectories that are about to go, and sync them under their name."""
+    def _remember(self, locations: Sequence[_Location]) -> None:
+        """Write and sync the ids of trajectories that are about to be removed."""
         ids = dict.fromkeys(self._removed_ids())
-        for place in places:
-            with place.segment.open("rb") as file:
-                file.seek(place.offset)
-                header = TrajectoryFinished.model_validate_json(file.read(place.header_bytes))
+        for location in locations:
+            with location.segment.open("rb") as file:
+                file.seek(location.offset)
+                header = TrajectoryFinished.model_validate_json(file.read(location.header_bytes))
             ids[header.trajectory_id.bytes] = None
         in_order = list(ids)
         write_whole(self.folder / _REMOVED, b"".join(in_order[-REMEMBERED_IDS:]))
@@ -307,7 +310,7 @@ class Journal:
 
 
 def _locked(path: Path) -> int:
-    """A descriptor that holds the lock; the system frees it when the process ends, however it does."""
+    """Take the lock; the system releases the descriptor's lock whenever and however the process exits."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -328,7 +331,7 @@ def _head(payload: bytes, count: int) -> bytes:
 
 
 def _frame_size(data: bytes, offset: int) -> int | None:
-    """Bytes of the frame that begins here, or None when there is no whole and undamaged one."""
+    """Bytes of the frame that begins here, or None when it is incomplete or damaged."""
     head = _head_at(data, offset)
     if head is None:
         return None
@@ -338,7 +341,7 @@ def _frame_size(data: bytes, offset: int) -> int | None:
 
 
 def _head_at(data: bytes, offset: int) -> tuple[int, int] | None:
-    """Size and CRC of the payload that a frame's head tells, or None when the head itself is damaged."""
+    """Size and CRC of the payload according to the frame's head, or None when the head is damaged."""
     if len(data) - offset < _HEAD.size:
         return None
     magic, size, _, checksum, own = _HEAD.unpack_from(data, offset)
@@ -348,7 +351,7 @@ def _head_at(data: bytes, offset: int) -> tuple[int, int] | None:
 
 
 def _is_unfinished(data: bytes, offset: int) -> bool:
-    """True when what begins here may be a frame whose writing was cut short, and nothing follows it."""
+    """True when this may be a frame whose write was interrupted, and nothing follows it."""
     rest = len(data) - offset
     head = _head_at(data, offset)
     if head is None:
@@ -358,10 +361,10 @@ def _is_unfinished(data: bytes, offset: int) -> bool:
 
 
 def _ends_unwritten(data: bytes) -> bool:
-    """True when the file ends in zeros from a sector's begin on, more of them than any payload ends in.
+    """True when the file ends in zeros from the start of a sector, more of them than any payload ends in.
 
-    The file was made longer and lost power before the data came. The zeros of a trajectory's own numbers,
-    in the midst of a payload, prove nothing.
+    Then the file was extended, and the power failed before the data were written. Zeros in the middle of a
+    payload prove nothing: they may be a trajectory's own numbers.
     """
     written = len(data.rstrip(b"\0"))
     unwritten = -(-written // _SECTOR_BYTES) * _SECTOR_BYTES
@@ -369,15 +372,15 @@ def _ends_unwritten(data: bytes) -> bool:
 
 
 def _damaged(segment: Path, data: bytes, offset: int, *, is_last: bool) -> str:
-    """What is wrong with a segment, and how the operator goes on."""
+    """Describe a segment's damage and what the operator can do."""
     text = (
-        f"{segment}: damaged at byte {offset} of {len(data)}; put the file back from a copy, "
+        f"{segment}: damaged at byte {offset} of {len(data)}; restore the file from a copy, "
         "or begin a new journal in another folder"
     )
     if is_last and data.find(_MAGIC, offset + 1) < 0:
         text += (
-            "; if the machine lost power while it wrote, this last append was never acknowledged: "
-            f"to go on without it, truncate -s {offset} {segment}"
+            "; if the machine lost power during this last append, it was never acknowledged: "
+            f"to continue without it, truncate -s {offset} {segment}"
         )
     return text
 
@@ -388,14 +391,14 @@ def _append_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    if was_empty:  # perhaps new, or made by a process that was killed: its name is not on the disk yet
+    if was_empty:  # new, or created by a killed process: its name may not be on the disk yet
         sync(path.parent)
 
 
 def _first_number(segment: Path) -> int:
     try:
         return int(segment.name.removesuffix(_SUFFIX))
-    except ValueError as other:
+    except ValueError as invalid:
         raise JournalError(
             f"{segment}: expected a segment named by the number of its first trajectory"
-        ) from other
+        ) from invalid

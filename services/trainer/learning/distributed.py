@@ -1,12 +1,12 @@
-"""Several ranks make one update together: the same one, but for rounding, that one rank would make.
+"""Several ranks compute one update together. It equals the update of a single rank, except for rounding.
 
 The leader (rank 0) draws the batch and sends each rank its part. A part is some of the batch's stretches
-of bars with all the steps in them, so that no bar is encoded twice. Batch norm takes its statistics over
-all parts, gradients are averaged with the parts' numbers of rows as weights, and what decides whether an
-update is skipped is the same number on every rank. So ranks differ in their dropout alone, and weights and
+of bars with all steps in them, so that no bar is encoded twice. Batch norm takes its statistics over all
+parts, gradients are averaged with weights proportional to the parts' rows, and every rank decides by the
+same numbers whether to skip an update. So ranks differ only in their dropout, and their weights and
 optimizers stay equal bit for bit.
 
-Two groups of processes: one for tensors on the learner's device, one (gloo) for the leader's orders.
+There are two process groups: one for tensors on the learner's device, one (gloo) for the leader's orders.
 """
 
 import contextlib
@@ -25,23 +25,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from services.trainer.learning.losses import Batch, Predictions, unroll
 from services.trainer.learning.views import Views
-from services.trainer.place import Place
+from services.trainer.place import Rank
 from services.trainer.replay.steps import Steps
 from shared.agent.trajectory import Trajectory
 from shared.errors import MuZeroError
 from shared.model.network import Network
 
-#: A rank that says nothing for so long is taken for lost. The leader speaks four times a second.
-SILENCE = timedelta(minutes=5)
+#: A rank that is silent for this long is considered lost. The leader sends an order four times a second.
+RANK_TIMEOUT = timedelta(minutes=5)
 
 
 class RankLostError(MuZeroError):
-    """Another rank ended or cannot be reached, so that this one cannot go on either."""
+    """Another rank exited or cannot be reached, so this one cannot continue either."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank computes of an update."""
+    """Order: compute this part of an update."""
 
     steps: Steps
     views: Views
@@ -53,10 +53,10 @@ class Part:
     def split(
         cls, steps: Steps, views: Views, seeds: Sequence[int], learning_rate: float, *, length: int
     ) -> "list[Part]":
-        """A batch in parts of whole stretches, one for each rank.
+        """Split a batch between stretches into one part for each rank.
 
-        A rank for which there is no stretch gets the first step's once more, with weight 0: it must join
-        in all that is summed. Batch norm alone then counts that stretch twice.
+        A rank for which no stretch is left gets the first step's stretch again, with weight 0, because every
+        rank must take part in the sums. Only batch norm then counts that stretch twice.
 
         Args:
             steps: `[N]`.
@@ -80,68 +80,68 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Become:
-    """Take over these weights and optimizer's moments."""
+class LoadWeights:
+    """Order: load these weights and optimizer moments."""
 
     weights: Mapping[str, npt.NDArray[np.generic]]
     moments: dict[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Report:
-    """Answer with an `Offer`."""
+class SendOffer:
+    """Order: answer with an `Offer`."""
 
-    take: bool  # trajectories are wanted
+    with_trajectories: bool  # False while the leader takes none
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What was offered last is in the journal, synced, but for what is too old."""
+class Journalled:
+    """Order: acknowledge the trajectories offered last; they are synced in the journal unless too old."""
 
-    stale: Mapping[UUID, str]  # why it is, by trajectory
+    stale: Mapping[UUID, str]  # why trajectories are too old, by id
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Nothing more will come."""
+    """Order: stop; no other order follows."""
 
 
-Order = Part | Become | Report | Taken | Stop
+Order = Part | LoadWeights | SendOffer | Journalled | Stop
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A rank's answer to `Report`."""
+    """A rank's answer to `SendOffer`."""
 
     stopping: bool
     trajectories: Sequence[Trajectory] = field(default_factory=tuple)
-    unusable: int = 0  # entries since the last answer that are none; the leader alone tells Prometheus
+    unusable: int = 0  # unusable entries since the last answer; only the leader exports metrics
 
 
 class Ranks:
-    """This process among those that learn together; all of them make the same calls in the same order."""
+    """The ranks that learn together, seen from this one; all must make the same calls in the same order."""
 
-    def __init__(self, place: Place, device: torch.device) -> None:
-        """Meet the others, at the address that torchrun gave.
+    def __init__(self, own: Rank, device: torch.device) -> None:
+        """Connect to the other ranks at the address that torchrun gave.
 
         Raises:
-            RankLostError: they do not come.
+            RankLostError: they do not connect.
         """
-        self.place, self.device = place, device
+        self.own, self.device = own, device
         on_cuda = device.type == "cuda"
         if on_cuda:
             torch.cuda.set_device(device)
         with self.watched():
-            dist.init_process_group("nccl" if on_cuda else "gloo", timeout=SILENCE)
-            self._orders = dist.new_group(backend="gloo", timeout=SILENCE)
+            dist.init_process_group("nccl" if on_cuda else "gloo", timeout=RANK_TIMEOUT)
+            self._orders = dist.new_group(backend="gloo", timeout=RANK_TIMEOUT)
 
     def close(self) -> None:
-        """Part in good order, when all have been told to stop."""
+        """Leave the process groups, after all ranks were ordered to stop."""
         dist.destroy_process_group()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """What breaks because another rank is gone, told as that."""
+        """Raise `RankLostError` for errors that are caused by a lost rank."""
         try:
             yield
         except RuntimeError as broken:
@@ -149,18 +149,18 @@ class Ranks:
             if not isinstance(broken, dist.DistError) and "gloo" not in text and "Connection" not in text:
                 raise
             raise RankLostError(
-                f"rank {self.place.rank} of {self.place.size} lost another rank and ends; look for the first "
-                f"error among the ranks' logs, then start all of them again: {text.splitlines()[0]}"
+                f"rank {self.own.rank} of {self.own.world_size} lost another rank and exits; look for the "
+                f"first error in the logs of all ranks, then restart all of them: {text.splitlines()[0]}"
             ) from broken
 
     def send(self, orders: Sequence[Order]) -> None:
-        """Give every rank its order, the leader's own among them; the leader's side of `receive`."""
+        """Send every rank its order, including the leader's own; the leader's side of `receive`."""
         with self.watched():
             dist.scatter_object_list([None], list(orders), src=0, group=self._orders)
 
     def send_all(self, order: Order) -> None:
-        """Give every rank the same order."""
-        self.send([order] * self.place.size)
+        """Send every rank the same order."""
+        self.send([order] * self.own.world_size)
 
     def receive(self) -> Order:
         """Wait for the leader's next order."""
@@ -170,23 +170,23 @@ class Ranks:
         return cast("Order", received[0])
 
     def offers(self) -> list[Offer]:
-        """Every other rank's answer to a `Report`; the leader's side of `offer`."""
-        answers: list[Offer] = [Offer(stopping=False)] * self.place.size
+        """Every other rank's answer to a `SendOffer`; the leader's side of `offer`."""
+        answers: list[Offer] = [Offer(stopping=False)] * self.own.world_size
         with self.watched():
             dist.gather_object(answers[0], answers, dst=0, group=self._orders)
         return answers[1:]
 
     def offer(self, offer: Offer) -> None:
-        """Answer a `Report`."""
+        """Answer a `SendOffer`."""
         with self.watched():
             dist.gather_object(offer, None, dst=0, group=self._orders)
 
     def mean(self, figures: Mapping[str, float], weight: float) -> dict[str, float]:
-        """Numbers averaged over the ranks, the same bits on each.
+        """Average numbers over the ranks; every rank gets the same bits.
 
         Args:
-            figures: this rank's.
-            weight: of this rank; the ranks' add up to 1. What has no weight is not looked at.
+            figures: of this rank.
+            weight: of this rank; the weights of all ranks add up to 1. Numbers with weight 0 are ignored.
         """
         weighted = [weight * figure if weight else 0.0 for figure in figures.values()]
         sums = torch.tensor(weighted, dtype=torch.float64, device=self.device)
@@ -195,10 +195,10 @@ class Ranks:
         return dict(zip(figures, sums.tolist(), strict=True))
 
     def parallel(self, network: Network) -> Callable[[Batch], Predictions]:
-        """The network unrolled on this rank's part, its gradients averaged over all ranks.
+        """A function that unrolls the network on this rank's part and averages gradients over all ranks.
 
-        The network's batch norms are replaced in place, weights kept; every rank has the leader's weights
-        afterwards.
+        The network's batch norms are replaced in place and keep their weights. Afterwards every rank has the
+        leader's weights.
         """
         _synchronise_norms(network)
         with self.watched():
@@ -206,7 +206,7 @@ class Ranks:
 
 
 class _Unrolled(nn.Module):
-    """`unroll` as the module that gradients are averaged for."""
+    """`unroll` as a module, as `DistributedDataParallel` needs it."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -217,10 +217,10 @@ class _Unrolled(nn.Module):
 
 
 class SynchronisedNorm(nn.BatchNorm1d):
-    """Batch norm over the batches of all ranks, on any device (torch's own does CUDA only)."""
+    """Batch norm over the batches of all ranks, on any device (torch's own works on CUDA only)."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, C, T]` -> `[N, C, T]`; ranks may have different N, even in number of rows."""
+        """`[N, C, T]` -> `[N, C, T]`; N may differ between ranks."""
         if not self.training:
             return super().forward(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -231,12 +231,12 @@ class SynchronisedNorm(nn.BatchNorm1d):
             mean = sums[:-1] / count
             centred = values - mean[:, None]
             variance = _summed(centred.square().sum(dim=(0, 2))) / count
-            self._note(mean, variance * (count / (count - 1.0)))
+            self._update_running(mean, variance * (count / (count - 1.0)))
             scale = self.weight * torch.rsqrt(variance + self.eps)
             return (centred * scale[:, None] + self.bias[:, None]).to(inputs.dtype)
 
     @torch.no_grad()
-    def _note(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics towards a batch's."""
         running = (self.running_mean, mean), (self.running_var, variance)
         for average, value in running:

@@ -1,13 +1,13 @@
-"""One update: draw, unroll, compare, step. Weights, optimizer and counters in; the same, and statistics, out.
+"""Updates of the network: unroll a batch, compute the loss, step the optimizer.
 
-Randomness is counted, not kept: dropout in attempt n is seeded by the run's seed and n alone. So the
-state of a learner is its weights, their average, its optimizer's moments and its counters, and learning
-that goes on from a saved state gives the same bits as learning that never stopped.
+Random numbers have no saved state: dropout in attempt n is seeded by the run's seed and n. So a learner's
+state is its weights, their average, its optimizer's moments and its counters, and a resumed learner
+computes the same bits as one that never stopped.
 
-What acts is a running average of the weights, where one is asked for (Polyak and Juditsky 1992, with
-exponential weights): the last few batches move it less, so that what the agent plays, and what its
-targets are made of, is steadier than what is being trained. It may reach back over a share of all updates
-so far: the later it is, the less the last ones tell that others did not.
+If an average is configured, the agent acts with an exponential moving average of the weights (after Polyak
+and Juditsky 1992). The last few batches move the average less than the weights, so the agent's play, and
+the targets made from it, are steadier. The average may cover a fixed share of all updates so far, because
+late in training each single update adds less that is new.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from services.trainer.config import LearnerConfig
-from services.trainer.learning.distributed import Become, Part, Ranks
+from services.trainer.learning.distributed import LoadWeights, Part, Ranks
 from services.trainer.learning.losses import Batch, Losses, Predictions, losses, unroll
 from services.trainer.learning.views import Views
 from services.trainer.replay.steps import Steps
@@ -32,10 +32,10 @@ from shared.engine.precision import Precision
 from shared.errors import CheckpointError
 from shared.model.network import Network
 
-#: What the random numbers of an attempt are for.
+#: Purposes of the random numbers of an attempt.
 _DRAWING, _DROPOUT = range(2)
 
-#: Ends the names of the weights in training, beside the optimizer's, in what is saved of averaged ones.
+#: Suffix of the trained weights' names; they are stored with the moments if weights are averaged.
 _LAST = "last"
 
 _TensorList = tuple[Tensor, ...] | list[Tensor]
@@ -45,7 +45,7 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class UpdateStatistics:
-    """What one attempt at an update saw; losses before their weights."""
+    """Figures of one attempt at an update; losses are unweighted."""
 
     skipped: bool  # loss or gradient was not finite, so nothing changed
     loss: float
@@ -55,16 +55,16 @@ class UpdateStatistics:
     reward_loss: float
     outcome_loss: float
     gradient_norm: float
-    value_error_pips: float  # mean distance of predicted value and return, at the drawn steps
+    value_error_pips: float  # mean absolute difference of predicted value and return, at the drawn steps
     reward_error_pips: float
     policy_entropy: float  # nats, of the predicted policy at the drawn steps
 
 
 @dataclass
 class LearnerCounters:
-    """How often what happened."""
+    """Numbers of attempts and updates so far."""
 
-    attempts: int = 0  # updates tried; numbers the random draws
+    attempts: int = 0  # updates tried; seeds the random draws
     updates: int = 0  # updates done
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -81,7 +81,7 @@ class Learner:
         device: torch.device | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Begin with a network's weights; with `ranks`, the leader's, and every rank begins together."""
+        """Begin with a network's weights; with `ranks`, all of them begin with the leader's."""
         self.device = device or torch.device("cpu")
         self.network = network.to(self.device).train()
         self.config, self.seed = config, seed
@@ -96,20 +96,20 @@ class Learner:
 
     @property
     def acting(self) -> Network:
-        """What is to be played with: the network, or the average of what it has been."""
+        """The network to play with: the trained one, or its average."""
         return cast("Network", self._average.module) if self._average else self.network
 
     @property
     def diverged(self) -> bool:
-        """True when so many updates in a row were not finite that the weights must be given up."""
+        """True when so many updates in a row were not finite that the weights must be rolled back."""
         return self.counters.skipped_in_a_row >= self.config.max_skipped_in_a_row
 
     def generator(self) -> np.random.Generator:
-        """Random numbers of the next attempt, for drawing its batch."""
+        """Generator that draws the next attempt's batch."""
         return np.random.default_rng((self.seed, self.counters.attempts, _DRAWING))
 
     def update(self, steps: Steps, views: Views) -> UpdateStatistics:
-        """Make one update, or skip it when its loss or gradient is not finite; all ranks take part.
+        """Make one update on all ranks, or skip it when its loss or gradient is not finite.
 
         Args:
             steps: B steps.
@@ -118,13 +118,13 @@ class Learner:
         rate = self.config.learning_rate_at(self.counters.updates)
         if self._ranks is None:
             return self.learn(Part(steps, views, 1.0, self._dropout_seed(0), rate))
-        seeds = [self._dropout_seed(rank) for rank in range(self._ranks.place.size)]
+        seeds = [self._dropout_seed(rank) for rank in range(self._ranks.own.world_size)]
         parts = Part.split(steps, views, seeds, rate, length=self.config.stretch_steps)
         self._ranks.send(parts)
         return self.learn(parts[0])
 
     def learn(self, part: Part) -> UpdateStatistics:
-        """Make this rank's part of an update; the statistics are of the whole."""
+        """Compute this rank's part of an update; the statistics are those of all parts."""
         batch = Batch.of(part.steps, part.views, self.device)
         running = [buffer.clone() for buffer in self.network.buffers()]
         with self._watched():
@@ -156,17 +156,17 @@ class Learner:
             self.counters.skipped_in_a_row = 0
         else:
             for buffer, before in zip(self.network.buffers(), running, strict=True):
-                buffer.copy_(before)  # batch norm's running statistics saw the batch already
+                buffer.copy_(before)  # batch norm has already updated its running statistics
             self.counters.skipped += 1
             self.counters.skipped_in_a_row += 1
         return UpdateStatistics(skipped=not finite, gradient_norm=norm.item(), **figures)
 
     def weights(self) -> Arrays:
-        """Every weight and running statistic that acts, copied."""
+        """A copy of all weights and running statistics of the acting network."""
         return {name: _array(tensor) for name, tensor in self.acting.state_dict().items()}
 
     def moments(self) -> Arrays:
-        """What else learning goes on from, copied: optimizer's state, and the weights behind an average."""
+        """A copy of what else is saved: optimizer state, and the trained weights if they are averaged."""
         names = [name for name, _ in self.network.named_parameters()]
         state: Mapping[int, Mapping[str, Tensor]] = self._optimizer.state_dict()["state"]
         moments = {
@@ -181,13 +181,13 @@ class Learner:
         return moments
 
     def restore(self, weights: Mapping[str, npt.NDArray[np.generic]], moments: Arrays) -> None:
-        """Take over weights and what else was saved, on all ranks; the counters stay as they are.
+        """Load saved weights and moments on all ranks; the counters stay as they are.
 
-        What was saved without an average begins one; what was saved with one goes on from the weights
-        behind it where none is asked for now.
+        If the saved state has no average but one is configured, the average begins at the saved weights. If
+        the saved state has one but none is configured, training continues from the trained weights.
 
         Raises:
-            CheckpointError: names or shapes are another network's.
+            CheckpointError: names or shapes do not fit this network.
         """
         indices = {name: index for index, (name, _) in enumerate(self.network.named_parameters())}
         last: Arrays = {}
@@ -205,15 +205,15 @@ class Learner:
             _load(self._average.module, weights)
         self._optimizer = self._new_optimizer()
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        if self._ranks and self._ranks.place.leads:
-            self._ranks.send_all(Become(weights, moments))
+        if self._ranks and self._ranks.own.is_leader:
+            self._ranks.send_all(LoadWeights(weights, moments))
 
     def _watched(self) -> contextlib.AbstractContextManager[None]:
         return self._ranks.watched() if self._ranks else contextlib.nullcontext()
 
     def _weighted(self, total: Tensor, weight: float) -> Tensor:
-        """What to derive, so that the ranks' gradients average to that of the whole batch's loss."""
-        return total * (weight * self._ranks.place.size) if self._ranks else total
+        """The loss scaled so that the mean of all ranks' gradients is the gradient of the batch's loss."""
+        return total * (weight * self._ranks.own.world_size) if self._ranks else total
 
     def _dropout_seed(self, rank: int) -> int:
         purpose = (_DROPOUT, rank) if rank else (_DROPOUT,)
@@ -229,13 +229,13 @@ class Learner:
         )
 
     def _new_average(self) -> AveragedModel:
-        """The exponential average of the network's weights and running statistics; so far, what they are."""
+        """A new moving average of weights and running statistics, equal to the present ones."""
         average = AveragedModel(self.network, multi_avg_fn=self._average_by, use_buffers=True)
         average.n_averaged.fill_(1)
         return average
 
     def _average_by(self, held: _TensorList, new: _TensorList, count: Tensor | int) -> None:
-        """Move the average towards the weights that the next update has come to."""
+        """Move the average towards the weights of the update just made."""
         decay = self.config.average_decay_at(self.counters.updates)
         get_ema_multi_avg_fn(decay)(held, new, count)  # type: ignore[no-untyped-call]
 
@@ -243,7 +243,7 @@ class Learner:
     def _figures(
         self, total: Tensor, terms: Losses, predictions: Predictions, batch: Batch
     ) -> dict[str, float]:
-        """The statistics that are means over a batch's rows."""
+        """Compute the statistics that are means over a batch's rows."""
         support = self.network.support
         log_policy = torch.log_softmax(predictions.policy_logits[:, 0].detach(), dim=-1)
         values = support.decode(predictions.value_logits[:, 0])
@@ -258,7 +258,7 @@ class Learner:
 
 
 def as_metrics(statistics: UpdateStatistics) -> dict[str, float]:
-    """The statistics by name, for a manifest; what is not finite is left out."""
+    """The statistics by name, for a manifest; numbers that are not finite are left out."""
     return {
         name: float(value)
         for name, value in asdict(statistics).items()
@@ -269,10 +269,10 @@ def as_metrics(statistics: UpdateStatistics) -> dict[str, float]:
 def _load(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
     try:
         network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    except RuntimeError as other:
+    except RuntimeError as invalid:
         raise CheckpointError(
-            f"weights do not fit the network: {str(other).splitlines()[-1].strip()}"
-        ) from other
+            f"weights do not fit the network: {str(invalid).splitlines()[-1].strip()}"
+        ) from invalid
 
 
 def _array(tensor: Tensor) -> npt.NDArray[np.generic]:

@@ -1,17 +1,17 @@
-"""The loss of a batch: K steps unrolled from each row's observation, every term with its equation.
+"""The loss of a batch: K steps are unrolled from each row's observation.
 
     total = Σ_{k=0..K} w_k [ λ_p l_p(π_k, p_k) + λ_v l_v(z_k, v_k) ]
           + Σ_{k=0..K-1} 1/K [ λ_r l_r(u_k, r_k) + λ_v l_v(y_k, Q_k) + λ_c l_c(c_k, σ_k) ]
 
-with w_0 = 1 and w_k = 1/K after it. π_k is the search's policy at state k, z_k the return from it, u_k
-the reward of decision k, c_k the outcome that followed it. p_k and v_k are predicted from hidden state
-k; Q_k and σ_k from the afterstate of decision k, so Q_k is compared with y_k, the return of that
-decision: z_k, the state's *before* it, unless the decision was an excursion. r_k comes out of the
-dynamics of decision k. Every l is a cross-entropy; returns and rewards are two-hot. What lies past a
-trajectory's end is masked.
+with w_0 = 1 and w_k = 1/K for k > 0. π_k is the search's policy at state k, z_k the return from state k,
+u_k the reward of decision k, c_k the outcome that followed it. p_k and v_k are predicted from hidden state
+k; Q_k and σ_k are predicted from the afterstate of decision k, and r_k by the dynamics of decision k. Q_k
+is compared with y_k, the return of decision k. y_k equals z_k, the return from the state *before* the
+decision, unless the decision was an excursion. Every l is a cross-entropy; returns and rewards are two-hot.
+Steps past a trajectory's end are masked.
 
-The gradient is halved where hidden state k enters the step to state k + 1, so that what reaches the
-dynamics stays of one size however long the unroll.
+The gradient is halved where hidden state k enters the step to state k + 1, so that the gradient that
+reaches the dynamics does not grow with the length of the unroll.
 
 Sources: Antonoglou et al. 2022, section 4; Schrittwieser et al. 2020, appendix G.
 """
@@ -30,16 +30,16 @@ from shared.model.network import Network
 from shared.model.support import Support
 from shared.numeric import Float32
 
-#: Share of the gradient that passes from one unrolled step to the one before it.
+#: Share of the gradient that passes from one unrolled step to the step before it.
 UNROLL_GRADIENT = 0.5
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Steps with the bars that they look back on, as tensors on the learner's device."""
+    """Steps and their temporal features as tensors on the learner's device."""
 
     spans: Tensor  # [S, W - 1 + L, 9]
-    rows: Tensor  # int64 [B], which of the spans' embedded bars each step is at
+    rows: Tensor  # int64 [B], index of each step's bar among the embedded bars
     static: Tensor  # [B, 6]
     actions: Tensor  # int64 [B, K]
     outcomes: Tensor  # int64 [B, K]
@@ -47,11 +47,11 @@ class Batch:
     policies: Tensor  # [B, K + 1, 4]
     returns: Tensor  # [B, K + 1]
     decision_returns: Tensor  # [B, K]
-    lengths: Tensor  # int64 [B], states that exist
+    lengths: Tensor  # int64 [B], number of states before the trajectory's end
 
     @classmethod
     def of(cls, steps: Steps, views: Views, device: torch.device) -> Self:
-        """The batch of some steps and their views."""
+        """Copy some steps and their views to a device."""
 
         def number(array: Float32) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -72,7 +72,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the networks say of a batch, unrolled along the actions and outcomes that happened."""
+    """The networks' outputs for a batch, unrolled along its actions and outcomes."""
 
     policy_logits: Tensor  # [B, K + 1, 4]
     value_logits: Tensor  # [B, K + 1, bins]
@@ -83,7 +83,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Losses:
-    """Each term summed over the unroll and averaged over the batch, before its weight; scalars."""
+    """The loss terms, unweighted: each is summed over the unroll and averaged over the batch; scalars."""
 
     policy: Tensor
     value: Tensor
@@ -92,7 +92,7 @@ class Losses:
     outcome: Tensor
 
     def total(self, config: LearnerConfig) -> Tensor:
-        """The weighted sum that is minimised."""
+        """The weighted sum of the terms, which is minimised."""
         return (
             config.policy_weight * self.policy
             + config.value_weight * (self.value + self.afterstate_value)
@@ -102,7 +102,7 @@ class Losses:
 
 
 def unroll(network: Network, batch: Batch) -> Predictions:
-    """Run all five networks along what happened; the heads see all steps in one call each."""
+    """Run the networks along a batch's actions and outcomes; each head gets all steps in one call."""
     num_rows, num_steps = batch.actions.shape
     hidden = network.representation(batch.spans, batch.static, batch.rows)
     states, afterstates, rewards = [hidden], [], []
@@ -124,7 +124,7 @@ def unroll(network: Network, batch: Batch) -> Predictions:
 
 
 def losses(predictions: Predictions, batch: Batch, support: Support) -> Losses:
-    """Compare what the networks say with what happened and with what the search found."""
+    """Compare the networks' predictions with the batch's targets."""
     num_steps = batch.actions.shape[1]
     exists = torch.arange(num_steps + 1, device=batch.lengths.device) < batch.lengths[:, None]
     states = exists.to(batch.returns.dtype) / num_steps
@@ -149,7 +149,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def two_hot_cross_entropy(logits: Tensor, values: Tensor, support: Support) -> Tensor:
-    """`cross_entropy` with the two-hot targets of some scalars, of which it looks at what is not zero.
+    """`cross_entropy` with the two-hot targets of scalars, computed from their non-zero entries only.
 
     Args:
         logits: `[..., bins]`.
@@ -164,15 +164,15 @@ def two_hot_cross_entropy(logits: Tensor, values: Tensor, support: Support) -> T
 
 
 def _mean(terms: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum over the steps, mean over the rows; a term without weight is not looked at."""
+    """Weighted sum over the steps, mean over the rows; terms with weight 0 are ignored."""
     return torch.where(weights > 0, terms, 0.0).mul(weights).sum(dim=1).mean()
 
 
 def _rows(steps: list[Tensor]) -> Tensor:
-    """K tensors `[B, H]` -> `[B * K, H]`, the steps of a row side by side."""
+    """K tensors `[B, H]` -> `[B * K, H]`, the steps of a row next to each other."""
     return torch.stack(steps, dim=1).flatten(0, 1)
 
 
 def _scale_gradient(hidden: Tensor) -> Tensor:
-    """The same numbers; half the gradient on the way back."""
+    """Return the same numbers; scale their gradient by `UNROLL_GRADIENT`."""
     return UNROLL_GRADIENT * hidden + (1.0 - UNROLL_GRADIENT) * hidden.detach()

@@ -1,9 +1,9 @@
-"""Samples per insert: how much may be learned from what came in, as Reverb's rate limiter counts it.
+"""Limits how often steps are drawn by the number of samples per insert, as Reverb's rate limiter does.
 
-Every inserted step lets `samples_per_insert` steps be drawn. The learner draws while a whole batch is
-owed, and takes in the next trajectory only when none is; so learning is a function of the journal
-alone, whenever its trajectories arrived. When the learner is the slower side, trajectories wait: in
-the journal up to a number, then in the stream, then the workers pause.
+Every inserted step allows `samples_per_insert` draws. The learner draws while at least one batch is owed,
+and inserts the next trajectory only when no batch is owed. So what is learned depends only on the journal,
+not on when its trajectories arrived. If the learner is slower than self-play, trajectories wait in the
+journal up to a limit, then in the stream, and then the workers pause.
 """
 
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from dataclasses import dataclass
 
 @dataclass
 class SamplesPerInsert:
-    """The account of one run."""
+    """Draws made and owed in one run."""
 
     target: float
-    min_steps: int  # nothing may be drawn from a replay smaller than this
+    min_steps: int  # nothing is drawn from a smaller replay
     inserted: int = 0  # steps, ever
     drawn: int = 0  # steps, ever
-    owed: float = 0.0  # steps that may be drawn yet
-    drawn_last: int = 0  # steps of the newest batch; whole stretches are seldom exactly a batch
+    owed: float = 0.0  # steps that may still be drawn
+    drawn_last: int = 0  # steps of the newest batch; stretches seldom add up to exactly `batch_size`
 
     def insert(self, steps: int) -> None:
-        """Some steps came in."""
+        """Count inserted steps."""
         self.inserted += steps
         self.owed += self.target * steps
 
     def may_draw(self, batch_size: int, replay_steps: int) -> bool:
-        """True when a batch is owed and there is enough to draw from."""
+        """True when a batch is owed and the replay is large enough."""
         return replay_steps >= self.min_steps and self.owed >= batch_size
 
     def draw(self, steps: int) -> None:
-        """A batch of so many steps was drawn."""
+        """Count the steps of a drawn batch."""
         self.drawn += steps
         self.owed -= steps
         self.drawn_last = steps
 
     @property
     def ratio(self) -> float:
-        """Steps drawn for each inserted, so far."""
+        """Steps drawn per step inserted, so far."""
         return self.drawn / self.inserted if self.inserted else 0.0

@@ -1,4 +1,4 @@
-"""What the trainer tells Prometheus, its heartbeat and the run's record."""
+"""Figures for Prometheus, for the trainer's heartbeat and for the run's record."""
 
 import contextlib
 import math
@@ -17,20 +17,20 @@ from shared.agent.trajectory import Trajectory
 
 log = structlog.get_logger()
 
-#: Numbers that the record has of every update.
+#: Names of the numbers that are recorded for every update.
 UPDATE_FIGURES = (
     *(field.name for field in fields(UpdateStatistics) if field.name != "skipped"),
-    "replay_age_episodes",  # taken in since those that the batch is of, on average
-    "samples_per_insert",  # steps drawn for each that came in, so far
-    "steps_per_second",  # drawn and learned from, while the update was made
+    "replay_age_episodes",  # mean number of episodes inserted since those of the batch
+    "samples_per_insert",  # steps drawn so far per step inserted
+    "steps_per_second",  # steps of the batch over the duration of the update
 )
 
 
 class Refusal(StrEnum):
-    """Why a trajectory is not learned from."""
+    """Why a trajectory is refused."""
 
-    UNUSABLE = "unusable"  # damaged, of another data set, or outside its bars
-    STALE = "stale"  # trainer.max_version_lag
+    UNUSABLE = "unusable"  # damaged, of another data set, or outside the bars
+    STALE = "stale"  # older than trainer.max_version_lag allows
 
 
 FIGURES = Gauge("mm_trainer_figure", "Losses, errors, replay and pacing, by name", ["name"])
@@ -38,57 +38,57 @@ VERSION = Gauge("mm_trainer_version", "Newest published checkpoint version")
 EPISODES = Gauge("mm_trainer_episodes", "Trajectories learned from, ever")
 JOURNALLED = Gauge("mm_trainer_journalled", "Trajectories in the journal, ever")
 UPDATES = Counter("mm_trainer_updates", "Updates made by this process")
-SKIPPED = Counter("mm_trainer_updates_skipped", "Updates left out for a loss or gradient that was not finite")
+SKIPPED = Counter("mm_trainer_updates_skipped", "Updates skipped because loss or gradient was not finite")
 ROLL_BACKS = Counter("mm_trainer_roll_backs", "Returns to an earlier version's weights")
-DUPLICATES = Counter("mm_trainer_duplicates", "Trajectories delivered again and not counted again")
-REFUSED = Counter("mm_trainer_refused", "Trajectories put with the dead letters", ["reason"])
+DUPLICATES = Counter("mm_trainer_duplicates", "Redelivered trajectories, not counted again")
+REFUSED = Counter("mm_trainer_refused", "Dead-lettered trajectories", ["reason"])
 for _reason in Refusal:
-    REFUSED.labels(_reason)  # told from the start, as 0
+    REFUSED.labels(_reason)  # exported as 0 from the start
 VERSION_LAG = Histogram(
     "mm_trainer_version_lag",
-    "Versions from the one that played a trajectory to the newest, when it was taken in; none is less than 0",
+    "Versions between the one that played a trajectory and the newest when it was journalled, at least 0",
     buckets=(0, 1, 2, 3, 5, 10, 20, 50, 100),
 )
 CONTROL_UNREADABLE = Counter(
-    "mm_trainer_control_unreadable", "Starts at which the newest order to pause or resume could not be read"
+    "mm_trainer_control_unreadable", "Starts at which the newest pause or resume message could not be read"
 )
-DISK_FAILURES = Counter("mm_trainer_disk_failures", "Writes that the disk refused", ["what"])
+DISK_FAILURES = Counter("mm_trainer_disk_failures", "Failed writes", ["what"])
 
 
 class TrainerMetrics:
-    """Tells how learning goes; a disk that refuses the record does not stop it."""
+    """Exports and records how learning goes; learning continues if the record cannot be written."""
 
     def __init__(self) -> None:
         self._record: RunRecord | None = None
         self._newest: Manifest | None = None
         self._pace: dict[str, float] = {}
-        self._told: set[str] = set()  # names of figures
+        self._exported: set[str] = set()  # names of all figures so far
 
-    def begin(self, record: RunRecord) -> None:
-        """Tell the record too from now on, and of the version that the run begins or goes on with."""
+    def start_record(self, record: RunRecord) -> None:
+        """Record from now on, beginning with the version that the run begins with or resumes from."""
         self._record = record
         if self._newest is not None:
-            self._note(self._newest)
+            self._record_version(self._newest)
 
     def figures(self, training: Training) -> dict[str, float | None]:
-        """How learning stands, by name; None is what was told before and is not defined now."""
+        """Present figures by name; None for a figure that was defined before and is not now."""
         now = {**training.metrics(), **self._pace}
-        self._told |= now.keys()
-        return {**dict.fromkeys(self._told), **now}
+        self._exported |= now.keys()
+        return {**dict.fromkeys(self._exported), **now}
 
-    def took_in(self, training: Training, trajectory: Trajectory) -> None:
-        """A trajectory is learned from now."""
+    def inserted(self, training: Training, trajectory: Trajectory) -> None:
+        """Record a trajectory that was inserted into the replay."""
         with self._recording() as record:
             if record:
                 record.episode(training.position, trajectory)
 
     def updated(self, training: Training, statistics: UpdateStatistics, seconds: float) -> None:
-        """An update was made or skipped.
+        """Count and record an update that was made or skipped.
 
         Args:
-            training: after it.
+            training: after the update.
             statistics: of the update.
-            seconds: that it took.
+            seconds: duration of the update.
         """
         (SKIPPED if statistics.skipped else UPDATES).inc()
         self._pace = {
@@ -106,32 +106,32 @@ class TrainerMetrics:
                     skipped=statistics.skipped,
                 )
 
-    def learned(self, training: Training, journalled: int) -> None:
-        """Some updates were made or a trajectory was taken in."""
+    def export(self, training: Training, journalled: int) -> None:
+        """Set the Prometheus gauges."""
         for name, value in self.figures(training).items():
             FIGURES.labels(name).set(math.nan if value is None else value)
         EPISODES.set(training.position)
         JOURNALLED.set(journalled)
 
     def published(self, manifest: Manifest) -> None:
-        """A version was published, or the run goes on from it."""
+        """Export and record a version that was published or resumed from."""
         VERSION.set(manifest.version)
         self._newest = manifest
-        self._note(manifest)
+        self._record_version(manifest)
 
     def flush(self) -> None:
-        """Put what was recorded so far on the disk."""
+        """Write the recorded rows to the disk."""
         with self._recording() as record:
             if record:
                 record.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows and close the record."""
         with self._recording() as record:
             if record:
                 record.close()
 
-    def _note(self, manifest: Manifest) -> None:
+    def _record_version(self, manifest: Manifest) -> None:
         with self._recording() as record:
             if record:
                 record.version(
@@ -146,7 +146,7 @@ class TrainerMetrics:
     def _recording(self) -> Iterator[RunRecord | None]:
         try:
             yield self._record
-        except OSError as refused:
+        except OSError as failure:
             DISK_FAILURES.labels("record").inc()
             lost = self._record.num_lost if self._record else 0
-            log.error("record_write_failed", error=str(refused), rows_lost=lost)  # noqa: TRY400
+            log.error("record_write_failed", error=str(failure), rows_lost=lost)  # noqa: TRY400

@@ -1,4 +1,4 @@
-"""Versions: written, pointed at, announced, collected; and taken up again after a restart."""
+"""Writes checkpoint versions, announces them, deletes old ones, and resumes from the newest."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class Publisher:
-    """The one writer of a checkpoint store."""
+    """The only writer of a checkpoint store."""
 
     def __init__(
         self, store: CheckpointStore, journal: Journal, training: Training, bus: Bus, metrics: TrainerMetrics
@@ -29,31 +29,31 @@ class Publisher:
         self._store, self._journal, self._training = store, journal, training
         self._bus, self._metrics = bus, metrics
         self._published: Manifest | None = None
-        self._tried_at = 0  # episodes at the last publication, or the last attempt at one
-        self._rolled_back: tuple[int, int] | None = None  # to which version, after how many updates
+        self._tried_at = 0  # episodes at the last attempt to publish
+        self._rolled_back: tuple[int, int] | None = None  # version, and number of updates at that time
 
     @property
     def version(self) -> int | None:
-        """The newest version published."""
+        """The newest published version."""
         return self._published.version if self._published else None
 
     @property
     def is_due(self) -> bool:
-        """True when enough episodes were learned from since the last version, and the weights can learn."""
+        """True when enough new episodes were learned from and the last update succeeded."""
         training = self._training
         enough = training.position - self._tried_at >= training.config.trainer.publish_every_episodes
         return enough and training.learner.counters.skipped_in_a_row == 0
 
     def resume(self) -> None:
-        """Go on from the newest valid version, or write version 0 where there is none.
+        """Resume from the newest valid version, or write version 0 if there is no version.
 
         Raises:
-            SettingsError: the store's versions have other sizes than the settings ask for.
-            DataError: they were trained on another data set.
-            CheckpointError: there are versions and every one is damaged.
-            JournalError: the journal lacks what the version needs.
-            OSError: the disk refuses; nothing was taken up yet.
-            StoreAwayError: the store does not answer; the same.
+            SettingsError: the version has other model sizes than the settings.
+            DataError: the version was trained on another data set.
+            CheckpointError: all versions are damaged.
+            JournalError: the journal lacks trajectories that the version needs.
+            OSError: the disk fails; the training is unchanged.
+            StoreAwayError: the store does not answer; the training is unchanged.
         """
         manifest, refused = self._store.newest_valid()
         for damaged in refused:
@@ -61,33 +61,33 @@ class Publisher:
         if manifest is None and refused:
             raise CheckpointError(f"{self._store.name}: every version is damaged; the newest: {refused[0]}")
         if manifest is None:
-            with _counting_refusals():
+            with _counting_failures():
                 self._write()
             return
         self._require_same_run(manifest)
         version = manifest.version
         weights, moments = self._store.weights(version), self._store.training(version)
-        with _counting_refusals():
+        with _counting_failures():
             self._store.point(Pointer.LATEST, version)
         self._training.resume(manifest, weights, moments, self._journal.read)
         self._published, self._tried_at = manifest, manifest.episode
         self._metrics.published(manifest)
 
     async def write(self) -> None:
-        """Write a version, to be announced; when disk or store refuses, learning goes on until the next."""
+        """Write a version; if disk or store fails, learning continues until the next version is due."""
         self._tried_at = self._training.position
         try:
-            with _counting_refusals():
+            with _counting_failures():
                 await asyncio.to_thread(self._write)
                 await asyncio.to_thread(self._collect_garbage)
-        except (OSError, StoreAwayError) as refused:
-            log.error("checkpoint_write_failed", error=str(refused))  # noqa: TRY400  the text says it all
+        except (OSError, StoreAwayError) as failure:
+            log.error("checkpoint_write_failed", error=str(failure))  # noqa: TRY400  the text says it all
 
     async def publish_last(self, *, patience_seconds: float) -> None:
-        """Write what was learned since the last version, if anything was, and announce the newest.
+        """Write a version if anything was learned since the last one, and announce the newest.
 
         Args:
-            patience_seconds: how long to wait for Redis to hear of it.
+            patience_seconds: longest wait for Redis.
         """
         published, training = self._published, self._training
         counters = training.learner.counters
@@ -97,20 +97,20 @@ class Publisher:
         try:
             async with asyncio.timeout(patience_seconds):
                 await self.announce_newest()
-        except TimeoutError:  # the next start tells it
+        except TimeoutError:  # the next start announces it
             log.warning("checkpoint_not_announced", version=self.version, reason="Redis does not answer")
 
     async def announce_newest(self) -> None:
-        """Tell of the newest version unless that was the last one told of."""
+        """Announce the newest version unless it was the last one announced."""
         manifest = self._published
         if manifest is None:
             return
         try:
-            told = await self._bus.newest(CHECKPOINTS)
-        except MessageError as other:
-            log.warning("announcement_unreadable", error=str(other))
-            told = None
-        if told is not None and told.version == manifest.version:
+            announced = await self._bus.newest(CHECKPOINTS)
+        except MessageError as invalid:
+            log.warning("announcement_unreadable", error=str(invalid))
+            announced = None
+        if announced is not None and announced.version == manifest.version:
             return
         await self._bus.announce(
             CHECKPOINTS,
@@ -127,15 +127,15 @@ class Publisher:
         )
 
     def roll_back(self) -> int:
-        """Give the training the newest valid version's weights; that version's number.
+        """Load the newest valid version's weights into the training and return its number.
 
-        Where no update succeeded since the last roll-back, that version cannot learn either, and the one
-        before it is taken; when none is left, the newest again.
+        If no update succeeded since the last roll-back, its version cannot learn either; then the version
+        before it is loaded, and after the oldest one the newest again.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is no valid version.
             OSError: the store cannot be read.
-            StoreAwayError: it does not answer.
+            StoreAwayError: the store does not answer.
         """
         updates = self._training.learner.counters.updates
         failed = self._rolled_back[0] if self._rolled_back and self._rolled_back[1] == updates else None
@@ -155,13 +155,13 @@ class Publisher:
     def _write(self) -> None:
         versions = self._store.versions()
         version = versions[-1] + 1 if versions else 0
-        self._metrics.flush()  # before the version: going on from it, the record lacks nothing
+        self._metrics.flush()  # first, so that a resumed run's record is complete up to the version
         self._published = self._store.save(*self._training.save(version))
         self._store.point(Pointer.LATEST, version)
         self._metrics.published(self._published)
 
     def _collect_garbage(self) -> None:
-        """Old versions, and the journal's segments that neither a version nor the replay needs."""
+        """Delete old versions, and journal segments that neither a version nor the replay needs."""
         self._store.collect_garbage(keep=self._training.config.trainer.keep_checkpoints)
         needed = [self._training.replay_start]
         for version in self._store.versions():
@@ -174,24 +174,25 @@ class Publisher:
             log.info("journal_segments_removed", trajectories=removed, first=self._journal.first)
 
     def _require_same_run(self, manifest: Manifest) -> None:
-        """Refuse to go on from a version of other sizes or another data set."""
-        sizes, wanted = model_config(manifest), self._training.config.model
-        if sizes != wanted:
+        """Refuse to resume from a version with other model sizes or another data set."""
+        sizes, expected = model_config(manifest), self._training.config.model
+        if sizes != expected:
             raise SettingsError(
-                f"{self._store.name}: version {manifest.version} has {sizes}, the settings ask for {wanted}; "
+                f"{self._store.name}: version {manifest.version} has {sizes}, "
+                f"the settings ask for {expected}; "
                 "set the [model] group to the former, or begin in another home and store"
             )
         if manifest.dataset != self._training.dataset:
             raise DataError(
                 f"{self._store.name}: version {manifest.version} was trained on data set "
                 f"{manifest.dataset[:12]}…, this is {self._training.dataset[:12]}…; "
-                "give that data set, or begin in another home and store"
+                "use that data set, or begin in another home and store"
             )
 
 
 @contextlib.contextmanager
-def _counting_refusals() -> Iterator[None]:
-    """Count what disk or store refuses, and leave it to the caller."""
+def _counting_failures() -> Iterator[None]:
+    """Count failures of disk or store and re-raise them."""
     try:
         yield
     except (OSError, StoreAwayError):

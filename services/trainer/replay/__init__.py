@@ -1,1 +1,1 @@
-"""The replay buffer, the steps that it holds, and the training targets made of them."""
+"""The replay buffer, its steps, and their training targets."""

@@ -1,11 +1,10 @@
-"""What is kept, what is evicted, what is drawn.
+"""The replay buffer: which steps are kept, evicted and drawn.
 
-What the replay holds is a function of the steps that came, not of when they came: the last Q trade
-steps (Q being the quota), and the newest of all other steps up to the capacity. Adding one step
-therefore evicts the oldest step that is not among the last Q trade steps, in O(1). The same holds for
-the success memory, the last S steps with a large reward. So a replay that is filled from the oldest
-trajectory it can draw a step of equals, draw for draw, the one that saw everything: this is what lets old
-journal segments go.
+The contents depend only on the sequence of inserted steps: the last Q trade steps (Q is the quota), and the
+newest other steps up to the capacity. Inserting a step into a full buffer therefore evicts the oldest step
+that is not among the last Q trade steps, in O(1). The success memory holds the last S steps with a large
+reward. So a buffer that is refilled from the oldest trajectory with a stored step draws the same steps as
+the original. This is why old journal segments can be deleted.
 """
 
 import math
@@ -17,13 +16,13 @@ from services.trainer.config import ReplayConfig
 from services.trainer.replay.steps import Steps, StoredSteps
 from shared.numeric import Bool, Int64, kernel
 
-#: Places in `_counters`: where the ring of trade steps begins, how many it holds; the same of all others.
+#: Indices of `_counters`: head and size of the ring of trade steps, the same of other steps, and steps seen.
 _TRADE_HEAD, _TRADE_COUNT, _OTHER_HEAD, _OTHER_COUNT, _SEEN = range(5)
 
 
 @dataclass(frozen=True)
 class ReplayStatistics:
-    """How full the replay is, and of what."""
+    """Numbers of stored steps."""
 
     num_steps: int
     num_trade_steps: int
@@ -37,10 +36,10 @@ class ReplayStatistics:
 
 
 class Replay:
-    """Stored steps in rows; two rings of row numbers tell their age.
+    """Stored steps in rows; two rings of row numbers, for trade steps and others, order them by age.
 
-    At 10,000 steps and K = 5 the rows take 2.2 MB; each step more costs 224 bytes, the 24 of its age and its
-    places in the rings and the 16 of its neighbours.
+    At K = 5 a step takes 264 bytes: 224 for its row, 24 for its age and its entries in the rings, and 16 for
+    its neighbours. The rows of 10,000 steps take 2.2 MB.
     """
 
     def __init__(self, config: ReplayConfig, unroll_steps: int) -> None:
@@ -62,7 +61,7 @@ class Replay:
 
     @property
     def statistics(self) -> ReplayStatistics:
-        """How full it is now."""
+        """Present numbers of steps."""
         return ReplayStatistics(
             num_steps=len(self),
             num_trade_steps=int(self._counters[_TRADE_COUNT]),
@@ -72,7 +71,7 @@ class Replay:
 
     @property
     def oldest_position(self) -> int | None:
-        """Journal number of the oldest trajectory with a step that may be drawn; None while empty."""
+        """Journal number of the oldest trajectory with a step that can be drawn; None while empty."""
         oldest = [
             int(self._steps.positions[ring[self._counters[head]]])
             for ring, head, count in (
@@ -86,29 +85,31 @@ class Replay:
         return min(oldest, default=None)
 
     def extend(self, steps: Steps) -> None:
-        """Add steps, the oldest first, and evict as many as are too many."""
+        """Insert steps, the oldest first, and evict steps beyond the capacity."""
         rows = np.empty(len(steps), np.int64)
-        _place(steps.is_trade, self._quota, self._born, self._trades, self._others, self._counters, rows)
+        _assign_rows(
+            steps.is_trade, self._quota, self._born, self._trades, self._others, self._counters, rows
+        )
         self._steps.put(rows, steps)
         joined = np.diff(steps.positions) == 0
         self._next[rows] = np.append(np.where(joined, rows[1:], -1), -1)
         self._previous[rows] = np.append(-1, np.where(joined, rows[:-1], -1))
-        fresh = np.flatnonzero(steps.paid > self.config.success_reward_pips)
-        places = (self._num_successes + np.arange(len(fresh))) % self.config.success_capacity
-        self._successes.put(places, steps.take(fresh))
-        self._num_successes += len(fresh)
+        successes = np.flatnonzero(steps.paid > self.config.success_reward_pips)
+        success_rows = (self._num_successes + np.arange(len(successes))) % self.config.success_capacity
+        self._successes.put(success_rows, steps.take(successes))
+        self._num_successes += len(successes)
 
     def sample(self, generator: np.random.Generator, batch_size: int, stretch_steps: int = 1) -> Steps:
-        """Steps drawn with replacement: a share from the success memory, the others from all evenly.
+        """Draw steps with replacement: a share from the success memory, the others uniformly from all steps.
 
-        A trajectory's decisions k L to k L + L - 1 are a stretch. Each step drawn from all brings with it
-        those of its stretch that are stored. So a step is as likely as the stored part of its stretch is
-        long, and the more stretches have lost steps to eviction, the fewer steps are drawn: trade steps that
-        only the quota keeps come alone.
+        A trajectory's decisions k L to k L + L - 1 are a stretch. A step drawn from all steps comes with the
+        stored steps of its stretch. So a step's probability is proportional to the stored length of its
+        stretch, and fewer steps are drawn when stretches have lost steps to eviction. Trade steps that only
+        the quota keeps come alone.
 
         Args:
-            generator: draws.
-            batch_size: steps wanted; rounded up to whole stretches.
+            generator: of random numbers.
+            batch_size: steps wanted, rounded up to a multiple of L.
             stretch_steps: L; 1 draws single steps.
         Raises:
             ValueError: the replay is empty.
@@ -125,7 +126,7 @@ class Replay:
         return steps.in_columns(drawn)
 
     def contents(self) -> tuple[Steps, Steps]:
-        """All stored steps in the order that `sample` counts them in, and the successes, oldest first."""
+        """All stored steps in the order that `sample` numbers them, and the success memory, oldest first."""
         everything = self._steps.take(self._rows(np.arange(len(self))))
         successes = self._successes.take(self._success_rows(np.arange(self._success_count)))
         return self._steps.in_columns(everything), self._successes.in_columns(successes)
@@ -135,7 +136,7 @@ class Replay:
         return min(self._num_successes, self.config.success_capacity)
 
     def _rows(self, ranks: Int64) -> Int64:
-        """Rows of steps counted by age: trade steps first, then all others."""
+        """Rows of steps numbered by age: trade steps first, then all others."""
         return _by_age(ranks, self._trades, self._others, self._counters)
 
     def _success_rows(self, ranks: Int64) -> Int64:
@@ -143,7 +144,7 @@ class Replay:
 
 
 @kernel
-def _place(
+def _assign_rows(
     is_trade: Bool,
     quota: int,
     born: Int64,
@@ -152,9 +153,10 @@ def _place(
     counters: Int64,
     rows: Int64,
 ) -> None:
-    """Find a row for each new step, freeing the oldest unprotected one when all are taken.
+    """Find a row for each new step; when all rows are taken, evict the oldest unprotected step.
 
-    `born` is each row's age; `trades` and `others` are rings of rows, the oldest at their heads.
+    `born` is the sequence number of each row's step; `trades` and `others` are rings of rows, the oldest
+    at their heads.
     """
     capacity = len(born)
     for step in range(len(is_trade)):
@@ -200,9 +202,9 @@ def _by_age(ranks: Int64, trades: Int64, others: Int64, counters: Int64) -> Int6
 def _stretches(
     anchors: Int64, length: int, positions: Int64, decisions: Int64, following: Int64, previous: Int64
 ) -> Int64:
-    """Rows of the stretches that the anchors are in, each from its first step to its last.
+    """Rows of the stretches that contain the anchors, each from its first stored step to its last.
 
-    A neighbour may be gone and its row another step's; then the stretch ends there.
+    A neighbour may have been evicted and its row reused; then the stretch ends there.
     """
     rows = np.empty(len(anchors) * length, np.int64)
     count = 0

@@ -1,4 +1,4 @@
-"""Steps in columns, what a batch is made of; and in rows, as the replay stores them."""
+"""Training steps: as columns for batches, and as rows in the replay buffer."""
 
 from dataclasses import dataclass, fields
 
@@ -9,7 +9,7 @@ from shared.environment.action import NUM_ACTIONS, Action
 from shared.environment.position import NUM_STATIC
 from shared.numeric import Bool, Float32, Int8, Int64
 
-#: Rows of bytes, each a step.
+#: Steps as rows of bytes.
 PlainRows = npt.NDArray[np.void]
 
 
@@ -17,21 +17,21 @@ PlainRows = npt.NDArray[np.void]
 class Steps:
     """N steps, each with its K-step unroll.
 
-    Decision k of a step is the one k bars after it. State k is where decision k is taken, so there are
-    K + 1 states; `lengths` counts those that exist. Decision k exists where state k does.
+    Decision k of a step is taken k bars after it, in state k, so there are K + 1 states. `lengths` counts
+    the states before the trajectory's end. Decision k exists if state k does.
     """
 
     positions: Int64  # [N] journal number of the trajectory
     decisions: Int64  # [N] number of the step's decision in its trajectory
-    bars: Int64  # [N] bar at whose close the step's decision was taken
+    bars: Int64  # [N] bar at whose close the decision was taken
     static: Float32  # [N, 6] position features at the step
     actions: Int8  # [N, K]
     outcomes: Int8  # [N, K] how the bar after decision k closed
-    paid: Float32  # [N] pips, reward of the step's decision as the environment paid it
-    rewards: Float32  # [N, K] pips, of decision k as it is learned (shaped)
+    paid: Float32  # [N] pips, unshaped reward of the step's decision
+    rewards: Float32  # [N, K] pips, shaped reward of decision k
     policies: Float32  # [N, K + 1, 4] the search's policy at state k
     returns: Float32  # [N, K + 1] pips, n-step return from state k
-    decision_returns: Float32  # [N, K] pips, the same of decision k, whoever made it
+    decision_returns: Float32  # [N, K] pips, n-step return of decision k, also if it was an excursion
     lengths: Int8  # [N] states that exist, 1 to K + 1
 
     def __len__(self) -> int:
@@ -39,17 +39,17 @@ class Steps:
 
     @property
     def is_trade(self) -> Bool:
-        """`[N]`: the step's own decision is BUY, SELL or CLOSE."""
+        """`[N]` True where the step's own decision is BUY, SELL or CLOSE."""
         trade: Bool = self.actions[:, 0] != Action.HOLD
         return trade
 
     def take(self, rows: Int64 | Bool) -> "Steps":
-        """Some of the steps, copied."""
+        """Copy some of the steps."""
         return Steps(**{name: getattr(self, name)[rows] for name in COLUMNS})
 
     @classmethod
     def allocate(cls, rows: int, unroll_steps: int) -> "Steps":
-        """Room for some steps, to be written."""
+        """Allocate steps filled with zeros."""
         return cls(
             positions=np.zeros(rows, np.int64),
             decisions=np.zeros(rows, np.int64),
@@ -70,14 +70,14 @@ COLUMNS = tuple(field.name for field in fields(Steps))
 
 
 class StoredSteps:
-    """Room for N steps, each in one piece of memory.
+    """Memory for N steps, each in one contiguous row.
 
-    A step drawn from a large memory is in no cache: in columns it is waited for once a column, in one piece
-    about once. A row takes 73 + 30 K bytes, rounded up to words of 8 (224 at K = 5).
+    A step drawn from a large buffer is in no cache. Stored in columns it costs a cache miss per column, in a
+    row about one. A row takes 73 + 30 K bytes, rounded up to a multiple of 8 (224 at K = 5).
     """
 
     def __init__(self, rows: int, unroll_steps: int) -> None:
-        # The widest numbers come first, so that none needs a gap before it.
+        # The widest types come first, so that no field needs padding before it.
         columns = sorted(vars(Steps.allocate(1, unroll_steps)).items(), key=lambda item: -item[1].itemsize)
         row = np.dtype([(name, column.dtype, column.shape[1:]) for name, column in columns], align=True)
         self._rows = np.zeros(rows, row)
@@ -95,22 +95,22 @@ class StoredSteps:
         return decisions
 
     def put(self, rows: Int64, steps: Steps) -> None:
-        """Write steps over some rows."""
+        """Write steps to some rows."""
         written = np.empty(len(rows), self._rows.dtype)
         for name in COLUMNS:
             written[name] = getattr(steps, name)
         _plain(self._rows)[rows] = _plain(written)
 
     def take(self, rows: Int64) -> PlainRows:
-        """Some rows, copied; `in_columns` tells them apart."""
+        """Copy some rows as bytes; `in_columns` converts them."""
         return _plain(self._rows).take(rows)
 
     def in_columns(self, rows: PlainRows) -> Steps:
-        """Rows that were taken, as steps."""
+        """Convert rows from `take` to steps."""
         named = rows.view(self._rows.dtype)
         return Steps(**{name: named[name].copy() for name in COLUMNS})
 
 
 def _plain(rows: npt.NDArray[np.void]) -> PlainRows:
-    """The same memory without names, whose rows NumPy copies whole and not number by number."""
+    """The same memory without field names, so that NumPy copies rows at once and not field by field."""
     return rows.view(np.dtype((np.void, rows.itemsize)))

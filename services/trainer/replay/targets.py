@@ -1,8 +1,8 @@
-"""What a trajectory teaches at each of its steps: bootstrapped returns, and K steps unrolled.
+"""Training targets of a trajectory's steps: bootstrapped returns and K unrolled steps.
 
-A step is made self-contained when its trajectory arrives: everything that the losses compare with is
-copied to it, so a stored step never looks past its trajectory's end, whatever else is evicted. Only
-the temporal window is left out; it is rebuilt from the trainer's own bars when the step is drawn.
+Each step gets copies of all its targets when its trajectory is inserted. So a stored step needs no other
+step, whatever is evicted. Only the temporal window is not stored; it is rebuilt from the trainer's own bars
+when the step is drawn.
 """
 
 import numpy as np
@@ -22,23 +22,20 @@ def n_step_returns(
     *,
     discount: float,
     n: int,
-    final_value: float = 0.0,
     cuts: Bool | None = None,
 ) -> Float32:
     """Bootstrapped n-step return of each decision of one trajectory.
 
     z_t = u_t + γ u_{t+1} + … + γⁿ⁻¹ u_{t+n-1} + γⁿ v_{t+n}, where u_t is the reward of the decision at
-    step t. Near the end the sum stops at the last step T-1 and bootstraps with `final_value` there. It stops
-    and bootstraps earlier at the first step after t that is cut (as Watkins 1989 does for Q(λ)).
+    step t. The value after the last step T-1, where the episode ended, is 0. The sum stops and bootstraps
+    earlier at the first cut step after t (as Watkins 1989 does for Q(λ)).
 
     Args:
         rewards: `[T]` pips, received on leaving step t.
         root_values: `[T]` pips, root value of the search at step t.
         discount: γ per bar, in (0, 1].
         n: horizon in bars, at least 1.
-        final_value: value of the state after the last step: 0 where the episode ended there, the
-            search's value of it where the trajectory was cut.
-        cuts: `[T]` steps whose decision says nothing about the policy; none if not given.
+        cuts: `[T]` True at steps whose decision was not the policy's (excursions); by default none.
     Returns:
         `[T]` pips.
     Raises:
@@ -49,7 +46,7 @@ def n_step_returns(
     require_shape("root_values", root_values, len(rewards))
     if n < 1:
         raise ShapeError("n", n, "1 or more")
-    values = np.append(root_values.astype(np.float64), final_value)
+    values = np.append(root_values.astype(np.float64), 0.0)
     if cuts is None:
         cuts = np.zeros(len(rewards), np.bool_)
     return _returns(rewards.astype(np.float64), values, cuts, discount, n).astype(np.float32)
@@ -70,14 +67,14 @@ def _returns(rewards: Float64, values: Float64, cuts: Bool, discount: float, n: 
 
 
 def shaped_rewards(trajectory: Trajectory, discount: float) -> Float32:
-    """Rewards that pay a position's gain as it comes: u_t + γ Φ(s_{t+1}) - Φ(s_t), Φ the unrealised pips.
+    """Potential-based reward shaping: u_t + γ Φ(s_{t+1}) - Φ(s_t), where Φ is the unrealised pips.
 
-    Φ is 0 when flat and after the end, so the best policy stays what it was (Ng, Harada and Russell 1999).
-    A value is then what is still to be gained, not what a position has gained already: some pips instead
-    of a hundred, and known within bars of an entry.
+    A position's gain is then paid as it accrues. Φ is 0 when flat and after the end, so the best policy does
+    not change (Ng, Harada and Russell 1999). Values then exclude what a position has already gained. They are
+    a few pips instead of a hundred, and can be learned from within a few bars of an entry.
 
     Args:
-        trajectory: T steps, ended at the last one.
+        trajectory: T steps of an ended episode.
         discount: γ per bar.
     Returns:
         `[T]` pips.
@@ -98,24 +95,24 @@ def unrolled_steps(
     shaping: Shaping = Shaping.NONE,
     trade_margin: float = 0.0,
 ) -> Steps:
-    """Every step of an ended trajectory with what the next K decisions from it are compared with.
+    """Every step of a trajectory with the targets of its next K decisions.
 
     Args:
-        trajectory: T steps, ended at the last one.
+        trajectory: T steps of an ended episode.
         position: its number in the journal.
         discount: γ per bar.
         n: horizon of the value targets in bars.
         unroll_steps: K.
-        trace_floor: a decision that the search gave less than this is an excursion. It teaches what that
-            decision returns, but the state's own target is the search's value of it, and returns of
-            earlier steps bootstrap there. 0 takes every decision for the policy's.
-        shaping: of the rewards that are learned.
-        trade_margin: pips that a decision to close is charged beyond its costs. A position is judged at
-            every bar, by a noisy value, and one bar that judges it too badly closes it: with a margin the
-            next trade must promise more than it costs.
+        trace_floor: a decision to which the search gave a smaller probability is an excursion. Its return
+            is a target for that decision only: the state's own target is the search's value, and returns
+            of earlier steps bootstrap there. 0 treats no decision as an excursion.
+        shaping: of the learned rewards.
+        trade_margin: pips that a decision to close is charged beyond its costs. A position is valued at
+            every bar with noise, and one value that is too low closes it. With a margin, the next trade
+            must promise more than it costs.
     Returns:
-        T steps; where fewer than K decisions follow, `lengths` says how many, and what lies beyond
-        repeats the last step and is never compared with.
+        T steps. Where fewer than K decisions follow, `lengths` says how many, and the rest repeats the last
+        step and is masked in the losses.
     """
     num_steps = len(trajectory.actions)
     starts: Int64 = np.arange(num_steps)

@@ -21,17 +21,16 @@ from datetime import datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-import numpy as np
 from pydantic import JsonValue
 
 from shared.adapters.files import write_whole
 from shared.adapters.tables.growing_table import COUNT, FIGURE, FLAG, TEXT, TIMESTAMP, GrowingTable, Value
 from shared.adapters.tables.tensorboard import TensorBoard
 from shared.agent.trajectory import Trajectory
-from shared.environment.action import NUM_ACTIONS, Action
+from shared.environment.action import Action
 from shared.errors import DataError
 from shared.messages.schemas import now
-from shared.metrics.trades import expectancy, win_rate
+from shared.metrics.episodes import Episode, episode_figures
 
 #: Rows are written with the first one that arrives this long after the last write.
 WRITE_EVERY_SECONDS = 60.0
@@ -211,7 +210,8 @@ class RunRecord:
             DataError: a number is too large for its column.
             OSError: the write failed; the rows wait.
         """
-        figures = episode_figures(trajectory)
+        pips = [trade.pips for trade in trajectory.trades]
+        figures = episode_figures(Episode.of(pips, trajectory.actions, trajectory.rewards))
         row: dict[str, Value] = {
             "episode": episode,
             "time": now(),
@@ -292,22 +292,6 @@ class RunRecord:
     def _write_when_due(self) -> None:
         if self._clock() - self._written_at >= WRITE_EVERY_SECONDS:
             self.flush()
-
-
-def episode_figures(trajectory: Trajectory) -> dict[str, int | float | None]:
-    """Trading figures of an episode; None if undefined without trades."""
-    pips = np.array([trade.pips for trade in trajectory.trades], np.float64)
-    shares = np.bincount(trajectory.actions, minlength=NUM_ACTIONS) / max(len(trajectory), 1)
-    return {
-        "reward": float(trajectory.rewards.sum(dtype=np.float64)),
-        "trades": len(pips),
-        "wins": int((pips > 0.0).sum()),
-        "pips": float(pips.sum()),
-        "expectancy_pips": expectancy(pips),
-        "win_rate": win_rate(pips),
-        "trade_ratio": float(1.0 - shares[Action.HOLD]),
-        **{f"share_{action.name.lower()}": float(shares[action]) for action in Action},
-    }
 
 
 def _starts(path: Path) -> list[dict[str, JsonValue]]:

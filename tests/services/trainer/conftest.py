@@ -1,4 +1,4 @@
-"""Processes to start; killed at the end."""
+"""Fixtures: a data set, and a system of processes that are killed at the end."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.services.trainer.processes import System
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
+def saved_dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     folder = tmp_path_factory.mktemp("bars")
     bars = synthesize(Market.OU, 6_000, seed=1)
     return folder / "bars.duckdb", write_dataset(
@@ -25,10 +25,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
 
 @pytest_asyncio.fixture
 async def system(
-    tmp_path: Path, made: tuple[Path, Dataset], redis_server: RedisServer, bus: Bus
+    tmp_path: Path, saved_dataset: tuple[Path, Dataset], redis_server: RedisServer, bus: Bus
 ) -> AsyncIterator[System]:
-    (tmp_path / "bars.duckdb").symlink_to(made[0])
-    system = System(tmp_path, made[1], redis_server, bus)
+    (tmp_path / "bars.duckdb").symlink_to(saved_dataset[0])
+    system = System(tmp_path, saved_dataset[1], redis_server, bus)
     yield system
     for process in system.processes.values():
         process.kill()

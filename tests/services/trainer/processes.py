@@ -1,4 +1,4 @@
-"""Trainer and self-play as real processes over a real Redis."""
+"""Runs trainer and self-play as real processes over a real Redis."""
 
 import asyncio
 import contextlib
@@ -45,11 +45,9 @@ TINY = {
     "OMP_NUM_THREADS": "1",
 }
 
-#: A test that waits longer than this has failed; nothing depends on how much shorter it takes.
-
 
 class Process(Protocol):
-    """What is done with a service's process; `subprocess.Popen` is one."""
+    """The methods of `subprocess.Popen` that the tests use."""
 
     @property
     def pid(self) -> int: ...
@@ -61,7 +59,7 @@ class Process(Protocol):
 
 @dataclass
 class System:
-    """Processes of one home, and what is known of them."""
+    """The processes of one home, and access to their state."""
 
     home: Path
     dataset: Dataset
@@ -104,7 +102,7 @@ class System:
         return next((beat for beat in await self.bus.heartbeats() if beat.service == service), None)
 
     async def detail(self, service: str, name: str) -> float:
-        """A number that a service tells; -1 while it tells none."""
+        """A number from a service's heartbeat; -1 while there is none."""
         beat = await self.beat(service)
         value = beat.detail.get(name) if beat else None
         return float(value) if isinstance(value, int | float) else -1.0
@@ -113,10 +111,10 @@ class System:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not await holds():
             for service, process in self.processes.items():
-                assert process.poll() is None, f"{service} ended:\n{self.log(service)[-3000:]}"
+                assert process.poll() is None, f"{service} exited:\n{self.log(service)[-3000:]}"
             if time.monotonic() > deadline:
                 logs = "\n".join(self.log(service)[-1500:] for service in self.processes)
-                pytest.fail(f"{what} did not come to hold\n{logs}")
+                pytest.fail(f"timed out waiting until {what}\n{logs}")
             await asyncio.sleep(0.05)
 
     async def learned_from(self, episodes: int) -> None:
@@ -126,7 +124,7 @@ class System:
         await self.until(f"{episodes} episodes learned from", enough)
 
     def recorded(self, table: str, column: str) -> list[int]:
-        """A column of the run's record, ascending."""
+        """A column of the run's record in ascending order."""
         with contextlib.closing(duckdb.connect()) as connection:
             query = f"select {column} from '{self.home}/record/{table}-*.parquet' order by 1"
             return [value for (value,) in connection.execute(query).fetchall()]
@@ -151,5 +149,5 @@ def sendable(
 
 
 async def drained(system: System) -> bool:
-    """True when nothing waits in the stream of trajectories."""
+    """True when the stream of trajectories is empty."""
     return await system.bus.length(TRAJECTORIES) == 0

@@ -1,8 +1,8 @@
-"""One of several ranks that make updates together, as torchrun starts it; what it saw goes into a folder.
+"""One rank of several that make updates together, started by torchrun; it saves its results to a folder.
 
     ranks.py FOLDER
 
-Once all cases are saved, rank 1 is killed in the midst of more updates.
+When all cases are saved, rank 1 is killed during further updates.
 """
 
 import os
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from services.trainer.learning.distributed import Become, Part, Ranks, Stop
+from services.trainer.learning.distributed import LoadWeights, Part, Ranks, Stop
 from services.trainer.learning.learner import Learner
-from services.trainer.place import Device, Place
+from services.trainer.place import Device, Rank
 from services.trainer.training import Training, TrainingConfig
 from shared.errors import MuZeroError
 from shared.model.network import initial_network
@@ -26,7 +26,7 @@ from tests.shared.messages.trajectories import FINGERPRINT
 UPDATES = 12
 RESUMED_AFTER = 6
 
-#: Without dropout all that ranks compute is what one computes.
+#: Without dropout, several ranks compute the same as one.
 ALIKE = replace(
     CONFIG,
     model=replace(CONFIG.model, dropout=0.0),
@@ -41,18 +41,18 @@ CASES: dict[str, TrainingConfig] = {
 
 
 def main(folder: Path) -> None:
-    """Take part in every case, then in what rank 1 does not survive."""
+    """Take part in every case, then in the updates during which rank 1 is killed."""
     torch.set_num_threads(1)
-    place = Place.of()
-    ranks = Ranks(place, place.device(Device.CPU))
+    own = Rank.from_torchrun()
+    ranks = Ranks(own, own.device(Device.CPU))
     for case, config in CASES.items():
-        learner = _lead(config, ranks, folder / case) if place.leads else _follow(config, ranks)
-        np.savez(folder / case / f"weights-{place.rank}.npz", **learner.weights())  # type: ignore[arg-type]
-        np.savez(folder / case / f"moments-{place.rank}.npz", **learner.moments())  # type: ignore[arg-type]
-    if place.leads:
+        learner = _lead(config, ranks, folder / case) if own.is_leader else _follow(config, ranks)
+        np.savez(folder / case / f"weights-{own.rank}.npz", **learner.weights())  # type: ignore[arg-type]
+        np.savez(folder / case / f"moments-{own.rank}.npz", **learner.moments())  # type: ignore[arg-type]
+    if own.is_leader:
         training = Training(ALIKE, features(), FINGERPRINT, ranks)
         training.pacing.target = float("inf")
-        # torchrun ends it too, and may be sooner: what it says by itself is to be seen.
+        # torchrun also terminates this rank, maybe sooner; ignore that to see the rank's own error.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         advance(training, trajectories(40), 100_000)
     else:
@@ -60,13 +60,13 @@ def main(folder: Path) -> None:
 
 
 def _lead(config: TrainingConfig, ranks: Ranks, folder: Path) -> Learner:
-    """Some updates, and the later half of them a second time, from what was saved before it."""
+    """Make some updates, then repeat the later half from a saved state."""
     journal = trajectories(40)
     training = Training(config, features(), FINGERPRINT, ranks)
     losses = advance(training, journal, RESUMED_AFTER)
     saved = training.save(0)
     losses += advance(training, journal, UPDATES - RESUMED_AFTER)
-    resumed = Training(config, features(), FINGERPRINT)  # the replay anew
+    resumed = Training(config, features(), FINGERPRINT)  # with a new replay
     resumed.learner = training.learner
     resumed.resume(*saved, journal.__getitem__)
     again = advance(resumed, journal, UPDATES - RESUMED_AFTER)
@@ -76,7 +76,7 @@ def _lead(config: TrainingConfig, ranks: Ranks, folder: Path) -> Learner:
 
 
 def _follow(config: TrainingConfig, ranks: Ranks, *, updates_to_live: int | None = None) -> Learner:
-    network = initial_network(config.model, seed=99)  # the leader's weights are taken over
+    network = initial_network(config.model, seed=99)  # replaced by the leader's weights
     learner = Learner(network, config.learner, config.trainer.seed, ranks.device, ranks)
     while not isinstance(order := ranks.receive(), Stop):
         match order:
@@ -84,7 +84,7 @@ def _follow(config: TrainingConfig, ranks: Ranks, *, updates_to_live: int | None
                 if learner.counters.updates == updates_to_live:
                     os.kill(os.getpid(), signal.SIGKILL)
                 learner.learn(order)
-            case Become():
+            case LoadWeights():
                 learner.restore(order.weights, order.moments)
             case _:
                 raise AssertionError(order)

@@ -24,12 +24,12 @@ CONFIG = TrainingConfig(
 
 
 def features() -> Float32:
-    """Random rows; no row lacks a value."""
+    """Random rows without missing values."""
     return np.random.default_rng(0).normal(size=(NUM_BARS, 9)).astype(np.float32)
 
 
 def trajectories(count: int) -> list[Trajectory]:
-    """Different ones, all within the bars."""
+    """Different trajectories, all within the bars."""
     return [
         random_trajectory(seed, STEPS, start_bar=160 + 7 * seed % (NUM_BARS - STEPS - 160))
         for seed in range(count)
@@ -37,16 +37,16 @@ def trajectories(count: int) -> list[Trajectory]:
 
 
 def new_training(config: TrainingConfig = CONFIG) -> Training:
-    """A run at its beginning."""
+    """A new run."""
     return Training(config, features(), FINGERPRINT)
 
 
 def advance(training: Training, journal: Sequence[Trajectory], updates: int) -> list[float]:
-    """Go on with a journal until so many more updates were tried; their losses."""
-    made: list[float] = []
-    while len(made) < updates:
+    """Continue with a journal until some more updates were tried; returns their losses."""
+    losses: list[float] = []
+    while len(losses) < updates:
         if training.may_update:
-            made.append(training.update().loss)
+            losses.append(training.update().loss)
         else:
             training.insert(journal[training.position])
-    return made
+    return losses

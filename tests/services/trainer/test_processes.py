@@ -1,7 +1,7 @@
-"""Trainer and self-play as real processes over a real Redis: killed, stopped and started again.
+"""Trainer and self-play as real processes over a real Redis: killed, stopped and restarted.
 
-What must hold at every moment: each trajectory that reached the stream is learned from once; versions
-are whole, announced, and go on counting.
+Invariants: each trajectory in the stream is learned from once; versions are complete, announced, and
+numbered without gaps.
 """
 
 import signal
@@ -15,7 +15,7 @@ from shared.messages.streams import CHECKPOINTS, DEAD, TRAJECTORIES
 from tests.services.trainer.processes import System, drained, sendable
 
 
-async def test_worker_and_trainer_learn_and_stop_in_good_order(system: System) -> None:
+async def test_worker_and_trainer_learn_and_stop_gracefully(system: System) -> None:
     system.start("trainer")
     system.start("selfplay")
     await system.learned_from(25)
@@ -66,10 +66,10 @@ async def test_worker_and_trainer_learn_and_stop_in_good_order(system: System) -
         ),
     ],
 )
-async def test_20_updates_are_10_a_kill_and_10_more_bit_for_bit(
+async def test_a_run_killed_after_10_updates_equals_an_uninterrupted_run_bit_for_bit(
     system: System, learner: dict[str, str]
 ) -> None:
-    """On one thread; killed with version 1 at update 10, and with 5 updates after it that are lost."""
+    """On one thread; the run is killed with version 1, saved at update 10, and loses 5 later updates."""
     setting = {**learner, "MM_TRAINER__PUBLISH_EVERY_EPISODES": "4"}  # worth 10 updates
 
     async def learn(sent: range, updates: int, version: int) -> None:
@@ -77,8 +77,8 @@ async def test_20_updates_are_10_a_kill_and_10_more_bit_for_bit(
             await system.bus.append(TRAJECTORIES, *each)
 
         async def learned() -> bool:
-            told = [await system.detail("trainer", name) for name in ("update", "version")]
-            return told == [updates, version]
+            figures = [await system.detail("trainer", name) for name in ("update", "version")]
+            return figures == [updates, version]
 
         await system.until(f"{updates} updates are made", learned)
 
@@ -99,9 +99,9 @@ async def test_20_updates_are_10_a_kill_and_10_more_bit_for_bit(
     one, other = (CheckpointStore(home.home / "checkpoints") for home in (never_stopped, system))
     assert one.versions() == other.versions() == [0, 1, 2]
     for version, update in enumerate((0, 10, 20)):
-        wanted, got = one.manifest(version), other.manifest(version)
-        assert wanted.update == got.update == update
-        assert wanted.state == got.state
-        assert wanted.files == got.files  # SHA-256 of weights, and of moments and what is behind an average
+        expected, found = one.manifest(version), other.manifest(version)
+        assert expected.update == found.update == update
+        assert expected.state == found.state
+        assert expected.files == found.files  # SHA-256 of weights, moments and the weights behind an average
     hashes = {other.manifest(version).files["weights.safetensors"].sha256 for version in other.versions()}
     assert len(hashes) == 3  # each 10 updates changed something

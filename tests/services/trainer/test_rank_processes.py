@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from services.trainer.service import REPORT_SECONDS
+from services.trainer.leader import EXCHANGE_SECONDS
 from shared.adapters.versions.store import CheckpointStore
 from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
@@ -21,12 +21,12 @@ from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.soak)])
-async def test_ranks_read_and_learn_together_refuse_what_is_too_old_and_stop_when_one_is_told_to(
+async def test_ranks_learn_together_refuse_stale_trajectories_and_stop_when_one_is_stopped(
     system: System, ranks: int
 ) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m")
     port = free_port()
-    early, last, young = 10, 60, 1_000_000  # a version that no limit refuses
+    early, last, young = 10, 60, 1_000_000  # `young` is a version that is never stale
     rng = np.random.default_rng(0)
     await system.bus.append_all(TRAJECTORIES, sendable(system, 0, early, version=0))
     system.start(
@@ -46,17 +46,17 @@ async def test_ranks_read_and_learn_together_refuse_what_is_too_old_and_stop_whe
     for seed in range(early, last):
         version = 0 if seed % 2 else young
         await system.bus.append_all(TRAJECTORIES, sendable(system, seed, seed + 1, version=version))
-        if seed % 10 == 0:  # a lost reply, of what was young when it first came
+        if seed % 10 == 0:  # a redelivery of a trajectory that was not stale at first
             await system.bus.append_all(TRAJECTORIES, sendable(system, 3, 4, version=0))
         if seed % 4 == 0:
             foreign = encode_trajectory(random_trajectory(1_000 + seed, SESSION_BARS, start_bar=500))
             await system.bus.append_all(TRAJECTORIES, [foreign])
-        # Any time between two looks of the leader: ranks read also while it takes what another handed on.
-        await asyncio.sleep(rng.uniform(0.0, REPORT_SECONDS))
-    await system.until("all is taken", lambda: drained(system))
+        # Any time between two exchanges: ranks also read while the leader journals another rank's offer.
+        await asyncio.sleep(rng.uniform(0.0, EXCHANGE_SECONDS))
+    await system.until("the stream is empty", lambda: drained(system))
     foreign_seeds, stale_seeds = range(early + 2, last, 4), range(early + 1, last, 2)
     young_seeds = [*range(early), *range(early, last, 2)]
-    owed = (len(young_seeds) * SESSION_BARS) // 16  # as many as one rank makes
+    owed = (len(young_seeds) * SESSION_BARS) // 16  # the same number as with one rank
 
     async def all_refused_are_counted() -> bool:
         return await _refused(port) == {"unusable": len(foreign_seeds), "stale": len(stale_seeds)}
@@ -64,7 +64,7 @@ async def test_ranks_read_and_learn_together_refuse_what_is_too_old_and_stop_whe
     async def all_made() -> bool:
         return await system.detail("trainer", "update") >= owed
 
-    await system.until("the leader counted what any rank refused", all_refused_are_counted)
+    await system.until("the leader has counted all refusals", all_refused_are_counted)
     await system.until(f"{owed} updates are made", all_made)
     follower = await system.beat("trainer-rank")
     assert follower is not None
@@ -88,16 +88,16 @@ async def test_ranks_read_and_learn_together_refuse_what_is_too_old_and_stop_whe
     )
     assert all("played by version 0, " in reason for reason in reasons)
     assert all(reason.endswith("; trainer.max_version_lag allows 0") for reason in reasons)
-    told = [json.loads(line) for line in system.log("trainer").splitlines() if '"dead_lettered"' in line]
-    assert {line["instance"] for line in told} - {"trainer-1"}  # not the leader's alone
+    logged = [json.loads(line) for line in system.log("trainer").splitlines() if '"dead_lettered"' in line]
+    assert {line["instance"] for line in logged} - {"trainer-1"}  # other ranks dead-letter too
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-async def test_torchrun_told_to_stop_has_its_ranks_stop_in_order_and_what_was_learned_is_kept(
+async def test_stopping_torchrun_stops_its_ranks_gracefully_and_keeps_what_was_learned(
     system: System, signum: signal.Signals
 ) -> None:
-    """As a container's end and Ctrl-C tell it: torchrun alone, whose ranks are in sessions of their own."""
+    """As on a container's stop or Ctrl-C, only torchrun gets the signal; its ranks are in other sessions."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     sent = 60
     owed = (sent * SESSION_BARS) // 16
@@ -108,7 +108,7 @@ async def test_torchrun_told_to_stop_has_its_ranks_stop_in_order_and_what_was_le
         return await system.detail("trainer", "update") > 10
 
     await system.until("some updates are made", some_made)
-    assert system.stop("trainer", signum) == 1  # torchrun's word for a signal
+    assert system.stop("trainer", signum) == 1  # torchrun's exit status after a signal
     log = system.log("trainer")
     assert log.count('"service_stopped"') == 2
     assert not any(f'"{event}"' in log for event in ("service_stopped_at_once", "service_failed"))
@@ -135,8 +135,8 @@ def _id(seed: int) -> str:
 
 
 async def _refused(port: int) -> dict[str, float]:
-    """What the leader tells Prometheus, by reason."""
+    """The leader's exported counts by reason."""
     async with httpx.AsyncClient(trust_env=False) as client:
-        told = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
-    found = re.findall(r'^mm_trainer_refused_total{reason="(\w+)"} (\S+)$', told, re.MULTILINE)
+        metrics = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    found = re.findall(r'^mm_trainer_refused_total{reason="(\w+)"} (\S+)$', metrics, re.MULTILINE)
     return {reason: float(count) for reason, count in found}

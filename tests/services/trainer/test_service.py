@@ -1,4 +1,4 @@
-"""The trainer's loops in this process over a real Redis: refusals, pauses, the disk, what it goes on from."""
+"""The trainer's loops in this process over a real Redis: refusals, pauses, disk failures, restarts."""
 
 import asyncio
 import contextlib
@@ -39,14 +39,14 @@ from tests.waiting import PATIENCE_SECONDS, until
 STEPS = 40
 
 
-#: What Prometheus is told of old trajectories.
+#: Metrics of stale trajectories.
 STALE = 'mm_trainer_refused_total{reason="stale"}'
 DUPLICATES = "mm_trainer_duplicates_total"
-TAKEN_IN = "mm_trainer_version_lag_count"
+JOURNALLED = "mm_trainer_version_lag_count"
 NOT_BEHIND = 'mm_trainer_version_lag_bucket{le="0.0"}'
-STALENESS = (STALE, DUPLICATES, TAKEN_IN, NOT_BEHIND)
+STALE_METRICS = (STALE, DUPLICATES, JOURNALLED, NOT_BEHIND)
 
-#: And of an order that cannot be read.
+#: Metric of unreadable control messages.
 UNREADABLE = "mm_trainer_control_unreadable_total"
 
 
@@ -73,7 +73,7 @@ def settings(tmp_path: Path, dataset: tuple[Path, Dataset], redis_server: RedisS
 
 @contextlib.asynccontextmanager
 async def running(settings: TrainerSettings) -> AsyncIterator[Lifecycle]:
-    """A trainer that runs; stopped in good order at the end."""
+    """Run a trainer and stop it gracefully at the end."""
     lifecycle = Lifecycle("trainer", settings)
     task = asyncio.create_task(TrainerService(settings, lifecycle).run())
     try:
@@ -91,7 +91,7 @@ async def until_drained(bus: Bus) -> None:
 
 
 def counted(name: str) -> float:
-    """A figure of this process, as Prometheus reads it."""
+    """A metric of this process, as exported to Prometheus."""
     lines = generate_latest().decode().splitlines()
     (value,) = [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
     return float(value)
@@ -110,7 +110,7 @@ async def send(bus: Bus, dataset: Dataset, seeds: range) -> None:
     await bus.append_all(TRAJECTORIES, [encode_trajectory(trajectory) for trajectory in made])
 
 
-async def test_what_cannot_be_learned_from_goes_to_the_dead_letters_with_its_reason(
+async def test_unusable_trajectories_are_dead_lettered_with_their_reason(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     fingerprint = dataset[1].fingerprint
@@ -132,18 +132,18 @@ async def test_what_cannot_be_learned_from_goes_to_the_dead_letters_with_its_rea
     assert f"data set {'5e' * 6}…, the trainer has {fingerprint[:12]}…" in reasons[2]
 
 
-async def test_what_too_old_a_version_played_goes_to_the_dead_letters_and_all_else_is_learned_from(
+async def test_stale_trajectories_are_dead_lettered_and_all_others_are_learned_from(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     limited = settings.model_copy(update={"trainer": replace(settings.trainer, max_version_lag=1)})
     early = [played(dataset[1], seed, version=0) for seed in range(10)]
-    # Version 2 is the newest when these come: 0 is too old, but for what is known already.
+    # Version 2 is the newest when these arrive, so version 0 is stale, except for redeliveries.
     stale = [played(dataset[1], seed, version=0) for seed in range(10, 16)]
     late = [played(dataset[1], 20 + version, version=version) for version in (1, 2, 7)]
     await bus.append_all(TRAJECTORIES, [encode_trajectory(one) for one in early])
     async with running(limited) as trainer:
         await until(lambda: detail(trainer, "version") == 2)
-        before = {name: counted(name) for name in STALENESS}
+        before = {name: counted(name) for name in STALE_METRICS}
         mixed = [*stale[:3], early[4], late[0], *stale[3:], late[1], early[9], late[2]]
         await bus.append_all(TRAJECTORIES, [encode_trajectory(one) for one in mixed])
         await until(lambda: detail(trainer, "episode") == 13)
@@ -162,15 +162,15 @@ async def test_what_too_old_a_version_played_goes_to_the_dead_letters_and_all_el
         )
         for one in stale
     )
-    assert {name: counted(name) - before[name] for name in STALENESS} == {
+    assert {name: counted(name) - before[name] for name in STALE_METRICS} == {
         STALE: len(stale),
         DUPLICATES: 2,
-        TAKEN_IN: 3,
-        NOT_BEHIND: 2,  # version 2, and 7
+        JOURNALLED: 3,
+        NOT_BEHIND: 2,  # of versions 2 and 7
     }
 
 
-async def test_learning_pauses_and_resumes_on_request_and_a_pause_outlives_a_restart(
+async def test_learning_pauses_and_resumes_on_request_and_a_pause_survives_a_restart(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     async def ask(state: str) -> None:
@@ -202,7 +202,7 @@ async def test_learning_pauses_and_resumes_on_request_and_a_pause_outlives_a_res
     ],
     ids=["empty", "binary", "another-schema", "unknown-state", "no-json", "huge"],
 )
-async def test_what_asks_for_nothing_that_can_be_read_changes_nothing(
+async def test_an_unreadable_control_message_changes_nothing(
     settings: TrainerSettings,
     dataset: tuple[Path, Dataset],
     bus: Bus,
@@ -214,8 +214,8 @@ async def test_what_asks_for_nothing_that_can_be_read_changes_nothing(
     is_control = b"type" in damage or b"body" in damage
     unreadable: Any = {**good, **damage} if is_control else damage
 
-    async def ask_unreadably() -> None:
-        """As `Bus.announce` does."""
+    async def send_unreadable() -> None:
+        """Write an unreadable message to the stream and as its newest, as `Bus.announce` does."""
         async with Redis.from_url(redis_server.url) as plain:
             await plain.delete(f"{CONTROL.key}:training")
             await plain.xadd(CONTROL.key, unreadable)
@@ -225,15 +225,15 @@ async def test_what_asks_for_nothing_that_can_be_read_changes_nothing(
     await bus.announce(
         CONTROL, paused.model_copy(update={"target": "trader", "state": "running"}), name="trader"
     )
-    await ask_unreadably()
+    await send_unreadable()
     before = counted(UNREADABLE)
     await send(bus, dataset[1], range(8))
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "journalled") == 8)
-        assert detail(trainer, "paused") is True  # as was asked for last in words that can be read
+        assert detail(trainer, "paused") is True  # as the newest readable message asked
         assert counted(UNREADABLE) == before + 1
         assert await bus.length(DEAD) == 0
-        await ask_unreadably()
+        await send_unreadable()
         await bus.announce(CONTROL, paused.model_copy(update={"state": "running"}), name="training")
         await until(lambda: detail(trainer, "episode") == 8)
     (letter,) = await bus.dead.letters(count=10)
@@ -241,12 +241,12 @@ async def test_what_asks_for_nothing_that_can_be_read_changes_nothing(
     assert letter.original == unreadable
 
 
-async def test_versions_are_published_announced_and_the_old_ones_removed(
+async def test_versions_are_published_and_announced_and_old_ones_are_deleted(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     await send(bus, dataset[1], range(21))
     async with running(settings) as trainer:
-        await until(lambda: detail(trainer, "update") == 21 * STEPS // 16)  # all that is owed
+        await until(lambda: detail(trainer, "update") == 21 * STEPS // 16)  # all owed updates are made
     store = CheckpointStore(settings.checkpoint_root)
     announced = [entry.message for entry in await bus.recent(CHECKPOINTS, count=100)]
     assert [message.version for message in announced] == [5, 4, 3, 2, 1, 0]
@@ -256,7 +256,7 @@ async def test_versions_are_published_announced_and_the_old_ones_removed(
     assert pointed is not None
     assert pointed.version == 5
     assert announced[0].metrics["loss"] > 0
-    async with running(settings) as trainer:  # nothing new was learned, so nothing new is published
+    async with running(settings) as trainer:  # nothing was learned, so no version is published
         await until(lambda: detail(trainer, "version") == 5)
     assert store.versions() == [4, 5]
     assert len(await bus.recent(CHECKPOINTS, count=100)) == 6
@@ -265,14 +265,14 @@ async def test_versions_are_published_announced_and_the_old_ones_removed(
 async def test_every_episode_update_and_version_is_recorded(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
-    asked = settings.model_copy(update={"trainer": replace(settings.trainer, tensorboard=True)})
+    with_tensorboard = settings.model_copy(update={"trainer": replace(settings.trainer, tensorboard=True)})
     updates = 6 * STEPS // 16
-    for episodes in (6, 8):  # the second time it goes on
+    for episodes in (6, 8):  # the second run resumes
         await send(bus, dataset[1], range(episodes))
-        async with running(asked) as trainer:
+        async with running(with_tensorboard) as trainer:
             await until(lambda: detail(trainer, "update") == episodes * STEPS // 16)  # noqa: B023
             assert detail(trainer, "replay_age_episodes") == pytest.approx(1.5, abs=1.5)
-    folder = asked.record_root
+    folder = with_tensorboard.record_root
     store = CheckpointStore(settings.checkpoint_root)
     played = [random_trajectory(s, STEPS, start_bar=500, dataset=dataset[1].fingerprint) for s in range(8)]
     with contextlib.closing(duckdb.connect()) as connection:
@@ -317,10 +317,10 @@ async def test_every_episode_update_and_version_is_recorded(
     }
 
 
-async def test_what_led_to_a_version_is_recorded_before_there_is_the_version(
+async def test_the_record_is_written_before_the_version_is_saved(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a kill at any moment leaves no version that is ahead of its record."""
+    """So no kill leaves a version that is ahead of its record."""
     save = CheckpointStore.save
     found: list[tuple[int, int, int, int]] = []
 
@@ -344,13 +344,13 @@ async def test_what_led_to_a_version_is_recorded_before_there_is_the_version(
         assert updates[:2] == (updates[3], updates[2])
 
 
-async def test_a_record_that_the_disk_refuses_does_not_stop_learning(
+async def test_learning_continues_when_the_record_cannot_be_written(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused: list[Path] = []
+    failed: list[Path] = []
 
     def full(path: Path, data: bytes) -> None:
-        refused.append(path)
+        failed.append(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("shared.adapters.tables.growing_table.write_whole", full)
@@ -360,20 +360,20 @@ async def test_a_record_that_the_disk_refuses_does_not_stop_learning(
         monkeypatch.undo()
         await send(bus, dataset[1], range(10, 12))
         await until(lambda: detail(trainer, "episode") == 12)
-    assert refused
+    assert failed
     with contextlib.closing(duckdb.connect()) as connection:
         query = f"select episode from '{settings.record_root}/episodes-*.parquet' order by episode"
         assert connection.execute(query).fetchall() == [(n,) for n in range(1, 13)]
 
 
-async def test_a_damaged_newest_version_is_passed_over_and_learned_again(
+async def test_a_damaged_newest_version_is_skipped_and_learned_again(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     await send(bus, dataset[1], range(10))
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "version") == 2)
     store = CheckpointStore(settings.checkpoint_root)
-    whole = store.weights(2)
+    intact = store.weights(2)
     weights = folder(store, 2) / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
@@ -384,17 +384,17 @@ async def test_a_damaged_newest_version_is_passed_over_and_learned_again(
     assert manifest is not None
     assert (manifest.version, manifest.episode, refused) == (3, 10, [])
     for name, array in store.weights(3).items():
-        assert (array == whole[name]).all(), name  # learned again from the journal, to the same bits
+        assert (array == intact[name]).all(), name  # learning it again from the journal gives the same bits
 
 
-async def test_diverged_weights_are_given_up_for_the_last_good_version_and_an_alert_says_so(
+async def test_divergence_rolls_back_to_the_last_good_version_and_raises_an_alert(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
-    mad = settings.model_copy(
+    diverging = settings.model_copy(
         update={"learner": LearnerConfig(batch_size=16, unroll_steps=3, reward_weight=1e38)}
     )
     await send(bus, dataset[1], range(10))
-    async with running(mad) as trainer:
+    async with running(diverging) as trainer:
         await until(lambda: isinstance(rolls := detail(trainer, "roll_backs"), float) and rolls >= 1)
         await until(lambda: detail(trainer, "episode") == 10)
     alerts = [entry.message for entry in await bus.recent(ALERTS, count=100)]
@@ -402,16 +402,16 @@ async def test_diverged_weights_are_given_up_for_the_last_good_version_and_an_al
     assert "10 updates in a row were not finite; weights are those of version 0 again" in alerts[-1].detail
 
 
-async def test_a_full_disk_delays_and_loses_nothing(
+async def test_a_full_disk_delays_learning_and_loses_nothing(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.service.DISK_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("services.trainer.retry.RETRY_SECONDS", 0.01)
     written = journal_module._append_synced
-    refused: list[Path] = []
+    failed: list[Path] = []
 
     def full_at_first(path: Path, data: bytes) -> None:
-        if len(refused) < 3:
-            refused.append(path)
+        if len(failed) < 3:
+            failed.append(path)
             raise OSError(errno.ENOSPC, "No space left on device")
         written(path, data)
 
@@ -419,11 +419,11 @@ async def test_a_full_disk_delays_and_loses_nothing(
     await send(bus, dataset[1], range(3))
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "episode") == 3)
-    assert len(refused) == 3
+    assert len(failed) == 3
     assert await bus.length(TRAJECTORIES) == 0
 
 
-async def test_the_stream_is_left_alone_while_too_many_are_waiting(
+async def test_the_stream_is_not_read_while_too_many_trajectories_wait(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     control = ControlIssued(target="training", state="paused", by="test")
@@ -434,7 +434,7 @@ async def test_the_stream_is_left_alone_while_too_many_are_waiting(
         assert await bus.length(TRAJECTORIES) == 168
 
 
-async def test_other_sizes_or_another_data_set_are_refused(
+async def test_another_model_size_or_data_set_is_refused(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, tmp_path: Path
 ) -> None:
     async with running(settings) as trainer:

@@ -1,4 +1,4 @@
-"""Learning learns, goes on bit for bit from what was saved, and survives what is not finite."""
+"""Training reduces the loss, resumes bit for bit, and survives updates that are not finite."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,11 +35,11 @@ def one_thread() -> None:
 
 
 def saved(manifest: Manifest) -> Manifest:
-    """As it comes back from disk."""
+    """The manifest as read back from disk."""
     return Manifest.model_validate_json(manifest.model_dump_json())
 
 
-#: What `config/tuned.toml` asks for, small.
+#: The settings of `config/tuned.toml`, on a small network.
 STRETCHES = replace(
     CONFIG,
     learner=replace(
@@ -59,7 +59,7 @@ STRETCHES = replace(
 )
 
 
-#: The replay has lost its first trajectories, and of others all but what the quota keeps.
+#: A small replay: it evicts complete trajectories, and of some it keeps only steps under the quota.
 SMALL = ReplayConfig(capacity_steps=70, trade_quota=0.1, success_capacity=3)
 
 
@@ -68,7 +68,9 @@ SMALL = ReplayConfig(capacity_steps=70, trade_quota=0.1, success_capacity=3)
     [CONFIG, STRETCHES, replace(CONFIG, replay=SMALL), replace(STRETCHES, replay=SMALL)],
     ids=["reference", "stretches", "reference, small replay", "stretches, small replay"],
 )
-def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path, config: TrainingConfig) -> None:
+def test_training_resumed_from_a_checkpoint_equals_an_uninterrupted_run_bit_for_bit(
+    tmp_path: Path, config: TrainingConfig
+) -> None:
     never_stopped = new_training(config)
     losses = advance(never_stopped, JOURNAL, 20)
 
@@ -78,18 +80,18 @@ def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path, config: 
     store.save(*stopped.save(0))
     assert (stopped.replay_start > 0) is (config.replay is SMALL)
 
-    went_on = new_training(config)
-    went_on.resume(store.manifest(0), store.weights(0), store.training(0), JOURNAL.__getitem__)
-    assert advance(went_on, JOURNAL, 10) == losses[10:]
+    resumed = new_training(config)
+    resumed.resume(store.manifest(0), store.weights(0), store.training(0), JOURNAL.__getitem__)
+    assert advance(resumed, JOURNAL, 10) == losses[10:]
 
     for name, weights in never_stopped.learner.weights().items():
-        assert np.array_equal(weights, went_on.learner.weights()[name]), name
+        assert np.array_equal(weights, resumed.learner.weights()[name]), name
     for name, moments in never_stopped.learner.moments().items():
-        assert np.array_equal(moments, went_on.learner.moments()[name]), name
-    assert never_stopped.save(1)[0].state == went_on.save(1)[0].state
+        assert np.array_equal(moments, resumed.learner.moments()[name]), name
+    assert never_stopped.save(1)[0].state == resumed.save(1)[0].state
 
 
-def test_a_resumed_replay_needs_nothing_older_than_the_manifest_says() -> None:
+def test_a_resumed_replay_reads_no_trajectory_before_the_manifests_replay_start() -> None:
     training = new_training()
     advance(training, JOURNAL, 60)
     manifest, weights, moments = training.save(0)
@@ -110,11 +112,11 @@ def test_a_resumed_replay_needs_nothing_older_than_the_manifest_says() -> None:
 AVERAGED = replace(CONFIG, learner=replace(CONFIG.learner, average_decay=0.75))
 
 
-def test_what_is_learned_from_is_made_by_the_learners_settings() -> None:
+def test_inserted_steps_are_computed_with_the_learners_settings() -> None:
     training, trajectory = new_training(STRETCHES), JOURNAL[0]
     assert (trajectory.actions == Action.CLOSE).any()
     training.insert(trajectory)
-    wanted = unrolled_steps(
+    expected = unrolled_steps(
         trajectory,
         0,
         discount=STRETCHES.discount,
@@ -127,17 +129,17 @@ def test_what_is_learned_from_is_made_by_the_learners_settings() -> None:
     held, _ = training.replay.contents()
     held = held.take(np.argsort(held.decisions))
     for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(held, name), getattr(wanted, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(held, name), getattr(expected, name), err_msg=name)
 
 
-def test_what_acts_is_the_running_average_of_the_weights() -> None:
+def test_the_acting_network_is_the_running_average_of_the_weights() -> None:
     training, plain = new_training(AVERAGED), new_training()
     average = {name: weights.astype(float) for name, weights in plain.learner.network.arrays().items()}
     for trajectory in JOURNAL[:15]:
         for run in (training, plain):
             run.insert(trajectory)
         while plain.may_update:
-            assert training.update() == plain.update()  # what is trained is not the average
+            assert training.update() == plain.update()  # training does not use the average
             for name, weights in plain.learner.network.arrays().items():
                 average[name] += 0.25 * (weights - average[name])
     assert plain.learner.counters.updates > 10
@@ -150,8 +152,8 @@ def test_what_acts_is_the_running_average_of_the_weights() -> None:
     assert not np.array_equal(acting.afterstates(hidden, holds)[0], trained.afterstates(hidden, holds)[0])
 
 
-def test_an_average_over_a_share_of_all_updates_reaches_back_further_and_further() -> None:
-    """Over half of them: the n-th moves it by 2/n, once that is less than what the decay alone would."""
+def test_an_average_over_a_share_of_all_updates_covers_more_and_more_of_them() -> None:
+    """Over half of them, the n-th update moves the average by 2/n if that is less than by the decay alone."""
     config = LearnerConfig(average_decay=0.75, average_share=0.5)
     decays = [config.average_decay_at(updates) for updates in range(12)]
     assert decays[:8] == [0.75] * 8
@@ -175,7 +177,7 @@ def test_an_average_over_a_share_of_all_updates_reaches_back_further_and_further
     np.testing.assert_allclose(acting, average, rtol=1e-4, atol=1e-7)
 
 
-def test_an_average_begins_or_ends_between_versions() -> None:
+def test_averaging_can_be_switched_on_or_off_between_versions() -> None:
     plain, averaged = new_training(), new_training(AVERAGED)
     for training in (plain, averaged):
         advance(training, JOURNAL, 10)
@@ -184,10 +186,10 @@ def test_an_average_begins_or_ends_between_versions() -> None:
         resumed.resume(saved(before.save(0)[0]), *before.save(0)[1:], JOURNAL.__getitem__)
     for name, weights in plain.learner.weights().items():
         assert np.array_equal(begun.learner.weights()[name], weights), name
-        assert np.array_equal(ended.learner.weights()[name], weights), name  # behind the average
+        assert np.array_equal(ended.learner.weights()[name], weights), name  # the trained weights
 
 
-def test_the_learning_rate_falls_by_the_square_root_of_the_updates() -> None:
+def test_the_learning_rate_falls_with_the_square_root_of_the_updates() -> None:
     falling = LearnerConfig(learning_rate=0.01, constant_updates=4)
     rates = [falling.learning_rate_at(updates) for updates in (0, 3, 4, 16, 400)]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.005, 0.001])
@@ -204,8 +206,8 @@ def test_the_learning_rate_falls_by_the_square_root_of_the_updates() -> None:
     plain.update()
     slowing.update()
     for name, _ in plain.learner.network.named_parameters():
-        whole, slowed = (run.learner.network.arrays()[name] - before[name] for run in (plain, slowing))
-        np.testing.assert_allclose(slowed, whole / np.sqrt(2.0), rtol=1e-3, atol=1e-7, err_msg=name)
+        full, slowed = (run.learner.network.arrays()[name] - before[name] for run in (plain, slowing))
+        np.testing.assert_allclose(slowed, full / np.sqrt(2.0), rtol=1e-3, atol=1e-7, err_msg=name)
 
 
 def test_other_seeds_make_other_networks() -> None:
@@ -214,7 +216,7 @@ def test_other_seeds_make_other_networks() -> None:
     assert advance(one, JOURNAL, 3) != advance(other, JOURNAL, 3)
 
 
-def test_a_step_is_drawn_as_often_as_asked() -> None:
+def test_steps_are_drawn_as_often_as_samples_per_insert_says() -> None:
     for target in (0.5, 2.0):
         training = new_training(replace(CONFIG, trainer=replace(CONFIG.trainer, samples_per_insert=target)))
         advance(training, JOURNAL, 25)
@@ -224,21 +226,21 @@ def test_a_step_is_drawn_as_often_as_asked() -> None:
         assert abs(training.pacing.drawn - target * training.pacing.inserted) < batch
 
 
-def test_nothing_is_learned_from_too_few_steps() -> None:
+def test_no_update_is_made_with_too_few_steps() -> None:
     training = new_training()
     training.insert(JOURNAL[0])
-    assert not training.may_update  # 40 steps, 60 are wanted
+    assert not training.may_update  # 40 steps, 60 are required
     training.insert(JOURNAL[1])
     assert training.may_update
 
 
-def test_the_same_steps_again_and_again_are_learned() -> None:
+def test_the_loss_falls_when_the_same_steps_are_learned_repeatedly() -> None:
     training = new_training()
     for trajectory in JOURNAL[:3]:
         training.insert(trajectory)
     training.pacing.owed = 1e9
     losses = [training.update().loss for _ in range(150)]
-    assert np.mean(losses[-10:]) < losses[0] - 1.5  # nats; the targets' own entropy stays
+    assert np.mean(losses[-10:]) < losses[0] - 1.5  # nats; the entropy of the targets remains
     statistics = training.last
     assert statistics is not None
     assert 0 < statistics.policy_entropy < np.log(4)
@@ -264,7 +266,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted() -> None:
     assert training.learner.counters.skipped_in_a_row == 0
 
 
-def test_too_many_in_a_row_diverge_and_an_earlier_version_mends_it() -> None:
+def test_too_many_skipped_updates_in_a_row_are_divergence_and_a_roll_back_ends_it() -> None:
     config = replace(CONFIG, learner=LearnerConfig(batch_size=16, unroll_steps=3, max_skipped_in_a_row=4))
     training = new_training(config)
     advance(training, JOURNAL, 5)
@@ -285,7 +287,9 @@ def test_too_many_in_a_row_diverge_and_an_earlier_version_mends_it() -> None:
 
 
 @pytest.mark.parametrize("config", [CONFIG, AVERAGED], ids=["last", "averaged"])
-def test_a_checkpoint_gives_the_agent_that_was_saved(tmp_path: Path, config: TrainingConfig) -> None:
+def test_an_agent_loaded_from_a_checkpoint_equals_the_saved_one(
+    tmp_path: Path, config: TrainingConfig
+) -> None:
     training = new_training(config)
     advance(training, JOURNAL, 5)
     store = CheckpointStore(tmp_path)
@@ -329,13 +333,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         training.learner.restore(dict(weights), {"nowhere/step": np.zeros(1, np.float32)})
 
 
-def test_a_manifest_of_another_training_is_refused() -> None:
+def test_a_manifest_without_the_training_state_is_refused() -> None:
     manifest = new_training().save(0)[0]
     with pytest.raises(CheckpointError, match="training state"):
         SavedState.of(manifest.model_copy(update={"state": {"seed": 0}}))
 
 
-def test_a_version_0_that_prefers_to_hold_says_so_everywhere() -> None:
+def test_hold_logit_makes_version_0_prefer_to_hold_in_every_state() -> None:
     network = new_training(STRETCHES).learner.network.eval()
     with torch.inference_mode():
         policy, _ = network.prediction(network.representation(torch.randn(5, 32, 9), torch.randn(5, 6)))
@@ -343,8 +347,8 @@ def test_a_version_0_that_prefers_to_hold_says_so_everywhere() -> None:
     np.testing.assert_allclose(policy.softmax(-1), np.tile([odds, 1, 1, 1], (5, 1)) / (odds + 3), atol=1e-6)
 
 
-def test_an_update_runs_on_the_threads_that_were_asked_for() -> None:
-    """Another library's parallel loop sets the same number, for both use one OpenMP."""
+def test_an_update_runs_on_the_configured_number_of_threads() -> None:
+    """Another library's parallel loop changes torch's number of threads, because both use one OpenMP."""
     training = new_training()
     torch.set_num_threads(2)
     advance(training, JOURNAL, 1)
@@ -352,7 +356,7 @@ def test_an_update_runs_on_the_threads_that_were_asked_for() -> None:
 
 
 def test_stretches_learn_what_single_steps_learn() -> None:
-    """The same rows, encoded as windows of their own and as stretches, give the same gradient."""
+    """The same rows give the same gradient, whether encoded as single windows or as stretches."""
     gradients = []
     for length in (1, 8):
         config = replace(CONFIG, learner=replace(CONFIG.learner, stretch_steps=length))
@@ -360,7 +364,7 @@ def test_stretches_learn_what_single_steps_learn() -> None:
         for trajectory in JOURNAL[:4]:
             training.insert(trajectory)
         steps = training.replay.contents()[0]
-        network = training.learner.network.eval()  # batch statistics weigh a bar by how often it is seen
+        network = training.learner.network.eval()  # batch statistics depend on how often a bar is encoded
         batch = Batch.of(steps, training.views(steps), torch.device("cpu"))
         losses(unroll(network, batch), batch, network.support).total(config.learner).backward()  # type: ignore[no-untyped-call]
         gradients.append({name: weight.grad for name, weight in network.named_parameters()})
@@ -368,7 +372,7 @@ def test_stretches_learn_what_single_steps_learn() -> None:
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_a_version_names_the_last_bar_of_all_training_splits_that_it_has_seen() -> None:
+def test_a_version_stores_the_last_bar_of_all_training_splits_that_it_has_seen() -> None:
     early, late = datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 6, 1, tzinfo=UTC)
     for before, after in ((early, late), (late, early)):
         saved_before, weights, moments = Training(CONFIG, features(), FINGERPRINT, trained_until=before).save(
@@ -380,7 +384,7 @@ def test_a_version_names_the_last_bar_of_all_training_splits_that_it_has_seen() 
         assert resumed.save(1)[0].trained_until == late
 
 
-def test_a_version_names_the_instrument_that_it_was_trained_on() -> None:
+def test_a_version_stores_the_instrument_that_it_was_trained_on() -> None:
     gold = Instrument("XAU_USD", -2)
     manifest, _, _ = Training(CONFIG, features(), FINGERPRINT, instrument=gold).save(0)
     assert trained_instrument(saved(manifest)) == gold

@@ -1,4 +1,4 @@
-"""Figures over the last episodes: worked by hand, always finite, and taken while episodes come."""
+"""Figures over the last episodes: worked by hand, always finite, and computed during additions."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tests.shared.messages.trajectories import random_trajectory
 
 
 def episode(rewards: float, *pips: float, version: int = 3, num_steps: int = 10) -> Trajectory:
-    """Every step is paid as much, and every one holds but the first, which buys."""
+    """All steps have the same reward; the first one buys and all others hold."""
     trajectory = random_trajectory(1, num_steps, version=version)
     static, actions = np.zeros_like(trajectory.static), np.zeros_like(trajectory.actions)
     actions[0] = 1
@@ -29,7 +29,7 @@ def episode(rewards: float, *pips: float, version: int = 3, num_steps: int = 10)
     )
 
 
-def test_figures_are_those_worked_by_hand() -> None:
+def test_figures_equal_those_worked_by_hand() -> None:
     window = EpisodeWindow()
     window.add(episode(0.5, 6.0, -2.0, version=4))
     window.add(episode(-0.25, 2.0, version=5))
@@ -50,7 +50,7 @@ def test_figures_are_those_worked_by_hand() -> None:
     )
 
 
-def test_nothing_played_has_no_figures_and_no_trade_no_expectancy() -> None:
+def test_an_empty_window_has_no_figures_and_one_without_trades_no_expectancy() -> None:
     window = EpisodeWindow()
     assert window.metrics() == {}
     window.add(episode(0.0))
@@ -58,7 +58,7 @@ def test_nothing_played_has_no_figures_and_no_trade_no_expectancy() -> None:
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_window_full_of_the_most_that_is_accepted_can_be_announced(sign: float) -> None:
+def test_figures_of_the_largest_accepted_values_can_be_announced(sign: float) -> None:
     most = sign * MAX_PIPS
     window = EpisodeWindow()
     for _ in range(WINDOW_EPISODES):
@@ -73,7 +73,7 @@ def test_a_window_full_of_the_most_that_is_accepted_can_be_announced(sign: float
 
 
 def test_a_figure_that_is_not_finite_is_left_out() -> None:
-    """No message brings such a trade; a trajectory that is made here may hold one."""
+    """No message can contain such a trade, but a trajectory object can."""
     window = EpisodeWindow()
     window.add(episode(1.0, math.inf, 1.0))
     figures = window.metrics()
@@ -81,18 +81,18 @@ def test_a_figure_that_is_not_finite_is_left_out() -> None:
     assert (figures["win_rate"], figures["reward_per_episode"]) == (1.0, 10.0)
 
 
-def test_figures_may_be_taken_while_episodes_come() -> None:
+def test_figures_can_be_computed_while_episodes_are_added() -> None:
     window = EpisodeWindow(4)
 
-    class Looked(int):
-        """A version; when two are compared, another episode comes."""
+    class AddsWhenCompared(int):
+        """A version; comparing two of them adds another episode."""
 
         def __lt__(self, other: int) -> bool:
             window.add(episode(2.0))
             return super().__lt__(other)
 
     for _ in range(4):
-        window.add(episode(0.5, version=Looked(3)))
+        window.add(episode(0.5, version=AddsWhenCompared(3)))
     before = window.metrics()  # of the four
     assert before["reward_per_episode"] == 5.0
     assert window.metrics()["reward_per_episode"] > 5.0

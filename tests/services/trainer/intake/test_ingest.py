@@ -1,4 +1,4 @@
-"""Which trajectories cannot be learned from, and which are too old: those that were not taken in before."""
+"""Which trajectories are unusable, and which are stale."""
 
 from pathlib import Path
 from uuid import UUID
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.config import TrainerConfig
-from services.trainer.intake.ingest import Intake, stale_among
+from services.trainer.intake.ingest import CheckedBatch, stale_among
 from services.trainer.settings import TrainerSettings
 from shared.adapters.streams.entries import Batch, Entry
 from shared.adapters.tables.dataset import Dataset
@@ -22,29 +22,29 @@ from tests.shared.messages.trajectories import random_trajectory
 
 
 async def acknowledged() -> None:
-    """Nobody waits for it."""
+    """An acknowledgement that does nothing."""
 
 
 def entry(number: int, fields: dict[str, bytes]) -> Entry[TrajectoryFinished]:
-    """As it comes from the stream."""
+    """An entry as read from the stream."""
     return Entry.of(TRAJECTORIES, (f"{number}-0".encode(), {k.encode(): v for k, v in fields.items()}))
 
 
-def test_what_no_session_gives_is_unusable_with_its_reason_and_the_others_are_accepted(
-    made: tuple[Path, Dataset],
+def test_impossible_trajectories_are_unusable_with_a_reason_and_others_are_accepted(
+    saved_dataset: tuple[Path, Dataset],
 ) -> None:
-    dataset = made[1]
+    dataset = saved_dataset[1]
     good = random_trajectory(1, start_bar=500, dataset=dataset.fingerprint)
     kinds = list(ABSURD_ARRAYS.values())
     entries = [entry(n, with_changes(good, changes)) for n, (changes, _) in enumerate(kinds)]
     entries.append(entry(len(kinds), encode(*encode_trajectory(good))))
-    intake = Intake.of(Batch(entries, acknowledged), dataset)
-    assert list(intake.accepted) == [f"{len(kinds)}-0"]
+    checked = CheckedBatch.of(Batch(entries, acknowledged), dataset)
+    assert list(checked.usable) == [f"{len(kinds)}-0"]
     for number, (_, reason) in enumerate(kinds):
-        assert reason in intake.unusable[f"{number}-0"]
+        assert reason in checked.unusable[f"{number}-0"]
 
 
-def too_old(version: int, *, newest: int, limit: int | None, journalled: bool = False) -> bool:
+def is_stale(version: int, *, newest: int, limit: int | None, journalled: bool = False) -> bool:
     trajectory = random_trajectory(1, version=version)
     known = {trajectory.trajectory_id} if journalled else set()
     stale = stale_among([trajectory], newest=newest, max_version_lag=limit, journalled=known)
@@ -52,28 +52,28 @@ def too_old(version: int, *, newest: int, limit: int | None, journalled: bool = 
     return bool(stale)
 
 
-def test_exactly_the_limit_is_taken_and_one_more_is_not() -> None:
-    assert not too_old(7, newest=10, limit=3)
-    assert too_old(6, newest=10, limit=3)
-    assert not too_old(10, newest=10, limit=0)
-    assert too_old(9, newest=10, limit=0)
+def test_a_lag_equal_to_the_limit_is_accepted_and_one_more_is_not() -> None:
+    assert not is_stale(7, newest=10, limit=3)
+    assert is_stale(6, newest=10, limit=3)
+    assert not is_stale(10, newest=10, limit=0)
+    assert is_stale(9, newest=10, limit=0)
 
 
 def test_without_a_limit_nothing_is_too_old() -> None:
-    assert not too_old(0, newest=1_000_000, limit=None)
+    assert not is_stale(0, newest=1_000_000, limit=None)
 
 
-def test_a_later_version_than_the_newest_is_taken() -> None:
+def test_a_later_version_than_the_newest_is_accepted() -> None:
     """The trainer went back to an earlier checkpoint."""
-    assert not too_old(12, newest=5, limit=0)
+    assert not is_stale(12, newest=5, limit=0)
 
 
-def test_a_second_delivery_of_what_is_in_the_journal_is_no_refusal() -> None:
-    assert too_old(0, newest=10, limit=3)
-    assert not too_old(0, newest=10, limit=3, journalled=True)
+def test_a_redelivery_of_a_journalled_trajectory_is_not_refused() -> None:
+    assert is_stale(0, newest=10, limit=3)
+    assert not is_stale(0, newest=10, limit=3, journalled=True)
 
 
-def test_the_reason_tells_both_versions_and_the_limit_with_its_setting() -> None:
+def test_the_reason_names_both_versions_the_limit_and_its_setting() -> None:
     trajectory = random_trajectory(1, version=5)
     stale = stale_among([trajectory], newest=17, max_version_lag=8, journalled=())
     assert stale == {
@@ -88,20 +88,20 @@ def test_the_reason_tells_both_versions_and_the_limit_with_its_setting() -> None
     limit=st.none() | st.integers(0, 30),
     known=st.sets(st.integers(0, 11)),
 )
-def test_of_many_those_that_a_walk_over_the_allowed_versions_does_not_meet(
+def test_stale_trajectories_are_those_outside_the_allowed_range_of_versions(
     versions: list[int], newest: int, limit: int | None, known: set[int]
 ) -> None:
     played = [random_trajectory(seed, version=version) for seed, version in enumerate(versions)]
     journalled = {played[number].trajectory_id for number in known if number < len(played)}
     allowed = range(0 if limit is None else newest - limit, 31)
-    wanted: set[UUID] = set()
+    expected: set[UUID] = set()
     for trajectory in played:
         if trajectory.checkpoint_version not in allowed and trajectory.trajectory_id not in journalled:
-            wanted.add(trajectory.trajectory_id)
-    assert set(stale_among(played, newest=newest, max_version_lag=limit, journalled=journalled)) == wanted
+            expected.add(trajectory.trajectory_id)
+    assert set(stale_among(played, newest=newest, max_version_lag=limit, journalled=journalled)) == expected
 
 
-def test_the_limit_is_set_by_name_and_none_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_a_setting_and_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(TrainerSettings).trainer.max_version_lag is None
     monkeypatch.setenv("MM_TRAINER__MAX_VERSION_LAG", "12")
     assert load(TrainerSettings).trainer.max_version_lag == 12

@@ -1,4 +1,4 @@
-"""Ranks under a real torchrun learn what one rank learns, stay equal, and end together."""
+"""Ranks under a real torchrun learn what one rank learns, stay equal, and exit together."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import torch
 from services.trainer.config import LearnerConfig, TrainerConfig
 from services.trainer.learning.distributed import Part
 from services.trainer.learning.losses import Batch, losses, unroll
-from services.trainer.place import Device, Place
+from services.trainer.place import Device, Rank
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Training
 from shared.engine.precision import Precision
@@ -33,18 +33,16 @@ TORCHRUN = (
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
-#: A test that waits longer than this has failed; nothing depends on how much shorter it takes.
-
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """All cases by two ranks, the second of which is killed at last."""
+    """Two ranks run all cases; then the second is killed."""
     folder = tmp_path_factory.mktemp("ranks")
     for case in CASES:
         (folder / case).mkdir()
-    ended = subprocess.run(
+    finished = subprocess.run(
         [*TORCHRUN, "tests.services.trainer.ranks", str(folder)],
         env={**os.environ, **ENVIRONMENT},
         cwd=ROOT,
@@ -52,11 +50,11 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
         text=True,
         timeout=PATIENCE_SECONDS,
     )
-    return folder, ended
+    return folder, finished
 
 
 def _alone(case: str) -> tuple[list[float], Training]:
-    """The same updates by one rank."""
+    """Make the same updates with one rank."""
     training = new_training(CASES[case])
     return advance(training, trajectories(40), UPDATES), training
 
@@ -71,7 +69,7 @@ def test_two_ranks_learn_what_one_learns(
     together: tuple[Path, subprocess.CompletedProcess[str]], case: str
 ) -> None:
     expected, training = _alone(case)
-    # Sums in another order. Adam divides a gradient by its own size, so what is near 0 in both differs more.
+    # Sums have another order. Adam divides a gradient by its own size, so gradients near 0 differ more.
     assert _saved(together[0], case, "losses")["losses"] == pytest.approx(expected, rel=1e-4)
     for name, weights in _saved(together[0], case, "weights-0").items():
         assert weights == pytest.approx(training.learner.weights()[name], rel=1e-2, abs=2e-3), name
@@ -89,7 +87,7 @@ def test_ranks_stay_equal_bit_for_bit(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_go_on_bit_for_bit_from_what_was_saved(
+def test_ranks_resume_bit_for_bit_from_a_saved_state(
     together: tuple[Path, subprocess.CompletedProcess[str]], case: str
 ) -> None:
     seen = _saved(together[0], case, "losses")
@@ -97,15 +95,15 @@ def test_ranks_go_on_bit_for_bit_from_what_was_saved(
     assert np.array_equal(seen["again"], seen["losses"][RESUMED_AFTER:])
 
 
-def test_a_killed_rank_ends_the_others_with_an_error(
+def test_a_killed_rank_makes_the_others_exit_with_an_error(
     together: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
-    _, ended = together
-    assert ended.returncode != 0
-    assert "error: rank 0 of 2 lost another rank and ends" in ended.stderr
+    _, finished = together
+    assert finished.returncode != 0
+    assert "error: rank 0 of 2 lost another rank and exits" in finished.stderr
 
 
-def test_parts_are_the_batch_once_each_stretch_in_one_part() -> None:
+def test_the_parts_together_are_the_batch_with_each_stretch_in_one_part() -> None:
     config = CASES["stretches"]
     training = new_training(config)
     for trajectory in trajectories(4):
@@ -118,7 +116,7 @@ def test_parts_are_the_batch_once_each_stretch_in_one_part() -> None:
     assert np.array_equal(np.concatenate([part.views.spans for part in parts]), views.spans)
 
     def seen(part: Part, lookback: int) -> list[tuple[object, ...]]:
-        """Each step with the bars that its row of the spans looks back on."""
+        """Each step with the bars that it sees."""
         return sorted(
             (
                 int(position),
@@ -131,11 +129,11 @@ def test_parts_are_the_batch_once_each_stretch_in_one_part() -> None:
         )
 
     lookback = config.model.receptive_field
-    whole = seen(Part(steps, views, 1.0, 0, 0.1), lookback)
-    assert sorted(step for part in parts for step in seen(part, lookback)) == whole
+    complete = seen(Part(steps, views, 1.0, 0, 0.1), lookback)
+    assert sorted(step for part in parts for step in seen(part, lookback)) == complete
 
 
-def test_a_rank_without_a_stretch_joins_in_without_weight() -> None:
+def test_a_rank_without_a_stretch_takes_part_with_weight_0() -> None:
     training = new_training()
     training.insert(trajectories(1)[0])
     steps = training.replay.sample(np.random.default_rng(0), 1).take(np.zeros(3, np.int64))
@@ -143,13 +141,15 @@ def test_a_rank_without_a_stretch_joins_in_without_weight() -> None:
     assert sorted((part.weight, len(part.steps)) for part in parts) == [(0.0, 1), (1.0, 3)]
 
 
-def test_what_a_process_is_comes_from_torchrun_alone() -> None:
-    assert Place.of({"RANK": "1", "WORLD_SIZE": "2"}) == Place(0, 1, 0)
-    told = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
-    assert Place.of(told) == Place(3, 4, 1)
+def test_the_rank_is_read_only_from_torchruns_environment() -> None:
+    assert Rank.from_torchrun({"RANK": "1", "WORLD_SIZE": "2"}) == Rank(0, 1, 0)
+    environment = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    assert Rank.from_torchrun(environment) == Rank(3, 4, 1)
 
 
-def test_ranks_have_names_of_their_own_and_one_port_of_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_has_its_own_name_and_only_the_leader_a_metrics_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given = {"instance": "trainer-1", "metrics_port": 9100}
     assert load(TrainerSettings, **given).instance == "trainer-1"
     for name, value in (
@@ -163,25 +163,25 @@ def test_ranks_have_names_of_their_own_and_one_port_of_figures(monkeypatch: pyte
     assert (settings.instance, settings.metrics_port) == ("trainer-1-rank-1", 0)
 
 
-def test_cuda_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_chooses_cuda_where_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert Place(1, 2, 1).device(Device.AUTO) == torch.device("cuda", 1)
-    assert Place().device(Device.CPU) == torch.device("cpu")
+    assert Rank(1, 2, 1).device(Device.AUTO) == torch.device("cuda", 1)
+    assert Rank().device(Device.CPU) == torch.device("cpu")
     with pytest.raises(SettingsError, match="--nproc-per-node 2"):
-        Place(2, 3, 2).device(Device.AUTO)
+        Rank(2, 3, 2).device(Device.AUTO)
 
 
-def test_cuda_asked_for_and_absent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_requested_but_unavailable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert Place().device(Device.AUTO) == torch.device("cpu")
+    assert Rank().device(Device.AUTO) == torch.device("cpu")
     with pytest.raises(SettingsError, match="torch finds no CUDA device"):
-        Place().device(Device.CUDA)
+        Rank().device(Device.CUDA)
     with pytest.raises(SettingsError, match=r"trainer\.device is 'tpu', expected one of auto, cpu, cuda"):
         TrainerConfig(device="tpu")  # type: ignore[arg-type]
 
 
-def test_passes_on_cuda_are_bfloat16_unless_told_otherwise() -> None:
+def test_passes_on_cuda_are_bfloat16_by_default() -> None:
     config = LearnerConfig()
     assert config.precision_on("cpu") is Precision.FLOAT32
     assert config.precision_on("cuda") is Precision.BFLOAT16
@@ -190,8 +190,8 @@ def test_passes_on_cuda_are_bfloat16_unless_told_otherwise() -> None:
     assert config.precision_on("cuda") is Precision.FLOAT32
 
 
-def test_an_update_leaves_nothing_on_another_device() -> None:
-    """Torch's meta device computes shapes only, and like CUDA refuses to mix with tensors elsewhere."""
+def test_all_tensors_of_an_update_are_on_the_learners_device() -> None:
+    """Torch's meta device computes only shapes and, like CUDA, refuses to mix with other devices' tensors."""
     training = new_training()
     for trajectory in trajectories(3):
         training.insert(trajectory)

@@ -1,4 +1,4 @@
-"""Alignment: only predictions of the right step reach the entropy; gradients: all networks, halved steps."""
+"""Losses: predictions are compared with the right step, and gradients reach every layer, halved per step."""
 
 from dataclasses import replace
 
@@ -20,6 +20,7 @@ from services.trainer.learning.losses import (
 from services.trainer.learning.views import Views
 from services.trainer.replay.steps import Steps
 from services.trainer.replay.targets import unrolled_steps
+from shared.environment.outcome import ChanceOutcome
 from shared.model.config import ModelConfig
 from shared.model.network import Network, initial_network
 from shared.model.support import Support
@@ -31,9 +32,9 @@ TINY = ModelConfig(temporal_channels=12, static_channels=4, dropout=0.0, value_b
 
 
 class Oracle(Network):
-    """Knows each row's targets, and which step it is at: the hidden state is the number of decisions made.
+    """A network that predicts each row's targets; its hidden state is the number of decisions made.
 
-    `shift` makes one of its heads speak of the step before or after.
+    `shift` makes a head predict the target of the step before or after.
     """
 
     def __init__(self, batch: Batch, **shift: int) -> None:
@@ -53,29 +54,29 @@ class Oracle(Network):
         assert torch.equal(actions, self._batch.actions[:, step])
         assert torch.equal(outcomes, self._batch.outcomes[:, step])
         rewards = self.support.encode(self._batch.rewards)
-        return afterstates + 1.0, self._said(rewards, afterstates, "reward")
+        return afterstates + 1.0, self._logits(rewards, afterstates, "reward")
 
     def prediction(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         returns = self.support.encode(self._batch.returns)
-        return self._said(self._batch.policies, hidden, "policy"), self._said(returns, hidden, "value")
+        return self._logits(self._batch.policies, hidden, "policy"), self._logits(returns, hidden, "value")
 
     def afterstate_heads(self, afterstates: Tensor) -> tuple[Tensor, Tensor]:
         outcomes = torch.nn.functional.one_hot(self._batch.outcomes, 3).float()
         returns = self.support.encode(self._batch.decision_returns)
         return (
-            self._said(outcomes, afterstates, "outcome"),
-            self._said(returns, afterstates, "afterstate_value"),
+            self._logits(outcomes, afterstates, "outcome"),
+            self._logits(returns, afterstates, "afterstate_value"),
         )
 
-    def _said(self, truth: Tensor, steps: Tensor, head: str) -> Tensor:
-        """Logits of the truth at each row's own step; `steps` holds one row's steps after the other."""
+    def _logits(self, truth: Tensor, steps: Tensor, head: str) -> Tensor:
+        """Logits of the targets at each row's own step; `steps` lists the steps row by row."""
         rows = torch.arange(len(truth)).repeat_interleave(len(steps) // len(truth))
         at = steps[:, 0].long() + self._shift.get(head, 0)
         return torch.log(truth[rows, at.clamp(0, truth.shape[1] - 1)] + 1e-12)
 
 
 def random_batch(num_steps: int = 40, trace_floor: float = 0.0) -> Batch:
-    """Rows whose numbers differ at every step, none near its trajectory's end."""
+    """A batch whose numbers differ at every step, with no row near its trajectory's end."""
     steps = unrolled_steps(
         random_trajectory(3, num_steps), 0, discount=0.99, n=5, unroll_steps=K, trace_floor=trace_floor
     )
@@ -100,9 +101,9 @@ def entropy(target: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("trace_floor", [0.0, 0.2])
-def test_a_perfect_model_loses_the_entropy_of_its_targets_and_no_more(trace_floor: float) -> None:
+def test_a_perfect_models_loss_is_the_entropy_of_its_targets(trace_floor: float) -> None:
     batch = random_batch(trace_floor=trace_floor)
-    # Without excursions an afterstate is compared with the return of the state before its decision.
+    # Without excursions an afterstate's target is the return of the state before its decision.
     assert torch.equal(batch.decision_returns, batch.returns[:, :K]) is (trace_floor == 0.0)
     encode = Oracle(batch).support.encode
     state_weights = torch.tensor([1.0] + [1.0 / K] * K)  # the root in full, unrolled states 1/K
@@ -119,7 +120,7 @@ def test_a_perfect_model_loses_the_entropy_of_its_targets_and_no_more(trace_floo
 
 @pytest.mark.parametrize("shift", [-1, 1])
 @pytest.mark.parametrize("head", ["policy", "value", "afterstate_value", "reward", "outcome"])
-def test_a_head_that_speaks_of_another_step_loses_more(head: str, shift: int) -> None:
+def test_a_head_that_predicts_another_steps_target_has_a_larger_loss(head: str, shift: int) -> None:
     batch = random_batch()
     right, wrong = terms(batch), terms(batch, **{head: shift})
     assert wrong[head] > right[head] + 0.1
@@ -127,73 +128,82 @@ def test_a_head_that_speaks_of_another_step_loses_more(head: str, shift: int) ->
         assert wrong[other] == pytest.approx(right[other])
 
 
-def test_outcomes_in_another_order_lose_more() -> None:
+@pytest.mark.parametrize(
+    ("outcome", "probability"),
+    [(ChanceOutcome.UP, 0.7), (ChanceOutcome.NEUTRAL, 0.2), (ChanceOutcome.DOWN, 0.1)],
+)
+def test_the_outcome_loss_is_that_of_the_outcome_that_happened(
+    outcome: ChanceOutcome, probability: float
+) -> None:
+    """All decisions predict the same probabilities, different for each outcome."""
     batch = random_batch()
+    happened = replace(batch, outcomes=torch.full_like(batch.outcomes, outcome))
+    logits = torch.log(torch.tensor([0.7, 0.2, 0.1])).expand(ROWS, K, 3)
     oracle = Oracle(batch)
-    predictions = unroll(oracle, batch)
-    permuted = replace(batch, outcomes=(batch.outcomes + 1) % 3)
-    assert losses(predictions, permuted, oracle.support).outcome > 1.0
+    predictions = replace(unroll(oracle, batch), outcome_logits=logits)
+    found = float(losses(predictions, happened, oracle.support).outcome)
+    assert found == pytest.approx(-np.log(probability), rel=1e-6)
 
 
-def test_what_lies_past_the_end_of_a_trajectory_is_not_compared() -> None:
-    """The last step: one state and one decision exist, whatever the network says of later ones."""
+def test_predictions_past_the_end_of_a_trajectory_are_masked() -> None:
+    """At the last step only one state and one decision exist; predictions of later ones are ignored."""
     steps = unrolled_steps(random_trajectory(3, 20), 0, discount=0.99, n=5, unroll_steps=K)
     batch = batch_of(steps.take(np.array([19])))
     oracle = Oracle(batch)
     predictions = unroll(oracle, batch)
     nonsense = Predictions(
-        policy_logits=_spoiled(predictions.policy_logits, 1),
-        value_logits=_spoiled(predictions.value_logits, 1),
-        afterstate_value_logits=_spoiled(predictions.afterstate_value_logits, 1),
-        outcome_logits=_spoiled(predictions.outcome_logits, 1),
-        reward_logits=_spoiled(predictions.reward_logits, 1),
+        policy_logits=_replaced(predictions.policy_logits, 1),
+        value_logits=_replaced(predictions.value_logits, 1),
+        afterstate_value_logits=_replaced(predictions.afterstate_value_logits, 1),
+        outcome_logits=_replaced(predictions.outcome_logits, 1),
+        reward_logits=_replaced(predictions.reward_logits, 1),
     )
     for name, term in vars(losses(nonsense, batch, oracle.support)).items():
         assert float(term) == pytest.approx(float(getattr(losses(predictions, batch, oracle.support), name)))
-    whole = entropy(oracle.support.encode(batch.rewards[:, :1]))
+    full = entropy(oracle.support.encode(batch.rewards[:, :1]))
     assert float(losses(predictions, batch, oracle.support).reward) == pytest.approx(
-        float(whole) / K, abs=1e-4
+        float(full) / K, abs=1e-4
     )
 
 
-def _spoiled(logits: Tensor, start: int) -> Tensor:
-    spoiled = logits.clone()
-    spoiled[:, start:] = 1e3 * torch.arange(logits.shape[-1])
-    return spoiled
+def _replaced(logits: Tensor, start: int) -> Tensor:
+    replaced = logits.clone()
+    replaced[:, start:] = 1e3 * torch.arange(logits.shape[-1])
+    return replaced
 
 
-def test_the_total_weighs_every_term_as_configured() -> None:
+def test_the_total_weights_every_term_as_configured() -> None:
     one = torch.tensor(1.0)
     total = Losses(one, 10 * one, 100 * one, 1_000 * one, 10_000 * one).total(LearnerConfig())
     assert float(total) == pytest.approx(1.0 + 0.25 * 110 + 1_000 + 10_000)
 
 
-def test_cross_entropy_is_the_usual_one() -> None:
+def test_cross_entropy_equals_torchs() -> None:
     logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     target = torch.softmax(torch.randn(7, 5, generator=torch.Generator().manual_seed(1)), dim=-1)
-    wanted = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-    torch.testing.assert_close(cross_entropy(logits, target), wanted)
+    expected = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    torch.testing.assert_close(cross_entropy(logits, target), expected)
 
 
 @pytest.mark.parametrize("bins", [2, 3, 31])
-def test_two_hot_cross_entropy_and_its_gradient_are_those_of_the_whole_target(bins: int) -> None:
+def test_two_hot_cross_entropy_and_its_gradient_equal_those_of_the_dense_target(bins: int) -> None:
     support = Support(bins, 60.0)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(40, 3, bins, generator=generator, requires_grad=True)
     values = 50.0 * torch.randn(40, 3, generator=generator)  # some beyond the bounds
     values[0] = torch.tensor([-60.0, 0.0, 60.0])
-    wanted = torch.nn.functional.cross_entropy(
+    expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), support.encode(values).flatten(0, 1), reduction="none"
     ).view(40, 3)
     found = two_hot_cross_entropy(logits, values, support)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, expected)
     (gradient,) = torch.autograd.grad(found.square().sum(), [logits])
-    (wanted_gradient,) = torch.autograd.grad(wanted.square().sum(), [logits])
-    torch.testing.assert_close(gradient, wanted_gradient)
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), [logits])
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
-def awake_network() -> Network:
-    """A network whose heads do not start at zero, so that gradients pass them."""
+def random_network() -> Network:
+    """A network whose heads are not zero, so that gradients pass through them."""
     network = initial_network(TINY, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -203,8 +213,8 @@ def awake_network() -> Network:
 
 
 @pytest.mark.parametrize("term", ["policy", "value", "afterstate_value", "reward", "outcome", "total"])
-def test_every_network_and_head_that_a_term_depends_on_learns_from_it(term: str) -> None:
-    network = awake_network()
+def test_every_layer_that_a_term_depends_on_gets_a_gradient_from_it(term: str) -> None:
+    network = random_network()
     batch = random_batch()
     found = losses(unroll(network, batch), batch, network.support)
     loss = found.total(LearnerConfig()) if term == "total" else getattr(found, term)
@@ -227,14 +237,14 @@ def test_every_network_and_head_that_a_term_depends_on_learns_from_it(term: str)
 
 
 def test_the_gradient_is_halved_once_for_each_unrolled_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Policy of the last state alone: its gradient at the root's hidden state is (1/2)^K of the plain one."""
+    """The gradient of the last state's policy at the root's hidden state is (1/2)^K of the unscaled one."""
 
     def root_gradient() -> Tensor:
-        network = awake_network()
+        network = random_network()
         batch = random_batch()
         predictions = unroll(network, batch)
         loss = cross_entropy(predictions.policy_logits[:, K], batch.policies[:, K]).mean()
-        # Only the root's state depends on this layer.
+        # Only the root's hidden state depends on this layer.
         (gradient,) = torch.autograd.grad(loss, [network.get_parameter("static.0.bias")])
         return gradient
 
@@ -247,15 +257,15 @@ def test_the_gradient_is_halved_once_for_each_unrolled_step(monkeypatch: pytest.
 
 @pytest.mark.parametrize("steps", [1, 2, K])
 @pytest.mark.parametrize("term", ["policy", "value", "afterstate_value", "reward", "outcome"])
-def test_a_loss_of_a_later_step_counts_one_kth_and_is_halved_on_its_way(
+def test_a_later_steps_loss_has_weight_one_kth_and_its_gradient_is_halved_per_step(
     term: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one parameter: the term of one step alone, against its plain cross-entropy without the halving."""
-    at = steps if term in {"policy", "value"} else steps - 1  # decisions are numbered from the root's
+    """Compares one step's term with its plain cross-entropy without halving, by one parameter's gradient."""
+    at = steps if term in {"policy", "value"} else steps - 1  # decision 0 is the root's
 
     def gradient(*, scaled: bool) -> Tensor:
         monkeypatch.setattr("services.trainer.learning.losses.UNROLL_GRADIENT", 0.5 if scaled else 1.0)
-        network, batch = awake_network(), random_batch()
+        network, batch = random_network(), random_batch()
         predictions, support = unroll(network, batch), network.support
         logits = getattr(predictions, f"{term}_logits")
         target = {

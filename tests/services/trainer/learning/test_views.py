@@ -1,4 +1,4 @@
-"""What a batch looks back on, against the windows that self-play and trading decide from."""
+"""The features of a batch equal the windows that self-play and trading decide from."""
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ LOOKBACK = 29
 
 
 @pytest.mark.parametrize("length", [1, 8])
-def test_every_step_looks_back_on_the_bars_of_its_window(length: int) -> None:
-    """From a session's first decision, at the first bar that has a window, to its last at the last bar."""
+def test_every_step_sees_the_bars_of_its_window(length: int) -> None:
+    """For decisions of a session that begins at the first bar with a window and ends at the last bar."""
     features = np.random.default_rng(0).normal(size=(NUM_BARS, 9)).astype(np.float32)
     decisions = np.array([0, 1, length - 1, length, 100, SESSION_BARS - 2, SESSION_BARS - 1])
     bars = FIRST_WINDOW_BAR + decisions
     views = Views.of(features, bars, decisions, length=length, lookback=LOOKBACK)
     for window, row in zip(windows(features, bars), views.rows, strict=True):
-        span, place = divmod(int(row), length)
-        assert np.array_equal(views.spans[span, place : place + LOOKBACK], window[-LOOKBACK:])
+        span, offset = divmod(int(row), length)
+        assert np.array_equal(views.spans[span, offset : offset + LOOKBACK], window[-LOOKBACK:])

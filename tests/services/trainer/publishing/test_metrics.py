@@ -1,4 +1,4 @@
-"""What the trainer measures, against the batch that was learned from."""
+"""The trainer's figures, compared with the batch that was learned from."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ from shared.environment.action import NUM_ACTIONS
 from tests.services.trainer.runs import CONFIG, new_training, trajectories
 
 
-def test_the_age_told_is_that_of_the_batch_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reported_replay_age_is_that_of_the_drawn_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     training = new_training()
     drawn: list[Steps] = []
     update = training.learner.update
@@ -26,46 +26,46 @@ def test_the_age_told_is_that_of_the_batch_that_was_drawn(monkeypatch: pytest.Mo
         return update(steps, views)
 
     monkeypatch.setattr(training.learner, "update", watched)
-    told = []
+    ages = []
     for trajectory in trajectories(12):
         training.insert(trajectory)
         while training.may_update:
             newest = training.position - 1
             training.update()
-            told.append(training.replay_age)
-            ages = [newest - position for position in drawn[-1].positions.tolist()]
-            assert told[-1] == pytest.approx(sum(ages) / len(ages))
-    assert len(told) > 10
-    assert max(told) > 3.0
+            ages.append(training.replay_age)
+            of_batch = [newest - position for position in drawn[-1].positions.tolist()]
+            assert ages[-1] == pytest.approx(sum(of_batch) / len(of_batch))
+    assert len(ages) > 10
+    assert max(ages) > 3.0
 
 
-def test_steps_a_second_are_those_drawn_not_those_asked_for() -> None:
+def test_steps_per_second_counts_the_steps_drawn_not_the_batch_size() -> None:
     """A batch of 16 steps in stretches of 10 is two stretches, of 20 steps or fewer."""
     training = new_training(replace(CONFIG, learner=replace(CONFIG.learner, stretch_steps=10)))
     metrics = TrainerMetrics()
     played = iter(trajectories(10))
-    told = []
+    speeds = []
     for _ in range(8):
         while not training.may_update:
             training.insert(next(played))
         before = training.pacing.drawn
         metrics.updated(training, training.update(), seconds=0.5)
-        told.append(metrics.figures(training)["steps_per_second"])
-        assert told[-1] == 2 * (training.pacing.drawn - before)
-    assert set(told) != {32.0}
+        speeds.append(metrics.figures(training)["steps_per_second"])
+        assert speeds[-1] == 2 * (training.pacing.drawn - before)
+    assert set(speeds) != {32.0}
 
 
-def test_a_figure_that_is_no_longer_defined_is_not_told_any_more() -> None:
-    """Trades, then none for as long as the window reaches."""
+def test_a_figure_that_is_no_longer_defined_is_exported_as_nan() -> None:
+    """An episode with trades is followed by a full window of episodes without any."""
     training, metrics = new_training(), TrainerMetrics()
     traded = next(played for played in trajectories(10) if played.trades)
     training.insert(traded)
-    metrics.learned(training, 1)
+    metrics.export(training, 1)
     assert metrics.figures(training)["win_rate"] is not None
     assert not math.isnan(_exported("win_rate"))
     for number in range(WINDOW_EPISODES):
         training.insert(replace(traded, trajectory_id=UUID(int=number), trades=()))
-    metrics.learned(training, WINDOW_EPISODES + 1)
+    metrics.export(training, WINDOW_EPISODES + 1)
     assert metrics.figures(training)["win_rate"] is None
     assert math.isnan(_exported("win_rate"))
     assert _exported("trades_per_episode") == 0.0
@@ -77,7 +77,7 @@ def _exported(name: str) -> float:
     return value
 
 
-def test_every_figure_has_one_name_that_is_announced() -> None:
+def test_figure_names_are_unique_and_declared() -> None:
     assert len(set(UPDATE_FIGURES)) == len(UPDATE_FIGURES)
     assert {"policy_loss", "value_loss", "reward_loss", "outcome_loss", "gradient_norm"} < set(UPDATE_FIGURES)
     window = EpisodeWindow()

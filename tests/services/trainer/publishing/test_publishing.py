@@ -1,4 +1,4 @@
-"""Which versions are published, and which one a run that diverged goes back to."""
+"""Which versions are published, and to which version a diverged run rolls back."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +36,7 @@ def publisher(tmp_path: Path, store: CheckpointStore, training: Training, bus: B
     journal.close()
 
 
-async def test_a_version_that_cannot_learn_either_is_given_up_for_the_one_before(
+async def test_a_roll_back_without_progress_goes_to_the_version_before(
     publisher: Publisher, training: Training
 ) -> None:
     for updates in (5, 5):
@@ -44,13 +44,13 @@ async def test_a_version_that_cannot_learn_either_is_given_up_for_the_one_before
         await publisher.write()
     assert publisher.version == 2
     advance(training, PLAYED, 1)
-    went_back_to = [publisher.roll_back() for _ in range(4)]  # no update between them
-    assert went_back_to == [2, 1, 0, 2]
-    advance(training, PLAYED, 1)  # version 2 learns after all
+    versions = [publisher.roll_back() for _ in range(4)]  # without an update between them
+    assert versions == [2, 1, 0, 2]
+    advance(training, PLAYED, 1)  # version 2 can learn
     assert publisher.roll_back() == 2
 
 
-async def test_weights_that_cannot_learn_are_no_version(
+async def test_weights_whose_last_update_was_skipped_are_not_published(
     publisher: Publisher, training: Training, store: CheckpointStore
 ) -> None:
     advance(training, PLAYED, 20)

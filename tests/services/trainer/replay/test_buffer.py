@@ -1,4 +1,4 @@
-"""The replay against a slow one that keeps everything and selects; draws; O(1) in words of arrays."""
+"""The replay against a slow version that selects from the full history; draws; memory per step."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ K = 2
 
 
 def steps_of(trades: list[bool], rewards: list[float] | None = None, first: int = 0) -> Steps:
-    """Steps that carry their number as bar and as trajectory."""
+    """Steps whose bar and trajectory are their number."""
     steps = Steps.allocate(len(trades), K)
     steps.bars[:] = first + np.arange(len(trades))
     steps.positions[:] = steps.bars
@@ -28,7 +28,7 @@ def steps_of(trades: list[bool], rewards: list[float] | None = None, first: int 
 
 
 def kept(trades: list[bool], capacity: int, quota: int) -> list[int]:
-    """What must be stored after steps that are trades or not: by definition, from the whole history."""
+    """Numbers of the steps that must be stored, selected from the full history by definition."""
     numbers = range(len(trades))
     protected = [n for n in numbers if trades[n]][-quota:] if quota else []
     others = [n for n in numbers if n not in protected][-(capacity - len(protected)) :]
@@ -41,7 +41,7 @@ histories = st.lists(st.lists(st.booleans(), max_size=25), max_size=8)
 
 
 @given(parts=histories, quota=st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]), capacity=st.integers(1, 12))
-def test_holds_the_last_trade_steps_of_the_quota_and_the_newest_others(
+def test_the_replay_holds_the_quotas_last_trade_steps_and_the_newest_others(
     parts: list[list[bool]], quota: float, capacity: int
 ) -> None:
     replay = Replay(ReplayConfig(capacity_steps=capacity, trade_quota=quota), K)
@@ -53,11 +53,11 @@ def test_holds_the_last_trade_steps_of_the_quota_and_the_newest_others(
     protected = min(int(np.ceil(quota * capacity)), capacity - 1)
     assert sorted(stored.bars.tolist()) == kept(history, capacity, protected)
     assert len(replay) == min(capacity, len(history))
-    # The quota holds whenever that many trade steps were seen.
+    # The quota is full once that many trade steps were inserted.
     assert stored.is_trade.sum() >= min(sum(history), protected)
 
 
-def test_a_success_memory_that_is_not_drawn_from_holds_no_old_trajectory() -> None:
+def test_a_success_memory_that_is_not_drawn_from_keeps_no_old_trajectory_alive() -> None:
     replay = Replay(replace(CONFIG, success_share=0.0), K)
     replay.extend(steps_of([False] * 6, [0.0, 9.0, 9.0, 0.0, 0.0, 0.0]))
     replay.extend(steps_of([False] * 50, first=6))
@@ -66,7 +66,7 @@ def test_a_success_memory_that_is_not_drawn_from_holds_no_old_trajectory() -> No
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), seed=st.integers(0, 999))
-def test_refilled_from_its_oldest_trajectory_it_draws_the_same_stretches(
+def test_a_replay_refilled_from_its_oldest_trajectory_draws_the_same_stretches(
     lengths: list[int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -76,31 +76,31 @@ def test_refilled_from_its_oldest_trajectory_it_draws_the_same_stretches(
         steps.positions[:], steps.decisions[:] = position, np.arange(length)
         steps.bars[:] = 1_000 * position + steps.decisions
         journal.append(steps)
-    whole, refilled = Replay(CONFIG, K), Replay(CONFIG, K)
+    original, refilled = Replay(CONFIG, K), Replay(CONFIG, K)
     for steps in journal:
-        whole.extend(steps)
-    for steps in journal[whole.oldest_position :]:
+        original.extend(steps)
+    for steps in journal[original.oldest_position :]:
         refilled.extend(steps)
-    draws = [replay.sample(np.random.default_rng(5), 40, 4).bars.tolist() for replay in (whole, refilled)]
+    draws = [replay.sample(np.random.default_rng(5), 40, 4).bars.tolist() for replay in (original, refilled)]
     assert draws[0] == draws[1]
 
 
 @given(parts=histories)
-def test_filled_from_its_oldest_trajectory_it_is_the_same_replay(parts: list[list[bool]]) -> None:
-    """What lets the journal's old segments go."""
+def test_a_replay_refilled_from_its_oldest_trajectory_has_the_same_contents(parts: list[list[bool]]) -> None:
+    """This is why the journal's old segments can be deleted."""
     history = [trade for part in parts for trade in part]
     rewards = [9.0 if n % 7 == 3 else 0.0 for n in range(len(history))]
-    whole = Replay(CONFIG, K)
-    whole.extend(steps_of(history, rewards))
-    first = whole.oldest_position
+    original = Replay(CONFIG, K)
+    original.extend(steps_of(history, rewards))
+    first = original.oldest_position
     if first is None:
         return
-    part_of_it = Replay(CONFIG, K)
-    part_of_it.extend(steps_of(history[first:], rewards[first:], first))
-    for one, other in zip(whole.contents(), part_of_it.contents(), strict=True):
+    refilled = Replay(CONFIG, K)
+    refilled.extend(steps_of(history[first:], rewards[first:], first))
+    for one, other in zip(original.contents(), refilled.contents(), strict=True):
         for column in COLUMNS:
             assert np.array_equal(getattr(one, column), getattr(other, column))
-    draws = [replay.sample(np.random.default_rng(5), 32).bars.tolist() for replay in (whole, part_of_it)]
+    draws = [replay.sample(np.random.default_rng(5), 32).bars.tolist() for replay in (original, refilled)]
     assert draws[0] == draws[1]
 
 
@@ -109,14 +109,14 @@ def test_the_success_memory_keeps_the_last_large_rewards_after_the_steps_are_gon
     replay.extend(steps_of([False] * 6, [5.0, 5.1, 6.0, 7.0, 8.0, 9.0]))
     replay.extend(steps_of([False] * 50, first=6))
     _, successes = replay.contents()
-    assert successes.bars.tolist() == [2, 3, 4, 5]  # 5.0 is no success, and there is room for four
+    assert successes.bars.tolist() == [2, 3, 4, 5]  # 5.0 is not above the limit, and the capacity is four
     assert replay.oldest_position == 2
     drawn = replay.sample(np.random.default_rng(0), 64)
     assert set(drawn.bars[-6:].tolist()) <= {2, 3, 4, 5}  # a tenth of the batch, rounded
     assert set(drawn.bars[:-6].tolist()) <= set(range(46, 56))
 
 
-def test_draws_are_even_over_all_stored_steps() -> None:
+def test_draws_are_uniform_over_all_stored_steps() -> None:
     replay = Replay(ReplayConfig(capacity_steps=10, trade_quota=0.3), K)
     replay.extend(steps_of([n % 4 == 0 for n in range(40)]))
     drawn = replay.sample(np.random.default_rng(3), 20_000).bars
@@ -134,7 +134,7 @@ def test_draws_are_even_over_all_stored_steps() -> None:
     stretch=st.integers(1, 12),
     seed=st.integers(0, 999),
 )
-def test_stretches_are_the_stored_neighbours_and_cross_no_trajectorys_end(
+def test_stretches_contain_all_stored_neighbours_of_one_trajectory(
     lengths: list[int], trade_odds: float, capacity: int, stretch: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -149,7 +149,7 @@ def test_stretches_are_the_stored_neighbours_and_cross_no_trajectorys_end(
     assert 3 <= len(drawn) <= 3 * stretch
     groups = np.split(drawn.bars, np.flatnonzero(np.diff(drawn.bars) != 1) + 1)
     for bars in groups:
-        # Groups of one trajectory may follow each other without a gap; each stretch in them is whole.
+        # Groups of a trajectory may follow each other without a gap; each of their stretches is complete.
         for key in np.unique((bars % 1_000) // stretch):
             mine = bars[(bars % 1_000) // stretch == key].tolist()
             before, after = mine[0] - 1, mine[-1] + 1
@@ -158,8 +158,8 @@ def test_stretches_are_the_stored_neighbours_and_cross_no_trajectorys_end(
     assert set(drawn.bars.tolist()) <= stored
 
 
-def test_a_row_that_another_trajectory_took_is_no_neighbour() -> None:
-    """Its decision has the number that the neighbour had, so the trajectory alone tells them apart."""
+def test_a_row_reused_by_another_trajectory_is_not_a_neighbour() -> None:
+    """Its decision has the evicted neighbour's number, so only the trajectory distinguishes them."""
     replay = Replay(ReplayConfig(capacity_steps=3, trade_quota=0.0), K)
     first, second = steps_of([False] * 3), steps_of([False], first=100)
     first.positions[:], first.decisions[:] = 0, np.arange(3)
@@ -171,7 +171,7 @@ def test_a_row_that_another_trajectory_took_is_no_neighbour() -> None:
     assert drawn == {(1, 2), (100,)}
 
 
-def test_every_stored_step_is_as_likely_in_stretches() -> None:
+def test_every_stored_step_is_equally_likely_in_stretches() -> None:
     replay = Replay(ReplayConfig(capacity_steps=100, trade_quota=0.0), K)
     for position in range(4):
         steps = steps_of([False] * 24, first=24 * position)
@@ -186,8 +186,8 @@ def test_every_stored_step_is_as_likely_in_stretches() -> None:
 
 
 @given(unroll_steps=st.integers(1, 7), count=st.integers(1, 30), seed=st.integers(0, 999))
-def test_a_row_comes_out_as_it_went_in(unroll_steps: int, count: int, seed: int) -> None:
-    """Every column, whatever the length of a row, from the replay and from the success memory."""
+def test_a_stored_step_is_drawn_unchanged(unroll_steps: int, count: int, seed: int) -> None:
+    """Every column, for several row lengths, from the replay and from the success memory."""
     rng = np.random.default_rng(seed)
     steps = Steps.allocate(count, unroll_steps)
     for name in COLUMNS:
@@ -201,10 +201,10 @@ def test_a_row_comes_out_as_it_went_in(unroll_steps: int, count: int, seed: int)
             column = getattr(drawn, name)
             assert np.array_equal(column, getattr(steps, name)[drawn.bars])
             assert column.dtype == getattr(steps, name).dtype
-            assert column.flags.c_contiguous  # as kernels and torch want them
+            assert column.flags.c_contiguous  # as kernels and torch expect
 
 
-def test_what_was_drawn_is_a_copy() -> None:
+def test_drawn_steps_are_copies() -> None:
     replay = Replay(CONFIG, K)
     replay.extend(steps_of([False]))
     drawn = replay.sample(np.random.default_rng(0), 1)
@@ -212,8 +212,8 @@ def test_what_was_drawn_is_a_copy() -> None:
     assert not replay.contents()[0].returns.any()
 
 
-def test_the_draws_of_a_generator_are_those_it_always_made() -> None:
-    """Recorded when the replay kept columns: a seed names the same batches in any version."""
+def test_a_seed_draws_the_same_batches_as_in_earlier_releases() -> None:
+    """Recorded when the replay stored columns."""
     replay = Replay(CONFIG, K)
     history = [n % 5 == 0 for n in range(64)]
     steps = steps_of(history, [9.0 if n % 7 == 3 else 0.0 for n in range(64)])
@@ -229,7 +229,7 @@ def test_the_draws_of_a_generator_are_those_it_always_made() -> None:
     ]
 
 
-def test_an_empty_replay_cannot_be_drawn_from() -> None:
+def test_drawing_from_an_empty_replay_is_an_error() -> None:
     replay = Replay(CONFIG, K)
     assert replay.oldest_position is None
     with pytest.raises(ValueError, match="high"):
@@ -246,7 +246,7 @@ def test_numbers_out_of_range_are_refused_by_name(field: str, value: float) -> N
 
 
 def stored_bytes(replay: object) -> int:
-    """Bytes of all arrays that a replay holds, as NumPy counts them."""
+    """Bytes of all arrays of a replay."""
     held = vars(replay).values()
     return sum(value.nbytes for value in held if isinstance(value, np.ndarray)) + sum(
         stored_bytes(value) for value in held if isinstance(value, StoredSteps)
@@ -254,7 +254,7 @@ def stored_bytes(replay: object) -> int:
 
 
 def filled(num_steps: int, sessions: int, length: int = 360) -> Replay:
-    """A replay that whole sessions came to, a twentieth of whose steps are trades."""
+    """A replay filled with sessions; a twentieth of the steps are trades."""
     replay = Replay(ReplayConfig(capacity_steps=num_steps), unroll_steps=5)
     steps = Steps.allocate(length, 5)
     steps.decisions[:] = np.arange(length)
@@ -286,7 +286,7 @@ def test_a_full_replay_takes_264_bytes_a_step_and_loses_no_count(num_steps: int)
     stretch=st.integers(1, 12),
     seed=st.integers(0, 999),
 )
-def test_no_drawn_row_reaches_past_its_trajectory_whatever_came_before(
+def test_no_drawn_step_reaches_past_its_trajectorys_end(
     lengths: list[int],
     trade_odds: float,
     success_odds: float,
@@ -296,7 +296,7 @@ def test_no_drawn_row_reaches_past_its_trajectory_whatever_came_before(
     stretch: int,
     seed: int,
 ) -> None:
-    """Every row's states are those of its own trajectory, in order, and as many as were left of it."""
+    """Every row has the states of its own trajectory, in order, up to the trajectory's end."""
     rng = np.random.default_rng(seed)
     config = ReplayConfig(capacity_steps=capacity, trade_quota=quota, success_capacity=7, success_share=share)
     replay = Replay(config, K)
@@ -306,9 +306,8 @@ def test_no_drawn_row_reaches_past_its_trajectory_whatever_came_before(
         steps.bars[:] = 1_000 * position + steps.decisions
         steps.paid[:] = np.where(rng.random(length) < success_odds, 9.0, 0.0)
         steps.lengths[:] = np.minimum(K + 1, length - steps.decisions)
-        for k in range(
-            K + 1
-        ):  # a state's return names its trajectory and decision; past the end there is none
+        # The return identifies trajectory and decision of a state; past the end it is NaN.
+        for k in range(K + 1):
             steps.returns[:, k] = np.where(k < steps.lengths, steps.bars + k, np.nan)
         replay.extend(steps)
     drawn = replay.sample(rng, 40, stretch)

@@ -1,4 +1,4 @@
-"""Returns by hand and by oracle; unrolled steps never look past their trajectory's end."""
+"""Returns against hand-worked numbers and an oracle; targets of unrolled steps."""
 
 from dataclasses import replace
 
@@ -23,8 +23,8 @@ REWARDS = floats(1, 0, -2, 4, 0, 8)
 VALUES = floats(10, 20, 30, 40, 50, 60)
 
 
-def test_an_ended_episode_bootstraps_inside_and_not_past_its_end() -> None:
-    # γ = 1/2, n = 2: z_t = u_t + u_{t+1}/2 + v_{t+2}/4, and at the end only what is left of it.
+def test_returns_bootstrap_inside_an_episode_and_not_past_its_end() -> None:
+    # γ = 1/2, n = 2: z_t = u_t + u_{t+1}/2 + v_{t+2}/4, and near the end only the terms that exist.
     returns = n_step_returns(REWARDS, VALUES, discount=0.5, n=2)
     assert returns.tolist() == [
         1 + 0 / 2 + 30 / 4,
@@ -36,13 +36,7 @@ def test_an_ended_episode_bootstraps_inside_and_not_past_its_end() -> None:
     ]
 
 
-def test_a_cut_episode_bootstraps_with_the_value_where_it_was_cut() -> None:
-    returns = n_step_returns(REWARDS, VALUES, discount=0.5, n=2, final_value=70.0)
-    assert returns.tolist()[:4] == n_step_returns(REWARDS, VALUES, discount=0.5, n=2).tolist()[:4]
-    assert returns.tolist()[4:] == [0 + 8 / 2 + 70 / 4, 8 + 70 / 2]
-
-
-def test_a_horizon_beyond_the_episode_is_the_discounted_sum_of_rewards() -> None:
+def test_with_a_horizon_beyond_the_end_the_return_is_the_discounted_sum_of_rewards() -> None:
     returns = n_step_returns(REWARDS, VALUES, discount=0.5, n=100)
     assert returns[0] == pytest.approx(1 + 0 - 2 / 4 + 4 / 8 + 0 + 8 / 32)
 
@@ -53,17 +47,12 @@ def test_a_horizon_beyond_the_episode_is_the_discounted_sum_of_rewards() -> None
     ),
     discount=st.floats(0.5, 1.0),
     n=st.integers(1, 40),
-    final_value=st.floats(-100, 100),
 )
-def test_equals_the_formula(
-    pairs: list[tuple[float, float]], discount: float, n: int, final_value: float
-) -> None:
+def test_returns_equal_the_formula(pairs: list[tuple[float, float]], discount: float, n: int) -> None:
     rewards, values = (floats(*column) for column in zip(*pairs, strict=True))
-    returns = n_step_returns(rewards, values, discount=discount, n=n, final_value=final_value)
+    returns = n_step_returns(rewards, values, discount=discount, n=n)
     expected = [
-        n_step_return(
-            rewards.tolist(), values.tolist(), step, discount=discount, n=n, final_value=final_value
-        )
+        n_step_return(rewards.tolist(), values.tolist(), step, discount=discount, n=n, final_value=0.0)
         for step in range(len(rewards))
     ]
     np.testing.assert_allclose(returns, expected, rtol=1e-5, atol=1e-4)
@@ -76,7 +65,7 @@ def test_arrays_of_different_length_are_refused() -> None:
         n_step_returns(REWARDS, VALUES, discount=0.5, n=0)
 
 
-def test_every_step_carries_what_its_next_decisions_are_compared_with() -> None:
+def test_every_step_carries_the_targets_of_its_next_decisions() -> None:
     trajectory = random_trajectory(1, num_steps=7, start_bar=300)
     steps = unrolled_steps(trajectory, 41, discount=0.9, n=3, unroll_steps=2)
     returns = n_step_returns(trajectory.rewards, trajectory.values, discount=0.9, n=3)
@@ -95,13 +84,13 @@ def test_every_step_carries_what_its_next_decisions_are_compared_with() -> None:
         assert np.array_equal(steps.static[step], trajectory.static[step])
 
 
-def test_a_trajectory_shorter_than_the_unroll_still_teaches() -> None:
+def test_a_trajectory_shorter_than_the_unroll_gives_steps() -> None:
     steps = unrolled_steps(random_trajectory(1, num_steps=2), 0, discount=0.9, n=3, unroll_steps=5)
     assert steps.lengths.tolist() == [2, 1]
 
 
-def test_a_sum_stops_where_a_later_decision_is_an_excursion() -> None:
-    # γ = 1/2, n = 3, step 2 is cut: steps 0 and 1 bootstrap there; step 2's own decision is still followed.
+def test_a_return_bootstraps_at_the_next_excursion() -> None:
+    # γ = 1/2, n = 3, step 2 is cut: steps 0 and 1 bootstrap there; the return of step 2 itself goes on.
     cuts = np.array([False, False, True, False, False, False])
     returns = n_step_returns(REWARDS, VALUES, discount=0.5, n=3, cuts=cuts)
     assert returns.tolist() == [
@@ -114,20 +103,20 @@ def test_a_sum_stops_where_a_later_decision_is_an_excursion() -> None:
     ]
 
 
-def test_an_excursion_teaches_its_decision_and_not_its_state() -> None:
+def test_an_excursions_return_is_a_target_of_its_decision_and_not_of_its_state() -> None:
     trajectory = random_trajectory(2, num_steps=9)
     chosen = trajectory.policies[np.arange(9), trajectory.actions]
-    floor = float(np.sort(chosen)[4])  # four decisions are less likely
+    floor = float(np.sort(chosen)[4])  # four decisions have a smaller probability
     steps = unrolled_steps(trajectory, 0, discount=0.9, n=4, unroll_steps=1, trace_floor=floor)
-    strayed = chosen < floor
-    assert strayed.sum() == 4
-    expected = n_step_returns(trajectory.rewards, trajectory.values, discount=0.9, n=4, cuts=strayed)
+    excursions = chosen < floor
+    assert excursions.sum() == 4
+    expected = n_step_returns(trajectory.rewards, trajectory.values, discount=0.9, n=4, cuts=excursions)
     np.testing.assert_array_equal(steps.decision_returns[:, 0], expected)
-    np.testing.assert_array_equal(steps.returns[:, 0], np.where(strayed, trajectory.values, expected))
+    np.testing.assert_array_equal(steps.returns[:, 0], np.where(excursions, trajectory.values, expected))
 
 
-def test_shaped_rewards_pay_a_position_as_it_moves() -> None:
-    # Flat, then long at -4, +1 and +6 pips unrealised, closed for 5; γ = 1 shows that sums stay.
+def test_shaped_rewards_pay_a_positions_gain_as_it_accrues() -> None:
+    # Flat, then long at -4, +1 and +6 pips unrealised, closed for 5; with γ = 1 the sum is unchanged.
     trajectory = random_trajectory(4, num_steps=5)
     static, actions = np.zeros((5, 6), np.float32), np.array([1, 0, 0, 3, 0], np.int8)
     static[1:4, 0] = 1.0
@@ -138,12 +127,12 @@ def test_shaped_rewards_pay_a_position_as_it_moves() -> None:
     np.testing.assert_allclose(shaped_rewards(trajectory, 1.0), [-4, 5, 5, -1, 0], atol=1e-4)
     discounted = shaped_rewards(trajectory, 0.5)
     np.testing.assert_allclose(discounted, [-4 / 2, 1 / 2 + 4, 6 / 2 - 1, 5 - 6, 0], atol=1e-4)
-    # The discounted sum from the flat start is that of the rewards as paid.
+    # The discounted sum from the flat start equals that of the unshaped rewards.
     powers = 0.5 ** np.arange(5)
     assert (powers * discounted).sum() == pytest.approx((powers * paid).sum(), abs=1e-4)
 
 
-def test_a_margin_is_charged_at_every_close_and_reaches_the_returns() -> None:
+def test_a_trade_margin_is_charged_at_every_close_and_enters_the_returns() -> None:
     # γ = 1/2, n = 3: the close at step 2 is 1.5 pips worse, for its own decision and the two before it.
     trajectory = random_trajectory(6, num_steps=5)
     actions = np.array([1, 0, 3, 0, 0], np.int8)
@@ -162,7 +151,7 @@ def test_a_margin_is_charged_at_every_close_and_reaches_the_returns() -> None:
     np.testing.assert_array_equal(charged.paid, trajectory.rewards)
 
 
-def test_shaping_changes_what_is_learned_and_not_what_counts_as_a_success() -> None:
+def test_shaping_changes_the_learned_rewards_and_not_the_success_memory() -> None:
     trajectory = random_trajectory(5, num_steps=6)
     steps = unrolled_steps(trajectory, 0, discount=0.9, n=3, unroll_steps=1, shaping=Shaping.UNREALISED)
     np.testing.assert_array_equal(steps.paid, trajectory.rewards)

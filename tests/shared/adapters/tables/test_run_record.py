@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from shared.adapters.tables.run_record import ResumePoint, RunRecord, episode_figures
+from shared.adapters.tables.run_record import ResumePoint, RunRecord
 from shared.errors import DataError
 from tests.shared.messages.trajectories import random_trajectory
 
@@ -53,38 +52,6 @@ def play(record: RunRecord, first: int, last: int, *, sign: float = 1.0) -> None
             skipped = attempt == 10
             update = attempt - (attempt >= 10)
             record.update(attempt, update, episode, {"loss": sign * attempt}, skipped=skipped)
-
-
-def test_the_figures_of_an_episode_equal_hand_computed_values() -> None:
-    trajectory = random_trajectory(1, 8)
-    trades = tuple(replace(random_trajectory(2).trades[0], pips=pips) for pips in (6.0, -4.0, 0.0, 2.0))
-    actions = np.array([0, 1, 0, 3, 2, 0, 3, 0], np.int8)
-    rewards = np.array([0, 0, 0, 6.5, 0, 0, -4.25, 0], np.float32)
-    static = np.zeros((8, 6), np.float32)
-    static[:, 0] = [0, 0, 1, 1, 0, -1, -1, 0]
-    played = replace(
-        trajectory,
-        trades=trades,
-        static=static,
-        actions=actions,
-        policies=np.eye(4, dtype=np.float32)[actions],
-        rewards=rewards,
-    )
-    assert episode_figures(played) == {
-        "reward": 2.25,
-        "trades": 4,
-        "wins": 2,
-        "pips": 4.0,
-        "expectancy_pips": 1.0,
-        "win_rate": 0.5,
-        "trade_ratio": 0.5,
-        "share_hold": 0.5,
-        "share_buy": 0.125,
-        "share_sell": 0.125,
-        "share_close": 0.25,
-    }
-    idle = episode_figures(replace(trajectory, trades=()))
-    assert (idle["trades"], idle["pips"], idle["expectancy_pips"], idle["win_rate"]) == (0, 0.0, None, None)
 
 
 def test_updates_episodes_versions_and_settings_are_recorded(tmp_path: Path) -> None:
