@@ -60,6 +60,8 @@ Finite = Annotated[float, Range()]
 Positive = Annotated[float, Range(above=0.0)]
 NonNegative = Annotated[float, Range(low=0.0)]
 Share = Annotated[float, Range(low=0.0, high=1.0)]
+Fraction = Annotated[float, Range(above=0.0, below=1.0)]
+Probability = Annotated[float, Range(above=0.0, high=1.0)]
 Port = Annotated[int, Range(low=0, high=65_535)]
 
 

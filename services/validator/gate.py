@@ -1,50 +1,39 @@
 """The gates: what a version must prove before it may trade on paper, and before it may trade live."""
 
-import math
 from dataclasses import dataclass
 
-from shared.errors import SettingsError
+from shared.setting import Natural, NonNegative, Probability, Share, check_group, setting
 
 _MORE_DATA = ": use a longer data set"
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The `[gate]` group. A p-value limits the chance to pass without an edge; 1 sets no limit."""
+    """The `[gate]` group. A p-value limits the chance to pass without an edge; 1 sets no limit.
 
-    paper_min_trades: int = 30
-    paper_min_days: int = 20  # trading days judged, with or without a trade
-    paper_max_p_value: float = 0.10  # corrected for all versions that were tried
-    paper_max_rule_p_value: float = 0.10  # of the comparison with each simple rule, paired by day
-    live_min_trades: int = 100
-    live_min_days: int = 250  # trading days judged: about a year
-    live_min_years: float = 3.0  # span of the whole data set
-    live_max_p_value: float = 0.01  # corrected for all versions that were tried
-    live_min_sqn: float = 2.5  # exceeded; SQN is capped at 100 trades, as in the published bands
-    live_min_deflated_sharpe: float = 0.95
-    live_max_drawdown: float = 0.20  # fraction of the account's peak, marked to market
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    paper_min_trades: Natural = setting(30, "trades that paper asks for")
+    paper_min_days: Natural = setting(20, "trading days judged for paper, with or without a trade")
+    paper_max_p_value: Probability = setting(0.10, "p-value for paper, corrected for all versions tried")
+    paper_max_rule_p_value: Probability = setting(
+        0.10, "p-value for paper of the comparison with each simple rule, paired by day"
+    )
+    live_min_trades: Natural = setting(100, "trades that live asks for")
+    live_min_days: Natural = setting(250, "trading days judged for live: about a year")
+    live_min_years: NonNegative = setting(3.0, "span of the whole data set for live")
+    live_max_p_value: Probability = setting(0.01, "p-value for live, corrected for all versions tried")
+    live_min_sqn: NonNegative = setting(2.5, "SQN to exceed for live, capped at 100 trades")
+    live_min_deflated_sharpe: Share = setting(0.95, "deflated Sharpe ratio for live")
+    live_max_drawdown: Probability = setting(
+        0.20, "drawdown for live as a fraction of the account's peak, marked to market"
+    )
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            SettingsError: names the field, its value and what is right.
-        """
-        for name, right, wanted in (
-            ("paper_min_trades", self.paper_min_trades >= 0, "0 or more"),
-            ("paper_min_days", self.paper_min_days >= 0, "0 or more"),
-            ("paper_max_p_value", 0 < self.paper_max_p_value <= 1, "above 0, up to 1"),
-            ("paper_max_rule_p_value", 0 < self.paper_max_rule_p_value <= 1, "above 0, up to 1"),
-            ("live_min_trades", self.live_min_trades >= 0, "0 or more"),
-            ("live_min_days", self.live_min_days >= 0, "0 or more"),
-            ("live_min_years", 0 <= self.live_min_years < math.inf, "a number, 0 or more"),
-            ("live_max_p_value", 0 < self.live_max_p_value <= 1, "above 0, up to 1"),
-            ("live_min_sqn", 0 <= self.live_min_sqn < math.inf, "a number, 0 or more"),
-            ("live_min_deflated_sharpe", 0 <= self.live_min_deflated_sharpe <= 1, "0 to 1"),
-            ("live_max_drawdown", 0 < self.live_max_drawdown <= 1, "above 0, up to 1"),
-        ):
-            if not right:
-                raise SettingsError(f"gate.{name} is {getattr(self, name)}, expected {wanted}")
+        """Check every range."""
+        check_group("gate", self)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A decision at the close of bar t executes at the open of bar t + 1. A step there
 the decision at that open, then marks the position at that bar's close, where the next decision is made.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,48 +13,39 @@ from shared.environment.action import LEGAL, NUM_ACTIONS, SUCCESSOR, Action, Sid
 from shared.environment.position import mark, static_features, unrealised_pips
 from shared.environment.reward import RewardScheme, RewardWeights, decision_reward, exit_reward
 from shared.environment.trade import TradeColumns, TradeLog
-from shared.errors import DataError, IllegalActionError, SettingsError, ShapeError
+from shared.errors import DataError, IllegalActionError, ShapeError
 from shared.market.bar import BarSeries
 from shared.market.calendar import rollover_nights
 from shared.market.session import SESSION_BARS
 from shared.numeric import Bool, Float32, Float64, Int8, Int64, kernel, require_shape
+from shared.setting import Count, Finite, NonNegative, check_group, setting
 
 _FLAT, _HOLD, _CLOSE = int(Side.FLAT), int(Action.HOLD), int(Action.CLOSE)
 
 
 @dataclass(frozen=True)
 class EnvironmentConfig:
-    """Costs and rewards, in pips."""
+    """The `[environment]` group: costs and rewards, in pips.
 
-    spread_pips: float = 4.0  # per round trip; charged at the entry
-    reward: RewardScheme = RewardScheme.AMDDP1
-    commission_pips: float = 0.0  # per round trip; charged at the entry
-    slippage_pips: float = 0.0  # per fill, two per round trip; charged at the entry
-    financing_pips_per_night: float = 0.0  # charged at each 17:00 New York; negative if holding earns
-    session_bars: int = SESSION_BARS  # decisions in one episode
-    entry_bonus: float = 1.0
-    idle_penalty: float = 0.05
-    drawdown_penalty: float = 0.01  # reward lost at the exit per pip of the largest drawdown
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    spread_pips: NonNegative = setting(4.0, "spread per round trip, charged at the entry")
+    reward: RewardScheme = setting(RewardScheme.AMDDP1, "reward scheme")
+    commission_pips: NonNegative = setting(0.0, "commission per round trip, charged at the entry")
+    slippage_pips: NonNegative = setting(0.0, "slippage per fill, two per round trip, charged at the entry")
+    financing_pips_per_night: Finite = setting(
+        0.0, "charged at each 17:00 New York; negative if holding earns"
+    )
+    session_bars: Count = setting(SESSION_BARS, "decisions in one episode")
+    entry_bonus: NonNegative = setting(1.0, "reward of an entry")
+    idle_penalty: NonNegative = setting(0.05, "reward lost by holding while flat")
+    drawdown_penalty: NonNegative = setting(0.01, "reward lost at the exit per pip of the largest drawdown")
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            SettingsError: a value is out of range; names the field, its value and the range.
-        """
-        if self.reward not in tuple(RewardScheme):
-            names = ", ".join(RewardScheme)
-            raise SettingsError(f"environment.reward is {self.reward!r}, expected one of {names}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, float | int):
-                continue
-            if not np.isfinite(value):
-                raise SettingsError(f"environment.{field.name} is {value}, expected a finite number")
-            if value < 0 and field.name != "financing_pips_per_night":
-                raise SettingsError(f"environment.{field.name} is {value}, expected at least 0")
-        if self.session_bars < 1:
-            raise SettingsError(f"environment.session_bars is {self.session_bars}, expected at least 1")
+        """Check every range."""
+        check_group("environment", self)
 
     @property
     def round_trip_pips(self) -> float:

@@ -8,6 +8,7 @@ lack at most 60 open minutes span less than the 1,440 minutes of an embargo day.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 import numpy as np
 
@@ -22,6 +23,14 @@ from shared.market.calendar import (
     week_opens,
 )
 from shared.numeric import Bool, Float64, Int8, Int64, kernel
+from shared.setting import (
+    Count,
+    Natural,
+    Range,
+    Share,
+    check_group,
+    setting,
+)
 
 SESSION_BARS = 360
 WARMUP_BARS = 150
@@ -51,55 +60,43 @@ NO_SPLIT = -1
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """The conditions for a session.
+    """The `[sessions]` group: the conditions for a session.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    min_mean_range_pips: float = 1.0
-    max_step_minutes: int = 10
-    max_warmup_missing_minutes: int = 60
+    min_mean_range_pips: Annotated[float, Range(low=0.0, high=1_000.0)] = setting(
+        1.0, "mean range of the session's bars"
+    )
+    max_step_minutes: Count = setting(10, "longest gap between two bars of a session")
+    max_warmup_missing_minutes: Natural = setting(60, "open minutes without a bar before a session")
 
     def __post_init__(self) -> None:
-        """Check the ranges of all fields."""
-        if not 0 <= self.min_mean_range_pips <= 1_000:
-            raise SettingsError(
-                f"sessions.min_mean_range_pips is {self.min_mean_range_pips}: expected 0 to 1000"
-            )
-        if self.max_step_minutes < 1:
-            raise SettingsError(f"sessions.max_step_minutes is {self.max_step_minutes}: expected at least 1")
-        if self.max_warmup_missing_minutes < 0:
-            raise SettingsError(
-                f"sessions.max_warmup_missing_minutes is {self.max_warmup_missing_minutes}: "
-                "expected at least 0"
-            )
+        """Check every range."""
+        check_group("sessions", self)
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How the bars are divided over time, as shares of all bars; the rest is the test split.
+    """The `[splits]` group: how the bars are divided over time; the rest is the test split.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    train: float = 0.70
-    validation: float = 0.15
-    embargo_days: int = 1  # trading days left out at the beginning of the validation and the test split
+    train: Share = setting(0.70, "share of the bars in the train split")
+    validation: Share = setting(0.15, "share of the bars in the validation split")
+    embargo_days: Natural = setting(1, "trading days left out before the validation and the test split")
 
     def __post_init__(self) -> None:
-        """Check the ranges of all fields."""
-        for name in ("train", "validation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"splits.{name} is {getattr(self, name)}: expected a share from 0 to 1")
+        """Check every range, and that something is left for the test split."""
+        check_group("splits", self)
         if self.train + self.validation > 1 + 1e-9:
             raise SettingsError(
-                f"splits.train + splits.validation is {self.train + self.validation}: expected at most 1; "
+                f"splits.train + splits.validation is {self.train + self.validation}, expected at most 1; "
                 "the rest is the test split"
             )
-        if self.embargo_days < 0:
-            raise SettingsError(f"splits.embargo_days is {self.embargo_days}: expected at least 0")
 
 
 @dataclass(frozen=True)

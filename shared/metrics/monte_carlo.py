@@ -6,6 +6,7 @@ losses cluster; resampling blocks keeps streaks. Both are always reported. The a
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numba
 import numpy as np
@@ -21,6 +22,11 @@ from shared.metrics.bootstrap import (
     run_state,
 )
 from shared.numeric import Float64, Int64, parallel_kernel
+from shared.setting import (
+    Range,
+    check_group,
+    setting,
+)
 
 #: Percentiles of the fan of equity curves.
 FAN_PERCENTILES = (5, 25, 50, 75, 95)
@@ -37,39 +43,33 @@ _FAN_POINTS = 51
 
 @dataclass(frozen=True)
 class MonteCarloConfig:
-    """How trades are resampled, and when an account counts as ruined."""
+    """The `[monte_carlo]` group: how trades are resampled, and when an account counts as ruined.
 
-    runs: int = 200
-    seed: int = 0
-    starting_equity_pips: float = 10_000.0  # about 0.5 of GBP/JPY's price: one unit at leverage 2
-    ruin_loss: float = 0.5  # share of the starting equity whose loss is ruin
-    mean_block_trades: float = 0.0  # 0: estimated from the trades (Politis and White)
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    runs: Annotated[int, Range(low=1, high=MAX_RUNS)] = setting(200, "resampled equity curves")
+    seed: Annotated[int, Range(low=0, high=MAX_SEED)] = setting(0, "seed of the resampling")
+    #: About half of GBP/JPY's price: one unit at leverage 2.
+    starting_equity_pips: Annotated[float, Range(low=1.0, high=1e12)] = setting(
+        10_000.0, "equity of the account before the first trade"
+    )
+    ruin_loss: Annotated[float, Range(above=0.0, high=1.0)] = setting(
+        0.5, "share of the starting equity whose loss is ruin"
+    )
+    mean_block_trades: Annotated[float, Range(low=0.0, high=1e9)] = setting(
+        0.0, "mean length of a block; 0 estimates it from the trades (Politis and White)"
+    )
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            SettingsError: a value is out of range; names the field, its value and the range.
-        """
-        for name, value, right, wanted in (
-            ("runs", self.runs, 1 <= self.runs <= MAX_RUNS, f"1 to {MAX_RUNS:,}"),
-            ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED:,}"),
-            (
-                "starting_equity_pips",
-                self.starting_equity_pips,
-                1.0 <= self.starting_equity_pips <= 1e12,
-                "1 to 1e12 pips",
-            ),
-            ("ruin_loss", self.ruin_loss, 0 < self.ruin_loss <= 1, "a number in (0, 1]"),
-            (
-                "mean_block_trades",
-                self.mean_block_trades,
-                self.mean_block_trades == 0 or 1 <= self.mean_block_trades <= 1e9,
-                "0 (estimated from the trades) or 1 to 1e9",
-            ),
-        ):
-            if not right:
-                raise SettingsError(f"monte_carlo.{name} is {value}: expected {wanted}")
+        """Check every range."""
+        check_group("monte_carlo", self)
+        if 0.0 < self.mean_block_trades < 1.0:
+            raise SettingsError(
+                f"monte_carlo.mean_block_trades is {self.mean_block_trades}, "
+                "expected 0 (estimated from the trades) or 1 or more"
+            )
 
 
 @dataclass(frozen=True)

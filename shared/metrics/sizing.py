@@ -7,16 +7,22 @@ starting equity, and not the size that is traded.
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import numba
 import numpy as np
 
-from shared.errors import SettingsError
 from shared.metrics.bootstrap import MAX_SEED, Resampling, optimal_block_length, resample
 from shared.metrics.equity import DAYS_PER_YEAR
 from shared.metrics.rounding import mean_over_deviation, settled
 from shared.numeric import Float64, parallel_kernel
+from shared.setting import (
+    Fraction,
+    Positive,
+    Range,
+    check_group,
+    setting,
+)
 
 #: Largest log growth per year whose rate in percent fits into a float.
 _MAX_LOG_GROWTH: Final = 700.0
@@ -24,42 +30,27 @@ _MAX_LOG_GROWTH: Final = 700.0
 
 @dataclass(frozen=True)
 class SizingConfig:
-    """Risk tolerance and effort of the search for safe-f; defaults are Bandy's, two years and 20 %."""
+    """The `[sizing]` group: the search for safe-f; defaults are Bandy's, two years and 20 %.
 
-    horizon_days: int = 504
-    drawdown_tolerance: float = 0.20
-    tail: float = 0.05  # probability with which the tolerance may be exceeded
-    curves: int = 1000
-    repeats: int = 10
-    seed: int = 0
-    max_fraction: float = 1.0
-    min_periods: int = 30  # with fewer periods the fraction is 0
-    kelly_safety: float = 0.25
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    horizon_days: Annotated[int, Range(low=1, high=25_200)] = setting(504, "trading days of an equity curve")
+    drawdown_tolerance: Fraction = setting(0.20, "drawdown that an account may reach")
+    tail: Fraction = setting(0.05, "probability with which the tolerance may be exceeded")
+    curves: Annotated[int, Range(low=1, high=100_000)] = setting(1000, "equity curves of one estimate")
+    repeats: Annotated[int, Range(low=1, high=1_000)] = setting(10, "estimates whose mean is reported")
+    seed: Annotated[int, Range(low=0, high=MAX_SEED)] = setting(0, "seed of the equity curves")
+    max_fraction: Positive = setting(1.0, "largest fraction that is tried")
+    min_periods: Annotated[int, Range(low=2)] = setting(30, "periods below which the fraction is 0")
+    kelly_safety: Annotated[float, Range(above=0.0, high=1.0)] = setting(
+        0.25, "share of the Kelly fraction that is reported"
+    )
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            SettingsError: a value is out of range; names the field, its value and the range.
-        """
-        for name, value, right, wanted in (
-            ("horizon_days", self.horizon_days, 1 <= self.horizon_days <= 25_200, "1 to 25,200 (a century)"),
-            (
-                "drawdown_tolerance",
-                self.drawdown_tolerance,
-                0 < self.drawdown_tolerance < 1,
-                "a number in (0, 1)",
-            ),
-            ("tail", self.tail, 0 < self.tail < 1, "a number in (0, 1)"),
-            ("curves", self.curves, 1 <= self.curves <= 100_000, "1 to 100,000"),
-            ("repeats", self.repeats, 1 <= self.repeats <= 1_000, "1 to 1,000"),
-            ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"0 to {MAX_SEED:,}"),
-            ("max_fraction", self.max_fraction, 0 < self.max_fraction < math.inf, "a positive number"),
-            ("min_periods", self.min_periods, self.min_periods >= 2, "at least 2"),
-            ("kelly_safety", self.kelly_safety, 0 < self.kelly_safety <= 1, "a number in (0, 1]"),
-        ):
-            if not right:
-                raise SettingsError(f"sizing.{name} is {value}: expected {wanted}")
+        """Check every range."""
+        check_group("sizing", self)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 
-from shared.errors import SettingsError
 from shared.metrics.bootstrap import Resampling, TradeIntervals, trade_intervals
 from shared.metrics.equity import (
     DAYS_PER_YEAR,
@@ -23,32 +22,34 @@ from shared.metrics.rounding import settled
 from shared.metrics.sizing import Sizing, SizingConfig, kelly_discrete, size
 from shared.metrics.trades import TradeStatistics, r_multiples, trade_statistics
 from shared.numeric import Float64
+from shared.setting import (
+    Count,
+    Fraction,
+    Range,
+    check_group,
+    setting,
+)
 
 NO_TIMES: Final = "no times given, so there are no days"
 
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """How the statistics of a trade list are computed."""
+    """How the statistics of a trade list are computed.
 
-    confidence: float = 0.95  # of the bootstrap intervals
-    interval_runs: int = 1000
-    annual_min_days: int = 60  # ratios of fewer days are not annualised
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    confidence: Fraction = setting(0.95, "confidence of the bootstrap intervals")
+    interval_runs: Count = setting(1000, "resamples of each bootstrap interval")
+    annual_min_days: Annotated[int, Range(low=2)] = setting(60, "days below which ratios are not annualised")
     monte_carlo: MonteCarloConfig = field(default_factory=MonteCarloConfig)
     sizing: SizingConfig = field(default_factory=SizingConfig)
 
     def __post_init__(self) -> None:
-        """Check the fields of this group; `monte_carlo` and `sizing` check their own.
-
-        Raises:
-            SettingsError: a value is out of range; names the field, its value and the range.
-        """
-        if not 0 < self.confidence < 1:
-            raise SettingsError(f"metrics.confidence is {self.confidence}: expected a number in (0, 1)")
-        if self.interval_runs < 1:
-            raise SettingsError(f"metrics.interval_runs is {self.interval_runs}: expected at least 1")
-        if self.annual_min_days < 2:
-            raise SettingsError(f"metrics.annual_min_days is {self.annual_min_days}: expected at least 2")
+        """Check the fields of this group; `monte_carlo` and `sizing` check their own."""
+        check_group("metrics", self)
 
 
 @dataclass(frozen=True)
