@@ -25,6 +25,7 @@ from shared.numeric import Float32, Int8
 from shared.search.config import SearchConfig, Selection
 from shared.search.model import ActionRules, Roots
 from shared.search.search import search
+from tests.shared.model.networks import num_weights
 
 
 def _multiply_adds(call: Callable[[], object]) -> int:
@@ -73,7 +74,7 @@ def _without_padding(encoder: TemporalEncoder, rows: Tensor) -> None:
 
 @settings(max_examples=15)
 @given(config=_configs(), rows=st.integers(1, 4), bars=st.integers(1, 20))
-def test_costs_are_what_torch_counts(config: ModelConfig, rows: int, bars: int) -> None:
+def test_costs_equal_those_that_torch_counts(config: ModelConfig, rows: int, bars: int) -> None:
     network, costs = initial_network(config, 0).eval(), network_costs(config)
     hidden = torch.randn(rows, config.hidden_size)
     actions = torch.zeros(rows, dtype=torch.int64)
@@ -105,7 +106,7 @@ def test_costs_are_what_torch_counts(config: ModelConfig, rows: int, bars: int) 
     assert {name: rows * each for name, each in told.items()} == counted
     assert span_encoding(config, bars) == _multiply_adds(lambda: _without_padding(network.encoder, span))
     assert costs.successor == told["dynamics"] + told["value"]
-    assert costs.weights == network.num_weights
+    assert costs.weights == num_weights(network)
     assert _weights_by_network(network) == {
         "representation": costs.representation.weights,
         "afterstate": costs.afterstate.weights,
@@ -125,7 +126,7 @@ def _weights_by_network(network: Network) -> dict[str, int]:
     }
 
 
-def test_the_reference_sizes_by_hand() -> None:
+def test_costs_of_the_reference_sizes_computed_by_hand() -> None:
     config, wide, square = ModelConfig(), 240 * 240 * 3, 256 * 256
     first, shortcut, static, bins = 9 * 240 * 3, 9 * 240, 6 * 16 + 16 * 16, 256 * 601
     # Five wide convolutions over all 32 steps; or over the 13, 11, 5, 3 and 1 steps that are needed.
@@ -173,7 +174,7 @@ class _Counting:
 
 @pytest.mark.parametrize("selection", list(Selection))
 @pytest.mark.parametrize("simulations", [1, 2, 5, 25])
-def test_no_decision_costs_more_than_is_told(selection: Selection, simulations: int) -> None:
+def test_no_decision_exceeds_the_bound_on_its_cost(selection: Selection, simulations: int) -> None:
     config = ModelConfig()
     rules = ActionRules(np.ones((1, 4), np.bool_), np.zeros((1, 4), np.int8))
     spent = []

@@ -25,7 +25,7 @@ def _encoder(config: ModelConfig = SMALL, seed: int = 0) -> TemporalEncoder:
     return opinionated_network(config, seed).encoder
 
 
-def test_the_plain_pass_is_the_definition() -> None:
+def test_the_plain_pass_equals_the_definition() -> None:
     encoder, windows = _encoder(), _random(3, 32, 9)
     expected = np.stack([oracle.encode(encoder, window.double().numpy()) for window in windows])
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def _assert_equal(embeddings: Tensor | Float32, plain: Tensor) -> None:
 
 
 @pytest.mark.parametrize("num_bars", [360, SPAN_CHUNK, SPAN_CHUNK + 1])
-def test_the_passes_are_equal_over_a_session_at_the_reference_sizes(num_bars: int) -> None:
+def test_the_passes_agree_over_a_session_at_the_reference_sizes(num_bars: int) -> None:
     network = opinionated_network(ModelConfig())
     rows = _random(num_bars + 31, 9)
     windows = rows.unfold(0, 32, 1).transpose(1, 2)
@@ -96,7 +96,7 @@ def test_the_passes_are_equal_over_a_session_at_the_reference_sizes(num_bars: in
     _assert_equal(agent.embed_span(rows.numpy()), plain)
 
 
-def test_the_last_step_sees_29_bars_and_no_more() -> None:
+def test_the_last_step_depends_on_29_bars_and_no_more() -> None:
     encoder, window = _encoder(), _random(1, 32, 9)
     with torch.inference_mode():
         before = encoder(window)
@@ -106,14 +106,14 @@ def test_the_last_step_sees_29_bars_and_no_more() -> None:
         assert not torch.allclose(encoder(window), before)
 
 
-def test_an_embedding_depends_on_no_later_bar() -> None:
+def test_an_embedding_does_not_depend_on_later_bars() -> None:
     agent, rows = Agent(opinionated_network(SMALL), 0), _random(60, 9).numpy()
     before = agent.embed_span(rows)
     rows[50:] += 10.0
     np.testing.assert_array_equal(agent.embed_span(rows)[:19], before[:19])
 
 
-def test_training_statistics_come_from_bars_not_from_padding() -> None:
+def test_batch_statistics_do_not_include_padding() -> None:
     encoder = _encoder().train()
     first = next(module for module in encoder.modules() if isinstance(module, nn.BatchNorm1d))
     first.momentum = 1.0  # the statistics of this batch alone

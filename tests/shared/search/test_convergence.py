@@ -62,7 +62,7 @@ WORKED = pytest.mark.parametrize("problem", [_insurance, _patience, _look_first]
 @BOTH
 @WORKED
 @pytest.mark.parametrize("claims", ["nothing", "the truth"])
-def test_problems_worked_by_hand(
+def test_problems_solved_by_hand(
     selection: Selection, problem: Callable[[], tuple[TableModel, list[float]]], claims: str
 ) -> None:
     """The model knows what happens; what lies beyond a node it claims, or claims to be nothing."""
@@ -118,7 +118,7 @@ def _two_plies(problem: Callable[[TableModel], None]) -> tuple[TableModel, list[
 
 @BOTH
 @PROBLEMS
-def test_a_truthful_model_leads_to_the_exact_values(
+def test_a_correct_model_leads_to_the_exact_values(
     selection: Selection, problem: Callable[[TableModel], None]
 ) -> None:
     model, exact = _two_plies(problem)
@@ -133,7 +133,7 @@ def test_a_truthful_model_leads_to_the_exact_values(
 
 
 @PROBLEMS
-def test_puct_converges_even_where_the_model_claims_nonsense(problem: Callable[[TableModel], None]) -> None:
+def test_puct_converges_even_with_wrong_model_values(problem: Callable[[TableModel], None]) -> None:
     model, exact = _two_plies(problem)
     errors = []
     for simulations in (125, 1000, 8000):

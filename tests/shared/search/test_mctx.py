@@ -98,7 +98,7 @@ def test_puct_equals_mctxs_stochastic_policy(
 @RULES
 @PROBLEMS
 @pytest.mark.parametrize("simulations", [5, 25, 50])
-def test_gumbel_equals_mctxs_rules_over_mctxs_chance_nodes(
+def test_gumbel_equals_mctxs_rules_with_mctxs_chance_nodes(
     mctx: Mctx, problem: Callable[[TableModel], None], rules: ActionRules, simulations: int
 ) -> None:
     model, config = _problem(problem), SearchConfig(Selection.GUMBEL, simulations)
@@ -109,7 +109,7 @@ def test_gumbel_equals_mctxs_rules_over_mctxs_chance_nodes(
 
 
 @RULES
-def test_gumbel_equals_mctx_where_only_the_best_two_are_considered(mctx: Mctx, rules: ActionRules) -> None:
+def test_gumbel_equals_mctx_if_only_two_actions_are_considered(mctx: Mctx, rules: ActionRules) -> None:
     model, legal = _problem(_plain), rules.legal[PHASES]
     noise = np.random.default_rng(14).gumbel(size=legal.shape)
     strength = np.where(legal, noise + model.logits[STATES], -np.inf)

@@ -79,7 +79,7 @@ def _noise(rng: np.random.Generator, actions: int) -> RootNoise:
     outcomes=st.integers(1, 3),
     phases=st.integers(1, 4),
 )
-def test_every_path_is_legal_and_takes_actions_and_outcomes_in_turn(
+def test_every_path_is_legal_and_alternates_actions_and_outcomes(
     selection: Selection, seed: int, simulations: int, actions: int, outcomes: int, phases: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -122,7 +122,7 @@ def _require_legal(letters: list[int], phase: int, rules: ActionRules) -> None:
     outcomes=st.integers(1, 4),
     discount=st.sampled_from([0.0, 0.5, 0.997, 1.0]),
 )
-def test_visits_and_values_add_up_from_the_leaves(
+def test_visits_and_values_are_the_sums_over_the_children(
     selection: Selection, seed: int, simulations: int, actions: int, outcomes: int, discount: float
 ) -> None:
     """A node's first visit is its own evaluation, every other one went on to a child.

@@ -19,12 +19,12 @@ from shared.search.selection import considered_visits
         (4, 16, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
     ],
 )
-def test_tables_worked_by_hand(actions: int, simulations: int, visits: list[int]) -> None:
+def test_schedules_computed_by_hand(actions: int, simulations: int, visits: list[int]) -> None:
     assert considered_visits(4, simulations)[actions].tolist() == visits
 
 
 @given(actions=st.integers(1, 20), simulations=st.integers(1, 200))
-def test_some_action_always_has_the_visits_asked_for(actions: int, simulations: int) -> None:
+def test_some_action_always_has_the_scheduled_visits(actions: int, simulations: int) -> None:
     """Acting the table out, however the better half is chosen."""
     visits = [0] * actions
     for wanted in considered_visits(actions, simulations)[actions].tolist():
