@@ -20,7 +20,7 @@ def _events(high: int) -> Int8:
     return np.random.default_rng(1).integers(high, size=ROWS).astype(np.int8)
 
 
-def test_the_agent_says_what_the_network_says() -> None:
+def test_the_agent_gives_the_results_of_the_network() -> None:
     network = opinionated_network(SMALL, seed=4)
     agent = Agent(network, version=3, precision=Precision.FLOAT32)
     rng = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch(
             assert one.tobytes() == all_rows[rows].tobytes()
 
 
-def test_an_agent_keeps_its_weights_when_training_goes_on() -> None:
+def test_an_agent_keeps_its_weights_while_the_network_trains() -> None:
     network = opinionated_network(SMALL, seed=6).train()
     agent = Agent(network, version=0)
     window = windows(small_market().features, np.arange(400, 410))
@@ -97,7 +97,7 @@ def test_an_agent_keeps_its_weights_when_training_goes_on() -> None:
     assert network.training
 
 
-def test_a_span_is_every_windows_embedding() -> None:
+def test_a_span_has_the_embedding_of_every_window() -> None:
     agent, features = small_agent(), small_market().features
     span = agent.embed_span(features[FIRST_WINDOW_BAR - 31 : FIRST_WINDOW_BAR + 400])
     bars = np.arange(FIRST_WINDOW_BAR, FIRST_WINDOW_BAR + 400)
@@ -107,7 +107,7 @@ def test_a_span_is_every_windows_embedding() -> None:
     )
 
 
-def test_features_that_are_missing_are_refused() -> None:
+def test_missing_features_are_refused() -> None:
     agent, features = small_agent(), small_market().features
     with pytest.raises(DataError, match="rows: row 0 holds a number that is not finite"):
         agent.embed_span(features[FIRST_WINDOW_BAR - 32 : FIRST_WINDOW_BAR + 1])

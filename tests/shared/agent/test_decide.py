@@ -42,7 +42,7 @@ def _span_embeddings(agent: Agent, bars: Int64) -> Float32:
 
 @BOTH
 @pytest.mark.parametrize("simulations", [1, 5, 25])
-def test_the_same_action_from_a_window_as_from_a_whole_session(
+def test_windows_and_a_full_session_lead_to_the_same_actions(
     selection: Selection, simulations: int
 ) -> None:
     agent, static, config = small_agent(), _positions(64), SearchConfig(selection, simulations)
@@ -66,7 +66,7 @@ def test_a_decision_is_the_same_bit_for_bit_in_any_batch(selection: Selection, s
             assert getattr(part, name).tobytes() == getattr(together, name)[rows].tobytes(), name
 
 
-def test_deciding_alone_from_a_window_equals_deciding_in_a_session() -> None:
+def test_one_decision_from_a_window_equals_that_of_a_session() -> None:
     """Inference sees one window at a time, self-play whole sessions in lanes."""
     agent, static, config = small_agent(), _positions(64), SearchConfig()
     session = decide(agent, _span_embeddings(agent, BARS), static, config)
@@ -77,10 +77,10 @@ def test_deciding_alone_from_a_window_equals_deciding_in_a_session() -> None:
 
 
 @BOTH
-def test_only_legal_actions_are_chosen_even_when_exploring(selection: Selection) -> None:
+def test_exploration_chooses_only_legal_actions(selection: Selection) -> None:
     agent, static, config = small_agent(), _positions(64), SearchConfig(selection)
     temporal, legal = _span_embeddings(agent, BARS), LEGAL[_positions(64)[:, 0].astype(int) + 1]
-    draws = LaneDraws.drawn(Exploration(2.0, epsilon=0.5), np.arange(64), 20, 4, 1.0)
+    draws = LaneDraws.draw(Exploration(2.0, epsilon=0.5), np.arange(64), 20, 4, 1.0)
     seen = []
     for step in range(20):
         decisions = decide(agent, temporal, static, config, draws.at(step))
@@ -111,7 +111,7 @@ def test_a_flat_agent_holds_buys_or_sells() -> None:
     assert np.isnan(decisions.q_values[:, Action.CLOSE]).all()
 
 
-def test_input_that_cannot_be_is_refused() -> None:
+def test_invalid_input_is_refused() -> None:
     agent, static = small_agent(), _positions(4)
     temporal = _span_embeddings(agent, BARS[:4])
     with pytest.raises(ShapeError, match="temporal"):

@@ -46,7 +46,7 @@ def by_windows(agent: Agent, of: Int64) -> Float32:
     ),
     rows_kept=st.integers(0, 150),
 )
-def test_any_questions_are_answered_as_window_by_window_whatever_there_is_room_for(
+def test_a_cache_of_any_size_gives_the_embeddings_of_the_windows(
     asked: list[list[int]], rows_kept: int
 ) -> None:
     cache = EmbeddingCache(rows_kept * ROW_BYTES)
@@ -68,7 +68,7 @@ def test_only_runs_of_missing_bars_are_encoded() -> None:
     assert agent.encoded == [40, 10, 10, 5, 10]
 
 
-def test_the_oldest_make_room() -> None:
+def test_the_oldest_embeddings_are_evicted() -> None:
     agent, cache = CountingAgent(), EmbeddingCache(50 * ROW_BYTES)
     features = small_market().features
     cache.rows(agent, features, bars((300, 330)))
@@ -80,7 +80,7 @@ def test_the_oldest_make_room() -> None:
     assert agent.encoded == [30, 30, 5]
 
 
-def test_another_version_finds_nothing_of_the_one_before() -> None:
+def test_another_version_finds_an_empty_cache() -> None:
     cache, features, wanted = EmbeddingCache(1_000 * ROW_BYTES), small_market().features, bars((300, 320))
     old, new = CountingAgent(seed=34), CountingAgent(seed=35)  # both say that they are version 7
     before = cache.rows(old, features, wanted)
@@ -95,14 +95,14 @@ def test_another_version_finds_nothing_of_the_one_before() -> None:
     )
 
 
-def test_a_long_run_is_encoded_in_parts() -> None:
+def test_a_long_run_is_encoded_in_several_passes() -> None:
     agent, cache, wanted = CountingAgent(), EmbeddingCache(0), bars((FIRST_BAR, 1_400))
     got = cache.rows(agent, small_market().features, wanted)
     assert agent.encoded == [SPAN_BARS, 1_400 - FIRST_BAR - SPAN_BARS]
     np.testing.assert_allclose(got, by_windows(agent, wanted), atol=1e-5)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(SettingsError, match="-1 bytes"):
         EmbeddingCache(-1)
     with pytest.raises(DataError, match="not finite"):

@@ -52,7 +52,7 @@ def rounded(values: Float64) -> Float64:
     beside=st.booleans(),
     halves=st.booleans(),
 )
-def test_a_linear_layer_is_a_matrix_product(
+def test_a_linear_layer_equals_a_matrix_product(
     paired: bool,
     seed: int,
     count: int,
@@ -114,7 +114,7 @@ def test_a_linear_layer_is_a_matrix_product(
         lambda x: np.array(x, np.float32)
     )
 )
-def test_pairs_are_the_nearest_bfloat16(values: Float32) -> None:
+def test_pairs_round_to_the_nearest_bfloat16(values: Float32) -> None:
     halves = np.zeros((1, words(len(values), True)), np.float32)
     pair(rows_of(values[None]), 1, len(values), rows_of(halves))
     got = (halves.view(np.uint16)[0].astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -140,7 +140,7 @@ def test_a_norm_has_mean_0_and_variance_1(columns: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 60.0), st.integers(2, 601))
-def test_an_expectation_is_the_softmax_times_the_bins(seed: int, spread: float, bins: int) -> None:
+def test_an_expectation_is_the_mean_of_the_bins_under_the_softmax(seed: int, spread: float, bins: int) -> None:
     logits = np.random.default_rng(seed).normal(50.0, spread, size=(3, bins)).astype(np.float32)
     shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
@@ -152,7 +152,7 @@ def test_an_expectation_is_the_softmax_times_the_bins(seed: int, spread: float, 
 
 
 @pytest.mark.parametrize("poison", [np.nan, -np.nan])
-def test_what_is_not_a_number_stays_visible(poison: float) -> None:
+def test_a_nan_input_gives_a_nan_output(poison: float) -> None:
     logits = np.zeros((2, 21), np.float32)
     logits[1, 4] = poison
     out = np.empty(2, np.float32)

@@ -16,7 +16,7 @@ def weights_of_a_network() -> dict[str, Float32]:
     return opinionated_network(SMALL).arrays()
 
 
-def test_a_tape_begins_at_a_cache_line(weights: Mapping[str, Float32]) -> None:
+def test_a_tape_is_aligned_to_a_cache_line(weights: Mapping[str, Float32]) -> None:
     tapes = packed(weights, SMALL, paired=False)
     for tape in vars(tapes).values():
         assert tape.ctypes.data % 64 == 0
@@ -37,11 +37,11 @@ def test_a_missing_weight_is_named(weights: dict[str, Float32]) -> None:
 
 def test_an_unknown_weight_is_named(weights: dict[str, Float32]) -> None:
     weights["policy_head.blocks.2.norm.weight"] = np.ones(32, np.float32)
-    with pytest.raises(DataError, match=r"weight policy_head\.blocks\.2\.norm\.weight belongs to none"):
+    with pytest.raises(DataError, match=r"weight policy_head\.blocks\.2\.norm\.weight belongs to no network"):
         packed(weights, SMALL, paired=False)
 
 
-def test_another_shape_is_named(weights: dict[str, Float32]) -> None:
+def test_a_weight_of_another_shape_is_named(weights: dict[str, Float32]) -> None:
     weights["value_head.last.weight"] = np.ones((61, 31), np.float32)
     with pytest.raises(ShapeError, match=r"value_head\.last\.weight is \(61, 31\), expected \(61, 32\)"):
         packed(weights, SMALL, paired=False)
