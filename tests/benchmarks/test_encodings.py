@@ -7,7 +7,7 @@ from shared.model.cost import plain_encoding, span_encoding, window_encoding
 from tests.shared.model.networks import SMALL
 
 
-def test_every_way_is_measured_against_the_plain_pass() -> None:
+def test_every_encoding_is_measured_against_the_plain_pass() -> None:
     speeds = bench_encodings(SMALL, calls=(1, 6), seconds=0.0)
     spans = {"the agent's pass, float32"}
     by_call = {count: {s.encoding: s for s in speeds if s.windows == count} for count in (1, 6)}

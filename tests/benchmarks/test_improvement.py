@@ -34,7 +34,7 @@ def by_hand(claimed_q: list[float]) -> Problems:
     )
 
 
-def test_gains_are_scored_by_the_truth() -> None:
+def test_gains_use_the_true_values() -> None:
     problems = by_hand([3.0, 2.0, 1.0, 0.0])
     assert problems.gains(np.full((1, 4), 0.25)) == pytest.approx([0.0])
     assert problems.gains(np.array([[0.0, 0.0, 0.5, 0.5]])) == pytest.approx([2.5 - 1.5])
@@ -42,7 +42,7 @@ def test_gains_are_scored_by_the_truth() -> None:
 
 
 @pytest.mark.parametrize(("claimed_q", "best"), [([0.0, 1.0, 2.0, 3.0], 3), ([3.0, 2.0, 1.0, 0.0], 0)])
-def test_a_root_worked_by_hand(claimed_q: list[float], best: int) -> None:
+def test_a_root_computed_by_hand(claimed_q: list[float], best: int) -> None:
     """Five simulations: every rule but puct visits each action once, then the one that claims most again."""
     problems = by_hand(claimed_q)
     visits = np.ones(4)
@@ -53,7 +53,7 @@ def test_a_root_worked_by_hand(claimed_q: list[float], best: int) -> None:
     assert policy_targets(problems, "gumbel", 5)[0] == pytest.approx(weights / weights.sum(), rel=1e-5)
 
 
-def test_puct_worked_by_hand() -> None:
+def test_puct_computed_by_hand() -> None:
     """Scores are Q scaled to 0, 1/3, 2/3, 1, plus 1/4 · √N/(1 + n) · 1.25.
 
     Last action against the best other one: N = 1: 1.31, 0.98; N = 2: 1.22, 1.11; N = 3: 1.18 and 1.21, so
@@ -85,7 +85,7 @@ def test_the_first_visit_backs_up_the_expectation_and_later_ones_draw_an_outcome
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])
-def test_an_exact_model_claims_the_truth(spread: float) -> None:
+def test_an_exact_model_has_the_true_values(spread: float) -> None:
     problems = draw_problems(200, error=0.0, spread=spread, seed=4)
     expectation = (problems.outcome_probabilities * problems.claimed_outcomes).sum(axis=2)
     assert np.allclose(expectation, problems.q_values)
@@ -93,7 +93,7 @@ def test_an_exact_model_claims_the_truth(spread: float) -> None:
     assert problems.claimed_outcomes.std(axis=2).max() == pytest.approx(0.0, abs=1e-12) or spread > 0.0
 
 
-def test_an_error_perturbs_claims_and_leaves_the_truth() -> None:
+def test_an_error_changes_the_model_and_not_the_true_values() -> None:
     exact, wrong = (draw_problems(2_000, error=error, seed=5) for error in (0.0, 1.0))
     assert np.array_equal(exact.q_values, wrong.q_values)
     assert np.array_equal(exact.logits, wrong.logits)
@@ -108,7 +108,7 @@ def report() -> ImprovementReport:
     return bench_improvement(problems=400, simulations=(2, 5))
 
 
-def test_every_rule_is_measured_by_both_models(report: ImprovementReport) -> None:
+def test_every_rule_is_measured_with_both_models(report: ImprovementReport) -> None:
     assert [(row.error, row.rule, row.simulations) for row in report.rows] == [
         (error, rule, count) for error in (0.0, 1.0) for rule in RULES for count in (2, 5)
     ]
@@ -120,12 +120,12 @@ def test_no_rule_gains_more_than_the_best_policy_and_goals_are_met(report: Impro
     assert report.find("gumbel", 5, 0.0).gain > 3.0 * report.find(UNVISITED_FIRST, 5, 0.0).gain
 
 
-def test_two_visits_of_unvisited_first_say_nothing(report: ImprovementReport) -> None:
+def test_two_visits_of_unvisited_first_gain_nothing(report: ImprovementReport) -> None:
     row = report.find(UNVISITED_FIRST, 2, 0.0)
     assert abs(row.gain) < 4.0 * row.standard_error
 
 
-def test_a_missed_goal_is_told() -> None:
+def test_a_missed_goal_is_reported() -> None:
     rows = tuple(
         Improvement(rule, 5, error, gain, 0.01, worse=0.25)
         for error in (0.0, 1.0)
@@ -136,17 +136,17 @@ def test_a_missed_goal_is_told() -> None:
     assert goals[1].value == 75.0
 
 
-def test_a_rule_that_does_not_exist_is_an_error() -> None:
+def test_an_unknown_rule_is_an_error() -> None:
     with pytest.raises(SettingsError, match="unvisited-first"):
         policy_targets(by_hand([0.0, 0.0, 0.0, 0.0]), "best", 5)
 
 
-def test_the_picture_is_drawn(report: ImprovementReport, tmp_path: Path) -> None:
+def test_the_picture_has_every_rule(report: ImprovementReport, tmp_path: Path) -> None:
     draw_improvement(report, tmp_path / "improvement.png")
     assert (tmp_path / "improvement.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_tells_gains_and_goals(tmp_path: Path) -> None:
+def test_the_command_prints_gains_and_goals(tmp_path: Path) -> None:
     options = ("improvement", "--problems", "50", "--spread", "0.5", "--out", str(tmp_path / "gains.png"))
     told = bench_document(*options)
     assert (told["benchmark"], told["problems"], told["spread"]) == ("improvement", 50, 0.5)

@@ -11,7 +11,7 @@ import torch
 from benchmarks.peers import process
 from benchmarks.peers.lightzero import lightzero_missing, lightzero_visits
 from benchmarks.peers.nodes import NodeSearch, PlainModel
-from benchmarks.peers.process import MctxProcess, on_one_core, why_not
+from benchmarks.peers.process import MctxProcess, mctx_missing, on_one_core
 from benchmarks.peers.situations import Encoding, Situations
 from benchmarks.peers.weights import exported
 from shared.agent.decide import POSITION_RULES
@@ -27,7 +27,7 @@ from tests.shared.search.tables import free_rules, random_model
 if TYPE_CHECKING:
     from benchmarks.peers.mctx_search import MctxSearch
 
-needs_mctx = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+needs_mctx = pytest.mark.skipif(mctx_missing() is not None, reason=mctx_missing() or "")
 
 
 def puct(simulations: int) -> SearchConfig:
@@ -52,7 +52,7 @@ def one(roots: Roots, index: int) -> Roots:
 
 @pytest.mark.parametrize("simulations", [1, 5, 40])
 @pytest.mark.parametrize("seed", range(4))
-def test_node_objects_find_the_visits_of_the_search_in_any_table(seed: int, simulations: int) -> None:
+def test_node_objects_give_the_visits_of_the_search_on_any_table(seed: int, simulations: int) -> None:
     model = random_model(np.random.default_rng(seed), num_states=6)
     roots, rules = model.roots(np.arange(6)), free_rules(model.num_actions)
     result = search(model, roots, rules, puct(simulations))
@@ -61,7 +61,7 @@ def test_node_objects_find_the_visits_of_the_search_in_any_table(seed: int, simu
         assert_same(found, result, index)
 
 
-def test_node_objects_find_the_visits_of_the_search_with_networks_and_legal_actions() -> None:
+def test_node_objects_give_the_visits_of_the_search_with_networks() -> None:
     model = PlainModel(opinionated_network(seed=5))
     _, temporal, static, phases = situations(12)
     roots = model.roots(temporal, static, phases)
@@ -79,7 +79,7 @@ def assert_same(found: NodeSearch, result: SearchResult, index: int) -> None:
 
 
 @needs_mctx
-def test_the_networks_in_jax_answer_as_those_in_torch() -> None:
+def test_the_networks_in_jax_equal_those_in_torch() -> None:
     import jax
     import jax.numpy as jnp
 
@@ -134,7 +134,7 @@ def mctx_search() -> "MctxSearch":
 
 
 @needs_mctx
-def test_mctx_decides_by_the_same_networks_and_keeps_off_illegal_actions(mctx_search: "MctxSearch") -> None:
+def test_mctx_uses_the_same_networks_and_avoids_illegal_actions(mctx_search: "MctxSearch") -> None:
     """With one simulation the policy is the action of the greatest prior, by both searches' formula."""
     _, temporal, static, phases = situations(12)
     legal = POSITION_RULES.legal[phases]
@@ -153,7 +153,7 @@ def test_mctx_decides_by_the_same_networks_and_keeps_off_illegal_actions(mctx_se
 
 
 @needs_mctx
-def test_mctx_decides_alike_however_a_window_is_encoded(mctx_search: "MctxSearch") -> None:
+def test_mctx_makes_the_same_decisions_with_every_encoding(mctx_search: "MctxSearch") -> None:
     windows, _, static, phases = situations(12)
     illegal = ~POSITION_RULES.legal[phases]
     embeddings = PlainModel(opinionated_network(seed=6)).embed_windows(windows)
@@ -165,7 +165,7 @@ def test_mctx_decides_alike_however_a_window_is_encoded(mctx_search: "MctxSearch
 
 
 @needs_mctx
-def test_mctx_measures_in_a_process_of_its_own_until_it_is_let_go() -> None:
+def test_mctx_measures_in_its_own_process_until_it_is_closed() -> None:
     windows, temporal, static, phases = situations(3)
     asked = Situations(windows, temporal, static, POSITION_RULES.legal[phases])
     weights = exported(opinionated_network(seed=6))
@@ -180,7 +180,7 @@ def test_mctx_measures_in_a_process_of_its_own_until_it_is_let_go() -> None:
 
 
 @needs_mctx
-def test_a_process_that_ends_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_exited_process_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     windows, temporal, static, phases = situations(2)
     asked = Situations(windows, temporal, static[:, :3], POSITION_RULES.legal[phases])
     with (
@@ -199,13 +199,13 @@ def cores_of(pid: int) -> set[int]:
     )
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find_spec", lambda name: None if name == "mctx" else object())
-    assert why_not() == "mctx is not installed; the extra `dev` brings it"
+    assert mctx_missing() == "mctx is not installed; the extra `dev` includes it"
 
 
 @pytest.mark.skipif(lightzero_missing() is not None, reason=str(lightzero_missing()))
-def test_lightzeros_tree_visits_legal_actions_only_as_often_as_it_is_told() -> None:
+def test_lightzeros_tree_visits_only_legal_actions_once_per_simulation() -> None:
     network = opinionated_network(SMALL, seed=3)
     phases = np.tile(np.arange(3, dtype=np.int8), 4)
     rng = np.random.default_rng(0)

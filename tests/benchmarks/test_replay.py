@@ -22,7 +22,7 @@ def held_bytes(owner: object) -> int:
 
 
 @pytest.mark.parametrize("unroll_steps", [1, 2, 5, 8])
-def test_the_arithmetic_is_of_the_arrays_that_a_replay_holds(unroll_steps: int) -> None:
+def test_the_predicted_memory_is_that_of_the_arrays_of_a_replay(unroll_steps: int) -> None:
     config = ReplayConfig(capacity_steps=500, success_capacity=30)
     held = held_bytes(Replay(config, unroll_steps))
     assert predicted_bytes(config, unroll_steps) == pytest.approx(held, abs=5 * 8)  # five counters
@@ -30,7 +30,7 @@ def test_the_arithmetic_is_of_the_arrays_that_a_replay_holds(unroll_steps: int) 
     assert row_bytes(unroll_steps) * 10 == held_bytes(stored)
 
 
-def test_what_is_measured_is_full_and_evicts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measured_replay_is_full_and_evicts(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Replay] = []
 
     def replay(config: ReplayConfig, unroll_steps: int) -> Replay:
@@ -54,7 +54,7 @@ def test_what_is_measured_is_full_and_evicts(monkeypatch: pytest.MonkeyPatch) ->
         assert joined.sum() > 30  # stretches are stretches
 
 
-def test_every_figure_has_its_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_value_has_its_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
     def costs(sizes: Sequence[int], *, seconds: float, seed: int) -> list[benchmark.ReplayCosts]:
         assert list(sizes) == [20_000, benchmark.SMALL_STEPS]
         return [
