@@ -9,8 +9,9 @@ from shared.adapters.picture import require_drawable, write_png
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: Colours of `RULES`.
+COLOURS = ("#2563eb", "#d97706", "#6b7280")
 _INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_COLOURS = ("#2563eb", "#d97706", "#6b7280")
 _MARKERS = ("o", "s", "^")
 
 #: Half the width of a 95 % interval, in standard errors.
@@ -51,7 +52,7 @@ def draw_improvement(report: ImprovementReport, path: Path) -> None:
 
 def _draw(axes: "Axes", report: ImprovementReport, error: float) -> None:
     axes.axhline(report.best_gain, color=_INK, linestyle="--", linewidth=1.0, label="always the best action")
-    for rule, colour, marker in zip(RULES, _COLOURS, _MARKERS, strict=True):
+    for rule, colour, marker in zip(RULES, COLOURS, _MARKERS, strict=True):
         rows = [row for row in report.rows if (row.rule, row.error) == (rule, error)]
         _draw_rule(axes, rows, rule, colour, marker)
     ticks = sorted({row.simulations for row in report.rows})

@@ -1,4 +1,4 @@
-"""Every engine answers what the networks do, and none is measured that does not."""
+"""Every engine gives the results of the network; others are not measured."""
 
 import copy
 import shutil
@@ -24,7 +24,7 @@ QUICK = tuple(engine for engine in ENGINES if "compile" not in engine.name)
 
 
 def _expected(network: Network, given: tuple[Float32, Int8, Int8]) -> tuple[torch.Tensor, ...]:
-    """The step in float64, the mean over the bins written out."""
+    """The step in float64 with an explicit mean over the bins."""
     afterstates, actions, outcomes = (torch.from_numpy(array) for array in given)
     wide, bound = copy.deepcopy(network).double(), SMALL.value_bound_pips
     bins = torch.linspace(-bound, bound, SMALL.value_bins, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The features benchmark measures what it says."""
+"""The features benchmark."""
 
 import pytest
 

@@ -1,9 +1,11 @@
-"""The gain of a policy target: one problem worked by hand, bounds that hold for any, and the picture."""
+"""The gain of a policy target: one problem solved by hand, general bounds, and the picture."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
 
 from benchmarks.improvement import (
     RULES,
@@ -16,13 +18,13 @@ from benchmarks.improvement import (
     policy_targets,
     unvisited_first_visits,
 )
-from benchmarks.improvement_picture import draw_improvement
+from benchmarks.improvement_picture import COLOURS, draw_improvement
 from shared.errors import SettingsError
 from tests.cli.benches import bench, bench_document
 
 
 def by_hand(claimed_q: list[float]) -> Problems:
-    """One root with a uniform prior and the truth 0, 1, 2, 3; an action's outcomes are all worth the same."""
+    """One root with a uniform prior and true values 0, 1, 2, 3; all outcomes of an action are equal."""
     claimed = np.array([claimed_q])
     return Problems(
         logits=np.zeros((1, 4)),
@@ -43,11 +45,11 @@ def test_gains_use_the_true_values() -> None:
 
 @pytest.mark.parametrize(("claimed_q", "best"), [([0.0, 1.0, 2.0, 3.0], 3), ([3.0, 2.0, 1.0, 0.0], 0)])
 def test_a_root_computed_by_hand(claimed_q: list[float], best: int) -> None:
-    """Five simulations: every rule but puct visits each action once, then the one that claims most again."""
+    """With five simulations every rule except puct visits each action once, then the best one again."""
     problems = by_hand(claimed_q)
     visits = np.ones(4)
     visits[best] = 2.0
-    # σ = (50 + the greatest number of visits) · 0.1 · Q scaled to [0, 1]; the prior is uniform.
+    # σ = (50 + max N) · 0.1 · Q scaled to [0, 1]; the prior is uniform.
     weights = np.exp(5.2 * np.array(claimed_q) / 3.0)
     assert policy_targets(problems, UNVISITED_FIRST, 5)[0] == pytest.approx(visits / 5.0)
     assert policy_targets(problems, "gumbel", 5)[0] == pytest.approx(weights / weights.sum(), rel=1e-5)
@@ -71,7 +73,7 @@ def test_five_visits_of_unvisited_first_are_always_a_permutation_of_2_1_1_1() ->
 
 
 def test_the_first_visit_backs_up_the_expectation_and_later_ones_draw_an_outcome() -> None:
-    """Action 0 is worth 1 on average; its outcomes are worth -8, 1 and 10."""
+    """The outcomes of action 0 are worth -8, 1 and 10, with mean 1."""
     problems = by_hand([1.0, 0.9, 0.0, 0.0])
     problems.claimed_outcomes[0, 0] = [-8.0, 1.0, 10.0]
     problems.logits[0] = [0.0, 0.0, -40.0, -40.0]
@@ -79,8 +81,8 @@ def test_the_first_visit_backs_up_the_expectation_and_later_ones_draw_an_outcome
         tuple(unvisited_first_visits(problems, 6, np.random.default_rng(seed))[0].tolist())
         for seed in range(40)
     }
-    # The fifth simulation goes to action 0 by its expectation; the sixth stays there only if 10 was drawn:
-    # after 1, it is 1 + 0.47 against 0.9 + 0.70.
+    # The fifth simulation selects action 0 by its expectation. The sixth selects it again only if 10 was
+    # drawn: after 1, the scores are 1 + 0.47 and 0.9 + 0.70.
     assert seen == {(3.0, 1.0, 1.0, 1.0), (2.0, 2.0, 1.0, 1.0)}
 
 
@@ -143,7 +145,12 @@ def test_an_unknown_rule_is_an_error() -> None:
 
 def test_the_picture_has_every_rule(report: ImprovementReport, tmp_path: Path) -> None:
     draw_improvement(report, tmp_path / "improvement.png")
-    assert (tmp_path / "improvement.png").read_bytes().startswith(b"\x89PNG")
+    pixels = imread(tmp_path / "improvement.png")[..., :3]
+    pixels = pixels[: len(pixels) * 4 // 5]  # without the legend
+    for colour in COLOURS:
+        is_colour = np.abs(pixels - to_rgb(colour)).max(axis=-1) < 1 / 255
+        for panel in np.array_split(is_colour, 2, axis=1):
+            assert panel.sum() > 100, colour
 
 
 def test_the_command_prints_gains_and_goals(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of the learner measures what it says, on small sizes."""
+"""The learner benchmark at small sizes."""
 
 from dataclasses import replace
 

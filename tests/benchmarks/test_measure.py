@@ -1,4 +1,4 @@
-"""Ratios, goals and the timing that all benchmarks share."""
+"""Ratios, goals and timing."""
 
 import pytest
 

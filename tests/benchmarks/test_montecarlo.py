@@ -8,7 +8,7 @@ from shared.metrics.monte_carlo import MonteCarloConfig, simulate
 
 @pytest.mark.parametrize("resampling", list(Resampling))
 def test_yardstick_and_kernel_give_the_same_results(resampling: Resampling) -> None:
-    """Other draws of the same law: every percentile within its own sampling error."""
+    """Different draws of the same distribution agree within the sampling error of each percentile."""
     pips = streaky_trades(300, seed=1)
     config = MonteCarloConfig(runs=4000, seed=2, starting_equity_pips=1000.0, mean_block_trades=6.0)
     kernel = simulate(pips, resampling, config)

@@ -1,4 +1,4 @@
-"""What the search is compared with does the same work: the same visits, the same networks."""
+"""The peers of the search do the same work: the same visits with the same networks."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def puct(simulations: int) -> SearchConfig:
 
 
 def situations(batch: int) -> tuple[Float32, Float32, Float32, Int8]:
-    """Windows, embeddings, static features and phases: as many flat as long and short."""
+    """Windows, embeddings, static features and phases; a third each is flat, long and short."""
     rng = np.random.default_rng(8)
     windows = rng.normal(size=(batch, SMALL.window_bars, SMALL.temporal_features)).astype(np.float32)
     temporal = np.abs(rng.normal(size=(batch, SMALL.temporal_channels))).astype(np.float32)
@@ -135,7 +135,7 @@ def mctx_search() -> "MctxSearch":
 
 @needs_mctx
 def test_mctx_uses_the_same_networks_and_avoids_illegal_actions(mctx_search: "MctxSearch") -> None:
-    """With one simulation the policy is the action of the greatest prior, by both searches' formula."""
+    """With one simulation both searches select the action with the largest prior."""
     _, temporal, static, phases = situations(12)
     legal = POSITION_RULES.legal[phases]
     model = PlainModel(opinionated_network(seed=6))
@@ -147,7 +147,7 @@ def test_mctx_uses_the_same_networks_and_avoids_illegal_actions(mctx_search: "Mc
     assert ten.policies.sum(axis=1) == pytest.approx(np.ones(12))
     assert (ten.policies[~legal] == 0.0).all()
     assert len(np.unique(ten.actions)) > 1
-    # Root values: the network's own and what two simulations of it found.
+    # Root values: that of the network, and those after two simulations.
     q_values = model.afterstates(roots.hidden, greatest.astype(np.int8))[2]
     assert one_visit.values == pytest.approx((roots.values + q_values) / 2.0, rel=1e-3, abs=1e-3)
 
@@ -193,7 +193,7 @@ def test_an_exited_process_is_an_error(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def cores_of(pid: int) -> set[int]:
-    """Of every thread of a process."""
+    """The core sets of all threads of a process."""
     return set().union(
         *(os.sched_getaffinity(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir())
     )

@@ -1,4 +1,4 @@
-"""The search benchmark measures what it says: whole decisions against network calls and peers."""
+"""The search benchmark compares decisions with network calls and peers."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""The self-play benchmark measures what it says, on small sizes, in processes of its own."""
+"""The self-play benchmark at small sizes, in its own processes."""
 
 import os
 
@@ -55,9 +55,9 @@ def test_workers_are_measured_alone_and_at_once() -> None:
     assert all(report.quickest.parts[part] > 0.0 for part in PARTS)
     assert sum(speed.shares.values()) == pytest.approx(1.0)
     assert all(share > 0.0 for share in speed.shares.values())
-    # The network's calls made again alone take no longer than they did among everything else.
+    # The network calls alone take no longer than within self-play.
     assert report.bound_seconds < report.quickest.seconds
-    # A process with Numba, the data set and its networks.
+    # The memory of a process with Numba, data set and networks.
     assert 50.0 < report.resident.megabytes <= report.resident.peak_megabytes + 1.0
     assert len(speed.at_once) == 2
     playing, sending, scaling, memory = speed.measurements()
@@ -99,7 +99,7 @@ def test_memory_may_grow_by_two_percent_per_hour(growth: float, met: bool) -> No
 def test_the_growth_of_memory_is_its_slope_after_the_start() -> None:
     hours = np.linspace(0.0, 0.5, 51)
     settled = [(3600.0 * hour, 1e9 + 4e7 * (hour - 0.3)) for hour in hours]
-    settled[:10] = [(seconds, 5e8) for seconds, _ in settled[:10]]  # while it starts up
+    settled[:10] = [(seconds, 5e8) for seconds, _ in settled[:10]]  # during the start
     assert growth_percent_per_hour(settled) == pytest.approx(4.0, rel=1e-3)
     assert growth_percent_per_hour(settled[:1]) == 0.0
 

@@ -1,4 +1,4 @@
-"""The session benchmark measures two ways to the same sessions."""
+"""The session benchmark."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from shared.numeric import Int64
 
 
 def test_index_and_yardstick_find_the_same_sessions() -> None:
-    measurement = bench_sessions(20_000, repeats=1)  # raises when the two disagree
+    measurement = bench_sessions(20_000, repeats=1)  # raises if the sessions differ
     assert measurement.ratio == measurement.yardstick_value / measurement.value
     assert measurement.goal_value == pytest.approx(0.1 * 20_000 / 1_330_000)
 

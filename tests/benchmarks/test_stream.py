@@ -1,4 +1,4 @@
-"""The stream benchmark measures what it says, on a small size; its rates are those of the commands told."""
+"""The stream benchmark at a small size."""
 
 import stat
 from pathlib import Path
@@ -14,7 +14,7 @@ from shared.messages.codec import encode, encode_trajectory
 
 
 def only_tool(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> None:
-    """PATH holds redis-benchmark or nothing; the server is the embedded wheel's."""
+    """Set PATH to redis-benchmark or to nothing; the server is the one of the wheel."""
     found = {"redis-benchmark": str(path)} if path else {}
     monkeypatch.setattr("benchmarks.stream.shutil.which", found.get)
 
@@ -23,7 +23,7 @@ def test_without_redis_benchmark_the_goals_are_for_redis_py(monkeypatch: pytest.
     only_tool(monkeypatch, None)
     speed = bench_stream(1)
     assert speed.tool is None
-    assert speed.count == TURNS * READ_COUNT  # whole turns
+    assert speed.count == TURNS * READ_COUNT  # a multiple of a repetition
     assert 15_000 < speed.entry_bytes < 25_000
     appended, consumed, taken, decoded = speed.measurements
     assert taken.ratio == pytest.approx(speed.undecoded / speed.raw.consume)
@@ -33,7 +33,7 @@ def test_without_redis_benchmark_the_goals_are_for_redis_py(monkeypatch: pytest.
     assert consumed.ratio == pytest.approx(speed.ours.consume / speed.raw.consume)
     assert appended.goal == consumed.goal == "ratio ≥ 0.8"
     assert all(cost > 0.0 for _, cost in speed.steps.rows)
-    # Reading and decoding one takes no longer than what consuming takes as a whole, allowing for noise.
+    # Reading and decoding take no longer than consuming in total, apart from noise.
     assert speed.steps.read + speed.steps.decode < 4 * 1e6 / speed.ours.consume
 
 

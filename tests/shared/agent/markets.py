@@ -1,4 +1,4 @@
-"""A small market to play in, and a small network that has opinions about it."""
+"""A small market, and a small agent that chooses different actions in it."""
 
 from functools import cache
 

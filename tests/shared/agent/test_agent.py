@@ -1,4 +1,4 @@
-"""The agent's networks: as trained but folded, and each row for itself."""
+"""The agent gives the results of its network, and each row has the same bits in any batch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Temperature, epsilon and the lanes' own random streams."""
+"""Temperature, epsilon, excursions and the random streams of the lanes."""
 
 from dataclasses import replace
 
@@ -77,7 +77,7 @@ def test_an_excursion_starts_with_any_legal_action_and_then_holds(selection: Sel
     shares = np.bincount(chosen[:3000], minlength=4) / 3000
     np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 1 / 3, 0], atol=4 * np.sqrt(2 / 9 / 3000))
     assert (chosen[3000:3500] == 0).all()
-    assert (chosen[3500:] == 1).all()  # the search's
+    assert (chosen[3500:] == 1).all()  # the action of the search
 
 
 def test_excursions_have_the_configured_rate_and_length() -> None:
@@ -86,7 +86,7 @@ def test_excursions_have_the_configured_rate_and_length() -> None:
     firsts = (kinds == Excursion.FIRST).sum()
     free = (kinds == Excursion.NONE).sum() + firsts
     assert firsts / free == pytest.approx(0.05, abs=4 * np.sqrt(0.05 / free))
-    # A geometric length of mean 8 has a deviation of 7.5; those that the end cuts off are few.
+    # A geometric length with mean 8 has a standard deviation of 7.5. The end of the session cuts off few.
     assert (kinds != Excursion.NONE).sum() / firsts == pytest.approx(8.0, abs=4 * 7.5 / np.sqrt(firsts))
     assert (kinds[1:][kinds[:-1] == Excursion.NONE] != Excursion.LATER).all()
 
@@ -101,7 +101,7 @@ def test_excursions_do_not_change_the_other_random_numbers() -> None:
 
 
 def test_the_largest_random_number_still_selects_an_action() -> None:
-    """Shares that add up to just below 1, and the largest number that can be drawn."""
+    """Probabilities with a sum just below 1, and the largest possible random number."""
     noise = RootNoise(np.zeros((DRAWS, 4)), np.ones((DRAWS, 4)))
     uniform = np.full((DRAWS, 2), np.nextafter(1.0, 0.0))
     draws = RootExploration(Exploration(1.0), noise, uniform, NO_EXCURSION)

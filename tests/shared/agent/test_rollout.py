@@ -1,4 +1,4 @@
-"""Whole sessions: what is recorded is what happened, lane by lane."""
+"""Complete sessions: the trajectories record each lane correctly."""
 
 from dataclasses import replace
 from itertools import islice
@@ -78,7 +78,9 @@ def test_the_record_matches_a_replay_of_the_actions_in_the_environment(
 
 
 @EXPLORING
-def test_a_lane_has_the_same_trajectory_in_any_batch(exploration: Exploration | None, search: SearchConfig) -> None:
+def test_a_lane_has_the_same_trajectory_in_any_batch(
+    exploration: Exploration | None, search: SearchConfig
+) -> None:
     together = _played(exploration=exploration, search=search)
     (alone,) = _played(slice(2, 3), exploration, search)
     assert alone.trajectory_id == together[2].trajectory_id
@@ -92,7 +94,7 @@ def test_a_lane_has_the_same_trajectory_in_any_batch(exploration: Exploration | 
 def test_cached_embeddings_do_not_change_the_result(
     exploration: Exploration | None, search: SearchConfig, rows_kept: int
 ) -> None:
-    """Sessions that overlap, some of them played before, with room for none, some or all of their bars."""
+    """Overlapping and repeated sessions with a cache for none, some or all of their bars."""
     agent, market = small_agent(), small_market()
     cache = EmbeddingCache(rows_kept * 4 * agent.config.temporal_channels)
     for starts in (STARTS, STARTS[::-1], STARTS - 20):

@@ -1,4 +1,4 @@
-"""Randomness is self-play's alone, and drawn as the settings say."""
+"""Only self-play is random, with the configured distribution."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def _played(selection: Selection, seeds: Int64, exploration: Exploration | None)
 
 @pytest.mark.parametrize("selection", list(Selection))
 def test_the_seed_changes_only_self_play(selection: Selection) -> None:
-    """Evaluation gives no exploration: whatever the seed, the same bits."""
+    """Evaluation has no exploration, so every seed gives the same bits."""
     first, second = (_played(selection, np.array(seeds), None) for seeds in ([1, 2], [3, 4]))
     for lane in range(len(STARTS)):
         for name in ("actions", "rewards", "policies", "values"):

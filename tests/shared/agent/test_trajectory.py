@@ -1,4 +1,4 @@
-"""What a trajectory may hold: anything that a session gives, and nothing else."""
+"""A trajectory accepts every number that a session can give, and no other."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Weights that do not fit are named, and where."""
+"""Packing: errors name the weight that does not fit."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ def test_a_tape_is_aligned_to_a_cache_line(weights: Mapping[str, Float32]) -> No
 
 def test_bfloat16_halves_the_weights(weights: Mapping[str, Float32]) -> None:
     wide, narrow = (packed(weights, SMALL, paired=paired) for paired in (False, True))
-    # two layers of 32 x 32 in each of two blocks, and 61 bins, filled up to panels; biases stay as they are
+    # Two layers of 32 x 32 in each of two blocks, and 61 bins padded to 64. Biases stay float32.
     saved = len(wide.value) - len(narrow.value)
     assert saved == (4 * 32 * 32 + 64 * 32) // 2
 

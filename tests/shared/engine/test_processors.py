@@ -1,4 +1,7 @@
-"""The same networks on processors with other vector registers, compiled for in a process of their own."""
+"""The networks give the same numbers on processors with other vector registers.
+
+The kernels for each of these processors are compiled and run in a subprocess.
+"""
 
 import os
 import subprocess
@@ -35,7 +38,7 @@ for kind in ("float32", "bfloat16"):
 """
 
 _X86 = pytest.mark.skipif(
-    processor.LANES == 4, reason="this processor has no wide vectors to compile without"
+    processor.LANES == 4, reason="this processor has no wider vectors than the compiled ones"
 )
 
 
@@ -74,7 +77,7 @@ def test_other_vector_registers_give_the_same_numbers(tmp_path: Path, features: 
         for name, expected in zip(there.files, here, strict=True):
             if kind is Precision.FLOAT32:
                 np.testing.assert_allclose(there[name], expected, rtol=1e-4, atol=1e-3)
-            else:  # a sum that rounds to the other neighbour moves a few results by more
+            else:  # a sum that rounds to the other neighbour changes a few results by more
                 close = np.isclose(there[name], expected, rtol=1e-4, atol=1e-2)
                 assert close.mean() > 0.9, name
                 np.testing.assert_allclose(there[name], expected, rtol=1e-2, atol=1.0)

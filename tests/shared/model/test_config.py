@@ -1,4 +1,4 @@
-"""Sizes that cannot be are refused by name."""
+"""Sizes out of range are refused by name."""
 
 import pytest
 

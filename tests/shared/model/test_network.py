@@ -1,4 +1,4 @@
-"""The networks have the sizes of the specification, start without opinions and stay bounded."""
+"""The networks have the specified sizes, start with neutral predictions and stay bounded."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def test_the_mean_of_a_target_is_its_value(values: list[float], bins: int) -> No
     assert targets.min() >= 0.0
     assert ((targets > 0.0).sum(dim=-1) <= 2).all()
     torch.testing.assert_close(targets.sum(dim=-1), torch.ones(len(values)))
-    # The logits of a distribution are its logarithm.
+    # The logarithm of a distribution gives its logits.
     decoded = support.decode(targets.clamp_min(1e-30).log())
     torch.testing.assert_close(decoded, torch.tensor(values), atol=2e-4, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The encoder's passes and the agent's kernels give the same numbers, those of the definition."""
+"""The passes of the encoder and the kernels of the agent give the numbers of the definition."""
 
 import numpy as np
 import pytest
@@ -116,9 +116,9 @@ def test_an_embedding_does_not_depend_on_later_bars() -> None:
 def test_batch_statistics_do_not_include_padding() -> None:
     encoder = _encoder().train()
     first = next(module for module in encoder.modules() if isinstance(module, nn.BatchNorm1d))
-    first.momentum = 1.0  # the statistics of this batch alone
+    first.momentum = 1.0  # only the statistics of this batch
     windows = torch.full((4, 32, 9), 3.0)
     encoder.encode_windows(windows)
-    # Every bar is the same, so without padding each channel has one value and no variance.
+    # All bars are equal, so without padding the variance of each channel is 0.
     assert first.running_var is not None
     torch.testing.assert_close(first.running_var, torch.zeros(SMALL.temporal_channels), atol=1e-6, rtol=0.0)

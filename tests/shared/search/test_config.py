@@ -1,4 +1,4 @@
-"""Numbers that cannot be are refused by name."""
+"""Numbers out of range are refused by name."""
 
 import pytest
 

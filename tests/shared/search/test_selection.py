@@ -1,4 +1,4 @@
-"""Sequential halving: how the visits are shared out."""
+"""The schedule of sequential halving."""
 
 import pytest
 from hypothesis import given
@@ -25,7 +25,7 @@ def test_schedules_computed_by_hand(actions: int, simulations: int, visits: list
 
 @given(actions=st.integers(1, 20), simulations=st.integers(1, 200))
 def test_some_action_always_has_the_scheduled_visits(actions: int, simulations: int) -> None:
-    """Acting the table out, however the better half is chosen."""
+    """Follow the schedule with any choice of the better half."""
     visits = [0] * actions
     for wanted in considered_visits(actions, simulations)[actions].tolist():
         chosen = visits.index(wanted)
