@@ -53,9 +53,9 @@ class Problems:
     logits: Float64  # [B, A] of the prior
     outcome_probabilities: Float64  # [B, A, C]
     q_values: Float64  # [B, A] true values
-    claimed_root: Float64  # [B]
-    claimed_q: Float64  # [B, A] of the afterstates
-    claimed_outcomes: Float64  # [B, A, C]
+    root_estimates: Float64  # [B]
+    q_estimates: Float64  # [B, A] of the afterstates
+    outcome_estimates: Float64  # [B, A, C]
 
     @property
     def prior(self) -> Float64:
@@ -106,12 +106,12 @@ class ProblemModel:
 
     def __init__(self, problems: Problems) -> None:
         count = len(problems.logits)
-        claims = (
-            problems.claimed_root[:, None],
-            problems.claimed_q,
-            problems.claimed_outcomes.reshape(count, NUM_ACTIONS * NUM_OUTCOMES),
+        estimates = (
+            problems.root_estimates[:, None],
+            problems.q_estimates,
+            problems.outcome_estimates.reshape(count, NUM_ACTIONS * NUM_OUTCOMES),
         )
-        self._claims = np.concatenate(claims, axis=1).astype(np.float32)
+        self._estimates = np.concatenate(estimates, axis=1).astype(np.float32)
         self._logits = problems.logits.astype(np.float32)
         self._probabilities = problems.outcome_probabilities.astype(np.float32)
 
@@ -120,18 +120,18 @@ class ProblemModel:
         numbers = np.arange(len(self._logits))
         phases = np.zeros(len(numbers), np.int8)
         return Roots(
-            _hidden(numbers, np.zeros_like(numbers)), self._logits, self._claims[:, 0].copy(), phases
+            _hidden(numbers, np.zeros_like(numbers)), self._logits, self._estimates[:, 0].copy(), phases
         )
 
     def afterstates(self, hidden: Float32, actions: Int8) -> tuple[Float32, Float32, Float32]:
         """See `Model.afterstates`."""
         problem, node = _numbers(hidden)
         at_root = node == 0
-        reached = np.where(at_root, 1 + actions, node)
+        child = np.where(at_root, 1 + actions, node)
         probabilities = np.where(
             at_root[:, None], self._probabilities[problem, actions], np.float32(1.0 / NUM_OUTCOMES)
         )
-        return _hidden(problem, reached), probabilities, self._claims[problem, reached]
+        return _hidden(problem, child), probabilities, self._estimates[problem, child]
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
@@ -139,8 +139,8 @@ class ProblemModel:
         """See `Model.successors`."""
         problem, node = _numbers(afterstates)
         first_outcome = 1 + NUM_ACTIONS
-        reached = np.where(node < first_outcome, first_outcome + (node - 1) * NUM_OUTCOMES + outcomes, node)
-        return _hidden(problem, reached), np.zeros(len(node), np.float32), self._claims[problem, reached]
+        child = np.where(node < first_outcome, first_outcome + (node - 1) * NUM_OUTCOMES + outcomes, node)
+        return _hidden(problem, child), np.zeros(len(node), np.float32), self._estimates[problem, child]
 
     def policies(self, hidden: Float32) -> Float32:
         """See `Model.policies`."""
@@ -177,7 +177,7 @@ def unvisited_first_visits(problems: Problems, simulations: int, rng: np.random.
     """Visits of every action with `unvisited-first`, `[B, A]`."""
     rows = np.arange(len(problems.logits))
     visits, value_sum = np.zeros((2, len(rows), NUM_ACTIONS))
-    expectation = (problems.outcome_probabilities * problems.claimed_outcomes).sum(axis=2)
+    expectation = (problems.outcome_probabilities * problems.outcome_estimates).sum(axis=2)
     thresholds = problems.outcome_probabilities.cumsum(axis=2)
     c1, c2 = SearchConfig.pb_c_init, SearchConfig.pb_c_base
     for simulation in range(simulations):
@@ -186,7 +186,7 @@ def unvisited_first_visits(problems: Problems, simulations: int, rng: np.random.
         action = np.where(visits == 0.0, np.inf, scores).argmax(axis=1)
         # The last threshold is 1 up to rounding. A larger random number still selects the last outcome.
         beyond = thresholds[rows, action, :-1] <= rng.random((len(rows), 1))
-        drawn = problems.claimed_outcomes[rows, action, beyond.sum(axis=1)]
+        drawn = problems.outcome_estimates[rows, action, beyond.sum(axis=1)]
         first_time = visits[rows, action] == 0.0
         value_sum[rows, action] += np.where(first_time, expectation[rows, action], drawn)
         visits[rows, action] += 1.0

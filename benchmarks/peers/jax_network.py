@@ -126,6 +126,6 @@ def _convolve(
 
 
 def _shortcut(weights: Weights, name: str, steps: Array) -> Array:
-    """The steps themselves where their channels are as many as the block's."""
+    """The shortcut of a block: the identity if the number of channels is the same."""
     projection = f"{name}.shortcut"
     return _convolve(weights, projection, steps) if f"{projection}.weight" in weights else steps

@@ -16,7 +16,7 @@ from shared.errors import DataError
 from shared.model.cost import network_costs
 from shared.model.network import Network
 from shared.numeric import Float32, Int8
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 ENGINES = engines()
 YARDSTICK = ENGINES[0]
@@ -40,7 +40,7 @@ def _expected(network: Network, given: tuple[Float32, Int8, Int8]) -> tuple[torc
 
 
 def _answers_of(engine: Engine, rows: int) -> None:
-    network = opinionated_network(seed=2, scale=0.2)
+    network = randomized_network(seed=2, scale=0.2)
     step = engine.prepare(network, rows)
     differences, sizes = np.zeros(3), np.zeros(3)
     for seed in range(12):

@@ -23,16 +23,16 @@ from shared.errors import SettingsError
 from tests.cli.benches import bench, bench_document
 
 
-def by_hand(claimed_q: list[float]) -> Problems:
+def by_hand(q_estimates: list[float]) -> Problems:
     """One root with a uniform prior and true values 0, 1, 2, 3; all outcomes of an action are equal."""
-    claimed = np.array([claimed_q])
+    estimates = np.array([q_estimates])
     return Problems(
         logits=np.zeros((1, 4)),
         outcome_probabilities=np.full((1, 4, 3), 1.0 / 3.0),
         q_values=np.array([[0.0, 1.0, 2.0, 3.0]]),
-        claimed_root=np.zeros(1),
-        claimed_q=claimed,
-        claimed_outcomes=np.repeat(claimed[..., None], 3, axis=2),
+        root_estimates=np.zeros(1),
+        q_estimates=estimates,
+        outcome_estimates=np.repeat(estimates[..., None], 3, axis=2),
     )
 
 
@@ -43,14 +43,14 @@ def test_gains_use_the_true_values() -> None:
     assert problems.best_gains == pytest.approx([3.0 - 1.5])
 
 
-@pytest.mark.parametrize(("claimed_q", "best"), [([0.0, 1.0, 2.0, 3.0], 3), ([3.0, 2.0, 1.0, 0.0], 0)])
-def test_a_root_computed_by_hand(claimed_q: list[float], best: int) -> None:
+@pytest.mark.parametrize(("q_estimates", "best"), [([0.0, 1.0, 2.0, 3.0], 3), ([3.0, 2.0, 1.0, 0.0], 0)])
+def test_a_root_computed_by_hand(q_estimates: list[float], best: int) -> None:
     """With five simulations every rule except puct visits each action once, then the best one again."""
-    problems = by_hand(claimed_q)
+    problems = by_hand(q_estimates)
     visits = np.ones(4)
     visits[best] = 2.0
     # σ = (50 + max N) · 0.1 · Q scaled to [0, 1]; the prior is uniform.
-    weights = np.exp(5.2 * np.array(claimed_q) / 3.0)
+    weights = np.exp(5.2 * np.array(q_estimates) / 3.0)
     assert policy_targets(problems, UNVISITED_FIRST, 5)[0] == pytest.approx(visits / 5.0)
     assert policy_targets(problems, "gumbel", 5)[0] == pytest.approx(weights / weights.sum(), rel=1e-5)
 
@@ -75,7 +75,7 @@ def test_five_visits_of_unvisited_first_are_always_a_permutation_of_2_1_1_1() ->
 def test_the_first_visit_backs_up_the_expectation_and_later_ones_draw_an_outcome() -> None:
     """The outcomes of action 0 are worth -8, 1 and 10, with mean 1."""
     problems = by_hand([1.0, 0.9, 0.0, 0.0])
-    problems.claimed_outcomes[0, 0] = [-8.0, 1.0, 10.0]
+    problems.outcome_estimates[0, 0] = [-8.0, 1.0, 10.0]
     problems.logits[0] = [0.0, 0.0, -40.0, -40.0]
     seen = {
         tuple(unvisited_first_visits(problems, 6, np.random.default_rng(seed))[0].tolist())
@@ -89,17 +89,17 @@ def test_the_first_visit_backs_up_the_expectation_and_later_ones_draw_an_outcome
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_an_exact_model_has_the_true_values(spread: float) -> None:
     problems = draw_problems(200, error=0.0, spread=spread, seed=4)
-    expectation = (problems.outcome_probabilities * problems.claimed_outcomes).sum(axis=2)
+    expectation = (problems.outcome_probabilities * problems.outcome_estimates).sum(axis=2)
     assert np.allclose(expectation, problems.q_values)
-    assert np.array_equal(problems.claimed_q, problems.q_values)
-    assert problems.claimed_outcomes.std(axis=2).max() == pytest.approx(0.0, abs=1e-12) or spread > 0.0
+    assert np.array_equal(problems.q_estimates, problems.q_values)
+    assert problems.outcome_estimates.std(axis=2).max() == pytest.approx(0.0, abs=1e-12) or spread > 0.0
 
 
 def test_an_error_changes_the_model_and_not_the_true_values() -> None:
     exact, wrong = (draw_problems(2_000, error=error, seed=5) for error in (0.0, 1.0))
     assert np.array_equal(exact.q_values, wrong.q_values)
     assert np.array_equal(exact.logits, wrong.logits)
-    for name in ("claimed_root", "claimed_q", "claimed_outcomes"):
+    for name in ("root_estimates", "q_estimates", "outcome_estimates"):
         errors = getattr(wrong, name) - getattr(exact, name)
         assert errors.mean() == pytest.approx(0.0, abs=0.1)
         assert errors.std() == pytest.approx(1.0, abs=0.1)
@@ -155,9 +155,9 @@ def test_the_picture_has_every_rule(report: ImprovementReport, tmp_path: Path) -
 
 def test_the_command_prints_gains_and_goals(tmp_path: Path) -> None:
     options = ("improvement", "--problems", "50", "--spread", "0.5", "--out", str(tmp_path / "gains.png"))
-    told = bench_document(*options)
-    assert (told["benchmark"], told["problems"], told["spread"]) == ("improvement", 50, 0.5)
-    assert {row["rule"] for row in told["rows"]} == set(RULES)
-    assert len(told["goals"]) == 3
+    document = bench_document(*options)
+    assert (document["benchmark"], document["problems"], document["spread"]) == ("improvement", 50, 0.5)
+    assert {row["rule"] for row in document["rows"]} == set(RULES)
+    assert len(document["goals"]) == 3
     assert (tmp_path / "gains.png").is_file()
     assert all(rule in bench(*options) for rule in RULES)

@@ -21,7 +21,7 @@ from shared.numeric import Float32, Int8
 from shared.search.config import SearchConfig, Selection
 from shared.search.model import Roots
 from shared.search.search import SearchResult, search
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 from tests.shared.search.tables import free_rules, random_model
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_node_objects_give_the_visits_of_the_search_on_any_table(seed: int, simu
 
 
 def test_node_objects_give_the_visits_of_the_search_with_networks() -> None:
-    model = PlainModel(opinionated_network(seed=5))
+    model = PlainModel(randomized_network(seed=5))
     _, temporal, static, phases = situations(12)
     roots = model.roots(temporal, static, phases)
     result = search(model, roots, POSITION_RULES, puct(20))
@@ -85,7 +85,7 @@ def test_the_networks_in_jax_equal_those_in_torch() -> None:
 
     from benchmarks.peers import jax_network
 
-    network = opinionated_network(seed=6)
+    network = randomized_network(seed=6)
     weights = {name: jnp.asarray(weight) for name, weight in exported(network).items()}
     windows, temporal, static, _ = situations(13)
     actions, outcomes = np.arange(13) % 4, np.arange(13) % 3
@@ -130,7 +130,7 @@ def test_the_networks_in_jax_equal_those_in_torch() -> None:
 def mctx_search() -> "MctxSearch":
     from benchmarks.peers.mctx_search import MctxSearch
 
-    return MctxSearch(exported(opinionated_network(seed=6)), SMALL, puct(10))
+    return MctxSearch(exported(randomized_network(seed=6)), SMALL, puct(10))
 
 
 @needs_mctx
@@ -138,7 +138,7 @@ def test_mctx_uses_the_same_networks_and_avoids_illegal_actions(mctx_search: "Mc
     """With one simulation both searches select the action with the largest prior."""
     _, temporal, static, phases = situations(12)
     legal = POSITION_RULES.legal[phases]
-    model = PlainModel(opinionated_network(seed=6))
+    model = PlainModel(randomized_network(seed=6))
     roots = model.roots(temporal, static, phases)
     one_visit = mctx_search.decide(temporal, static, ~legal, 1, Encoding.SHARED)
     greatest = np.where(legal, roots.policy_logits, -np.inf).argmax(axis=1)
@@ -156,7 +156,7 @@ def test_mctx_uses_the_same_networks_and_avoids_illegal_actions(mctx_search: "Mc
 def test_mctx_makes_the_same_decisions_with_every_encoding(mctx_search: "MctxSearch") -> None:
     windows, _, static, phases = situations(12)
     illegal = ~POSITION_RULES.legal[phases]
-    embeddings = PlainModel(opinionated_network(seed=6)).embed_windows(windows)
+    embeddings = PlainModel(randomized_network(seed=6)).embed_windows(windows)
     shared = mctx_search.decide(embeddings, static, illegal, 10, Encoding.SHARED)
     for encoding in (Encoding.PLAIN, Encoding.THINNED):
         encoded = mctx_search.decide(windows, static, illegal, 10, encoding)
@@ -167,13 +167,13 @@ def test_mctx_makes_the_same_decisions_with_every_encoding(mctx_search: "MctxSea
 @needs_mctx
 def test_mctx_measures_in_its_own_process_until_it_is_closed() -> None:
     windows, temporal, static, phases = situations(3)
-    asked = Situations(windows, temporal, static, POSITION_RULES.legal[phases])
-    weights = exported(opinionated_network(seed=6))
+    batch = Situations(windows, temporal, static, POSITION_RULES.legal[phases])
+    weights = exported(randomized_network(seed=6))
     cores = os.sched_getaffinity(0)
     with on_one_core() as core, MctxProcess(weights, SMALL, puct(2), core) as mctx:
         assert os.sched_getaffinity(0) == {core}
-        compiling = mctx.least_seconds(asked, 2, Encoding.SHARED, 0.0)
-        assert 0.0 < mctx.least_seconds(asked, 2, Encoding.SHARED, 0.01) < compiling
+        compiling = mctx.least_seconds(batch, 2, Encoding.SHARED, 0.0)
+        assert 0.0 < mctx.least_seconds(batch, 2, Encoding.SHARED, 0.01) < compiling
         assert cores_of(mctx.pid) == {core}
     assert os.sched_getaffinity(0) == cores
     assert not Path(f"/proc/{mctx.pid}").exists()
@@ -182,13 +182,13 @@ def test_mctx_measures_in_its_own_process_until_it_is_closed() -> None:
 @needs_mctx
 def test_an_exited_process_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     windows, temporal, static, phases = situations(2)
-    asked = Situations(windows, temporal, static[:, :3], POSITION_RULES.legal[phases])
+    batch = Situations(windows, temporal, static[:, :3], POSITION_RULES.legal[phases])
     with (
         on_one_core() as core,
-        MctxProcess(exported(opinionated_network(seed=6)), SMALL, puct(2), core) as mctx,
-        pytest.raises(ServiceError, match="exit status 1"),
+        MctxProcess(exported(randomized_network(seed=6)), SMALL, puct(2), core) as mctx,
+        pytest.raises(ServiceError, match="exited with status 1"),
     ):
-        mctx.least_seconds(asked, 2, Encoding.SHARED, 0.0)
+        mctx.least_seconds(batch, 2, Encoding.SHARED, 0.0)
     assert "Error" in capfd.readouterr().err
 
 
@@ -206,7 +206,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(lightzero_missing() is not None, reason=str(lightzero_missing()))
 def test_lightzeros_tree_visits_only_legal_actions_once_per_simulation() -> None:
-    network = opinionated_network(SMALL, seed=3)
+    network = randomized_network(SMALL, seed=3)
     phases = np.tile(np.arange(3, dtype=np.int8), 4)
     rng = np.random.default_rng(0)
     temporal = rng.normal(size=(12, SMALL.temporal_channels)).astype(np.float32)

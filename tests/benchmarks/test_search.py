@@ -13,7 +13,7 @@ from shared.engine.processor import HAS_BFLOAT16
 from shared.search.config import SearchConfig, Selection
 from tests.cli.benches import bench_document
 from tests.shared.agent.markets import small_agent
-from tests.shared.model.networks import opinionated_network
+from tests.shared.model.networks import randomized_network
 
 PRECISIONS = [Precision.FLOAT32, *([Precision.BFLOAT16] if HAS_BFLOAT16 else [])]
 
@@ -42,7 +42,7 @@ def test_every_precision_is_measured_against_every_peer(monkeypatch: pytest.Monk
     visited = []
     monkeypatch.setattr(benchmarks.search, "lightzero_missing", lambda: None)
     monkeypatch.setattr(benchmarks.search, "lightzero_visits", lambda *asked: visited.append(asked))
-    rows = compare_search(opinionated_network(), batches=(1,), simulations=(2,), seconds=0.0)
+    rows = compare_search(randomized_network(), batches=(1,), simulations=(2,), seconds=0.0)
     assert [row.precision for row in rows] == PRECISIONS
     for row in rows:
         assert [(peer.peer, peer.encoding) for peer in row.peers] == [
@@ -64,7 +64,7 @@ def test_every_precision_is_measured_against_every_peer(monkeypatch: pytest.Monk
 def test_the_rest_is_measured_without_compiled_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmarks.search, "mctx_missing", lambda: "not here")
     monkeypatch.setattr(benchmarks.search, "lightzero_missing", lambda: "not here")
-    rows = compare_search(opinionated_network(), batches=(1, 2), simulations=(2,), seconds=0.0)
+    rows = compare_search(randomized_network(), batches=(1, 2), simulations=(2,), seconds=0.0)
     assert [row.batch for row in rows if row.peers] == [1] * len(PRECISIONS)
     assert Counter(peer.peer for row in rows for peer in row.peers) == {"node objects": 2 * len(PRECISIONS)}
 
@@ -91,9 +91,9 @@ def test_rows_name_sizes_precision_and_encoding() -> None:
 
 
 def test_the_command_measures_the_requested_sizes() -> None:
-    told = bench_document(
+    document = bench_document(
         "search", "--batch", "2", "--batch", "3", "--simulations", "1", "--no-peers", "--seconds", "0"
     )
-    assert [row["name"] for row in told["measurements"]] == [
+    assert [row["name"] for row in document["measurements"]] == [
         f"search, {batch} roots, 1 simulation, {precision}" for batch in (2, 3) for precision in PRECISIONS
     ]

@@ -11,7 +11,7 @@ from shared.features.window import FIRST_WINDOW_BAR, windows
 from shared.model.config import ModelConfig
 from shared.numeric import Int8
 from tests.shared.agent.markets import small_agent, small_market
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 ROWS = 70
 
@@ -21,7 +21,7 @@ def _events(high: int) -> Int8:
 
 
 def test_the_agent_gives_the_results_of_the_network() -> None:
-    network = opinionated_network(SMALL, seed=4)
+    network = randomized_network(SMALL, seed=4)
     agent = Agent(network, version=3, precision=Precision.FLOAT32)
     rng = np.random.default_rng(0)
     window = windows(small_market().features, np.arange(400, 400 + ROWS))
@@ -63,7 +63,7 @@ def test_the_agent_gives_the_results_of_the_network() -> None:
 def test_a_row_is_the_same_bit_for_bit_in_any_batch(
     config: ModelConfig, size: int, precision: Precision
 ) -> None:
-    agent = Agent(opinionated_network(config, seed=5), version=0, precision=precision)
+    agent = Agent(randomized_network(config, seed=5), version=0, precision=precision)
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(ROWS, config.hidden_size)).astype(np.float32)
     temporal = rng.normal(size=(ROWS, config.temporal_channels)).astype(np.float32)
@@ -71,7 +71,7 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch(
     actions, outcomes, phases = _events(4), _events(3), np.zeros(ROWS, np.int8)
     for start in (0, 11, ROWS - size):
         rows = slice(start, start + size)
-        whole, part = (
+        together, part = (
             (
                 *agent.afterstates(hidden[at], actions[at]),
                 *agent.successors(hidden[at], actions[at], outcomes[at]),
@@ -81,12 +81,12 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch(
             )
             for at in (slice(None), rows)
         )
-        for one, all_rows in zip(part, whole, strict=True):
+        for one, all_rows in zip(part, together, strict=True):
             assert one.tobytes() == all_rows[rows].tobytes()
 
 
 def test_an_agent_keeps_its_weights_while_the_network_trains() -> None:
-    network = opinionated_network(SMALL, seed=6).train()
+    network = randomized_network(SMALL, seed=6).train()
     agent = Agent(network, version=0)
     window = windows(small_market().features, np.arange(400, 410))
     before = agent.embed_windows(window)

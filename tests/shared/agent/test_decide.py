@@ -15,7 +15,7 @@ from shared.model.config import ModelConfig
 from shared.numeric import Float32, Int64
 from shared.search.config import SearchConfig, Selection
 from tests.shared.agent.markets import small_agent, small_market
-from tests.shared.model.networks import opinionated_network
+from tests.shared.model.networks import randomized_network
 
 BOTH = pytest.mark.parametrize("selection", list(Selection))
 BARS = np.arange(300, 364)
@@ -55,7 +55,7 @@ def test_windows_and_a_full_session_lead_to_the_same_actions(selection: Selectio
 @BOTH
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 63])
 def test_a_decision_is_the_same_bit_for_bit_in_any_batch(selection: Selection, size: int) -> None:
-    agent = Agent(opinionated_network(ModelConfig(), seed=2), version=1)
+    agent = Agent(randomized_network(ModelConfig(), seed=2), version=1)
     temporal, static, config = _span_embeddings(agent, BARS), _positions(64), SearchConfig(selection)
     together = decide(agent, temporal, static, config)
     for rows in (np.arange(64)[i : i + size] for i in range(0, 64, size)):

@@ -11,7 +11,7 @@ from shared.errors import DataError, SettingsError
 from shared.features.window import windows
 from shared.numeric import Float32, Int64
 from tests.shared.agent.markets import small_agent, small_market
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 FIRST_BAR = 200
 ROW_BYTES = 4 * SMALL.temporal_channels
@@ -21,7 +21,7 @@ class CountingAgent(Agent):
     """Records the number of bars of each encoding call."""
 
     def __init__(self, seed: int = 34, version: int = 7) -> None:
-        super().__init__(opinionated_network(SMALL, seed=seed), version)
+        super().__init__(randomized_network(SMALL, seed=seed), version)
         self.encoded: list[int] = []  # bars per call
 
     def embed_span(self, rows: Float32) -> Float32:
@@ -39,7 +39,7 @@ def by_windows(agent: Agent, of: Int64) -> Float32:
 
 
 @given(
-    asked=st.lists(
+    calls=st.lists(
         st.lists(st.integers(FIRST_BAR, FIRST_BAR + 120), min_size=1, max_size=40, unique=True),
         min_size=1,
         max_size=6,
@@ -47,11 +47,11 @@ def by_windows(agent: Agent, of: Int64) -> Float32:
     rows_cached=st.integers(0, 150),
 )
 def test_a_cache_of_any_size_gives_the_embeddings_of_the_windows(
-    asked: list[list[int]], rows_cached: int
+    calls: list[list[int]], rows_cached: int
 ) -> None:
     cache = EmbeddingCache(rows_cached * ROW_BYTES)
-    for some in asked:
-        wanted = np.sort(some)
+    for call in calls:
+        wanted = np.sort(call)
         got = cache.rows(small_agent(), small_market().features, wanted)
         np.testing.assert_allclose(got, by_windows(small_agent(), wanted), atol=1e-5)
 

@@ -8,12 +8,12 @@ import pytest
 from shared.engine.packing import packed
 from shared.errors import DataError, ShapeError
 from shared.numeric import Float32
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 
 @pytest.fixture(name="weights")
 def weights_of_a_network() -> dict[str, Float32]:
-    return opinionated_network(SMALL).arrays()
+    return randomized_network(SMALL).arrays()
 
 
 def test_a_tape_is_aligned_to_a_cache_line(weights: Mapping[str, Float32]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from shared.agent.agent import Agent
 from shared.engine import processor
 from shared.engine.precision import Precision
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 _PROGRAM = """
 import sys
@@ -22,13 +22,13 @@ import numpy as np
 from shared.agent.agent import Agent
 from shared.engine import processor
 from shared.engine.precision import Precision
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 assert processor.LANES == int(sys.argv[2]), processor.LANES
 assert not processor.HAS_BFLOAT16
 assert Precision.AUTO.resolved() is Precision.FLOAT32
 inputs = np.load(sys.argv[1])
 for kind in ("float32", "bfloat16"):
-    agent = Agent(opinionated_network(SMALL, seed=8), 0, Precision(kind))
+    agent = Agent(randomized_network(SMALL, seed=8), 0, Precision(kind))
     answers = (
         agent.embed_span(inputs["rows"]),
         *agent.afterstates(inputs["hidden"], inputs["actions"]),
@@ -67,7 +67,7 @@ def test_other_vector_registers_give_the_same_numbers(tmp_path: Path, features: 
         [sys.executable, "-c", _PROGRAM, str(path), str(lanes)], check=True, env=environment, timeout=300
     )
     for kind in (Precision.FLOAT32, Precision.BFLOAT16):
-        agent = Agent(opinionated_network(SMALL, seed=8), 0, kind)
+        agent = Agent(randomized_network(SMALL, seed=8), 0, kind)
         here = (
             agent.embed_span(rows),
             *agent.afterstates(hidden, actions),

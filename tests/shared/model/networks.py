@@ -10,7 +10,7 @@ from shared.model.network import EVENT_GAIN, STATIC_GAINS, Network, initial_netw
 SMALL = ModelConfig(temporal_channels=16, static_channels=16, value_bins=61)
 
 
-def opinionated_network(config: ModelConfig = SMALL, seed: int = 0, scale: float = 0.5) -> Network:
+def randomized_network(config: ModelConfig = SMALL, seed: int = 0, scale: float = 0.5) -> Network:
     """A network with random heads instead of zeros, and random statistics in every batch norm."""
     network = initial_network(config, seed)
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from torch import nn
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
 from shared.model.tcn import ResidualBlock
-from tests.shared.model.networks import SMALL, num_weights, opinionated_network
+from tests.shared.model.networks import SMALL, num_weights, randomized_network
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -85,7 +85,7 @@ def test_the_seed_determines_the_weights_and_not_torchs_state() -> None:
 
 
 def test_the_representation_combines_embedding_and_static_features() -> None:
-    network = opinionated_network()
+    network = randomized_network()
     windows, static = torch.randn(4, 32, 9), torch.randn(4, 6)
     hidden = network.representation(windows, static)
     assert hidden.shape == (4, SMALL.hidden_size)
@@ -94,7 +94,7 @@ def test_the_representation_combines_embedding_and_static_features() -> None:
 
 
 def test_actions_and_outcomes_change_the_next_state() -> None:
-    network = opinionated_network()
+    network = randomized_network()
     hidden = torch.randn(1, SMALL.hidden_size).repeat(4, 1)
     afterstates = network.afterstate(hidden, torch.arange(4))
     assert len({tuple(row) for row in afterstates.tolist()}) == 4
@@ -106,13 +106,13 @@ def test_actions_and_outcomes_change_the_next_state() -> None:
 
 
 def test_an_unknown_action_is_refused() -> None:
-    network = opinionated_network()
+    network = randomized_network()
     with pytest.raises(RuntimeError):
         network.afterstate(torch.randn(1, SMALL.hidden_size), torch.tensor([4]))
 
 
 def test_hidden_states_keep_their_scale_over_a_long_unroll() -> None:
-    network = opinionated_network()
+    network = randomized_network()
     generator = torch.Generator().manual_seed(0)
     hidden = network.combine(100.0 * torch.randn(8, SMALL.temporal_channels), torch.randn(8, 6))
     with torch.inference_mode():

@@ -14,7 +14,7 @@ from shared.model.config import ModelConfig
 from shared.model.tcn import TemporalEncoder
 from shared.numeric import Float32
 from tests.oracles import tcn as oracle
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -22,7 +22,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _encoder(config: ModelConfig = SMALL, seed: int = 0) -> TemporalEncoder:
-    return opinionated_network(config, seed).encoder
+    return randomized_network(config, seed).encoder
 
 
 def test_the_plain_pass_equals_the_definition() -> None:
@@ -58,7 +58,7 @@ def _configs(draw: st.DrawFn) -> ModelConfig:
 def test_windows_and_spans_equal_the_plain_pass(
     config: ModelConfig, seed: int, scale: float, num_bars: int, batch: int, cut: int
 ) -> None:
-    network, length = opinionated_network(config, seed), config.window_bars
+    network, length = randomized_network(config, seed), config.window_bars
     encoder, agent = network.encoder, Agent(network, 0, Precision.FLOAT32)
     rows = scale * _random(num_bars + length - 1, config.temporal_features, seed=seed)
     windows = rows.unfold(0, length, 1).transpose(1, 2)
@@ -85,7 +85,7 @@ def _assert_equal(embeddings: Tensor | Float32, plain: Tensor) -> None:
 
 @pytest.mark.parametrize("num_bars", [360, SPAN_CHUNK, SPAN_CHUNK + 1])
 def test_the_passes_agree_over_a_session_at_the_reference_sizes(num_bars: int) -> None:
-    network = opinionated_network(ModelConfig())
+    network = randomized_network(ModelConfig())
     rows = _random(num_bars + 31, 9)
     windows = rows.unfold(0, 32, 1).transpose(1, 2)
     agent = Agent(network, 0, Precision.FLOAT32)
@@ -107,7 +107,7 @@ def test_the_last_step_depends_on_29_bars_and_no_more() -> None:
 
 
 def test_an_embedding_does_not_depend_on_later_bars() -> None:
-    agent, rows = Agent(opinionated_network(SMALL), 0), _random(60, 9).numpy()
+    agent, rows = Agent(randomized_network(SMALL), 0), _random(60, 9).numpy()
     before = agent.embed_span(rows)
     rows[50:] += 10.0
     np.testing.assert_array_equal(agent.embed_span(rows)[:19], before[:19])
