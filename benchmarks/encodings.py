@@ -1,7 +1,7 @@
-"""What the encoder saves by computing nothing in vain, per embedding.
+"""Time per embedding of the encoder's passes that compute only the necessary steps.
 
-The yardstick is the plain pass, every layer over every step of the padded window. All give the same numbers,
-and that is checked before anything is measured.
+The yardstick is the plain pass, which computes every layer at every step of the padded window. The benchmark
+checks first that all passes give the same numbers.
 """
 
 from collections.abc import Callable
@@ -23,24 +23,24 @@ from shared.model.network import initial_network
 from shared.model.tcn import TemporalEncoder
 from shared.numeric import Float32
 
-#: Windows of one call: a live decision's, and a session's.
+#: Windows per call: of a live decision, and of a session.
 CALLS = (1, EnvironmentConfig().session_bars)
 
 
 @dataclass(frozen=True)
 class EncodingSpeed:
-    """One row of the table; of the quickest repetition, the one that was disturbed least."""
+    """One row of the table, from the fastest repetition."""
 
     encoding: str
-    windows: int  # of one call
-    microseconds: float  # an embedding
-    yardstick_microseconds: float  # an embedding by the plain pass over as many windows
-    multiply_adds: float  # an embedding
-    saving: float  # how many times as many multiply-adds the plain pass makes
+    windows: int  # per call
+    microseconds: float  # per embedding
+    yardstick_microseconds: float  # per embedding of the plain pass over as many windows
+    multiply_adds: float  # per embedding
+    saving: float  # multiply-adds of the plain pass, relative to these
 
     @property
     def measurement(self) -> Measurement:
-        """As a row."""
+        """The comparison with the plain pass."""
         return Measurement(
             name=f"embedding, {self.windows} at a time, {self.encoding}",
             value=self.microseconds,
@@ -50,7 +50,7 @@ class EncodingSpeed:
         )
 
     def document(self) -> dict[str, object]:
-        """Everything by name, for JSON."""
+        """All fields for JSON."""
         own = {"encoding": self.encoding, "windows": self.windows}
         counted = {"multiply_adds": self.multiply_adds, "saving": self.saving}
         return {**own, **counted, **self.measurement.document()}
@@ -71,15 +71,15 @@ def bench_encodings(
     seconds: float = 1.0,
     seed: int = 0,
 ) -> list[EncodingSpeed]:
-    """Measure every way to encode windows, so many at a time.
+    """Measure every way to encode windows.
 
     Args:
-        config: sizes; None for the reference's.
-        calls: numbers of consecutive windows of a call.
-        seconds: to spend on each number, at least, in all ways together.
+        config: sizes of the networks; None uses the reference sizes.
+        calls: numbers of consecutive windows per call.
+        seconds: minimum duration per number, for all ways together.
         seed: of weights and bars.
     Raises:
-        DataError: two ways disagree.
+        DataError: the results of two ways differ.
     """
     network = initial_network(config or ModelConfig(), seed).eval().requires_grad_(False)
     agents = [Agent(network, 0, precision) for precision in _precisions()]
@@ -115,7 +115,7 @@ def _measure(encodings: list[_Encoding], count: int, seconds: float) -> list[Enc
 def _encodings(
     encoder: TemporalEncoder, config: ModelConfig, agents: list[Agent], rows: Float32
 ) -> list[_Encoding]:
-    """Every way to embed the windows of some bars, the plain pass first; one window has no bars to share."""
+    """Every way to embed the windows of some bars, the plain pass first."""
     length = config.window_bars
     views = np.lib.stride_tricks.sliding_window_view(rows, length, axis=0)
     windows = views.transpose(0, 2, 1).copy()
@@ -126,7 +126,7 @@ def _encodings(
         span_encoding(config, count),
     )
     single = Precision.FLOAT32
-    found = [
+    encodings = [
         _Encoding("the plain pass", single, _of_torch(encoder.forward, windows), plain),
         _Encoding("only steps that matter", single, _of_torch(encoder.encode_windows, windows), each),
         *(
@@ -140,9 +140,9 @@ def _encodings(
         ),
     ]
     if count == 1:
-        return found
+        return encodings
     return [
-        *found,
+        *encodings,
         *(
             _Encoding(
                 f"the agent's pass, {agent.precision}", agent.precision, partial(agent.embed_span, rows), span

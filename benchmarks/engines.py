@@ -1,14 +1,14 @@
-"""Ways to run the step that search makes most, by libraries and by this project.
+"""Inference engines for the most frequent step of the search.
 
-The step is `Agent.successors`: dynamics, reward and value of some afterstates, bins decoded to pips; NumPy
-arrays in, NumPy arrays out.
+The step is `Agent.successors`: dynamics, reward and value of afterstates, decoded to pips; NumPy arrays in,
+NumPy arrays out.
 
-    torch eager      the modules as they are written
+    torch eager      the modules without compilation
     oneDNN           weights packed once, ReLU and sums fused into the products (benchmarks/onednn.py)
-    torch.compile    weights frozen: packed once for MKL or oneDNN, what lies between products fused.
-                     Autotuning found no product of its own that was quicker, and takes half a minute a size
-    ONNX Runtime     its own products; float32 only, it has none in bfloat16 for these processors
-    agent            this project's kernels, as the services run them
+    torch.compile    frozen weights: packed once for MKL or oneDNN, operations between products fused.
+                     Without autotuning, which takes half a minute per size and found no faster product
+    ONNX Runtime     its own products; float32 only, since it has none in bfloat16 for these processors
+    agent            the kernels of this project, as the services run them
 """
 
 import copy
@@ -46,12 +46,12 @@ _DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 
 @dataclass(frozen=True)
 class Engine:
-    """One way to run the step."""
+    """An engine for the step."""
 
     name: str
     precision: Precision
-    prepare: Callable[[Network, int], Step]  # networks in evaluation mode, rows of every call -> the step
-    missing: str | None = None  # why it cannot be measured here, and how to have it
+    prepare: Callable[[Network, int], Step]  # network in evaluation mode, rows per call -> the step
+    missing: str | None = None  # why it is not available, and how to install it
 
     @property
     def label(self) -> str:
@@ -60,7 +60,7 @@ class Engine:
 
 
 def engines() -> tuple[Engine, ...]:
-    """All of them; the first is the yardstick, and is never missing."""
+    """All engines. The first is the yardstick and is always available."""
     single, half = Precision.FLOAT32, Precision.BFLOAT16
     no_half = None if HAS_BFLOAT16 else "this processor has no bfloat16 products"
     compiler, onnx = _no_compiler(), _no_onnx()
@@ -78,7 +78,7 @@ def engines() -> tuple[Engine, ...]:
 
 
 class _Successors(nn.Module):
-    """The step as one module: what `torch.compile` and the ONNX exporter want."""
+    """The step as one module, for `torch.compile` and the ONNX exporter."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def given_rows(config: ModelConfig, rows: int, seed: int) -> tuple[Float32, Int8
 
 
 def _in_precision(network: Network, precision: Precision) -> Network:
-    """A copy with its weights in a precision; bins are decoded in float32 in any."""
+    """A copy with weights in a precision. Bins are always decoded in float32."""
     copied = copy.deepcopy(network).to(_DTYPES[precision])
     copied.support = Support(network.config.value_bins, network.config.value_bound_pips)
     return copied
@@ -111,7 +111,7 @@ def _of_torch(
     precision: Precision,
     without_gradients: Callable[[], AbstractContextManager[object]] = torch.inference_mode,
 ) -> Step:
-    """A step in torch, NumPy arrays in and out."""
+    """Wrap a torch function as a step on NumPy arrays."""
     dtype = _DTYPES[precision]
 
     def step(afterstates: Float32, actions: Int8, outcomes: Int8) -> Answers:
@@ -144,7 +144,7 @@ def _compiled(precision: Precision, network: Network, rows: int) -> Step:
         import torch._inductor.config
 
         module = torch.compile(_Successors(ready).eval(), dynamic=False)
-        # Calls were seen to cost less than in inference mode.
+        # no_grad was measured to be faster than inference_mode.
         step = _of_torch(module, precision, torch.no_grad)
         with torch._inductor.config.patch(freezing=True):
             step(*given_rows(network.config, rows, seed=0))
@@ -177,14 +177,14 @@ def _onnx_runtime(network: Network, rows: int) -> Step:
 
 
 def forget_compiled() -> None:
-    """Drop what torch has compiled so far: each call of a step would look through all of it."""
+    """Drop the code that torch has compiled so far, because each call searches all of it."""
     with _quiet():
         torch.compiler.reset()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's compiler and exporter warn of: their own code, and packages not needed here."""
+    """Suppress warnings of torch's compiler and exporter about their own code and unneeded packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

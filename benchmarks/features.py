@@ -1,7 +1,7 @@
-"""Temporal features of a long history, against the pandas expression of the same formulas.
+"""Temporal features of a long history, compared with pandas.
 
-The yardstick is what one would first write in pandas: whole-column expressions, each rolling minimum and
-maximum taken once. Both work on the same bars, and must agree.
+The yardstick is a straightforward pandas version of the same formulas: expressions over columns that compute
+each rolling minimum and maximum once. Both must give the same numbers for the same bars.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from shared.numeric import Float32
 if TYPE_CHECKING:
     import pandas as pd
 
-#: 3.59 years of GBP/JPY, and the goals for them.
+#: 3.59 years of GBP/JPY, and the goals for this size.
 GOAL_BARS = 1_330_000
 GOAL_SECONDS = 0.5
 GOAL_RATIO = 20.0
@@ -30,12 +30,12 @@ def bench_features(num_bars: int = GOAL_BARS, *, repeats: int = 7, seed: int = 1
     """Measure both on a synthetic market.
 
     Args:
-        num_bars: of the history; the first 119 have no features.
-        repeats: of each measurement, after one that is not counted.
+        num_bars: length of the history; the first 119 bars have no features.
+        repeats: measurements of each, after one that does not count.
         seed: of the market.
     Raises:
         ServiceError: pandas is not installed.
-        AssertionError: the two disagree.
+        AssertionError: the results differ.
     """
     bars = synthesize(Market.REGIMES, num_bars, seed)
     frame = _frame(bars)
@@ -57,8 +57,8 @@ def pandas_features(bars: "pd.DataFrame", pip: float) -> "pd.DataFrame":
     """The nine columns of docs/algorithm.md as pandas expressions.
 
     Args:
-        bars: columns `time`, with a zone, and `close`.
-        pip: in units of price.
+        bars: columns `time`, with time zone, and `close`.
+        pip: size of a pip in units of the price.
     """
     import pandas as pd
 
@@ -96,11 +96,11 @@ def _frame(bars: BarSeries) -> "pd.DataFrame":
         import pandas as pd
     except ImportError as missing:
         raise ServiceError(
-            "bench features compares with pandas, which is not installed; it comes with the extra `dev`"
+            "bench features needs pandas, which is not installed; the extra `dev` includes it"
         ) from missing
     return pd.DataFrame({"time": pd.to_datetime(bars.time_s, unit="s", utc=True), "close": bars.close})
 
 
 def _require_equal(ours: Float32, theirs: Float32) -> None:
-    """Float32 holds seven digits; the clock's cosines near 0 differ in what pandas rounds."""
+    """Compare to the seven digits of float32. Near 0 the cosines differ by the rounding of pandas."""
     np.testing.assert_allclose(ours[FIRST_VALID_BAR:], theirs[FIRST_VALID_BAR:], rtol=2e-6, atol=2e-7)

@@ -1,19 +1,18 @@
-"""How much better than the prior is the policy that a search teaches, where the truth is known?
+"""How much better than the prior is the policy target of a search? Measured on problems with known values.
 
-Every problem is one step long: a root with A actions, each of which ends in one of C outcomes.
+Every problem has one step: a root with A actions, each of which leads to one of C outcomes.
 
     prior      softmax of logits ~ N(0, 1)
     truth      Q(a) ~ N(0, 1);  outcome probabilities σ(c | a) ~ Dirichlet(1, ..., 1);
                an outcome is worth X(a, c) = Q(a) + spread · (z - Σ_c σ z), z ~ N(0, 1), so Σ_c σ X = Q(a)
-    model      knows σ. Of each node it claims a value: the truth plus error · N(0, 1), drawn once for the
-               root, each afterstate and each outcome, so asking the same node again tells nothing new
-    gain       Σ_a π(a) Q(a) - Σ_a p(a) Q(a) of the search's policy target π, by the true Q
+    model      knows σ. Its value of a node is the truth plus error · N(0, 1). The error is drawn once for
+               the root, each afterstate and each outcome, so evaluating a node again gives nothing new
+    gain       Σ_a π(a) Q(a) - Σ_a p(a) Q(a) of the policy target π of the search, with the true Q
 
-After an outcome nothing more happens: below it every node claims what it claims. The rules `gumbel` and
-`puct` are those of `shared.search`, without noise at the root. A third, `unvisited-first`, is the usual
-shortcut: an action without visits comes before all others, values are not normalised, an action's first
-visit evaluates all its outcomes at once and backs up their expectation, later ones draw an outcome, and
-the target is the shares of visits.
+An outcome is terminal: all nodes below it have its value. The rules `gumbel` and `puct` are those of
+`shared.search`, without root noise. The third rule, `unvisited-first`, is a common simplification. It selects
+actions without visits first and does not normalise values. The first visit to an action evaluates all its
+outcomes and backs up their expectation; later visits draw an outcome. The policy target is the visit shares.
 Source of the rules: docs/algorithm.md.
 """
 
@@ -38,25 +37,25 @@ ERRORS = (0.0, 1.0)
 UNVISITED_FIRST = "unvisited-first"
 RULES = (Selection.GUMBEL.value, Selection.PUCT.value, UNVISITED_FIRST)
 
-#: A root is worse than before where it loses more than this: policy targets are rounded to float32.
+#: A root counts as worse if it loses more than this. Policy targets are rounded to float32.
 TOLERANCE = 1e-6
 
-#: Goals, at so many simulations: with an exact model at least this gain and no root worse, with a wrong
-#: one at least the gain of `puct`.
+#: Goals for this number of simulations: with an exact model at least this gain and no worse root, with a
+#: wrong model at least the gain of `puct`.
 GOAL_SIMULATIONS = 5
 GOAL_GAIN = 0.85
 
 
 @dataclass(frozen=True)
 class Problems:
-    """B one-step problems, and what a model claims about them."""
+    """B one-step problems, and the values of the model for them."""
 
     logits: Float64  # [B, A] of the prior
     outcome_probabilities: Float64  # [B, A, C]
-    q_values: Float64  # [B, A] the truth
-    claimed_root: Float64  # [B]
-    claimed_q: Float64  # [B, A] of the afterstates
-    claimed_outcomes: Float64  # [B, A, C]
+    q_values: Float64  # [B, A] true values
+    root_estimates: Float64  # [B]
+    q_estimates: Float64  # [B, A] of the afterstates
+    outcome_estimates: Float64  # [B, A, C]
 
     @property
     def prior(self) -> Float64:
@@ -66,20 +65,20 @@ class Problems:
         return shares
 
     def gains(self, policies: Float64) -> Float64:
-        """How much more than under the prior is earned under each root's policy, by the true Q, `[B]`."""
+        """True value of each root's policy minus that of the prior, `[B]`."""
         gains: Float64 = ((policies - self.prior) * self.q_values).sum(axis=1)
         return gains
 
     @property
     def best_gains(self) -> Float64:
-        """Of the policies that always take the best action, `[B]`."""
+        """Gains of the policies that always take the best action, `[B]`."""
         return self.gains(np.eye(NUM_ACTIONS)[self.q_values.argmax(axis=1)])
 
 
 def draw_problems(count: int, *, error: float, spread: float = 0.0, seed: int = 0) -> Problems:
-    """Random problems as the module's docstring defines them.
+    """Draw random problems as defined in the docstring of the module.
 
-    With another error the problems are the same, and the errors too but for their size.
+    The problems do not depend on `error`, which only scales the same random errors.
     """
     rng = np.random.default_rng(seed)
     logits, q_values = rng.normal(size=(2, count, NUM_ACTIONS))
@@ -99,40 +98,40 @@ def draw_problems(count: int, *, error: float, spread: float = 0.0, seed: int = 
 
 
 class ProblemModel:
-    """The problems as a `Model`; a hidden state holds the problem's number and the node's.
+    """The problems as a `Model`. A hidden state is the number of the problem and that of the node.
 
-    Nodes of one problem: 0 the root, then its afterstates, then their outcomes. Acting after an outcome
-    leads nowhere else.
+    Node 0 of a problem is the root; its afterstates and then their outcomes follow. An action after an
+    outcome stays at the same node.
     """
 
     def __init__(self, problems: Problems) -> None:
         count = len(problems.logits)
-        claims = (
-            problems.claimed_root[:, None],
-            problems.claimed_q,
-            problems.claimed_outcomes.reshape(count, NUM_ACTIONS * NUM_OUTCOMES),
+        estimates = (
+            problems.root_estimates[:, None],
+            problems.q_estimates,
+            problems.outcome_estimates.reshape(count, NUM_ACTIONS * NUM_OUTCOMES),
         )
-        self._claims = np.concatenate(claims, axis=1).astype(np.float32)
+        self._estimates = np.concatenate(estimates, axis=1).astype(np.float32)
         self._logits = problems.logits.astype(np.float32)
         self._probabilities = problems.outcome_probabilities.astype(np.float32)
 
     def roots(self) -> Roots:
-        """Every problem's root."""
+        """The root of every problem."""
         numbers = np.arange(len(self._logits))
         phases = np.zeros(len(numbers), np.int8)
         return Roots(
-            _hidden(numbers, np.zeros_like(numbers)), self._logits, self._claims[:, 0].copy(), phases
+            _hidden(numbers, np.zeros_like(numbers)), self._logits, self._estimates[:, 0].copy(), phases
         )
 
     def afterstates(self, hidden: Float32, actions: Int8) -> tuple[Float32, Float32, Float32]:
         """See `Model.afterstates`."""
         problem, node = _numbers(hidden)
         at_root = node == 0
-        reached = np.where(at_root, 1 + actions, node)
+        child = np.where(at_root, 1 + actions, node)
         probabilities = np.where(
             at_root[:, None], self._probabilities[problem, actions], np.float32(1.0 / NUM_OUTCOMES)
         )
-        return _hidden(problem, reached), probabilities, self._claims[problem, reached]
+        return _hidden(problem, child), probabilities, self._estimates[problem, child]
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
@@ -140,8 +139,8 @@ class ProblemModel:
         """See `Model.successors`."""
         problem, node = _numbers(afterstates)
         first_outcome = 1 + NUM_ACTIONS
-        reached = np.where(node < first_outcome, first_outcome + (node - 1) * NUM_OUTCOMES + outcomes, node)
-        return _hidden(problem, reached), np.zeros(len(node), np.float32), self._claims[problem, reached]
+        child = np.where(node < first_outcome, first_outcome + (node - 1) * NUM_OUTCOMES + outcomes, node)
+        return _hidden(problem, child), np.zeros(len(node), np.float32), self._estimates[problem, child]
 
     def policies(self, hidden: Float32) -> Float32:
         """See `Model.policies`."""
@@ -158,36 +157,36 @@ def _numbers(hidden: Float32) -> tuple[Int64, Int64]:
 
 
 def policy_targets(problems: Problems, rule: str, simulations: int, *, seed: int = 0) -> Float64:
-    """The policy that a rule would teach at each root, `[B, A]`; the seed draws outcomes, where any are.
+    """The policy target of a rule at each root, `[B, A]`. The seed is for rules that draw outcomes.
 
     Raises:
-        SettingsError: there is no such rule.
+        SettingsError: the rule does not exist.
     """
     if rule == UNVISITED_FIRST:
         return unvisited_first_visits(problems, simulations, np.random.default_rng(seed)) / simulations
     if rule not in RULES:
         raise SettingsError(f"rule is {rule!r}, expected one of {', '.join(RULES)}")
     model = ProblemModel(problems)
-    everything: Bool = np.ones((1, NUM_ACTIONS), np.bool_)
-    rules = ActionRules(everything, np.zeros((1, NUM_ACTIONS), np.int8))
+    all_legal: Bool = np.ones((1, NUM_ACTIONS), np.bool_)
+    rules = ActionRules(all_legal, np.zeros((1, NUM_ACTIONS), np.int8))
     config = SearchConfig(Selection(rule), simulations=simulations, discount=1.0)
     return search(model, model.roots(), rules, config).policies.astype(np.float64)
 
 
 def unvisited_first_visits(problems: Problems, simulations: int, rng: np.random.Generator) -> Float64:
-    """Visits of every action under `unvisited-first`, `[B, A]`."""
+    """Visits of every action with `unvisited-first`, `[B, A]`."""
     rows = np.arange(len(problems.logits))
     visits, value_sum = np.zeros((2, len(rows), NUM_ACTIONS))
-    expectation = (problems.outcome_probabilities * problems.claimed_outcomes).sum(axis=2)
+    expectation = (problems.outcome_probabilities * problems.outcome_estimates).sum(axis=2)
     thresholds = problems.outcome_probabilities.cumsum(axis=2)
     c1, c2 = SearchConfig.pb_c_init, SearchConfig.pb_c_base
     for simulation in range(simulations):
         weight = np.sqrt(simulation) * (c1 + np.log((simulation + c2 + 1.0) / c2))
         scores = value_sum / np.maximum(visits, 1.0) + problems.prior * weight / (1.0 + visits)
         action = np.where(visits == 0.0, np.inf, scores).argmax(axis=1)
-        # The last threshold is 1 up to rounding; a number drawn beyond it still means the last outcome.
+        # The last threshold is 1 up to rounding. A larger random number still selects the last outcome.
         beyond = thresholds[rows, action, :-1] <= rng.random((len(rows), 1))
-        drawn = problems.claimed_outcomes[rows, action, beyond.sum(axis=1)]
+        drawn = problems.outcome_estimates[rows, action, beyond.sum(axis=1)]
         first_time = visits[rows, action] == 0.0
         value_sum[rows, action] += np.where(first_time, expectation[rows, action], drawn)
         visits[rows, action] += 1.0
@@ -196,18 +195,18 @@ def unvisited_first_visits(problems: Problems, simulations: int, rng: np.random.
 
 @dataclass(frozen=True)
 class Improvement:
-    """What one rule's target is worth."""
+    """The gain of one rule."""
 
     rule: str
     simulations: int
     error: float
     gain: float  # mean over the problems
     standard_error: float  # of the mean
-    worse: float  # share of roots
+    worse: float  # share of roots that lose
 
     @classmethod
     def of(cls, rule: str, simulations: int, error: float, gains: Float64) -> "Improvement":
-        """From the gain at every root, `[B]`."""
+        """Summarise the gains of all roots, `[B]`."""
         deviation = gains.std(ddof=1) / np.sqrt(len(gains))
         worse = (gains < -TOLERANCE).mean()
         return cls(rule, simulations, error, float(gains.mean()), float(deviation), float(worse))
@@ -215,19 +214,19 @@ class Improvement:
 
 @dataclass(frozen=True)
 class ImprovementReport:
-    """All rules, numbers of simulations and errors, on the same problems."""
+    """The gains of all rules, numbers of simulations and errors on the same problems."""
 
     problems: int
     spread: float
     seed: int
-    best_gain: float  # of taking the best action at every root
+    best_gain: float  # of always taking the best action
     rows: tuple[Improvement, ...]
 
     def find(self, rule: str, simulations: int, error: float) -> Improvement:
-        """One row.
+        """Find a row.
 
         Raises:
-            KeyError: it was not measured.
+            KeyError: the combination was not measured.
         """
         for row in self.rows:
             if (row.rule, row.simulations, row.error) == (rule, simulations, error):
@@ -236,7 +235,7 @@ class ImprovementReport:
 
     @property
     def goals(self) -> list[Measurement]:
-        """What gumbel is to reach with few simulations."""
+        """The goals for gumbel with few simulations."""
         gumbel, puct = Selection.GUMBEL.value, Selection.PUCT.value
         exact = self.find(gumbel, GOAL_SIMULATIONS, 0.0)
         wrong = self.find(gumbel, GOAL_SIMULATIONS, 1.0)
@@ -279,13 +278,13 @@ def bench_improvement(
     seed: int = 0,
     simulations: Sequence[int] = SIMULATIONS,
 ) -> ImprovementReport:
-    """Measure every rule with every number of simulations, by an exact model and by a wrong one.
+    """Measure every rule and number of simulations with an exact and with a wrong model.
 
     Args:
-        problems: how many, at least 2.
-        spread: of what one action's outcomes are worth, around its Q.
+        problems: number of problems, at least 2.
+        spread: scale of the values of an action's outcomes around its Q.
         seed: of problems, errors and drawn outcomes.
-        simulations: numbers of simulations; the goals are told of 5.
+        simulations: numbers of simulations; the goals need 5.
     """
     rows = []
     best_gain = 0.0

@@ -1,4 +1,4 @@
-"""The gains of `bench improvement` as a picture."""
+"""The picture of `bench improvement`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +9,17 @@ from shared.adapters.picture import require_drawable, write_png
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: Colours of `RULES`.
+COLOURS = ("#2563eb", "#d97706", "#6b7280")
 _INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_COLOURS = ("#2563eb", "#d97706", "#6b7280")
 _MARKERS = ("o", "s", "^")
 
-#: Standard errors to either side that hold 95 % of a normal distribution.
+#: Half the width of a 95 % interval, in standard errors.
 _BAR = 1.96
 
 
 def draw_improvement(report: ImprovementReport, path: Path) -> None:
-    """Write a PNG: each rule's gain over the number of simulations, one panel per error.
+    """Write a PNG with the gain of each rule over the number of simulations, one panel per error.
 
     Raises:
         ServiceError: matplotlib is not installed.
@@ -37,7 +38,7 @@ def draw_improvement(report: ImprovementReport, path: Path) -> None:
         _draw(axes, report, error)
     panels[0].set_ylabel("gain of the policy target over the prior, in true Q")
     figure.suptitle(
-        f"What a search's policy target is worth: {report.problems:,} problems of one step (bars: 95 %)",
+        f"Gain of the policy target on {report.problems:,} one-step problems (bars: 95 %)",
         x=0.01,
         ha="left",
         color=_INK,
@@ -51,7 +52,7 @@ def draw_improvement(report: ImprovementReport, path: Path) -> None:
 
 def _draw(axes: "Axes", report: ImprovementReport, error: float) -> None:
     axes.axhline(report.best_gain, color=_INK, linestyle="--", linewidth=1.0, label="always the best action")
-    for rule, colour, marker in zip(RULES, _COLOURS, _MARKERS, strict=True):
+    for rule, colour, marker in zip(RULES, COLOURS, _MARKERS, strict=True):
         rows = [row for row in report.rows if (row.rule, row.error) == (rule, error)]
         _draw_rule(axes, rows, rule, colour, marker)
     ticks = sorted({row.simulations for row in report.rows})
@@ -60,8 +61,8 @@ def _draw(axes: "Axes", report: ImprovementReport, error: float) -> None:
     axes.minorticks_off()
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.set_xlabel("simulations")
-    told = "an exact model" if error == 0.0 else f"values wrong by a standard deviation of {error:g}"
-    axes.set_title(f"error {error:g}: {told}", loc="left", fontsize=10, color=_INK)
+    model = "an exact model" if error == 0.0 else f"a model with standard error {error:g}"
+    axes.set_title(f"error {error:g}: {model}", loc="left", fontsize=10, color=_INK)
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
-"""One decision over HTTP, against the same decision in the process that asks.
+"""One decision over HTTP, compared with the same decision in the client process.
 
-The service runs as a process of its own, as in production; the yardstick is the decision function on the
-same observations with the same weights, measured in turns with the requests.
+The service runs in its own process, as in production. The yardstick is the decision function with the same
+observations and weights. Requests and yardstick alternate.
 """
 
 import asyncio
@@ -41,19 +41,18 @@ INSTRUMENT = "GBP_JPY"
 START_SECONDS = 120.0
 WARM_UP_DECISIONS = 10
 
-
-#: Goal for the slowest decision in a hundred.
+#: Goal for the 99th percentile.
 GOAL_P99_MS = 20.0
 
 
 def bench_inference(*, decisions: int = 500, model: ModelConfig | None = None) -> list[Measurement]:
-    """Measure single decisions, one after the other: the median and the slowest in a hundred.
+    """Measure the median and the 99th percentile of single decisions.
 
     Args:
-        decisions: how many are measured each way.
-        model: sizes of the networks; None takes the reference's.
+        decisions: number of decisions each way.
+        model: sizes of the networks; None uses the reference sizes.
     Raises:
-        ServiceError: the service did not come up, or decided otherwise than the process that asks.
+        ServiceError: the service did not start, or chose another action than the client process.
     """
     return asyncio.run(_bench(decisions, model or ModelConfig()))
 
@@ -125,7 +124,7 @@ def _promoted_agent(store: CheckpointStore, model: ModelConfig) -> Agent:
 
 @asynccontextmanager
 async def _running_service(folder: Path) -> AsyncIterator[str]:
-    """The inference service as a process, with a Redis of its own; its URL."""
+    """Run the inference service as a process with its own Redis; gives the URL."""
     redis = RedisServer(folder / "redis", free_port())
     await asyncio.to_thread(redis.start)
     port = free_port()
@@ -158,4 +157,4 @@ async def _ready(url: str, process: subprocess.Popen[bytes]) -> None:
             except httpx.TransportError:
                 pass
             await asyncio.sleep(0.1)
-    raise ServiceError(f"the inference service did not come up within {START_SECONDS:.0f} s")
+    raise ServiceError(f"the inference service did not start within {START_SECONDS:.0f} s")

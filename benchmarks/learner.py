@@ -1,8 +1,8 @@
-"""Updates per second of the learner, against its forward and backward passes alone.
+"""Updates per second of the learner, compared with its forward and backward passes alone.
 
-The yardstick runs the networks over one batch's unroll, in the learner's precision, and sends fixed gradients
-back: no drawing, no windows, no losses, no clipping, no optimizer, no statistics. A batch of stretches has a
-few steps more or fewer than the batch size, so what is measured is steps a second.
+The yardstick runs the networks over the unroll of one batch in the precision of the learner and
+backpropagates constant gradients. It has no sampling, windows, losses, clipping, optimizer or statistics. The
+number of steps in a batch of stretches varies around the batch size, so steps per second are measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ NUM_BARS = 5_000
 NUM_TRAJECTORIES = 30
 
 
-#: What an update is made of; losses, tensors and statistics are the rest.
+#: The parts of an update. The rest is losses, tensors and statistics.
 PARTS = ("drawing", "views", "forward", "backward", "optimizer")
 
 _P = ParamSpec("_P")
@@ -47,23 +47,23 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class LearnerSpeed:
-    """Of the quickest repetition, the one that was disturbed least."""
+    """The fastest repetition."""
 
     config: LearnerConfig
     precision: Precision
-    batch_steps: float  # of a batch, on average
+    batch_steps: float  # mean steps per batch
     steps_per_second: float
-    bound_steps_per_second: float  # of forward and backward passes alone
-    shares: dict[str, float]  # of an update's time, by part
+    bound_steps_per_second: float  # forward and backward passes alone
+    shares: dict[str, float]  # of the time of an update, by part
 
     @property
     def updates_per_second(self) -> float:
-        """Updates with batches of average size."""
+        """Updates per second for batches of average size."""
         return self.steps_per_second / self.batch_steps
 
     @property
     def measurements(self) -> list[Measurement]:
-        """As rows: the same speed in updates and in steps."""
+        """The speed in updates and in steps."""
         config = self.config
         stretches = f"stretches of {config.stretch_steps}, " if config.stretch_steps > 1 else ""
         updates = Measurement(
@@ -87,13 +87,13 @@ class LearnerSpeed:
 
 
 def bench_learner(config: TrainingConfig, *, seconds: float = 10.0) -> LearnerSpeed:
-    """Measure both on random steps, then what an update is made of.
+    """Measure learner and yardstick on random steps, then the parts of an update.
 
     Args:
-        config: of the run; its seed is that of weights and steps.
-        seconds: to measure for, at least; as long again for the parts.
+        config: settings of the run; the seed is that of weights and steps.
+        seconds: minimum duration of each of the two measurements.
     """
-    keep_freed_memory()  # as the trainer does
+    keep_freed_memory()  # like the trainer
     training = _filled(config)
     batches: list[int] = []
 
@@ -102,19 +102,19 @@ def bench_learner(config: TrainingConfig, *, seconds: float = 10.0) -> LearnerSp
         batches.append(training.pacing.drawn_last)
         return batches[-1]
 
-    whole, alone = _most_per_second((update, _passes(training)), repeats=3, seconds=seconds)
+    full, alone = _most_per_second((update, _passes(training)), repeats=3, seconds=seconds)
     return LearnerSpeed(
         config.learner,
         training.learner.precision,
         batch_steps=sum(batches) / len(batches),
-        steps_per_second=whole,
+        steps_per_second=full,
         bound_steps_per_second=alone,
         shares=_shares(training, seconds),
     )
 
 
 def _filled(config: TrainingConfig) -> Training:
-    """A run with a full replay of random steps."""
+    """A run with a replay of random steps."""
     rng = np.random.default_rng(config.trainer.seed)
     features = rng.normal(size=(NUM_BARS, NUM_FEATURES)).astype(np.float32)
     training = Training(config, features, "0" * 64)
@@ -124,7 +124,7 @@ def _filled(config: TrainingConfig) -> Training:
 
 
 def random_trajectory(rng: np.random.Generator, number: int) -> Trajectory:
-    """A session's worth of random numbers, of the size that real ones have; any action that is legal."""
+    """A session of random numbers of realistic size and random legal actions."""
 
     def distributions(allowed: Bool) -> Float32:
         gamma = rng.standard_gamma(1.0, allowed.shape) * allowed
@@ -154,7 +154,7 @@ def random_trajectory(rng: np.random.Generator, number: int) -> Trajectory:
 
 
 def _passes(training: Training) -> Callable[[], int]:
-    """Forward and backward of one batch, with gradients that cost nothing to find; its steps."""
+    """Forward and backward passes of one batch with constant gradients; returns its number of steps."""
     learner, config = training.learner, training.config.learner
     steps = training.replay.sample(learner.generator(), config.batch_size, config.stretch_steps)
     batch = Batch.of(steps, training.views(steps), learner.device)
@@ -177,12 +177,12 @@ def _passes(training: Training) -> Callable[[], int]:
 
 
 def _most_per_second(functions: Sequence[Callable[[], int]], *, repeats: int, seconds: float) -> list[float]:
-    """Most that each function did in a second, all of them called in turns; `measure.quickest` by size.
+    """The highest rate of each function; like `measure.quickest` for work of varying size.
 
     Args:
-        functions: tell how much they did; called once before anything is measured.
-        repeats: rounds of measurement, at least.
-        seconds: to go on for, at least.
+        functions: return how much they did; each is called once before the measurement.
+        repeats: minimum number of rounds.
+        seconds: minimum duration of the measurement.
     """
     for function in functions:
         function()
@@ -198,7 +198,7 @@ def _most_per_second(functions: Sequence[Callable[[], int]], *, repeats: int, se
 
 
 def _shares(training: Training, seconds: float) -> dict[str, float]:
-    """What each part takes of some updates' time."""
+    """The share of each part in the time of an update."""
     learner = training.learner
     spent = dict.fromkeys(PARTS, 0.0)
 
@@ -213,7 +213,7 @@ def _shares(training: Training, seconds: float) -> dict[str, float]:
 
         return run
 
-    optimizer, utils = learner._optimizer, torch.nn.utils  # what is timed is the learner's own
+    optimizer, utils = learner._optimizer, torch.nn.utils  # the learner has no public hook for timing
     with (
         patch.object(training.replay, "sample", timed("drawing", training.replay.sample)),
         patch.object(training, "views", timed("views", training.views)),
@@ -226,12 +226,12 @@ def _shares(training: Training, seconds: float) -> dict[str, float]:
         while updates < 3 or perf_counter() - begin < seconds:
             training.update()
             updates += 1
-        whole = perf_counter() - begin
-    shares = {part: time / whole for part, time in spent.items()}
+        total = perf_counter() - begin
+    shares = {part: time / total for part, time in spent.items()}
     return {**shares, "the rest": 1.0 - sum(shares.values())}
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given; a CPU has."""
+    """Wait until the device has finished; a CPU needs no wait."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,8 +1,8 @@
-"""What every benchmark tells: a figure, the yardstick measured beside it in the same run, and the goal.
+"""The result of a benchmark: a value, a yardstick measured in the same run, and the goal.
 
-A figure alone says more about the machine than about the code; its ratio to a named yardstick says what
-the code makes of the machine. Both are measured in turns, so that a busy machine disturbs both alike, and
-the quickest repetition counts, the one that was disturbed least.
+A value alone depends mostly on the machine. Its ratio to a yardstick shows how well the code uses the
+machine. Both are measured in alternation, so that other load affects both alike. The fastest repetition
+counts, because it was disturbed least.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,35 +14,40 @@ from time import perf_counter
 class Measurement:
     """One row of a benchmark."""
 
-    name: str  # what was measured, sizes included
+    name: str  # what was measured, with its sizes
     value: float
-    unit: str  # of both figures
-    yardstick: str  # what it is compared with
+    unit: str  # of both values
+    yardstick: str  # what the value is compared with
     yardstick_value: float
-    smaller_is_better: bool = True  # seconds; not so rates
-    goal_value: float | None = None  # docs/benchmarks.md: at most, or at least, by what is better
-    goal_ratio: float | None = None  # at least
+    smaller_is_better: bool = True  # true for seconds, false for rates
+    goal_value: float | None = None  # from docs/benchmarks.md; a maximum if smaller is better, else a minimum
+    goal_ratio: float | None = None  # minimum
+    label: str | None = None  # short name for tables; None uses the name
 
     @property
     def ratio(self) -> float:
-        """How many times as good as the yardstick; above 1 is better than it."""
+        """How many times better than the yardstick the value is."""
         value, yardstick = self.value, self.yardstick_value
         return yardstick / value if self.smaller_is_better else value / yardstick
 
     @property
     def goal(self) -> str | None:
-        """The goal in words; None where there is none."""
+        """The goal as text, None without a goal."""
+        return ", ".join(self.goals(self.unit)) or None
+
+    def goals(self, unit: str = "") -> list[str]:
+        """Each part of the goal as text."""
         bound = "≤" if self.smaller_is_better else "≥"
         parts = []
         if self.goal_value is not None:
-            parts.append(f"{bound} {self.goal_value:.4g} {self.unit}")
+            parts.append(f"{bound} {self.goal_value:.4g} {unit}".rstrip())
         if self.goal_ratio is not None:
             parts.append(f"ratio ≥ {self.goal_ratio:.4g}")
-        return ", ".join(parts) or None
+        return parts
 
     @property
     def met(self) -> bool | None:
-        """Whether every part of the goal is reached; None where there is none."""
+        """Whether every part of the goal is met, None without a goal."""
         if self.goal is None:
             return None
         enough = self.goal_ratio is None or self.ratio >= self.goal_ratio
@@ -53,19 +58,21 @@ class Measurement:
         return enough and self.value >= self.goal_value
 
     def document(self) -> dict[str, object]:
-        """Everything by name, for JSON."""
-        return {**asdict(self), "ratio": self.ratio, "goal": self.goal, "met": self.met}
+        """All fields but the label, with ratio and goal, for JSON."""
+        fields = asdict(self)
+        del fields["label"]
+        return {**fields, "ratio": self.ratio, "goal": self.goal, "met": self.met}
 
 
 def quickest(
     functions: Sequence[Callable[[], object]], *, repeats: int = 1, seconds: float = 0.0
 ) -> list[float]:
-    """Least seconds that each function took, all of them called in turns.
+    """The least seconds that each function took. The functions are called in alternation.
 
     Args:
-        functions: called once before anything is measured, which compiles them and fills the caches.
-        repeats: rounds of measurement, at least.
-        seconds: to go on for, at least.
+        functions: each is called once before the measurement, to compile it and to fill the caches.
+        repeats: minimum number of rounds.
+        seconds: minimum duration of the measurement.
     """
     for function in functions:
         function()

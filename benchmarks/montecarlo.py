@@ -1,7 +1,7 @@
-"""Monte Carlo over trade lists, against the loop over runs that one would first write in NumPy.
+"""Monte Carlo over trade lists, compared with a straightforward NumPy loop over runs.
 
-Yardstick and kernel draw as many trades for as many runs and tell the same numbers: fan, drawdowns and
-ruin at the same points.
+Kernel and yardstick draw the same number of trades and runs and compute the same results: the fan, drawdowns
+and ruin at the same points.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ GOAL_RATIO = 20.0
 
 @dataclass(frozen=True)
 class MonteCarloNumbers:
-    """What the yardstick tells, as `MonteCarlo` has it."""
+    """The results of the yardstick, as in `MonteCarlo`."""
 
     fan_pips: Float64
     max_drawdown_pips: Float64
@@ -39,13 +39,13 @@ class MonteCarloNumbers:
 def bench_montecarlo(
     *, runs: int = 1000, trades: int = 5000, repeats: int = 5, seed: int = 0
 ) -> list[Measurement]:
-    """Measure both ways of resampling.
+    """Measure every kind of resampling.
 
     Args:
-        runs: curves drawn.
-        trades: in the list, and in every curve.
-        repeats: of each measurement.
-        seed: of the trades, which lose and win in streaks.
+        runs: number of equity curves.
+        trades: trades in the list and in every curve.
+        repeats: number of measurements of each.
+        seed: of the trades, which win and lose in streaks.
     """
     pips = streaky_trades(trades, seed)
     config = MonteCarloConfig(runs=runs, seed=seed)
@@ -53,7 +53,7 @@ def bench_montecarlo(
 
 
 def streaky_trades(num_trades: int, seed: int) -> Float64:
-    """Pips of trades that depend on the one before."""
+    """Pips of autocorrelated trades."""
     noise = np.random.default_rng(seed).normal(1.0, 20.0, num_trades)
     pips = noise.copy()
     for trade in range(1, num_trades):
@@ -64,7 +64,7 @@ def streaky_trades(num_trades: int, seed: int) -> Float64:
 def numpy_loop(
     pips: Float64, mean_block: float, config: MonteCarloConfig, points: Int64
 ) -> MonteCarloNumbers:
-    """The yardstick: one run after the other, each step of it a NumPy call."""
+    """The yardstick: a Python loop over runs, with NumPy calls for each run."""
     rng = np.random.default_rng(config.seed)
     fan = np.empty((config.runs, len(points)))
     drawdown, lowest = np.empty(config.runs), np.empty(config.runs)
@@ -81,7 +81,7 @@ def numpy_loop(
 
 
 def _draw(rng: np.random.Generator, num_trades: int, mean_block: float) -> Int64:
-    """Indices of one run: single trades, or blocks of geometric length, wrapped around."""
+    """Trade indices of one run: single trades, or blocks of geometric length that wrap around."""
     drawn = rng.integers(0, num_trades, num_trades)
     if mean_block <= 1.0:
         return drawn

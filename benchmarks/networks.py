@@ -1,7 +1,7 @@
-"""Which engine should inference use? The step that search makes most, by every engine that can be had here.
+"""Compares the inference engines for the most frequent step of the search.
 
-Every engine has to agree with plain float32 torch before it is measured. All take turns on one thread, each
-several calls in a row: search, too, finds the weights in the caches where its last call left them.
+Every engine must agree with plain float32 torch before it is measured. The engines alternate on one thread.
+Each makes several calls in a row, because in a search the weights are also in the caches from the last call.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from shared.numeric import Float32, Int8
 
 BATCHES = (1, 16, 64, 256, 1_024)
 
-#: How far an engine's answers may lie from the yardstick's: root mean square of the differences, over that
-#: of the answers. Rounding to bfloat16 after every layer was seen to make a hundredth.
+#: Largest accepted difference from the yardstick: root mean square of the differences divided by that of the
+#: yardstick. Rounding to bfloat16 after every layer gives about 0.01.
 TOLERANCE = {Precision.FLOAT32: 1e-4, Precision.BFLOAT16: 0.03}
 
-#: Over how many rows they have to agree, at least.
+#: Minimum number of rows that are compared.
 ROWS_TO_AGREE = 64
 
-#: What a turn makes, at least.
+#: Minimum number of calls and rows per turn.
 CALLS, ROWS_OF_A_TURN = 3, 256
 
 ANSWERS = ("hidden states", "rewards", "values")
@@ -37,18 +37,18 @@ ANSWERS = ("hidden states", "rewards", "values")
 
 @dataclass(frozen=True)
 class EngineSpeed:
-    """One row of the table; of the quickest turn, the one that was disturbed least."""
+    """One row of the table, from the fastest turn."""
 
     engine: str
     precision: Precision
     rows: int
-    microseconds: float  # a call
-    yardstick_microseconds: float  # of the yardstick's call
-    gigaflops: float  # two operations a multiply-add, of products alone
+    microseconds: float  # per call
+    yardstick_microseconds: float  # per call of the yardstick
+    gigaflops: float  # two operations per multiply-add, products only
 
     @property
     def measurement(self) -> Measurement:
-        """As a row."""
+        """The comparison with the yardstick."""
         return Measurement(
             name=f"successors, {self.rows} rows, {self.engine}, {self.precision}",
             value=self.microseconds,
@@ -58,7 +58,7 @@ class EngineSpeed:
         )
 
     def document(self) -> dict[str, object]:
-        """Everything by name, for JSON."""
+        """All fields for JSON."""
         own = {"engine": self.engine, "precision": self.precision, "rows": self.rows}
         return {**own, "gigaflops": self.gigaflops, **self.measurement.document()}
 
@@ -71,34 +71,34 @@ def bench_engines(
     seconds: float = 1.0,
     seed: int = 0,
 ) -> list[EngineSpeed]:
-    """Measure every engine that can be had, at every number of rows.
+    """Measure every available engine at every batch size.
 
     Args:
-        config: sizes; None for the reference's.
-        batches: numbers of rows of a call.
-        among: the yardstick, then what is measured against it; None for all engines.
-        seconds: to spend on each number of rows, at least, in all engines together.
+        config: sizes of the networks; None uses the reference sizes.
+        batches: numbers of rows per call.
+        among: the yardstick, then the other engines; None measures all engines.
+        seconds: minimum duration per batch size, for all engines together.
         seed: of weights and rows.
     Raises:
-        DataError: an engine's answers are not the yardstick's.
+        DataError: the results of an engine differ from those of the yardstick.
     """
     config = config or ModelConfig()
     network = _network(config, seed)
-    present = [engine for engine in among or engines() if engine.missing is None]
+    available = [engine for engine in among or engines() if engine.missing is None]
     speeds = []
     for rows in batches:
-        speeds += _measure(network, present, rows, seconds, seed)
+        speeds += _measure(network, available, rows, seconds, seed)
     return speeds
 
 
 def _measure(
-    network: Network, present: Sequence[Engine], rows: int, seconds: float, seed: int
+    network: Network, available: Sequence[Engine], rows: int, seconds: float, seed: int
 ) -> list[EngineSpeed]:
     given = given_rows(network.config, rows, seed)
     forget_compiled()
-    steps = [engine.prepare(network, rows) for engine in present]
+    steps = [engine.prepare(network, rows) for engine in available]
     expected = _answers(steps[0], network.config, rows)
-    for engine, step in zip(present, steps, strict=True):
+    for engine, step in zip(available, steps, strict=True):
         answers = _answers(step, network.config, rows)
         require_agreement(f"{engine.label}, {rows} rows", ANSWERS, answers, expected, engine.precision)
     calls = max(CALLS, ROWS_OF_A_TURN // rows)
@@ -107,7 +107,7 @@ def _measure(
     operations = 2 * rows * network_costs(network.config).successor
     return [
         EngineSpeed(engine.name, engine.precision, rows, 1e6 * took, 1e6 * least[0], 1e-9 * operations / took)
-        for engine, took in zip(present, least, strict=True)
+        for engine, took in zip(available, least, strict=True)
     ]
 
 
@@ -118,23 +118,23 @@ def require_agreement(
     expected: Sequence[Float32],
     precision: Precision,
 ) -> None:
-    """Check each array against the one expected, within `TOLERANCE`.
+    """Check that each array equals the expected one within `TOLERANCE`.
 
     Raises:
-        DataError: one has another shape, or differs by more.
+        DataError: a shape differs, or the numbers differ by more than the tolerance.
     """
-    for name, answer, wanted in zip(names, answers, expected, strict=True):
-        if answer.shape != wanted.shape:
-            raise DataError(f"{what}: {name} are {answer.shape}, expected {wanted.shape}")
-        off = float(np.linalg.norm(answer - wanted) / np.linalg.norm(wanted))
-        if not off <= TOLERANCE[precision]:
+    for name, answer, target in zip(names, answers, expected, strict=True):
+        if answer.shape != target.shape:
+            raise DataError(f"{what}: {name} are {answer.shape}, expected {target.shape}")
+        error = float(np.linalg.norm(answer - target) / np.linalg.norm(target))
+        if not error <= TOLERANCE[precision]:
             raise DataError(
-                f"{what}: {name} are off by {off:.2g} of their size, expected {TOLERANCE[precision]} or less"
+                f"{what}: {name} have a relative error of {error:.2g}, expected up to {TOLERANCE[precision]}"
             )
 
 
 def _answers(step: Step, config: ModelConfig, rows: int) -> tuple[Float32, ...]:
-    """To rows enough that a value which happens to be about zero does not count alone."""
+    """Results for enough rows that single values near zero do not dominate the relative error."""
     calls = [step(*given_rows(config, rows, seed)) for seed in range(-(-ROWS_TO_AGREE // rows))]
     return tuple(map(np.concatenate, zip(*calls, strict=True)))
 
@@ -145,7 +145,7 @@ def _repeat(step: Step, given: tuple[Float32, Int8, Int8], calls: int) -> None:
 
 
 def _network(config: ModelConfig, seed: int) -> Network:
-    """New networks in evaluation mode, but with opinions: answers that are all zero would agree with any."""
+    """A new network with random heads: with its zero heads all engines would agree trivially."""
     network = initial_network(config, seed).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for head in (network.reward_head, network.value_head):

@@ -1,7 +1,7 @@
-"""The step that search makes most, with weights that oneDNN has packed: what torch's own operators can reach.
+"""The most frequent step of the search with weights packed for oneDNN.
 
-The operators are internal to torch, those that its compiler emits; they may change with any version, so
-nothing but a benchmark uses them.
+It uses the internal operators that torch's compiler emits. They can change with any version of torch, so only
+this benchmark uses them.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from shared.model.network import Head, Network, ResidualLayers, Transition
 
 
 class PackedSuccessors:
-    """Dynamics, reward and value of a network, packed for so many rows a call."""
+    """Dynamics, reward and value of a network, packed for a fixed number of rows per call."""
 
     def __init__(self, network: Network, rows: int) -> None:
         dtype = network.to_hidden.first.weight.dtype
@@ -32,7 +32,7 @@ class PackedSuccessors:
 
 
 class _PackedLinear:
-    """A linear layer whose weights oneDNN has laid out for so many rows; the operators are torch's own."""
+    """A linear layer with weights in the layout of oneDNN for a number of rows."""
 
     def __init__(self, layer: nn.Linear, rows: int) -> None:
         self._operators: Any = torch.ops.mkldnn
@@ -46,7 +46,7 @@ class _PackedLinear:
         return outputs
 
     def added_to(self, inputs: Tensor, others: Tensor) -> Tensor:
-        """The layer's outputs plus others."""
+        """The output of the layer plus `others`."""
         outputs: Tensor = self._operators._linear_pointwise.binary(
             inputs, others, self._weight, self._bias, "add"
         )

@@ -1,11 +1,11 @@
-"""A large replay against a small one: what a step costs to add, to draw and in memory.
+"""Time to insert and sample steps in a large replay and its memory, compared with a small replay.
 
-Both hold steps of whole sessions, as the trainer adds them. Memory is told by the sum of the parts that
-the replay's docstring counts, and by what the process grew by while it was filled; that is less by as much
-of the trade steps' ring as no trade step was written to.
+Both contain complete sessions, as the trainer inserts them. Memory is compared with the sum of the parts in
+the docstring of the replay. The process grows by less than that sum, because a part of the ring of trade
+steps is never written.
 
-Steps drawn one by one from a large replay are in no cache, whatever the code does. So NumPy takes as many
-rows of as many bytes from an array as large beside it: what that costs, memory costs.
+Single steps sampled from a large replay are never in the cache. To show the cost of memory itself, NumPy
+takes the same number of rows of the same size from an array of the same size.
 """
 
 import gc
@@ -24,7 +24,7 @@ from shared.environment.action import NUM_ACTIONS
 from shared.market.session import SESSION_BARS
 from shared.numeric import Int64
 
-#: Goals in docs/benchmarks.md; cache misses are what a large replay costs more.
+#: Goals in docs/benchmarks.md. A large replay is slower because it has more cache misses.
 GOAL_INSERT, GOAL_STRETCHES, GOAL_MEMORY = 0.8, 0.8, 0.95
 
 SMALL_STEPS = 10_000
@@ -32,45 +32,45 @@ UNROLL_STEPS = 5
 BATCH_SIZE = 64
 STRETCH_STEPS = 16
 
-#: Sessions added to each full replay, at least, and draws in one repetition.
+#: Minimum number of sessions inserted into each full replay, and draws per repetition.
 MEASURED_SESSIONS, DRAWS = 200, 10
 
-#: Bytes of a stored step beside those of its row: its age, its places in two rings, its two neighbours.
+#: Bytes per step in addition to its row: its age, its positions in two rings, its two neighbours.
 INDEX_BYTES = 40
 
-#: Odds that a decision is a trade, and that it is a success.
+#: Probabilities that a decision is a trade, and that it is a success.
 _TRADES, _SUCCESSES = 0.05, 0.02
 
 
 @dataclass(frozen=True)
 class ReplayCosts:
-    """Of one full replay."""
+    """The measurements of one full replay."""
 
     num_steps: int
-    insert_seconds: float  # of a step that evicts another
-    draw_seconds: float  # of a batch of single steps
-    stretch_seconds: float  # of a batch of stretches
-    gather_seconds: float  # of as many rows as a batch has, by NumPy from an array of as many bytes
-    grown_bytes: int  # of the process, from before it was made until it was full
+    insert_seconds: float  # per step that evicts another
+    draw_seconds: float  # per batch of single steps
+    stretch_seconds: float  # per batch of stretches
+    gather_seconds: float  # for NumPy to take as many rows from an array of the same size
+    grown_bytes: int  # growth of the process while the replay was filled
 
 
 def row_bytes(unroll_steps: int) -> int:
-    """73 + 30 K, in whole words of 8."""
+    """73 + 30 K bytes for K unroll steps, rounded up to a multiple of 8."""
     return -(-(73 + 30 * unroll_steps) // 8) * 8
 
 
 def predicted_bytes(config: ReplayConfig, unroll_steps: int) -> int:
-    """A row and 40 bytes of index for each step; the rows of the success memory."""
+    """A row and `INDEX_BYTES` for each step, and the rows of the success memory."""
     row = row_bytes(unroll_steps)
     return config.capacity_steps * (row + INDEX_BYTES) + config.success_capacity * row
 
 
 def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int = 0) -> list[Measurement]:
-    """Fill a small replay and a large one, and measure both.
+    """Fill a small and a large replay, and measure both.
 
     Args:
-        num_steps: of the large one.
-        seconds: to measure each figure for, at least.
+        num_steps: capacity of the large replay.
+        seconds: minimum duration of each measurement.
         seed: of steps and draws.
     """
     large, small = replay_costs((num_steps, SMALL_STEPS), seconds=seconds, seed=seed)
@@ -111,11 +111,11 @@ def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int
 
 
 def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list[ReplayCosts]:
-    """Fill replays, then measure them in turns: inserts, of which each step evicts another, and draws.
+    """Fill replays, then measure inserts and draws in alternation. Each inserted step evicts another.
 
     Args:
-        sizes: capacities, the largest first: another would leave it memory to grow into.
-        seconds: to measure inserts for, at least, and draws.
+        sizes: capacities, largest first, so that it does not reuse the memory of a smaller one.
+        seconds: minimum duration of the inserts, and of the draws.
         seed: of steps and draws.
     """
     rng = np.random.default_rng(seed)
@@ -133,7 +133,7 @@ def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list
 
 @dataclass
 class _Full:
-    """A full replay, and as large an array of NumPy's beside it."""
+    """A full replay, and a NumPy array of the same size."""
 
     replay: Replay
     session: Steps
@@ -176,7 +176,7 @@ def _config(num_steps: int) -> ReplayConfig:
 
 
 def _session(rng: np.random.Generator) -> Steps:
-    """One session's steps of random numbers; some are trades, some are paid enough to be successes."""
+    """Random steps of one session; some are trades, some earn enough to count as successes."""
     steps = Steps.allocate(SESSION_BARS, UNROLL_STEPS)
     steps.decisions[:] = np.arange(SESSION_BARS)
     steps.actions[:] = np.where(

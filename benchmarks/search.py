@@ -1,14 +1,13 @@
-"""Decisions per second of the search, against its own network calls alone and against other searches.
+"""Decisions per second of the search, compared with its network calls alone and with other searches.
 
-**The same network calls alone.** One decision's calls to the networks are recorded, with their inputs,
-and made again without any tree: their share of the search's time says how much the tree costs.
+**The same network calls alone.** The network calls of one decision are recorded with their inputs and
+repeated without a tree. Their share of the search's time shows the cost of the tree.
 
-**Peers**, with the same weights in the same situations: mctx, compiled (benchmarks/peers/mctx_search.py),
-LightZero's tree, and at batch 1 a search of node objects, both with plain modules (benchmarks/peers). A
-decision of theirs begins at the position, as one of ours does: with temporal embeddings that are given, and
-once more with the window of every root encoded within the decision.
+**Peers** use the same weights and situations: compiled mctx (benchmarks/peers/mctx_search.py), and with plain
+torch modules LightZero's tree and, at batch 1, a tree of node objects (benchmarks/peers). Each is measured
+twice: with given temporal embeddings, and with the window of every root encoded as part of the decision.
 
-All take turns on one core, and the quickest repetition of each counts.
+All are measured in alternation on one core. The fastest repetition of each counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from benchmarks.measure import Measurement
 from benchmarks.peers.lightzero import lightzero_missing, lightzero_visits
 from benchmarks.peers.nodes import NodeSearch, PlainModel
-from benchmarks.peers.process import MctxProcess, least_seconds, on_one_core, why_not
+from benchmarks.peers.process import MctxProcess, least_seconds, mctx_missing, on_one_core
 from benchmarks.peers.situations import Encoding, Situations
 from benchmarks.peers.weights import exported
 from shared.agent.agent import Agent
@@ -41,15 +40,15 @@ from shared.search.search import search
 BATCHES = (1, 16, 64, 256)
 SIMULATIONS = (5, 25, 50)
 
-#: Goal against the same calls alone, for so many simulations and at least so many roots.
+#: Goal relative to the network calls alone, with this many simulations and at least this many roots.
 GOAL_RATIO = 0.85
 GOAL_SIMULATIONS = 5
 GOAL_BATCH = 64
 
-#: Goals against mctx with the encoding shared, for that many simulations and roots; elsewhere to be ahead.
+#: Goals relative to mctx with shared encoding at those sizes; at other sizes the goal is 1.
 GOAL_MCTX = {Precision.FLOAT32: 3.0, Precision.BFLOAT16: 5.0}
 
-#: A turn is at least one call and goes on for so long.
+#: Each turn repeats its call for this long, and at least once.
 TURN_SECONDS = 0.03
 TURNS = 5
 
@@ -60,7 +59,7 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class PeerSpeed:
-    """A peer's decisions, beside ours that do the same about the temporal encoding."""
+    """Decisions of a peer and of this project with the same temporal encoding."""
 
     peer: str
     encoding: Encoding
@@ -71,18 +70,18 @@ class PeerSpeed:
 
 @dataclass(frozen=True)
 class SearchSpeed:
-    """One size; of the quickest repetition, the one that was disturbed least."""
+    """The fastest repetition at one size."""
 
     batch: int
     simulations: int
     decisions_per_second: float
-    bound_per_second: float  # of the same network calls alone
+    bound_per_second: float  # of the network calls alone
     precision: Precision = Precision.FLOAT32
     peers: tuple[PeerSpeed, ...] = ()
 
     @property
     def measurement(self) -> Measurement:
-        """Against the network calls; a ratio of 1 would be a tree that costs nothing."""
+        """The comparison with the network calls alone; a ratio of 1 means that the tree costs nothing."""
         has_goal = self.simulations == GOAL_SIMULATIONS and self.batch >= GOAL_BATCH
         return Measurement(
             name=self._name,
@@ -92,11 +91,12 @@ class SearchSpeed:
             yardstick_value=self.bound_per_second,
             smaller_is_better=False,
             goal_ratio=GOAL_RATIO if has_goal else None,
+            label=self._label,
         )
 
     @property
     def measurements(self) -> list[Measurement]:
-        """Against the network calls and every peer."""
+        """The comparisons with the network calls and with every peer."""
         return [
             self.measurement,
             *(
@@ -108,6 +108,7 @@ class SearchSpeed:
                     yardstick_value=peer.peer_per_second,
                     smaller_is_better=False,
                     goal_ratio=peer.goal_ratio,
+                    label=self._label,
                 )
                 for peer in self.peers
             ),
@@ -117,6 +118,10 @@ class SearchSpeed:
     def _name(self) -> str:
         roots, simulations = _counted(self.batch, "root"), _counted(self.simulations, "simulation")
         return f"search, {roots}, {simulations}, {self.precision}"
+
+    @property
+    def _label(self) -> str:
+        return f"{self.batch} × {self.simulations}, {self.precision}"
 
 
 def _counted(number: int, thing: str) -> str:
@@ -132,14 +137,14 @@ def bench_search(
     seconds: float = 1.0,
     seed: int = 0,
 ) -> list[SearchSpeed]:
-    """Measure every batch size with every number of simulations, against the same network calls alone.
+    """Measure every batch size and number of simulations relative to the network calls alone.
 
     Args:
-        agent: the version that decides.
-        config: of the search; its number of simulations is not used.
-        batches: numbers of roots, a third each flat, long and short.
+        agent: the networks.
+        config: settings of the search; its number of simulations is not used.
+        batches: numbers of roots. A third each is flat, long and short.
         simulations: numbers of simulations.
-        seconds: to spend on each pair, at least.
+        seconds: minimum duration per pair of sizes.
         seed: of the situations.
     """
     config = config or SearchConfig()
@@ -147,8 +152,8 @@ def bench_search(
     for count in simulations:
         for batch in batches:
             ours = _Ours(agent, replace(config, simulations=count), _situations(agent.config, batch, seed))
-            whole, alone = _in_turns({"whole": ours.shared, "alone": ours.networks_alone}, seconds).values()
-            rows.append(SearchSpeed(batch, count, batch / whole, batch / alone, agent.precision))
+            full, alone = _in_turns({"full": ours.shared, "alone": ours.networks_alone}, seconds).values()
+            rows.append(SearchSpeed(batch, count, batch / full, batch / alone, agent.precision))
     return rows
 
 
@@ -162,19 +167,18 @@ def compare_search(
     seed: int = 0,
     peers: bool = True,
 ) -> list[SearchSpeed]:
-    """Measure every size in every precision that this processor multiplies, against all yardsticks.
+    """Measure every size in every precision of this processor relative to all yardsticks.
 
     Args:
-        network: the weights of all; None for a new network of the reference sizes.
-        config: of our search; its number of simulations is not used. Peers follow `puct`'s numbers.
-        batches: numbers of roots, a third each flat, long and short.
+        network: the weights; None uses a new network of the reference sizes.
+        config: settings of our search; its number of simulations is not used. Peers use those of puct.
+        batches: numbers of roots. A third each is flat, long and short.
         simulations: numbers of simulations.
-        seconds: to spend on each size, at least; mctx compiles for some seconds besides.
+        seconds: minimum duration per size, without the seconds in which mctx compiles.
         seed: of the situations.
-        peers: whether to measure them; mctx is left out where `why_not` says so, LightZero's tree where
-            `lightzero_missing` does.
+        peers: whether to measure peers. `mctx_missing` and `lightzero_missing` return why one is left out.
     Raises:
-        ServiceError: the process that measures mctx has ended.
+        ServiceError: the process that measures mctx exited.
     """
     network = network or initial_network(ModelConfig(), seed)
     config = config or SearchConfig()
@@ -182,7 +186,7 @@ def compare_search(
     rows = []
     with ExitStack() as stack:
         mctx = None
-        if peers and why_not() is None:
+        if peers and mctx_missing() is None:
             core = stack.enter_context(on_one_core())
             mctx = stack.enter_context(MctxProcess(exported(network), network.config, config, core))
         for count in simulations:
@@ -214,7 +218,7 @@ def _compare(
     nodes: "_Plain | None",
     seconds: float,
 ) -> list[SearchSpeed]:
-    """One row per precision; everything in it takes turns."""
+    """Measure one size in all precisions, all in alternation."""
     batch, count = len(situations.static), config.simulations
     turns: dict[tuple[object, ...], Turn] = {}
     for precision, agent in agents.items():
@@ -273,7 +277,7 @@ def _peer_goal(
 
 
 def _in_turns(turns: Mapping[Key, Turn], seconds: float) -> dict[Key, float]:
-    """Least seconds of one call of each; the first turn, which compiles, does not count."""
+    """The least seconds of one call of each. The first turn compiles and does not count."""
     for turn in turns.values():
         turn(0.0)
     least = dict.fromkeys(turns, float("inf"))
@@ -286,7 +290,7 @@ def _in_turns(turns: Mapping[Key, Turn], seconds: float) -> dict[Key, float]:
 
 
 class _Ours:
-    """One agent's decisions in the same situations, again and again."""
+    """Repeats the decisions of an agent in the same situations."""
 
     def __init__(self, agent: Agent, config: SearchConfig, situations: Situations) -> None:
         self._agent, self._config, self._situations = agent, config, situations
@@ -300,7 +304,7 @@ class _Ours:
         )
 
     def encoded(self, seconds: float) -> float:
-        """With each window encoded."""
+        """With every window encoded."""
         agent, situations = self._agent, self._situations
 
         def encode_and_decide() -> None:
@@ -309,7 +313,7 @@ class _Ours:
         return least_seconds(encode_and_decide, seconds)
 
     def networks_alone(self, seconds: float) -> float:
-        """Only the calls to the networks."""
+        """The network calls alone."""
 
         def call_all() -> None:
             for call in self._calls:
@@ -319,7 +323,7 @@ class _Ours:
 
 
 class _Plain:
-    """Decisions over plain modules in the same situations, again and again."""
+    """Repeats the decisions of a peer with plain modules in the same situations."""
 
     def __init__(
         self, network: Network, config: SearchConfig, situations: Situations, search_all: PlainSearch
@@ -332,7 +336,7 @@ class _Plain:
         return least_seconds(lambda: self._decide(self._situations.temporal), seconds)
 
     def encoded(self, seconds: float) -> float:
-        """With each window encoded by the plain pass."""
+        """With every window encoded by the plain pass."""
         windows = self._situations.windows
         return least_seconds(lambda: self._decide(self._model.embed_windows(windows)), seconds)
 
@@ -347,7 +351,7 @@ def _node_objects(model: PlainModel, roots: Roots, rules: ActionRules, config: S
 
 
 def _situations(model: ModelConfig, batch: int, seed: int) -> Situations:
-    """Random ones; the embeddings are not those of the windows."""
+    """Random situations. The embeddings are not those of the windows."""
     rng = np.random.default_rng(seed)
     windows = rng.normal(size=(batch, model.window_bars, model.temporal_features)).astype(np.float32)
     temporal = np.abs(rng.normal(size=(batch, model.temporal_channels))).astype(np.float32)
@@ -366,7 +370,7 @@ def _phases(static: Float32) -> Int8:
 
 @dataclass
 class _Recorder:
-    """Passes calls on to an agent and keeps them, inputs and all."""
+    """Records the calls to an agent with their inputs."""
 
     agent: Agent
     calls: list[Callable[[], object]] = field(default_factory=list)

@@ -1,8 +1,8 @@
-"""Steps per second of whole self-play workers, against their network evaluations alone.
+"""Steps per second of self-play workers, compared with their network evaluations alone.
 
-Each worker is a process of its own, held to one core, that reads a data set, plays batches and sends them
-to a real Redis that syncs every write (benchmarks/selfplay_worker.py). The bound is what the same work
-would take if trees, environment, records, randomness and sending cost nothing.
+Each worker is a process pinned to one core. It reads a data set, plays batches and sends them to a real Redis
+with fsync on every write (benchmarks/selfplay_worker.py). The yardstick is the time of the same work if tree,
+environment, records, random numbers and sending cost nothing.
 """
 
 import multiprocessing
@@ -36,20 +36,20 @@ from shared.search.config import SearchConfig
 GOAL_SHARE = 0.7
 GOAL_SENDING_PERCENT = 2.0
 GOAL_BFLOAT16 = 2.0
-GOAL_SCALING = 0.95  # a worker among others, against one alone
+GOAL_SCALING = 0.95  # speed of a worker among others, relative to one alone
 GOAL_MEGABYTES = 1_000.0
-GOAL_GROWTH_PERCENT = 2.0  # an hour
+GOAL_GROWTH_PERCENT = 2.0  # per hour
 
-#: As `up` makes them when it is given no data.
+#: The number of bars that `up` synthesizes without data.
 NUM_BARS = 100_000
 
-#: The part of a batch's time that has no name of its own.
+#: The time of a batch that belongs to none of `PARTS`.
 REST = "rest"
 
 
 @dataclass(frozen=True)
 class SelfPlaySpeed:
-    """One precision: a worker alone, and as many at once as were asked for."""
+    """The results of one precision: one worker alone, and several at once."""
 
     precision: Precision
     simulations: int
@@ -59,30 +59,30 @@ class SelfPlaySpeed:
 
     @property
     def steps_per_second(self) -> float:
-        """Of the worker alone, in its quickest batch."""
+        """Steps per second of the worker alone in its fastest batch."""
         return self.alone.steps_per_batch / self.alone.quickest.seconds
 
     @property
     def episodes_per_hour(self) -> float:
-        """Of the worker alone, in its quickest batch; sessions are as long as the environment says."""
+        """Episodes per hour of the worker alone in its fastest batch."""
         return 3600.0 * self.alone.lanes / self.alone.quickest.seconds
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the quickest batch's time, by part; they add up to 1."""
+        """Shares of the time of the fastest batch by part; they sum to 1."""
         quickest = self.alone.quickest
         shares = {part: quickest.parts[part] / quickest.seconds for part in PARTS}
         return {**shares, REST: 1.0 - sum(shares.values())}
 
     @property
     def scaling(self) -> float | None:
-        """How many times as much all workers at once play as one alone; None where there is one only."""
+        """Speed of all workers at once relative to one alone; None if there is only one."""
         if not self.at_once:
             return None
         return sum(one.steps_per_second for one in self.at_once) / self.alone.steps_per_second
 
     def measurements(self, *, soak: bool = False) -> list[Measurement]:
-        """As rows, and with `soak`, after minutes of play, how memory grew."""
+        """The comparisons; with `soak`, also the growth of memory over minutes of play."""
         of = f"{self.alone.lanes} lanes, {self.simulations} simulations, {self.precision}"
         rows = [
             Measurement(
@@ -93,6 +93,7 @@ class SelfPlaySpeed:
                 yardstick_value=self.alone.steps_per_batch / self.alone.bound_seconds,
                 smaller_is_better=False,
                 goal_ratio=GOAL_SHARE,
+                label=f"self-play, {of}: {self.episodes_per_hour:,.0f} episodes/hour",
             ),
             Measurement(
                 name=f"encoding and XADD, {of}",
@@ -101,6 +102,7 @@ class SelfPlaySpeed:
                 yardstick="the whole batch",
                 yardstick_value=100.0,
                 goal_value=GOAL_SENDING_PERCENT,
+                label=f"encoding and XADD, {self.precision}",
             ),
         ]
         if self.at_once:
@@ -114,6 +116,7 @@ class SelfPlaySpeed:
                     yardstick_value=self.alone.steps_per_second,
                     smaller_is_better=False,
                     goal_ratio=GOAL_SCALING * count,
+                    label=f"{count} processes at once, {self.precision}",
                 )
             )
         resident = self.alone.resident
@@ -125,6 +128,7 @@ class SelfPlaySpeed:
                 yardstick="its peak, while the data set was read or later",
                 yardstick_value=resident.peak_megabytes,
                 goal_value=GOAL_MEGABYTES,
+                label=f"resident memory, {self.precision}",
             )
         )
         if soak:
@@ -143,7 +147,7 @@ class SelfPlaySpeed:
 
 
 def bfloat16_measurement(speeds: Sequence[SelfPlaySpeed]) -> Measurement | None:
-    """What bfloat16 gains over float32; None where only one of them was measured."""
+    """The speed of bfloat16 relative to float32; None if only one was measured."""
     by_precision = {speed.precision: speed for speed in speeds}
     if len(by_precision) < 2:
         return None
@@ -156,6 +160,7 @@ def bfloat16_measurement(speeds: Sequence[SelfPlaySpeed]) -> Measurement | None:
         yardstick_value=exact.steps_per_second,
         smaller_is_better=False,
         goal_ratio=GOAL_BFLOAT16,
+        label="self-play in bfloat16",
     )
 
 
@@ -174,26 +179,26 @@ def bench_selfplay(
     """Measure workers with random weights on a synthetic market.
 
     Args:
-        model: sizes; the reference's where not given, as everywhere here.
+        model: sizes of the networks; None uses the reference, as for the next three.
         selfplay: lanes and exploration.
-        search: of every decision.
+        search: settings of the search.
         environment: length of a session and costs.
-        num_bars: of the market.
-        replicas: processes at once, each on a core of its own; 1 measures one alone only.
-        precisions: to measure; those that the processor multiplies where not given.
-        seconds: to play for, at least, each time.
-        seed: of market, weights and draws.
+        num_bars: length of the market.
+        replicas: number of processes at once, each on its own core; 1 measures only one worker alone.
+        precisions: precisions to measure; None measures those of the processor.
+        seconds: minimum duration of each measurement.
+        seed: of the market, weights and random numbers.
     Raises:
         SettingsError: there are more replicas than cores.
-        DataError: the market is too short to hold a train session.
+        DataError: the market is too short for a training session.
     """
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= replicas <= len(cores):
         raise SettingsError(
-            f"{replicas} replicas: expected 1 to {len(cores)}, the cores that this process may use"
+            f"replicas is {replicas}, expected 1 to {len(cores)}, the number of cores of this process"
         )
     network = initial_network(model or ModelConfig(), seed)
-    with _surroundings(num_bars, seed) as (dataset, redis_url):
+    with _dataset_and_redis(num_bars, seed) as (dataset, redis_url):
         settings = SelfPlaySettings(
             dataset=dataset,
             redis_url=SecretStr(redis_url),
@@ -213,13 +218,13 @@ def bench_selfplay(
 
 
 def available_precisions() -> list[Precision]:
-    """float32, and bfloat16 where the processor multiplies it."""
+    """float32, and bfloat16 if the processor supports it."""
     return sorted({Precision.FLOAT32, Precision.AUTO.resolved()}, key=lambda one: one != Precision.FLOAT32)
 
 
 @contextmanager
-def _surroundings(num_bars: int, seed: int) -> Iterator[tuple[Path, str]]:
-    """A data set's path and a Redis's address, for as long as they are needed."""
+def _dataset_and_redis(num_bars: int, seed: int) -> Iterator[tuple[Path, str]]:
+    """Create a data set and run a Redis; gives the path and the URL."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "bars.duckdb"
         write_dataset(dataset, synthesize(Market.REGIMES, num_bars, seed), "synthetic regimes")
@@ -232,7 +237,7 @@ def _surroundings(num_bars: int, seed: int) -> Iterator[tuple[Path, str]]:
 
 
 def _at_once(tasks: Sequence[Task]) -> list[WorkerReport]:
-    """What one new process a task finds, all measuring at the same time."""
+    """Run each task in a new process, all at the same time."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(len(tasks))
     with ProcessPoolExecutor(len(tasks), context, join, (barrier,)) as processes:

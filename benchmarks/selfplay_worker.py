@@ -1,8 +1,8 @@
-"""What one self-play process does with its time and memory, measured inside of it.
+"""Measures time and memory of one self-play process from inside the process.
 
-The process does as the service does: it reads a data set, plays batches, and sends each to a Redis. Time
-is taken around the real calls while they play. Two agents with the same weights take turns, so that every
-batch finds the cache of embeddings empty, as the first one of a new version does.
+Like the service, the process reads a data set, plays batches and sends each to Redis. The real calls are
+timed while they run. Two agents with the same weights alternate, so that every batch starts with an empty
+cache of embeddings, like the first batch of a new version.
 """
 
 import asyncio
@@ -36,37 +36,37 @@ from shared.messages.codec import encode_trajectory
 from shared.messages.streams import TRAJECTORIES
 from shared.runtime.logs import configure_logs
 
-#: What a step is made of; the rest is random numbers, records and looking up embeddings.
+#: The parts of a step. The rest is random numbers, records and lookups of embeddings.
 NETWORK, ENCODING, TREE, ENVIRONMENT, SENDING = "network", "encoding", "tree", "environment", "sending"
 PARTS = (NETWORK, ENCODING, TREE, ENVIRONMENT, SENDING)
-_DECIDING = "deciding"  # network and tree together
+_DECIDING = "deciding"  # network and tree
 
 _NETWORK_CALLS = ("roots", "afterstates", "successors", "policies")
 _ENCODER_CALLS = ("embed_span",)
 
-#: The calls of every so manieth decision are made again alone.
+#: One decision in this many has its calls repeated alone.
 SAMPLED = 20
 REPEATS = 5
 
-#: How long processes that measure at once wait for each other.
+#: Timeout for the start of the other processes.
 PATIENCE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one process is to measure."""
+    """The measurement of one process."""
 
     settings: SelfPlaySettings  # data set, Redis, lanes, search, environment
     weights: StoredWeights
     precision: Precision
-    seconds: float  # to play for, at least
+    seconds: float  # minimum duration
     seed: int
-    core: int  # that the process is held to
+    core: int  # core for the process
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One batch, sending included but for the waiting."""
+    """The time of one batch, including sending without waiting for Redis."""
 
     seconds: float
     parts: dict[str, float]  # seconds by part, of `PARTS`
@@ -74,28 +74,28 @@ class Timed:
 
 @dataclass(frozen=True)
 class Resident:
-    """Memory that the process holds, data set and code included."""
+    """Resident memory of the process, including data set and code."""
 
     megabytes: float  # at the end
-    peak_megabytes: float  # reading the data set included
+    peak_megabytes: float  # includes reading the data set
     growth_percent_per_hour: float
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What one process found."""
+    """The results of one process."""
 
     lanes: int
     steps_per_batch: int
     batches: int
     seconds: float  # of all batches
-    quickest: Timed  # the batch that was disturbed least
-    bound_seconds: float  # of its network evaluations made again alone
+    quickest: Timed  # the fastest batch
+    bound_seconds: float  # of the network evaluations of a batch alone
     resident: Resident
 
     @property
     def steps_per_second(self) -> float:
-        """Over all batches."""
+        """Mean over all batches."""
         return self.batches * self.steps_per_batch / self.seconds
 
 
@@ -103,23 +103,23 @@ _barrier: Barrier | None = None
 
 
 def join(barrier: Barrier) -> None:
-    """Let this process begin to measure when all others do."""
-    global _barrier  # noqa: PLW0603  the one thing that a process of a pool is told
+    """Set the barrier at which the process waits for the others before it measures."""
+    global _barrier  # noqa: PLW0603  the initializer of a process pool can pass values only in this way
     _barrier = barrier
 
 
 def measure(task: Task) -> WorkerReport:
-    """Play for a while and tell how it went.
+    """Play for a while and measure it.
 
     Raises:
         DataError: the data set cannot be read or has no session.
-        ServiceError: another process failed, so that there is nothing to measure beside.
+        ServiceError: another process failed, so the processes cannot be measured together.
     """
     os.sched_setaffinity(0, {task.core})
-    configure_logs("selfplay", f"core-{task.core}", level="WARNING", form="console")  # none on stdout
+    configure_logs("selfplay", f"core-{task.core}", level="WARNING", form="console")  # no logs on stdout
     try:
         player = _Player(task)
-        player.batch()  # compiles, and takes all the memory that is needed
+        player.batch()  # compiles, and allocates the memory
     except BaseException:
         if _barrier:
             _barrier.abort()
@@ -128,7 +128,7 @@ def measure(task: Task) -> WorkerReport:
         try:
             _barrier.wait(PATIENCE_SECONDS)
         except RuntimeError as broken:
-            raise ServiceError("another self-play process of this benchmark failed to begin") from broken
+            raise ServiceError("another self-play process of this benchmark did not start") from broken
     begin = perf_counter()
     batches: list[Timed] = []
     memory: list[tuple[float, float]] = []
@@ -153,15 +153,15 @@ def measure(task: Task) -> WorkerReport:
 
 
 def resident_bytes() -> float:
-    """Memory of this process that is not paged out."""
+    """Resident memory of this process."""
     return float(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def growth_percent_per_hour(memory: Sequence[tuple[float, float]]) -> float:
-    """The slope of a straight line through the later four fifths, against its mean.
+    """Slope of a regression line through the last four fifths of the samples, relative to their mean.
 
     Args:
-        memory: seconds and bytes.
+        memory: samples of seconds and bytes.
     """
     later = np.array(memory[len(memory) // 5 :])
     if len(later) < 2:
@@ -172,14 +172,14 @@ def growth_percent_per_hour(memory: Sequence[tuple[float, float]]) -> float:
 
 
 class _Player:
-    """A worker with all that it needs, and watches at its calls."""
+    """A worker with its agents, bus and Redis, whose calls are timed."""
 
     def __init__(self, task: Task) -> None:
         settings = task.settings
         generator = np.random.default_rng([task.seed, task.core])
         dataset = read_dataset(settings.dataset)
         self.worker = SelfPlayWorker.of(f"core-{task.core}", dataset, settings, generator)
-        del dataset  # what the worker does not use goes, as in the service
+        del dataset  # frees what the worker does not use, as in the service
         self._agents = cycle([Agent(task.weights, version, task.precision) for version in (0, 1)])
         url = settings.redis_address
         self._loop, self._bus, self._redis = asyncio.Runner(), Bus(url), Redis.from_url(url)
@@ -194,10 +194,10 @@ class _Player:
         spent = dict.fromkeys((*PARTS, _DECIDING), 0.0)
         agent = next(self._agents)
         begin = perf_counter()
-        with _watched(agent, spent):
+        with _timed_calls(agent, spent):
             finished = self.worker.play(agent, 0, lambda: False)
         seconds = perf_counter() - begin
-        # A worker plays on while it waits for Redis: what sending costs is its processor's time.
+        # A worker continues to play while it waits for Redis, so sending costs only CPU time.
         begin = process_time()
         self._send(finished)
         spent[SENDING] = process_time() - begin
@@ -211,16 +211,17 @@ class _Player:
         self._loop.run(self._bus.append_all(TRAJECTORIES, messages))
 
     def bound_seconds(self) -> float:
-        """What the network evaluations of a batch take, made again without anything between them.
+        """Time of the network evaluations of a batch alone.
 
-        All passes of the encoder, and the calls of every `SAMPLED`th decision times `SAMPLED`.
+        All passes of the encoder are repeated, and the calls of every `SAMPLED`th decision, which are scaled
+        to all decisions.
         """
         agent = next(self._agents)
         encoding: list[Callable[[], object]] = []
         decisions: list[list[Callable[[], object]]] = []
 
-        def recorded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-            def keeping(*arguments: Any) -> Any:
+        def recording(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def record(*arguments: Any) -> Any:
                 if name in _ENCODER_CALLS:
                     encoding.append(partial(call, *arguments))
                     return call(*arguments)
@@ -230,9 +231,9 @@ class _Player:
                     decisions[-1].append(partial(call, *(np.array(argument) for argument in arguments)))
                 return call(*arguments)
 
-            return keeping
+            return record
 
-        with _replaced(agent, (*_NETWORK_CALLS, *_ENCODER_CALLS), recorded):
+        with _replaced(agent, (*_NETWORK_CALLS, *_ENCODER_CALLS), recording):
             self.worker.play(agent, 0, lambda: False)
         sampled = [calls for calls in decisions if calls]
         deciding = sum(_least_seconds(calls) for calls in sampled)
@@ -240,7 +241,7 @@ class _Player:
 
 
 def _least_seconds(calls: Sequence[Callable[[], object]]) -> float:
-    """Of some repetitions of all calls, in order."""
+    """The fastest of `REPEATS` repetitions of all calls in order."""
     least = float("inf")
     for _ in range(REPEATS):
         begin = perf_counter()
@@ -251,18 +252,18 @@ def _least_seconds(calls: Sequence[Callable[[], object]]) -> float:
 
 
 @contextmanager
-def _watched(agent: Agent, spent: dict[str, float]) -> Iterator[None]:
-    """Add up, while it lasts, what the agent's calls, whole decisions and the environment take."""
+def _timed_calls(agent: Agent, spent: dict[str, float]) -> Iterator[None]:
+    """Add the time of the agent, the decisions and the environment to `spent` by part."""
 
-    def watched(part: str) -> Callable[[str, Callable[..., Any]], Callable[..., Any]]:
+    def timing(part: str) -> Callable[[str, Callable[..., Any]], Callable[..., Any]]:
         return lambda _, call: _timed(part, call, spent)
 
     with ExitStack() as stack:
-        stack.enter_context(_replaced(agent, _NETWORK_CALLS, watched(NETWORK)))
-        stack.enter_context(_replaced(agent, _ENCODER_CALLS, watched(ENCODING)))
-        stack.enter_context(_replaced(rollout, ("decide",), watched(_DECIDING)))
-        stack.enter_context(_replaced(rollout, ("reset", "step"), watched(ENVIRONMENT)))
-        stack.enter_context(_replaced(Lanes, ("static",), watched(ENVIRONMENT)))
+        stack.enter_context(_replaced(agent, _NETWORK_CALLS, timing(NETWORK)))
+        stack.enter_context(_replaced(agent, _ENCODER_CALLS, timing(ENCODING)))
+        stack.enter_context(_replaced(rollout, ("decide",), timing(_DECIDING)))
+        stack.enter_context(_replaced(rollout, ("reset", "step"), timing(ENVIRONMENT)))
+        stack.enter_context(_replaced(Lanes, ("static",), timing(ENVIRONMENT)))
         yield
 
 

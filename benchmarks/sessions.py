@@ -1,4 +1,4 @@
-"""How long the session index takes, against the rule written with whole-array NumPy."""
+"""Time of the session index, compared with the same rule in NumPy over sliding windows."""
 
 from functools import partial
 
@@ -20,21 +20,21 @@ _CHUNK_BARS = 100_000
 
 
 def bench_sessions(num_bars: int = GOAL_BARS, *, repeats: int = 3, seed: int = 1) -> Measurement:
-    """Time the index on synthetic bars with gaps, and check that the yardstick finds the same sessions.
+    """Measure the index on synthetic bars with gaps; the yardstick must find the same sessions.
 
     Args:
-        num_bars: of the market; one in a hundred is then left out.
-        repeats: of each measurement, after one that is not counted.
+        num_bars: length of the market, of which one bar in a hundred is then removed.
+        repeats: measurements of each, after one that does not count.
         seed: of market and gaps.
     Raises:
-        AssertionError: the two disagree.
+        AssertionError: the results differ.
     """
-    whole = synthesize(Market.REGIMES, num_bars, seed)
-    bars = whole[np.random.default_rng(seed).random(num_bars) > 0.01]
+    all_bars = synthesize(Market.REGIMES, num_bars, seed)
+    bars = all_bars[np.random.default_rng(seed).random(num_bars) > 0.01]
     ours, theirs = partial(index_sessions, bars), partial(windowed_starts, bars, SessionConfig())
     starts = ours().starts
     if not np.array_equal(theirs(), starts):
-        raise AssertionError("the session index and its yardstick disagree")
+        raise AssertionError("the session index and its yardstick give different sessions")
     seconds, numpy_seconds = quickest((ours, theirs), repeats=repeats)
     return Measurement(
         name=f"session index, {len(starts):,} sessions in {len(bars):,} bars",
@@ -47,17 +47,17 @@ def bench_sessions(num_bars: int = GOAL_BARS, *, repeats: int = 3, seed: int = 1
 
 
 def windowed_starts(bars: BarSeries, config: SessionConfig) -> Int64:
-    """Every valid start, by looking at each window of 360 bars as a whole."""
+    """Every valid start bar, by checking each window of 360 bars."""
     size = WARMUP_BARS + SESSION_BARS
-    found = [
+    starts = [
         begin + WARMUP_BARS + np.flatnonzero(_valid_windows(bars[begin : begin + _CHUNK_BARS + size], config))
         for begin in range(0, len(bars) - size, _CHUNK_BARS)
     ]
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
+    return np.concatenate(starts) if starts else np.zeros(0, np.int64)
 
 
 def _valid_windows(bars: BarSeries, config: SessionConfig) -> Bool:
-    """Whether a session starts at each bar that has its warm-up and its 360 bars to come."""
+    """Whether a session can start at each bar with a complete warm-up before it and 360 bars after it."""
     tradable = is_open(bars.time_s)
     minute = open_minute(bars.time_s)
     week = week_open_s(bars.time_s)

@@ -1,19 +1,19 @@
-"""Trajectories per second through the stream, against redis-benchmark and raw pipelined commands.
+"""Trajectories per second through the stream, compared with redis-benchmark and raw pipelines.
 
-A Redis of the benchmark's own syncs every write, as the shipped one does. All send and read the same
-payloads over one connection each, in exchanges of the same size, and take turns:
+The benchmark starts a Redis with fsync on every write, like the deployed one. All clients send and read the
+same payloads in batches of the same size, each over one connection, and alternate:
 
-- this project's bus, which makes the entries, retries, decodes and checks them;
-- redis-benchmark, where it (or Valkey's) is on PATH: XADD, then XREADGROUP and a script that acknowledges
-  and deletes as many of the oldest pending entries, for it cannot send the ids that it read. It cuts its
-  input at a zero byte, so zeros in the payload are made ones;
-- redis-py's pipelines of XADD and of XREADGROUP, XACK and XDEL, with payloads made beforehand.
+- The bus of this project encodes, retries, decodes and checks entries.
+- redis-benchmark, or that of Valkey, runs if it is on PATH. It sends XADD, then XREADGROUP and a script that
+  acknowledges and deletes the oldest pending entries, because it cannot send the ids that it read. It cuts
+  its input at a zero byte, so the payload has ones instead of zeros.
+- Pipelines of redis-py send XADD, then XREADGROUP, XACK and XDEL, with payloads encoded in advance.
 
-Neither looks at what it reads. So this project's reader has its turn without decoding too, which is what
-the bus costs; and with decoding beside redis-py's reader that does the least that tells a damaged trajectory
-from a whole one and gives arrays: JSON, SHA-256 and NumPy's views, nothing checked beyond that.
+The last two do not decode entries. So the bus is measured without decoding too. With decoding it is also
+compared with a redis-py reader that does the minimum to detect a damaged trajectory and to get its arrays:
+JSON, SHA-256 and NumPy views.
 
-Beside them stands what each step costs on a trajectory's way into the replay.
+The benchmark also measures each step of a trajectory from the worker into the replay.
 """
 
 import asyncio
@@ -55,15 +55,15 @@ from shared.search.config import SearchConfig
 #: The goal in docs/benchmarks.md.
 GOAL_SHARE = 0.8
 
-#: Trajectories in one exchange, as a worker of 16 lanes sends them.
+#: Trajectories per batch, as a worker with 16 lanes sends them.
 PIPELINE = 16
 
-#: Times that each way has its turn; its quickest counts, the one that was disturbed least.
+#: Repetitions of each client. The fastest counts.
 TURNS = 8
 
 _RAW_KEY, _BENCHMARK_KEY, _GROUP = "benchmark:redis-py", "benchmark:redis-benchmark", "benchmark"
 
-#: KEYS: stream. ARGV: group, how many of the oldest pending entries are acknowledged and deleted.
+#: KEYS: stream. ARGV: group, number of oldest pending entries to acknowledge and delete.
 _REMOVE_OLDEST = """
 local ids = {}
 for at, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[2])) do ids[at] = entry[1] end
@@ -74,29 +74,29 @@ return redis.call('XDEL', KEYS[1], unpack(ids))
 
 @dataclass(frozen=True)
 class Rates:
-    """Trajectories per second of one way to the stream."""
+    """Trajectories per second of one client."""
 
     name: str
     append: float
-    consume: float  # read, acknowledged and deleted
+    consume: float  # read, acknowledge and delete
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Microseconds of one trajectory at each step from the worker to the replay."""
+    """Microseconds per trajectory of each step from the worker to the replay."""
 
     encode: float
     append: float
-    read: float  # with the entry's envelope and header checked
+    read: float  # and check envelope and header
     decode: float
-    journal: float  # encoded again, with its checksum, and written
+    journal: float  # encode again with a checksum, and write
     sync: float
     acknowledge: float
-    insert: float  # with the targets found
+    insert: float  # and compute the targets
 
     @property
     def rows(self) -> list[tuple[str, float]]:
-        """What each step is, and its microseconds."""
+        """The description and microseconds of each step."""
         names = {
             "encode": "encode",
             "append": "XADD, synced by Redis",
@@ -112,20 +112,20 @@ class StepCosts:
 
 @dataclass(frozen=True)
 class StreamSpeed:
-    """Trajectories per second, bytes of one as it is stored, and where the time goes."""
+    """Trajectories per second, bytes per stored trajectory, and the time of each step."""
 
     count: int
     entry_bytes: int
-    ours: Rates  # decoded and checked too
+    ours: Rates  # with decoding and checks
     raw: Rates
-    tool: Rates | None  # None without redis-benchmark on PATH
-    taken: float  # trajectories per second of ours, read and acknowledged but not decoded
-    raw_decoded: float  # of redis-py's, decoded by the least that gives arrays
+    tool: Rates | None  # None if redis-benchmark is not on PATH
+    undecoded: float  # trajectories per second of ours, read and acknowledged without decoding
+    raw_decoded: float  # trajectories per second of redis-py with minimal decoding
     steps: StepCosts
 
     @property
     def measurements(self) -> list[Measurement]:
-        """As rows; the goals are for redis-benchmark, and for redis-py's pipelines only without it."""
+        """The comparisons. The goals are for redis-benchmark or, without it, for redis-py."""
         rows = [
             (
                 name,
@@ -139,7 +139,7 @@ class StreamSpeed:
             for name, value, command, yardstick_value in (
                 ("append", self.ours.append, "XADD", yardstick.append),
                 ("consume", self.ours.consume, "XREADGROUP, XACK, XDEL", yardstick.consume),
-                ("consume undecoded", self.taken, "XREADGROUP, XACK, XDEL", yardstick.consume),
+                ("consume undecoded", self.undecoded, "XREADGROUP, XACK, XDEL", yardstick.consume),
             )
         ]
         least = f"{self.raw.name}, json, SHA-256, NumPy's views"
@@ -161,13 +161,13 @@ class StreamSpeed:
 
 
 def bench_stream(count: int = 1_024, *, seed: int = 0) -> StreamSpeed:
-    """Send some trajectories through the stream, and read them.
+    """Send trajectories through the stream and read them.
 
     Args:
-        count: trajectories, in whole turns.
-        seed: of what is in them.
+        count: number of trajectories, rounded down to a multiple of a repetition.
+        seed: of the contents.
     Raises:
-        ServiceError: there is no Redis server, or redis-benchmark did not do what it was asked.
+        ServiceError: no Redis server is installed, or redis-benchmark failed.
     """
     rng = np.random.default_rng(seed)
     few = [random_trajectory(rng, number) for number in range(PIPELINE)]
@@ -188,7 +188,7 @@ def bench_stream(count: int = 1_024, *, seed: int = 0) -> StreamSpeed:
         ours=ours,
         raw=raw,
         tool=tool[0] if tool else None,
-        taken=readers["taken"],
+        undecoded=readers["undecoded"],
         raw_decoded=readers["raw decoded"],
         steps=steps,
     )
@@ -209,9 +209,10 @@ async def _measured(
 async def _turns(
     server: RedisServer, bus: Bus, redis: Redis, few: Sequence[Trajectory], reads: int
 ) -> tuple[list[Rates], dict[str, float]]:
-    """Ours, redis-py's, and redis-benchmark's where it is; each sends all and then reads all, in turns.
+    """Measure this project's bus, redis-py and redis-benchmark, if present, in alternation.
 
-    Beside them the rates of ours that does not decode, and of redis-py's that does.
+    Each sends all entries and then reads all. Returns also the rates of the bus without decoding and of
+    redis-py with decoding.
     """
     path = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
     tool = _Tool(path, server, few[0]) if path else None
@@ -227,21 +228,21 @@ async def _turns(
         spent["consume"].append(await _consumed(bus, reads))
         spent["raw consume"].append(await _consumed_raw(redis, reads))
         await _appended(bus, few, reads)
-        spent["taken"].append(await _consumed(bus, reads, decoded=False))
+        spent["undecoded"].append(await _consumed(bus, reads, decoded=False))
         await _appended_raw(redis, few, reads)
         spent["raw decoded"].append(await _consumed_raw(redis, reads, decoded=True))
         if tool:
             spent["tool consume"].append(await asyncio.to_thread(tool.consume, reads))
         left = {key: await redis.xlen(key) for key in (TRAJECTORIES.key, _RAW_KEY, _BENCHMARK_KEY)}
         if any(left.values()):
-            raise ServiceError(f"bench stream: entries are left that all were to be read: {left}")
-    ways = [("this", ""), ("redis-py", "raw "), *([(Path(path).name, "tool ")] if path else [])]
+            raise ServiceError(f"bench stream: entries are left unread: {left}")
+    clients = [("this", ""), ("redis-py", "raw "), *([(Path(path).name, "tool ")] if path else [])]
     turn = reads * READ_COUNT
     rates = [
-        Rates(name, turn / min(spent[f"{way}append"]), turn / min(spent[f"{way}consume"]))
-        for name, way in ways
+        Rates(name, turn / min(spent[f"{prefix}append"]), turn / min(spent[f"{prefix}consume"]))
+        for name, prefix in clients
     ]
-    return rates, {name: turn / min(spent[name]) for name in ("taken", "raw decoded")}
+    return rates, {name: turn / min(spent[name]) for name in ("undecoded", "raw decoded")}
 
 
 async def _appended(bus: Bus, few: Sequence[Trajectory], reads: int) -> float:
@@ -283,7 +284,7 @@ async def _consumed_raw(redis: Redis, reads: int, *, decoded: bool = False) -> f
         ids = [entry_id for entry_id, _ in entries]
         if decoded:
             for _, fields_read in entries:
-                _least_decoded(fields_read)
+                _minimally_decoded(fields_read)
         async with redis.pipeline(transaction=True) as pipe:
             pipe.xack(_RAW_KEY, _GROUP, *ids)
             pipe.xdel(_RAW_KEY, *ids)
@@ -291,11 +292,11 @@ async def _consumed_raw(redis: Redis, reads: int, *, decoded: bool = False) -> f
     return perf_counter() - start
 
 
-def _least_decoded(entry: Mapping[bytes, bytes]) -> list[np.ndarray[Any, Any]]:
-    """Arrays of a trajectory whose hash is right, as short as Python and NumPy say it."""
+def _minimally_decoded(entry: Mapping[bytes, bytes]) -> list[np.ndarray[Any, Any]]:
+    """The arrays of a trajectory, with no check except the hash."""
     header, blob = json.loads(entry[b"body"]), entry[b"arrays"]
     if hashlib.sha256(blob).hexdigest() != header["arrays_sha256"]:
-        raise ServiceError("bench stream: the arrays' SHA-256 is not the header's")
+        raise ServiceError("bench stream: the SHA-256 of the arrays differs from that in the header")
     arrays, offset = [], 0
     for column in header["arrays"]:
         array = np.frombuffer(blob, column["dtype"], math.prod(column["shape"]), offset)
@@ -305,7 +306,7 @@ def _least_decoded(entry: Mapping[bytes, bytes]) -> list[np.ndarray[Any, Any]]:
 
 
 class _Tool:
-    """redis-benchmark: one client with one payload; its own clock tells the seconds."""
+    """redis-benchmark with one client and one payload. It measures the time itself."""
 
     def __init__(self, path: str, server: RedisServer, trajectory: Trajectory) -> None:
         self._base = [path, "-p", str(server.port), "-a", server.password, "-c", "1", "--csv"]
@@ -316,14 +317,14 @@ class _Tool:
         self._add = ["XADD", _BENCHMARK_KEY, "*", *words, "arrays"]
 
     def append(self, reads: int) -> float:
-        """Seconds of appending as much as so many reads take."""
+        """Seconds to append the entries of `reads` reads."""
         return self._run(reads * READ_COUNT, PIPELINE, ["-x"], self._add, self._arrays)
 
     async def check(self, redis: Redis) -> None:
-        """See that what it appended is of the payload's size.
+        """Check the size of an appended entry.
 
         Raises:
-            ServiceError: it is not.
+            ServiceError: the size differs from the payload.
         """
         newest = cast("Any", await redis.xrevrange(_BENCHMARK_KEY, count=1))
         stored = sum(len(value) for _, entry in newest for value in entry.values())
@@ -331,7 +332,7 @@ class _Tool:
             raise ServiceError(f"{self._base[0]}: appended {stored} bytes, expected {self._entry_bytes}")
 
     def consume(self, reads: int) -> float:
-        """Seconds of reading, acknowledging and deleting it."""
+        """Seconds to read, acknowledge and delete the entries."""
         count = str(READ_COUNT)
         read = ["XREADGROUP", "GROUP", _GROUP, "one", "COUNT", count, "STREAMS", _BENCHMARK_KEY, ">"]
         remove = ["EVAL", _REMOVE_OLDEST, "1", _BENCHMARK_KEY, _GROUP, count]
@@ -346,12 +347,12 @@ class _Tool:
         try:
             return requests / float(rows[-1].rsplit('","', 7)[1].strip('"'))
         except (IndexError, ValueError, ZeroDivisionError) as unknown:
-            said = (done.stderr.decode(errors="replace") or "\n".join(rows))[-300:]
-            raise ServiceError(f"{self._base[0]}: expected CSV with a rate, got: {said}") from unknown
+            output = (done.stderr.decode(errors="replace") or "\n".join(rows))[-300:]
+            raise ServiceError(f"{self._base[0]}: expected CSV with a rate, got: {output}") from unknown
 
 
 async def _steps(bus: Bus, folder: Path, rng: np.random.Generator, rounds: int) -> StepCosts:
-    """The way of different trajectories into journal and replay, each step's quickest round."""
+    """Measure each step of different trajectories into journal and replay; the fastest round counts."""
     journal = Journal(folder)
     learner = LearnerConfig()
     replay = Replay(ReplayConfig(), learner.unroll_steps)
@@ -382,27 +383,27 @@ async def _steps(bus: Bus, folder: Path, rng: np.random.Generator, rounds: int) 
             )
         )
 
-    insert(random_trajectory(rng, 0), 0)  # the kernel is compiled
+    insert(random_trajectory(rng, 0), 0)  # compiles the kernel
     batches = bus.consume(TRAJECTORIES, TRAINER_GROUP, "benchmark")
     for number in range(rounds):
-        made = [random_trajectory(rng, number) for _ in range(PIPELINE)]
+        trajectories = [random_trajectory(rng, number) for _ in range(PIPELINE)]
         with clock("encode"):
-            messages = [encode_trajectory(trajectory) for trajectory in made]
+            messages = [encode_trajectory(trajectory) for trajectory in trajectories]
         with clock("append"):
             await bus.append_all(TRAJECTORIES, messages)
         with clock("read"):
             batch = await anext(batches)
         with clock("decode"):
-            taken = [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
+            decoded = [decode_trajectory(entry.message, entry.arrays) for entry in batch.entries]
         synced = 0.0
         with patch("os.fsync", timed_sync), clock("journal"):
-            journal.append(taken)
+            journal.append(decoded)
         spent["sync"].append(synced)
         spent["journal"][-1] -= synced
         with clock("acknowledge"):
             await batch.ack()
         with clock("insert"):
-            for trajectory in taken:
+            for trajectory in decoded:
                 insert(trajectory, number)
     journal.close()
     return StepCosts(**{step: 1e6 * min(seconds) / PIPELINE for step, seconds in spent.items()})

@@ -1,4 +1,4 @@
-"""`bench`: speed, as ratios to yardsticks measured in the same run."""
+"""`bench`: measures speed as ratios to yardsticks of the same run."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,20 +10,20 @@ from cli.bench_options import Json, Profile, Seconds, Seed, one_thread, print_me
 from cli.output import err, print_json, print_table, progress_bar
 
 app = typer.Typer(
-    help="Measure speed, as ratios to named yardsticks.",
+    help="Measure speed as ratios to named yardsticks.",
     no_args_is_help=True,
     add_completion=False,
 )
 
 Bars = Annotated[int, typer.Option(min=1_000, help="bars of the synthetic market")]
 
-#: 3.59 years of GBP/JPY minutes, for which docs/benchmarks.md has goals.
+#: 3.59 years of GBP/JPY minutes, the size of the goals in docs/benchmarks.md.
 MARKET_BARS = 1_330_000
 
 
 @app.command()
 def features(bars: Bars = MARKET_BARS, as_json: Json = False) -> None:
-    """Temporal features of a long history, against pandas expressions of the same formulas."""
+    """Compute temporal features of a long history; yardstick: pandas with the same formulas."""
     from benchmarks.features import bench_features
 
     print_measurements("features", [bench_features(bars)], as_json=as_json)
@@ -31,7 +31,7 @@ def features(bars: Bars = MARKET_BARS, as_json: Json = False) -> None:
 
 @app.command()
 def sessions(bars: Bars = MARKET_BARS, as_json: Json = False) -> None:
-    """The session index of a long history, against NumPy over sliding windows."""
+    """Compute the session index of a long history; yardstick: NumPy over sliding windows."""
     from benchmarks.sessions import bench_sessions
 
     print_measurements("sessions", [bench_sessions(bars)], as_json=as_json)
@@ -39,20 +39,20 @@ def sessions(bars: Bars = MARKET_BARS, as_json: Json = False) -> None:
 
 @app.command()
 def search(
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="roots; may be repeated")] = None,
-    simulations: Annotated[list[int] | None, typer.Option(min=1, help="may be repeated")] = None,
-    peers: Annotated[bool, typer.Option(help="against mctx and node objects too")] = True,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="number of roots, repeatable")] = None,
+    simulations: Annotated[list[int] | None, typer.Option(min=1, help="per decision, repeatable")] = None,
+    peers: Annotated[bool, typer.Option(help="measure mctx and other searches too")] = True,
     seconds: Seconds = 1.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Decisions of the search, against its network calls alone and against peers; so long for each size."""
+    """Search decisions; yardsticks: the network calls alone, and other searches. `--seconds` is per size."""
     from benchmarks.peers.lightzero import lightzero_missing
-    from benchmarks.peers.process import why_not
+    from benchmarks.peers.process import mctx_missing
     from benchmarks.search import BATCHES, SIMULATIONS, compare_search
 
     one_thread()
-    for peer, reason in (("mctx", why_not()), ("LightZero's tree", lightzero_missing())):
+    for peer, reason in (("mctx", mctx_missing()), ("LightZero's tree", lightzero_missing())):
         if peers and reason:
             err.print(f"{peer} is left out: {reason}", soft_wrap=True)
     speeds = compare_search(
@@ -63,20 +63,20 @@ def search(
         peers=peers,
     )
     rows = [measurement for speed in speeds for measurement in speed.measurements]
-    print_measurements("search", rows, as_json=as_json)
+    print_measurements("search", rows, as_json=as_json, rows_are="roots × simulations, precision")
 
 
 @app.command()
 def improvement(
-    problems: Annotated[int, typer.Option(min=2, help="random one-step problems")] = 4_096,
+    problems: Annotated[int, typer.Option(min=2, help="number of random one-step problems")] = 4_096,
     spread: Annotated[
-        float, typer.Option(min=0.0, help="of what one action's outcomes are worth, around its Q")
+        float, typer.Option(min=0.0, help="spread of the outcomes of an action around its Q")
     ] = 0.0,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option("--out", help="the picture's PNG")] = Path("improvement.png"),
+    out: Annotated[Path, typer.Option("--out", help="PNG file for the picture")] = Path("improvement.png"),
     as_json: Json = False,
 ) -> None:
-    """What each selection rule's policy target is worth, against always taking the best action."""
+    """Value of the policy targets of each selection rule; yardstick: always the best action."""
     from benchmarks.improvement import bench_improvement
     from benchmarks.improvement_picture import draw_improvement
     from shared.adapters.picture import require_drawable
@@ -89,7 +89,7 @@ def improvement(
         print_json({"benchmark": "improvement", **document, "picture": str(out)})
         return
     print_table(
-        f"Gain of the policy target over the prior, in true Q; at best {report.best_gain:+.3f}",
+        f"Gain of the policy target over the prior, in true Q; maximum {report.best_gain:+.3f}",
         ("error", "simulations", "rule", "gain", "standard error", "roots made worse"),
         (
             (
@@ -109,21 +109,21 @@ def improvement(
 
 @app.command()
 def selfplay(
-    lanes: Annotated[int | None, typer.Option(min=1, help="sessions in lockstep; the setting's")] = None,
-    simulations: Annotated[int | None, typer.Option(min=1, help="of every decision; the setting's")] = None,
+    lanes: Annotated[int | None, typer.Option(min=1, help="default: the setting")] = None,
+    simulations: Annotated[int | None, typer.Option(min=1, help="default: the setting")] = None,
     replicas: Annotated[
-        int, typer.Option(min=1, help="processes at once, each on a core of its own, beside one alone")
+        int, typer.Option(min=1, help="processes that run at once, one per core, after one alone")
     ] = 1,
     bars: Bars = 100_000,
     seconds: Seconds = 15.0,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, help="play for so many seconds instead, and report how memory grew"),
+        typer.Option(min=0.1, help="play for this many minutes instead, and report the growth of memory"),
     ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Whole self-play workers, against their network evaluations alone."""
+    """Self-play workers; yardstick: their network evaluations alone."""
     from benchmarks.selfplay import bench_selfplay, bfloat16_measurement
     from services.selfplay.config import SelfPlayConfig
     from shared.search.config import SearchConfig
@@ -137,21 +137,21 @@ def selfplay(
         seed=seed,
     )
     rows = [row for speed in speeds for row in speed.measurements(soak=minutes is not None)]
-    if gained := bfloat16_measurement(speeds):
-        rows.append(gained)
+    if gain := bfloat16_measurement(speeds):
+        rows.append(gain)
     shares = {speed.precision.value: speed.shares for speed in speeds}
     print_measurements("selfplay", rows, as_json=as_json, shares_of_time=shares)
     if not as_json:
-        print_shares("What a worker does with its time", "precision", shares)
+        print_shares("Shares of a worker's time", "precision", shares)
 
 
 @app.command()
 def stream(
-    count: Annotated[int, typer.Option(min=1, help="trajectories to send")] = 1_024,
+    count: Annotated[int, typer.Option(min=1, help="number of trajectories")] = 1_024,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Trajectories through a Redis that syncs every write, against redis-benchmark with the same payload."""
+    """Trajectories through Redis with fsync on every write; yardstick: redis-benchmark, same payload."""
     from benchmarks.stream import bench_stream
 
     speed = bench_stream(count, seed=seed)
@@ -160,22 +160,22 @@ def stream(
     steps = {name: round(cost, 1) for name, cost in speed.steps.rows}
     print_measurements("stream", speed.measurements, as_json=as_json, microseconds=steps)
     if not as_json:
-        whole = sum(cost for _, cost in speed.steps.rows)
+        total = sum(cost for _, cost in speed.steps.rows)
         print_table(
-            f"Of one trajectory on its way into the replay: {whole:,.0f} µs",
+            f"Steps of one trajectory into the replay: {total:,.0f} µs",
             ("step", "µs", "share in %"),
-            ((name, f"{cost:,.1f}", f"{100.0 * cost / whole:.1f}") for name, cost in speed.steps.rows),
+            ((name, f"{cost:,.1f}", f"{100.0 * cost / total:.1f}") for name, cost in speed.steps.rows),
         )
 
 
 @app.command()
 def replay(
-    steps: Annotated[int, typer.Option(min=10_000, help="that the large replay holds")] = 10_000_000,
+    steps: Annotated[int, typer.Option(min=10_000, help="steps in the large replay")] = 10_000_000,
     seconds: Seconds = 2.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Adding to and drawing from a large replay, against one of 10,000 steps; and its memory."""
+    """Inserts, draws and memory of a large replay; yardstick: a replay of 10,000 steps."""
     from benchmarks.replay import bench_replay
 
     print_measurements("replay", bench_replay(steps, seconds=seconds, seed=seed), as_json=as_json)
@@ -184,11 +184,11 @@ def replay(
 @app.command()
 def montecarlo(
     runs: Annotated[int, typer.Option(min=1)] = 1_000,
-    trades: Annotated[int, typer.Option(min=10, help="of the list, and of every run")] = 5_000,
+    trades: Annotated[int, typer.Option(min=10, help="trades in the list and in each run")] = 5_000,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Monte Carlo over a trade list, against a loop over runs in NumPy."""
+    """Monte Carlo over a trade list; yardstick: a loop over runs in NumPy."""
     from benchmarks.montecarlo import bench_montecarlo
 
     print_measurements("montecarlo", bench_montecarlo(runs=runs, trades=trades, seed=seed), as_json=as_json)
@@ -196,7 +196,7 @@ def montecarlo(
 
 @app.command()
 def learner(seconds: Seconds = 10.0, seed: Seed = 0, profile: Profile = None, as_json: Json = False) -> None:
-    """Updates of the learner, against their forward and backward passes alone, and what they are made of."""
+    """Updates of the learner and the time of their parts; yardstick: forward and backward passes alone."""
     from benchmarks.learner import bench_learner
     from services.selfplay.settings import SelfPlaySettings
     from services.trainer.settings import TrainerSettings
@@ -213,20 +213,20 @@ def learner(seconds: Seconds = 10.0, seed: Seed = 0, profile: Profile = None, as
     )
     print_measurements("learner", speed.measurements, as_json=as_json, shares_of_time=speed.shares)
     if not as_json:
-        print_shares("What an update's time is spent on", "precision", {speed.precision: speed.shares})
+        print_shares("Shares of an update's time", "precision", {speed.precision: speed.shares})
 
 
 @app.command()
 def networks(
     batch: Annotated[
         list[int] | None,
-        typer.Option("--batch", min=1, help="rows of a call, can be repeated; 1, 16, 64, 256 and 1024"),
+        typer.Option("--batch", min=1, help="rows per call, repeatable; default: 1, 16, 64, 256 and 1024"),
     ] = None,
     seconds: Seconds = 2.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """The networks by every engine there is, and the encoder's passes, against plain torch."""
+    """The networks in every available engine, and the passes of the encoder; yardstick: plain torch."""
     from benchmarks.encodings import bench_encodings
     from benchmarks.engines import engines
     from benchmarks.networks import BATCHES, bench_engines
@@ -236,7 +236,7 @@ def networks(
     encodings = bench_encodings(seconds=seconds, seed=seed)
     speeds = []
     with progress_bar() as bar:
-        for rows in bar.track(batch or BATCHES, description="numbers of rows"):
+        for rows in bar.track(batch or BATCHES, description="batch sizes"):
             speeds += bench_engines(batches=[rows], among=candidates, seconds=seconds, seed=seed)
     left_out = {engine.label: engine.missing for engine in candidates if engine.missing}
     if as_json:
@@ -244,7 +244,7 @@ def networks(
         print_json({"benchmark": "networks", "measurements": documents, "left_out": left_out})
         return
     print_table(
-        "bench networks: an embedding; ratios say how many times as much the plain pass takes",
+        "bench networks: one embedding; ratios are relative to the plain pass",
         ("windows", "encoded by", "µs", "ratio", "multiply-adds", "ratio"),
         (
             (s.windows, s.encoding, s.microseconds, s.measurement.ratio, round(s.multiply_adds), s.saving)
@@ -252,7 +252,7 @@ def networks(
         ),
     )
     print_table(
-        "bench networks: dynamics, reward and value; a ratio above 1 is quicker than torch eager in float32",
+        "bench networks: dynamics, reward and value; a ratio above 1 is faster than torch eager in float32",
         ("rows", "engine", "precision", "µs", "GFLOP/s", "ratio"),
         ((s.rows, s.engine, s.precision, s.microseconds, s.gigaflops, s.measurement.ratio) for s in speeds),
     )
@@ -262,10 +262,10 @@ def networks(
 
 @app.command()
 def inference(
-    decisions: Annotated[int, typer.Option(min=1, help="to measure, one after the other")] = 500,
+    decisions: Annotated[int, typer.Option(min=1, help="number of decisions, one after the other")] = 500,
     as_json: Json = False,
 ) -> None:
-    """One decision over HTTP, against the same decision in the process that asks."""
+    """One decision over HTTP; yardstick: the same decision in the client process."""
     from benchmarks.inference import bench_inference
 
     print_measurements("inference", bench_inference(decisions=decisions), as_json=as_json)

@@ -1,6 +1,6 @@
 """The networks of shared.model.network in JAX, from the same weights, for inference.
 
-Weights come from `benchmarks.peers.weights`; every function takes them as its first argument, by name.
+The weights are from `benchmarks.peers.weights`. Every function takes them by name as its first argument.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from shared.model.config import ModelConfig
 
 Weights = Mapping[str, Array]
 
-#: torch's.
+#: That of torch.
 LAYER_NORM_EPSILON = 1e-5
 
 
 def encode(weights: Weights, windows: Array, config: ModelConfig) -> Array:
-    """The plain pass, every layer over all steps of the padded window: `[N, window, F]` -> `[N, E]`."""
+    """The plain pass, with every layer at every step of the padded window: `[N, window, F]` -> `[N, E]`."""
     steps = windows
     for index in range(config.encoder_blocks):
         dilation = 2**index
@@ -31,7 +31,7 @@ def encode(weights: Weights, windows: Array, config: ModelConfig) -> Array:
 
 
 def encode_thinned(weights: Weights, windows: Array, config: ModelConfig) -> Array:
-    """Only the steps that the last one depends on: `[N, window, F]` -> `[N, E]`."""
+    """Compute only the steps that the output depends on: `[N, window, F]` -> `[N, E]`."""
     steps = windows[:, -config.receptive_field :]
     for index in range(config.encoder_blocks):
         stride = 1 if index == config.encoder_blocks - 1 else 2
@@ -126,6 +126,6 @@ def _convolve(
 
 
 def _shortcut(weights: Weights, name: str, steps: Array) -> Array:
-    """The steps themselves where their channels are as many as the block's."""
+    """The shortcut of a block: the identity if the number of channels is the same."""
     projection = f"{name}.shortcut"
     return _convolve(weights, projection, steps) if f"{projection}.weight" in weights else steps

@@ -1,9 +1,9 @@
-"""LightZero's compiled tree for stochastic MuZero, with the same networks: all roots of a level in one call.
+"""A search with LightZero's compiled tree for stochastic MuZero and the same networks.
 
-Only the tree is LightZero's, out of the installed wheel; its Python driver, which decodes every leaf by
-itself, is left out, and so are the packages that the driver needs: `pip install --no-deps LightZero`. The
-networks are torch's plain modules. Its rules differ from ours (docs/algorithm.md): chance outcomes are
-drawn, the discount enters on every edge, and all actions are legal below the root.
+Only the tree is from the LightZero wheel, installed by `pip install --no-deps LightZero`. Its Python driver
+decodes each leaf separately and needs more packages, so it is replaced by one network call per level for all
+roots. The networks are plain torch modules. The rules differ from ours (docs/algorithm.md): chance outcomes
+are drawn, every edge is discounted, and all actions are legal below the root.
 """
 
 import importlib.machinery
@@ -22,16 +22,16 @@ from shared.search.model import ActionRules, Roots
 
 PACKAGE = "LightZero"
 _TREE = "lzero/mcts/ctree/ctree_stochastic_muzero"
-_NOBODY = -1  # whose turn it is, where nobody plays against anybody
+_NO_PLAYER = -1  # LightZero's value for single-player problems
 
 
 def lightzero_missing() -> str | None:
-    """Why LightZero's tree cannot be measured; None where it can."""
+    """Why LightZero's tree cannot be measured, None if it can."""
     try:
         found = _library()
     except importlib.metadata.PackageNotFoundError:
-        return f"not installed: {PACKAGE}; pip install --no-deps {PACKAGE} brings its compiled tree"
-    return None if found else f"{PACKAGE} holds no tree compiled for this Python"
+        return f"not installed: {PACKAGE}; pip install --no-deps {PACKAGE} installs its compiled tree"
+    return None if found else f"{PACKAGE} has no tree compiled for this Python"
 
 
 def _library() -> Path | None:
@@ -54,50 +54,50 @@ def _tree() -> ModuleType:
 def lightzero_visits(
     model: PlainModel, roots: Roots, rules: ActionRules, config: SearchConfig
 ) -> list[list[int]]:
-    """Search every root without noise; visits of each root's legal actions."""
+    """Search every root without noise; returns the visits of the legal actions of each root."""
     tree, batch = _tree(), len(roots)
     legal = [rules.legal[phase].nonzero()[0].tolist() for phase in roots.phases]
-    nobody = [_NOBODY] * batch
-    planted = tree.Roots(batch, legal, model.num_outcomes)
-    planted.prepare_no_noise([0.0] * batch, roots.policy_logits.tolist(), nobody)
+    no_player = [_NO_PLAYER] * batch
+    trees = tree.Roots(batch, legal, model.num_outcomes)
+    trees.prepare_no_noise([0.0] * batch, roots.policy_logits.tolist(), no_player)
     bounds = tree.MinMaxStatsList(batch)
     bounds.set_delta(config.min_q_span)
-    # What a simulation left behind in each tree: its node's state, and the action that led to an afterstate.
+    # Of each simulation: the state of the new node, and the action that led to an afterstate.
     states, actions = [roots.hidden], [np.zeros(batch, np.int8)]
     for simulation in range(config.simulations):
         results = tree.ResultsWrapper(num=batch)
-        is_chance, made_in, rows, branches, to_play = tree.batch_traverse(
-            planted, config.pb_c_base, config.pb_c_init, config.discount, bounds, results, list(nobody)
+        is_chance, created, rows, branches, to_play = tree.batch_traverse(
+            trees, config.pb_c_base, config.pb_c_init, config.discount, bounds, results, list(no_player)
         )
-        state = np.stack([states[made][row] for made, row in zip(made_in, rows, strict=True)])
-        taken = np.array([actions[made][row] for made, row in zip(made_in, rows, strict=True)], np.int8)
+        state = np.stack([states[made][row] for made, row in zip(created, rows, strict=True)])
+        taken = np.array([actions[made][row] for made, row in zip(created, rows, strict=True)], np.int8)
         branch = np.array(branches, np.int8)
         chance = np.array(is_chance, np.bool_)
-        answers = {
+        evaluated = {
             kind: _evaluated(
                 model, state[chance == kind], taken[chance == kind], branch[chance == kind], kind
             )
             for kind in (True, False)
             if (chance == kind).any()
         }
-        reached = np.empty_like(state)
-        for kind, (hidden, rewards, values, logits) in answers.items():
+        new_states = np.empty_like(state)
+        for kind, (hidden, rewards, values, logits) in evaluated.items():
             leaves = (chance == kind).nonzero()[0]
-            reached[leaves] = hidden
+            new_states[leaves] = hidden
             tree.batch_backpropagate(
                 simulation + 1, config.discount, rewards.tolist(), values.tolist(), logits.tolist(),
                 bounds, results, to_play, chance.tolist(), leaves.tolist(),
             )  # fmt: skip
-        states.append(reached)
+        states.append(new_states)
         actions.append(branch)
-    visits: list[list[int]] = planted.get_distributions()
+    visits: list[list[int]] = trees.get_distributions()
     return visits
 
 
 def _evaluated(
     model: PlainModel, state: Float32, taken: Int8, branch: Int8, is_chance: bool
 ) -> tuple[Float32, Float32, Float32, Float32]:
-    """New nodes' states, rewards, values, and logits of what may happen next."""
+    """States, rewards, values, and logits of the children of new nodes."""
     if is_chance:
         afterstates, probabilities, values = model.afterstates(state, branch)
         return afterstates, np.zeros(len(values), np.float32), values, np.log(probabilities)

@@ -1,7 +1,7 @@
-"""Whole decisions by mctx's stochastic policy, compiled, with the networks of `jax_network`.
+"""Decisions by mctx's stochastic policy, compiled, with the networks of `jax_network`.
 
-Noise is off at the root, as in `decide` without exploration. mctx knows no phases: actions are masked at
-the root only, which spares it work.
+There is no root noise, as in `decide` without exploration. mctx has no phases: it masks actions only at the
+root, which is less work.
 """
 
 from collections.abc import Mapping
@@ -23,18 +23,18 @@ from shared.search.config import SearchConfig
 
 @dataclass(frozen=True)
 class MctxDecisions:
-    """What mctx says about each of B roots."""
+    """The results of mctx at B roots."""
 
     actions: Int32  # [B]
-    policies: Float32  # [B, A] shares of the visits
+    policies: Float32  # [B, A] visit shares
     values: Float32  # [B] pips
 
 
 class MctxSearch:
-    """Decisions with one network; every batch size and number of simulations is compiled at its first use."""
+    """Decisions with one network. Every batch size and number of simulations compiles at its first use."""
 
     def __init__(self, weights: Mapping[str, Float32], model: ModelConfig, config: SearchConfig) -> None:
-        """Keep the weights, as `exported` gives them; of the search's numbers those of `puct` are used."""
+        """Store the weights from `exported`. Only the puct parameters of `config` are used."""
         self._weights = {name: jnp.asarray(weight) for name, weight in weights.items()}
         self._encode = {
             Encoding.PLAIN: jax.jit(partial(network.encode, config=model)),
@@ -49,10 +49,10 @@ class MctxSearch:
         """Decide in B situations.
 
         Args:
-            observed: embeddings `[B, E]` where the encoding is shared, else windows `[B, window, F]`.
+            observed: embeddings `[B, E]` if the encoding is shared, else windows `[B, window, F]`.
             static: `[B, S]`.
-            illegal: `[B, A]`, actions that the roots forbid.
-            simulations: of each root.
+            illegal: `[B, A]` illegal actions of the roots.
+            simulations: number per root.
             encoding: of the windows.
         """
         shared = encoding is Encoding.SHARED

@@ -1,8 +1,8 @@
-"""The usual way to search: an object per node, one root at a time, one call to the model per node.
+"""A conventional tree search: one object per node, one root at a time, one model call per node.
 
-The rules are those of `puct` in shared.search, without noise, so that both find the same visits and only
-the way there differs: Python objects with dictionaries of children instead of arrays, and networks as
-plain modules at batch 1 instead of one call for all roots.
+The rules are those of `puct` in shared.search without noise, so both give the same visits. The implementation
+differs: Python objects with dictionaries of children instead of arrays, and plain torch modules at batch 1
+instead of one call for all roots.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class DecisionNode:
 
     hidden: Float32
     phase: int
-    value: float  # pips, the model's own estimate
+    value: float  # pips, estimate of the model
     prior: dict[int, float]  # of the legal actions
-    reward: float = 0.0  # pips, on the way here
+    reward: float = 0.0  # pips, on the edge from the parent
     visits: int = 0
     value_sum: float = 0.0
     children: dict[int, ChanceNode] = field(default_factory=dict)
@@ -39,8 +39,8 @@ class ChanceNode:
 
     hidden: Float32
     phase: int  # of the states that follow
-    action: int  # that led here
-    value: float  # pips, the model's own estimate
+    action: int  # from the parent
+    value: float  # pips, estimate of the model
     prior: list[float]  # of the outcomes
     visits: int = 0
     value_sum: float = 0.0
@@ -48,15 +48,15 @@ class ChanceNode:
 
     @property
     def q(self) -> float:
-        """W/N; the model's estimate before the first visit."""
+        """W/N, or the estimate of the model before the first visit."""
         return self.value_sum / self.visits if self.visits else self.value
 
 
 class NodeSearch:
-    """One root's search; the tree hangs below `root`."""
+    """The search of one root; the tree starts at `root`."""
 
     def __init__(self, model: Model, roots: Roots, rules: ActionRules, config: SearchConfig) -> None:
-        """Search the only one of `roots`."""
+        """Search the first of `roots`."""
         self._model, self._rules, self._config = model, rules, config
         phase, value = int(roots.phases[0]), float(roots.values[0])
         self._least = self._greatest = value
@@ -69,7 +69,7 @@ class NodeSearch:
 
     @property
     def visits(self) -> list[int]:
-        """Of every action at the root, 0 where illegal."""
+        """Visits of every action at the root, 0 where illegal."""
         children = self.root.children
         return [
             children[action].visits if action in children else 0 for action in range(self._rules.num_actions)
@@ -77,7 +77,7 @@ class NodeSearch:
 
     @property
     def action(self) -> int:
-        """The most visited action; of equals the one of greater Q."""
+        """The most visited action; among equals the one with the larger Q."""
         children = self.root.children
         return max(children, key=lambda action: (children[action].visits, children[action].q))
 
@@ -152,17 +152,17 @@ class NodeSearch:
 
 
 def _select_outcome(node: ChanceNode) -> int:
-    """The outcome whose share of the visits is still owed most."""
+    """Select argmax p(c) / (1 + n(c)) as `chance_outcome` does."""
 
-    def owed(outcome: int) -> float:
+    def score(outcome: int) -> float:
         child = node.children.get(outcome)
         return node.prior[outcome] / (1.0 + (child.visits if child else 0))
 
-    return max(range(len(node.prior)), key=owed)
+    return max(range(len(node.prior)), key=score)
 
 
 def _mixed_value(node: DecisionNode) -> float:
-    """What an action is taken to be worth of which nothing is known: the node's value and its children's."""
+    """v_mix, the completed Q of actions without a child; see `completed_q`."""
     visited = {action: child for action, child in node.children.items() if child.visits}
     mass = sum(node.prior[action] for action in visited)
     if mass == 0.0:
@@ -173,25 +173,25 @@ def _mixed_value(node: DecisionNode) -> float:
 
 
 class PlainModel:
-    """A network's modules called one after the other in evaluation mode, as torch runs them by itself."""
+    """A network in evaluation mode, run by eager torch."""
 
     def __init__(self, network: Network) -> None:
         self._network = network.eval()
 
     @property
     def num_outcomes(self) -> int:
-        """Outcomes of a chance node."""
+        """Number of chance outcomes."""
         return self._network.config.num_outcomes
 
     @torch.inference_mode()
     def embed_windows(self, windows: Float32) -> Float32:
-        """The plain pass over whole windows: `[N, window, F]` -> `[N, E]`."""
+        """The plain pass: `[N, window, F]` -> `[N, E]`."""
         embeddings: Float32 = self._network.encoder(torch.from_numpy(windows)).numpy()
         return embeddings
 
     @torch.inference_mode()
     def roots(self, temporal: Float32, static: Float32, phases: Int8) -> Roots:
-        """The states to search from, as `Agent.roots` gives them."""
+        """See `Agent.roots`."""
         hidden = self._network.combine(torch.from_numpy(temporal), torch.from_numpy(static))
         policy_logits, value_logits = self._network.prediction(hidden)
         values = self._network.support.decode(value_logits)

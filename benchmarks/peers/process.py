@@ -1,8 +1,8 @@
-"""mctx in a process of its own, on one core, so that it measures one thread and cannot disturb another.
+"""Runs mctx in its own process on one core, so that it uses one thread and does not disturb others.
 
-XLA takes its threads when it starts, as many as the process has cores: the process gives up all cores but
-one before it imports jax. Whoever compares with it stays on the same core (`on_one_core`), and the two
-take turns: while one measures, the other waits for a message.
+XLA starts a thread for every core of the process, so the process pins itself to one core before it imports
+jax. The caller stays on the same core (`on_one_core`), and the two alternate: while one measures, the other
+waits for a message.
 """
 
 import multiprocessing
@@ -41,20 +41,20 @@ class _Round:
     seconds: float
 
 
-def why_not() -> str | None:
-    """Why mctx cannot be measured here; None where it can."""
+def mctx_missing() -> str | None:
+    """Why mctx cannot be measured, None if it can."""
     absent = [package for package in PACKAGES if find_spec(package) is None]
     if absent:
         verb, them = ("is", "it") if len(absent) == 1 else ("are", "both")
-        return f"{' and '.join(absent)} {verb} not installed; the extra `dev` brings {them}"
+        return f"{' and '.join(absent)} {verb} not installed; the extra `dev` includes {them}"
     if not hasattr(os, "sched_setaffinity"):
-        return "this system cannot hold a process to one core"
+        return "this system cannot pin a process to one core"
     return None
 
 
 @contextmanager
 def on_one_core() -> Iterator[int]:
-    """Hold this thread to one of its cores, and give its number."""
+    """Pin this thread to one of its cores and give the number of the core."""
     cores = os.sched_getaffinity(0)
     core = max(cores)
     os.sched_setaffinity(0, {core})
@@ -65,7 +65,7 @@ def on_one_core() -> Iterator[int]:
 
 
 def least_seconds(function: Callable[[], object], seconds: float) -> float:
-    """Least seconds that a function took, called for so many seconds and at least once."""
+    """The least seconds of a call, from repeated calls for `seconds` and at least one call."""
     least = float("inf")
     end = perf_counter() + seconds
     while True:
@@ -78,7 +78,7 @@ def least_seconds(function: Callable[[], object], seconds: float) -> float:
 
 
 class MctxProcess:
-    """Measures mctx whenever it is asked to; a context manager."""
+    """A process that measures mctx on request; a context manager."""
 
     def __init__(
         self, weights: Mapping[str, Float32], model: ModelConfig, config: SearchConfig, core: int
@@ -111,12 +111,12 @@ class MctxProcess:
     def least_seconds(
         self, situations: Situations, simulations: int, encoding: Encoding, seconds: float
     ) -> float:
-        """Least seconds that the decisions took, made again and again for so many seconds.
+        """The least seconds of the decisions, from repetitions for `seconds`.
 
-        The first call with new sizes compiles too.
+        The first call with new sizes also compiles.
 
         Raises:
-            ServiceError: the process has ended.
+            ServiceError: the process exited.
         """
         try:
             self._connection.send(_Round(situations, simulations, encoding, seconds))
@@ -124,8 +124,8 @@ class MctxProcess:
         except (EOFError, BrokenPipeError, ConnectionResetError) as ended:
             self._process.join(STOP_SECONDS)
             raise ServiceError(
-                f"the process that measures mctx ended with exit status {self._process.exitcode}; "
-                "what it said stands on stderr"
+                f"the process that measures mctx exited with status {self._process.exitcode}; "
+                "its output is on stderr"
             ) from ended
 
 
@@ -138,17 +138,17 @@ def _serve(
 ) -> None:
     os.sched_setaffinity(0, {core})
     os.environ.update(ENVIRONMENT)
-    from benchmarks.peers.mctx_search import MctxSearch  # takes its threads now
+    from benchmarks.peers.mctx_search import MctxSearch  # starts the threads of XLA
 
     search = MctxSearch(weights, model, config)
     while True:
         try:
-            asked = connection.recv()
+            task = connection.recv()
         except EOFError:
             return
-        situations, encoding = asked.situations, asked.encoding
+        situations, encoding = task.situations, task.encoding
         observed = situations.temporal if encoding is Encoding.SHARED else situations.windows
         decide = partial(
-            search.decide, observed, situations.static, ~situations.legal, asked.simulations, encoding
+            search.decide, observed, situations.static, ~situations.legal, task.simulations, encoding
         )
-        connection.send(least_seconds(decide, asked.seconds))
+        connection.send(least_seconds(decide, task.seconds))

@@ -1,4 +1,4 @@
-"""What a peer decides about, and how its windows are encoded."""
+"""The situations that peers decide, and the encoding of their windows."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from shared.numeric import Bool, Float32
 
 
 class Encoding(StrEnum):
-    """What a decision does about the temporal encoding."""
+    """The part of the temporal encoding in a decision."""
 
     SHARED = "encoding shared"  # embeddings are given
     PLAIN = "each window encoded"
@@ -16,7 +16,7 @@ class Encoding(StrEnum):
 
 @dataclass(frozen=True)
 class Situations:
-    """What B decisions are made about."""
+    """The inputs of B decisions."""
 
     windows: Float32  # [B, window, F]
     temporal: Float32  # [B, E] embeddings, not those of the windows

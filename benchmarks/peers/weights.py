@@ -1,4 +1,4 @@
-"""A network's weights as plain arrays, laid out as matrix libraries multiply fastest by them."""
+"""The weights of a network as arrays in the layout that is fastest for matrix libraries."""
 
 import copy
 
@@ -11,7 +11,7 @@ from shared.numeric import Float32
 
 
 def exported(network: Network) -> dict[str, Float32]:
-    """Every weight by its name in the network, batch norm folded into the convolutions.
+    """Every weight by its name in the network, with batch norm folded into the convolutions.
 
     Matrices are `[inputs, outputs]` and convolutions `[kernel, inputs, outputs]`, contiguous.
     """

@@ -1,4 +1,4 @@
-"""Networks of one checkpoint version, made ready to decide: NumPy in, NumPy out, on the calling thread."""
+"""The networks of one checkpoint version for inference: NumPy in, NumPy out, on the calling thread."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from shared.search.model import Roots
 
 
 class Weights(Protocol):
-    """Trained numbers and the sizes of the networks that they belong to."""
+    """Trained weights and the sizes of their networks."""
 
     @property
     def config(self) -> ModelConfig:
@@ -32,13 +32,13 @@ class Weights(Protocol):
         ...
 
     def arrays(self) -> Mapping[str, Float32]:
-        """Every weight and running statistic, by the names that `Network.state_dict` gives them."""
+        """Every weight and running statistic by its name in `Network.state_dict`."""
         ...
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Weights as a checkpoint holds them."""
+    """Weights read from a checkpoint."""
 
     config: ModelConfig
     by_name: Mapping[str, Float32]
@@ -51,15 +51,15 @@ class StoredWeights:
 class Agent:
     """Packed weights of one version; implements `shared.search.model.Model`.
 
-    A row of any answer has the same bits whatever rows are beside it, and a bar's embedding whatever span
-    or window it was computed from.
+    Each row of a result has the same bits in any batch. The embedding of a bar has the same bits whether it
+    is computed from a window or from any span.
     """
 
     def __init__(self, weights: Weights, version: int, precision: Precision = Precision.AUTO) -> None:
         """Copy and pack the weights.
 
         Raises:
-            ShapeError: a weight has another shape than the sizes say.
+            ShapeError: the shape of a weight does not fit the sizes.
             DataError: a weight is missing, unknown or not finite.
         """
         self.version, self.config, self.precision = version, weights.config, precision.resolved()
@@ -71,8 +71,8 @@ class Agent:
         """Temporal embeddings of windows: `[N, window, F]` -> `[N, E]`.
 
         Raises:
-            ShapeError: the windows have another length or number of features.
-            DataError: a number is not finite, as before the first valid bar.
+            ShapeError: the length of the windows or the number of features is wrong.
+            DataError: a feature is not finite, as before the first valid bar.
         """
         config = self.config
         require_shape("windows", windows, None, config.window_bars, config.temporal_features)
@@ -86,11 +86,11 @@ class Agent:
     def embed_span(self, rows: Float32) -> Float32:
         """Temporal embeddings of consecutive bars in one pass: `[R + window - 1, F]` -> `[R, E]`.
 
-        Row r is the embedding of the window that ends at input row `r + window - 1`.
+        Output row r is the embedding of the window that ends at input row `r + window - 1`.
 
         Raises:
-            ShapeError: there is less than one window, or another number of features.
-            DataError: a number is not finite, as before the first valid bar.
+            ShapeError: there are fewer rows than one window, or the number of features is wrong.
+            DataError: a feature is not finite, as before the first valid bar.
         """
         config = self.config
         require_shape("rows", rows, max(len(rows), config.window_bars), config.temporal_features)
@@ -101,7 +101,7 @@ class Agent:
         return embeddings
 
     def roots(self, temporal: Float32, static: Float32, phases: Int8) -> Roots:
-        """The states to search from: embeddings `[B, E]`, static features `[B, S]`, phases `[B]`."""
+        """Search roots from embeddings `[B, E]`, static features `[B, S]` and phases `[B]`."""
         require_shape("temporal", temporal, None, self.config.temporal_channels)
         require_shape("static", static, len(temporal), self.config.static_features)
         _require_finite("temporal", temporal)
@@ -175,7 +175,7 @@ class Agent:
 
 
 def _plain(array: Float32) -> Float32:
-    """The array itself if it is one the kernels were compiled for, else a copy that is."""
+    """The array in the layout that the kernels are compiled for, copied only if necessary."""
     return np.require(array, np.float32, ("C", "W"))
 
 
@@ -187,6 +187,6 @@ def _require_finite(name: str, array: Float32) -> None:
 
 
 def _require_within(name: str, choices: Int8, count: int) -> None:
-    """Kernels do not look whether an index lies within its array."""
+    """Check indices before they reach the kernels, which do not check bounds."""
     if len(choices) and not (choices.min() >= 0 and choices.max() < count):
         raise DataError(f"{name}: {int(choices.min())}..{int(choices.max())}, expected 0..{count - 1}")

@@ -1,4 +1,4 @@
-"""The one decision function: self-play, validation and inference all come through here."""
+"""The decision function that self-play, validation and inference share."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ from shared.search.config import SearchConfig
 from shared.search.model import ActionRules
 from shared.search.search import search
 
-#: Which actions a position allows; a phase is the side plus one.
+#: The actions that a position allows. The phase is the side plus one.
 POSITION_RULES = ActionRules(LEGAL, SUCCESSOR)
 
-#: Column of the static features that holds the position's side.
+#: Column of the side of the position in the static features.
 SIDE_COLUMN = 0
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What to do in each of B situations, and what the search thinks of it."""
+    """The actions for B situations and the search results behind them."""
 
-    actions: Int8  # [B] of `Action`
-    policies: Float32  # [B, 4] the search's policy, the training target; 0 where illegal
-    values: Float32  # [B] pips, value of the situation
+    actions: Int8  # [B] `Action`
+    policies: Float32  # [B, 4] policy of the search, the training target; 0 where illegal
+    values: Float32  # [B] pips, value of the root
     q_values: Float32  # [B, 4] pips; NaN where illegal
-    outcome_probabilities: Float32  # [B, 3] of `ChanceOutcome`, expected after the chosen action
+    outcome_probabilities: Float32  # [B, 3] by `ChanceOutcome`, predicted for the chosen action
     visits: Int32  # [B, 4]
 
 
@@ -39,16 +39,17 @@ def decide(
     config: SearchConfig,
     exploration: RootExploration | None = None,
 ) -> Decisions:
-    """Search each situation and choose an action that its position allows.
+    """Search from each situation and choose an action that its position allows.
 
     Args:
-        agent: the version that decides.
-        temporal: `[B, E]` embeddings of the last bars' windows, from `Agent.embed_windows` or `embed_span`.
-        static: `[B, 6]` static features; the first is the position's side and says what is legal.
-        config: of the search.
-        exploration: for self-play; None decides greedily and without randomness.
+        agent: the networks.
+        temporal: `[B, E]` embeddings of the latest windows, from `Agent.embed_windows` or `embed_span`.
+        static: `[B, 6]` static features. The first is the side of the position and determines the legal
+            actions.
+        config: the settings of the search.
+        exploration: for self-play. None chooses the greedy action without randomness.
     Raises:
-        ShapeError: arrays disagree.
+        ShapeError: the arrays do not fit together.
         DataError: a side is not -1, 0 or 1, or a number is not finite.
     """
     phases = _phases(static)

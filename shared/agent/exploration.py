@@ -1,7 +1,7 @@
-"""How self-play strays from the greedy action: as data, with random numbers drawn beforehand.
+"""Exploration in self-play: its settings, and the random numbers of a session drawn in advance.
 
-Each lane draws from its own stream, so what happens in a lane depends on its seed alone, not on the
-lanes beside it. The schedule over episodes is the worker's (services/selfplay/exploration.py).
+Each lane draws from its own random stream, so its result depends on its own seed and not on the other lanes.
+The schedule over episodes is in services/selfplay/exploration.py.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from shared.search.search import SearchResult
 
 @dataclass(frozen=True)
 class Exploration:
-    """How far to stray, beside the noise that the selection rule puts on the root.
+    """Settings of the exploration that is added to the root noise of the selection rule.
 
-    Under `puct` an action is drawn from visits^(1/temperature), and with probability epsilon from the
-    legal ones instead. Under `gumbel` the root's noise alone makes the choice a draw from the improved
-    policy: neither number is used.
+    With `puct` the action is drawn from visits^(1/temperature), or with probability epsilon uniformly from
+    the legal actions. With `gumbel` the root noise alone makes the action a draw from the improved policy,
+    and neither number is used.
 
-    Under both an excursion may begin at any decision: any legal action, then HOLD for a random number of
-    bars. Straying for single bars never shows what a position is worth, since a new one soon ends again
-    (temporally extended epsilon-greedy, Dabney et al. 2021).
+    With both rules an excursion can start at any decision: a uniformly drawn legal action, then HOLD for a
+    random number of bars. Exploring for single bars never shows the value of a position, because the agent
+    soon closes it again (temporally extended epsilon-greedy, Dabney et al. 2021).
     """
 
-    temperature: float = 1.0  # 0: the most visited action
+    temperature: float = 1.0  # 0 selects the most visited action
     epsilon: float = 0.0
-    excursion_rate: float = 0.0  # probability that one begins where none goes on
-    excursion_bars: float = 30.0  # mean length, geometric
+    excursion_rate: float = 0.0  # probability per decision that an excursion starts, outside of one
+    excursion_bars: float = 30.0  # mean of the geometric length
 
     def __post_init__(self) -> None:
         """Check every number's range."""
@@ -47,7 +47,7 @@ class Exploration:
 
 
 class Excursion(IntEnum):
-    """What a decision is to an excursion."""
+    """The role of a decision in an excursion."""
 
     NONE = 0
     FIRST = 1  # any legal action
@@ -56,39 +56,39 @@ class Excursion(IntEnum):
 
 @dataclass(frozen=True)
 class RootExploration:
-    """One decision's exploration at each root."""
+    """The exploration of one decision at each root."""
 
     exploration: Exploration
     noise: RootNoise
-    uniform: Float64  # [B, 2] in [0, 1): whether to take any legal action, and which action
-    excursion: Int8  # [B] of `Excursion`
+    uniform: Float64  # [B, 2] in [0, 1): compared with epsilon, and to draw the action
+    excursion: Int8  # [B] `Excursion`
 
     def __post_init__(self) -> None:
-        """Check that all are equally long."""
+        """Check that all arrays have one row per root."""
         require_shape("uniform", self.uniform, len(self.noise.gumbel), 2)
         require_shape("excursion", self.excursion, len(self.noise.gumbel))
 
     def choose(self, result: SearchResult, legal: Bool, config: SearchConfig) -> Int8:
-        """The action to take at each root, `[B]`; `legal` is `[B, A]`."""
-        anything = legal / legal.sum(axis=1, keepdims=True)
+        """The action for each root, `[B]`; `legal` is `[B, A]`."""
+        any_legal = legal / legal.sum(axis=1, keepdims=True)
         if config.selection is Selection.GUMBEL:
-            usual = result.actions
+            actions = result.actions
         else:
             weights = _tempered(result, self.exploration.temperature)
-            strays = self.uniform[:, :1] < self.exploration.epsilon
-            usual = self._drawn(np.where(strays, anything, weights))
+            explores = self.uniform[:, :1] < self.exploration.epsilon
+            actions = self._draw(np.where(explores, any_legal, weights))
         chosen: Int8 = np.select(
             [self.excursion == Excursion.FIRST, self.excursion == Excursion.LATER],
-            [self._drawn(anything), np.int8(Action.HOLD)],
-            usual,
+            [self._draw(any_legal), np.int8(Action.HOLD)],
+            actions,
         )
         return chosen
 
-    def _drawn(self, shares: Float64) -> Int8:
-        """An action of each row by its share, `[B, A]` -> `[B]`.
+    def _draw(self, shares: Float64) -> Int8:
+        """Draw an action per row from its probabilities, `[B, A]` -> `[B]`.
 
-        The first action whose share reaches past the number drawn; the last one with a share if rounding
-        leaves the sum short of it.
+        Takes the first action whose cumulative probability exceeds the random number. If rounding leaves the
+        total below that number, takes the last action with a positive probability.
         """
         past = (shares.cumsum(axis=1) > self.uniform[:, 1:]) & (shares > 0.0)
         last = shares.shape[1] - 1 - (shares[:, ::-1] > 0.0).argmax(axis=1)
@@ -98,16 +98,16 @@ class RootExploration:
 
 @dataclass(frozen=True)
 class LaneDraws:
-    """The random numbers of whole sessions: `B` lanes, `T` decisions each."""
+    """The random numbers of `B` lanes for all `T` decisions of their sessions."""
 
     exploration: Exploration
     gumbel: Float64  # [T, B, A]
     gamma: Float64  # [T, B, A]
     uniform: Float64  # [T, B, 2]
-    excursion: Int8  # [T, B]
+    excursion: Int8  # [T, B] `Excursion`
 
     @classmethod
-    def drawn(
+    def draw(
         cls,
         exploration: Exploration,
         seeds: Int64,
@@ -115,7 +115,7 @@ class LaneDraws:
         num_actions: int,
         dirichlet_alpha: float,
     ) -> "LaneDraws":
-        """Draw everything that the lanes will need; `seeds` is `[B]`, not negative."""
+        """Draw the random numbers of each lane from its seed; `seeds` is `[B]`, 0 or more."""
         shape = (num_steps, len(seeds))
         gumbel, gamma = np.empty((*shape, num_actions)), np.empty((*shape, num_actions))
         uniform, excursion = np.empty((*shape, 2)), np.zeros(shape, np.int8)
@@ -129,23 +129,23 @@ class LaneDraws:
         return cls(exploration, gumbel, gamma, uniform, excursion)
 
     def at(self, step: int) -> RootExploration:
-        """What every lane uses in one decision."""
+        """The random numbers of all lanes for one decision."""
         noise = RootNoise(self.gumbel[step], self.gamma[step])
         return RootExploration(self.exploration, noise, self.uniform[step], self.excursion[step])
 
 
 def _write_excursions(rng: np.random.Generator, exploration: Exploration, steps: Int8) -> None:
-    """Where one lane's excursions begin and go on, into zeros `[T]`."""
-    begins = rng.random(len(steps)) < exploration.excursion_rate
+    """Write the excursions of one lane into zeros `[T]`."""
+    starts = rng.random(len(steps)) < exploration.excursion_rate
     bars = rng.geometric(1.0 / exploration.excursion_bars, len(steps))
-    for first in np.flatnonzero(begins):
+    for first in np.flatnonzero(starts):
         if steps[first] == Excursion.NONE:
             steps[first] = Excursion.FIRST
             steps[first + 1 : first + bars[first]] = Excursion.LATER
 
 
 def _tempered(result: SearchResult, temperature: float) -> Float64:
-    """Shares of visits^(1/temperature), `[B, A]`; at temperature 0 all of it on the search's own choice."""
+    """Probabilities ∝ visits^(1/temperature), `[B, A]`; temperature 0 selects the action of the search."""
     if temperature == 0.0:
         chosen: Float64 = np.eye(result.visits.shape[1])[result.actions]
         return chosen

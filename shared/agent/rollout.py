@@ -1,4 +1,4 @@
-"""Agent and environment take turns, in B sessions at once."""
+"""The interaction loop of agent and environment over B sessions in lockstep."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from shared.search.config import SearchConfig
 
 @dataclass(frozen=True)
 class MarketView:
-    """What a rollout reads of a data set; every column is `[T]`."""
+    """The columns of a data set that a rollout reads, each of length T."""
 
     features: Float32  # [T, 9], NaN before the first valid bar
     prices: Prices
-    outcomes: Int8  # of `ChanceOutcome`
+    outcomes: Int8  # [T] `ChanceOutcome`, negative where undefined
     fingerprint: str
 
     def __post_init__(self) -> None:
-        """Check that all columns are equally long."""
+        """Check that all columns have the same length."""
         require_shape("features", self.features, len(self.prices), None)
         require_shape("outcomes", self.outcomes, len(self.prices))
 
@@ -48,24 +48,24 @@ def play(
     worker: str = "",
     embeddings: EmbeddingCache | None = None,
 ) -> Iterator[tuple[Trajectory, ...]]:
-    """Play one session per start bar, all in lockstep; stop whenever you like between two steps.
+    """Play one session per start bar, all in lockstep. The caller may stop between any two steps.
 
-    Yields after every step the trajectories that it finished: none until the last step, then one a
-    lane. A lane's trajectory depends on its own start bar and seed, not on the lanes beside it.
+    Yields after every step: an empty tuple until the last step, then one trajectory per lane. The trajectory
+    of a lane depends on its own start bar and seed, not on the other lanes.
 
     Args:
-        agent: one version for all of the sessions.
-        market: bars, with at least a window before each start and a session after it.
+        agent: the version that plays all sessions.
+        market: the bars, with at least one window before each start bar and a session after it.
         start_bars: `[B]` bars at whose close the first decisions are made.
-        environment: costs, rewards and the sessions' length.
-        search: of each decision.
-        seeds: `[B]` each lane's own, not negative; recorded, and used where there is exploration.
+        environment: costs, rewards and the length of a session.
+        search: the settings of the search.
+        seeds: `[B]` seed of each lane, 0 or more. Recorded always, used only with exploration.
         exploration: None plays greedily.
-        worker: who plays, for the record.
-        embeddings: keeps those of earlier sessions; None keeps none. It changes no result.
+        worker: the name of the worker, for the record.
+        embeddings: a cache to share with other sessions; it does not change the result. None uses no cache.
     Raises:
-        DataError: a session reaches beyond the bars, or into bars without features or outcomes.
-        ShapeError: not one seed a lane.
+        DataError: a session extends beyond the bars, or over bars without features or outcomes.
+        ShapeError: the number of seeds differs from the number of lanes.
     """
     require_shape("start_bars", start_bars, None)
     require_shape("seeds", seeds, len(start_bars))
@@ -73,7 +73,7 @@ def play(
     temporal, row_of = _embedded(agent, market, start_bars, num_steps, embeddings or EmbeddingCache(0))
     outcomes = _outcomes(market, start_bars, num_steps)
     draws = (
-        LaneDraws.drawn(exploration, seeds, num_steps, NUM_ACTIONS, search.dirichlet_alpha)
+        LaneDraws.draw(exploration, seeds, num_steps, NUM_ACTIONS, search.dirichlet_alpha)
         if exploration is not None
         else None
     )
@@ -116,7 +116,7 @@ def play(
 
 @dataclass(frozen=True)
 class _Record:
-    """What every step of every lane leaves behind; step first, so that a step writes one block."""
+    """The columns of all lanes. Steps are the first axis, so that each step writes one contiguous block."""
 
     static: Float32  # [T, B, 6]
     actions: Int8  # [T, B]
@@ -141,10 +141,10 @@ class _Record:
 def _embedded(
     agent: Agent, market: MarketView, start_bars: Int64, num_steps: int, cache: EmbeddingCache
 ) -> tuple[Float32, Int64]:
-    """Temporal embeddings of all bars that are decided at, `[U, E]`, and each decision's row, `[T, B]`."""
+    """Temporal embeddings `[U, E]` of all bars with a decision, and the row of each decision `[T, B]`."""
     before = agent.config.window_bars - 1
     for lane, start in enumerate(start_bars.tolist()):
-        # The last decision is filled at the open of the bar after the session's last.
+        # The last decision is filled at the open of the bar after the session.
         if start < before or start + num_steps >= len(market.prices):
             raise DataError(
                 f"lane {lane}: a session from bar {start} needs bars {start - before}..{start + num_steps},"
@@ -155,7 +155,7 @@ def _embedded(
 
 
 def _outcomes(market: MarketView, start_bars: Int64, num_steps: int) -> Int8:
-    """What the market did after each decision, `[B, T]`."""
+    """The chance outcome after each decision, `[B, T]`."""
     outcomes: Int8 = market.outcomes[start_bars[:, None] + np.arange(num_steps)]
     defined = (outcomes >= 0).all(axis=1)
     if not defined.all():
@@ -164,5 +164,5 @@ def _outcomes(market: MarketView, start_bars: Int64, num_steps: int) -> Int8:
 
 
 def _identity(worker: str, version: int, dataset: str, start_bar: int, seed: int) -> UUID:
-    """Equal for equal facts only: the same session played again by the same worker is the same trajectory."""
+    """A deterministic id: the same session replayed by the same worker has the same trajectory id."""
     return uuid5(NAMESPACE_OID, f"{worker}/{version}/{dataset}/{start_bar}/{seed}")

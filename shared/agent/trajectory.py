@@ -1,4 +1,4 @@
-"""The record of one played session; windows are not in it but rebuilt from data set and start bar."""
+"""The record of one session. It has no windows: these are rebuilt from the data set and the start bar."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from shared.environment.trade import Trade
 from shared.errors import DataError, ShapeError
 from shared.numeric import Bool, Float32, Int8, require_shape
 
-#: Most pips that a reward, a root value, or a trade is taken to be, in size. The dearest quote there is, of a
-#: bitcoin in yen by the hundredth, is some 1.5e9 pips in all; no session of it moves as far. Returns, their
-#: squares and sums over the longest trajectory stay far within a float32.
+#: Largest accepted size of a reward, root value or trade, in pips. The highest quote on the market, a bitcoin
+#: in yen with a pip of 0.01, is about 1.5e9 pips, and no session moves by all of it. Returns, their squares
+#: and sums over the longest trajectory stay far within the range of float32.
 MAX_PIPS = 1e9
 
-#: How far a row of probabilities may be from 1; a float32 softmax is within a millionth.
+#: Largest accepted difference of a sum of probabilities from 1; that of a float32 softmax is about 1e-6.
 SUM_TOLERANCE = 1e-3
 
 
 class _Column(NamedTuple):
-    """What an array of a trajectory is like."""
+    """Type, shape and range of an array of a trajectory."""
 
     dtype: type[np.generic]
-    width: int  # 0: a vector
-    least: float
-    most: float
+    width: int  # of a row; 0 for a vector
+    minimum: float
+    maximum: float
 
 
 _COLUMNS: Mapping[str, _Column] = {
-    "static": _Column(np.float32, NUM_STATIC, -1.0, 1.0),  # a side, and what tanh gives
+    "static": _Column(np.float32, NUM_STATIC, -1.0, 1.0),  # the side, then tanh values
     "actions": _Column(np.int8, 0, 0, NUM_ACTIONS - 1),
     "rewards": _Column(np.float32, 0, -MAX_PIPS, MAX_PIPS),
     "policies": _Column(np.float32, NUM_ACTIONS, 0.0, 1.0 + SUM_TOLERANCE),
@@ -51,39 +51,39 @@ class Trajectory:
 
     trajectory_id: UUID
     worker: str
-    checkpoint_version: int  # the weights that acted throughout
+    checkpoint_version: int  # version that chose all actions
     dataset: str  # fingerprint
     start_bar: int
-    seed: int  # of the lane's exploration
+    seed: int  # of the exploration
     static: Float32  # [T, 6] before the action
     actions: Int8  # [T]
     rewards: Float32  # [T] pips, received on leaving the step
-    policies: Float32  # [T, 4] the search's policy; 0 where illegal
-    values: Float32  # [T] pips, the search's root value
-    outcomes: Int8  # [T] what the market did next
-    outcome_probabilities: Float32  # [T, 3] what the model expected it to do
+    policies: Float32  # [T, 4] policy of the search; 0 where illegal
+    values: Float32  # [T] pips, root value of the search
+    outcomes: Int8  # [T] `ChanceOutcome` after the action
+    outcome_probabilities: Float32  # [T, 3] predicted by the model for the action
     trades: tuple[Trade, ...]
 
     def __post_init__(self) -> None:
-        """Check shapes, types, ranges and what a position allows: what is wrong here would be learned from.
+        """Check shapes, types, ranges and legal actions, so that the trainer never learns from bad numbers.
 
-        Header and trades are not looked at: their numbers are checked where they arrive, by the message.
+        The other fields and the trades are checked by the message that carries them.
 
         Raises:
-            ShapeError: an array's shape or type.
-            DataError: a number that no session gives; names the array, the place and what would be right.
+            ShapeError: the shape or type of an array is wrong.
+            DataError: a number is impossible. The text has the array, the index and the expected range.
         """
         steps = len(self)
         if steps == 0:
             raise DataError(f"trajectory {self.trajectory_id}: no steps, expected at least 1")
-        for name, (dtype, width, least, most) in _COLUMNS.items():
+        for name, (dtype, width, minimum, maximum) in _COLUMNS.items():
             array = getattr(self, name)
             require_shape(name, array, *((steps, width) if width else (steps,)))
             if array.dtype != dtype:
                 raise ShapeError(name, array.dtype, np.dtype(dtype))
-            if not (least <= array.min() and array.max() <= most):  # nor where one of them is NaN
-                inside = (least <= array) & (array <= most)
-                raise self._wrong(name, ~inside, f"{least:g} to {most:g}")
+            if not (minimum <= array.min() and array.max() <= maximum):  # also true for NaN
+                inside = (minimum <= array) & (array <= maximum)
+                raise self._wrong(name, ~inside, f"{minimum:g} to {maximum:g}")
         self._check_legal()
         self._check_sums("policies")
         self._check_sums("outcome_probabilities")
@@ -92,7 +92,7 @@ class Trajectory:
         return len(self.actions)
 
     def _check_legal(self) -> None:
-        """The side is one of three, and neither action nor policy is beyond what it allows."""
+        """Check that the side is -1, 0 or 1, and that it allows the action and the policy."""
         column = self.static[:, _SIDE]
         sides = column.astype(np.int8)
         if (sides != column).any():
@@ -104,15 +104,15 @@ class Trajectory:
         if not allowed.all():
             row = int(allowed.argmin())
             raise self._wrong("actions", ~allowed, _allowed(sides[row]))
-        barred = (self.policies != 0.0) & ~legal
-        if barred.any():
-            row = int(barred.any(axis=1).argmax())
-            raise self._wrong("policies", barred, f"0 for an action that is not {_allowed(sides[row])}")
+        illegal = (self.policies != 0.0) & ~legal
+        if illegal.any():
+            row = int(illegal.any(axis=1).argmax())
+            raise self._wrong("policies", illegal, f"0 for an action that is not {_allowed(sides[row])}")
 
     def _check_sums(self, name: str) -> None:
-        """Every row is a probability distribution."""
+        """Check that every row sums to 1."""
         rows = getattr(self, name)
-        # A product, many times quicker than NumPy's sum over short rows.
+        # A product is many times faster than NumPy's sum over short rows.
         sums = rows @ np.ones(rows.shape[1], rows.dtype)
         off = np.abs(sums - 1.0) > SUM_TOLERANCE
         if off.any():
@@ -122,17 +122,17 @@ class Trajectory:
                 f"expected 1 within {SUM_TOLERANCE:g}"
             )
 
-    def _wrong(self, name: str, bad: Bool, wanted: str) -> DataError:
-        """An array's first number where `bad`, of the array's shape, is true."""
-        place = tuple(int(index) for index in np.unravel_index(int(bad.argmax()), bad.shape))
-        number = getattr(self, name)[place]
+    def _wrong(self, name: str, bad: Bool, expected: str) -> DataError:
+        """An error about the first number of the array where `bad`, of the same shape, is true."""
+        index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+        number = getattr(self, name)[index]
         return DataError(
-            f"trajectory {self.trajectory_id}: {name}[{', '.join(map(str, place))}] is {number:g}, "
-            f"expected {wanted}"
+            f"trajectory {self.trajectory_id}: {name}[{', '.join(map(str, index))}] is {number:g}, "
+            f"expected {expected}"
         )
 
 
 def _allowed(side: int) -> str:
-    """The actions of a position, in words."""
+    """The actions that a position allows, as text."""
     names = [f"{action:d} {action.name}" for action in Action if LEGAL[side + 1, action]]
     return f"{' or '.join(names)}, which a {Side(side).name} position allows"

@@ -1,8 +1,8 @@
-"""The networks' layers over some rows, as kernels that read their weights off a tape.
+"""Kernels of the network layers over a batch of rows. They read their weights from a tape.
 
-A *tape* holds the weights of one network in the order in which they are used (shared/engine/packing.py):
-every layer takes the place where its weights begin and returns the place where the next layer's do.
-Buffers are float32; in bfloat16 ("paired") a 32-bit word of a buffer holds two numbers.
+A *tape* is one array with the weights of a network in the order of their use (shared/engine/packing.py).
+Each layer receives the offset of its weights and returns that of the next layer. Buffers have 32-bit words:
+one float32 per word or, if *paired*, two bfloat16.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _LOG2_E = np.float32(1.4426950408889634)
 _EPSILON = np.float32(1e-5)  # of torch's LayerNorm
 _LEAST_EXPONENT = np.float32(-126.0)
 
-#: 2^f for f in [-0.5, 0.5] as a polynomial in f, Taylor's; its error is below float32's.
+#: Taylor coefficients of 2^f for f in [-0.5, 0.5]; the error is below that of float32.
 _EXP2 = tuple(
     np.float32(np.log(2.0) ** n / float(np.prod(np.arange(1, n + 1, dtype=float)))) for n in range(8)
 )
@@ -24,50 +24,50 @@ _EXP2 = tuple(
 
 @kernel
 def padded(columns: int) -> int:
-    """Columns filled up to whole panels."""
+    """The number of columns rounded up to a multiple of `PANEL`."""
     return (columns + PANEL - 1) // PANEL * PANEL
 
 
 @kernel
 def words(columns: int, paired: bool) -> int:
-    """32-bit words that a row of so many numbers takes."""
+    """The number of 32-bit words in a row of `columns` numbers."""
     return (columns + 1) // 2 if paired else columns
 
 
 class Tape(NamedTuple):
-    """Weights, and the place on the tape where the next layer's begin."""
+    """The weights of a network, and the offset of the next layer."""
 
     weights: Float32
     at: int
 
 
 class Layer(NamedTuple):
-    """What a linear layer or convolution is like; lengths are in 32-bit words."""
+    """The shape of a linear layer or convolution; lengths are in 32-bit words."""
 
-    taps: int  # of a convolution; 1 for a linear layer
-    tap_step: int  # from one tap's input to the next one's
-    depth: int  # of one tap's input
-    columns: int  # of the output
-    tables: int  # how many biases there are to choose from
-    relu: bool  # applied to the sum, and again once a residual is added
-    paired: bool  # whether input and weights are bfloat16
-    target_paired: bool  # whether to write bfloat16
+    taps: int  # kernel size of a convolution; 1 for a linear layer
+    tap_step: int  # distance between the inputs of two taps
+    depth: int  # input length of one tap
+    columns: int  # output columns
+    tables: int  # number of bias vectors
+    relu: bool  # applied to the sum, and again after adding a residual
+    paired: bool  # input and weights are bfloat16
+    target_paired: bool  # the output is bfloat16
 
 
 @kernel
 def linear(
     tape: Tape, layer: Layer, source: Rows, rows: int, index: Int32, residual: Rows, target: Rows
 ) -> Tape:
-    """A linear layer or convolution, with what belongs to it: bias, ReLU, residual.
+    """Compute a linear layer or convolution with bias, ReLU and residual.
 
     Args:
-        tape: holds the biases, `tables` rows of them, then the weights by panel, tap and depth.
-        layer: what it is like.
+        tape: the biases, `tables` rows of them, then the weights by panel, tap and depth.
+        layer: the shape of the layer.
         source: input rows.
-        rows: how many.
-        index: `[rows]`, which bias a row starts from.
-        residual: rows to add; none where its stride is 0.
-        target: rows to write, with room for whole panels.
+        rows: the number of rows.
+        index: `[rows]` bias vector of each row.
+        residual: rows to add; a stride of 0 means that there is no residual.
+        target: output rows, with space for a multiple of `PANEL` columns.
     Returns:
         The tape at the next layer.
     """
@@ -91,7 +91,7 @@ def linear(
 
 @reordering_kernel
 def normalise(source: Rows, rows: int, columns: int, target: Rows) -> None:
-    """Each row with mean 0 and variance 1 (Ba et al. 2016), without gain and bias."""
+    """Scale each row to mean 0 and variance 1, without gain and bias (Ba et al. 2016)."""
     inverse = np.float32(1.0 / columns)
     for row in range(rows):
         x = source.buffer[source.at + row * source.stride :][:columns]
@@ -110,7 +110,7 @@ def normalise(source: Rows, rows: int, columns: int, target: Rows) -> None:
 
 @kernel
 def scale_and_shift(tape: Tape, rows: int, columns: int, target: Rows) -> Tape:
-    """Gain and bias of a layer norm; both stand on the tape, filled up to whole panels."""
+    """Apply the gain and bias of a layer norm. Both are on the tape, padded to a multiple of `PANEL`."""
     width = padded(columns)
     gain, bias = tape.weights[tape.at :], tape.weights[tape.at + width :]
     for row in range(rows):
@@ -122,25 +122,26 @@ def scale_and_shift(tape: Tape, rows: int, columns: int, target: Rows) -> Tape:
 
 @kernel
 def pair(source: Rows, rows: int, columns: int, target: Rows) -> None:
-    """Rows as bfloat16, two to a word, rounded to the nearest; an odd last column gets a zero beside it."""
+    """Round rows to bfloat16, two per word. An odd last column is paired with a zero."""
     for row in range(rows):
         x = source.buffer[source.at + row * source.stride :][:columns].view(np.uint32)
         y = target.buffer[target.at + row * target.stride :][: (columns + 1) // 2].view(np.uint32)
         for j in range(columns // 2):
-            y[j] = np.uint32(_half(x[2 * j]) | np.uint32(_half(x[2 * j + 1]) << np.uint32(16)))
+            y[j] = np.uint32(_bfloat16(x[2 * j]) | np.uint32(_bfloat16(x[2 * j + 1]) << np.uint32(16)))
         if columns % 2:
-            y[columns // 2] = _half(x[columns - 1])
+            y[columns // 2] = _bfloat16(x[columns - 1])
 
 
 @kernel
-def _half(bits: np.uint32) -> np.uint32:
+def _bfloat16(bits: np.uint32) -> np.uint32:
+    """The bits of the nearest bfloat16, ties to even."""
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
     return np.uint32(np.uint32(bits + np.uint32(np.uint32(0x7FFF) + odd)) >> np.uint32(16))
 
 
 @kernel
 def copy_rows(source: Rows, rows: int, columns: int, target: Rows) -> None:
-    """The same numbers elsewhere."""
+    """Copy rows to another buffer."""
     for row in range(rows):
         x_at, y_at = source.at + row * source.stride, target.at + row * target.stride
         for j in range(columns):
@@ -149,7 +150,7 @@ def copy_rows(source: Rows, rows: int, columns: int, target: Rows) -> None:
 
 @reordering_kernel
 def expectation(source: Rows, rows: int, bins: int, bound: float, out: Float32) -> None:
-    """Mean of the categorical distribution that each row's logits stand for, over bins in [-bound, bound]."""
+    """Mean of the categorical distribution of each row of logits over bins in [-bound, bound]."""
     first, step = np.float32(-bound), np.float32(2.0 * bound / (bins - 1))
     for row in range(rows):
         logits = source.buffer[source.at + row * source.stride :][:bins]
@@ -164,7 +165,7 @@ def expectation(source: Rows, rows: int, bins: int, bound: float, out: Float32) 
 
 @kernel
 def probabilities(source: Rows, rows: int, columns: int, out: Float32) -> None:
-    """Softmax of each row's first logits into `out` `[rows, columns]`."""
+    """Write the softmax of the first `columns` logits of each row into `out` `[rows, columns]`."""
     for row in range(rows):
         logits = source.buffer[source.at + row * source.stride :][:columns]
         highest = _highest(logits)
@@ -178,7 +179,7 @@ def probabilities(source: Rows, rows: int, columns: int, out: Float32) -> None:
 
 @kernel
 def _highest(logits: Float32) -> np.float32:
-    """The greatest number, found as integers that have the same order: so the loop becomes vector code."""
+    """The largest number. Integers of the same order are compared, so that the loop is vectorised."""
     bits = logits.view(np.int32)
     highest = np.int32(-(2**31))
     for j in range(len(bits)):
@@ -188,13 +189,13 @@ def _highest(logits: Float32) -> np.float32:
 
 @kernel
 def _ordered(bits: np.int32) -> np.int32:
-    """A float32's bits as an integer of the same order; done twice they are back."""
+    """Map the bits of a float32 to an integer of the same order. The function is its own inverse."""
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @kernel
 def _exp(x: np.float32) -> np.float32:
-    """e^x of a float32 not above 0, as 2^n 2^f; by arithmetic only, so that loops become vector code."""
+    """e^x for x ≤ 0 as 2^n 2^f. Arithmetic without calls, so that loops are vectorised."""
     power = max(np.float32(x) * _LOG2_E, _LEAST_EXPONENT)
     whole = np.floor(power + np.float32(0.5))
     f = power - whole
@@ -207,5 +208,5 @@ def _exp(x: np.float32) -> np.float32:
 
 @kernel
 def _as_float(bits: np.int32) -> np.float32:
-    """The float32 of these bits."""
+    """The float32 with these bits."""
     return np.int32(bits).view(np.float32)

@@ -1,7 +1,7 @@
-"""The five networks as programs over tapes: every layer for some rows at a time, so that they stay in cache.
+"""The networks of the agent as kernels for inference.
 
-Written for inference: NumPy arrays in, NumPy arrays out, one thread, no Python between two layers. A row's
-result has the same bits whatever rows are beside it.
+NumPy arrays in, NumPy arrays out, on one thread, without Python between the layers. Rows are processed in
+chunks, so that the activations stay in the cache. Each row of a result has the same bits in any batch.
 """
 
 from typing import NamedTuple
@@ -25,15 +25,15 @@ from shared.engine.tile import Rows
 from shared.model.config import ModelConfig
 from shared.numeric import Float32, Int8, Int32, kernel
 
-#: Rows that go through a whole network before the next ones do.
+#: Rows that pass through all layers of a network together.
 CHUNK = 64
 
-#: Bars that go through the encoder at once; a chunk's first bars are computed for the chunk before, too.
+#: Bars that pass through the encoder together. Neighbouring chunks overlap by the receptive field.
 SPAN_CHUNK = 512
 
 
 class Sizes(NamedTuple):
-    """What the kernels need of a `ModelConfig`, and the precision of products."""
+    """The fields of a `ModelConfig` that the kernels use, and the precision of products."""
 
     paired: bool
     hidden: int
@@ -52,7 +52,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, config: ModelConfig, *, paired: bool) -> "Sizes":
-        """Take them from the sizes of the networks."""
+        """Copy the sizes from the settings."""
         return cls(
             paired,
             config.hidden_size,
@@ -72,15 +72,15 @@ class Sizes(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """Room for one chunk's rows between layers; and what a layer without a residual, with one bias, gets."""
+    """Buffers for the activations of one chunk."""
 
     stream: Rows
     normal: Rows
     inner: Rows
     input: Rows
     logits: Rows
-    none: Rows
-    zeros: Int32
+    none: Rows  # no residual
+    zeros: Int32  # bias index of layers with one bias vector
 
 
 @kernel
@@ -117,7 +117,7 @@ def _dense(
     relu: bool,
     target: Rows,
 ) -> Tape:
-    """A linear layer from float32 rows to float32 rows."""
+    """Compute a linear layer from float32 rows to float32 rows."""
     inputs = source
     if sizes.paired:
         pair(source, rows, depth, work.input)
@@ -128,7 +128,7 @@ def _dense(
 
 @kernel
 def _block(tape: Tape, sizes: Sizes, work: _Work, source: Rows, rows: int, target: Rows) -> Tape:
-    """Residual MLP block: source + W2 relu(W1 norm(source)); the target may be the source."""
+    """Compute a residual block: source + W2 relu(W1 norm(source)). `target` may be `source`."""
     size, paired = sizes.hidden, sizes.paired
     depth = words(size, paired)
     normalise(source, rows, size, work.normal)
@@ -154,7 +154,7 @@ def _transition(
     blocks: int,
     target: Rows,
 ) -> Tape:
-    """A state and events -> a normalised state."""
+    """Compute the next state. `events` is the number of bias vectors, `index` selects one per row."""
     size, paired = sizes.hidden, sizes.paired
     inputs = source
     if paired:
@@ -170,7 +170,7 @@ def _transition(
 
 @kernel
 def _head(tape: Tape, sizes: Sizes, work: _Work, hidden: Rows, rows: int, blocks: int, outputs: int) -> None:
-    """Residual blocks, then logits, into the work's `logits`."""
+    """Compute residual blocks and a linear layer; write the logits to `work.logits`."""
     source = hidden
     for _ in range(blocks):
         tape = _block(tape, sizes, work, source, rows, work.stream)
@@ -204,7 +204,7 @@ def predict_roots(
     policy_logits: Float32,
     values: Float32,
 ) -> None:
-    """Embeddings `[N, E]` and static features `[N, S]` -> the last three, `[N, H]`, `[N, A]`, `[N]`."""
+    """Temporal `[N, E]`, static `[N, S]` -> hidden `[N, H]`, policy logits `[N, A]`, values `[N]`."""
     count, size = len(temporal), sizes.hidden
     features = static.shape[1]
     work = _work(sizes, min(count, CHUNK))
@@ -247,7 +247,7 @@ def evaluate_afterstates(
     outcome_probabilities: Float32,
     q_values: Float32,
 ) -> None:
-    """Hidden states `[N, H]` and actions `[N]` -> the last three, `[N, H]`, `[N, C]`, `[N]`."""
+    """Hidden `[N, H]`, actions `[N]` -> afterstates `[N, H]`, probabilities `[N, C]`, Q-values `[N]`."""
     count, size = len(actions), sizes.hidden
     work = _work(sizes, min(count, CHUNK))
     index = np.empty(CHUNK, np.int32)
@@ -279,7 +279,7 @@ def evaluate_successors(
     rewards: Float32,
     values: Float32,
 ) -> None:
-    """Afterstates `[N, H]`, actions and outcomes `[N]` -> the last three, `[N, H]`, `[N]`, `[N]`."""
+    """Afterstates `[N, H]`, actions `[N]`, outcomes `[N]` -> hidden `[N, H]`, rewards `[N]`, values `[N]`."""
     count, size = len(actions), sizes.hidden
     work = _work(sizes, min(count, CHUNK))
     index = np.empty(CHUNK, np.int32)
@@ -300,7 +300,7 @@ def evaluate_successors(
 
 @kernel
 def encode_span(encoder: Float32, sizes: Sizes, features: Float32, embeddings: Float32) -> None:
-    """All windows of consecutive bars, `[R + receptive field - 1, F]` -> `[R, E]`."""
+    """Embed consecutive bars: `[R + receptive field - 1, F]` -> `[R, E]`."""
     count, reach = len(embeddings), len(features) - len(embeddings)
     for start in range(0, count, SPAN_CHUNK):
         end = min(count, start + SPAN_CHUNK)
@@ -309,24 +309,24 @@ def encode_span(encoder: Float32, sizes: Sizes, features: Float32, embeddings: F
 
 @kernel
 def encode_windows(encoder: Float32, sizes: Sizes, windows: Float32, embeddings: Float32) -> None:
-    """Each window's last bar, `[N, receptive field, F]` -> `[N, E]`; computes what that bar depends on."""
+    """Embed the last bar of each window: `[N, receptive field, F]` -> `[N, E]`."""
     for n in range(len(windows)):
         _encode(encoder, sizes, windows[n], True, embeddings[n : n + 1])
 
 
 @kernel
 def _encode(encoder: Float32, sizes: Sizes, features: Float32, thinned: bool, embeddings: Float32) -> None:
-    """Residual blocks of two causal convolutions over bars, without padding.
+    """Compute residual blocks of two causal convolutions over bars, without padding.
 
-    The dilation doubles from block to block. `thinned` drops every second bar after each block instead,
-    which leaves those that the last bar depends on.
+    The dilation doubles with each block. With `thinned` every second bar is dropped after each block instead,
+    which keeps the bars that the last bar depends on.
     """
     bars, inputs, channels, paired = len(features), features.shape[1], sizes.temporal, sizes.paired
     taps = sizes.kernel_size
     zeros, none = np.zeros(bars, np.int32), Rows(np.empty(0, np.float32), 0, 0)
     state = Rows(np.ascontiguousarray(features).reshape(-1), 0, inputs)
     halves = _rows(bars, max(inputs, channels))
-    first, beside = _rows(bars, channels), _rows(bars, channels)
+    first, shortcuts = _rows(bars, channels), _rows(bars, channels)
     tape = Tape(encoder, 0)
     for block in range(sizes.encoder_blocks):
         dilation = 1 if thinned else 1 << block
@@ -342,8 +342,8 @@ def _encode(encoder: Float32, sizes: Sizes, features: Float32, thinned: bool, em
         residual = _each(state, skipped, stride)
         if inputs != channels:
             shortcut = Layer(1, 0, depth, channels, 1, False, paired, False)
-            tape = linear(tape, shortcut, _each(source, skipped, stride), left, zeros, none, beside)
-            residual = beside
+            tape = linear(tape, shortcut, _each(source, skipped, stride), left, zeros, none, shortcuts)
+            residual = shortcuts
         layer = Layer(taps, dilation * source.stride, depth, channels, 1, True, paired, paired)
         tape = linear(tape, layer, source, middle, zeros, none, first)
         layer = Layer(taps, dilation * first.stride, between, channels, 1, True, paired, False)
@@ -355,5 +355,5 @@ def _encode(encoder: Float32, sizes: Sizes, features: Float32, thinned: bool, em
 
 @kernel
 def _each(rows: Rows, skipped: int, stride: int) -> Rows:
-    """Every `stride`-th row after those that are skipped."""
+    """Every `stride`-th row after the first `skipped` rows."""
     return Rows(rows.buffer, rows.at + skipped * rows.stride, stride * rows.stride)

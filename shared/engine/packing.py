@@ -1,7 +1,7 @@
-"""Trained weights laid out in the order in which the kernels use them.
+"""Packs trained weights in the order in which the kernels use them.
 
-What can be computed once is: batch norm goes into the convolution before it, a layer norm's gain and bias
-into the linear layer after it, and a one-hot input becomes a choice among bias vectors.
+Packing folds batch norm into the convolution before it, and the gain and bias of a layer norm into the linear
+layer after it. One-hot inputs become an index of bias vectors.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from shared.numeric import Float32, Float64
 
 _EPSILON = 1e-5  # of torch's BatchNorm1d
 _CACHE_LINE = 64
-_COUNTER = ".num_batches_tracked"  # of batch norm; only training looks at it
+_COUNTER = ".num_batches_tracked"  # of batch norm; used only in training
 
 
 @dataclass(frozen=True)
 class Tapes:
-    """One tape a network; what stands on it, in order, is told by the function that makes it."""
+    """One tape per network. The function that packs a tape documents its order."""
 
     encoder: Float32
     representation: Float32
@@ -33,14 +33,14 @@ class Tapes:
 
 
 def packed(weights: Mapping[str, Float32], config: ModelConfig, *, paired: bool) -> Tapes:
-    """Lay out a network's weights.
+    """Pack the weights of all networks.
 
     Args:
-        weights: by the names that `Network.state_dict` gives them.
+        weights: by their names in `Network.state_dict`.
         config: sizes of the networks.
-        paired: whether products are of bfloat16.
+        paired: whether weights and inputs of products are bfloat16.
     Raises:
-        ShapeError: a weight has another shape than the sizes say.
+        ShapeError: the shape of a weight does not fit the sizes.
         DataError: a weight is missing, unknown or not finite.
     """
     named = _Weights(weights)
@@ -61,7 +61,7 @@ def packed(weights: Mapping[str, Float32], config: ModelConfig, *, paired: bool)
 
 
 class _Weights:
-    """Weights by name, of the shape that is asked for."""
+    """Weights by name, with checked shapes; records which are used."""
 
     def __init__(self, weights: Mapping[str, Float32]) -> None:
         self._weights, self._unused = weights, set(weights)
@@ -69,7 +69,7 @@ class _Weights:
     def require_all_used(self) -> None:
         unknown = sorted(name for name in self._unused if not name.endswith(_COUNTER))
         if unknown:
-            raise DataError(f"weight {unknown[0]} belongs to none of the networks")
+            raise DataError(f"weight {unknown[0]} belongs to no network")
 
     def get(self, name: str, *shape: int) -> Float64:
         if name not in self._weights:
@@ -84,17 +84,17 @@ class _Weights:
 
 
 class _Writer:
-    """Writes layers one after the other."""
+    """Appends layers to a tape."""
 
     def __init__(self, *, paired: bool) -> None:
         self._paired, self._parts = paired, list[Float32]()
 
     def linear(self, weight: Float64, biases: Float64) -> None:
-        """A linear layer or convolution.
+        """Append a linear layer or convolution.
 
         Args:
             weight: `[columns, taps, depth]`.
-            biases: `[tables, columns]`.
+            biases: `[tables, columns]` bias vectors to choose from.
         """
         columns, taps, depth = weight.shape
         width = -(-columns // PANEL) * PANEL
@@ -111,24 +111,24 @@ class _Writer:
         self._parts += [tables.ravel(), words.ravel()]
 
     def gain(self, weight: Float64, bias: Float64) -> None:
-        """Gain and bias of a layer norm, `[columns]` each."""
+        """Append the gain and bias of a layer norm, `[columns]` each."""
         for row in (weight, bias):
             wide = np.zeros(-(-len(row) // PANEL) * PANEL, np.float32)
             wide[: len(row)] = row
             self._parts.append(wide)
 
     def finished(self) -> Float32:
-        """All of it in one array that begins at a cache line."""
+        """The tape as one array that is aligned to a cache line."""
         total = sum(map(len, self._parts))
-        room = np.empty(total + _CACHE_LINE // 4, np.float32)
-        skipped = (-room.ctypes.data % _CACHE_LINE) // 4
-        tape: Float32 = room[skipped : skipped + total]
+        buffer = np.empty(total + _CACHE_LINE // 4, np.float32)
+        skipped = (-buffer.ctypes.data % _CACHE_LINE) // 4
+        tape: Float32 = buffer[skipped : skipped + total]
         tape[:] = np.concatenate(self._parts)
         return tape
 
 
 def _encoder(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
-    """Each block: the shortcut where there is one, then both convolutions."""
+    """Pack each block: the shortcut if the block has one, then both convolutions."""
     channels, taps = config.temporal_channels, config.kernel_size
     for block in range(config.encoder_blocks):
         inputs = channels if block else config.temporal_features
@@ -150,7 +150,7 @@ def _encoder(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
 
 
 def _representation(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
-    """The static features' two layers, then the norm of the whole."""
+    """Pack the two layers of the static features, then the layer norm of the hidden state."""
     channels = config.static_channels
     for layer, inputs in ((0, config.static_features), (2, channels)):
         weight = named.get(f"static.{layer}.weight", channels, inputs)
@@ -162,14 +162,14 @@ def _representation(named: _Weights, config: ModelConfig, tape: _Writer) -> Floa
 def _head(
     named: _Weights, head: str, blocks: int, outputs: int, config: ModelConfig, tape: _Writer
 ) -> Float32:
-    """The blocks, then the logits."""
+    """Pack the residual blocks, then the linear layer of the logits."""
     _blocks(named, head, blocks, config.hidden_size, tape)
     tape.linear(*_last(named, head, config.hidden_size, outputs))
     return tape.finished()
 
 
 def _afterstate(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
-    """The transition, a bias for each action; then one layer for Q's bins and the outcomes' logits."""
+    """Pack the transition with a bias per action, then one layer for Q-value and outcome logits."""
     size = config.hidden_size
     _transition(named, "to_afterstate", config.afterstate_blocks, size, (config.num_actions,), tape)
     heads = (("q_head", config.value_bins), ("outcome_head", config.num_outcomes))
@@ -179,7 +179,7 @@ def _afterstate(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
 
 
 def _dynamics(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
-    """The transition, a bias for each action and outcome (outcomes fastest); then the reward's bins."""
+    """Pack the transition with a bias per action and outcome (outcome fastest), then the reward head."""
     size, events = config.hidden_size, (config.num_actions, config.num_outcomes)
     _transition(named, "to_hidden", config.dynamics_blocks, size, events, tape)
     tape.linear(*_last(named, "reward_head", size, config.value_bins))
@@ -202,7 +202,7 @@ def _transition(
 
 
 def _blocks(named: _Weights, prefix: str, blocks: int, size: int, tape: _Writer) -> None:
-    """Each residual block's inner layer, its norm's gain and bias folded in, and the outer one."""
+    """Pack the inner layer of each residual block, with its layer norm folded in, then the outer layer."""
     for block in range(blocks):
         at = f"{prefix}.blocks.{block}"
         gain, shift = named.get(f"{at}.norm.weight", size), named.get(f"{at}.norm.bias", size)
@@ -222,6 +222,6 @@ def _gain(named: _Weights, prefix: str, size: int, tape: _Writer) -> None:
 
 
 def _rounded(values: Float32) -> npt.NDArray[np.uint16]:
-    """The nearest bfloat16's bits; of two equally near ones the even."""
+    """The bits of the nearest bfloat16, ties to even."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -1,19 +1,19 @@
-"""Which numbers the networks are multiplied in."""
+"""The number format of matrix products in the networks."""
 
 from enum import StrEnum
 
 
 class Precision(StrEnum):
-    """How weights and activations enter a matrix product; sums are always float32."""
+    """Format of weights and activations in a matrix product. Sums are always float32."""
 
-    AUTO = "auto"  # bfloat16 where the processor multiplies it, else float32
+    AUTO = "auto"  # bfloat16 if the processor has instructions for it, else float32
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
     def resolved(self) -> "Precision":
-        """What it means on this processor."""
+        """The precision that `AUTO` selects on this processor."""
         if self is not Precision.AUTO:
             return self
-        from shared.engine.processor import HAS_BFLOAT16  # Numba, which a --help can do without
+        from shared.engine.processor import HAS_BFLOAT16  # imports Numba, too slow for --help
 
         return Precision.BFLOAT16 if HAS_BFLOAT16 else Precision.FLOAT32

@@ -1,18 +1,17 @@
-"""The inner loop of every matrix product: a few rows times two registers of columns, in vector code.
+"""The inner loop of every matrix product: a few rows times two vector registers of columns.
 
-Numba has no vector types, and what it makes of a scalar loop reaches a fraction of what the processor can
-do. So this one loop is written as LLVM instructions: the sums of a tile stay in registers over the whole
-depth, each step loads two registers of weights and one number a row. LLVM fits the vectors to whatever
-processor it compiles for.
+Numba has no vector types, and a scalar loop reaches a fraction of the speed of the processor. So this loop
+is written in LLVM instructions. The sums of a tile stay in registers over the full depth, and each step loads
+two registers of weights and one number per row. The width of the vectors is that of the processor.
 
     y[i, j]   = max(floor, table[index[i], j] + Σ_t Σ_k x[i stride + t step + k] w[t depth + k, j])
     out[i, j] = max(floor, y[i, j] + residual[i, j])
 
-A row's sum runs over the depth in order, whatever rows are beside it: a row has the same bits in any batch.
+The sum of a row always runs over the depth in the same order, so a row has the same bits in any batch.
 
-In bfloat16 a 32-bit word holds two neighbours of a row, the first one in its low half, and one instruction
-adds both products to a float32 sum. On processors without that instruction both halves are widened and
-multiplied in float32.
+In bfloat16 a 32-bit word holds two neighbouring numbers of a row, the first one in the low half. One
+instruction adds both products to a float32 sum. On processors without that instruction, both halves are
+converted to float32 and multiplied there.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from numba.extending import intrinsic
 from shared.engine.processor import HAS_BFLOAT16, LANES
 from shared.numeric import Float32
 
-#: Registers of columns in a tile, and columns.
+#: Width of a tile in registers, and in columns.
 REGISTERS = 2
 PANEL = REGISTERS * LANES
 
@@ -36,7 +35,7 @@ _FLOATS, _WORDS, _HALVES = (ir.VectorType(kind, LANES) for kind in (_FLOAT, _WOR
 
 
 class _BFloats(ir.Type):  # type: ignore[misc]  # llvmlite has no types
-    """A vector of bfloat16, which llvmlite has no name for."""
+    """The LLVM type of a bfloat16 vector, which llvmlite lacks."""
 
     def _to_string(self) -> str:
         return f"<{2 * LANES} x bfloat>"
@@ -48,13 +47,14 @@ class _BFloats(ir.Type):  # type: ignore[misc]  # llvmlite has no types
         return hash(_BFloats)
 
 
-#: Rows of a tile, largest first. More would not be quicker: the sums of eight rows keep the multipliers busy,
-#: and of twelve their addresses no longer fit into registers. AVX2 has 16 vector registers, not 32.
+#: Possible numbers of rows in a tile, largest first. More rows are not faster: the sums of eight keep the
+#: multipliers busy, and the addresses of twelve do not fit into registers. AVX2 has 16 vector registers
+#: instead of 32, hence fewer rows.
 TILE_ROWS = (4, 2, 1) if LANES == 8 else (8, 4, 2, 1)
 
 
 class Rows(NamedTuple):
-    """Rows in a buffer of 32-bit words: row i begins at `at + i * stride`."""
+    """Rows in a buffer of 32-bit words. Row i starts at `at + i * stride`."""
 
     buffer: Float32
     at: int
@@ -81,16 +81,16 @@ def _tile(
     column: Any,
     target_paired: Any,
 ) -> Any:
-    """The tile of `count` rows, one of `TILE_ROWS`, and one panel of columns that begins at `row`, `column`.
+    """Compute the tile of `count` rows (one of `TILE_ROWS`) and `PANEL` columns from `row`, `column` on.
 
-    `source`, `residual` and `target` are `Rows`; a residual of stride 0 is none. Depth, steps and places on
-    the tape count 32-bit words. `floor` bounds the sums, and the sums with the residual, from below. With
-    `target_paired` the tile is written as bfloat16.
+    `source`, `residual` and `target` are `Rows`; a residual with stride 0 is not added. Depth, steps and
+    offsets on the tape are in 32-bit words. `floor` is the lower bound of the sums, before and after adding
+    the residual. With `target_paired` the tile is written as bfloat16.
     """
-    place = types.int64
+    integer = types.int64
     signature = types.int64(
-        place, types.boolean, source, place, place, place, tape, place, place, place, index,
-        types.float32, residual, target, place, place, types.boolean,
+        integer, types.boolean, source, integer, integer, integer, tape, integer, integer, integer, index,
+        types.float32, residual, target, integer, integer, types.boolean,
     )  # fmt: skip
 
     def generate(context: Any, builder: Any, call: Any, values: Sequence[Any]) -> Any:
@@ -122,7 +122,7 @@ def _tile(
         for is_paired in (True, False):
             for size in TILE_ROWS:
                 fits = builder.and_(
-                    builder.icmp_signed("==", values[0], _place(size)),
+                    builder.icmp_signed("==", values[0], _int64(size)),
                     builder.icmp_unsigned("==", values[1], ir.Constant(values[1].type, int(is_paired))),
                 )
                 with builder.if_then(fits):
@@ -135,15 +135,15 @@ def _tile(
     return signature, generate
 
 
-#: Within kernels only.
+#: Callable only from kernels.
 tile: Callable[..., int] = intrinsic(_tile)
 
 
 @dataclass(frozen=True)
 class _Operands:
-    """What a tile reads and writes, as values of the instructions around it."""
+    """The operands of a tile as LLVM values."""
 
-    source: tuple[Any, Any, Any]  # buffer, place, stride
+    source: tuple[Any, Any, Any]  # buffer, offset, stride
     taps: Any
     tap_step: Any
     depth: Any
@@ -161,29 +161,29 @@ class _Operands:
 
 
 class _Emitter:
-    """Writes the instructions of one tile."""
+    """Emits the instructions of one tile."""
 
     def __init__(self, builder: Any, operands: _Operands, rows: int, *, paired: bool) -> None:
         self._builder, self._of, self._rows, self._paired = builder, operands, rows, paired
 
     def emit(self) -> None:
-        """The whole tile."""
+        """Emit all instructions."""
         sums = self._products(self._tables())
         sums = [[self._bounded(value) for value in row] for row in sums]
         self._finish(self._with_residual(sums))
 
     def _tables(self) -> list[list[Any]]:
-        """The sums' first values: each row's own table."""
+        """Load the bias vector of each row as the initial sums."""
         b, of = self._builder, self._of
         sums = []
         for row in range(self._rows):
-            which = b.load(b.gep(of.index, [b.add(of.row, _place(row))]))
+            which = b.load(b.gep(of.index, [b.add(of.row, _int64(row))]))
             at = b.add(of.tables_at, b.mul(b.sext(which, _INDEX), of.table_size))
             sums.append(self._vectors(of.tape, at))
         return sums
 
     def _products(self, start: list[list[Any]]) -> list[list[Any]]:
-        """The sums after all taps and the whole depth."""
+        """Add the products over all taps and the full depth to the sums."""
         b, of = self._builder, self._of
         x = of.source[0]
         starts = [self._row(of.source, row) for row in range(self._rows)]
@@ -196,26 +196,26 @@ class _Emitter:
         tap = self._counter(entry)
         carried = self._phis()
         shift = b.mul(tap, of.tap_step)
-        places = [b.add(place, shift) for place in starts]
-        weights = b.add(of.weights_at, b.mul(tap, b.mul(of.depth, _place(PANEL))))
+        offsets = [b.add(start, shift) for start in starts]
+        weights = b.add(of.weights_at, b.mul(tap, b.mul(of.depth, _int64(PANEL))))
         b.branch(inner)
 
         b.position_at_end(inner)
         step = self._counter(outer)
         running = self._phis()
-        columns = self._vectors(of.tape, b.add(weights, b.mul(step, _place(PANEL))))
+        columns = self._vectors(of.tape, b.add(weights, b.mul(step, _int64(PANEL))))
         sums = []
-        for row, place in enumerate(places):
-            word = b.load(b.gep(x, [b.add(place, step)]))
+        for row, offset in enumerate(offsets):
+            word = b.load(b.gep(x, [b.add(offset, step)]))
             sums.append([self._fused(word, w, s) for w, s in zip(columns, running[row], strict=True)])
-        following = b.add(step, _place(1))
+        following = b.add(step, _int64(1))
         step.add_incoming(following, inner)
         _feed(running, carried, outer)
         _feed(running, sums, inner)
         b.cbranch(b.icmp_signed("<", following, of.depth), inner, onward)
 
         b.position_at_end(onward)
-        following = b.add(tap, _place(1))
+        following = b.add(tap, _int64(1))
         tap.add_incoming(following, onward)
         _feed(carried, start, entry)
         _feed(carried, sums, onward)
@@ -224,16 +224,16 @@ class _Emitter:
         return sums
 
     def _with_residual(self, sums: list[list[Any]]) -> list[list[Any]]:
-        """Residual rows added, where there are any."""
+        """Add the residual rows if the stride is not 0."""
         b, of = self._builder, self._of
         entry = b.block
         added, onward = b.append_basic_block("residual"), b.append_basic_block("residual.end")
-        b.cbranch(b.icmp_signed("!=", of.residual[2], _place(0)), added, onward)
+        b.cbranch(b.icmp_signed("!=", of.residual[2], _int64(0)), added, onward)
         b.position_at_end(added)
         totals = []
         for row, vectors in enumerate(sums):
-            beside = self._vectors(of.residual[0], b.add(self._row(of.residual, row), of.column))
-            totals.append([self._bounded(b.fadd(s, r)) for s, r in zip(vectors, beside, strict=True)])
+            residuals = self._vectors(of.residual[0], b.add(self._row(of.residual, row), of.column))
+            totals.append([self._bounded(b.fadd(s, r)) for s, r in zip(vectors, residuals, strict=True)])
         b.branch(onward)
         b.position_at_end(onward)
         merged = self._phis()
@@ -242,38 +242,38 @@ class _Emitter:
         return merged
 
     def _finish(self, sums: list[list[Any]]) -> None:
-        """Write the tile."""
+        """Store the tile."""
         b, of = self._builder, self._of
-        places = [self._row(of.target, row) for row in range(self._rows)]
+        offsets = [self._row(of.target, row) for row in range(self._rows)]
         with b.if_else(of.target_paired) as (as_halves, as_floats):
             with as_halves:
                 halves = b.bitcast(of.target[0], _HALF.as_pointer())
-                for place, row in zip(places, sums, strict=True):
-                    at = b.add(b.mul(place, _place(2)), of.column)
+                for offset, row in zip(offsets, sums, strict=True):
+                    at = b.add(b.mul(offset, _int64(2)), of.column)
                     self._store(halves, at, [self._rounded(value) for value in row], _HALVES)
             with as_floats:
-                for place, row in zip(places, sums, strict=True):
-                    self._store(of.target[0], b.add(place, of.column), row, _FLOATS)
+                for offset, row in zip(offsets, sums, strict=True):
+                    self._store(of.target[0], b.add(offset, of.column), row, _FLOATS)
 
     def _row(self, rows: tuple[Any, Any, Any], row: int) -> Any:
-        """Place of one of the tile's rows."""
+        """The offset of a row of the tile."""
         b = self._builder
-        return b.add(rows[1], b.mul(b.add(self._of.row, _place(row)), rows[2]))
+        return b.add(rows[1], b.mul(b.add(self._of.row, _int64(row)), rows[2]))
 
     def _store(self, buffer: Any, at: Any, vectors: Sequence[Any], kind: Any) -> None:
         b = self._builder
         for register, vector in enumerate(vectors):
-            to = b.gep(buffer, [b.add(at, _place(register * LANES))])
+            to = b.gep(buffer, [b.add(at, _int64(register * LANES))])
             b.store(vector, b.bitcast(to, kind.as_pointer()), align=2)
 
     def _bounded(self, value: Any) -> Any:
-        """The vector, nowhere below the floor; not-a-number stays so."""
+        """The maximum of vector and floor; NaN stays NaN."""
         b = self._builder
         floors = self._spread(self._of.floor)
         return b.select(b.fcmp_unordered("<", floors, value), value, floors)
 
     def _fused(self, word: Any, weights: Any, total: Any) -> Any:
-        """`total + word x weights`; one product, or that of both halves."""
+        """`total + word * weights`; if paired, the products of both halves."""
         b = self._builder
         if not self._paired:
             return self._multiplied(self._spread(word), weights, total)
@@ -304,7 +304,7 @@ class _Emitter:
         return b.bitcast(b.and_(b.bitcast(pairs, _WORDS), _words(0xFFFF0000)), _FLOATS)
 
     def _rounded(self, value: Any) -> Any:
-        """To the nearest bfloat16, of two equally near the even one."""
+        """The nearest bfloat16, ties to even."""
         b = self._builder
         bits = b.bitcast(value, _WORDS)
         odd = b.and_(b.lshr(bits, _words(16)), _words(1))
@@ -317,10 +317,10 @@ class _Emitter:
         return b.shuffle_vector(first, undefined, _words(0))
 
     def _vectors(self, array: Any, at: Any) -> list[Any]:
-        """The panel's width of numbers from a place on."""
+        """Load `PANEL` numbers from an offset."""
         b = self._builder
         return [
-            b.load(b.bitcast(b.gep(array, [b.add(at, _place(r * LANES))]), _FLOATS.as_pointer()), align=4)
+            b.load(b.bitcast(b.gep(array, [b.add(at, _int64(r * LANES))]), _FLOATS.as_pointer()), align=4)
             for r in range(REGISTERS)
         ]
 
@@ -329,7 +329,7 @@ class _Emitter:
 
     def _counter(self, entry: Any) -> Any:
         counter = self._builder.phi(_INDEX)
-        counter.add_incoming(_place(0), entry)
+        counter.add_incoming(_int64(0), entry)
         return counter
 
 
@@ -339,7 +339,7 @@ def _feed(phis: Any, values: Any, block: Any) -> None:
             phi.add_incoming(value, block)
 
 
-def _place(value: int) -> Any:
+def _int64(value: int) -> Any:
     return ir.Constant(_INDEX, value)
 
 

@@ -1,7 +1,7 @@
-"""How large the networks are and what a row of each costs, from their sizes alone.
+"""The number of weights and multiply-adds of each network, computed from the sizes.
 
-A multiply-add is one weight of a linear layer or a convolution meeting one number; biases, norms,
-activations and the means over bins are left out.
+Multiply-adds count the products of linear layers and convolutions. Biases, norms, activations and the
+decoding of categorical values are not counted.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from shared.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """Trained weights, and multiply-adds of one row."""
+    """Trained weights, and multiply-adds per row."""
 
     weights: int
     multiply_adds: int
@@ -22,42 +22,45 @@ class Cost:
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """What each of the five networks costs, its heads included."""
+    """The cost of each network, including its heads."""
 
-    representation: Cost  # of one window
-    afterstate: Cost  # with chance outcomes and Q-value
-    dynamics: Cost  # with reward
+    representation: Cost  # per window
+    afterstate: Cost  # with the chance outcome and Q-value heads
+    dynamics: Cost  # with the reward head
     policy: Cost
     value: Cost
 
     @property
     def weights(self) -> int:
-        """Trained weights, all networks together."""
+        """Trained weights of all networks."""
         parts = (self.representation, self.afterstate, self.dynamics, self.policy, self.value)
         return sum(part.weights for part in parts)
 
     @property
     def successor(self) -> int:
-        """Multiply-adds of what search makes most: dynamics, reward and value of one row."""
+        """Multiply-adds of one `Model.successors` row: dynamics, reward and value."""
         return self.dynamics.multiply_adds + self.value.multiply_adds
 
     @property
     def prediction(self) -> int:
-        """Multiply-adds of the policy and the value of one hidden state."""
+        """Multiply-adds of policy and value for one hidden state."""
         return self.policy.multiply_adds + self.value.multiply_adds
 
     def decision(self, simulations: int, legal_actions: int) -> int:
-        """Multiply-adds of one decision from its hidden state on, at most.
+        """Largest number of multiply-adds of one decision, without the representation.
 
-        The root's policy and value, its legal afterstates, and for each simulation but the first, which
-        visits an afterstate that is known already, a successor, or a node's policy and an afterstate.
+        This counts the policy and value of the root and its legal afterstates. Every simulation adds a
+        successor, or the policy and an afterstate of a node, whichever costs more. The first simulation adds
+        nothing, because it visits an afterstate that is already evaluated.
         """
-        node = max(self.successor, self.policy.multiply_adds + self.afterstate.multiply_adds)
-        return self.prediction + legal_actions * self.afterstate.multiply_adds + (simulations - 1) * node
+        simulation = max(self.successor, self.policy.multiply_adds + self.afterstate.multiply_adds)
+        return (
+            self.prediction + legal_actions * self.afterstate.multiply_adds + (simulations - 1) * simulation
+        )
 
 
 def network_costs(config: ModelConfig) -> NetworkCosts:
-    """Every network's cost; the representation's is of the encoder's one-window form."""
+    """Cost of every network; the representation is that of `TemporalEncoder.encode_windows`."""
     size, bins = config.hidden_size, config.value_bins
     events = config.num_actions + config.num_outcomes
     encoder = Cost(_encoder_weights(config), window_encoding(config))
@@ -73,13 +76,13 @@ def network_costs(config: ModelConfig) -> NetworkCosts:
 
 
 def plain_encoding(config: ModelConfig) -> int:
-    """Multiply-adds of one window's temporal embedding by the plain pass, every layer over every step."""
+    """Multiply-adds of one window in `TemporalEncoder.forward`, which computes every layer at every step."""
     steps = config.window_bars
     return sum(_block(config, inputs, steps, steps) for inputs in _block_inputs(config))
 
 
 def window_encoding(config: ModelConfig) -> int:
-    """Multiply-adds of one window's temporal embedding from only the steps that its last one depends on."""
+    """Multiply-adds of one window in `TemporalEncoder.encode_windows`."""
     total, steps, taps = 0, config.receptive_field, config.kernel_size
     for block, inputs in enumerate(_block_inputs(config)):
         stride = 1 if block == config.encoder_blocks - 1 else 2
@@ -90,7 +93,7 @@ def window_encoding(config: ModelConfig) -> int:
 
 
 def span_encoding(config: ModelConfig, num_bars: int) -> int:
-    """Multiply-adds of the temporal embeddings of so many consecutive bars in one pass."""
+    """Multiply-adds of `num_bars` consecutive bars in one pass of `TemporalEncoder.encode_spans`."""
     total, steps = 0, num_bars + config.receptive_field - 1
     for block, inputs in enumerate(_block_inputs(config)):
         reach = (config.kernel_size - 1) << block
@@ -100,17 +103,17 @@ def span_encoding(config: ModelConfig, num_bars: int) -> int:
 
 
 def static_encoding(config: ModelConfig) -> int:
-    """Multiply-adds of the static features' part of a hidden state."""
+    """Multiply-adds of the layers over the static features."""
     return _static(config).multiply_adds
 
 
 def _block_inputs(config: ModelConfig) -> list[int]:
-    """Channels that each block of the encoder reads."""
+    """Input channels of each block of the encoder."""
     return [config.temporal_features] + [config.temporal_channels] * (config.encoder_blocks - 1)
 
 
 def _block(config: ModelConfig, inputs: int, inner: int, outer: int) -> int:
-    """Multiply-adds of a block whose two convolutions make so many steps."""
+    """Multiply-adds of a block whose convolutions compute `inner` and `outer` steps."""
     channels, taps = config.temporal_channels, config.kernel_size
     shortcut = 0 if inputs == channels else inputs * channels
     return inner * inputs * channels * taps + outer * (channels * channels * taps + shortcut)

@@ -1,4 +1,4 @@
-"""The five networks that search plans with, and the value of an afterstate.
+"""The networks of the agent: representation, prediction, afterstate with its heads, and dynamics.
 
     representation   window, static features      -> hidden state
     prediction       hidden state                 -> policy logits, value logits
@@ -6,21 +6,22 @@
     afterstate heads afterstate                   -> chance outcome logits, value logits
     dynamics         afterstate, action, outcome  -> next hidden state, reward logits
 
-Hidden states and afterstates are normalised by LayerNorm. Min-max scaling over a state's channels, the
-other usual choice, would let its one largest channel set the scale of all, and the temporal and static
-channels here differ in kind; LayerNorm's gradient reaches every channel, and an unroll of any length
-stays on one scale.
+Hidden states and afterstates are normalised by LayerNorm. The usual alternative, min-max scaling over the
+channels of a state, would let the largest channel set the scale of all, and temporal and static channels
+differ in kind. With LayerNorm the gradient reaches every channel, and the scale stays the same over an unroll
+of any length.
 
-Rewards are categorical, like values, on the same support: they are pips too and as heavy-tailed (0 or
--0.05 on most steps, +-100 at some closes), and cross-entropy keeps the loss terms comparable.
+Rewards are categorical on the same support as values. They are in pips too and as heavy-tailed (0 or -0.05
+on most steps, ±100 at some closes), and cross-entropy keeps the loss terms comparable.
 
-What a few numbers say (the position, an action, an outcome) starts as loud as the hundreds beside it
-(`EVENT_GAIN`, `STATIC_GAINS`). A long gains what a short loses, so what a window tells is nothing until it
-is multiplied with the side; at the usual initial scale the units hardly bend with the side, and learning
-that product stays on a plateau for thousands of updates (docs/learning.md).
+The weights of the few inputs for position, action and outcome start larger than usual (`EVENT_GAIN`,
+`STATIC_GAINS`), so that these have as much influence as the hundreds of window features. A long position
+gains what a short one loses, so a window predicts rewards only as a product with the side. At the usual
+initial scale the units depend little on the side, and learning that product stays on a plateau for
+thousands of updates (docs/learning.md).
 
-The last layer of every head starts at zero, so version 0 holds no opinion: its policy and chance
-outcomes are uniform, its values and rewards zero.
+The last layer of every head starts at zero. So version 0 has a uniform policy, uniform chance outcomes, and
+values and rewards of zero.
 """
 
 import torch
@@ -32,10 +33,10 @@ from shared.model.support import Support
 from shared.model.tcn import TemporalEncoder
 from shared.numeric import Float32
 
-#: How much larger than usual the weights of one-hot events start.
+#: Initial scale of the weights of one-hot events, relative to the default initialisation.
 EVENT_GAIN = 8.0
 
-#: The same of the static features' two layers.
+#: The same for the two layers of the static features.
 STATIC_GAINS = (4.0, 8.0)
 
 
@@ -55,7 +56,7 @@ class ResidualLayers(nn.Module):
 
 
 class Head(nn.Module):
-    """Residual blocks, then a linear layer that starts at zero."""
+    """Residual blocks and a linear layer whose weights start at zero."""
 
     def __init__(self, size: int, blocks: int, outputs: int) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class Head(nn.Module):
 
 
 class Transition(nn.Module):
-    """Normalised hidden state from a state and one-hot events: one linear layer, then residual blocks."""
+    """Next state from a state and one-hot events: a linear layer, residual blocks, LayerNorm."""
 
     def __init__(self, size: int, events: int, blocks: int) -> None:
         super().__init__()
@@ -117,8 +118,8 @@ class Network(nn.Module):
     def representation(self, windows: Tensor, static: Tensor, rows: Tensor | None = None) -> Tensor:
         """`[N, window, F]`, `[N, static]` -> hidden states `[N, H]`.
 
-        With `rows`, int64 `[N]`, the windows are spans `[S, receptive_field - 1 + L, F]` whose S L last bars
-        are encoded, and each row says which of them is its own.
+        With `rows`, int64 `[N]`, the windows are spans `[S, receptive_field - 1 + L, F]`. The last L bars of
+        each span are encoded, and `rows` selects from these S·L embeddings.
         """
         if rows is None:
             return self.combine(self.encoder.encode_windows(windows), static)
@@ -158,18 +159,13 @@ class Network(nn.Module):
             for name, tensor in self.state_dict().items()
         }
 
-    @property
-    def num_weights(self) -> int:
-        """Trained numbers, all networks together."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
     @staticmethod
     def _one_hot(index: Tensor, size: int, like: Tensor) -> Tensor:
         return functional.one_hot(index, size).to(like.dtype)
 
 
 def initial_network(config: ModelConfig, seed: int) -> Network:
-    """A network of random weights, the same for the same seed; torch's own random state stays as it was."""
+    """A network with random weights determined by the seed; torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(config)

@@ -1,7 +1,7 @@
 """Scalars in pips as categorical distributions over evenly spaced bins, and back.
 
-Cross-entropy on a two-hot target keeps the gradient of one step bounded however large a reward or
-return is; a squared error in pips would be ruled by the few closes of 100 pips and more.
+With cross-entropy on a two-hot target the gradient of one step is bounded for any reward or return. A
+squared error in pips would be dominated by the few closes of 100 pips and more.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Support(nn.Module):
-    """Evenly spaced bins over [-bound, bound] pips; holds no weights."""
+    """Evenly spaced bins over [-bound, bound] pips. Has no weights."""
 
     positions: Tensor
 
@@ -20,33 +20,34 @@ class Support(nn.Module):
         self.register_buffer("positions", torch.linspace(-bound_pips, bound_pips, bins), persistent=False)
 
     def encode(self, values: Tensor) -> Tensor:
-        """Two-hot distribution of each value: its mass lies on the two bins around it, with that mean.
+        """Two-hot distribution of each value: the two neighbouring bins have mass, and the mean is the value.
 
         Args:
-            values: `[...]` pips; beyond the bounds they are clipped to them.
+            values: `[...]` pips, clipped to the bounds.
         Returns:
-            `[..., bins]`, float32, sums to 1.
+            `[..., bins]` float32, sums to 1.
         """
         bins, shares = self.two_hot(values)
         return torch.zeros(*values.shape, self.bins, device=values.device).scatter(-1, bins, shares)
 
     def two_hot(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What `encode` holds that is not zero, hundreds of times as short.
+        """The non-zero entries of `encode`, as indices and shares.
 
         Args:
-            values: `[...]` pips.
+            values: `[...]` pips, clipped to the bounds.
         Returns:
-            `[..., 2]` int64, two neighbouring bins; `[..., 2]` float32, the share of each.
+            `[..., 2]` int64, two neighbouring bins; `[..., 2]` float32, the mass of each.
         """
-        place = (values.clamp(-self.bound_pips, self.bound_pips) + self.bound_pips) / self.step_pips
-        lower = place.floor().clamp(0, self.bins - 2)
-        share = (place - lower).to(torch.float32)
+        position = (values.clamp(-self.bound_pips, self.bound_pips) + self.bound_pips) / self.step_pips
+        lower = position.floor().clamp(0, self.bins - 2)
+        share = (position - lower).to(torch.float32)
         index = lower.to(torch.int64)
         return torch.stack((index, index + 1), dim=-1), torch.stack((1.0 - share, share), dim=-1)
 
     def decode(self, logits: Tensor) -> Tensor:
-        """Mean of the distribution that the logits stand for: `[..., bins]` -> `[...]` pips.
+        """Mean of the distribution with these logits: `[..., bins]` -> `[...]` pips.
 
-        Product and sum, not a matrix-vector product: that one's last bits depend on the number of rows.
+        Computed as product and sum, because the last bits of a matrix-vector product depend on the number of
+        rows.
         """
         return (torch.softmax(logits.float(), dim=-1) * self.positions).sum(dim=-1)

@@ -1,15 +1,14 @@
-"""The causal temporal encoder, in three forms that give the same numbers.
+"""The causal temporal encoder, computed in three ways with the same result.
 
-The encoder is read out at a window's last bar, which depends on the last `receptive_field` bars only.
-So besides the plain pass over a zero-padded window there are two that compute nothing in vain:
+The output is the last step of a window, which depends on the last `receptive_field` bars only:
 
-    forward          [N, window, F]   the definition: every layer over all steps of the padded window
-    encode_windows   [N, window, F]   only the steps that the last one depends on: learning from single steps
-    encode_spans     [N, 28 + L, F]   every bar with enough bars before it: learning from stretches of steps
+    forward          [N, window, F]   the definition: every layer at every step of the zero-padded window
+    encode_windows   [N, window, F]   only the steps that the output depends on; to learn from single steps
+    encode_spans     [N, 28 + L, F]   every bar with enough bars before it; to learn from consecutive steps
 
-Zero padding reaches no step that is read out, so the others use no padding at all: they are exact, not
-approximations, and keep padding out of the batch statistics. Agents embed windows, and all bars of a session
-in one pass, in kernels of their own (shared/engine/networks.py), which are tested equal to `forward`.
+The output does not depend on the zero padding, so the last two use none. They are exact, and they keep
+padding out of the batch statistics. Agents use kernels instead (shared/engine/networks.py), which tests
+compare with `forward`.
 """
 
 from torch import Tensor, nn
@@ -19,7 +18,10 @@ from shared.model.config import ModelConfig
 
 
 class ResidualBlock(nn.Module):
-    """Twice convolution, batch norm, ReLU, dropout; plus a shortcut, then ReLU (Bai et al. 2018)."""
+    """Two times convolution, batch norm, ReLU and dropout; then the shortcut is added, then ReLU.
+
+    Source: Bai et al. 2018.
+    """
 
     def __init__(self, inputs: int, channels: int, kernel_size: int, dilation: int, dropout: float) -> None:
         super().__init__()
@@ -32,7 +34,7 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if inputs == channels else nn.Conv1d(inputs, channels, 1)
 
     def padded(self, steps: Tensor) -> Tensor:
-        """`[N, inputs, T]` -> `[N, channels, T]`: each convolution is padded with zeros on the left."""
+        """`[N, inputs, T]` -> `[N, channels, T]`; pads each convolution with zeros on the left."""
         padding = (self.dilation * (self.conv1.kernel_size[0] - 1), 0)
         inner = self._activate(
             self.norm1, _convolve(self.conv1, functional.pad(steps, padding), self.dilation)
@@ -43,13 +45,13 @@ class ResidualBlock(nn.Module):
         return self._add(inner, steps)
 
     def unpadded(self, steps: Tensor) -> Tensor:
-        """Without padding: `[N, inputs, T]` -> `[N, channels, T - 2 (kernel - 1) dilation]`."""
+        """`[N, inputs, T]` -> `[N, channels, T - 2 (kernel - 1) dilation]`, without padding."""
         inner = self._activate(self.norm1, _convolve(self.conv1, steps, self.dilation))
         inner = self._activate(self.norm2, _convolve(self.conv2, inner, self.dilation))
         return self._add(inner, steps[..., steps.shape[-1] - inner.shape[-1] :])
 
     def thinned(self, steps: Tensor, stride: int) -> Tensor:
-        """Without padding, on steps that are `dilation` bars apart; keeps every `stride`-th and the last."""
+        """Without padding, for steps `dilation` bars apart; keeps the last and every `stride`-th one."""
         inner = self._activate(self.norm1, _convolve(self.conv1, steps, 1))
         inner = self._activate(self.norm2, _convolve(self.conv2, inner, 1, stride))
         kept = (inner.shape[-1] - 1) * stride + 1
@@ -64,7 +66,7 @@ class ResidualBlock(nn.Module):
 
 
 class TemporalEncoder(nn.Module):
-    """Causal TCN: dilations 1, 2, 4, ... and the last step's channels as embedding."""
+    """Causal TCN with dilations 1, 2, 4, …; the embedding is the last step."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -81,17 +83,18 @@ class TemporalEncoder(nn.Module):
         )
 
     def forward(self, windows: Tensor) -> Tensor:
-        """The plain pass: `[N, window, F]` -> `[N, channels]`."""
+        """`[N, window, F]` -> `[N, channels]`, with every layer computed at every step."""
         steps = windows.transpose(1, 2)
         for block in self._blocks():
             steps = block.padded(steps)
         return steps[..., -1]
 
     def encode_windows(self, windows: Tensor) -> Tensor:
-        """Only what the last step depends on: `[N, window, F]` -> `[N, channels]`.
+        """`[N, window, F]` -> `[N, channels]`, computing only the steps that the output depends on.
 
-        Of block i, steps 2^i bars apart are needed; taking every second step after each block turns
-        the dilated convolutions into dense ones. At the reference sizes 5.9 M multiply-adds, not 27.9 M.
+        Block i needs only steps that are 2^i bars apart. Keeping every second step after each block turns the
+        dilated convolutions into dense ones. At the reference sizes this takes 5.9 M multiply-adds instead of
+        27.9 M.
         """
         steps = windows[:, -self.receptive_field :].transpose(1, 2)
         last = len(self.blocks) - 1
@@ -100,7 +103,7 @@ class TemporalEncoder(nn.Module):
         return steps[..., -1]
 
     def encode_spans(self, spans: Tensor) -> Tensor:
-        """Every bar that has enough before it: `[N, receptive_field - 1 + L, F]` -> `[N * L, channels]`."""
+        """`[N, receptive_field - 1 + L, F]` -> `[N * L, channels]`, the embeddings of the last L bars."""
         if spans.shape[1] == self.receptive_field:
             return self.encode_windows(spans)
         steps = spans.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What a search may be told: the rule that selects at decision nodes, and its numbers."""
+"""Settings of the search: the selection rule at decision nodes and its parameters."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from shared.errors import SettingsError
 
 
 class Selection(StrEnum):
-    """Which rule selects actions and makes the policy target."""
+    """The rule that selects actions and computes the policy target."""
 
     GUMBEL = "gumbel"
     PUCT = "puct"
@@ -15,16 +15,16 @@ class Selection(StrEnum):
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Numbers of docs/algorithm.md; a field that belongs to one selection rule says which."""
+    """Parameters of docs/algorithm.md; a comment names the selection rule if only one uses the field."""
 
     selection: Selection = Selection.GUMBEL
     simulations: int = 5
     discount: float = 0.997  # γ per bar, on the chance edge
-    min_q_span: float = 0.01  # pips; Q-values closer together than this are not blown up to [0, 1]
+    min_q_span: float = 0.01  # pips; a smaller range of Q-values is divided by this, not scaled up to [0, 1]
     pb_c_init: float = 1.25  # puct, c1
     pb_c_base: float = 19652.0  # puct, c2
     dirichlet_alpha: float = 1.0  # puct
-    dirichlet_fraction: float = 0.5  # puct, share of the noise in the root's prior
+    dirichlet_fraction: float = 0.5  # puct, share of noise in the root's prior
     max_considered_actions: int = 16  # gumbel, actions that enter sequential halving
     c_visit: float = 50.0  # gumbel
     c_scale: float = 0.1  # gumbel

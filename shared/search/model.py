@@ -1,7 +1,7 @@
-"""What search asks of a model, and what it is given at the roots.
+"""The inputs of a search: a model, the rules of legal actions, the roots and their noise.
 
-Search knows neither networks nor trading: an agent hands in a `Model` and the `ActionRules` of its
-environment, and tests hand in tables whose best policy is known.
+The search knows neither networks nor trading. An agent passes a `Model` and the `ActionRules` of its
+environment; tests pass tables whose best policy is known.
 """
 
 from dataclasses import dataclass
@@ -14,54 +14,57 @@ from shared.numeric import Bool, Float32, Float64, Int8, require_shape
 
 
 class Model(Protocol):
-    """The learned model, one row per node to evaluate; a row's result may not depend on its neighbours."""
+    """The learned model. Each row of a call is one node; its result must not depend on the other rows."""
 
     def afterstates(self, hidden: Float32, actions: Int8) -> tuple[Float32, Float32, Float32]:
-        """Take an action in each hidden state.
+        """Compute the afterstate of an action in each hidden state.
 
         Args:
             hidden: `[N, H]`.
-            actions: `[N]`.
+            actions: `[N]`, one per hidden state.
         Returns:
-            afterstates `[N, H]`, outcome probabilities `[N, C]`, Q-values `[N]` pips.
+            afterstates `[N, H]`, outcome probabilities `[N, C]`, Q-values `[N]` in pips.
         """
         ...
 
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
     ) -> tuple[Float32, Float32, Float32]:
-        """Let the market move after each action.
+        """Compute the state that follows each afterstate under a chance outcome.
 
         Args:
             afterstates: `[N, H]`.
-            actions: `[N]`, the ones that led to the afterstates.
-            outcomes: `[N]`.
+            actions: `[N]`, the actions that led to the afterstates.
+            outcomes: `[N]`, one chance outcome per afterstate.
         Returns:
-            hidden states `[N, H]`, rewards `[N]` pips, values `[N]` pips.
+            hidden states `[N, H]`, rewards `[N]` in pips, values `[N]` in pips.
         """
         ...
 
     def policies(self, hidden: Float32) -> Float32:
-        """Policy logits `[N, A]` of hidden states `[N, H]`; asked for once a search goes on from them."""
+        """Compute the policy logits `[N, A]` of hidden states `[N, H]`.
+
+        The search calls this only for states that it expands.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ActionRules:
-    """What is legal in each phase, and which phase an action leads to; known exactly, never learned."""
+    """The legal actions of each phase, and the phase that each action leads to. Exact, not learned."""
 
     legal: Bool  # [P, A]
-    successor: Int8  # [P, A]; only read where legal
+    successor: Int8  # [P, A] next phase; read only where legal
 
     def __post_init__(self) -> None:
-        """Check that every phase has an action and every legal action leads to a phase."""
+        """Check that every phase has a legal action and that every legal action leads to a phase."""
         num_phases = len(self.legal)
         require_shape("legal", self.legal, None, None)
         require_shape("successor", self.successor, *self.legal.shape)
         if not self.legal.any(axis=1).all():
             raise DataError(f"phase {int(self.legal.any(axis=1).argmin())} has no legal action")
-        reached = self.successor[self.legal]
-        if ((reached < 0) | (reached >= num_phases)).any():
+        successors = self.successor[self.legal]
+        if ((successors < 0) | (successors >= num_phases)).any():
             raise DataError(f"a legal action leads to a phase outside 0..{num_phases - 1}")
 
     @property
@@ -72,15 +75,15 @@ class ActionRules:
 
 @dataclass(frozen=True)
 class Roots:
-    """The states to decide in, as the networks see them."""
+    """The states to search from, with the model's predictions for them."""
 
     hidden: Float32  # [B, H]
     policy_logits: Float32  # [B, A]
     values: Float32  # [B] pips
-    phases: Int8  # [B], row of `ActionRules`
+    phases: Int8  # [B] row of `ActionRules`
 
     def __post_init__(self) -> None:
-        """Check that the arrays agree on the number of roots and that every number is finite."""
+        """Check that all arrays have one row per root and that every number is finite."""
         require_shape("hidden", self.hidden, None, None)
         if not len(self):
             raise ShapeError("hidden", self.hidden.shape, "at least one root")
@@ -97,10 +100,10 @@ class Roots:
         return len(self.hidden)
 
     def check(self, rules: ActionRules) -> None:
-        """Check the roots against the rules that they are to be searched under.
+        """Check that the roots fit the rules.
 
         Raises:
-            ShapeError: the policy has another number of actions, or a phase does not exist.
+            ShapeError: the number of actions differs, or a phase does not exist.
         """
         require_shape("policy_logits", self.policy_logits, len(self), rules.num_actions)
         if ((self.phases < 0) | (self.phases >= len(rules.legal))).any():
@@ -109,16 +112,16 @@ class Roots:
 
 @dataclass(frozen=True)
 class RootNoise:
-    """Random numbers for one decision at each root, drawn from that root's own stream.
+    """Random numbers for one decision at each root.
 
-    So a root's result does not depend on which others are searched beside it. Search uses `gumbel`
-    or `gamma`, whichever its selection rule needs.
+    Each root's numbers come from its own random stream, so its result does not depend on the other roots of
+    the batch. The selection rule decides whether the search uses `gumbel` or `gamma`.
     """
 
-    gumbel: Float64  # [B, A], Gumbel(0, 1)
-    gamma: Float64  # [B, A], Gamma(α, 1); normalised over the legal actions they are Dirichlet(α)
+    gumbel: Float64  # [B, A] Gumbel(0, 1)
+    gamma: Float64  # [B, A] Gamma(α, 1); normalised over the legal actions this is Dirichlet(α)
 
     def __post_init__(self) -> None:
-        """Check that both are equally large."""
+        """Check that both have the same shape."""
         require_shape("gumbel", self.gumbel, None, None)
         require_shape("gamma", self.gamma, *self.gumbel.shape)

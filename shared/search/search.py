@@ -1,21 +1,22 @@
 """Stochastic Monte Carlo tree search over a batch of roots.
 
-    plant the roots, evaluate all their legal afterstates in one call
-    until every tree has had its simulations:
-        walk on in each tree until it needs a node, or a node's policy, that is not known
-        evaluate all of these, in one call a kind  ->  hang them into their trees and back up
-    read targets, values and actions off the roots
+    create a tree per root and evaluate all legal afterstates of the roots in one model call
+    until every tree has run its simulations:
+        run simulations in each tree until one needs a node, or the prior of a node, from the model
+        evaluate these, one model call per kind  ->  add them to their trees and back up
+    read policies, values and actions from the roots
 
-One simulation evaluates one node, as docs/algorithm.md tells: an action's first visit backs up its
-afterstate's Q, a later one lets the chance outcome that is most owed happen and backs up what follows.
-Afterstates of the root are known from the start, so their first visits cost no call, and a tree goes on
-with its next simulation at once. A node's policy is evaluated when a simulation first goes on from it.
+Each simulation evaluates one node (docs/algorithm.md). The first visit to an action backs up the Q-value of
+its afterstate. A later visit selects the chance outcome that is furthest below its share of visits and backs
+up the state that follows. The afterstates of the root are evaluated at the start, so a first visit there
+needs no model call, and the tree continues with its next simulation at once. The prior of a node is
+evaluated when a simulation first selects an action there.
 
-The tree part treats each root alone, in float64: a root's tree is the same, bit for bit, whatever else is
-in the batch, as long as the model's rows are (`Model` asks for that).
+The tree code treats every root separately, in float64. If the model's rows do not depend on each other
+(`Model` requires this), the tree of a root has the same bits in any batch.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,27 +37,30 @@ from shared.search.selection import (
     visits_of,
 )
 from shared.search.tree import (
+    ABSENT,
     ROOT,
     Tree,
     add_chance_nodes,
     add_decision_nodes,
     back_up,
     back_up_newest,
-    planted,
+    create_trees,
     set_priors,
 )
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What the search says about each root.
+class SearchResult(NamedTuple):
+    """The result of the search at each root.
 
-    `policies` is the training target: for gumbel softmax(logits + σ(completed Q)), for puct visits / ΣN.
-    `values` is the root's value: for puct W/N. Sequential halving gives every action visits whatever it
-    is worth, so W/N would be the value of a policy nobody follows: for gumbel it is Σ π'(a) Q(a), the
-    value of the improved policy.
-    `actions` is the search's own choice: for puct the most visited action (of equals the one of greater
-    Q), for gumbel the best g + logits + σ(Q) among the most visited; without noise it is the greedy one.
+    `policies` is the training target: softmax(logits + σ(completed Q)) for gumbel, visits / ΣN for puct.
+
+    `values` is the value of the root. For puct it is W/N. For gumbel it is Σ π'(a) Q(a), the value of the
+    improved policy: sequential halving also visits bad actions, so W/N would not be the value of any
+    policy in use.
+
+    `actions` is the action that the search selects. For puct it is the most visited one, and among equals
+    the one with the larger Q. For gumbel it is the one with the largest g + logits + σ(Q) among the most
+    visited ones; without noise this is the greedy action.
     """
 
     policies: Float32  # [B, A], 0 where illegal
@@ -64,50 +68,52 @@ class SearchResult:
     q_values: Float32  # [B, A] pips, completed; NaN where illegal
     visits: Int32  # [B, A]
     actions: Int8  # [B]
-    outcome_probabilities: Float32  # [B, A, C], what the model expects after each action; 0 where illegal
+    outcome_probabilities: Float32  # [B, A, C] the model's prediction for each action; 0 where illegal
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What stays the same over all simulations."""
+class _Plan(NamedTuple):
+    """The inputs of a search that stay the same in all simulations."""
 
     rule: Rule
     num_outcomes: int
     gumbel: Float64  # [B, A]
     considered: Bool  # [B, A] actions that enter sequential halving
-    schedule: Int32  # [A + 1, S] by considered actions: visits of the action to take in simulation t
+    schedule: Int32  # [A + 1, S] row m for m considered actions, see `considered_visits`
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What to ask the model for, of one kind: of a node of a tree, or of what hangs there at a branch."""
+class Wanted(NamedTuple):
+    """Nodes to evaluate with one model call; each row is a node, or the child of a node at a branch."""
 
-    rows: Int32  # [B] the tree
-    nodes: Int32  # [B]
-    branches: Int8  # [B]
+    rows: Int32  # [B] tree
+    nodes: Int32  # [B] node, or parent of the new node
+    branches: Int8  # [B] branch of the parent; unused if the node itself is wanted
 
     @classmethod
-    def blank(cls, batch: int) -> "_Wanted":
+    def blank(cls, batch: int) -> "Wanted":
+        """Room for one node per tree."""
         return cls(np.empty(batch, np.int32), np.empty(batch, np.int32), np.empty(batch, np.int8))
 
-    def first(self, count: int) -> "_Wanted":
-        return _Wanted(self.rows[:count], self.nodes[:count], self.branches[:count])
+    def first(self, count: int) -> "Wanted":
+        """The first `count` rows."""
+        return Wanted(self.rows[:count], self.nodes[:count], self.branches[:count])
 
 
 def search(
     model: Model, roots: Roots, rules: ActionRules, config: SearchConfig, noise: RootNoise | None = None
 ) -> SearchResult:
-    """Search every root and tell what was found.
+    """Run the search at every root.
 
     Args:
-        model: evaluates nodes.
-        roots: the states to decide in.
-        rules: legal actions, at the roots and along every path.
-        config: selection rule and its numbers.
-        noise: exploration at the roots only; None for evaluation and trading.
+        model: evaluates the nodes of the trees.
+        roots: the states to search from.
+        rules: the legal actions, at the roots and in the trees.
+        config: the selection rule and its parameters.
+        noise: exploration noise at the roots. Evaluation and trading pass None.
+    Returns:
+        The policy, value, Q-values and action of each root.
     Raises:
-        ShapeError: arrays disagree.
-        DataError: the model answered a number that is not finite.
+        ShapeError: the arrays do not fit together.
+        DataError: the model returned a number that is not finite.
     """
     tree, plan = _grow(model, roots, rules, config, noise)
     return _read(tree, plan)
@@ -116,7 +122,7 @@ def search(
 def grow(
     model: Model, roots: Roots, rules: ActionRules, config: SearchConfig, noise: RootNoise | None = None
 ) -> Tree:
-    """The trees after all simulations, as `search` reads them; for inspection and tests."""
+    """Return the trees after all simulations; the arguments are those of `search`. For tests."""
     return _grow(model, roots, rules, config, noise)[0]
 
 
@@ -124,36 +130,32 @@ def _grow(
     model: Model, roots: Roots, rules: ActionRules, config: SearchConfig, noise: RootNoise | None
 ) -> tuple[Tree, _Plan]:
     roots.check(rules)
-    tree, num_outcomes = _planted_with_afterstates(model, roots, rules, config.simulations)
+    tree, num_outcomes = _create_with_afterstates(model, roots, rules, config.simulations)
     plan = _plan(tree, rules, num_outcomes, config, noise)
     simulations = np.zeros(len(roots), np.int32)
-    chance, decision, policy = (_Wanted.blank(len(roots)) for _ in range(3))
+    chance, decision, prior = (Wanted.blank(len(roots)) for _ in range(3))
     while True:
-        num_chance, num_decision, num_policy = _walk(
-            tree, plan.rule, plan.num_outcomes, plan.gumbel, plan.considered, plan.schedule, simulations,
-            chance.rows, chance.nodes, chance.branches, decision.rows, decision.nodes, decision.branches,
-            policy.rows, policy.nodes,
-        )  # fmt: skip
+        num_chance, num_decision, num_prior = _simulate(tree, plan, simulations, chance, decision, prior)
         if num_chance:
             _add_afterstates(model, tree, rules, chance.first(num_chance), config.discount)
         if num_decision:
             _add_successors(model, tree, decision.first(num_decision), config.discount)
-        if num_policy:
-            _add_policies(model, tree, rules, policy.first(num_policy))
-        if not num_chance and not num_decision and not num_policy:
+        if num_prior:
+            _add_priors(model, tree, rules, prior.first(num_prior))
+        if not num_chance and not num_decision and not num_prior:
             return tree, plan
 
 
-def _planted_with_afterstates(
+def _create_with_afterstates(
     model: Model, roots: Roots, rules: ActionRules, simulations: int
 ) -> tuple[Tree, int]:
-    """Trees of roots and all their legal afterstates, and the number of chance outcomes."""
+    """Create the trees with all legal afterstates of the roots; return also the number of outcomes."""
     rows, actions = rules.legal[roots.phases].nonzero()
-    wanted = _Wanted(rows.astype(np.int32), np.full(len(rows), ROOT, np.int32), actions.astype(np.int8))
-    answer = model.afterstates(roots.hidden[rows], wanted.branches)
-    num_outcomes = answer[1].shape[1]
-    tree = planted(roots, rules, num_outcomes, simulations)
-    _hang_afterstates(tree, rules, wanted, answer)
+    wanted = Wanted(rows.astype(np.int32), np.full(len(rows), ROOT, np.int32), actions.astype(np.int8))
+    evaluated = model.afterstates(roots.hidden[rows], wanted.branches)
+    num_outcomes = evaluated[1].shape[1]
+    tree = create_trees(roots, rules, num_outcomes, simulations)
+    _insert_afterstates(tree, rules, wanted, evaluated)
     return tree, num_outcomes
 
 
@@ -178,108 +180,101 @@ def _plan(
 
 
 @kernel
-def _walk(
-    tree: Tree,
-    rule: Rule,
-    num_outcomes: int,
-    gumbel: Float64,
-    considered: Bool,
-    schedule: Int32,
-    simulations: Int32,
-    chance_rows: Int32,
-    chance_nodes: Int32,
-    chance_branches: Int8,
-    decision_rows: Int32,
-    decision_nodes: Int32,
-    decision_branches: Int8,
-    policy_rows: Int32,
-    policy_nodes: Int32,
+def _simulate(
+    tree: Tree, plan: _Plan, simulations: Int32, chance: Wanted, decision: Wanted, prior: Wanted
 ) -> tuple[int, int, int]:
-    """Go on in every tree until something is missing or its simulations are over.
+    """Run simulations in every tree until one needs the model, or all have run.
 
-    Counts up `simulations` `[B]`, those begun, and writes what is missing into the last arrays: chance and
-    decision nodes, by the node and branch where they will hang, and the policies of nodes, whose simulation
-    begins anew. Returns how many there are of each.
+    Args:
+        tree: the trees; simulations that need no model call are backed up.
+        plan: the selection rule and the schedule.
+        simulations: `[B]` simulations started so far in each tree; updated.
+        chance: receives the chance nodes to evaluate, as parent and action.
+        decision: receives the decision nodes to evaluate, as parent and outcome.
+        prior: receives the decision nodes without a prior. Their simulation restarts at the root later.
+    Returns:
+        The number of rows written to each of the last three.
     """
-    num_actions = gumbel.shape[1]
+    rule, num_actions = plan.rule, plan.gumbel.shape[1]
     q, work = np.empty(num_actions), np.empty(num_actions)
-    num_chance, num_decision, num_policy = 0, 0, 0
+    num_chance, num_decision, num_prior = 0, 0, 0
     for b in range(len(simulations)):
-        entered = 0
+        gumbel, considered = plan.gumbel[b], plan.considered[b]
+        num_considered = 0
         for a in range(num_actions):
-            entered += considered[b, a]
-        while simulations[b] < schedule.shape[1]:
-            visits = schedule[entered, simulations[b]]
-            node, child, branch = 0, 0, 0
-            while child != -1:
+            num_considered += considered[a]
+        while simulations[b] < plan.schedule.shape[1]:
+            visits = plan.schedule[num_considered, simulations[b]]
+            node, child, branch = ROOT, ROOT, 0
+            while child != ABSENT:
                 node = child
                 if tree.is_chance[b, node]:
                     if tree.visits[b, node] == 0:
                         break
-                    branch = chance_outcome(tree, b, node, num_outcomes)
+                    branch = chance_outcome(tree, b, node, plan.num_outcomes)
                 elif not tree.has_prior[b, node]:
                     break
                 else:
                     completed_q(tree, b, node, num_actions, q)
                     if not rule.gumbel:
                         branch = puct_action(tree, b, node, q, rule)
-                    elif node == 0:
-                        branch = gumbel_root_action(tree, b, q, gumbel[b], considered[b], visits, rule, work)
+                    elif node == ROOT:
+                        branch = gumbel_root_action(tree, b, q, gumbel, considered, visits, rule, work)
                     else:
                         branch = gumbel_interior_action(tree, b, node, q, rule, work)
                 child = tree.children[b, node, branch]
             if not tree.is_chance[b, node] and not tree.has_prior[b, node]:
-                policy_rows[num_policy], policy_nodes[num_policy] = b, node
-                num_policy += 1
+                prior.rows[num_prior], prior.nodes[num_prior] = b, node
+                num_prior += 1
                 break
             simulations[b] += 1
-            if child != -1:
+            if child != ABSENT:
                 back_up(tree, b, node, rule.discount)
             elif tree.is_chance[b, node]:
-                decision_rows[num_decision], decision_nodes[num_decision] = b, node
-                decision_branches[num_decision] = branch
+                decision.rows[num_decision], decision.nodes[num_decision] = b, node
+                decision.branches[num_decision] = branch
                 num_decision += 1
                 break
             else:
-                chance_rows[num_chance], chance_nodes[num_chance] = b, node
-                chance_branches[num_chance] = branch
+                chance.rows[num_chance], chance.nodes[num_chance] = b, node
+                chance.branches[num_chance] = branch
                 num_chance += 1
                 break
-    return num_chance, num_decision, num_policy
+    return num_chance, num_decision, num_prior
 
 
-def _add_afterstates(model: Model, tree: Tree, rules: ActionRules, wanted: _Wanted, discount: float) -> None:
-    """Evaluate chance nodes, hang them into their trees and back them up."""
+def _add_afterstates(model: Model, tree: Tree, rules: ActionRules, wanted: Wanted, discount: float) -> None:
+    """Evaluate chance nodes, add them to their trees and back them up."""
     hidden = tree.hidden[wanted.rows, wanted.nodes]
-    _hang_afterstates(tree, rules, wanted, model.afterstates(hidden, wanted.branches))
+    _insert_afterstates(tree, rules, wanted, model.afterstates(hidden, wanted.branches))
     back_up_newest(tree, wanted.rows, discount)
 
 
-def _hang_afterstates(
-    tree: Tree, rules: ActionRules, wanted: _Wanted, answer: tuple[Float32, Float32, Float32]
+def _insert_afterstates(
+    tree: Tree, rules: ActionRules, wanted: Wanted, evaluated: tuple[Float32, Float32, Float32]
 ) -> None:
-    finite = add_chance_nodes(tree, wanted.rows, wanted.nodes, wanted.branches, rules.successor, *answer)
+    finite = add_chance_nodes(tree, wanted.rows, wanted.nodes, wanted.branches, rules.successor, *evaluated)
     _require_finite("afterstates", finite)
 
 
-def _add_successors(model: Model, tree: Tree, wanted: _Wanted, discount: float) -> None:
-    """Evaluate decision nodes, hang them into their trees and back them up."""
+def _add_successors(model: Model, tree: Tree, wanted: Wanted, discount: float) -> None:
+    """Evaluate decision nodes, add them to their trees and back them up."""
     actions = tree.branch[wanted.rows, wanted.nodes]
-    answer = model.successors(tree.hidden[wanted.rows, wanted.nodes], actions, wanted.branches)
-    finite = add_decision_nodes(tree, wanted.rows, wanted.nodes, wanted.branches, *answer)
+    evaluated = model.successors(tree.hidden[wanted.rows, wanted.nodes], actions, wanted.branches)
+    finite = add_decision_nodes(tree, wanted.rows, wanted.nodes, wanted.branches, *evaluated)
     _require_finite("successors", finite)
     back_up_newest(tree, wanted.rows, discount)
 
 
-def _add_policies(model: Model, tree: Tree, rules: ActionRules, wanted: _Wanted) -> None:
-    """Evaluate the policies of decision nodes."""
+def _add_priors(model: Model, tree: Tree, rules: ActionRules, wanted: Wanted) -> None:
+    """Evaluate the priors of decision nodes."""
     logits = model.policies(tree.hidden[wanted.rows, wanted.nodes])
     _require_finite("policies", set_priors(tree, wanted.rows, wanted.nodes, rules.legal, logits))
 
 
 def _require_finite(call: str, finite: bool) -> None:
     if not finite:
-        raise DataError(f"the model's {call} are not finite: its weights are damaged or its input is")
+        raise DataError(f"the model's {call} are not finite: its weights or its input are damaged")
 
 
 def _read(tree: Tree, plan: _Plan) -> SearchResult:
@@ -292,57 +287,44 @@ def _read(tree: Tree, plan: _Plan) -> SearchResult:
         actions=np.empty(batch, np.int8),
         outcome_probabilities=np.zeros((batch, num_actions, plan.num_outcomes), np.float32),
     )
-    _read_roots(
-        tree, plan.rule, plan.gumbel, plan.considered, result.policies, result.values, result.q_values,
-        result.visits, result.actions, result.outcome_probabilities,
-    )  # fmt: skip
+    _read_roots(tree, plan, result)
     return result
 
 
 @kernel
-def _read_roots(
-    tree: Tree,
-    rule: Rule,
-    gumbel: Float64,
-    considered: Bool,
-    policies: Float32,
-    values: Float32,
-    q_values: Float32,
-    visits: Int32,
-    actions: Int8,
-    outcome_probabilities: Float32,
-) -> None:
-    """Write what each root's children say into the last six arrays."""
-    num_actions = gumbel.shape[1]
+def _read_roots(tree: Tree, plan: _Plan, result: SearchResult) -> None:
+    """Fill `result` from the children of each root."""
+    rule, num_actions = plan.rule, plan.gumbel.shape[1]
     q, policy, work = np.empty(num_actions), np.empty(num_actions), np.empty(num_actions)
-    for b in range(len(values)):
-        completed_q(tree, b, 0, num_actions, q)
+    for b in range(len(result.values)):
+        completed_q(tree, b, ROOT, num_actions, q)
+        visits = result.visits[b]
         most_visited, total = 0, 0
         for a in range(num_actions):
-            q_values[b, a] = q[a]
-            visits[b, a] = visits_of(tree, b, 0, a)
-            total += visits[b, a]
-            if visits[b, a] > visits[b, most_visited]:
+            result.q_values[b, a] = q[a]
+            visits[a] = visits_of(tree, b, ROOT, a)
+            total += visits[a]
+            if visits[a] > visits[most_visited]:
                 most_visited = a
-            child = tree.children[b, 0, a]
-            if child != -1:
-                for c in range(outcome_probabilities.shape[2]):
-                    outcome_probabilities[b, a, c] = tree.prior[b, child, c]
+            child = tree.children[b, ROOT, a]
+            if child != ABSENT:
+                for c in range(plan.num_outcomes):
+                    result.outcome_probabilities[b, a, c] = tree.prior[b, child, c]
         if rule.gumbel:
-            improved_policy(tree, b, 0, q, rule, policy)
+            improved_policy(tree, b, ROOT, q, rule, policy)
             value = 0.0
             for a in range(num_actions):
-                policies[b, a] = policy[a]
+                result.policies[b, a] = policy[a]
                 if policy[a] > 0.0:
                     value += policy[a] * q[a]
-            values[b] = value
-            actions[b] = gumbel_root_action(
-                tree, b, q, gumbel[b], considered[b], visits[b, most_visited], rule, work
+            result.values[b] = value
+            result.actions[b] = gumbel_root_action(
+                tree, b, q, plan.gumbel[b], plan.considered[b], visits[most_visited], rule, work
             )
         else:
-            values[b] = tree.value_sum[b, 0] / tree.visits[b, 0]
+            result.values[b] = tree.value_sum[b, ROOT] / tree.visits[b, ROOT]
             for a in range(num_actions):
-                policies[b, a] = visits[b, a] / total
-                if visits[b, a] == visits[b, most_visited] and q[a] > q[most_visited]:
+                result.policies[b, a] = visits[a] / total
+                if visits[a] == visits[most_visited] and q[a] > q[most_visited]:
                     most_visited = a
-            actions[b] = most_visited
+            result.actions[b] = most_visited

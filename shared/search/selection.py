@@ -1,7 +1,11 @@
-"""Which child a simulation goes to, and what the visited root says in the end.
+"""The rules that select the child a simulation descends to, and the policy targets at the root.
 
-All rules see one Q per action, *completed* (Danihelka et al. 2022): W/N where visited, else the
-afterstate's own value where it is known, else v_mix, the node's value mixed with its visited children's.
+Every rule uses one *completed* Q per action (Danihelka et al. 2022). It is W/N if the action was visited,
+else the model's value of the afterstate if the tree holds it, else v_mix: the node's value mixed with the
+values of its visited children.
+
+Arguments of the kernels: `b` is the tree, `node` a decision node in it, `q` `[A]` the completed Q-values of
+that node, `gumbel` the Gumbel noise g at the root, `work` `[A]` scratch space.
 """
 
 from functools import lru_cache
@@ -11,11 +15,11 @@ import numpy as np
 
 from shared.numeric import Bool, Float64, Int32, kernel
 from shared.search.config import SearchConfig, Selection
-from shared.search.tree import Tree
+from shared.search.tree import ABSENT, ROOT, Tree
 
 
 class Rule(NamedTuple):
-    """The numbers of a `SearchConfig` that the kernels need."""
+    """The parameters of a `SearchConfig` that the kernels use."""
 
     gumbel: bool
     discount: float
@@ -27,7 +31,7 @@ class Rule(NamedTuple):
 
     @classmethod
     def of(cls, config: SearchConfig) -> "Rule":
-        """Take them from the settings."""
+        """Copy the parameters from the settings."""
         return cls(
             config.selection is Selection.GUMBEL,
             config.discount,
@@ -40,24 +44,28 @@ class Rule(NamedTuple):
 
 
 @kernel
-def consider(tree: Tree, gumbel: Float64, most: int, considered: Bool) -> None:
-    """The legal actions of greatest g + logits enter sequential halving; of equals the first one."""
+def consider(tree: Tree, gumbel: Float64, max_actions: int, considered: Bool) -> None:
+    """Mark the actions that enter sequential halving: the legal ones with the largest g + logits.
+
+    Among equal actions the first one wins.
+    """
     num_actions = gumbel.shape[1]
     for b in range(len(gumbel)):
         for a in range(num_actions):
-            strength, stronger = gumbel[b, a] + tree.logits[b, 0, a], 0
+            score, rank = gumbel[b, a] + tree.logits[b, ROOT, a], 0
             for other in range(num_actions):
-                rival = gumbel[b, other] + tree.logits[b, 0, other]
-                stronger += rival > strength or (rival == strength and other < a)
-            considered[b, a] = stronger < most and tree.logits[b, 0, a] != -np.inf
+                other_score = gumbel[b, other] + tree.logits[b, ROOT, other]
+                rank += other_score > score or (other_score == score and other < a)
+            considered[b, a] = rank < max_actions and tree.logits[b, ROOT, a] != -np.inf
 
 
 @lru_cache(maxsize=64)
 def considered_visits(num_actions: int, simulations: int) -> Int32:
-    """Sequential halving as a table: in simulation t, actions with this many visits are considered.
+    """The schedule of sequential halving: simulation t selects among actions with this many visits.
 
-    Row m, `[num_actions + 1, simulations]`, is for m considered actions: all of them get visits in turn,
-    then the better half more, until two are left. 4 actions and 5 simulations: 0, 0, 0, 0, 1.
+    Row m of the table `[num_actions + 1, simulations]` is the schedule for m considered actions. First every
+    action is visited in turn, then the better half again, and so on until two are left. With 4 actions and
+    5 simulations the row is 0, 0, 0, 0, 1.
 
     Source: Karnin et al. 2013; the table is mctx's `seq_halving.get_sequence_of_considered_visits`.
     """
@@ -72,13 +80,13 @@ def _halving(considered: int, simulations: int) -> list[int]:
         return list(range(simulations))
     rounds = int(np.ceil(np.log2(considered)))
     visits = [0] * considered
-    left = considered
+    remaining = considered
     sequence: list[int] = []
     while len(sequence) < simulations:
-        for _ in range(max(1, simulations // (rounds * left))):
-            sequence += visits[:left]
-            visits[:left] = [count + 1 for count in visits[:left]]
-        left = max(2, left // 2)
+        for _ in range(max(1, simulations // (rounds * remaining))):
+            sequence += visits[:remaining]
+            visits[:remaining] = [count + 1 for count in visits[:remaining]]
+        remaining = max(2, remaining // 2)
     return sequence[:simulations]
 
 
@@ -86,7 +94,7 @@ def _halving(considered: int, simulations: int) -> list[int]:
 def completed_q(tree: Tree, b: int, node: int, num_actions: int, q: Float64) -> None:
     """Write the completed Q of every legal action into `q` `[A]`, NaN where illegal.
 
-    v_mix = (v + ΣN · Σ_{N>0} p q / Σ_{N>0} p) / (1 + ΣN), sums over the visited actions.
+    v_mix = (v + ΣN · Σ_{N>0} p q / Σ_{N>0} p) / (1 + ΣN); the sums are over the visited actions.
     """
     visits, prior, weighted = 0, 0.0, 0.0
     unknown = False
@@ -95,7 +103,7 @@ def completed_q(tree: Tree, b: int, node: int, num_actions: int, q: Float64) -> 
         if tree.logits[b, node, a] == -np.inf:
             continue
         child = tree.children[b, node, a]
-        if child == -1:
+        if child == ABSENT:
             unknown = True
         elif tree.visits[b, child] == 0:
             q[a] = tree.raw_value[b, child]
@@ -110,20 +118,20 @@ def completed_q(tree: Tree, b: int, node: int, num_actions: int, q: Float64) -> 
     if prior > 0.0:
         mixed = (mixed + visits * weighted / prior) / (1 + visits)
     for a in range(num_actions):
-        if tree.logits[b, node, a] != -np.inf and tree.children[b, node, a] == -1:
+        if tree.logits[b, node, a] != -np.inf and tree.children[b, node, a] == ABSENT:
             q[a] = mixed
 
 
 @kernel
 def sigma(tree: Tree, b: int, node: int, q: Float64, rule: Rule, out: Float64) -> None:
-    """σ(q) = (c_visit + max N) c_scale q', with q' this node's Qs scaled to [0, 1]; NaN where illegal."""
+    """Write σ(q) = (c_visit + max N) c_scale q' into `out`; q' is q scaled to [0, 1]. NaN where illegal."""
     least, greatest, most_visits = np.inf, -np.inf, 0
     for a in range(len(q)):
         if np.isnan(q[a]):
             continue
         least, greatest = min(least, q[a]), max(greatest, q[a])
         child = tree.children[b, node, a]
-        if child != -1:
+        if child != ABSENT:
             most_visits = max(most_visits, tree.visits[b, child])
     scale = (rule.c_visit + most_visits) * rule.c_scale / max(greatest - least, rule.min_q_span)
     for a in range(len(q)):
@@ -132,7 +140,7 @@ def sigma(tree: Tree, b: int, node: int, q: Float64, rule: Rule, out: Float64) -
 
 @kernel
 def improved_policy(tree: Tree, b: int, node: int, q: Float64, rule: Rule, out: Float64) -> None:
-    """Softmax(logits + σ(completed q)), 0 where illegal: the Gumbel policy target."""
+    """Write the Gumbel policy target softmax(logits + σ(completed q)) into `out`; 0 where illegal."""
     sigma(tree, b, node, q, rule, out)
     highest = -np.inf
     for a in range(len(q)):
@@ -149,16 +157,16 @@ def improved_policy(tree: Tree, b: int, node: int, q: Float64, rule: Rule, out: 
 
 @kernel
 def visits_of(tree: Tree, b: int, node: int, branch: int) -> int:
-    """Visits of a child, 0 where there is none."""
+    """The visit count of a child, 0 if the child is not in the tree."""
     child = tree.children[b, node, branch]
-    return 0 if child == -1 else int(tree.visits[b, child])
+    return 0 if child == ABSENT else int(tree.visits[b, child])
 
 
 @kernel
 def puct_action(tree: Tree, b: int, node: int, q: Float64, rule: Rule) -> int:
-    """Argmax of Qn + p √N(s) / (1 + N(as)) (c1 + ln((N(s) + c2 + 1) / c2)); the first one of equals.
+    """Select argmax Qn + p √N(s) / (1 + N(as)) (c1 + ln((N(s) + c2 + 1) / c2)), the first one if equal.
 
-    Qn is Q scaled by the bounds of all Qs in the tree. Source: Schrittwieser et al. 2020, appendix B.
+    Qn is Q scaled by the bounds of all Q-values in the tree. Source: Schrittwieser et al. 2020, appendix B.
     """
     least = tree.q_bounds[b, 0]
     span = max(tree.q_bounds[b, 1] - least, rule.min_q_span)
@@ -179,13 +187,13 @@ def puct_action(tree: Tree, b: int, node: int, q: Float64, rule: Rule) -> int:
 def gumbel_root_action(
     tree: Tree, b: int, q: Float64, gumbel: Float64, considered: Bool, visits: int, rule: Rule, work: Float64
 ) -> int:
-    """Argmax of g + logits + σ(completed q) over the considered actions that were visited this often."""
-    sigma(tree, b, 0, q, rule, work)
+    """Select argmax g + logits + σ(completed q) over the considered actions with `visits` visits."""
+    sigma(tree, b, ROOT, q, rule, work)
     best, best_score = -1, -np.inf
     for a in range(len(q)):
-        if not considered[a] or visits_of(tree, b, 0, a) != visits:
+        if not considered[a] or visits_of(tree, b, ROOT, a) != visits:
             continue
-        score = gumbel[a] + tree.logits[b, 0, a] + work[a]
+        score = gumbel[a] + tree.logits[b, ROOT, a] + work[a]
         if best == -1 or score > best_score:
             best, best_score = a, score
     return best
@@ -193,7 +201,7 @@ def gumbel_root_action(
 
 @kernel
 def gumbel_interior_action(tree: Tree, b: int, node: int, q: Float64, rule: Rule, work: Float64) -> int:
-    """Argmax of π'(a) - N(as) / (1 + ΣN): visits are held in proportion to the improved policy π'."""
+    """Select argmax π'(a) - N(as) / (1 + ΣN), so that visits stay proportional to the improved policy π'."""
     improved_policy(tree, b, node, q, rule, work)
     total = 0
     for a in range(len(q)):
@@ -210,7 +218,7 @@ def gumbel_interior_action(tree: Tree, b: int, node: int, q: Float64, rule: Rule
 
 @kernel
 def chance_outcome(tree: Tree, b: int, node: int, num_outcomes: int) -> int:
-    """Argmax of p(c) / (1 + n(c)): the outcome whose share of the visits is still owed most (D'Hondt)."""
+    """Select argmax p(c) / (1 + n(c)), so that visits stay proportional to p (D'Hondt's method)."""
     best, best_score = 0, -np.inf
     for c in range(num_outcomes):
         score = tree.prior[b, node, c] / (1.0 + visits_of(tree, b, node, c))

@@ -1,4 +1,4 @@
-"""Ways to encode are told beside the plain pass, with what they save."""
+"""Every encoding is compared with the plain pass in time and multiply-adds."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from shared.model.cost import plain_encoding, span_encoding, window_encoding
 from tests.shared.model.networks import SMALL
 
 
-def test_every_way_is_measured_against_the_plain_pass() -> None:
+def test_every_encoding_is_measured_against_the_plain_pass() -> None:
     speeds = bench_encodings(SMALL, calls=(1, 6), seconds=0.0)
     spans = {"the agent's pass, float32"}
     by_call = {count: {s.encoding: s for s in speeds if s.windows == count} for count in (1, 6)}
-    assert not spans & set(by_call[1])  # one window has no bars to share
+    assert not spans & set(by_call[1])  # no pass over bars for one window
     assert spans <= set(by_call[6])
     assert set(by_call[1]) < set(by_call[6])
     for count, rows in by_call.items():

@@ -1,4 +1,4 @@
-"""Every engine answers what the networks do, and none is measured that does not."""
+"""Every engine gives the results of the network; others are not measured."""
 
 import copy
 import shutil
@@ -16,7 +16,7 @@ from shared.errors import DataError
 from shared.model.cost import network_costs
 from shared.model.network import Network
 from shared.numeric import Float32, Int8
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 ENGINES = engines()
 YARDSTICK = ENGINES[0]
@@ -24,7 +24,7 @@ QUICK = tuple(engine for engine in ENGINES if "compile" not in engine.name)
 
 
 def _expected(network: Network, given: tuple[Float32, Int8, Int8]) -> tuple[torch.Tensor, ...]:
-    """The step in float64, the mean over the bins written out."""
+    """The step in float64 with an explicit mean over the bins."""
     afterstates, actions, outcomes = (torch.from_numpy(array) for array in given)
     wide, bound = copy.deepcopy(network).double(), SMALL.value_bound_pips
     bins = torch.linspace(-bound, bound, SMALL.value_bins, dtype=torch.float64)
@@ -40,7 +40,7 @@ def _expected(network: Network, given: tuple[Float32, Int8, Int8]) -> tuple[torc
 
 
 def _answers_of(engine: Engine, rows: int) -> None:
-    network = opinionated_network(seed=2, scale=0.2)
+    network = randomized_network(seed=2, scale=0.2)
     step = engine.prepare(network, rows)
     differences, sizes = np.zeros(3), np.zeros(3)
     for seed in range(12):
@@ -55,20 +55,20 @@ def _answers_of(engine: Engine, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("engine", QUICK, ids=lambda engine: engine.label)
-def test_an_engine_answers_what_the_networks_do(engine: Engine, rows: int) -> None:
+def test_an_engine_gives_the_results_of_the_network(engine: Engine, rows: int) -> None:
     if engine.missing:
         pytest.skip(engine.missing)
     _answers_of(engine, rows)
 
 
-def test_compiled_code_answers_what_the_networks_do() -> None:
+def test_compiled_code_gives_the_results_of_the_network() -> None:
     engine = next(engine for engine in ENGINES if "compile" in engine.name)
     if engine.missing:
         pytest.skip(engine.missing)
     _answers_of(engine, 5)
 
 
-def test_every_present_engine_has_a_row_at_every_number_of_rows() -> None:
+def test_every_available_engine_is_measured_at_every_batch_size() -> None:
     missing = Engine("a machine", Precision.FLOAT32, YARDSTICK.prepare, missing="not in this house")
     among = (YARDSTICK, missing, *(engine for engine in QUICK[1:] if engine.name == "agent"))
     present = [engine.label for engine in among if engine.missing is None]
@@ -83,7 +83,7 @@ def test_every_present_engine_has_a_row_at_every_number_of_rows() -> None:
     assert {s.measurement.ratio for s in speeds if s.engine == YARDSTICK.name} == {1.0}
 
 
-def test_a_row_tells_engine_speed_and_ratio() -> None:
+def test_a_row_has_engine_speed_and_ratio() -> None:
     document = EngineSpeed("agent", Precision.BFLOAT16, 64, 500.0, 2_000.0, 330.0).document()
     assert document["engine"] == "agent"
     assert (document["rows"], document["gigaflops"], document["ratio"]) == (64, 330.0, 4.0)
@@ -91,7 +91,7 @@ def test_a_row_tells_engine_speed_and_ratio() -> None:
 
 
 @pytest.mark.parametrize("answer", range(3))
-def test_an_engine_that_answers_otherwise_is_not_measured(answer: int) -> None:
+def test_an_engine_with_other_results_is_not_measured(answer: int) -> None:
     def prepare(network: Network, rows: int) -> Step:
         right = YARDSTICK.prepare(network, rows)
 
@@ -105,23 +105,24 @@ def test_an_engine_that_answers_otherwise_is_not_measured(answer: int) -> None:
     name = ("hidden states", "rewards", "values")[answer]
     liar = Engine("liar", Precision.FLOAT32, prepare)
     with pytest.raises(
-        DataError, match=rf"liar, float32, 3 rows: {name} are off by 0\.001 .* 0\.0001 or less"
+        DataError,
+        match=rf"liar, float32, 3 rows: {name} have a relative error of 0\.001, .* 0\.0001",
     ):
         bench_engines(SMALL, batches=(3,), among=(YARDSTICK, liar), seconds=0.0)
 
 
-def test_answers_of_another_shape_or_that_are_no_numbers_do_not_agree() -> None:
+def test_results_of_another_shape_or_with_nan_do_not_agree() -> None:
     zeros, ones = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
     agree = partial(require_agreement, "it", ("rows",), precision=Precision.BFLOAT16)
     agree((ones * 1.02,), (ones,))
     for answer in (ones * 1.05, ones * np.nan, zeros):
-        with pytest.raises(DataError, match="it: rows are off by"):
+        with pytest.raises(DataError, match="it: rows have a relative error of"):
             agree((answer,), (ones,))
     with pytest.raises(DataError, match=r"it: rows are \(1, 3\), expected \(2, 3\)"):
         agree((ones[:1],), (ones,))
 
 
-def test_what_is_not_there_is_left_out_with_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_is_left_out_with_a_hint_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(benchmarks.engines, "find_spec", lambda name: None if name == "onnx" else object())

@@ -1,4 +1,4 @@
-"""The features benchmark measures what it says."""
+"""The features benchmark."""
 
 import pytest
 
@@ -10,14 +10,14 @@ from shared.market.bar import BarSeries
 from shared.numeric import Float32
 
 
-def test_the_goal_grows_with_the_bars() -> None:
+def test_the_goal_scales_with_the_number_of_bars() -> None:
     measurement = bench_features(5_000, repeats=2)
     assert measurement.value > 0.0
     assert measurement.yardstick_value > 0.0
     assert measurement.goal_value == pytest.approx(0.5 * 5_000 / 1_330_000)
 
 
-def test_a_kernel_that_disagrees_with_pandas_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_differs_from_pandas_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(bars: BarSeries) -> Float32:
         features = temporal_features(bars)
         features[FIRST_VALID_BAR + 7, 2] += 0.001

@@ -1,4 +1,4 @@
-"""The benchmark of the learner measures what it says, on small sizes."""
+"""The learner benchmark at small sizes."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ STRETCHES = replace(
 )
 
 
-def test_learner() -> None:
+def test_learner_and_passes_are_measured() -> None:
     speed = bench_learner(SMALL, seconds=0.0)
     updates, steps = speed.measurements
     assert updates.name == "batch 8, unroll 2, float32"
@@ -37,7 +37,7 @@ def test_learner() -> None:
     assert 0.0 < updates.ratio == pytest.approx(steps.ratio)
 
 
-def test_the_steps_counted_are_those_drawn() -> None:
+def test_steps_per_second_count_the_sampled_steps() -> None:
     speed = bench_learner(STRETCHES, seconds=0.0)
     assert speed.batch_steps == 9.0
     updates, steps = speed.measurements
@@ -46,14 +46,14 @@ def test_the_steps_counted_are_those_drawn() -> None:
     assert steps.value == pytest.approx(9 * updates.value)
 
 
-def test_shares_of_the_time_are_of_one_update_and_none_is_missing() -> None:
+def test_the_shares_of_an_update_are_complete() -> None:
     speed = bench_learner(SMALL, seconds=0.0)
     assert tuple(speed.shares) == (*PARTS, "the rest")
     assert sum(speed.shares.values()) == pytest.approx(1.0)
     assert all(share > 0.0 for share in speed.shares.values())
 
 
-def test_a_rate_is_of_updates_of_average_size() -> None:
+def test_updates_per_second_are_for_batches_of_average_size() -> None:
     speed = LearnerSpeed(LearnerConfig(), Precision.FLOAT32, 50.0, 1_000.0, 2_000.0, {})
     assert speed.updates_per_second == 20.0
     assert [row.ratio for row in speed.measurements] == [0.5, 0.5]

@@ -1,4 +1,4 @@
-"""Ratios, goals and the timing that all benchmarks share."""
+"""Ratios, goals and timing."""
 
 import pytest
 
@@ -39,13 +39,13 @@ def test_a_ratio_above_one_is_better_than_the_yardstick_for_times_and_for_rates(
         (of_rate(7.0, goal_ratio=2.0), "ratio ≥ 2", False),
     ],
 )
-def test_a_goal_is_met_when_all_of_it_is(measurement: Measurement, goal: str | None, met: bool) -> None:
+def test_a_goal_is_met_if_every_part_is_met(measurement: Measurement, goal: str | None, met: bool) -> None:
     assert measurement.goal == goal
     assert measurement.met is met
     assert measurement.document()["met"] is met
 
 
-def test_functions_take_turns_after_one_call_that_does_not_count() -> None:
+def test_functions_alternate_after_a_first_call_that_does_not_count() -> None:
     calls = []
     least = quickest([lambda: calls.append("a"), lambda: calls.append("b")], repeats=3)
     assert calls == ["a", "b"] * 4

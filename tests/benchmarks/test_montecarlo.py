@@ -7,8 +7,8 @@ from shared.metrics.monte_carlo import MonteCarloConfig, simulate
 
 
 @pytest.mark.parametrize("resampling", list(Resampling))
-def test_the_yardstick_tells_the_same_as_the_kernel(resampling: Resampling) -> None:
-    """Other draws of the same law: every percentile within its own sampling error."""
+def test_yardstick_and_kernel_give_the_same_results(resampling: Resampling) -> None:
+    """Different draws of the same distribution agree within the sampling error of each percentile."""
     pips = streaky_trades(300, seed=1)
     config = MonteCarloConfig(runs=4000, seed=2, starting_equity_pips=1000.0, mean_block_trades=6.0)
     kernel = simulate(pips, resampling, config)
@@ -19,7 +19,7 @@ def test_the_yardstick_tells_the_same_as_the_kernel(resampling: Resampling) -> N
     assert loop.probability_of_ruin == pytest.approx(kernel.probability_of_ruin, abs=0.04)
 
 
-def test_both_ways_are_measured() -> None:
+def test_every_kind_of_resampling_is_measured() -> None:
     rows = bench_montecarlo(runs=5, trades=50, repeats=1)
     assert [row.name.rpartition(", ")[2] for row in rows] == list(Resampling)
     assert all(row.ratio > 0.0 for row in rows)

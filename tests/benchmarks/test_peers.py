@@ -1,4 +1,4 @@
-"""What the search is compared with does the same work: the same visits, the same networks."""
+"""The peers of the search do the same work: the same visits with the same networks."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from benchmarks.peers import process
 from benchmarks.peers.lightzero import lightzero_missing, lightzero_visits
 from benchmarks.peers.nodes import NodeSearch, PlainModel
-from benchmarks.peers.process import MctxProcess, on_one_core, why_not
+from benchmarks.peers.process import MctxProcess, mctx_missing, on_one_core
 from benchmarks.peers.situations import Encoding, Situations
 from benchmarks.peers.weights import exported
 from shared.agent.decide import POSITION_RULES
@@ -21,13 +21,13 @@ from shared.numeric import Float32, Int8
 from shared.search.config import SearchConfig, Selection
 from shared.search.model import Roots
 from shared.search.search import SearchResult, search
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 from tests.shared.search.tables import free_rules, random_model
 
 if TYPE_CHECKING:
     from benchmarks.peers.mctx_search import MctxSearch
 
-needs_mctx = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+needs_mctx = pytest.mark.skipif(mctx_missing() is not None, reason=mctx_missing() or "")
 
 
 def puct(simulations: int) -> SearchConfig:
@@ -35,7 +35,7 @@ def puct(simulations: int) -> SearchConfig:
 
 
 def situations(batch: int) -> tuple[Float32, Float32, Float32, Int8]:
-    """Windows, embeddings, static features and phases: as many flat as long and short."""
+    """Windows, embeddings, static features and phases; a third each is flat, long and short."""
     rng = np.random.default_rng(8)
     windows = rng.normal(size=(batch, SMALL.window_bars, SMALL.temporal_features)).astype(np.float32)
     temporal = np.abs(rng.normal(size=(batch, SMALL.temporal_channels))).astype(np.float32)
@@ -52,7 +52,7 @@ def one(roots: Roots, index: int) -> Roots:
 
 @pytest.mark.parametrize("simulations", [1, 5, 40])
 @pytest.mark.parametrize("seed", range(4))
-def test_node_objects_find_the_visits_of_the_search_in_any_table(seed: int, simulations: int) -> None:
+def test_node_objects_give_the_visits_of_the_search_on_any_table(seed: int, simulations: int) -> None:
     model = random_model(np.random.default_rng(seed), num_states=6)
     roots, rules = model.roots(np.arange(6)), free_rules(model.num_actions)
     result = search(model, roots, rules, puct(simulations))
@@ -61,8 +61,8 @@ def test_node_objects_find_the_visits_of_the_search_in_any_table(seed: int, simu
         assert_same(found, result, index)
 
 
-def test_node_objects_find_the_visits_of_the_search_with_networks_and_legal_actions() -> None:
-    model = PlainModel(opinionated_network(seed=5))
+def test_node_objects_give_the_visits_of_the_search_with_networks() -> None:
+    model = PlainModel(randomized_network(seed=5))
     _, temporal, static, phases = situations(12)
     roots = model.roots(temporal, static, phases)
     result = search(model, roots, POSITION_RULES, puct(20))
@@ -79,13 +79,13 @@ def assert_same(found: NodeSearch, result: SearchResult, index: int) -> None:
 
 
 @needs_mctx
-def test_the_networks_in_jax_answer_as_those_in_torch() -> None:
+def test_the_networks_in_jax_equal_those_in_torch() -> None:
     import jax
     import jax.numpy as jnp
 
     from benchmarks.peers import jax_network
 
-    network = opinionated_network(seed=6)
+    network = randomized_network(seed=6)
     weights = {name: jnp.asarray(weight) for name, weight in exported(network).items()}
     windows, temporal, static, _ = situations(13)
     actions, outcomes = np.arange(13) % 4, np.arange(13) % 3
@@ -130,15 +130,15 @@ def test_the_networks_in_jax_answer_as_those_in_torch() -> None:
 def mctx_search() -> "MctxSearch":
     from benchmarks.peers.mctx_search import MctxSearch
 
-    return MctxSearch(exported(opinionated_network(seed=6)), SMALL, puct(10))
+    return MctxSearch(exported(randomized_network(seed=6)), SMALL, puct(10))
 
 
 @needs_mctx
-def test_mctx_decides_by_the_same_networks_and_keeps_off_illegal_actions(mctx_search: "MctxSearch") -> None:
-    """With one simulation the policy is the action of the greatest prior, by both searches' formula."""
+def test_mctx_uses_the_same_networks_and_avoids_illegal_actions(mctx_search: "MctxSearch") -> None:
+    """With one simulation both searches select the action with the largest prior."""
     _, temporal, static, phases = situations(12)
     legal = POSITION_RULES.legal[phases]
-    model = PlainModel(opinionated_network(seed=6))
+    model = PlainModel(randomized_network(seed=6))
     roots = model.roots(temporal, static, phases)
     one_visit = mctx_search.decide(temporal, static, ~legal, 1, Encoding.SHARED)
     greatest = np.where(legal, roots.policy_logits, -np.inf).argmax(axis=1)
@@ -147,16 +147,16 @@ def test_mctx_decides_by_the_same_networks_and_keeps_off_illegal_actions(mctx_se
     assert ten.policies.sum(axis=1) == pytest.approx(np.ones(12))
     assert (ten.policies[~legal] == 0.0).all()
     assert len(np.unique(ten.actions)) > 1
-    # Root values: the network's own and what two simulations of it found.
+    # Root values: that of the network, and those after two simulations.
     q_values = model.afterstates(roots.hidden, greatest.astype(np.int8))[2]
     assert one_visit.values == pytest.approx((roots.values + q_values) / 2.0, rel=1e-3, abs=1e-3)
 
 
 @needs_mctx
-def test_mctx_decides_alike_however_a_window_is_encoded(mctx_search: "MctxSearch") -> None:
+def test_mctx_makes_the_same_decisions_with_every_encoding(mctx_search: "MctxSearch") -> None:
     windows, _, static, phases = situations(12)
     illegal = ~POSITION_RULES.legal[phases]
-    embeddings = PlainModel(opinionated_network(seed=6)).embed_windows(windows)
+    embeddings = PlainModel(randomized_network(seed=6)).embed_windows(windows)
     shared = mctx_search.decide(embeddings, static, illegal, 10, Encoding.SHARED)
     for encoding in (Encoding.PLAIN, Encoding.THINNED):
         encoded = mctx_search.decide(windows, static, illegal, 10, encoding)
@@ -165,48 +165,48 @@ def test_mctx_decides_alike_however_a_window_is_encoded(mctx_search: "MctxSearch
 
 
 @needs_mctx
-def test_mctx_measures_in_a_process_of_its_own_until_it_is_let_go() -> None:
+def test_mctx_measures_in_its_own_process_until_it_is_closed() -> None:
     windows, temporal, static, phases = situations(3)
-    asked = Situations(windows, temporal, static, POSITION_RULES.legal[phases])
-    weights = exported(opinionated_network(seed=6))
+    batch = Situations(windows, temporal, static, POSITION_RULES.legal[phases])
+    weights = exported(randomized_network(seed=6))
     cores = os.sched_getaffinity(0)
     with on_one_core() as core, MctxProcess(weights, SMALL, puct(2), core) as mctx:
         assert os.sched_getaffinity(0) == {core}
-        compiling = mctx.least_seconds(asked, 2, Encoding.SHARED, 0.0)
-        assert 0.0 < mctx.least_seconds(asked, 2, Encoding.SHARED, 0.01) < compiling
+        compiling = mctx.least_seconds(batch, 2, Encoding.SHARED, 0.0)
+        assert 0.0 < mctx.least_seconds(batch, 2, Encoding.SHARED, 0.01) < compiling
         assert cores_of(mctx.pid) == {core}
     assert os.sched_getaffinity(0) == cores
     assert not Path(f"/proc/{mctx.pid}").exists()
 
 
 @needs_mctx
-def test_a_process_that_ends_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_exited_process_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     windows, temporal, static, phases = situations(2)
-    asked = Situations(windows, temporal, static[:, :3], POSITION_RULES.legal[phases])
+    batch = Situations(windows, temporal, static[:, :3], POSITION_RULES.legal[phases])
     with (
         on_one_core() as core,
-        MctxProcess(exported(opinionated_network(seed=6)), SMALL, puct(2), core) as mctx,
-        pytest.raises(ServiceError, match="exit status 1"),
+        MctxProcess(exported(randomized_network(seed=6)), SMALL, puct(2), core) as mctx,
+        pytest.raises(ServiceError, match="exited with status 1"),
     ):
-        mctx.least_seconds(asked, 2, Encoding.SHARED, 0.0)
+        mctx.least_seconds(batch, 2, Encoding.SHARED, 0.0)
     assert "Error" in capfd.readouterr().err
 
 
 def cores_of(pid: int) -> set[int]:
-    """Of every thread of a process."""
+    """The core sets of all threads of a process."""
     return set().union(
         *(os.sched_getaffinity(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir())
     )
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find_spec", lambda name: None if name == "mctx" else object())
-    assert why_not() == "mctx is not installed; the extra `dev` brings it"
+    assert mctx_missing() == "mctx is not installed; the extra `dev` includes it"
 
 
 @pytest.mark.skipif(lightzero_missing() is not None, reason=str(lightzero_missing()))
-def test_lightzeros_tree_visits_legal_actions_only_as_often_as_it_is_told() -> None:
-    network = opinionated_network(SMALL, seed=3)
+def test_lightzeros_tree_visits_only_legal_actions_once_per_simulation() -> None:
+    network = randomized_network(SMALL, seed=3)
     phases = np.tile(np.arange(3, dtype=np.int8), 4)
     rng = np.random.default_rng(0)
     temporal = rng.normal(size=(12, SMALL.temporal_channels)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The replay benchmark measures a full replay, and its yardstick is as large as what it measures."""
+"""The replay benchmark measures a full replay."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from services.trainer.replay.steps import StoredSteps
 
 
 def held_bytes(owner: object) -> int:
-    """Bytes of all arrays of a replay, as NumPy counts them."""
+    """Total bytes of the arrays of a replay."""
     return sum(
         value.nbytes if isinstance(value, np.ndarray) else held_bytes(value)
         for value in vars(owner).values()
@@ -22,7 +22,7 @@ def held_bytes(owner: object) -> int:
 
 
 @pytest.mark.parametrize("unroll_steps", [1, 2, 5, 8])
-def test_the_arithmetic_is_of_the_arrays_that_a_replay_holds(unroll_steps: int) -> None:
+def test_the_predicted_memory_is_that_of_the_arrays_of_a_replay(unroll_steps: int) -> None:
     config = ReplayConfig(capacity_steps=500, success_capacity=30)
     held = held_bytes(Replay(config, unroll_steps))
     assert predicted_bytes(config, unroll_steps) == pytest.approx(held, abs=5 * 8)  # five counters
@@ -30,7 +30,7 @@ def test_the_arithmetic_is_of_the_arrays_that_a_replay_holds(unroll_steps: int) 
     assert row_bytes(unroll_steps) * 10 == held_bytes(stored)
 
 
-def test_what_is_measured_is_full_and_evicts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measured_replay_is_full_and_evicts(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Replay] = []
 
     def replay(config: ReplayConfig, unroll_steps: int) -> Replay:
@@ -46,15 +46,15 @@ def test_what_is_measured_is_full_and_evicts(monkeypatch: pytest.MonkeyPatch) ->
         )
         statistics = full.statistics
         assert statistics.num_steps == costs.num_steps
-        # Each of these took another's row.
+        # Each insert evicted a step.
         assert statistics.num_seen >= costs.num_steps + 360 * benchmark.MEASURED_SESSIONS
-        assert statistics.num_success_steps > 0  # draws come from both memories
+        assert statistics.num_success_steps > 0  # draws are from both memories
         drawn = full.sample(np.random.default_rng(0), 64, benchmark.STRETCH_STEPS)
         joined = (np.diff(drawn.positions) == 0) & (np.diff(drawn.decisions) == 1)
-        assert joined.sum() > 30  # stretches are stretches
+        assert joined.sum() > 30  # consecutive steps
 
 
-def test_every_figure_has_its_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_value_has_its_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
     def costs(sizes: Sequence[int], *, seconds: float, seed: int) -> list[benchmark.ReplayCosts]:
         assert list(sizes) == [20_000, benchmark.SMALL_STEPS]
         return [

@@ -1,11 +1,11 @@
-"""The search benchmark measures what it says: whole decisions against network calls and peers."""
+"""The search benchmark compares decisions with network calls and peers."""
 
 from collections import Counter
 
 import pytest
 
 import benchmarks.search
-from benchmarks.peers.process import why_not
+from benchmarks.peers.process import mctx_missing
 from benchmarks.peers.situations import Encoding
 from benchmarks.search import PeerSpeed, SearchSpeed, bench_search, compare_search
 from shared.engine.precision import Precision
@@ -13,7 +13,7 @@ from shared.engine.processor import HAS_BFLOAT16
 from shared.search.config import SearchConfig, Selection
 from tests.cli.benches import bench_document
 from tests.shared.agent.markets import small_agent
-from tests.shared.model.networks import opinionated_network
+from tests.shared.model.networks import randomized_network
 
 PRECISIONS = [Precision.FLOAT32, *([Precision.BFLOAT16] if HAS_BFLOAT16 else [])]
 
@@ -29,7 +29,7 @@ def test_every_batch_is_measured_against_its_own_network_calls() -> None:
         assert row.measurement.goal is None
 
 
-def test_the_goal_holds_for_five_simulations_from_64_roots_on() -> None:
+def test_the_goal_is_for_five_simulations_and_at_least_64_roots() -> None:
     goals = {
         pair: SearchSpeed(*pair, decisions_per_second=1.0, bound_per_second=1.0).measurement.goal_ratio
         for pair in ((64, 5), (256, 5), (16, 5), (64, 25))
@@ -37,12 +37,12 @@ def test_the_goal_holds_for_five_simulations_from_64_roots_on() -> None:
     assert goals == {(64, 5): 0.85, (256, 5): 0.85, (16, 5): None, (64, 25): None}
 
 
-@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+@pytest.mark.skipif(mctx_missing() is not None, reason=mctx_missing() or "")
 def test_every_precision_is_measured_against_every_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     visited = []
     monkeypatch.setattr(benchmarks.search, "lightzero_missing", lambda: None)
     monkeypatch.setattr(benchmarks.search, "lightzero_visits", lambda *asked: visited.append(asked))
-    rows = compare_search(opinionated_network(), batches=(1,), simulations=(2,), seconds=0.0)
+    rows = compare_search(randomized_network(), batches=(1,), simulations=(2,), seconds=0.0)
     assert [row.precision for row in rows] == PRECISIONS
     for row in rows:
         assert [(peer.peer, peer.encoding) for peer in row.peers] == [
@@ -61,10 +61,10 @@ def test_every_precision_is_measured_against_every_peer(monkeypatch: pytest.Monk
     assert {config.simulations for *_, config in visited} == {2}
 
 
-def test_without_compiled_peers_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks.search, "why_not", lambda: "not here")
+def test_the_rest_is_measured_without_compiled_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks.search, "mctx_missing", lambda: "not here")
     monkeypatch.setattr(benchmarks.search, "lightzero_missing", lambda: "not here")
-    rows = compare_search(opinionated_network(), batches=(1, 2), simulations=(2,), seconds=0.0)
+    rows = compare_search(randomized_network(), batches=(1, 2), simulations=(2,), seconds=0.0)
     assert [row.batch for row in rows if row.peers] == [1] * len(PRECISIONS)
     assert Counter(peer.peer for row in rows for peer in row.peers) == {"node objects": 2 * len(PRECISIONS)}
 
@@ -79,7 +79,7 @@ def test_goals_against_mctx_are_for_64_roots_and_5_simulations() -> None:
     assert goal("node objects", Encoding.SHARED, Precision.FLOAT32, 1, 5) is None
 
 
-def test_rows_name_sizes_precision_and_what_is_encoded() -> None:
+def test_rows_name_sizes_precision_and_encoding() -> None:
     peer = PeerSpeed("mctx", Encoding.PLAIN, decisions_per_second=6.0, peer_per_second=2.0, goal_ratio=1.0)
     speed = SearchSpeed(16, 25, 9.0, 10.0, Precision.BFLOAT16, (peer,))
     alone, against_mctx = speed.measurements
@@ -90,10 +90,10 @@ def test_rows_name_sizes_precision_and_what_is_encoded() -> None:
     assert (against_mctx.ratio, against_mctx.met) == (3.0, True)
 
 
-def test_the_command_measures_the_sizes_asked_for() -> None:
-    told = bench_document(
+def test_the_command_measures_the_requested_sizes() -> None:
+    document = bench_document(
         "search", "--batch", "2", "--batch", "3", "--simulations", "1", "--no-peers", "--seconds", "0"
     )
-    assert [row["name"] for row in told["measurements"]] == [
+    assert [row["name"] for row in document["measurements"]] == [
         f"search, {batch} roots, 1 simulation, {precision}" for batch in (2, 3) for precision in PRECISIONS
     ]

@@ -1,4 +1,4 @@
-"""The self-play benchmark measures what it says, on small sizes, in processes of its own."""
+"""The self-play benchmark at small sizes, in its own processes."""
 
 import os
 
@@ -46,7 +46,7 @@ def bench(**options: object) -> list[SelfPlaySpeed]:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processes at once need two cores")
-def test_workers_alone_and_at_once() -> None:
+def test_workers_are_measured_alone_and_at_once() -> None:
     (speed,) = bench(replicas=2)
     report = speed.alone
     assert (report.lanes, report.steps_per_batch, speed.simulations) == (2, 60, 5)
@@ -55,9 +55,9 @@ def test_workers_alone_and_at_once() -> None:
     assert all(report.quickest.parts[part] > 0.0 for part in PARTS)
     assert sum(speed.shares.values()) == pytest.approx(1.0)
     assert all(share > 0.0 for share in speed.shares.values())
-    # The network's calls made again alone take no longer than they did among everything else.
+    # The network calls alone take no longer than within self-play.
     assert report.bound_seconds < report.quickest.seconds
-    # A process with Numba, the data set and its networks.
+    # The memory of a process with Numba, data set and networks.
     assert 50.0 < report.resident.megabytes <= report.resident.peak_megabytes + 1.0
     assert len(speed.at_once) == 2
     playing, sending, scaling, memory = speed.measurements()
@@ -76,7 +76,7 @@ def made_up(precision: Precision, seconds: float, growth: float = 0.0) -> SelfPl
     return SelfPlaySpeed(precision, 5, 1_000, report)
 
 
-def test_what_has_no_name_is_the_rest() -> None:
+def test_the_rest_is_the_time_without_a_named_part() -> None:
     speed = made_up(Precision.FLOAT32, 2.0)
     assert speed.shares[REST] == pytest.approx(0.2)
     assert speed.steps_per_second == 200.0
@@ -90,21 +90,21 @@ def test_what_has_no_name_is_the_rest() -> None:
 
 
 @pytest.mark.parametrize(("growth", "met"), [(0.0, True), (-3.0, True), (1.9, True), (2.1, False)])
-def test_two_percent_an_hour_is_what_memory_may_grow(growth: float, met: bool) -> None:
+def test_memory_may_grow_by_two_percent_per_hour(growth: float, met: bool) -> None:
     row = made_up(Precision.FLOAT32, 2.0, growth).measurements(soak=True)[-1]
     assert row.value == pytest.approx(500.0 * (1 + growth / 100))
     assert row.met is met
 
 
-def test_the_growth_of_memory_is_its_slope_once_it_has_settled() -> None:
+def test_the_growth_of_memory_is_its_slope_after_the_start() -> None:
     hours = np.linspace(0.0, 0.5, 51)
     settled = [(3600.0 * hour, 1e9 + 4e7 * (hour - 0.3)) for hour in hours]
-    settled[:10] = [(seconds, 5e8) for seconds, _ in settled[:10]]  # while it starts up
+    settled[:10] = [(seconds, 5e8) for seconds, _ in settled[:10]]  # during the start
     assert growth_percent_per_hour(settled) == pytest.approx(4.0, rel=1e-3)
     assert growth_percent_per_hour(settled[:1]) == 0.0
 
 
-def test_bfloat16_is_held_against_float32() -> None:
+def test_bfloat16_is_compared_with_float32() -> None:
     exact, fast = made_up(Precision.FLOAT32, 2.0), made_up(Precision.BFLOAT16, 0.9)
     assert bfloat16_measurement([exact]) is None
     row = bfloat16_measurement([exact, fast])
@@ -114,9 +114,9 @@ def test_bfloat16_is_held_against_float32() -> None:
     assert available_precisions()[0] is Precision.FLOAT32
 
 
-def test_what_cannot_be_measured_is_refused() -> None:
+def test_an_impossible_measurement_is_refused() -> None:
     cores = len(os.sched_getaffinity(0))
-    with pytest.raises(SettingsError, match=rf"{cores + 1} replicas: expected 1 to {cores}"):
+    with pytest.raises(SettingsError, match=rf"replicas is {cores + 1}, expected 1 to {cores}"):
         bench(replicas=cores + 1)
     with pytest.raises(DataError, match="train split"):
         bench(num_bars=300)

@@ -1,4 +1,4 @@
-"""The stream benchmark measures what it says, on a small size; its rates are those of the commands told."""
+"""The stream benchmark at a small size."""
 
 import stat
 from pathlib import Path
@@ -7,45 +7,45 @@ import numpy as np
 import pytest
 
 from benchmarks.learner import random_trajectory
-from benchmarks.stream import TURNS, _least_decoded, bench_stream
+from benchmarks.stream import TURNS, _minimally_decoded, bench_stream
 from shared.adapters.streams.entries import READ_COUNT
 from shared.errors import ServiceError
 from shared.messages.codec import encode, encode_trajectory
 
 
 def only_tool(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> None:
-    """PATH holds redis-benchmark or nothing; the server is the embedded wheel's."""
+    """Set PATH to redis-benchmark or to nothing; the server is the one of the wheel."""
     found = {"redis-benchmark": str(path)} if path else {}
     monkeypatch.setattr("benchmarks.stream.shutil.which", found.get)
 
 
-def test_without_the_tool_the_goals_are_for_the_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_redis_benchmark_the_goals_are_for_redis_py(monkeypatch: pytest.MonkeyPatch) -> None:
     only_tool(monkeypatch, None)
     speed = bench_stream(1)
     assert speed.tool is None
-    assert speed.count == TURNS * READ_COUNT  # whole turns
+    assert speed.count == TURNS * READ_COUNT  # a multiple of a repetition
     assert 15_000 < speed.entry_bytes < 25_000
     appended, consumed, taken, decoded = speed.measurements
-    assert taken.ratio == pytest.approx(speed.taken / speed.raw.consume)
+    assert taken.ratio == pytest.approx(speed.undecoded / speed.raw.consume)
     assert decoded.ratio == pytest.approx(speed.ours.consume / speed.raw_decoded)
     assert taken.goal is decoded.goal is None
     assert appended.ratio == pytest.approx(speed.ours.append / speed.raw.append)
     assert consumed.ratio == pytest.approx(speed.ours.consume / speed.raw.consume)
     assert appended.goal == consumed.goal == "ratio ≥ 0.8"
     assert all(cost > 0.0 for _, cost in speed.steps.rows)
-    # Reading and decoding one takes no longer than what consuming takes as a whole, allowing for noise.
+    # Reading and decoding take no longer than consuming in total, apart from noise.
     assert speed.steps.read + speed.steps.decode < 4 * 1e6 / speed.ours.consume
 
 
-def test_the_least_decoding_gives_the_arrays_and_sees_damage() -> None:
+def test_minimal_decoding_gives_the_arrays_and_detects_damage() -> None:
     trajectory = random_trajectory(np.random.default_rng(0), 0)
     entry = {name.encode(): value for name, value in encode(*encode_trajectory(trajectory)).items()}
-    static, actions, *_, outcome_probabilities = _least_decoded(entry)
+    static, actions, *_, outcome_probabilities = _minimally_decoded(entry)
     assert np.array_equal(static, trajectory.static)
     assert np.array_equal(actions, trajectory.actions)
     assert np.array_equal(outcome_probabilities, trajectory.outcome_probabilities)
     with pytest.raises(ServiceError, match="SHA-256"):
-        _least_decoded({**entry, b"arrays": entry[b"arrays"][:-1] + b"?"})
+        _minimally_decoded({**entry, b"arrays": entry[b"arrays"][:-1] + b"?"})
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_least_decoding_gives_the_arrays_and_sees_damage() -> None:
         ('echo \'"test","rps"\'; echo \'"X","9","1","1","1","1","1","1"\'', "appended 0 bytes, expected"),
     ],
 )
-def test_a_tool_that_did_not_do_what_it_was_asked_is_not_believed(
+def test_invalid_output_of_redis_benchmark_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
 ) -> None:
     tool = tmp_path / "redis-benchmark"

@@ -34,6 +34,7 @@ from tests.shared.adapters.versions.checkpoint_versions import (
     manifest,
     tensors,
 )
+from tests.shared.model.networks import num_weights
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_show_counts_weights_and_multiply_adds(
     config = ModelConfig(temporal_channels=12)  # as `filled` records it
     networks = [name for name in costs["weights"] if name != "all"]
     assert networks == ["representation", "afterstate", "dynamics", "policy", "value"]
-    assert costs["weights"]["all"] == initial_network(config, 0).num_weights
+    assert costs["weights"]["all"] == num_weights(initial_network(config, 0))
     assert sum(costs["weights"][name] for name in networks) == costs["weights"]["all"]
     assert (costs["simulations"], costs["session_bars"]) == (7, 100)
     spent = costs["multiply_adds"]
@@ -160,7 +161,7 @@ def test_show_counts_weights_and_multiply_adds(
 
 def test_show_prints_costs_as_a_table(store: CheckpointStore) -> None:
     printed = _run("show", "2")
-    total = initial_network(ModelConfig(temporal_channels=12), 0).num_weights
+    total = num_weights(initial_network(ModelConfig(temporal_channels=12), 0))
     assert f"{total:,}" in printed
     assert "decision with 5 simulations, at most" in printed
     assert "360-bar session" in printed

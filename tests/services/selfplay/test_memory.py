@@ -14,7 +14,7 @@ from shared.agent.agent import Agent
 from shared.environment.environment import EnvironmentConfig
 from shared.market.synthetic import Market, synthesize
 from shared.messages.codec import encode, encode_trajectory
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 LANES = 16
 STEPS = 20
@@ -32,7 +32,7 @@ def test_memory_does_not_grow_with_the_number_of_batches() -> None:
     )
     dataset = build_dataset(synthesize(Market.OU, 5_000, seed=1), "synthetic ou")
     worker = SelfPlayWorker.of("tester", dataset, settings, np.random.default_rng(0))
-    agents = [Agent(opinionated_network(SMALL, seed=seed), seed) for seed in range(2)]
+    agents = [Agent(randomized_network(SMALL, seed=seed), seed) for seed in range(2)]
     sent = 0
 
     def play(batches: int) -> int:

@@ -43,7 +43,7 @@ from shared.runtime.redis_server import RedisServer
 from shared.search.config import SearchConfig, Selection
 from tests.shared.adapters.versions.checkpoint_versions import folder
 from tests.shared.messages.trajectories import random_trajectory
-from tests.shared.model.networks import opinionated_network
+from tests.shared.model.networks import randomized_network
 from tests.waiting import PATIENCE_SECONDS, until
 
 MODEL = ModelConfig(temporal_channels=12, static_channels=4, value_bins=31)
@@ -72,7 +72,7 @@ def settings(tmp_path: Path, dataset: tuple[Path, Dataset], redis_server: RedisS
 
 async def publish(bus: Bus, settings: SelfPlaySettings, version: int) -> None:
     """Save and announce a version with random weights, whose decisions differ from other versions'."""
-    network = opinionated_network(MODEL, seed=version)
+    network = randomized_network(MODEL, seed=version)
     manifest = Manifest(
         version=version,
         episode=EPISODES_A_VERSION * version,

@@ -22,7 +22,7 @@ from shared.market.synthetic import Market, synthesize
 from shared.metrics.monte_carlo import MonteCarloConfig
 from shared.metrics.sizing import SizingConfig
 from shared.search.config import SearchConfig
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 #: As many sessions as usual at a tenth of their length, so that a walk is fast.
 ENVIRONMENT = EnvironmentConfig(session_bars=36)
@@ -64,7 +64,7 @@ def prices() -> Prices:
 
 @cache
 def agent(version: int) -> Agent:
-    return Agent(opinionated_network(SMALL, seed=version), version)
+    return Agent(randomized_network(SMALL, seed=version), version)
 
 
 def save_version(
@@ -75,7 +75,7 @@ def save_version(
     trained_until: datetime | None = None,
 ) -> None:
     weights = {
-        name: tensor.numpy() for name, tensor in opinionated_network(SMALL, seed=version).state_dict().items()
+        name: tensor.numpy() for name, tensor in randomized_network(SMALL, seed=version).state_dict().items()
     }
     manifest = Manifest(
         version=version,

@@ -1,4 +1,4 @@
-"""A small market to play in, and a small network that has opinions about it."""
+"""A small market, and a small agent that chooses different actions in it."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from shared.environment.environment import Prices
 from shared.environment.outcome import label_outcomes
 from shared.features.window import temporal_features
 from shared.market.synthetic import Market, synthesize
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 
 @cache
@@ -19,4 +19,4 @@ def small_market() -> MarketView:
 
 @cache
 def small_agent() -> Agent:
-    return Agent(opinionated_network(SMALL, seed=34), version=7)
+    return Agent(randomized_network(SMALL, seed=34), version=7)

@@ -1,4 +1,4 @@
-"""The agent's networks: as trained but folded, and each row for itself."""
+"""The agent gives the results of its network, and each row has the same bits in any batch."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from shared.features.window import FIRST_WINDOW_BAR, windows
 from shared.model.config import ModelConfig
 from shared.numeric import Int8
 from tests.shared.agent.markets import small_agent, small_market
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 ROWS = 70
 
@@ -20,8 +20,8 @@ def _events(high: int) -> Int8:
     return np.random.default_rng(1).integers(high, size=ROWS).astype(np.int8)
 
 
-def test_the_agent_says_what_the_network_says() -> None:
-    network = opinionated_network(SMALL, seed=4)
+def test_the_agent_gives_the_results_of_the_network() -> None:
+    network = randomized_network(SMALL, seed=4)
     agent = Agent(network, version=3, precision=Precision.FLOAT32)
     rng = np.random.default_rng(0)
     window = windows(small_market().features, np.arange(400, 400 + ROWS))
@@ -63,7 +63,7 @@ def test_the_agent_says_what_the_network_says() -> None:
 def test_a_row_is_the_same_bit_for_bit_in_any_batch(
     config: ModelConfig, size: int, precision: Precision
 ) -> None:
-    agent = Agent(opinionated_network(config, seed=5), version=0, precision=precision)
+    agent = Agent(randomized_network(config, seed=5), version=0, precision=precision)
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(ROWS, config.hidden_size)).astype(np.float32)
     temporal = rng.normal(size=(ROWS, config.temporal_channels)).astype(np.float32)
@@ -71,7 +71,7 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch(
     actions, outcomes, phases = _events(4), _events(3), np.zeros(ROWS, np.int8)
     for start in (0, 11, ROWS - size):
         rows = slice(start, start + size)
-        whole, part = (
+        together, part = (
             (
                 *agent.afterstates(hidden[at], actions[at]),
                 *agent.successors(hidden[at], actions[at], outcomes[at]),
@@ -81,12 +81,12 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch(
             )
             for at in (slice(None), rows)
         )
-        for one, all_rows in zip(part, whole, strict=True):
+        for one, all_rows in zip(part, together, strict=True):
             assert one.tobytes() == all_rows[rows].tobytes()
 
 
-def test_an_agent_keeps_its_weights_when_training_goes_on() -> None:
-    network = opinionated_network(SMALL, seed=6).train()
+def test_an_agent_keeps_its_weights_while_the_network_trains() -> None:
+    network = randomized_network(SMALL, seed=6).train()
     agent = Agent(network, version=0)
     window = windows(small_market().features, np.arange(400, 410))
     before = agent.embed_windows(window)
@@ -97,7 +97,7 @@ def test_an_agent_keeps_its_weights_when_training_goes_on() -> None:
     assert network.training
 
 
-def test_a_span_is_every_windows_embedding() -> None:
+def test_a_span_has_the_embedding_of_every_window() -> None:
     agent, features = small_agent(), small_market().features
     span = agent.embed_span(features[FIRST_WINDOW_BAR - 31 : FIRST_WINDOW_BAR + 400])
     bars = np.arange(FIRST_WINDOW_BAR, FIRST_WINDOW_BAR + 400)
@@ -107,7 +107,7 @@ def test_a_span_is_every_windows_embedding() -> None:
     )
 
 
-def test_features_that_are_missing_are_refused() -> None:
+def test_missing_features_are_refused() -> None:
     agent, features = small_agent(), small_market().features
     with pytest.raises(DataError, match="rows: row 0 holds a number that is not finite"):
         agent.embed_span(features[FIRST_WINDOW_BAR - 32 : FIRST_WINDOW_BAR + 1])

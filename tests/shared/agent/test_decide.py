@@ -1,4 +1,4 @@
-"""One decision function: however the input came about and whatever is decided beside it."""
+"""Decisions do not depend on the batch or on how the embeddings were computed."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from shared.model.config import ModelConfig
 from shared.numeric import Float32, Int64
 from shared.search.config import SearchConfig, Selection
 from tests.shared.agent.markets import small_agent, small_market
-from tests.shared.model.networks import opinionated_network
+from tests.shared.model.networks import randomized_network
 
 BOTH = pytest.mark.parametrize("selection", list(Selection))
 BARS = np.arange(300, 364)
 
 
 def _positions(count: int) -> Float32:
-    """Flat, long and short in turn, with all kinds of pnl."""
+    """Flat, long and short positions with random pnl."""
     rng = np.random.default_rng(0)
     side = (np.arange(count) % 3 - 1).astype(np.int8)
     peak = rng.uniform(0, 50, count)
@@ -42,22 +42,20 @@ def _span_embeddings(agent: Agent, bars: Int64) -> Float32:
 
 @BOTH
 @pytest.mark.parametrize("simulations", [1, 5, 25])
-def test_the_same_action_from_a_window_as_from_a_whole_session(
-    selection: Selection, simulations: int
-) -> None:
+def test_windows_and_a_full_session_lead_to_the_same_actions(selection: Selection, simulations: int) -> None:
     agent, static, config = small_agent(), _positions(64), SearchConfig(selection, simulations)
     from_span = decide(agent, _span_embeddings(agent, BARS), static, config)
     from_windows = decide(agent, _window_embeddings(agent, BARS), static, config)
     np.testing.assert_array_equal(from_windows.actions, from_span.actions)
     np.testing.assert_allclose(from_windows.policies, from_span.policies, atol=1e-3)
     np.testing.assert_allclose(from_windows.values, from_span.values, atol=1e-2)
-    assert len(set(from_span.actions.tolist())) >= 3  # the network has opinions
+    assert len(set(from_span.actions.tolist())) >= 3  # not one constant action
 
 
 @BOTH
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 63])
 def test_a_decision_is_the_same_bit_for_bit_in_any_batch(selection: Selection, size: int) -> None:
-    agent = Agent(opinionated_network(ModelConfig(), seed=2), version=1)
+    agent = Agent(randomized_network(ModelConfig(), seed=2), version=1)
     temporal, static, config = _span_embeddings(agent, BARS), _positions(64), SearchConfig(selection)
     together = decide(agent, temporal, static, config)
     for rows in (np.arange(64)[i : i + size] for i in range(0, 64, size)):
@@ -66,8 +64,8 @@ def test_a_decision_is_the_same_bit_for_bit_in_any_batch(selection: Selection, s
             assert getattr(part, name).tobytes() == getattr(together, name)[rows].tobytes(), name
 
 
-def test_deciding_alone_from_a_window_equals_deciding_in_a_session() -> None:
-    """Inference sees one window at a time, self-play whole sessions in lanes."""
+def test_one_decision_from_a_window_equals_that_of_a_session() -> None:
+    """Inference embeds one window at a time, self-play complete sessions."""
     agent, static, config = small_agent(), _positions(64), SearchConfig()
     session = decide(agent, _span_embeddings(agent, BARS), static, config)
     for row in range(64):
@@ -77,10 +75,10 @@ def test_deciding_alone_from_a_window_equals_deciding_in_a_session() -> None:
 
 
 @BOTH
-def test_only_legal_actions_are_chosen_even_when_exploring(selection: Selection) -> None:
+def test_exploration_chooses_only_legal_actions(selection: Selection) -> None:
     agent, static, config = small_agent(), _positions(64), SearchConfig(selection)
     temporal, legal = _span_embeddings(agent, BARS), LEGAL[_positions(64)[:, 0].astype(int) + 1]
-    draws = LaneDraws.drawn(Exploration(2.0, epsilon=0.5), np.arange(64), 20, 4, 1.0)
+    draws = LaneDraws.draw(Exploration(2.0, epsilon=0.5), np.arange(64), 20, 4, 1.0)
     seen = []
     for step in range(20):
         decisions = decide(agent, temporal, static, config, draws.at(step))
@@ -111,7 +109,7 @@ def test_a_flat_agent_holds_buys_or_sells() -> None:
     assert np.isnan(decisions.q_values[:, Action.CLOSE]).all()
 
 
-def test_input_that_cannot_be_is_refused() -> None:
+def test_invalid_input_is_refused() -> None:
     agent, static = small_agent(), _positions(4)
     temporal = _span_embeddings(agent, BARS[:4])
     with pytest.raises(ShapeError, match="temporal"):

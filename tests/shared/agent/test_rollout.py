@@ -1,4 +1,4 @@
-"""Whole sessions: what is recorded is what happened, lane by lane."""
+"""Complete sessions: the trajectories record each lane correctly."""
 
 from dataclasses import replace
 from itertools import islice
@@ -59,7 +59,7 @@ EXPLORING = pytest.mark.parametrize(
 
 
 @EXPLORING
-def test_the_record_is_what_the_environment_says_of_the_actions(
+def test_the_record_matches_a_replay_of_the_actions_in_the_environment(
     exploration: Exploration | None, search: SearchConfig
 ) -> None:
     market = small_market()
@@ -78,7 +78,9 @@ def test_the_record_is_what_the_environment_says_of_the_actions(
 
 
 @EXPLORING
-def test_a_lane_plays_alike_in_any_company(exploration: Exploration | None, search: SearchConfig) -> None:
+def test_a_lane_has_the_same_trajectory_in_any_batch(
+    exploration: Exploration | None, search: SearchConfig
+) -> None:
     together = _played(exploration=exploration, search=search)
     (alone,) = _played(slice(2, 3), exploration, search)
     assert alone.trajectory_id == together[2].trajectory_id
@@ -89,10 +91,10 @@ def test_a_lane_plays_alike_in_any_company(exploration: Exploration | None, sear
 
 @EXPLORING
 @pytest.mark.parametrize("rows_kept", [0, 70, 5_000])
-def test_kept_embeddings_change_nothing(
+def test_cached_embeddings_do_not_change_the_result(
     exploration: Exploration | None, search: SearchConfig, rows_kept: int
 ) -> None:
-    """Sessions that overlap, some of them played before, with room for none, some or all of their bars."""
+    """Overlapping and repeated sessions with a cache for none, some or all of their bars."""
     agent, market = small_agent(), small_market()
     cache = EmbeddingCache(rows_kept * 4 * agent.config.temporal_channels)
     for starts in (STARTS, STARTS[::-1], STARTS - 20):
@@ -117,7 +119,7 @@ def test_kept_embeddings_change_nothing(
                 assert getattr(one, name).tobytes() == getattr(other, name).tobytes(), name
 
 
-def test_a_decision_of_a_session_is_the_one_inference_would_make() -> None:
+def test_a_decision_in_a_session_equals_that_of_inference() -> None:
     agent, market = small_agent(), small_market()
     trajectory = _played()[0]
     for step in range(0, 60, 7):
@@ -127,7 +129,7 @@ def test_a_decision_of_a_session_is_the_one_inference_would_make() -> None:
         np.testing.assert_allclose(alone.policies[0], trajectory.policies[step], atol=1e-3)
 
 
-def test_noise_changes_what_is_played_and_the_seed_fixes_it() -> None:
+def test_exploration_changes_the_actions_and_the_seed_determines_them() -> None:
     exploration = Exploration()
     first, second, greedy = _played(exploration=exploration), _played(exploration=exploration), _played()
     np.testing.assert_array_equal(first[0].actions, second[0].actions)
@@ -135,12 +137,12 @@ def test_noise_changes_what_is_played_and_the_seed_fixes_it() -> None:
     assert len({trajectory.trajectory_id for trajectory in first}) == 4
 
 
-def test_a_rollout_may_be_left_between_two_steps() -> None:
+def test_a_rollout_can_be_stopped_between_two_steps() -> None:
     game = play(small_agent(), small_market(), STARTS, ENVIRONMENT, SearchConfig(), seeds=SEEDS)
     assert list(islice(game, 3)) == [(), (), ()]
 
 
-def test_sessions_that_reach_beyond_the_data_are_refused() -> None:
+def test_sessions_beyond_the_data_are_refused() -> None:
     market, agent = small_market(), small_agent()
     for start, reason in ((30, "needs bars -1..90"), (1440, r"needs bars 1409\.\.1500"), (140, "not finite")):
         with pytest.raises(DataError, match=reason):
@@ -154,7 +156,7 @@ def test_sessions_that_reach_beyond_the_data_are_refused() -> None:
         replace(market, outcomes=market.outcomes[1:])
 
 
-def test_a_trajectory_that_cannot_be_is_refused() -> None:
+def test_a_trajectory_with_impossible_numbers_is_refused() -> None:
     good = _played()[0]
     with pytest.raises(ShapeError, match="rewards"):
         replace(good, rewards=good.rewards[1:])

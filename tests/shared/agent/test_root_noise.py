@@ -1,4 +1,4 @@
-"""Randomness is self-play's alone, and drawn as the settings say."""
+"""Only self-play is random, with the configured distribution."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def _played(selection: Selection, seeds: Int64, exploration: Exploration | None)
 
 
 @pytest.mark.parametrize("selection", list(Selection))
-def test_the_seed_matters_to_self_play_only(selection: Selection) -> None:
-    """Evaluation gives no exploration: whatever the seed, the same bits."""
+def test_the_seed_changes_only_self_play(selection: Selection) -> None:
+    """Evaluation has no exploration, so every seed gives the same bits."""
     first, second = (_played(selection, np.array(seeds), None) for seeds in ([1, 2], [3, 4]))
     for lane in range(len(STARTS)):
         for name in ("actions", "rewards", "policies", "values"):
@@ -39,9 +39,9 @@ def test_the_seed_matters_to_self_play_only(selection: Selection) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 5.0])
-def test_shares_of_the_gamma_draws_are_dirichlet(alpha: float) -> None:
+def test_normalised_gamma_draws_have_a_dirichlet_distribution(alpha: float) -> None:
     """Dirichlet(α) over A actions: mean 1/A, variance (1/A)(1 - 1/A)/(Aα + 1)."""
-    draws = LaneDraws.drawn(Exploration(), np.arange(20), 1000, 4, alpha)
+    draws = LaneDraws.draw(Exploration(), np.arange(20), 1000, 4, alpha)
     shares = draws.gamma / draws.gamma.sum(axis=2, keepdims=True)
     variance = 0.25 * 0.75 / (4 * alpha + 1)
     np.testing.assert_allclose(shares.mean(axis=(0, 1)), 0.25, atol=4 * np.sqrt(variance / 20_000))

@@ -1,4 +1,4 @@
-"""What a trajectory may hold: anything that a session gives, and nothing else."""
+"""A trajectory accepts every number that a session can give, and no other."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tests.shared.messages.trajectories import random_trajectory
 
 
 @given(side=st.integers(-1, 1), action=st.sampled_from(list(Action)), at=st.integers(0, 11))
-def test_an_action_is_taken_just_where_its_position_allows_it(side: int, action: Action, at: int) -> None:
+def test_an_action_is_accepted_only_if_the_position_allows_it(side: int, action: Action, at: int) -> None:
     trajectory = random_trajectory(1)
     static, actions = trajectory.static.copy(), trajectory.actions.copy()
     policies = trajectory.policies.copy()
@@ -31,7 +31,7 @@ def test_an_action_is_taken_just_where_its_position_allows_it(side: int, action:
         replace(trajectory, static=static, actions=actions, policies=policies)
 
 
-def test_rounding_is_no_fault() -> None:
+def test_rounding_errors_are_accepted() -> None:
     trajectory = random_trajectory(1)
     static = trajectory.static.copy()
     static[3, 1:] = np.tanh(np.array([-1e6, 1e6, 1e6, 1e6, 1e6])).astype(np.float32)
@@ -46,7 +46,7 @@ def test_rounding_is_no_fault() -> None:
 
 
 @pytest.mark.parametrize("name", ["rewards", "values"])
-def test_the_most_pips_are_taken_and_the_next_number_is_not(name: str) -> None:
+def test_the_largest_number_of_pips_is_accepted_and_the_next_refused(name: str) -> None:
     trajectory = random_trajectory(1)
     column = getattr(trajectory, name).copy()
     for most, beyond in ((MAX_PIPS, np.inf), (-MAX_PIPS, -np.inf)):

@@ -1,4 +1,4 @@
-"""Every kernel of a layer against NumPy in float64."""
+"""The kernel of every layer compared with NumPy in float64."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def rows_of(array: Float32) -> Rows:
 
 
 def rounded(values: Float64) -> Float64:
-    """To bfloat16 by way of NumPy's integers: the nearest, of two the even."""
+    """Round to the nearest bfloat16, ties to even."""
     exact = values.astype(np.float32)
     below = (exact.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
     above = ((exact.view(np.uint32) & np.uint32(0xFFFF0000)) + np.uint32(0x10000)).view(np.float32)
@@ -49,10 +49,10 @@ def rounded(values: Float64) -> Float64:
     stride=st.integers(1, 2),
     tables=st.integers(1, 4),
     relu=st.booleans(),
-    beside=st.booleans(),
+    with_residual=st.booleans(),
     halves=st.booleans(),
 )
-def test_a_linear_layer_is_a_matrix_product(
+def test_a_linear_layer_equals_a_matrix_product(
     paired: bool,
     seed: int,
     count: int,
@@ -63,7 +63,7 @@ def test_a_linear_layer_is_a_matrix_product(
     stride: int,
     tables: int,
     relu: bool,
-    beside: bool,
+    with_residual: bool,
     halves: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -85,7 +85,7 @@ def test_a_linear_layer_is_a_matrix_product(
     residual = rng.normal(size=(count, -(-columns // PANEL) * PANEL)).astype(np.float32)
     if relu:
         expected = np.maximum(expected, 0.0)
-    if beside:
+    if with_residual:
         expected += residual[:, :columns]
         if relu:
             expected = np.maximum(expected, 0.0)
@@ -98,7 +98,7 @@ def test_a_linear_layer_is_a_matrix_product(
         Rows(source.buffer, 0, stride * source.stride),
         count,
         index,
-        rows_of(residual) if beside else NONE,
+        rows_of(residual) if with_residual else NONE,
         rows_of(target),
     )
     assert end.at == len(tape)
@@ -114,7 +114,7 @@ def test_a_linear_layer_is_a_matrix_product(
         lambda x: np.array(x, np.float32)
     )
 )
-def test_pairs_are_the_nearest_bfloat16(values: Float32) -> None:
+def test_pairs_round_to_the_nearest_bfloat16(values: Float32) -> None:
     halves = np.zeros((1, words(len(values), True)), np.float32)
     pair(rows_of(values[None]), 1, len(values), rows_of(halves))
     got = (halves.view(np.uint16)[0].astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -140,7 +140,9 @@ def test_a_norm_has_mean_0_and_variance_1(columns: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 60.0), st.integers(2, 601))
-def test_an_expectation_is_the_softmax_times_the_bins(seed: int, spread: float, bins: int) -> None:
+def test_an_expectation_is_the_mean_of_the_bins_under_the_softmax(
+    seed: int, spread: float, bins: int
+) -> None:
     logits = np.random.default_rng(seed).normal(50.0, spread, size=(3, bins)).astype(np.float32)
     shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
@@ -151,10 +153,10 @@ def test_an_expectation_is_the_softmax_times_the_bins(seed: int, spread: float, 
     np.testing.assert_allclose(soft, shares, rtol=3e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("poison", [np.nan, -np.nan])
-def test_what_is_not_a_number_stays_visible(poison: float) -> None:
+@pytest.mark.parametrize("nan", [np.nan, -np.nan])
+def test_a_nan_input_gives_a_nan_output(nan: float) -> None:
     logits = np.zeros((2, 21), np.float32)
-    logits[1, 4] = poison
+    logits[1, 4] = nan
     out = np.empty(2, np.float32)
     expectation(rows_of(logits), 2, 21, 300.0, out)
     assert np.isfinite(out).tolist() == [True, False]

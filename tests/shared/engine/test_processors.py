@@ -1,4 +1,7 @@
-"""The same networks on processors with other vector registers, compiled for in a process of their own."""
+"""The networks give the same numbers on processors with other vector registers.
+
+The kernels for each of these processors are compiled and run in a subprocess.
+"""
 
 import os
 import subprocess
@@ -11,7 +14,7 @@ import pytest
 from shared.agent.agent import Agent
 from shared.engine import processor
 from shared.engine.precision import Precision
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 _PROGRAM = """
 import sys
@@ -19,13 +22,13 @@ import numpy as np
 from shared.agent.agent import Agent
 from shared.engine import processor
 from shared.engine.precision import Precision
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 assert processor.LANES == int(sys.argv[2]), processor.LANES
 assert not processor.HAS_BFLOAT16
 assert Precision.AUTO.resolved() is Precision.FLOAT32
 inputs = np.load(sys.argv[1])
 for kind in ("float32", "bfloat16"):
-    agent = Agent(opinionated_network(SMALL, seed=8), 0, Precision(kind))
+    agent = Agent(randomized_network(SMALL, seed=8), 0, Precision(kind))
     answers = (
         agent.embed_span(inputs["rows"]),
         *agent.afterstates(inputs["hidden"], inputs["actions"]),
@@ -35,7 +38,7 @@ for kind in ("float32", "bfloat16"):
 """
 
 _X86 = pytest.mark.skipif(
-    processor.LANES == 4, reason="this processor has no wide vectors to compile without"
+    processor.LANES == 4, reason="this processor has no wider vectors than the compiled ones"
 )
 
 
@@ -64,7 +67,7 @@ def test_other_vector_registers_give_the_same_numbers(tmp_path: Path, features: 
         [sys.executable, "-c", _PROGRAM, str(path), str(lanes)], check=True, env=environment, timeout=300
     )
     for kind in (Precision.FLOAT32, Precision.BFLOAT16):
-        agent = Agent(opinionated_network(SMALL, seed=8), 0, kind)
+        agent = Agent(randomized_network(SMALL, seed=8), 0, kind)
         here = (
             agent.embed_span(rows),
             *agent.afterstates(hidden, actions),
@@ -74,7 +77,7 @@ def test_other_vector_registers_give_the_same_numbers(tmp_path: Path, features: 
         for name, expected in zip(there.files, here, strict=True):
             if kind is Precision.FLOAT32:
                 np.testing.assert_allclose(there[name], expected, rtol=1e-4, atol=1e-3)
-            else:  # a sum that rounds to the other neighbour moves a few results by more
+            else:  # a sum that rounds to the other neighbour changes a few results by more
                 close = np.isclose(there[name], expected, rtol=1e-4, atol=1e-2)
                 assert close.mean() > 0.9, name
                 np.testing.assert_allclose(there[name], expected, rtol=1e-2, atol=1.0)

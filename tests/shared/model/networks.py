@@ -1,4 +1,4 @@
-"""Networks as training would leave them: heads with opinions, batch norm with statistics."""
+"""Networks as training leaves them: random heads, batch norm with statistics."""
 
 import torch
 from torch import nn
@@ -6,12 +6,12 @@ from torch import nn
 from shared.model.config import ModelConfig
 from shared.model.network import EVENT_GAIN, STATIC_GAINS, Network, initial_network
 
-#: The networks' shape with few units: 16 temporal and 16 static.
+#: Small networks: 16 temporal and 16 static channels.
 SMALL = ModelConfig(temporal_channels=16, static_channels=16, value_bins=61)
 
 
-def opinionated_network(config: ModelConfig = SMALL, seed: int = 0, scale: float = 0.5) -> Network:
-    """Random heads instead of the zeros of a new network, random statistics in every batch norm."""
+def randomized_network(config: ModelConfig = SMALL, seed: int = 0, scale: float = 0.5) -> Network:
+    """A network with random heads instead of zeros, and random statistics in every batch norm."""
     network = initial_network(config, seed)
     generator = torch.Generator().manual_seed(seed)
     heads = (
@@ -22,7 +22,7 @@ def opinionated_network(config: ModelConfig = SMALL, seed: int = 0, scale: float
         network.value_head,
     )
     with torch.no_grad():
-        # Opinions on the window must not drown in those on position, action and outcome.
+        # The window must have as much influence as position, action and outcome.
         for transition in (network.to_afterstate, network.to_hidden):
             transition.first.weight *= 3.0
             transition.first.weight[:, config.hidden_size :] /= EVENT_GAIN
@@ -41,3 +41,8 @@ def opinionated_network(config: ModelConfig = SMALL, seed: int = 0, scale: float
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(0.0, 0.3, generator=generator)
     return network.eval()
+
+
+def num_weights(network: Network) -> int:
+    """The number of trained weights."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,4 +1,4 @@
-"""Sizes that cannot be are refused by name."""
+"""Sizes out of range are refused by name."""
 
 import pytest
 
@@ -25,6 +25,6 @@ def test_reference_sizes() -> None:
         ("window_bars", 28),
     ],
 )
-def test_impossible_sizes_are_refused_by_name(field: str, value: object) -> None:
+def test_a_size_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(SettingsError, match=rf"model\.{field} is {value}|model\.{field} is '{value}'"):
         ModelConfig(**{field: value})  # type: ignore[arg-type]

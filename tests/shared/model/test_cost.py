@@ -1,4 +1,4 @@
-"""Counted from sizes alone, weights and multiply-adds are those of the modules that torch runs."""
+"""Weights and multiply-adds computed from the sizes equal those of the torch modules."""
 
 from collections.abc import Callable
 
@@ -25,10 +25,11 @@ from shared.numeric import Float32, Int8
 from shared.search.config import SearchConfig, Selection
 from shared.search.model import ActionRules, Roots
 from shared.search.search import search
+from tests.shared.model.networks import num_weights
 
 
 def _multiply_adds(call: Callable[[], object]) -> int:
-    """What torch counts while it runs: two operations for each multiply-add."""
+    """Multiply-adds counted by torch, which counts two operations for each."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops()) // 2
@@ -48,7 +49,7 @@ def _configs(draw: st.DrawFn) -> ModelConfig:
         static_features=draw(st.integers(1, 6)),
         num_actions=draw(st.integers(2, 5)),
         num_outcomes=draw(st.integers(2, 4)),
-        temporal_channels=draw(st.integers(1, 12)),  # as many as there are features, too: then no shortcut
+        temporal_channels=draw(st.integers(1, 12)),  # also equal to the features, without a shortcut
         static_channels=draw(st.integers(1, 5)),
         encoder_blocks=blocks,
         kernel_size=kernel_size,
@@ -61,7 +62,7 @@ def _configs(draw: st.DrawFn) -> ModelConfig:
 
 
 def _without_padding(encoder: TemporalEncoder, rows: Tensor) -> None:
-    """Every block's convolutions over consecutive bars, as a session's one pass makes them."""
+    """The convolutions of every block over consecutive bars without padding."""
     steps = rows[encoder.window_bars - encoder.receptive_field :].T[None]
     for block in encoder.blocks:
         assert isinstance(block, ResidualBlock)
@@ -73,7 +74,7 @@ def _without_padding(encoder: TemporalEncoder, rows: Tensor) -> None:
 
 @settings(max_examples=15)
 @given(config=_configs(), rows=st.integers(1, 4), bars=st.integers(1, 20))
-def test_costs_are_what_torch_counts(config: ModelConfig, rows: int, bars: int) -> None:
+def test_costs_equal_those_that_torch_counts(config: ModelConfig, rows: int, bars: int) -> None:
     network, costs = initial_network(config, 0).eval(), network_costs(config)
     hidden = torch.randn(rows, config.hidden_size)
     actions = torch.zeros(rows, dtype=torch.int64)
@@ -91,7 +92,7 @@ def test_costs_are_what_torch_counts(config: ModelConfig, rows: int, bars: int) 
         "policy": _multiply_adds(lambda: network.policy_head(hidden)),
         "value": _multiply_adds(lambda: network.value_head(hidden)),
     }
-    told = {
+    computed = {
         "plain": plain_encoding(config),
         "window": window_encoding(config),
         "static": static_encoding(config),
@@ -102,10 +103,10 @@ def test_costs_are_what_torch_counts(config: ModelConfig, rows: int, bars: int) 
         "policy": costs.policy.multiply_adds,
         "value": costs.value.multiply_adds,
     }
-    assert {name: rows * each for name, each in told.items()} == counted
+    assert {name: rows * each for name, each in computed.items()} == counted
     assert span_encoding(config, bars) == _multiply_adds(lambda: _without_padding(network.encoder, span))
-    assert costs.successor == told["dynamics"] + told["value"]
-    assert costs.weights == network.num_weights
+    assert costs.successor == computed["dynamics"] + computed["value"]
+    assert costs.weights == num_weights(network)
     assert _weights_by_network(network) == {
         "representation": costs.representation.weights,
         "afterstate": costs.afterstate.weights,
@@ -125,13 +126,13 @@ def _weights_by_network(network: Network) -> dict[str, int]:
     }
 
 
-def test_the_reference_sizes_by_hand() -> None:
+def test_costs_of_the_reference_sizes_computed_by_hand() -> None:
     config, wide, square = ModelConfig(), 240 * 240 * 3, 256 * 256
     first, shortcut, static, bins = 9 * 240 * 3, 9 * 240, 6 * 16 + 16 * 16, 256 * 601
-    # Five wide convolutions over all 32 steps; or over the 13, 11, 5, 3 and 1 steps that are needed.
+    # Five wide convolutions over all 32 steps, or over only the required 13, 11, 5, 3 and 1 steps.
     assert plain_encoding(config) == 32 * (first + shortcut + 5 * wide) == 27_924_480
     assert window_encoding(config) == 27 * first + 13 * shortcut + 33 * wide == 5_905_440
-    # For one bar alone 29 rows are read: steps 27, 25, then 21, 17, then 9, 1.
+    # One bar needs 29 rows: the convolutions compute 27, 25, then 21, 17, then 9, 1 steps.
     assert span_encoding(config, 1) == 27 * first + 25 * shortcut + (25 + 21 + 17 + 9 + 1) * wide
     another_bar = span_encoding(config, 361) - span_encoding(config, 360)
     assert another_bar == first + shortcut + 5 * wide == 872_640
@@ -144,8 +145,8 @@ def test_the_reference_sizes_by_hand() -> None:
     assert costs.successor == 263 * 256 + 10 * square + 2 * bins == 1_030_400
 
 
-class _Counting:
-    """A model of random answers that adds up what its calls cost."""
+class _CountingModel:
+    """A model with random results that sums the cost of its calls."""
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self.config, self.costs = config, network_costs(config)
@@ -173,13 +174,13 @@ class _Counting:
 
 @pytest.mark.parametrize("selection", list(Selection))
 @pytest.mark.parametrize("simulations", [1, 2, 5, 25])
-def test_no_decision_costs_more_than_is_told(selection: Selection, simulations: int) -> None:
+def test_no_decision_exceeds_the_bound_on_its_cost(selection: Selection, simulations: int) -> None:
     config = ModelConfig()
     rules = ActionRules(np.ones((1, 4), np.bool_), np.zeros((1, 4), np.int8))
     spent = []
     for seed in range(10):
-        model = _Counting(config, seed)
-        # With one action far ahead of the others puct goes that way only, and each visit makes a node.
+        model = _CountingModel(config, seed)
+        # If one action is much more likely, puct visits only this one, and each visit adds a node.
         logits = np.array([[20.0, 0.0, 0.0, 0.0]], np.float32) * (seed % 2)
         roots = Roots(
             np.zeros((1, config.hidden_size), np.float32),

@@ -1,4 +1,4 @@
-"""The networks have the sizes of the specification, start without opinions and stay bounded."""
+"""The networks have the specified sizes, start with neutral predictions and stay bounded."""
 
 import pytest
 import torch
@@ -7,14 +7,14 @@ from torch import nn
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
 from shared.model.tcn import ResidualBlock
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, num_weights, randomized_network
 
 
 def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 
 
-def test_the_reference_network_has_every_weight_it_should() -> None:
+def test_the_reference_network_has_the_expected_number_of_weights() -> None:
     conv, norm, block = 240 * 240 * 3 + 240, 2 * 240, 2 * _linear(256, 256) + 2 * 256
     encoder = (9 * 240 * 3 + 240) + _linear(9, 240) + 5 * conv + 6 * norm
     static = _linear(6, 16) + _linear(16, 16)
@@ -22,10 +22,10 @@ def test_the_reference_network_has_every_weight_it_should() -> None:
     dynamics = _linear(263, 256) + 3 * block + 512 + _linear(256, 601)
     policy, value = 2 * block + _linear(256, 4), 2 * block + _linear(256, 601)
     expected = encoder + static + 512 + afterstate + dynamics + policy + value
-    assert initial_network(ModelConfig(), 0).num_weights == expected == 2_535_458
+    assert num_weights(initial_network(ModelConfig(), 0)) == expected == 2_535_458
 
 
-def test_every_network_of_the_reference_has_its_shape() -> None:
+def test_the_reference_networks_have_the_expected_shapes() -> None:
     network = initial_network(ModelConfig(), 0)
     shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters() if weight.dim() > 1}
     dense = (256, 256)
@@ -65,7 +65,7 @@ def test_every_network_of_the_reference_has_its_shape() -> None:
     assert network.support.positions[[0, 300, 600]].tolist() == [-300.0, 0.0, 300.0]
 
 
-def test_a_new_network_holds_no_opinion() -> None:
+def test_a_new_network_predicts_uniform_policies_and_zero_values() -> None:
     network = initial_network(SMALL, 1).eval()
     hidden = network.representation(torch.randn(5, 32, 9), torch.randn(5, 6))
     afterstate = network.afterstate(hidden, torch.tensor([0, 1, 2, 3, 0]))
@@ -74,7 +74,7 @@ def test_a_new_network_holds_no_opinion() -> None:
     assert network.support.decode(network.prediction(hidden)[1]).abs().max() < 1e-3
 
 
-def test_the_seed_makes_the_weights_and_leaves_torch_alone() -> None:
+def test_the_seed_determines_the_weights_and_not_torchs_state() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -84,8 +84,8 @@ def test_the_seed_makes_the_weights_and_leaves_torch_alone() -> None:
     assert not torch.equal(first["to_hidden.first.weight"], other["to_hidden.first.weight"])
 
 
-def test_representation_is_embedding_and_static_features_together() -> None:
-    network = opinionated_network()
+def test_the_representation_combines_embedding_and_static_features() -> None:
+    network = randomized_network()
     windows, static = torch.randn(4, 32, 9), torch.randn(4, 6)
     hidden = network.representation(windows, static)
     assert hidden.shape == (4, SMALL.hidden_size)
@@ -93,8 +93,8 @@ def test_representation_is_embedding_and_static_features_together() -> None:
     assert not torch.allclose(network.representation(windows, static + 1.0), hidden)
 
 
-def test_actions_and_outcomes_reach_the_next_state() -> None:
-    network = opinionated_network()
+def test_actions_and_outcomes_change_the_next_state() -> None:
+    network = randomized_network()
     hidden = torch.randn(1, SMALL.hidden_size).repeat(4, 1)
     afterstates = network.afterstate(hidden, torch.arange(4))
     assert len({tuple(row) for row in afterstates.tolist()}) == 4
@@ -105,14 +105,14 @@ def test_actions_and_outcomes_reach_the_next_state() -> None:
         assert len({tuple(row) for row in following.tolist()}) == 3
 
 
-def test_an_action_that_does_not_exist_is_refused() -> None:
-    network = opinionated_network()
+def test_an_unknown_action_is_refused() -> None:
+    network = randomized_network()
     with pytest.raises(RuntimeError):
         network.afterstate(torch.randn(1, SMALL.hidden_size), torch.tensor([4]))
 
 
-def test_hidden_states_stay_on_one_scale_through_a_long_unroll() -> None:
-    network = opinionated_network()
+def test_hidden_states_keep_their_scale_over_a_long_unroll() -> None:
+    network = randomized_network()
     generator = torch.Generator().manual_seed(0)
     hidden = network.combine(100.0 * torch.randn(8, SMALL.temporal_channels), torch.randn(8, 6))
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from shared.model.support import Support
 SUPPORT = Support(601, 300.0)
 
 
-def test_a_value_between_two_bins_is_shared_by_both() -> None:
+def test_a_value_between_two_bins_is_split_between_them() -> None:
     target = SUPPORT.encode(torch.tensor(3.7, dtype=torch.float64))
     assert target.nonzero().flatten().tolist() == [303, 304]
     assert target[303].item() == pytest.approx(0.3, abs=1e-6)
@@ -18,7 +18,7 @@ def test_a_value_between_two_bins_is_shared_by_both() -> None:
 
 
 @pytest.mark.parametrize(("pips", "index"), [(-300.0, 0), (0.0, 300), (5.0, 305), (300.0, 600)])
-def test_a_value_on_a_bin_is_on_it_alone(pips: float, index: int) -> None:
+def test_a_value_on_a_bin_has_all_mass_there(pips: float, index: int) -> None:
     target = SUPPORT.encode(torch.tensor(pips))
     assert target[index] == 1.0
     assert target.sum() == 1.0
@@ -37,11 +37,11 @@ def test_the_mean_of_a_target_is_its_value(values: list[float], bins: int) -> No
     assert targets.min() >= 0.0
     assert ((targets > 0.0).sum(dim=-1) <= 2).all()
     torch.testing.assert_close(targets.sum(dim=-1), torch.ones(len(values)))
-    # The logits of a distribution are its logarithm.
+    # The logarithm of a distribution gives its logits.
     decoded = support.decode(targets.clamp_min(1e-30).log())
     torch.testing.assert_close(decoded, torch.tensor(values), atol=2e-4, rtol=1e-6)
 
 
-def test_shapes_of_any_rank_are_kept() -> None:
+def test_arrays_of_any_rank_keep_their_shape() -> None:
     assert SUPPORT.encode(torch.zeros(2, 3)).shape == (2, 3, 601)
     assert SUPPORT.decode(torch.zeros(2, 3, 601)).shape == (2, 3)

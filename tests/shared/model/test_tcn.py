@@ -1,4 +1,4 @@
-"""The encoder's passes and the agent's kernels give the same numbers, those of the definition."""
+"""The passes of the encoder and the kernels of the agent give the numbers of the definition."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from shared.model.config import ModelConfig
 from shared.model.tcn import TemporalEncoder
 from shared.numeric import Float32
 from tests.oracles import tcn as oracle
-from tests.shared.model.networks import SMALL, opinionated_network
+from tests.shared.model.networks import SMALL, randomized_network
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -22,10 +22,10 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _encoder(config: ModelConfig = SMALL, seed: int = 0) -> TemporalEncoder:
-    return opinionated_network(config, seed).encoder
+    return randomized_network(config, seed).encoder
 
 
-def test_the_plain_pass_is_the_definition() -> None:
+def test_the_plain_pass_equals_the_definition() -> None:
     encoder, windows = _encoder(), _random(3, 32, 9)
     expected = np.stack([oracle.encode(encoder, window.double().numpy()) for window in windows])
     with torch.inference_mode():
@@ -58,7 +58,7 @@ def _configs(draw: st.DrawFn) -> ModelConfig:
 def test_windows_and_spans_equal_the_plain_pass(
     config: ModelConfig, seed: int, scale: float, num_bars: int, batch: int, cut: int
 ) -> None:
-    network, length = opinionated_network(config, seed), config.window_bars
+    network, length = randomized_network(config, seed), config.window_bars
     encoder, agent = network.encoder, Agent(network, 0, Precision.FLOAT32)
     rows = scale * _random(num_bars + length - 1, config.temporal_features, seed=seed)
     windows = rows.unfold(0, length, 1).transpose(1, 2)
@@ -84,8 +84,8 @@ def _assert_equal(embeddings: Tensor | Float32, plain: Tensor) -> None:
 
 
 @pytest.mark.parametrize("num_bars", [360, SPAN_CHUNK, SPAN_CHUNK + 1])
-def test_the_passes_are_equal_over_a_session_at_the_reference_sizes(num_bars: int) -> None:
-    network = opinionated_network(ModelConfig())
+def test_the_passes_agree_over_a_session_at_the_reference_sizes(num_bars: int) -> None:
+    network = randomized_network(ModelConfig())
     rows = _random(num_bars + 31, 9)
     windows = rows.unfold(0, 32, 1).transpose(1, 2)
     agent = Agent(network, 0, Precision.FLOAT32)
@@ -96,7 +96,7 @@ def test_the_passes_are_equal_over_a_session_at_the_reference_sizes(num_bars: in
     _assert_equal(agent.embed_span(rows.numpy()), plain)
 
 
-def test_the_last_step_sees_29_bars_and_no_more() -> None:
+def test_the_last_step_depends_on_29_bars_and_no_more() -> None:
     encoder, window = _encoder(), _random(1, 32, 9)
     with torch.inference_mode():
         before = encoder(window)
@@ -106,19 +106,19 @@ def test_the_last_step_sees_29_bars_and_no_more() -> None:
         assert not torch.allclose(encoder(window), before)
 
 
-def test_an_embedding_depends_on_no_later_bar() -> None:
-    agent, rows = Agent(opinionated_network(SMALL), 0), _random(60, 9).numpy()
+def test_an_embedding_does_not_depend_on_later_bars() -> None:
+    agent, rows = Agent(randomized_network(SMALL), 0), _random(60, 9).numpy()
     before = agent.embed_span(rows)
     rows[50:] += 10.0
     np.testing.assert_array_equal(agent.embed_span(rows)[:19], before[:19])
 
 
-def test_training_statistics_come_from_bars_not_from_padding() -> None:
+def test_batch_statistics_do_not_include_padding() -> None:
     encoder = _encoder().train()
     first = next(module for module in encoder.modules() if isinstance(module, nn.BatchNorm1d))
-    first.momentum = 1.0  # the statistics of this batch alone
+    first.momentum = 1.0  # only the statistics of this batch
     windows = torch.full((4, 32, 9), 3.0)
     encoder.encode_windows(windows)
-    # Every bar is the same, so without padding each channel has one value and no variance.
+    # All bars are equal, so without padding the variance of each channel is 0.
     assert first.running_var is not None
     torch.testing.assert_close(first.running_var, torch.zeros(SMALL.temporal_channels), atol=1e-6, rtol=0.0)

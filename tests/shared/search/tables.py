@@ -1,4 +1,4 @@
-"""Models without a network: decision problems given as tables, told truly or with the values wrong."""
+"""Models without a network: decision problems as tables, with correct or wrong values."""
 
 from dataclasses import dataclass, field
 
@@ -11,17 +11,17 @@ from tests.oracles.expectimax import action_values
 
 @dataclass
 class TableModel:
-    """A stochastic decision problem of `S` states; a hidden state holds one number, the state's.
+    """A stochastic decision problem of `S` states. A hidden state is the number of the state.
 
-    An afterstate is numbered `state * A + action`. Every call is written down in `calls`.
+    An afterstate is the number `state * A + action`. `calls` records the kind and size of every call.
     """
 
     probabilities: Float64  # [S, A, C]
     rewards: Float64  # [S, A, C]
     next_state: Int64  # [S, A, C]
     logits: Float64  # [S, A]
-    values: Float64  # [S] what the model claims a state is worth
-    q_values: Float64  # [S, A] what the model claims an afterstate is worth
+    values: Float64  # [S] values of the model, possibly wrong
+    q_values: Float64  # [S, A] Q-values of the model, possibly wrong
     calls: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -66,12 +66,12 @@ class TableModel:
 
 
 def free_rules(num_actions: int) -> ActionRules:
-    """One phase in which everything is legal."""
+    """One phase in which every action is legal."""
     return ActionRules(np.ones((1, num_actions), np.bool_), np.zeros((1, num_actions), np.int8))
 
 
 def random_rules(rng: np.random.Generator, num_phases: int, num_actions: int) -> ActionRules:
-    """Each phase allows some of the actions, at least one; each of those leads to any phase."""
+    """Rules with at least one legal action per phase and random next phases."""
     legal = rng.random((num_phases, num_actions)) < 0.5
     legal[np.arange(num_phases), rng.integers(num_actions, size=num_phases)] = True
     successor = np.where(legal, rng.integers(num_phases, size=legal.shape), -1)
@@ -81,7 +81,7 @@ def random_rules(rng: np.random.Generator, num_phases: int, num_actions: int) ->
 def constant_model(
     num_actions: int, probabilities: list[float], reward: float = 0.0, value: float = 0.0
 ) -> TableModel:
-    """One state for ever."""
+    """A problem with one state."""
     shape = (1, num_actions, len(probabilities))
     return TableModel(
         np.broadcast_to(np.array(probabilities), shape).copy(),
@@ -96,7 +96,7 @@ def constant_model(
 def random_model(
     rng: np.random.Generator, num_states: int, num_actions: int = 3, num_outcomes: int = 3
 ) -> TableModel:
-    """A random problem whose values are wrong."""
+    """A random problem with wrong values."""
     shape = (num_states, num_actions, num_outcomes)
     return TableModel(
         rng.dirichlet(np.ones(num_outcomes), shape[:2]),
@@ -111,7 +111,7 @@ def random_model(
 def finite_game(
     rng: np.random.Generator, plies: int, num_actions: int = 2, num_outcomes: int = 3
 ) -> TableModel:
-    """A game that ends after `plies` decisions: no state is met twice, the last one (worth 0) for ever."""
+    """A game of `plies` decisions without repeated states; it ends in an absorbing state of value 0."""
     fan = num_actions * num_outcomes
     inner = sum(fan**ply for ply in range(plies))
     model = random_model(rng, inner + 1, num_actions, num_outcomes)
@@ -123,7 +123,7 @@ def finite_game(
 
 
 def ending_problem(num_states: int, num_actions: int, probabilities: list[float]) -> TableModel:
-    """A problem to be filled in: nothing is ever paid, every action leads to the last state, the end."""
+    """A problem to fill in: rewards are 0 and every action leads to the last, absorbing state."""
     model = constant_model(num_actions, probabilities)
     shape = (num_states, num_actions, len(probabilities))
     return TableModel(
@@ -136,8 +136,8 @@ def ending_problem(num_states: int, num_actions: int, probabilities: list[float]
     )
 
 
-def truthful(model: TableModel, plies: int, discount: float) -> None:
-    """Let a finite game's model claim what its states and afterstates are really worth."""
+def set_true_values(model: TableModel, plies: int, discount: float) -> None:
+    """Set the values of a finite game to the true ones."""
     fan = model.num_actions * model.rewards.shape[2]
     first = 0
     for ply in range(plies):

@@ -1,4 +1,4 @@
-"""Numbers that cannot be are refused by name."""
+"""Numbers out of range are refused by name."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from shared.search.model import ActionRules
 from tests.shared.search.tables import free_rules
 
 
-def test_a_name_is_read_as_the_rule() -> None:
+def test_the_selection_rule_is_read_from_its_name() -> None:
     assert SearchConfig("puct").selection is Selection.PUCT  # type: ignore[arg-type]
 
 
@@ -25,12 +25,12 @@ def test_a_name_is_read_as_the_rule() -> None:
         ("c_visit", float("nan")),
     ],
 )
-def test_impossible_numbers_are_refused_by_name(field: str, value: object) -> None:
+def test_a_number_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(SettingsError, match=rf"search\.{field} is"):
         SearchConfig(**{field: value})  # type: ignore[arg-type]
 
 
-def test_rules_that_cannot_be_are_refused() -> None:
+def test_invalid_action_rules_are_refused() -> None:
     free = free_rules(2)
     with pytest.raises(DataError, match="phase 0 has no legal action"):
         ActionRules(~free.legal, free.successor)

@@ -1,4 +1,4 @@
-"""With many simulations the search finds what is exactly right: problems worked by hand, and random ones."""
+"""With many simulations the search finds the exact values of random problems and of some solved by hand."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,13 @@ import pytest
 from shared.search.config import SearchConfig, Selection
 from shared.search.search import search
 from tests.oracles.expectimax import action_values
-from tests.shared.search.tables import TableModel, ending_problem, finite_game, free_rules, truthful
+from tests.shared.search.tables import TableModel, ending_problem, finite_game, free_rules, set_true_values
 
 BOTH = pytest.mark.parametrize("selection", list(Selection))
 ONE_ROOT = np.zeros(1, np.int64)
 SIMULATIONS, DISCOUNT = 2000, 0.9
-#: Outcomes of the problems worked by hand, and the pips that their amounts are counted in: few, because
-#: the mean over puct's visits falls short by what the tries of worse actions cost, some √N of N.
+#: Outcome probabilities of the problems solved by hand, and their unit in pips. The unit is small because the
+#: mean over the visits of puct is too low by the cost of about √N visits to worse actions out of N.
 PROBABILITIES, UNIT = [0.5, 0.3, 0.2], 0.06
 
 
@@ -61,15 +61,15 @@ WORKED = pytest.mark.parametrize("problem", [_insurance, _patience, _look_first]
 
 @BOTH
 @WORKED
-@pytest.mark.parametrize("claims", ["nothing", "the truth"])
-def test_problems_worked_by_hand(
-    selection: Selection, problem: Callable[[], tuple[TableModel, list[float]]], claims: str
+@pytest.mark.parametrize("values", ["zero", "correct"])
+def test_problems_solved_by_hand(
+    selection: Selection, problem: Callable[[], tuple[TableModel, list[float]]], values: str
 ) -> None:
-    """The model knows what happens; what lies beyond a node it claims, or claims to be nothing."""
+    """The model knows probabilities and rewards; its values are zero or correct."""
     model, worth = problem()
     model.rewards *= UNIT
     exact = UNIT * np.array(worth)
-    if claims == "the truth":
+    if values == "correct":
         for state in range(1, len(model.values)):
             model.q_values[state] = action_values(model, state, 1, DISCOUNT)
             model.values[state] = model.q_values[state].max()
@@ -81,23 +81,23 @@ def test_problems_worked_by_hand(
     assert result.actions[0] == best
     assert result.q_values[0, best] == pytest.approx(exact[best], abs=within)
     assert result.values[0] == pytest.approx(exact[best], abs=within)
-    if selection is Selection.GUMBEL:  # sequential halving gets to know every action
+    if selection is Selection.GUMBEL:  # sequential halving visits every action often
         np.testing.assert_allclose(result.q_values[0], exact, atol=within)
 
 
 def _spread(model: TableModel) -> None:
-    """Nothing to change: the game as drawn."""
+    """Change nothing."""
 
 
 def _rare_ruin(model: TableModel) -> None:
-    """The first action is better but for a rare, terrible outcome."""
+    """The first action is better except for a rare outcome with a large loss."""
     model.probabilities[0, 0] = [0.6, 0.3, 0.1]
     model.rewards[0, 0] = [0.1, 0.1, -1.5]
     model.rewards[0, 1] = 0.0
 
 
 def _bait(model: TableModel) -> None:
-    """The first action pays at once and leads to losses, the second costs and leads to gains."""
+    """The first action pays now and leads to losses; the second costs now and leads to gains."""
     model.rewards[0, 0], model.rewards[0, 1] = 0.1, -0.1
     model.rewards[1:4] = -0.3
     model.rewards[4:7] = 0.3
@@ -107,7 +107,7 @@ PROBLEMS = pytest.mark.parametrize("problem", [_spread, _rare_ruin, _bait])
 
 
 def _two_plies(problem: Callable[[TableModel], None]) -> tuple[TableModel, list[float]]:
-    """A problem of 2 actions, 3 outcomes and 2 plies, and the exact Q of the root's actions."""
+    """A problem with 2 actions, 3 outcomes and 2 plies, and the exact Q-values of the root."""
     model = finite_game(np.random.default_rng(3), plies=2)
     model.rewards *= 0.1
     model.values *= 0.1
@@ -118,12 +118,12 @@ def _two_plies(problem: Callable[[TableModel], None]) -> tuple[TableModel, list[
 
 @BOTH
 @PROBLEMS
-def test_a_truthful_model_leads_to_the_exact_values(
+def test_a_correct_model_leads_to_the_exact_values(
     selection: Selection, problem: Callable[[TableModel], None]
 ) -> None:
     model, exact = _two_plies(problem)
-    truthful(model, plies=2, discount=DISCOUNT)
-    model.values[0] = 0.0  # what the root is worth, the search has to find
+    set_true_values(model, plies=2, discount=DISCOUNT)
+    model.values[0] = 0.0  # the search must find the value of the root
     config = SearchConfig(selection, SIMULATIONS, discount=DISCOUNT)
     result = search(model, model.roots(ONE_ROOT), free_rules(2), config)
     best = int(np.argmax(exact))
@@ -133,7 +133,7 @@ def test_a_truthful_model_leads_to_the_exact_values(
 
 
 @PROBLEMS
-def test_puct_converges_even_where_the_model_claims_nonsense(problem: Callable[[TableModel], None]) -> None:
+def test_puct_converges_even_with_wrong_model_values(problem: Callable[[TableModel], None]) -> None:
     model, exact = _two_plies(problem)
     errors = []
     for simulations in (125, 1000, 8000):

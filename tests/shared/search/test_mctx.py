@@ -1,9 +1,9 @@
-"""Both searches grow the trees that mctx grows, node by node.
+"""Both selection rules give the trees of mctx, node by node.
 
-mctx is DeepMind's own implementation of the papers. tests/oracles/mctx_search.py says exactly which parts
-are mctx's (walk, selection rules, sequential halving, chance rule, expansion, backup, mixed value) and which
-definitions are stated for it (the root's afterstates known up front, the bounds that scale Q, illegal
-actions inside the tree).
+mctx is DeepMind's implementation of the papers. tests/oracles/mctx_search.py documents which parts are from
+mctx (traversal, selection rules, sequential halving, chance rule, expansion, backup, mixed value) and which
+definitions are added (root afterstates known from the start, the bounds that scale Q, illegal actions inside
+the tree).
 """
 
 from collections.abc import Callable, Iterator
@@ -33,11 +33,11 @@ def mctx() -> Iterator[Mctx]:
 
 
 def _plain(model: TableModel) -> None:
-    """As drawn: values around 1 pip."""
+    """Change nothing: values are around 1 pip."""
 
 
 def _wide(model: TableModel) -> None:
-    """Values of hundreds of pips, and a prior that is nearly sure."""
+    """Values of hundreds of pips and a nearly deterministic prior."""
     model.rewards *= 200.0
     model.values *= 200.0
     model.q_values *= 200.0
@@ -45,21 +45,21 @@ def _wide(model: TableModel) -> None:
 
 
 def _flat(model: TableModel) -> None:
-    """All values closer together than Q-values are told apart."""
+    """All values within `min_q_span`."""
     model.rewards *= 1e-4
     model.values *= 1e-4
     model.q_values *= 1e-4
 
 
 def _sure(model: TableModel) -> None:
-    """Outcomes that are nearly certain, and some that cannot happen."""
+    """Nearly certain outcomes, and some of probability 0."""
     model.probabilities **= 6
     model.probabilities[model.probabilities < 1e-3] = 0.0
     model.probabilities /= model.probabilities.sum(axis=2, keepdims=True)
 
 
 PROBLEMS = pytest.mark.parametrize("problem", [_plain, _wide, _flat, _sure])
-#: Of the same shape, so that mctx is compiled once.
+#: Both of the same shape, so that mctx compiles once.
 RULES = pytest.mark.parametrize(
     "rules",
     [
@@ -86,7 +86,7 @@ def test_puct_equals_mctxs_stochastic_policy(
     roots = model.roots(STATES, PHASES.astype(np.int8))
     found = mctx.puct(model, STATES, PHASES, rules, config)
     _require_same_trees(grow(model, roots, rules, config), found)
-    for simulations in (5, 25, 50):  # shorter searches are the beginning of longer ones
+    for simulations in (5, 25, 50):  # a longer search starts like a shorter one
         result = search(model, roots, rules, SearchConfig(Selection.PUCT, simulations))
         np.testing.assert_array_equal(result.visits, _visits_after(found, simulations))
     np.testing.assert_allclose(result.policies, found.policies, atol=1e-6)
@@ -98,7 +98,7 @@ def test_puct_equals_mctxs_stochastic_policy(
 @RULES
 @PROBLEMS
 @pytest.mark.parametrize("simulations", [5, 25, 50])
-def test_gumbel_equals_mctxs_rules_over_mctxs_chance_nodes(
+def test_gumbel_equals_mctxs_rules_with_mctxs_chance_nodes(
     mctx: Mctx, problem: Callable[[TableModel], None], rules: ActionRules, simulations: int
 ) -> None:
     model, config = _problem(problem), SearchConfig(Selection.GUMBEL, simulations)
@@ -109,7 +109,7 @@ def test_gumbel_equals_mctxs_rules_over_mctxs_chance_nodes(
 
 
 @RULES
-def test_gumbel_equals_mctx_where_only_the_best_two_are_considered(mctx: Mctx, rules: ActionRules) -> None:
+def test_gumbel_equals_mctx_if_only_two_actions_are_considered(mctx: Mctx, rules: ActionRules) -> None:
     model, legal = _problem(_plain), rules.legal[PHASES]
     noise = np.random.default_rng(14).gumbel(size=legal.shape)
     strength = np.where(legal, noise + model.logits[STATES], -np.inf)
@@ -128,11 +128,11 @@ def _require_same_gumbel(
     considered: Bool,
 ) -> None:
     roots, legal = model.roots(STATES, PHASES.astype(np.int8)), rules.legal[PHASES]
-    drawn = None if noise is None else RootNoise(noise, np.ones_like(noise))
-    told = np.zeros(legal.shape) if noise is None else noise
-    found = mctx.gumbel(model, STATES, PHASES, rules, config, told, considered)
-    _require_same_trees(grow(model, roots, rules, config, drawn), found)
-    result = search(model, roots, rules, config, drawn)
+    root_noise = None if noise is None else RootNoise(noise, np.ones_like(noise))
+    gumbel = np.zeros(legal.shape) if noise is None else noise
+    found = mctx.gumbel(model, STATES, PHASES, rules, config, gumbel, considered)
+    _require_same_trees(grow(model, roots, rules, config, root_noise), found)
+    result = search(model, roots, rules, config, root_noise)
     np.testing.assert_array_equal(result.visits, found.root_visits)
     np.testing.assert_array_equal(result.actions, found.actions)
     np.testing.assert_allclose(result.policies, found.policies, atol=1e-6)
@@ -145,7 +145,7 @@ def test_sequential_halving_equals_mctxs_table(mctx: Mctx, simulations: int) -> 
 
 
 def _visits_after(found: MctxTrees, simulations: int) -> Int64:
-    """Visits of the root's actions after the first simulations; each of them made one node."""
+    """Visits of the root actions after the first simulations, each of which added one node."""
     visits = np.zeros((NUM_STATES, NUM_ACTIONS), np.int64)
     for row in range(NUM_STATES):
         actions = [-1]
@@ -157,9 +157,9 @@ def _visits_after(found: MctxTrees, simulations: int) -> Int64:
 
 
 def _require_same_trees(tree: Tree, found: MctxTrees) -> None:
-    """Every node of every tree: hung at the same place, visited as often, of the same value."""
+    """Check parent, branch, visits and value of every node of every tree."""
     for row in range(NUM_STATES):
-        # Our number of each of mctx's nodes; a parent comes before its children.
+        # The index in our tree of each node of mctx. A parent precedes its children.
         ours = [0]
         for node in range(1, found.visits.shape[1]):
             parent = ours[found.parents[row, node]]
@@ -170,7 +170,7 @@ def _require_same_trees(tree: Tree, found: MctxTrees) -> None:
         np.testing.assert_allclose(
             tree.value_sum[row, ours] / tree.visits[row, ours], found.values[row], rtol=1e-9, atol=1e-9
         )
-        # Whatever else our tree holds is the root's afterstates that no simulation went to.
+        # The other nodes of our tree are root afterstates without visits.
         others = np.setdiff1d(np.arange(tree.size[row]), ours)
         assert not tree.visits[row, others].any()
         assert not tree.parent[row, others].any()

@@ -1,4 +1,4 @@
-"""Every path of every tree: kinds in turn, legal actions only, and sums that add up."""
+"""Every path of every tree alternates node kinds, has only legal actions, and its sums are consistent."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,10 @@ ROOTS = 4
 
 
 @dataclass(frozen=True)
-class NamingModel:
-    """Writes each call into the hidden state: action a as a + 1, outcome c as -(c + 1).
+class PathModel:
+    """Records the path in the hidden state: action a as a + 1, outcome c as -(c + 1).
 
-    Slot 0 counts what is written. All answers are drawn from what is written, so every path has its own.
+    Slot 0 is the length of the path. All results are functions of the path, so they differ between paths.
     """
 
     num_actions: int
@@ -30,7 +30,7 @@ class NamingModel:
     length: int
 
     def afterstates(self, hidden: Float32, actions: Int8) -> tuple[Float32, Float32, Float32]:
-        assert (hidden[:, 0] % 2 == 0).all(), "an action was taken in an afterstate"
+        assert (hidden[:, 0] % 2 == 0).all(), "an action was applied to an afterstate"
         written = self._written(hidden, actions + 1)
         odds = np.exp(self._answers(written, self.num_outcomes))
         return written, odds / odds.sum(axis=1, keepdims=True), self._answers(written, 1)[:, 0]
@@ -38,7 +38,7 @@ class NamingModel:
     def successors(
         self, afterstates: Float32, actions: Int8, outcomes: Int8
     ) -> tuple[Float32, Float32, Float32]:
-        assert (afterstates[:, 0] % 2 == 1).all(), "an outcome happened in a state"
+        assert (afterstates[:, 0] % 2 == 1).all(), "an outcome was applied to a state"
         last = afterstates[np.arange(len(afterstates)), afterstates[:, 0].astype(int)]
         assert (last == actions + 1).all(), "another action led to this afterstate"
         written = self._written(afterstates, -(outcomes + 1))
@@ -46,7 +46,7 @@ class NamingModel:
         return written, answers[:, 0], answers[:, 1]
 
     def policies(self, hidden: Float32) -> Float32:
-        assert (hidden[:, 0] % 2 == 0).all(), "an afterstate was asked for its policy"
+        assert (hidden[:, 0] % 2 == 0).all(), "the policy of an afterstate was requested"
         return self._answers(hidden, self.num_actions + 1)[:, 1:]
 
     def roots(self, phases: Int8) -> Roots:
@@ -55,10 +55,10 @@ class NamingModel:
         return Roots(hidden, answers[:, 1:], answers[:, 0], phases)
 
     @staticmethod
-    def _written(hidden: Float32, letters: Int8) -> Float32:
+    def _written(hidden: Float32, steps: Int8) -> Float32:
         written = hidden.copy()
         written[:, 0] += 1
-        written[np.arange(len(hidden)), written[:, 0].astype(int)] = letters
+        written[np.arange(len(hidden)), written[:, 0].astype(int)] = steps
         return written
 
     def _answers(self, written: Float32, count: int) -> Float32:
@@ -79,38 +79,38 @@ def _noise(rng: np.random.Generator, actions: int) -> RootNoise:
     outcomes=st.integers(1, 3),
     phases=st.integers(1, 4),
 )
-def test_every_path_is_legal_and_takes_actions_and_outcomes_in_turn(
+def test_every_path_is_legal_and_alternates_actions_and_outcomes(
     selection: Selection, seed: int, simulations: int, actions: int, outcomes: int, phases: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    rules, model = random_rules(rng, phases, actions), NamingModel(actions, outcomes, simulations + 1)
+    rules, model = random_rules(rng, phases, actions), PathModel(actions, outcomes, simulations + 1)
     roots = model.roots(rng.integers(phases, size=ROOTS).astype(np.int8))
     tree = grow(model, roots, rules, SearchConfig(selection, simulations), _noise(rng, actions))
     for row in range(ROOTS):
         for node in range(1, tree.size[row]):
-            letters = _path(tree, row, node)
+            steps = _path(tree, row, node)
             length = int(tree.hidden[row, node, 0])
-            assert tree.hidden[row, node, 1 : 1 + length].tolist() == letters  # the model was told this path
-            assert [letter > 0 for letter in letters] == [place % 2 == 0 for place in range(length)]
-            _require_legal(letters, int(roots.phases[row]), rules)
+            assert tree.hidden[row, node, 1 : 1 + length].tolist() == steps  # the path in the model
+            assert [step > 0 for step in steps] == [index % 2 == 0 for index in range(length)]
+            _require_legal(steps, int(roots.phases[row]), rules)
 
 
 def _path(tree: Tree, row: int, node: int) -> list[int]:
-    """What leads from the root to a node, in the model's letters."""
-    letters: list[int] = []
+    """The path from the root to a node, as `PathModel` records it."""
+    steps: list[int] = []
     while node != 0:
         parent, branch = int(tree.parent[row, node]), int(tree.branch[row, node])
         assert tree.children[row, parent, branch] == node
-        letters.insert(0, -(branch + 1) if tree.is_chance[row, parent] else branch + 1)
+        steps.insert(0, -(branch + 1) if tree.is_chance[row, parent] else branch + 1)
         node = parent
-    return letters
+    return steps
 
 
-def _require_legal(letters: list[int], phase: int, rules: ActionRules) -> None:
-    for letter in letters:
-        if letter > 0:
-            assert rules.legal[phase, letter - 1]
-            phase = int(rules.successor[phase, letter - 1])
+def _require_legal(steps: list[int], phase: int, rules: ActionRules) -> None:
+    for step in steps:
+        if step > 0:
+            assert rules.legal[phase, step - 1]
+            phase = int(rules.successor[phase, step - 1])
 
 
 @BOTH
@@ -122,12 +122,12 @@ def _require_legal(letters: list[int], phase: int, rules: ActionRules) -> None:
     outcomes=st.integers(1, 4),
     discount=st.sampled_from([0.0, 0.5, 0.997, 1.0]),
 )
-def test_visits_and_values_add_up_from_the_leaves(
+def test_visits_and_values_are_the_sums_over_the_children(
     selection: Selection, seed: int, simulations: int, actions: int, outcomes: int, discount: float
 ) -> None:
-    """A node's first visit is its own evaluation, every other one went on to a child.
+    """The first visit of a node evaluates it, every other visit continues to a child.
 
-    So N = 1 + Σ n; and W is the node's own claim plus what its children hold: Σ W below a decision node,
+    So N = 1 + Σ n, and W is the value of the model plus that of the children: Σ W below a decision node,
     Σ (n r + γ W) below a chance node.
     """
     rng = np.random.default_rng(seed)
@@ -149,21 +149,21 @@ def _require_sums(tree: Tree, row: int, node: int, model: TableModel, discount: 
     at = int(tree.hidden[row, node, 0])
     if tree.is_chance[row, node]:
         state, action = divmod(at, model.num_actions)
-        claim = model.q_values[state, action]
+        own = model.q_values[state, action]
         rewards = model.rewards[state, action, tree.branch[row, children]]
         below = (counts * rewards + discount * sums).sum()
     else:
-        claim, below = model.values[at], sums.sum()
-    assert tree.value_sum[row, node] == pytest.approx(claim + below, abs=1e-4)
+        own, below = model.values[at], sums.sum()
+    assert tree.value_sum[row, node] == pytest.approx(own + below, abs=1e-4)
 
 
 def _require_bounds(tree: Tree, model: TableModel, discount: float) -> None:
-    """Every W/N lies within what the model's claims and rewards permit so many bars ahead."""
-    claims = np.concatenate([model.values, model.q_values.ravel()])
-    least, greatest = [claims.min()], [claims.max()]
+    """Check that every W/N is possible with the values and rewards of the model."""
+    values = np.concatenate([model.values, model.q_values.ravel()])
+    least, greatest = [values.min()], [values.max()]
     for _ in range(tree.children.shape[1]):
-        least.append(min(claims.min(), model.rewards.min() + discount * least[-1]))
-        greatest.append(max(claims.max(), model.rewards.max() + discount * greatest[-1]))
+        least.append(min(values.min(), model.rewards.min() + discount * least[-1]))
+        greatest.append(max(values.max(), model.rewards.max() + discount * greatest[-1]))
     for row in range(ROOTS):
         bars = _bars_below(tree, row)
         seen = tree.visits[row] > 0
@@ -173,9 +173,9 @@ def _require_bounds(tree: Tree, model: TableModel, discount: float) -> None:
 
 
 def _bars_below(tree: Tree, row: int) -> Int64:
-    """How many bars the tree looks ahead from each node, `[N]`."""
+    """The number of bars below each node, `[N]`."""
     bars = np.zeros(tree.children.shape[1], np.int64)
-    for node in range(int(tree.size[row]) - 1, 0, -1):  # a parent is made before its children
+    for node in range(int(tree.size[row]) - 1, 0, -1):  # parents precede their children
         parent = tree.parent[row, node]
         bars[parent] = max(bars[parent], bars[node] + int(tree.is_chance[row, parent]))
     return bars

@@ -1,4 +1,4 @@
-"""The trees grow by the rules, and what is read off them is right: on problems whose answer is known."""
+"""Trees and results of the search on problems with known answers."""
 
 import numpy as np
 import pytest
@@ -27,11 +27,11 @@ def _noise(seed: int, batch: int, actions: int) -> RootNoise:
 
 
 @BOTH
-def test_the_discount_enters_once_a_bar(selection: Selection) -> None:
+def test_the_discount_is_applied_once_per_bar(selection: Selection) -> None:
     model = constant_model(1, [1.0], reward=1.0, value=0.0)
     config = SearchConfig(selection, simulations=2, discount=0.5)
     tree = grow(model, model.roots(ONE_ROOT), free_rules(1), config)
-    # First the afterstate's value 0, then the bar's reward 1 with a state worth 0 behind it.
+    # First the afterstate value 0, then the reward 1 and a state of value 0.
     assert tree.value_sum[0, 0] == 1.0
     tree = grow(model, model.roots(ONE_ROOT), free_rules(1), SearchConfig(selection, 4, discount=0.5))
     # Third and fourth: reward 1 and the next afterstate, then reward 1 and half of the next reward 1.
@@ -61,7 +61,7 @@ def test_chance_visits_follow_the_probabilities(
     outcomes=st.integers(1, 4),
     discount=st.sampled_from([0.0, 0.5, 0.997, 1.0]),
 )
-def test_trees_equal_those_of_a_node_by_node_search(
+def test_trees_equal_those_of_a_search_with_node_objects(
     selection: Selection, seed: int, simulations: int, actions: int, outcomes: int, discount: float
 ) -> None:
     model = random_model(np.random.default_rng(seed), 6, actions, outcomes)
@@ -93,8 +93,8 @@ def _assert_same(tree: Tree, row: int, index: int, node: Node) -> None:
         _assert_same(tree, row, child, node.children[branch])
 
 
-def test_puct_visits_worked_by_hand() -> None:
-    """Priors 2/3 and 1/3, rewards 0, values 1 and 3 (root 0): the visits alternate as the sums below say."""
+def test_puct_visits_computed_by_hand() -> None:
+    """Priors 2/3 and 1/3, rewards 0, values 1 and 3 (root 0): the scores below decide the visits."""
     model = constant_model(2, [1.0])
     model.logits[:] = np.log([2 / 3, 1 / 3])
     model.q_values[:] = [1.0, 3.0]
@@ -113,14 +113,14 @@ def test_puct_visits_worked_by_hand() -> None:
     assert visits == [[0, 1], [1, 1], [1, 2], [2, 2]]
 
 
-def test_gumbel_worked_by_hand() -> None:
-    """Priors 2/3 and 1/3, afterstates worth 1 and 3, rewards and states 0: four simulations."""
+def test_gumbel_results_computed_by_hand() -> None:
+    """Priors 2/3 and 1/3, afterstate values 1 and 3, rewards and state values 0: four simulations."""
     model = constant_model(2, [1.0])
     model.logits[:] = np.log([2 / 3, 1 / 3])
     model.q_values[:] = [1.0, 3.0]
     model.values[:] = 0.0
-    # Halving two actions: 0, 0, 1, 1 visits. The second leads by σ = 5 > ln 2, so it goes first. A second
-    # visit lets the outcome happen, worth 0: it halves an action's Q. σ = (50 + max N)·0.1·(0, 1).
+    # Halving of two actions: 0, 0, 1, 1 visits. The second action leads by σ = 5 > ln 2, so it is first. A
+    # second visit backs up the outcome of value 0, which halves Q. σ = (50 + max N)·0.1·(0, 1).
     searches = [
         (1, [0, 1], np.array([1.0, 3.0]), 5.1),
         (2, [1, 1], np.array([1.0, 3.0]), 5.1),
@@ -139,7 +139,7 @@ def test_gumbel_worked_by_hand() -> None:
 
 @BOTH
 @pytest.mark.parametrize("scale", [1e-3, 0.37, 1000.0])
-def test_rewards_on_another_scale_change_no_visit(selection: Selection, scale: float) -> None:
+def test_the_scale_of_rewards_does_not_change_the_visits(selection: Selection, scale: float) -> None:
     discount, shift = 0.9, 7.0 * scale
     model = random_model(np.random.default_rng(1), 40)
     roots = np.arange(40)
@@ -154,8 +154,8 @@ def test_rewards_on_another_scale_change_no_visit(selection: Selection, scale: f
     np.testing.assert_allclose(got.values, scale * expected.values + shift, rtol=1e-5)
 
 
-def test_q_values_closer_together_than_the_least_span_keep_their_distance() -> None:
-    """A tenth of the least span apart counts as a tenth: σ = (50 + 1)·0.1·0.1 after one visit."""
+def test_q_values_within_the_minimum_span_keep_their_distance() -> None:
+    """A distance of a tenth of `min_q_span` is 0.1 after scaling: σ = (50 + 1)·0.1·0.1 with one visit."""
     model = constant_model(2, [1.0])
     model.q_values[:] = [0.0, 0.001]
     config = SearchConfig(Selection.GUMBEL, simulations=1, min_q_span=0.01)
@@ -164,7 +164,7 @@ def test_q_values_closer_together_than_the_least_span_keep_their_distance() -> N
 
 
 @BOTH
-def test_where_all_values_are_equal_the_prior_decides(selection: Selection) -> None:
+def test_the_prior_decides_between_equal_values(selection: Selection) -> None:
     model = constant_model(3, [0.3, 0.4, 0.3])
     model.logits[:] = np.log([0.2, 0.5, 0.3])
     result = search(model, model.roots(ONE_ROOT), free_rules(3), SearchConfig(selection, 20))
@@ -177,7 +177,7 @@ def test_where_all_values_are_equal_the_prior_decides(selection: Selection) -> N
 
 
 @BOTH
-def test_a_root_is_searched_alike_in_any_company(selection: Selection) -> None:
+def test_a_root_has_the_same_bits_in_any_batch(selection: Selection) -> None:
     model = random_model(np.random.default_rng(2), 300)
     rules, config, noise = free_rules(3), SearchConfig(selection, 25), _noise(0, 300, 3)
     together = search(model, model.roots(np.arange(300)), rules, config, noise)
@@ -192,15 +192,15 @@ def test_a_root_is_searched_alike_in_any_company(selection: Selection) -> None:
 
 @BOTH
 @pytest.mark.parametrize("noise", [None, _noise(0, 40, 3)])
-def test_a_search_run_again_gives_the_same_bits(selection: Selection, noise: RootNoise | None) -> None:
+def test_a_repeated_search_gives_the_same_bits(selection: Selection, noise: RootNoise | None) -> None:
     model, config = random_model(np.random.default_rng(2), 40), SearchConfig(selection, 25)
     first, second = (grow(model, model.roots(np.arange(40)), free_rules(3), config, noise) for _ in range(2))
     for name in ("size", "children", "visits", "value_sum", "q_bounds"):
         assert getattr(first, name).tobytes() == getattr(second, name).tobytes(), name
 
 
-def test_dirichlet_noise_is_mixed_into_the_roots_prior() -> None:
-    """Over the three legal actions: a Dirichlet(1) share has mean 1/3 and standard deviation √(1/18)."""
+def test_dirichlet_noise_is_mixed_into_the_prior_of_the_root() -> None:
+    """With three legal actions a Dirichlet(1) share has mean 1/3 and standard deviation √(1/18)."""
     model = random_model(np.random.default_rng(5), 1, 4)
     rules = ActionRules(np.array([[True, True, False, True]]), np.zeros((1, 4), np.int8))
     config = SearchConfig(Selection.PUCT, 1, dirichlet_fraction=0.4)
@@ -219,8 +219,8 @@ def test_dirichlet_noise_is_mixed_into_the_roots_prior() -> None:
 
 
 @BOTH
-def test_noise_stays_at_the_root(selection: Selection) -> None:
-    """Whatever is drawn, every other node's prior is the model's, and so are all logits."""
+def test_noise_changes_only_the_root(selection: Selection) -> None:
+    """The priors of all other nodes, and all logits, are those of the model."""
     model = random_model(np.random.default_rng(5), 20)
     roots, config = model.roots(np.arange(20)), SearchConfig(selection, 30)
     own = np.exp(model.logits) / np.exp(model.logits).sum(axis=1, keepdims=True)
@@ -238,11 +238,11 @@ def test_noise_stays_at_the_root(selection: Selection) -> None:
             logits = tree.logits[row, : tree.size[row], :3][decisions]
             np.testing.assert_allclose(logits, np.log(own[states]), atol=1e-6)
         visits.append(tree.visits.tobytes())
-    assert len(set(visits)) == 3  # and the noise does change where the search goes
+    assert len(set(visits)) == 3  # the noise does change the search
 
 
 def test_gumbel_noise_draws_actions_from_the_policy() -> None:
-    """With one simulation and equal values the search takes the best of g + logits: a draw from softmax."""
+    """With one simulation and equal values the search selects argmax g + logits, a draw from the softmax."""
     model = constant_model(4, [1.0])
     policy = np.array([0.1, 0.2, 0.3, 0.4])
     model.logits[:] = np.log(policy)
@@ -251,11 +251,11 @@ def test_gumbel_noise_draws_actions_from_the_policy() -> None:
     result = search(model, roots, free_rules(4), SearchConfig(simulations=1), _noise(0, draws, 4))
     shares = np.bincount(result.actions, minlength=4) / draws
     np.testing.assert_allclose(shares, policy, atol=4 * np.sqrt(0.25 / draws))
-    # The training target stays free of noise.
+    # The training target contains no noise.
     np.testing.assert_allclose(result.policies, np.broadcast_to(policy, (draws, 4)), atol=1e-6)
 
 
-def test_only_the_strongest_actions_are_considered() -> None:
+def test_only_the_actions_with_the_largest_logits_are_considered() -> None:
     model = constant_model(4, [1.0])
     model.logits[:] = np.log([0.1, 0.2, 0.4, 0.3])
     config = SearchConfig(simulations=9, max_considered_actions=2)
@@ -265,12 +265,12 @@ def test_only_the_strongest_actions_are_considered() -> None:
 
 @pytest.mark.parametrize(("simulations", "least_gain"), [(1, 0.84), (2, 0.84), (5, 0.85), (25, 0.89)])
 def test_completed_q_improves_the_policy_when_q_is_exact(simulations: int, least_gain: float) -> None:
-    """Completed Q with an exact model: no root's true value falls, most gain; the best is 1.03 on average."""
+    """With an exact model no root loses true value. The mean gain of the best action is 1.03."""
     rng = np.random.default_rng(6)
     model = random_model(rng, 4096, 4)
     model.next_state[:] = np.arange(4096)[:, None, None]
     model.values[:] = 0.0
-    model.rewards[:] = model.q_values[:, :, None]  # whatever happens, an action is worth its Q
+    model.rewards[:] = model.q_values[:, :, None]  # every outcome is worth the Q of the action
     q = model.q_values
     prior = np.exp(model.logits) / np.exp(model.logits).sum(axis=1, keepdims=True)
     config = SearchConfig(simulations=simulations, discount=0.0)
@@ -281,12 +281,12 @@ def test_completed_q_improves_the_policy_when_q_is_exact(simulations: int, least
 
 
 @BOTH
-def test_what_is_said_of_illegal_actions(selection: Selection) -> None:
+def test_illegal_actions_get_no_probability_and_no_visit(selection: Selection) -> None:
     """Phase 0 allows actions 0 and 1, phase 1 allows 0 and 2; 1 leads to phase 1, 2 back to 0."""
     legal = np.array([[True, True, False], [True, False, True]])
     rules = ActionRules(legal, np.array([[0, 1, -1], [1, -1, 0]], np.int8))
     model = random_model(np.random.default_rng(7), 8)
-    model.logits[:, 2] += 5.0  # wanted most, and illegal in phase 0
+    model.logits[:, 2] += 5.0  # the best action, illegal in phase 0
     model.q_values[:, 2] += 5.0
     roots = model.roots(np.arange(8), np.array([0, 1] * 4, np.int8))
     result = search(model, roots, rules, SearchConfig(selection, 80), _noise(1, 8, 3))
@@ -301,12 +301,12 @@ def test_what_is_said_of_illegal_actions(selection: Selection) -> None:
 
 
 @BOTH
-def test_every_level_is_one_call_for_all_roots(selection: Selection) -> None:
+def test_each_level_of_all_trees_takes_one_call_per_kind(selection: Selection) -> None:
     model = random_model(np.random.default_rng(8), 50)
     search(model, model.roots(np.arange(50)), free_rules(3), SearchConfig(selection, simulations=5))
     assert model.calls[0] == ("afterstates", 150)
-    # A simulation makes one node, and may need the policy of one other before: two turns, of up to three
-    # kinds of calls where roots have come to different places.
+    # A simulation adds one node and may first need the policy of another: two rounds with up to three kinds
+    # of calls, because trees can differ in what they need.
     assert len(model.calls) <= 1 + 3 * 2 * 5
     rows = {kind: sum(n for k, n in model.calls[1:] if k == kind) for kind in dict(model.calls)}
     assert rows["afterstates"] + rows["successors"] <= 5 * 50
@@ -314,17 +314,17 @@ def test_every_level_is_one_call_for_all_roots(selection: Selection) -> None:
 
 
 @BOTH
-def test_a_policy_is_asked_for_where_the_search_goes_on_and_only_there(selection: Selection) -> None:
+def test_only_expanded_nodes_have_their_policy_evaluated(selection: Selection) -> None:
     model = random_model(np.random.default_rng(18), 50)
     tree = grow(model, model.roots(np.arange(50)), free_rules(3), SearchConfig(selection, simulations=25))
-    asked = sum(rows for kind, rows in model.calls if kind == "policies")
+    evaluated = sum(rows for kind, rows in model.calls if kind == "policies")
     below = (tree.children[:, :, :3] != ABSENT).any(axis=2) & ~tree.is_chance
     np.testing.assert_array_equal(tree.has_prior, below)
-    assert asked == below[:, 1:].sum()
-    assert asked < (~tree.is_chance)[:, 1:].sum() / 2  # most decision nodes are leaves
+    assert evaluated == below[:, 1:].sum()
+    assert evaluated < (~tree.is_chance)[:, 1:].sum() / 2  # most decision nodes are leaves
 
 
-def test_outcome_probabilities_are_the_models() -> None:
+def test_outcome_probabilities_are_those_of_the_model() -> None:
     model = random_model(np.random.default_rng(9), 3)
     result = search(model, model.roots(np.arange(3)), free_rules(3), SearchConfig())
     np.testing.assert_allclose(result.outcome_probabilities, model.probabilities, atol=1e-6)
@@ -338,7 +338,7 @@ def test_a_number_that_is_not_finite_is_an_error(field: str) -> None:
         search(model, model.roots(np.arange(3)), free_rules(3), SearchConfig(simulations=9))
 
 
-def test_roots_and_rules_must_agree() -> None:
+def test_roots_that_do_not_fit_the_rules_are_refused() -> None:
     model = random_model(np.random.default_rng(11), 3)
     with pytest.raises(ShapeError, match="policy_logits"):
         search(model, model.roots(np.arange(3)), free_rules(4), SearchConfig())

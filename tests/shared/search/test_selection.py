@@ -1,4 +1,4 @@
-"""Sequential halving: how the visits are shared out."""
+"""The schedule of sequential halving."""
 
 import pytest
 from hypothesis import given
@@ -19,13 +19,13 @@ from shared.search.selection import considered_visits
         (4, 16, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
     ],
 )
-def test_tables_worked_by_hand(actions: int, simulations: int, visits: list[int]) -> None:
+def test_schedules_computed_by_hand(actions: int, simulations: int, visits: list[int]) -> None:
     assert considered_visits(4, simulations)[actions].tolist() == visits
 
 
 @given(actions=st.integers(1, 20), simulations=st.integers(1, 200))
-def test_some_action_always_has_the_visits_asked_for(actions: int, simulations: int) -> None:
-    """Acting the table out, however the better half is chosen."""
+def test_some_action_always_has_the_scheduled_visits(actions: int, simulations: int) -> None:
+    """Follow the schedule with any choice of the better half."""
     visits = [0] * actions
     for wanted in considered_visits(actions, simulations)[actions].tolist():
         chosen = visits.index(wanted)
