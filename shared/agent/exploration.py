@@ -6,15 +6,22 @@ The schedule over episodes is in services/selfplay/exploration.py.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated
 
 import numpy as np
 
 from shared.environment.action import Action
-from shared.errors import SettingsError
 from shared.numeric import Bool, Float64, Int8, Int64, require_shape
 from shared.search.config import SearchConfig, Selection
 from shared.search.model import RootNoise
 from shared.search.search import SearchResult
+from shared.setting import (
+    NonNegative,
+    Range,
+    Share,
+    check_group,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -30,20 +37,14 @@ class Exploration:
     soon closes it again (temporally extended epsilon-greedy, Dabney et al. 2021).
     """
 
-    temperature: float = 1.0  # 0 selects the most visited action
-    epsilon: float = 0.0
-    excursion_rate: float = 0.0  # probability per decision that an excursion starts, outside of one
-    excursion_bars: float = 30.0  # mean of the geometric length
+    temperature: NonNegative = setting(1.0, "of the visit counts; 0 selects the most visited action")
+    epsilon: Share = setting(0.0, "probability of a random legal action")
+    excursion_rate: Share = setting(0.0, "probability per decision that an excursion starts, outside of one")
+    excursion_bars: Annotated[float, Range(low=1.0)] = setting(30.0, "mean of the geometric length")
 
     def __post_init__(self) -> None:
-        """Check every number's range."""
-        if not 0.0 <= self.temperature < float("inf"):
-            raise SettingsError(f"exploration.temperature is {self.temperature}, expected 0 or more")
-        for name in ("epsilon", "excursion_rate"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise SettingsError(f"exploration.{name} is {getattr(self, name)}, expected 0 to 1")
-        if not 1.0 <= self.excursion_bars < float("inf"):
-            raise SettingsError(f"exploration.excursion_bars is {self.excursion_bars}, expected 1 or more")
+        """Check every range."""
+        check_group("exploration", self)
 
 
 class Excursion(IntEnum):

@@ -1,8 +1,17 @@
 """Sizes of the networks. The manifest of a checkpoint records them, so that its weights can be loaded."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from shared.errors import SettingsError
+from shared.setting import (
+    Count,
+    Natural,
+    Positive,
+    Range,
+    check_group,
+    setting,
+)
 
 #: Temporal encoders by name.
 ENCODERS = ("tcn",)
@@ -10,39 +19,35 @@ ENCODERS = ("tcn",)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the representation, afterstate, dynamics, policy and value networks."""
+    """The `[model]` group: sizes of representation, afterstate, dynamics, policy and value networks.
 
-    encoder: str = "tcn"
-    window_bars: int = 32
-    temporal_features: int = 9
-    static_features: int = 6
-    num_actions: int = 4
-    num_outcomes: int = 3
-    temporal_channels: int = 240
-    static_channels: int = 16
-    encoder_blocks: int = 3  # block i has dilation 2^i: 1, 2, 4
-    kernel_size: int = 3
-    dropout: float = 0.1
-    afterstate_blocks: int = 1
-    dynamics_blocks: int = 3
-    policy_blocks: int = 2
-    value_blocks: int = 2
-    value_bins: int = 601
-    value_bound_pips: float = 300.0
+    Raises:
+        SettingsError: a value is out of range, or the encoder would see padding.
+    """
+
+    encoder: str = setting("tcn", "temporal encoder")
+    window_bars: Count = setting(32, "bars of a window; fixed by the features")
+    temporal_features: Count = setting(9, "features of a bar; fixed by the features")
+    static_features: Count = setting(6, "features of a position; fixed by the environment")
+    num_actions: Count = setting(4, "actions; fixed by the environment")
+    num_outcomes: Count = setting(3, "chance outcomes; fixed by the environment")
+    temporal_channels: Count = setting(240, "channels that encode a window")
+    static_channels: Count = setting(16, "channels that encode a position")
+    encoder_blocks: Count = setting(3, "residual blocks of the encoder; block i has dilation 2^i")
+    kernel_size: Annotated[int, Range(low=2)] = setting(3, "bars of a convolution")
+    dropout: Annotated[float, Range(low=0.0, below=1.0)] = setting(0.1, "dropout in training")
+    afterstate_blocks: Natural = setting(1, "residual blocks of the afterstate network")
+    dynamics_blocks: Count = setting(3, "residual blocks of the dynamics network")
+    policy_blocks: Count = setting(2, "residual blocks of the policy head")
+    value_blocks: Count = setting(2, "residual blocks of the value head")
+    value_bins: Annotated[int, Range(low=3)] = setting(601, "bins of the value support")
+    value_bound_pips: Positive = setting(300.0, "the value support covers plus and minus this")
 
     def __post_init__(self) -> None:
         """Check names and ranges, and that the output at the last bar of a window depends on no padding."""
         if self.encoder not in ENCODERS:
             raise SettingsError(f"model.encoder is {self.encoder!r}, expected one of {', '.join(ENCODERS)}")
-        for name, minimum in _MINIMA.items():
-            if getattr(self, name) < minimum:
-                raise SettingsError(f"model.{name} is {getattr(self, name)}, expected {minimum} or more")
-        if not 0.0 <= self.dropout < 1.0:
-            raise SettingsError(f"model.dropout is {self.dropout}, expected 0 or more and below 1")
-        if not 0.0 < self.value_bound_pips < float("inf"):
-            raise SettingsError(
-                f"model.value_bound_pips is {self.value_bound_pips}, expected a positive number"
-            )
+        check_group("model", self)
         if self.receptive_field > self.window_bars:
             raise SettingsError(
                 f"model.window_bars is {self.window_bars}, expected at least the encoder's receptive field of"
@@ -58,21 +63,3 @@ class ModelConfig:
     def receptive_field(self) -> int:
         """Bars that the last output step depends on: block i has two convolutions of dilation 2^i."""
         return 1 + 2 * (self.kernel_size - 1) * ((1 << self.encoder_blocks) - 1)
-
-
-_MINIMA = {
-    "window_bars": 1,
-    "temporal_features": 1,
-    "static_features": 1,
-    "num_actions": 1,
-    "num_outcomes": 1,
-    "temporal_channels": 1,
-    "static_channels": 1,
-    "encoder_blocks": 1,
-    "kernel_size": 2,
-    "afterstate_blocks": 0,
-    "dynamics_blocks": 1,
-    "policy_blocks": 1,
-    "value_blocks": 1,
-    "value_bins": 3,
-}

@@ -1,6 +1,9 @@
 """The order of sources, and errors for unknown names and invalid values."""
 
+import dataclasses
+import importlib
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,9 @@ from services.api.settings import GatewaySettings
 from services.selfplay.settings import SelfPlaySettings
 from services.trainer.settings import TrainerSettings
 from shared.errors import SettingsError
-from shared.runtime.settings import ServiceSettings, known_names, load
+from shared.runtime.settings import SETTINGS_MODULES, ServiceSettings, known_names, load
 from shared.search.config import Selection
+from shared.setting import describe_group
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +216,21 @@ def test_model_sizes_that_the_data_determine_cannot_be_set(
     monkeypatch.setenv(f"MM_MODEL__{name}", "40")
     with pytest.raises(SettingsError, match=rf"model\.{name.lower()} is 40, expected \d+"):
         load(TrainerSettings)
+
+
+def _groups() -> Iterator[tuple[str, object]]:
+    for module in SETTINGS_MODULES:
+        for item in vars(importlib.import_module(module)).values():
+            if isinstance(item, type) and issubclass(item, ServiceSettings):
+                for name, field in item.model_fields.items():
+                    group = field.get_default(call_default_factory=True, validated_data={})
+                    if dataclasses.is_dataclass(group):
+                        yield name, group
+
+
+@pytest.mark.parametrize(("name", "group"), dict(_groups()).items(), ids=dict(_groups()))
+def test_every_setting_of_a_group_has_a_meaning_and_every_number_a_range(name: str, group: object) -> None:
+    for setting, value, description in describe_group(group):
+        assert description, f"{name}.{setting} has no description"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert description.endswith(")"), f"{name}.{setting} has no range: {description}"
