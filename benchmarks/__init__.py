@@ -1,0 +1,1 @@
+"""Speed: each benchmark runs the thing and a named yardstick in turn."""

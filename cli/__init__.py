@@ -1,0 +1,1 @@
+"""Commands: a function per command, which composes the parts and prints the result."""

@@ -1,0 +1,1 @@
+"""The services: each is a thin asynchronous shell around pure code, and none imports another."""

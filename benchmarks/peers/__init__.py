@@ -1,0 +1,1 @@
+"""Other implementations of the search that benchmarks and tests compare with."""

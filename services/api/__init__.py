@@ -1,0 +1,1 @@
+"""The gateway: status, checkpoints, metrics, alerts, events, orders of an operator, and the dashboard."""

@@ -1,0 +1,1 @@
+"""The inference service: loads the promoted version and answers POST /inference with its decisions."""

@@ -1,0 +1,1 @@
+"""The trader: turns a decision at each bar's close into orders, within its guards."""

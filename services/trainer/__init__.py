@@ -1,0 +1,1 @@
+"""The trainer: journals trajectories, learns from them and publishes versions."""

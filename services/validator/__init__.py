@@ -1,0 +1,1 @@
+"""The validator: judges every version out of sample and promotes those that prove an edge."""

@@ -1,0 +1,1 @@
+"""The agent: one decision function, exploration, and episodes as trajectories."""

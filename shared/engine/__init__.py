@@ -1,0 +1,1 @@
+"""Fused kernels that compute the networks' outputs for decisions."""

@@ -1,0 +1,1 @@
+"""The trading environment: actions, positions, costs, rewards and chance outcomes."""

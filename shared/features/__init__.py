@@ -1,0 +1,1 @@
+"""Nine features per bar, for history and live bars with the same kernels."""

@@ -1,0 +1,1 @@
+"""Bars, instruments, the trading week, sessions, file formats and synthetic markets."""

@@ -1,0 +1,1 @@
+"""Versioned messages, the streams that carry them, and their encoding."""

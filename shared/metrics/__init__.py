@@ -1,0 +1,1 @@
+"""Statistics of trades and equity curves, position sizing and tests of significance."""

@@ -1,0 +1,1 @@
+"""The runtime of a service: settings, logs, lifecycle, HTTP server, ports and child processes."""

@@ -1,0 +1,1 @@
+"""The search: a tree of arrays, selection rules, expansion and backup."""

@@ -1,0 +1,1 @@
+"""OANDA's routes, a file per resource."""
