@@ -19,10 +19,10 @@ from services.trainer.learning.learner import Learner
 from services.trainer.settings import TrainerSettings
 from shared.adapters.tables.dataset import read_dataset
 from shared.agent.trajectory import Trajectory
-from shared.errors import MuZeroError
 from shared.messages.streams import TRAINER_GROUP, TRAJECTORIES
 from shared.model.network import initial_network
 from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.tasks import service_tasks
 
 log = structlog.get_logger()
 
@@ -42,12 +42,9 @@ class FollowerService:
         """Follow the leader until it orders a stop."""
         await asyncio.to_thread(self._open)
         self._report()
-        try:
-            async with asyncio.TaskGroup() as loops:
-                loops.create_task(self._ingest())
-                loops.create_task(self._follow())
-        except* MuZeroError as failures:
-            raise failures.exceptions[0] from failures
+        async with service_tasks() as loops:
+            loops.create_task(self._ingest())
+            loops.create_task(self._follow())
 
     def _open(self) -> None:
         settings = self._settings

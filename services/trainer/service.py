@@ -25,10 +25,11 @@ from services.trainer.publishing.metrics import REFUSED, ROLL_BACKS, Refusal
 from services.trainer.retry import wait_to_retry
 from services.trainer.run import Run
 from services.trainer.settings import TrainerSettings
-from shared.errors import MuZeroError, StoreAwayError
+from shared.errors import StoreAwayError
 from shared.messages.schemas import AlertRaised
 from shared.messages.streams import ALERTS, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.tasks import service_tasks
 
 log = structlog.get_logger()
 
@@ -73,25 +74,22 @@ class TrainerService:
 
     async def _run_loops(self) -> None:
         """Run all loops until asked to stop; pause requests are applied before anything is learned."""
-        try:
-            async with asyncio.TaskGroup() as loops:
-                if self._ranks:
-                    exchange = RankExchange(
-                        self._ranks,
-                        self._lifecycle,
-                        self._writer,
-                        ranks_in_use=self._ranks_in_use,
-                        is_far_ahead=self._is_far_ahead,
-                        changed=self._notify,
-                    )
-                    loops.create_task(exchange.run(loops))
-                control_after = await self._lifecycle.until_stopping(self._control.read_newest())
-                self._report()
-                loops.create_task(self._ingest())
-                loops.create_task(self._control.follow(control_after or "0-0"))
-                loops.create_task(self._learn())
-        except* MuZeroError as failures:
-            raise failures.exceptions[0] from failures
+        async with service_tasks() as loops:
+            if self._ranks:
+                exchange = RankExchange(
+                    self._ranks,
+                    self._lifecycle,
+                    self._writer,
+                    ranks_in_use=self._ranks_in_use,
+                    is_far_ahead=self._is_far_ahead,
+                    changed=self._notify,
+                )
+                loops.create_task(exchange.run(loops))
+            control_after = await self._lifecycle.until_stopping(self._control.read_newest())
+            self._report()
+            loops.create_task(self._ingest())
+            loops.create_task(self._control.follow(control_after or "0-0"))
+            loops.create_task(self._learn())
 
     async def _ingest(self) -> None:
         """Move trajectories from the stream to the journal; acknowledge them only when they are synced."""

@@ -15,6 +15,7 @@ from shared.messages.entry_id import EntryId
 from shared.messages.schemas import ValidationReported
 from shared.messages.streams import CHECKPOINTS
 from shared.runtime.lifecycle import Lifecycle
+from shared.runtime.tasks import service_tasks
 
 log = structlog.get_logger()
 
@@ -48,14 +49,11 @@ class ValidatorService:
             self._done, self._waiting = await retry_until_stored(self._lifecycle, self._judge.begin)
         except StoppedError:
             return
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._forward_stop())
-                following = tasks.create_task(self._follow())
-                await self._judge_all()
-                following.cancel()
-        except* MuZeroError as failures:
-            raise failures.exceptions[0] from failures
+        async with service_tasks() as tasks:
+            tasks.create_task(self._forward_stop())
+            following = tasks.create_task(self._follow())
+            await self._judge_all()
+            following.cancel()
 
     async def _forward_stop(self) -> None:
         """Stop the judging thread, too, when the service stops or fails."""
