@@ -36,7 +36,11 @@ def real_dataset(real_data: Path) -> Dataset:
 def short_training(dataset: Dataset) -> Training:
     search = SearchConfig()
     config = TrainingConfig(
-        ModelConfig(), ReplayConfig(), LearnerConfig(), TrainerConfig(samples_per_insert=2.0), search.discount
+        ModelConfig(temporal_channels=64),
+        ReplayConfig(),
+        LearnerConfig(),
+        TrainerConfig(samples_per_insert=2.0),
+        search.discount,
     )
     training = Training(config, dataset.features, dataset.fingerprint)
     worker = SelfPlayWorker(

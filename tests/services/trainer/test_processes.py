@@ -50,19 +50,24 @@ async def test_worker_and_trainer_learn_and_stop_gracefully(system: System) -> N
     assert await system.bus.length(DEAD) == 0
 
 
+#: Settings of the tuned profile that change an update.
+TUNED = {
+    "MM_LEARNER__AVERAGE_DECAY": "0.9",
+    "MM_LEARNER__CONSTANT_UPDATES": "7",
+    "MM_LEARNER__SHAPING": "unrealised",
+    "MM_LEARNER__TRACE_FLOOR": "0.1",
+}
+
+
 @pytest.mark.parametrize(
     "learner",
     [
         pytest.param({}, id="reference", marks=pytest.mark.soak),
+        pytest.param(TUNED, id="as tuned"),
         pytest.param(
-            {
-                "MM_LEARNER__AVERAGE_DECAY": "0.9",
-                "MM_LEARNER__CONSTANT_UPDATES": "7",
-                "MM_LEARNER__SHAPING": "unrealised",
-                "MM_LEARNER__TRACE_FLOOR": "0.1",
-                "MM_LEARNER__PRECISION": "bfloat16",
-            },
-            id="as tuned",
+            {**TUNED, "MM_LEARNER__PRECISION": "bfloat16"},
+            id="as tuned, bfloat16",
+            marks=pytest.mark.soak,
         ),
     ],
 )

@@ -26,7 +26,7 @@ async def test_ranks_learn_together_refuse_stale_trajectories_and_stop_when_one_
 ) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m")
     port = free_port()
-    early, last, young = 10, 60, 1_000_000  # `young` is a version that is never stale
+    early, last, young = 10, 34, 1_000_000  # `young` is a version that is never stale
     rng = np.random.default_rng(0)
     await system.bus.append_all(TRAJECTORIES, sendable(system, 0, early, version=0))
     system.start(
