@@ -212,7 +212,5 @@ def _no_compiler() -> str | None:
 def _no_onnx() -> str | None:
     absent = [name for name in ("onnxruntime", "onnx", "onnxscript") if find_spec(name) is None]
     if absent:
-        return (
-            f"not installed: {', '.join(absent)}; .venv/bin/python -m pip install -e '.[peers]' brings them"
-        )
+        return f"not installed: {', '.join(absent)}; .venv/bin/python -m pip install -e '.[onnx]' brings them"
     return None

@@ -106,7 +106,7 @@ def describe_group(group: Any) -> Iterator[tuple[str, object, str]]:
 
 
 def _figure(bound: float) -> str:
-    return f"{bound:g}" if abs(bound) < 1e6 else f"{bound:,.0f}"
+    return f"{bound:,.0f}" if 1e5 <= abs(bound) < 1e12 else f"{bound:g}"
 
 
 @cache

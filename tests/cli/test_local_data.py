@@ -74,5 +74,5 @@ def test_up_refuses_settings_that_name_another_instrument(
 def test_reading_the_instrument_of_another_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     for name in ("notes", "absent"):
-        with pytest.raises(DataError, match=f"{name}: no data set"):
+        with pytest.raises(DataError, match=f"{name}: not a data set"):
             read_instrument(tmp_path / name)

@@ -107,7 +107,7 @@ async def test_a_full_redis_pauses_producers_raises_an_alert_and_drains(
 async def _told_that_it_is_full(system: Gateway) -> bool:
     """Whether both /status and /metrics report a full Redis; they must agree."""
     alerts = (await system.client.get("/status")).json()["alerts"]
-    words = any(alert["name"] == "redis_memory" and "Redis holds" in alert["detail"] for alert in alerts)
+    words = any(alert["name"] == "redis_memory" and "Redis uses" in alert["detail"] for alert in alerts)
     figures = dict(
         re.findall(r"^mm_redis_(\w+) (\S+)$", (await system.client.get("/metrics")).text, re.MULTILINE)
     )

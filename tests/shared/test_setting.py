@@ -81,3 +81,11 @@ def test_descriptions_name_meaning_and_range() -> None:
     assert described["lag"] == (None, "versions behind (0 or more)")
     assert described["colour"] == (_Colour.RED, "colour of a step (red, blue)")
     assert described["name"] == ("a", "name of a step")
+
+
+def test_large_bounds_are_written_legibly() -> None:
+    assert str(Range(low=0, high=65_535)) == "0 to 65535"
+    assert str(Range(low=1, high=100_000)) == "1 to 100,000"
+    assert str(Range(low=0, high=4_294_967_295)) == "0 to 4,294,967,295"
+    assert str(Range(low=1e-3, high=1e12)) == "0.001 to 1e+12"
+    assert str(Range()) == "a finite number"

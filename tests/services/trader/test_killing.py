@@ -154,7 +154,7 @@ async def test_kill_prints_the_traders_confirmation_and_resume_lifts_the_kill(
 
 async def test_a_resume_that_no_trader_confirms_fails(bus: Bus, tmp_path: Path, kill_it: Kill) -> None:
     StatusFile(tmp_path / "trader").write(_DEAD)
-    assert "no trader runs here" in await kill_it(resume=True)
+    assert "no trader is running here" in await kill_it(resume=True)
     for kill_id in ("k", None):  # its file is still seen, or the kill through Redis still holds
         StatusFile(tmp_path / "trader").write(replace(_DEAD, pid=os.getpid(), kill_id=kill_id))
         with pytest.raises(ServiceError, match=r"not confirmed: the trader .* within 0\.5 s"):

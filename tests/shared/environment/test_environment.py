@@ -187,10 +187,10 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("field", "value", "text"),
         [
-            ("spread_pips", -1.0, "environment.spread_pips is -1.0, expected at least 0"),
-            ("commission_pips", float("nan"), "environment.commission_pips is nan, expected a finite"),
+            ("spread_pips", -1.0, "environment.spread_pips is -1.0, expected 0 or more"),
+            ("commission_pips", float("nan"), "environment.commission_pips is nan, expected 0 or more"),
             ("drawdown_penalty", float("inf"), "environment.drawdown_penalty is inf"),
-            ("session_bars", 0, "environment.session_bars is 0, expected at least 1"),
+            ("session_bars", 0, "environment.session_bars is 0, expected 1 or more"),
             ("reward", "sharpe", "environment.reward is 'sharpe', expected one of amddp1, pnl"),
         ],
     )
