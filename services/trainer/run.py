@@ -16,7 +16,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.training import Training, TrainingConfig
 from shared.adapters.tables.dataset import Dataset, read_dataset
 from shared.adapters.versions.store import CheckpointStore
-from shared.errors import StoreAwayError
+from shared.errors import StoreUnavailableError
 from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
@@ -79,7 +79,7 @@ class Run:
             try:
                 await asyncio.to_thread(self.publisher.resume)
                 break
-            except (OSError, StoreAwayError) as failure:
+            except (OSError, StoreUnavailableError) as failure:
                 if not await wait_to_retry("resume_failed", failure, lifecycle):
                     return False
         training, version = self.training, self.publisher.version

@@ -13,7 +13,7 @@ import pytest
 
 from shared.adapters.tables import validations
 from shared.adapters.tables.validations import Candidate, Record, ValidationScope, ValidationStore
-from shared.errors import DataError, RecordsAwayError
+from shared.errors import DataError, RecordsUnavailableError
 from shared.messages.schemas import ValidationReported
 from tests.shared.adapters.judgements import announcement_of, row_of
 
@@ -237,6 +237,6 @@ def test_a_file_that_stays_locked_is_an_error_after_the_time_limit(
     monkeypatch.setattr(validations, "LOCK_SECONDS", 0.1)
     with (
         contextlib.closing(duckdb.connect(str(records.path))),
-        pytest.raises(RecordsAwayError, match=r"validations\.duckdb"),
+        pytest.raises(RecordsUnavailableError, match=r"validations\.duckdb"),
     ):
         records.judged(SCOPE)

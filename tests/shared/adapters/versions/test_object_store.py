@@ -20,7 +20,7 @@ from shared.adapters.versions.manifest import (
 )
 from shared.adapters.versions.object_store import ObjectFiles
 from shared.adapters.versions.store import CheckpointStore, Collected
-from shared.errors import CheckpointError, SettingsError, StoreAwayError
+from shared.errors import CheckpointError, SettingsError, StoreUnavailableError
 from shared.runtime.ports import free_port
 from tests.conftest import ROOT
 from tests.s3_server import SECRET, S3Server
@@ -193,7 +193,7 @@ def test_a_move_gives_up_after_many_conflicts(place: Place) -> None:
         place.store().point(Pointer.BEST, 1)
         return moved(at, 1, "paper")
 
-    with pytest.raises(StoreAwayError, match=r"best\.json: replaced by others 20 times"):
+    with pytest.raises(StoreUnavailableError, match=r"best\.json: replaced by others 20 times"):
         place.store().move(Pointer.BEST, where)
 
 
@@ -245,7 +245,7 @@ def test_every_operation_raises_while_the_server_is_unavailable(
         lambda: store.collect_garbage(keep=1),
         store.pointers,
     ):
-        with pytest.raises(StoreAwayError, match=rf"{url}.*127\.0\.0\.1") as failure:
+        with pytest.raises(StoreUnavailableError, match=rf"{url}.*127\.0\.0\.1") as failure:
             operation()
         assert "\n" not in str(failure.value)
 
@@ -257,11 +257,11 @@ def test_versions_do_not_count_as_damaged_while_the_store_is_unavailable(
     store = fill(place.store(), 1, 2)
 
     def unavailable(*_: object) -> bytes:
-        raise StoreAwayError("no answer")
+        raise StoreUnavailableError("no answer")
 
     monkeypatch.setattr(ObjectFiles, "manifest_line", unavailable)
     for operation in (store.newest_valid, lambda: store.collect_garbage(keep=1)):
-        with pytest.raises(StoreAwayError, match="no answer"):
+        with pytest.raises(StoreUnavailableError, match="no answer"):
             operation()
     assert store.versions() == [1, 2]
 
@@ -274,7 +274,9 @@ def test_a_missing_bucket_is_named(s3_server: S3Server, bucket: str) -> None:
         lambda: store.pointer(Pointer.LATEST),
         lambda: store.save(manifest(0), {}, {}),
     ):
-        with pytest.raises(StoreAwayError, match=r"s3://nowhere/runs/one.* 404 Not Found NoSuchBucket"):
+        with pytest.raises(
+            StoreUnavailableError, match=r"s3://nowhere/runs/one.* 404 Not Found NoSuchBucket"
+        ):
             operation()
     assert InBucket(bucket).store().versions() == []
 
@@ -287,7 +289,7 @@ def test_the_error_for_wrong_credentials_does_not_contain_them(
         f"{s3_server.url}/moto-api/reset-auth", content=b"0"
     ).raise_for_status()  # checks credentials from now on
     try:
-        with pytest.raises(StoreAwayError, match="403 Forbidden InvalidAccessKeyId") as refused:
+        with pytest.raises(StoreUnavailableError, match="403 Forbidden InvalidAccessKeyId") as refused:
             InBucket(bucket).store().versions()
     finally:
         httpx.post(f"{s3_server.url}/moto-api/reset-auth", content=b"inf").raise_for_status()
@@ -311,7 +313,7 @@ def test_a_secret_in_a_url_is_refused_and_not_shown() -> None:
 def test_a_password_in_an_endpoint_is_not_shown(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "RETRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:pass-w0rd@127.0.0.1:{free_port()}")
-    with pytest.raises(StoreAwayError) as failure:
+    with pytest.raises(StoreUnavailableError) as failure:
         InBucket(bucket).store().versions()
     assert "pass-w0rd" not in str(failure.value)
 
