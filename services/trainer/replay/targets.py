@@ -130,7 +130,7 @@ def unrolled_steps(
         static=trajectory.static,
         actions=trajectory.actions[decisions],
         outcomes=trajectory.outcomes[decisions],
-        paid=trajectory.rewards,
+        unshaped_rewards=trajectory.rewards,
         rewards=rewards[decisions],
         policies=trajectory.policies[states],
         returns=returns[states],
