@@ -19,7 +19,7 @@ from shared.environment.position import NUM_STATIC
 from shared.errors import CheckpointError, MuZeroError, StoreUnavailableError
 from shared.features.kernels import NUM_FEATURES
 from shared.features.window import WINDOW_BARS
-from shared.market.bar import Instrument, normal_name
+from shared.market.bar import Instrument, normalized_name
 from shared.messages.schemas import AlertRaised, Stage
 from shared.messages.streams import ALERTS, PROMOTIONS
 from shared.numeric import Float32
@@ -71,7 +71,7 @@ class PromotedVersion:
             precision: number format of the network.
             instrument: refuse versions that were trained on another instrument; empty accepts any.
         """
-        self._instrument = instrument and normal_name(instrument)
+        self._instrument = instrument and normalized_name(instrument)
         self._store, self._search, self._precision = store, search, precision
         self._served: Served | None = None
         self._refused: Pointed | None = None

@@ -10,7 +10,7 @@ from shared.adapters.oanda.records import InstrumentDetails
 from shared.adapters.versions.agents import trained_instrument
 from shared.adapters.versions.manifest import Manifest, Pointed
 from shared.errors import BrokerError, SettingsError
-from shared.market.bar import Instrument, normal_name
+from shared.market.bar import Instrument, normalized_name
 
 _OANDA_DOMAIN = "oanda.com"
 
@@ -108,7 +108,7 @@ def chosen_instrument(offered: Sequence[InstrumentDetails], name: str, url: str)
     """
     if not offered:
         raise BrokerError(f"the broker at {url} offers no instrument that the account can trade")
-    wanted = name and normal_name(name)
+    wanted = name and normalized_name(name)
     matching = [one for one in offered if wanted in ("", one.name)]
     names = ", ".join(one.name for one in offered[:5]) + (", ..." if len(offered) > 5 else "")
     if not matching:
