@@ -22,14 +22,14 @@
         └── WebhookError            an alert was not delivered to the operator's webhook
 
 A command prints the text of any of these on one line. It exits with status 2 if the
-user's input is at fault, and with 1 otherwise.
+user's input caused the error, and with 1 otherwise.
 """
 
 
 class MuZeroError(Exception):
     """Base of all deliberate errors. The text says what is wrong, where, and what would be right."""
 
-    #: True if the user's input is at fault: a command then exits with 2 instead of 1.
+    #: True if the user's input caused the error: a command then exits with 2 instead of 1.
     user_fault: bool = False
 
 
