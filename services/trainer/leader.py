@@ -34,7 +34,7 @@ class RankExchange:
 
         Args:
             ranks: all of them.
-            lifecycle: of the service.
+            lifecycle: lifecycle of the service.
             writer: of the journal.
             ranks_in_use: held during every collective operation.
             is_far_ahead: True while no more trajectories are wanted.

@@ -95,7 +95,7 @@ class Training:
         """Begin with random weights.
 
         Args:
-            config: of the run.
+            config: settings of the run.
             features: `[T, 9]` temporal features of the data set's bars.
             dataset: fingerprint of the data set.
             ranks: all ranks, if this is the leader of several.
