@@ -110,6 +110,6 @@ def test_the_same_seed_injects_the_same_faults() -> None:
         (lambda: BrokerConfig(spread_pips=float("nan")), "spread_pips"),
     ],
 )
-def test_a_setting_out_of_range_is_named(made: object, name: str) -> None:
+def test_the_error_names_a_setting_that_is_out_of_range(made: object, name: str) -> None:
     with pytest.raises(SettingsError, match=name):
         made()  # type: ignore[operator]

@@ -89,7 +89,7 @@ def test_a_database_without_the_table_of_announcements_is_migrated(tmp_path: Pat
     assert records.done(SCOPE) == {1, 2}
 
 
-def test_an_announcement_of_another_schema_is_named(tmp_path: Path) -> None:
+def test_the_error_names_an_announcement_of_another_schema(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
     record(records, 7)
     sql(records, "UPDATE untold SET announcement = '{}'")
