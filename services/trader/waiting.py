@@ -45,7 +45,7 @@ async def announced(
 
     Args:
         lifecycle: lifecycle of the trader.
-        name: of the alert.
+        name: name of the alert.
         detail: reason of the wait.
         begin_seconds: a shorter wait is not announced.
     """

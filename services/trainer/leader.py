@@ -35,7 +35,7 @@ class RankExchange:
         Args:
             ranks: all of them.
             lifecycle: lifecycle of the service.
-            writer: of the journal.
+            writer: writer of the journal.
             ranks_in_use: held during every collective operation.
             is_far_ahead: True while no more trajectories are wanted.
             changed: called when trajectories were journalled.

@@ -214,7 +214,7 @@ def log_tail(path: Path, *, since: int = 0) -> str:
     """The end of a log, at most 64 kB; empty if it cannot be read.
 
     Args:
-        path: of the log.
+        path: path of the log.
         since: offset of the first byte to read; ignored if the log has become shorter.
     """
     try:

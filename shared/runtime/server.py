@@ -50,7 +50,7 @@ async def serve_app(
         host: interface to listen on.
         port: port to listen on.
         allowed_hosts: further accepted host names, separated by commas.
-        limits: of the port.
+        limits: limits of the port.
     Raises:
         MuZeroError: the port cannot be bound.
     """
