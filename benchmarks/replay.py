@@ -184,7 +184,7 @@ def _session(rng: np.random.Generator) -> Steps:
     )
     for column in (steps.static, steps.rewards, steps.policies, steps.returns, steps.decision_returns):
         column[:] = rng.normal(size=column.shape)
-    steps.paid[:] = np.where(
+    steps.unshaped_rewards[:] = np.where(
         rng.random(SESSION_BARS) < _SUCCESSES, 2.0 * ReplayConfig.success_reward_pips, 0.0
     )
     steps.lengths[:] = UNROLL_STEPS + 1

@@ -24,13 +24,13 @@ from shared.adapters.tables.dataset import (
 )
 from shared.environment.outcome import UNDEFINED, ChanceOutcome
 from shared.errors import DataError, SettingsError
-from shared.market.bar import BarSeries, Instrument, normal_name, pip_location_of
+from shared.market.bar import BarSeries, Instrument, normalized_name, pip_location_of
 from shared.market.calendar import is_open
 from shared.market.clock import utc_text
 from shared.market.formats import MAX_DROPPED, ImportOptions, ImportResult, read_bars
 from shared.market.session import NO_SPLIT, Split
 from shared.market.spread import SpreadUnit
-from shared.market.summary import doubts, summarize
+from shared.market.summary import plausibility_warnings, summarize
 from shared.market.synthetic import DEFAULT_START_S, Market, synthesize
 from shared.runtime.settings import ServiceSettings, load, with_environment_name
 
@@ -41,10 +41,12 @@ DEFAULT_INSTRUMENT = "GBP_JPY"
 _BASES = "AUD|BTC|CAD|CHF|CNH|CZK|DKK|ETH|EUR|GBP|HKD|HUF|JPY|MXN|NOK|NZD|PLN|SEK|SGD|THB|TRY|USD|XAG|XAU|ZAR"
 _PAIR = re.compile(rf"(?<![A-Z])({_BASES})[_-]?({_BASES})(?![A-Z])")
 
-Data = Annotated[Path, typer.Option("--data", help="data set, as `data import` writes it")]
+Data = Annotated[
+    Path, typer.Option("--data", help="data set, made by `data import`, `data synth` or `data download`")
+]
 Out = Annotated[Path, typer.Option("--out", help="data set to write; an existing one is replaced")]
-Name = Annotated[str, typer.Option("--instrument", help="currency pair of the bars")]
-MaybeName = Annotated[
+InstrumentName = Annotated[str, typer.Option("--instrument", help="currency pair of the bars")]
+OptionalInstrumentName = Annotated[
     str | None,
     typer.Option("--instrument", help=f"currency pair of the bars; default: {DEFAULT_INSTRUMENT}"),
 ]
@@ -75,7 +77,7 @@ def import_command(
         Path, typer.Argument(help="CSV, HistData, MetaTrader, Dukascopy or Parquet file, may be gzipped")
     ],
     out: Out,
-    instrument: MaybeName = None,
+    instrument: OptionalInstrumentName = None,
     pip: Pip = None,
     timezone: Timezone = None,
     repair: Repair = False,
@@ -101,11 +103,11 @@ def import_command(
 
 
 def instrument_of(file: Path, name: str | None, pip: float | None) -> Instrument:
-    """The instrument of a file of bars.
+    """The instrument of a file of bars: the given name, else the default pair.
 
     Raises:
-        DataError: no name is given and the file name contains another pair than the default one, or the
-            size of the pair's pip is unknown.
+        DataError: no name is given and the file name contains a pair that is not the default one, or the
+            pip size of the pair is unknown.
     """
     pair = _PAIR.search(file.name.upper())
     named = f"{pair[1]}_{pair[2]}" if pair else None
@@ -117,8 +119,8 @@ def instrument_of(file: Path, name: str | None, pip: float | None) -> Instrument
         return instrument
     if named not in (None, DEFAULT_INSTRUMENT):
         raise DataError(
-            f"{file.name} is named after {named}: name its currency pair with --instrument {named} "
-            f"(or {DEFAULT_INSTRUMENT})"
+            f"the file name {file.name} contains {named}: state the pair of the bars with "
+            f"--instrument {named} or --instrument {DEFAULT_INSTRUMENT}"
         )
     return Instrument.named(DEFAULT_INSTRUMENT, location)
 
@@ -154,7 +156,7 @@ def synth(
     market: Annotated[Market, typer.Option(help="price process")] = Market.REGIMES,
     bars: Annotated[int, typer.Option(help="number of bars")] = 100_000,
     seed: Annotated[int, typer.Option(help="random seed; the same seed gives the same bars")] = 1,
-    instrument: Name = DEFAULT_INSTRUMENT,
+    instrument: InstrumentName = DEFAULT_INSTRUMENT,
     pip: Pip = None,
     start: Annotated[
         datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="time of the first bar, UTC")
@@ -164,9 +166,9 @@ def synth(
     """Generate a data set of a synthetic market."""
     pair = Instrument.named(instrument, pip_location_of(pip) if pip is not None else None)
     check_dataset_output(out)
-    made = synthesize(market, bars, seed, pair, _seconds(start))
+    synthetic_bars = synthesize(market, bars, seed, pair, _seconds(start))
     source = f"synthetic {market}, seed {seed}"
-    _print_written(out, {"source": source}, _write(out, made, source), as_json)
+    _print_written(out, {"source": source}, _write(out, synthetic_bars, source), as_json)
 
 
 @app.command()
@@ -181,7 +183,7 @@ def download(
             "--to", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="end time, UTC, exclusive; default: now"
         ),
     ] = None,
-    instrument: Name = DEFAULT_INSTRUMENT,
+    instrument: InstrumentName = DEFAULT_INSTRUMENT,
     api_url: Annotated[str, typer.Option(help="address of OANDA's API, or of a paper broker")] = PRACTICE_API,
     as_json: Json = False,
 ) -> None:
@@ -190,11 +192,11 @@ def download(
     After an interruption, the same command continues where it stopped. Needs OANDA_TOKEN in the environment
     or in `.env`.
     """
-    name = normal_name(instrument)
+    name = normalized_name(instrument)
     check_dataset_output(out)
     token = load(DownloadSettings).oanda_token.get_secret_value()
     if not token:
-        raise SettingsError("OANDA_TOKEN is not set: candles need a personal access token")
+        raise SettingsError("OANDA_TOKEN is not set: downloading candles needs a personal access token")
     from_s = _seconds(start)
     to_s = _seconds(stop) if stop else int(datetime.now(UTC).timestamp())
     if from_s >= to_s:
@@ -213,7 +215,7 @@ async def _download(api_url: str, token: str, name: str, from_s: int, to_s: int,
     async with OandaClient("", token, api_url=api_url) as client:
         accounts = await client.accounts()
     if not accounts:
-        raise SettingsError("OANDA_TOKEN has access to no account; the size of a pip is read from an account")
+        raise SettingsError("OANDA_TOKEN has no access to an account, which is needed to read the pip size")
     async with OandaClient(accounts[0], token, api_url=api_url) as client:
         details = await client.instrument(name)
         instrument = Instrument.named(name, details.pip_location)
@@ -288,7 +290,7 @@ def sessions(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Count the valid sessions of each split, or list those of one.
+    """Count the valid sessions of each split, or list the sessions of one split.
 
     With --json, list the start bars of all sessions.
     """
@@ -353,14 +355,14 @@ def _write(out: Path, bars: BarSeries, source: str) -> Dataset:
             settings.splits,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    for doubt in doubts(summarize(bars), bars.instrument):
-        _warn(doubt)
+    for warning in plausibility_warnings(summarize(bars), bars.instrument):
+        _warn(warning)
     if len(dataset.sessions.starts) == 0:
-        _warn("these bars contain no valid session; `data describe` shows their number, gaps and ranges")
+        _warn("the data set has no valid session; `data describe` shows the number, gaps and ranges of bars")
     elif empty := [split.value for split in Split if not len(dataset.sessions.non_overlapping(split))]:
         _warn(
-            f"there is no session in the {' and '.join(empty)} split: more bars are needed (versions are "
-            "judged on the validation split)"
+            f"there is no session in the {' and '.join(empty)} split: use more bars (the validator needs "
+            "sessions in the validation split)"
         )
     return dataset
 

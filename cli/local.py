@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from cli.data import MaybeName, Repair, Timezone
+from cli.data import OptionalInstrumentName, Repair, Timezone
 from cli.disk import REDIS_ROOM_MB, DiskWatch, warn_of_low_disk
 from cli.leftovers import HOME_VARIABLE, NAME_VARIABLE, end_leftovers, leftovers
 from cli.local_data import FileOptions, configured_instruments, prepare_dataset, require_one_instrument
@@ -30,7 +30,7 @@ from cli.supervisor import STOP_PHASES, ProcessSpec, Supervisor
 from cli.terminal import Terminal
 from shared.errors import ServiceError
 from shared.numeric import COMPILED_MARK
-from shared.runtime.child import ending_with_parent
+from shared.runtime.child import bound_to_parent
 from shared.runtime.disk import free_megabytes
 from shared.runtime.ports import free_port, is_free
 from shared.runtime.redis_server import RedisServer
@@ -39,11 +39,11 @@ from shared.runtime.settings import load
 #: Learning and trading have priority on a machine with fewer cores than processes.
 _NICENESS = {"selfplay": 10, "validator": 5}
 
-#: `up` kills processes that do not stop in time; the margin is for the last write
-#: of Redis and a busy machine.
+#: How long `down` waits. By then `up` has killed every process that exceeded the limit of its stop phase. The
+#: additional 20 s allow for the last write of Redis and for a busy machine.
 DOWN_SECONDS = sum(seconds for _, seconds in STOP_PHASES) + 20.0
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 PLAIN_LINE_SECONDS = 10.0
 
 #: If Redis never answers, `up` gives up after this many restarts.
@@ -61,7 +61,7 @@ def up(
         Path | None,
         typer.Option(help="data set, or a file that `data import` can read; default: synthetic market"),
     ] = None,
-    instrument: MaybeName = None,
+    instrument: OptionalInstrumentName = None,
     timezone: Timezone = None,
     repair: Repair = False,
     profile: Annotated[
@@ -106,7 +106,7 @@ def down() -> None:
         _stop(home, holder)
     if leftovers(home):
         try:
-            with exclusive(home):  # fails if an `up` has just started, whose processes these are
+            with exclusive(home):  # fails if a new `up` has just started: the processes are its own
                 end_leftovers(home, say)
         except NotUpError:
             return
@@ -124,7 +124,7 @@ def _stop(home: Path, holder: int) -> None:
         if time.monotonic() > deadline:
             raise ServiceError(
                 f"process {holder} did not stop within {DOWN_SECONDS:.0f} s; run `kill -9 {holder}`, "
-                "then `micro-muzero down` again to stop the processes that it leaves behind"
+                "then run `micro-muzero down` again to stop its remaining processes"
             )
         time.sleep(0.1)
     out.print("stopped")
@@ -158,7 +158,7 @@ class _System:
         self._gateway_port = settings.port if is_free(settings.port) else free_port()
         self._profile = settings.profile
         self._disk = DiskWatch(home, low_mb=settings.alerts.low_free_mb)
-        self._api_key = _kept_secret(home / "api_key")
+        self._api_key = _persistent_secret(home / "api_key")
         self._events: deque[str] = deque(maxlen=8)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._stop = asyncio.Event()
@@ -181,7 +181,7 @@ class _System:
         """
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 loop.add_signal_handler(signum, self._stop.set)
 
         def stop_on_closed_terminal() -> None:
@@ -214,7 +214,7 @@ class _System:
             if self._stop.is_set():
                 return
             if supervisor.restarts("redis") >= REDIS_TRIES:
-                raise ServiceError(self._redis.why_not_up())
+                raise ServiceError(self._redis.start_failure_text())
             await _wait(self._stop.wait, 0.05)
         for spec in self._specs():
             await supervisor.start(spec)
@@ -224,7 +224,7 @@ class _System:
         )
 
     async def _supervise(self, supervisor: Supervisor, duration: float | None) -> None:
-        """Watch the processes until it is time to stop; a failure of the live view does not matter."""
+        """Supervise the processes until it is time to stop. A failure of the live view does not stop them."""
         deadline = math.inf if duration is None else time.monotonic() + duration
         view = asyncio.create_task(self._show())
         view.add_done_callback(self._on_view_done)
@@ -232,7 +232,7 @@ class _System:
             self._save(supervisor)
             for event in self._disk.look(time.monotonic()):
                 self._report(event)
-            await _wait(self._stop.wait, min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+            await _wait(self._stop.wait, min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
         view.cancel()
         await asyncio.gather(view, return_exceptions=True)
 
@@ -253,7 +253,7 @@ class _System:
                 if not self._terminal.interactive and elapsed >= next_line:
                     next_line = elapsed + PLAIN_LINE_SECONDS
                     self._terminal.say(f"{elapsed:5.0f} s  {snapshot.line}")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _on_view_done(self, view: asyncio.Task[None]) -> None:
         if not view.cancelled():
@@ -268,14 +268,14 @@ class _System:
             self._redis.log_path,
             input_path=self._redis.config_path,
             lock=self._redis.lock,
-            obstacle=self._obstacle_to_redis,
+            obstacle=self._redis_obstacle,
         )
 
-    def _obstacle_to_redis(self) -> str:
-        """Why Redis cannot be restarted now, or ""; also repairs its file after a power failure."""
+    def _redis_obstacle(self) -> str:
+        """Return the reason why Redis cannot be started now, or "". Repair its file after a power failure."""
         free_mb = free_megabytes(self._folder)
         if free_mb < REDIS_ROOM_MB:
-            return f"waits for disk space: {free_mb:,} of {REDIS_ROOM_MB} MB are free in {self._folder}"
+            return f"waits for disk space: needs {REDIS_ROOM_MB} MB, has {free_mb:,} MB in {self._folder}"
         removed = self._redis.remove_zero_tail()
         if removed:
             self._report(f"removed {removed:,} zero bytes from the end of the append-only file of Redis")
@@ -312,13 +312,13 @@ class _System:
             "MM_TRADER__INSTRUMENT": self._instrument,
             "MM_INFERENCE__INSTRUMENT": self._instrument,
             "MM_TRADER__BROKER_URL": f"http://127.0.0.1:{broker}",
-            "OANDA_TOKEN": _kept_secret(self._home / "paper_token"),
+            "OANDA_TOKEN": _persistent_secret(self._home / "paper_token"),
             "OMP_NUM_THREADS": "1",
         }
         return {**environment, "MM_PROFILE": str(self._profile.resolve())} if self._profile else environment
 
     def _save(self, supervisor: Supervisor) -> None:
-        """Write the file that describes the run if it changed; a refused write is reported once."""
+        """Write up.json if the run has changed; report each kind of write failure only once."""
         run = Run(
             folder=str(self._folder),
             dataset=str(self._dataset),
@@ -350,16 +350,16 @@ class _System:
 
 
 def _compile_kernels_once() -> None:
-    """Compile the kernels into the cache before many processes need them, unless that was done before."""
+    """Compile the kernels into the cache, if they are missing, before many processes need them."""
     if COMPILED_MARK.is_file():
         return
     say("compiling kernels (once) ...")
-    compiling = subprocess.run(ending_with_parent([sys.executable, "-m", "cli.main", "compile"]))
+    compiling = subprocess.run(bound_to_parent([sys.executable, "-m", "cli.main", "compile"]))
     if compiling.returncode:
         raise ServiceError(f"compiling the kernels failed with status {compiling.returncode}")
 
 
-def _kept_secret(path: Path) -> str:
+def _persistent_secret(path: Path) -> str:
     """A random secret, created once and readable only by its owner."""
     path.touch(mode=0o600)
     kept = path.read_text(encoding="ascii").strip()

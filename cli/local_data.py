@@ -9,9 +9,9 @@ from cli.output import err
 from cli.settings import UpSettings
 from shared.adapters.tables.dataset import is_duckdb, read_dataset, read_instrument, write_dataset
 from shared.errors import DataError, SettingsError
-from shared.market.bar import Instrument, normal_name
+from shared.market.bar import Instrument, normalized_name
 from shared.market.formats import ImportOptions
-from shared.market.summary import doubts, summarize
+from shared.market.summary import plausibility_warnings, summarize
 from shared.market.synthetic import synthesize
 from shared.runtime.settings import load
 
@@ -66,8 +66,8 @@ def prepare_dataset(
         return path
     if is_dataset:
         bars = read_dataset(given).bars
-        for doubt in doubts(summarize(bars), bars.instrument):
-            err.print(f"[yellow]warning:[/] {doubt}", soft_wrap=True, highlight=False)
+        for warning in plausibility_warnings(summarize(bars), bars.instrument):
+            err.print(f"[yellow]warning:[/] {warning}", soft_wrap=True, highlight=False)
         return given.resolve()
     instrument = instrument_of(given, file_options.instrument, pip=None)
     options = ImportOptions(file_options.timezone, file_options.repair)
@@ -88,7 +88,7 @@ def require_one_instrument(dataset: Path, **configured: str) -> str:
     """
     name = read_instrument(dataset).name
     for setting, other in configured.items():
-        if other and normal_name(other) != name:
+        if other and normalized_name(other) != name:
             raise SettingsError(
                 f"{setting} is {other}, but the bars of {dataset.name} are of {name}: "
                 f"unset {setting}, or provide bars of {other}"

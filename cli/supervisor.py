@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.errors import ServiceError
-from shared.runtime.child import ending_with_parent
+from shared.runtime.child import bound_to_parent
 from shared.runtime.redis_server import log_tail
 
 #: Name prefixes of processes that are stopped together, and the seconds until they are killed. A healthy
@@ -51,7 +51,7 @@ class ProcessSpec:
     niceness: int = 0  # added to the process's niceness
     input_path: Path = Path(os.devnull)  # standard input
     lock: Path | None = None  # the process holds this file lock; it starts once the lock is free
-    obstacle: Callable[[], str] = _nothing  # what prevents a restart, or ""; called before each
+    obstacle: Callable[[], str] = _nothing  # reason not to restart it now, or ""; called before each restart
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Supervisor:
         with spec.input_path.open("rb") as given, spec.log_path.open("ab") as log:
             child.log_start = log.tell()
             child.process = await asyncio.create_subprocess_exec(
-                *ending_with_parent(spec.command, niceness=spec.niceness, lock=spec.lock),
+                *bound_to_parent(spec.command, niceness=spec.niceness, lock=spec.lock),
                 stdin=given,
                 stdout=log,
                 stderr=log,

@@ -1,35 +1,35 @@
 """The errors that this system raises deliberately.
 
     MuZeroError
-    ├── ShapeError            an array has the wrong shape or type
-    ├── DataError             market data or a data set breaks a rule
-    │   └── FormatError       an importer cannot read a file
-    ├── SettingsError         a setting is unknown or invalid
-    ├── IllegalActionError    the position does not allow an action
-    ├── MessageError          a message cannot be read or breaks its schema
-    ├── JournalError          the trainer's journal is damaged
-    ├── CheckpointError       a checkpoint is missing, damaged or of the wrong shape
-    │   └── PromotionError    a version has not passed its gate
-    ├── StoreAwayError        the checkpoint store is unavailable; the state of its versions is unknown
-    ├── RecordsAwayError      the validator's database is unavailable: in use, or its disk is full
-    ├── BrokerError           the broker refused a request or sent an impossible response
-    │   ├── OrderRejectedError    the broker rejected an order and gave a reason
-    │   ├── UnreadableAnswerError the broker's response breaks its own schema
-    │   └── OutcomeUnknownError   an order was sent and its outcome is not known yet
-    ├── LedgerError           the trader's ledger is damaged or cannot be written
-    ├── InferenceError        no decision arrived in time
-    └── ServiceError          a local process could not be started or reached
-        └── WebhookError          an alert was not delivered to the operator's webhook
+    ├── ShapeError              an array has the wrong shape or type
+    ├── DataError               market data or a data set breaks a rule
+    │   └── FormatError         an importer cannot read a file
+    ├── SettingsError           a setting is unknown or invalid
+    ├── IllegalActionError      the position does not allow an action
+    ├── MessageError            a message cannot be read or breaks its schema
+    ├── JournalError            the trainer's journal is damaged
+    ├── CheckpointError         a checkpoint is missing, damaged or of the wrong shape
+    │   └── PromotionError      a version has not passed its gate
+    ├── StoreUnavailableError   the checkpoint store is unavailable; the state of its versions is unknown
+    ├── RecordsUnavailableError the validator's database is unavailable: in use, or its disk is full
+    ├── BrokerError             the broker refused a request or sent an impossible response
+    │   ├── OrderRejectedError      the broker rejected an order and gave a reason
+    │   ├── UnreadableAnswerError   the broker's response breaks its own schema
+    │   └── OutcomeUnknownError     an order was sent and its outcome is not known yet
+    ├── LedgerError             the trader's ledger is damaged or cannot be written
+    ├── InferenceError          no decision arrived in time
+    └── ServiceError            a local process could not be started or reached
+        └── WebhookError            an alert was not delivered to the operator's webhook
 
 A command prints the text of any of these on one line. It exits with status 2 if the
-user's input is at fault, and with 1 otherwise.
+user's input caused the error, and with 1 otherwise.
 """
 
 
 class MuZeroError(Exception):
     """Base of all deliberate errors. The text says what is wrong, where, and what would be right."""
 
-    #: True if the user's input is at fault: a command then exits with 2 instead of 1.
+    #: True if the user's input caused the error: a command then exits with 2 instead of 1.
     user_fault: bool = False
 
 
@@ -85,14 +85,14 @@ class PromotionError(CheckpointError):
     user_fault = True
 
 
-class StoreAwayError(MuZeroError):
+class StoreUnavailableError(MuZeroError):
     """The checkpoint store is unavailable or refuses a request; its versions may be intact, so retry.
 
     Not a `CheckpointError`: code that handles damage must not handle this.
     """
 
 
-class RecordsAwayError(MuZeroError):
+class RecordsUnavailableError(MuZeroError):
     """The validator's database cannot be opened, read or written now, so retry.
 
     Another program may have it open, or its disk may be full.

@@ -135,7 +135,7 @@ class CompareRecord:
         """Refer to a record that exists, or that `begin` creates.
 
         Args:
-            folder: of the record.
+            folder: folder of the record.
             config: of every run, except for its way and seed.
         """
         self._folder, self._config = folder, config

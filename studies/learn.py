@@ -163,7 +163,7 @@ class LearnReport:
     starts: Int64  # [S] test sessions
     optimum_value: float  # expected reward of the best policy, mean over these sessions
     players: dict[str, Scores]  # best, agent, promoted, nothing, random
-    on_time: dict[float, Scores]  # by a goal's minutes, the version promoted by then
+    promoted_by_minutes: dict[float, Scores]  # test scores of the version promoted by each goal's time
     promoted: Spent  # cost of the version that did best in validation sessions
     imitation: Imitation | None  # None: omitted
 
@@ -207,7 +207,7 @@ class LearnReport:
             imitation = self.imitation.test.reward
             return [
                 _share_goal(minutes, share(scores.reward, imitation))
-                for minutes, scores in self.on_time.items()
+                for minutes, scores in self.promoted_by_minutes.items()
             ]
         if (market, self.config.environment.reward) != (Market.GBM, RewardScheme.PNL):
             return []
@@ -251,7 +251,7 @@ def learn(
     """Train for some minutes, then evaluate every player in the test sessions.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         clock: in seconds; it only determines how much learning fits into the minutes.
         record: folder for the record of the run (shared/adapters/tables/run_record.py); None: no record.
         progress: called after every batch of sessions.
@@ -276,17 +276,17 @@ def learn(
     )
     rule = best_rule(arena.optimum, arena.states)
     evaluator = _Evaluator(arena, config, rule)
-    on_time: dict[float, Scores] = {}
+    promoted_by_minutes: dict[float, Scores] = {}
     due, last = 0.0, 60.0 * config.minutes
     with _Recorder(record, config) as recorder:
         for agent, spent in _versions(arena, config, training, clock, recorder):
             if progress:
                 progress(spent)
-            over = [m for m in GOAL_SHARES if m not in on_time and spent.seconds >= 60.0 * m]
+            over = [m for m in GOAL_SHARES if m not in promoted_by_minutes and spent.seconds >= 60.0 * m]
             if over or spent.seconds >= min(due, last):
                 recorder.record_evaluation(evaluator.validate(agent, spent), agent.version)
                 due = spent.seconds + min(last / config.curve_points, MAX_EVALUATION_INTERVAL_SECONDS)
-            on_time |= dict.fromkeys(over, evaluator.test(evaluator.promoted)) if over else {}
+            promoted_by_minutes |= dict.fromkeys(over, evaluator.test(evaluator.promoted)) if over else {}
     rules = {
         "best": rule,
         "nothing": flat,
@@ -308,7 +308,7 @@ def learn(
         arena.test,
         expected,
         players,
-        on_time,
+        promoted_by_minutes,
         evaluator.promoted_at,
         imitation_result,
     )
@@ -490,7 +490,7 @@ def _deadline(end: float, clock: Callable[[], float]) -> Callable[[], bool]:
 def _learn_from(
     batch: Sequence[Trajectory], training: Training, recorder: _Recorder, is_over: Callable[[], bool]
 ) -> None:
-    """Insert a batch of sessions and make the updates that are owed; stop updating when the time is over.
+    """Insert a batch of sessions and make the updates that are due; stop updating when the time is over.
 
     Raises:
         ServiceError: learning diverged.

@@ -1,9 +1,10 @@
-"""The best policy of a synthetic market under a reward scheme, by value iteration on the market's law.
+"""Computes the best policy for a synthetic market and a reward scheme, by value iteration.
 
-The law is approximated on a lattice of one-pip moves: `Chain` holds the transitions between hidden states,
-their probabilities, and the price moves. On the lattice the solution is exact for the sum of a session's
-rewards, undiscounted as in the evaluation. The policy knows the law, the hidden state (deviation from the
-mean, or regime) at the last close, the position with its drawdowns, and the number of decisions left.
+The market's law is approximated on a lattice of one-pip moves: `Chain` holds the transitions between hidden
+states, their probabilities, and the price moves. On the lattice the solution is exact. It maximises the
+undiscounted sum of a session's rewards, as the evaluation does. The policy knows the law, the hidden state
+(deviation from the mean, or regime) at the last close, the position with its drawdowns, and the number of
+decisions left.
 
 Execution costs nothing beyond the spread: a synthetic bar opens at the previous close, so a decision is
 filled at the price at which it was made. A position therefore earns every move from the close of its entry
@@ -12,9 +13,10 @@ decision to the close of its exit decision. A session's last decision is filled 
 Differences between lattice and law:
 - Prices and deviations are rounded to the lattice. The variance that rounding adds is subtracted
   (Sheppard's correction), so that means and variances of moves are those of the law.
-- `ou`: the random walk of the slow mean (0.2 pips a bar) earns nothing on average; drawdowns ignore it.
-- `gbm`: a bar's standard deviation is the one at the starting price.
-- Drawdowns are capped at `Chain.drawdown_cap_pips`.
+- `ou`: the random walk of the slow mean (0.2 pips a bar) is left out. It earns nothing on average, but it
+  would make drawdowns slightly larger.
+- `gbm`: the standard deviation of a move is constant, although under the law it changes with the price.
+- Drawdowns above `Chain.drawdown_cap_pips` count as that value.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,7 +38,7 @@ STEP_PIPS = 1.0
 #: Extent of the lattice, in standard deviations of a move and of the stationary deviation.
 _MOVE_DEVIATIONS, _STATE_DEVIATIONS = 4.5, 4.5
 
-#: Margin by which an action must be better than waiting, so that rounding does not decide ties.
+#: An action must be better than waiting by this margin, so that rounding errors do not break ties.
 _EDGE_PIPS = 1e-9
 
 _HOLD, _BUY, _SELL = int(Action.HOLD), int(Action.BUY), int(Action.SELL)
@@ -47,21 +49,22 @@ class Chain:
     """A market on a lattice: K hidden states with J transitions each."""
 
     successor: Int64  # [K, J] hidden state at the next close
-    move: Int64  # [K, J] of the price until then, in lattice steps
+    move: Int64  # [K, J] price move to the next close, in lattice steps
     probability: Float64  # [K, J]; rows sum to 1
     step_pips: float
-    drawdown_cap_pips: float  # larger drawdowns count as this one
+    drawdown_cap_pips: float  # larger drawdowns count as this value
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """A best policy and its value; N decisions a session, K hidden states, D drawdown levels."""
+    """A best policy and its value, for N decisions per session, K hidden states and D drawdown levels."""
 
-    entry: Int8  # [N, K] of `Action`, when flat
-    #: `[N, 2, K, D]` short and long: the smallest max drawdown, in levels, from which a position with this
-    #: drawdown is held. The larger the max drawdown, the less additional penalty holding risks.
+    entry: Int8  # [N, K] `Action` to take when flat
+    #: `[N, 2, K, D]`, short before long. The policy holds a position with this drawdown if its max drawdown
+    #: is at least this level, and closes it otherwise. The larger the max drawdown already is, the less
+    #: additional penalty holding risks.
     hold_from: Int64
-    value: Float64  # [K] pips, expected reward of a session that begins in this state
+    value: Float64  # [K] pips, expected reward of a session that starts in this state
     step_pips: float
 
 
@@ -77,8 +80,8 @@ def chain_of(law: Law) -> Chain:
             cells = [_cells(*numbers) for numbers in zip(law.drift_pips, law.sigma_pips, strict=True)]
             rows = [
                 [
-                    (following, int(move), likely * weight)
-                    for following, likely in enumerate(transition)
+                    (following, int(move), probability * weight)
+                    for following, probability in enumerate(transition)
                     for move, weight in _pairs(*cells[following])
                 ]
                 for transition in law.transition
@@ -87,7 +90,7 @@ def chain_of(law: Law) -> Chain:
 
 
 def states_on_chain(law: Law, state: Float64) -> Int64:
-    """Convert the law's hidden state of each bar, `[T]` (`SyntheticBars.state`), to the chain's state."""
+    """Convert the hidden state of each bar, `[T]` (`SyntheticBars.state`), to the chain's state index."""
     if isinstance(law, OuLaw):
         reach = _ou_reach(law)
         return np.clip(np.rint(state / STEP_PIPS), -reach, reach).astype(np.int64) + reach
@@ -105,10 +108,12 @@ def solve(chain: Chain, environment: EnvironmentConfig) -> Optimum:
     weights = environment.reward_weights
     spread = environment.round_trip_pips / chain.step_pips
     if environment.financing_pips_per_night != 0.0:
-        raise SettingsError("environment.financing_pips_per_night: expected 0, synthetic nights are free")
+        raise SettingsError(
+            "environment.financing_pips_per_night: expected 0, because synthetic markets charge no financing"
+        )
     if spread != round(spread):
         raise SettingsError(
-            f"a round trip of {environment.round_trip_pips} pips: expected a multiple of {chain.step_pips}"
+            f"a round trip costs {environment.round_trip_pips} pips: expected a multiple of {chain.step_pips}"
         )
     levels = round(chain.drawdown_cap_pips / chain.step_pips) + 1 if weights.drawdown_penalty > 0.0 else 1
     entry, hold_from, value = _iterate(
@@ -125,7 +130,7 @@ def solve(chain: Chain, environment: EnvironmentConfig) -> Optimum:
 
 
 def best_rule(optimum: Optimum, states: Int64) -> Callable[[Lanes], Int8]:
-    """Make a rule from the policy and the chain's state of every bar, `[T]`."""
+    """Make a rule that plays the policy; `states`, `[T]`, is the chain's state at every bar."""
     levels = optimum.hold_from.shape[-1]
 
     def level_of(pips: Float64) -> Int64:
@@ -133,8 +138,8 @@ def best_rule(optimum: Optimum, states: Int64) -> Callable[[Lanes], Int8]:
 
     def rule(lanes: Lanes) -> Int8:
         state, long = states[lanes.bar], (lanes.side == Side.LONG).astype(np.int64)
-        drawdown, largest = level_of(lanes.peak - lanes.pnl), level_of(lanes.max_drawdown)
-        held = largest >= optimum.hold_from[lanes.step, long, state, drawdown]
+        drawdown, max_drawdown = level_of(lanes.peak - lanes.pnl), level_of(lanes.max_drawdown)
+        held = max_drawdown >= optimum.hold_from[lanes.step, long, state, drawdown]
         actions: Int8 = np.where(
             lanes.side == Side.FLAT,
             optimum.entry[lanes.step, state],
@@ -146,12 +151,12 @@ def best_rule(optimum: Optimum, states: Int64) -> Callable[[Lanes], Int8]:
 
 
 def _ou_reach(law: OuLaw) -> int:
-    """The number of steps that the lattice of deviations extends to either side."""
+    """How many steps the lattice of deviations extends above and below 0."""
     return int(np.ceil(_STATE_DEVIATIONS * law.deviation_pips / STEP_PIPS))
 
 
 def _ou_rows(law: OuLaw) -> list[list[tuple[int, int, float]]]:
-    """Transitions between deviations; the price moves by the same amount."""
+    """Transitions between deviations. The price moves by as much as the deviation."""
     reach = _ou_reach(law)
     rows = []
     for state in range(-reach, reach + 1):
@@ -178,7 +183,7 @@ def _pairs(points: Int64, weights: Float64) -> Iterable[tuple[int, float]]:
 
 
 def _chain(rows: list[list[tuple[int, int, float]]], drawdown_cap_pips: float) -> Chain:
-    """Make a chain of rows of (successor, move, probability); short rows are padded with probability 0."""
+    """Make a chain. A row lists (successor, move, probability) of one state; short rows are zero-padded."""
     shape = len(rows), max(map(len, rows))
     successor, move, probability = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
     for state, row in enumerate(rows):
@@ -199,10 +204,11 @@ def _iterate(
     num_decisions: int,
     levels: int,
 ) -> tuple[Int8, Int64, Float64]:
-    """Iterate from the last decision to the first; returns the first three fields of `Optimum`.
+    """Iterate from the last decision to the first. Return the first three fields of `Optimum`.
 
-    `flat[k]` and `held[s, k, d, m]` are expected future rewards. For a position they are the future moves
-    and the growth of the drawdown penalty beyond that of its present max drawdown m.
+    `flat[k]` is the expected future reward without a position, in state k. `held[s, k, d, m]` is the same
+    with a position of side s, drawdown d and max drawdown m. It counts future moves only, and of the drawdown
+    penalty only the part by which it grows beyond the penalty of m.
     """
     num_states = len(successor)
     entry = np.zeros((num_decisions, num_states), np.int8)
@@ -218,26 +224,35 @@ def _iterate(
         next_flat, next_held = flat, held
         flat, held = np.empty_like(next_flat), np.zeros_like(next_held)
         for state in range(num_states):
-            ways, likely = successor[state], probability[state]
-            leaving = (likely * next_flat[ways]).sum()
-            best = leaving - weights.idle_penalty
+            successors, probabilities = successor[state], probability[state]
+            close_value = (probabilities * next_flat[successors]).sum()
+            best = close_value - weights.idle_penalty
             for long in range(2):
                 gains = (2 * long - 1) * move[state]
-                entered = _entry_value(next_held[long], ways, gains, likely, spread, step_pips, penalty)
+                entered = _entry_value(
+                    next_held[long], successors, gains, probabilities, spread, step_pips, penalty
+                )
                 if costs + entered > best + _EDGE_PIPS:
                     best = costs + entered
                     entry[decision, state] = _BUY if long else _SELL
                 for drawdown in range(levels):
-                    worth = held[long, state, drawdown]
+                    values = held[long, state, drawdown]
                     _write_hold_values(
-                        next_held[long], ways, gains, likely, drawdown, step_pips, penalty, worth
+                        next_held[long],
+                        successors,
+                        gains,
+                        probabilities,
+                        drawdown,
+                        step_pips,
+                        penalty,
+                        values,
                     )
-                    least = levels
-                    for largest in range(levels - 1, drawdown - 1, -1):
-                        if worth[largest] >= leaving - _EDGE_PIPS and least == largest + 1:
-                            least = largest
-                        worth[largest] = max(worth[largest], leaving)
-                    hold_from[decision, long, state, drawdown] = least
+                    threshold = levels
+                    for max_drawdown in range(levels - 1, drawdown - 1, -1):
+                        if values[max_drawdown] >= close_value - _EDGE_PIPS and threshold == max_drawdown + 1:
+                            threshold = max_drawdown
+                        values[max_drawdown] = max(values[max_drawdown], close_value)
+                    hold_from[decision, long, state, drawdown] = threshold
             flat[state] = best
     return entry, hold_from, flat
 
@@ -252,13 +267,13 @@ def _entry_value(
     step_pips: float,
     penalty: float,
 ) -> float:
-    """Expected future reward of a position entered now, without its costs; no close has valued it yet."""
-    worth = 0.0
-    for way in range(len(successor)):
-        fallen = min(max(spread - gains[way], 0), next_held.shape[-1] - 1)
-        following = next_held[successor[way], fallen, fallen]
-        worth += probability[way] * (gains[way] * step_pips - penalty * fallen + following)
-    return worth
+    """Expected future reward of a position entered now, before costs. It has no drawdown yet."""
+    value = 0.0
+    for transition in range(len(successor)):
+        drawdown = min(max(spread - gains[transition], 0), next_held.shape[-1] - 1)
+        following = next_held[successor[transition], drawdown, drawdown]
+        value += probability[transition] * (gains[transition] * step_pips - penalty * drawdown + following)
+    return value
 
 
 @kernel
@@ -270,19 +285,21 @@ def _write_hold_values(
     drawdown: int,
     step_pips: float,
     penalty: float,
-    worth: Float64,
+    values: Float64,
 ) -> None:
-    """Write the expected future reward of a held position, by its max drawdown so far."""
-    levels = len(worth)
-    worth[drawdown:] = 0.0
-    for way in range(len(successor)):
-        likely = probability[way]
-        if likely == 0.0:
+    """Write the expected future reward of a held position to `values`, indexed by its max drawdown so far."""
+    levels = len(values)
+    values[drawdown:] = 0.0
+    for transition in range(len(successor)):
+        weight = probability[transition]
+        if weight == 0.0:
             continue
-        fallen = min(max(drawdown - gains[way], 0), levels - 1)
-        following = next_held[successor[way], fallen]
-        earned = likely * gains[way] * step_pips
-        for largest in range(drawdown, min(fallen, levels)):
-            worth[largest] += earned + likely * (following[fallen] - penalty * (fallen - largest))
-        for largest in range(max(drawdown, fallen), levels):
-            worth[largest] += earned + likely * following[largest]
+        next_drawdown = min(max(drawdown - gains[transition], 0), levels - 1)
+        following = next_held[successor[transition], next_drawdown]
+        earned = weight * gains[transition] * step_pips
+        for max_drawdown in range(drawdown, min(next_drawdown, levels)):
+            values[max_drawdown] += earned + weight * (
+                following[next_drawdown] - penalty * (next_drawdown - max_drawdown)
+            )
+        for max_drawdown in range(max(drawdown, next_drawdown), levels):
+            values[max_drawdown] += earned + weight * following[max_drawdown]

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.api.keys import WrongKeys
 from services.api.metrics import REQUESTS, SECONDS
 from services.api.routes import checkpoints, events, journal, operator, pages, status, validations
-from services.api.state import Gateway, RedisAwayError
-from shared.errors import RecordsAwayError, StoreAwayError
+from services.api.state import Gateway, RedisUnavailableError
+from shared.errors import RecordsUnavailableError, StoreUnavailableError
 from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers, problem
 
 log = structlog.get_logger()
@@ -49,10 +49,10 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     app.state.wrong_keys = WrongKeys()
     install_problem_handlers(app, max_body_bytes=MAX_BODY_BYTES)
-    app.add_exception_handler(RedisAwayError, _on_redis_away)
-    app.add_exception_handler(StoreAwayError, _unavailable("the checkpoint store does not answer"))
+    app.add_exception_handler(RedisUnavailableError, _on_redis_unavailable)
+    app.add_exception_handler(StoreUnavailableError, _unavailable("the checkpoint store does not answer"))
     app.add_exception_handler(
-        RecordsAwayError, _unavailable("the validator's database is in use, or its disk is full")
+        RecordsUnavailableError, _unavailable("the validator's database is in use, or its disk is full")
     )
     app.add_middleware(RequestMetricsMiddleware)
     for module in (status, checkpoints, validations, journal, events, operator, pages):
@@ -60,7 +60,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     return app
 
 
-async def _on_redis_away(_request: Request, _failure: Exception) -> Response:
+async def _on_redis_unavailable(_request: Request, _failure: Exception) -> Response:
     return problem(
         HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer; try again soon", headers={"Retry-After": "2"}
     )

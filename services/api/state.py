@@ -42,7 +42,7 @@ from shared.adapters.streams.condition import RedisCondition
 from shared.adapters.streams.connection import TRANSIENT
 from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointed, Pointer, stage_of
 from shared.adapters.versions.store import CheckpointStore
-from shared.errors import CheckpointError, ServiceError, StoreAwayError
+from shared.errors import CheckpointError, ServiceError, StoreUnavailableError
 from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, now
 from shared.messages.streams import DEAD, STREAMS, TRAINER_GROUP, TRAJECTORIES
@@ -62,7 +62,7 @@ STORE_SECONDS = 4.0
 R = TypeVar("R")
 
 
-class RedisAwayError(Exception):
+class RedisUnavailableError(Exception):
     """Redis does not answer, and the request needs it."""
 
 
@@ -114,17 +114,17 @@ class Gateway:
         """Run a query that Redis must answer in time.
 
         Raises:
-            RedisAwayError: Redis does not answer in time, or refuses.
+            RedisUnavailableError: Redis does not answer in time, or refuses.
         """
         try:
             async with asyncio.timeout(self.config.redis_timeout_seconds):
                 await self.bus.ping()  # one attempt, so that an unavailable Redis is noticed at once
                 return await query()
         except (TimeoutError, RedisError, *TRANSIENT) as unavailable:
-            raise RedisAwayError from unavailable
+            raise RedisUnavailableError from unavailable
         except ServiceError as refused:
             log.error("redis_refused", error=str(refused))  # noqa: TRY400  the traceback adds nothing
-            raise RedisAwayError from refused
+            raise RedisUnavailableError from refused
 
     def key_is_right(self, key: str) -> bool:
         """Compare an API key in constant time, whatever its length."""
@@ -141,7 +141,7 @@ class Gateway:
         """
         try:
             live: _RedisReading | None = await self.ask(self._read_redis)
-        except RedisAwayError:
+        except RedisUnavailableError:
             live = None
         snapshot = await self._snapshot_or_none()
         moment = now()
@@ -177,7 +177,7 @@ class Gateway:
         """Read the checkpoint store.
 
         Raises:
-            StoreAwayError: the store does not answer.
+            StoreUnavailableError: the store does not answer.
         """
         return StoreSnapshot(
             frozenset(self.store.versions()), {name: self._pointer(name) for name in Pointer}
@@ -187,7 +187,7 @@ class Gateway:
         """One version; None if it is neither stored nor was ever announced.
 
         Raises:
-            StoreAwayError: the store does not answer.
+            StoreUnavailableError: the store does not answer.
         """
         stored = version in snapshot.versions
         announced = self.history.checkpoints.get(version)
@@ -327,7 +327,7 @@ class Gateway:
             return None
         try:
             return reading.result()
-        except StoreAwayError as unavailable:
+        except StoreUnavailableError as unavailable:
             log.warning("store_away", error=str(unavailable))
             return None
 

@@ -8,7 +8,7 @@ from collections import deque
 import structlog
 
 from services.api.outbox import MAX_WAITING, Outbox
-from services.api.state import Gateway, RedisAwayError
+from services.api.state import Gateway, RedisUnavailableError
 from shared.adapters.webhook import post_alert
 from shared.errors import WebhookError
 from shared.messages.schemas import AlertRaised
@@ -88,7 +88,7 @@ async def _append(gateway: Gateway, alert: AlertRaised) -> bool | None:
     """False if another or an earlier gateway has announced the same; None while Redis is unavailable."""
     try:
         return await gateway.ask(lambda: gateway.bus.append_phase(alert))
-    except RedisAwayError:
+    except RedisUnavailableError:
         return None
 
 

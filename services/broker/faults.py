@@ -19,8 +19,8 @@ class Faults:
         self.config = config
         self._random = np.random.default_rng(config.seed)
 
-    def strikes(self, probability: float) -> bool:
-        """Whether a fault of this probability happens now; a probability of 0 uses no random number."""
+    def occurs(self, probability: float) -> bool:
+        """Draw whether a fault of this probability occurs now. A probability of 0 uses no random number."""
         return probability > 0 and bool(self._random.random() < probability)
 
     async def delay(self) -> None:

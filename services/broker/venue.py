@@ -1,7 +1,7 @@
 """The running market: advances time, sends prices, executes orders and serves the streams.
 
-Everything runs on one event loop. A step of the exchange, its commit to the ledger and its lines in the
-streams happen without an await between them, so no lock is needed and no reader sees half a step.
+Everything runs on one event loop. Each step changes the exchange, commits to the ledger and queues lines for
+the streams without an await in between, so no lock is needed and no reader sees a partial step.
 """
 
 import asyncio
@@ -79,12 +79,12 @@ class Venue:
             )
         self._prices: set[Subscription] = set()
         self._transactions: set[Subscription] = set()
-        self._client_changed = asyncio.Event()  # a bar was acknowledged, or a stream ended
-        self._acknowledges = self._progress.acknowledged_s > 0  # some client acknowledges bars
-        self._timed_out = False  # the client acknowledged nothing since the last wait timed out
-        self._waiting_since: float | None = None  # monotonic seconds
+        self._client_changed = asyncio.Event()  # set when a client acknowledges a bar or closes a stream
+        self._client_acknowledges = self._progress.acknowledged_s > 0  # has acknowledged a bar at least once
+        self._timed_out = False  # a wait timed out, and no bar was acknowledged since
+        self._waiting_since: float | None = None  # monotonic seconds; None: not waiting
         self.pace = Pace(config.speed)
-        self.stopping = asyncio.Event()  # ends the streams
+        self.stopping = asyncio.Event()  # once set, all streams end
         before = self._progress.next_tick - 1
         if self._progress.next_tick == tape.first_tick:
             self.clock = SimulatedClock(tape.tick_time_ns(tape.first_tick), config.speed)
@@ -99,21 +99,21 @@ class Venue:
 
     @property
     def now_ns(self) -> int:
-        """Simulated time: not before the newest price, and before the next one."""
-        if self.config.pacing is Pacing.ACKNOWLEDGED or self.is_over:
+        """Simulated time, at or after the newest price and before the next one."""
+        if self.config.pacing is Pacing.ACKNOWLEDGED or self.all_ticks_sent:
             return self._newest_ns
         upcoming = self.tape.tick_time_ns(self._progress.next_tick)
         return max(self._newest_ns, min(self.clock.now_ns(), upcoming - 1))
 
     @property
-    def is_over(self) -> bool:
+    def all_ticks_sent(self) -> bool:
         """Every tick was sent."""
         return self._progress.next_tick >= self.tape.stop_tick
 
     @property
     def is_finished(self) -> bool:
         """The last bar is complete and the market is closed for good."""
-        return self.is_over and self._newest_ns >= self.tape.end_ns(self.tape.stop - 1)
+        return self.all_ticks_sent and self._newest_ns >= self.tape.end_ns(self.tape.stop - 1)
 
     @property
     def waiting_seconds(self) -> float:
@@ -127,49 +127,49 @@ class Venue:
 
     async def run(self) -> None:
         """Send tick after tick until the tape ends; then the market stays closed."""
-        while not self.is_over:
+        while not self.all_ticks_sent:
             bar, phase = divmod(self._progress.next_tick, TICKS_PER_BAR)
             if phase == 0 and bar > self.tape.first:
                 await self._cross_gap(bar)
-            await self._pace(self.tape.tick_time_ns(self._progress.next_tick))
+            await self._sleep_until(self.tape.tick_time_ns(self._progress.next_tick))
             if phase == 1 and bar > self.tape.first:
                 await self._await_decision(bar - 1)
             self._step(self.tape.quote(self._progress.next_tick), self._progress.next_tick + 1)
         last = self.tape.stop - 1
-        await self._pace(self.tape.end_ns(last))
+        await self._sleep_until(self.tape.end_ns(last))
         self._step(self.tape.closed_quote(last), self._progress.next_tick)
         log.info(
             "replay_finished", bars=self.tape.stop - self.tape.first, last_bar_s=int(self.tape.time_s[last])
         )
 
     async def _cross_gap(self, bar: int) -> None:
-        """If a gap before the bar is to be jumped over, close the market, then jump."""
+        """Close the market and skip the gap before the bar, if the gap is longer than `jump_gap_minutes`."""
         limit = self.config.jump_gap_minutes
         if limit == 0 or self.tape.gap_minutes(bar) <= limit:
             return
-        await self._pace(self.tape.end_ns(bar - 1))
+        await self._sleep_until(self.tape.end_ns(bar - 1))
         self._step(self.tape.closed_quote(bar - 1), self._progress.next_tick)
-        await self._await_decision(bar - 1)  # before market time jumps
+        await self._await_decision(bar - 1)  # before simulated time jumps
         self.clock.set(self.tape.tick_time_ns(self._progress.next_tick))
 
-    async def _pace(self, time_ns: int) -> None:
+    async def _sleep_until(self, time_ns: int) -> None:
         seconds = self.clock.seconds_until(time_ns) if self.config.pacing is Pacing.SPEED else 0.0
         await asyncio.sleep(seconds)
 
     async def _await_decision(self, bar: int) -> None:
-        """Wait until the client has acknowledged a bar; simulated time stops meanwhile.
+        """Wait until the client has acknowledged a bar. Simulated time is paused during the wait.
 
-        With pacing `acknowledged` the wait has no limit. With pacing `speed` the replay waits only for a
-        client that acknowledges bars and reads the price stream, and for at most `patience_seconds`. Such a
-        client can decide on every bar on a slow machine; for all other clients the market does not wait.
+        With pacing `acknowledged` the wait has no limit. With pacing `speed` the wait lasts at most
+        `patience_seconds`, and the replay waits only if the client has acknowledged a bar before and reads
+        the price stream. So even on a slow machine such a client can decide on every bar.
         """
         time_s = int(self.tape.time_s[bar])
         began = self._waiting_since = time.monotonic()
-        while self._progress.acknowledged_s < time_s and self._is_waited_for():
+        while self._progress.acknowledged_s < time_s and self._waits_for_client():
             self._client_changed.clear()
-            rest = None if self._timed_out else began + self.config.patience_seconds - time.monotonic()
+            remaining = None if self._timed_out else began + self.config.patience_seconds - time.monotonic()
             try:
-                async with asyncio.timeout(rest):
+                async with asyncio.timeout(remaining):
                     await self._client_changed.wait()
             except TimeoutError:
                 self._timed_out = True
@@ -177,14 +177,14 @@ class Venue:
                     "client_silent",
                     bar_time_s=time_s,
                     waited_seconds=self.config.patience_seconds,
-                    replay="waits" if self.config.pacing is Pacing.ACKNOWLEDGED else "goes on without it",
+                    replay="waits" if self.config.pacing is Pacing.ACKNOWLEDGED else "continues without it",
                 )
         self._waiting_since = None
         if self.config.pacing is Pacing.SPEED:
-            self._note_wait(time.monotonic() - began)
+            self._record_wait(time.monotonic() - began)
 
-    def _note_wait(self, seconds: float) -> None:
-        """Restart simulated time after a wait, and warn once if the machine is too slow for the speed."""
+    def _record_wait(self, seconds: float) -> None:
+        """Resume simulated time after a wait. Warn once if the machine cannot keep up with the set speed."""
         if seconds > 0.001:
             self.clock.set(self.now_ns)
         self.pace.add_wait(seconds)
@@ -192,17 +192,17 @@ class Venue:
             speed = round(self.pace.speed, 1)
             log.warning("machine_too_slow_for_speed", asked=self.config.speed, replayed_at=speed)
 
-    def _is_waited_for(self) -> bool:
+    def _waits_for_client(self) -> bool:
         if self.config.pacing is Pacing.ACKNOWLEDGED:
             return True
-        return self._acknowledges and not self._timed_out and bool(self._prices)
+        return self._client_acknowledges and not self._timed_out and bool(self._prices)
 
     def _step(self, quote: Quote, next_tick: int) -> None:
-        """Apply a new price: fill exits that it reaches, commit, and send it to the streams."""
-        booked = self.exchange.on_quote(quote)
+        """Apply a new price: execute the exit orders that it triggers, commit, and send it to the streams."""
+        transactions = self.exchange.on_quote(quote)
         self._progress = replace(self._progress, next_tick=next_tick)
         self._newest_ns = quote.time
-        self._commit(booked)
+        self._commit(transactions)
         line = {"type": "PRICE", **price_json(self.exchange, quote)}
         for subscription in self._prices:
             subscription.put(line)
@@ -215,11 +215,11 @@ class Venue:
         return bar
 
     def ticks_of_bar(self, bar: int) -> int:
-        """Number of a bar's ticks that were sent, 0 to 4."""
+        """How many of a bar's ticks were sent, 0 to 4."""
         return min(max(self._progress.next_tick - bar * TICKS_PER_BAR, 0), TICKS_PER_BAR)
 
     def acknowledge(self, time_s: int) -> None:
-        """Note that the client has decided on the bar opened at `time_s`, so that the next one may follow.
+        """Record that the client has decided on the bar opened at `time_s`, so that the next bar may follow.
 
         Raises:
             BrokerError: the bar is not complete yet.
@@ -230,39 +230,41 @@ class Venue:
             raise BrokerError(f"bar {time_s} is not complete: the newest complete bar opened at {newest_s}")
         self._progress = replace(self._progress, acknowledged_s=max(self._progress.acknowledged_s, time_s))
         self._commit(())
-        self._acknowledges, self._timed_out = True, False
+        self._client_acknowledges, self._timed_out = True, False
         self._client_changed.set()
 
     # -- orders --------------------------------------------------------------------------------------
 
     def market_order(self, fields: MarketOrderFields) -> Answer:
         """Execute a market order now."""
-        if self.faults.strikes(self.faults.config.reject_probability):
-            return self._answer(self.exchange.reject(fields, RejectReason.INTERNAL_SERVER_ERROR, self.now_ns))
-        quote = self.exchange.price_in_force()
-        if self.faults.strikes(self.faults.config.partial_fill_probability):
+        if self.faults.occurs(self.faults.config.reject_probability):
+            return self._commit_answer(
+                self.exchange.reject(fields, RejectReason.INTERNAL_SERVER_ERROR, self.now_ns)
+            )
+        quote = self.exchange.newest_price()
+        if self.faults.occurs(self.faults.config.partial_fill_probability):
             self.exchange.quote = replace(quote, liquidity=int(abs(fields.units) // 2))
         answer = self.exchange.market_order(fields, self.now_ns)
         self.exchange.quote = quote
-        return self._answer(answer)
+        return self._commit_answer(answer)
 
     def close_position(
         self, *, long: bool, units: Decimal | None, extensions: ClientExtensions | None
     ) -> Answer:
         """Close a side of the position now."""
-        return self._answer(
+        return self._commit_answer(
             self.exchange.close_position(long=long, units=units, extensions=extensions, time=self.now_ns)
         )
 
     def close_trade(self, trade: Trade | None, units: Decimal | None) -> Answer:
         """Close a trade now."""
-        return self._answer(self.exchange.close_trade(trade, units, self.now_ns))
+        return self._commit_answer(self.exchange.close_trade(trade, units, self.now_ns))
 
     def cancel_order(self, order: Order | None) -> Answer:
         """Cancel a pending order now."""
-        return self._answer(self.exchange.cancel_order(order, self.now_ns))
+        return self._commit_answer(self.exchange.cancel_order(order, self.now_ns))
 
-    def _answer(self, answer: Answer) -> Answer:
+    def _commit_answer(self, answer: Answer) -> Answer:
         self._commit(answer.transactions)
         return answer
 
@@ -297,7 +299,7 @@ class Venue:
             self._client_changed.set()
 
     @property
-    def last(self) -> Json:
+    def last_transaction(self) -> Json:
         """The id of the last transaction, part of every answer about the account."""
         return {"lastTransactionID": str(self.exchange.account.last_id)}
 

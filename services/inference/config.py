@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.market.bar import normal_name
+from shared.market.bar import normalized_name
 from shared.setting import (
     Count,
     Port,
@@ -32,4 +32,4 @@ class InferenceConfig:
         """Check every range and the instrument."""
         check_group("inference", self)
         if self.instrument:
-            normal_name(self.instrument)
+            normalized_name(self.instrument)

@@ -16,10 +16,10 @@ from shared.agent.agent import Agent
 from shared.agent.decide import Decisions, decide
 from shared.engine.precision import Precision
 from shared.environment.position import NUM_STATIC
-from shared.errors import CheckpointError, MuZeroError, StoreAwayError
+from shared.errors import CheckpointError, MuZeroError, StoreUnavailableError
 from shared.features.kernels import NUM_FEATURES
 from shared.features.window import WINDOW_BARS
-from shared.market.bar import Instrument, normal_name
+from shared.market.bar import Instrument, normalized_name
 from shared.messages.schemas import AlertRaised, Stage
 from shared.messages.streams import ALERTS, PROMOTIONS
 from shared.numeric import Float32
@@ -71,7 +71,7 @@ class PromotedVersion:
             precision: number format of the network.
             instrument: refuse versions that were trained on another instrument; empty accepts any.
         """
-        self._instrument = instrument and normal_name(instrument)
+        self._instrument = instrument and normalized_name(instrument)
         self._store, self._search, self._precision = store, search, precision
         self._served: Served | None = None
         self._refused: Pointed | None = None
@@ -128,7 +128,7 @@ class PromotedVersion:
                 return None
             self._loading = pointed
             self._served = await loop.run_in_executor(self._loader, self._load, pointed)
-        except StoreAwayError as unavailable:
+        except StoreUnavailableError as unavailable:
             return self._lose_store(unavailable)
         except MuZeroError as damaged:
             return self._refuse(pointed, damaged)
@@ -204,7 +204,7 @@ class PromotedVersion:
         self._refused, self._pointer_error = pointed, pointer_error
         return None if is_repeated else self._alert("version_refused", damaged)
 
-    def _lose_store(self, unavailable: StoreAwayError) -> AlertRaised | None:
+    def _lose_store(self, unavailable: StoreUnavailableError) -> AlertRaised | None:
         is_repeated, self._is_store_lost = self._is_store_lost, True
         return None if is_repeated else self._alert("store_away", unavailable)
 

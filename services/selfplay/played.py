@@ -92,8 +92,8 @@ class PlayedEpisode:
 
         Args:
             trajectory: played on these bars.
-            bars: of the data set.
-            prices: of the same bars.
+            bars: bars of the data set.
+            prices: prices of the same bars.
             environment: the costs of the session.
         """
         rows = slice(trajectory.start_bar, trajectory.start_bar + len(trajectory))

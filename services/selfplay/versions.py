@@ -10,7 +10,7 @@ from services.selfplay.settings import SelfPlaySettings
 from shared.adapters.versions.agents import load_agent
 from shared.adapters.versions.store import CheckpointStore
 from shared.agent.agent import Agent
-from shared.errors import CheckpointError, MessageError, StoreAwayError
+from shared.errors import CheckpointError, MessageError, StoreUnavailableError
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS
 from shared.runtime.lifecycle import Lifecycle
@@ -77,7 +77,7 @@ class NewestVersion:
             if loaded is None:
                 loaded = player or await asyncio.to_thread(self._load_older, newest.version)
                 self._refused = newest.version
-        except StoreAwayError as unavailable:  # the next call tries again
+        except StoreUnavailableError as unavailable:  # the next call tries again
             log.warning("version_not_fetched", version=newest.version, error=str(unavailable))
             return player
         self._player = loaded
@@ -95,7 +95,7 @@ class NewestVersion:
         """Load a version; None when it is missing or damaged, which is logged.
 
         Raises:
-            StoreAwayError: the store does not answer.
+            StoreUnavailableError: the store does not answer.
         """
         try:
             episode = self._store.manifest(version).episode
@@ -110,7 +110,7 @@ class NewestVersion:
         """Load the newest undamaged version below `version`; None when there is none.
 
         Raises:
-            StoreAwayError: the store does not answer.
+            StoreUnavailableError: the store does not answer.
         """
         for older in reversed(self._store.versions()):
             if older < version and (player := self._load(older)):

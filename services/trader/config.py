@@ -6,7 +6,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
-from shared.market.bar import normal_name
+from shared.market.bar import normalized_name
 from shared.setting import Count, NonNegative, Positive, Range, check_group, setting
 
 
@@ -75,7 +75,7 @@ class TraderConfig:
     def __post_init__(self) -> None:
         """Check every range, the URLs and the instrument."""
         if self.instrument:
-            normal_name(self.instrument)
+            normalized_name(self.instrument)
         for name in ("broker_url", "inference_url"):
             url = urlsplit(getattr(self, name))
             if url.scheme not in ("http", "https") or not url.hostname:

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _T = TypeVar("_T")
 
 #: Longest wait for the account or for a close's outcome, so that a kill is not kept waiting.
-_LOOK_SECONDS = 3.0
+_LOOK_UP_SECONDS = 3.0
 
 
 class Exits:
@@ -90,7 +90,7 @@ class Exits:
             log.warning("closing", side=held.name, reason=reason, failures=self._failures)
             try:
                 intent = await self._account.close(
-                    bar_time_s, reason, look_up_seconds=min(pause, _LOOK_SECONDS), decided=decided
+                    bar_time_s, reason, look_up_seconds=min(pause, _LOOK_UP_SECONDS), decided=decided
                 )
             except LedgerError as refused:
                 return await self._close_without_ledger(refused)
@@ -193,7 +193,7 @@ class Exits:
     async def _look(self, reading: Coroutine[None, None, _T]) -> _T | None:
         """Result of reading the broker, or None if it fails or does not answer in time."""
         try:
-            async with asyncio.timeout(_LOOK_SECONDS):
+            async with asyncio.timeout(_LOOK_UP_SECONDS):
                 return await reading
         except (BrokerError, LedgerError, TimeoutError) as unreadable:
             log.debug("account_not_read", error=str(unreadable))

@@ -193,7 +193,7 @@ def fold(
 
     Args:
         holding: the position before.
-        transactions: of the account, in order; those up to `holding.last_transaction_id` are skipped.
+        transactions: the account's, in order; those up to `holding.last_transaction_id` are skipped.
         spread: quoted now, in units of price; saved with a trade that opens.
     """
     closed: list[ClosedTrade] = []

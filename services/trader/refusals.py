@@ -77,7 +77,7 @@ class BrokerTimes:
         """Judge one line's time.
 
         Args:
-            time_ns: of the line.
+            time_ns: time of the line.
             wall_s: this machine's clock.
             heartbeat: the line carries the broker's present time instead of a price's time.
         """

@@ -10,7 +10,7 @@ from shared.adapters.oanda.records import InstrumentDetails
 from shared.adapters.versions.agents import trained_instrument
 from shared.adapters.versions.manifest import Manifest, Pointed
 from shared.errors import BrokerError, SettingsError
-from shared.market.bar import Instrument, normal_name
+from shared.market.bar import Instrument, normalized_name
 
 _OANDA_DOMAIN = "oanda.com"
 
@@ -101,14 +101,14 @@ def chosen_instrument(offered: Sequence[InstrumentDetails], name: str, url: str)
     Args:
         offered: instruments that the account can trade.
         name: value of the setting; empty selects the only one offered.
-        url: of the broker, for error texts.
+        url: URL of the broker, for error texts.
     Raises:
         BrokerError: no instrument is offered, which no setting could change.
         SettingsError: the named one is not offered, or several are offered and none is named.
     """
     if not offered:
         raise BrokerError(f"the broker at {url} offers no instrument that the account can trade")
-    wanted = name and normal_name(name)
+    wanted = name and normalized_name(name)
     matching = [one for one in offered if wanted in ("", one.name)]
     names = ", ".join(one.name for one in offered[:5]) + (", ..." if len(offered) > 5 else "")
     if not matching:

@@ -18,7 +18,7 @@ from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 #: Longest wait for Redis when the end of the wait is announced; then the trader begins without it.
 _END_SECONDS = 2.0
@@ -44,8 +44,8 @@ async def announced(
     """Announce the beginning and the end of the wait inside the block.
 
     Args:
-        lifecycle: of the trader.
-        name: of the alert.
+        lifecycle: lifecycle of the trader.
+        name: name of the alert.
         detail: reason of the wait.
         begin_seconds: a shorter wait is not announced.
     """
@@ -69,4 +69,4 @@ async def _announce(bus: Bus, tracker: ConditionTracker, holding: Mapping[Condit
         for alert in tracker.look(holding, time.monotonic()):
             log.warning("condition", name=alert.name, phase=alert.phase, detail=alert.detail)
             await bus.append(ALERTS, alert)
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""The parts of a training run: opened from the disk, then resumed from the newest version."""
+"""The parts of a training run. `open` creates them, and `resume` loads the newest version."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.training import Training, TrainingConfig
 from shared.adapters.tables.dataset import Dataset, read_dataset
 from shared.adapters.versions.store import CheckpointStore
-from shared.errors import StoreAwayError
+from shared.errors import StoreUnavailableError
 from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
@@ -38,19 +38,19 @@ class Run:
         settings: TrainerSettings,
         lifecycle: Lifecycle,
         ranks: Ranks | None,
-        opened: contextlib.ExitStack,
+        exit_stack: contextlib.ExitStack,
     ) -> "Run":
-        """Open data set and journal, and create a training at its beginning.
+        """Open the data set and the journal, and create a training without any updates.
 
         Args:
-            settings: of the trainer.
-            lifecycle: of the service.
+            settings: settings of the trainer.
+            lifecycle: lifecycle of the service.
             ranks: all ranks, if this is the leader of several.
-            opened: closes journal and metrics.
+            exit_stack: receives the callbacks that close the journal and the metrics.
         """
         dataset = read_dataset(settings.dataset)
         journal = Journal(settings.journal_root, segment_bytes=settings.trainer.segment_megabytes << 20)
-        opened.callback(journal.close)
+        exit_stack.callback(journal.close)
         if journal.bytes_cut:
             log.warning("journal_tail_cut", bytes=journal.bytes_cut, position=journal.position)
         training = Training(
@@ -64,22 +64,22 @@ class Run:
             trained_until=dataset.trained_until,
         )
         metrics = TrainerMetrics()
-        opened.callback(metrics.close)
+        exit_stack.callback(metrics.close)
         store = CheckpointStore(settings.checkpoint_root)
         publisher = Publisher(store, journal, training, lifecycle.bus, metrics)
         return cls(dataset, journal, training, metrics, publisher)
 
     async def resume(self, settings: TrainerSettings, lifecycle: Lifecycle, num_ranks: int) -> bool:
-        """Resume from the newest valid version, or write version 0; retry while disk or store fails.
+        """Resume from the newest valid version, or write version 0. Retry while the disk or the store fails.
 
         Returns:
-            False when asked to stop first.
+            False if the service was asked to stop before it could resume.
         """
         while True:
             try:
                 await asyncio.to_thread(self.publisher.resume)
                 break
-            except (OSError, StoreAwayError) as failure:
+            except (OSError, StoreUnavailableError) as failure:
                 if not await wait_to_retry("resume_failed", failure, lifecycle):
                     return False
         training, version = self.training, self.publisher.version

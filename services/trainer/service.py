@@ -25,7 +25,7 @@ from services.trainer.publishing.metrics import REFUSED, ROLL_BACKS, Refusal
 from services.trainer.retry import wait_to_retry
 from services.trainer.run import Run
 from services.trainer.settings import TrainerSettings
-from shared.errors import StoreAwayError
+from shared.errors import StoreUnavailableError
 from shared.messages.schemas import AlertRaised
 from shared.messages.streams import ALERTS, TRAINER_GROUP, TRAJECTORIES
 from shared.runtime.lifecycle import Lifecycle
@@ -155,7 +155,7 @@ class TrainerService:
         try:
             async with self._ranks_in_use:
                 version = await asyncio.to_thread(self._publisher.roll_back)
-        except (OSError, StoreAwayError) as failure:
+        except (OSError, StoreUnavailableError) as failure:
             await wait_to_retry("roll_back_failed", failure, self._lifecycle)
             return
         ROLL_BACKS.inc()

@@ -31,7 +31,7 @@ class BestPointer:
         """The version to beat; None if none is set or the pointer is damaged.
 
         Raises:
-            StoreAwayError: the store does not answer.
+            StoreUnavailableError: the store does not answer.
         """
         try:
             best = await asyncio.to_thread(self._storage.store.pointer, Pointer.BEST)

@@ -10,7 +10,7 @@ from services.validator.judgement import Judge
 from services.validator.promotion import BestPointer, announce_and_promote, raise_alert
 from services.validator.storage import StoppedError, Storage, pause, retry_until_stored
 from services.validator.validation import Validator, announcement_of, row_of
-from shared.errors import MuZeroError, RecordsAwayError, StoreAwayError
+from shared.errors import MuZeroError, RecordsUnavailableError, StoreUnavailableError
 from shared.messages.entry_id import EntryId
 from shared.messages.schemas import ValidationReported
 from shared.messages.streams import CHECKPOINTS
@@ -105,7 +105,7 @@ class ValidatorService:
             newest = max({*self._waiting, *self._done, version})
             superseded_by = newest if newest > version else None
             report, sha256 = await asyncio.to_thread(self._judge.judge, version, best, superseded_by)
-        except (StoreAwayError, RecordsAwayError) as unavailable:
+        except (StoreUnavailableError, RecordsUnavailableError) as unavailable:
             await pause(self._lifecycle, unavailable)
             return False
         except MuZeroError as failure:

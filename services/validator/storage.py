@@ -11,7 +11,7 @@ import structlog
 from shared.adapters.tables.validations import DATABASE, ValidationStore
 from shared.adapters.versions.store import CheckpointStore
 from shared.engine.precision import Precision
-from shared.errors import RecordsAwayError, StoreAwayError
+from shared.errors import RecordsUnavailableError, StoreUnavailableError
 from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
@@ -49,13 +49,13 @@ async def retry_until_stored(lifecycle: Lifecycle, call: Callable[[], _R]) -> _R
     while True:
         try:
             return await asyncio.to_thread(call)
-        except (StoreAwayError, RecordsAwayError) as unavailable:
+        except (StoreUnavailableError, RecordsUnavailableError) as unavailable:
             await pause(lifecycle, unavailable)
             if lifecycle.stopping.is_set():
                 raise StoppedError from unavailable
 
 
-async def pause(lifecycle: Lifecycle, unavailable: StoreAwayError | RecordsAwayError) -> None:
+async def pause(lifecycle: Lifecycle, unavailable: StoreUnavailableError | RecordsUnavailableError) -> None:
     """Log why the store or the database is unavailable, and wait before the next attempt."""
     log.warning("store_away", error=str(unavailable), retry_seconds=STORE_RETRY_SECONDS)
     await lifecycle.sleep(STORE_RETRY_SECONDS)

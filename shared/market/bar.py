@@ -56,7 +56,7 @@ class Instrument:
         Raises:
             DataError: the name does not have that form, or the pair's pip is not known.
         """
-        name = normal_name(name)
+        name = normalized_name(name)
         if pip_location is None:
             pip_location = known_pip_location(name)
             if pip_location is None:
@@ -69,7 +69,7 @@ class Instrument:
         return cls(name, pip_location)
 
 
-def normal_name(name: str) -> str:
+def normalized_name(name: str) -> str:
     """An instrument's name as OANDA writes it, such as GBP_JPY.
 
     Raises:

@@ -77,8 +77,8 @@ def summarize(bars: BarSeries, *, num_gaps: int = 5) -> Summary:
     )
 
 
-def doubts(summary: Summary, instrument: Instrument) -> list[str]:
-    """What is unusual for the bars of a market, in words; empty if nothing is."""
+def plausibility_warnings(summary: Summary, instrument: Instrument) -> list[str]:
+    """Warnings about properties that bars of a real market rarely have; empty if there are none."""
     found = []
     low, high = _RANGES_PIPS
     if not low <= summary.mean_range_pips <= high:

@@ -1,4 +1,4 @@
-"""The networks of the agent: representation, prediction, afterstate with its heads, and dynamics.
+"""The networks of the agent: representation, prediction, afterstate with its two heads, and dynamics.
 
     representation   window, static features      -> hidden state
     prediction       hidden state                 -> policy logits, value logits
@@ -7,18 +7,18 @@
     dynamics         afterstate, action, outcome  -> next hidden state, reward logits
 
 Hidden states and afterstates are normalised by LayerNorm. The usual alternative, min-max scaling over the
-channels of a state, would let the largest channel set the scale of all, and temporal and static channels
-differ in kind. With LayerNorm the gradient reaches every channel, and the scale stays the same over an unroll
-of any length.
+channels of a state, would let the largest channel set the scale of all channels, although temporal and
+static channels have different meanings. With LayerNorm the gradient reaches every channel, and the scale
+stays the same over an unroll of any length.
 
-Rewards are categorical on the same support as values. They are in pips too and as heavy-tailed (0 or -0.05
-on most steps, ±100 at some closes), and cross-entropy keeps the loss terms comparable.
+Rewards are categorical on the same support as values. Both are in pips and heavy-tailed: a reward is 0 or
+-0.05 on most steps and up to ±100 at some closes. Cross-entropy keeps their loss terms comparable.
 
 The weights of the few inputs for position, action and outcome start larger than usual (`EVENT_GAIN`,
-`STATIC_GAINS`), so that these have as much influence as the hundreds of window features. A long position
-gains what a short one loses, so a window predicts rewards only as a product with the side. At the usual
-initial scale the units depend little on the side, and learning that product stays on a plateau for
-thousands of updates (docs/learning.md).
+`STATIC_GAINS`), so that these inputs have as much influence as the hundreds of window features. A long
+position gains what a short one loses: the reward depends on the product of market move and side. At the
+usual initial scale the hidden units hardly depend on the side, and the network needs thousands of updates
+before it begins to learn this product (docs/learning.md).
 
 The last layer of every head starts at zero. So version 0 has a uniform policy, uniform chance outcomes, and
 values and rewards of zero.
@@ -36,7 +36,7 @@ from shared.numeric import Float32
 #: Initial scale of the weights of one-hot events, relative to the default initialisation.
 EVENT_GAIN = 8.0
 
-#: The same for the two layers of the static features.
+#: Initial scales of the two layers of the static features, relative to the default initialisation.
 STATIC_GAINS = (4.0, 8.0)
 
 
@@ -118,8 +118,9 @@ class Network(nn.Module):
     def representation(self, windows: Tensor, static: Tensor, rows: Tensor | None = None) -> Tensor:
         """`[N, window, F]`, `[N, static]` -> hidden states `[N, H]`.
 
-        With `rows`, int64 `[N]`, the windows are spans `[S, receptive_field - 1 + L, F]`. The last L bars of
-        each span are encoded, and `rows` selects from these S·L embeddings.
+        If `rows` (int64 `[N]`) is given, `windows` holds S spans of bars, `[S, receptive_field - 1 + L, F]`,
+        instead. The encoder returns an embedding of each span's last L bars, and `rows` selects N of these
+        S·L embeddings.
         """
         if rows is None:
             return self.combine(self.encoder.encode_windows(windows), static)

@@ -32,12 +32,12 @@ def service_main(
     Args:
         service: name in heartbeats, logs and metrics.
         settings_class: its settings.
-        compose: wires settings to a coroutine; raises MuZeroError if the user's input is at fault. It
+        compose: wires settings to a coroutine; raises MuZeroError if the user's input is invalid. It
             imports slow modules itself, so that `--help` is quick. A signal during the import exits at once,
             since there is nothing to save yet.
         arguments: the command line without the program's name; None reads `sys.argv`.
     Returns:
-        Exit status: 0 after a graceful shutdown, 1 after a failure, 2 when the user's input is at fault, 130
+        Exit status: 0 after a graceful shutdown, 1 after a failure, 2 if the user's input caused it, 130
         after Ctrl-C before the service has started.
     """
     parser = argparse.ArgumentParser(

@@ -1,6 +1,6 @@
 """Runs a service: logging, heartbeats, graceful shutdown on a signal, and the exit status.
 
-A service is a coroutine that takes its `Lifecycle`. It returns when `stopping` is set and its work is safe.
+A service is a coroutine that takes its `Lifecycle`. It returns when `stopping` is set and its work is saved.
 A start after a crash is the same as any other start.
 """
 
@@ -28,7 +28,7 @@ from shared.runtime.settings import ServiceSettings
 
 log = structlog.get_logger()
 
-#: Longest wait for each exchange with Redis at shutdown. A heartbeat that is not deleted expires by itself.
+#: Longest wait for each Redis call at shutdown. A heartbeat that is not deleted expires by itself.
 SHUTDOWN_REDIS_SECONDS = 1.0
 
 #: Exit status of a service that a second Ctrl-C stopped at once.
@@ -54,9 +54,9 @@ class Lifecycle:
         self._detail: dict[str, int | float | str | bool | None] = {}
 
     def report(self, **detail: int | float | str | bool | None) -> None:
-        """Set details of the next heartbeats; the first report changes the state to running.
+        """Update the details that heartbeats carry. The first report changes the state to running.
 
-        A number that is not finite becomes None, since a heartbeat cannot hold it.
+        A heartbeat cannot hold NaN or infinity, so they become None.
         """
         if self._state == "starting":
             self._state = "running"
@@ -85,7 +85,7 @@ class Lifecycle:
         )
 
     async def until_stopping(self, awaitable: Awaitable[T]) -> T | None:
-        """The result of an awaitable, or None when the service is asked to stop first.
+        """The result of an awaitable, or None if the service is asked to stop before it is done.
 
         A stop request cancels the awaitable. Use this for waiting, never for work that must be finished.
         """
@@ -101,7 +101,7 @@ class Lifecycle:
                 await asyncio.gather(work, return_exceptions=True)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep until the time is over or the service is asked to stop."""
+        """Sleep for some seconds, or until the service is asked to stop."""
         await self.until_stopping(asyncio.sleep(seconds))
 
 
@@ -109,14 +109,14 @@ Main = Callable[[Lifecycle], Awaitable[None]]
 
 
 def run_service(service: str, settings: ServiceSettings, main: Main) -> int:
-    """Run a service until it returns, which SIGTERM and SIGINT ask it to do.
+    """Run a service until it returns. SIGTERM and SIGINT ask it to stop.
 
     Returns:
-        Exit status of the process: 0 after a graceful shutdown, 1 after a failure, 2 when the user's input is
-        at fault.
+        Exit status of the process: 0 after a graceful shutdown, 1 after a failure, 2 if the user's input
+        caused the failure.
     """
     status = asyncio.run(_run(service, settings, main))
-    gc.freeze()  # otherwise the interpreter's last collection takes seconds, with torch and numba loaded
+    gc.freeze()  # skips the garbage collection at exit, which takes seconds with torch and numba loaded
     return status
 
 
@@ -148,7 +148,7 @@ def _metrics(lifecycle: Lifecycle, settings: ServiceSettings) -> contextlib.Abst
     """Serve the process's metrics if a port is set."""
     if not settings.metrics_port:
         return contextlib.nullcontext()
-    from shared.runtime.server import metrics_served  # slow to import, and only needed for a port
+    from shared.runtime.server import metrics_served  # imported late: slow, and needed only with a port
 
     return metrics_served(REGISTRY, lifecycle, host=settings.metrics_host, port=settings.metrics_port)
 
@@ -156,8 +156,8 @@ def _metrics(lifecycle: Lifecycle, settings: ServiceSettings) -> contextlib.Abst
 def _on_signal(lifecycle: Lifecycle, signum: int) -> None:
     """Shut down gracefully. A second Ctrl-C exits at once; a repeated SIGTERM changes nothing.
 
-    The system sends SIGTERM when the parent exits, and `down` sends it again. An alarm kills a service that
-    does not stop after its parent has exited, since no other process would.
+    SIGTERM can arrive twice: the operating system sends it when the parent exits, and `down` sends it too. If
+    the parent has exited, no other process would kill a service that does not stop, so an alarm does.
     """
     if os.getppid() != lifecycle.parent:
         signal.alarm(ORPHAN_SECONDS)
@@ -194,16 +194,16 @@ async def _shut_down(lifecycle: Lifecycle, beats: asyncio.Task[None], *, gracefu
 
 
 async def _sign_off(lifecycle: Lifecycle, *, graceful: bool) -> None:
-    """Delete the heartbeat, and after a graceful shutdown do not count the deliveries in progress."""
+    """Delete the heartbeat. After a graceful shutdown, also reset the delivery counts of pending entries."""
     await lifecycle.bus.clear_heartbeat(lifecycle.service, lifecycle.instance)
     if graceful:
         await lifecycle.bus.release_pending()
 
 
-async def _with_time_limit(exchange: Awaitable[None]) -> None:
-    """Wait for an exchange with Redis for `SHUTDOWN_REDIS_SECONDS` at most."""
+async def _with_time_limit(call: Awaitable[None]) -> None:
+    """Wait at most `SHUTDOWN_REDIS_SECONDS` for a Redis call."""
     try:
         async with asyncio.timeout(SHUTDOWN_REDIS_SECONDS):
-            await exchange
+            await call
     except (RedisError, OSError) as unavailable:  # TimeoutError is an OSError
-        log.debug("shutdown_exchange_failed", error=str(unavailable))
+        log.debug("shutdown_redis_call_failed", error=str(unavailable))

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from shared.errors import ServiceError
-from shared.runtime.child import ending_with_parent
+from shared.runtime.child import bound_to_parent
 
 START_SECONDS = 20.0
 
@@ -104,7 +104,7 @@ class RedisServer:
         self.prepare()
         with self.config_path.open("rb") as config, self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                ending_with_parent(self.command, lock=self.lock),
+                bound_to_parent(self.command, lock=self.lock),
                 stdin=config,
                 stdout=log,
                 stderr=log,
@@ -114,7 +114,7 @@ class RedisServer:
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise ServiceError(self.why_not_up())
+                raise ServiceError(self.start_failure_text())
             time.sleep(0.02)
 
     def stop(self, *, kill: bool = False) -> None:
@@ -147,7 +147,7 @@ class RedisServer:
             return False
         return b"+PONG" in reply
 
-    def why_not_up(self) -> str:
+    def start_failure_text(self) -> str:
         """Error text for a server that did not start, with the end of its log."""
         lines = log_tail(self.log_path).splitlines()[-_LOG_LINES:]
         text = f"redis-server did not start on port {self.port}; the end of its log:\n" + "\n".join(lines)
@@ -214,7 +214,7 @@ def log_tail(path: Path, *, since: int = 0) -> str:
     """The end of a log, at most 64 kB; empty if it cannot be read.
 
     Args:
-        path: of the log.
+        path: path of the log.
         since: offset of the first byte to read; ignored if the log has become shorter.
     """
     try:

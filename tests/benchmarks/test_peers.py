@@ -199,7 +199,7 @@ def cores_of(pid: int) -> set[int]:
     )
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find_spec", lambda name: None if name == "mctx" else object())
     assert mctx_missing() == "mctx is not installed; the extra `dev` includes it"
 

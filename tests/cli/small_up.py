@@ -155,7 +155,7 @@ def _replace_services() -> None:
         command = (sys.executable, "-S", "-c", PLACEHOLDER)
         return [replace(spec, command=command) for spec in original(system)]
 
-    vars(supervisor)["RESTART_FIRST_SECONDS"] = vars(local)["LOOK_SECONDS"] = 0.1
+    vars(supervisor)["RESTART_FIRST_SECONDS"] = vars(local)["POLL_SECONDS"] = 0.1
     vars(local)["prepare_dataset"] = lambda home, *_: home / "data" / "bars.duckdb"
     vars(local)["require_one_instrument"] = lambda *_, **__: "GBP_JPY"
     vars(local)["COMPILED_MARK"] = Path(__file__)

@@ -18,7 +18,7 @@ from shared.adapters.streams.bus import Bus
 from shared.adapters.versions import object_store
 from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointed, Pointer
 from shared.adapters.versions.store import CheckpointStore
-from shared.errors import CheckpointError, PromotionError, ServiceError, SettingsError, StoreAwayError
+from shared.errors import CheckpointError, PromotionError, ServiceError, SettingsError, StoreUnavailableError
 from shared.messages.streams import PROMOTIONS
 from shared.model.config import ModelConfig
 from shared.model.network import initial_network
@@ -192,7 +192,7 @@ def test_an_unavailable_store_is_not_reported_as_damaged_versions(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MM_HOME", str(tmp_path))
     for command in (["verify", "2"], ["list"], ["show", "2"], ["gc"]):
-        assert isinstance(_fails(*command, "--store", "s3://bucket/x")[1], StoreAwayError)
+        assert isinstance(_fails(*command, "--store", "s3://bucket/x")[1], StoreUnavailableError)
 
 
 def test_a_promotion_needs_its_gate_and_a_rollback_undoes_it(store: CheckpointStore, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_file_named_after_another_pair_needs_the_option_instrument(
     tmp_path: Path, csv: Path, name: str, pair: str
 ) -> None:
     other, out = csv.rename(tmp_path / name), tmp_path / "d.duckdb"
-    with pytest.raises(DataError, match=rf"{name} is named after {pair}.*--instrument {pair}"):
+    with pytest.raises(DataError, match=rf"the file name {name} contains {pair}.*--instrument {pair}"):
         run("import", other, "--out", out)
     assert not out.exists()
     imported = document("import", other, "--out", out, "--instrument", pair, "--pip", "0.01")
@@ -175,7 +175,7 @@ def test_describe_reports_what_synth_generated(tmp_path: Path) -> None:
 
 def test_synth_warns_of_too_few_bars_for_a_session(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["synth", "--bars", "500", "--out", str(tmp_path / "d.duckdb")])
-    assert "these bars contain no valid session" in result.stderr
+    assert "the data set has no valid session" in result.stderr
     assert "nan" not in run("describe", "--data", tmp_path / "d.duckdb", "--json")
 
 

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from cli import leftovers as leftover_processes
 from cli.leftovers import HOME_VARIABLE, NAME_VARIABLE, leftovers
-from cli.local import _kept_secret, down, status, up
+from cli.local import _persistent_secret, down, status, up
 from cli.runs import NotUpError, exclusive, last_run, lock_holder, running
 from shared.errors import DataError
 from tests.cli.small_up import SmallUp
@@ -258,11 +258,11 @@ def test_on_a_full_disk_up_fails_and_releases_its_lock(tmp_path: Path) -> None:
 
 def test_a_secret_is_kept_unless_a_power_failure_lost_it(tmp_path: Path) -> None:
     path = tmp_path / "api_key"
-    kept = _kept_secret(path)
-    assert _kept_secret(path) == kept
+    kept = _persistent_secret(path)
+    assert _persistent_secret(path) == kept
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_text("")
-    assert len(_kept_secret(path)) == len(kept)
+    assert len(_persistent_secret(path)) == len(kept)
 
 
 def test_a_starting_up_is_not_mistaken_for_the_last_run(tmp_path: Path) -> None:

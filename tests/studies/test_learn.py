@@ -1,4 +1,4 @@
-"""A short run on a small network: figures, sessions, and the time budget."""
+"""The study `learn`: a short run with a small network, its evaluations, goals, record and picture."""
 
 import json
 import threading
@@ -44,7 +44,7 @@ CONFIG = LearnConfig(
 
 
 def run(config: LearnConfig = CONFIG, costs: list[Spent] | None = None) -> LearnReport:
-    """Make a run; each thread's clock advances by a tenth of a second per reading."""
+    """Run the study with a fake clock that advances by 0.1 s per reading in each thread."""
     ticks: defaultdict[int, count[int]] = defaultdict(count)
     return learn(
         config,
@@ -79,7 +79,7 @@ def test_the_curve_covers_the_run_from_before_learning_to_its_end(report: LearnR
     assert all(len(point.agent.pips) == CONFIG.curve_sessions for point in report.curve)
 
 
-def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
+def test_runs_with_the_same_seed_and_clock_give_the_same_results(report: LearnReport) -> None:
     costs: list[Spent] = []
     again = run(costs=costs)
     assert np.array_equal(again.players["agent"].pips, report.players["agent"].pips)
@@ -88,17 +88,17 @@ def test_the_same_seed_and_clock_learn_the_same(report: LearnReport) -> None:
     assert costs[-1] == report.spent
 
 
-def test_a_configured_average_plays_and_is_evaluated(report: LearnReport) -> None:
+def test_the_ema_of_the_weights_plays_and_is_evaluated_if_it_is_enabled(report: LearnReport) -> None:
     frozen = replace(CONFIG.learner, average_decay=1.0 - 1e-9)  # the average stays at version 0
-    holding = replace(CONFIG.trainer, hold_logit=0.01)  # so that no actions tie
+    holding = replace(CONFIG.trainer, hold_logit=0.01)  # so that no two actions are equally likely
     averaged = run(replace(CONFIG, learner=frozen, trainer=holding, imitation_minutes=0.0))
     assert averaged.spent.updates > 10
-    for done, alike in ((averaged, True), (report, False)):
+    for done, curve_is_flat in ((averaged, True), (report, False)):
         first, *_, last = (point.agent.pips for point in done.curve)
-        assert np.array_equal(first, last) is alike
+        assert np.array_equal(first, last) is curve_is_flat
 
 
-def test_shares_are_of_the_best_policy_and_of_its_imitation(report: LearnReport) -> None:
+def test_results_are_given_as_shares_of_the_best_policy_and_of_its_imitation(report: LearnReport) -> None:
     players = {"best": trading(1.0, 8.0), "agent": trading(0.5, 3.0), "nothing": trading(0.0, 0.0)}
     assert report.imitation is not None
     judged = replace(
@@ -123,40 +123,42 @@ def test_there_is_no_share_of_an_imitation_that_earns_nothing(report: LearnRepor
     assert report.imitation is not None
     nothing = np.zeros(len(report.starts))
     idle = Scores(nothing, nothing, nothing.astype(np.int64))
-    barren = replace(report, imitation=replace(report.imitation, test=idle))
-    assert [row.imitation_share_of_pips for row in barren.summaries()] == [None] * 6
-    (goal,) = replace(barren, on_time={15.0: report.players["best"]}).goals()
+    worthless = replace(report, imitation=replace(report.imitation, test=idle))
+    assert [row.imitation_share_of_pips for row in worthless.summaries()] == [None] * 6
+    (goal,) = replace(worthless, promoted_by_minutes={15.0: report.players["best"]}).goals()
     assert (goal.reached, goal.met) == (None, False)
     without = replace(report, imitation=None)
     assert [row.name for row in without.summaries()] == list(report.players)
     assert [row.imitation_share_of_pips for row in without.summaries()] == [None] * 5
 
 
-def test_players_rank_as_they_should(report: LearnReport) -> None:
+def test_random_actions_lose_and_the_best_policy_earns(report: LearnReport) -> None:
     pips = {row.name: row.pips.value for row in report.summaries()}
     assert pips["random"] < pips["nothing"] == 0.0 < pips["best"]
 
 
-def test_goals_on_a_market_with_an_edge_are_shares_of_the_imitation(report: LearnReport) -> None:
+def test_the_goals_on_a_predictable_market_are_shares_of_the_reward_of_the_imitation(
+    report: LearnReport,
+) -> None:
     assert report.imitation is not None
     bound = replace(report.imitation, test=trading(1.0, 10.0), validation=trading(1.0, 10.0))
-    for on_time, met in (
+    for promoted_by_minutes, met in (
         ({15.0: 9.1}, [True]),
         ({15.0: 8.9}, [False]),
         ({15.0: 9.1, 60.0: 9.1}, [True, False]),
         ({15.0: 8.9, 60.0: 9.8}, [False, True]),
         ({}, []),
     ):
-        scores = {minutes: trading(1.0, pips) for minutes, pips in on_time.items()}
-        done = replace(report, imitation=bound, on_time=scores)
-        assert [goal.met for goal in done.goals()] == met, on_time
+        scores = {minutes: trading(1.0, pips) for minutes, pips in promoted_by_minutes.items()}
+        done = replace(report, imitation=bound, promoted_by_minutes=scores)
+        assert [goal.met for goal in done.goals()] == met, promoted_by_minutes
     assert replace(done, imitation=None).goals() == []
 
 
-def test_the_version_best_in_validation_is_promoted_and_tested_at_a_goals_minutes(
+def test_the_best_version_so_far_in_validation_is_tested_when_the_minutes_of_a_goal_have_passed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second and third evaluation are equally good; no version plays the test sessions twice."""
+    """The second and third evaluations are equally good, so the later one wins. It is tested only once."""
     assert GOAL_SHARES == {15.0: 0.9, 60.0: 0.97}
     evaluated: list[int] = []
     tested: list[int] = []
@@ -181,13 +183,13 @@ def test_the_version_best_in_validation_is_promoted_and_tested_at_a_goals_minute
     promoted = evaluated[2]
     assert done.promoted == done.curve[2].spent
     assert done.promoted.seconds < 900.0
-    assert list(done.on_time) == [15.0]
-    assert done.on_time[15.0].pips[0] == done.players["promoted"].pips[0] == promoted
+    assert list(done.promoted_by_minutes) == [15.0]
+    assert done.promoted_by_minutes[15.0].pips[0] == done.players["promoted"].pips[0] == promoted
     assert done.players["agent"].pips[0] == evaluated[-1] > promoted
     assert tested == [promoted, evaluated[-1]]
 
 
-def test_learned_is_the_cost_at_the_first_evaluation_close_to_the_imitation(
+def test_learned_is_the_cost_when_an_evaluation_first_reaches_the_share_of_the_imitation(
     report: LearnReport,
 ) -> None:
     assert report.imitation is not None
@@ -200,7 +202,7 @@ def test_learned_is_the_cost_at_the_first_evaluation_close_to_the_imitation(
     assert replace(report, imitation=bound, curve=curve[:2]).learned is None
 
 
-def test_a_run_leaves_a_record_that_duckdb_reads(tmp_path: Path) -> None:
+def test_a_run_writes_a_record_that_duckdb_can_read(tmp_path: Path) -> None:
     costs: list[Spent] = []
     ticks = count()
     report = learn(CONFIG, clock=lambda: next(ticks) / 10.0, record=tmp_path, progress=costs.append)
@@ -219,14 +221,14 @@ def test_a_run_leaves_a_record_that_duckdb_reads(tmp_path: Path) -> None:
     assert settings["learner"]["batch_size"] == CONFIG.learner.batch_size
 
 
-def test_goals_on_a_market_without_an_edge_are_few_trades_and_a_small_loss(report: LearnReport) -> None:
+def test_the_goals_on_an_unpredictable_market_are_few_trades_and_a_small_loss(report: LearnReport) -> None:
     idle = replace(report, config=replace(CONFIG, market=Market.GBM))
     assert [goal.met for goal in replace(idle, players={"agent": trading(0.2, -0.9)}).goals()] == [True, True]
     assert [goal.met for goal in replace(idle, players={"agent": trading(0.4, -1.1)}).goals()] == [False] * 2
 
 
 def trading(trades: float, pips: float) -> Scores:
-    """Ten sessions with this mean number of trades and these pips."""
+    """Scores of ten sessions with this mean number of trades, and this reward and net pips in each."""
     made = np.zeros(10, np.int64)
     made[: round(10 * trades)] = 1
     return Scores(np.full(10, pips), np.full(10, pips), made)
@@ -242,11 +244,11 @@ def test_the_picture_shows_the_rising_curve_below_the_best_policy(
     players = {"nothing": trading(0.0, 0.0), "random": trading(0.0, -50.0)}
     learned = replace(report, curve=curve, promoted=curve[-1].spent, players=players, imitation=None)
     draw_curve(learned, tmp_path / "curve.png")
-    blue = pixels_of(tmp_path / "curve.png", "#2563eb")[60:]  # the legend is above
+    blue = pixels_of(tmp_path / "curve.png", "#2563eb")[60:]  # below the legend
     dark = pixels_of(tmp_path / "curve.png", "#1f2933", tolerance=110)[60:]
     assert columns_of(blue) > 0.8
     assert height_of(blue, 0.2, 0.3) < height_of(blue, 0.5, 0.6) < height_of(blue, 0.8, 0.9)
-    lines = np.flatnonzero(dark.mean(axis=1) > 0.8)  # rows of the best policy and of the axis
+    lines = np.flatnonzero(dark.mean(axis=1) > 0.8)  # pixel rows of the best policy and of the axis
     assert lines[0] < np.flatnonzero(blue.any(axis=1))[0]
 
 
@@ -258,7 +260,7 @@ def test_without_matplotlib_the_error_names_the_extra(
         draw_curve(report, tmp_path / "curve.png")
 
 
-def test_invalid_settings_are_refused() -> None:
+def test_invalid_settings_are_rejected() -> None:
     with pytest.raises(DataError, match="no train session"):
         run(replace(CONFIG, num_bars=400))
     with pytest.raises(SettingsError, match="minutes"):

@@ -164,7 +164,7 @@ function versionRow(v) {
     ...(j ? j.passed_gates.map((g) => el('span', { className: 'tag good', textContent: `passed ${g}` })) : []));
   if (v.fault) gates.append(el('span', { className: 'tag live', textContent: 'damaged', title: v.fault }));
   if (j?.reasons.length) gates.title = j.reasons.join('\n');
-  const button = el('button', { type: 'button', textContent: 'Promote', disabled: !j?.passed_gates.length || !v.stored || state.status?.changes_allowed === false, title: state.status?.changes_allowed === false ? 'changes over HTTP are off: no API key is set' : !j ? 'not validated' : j.passed_gates.length ? '' : j.reasons.join('\n') });
+  const button = el('button', { type: 'button', textContent: 'Promote', disabled: !j?.passed_gates.length || !v.stored || state.status?.changes_allowed === false, title: state.status?.changes_allowed === false ? 'changes over HTTP are disabled: no API key is set' : !j ? 'not validated' : j.passed_gates.length ? '' : j.reasons.join('\n') });
   button.onclick = () => ask({ title: `Promote version ${v.version}`, text: 'It will make the trading decisions from the next bar on.', path: `/checkpoints/${v.version}/promote`, stages: j.passed_gates });
   return el('tr', { key: v.version, className: stage ? 'promoted' : v.stored ? '' : 'gone' },
     el('td', { textContent: v.version }), el('td', { textContent: whole(v.episode) }), el('td', { textContent: v.created_at ? when(v.created_at) : '–' }),

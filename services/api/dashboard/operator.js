@@ -53,14 +53,14 @@ function drawKill({ redis, trader, changes_allowed: allowed }) {
   setText(button, !killed ? 'Kill switch' : trader.state === 'killed' && trader.confirmed ? 'Killed' : 'Kill sent');
   button.title = trader.summary;
   allow(button);
-  setText($('kill-why'), !allowed ? `Changes over HTTP are off: no API key is set (MM_GATEWAY__API_KEY). ${KILL_ON_HOST}`
+  setText($('kill-why'), !allowed ? `Changes over HTTP are disabled: no API key is set (MM_GATEWAY__API_KEY). ${KILL_ON_HOST}`
     : redis === 'away' ? `Redis does not answer, so this kill switch does not reach the trader. ${KILL_ON_HOST}` : '');
 }
 $('kill').onclick = () => ask({ title: 'Kill switch', text: EXPLAINED['/trader/kill'], facts: latest ? position(latest) : 'Position: not known.', path: '/trader/kill', danger: true, reason: true });
 
 export function allow(button) {
   button.disabled = latest?.changes_allowed === false;
-  if (button.disabled) button.title = 'changes over HTTP are off: no API key is set';
+  if (button.disabled) button.title = 'changes over HTTP are disabled: no API key is set';
 }
 
 // The position that a kill would close, as the trader reports it.

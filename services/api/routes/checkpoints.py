@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Header, HTTPException, Query, Response
 from pydantic import BaseModel, ConfigDict
 
 from services.api.routes.parameters import FromGateway, KeyedRoute, Limit, RequireKey, Version
-from services.api.state import Gateway, RedisAwayError
+from services.api.state import Gateway, RedisUnavailableError
 from services.api.views import Accepted, CheckpointDetail, CheckpointSummary, Page
 from shared.adapters.versions.manifest import WEIGHTS
 from shared.adapters.versions.promotions import GatedStage, promote, roll_back
@@ -157,7 +157,7 @@ async def _change(gateway: Gateway, move_pointer: Callable[[], VersionPromoted])
     try:
         await gateway.ask(gateway.bus.ping)
         promotion = await asyncio.to_thread(move_pointer)
-    except RedisAwayError as unavailable:
+    except RedisUnavailableError as unavailable:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "Redis does not answer; nothing was changed: try again when it does",
@@ -166,7 +166,7 @@ async def _change(gateway: Gateway, move_pointer: Callable[[], VersionPromoted])
         raise HTTPException(HTTPStatus.CONFLICT, str(refused)) from refused
     try:
         await gateway.ask(lambda: gateway.bus.announce(PROMOTIONS, promotion))
-    except RedisAwayError as unavailable:
+    except RedisUnavailableError as unavailable:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,
             f"version {promotion.version} is promoted but could not be announced: Redis does not answer; "

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.routes.parameters import FromGateway, KeyedRoute, RequireKey
-from services.api.state import ControlState, Gateway, RedisAwayError
+from services.api.state import ControlState, Gateway, RedisUnavailableError
 from services.api.views import Accepted
 from shared.messages.schemas import ControlIssued
 from shared.messages.streams import CONTROL
@@ -62,7 +62,7 @@ async def _issue(
     control = ControlIssued(target=target, state=state, by="gateway", reason=why.reason)
     try:
         await gateway.ask(lambda: gateway.bus.announce(CONTROL, control, name=target))
-    except RedisAwayError as unavailable:
+    except RedisUnavailableError as unavailable:
         raise HTTPException(
             HTTPStatus.SERVICE_UNAVAILABLE,
             f"Redis does not answer; it is not known whether {target} is {state}: repeat the request later"

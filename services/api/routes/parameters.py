@@ -18,21 +18,24 @@ from shared.messages.entry_id import EntryId
 
 log = structlog.get_logger()
 
-#: A version number; no other part of a path reaches the file system.
+#: A version number. It is the only part of a request path that is used in file names.
 Version = Annotated[int, Path(ge=0, le=999_999_999, description="version of a checkpoint")]
 
-Limit = Annotated[int, Query(ge=1, le=500, description="most items of the page")]
+Limit = Annotated[int, Query(ge=1, le=500, description="maximum number of items per page")]
 
 
 def _entry_id(text: str) -> str:
     if EntryId.parse(text) == (0, 0):
-        raise ValueError("nothing is older than 0-0")
+        raise ValueError("0-0 is the lowest possible entry id, so no entry is older")
     return text
 
 
 Before = Annotated[
     Annotated[str, AfterValidator(_entry_id)] | None,
-    Query(max_length=64, description="entry id; return only older entries: `next` of the previous page"),
+    Query(
+        max_length=64,
+        description="return only entries older than this one; for the next page, pass `next`",
+    ),
 ]
 
 
@@ -46,7 +49,7 @@ FromGateway = Annotated[Gateway, Depends(_gateway)]
 
 _key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="MM_GATEWAY__API_KEY")
 
-#: Marks a route of a `KeyedRoute` router that needs the API key, and documents it.
+#: Dependency of a route that needs the API key. `KeyedRoute` enforces it, and OpenAPI shows it.
 RequireKey = Security(_key_header)
 
 
@@ -54,7 +57,7 @@ class KeyedRoute(APIRoute):
     """Checks the API key, if the route needs it, before it receives the request body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The framework's handler, preceded by the check."""
+        """Wrap FastAPI's handler: check the key first."""
         handle = super().get_route_handler()
         if RequireKey not in self.dependencies:
             return handle
@@ -67,15 +70,15 @@ class KeyedRoute(APIRoute):
 
 
 def _check_key(request: Request) -> None:
-    """Check the API key. The right key always passes: a limit on wrong keys must not lock an operator out.
+    """Check the API key. The limit on wrong keys never blocks the right key, so no operator is locked out.
 
     Raises:
-        HTTPException: 403 if no key is set, 401 without the right one, 429 after too many wrong ones.
+        HTTPException: 403 if no key is configured, 401 if it is missing or wrong, 429 after many wrong keys.
     """
     gateway = _gateway(request)
     if not gateway.config.api_key.get_secret_value():
         raise HTTPException(
-            HTTPStatus.FORBIDDEN, "changes over HTTP are off: no API key is set (MM_GATEWAY__API_KEY)"
+            HTTPStatus.FORBIDDEN, "changes over HTTP are disabled: no API key is set (MM_GATEWAY__API_KEY)"
         )
     key = request.headers.get(_key_header.model.name, "")
     if key and gateway.key_is_right(key):

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from services.api.metrics import exposition
 from services.api.routes.parameters import FromGateway
-from services.api.state import RedisAwayError
+from services.api.state import RedisUnavailableError
 from services.api.views import Positions, Status
 
 router = APIRouter(tags=["status"])
@@ -53,7 +53,7 @@ async def readyz(gateway: FromGateway) -> Health:
 
     try:
         await gateway.ask(nothing)
-    except RedisAwayError as unavailable:
+    except RedisUnavailableError as unavailable:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "Redis does not answer") from unavailable
     return Health()
 

@@ -375,7 +375,7 @@ class Exchange:
         }
         return RejectReason.CLIENT_ORDER_ID_ALREADY_EXISTS if extensions.id in ids else None
 
-    def price_in_force(self) -> Quote:
+    def newest_price(self) -> Quote:
         """The newest price.
 
         Raises:

@@ -96,19 +96,19 @@ class _Faults:
             return
         faults, config = self._venue.faults, self._venue.faults.config
         if scope["method"] == "GET":
-            if faults.strikes(config.rate_limit_probability):
+            if faults.occurs(config.rate_limit_probability):
                 await _error(429, "Rate limit exceeded")(scope, receive, send)
-            elif faults.strikes(config.read_error_probability):
+            elif faults.occurs(config.read_error_probability):
                 await _error(503, "Service unavailable")(scope, receive, send)
             else:
                 await self._app(scope, receive, send)
-        elif faults.strikes(config.drop_answer_probability):
+        elif faults.occurs(config.drop_answer_probability):
             await self._app(scope, receive, _nowhere)
             await send(
                 {"type": "http.response.start", "status": 201, "headers": [(b"content-length", b"512")]}
             )
             await send({"type": "http.response.body", "body": b'{"orderCreate', "more_body": True})
-        elif faults.strikes(config.gateway_timeout_probability):
+        elif faults.occurs(config.gateway_timeout_probability):
             await self._app(scope, receive, _nowhere)
             await _error(504, "Timeout waiting for response.")(scope, receive, send)
         else:

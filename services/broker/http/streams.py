@@ -69,9 +69,9 @@ class LineStream(Response):
             except TimeoutError:
                 text = _encode(self._heartbeat())
                 next_heartbeat = loop.time() + seconds
-            if faults.strikes(faults.config.stall_probability):
+            if faults.occurs(faults.config.stall_probability):
                 await asyncio.sleep(faults.config.stall_seconds)
-            if faults.strikes(faults.config.disconnect_probability):
+            if faults.occurs(faults.config.disconnect_probability):
                 await _send(send, text[: len(text) // 2])
                 return
             await _send(send, text)

@@ -48,7 +48,7 @@ def price_json(exchange: Exchange, quote: Quote) -> Json:
 
 def state_json(exchange: Exchange) -> Json:
     """Values that depend on the price: profit, net asset value and margin."""
-    quote = exchange.price_in_force()
+    quote = exchange.newest_price()
     worth, units = nav(exchange.account, quote), exchange.account.units
     used = margin(units, quote, exchange.terms)
     free = _text(max(ZERO, worth - used))
@@ -129,7 +129,7 @@ def changes_json(exchange: Exchange, since: int) -> Json:
     def trades(found: Iterable[Trade]) -> list[Json]:
         return [trade_json(exchange, trade) for trade in found]
 
-    quote = exchange.price_in_force()
+    quote = exchange.newest_price()
     return {
         "changes": {
             "ordersCreated": orders(created),
@@ -170,7 +170,7 @@ def positions_json(exchange: Exchange) -> list[Json]:
 
 def position_json(exchange: Exchange) -> Json:
     """The position with both sides; at most one of them has units."""
-    account, quote = exchange.account, exchange.price_in_force()
+    account, quote = exchange.account, exchange.newest_price()
     trades = list(account.trades.values())
     longs = [trade for trade in trades if trade.initial_units > 0]
     shorts = [trade for trade in trades if trade.initial_units < 0]
@@ -212,7 +212,7 @@ def _side_json(trades: Sequence[Trade], exchange: Exchange, quote: Quote) -> Jso
 
 def trade_json(exchange: Exchange, trade: Trade, *, details: bool = False) -> Json:
     """A trade with the ids of its exit orders, or with the orders themselves."""
-    quote = exchange.price_in_force()
+    quote = exchange.newest_price()
     view: Json = {
         "id": str(trade.id),
         "instrument": trade.instrument,

@@ -27,7 +27,7 @@ class JournalWriter:
 
         Args:
             journal: to append to.
-            lifecycle: of the service.
+            lifecycle: lifecycle of the service.
             max_version_lag: most versions that a trajectory may be behind; None for no limit.
             newest_version: gives the newest published version.
         """
@@ -42,7 +42,7 @@ class JournalWriter:
         also after a restart.
 
         Returns:
-            Why trajectories are too old, by id; None when asked to stop before they were written.
+            Why trajectories are too old, by id; None if the service was asked to stop before the write.
         """
         while True:
             try:

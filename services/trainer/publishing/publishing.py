@@ -13,7 +13,7 @@ from shared.adapters.streams.bus import Bus
 from shared.adapters.versions.agents import model_config
 from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointer
 from shared.adapters.versions.store import CheckpointStore
-from shared.errors import CheckpointError, DataError, MessageError, SettingsError, StoreAwayError
+from shared.errors import CheckpointError, DataError, MessageError, SettingsError, StoreUnavailableError
 from shared.messages.schemas import CheckpointPublished
 from shared.messages.streams import CHECKPOINTS
 
@@ -53,7 +53,7 @@ class Publisher:
             CheckpointError: all versions are damaged.
             JournalError: the journal lacks trajectories that the version needs.
             OSError: the disk fails; the training is unchanged.
-            StoreAwayError: the store does not answer; the training is unchanged.
+            StoreUnavailableError: the store does not answer; the training is unchanged.
         """
         manifest, refused = self._store.newest_valid()
         for damaged in refused:
@@ -80,7 +80,7 @@ class Publisher:
             with _counting_failures():
                 await asyncio.to_thread(self._write)
                 await asyncio.to_thread(self._collect_garbage)
-        except (OSError, StoreAwayError) as failure:
+        except (OSError, StoreUnavailableError) as failure:
             log.error("checkpoint_write_failed", error=str(failure))  # noqa: TRY400  the text says it all
 
     async def publish_last(self, *, patience_seconds: float) -> None:
@@ -135,7 +135,7 @@ class Publisher:
         Raises:
             CheckpointError: there is no valid version.
             OSError: the store cannot be read.
-            StoreAwayError: the store does not answer.
+            StoreUnavailableError: the store does not answer.
         """
         updates = self._training.learner.counters.updates
         failed = self._rolled_back[0] if self._rolled_back and self._rolled_back[1] == updates else None
@@ -195,6 +195,6 @@ def _counting_failures() -> Iterator[None]:
     """Count failures of disk or store and re-raise them."""
     try:
         yield
-    except (OSError, StoreAwayError):
+    except (OSError, StoreUnavailableError):
         DISK_FAILURES.labels("checkpoint").inc()
         raise

@@ -1,10 +1,12 @@
 """The replay buffer: which steps are kept, evicted and drawn.
 
-The contents depend only on the sequence of inserted steps: the last Q trade steps (Q is the quota), and the
-newest other steps up to the capacity. Inserting a step into a full buffer therefore evicts the oldest step
-that is not among the last Q trade steps, in O(1). The success memory holds the last S steps with a large
-reward. So a buffer that is refilled from the oldest trajectory with a stored step draws the same steps as
-the original. This is why old journal segments can be deleted.
+The buffer holds the last Q trade steps (Q is the quota of trade steps) and fills the rest of its capacity
+with the newest other steps. When it is full, each new step evicts the oldest step that is not among the last
+Q trade steps, in O(1). A separate success memory holds the last S steps with a large reward.
+
+The contents depend only on the sequence of inserted steps. After a restart the trainer inserts the journal's
+trajectories again, starting with the oldest one that still has a stored step. The rebuilt buffer draws the
+same steps as the original. This is why older journal segments can be deleted.
 """
 
 import math
@@ -16,13 +18,14 @@ from services.trainer.config import ReplayConfig
 from services.trainer.replay.steps import Steps, StoredSteps
 from shared.numeric import Bool, Int64, kernel
 
-#: Indices of `_counters`: head and size of the ring of trade steps, the same of other steps, and steps seen.
+#: Indices of `_counters`: head and size of the ring of trade steps, head and size of the ring of other steps,
+#: and the number of all steps ever inserted.
 _TRADE_HEAD, _TRADE_COUNT, _OTHER_HEAD, _OTHER_COUNT, _SEEN = range(5)
 
 
 @dataclass(frozen=True)
 class ReplayStatistics:
-    """Numbers of stored steps."""
+    """How many steps are stored, by kind, and how many were ever inserted (`num_seen`)."""
 
     num_steps: int
     num_trade_steps: int
@@ -36,10 +39,10 @@ class ReplayStatistics:
 
 
 class Replay:
-    """Stored steps in rows; two rings of row numbers, for trade steps and others, order them by age.
+    """Stores each step in a row. Two rings of row numbers (trade steps, other steps) keep their order.
 
-    At K = 5 a step takes 264 bytes: 224 for its row, 24 for its age and its entries in the rings, and 16 for
-    its neighbours. The rows of 10,000 steps take 2.2 MB.
+    At K = 5 a step takes 264 bytes: 224 for its row, 24 for its sequence number and its entries in the
+    rings, and 16 for its neighbours. The rows of 10,000 steps take 2.2 MB.
     """
 
     def __init__(self, config: ReplayConfig, unroll_steps: int) -> None:
@@ -47,7 +50,7 @@ class Replay:
         capacity = config.capacity_steps
         self._quota = min(math.ceil(config.trade_quota * capacity), capacity - 1)
         self._steps = StoredSteps(capacity, unroll_steps)
-        self._born = np.zeros(capacity, np.int64)
+        self._sequence = np.zeros(capacity, np.int64)
         self._trades = np.zeros(capacity, np.int64)
         self._others = np.zeros(capacity, np.int64)
         self._counters = np.zeros(5, np.int64)
@@ -61,7 +64,7 @@ class Replay:
 
     @property
     def statistics(self) -> ReplayStatistics:
-        """Present numbers of steps."""
+        """Current numbers of steps."""
         return ReplayStatistics(
             num_steps=len(self),
             num_trade_steps=int(self._counters[_TRADE_COUNT]),
@@ -71,7 +74,7 @@ class Replay:
 
     @property
     def oldest_position(self) -> int | None:
-        """Journal number of the oldest trajectory with a step that can be drawn; None while empty."""
+        """Journal position of the oldest trajectory that a step can be drawn from; None while empty."""
         oldest = [
             int(self._steps.positions[ring[self._counters[head]]])
             for ring, head, count in (
@@ -88,13 +91,13 @@ class Replay:
         """Insert steps, the oldest first, and evict steps beyond the capacity."""
         rows = np.empty(len(steps), np.int64)
         _assign_rows(
-            steps.is_trade, self._quota, self._born, self._trades, self._others, self._counters, rows
+            steps.is_trade, self._quota, self._sequence, self._trades, self._others, self._counters, rows
         )
         self._steps.put(rows, steps)
-        joined = np.diff(steps.positions) == 0
-        self._next[rows] = np.append(np.where(joined, rows[1:], -1), -1)
-        self._previous[rows] = np.append(-1, np.where(joined, rows[:-1], -1))
-        successes = np.flatnonzero(steps.paid > self.config.success_reward_pips)
+        same_trajectory = np.diff(steps.positions) == 0
+        self._next[rows] = np.append(np.where(same_trajectory, rows[1:], -1), -1)
+        self._previous[rows] = np.append(-1, np.where(same_trajectory, rows[:-1], -1))
+        successes = np.flatnonzero(steps.unshaped_rewards > self.config.success_reward_pips)
         success_rows = (self._num_successes + np.arange(len(successes))) % self.config.success_capacity
         self._successes.put(success_rows, steps.take(successes))
         self._num_successes += len(successes)
@@ -102,41 +105,43 @@ class Replay:
     def sample(self, generator: np.random.Generator, batch_size: int, stretch_steps: int = 1) -> Steps:
         """Draw steps with replacement: a share from the success memory, the others uniformly from all steps.
 
-        A trajectory's decisions k L to k L + L - 1 are a stretch. A step drawn from all steps comes with the
-        stored steps of its stretch. So a step's probability is proportional to the stored length of its
-        stretch, and fewer steps are drawn when stretches have lost steps to eviction. Trade steps that only
-        the quota keeps come alone.
+        A stretch is L consecutive decisions of a trajectory: numbers k L to k L + L - 1. A step that is drawn
+        from all steps brings the other stored steps of its stretch with it. So a step's probability is
+        proportional to the stored length of its stretch, and a batch is smaller when stretches have lost
+        steps to eviction. A trade step that outlives its neighbours because of the quota is drawn alone.
 
         Args:
-            generator: of random numbers.
-            batch_size: steps wanted, rounded up to a multiple of L.
+            generator: random number generator.
+            batch_size: number of steps to draw, rounded up to a multiple of L.
             stretch_steps: L; 1 draws single steps.
         Raises:
             ValueError: the replay is empty.
         """
-        wanted = round(batch_size * self.config.success_share) if self._num_successes else 0
-        anchors = self._rows(generator.integers(len(self), size=-(-(batch_size - wanted) // stretch_steps)))
+        num_success_draws = round(batch_size * self.config.success_share) if self._num_successes else 0
+        anchors = self._rows(
+            generator.integers(len(self), size=-(-(batch_size - num_success_draws) // stretch_steps))
+        )
         steps = self._steps
         drawn = steps.take(
             _stretches(anchors, stretch_steps, steps.positions, steps.decisions, self._next, self._previous)
         )
-        if wanted:
-            ranks = generator.integers(self._success_count, size=wanted)
+        if num_success_draws:
+            ranks = generator.integers(self._success_count, size=num_success_draws)
             drawn = np.concatenate([drawn, self._successes.take(self._success_rows(ranks))])
-        return steps.in_columns(drawn)
+        return steps.to_steps(drawn)
 
     def contents(self) -> tuple[Steps, Steps]:
-        """All stored steps in the order that `sample` numbers them, and the success memory, oldest first."""
+        """All stored steps (trade steps, then the others, each oldest first), and the success memory."""
         everything = self._steps.take(self._rows(np.arange(len(self))))
         successes = self._successes.take(self._success_rows(np.arange(self._success_count)))
-        return self._steps.in_columns(everything), self._successes.in_columns(successes)
+        return self._steps.to_steps(everything), self._successes.to_steps(successes)
 
     @property
     def _success_count(self) -> int:
         return min(self._num_successes, self.config.success_capacity)
 
     def _rows(self, ranks: Int64) -> Int64:
-        """Rows of steps numbered by age: trade steps first, then all others."""
+        """Rows of the steps at these ranks. Ranks count trade steps from the oldest, then the others."""
         return _by_age(ranks, self._trades, self._others, self._counters)
 
     def _success_rows(self, ranks: Int64) -> Int64:
@@ -147,7 +152,7 @@ class Replay:
 def _assign_rows(
     is_trade: Bool,
     quota: int,
-    born: Int64,
+    sequence: Int64,
     trades: Int64,
     others: Int64,
     counters: Int64,
@@ -155,10 +160,10 @@ def _assign_rows(
 ) -> None:
     """Find a row for each new step; when all rows are taken, evict the oldest unprotected step.
 
-    `born` is the sequence number of each row's step; `trades` and `others` are rings of rows, the oldest
-    at their heads.
+    `sequence` holds the sequence number of each row's step. `trades` and `others` are rings of row numbers
+    with the oldest step at the head.
     """
-    capacity = len(born)
+    capacity = len(sequence)
     for step in range(len(is_trade)):
         num_trades, num_others = counters[_TRADE_COUNT], counters[_OTHER_COUNT]
         if num_trades + num_others < capacity:
@@ -167,7 +172,9 @@ def _assign_rows(
             oldest_trade = trades[counters[_TRADE_HEAD]]
             oldest_other = others[counters[_OTHER_HEAD]]
             protected = num_trades + is_trade[step] <= quota
-            if num_others and (protected or not num_trades or born[oldest_other] < born[oldest_trade]):
+            if num_others and (
+                protected or not num_trades or sequence[oldest_other] < sequence[oldest_trade]
+            ):
                 row = oldest_other
                 counters[_OTHER_HEAD] = (counters[_OTHER_HEAD] + 1) % capacity
                 counters[_OTHER_COUNT] -= 1
@@ -181,7 +188,7 @@ def _assign_rows(
         else:
             others[(counters[_OTHER_HEAD] + counters[_OTHER_COUNT]) % capacity] = row
             counters[_OTHER_COUNT] += 1
-        born[row] = counters[_SEEN]
+        sequence[row] = counters[_SEEN]
         counters[_SEEN] += 1
         rows[step] = row
 
@@ -204,7 +211,7 @@ def _stretches(
 ) -> Int64:
     """Rows of the stretches that contain the anchors, each from its first stored step to its last.
 
-    A neighbour may have been evicted and its row reused; then the stretch ends there.
+    A stretch ends early where a neighbour was evicted, also if its row has been reused.
     """
     rows = np.empty(len(anchors) * length, np.int64)
     count = 0

@@ -27,7 +27,7 @@ class Steps:
     static: Float32  # [N, 6] position features at the step
     actions: Int8  # [N, K]
     outcomes: Int8  # [N, K] how the bar after decision k closed
-    paid: Float32  # [N] pips, unshaped reward of the step's decision
+    unshaped_rewards: Float32  # [N] pips, unshaped reward of the step's decision
     rewards: Float32  # [N, K] pips, shaped reward of decision k
     policies: Float32  # [N, K + 1, 4] the search's policy at state k
     returns: Float32  # [N, K + 1] pips, n-step return from state k
@@ -57,7 +57,7 @@ class Steps:
             static=np.zeros((rows, NUM_STATIC), np.float32),
             actions=np.zeros((rows, unroll_steps), np.int8),
             outcomes=np.zeros((rows, unroll_steps), np.int8),
-            paid=np.zeros(rows, np.float32),
+            unshaped_rewards=np.zeros(rows, np.float32),
             rewards=np.zeros((rows, unroll_steps), np.float32),
             policies=np.zeros((rows, unroll_steps + 1, NUM_ACTIONS), np.float32),
             returns=np.zeros((rows, unroll_steps + 1), np.float32),
@@ -102,10 +102,10 @@ class StoredSteps:
         _plain(self._rows)[rows] = _plain(written)
 
     def take(self, rows: Int64) -> PlainRows:
-        """Copy some rows as bytes; `in_columns` converts them."""
+        """Copy some rows as bytes; `to_steps` converts them."""
         return _plain(self._rows).take(rows)
 
-    def in_columns(self, rows: PlainRows) -> Steps:
+    def to_steps(self, rows: PlainRows) -> Steps:
         """Convert rows from `take` to steps."""
         named = rows.view(self._rows.dtype)
         return Steps(**{name: named[name].copy() for name in COLUMNS})

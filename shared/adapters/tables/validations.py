@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from shared.adapters.tables.databases import begin_database
-from shared.errors import DataError, RecordsAwayError
+from shared.errors import DataError, RecordsUnavailableError
 from shared.messages.schemas import ValidationReported
 from shared.numeric import Float64, Int64
 
@@ -148,8 +148,8 @@ class Record:
 class ValidationStore:
     """The database, which is created by the first write.
 
-    Every method raises RecordsAwayError while another program has the file open or the disk is full, and
-    DataError if the file is damaged or its folder cannot be used.
+    Every method raises RecordsUnavailableError while another program has the file open or the disk is full,
+    and DataError if the file is damaged or its folder cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -345,7 +345,9 @@ class ValidationStore:
                 yield connection
         except (duckdb.Error, OSError) as failure:
             transient = _is_locked(failure) or os.strerror(errno.ENOSPC) in str(failure)
-            raise (RecordsAwayError if transient else DataError)(f"{self.path}: {failure}") from failure
+            raise (RecordsUnavailableError if transient else DataError)(
+                f"{self.path}: {failure}"
+            ) from failure
 
     def _connect(self, *, write: bool) -> duckdb.DuckDBPyConnection:
         """Open the file as soon as no other process, or thread, has it open."""

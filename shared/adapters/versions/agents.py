@@ -1,4 +1,4 @@
-"""Agents from the checkpoint store: sizes from the manifest, verified weights."""
+"""Builds agents from the checkpoint store: verified weights, in a network of the manifest's sizes."""
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
@@ -18,14 +18,16 @@ def load_agent(store: CheckpointStore, version: int, precision: Precision = Prec
     """The agent of a version, ready to decide.
 
     Raises:
-        CheckpointError: the version is missing or damaged, or its weights do not fit its sizes.
+        CheckpointError: the version is missing or damaged, or its weights do not fit its manifest.
     """
     config = model_config(store.manifest(version))
     weights = {name: array.astype("float32") for name, array in store.weights(version).items()}
     try:
         return Agent(StoredWeights(config, weights), version, precision)
     except (ShapeError, DataError) as invalid:
-        raise CheckpointError(f"version {version}: weights do not fit its sizes: {invalid}") from invalid
+        raise CheckpointError(
+            f"version {version}: the weights do not fit the manifest's network: {invalid}"
+        ) from invalid
 
 
 def instrument_settings(instrument: Instrument | None) -> dict[str, JsonValue]:
@@ -38,16 +40,16 @@ def instrument_settings(instrument: Instrument | None) -> dict[str, JsonValue]:
 
 
 def trained_instrument(manifest: Manifest) -> Instrument | None:
-    """The instrument that a version was trained on; None if an older release made the version.
+    """The instrument that a version was trained on; None if an older release did not record it.
 
     Raises:
-        CheckpointError: the setting is not an instrument.
+        CheckpointError: the recorded setting is not a valid instrument.
     """
-    named = manifest.settings.get("instrument")
-    if named is None:
+    recorded = manifest.settings.get("instrument")
+    if recorded is None:
         return None
     try:
-        return _INSTRUMENT.validate_python(named)
+        return _INSTRUMENT.validate_python(recorded)
     except ValidationError as invalid:
         raise CheckpointError(f"version {manifest.version}: instrument: {invalid}") from invalid
 

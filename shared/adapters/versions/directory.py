@@ -15,7 +15,7 @@ from typing import Protocol
 
 from shared.adapters.files import read_beneath, sync, write_synced, write_whole
 from shared.adapters.versions.manifest import MANIFEST_SHA256
-from shared.errors import StoreAwayError
+from shared.errors import StoreUnavailableError
 
 #: Limit for manifests and pointers, which have some kilobytes.
 MAX_SMALL_BYTES = 1_000_000
@@ -35,7 +35,7 @@ class CheckpointFiles(Protocol):
         """Every version in the store, ascending; an empty or missing store has none.
 
         Raises:
-            StoreAwayError: the store does not answer, or refuses the request.
+            StoreUnavailableError: the store does not answer, or refuses the request.
         """
 
     def add(self, version: int, files: Mapping[str, bytes], manifest_sha256: str) -> None:
@@ -48,7 +48,7 @@ class CheckpointFiles(Protocol):
         Raises:
             FileExistsError: another version with this number exists.
             OSError: writing failed.
-            StoreAwayError: the store does not answer, or refuses the request.
+            StoreUnavailableError: the store does not answer, or refuses the request.
         """
 
     def manifest_line(self, version: int) -> bytes:
@@ -57,7 +57,7 @@ class CheckpointFiles(Protocol):
         Raises:
             FileNotFoundError: there is no such file.
             OSError: the file cannot be read, or is larger than `MAX_SMALL_BYTES`.
-            StoreAwayError: the store does not answer, or refuses the request.
+            StoreUnavailableError: the store does not answer, or refuses the request.
         """
 
     def read(self, version: int, name: str, manifest_sha256: str, *, limit: int) -> bytes:
@@ -70,7 +70,7 @@ class CheckpointFiles(Protocol):
             limit: most bytes that the file may have.
         Raises:
             OSError: the file is missing, cannot be read, or is larger than the limit.
-            StoreAwayError: the store does not answer, or refuses the request.
+            StoreUnavailableError: the store does not answer, or refuses the request.
         """
 
     def location(self, version: int, name: str) -> str:
@@ -95,7 +95,7 @@ class CheckpointFiles(Protocol):
 
         Raises:
             OSError: the file cannot be read, or is larger than `MAX_SMALL_BYTES`.
-            StoreAwayError: the store does not answer, or refuses the request.
+            StoreUnavailableError: the store does not answer, or refuses the request.
         """
 
     def change_pointer(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
@@ -130,7 +130,7 @@ class DirectoryFiles:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as refused:
-            raise StoreAwayError(f"{self.root}: {refused.strerror}") from refused
+            raise StoreUnavailableError(f"{self.root}: {refused.strerror}") from refused
         return sorted(int(match[1]) for name in folders if (match := _FOLDER.fullmatch(name)))
 
     def add(self, version: int, files: Mapping[str, bytes], manifest_sha256: str) -> None:

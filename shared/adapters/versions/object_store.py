@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from shared.adapters.files import too_large
 from shared.adapters.versions.directory import MAX_SMALL_BYTES
 from shared.adapters.versions.manifest import MANIFEST_SHA256
-from shared.errors import SettingsError, StoreAwayError
+from shared.errors import SettingsError, StoreUnavailableError
 
 if TYPE_CHECKING:  # imported when it is used, so that other commands start faster
     from obstore import ObjectMeta, PutMode
@@ -169,7 +169,7 @@ class ObjectFiles:
         """Read, change and conditionally replace an object; retry on a conflict.
 
         Raises:
-            StoreAwayError: the store does not answer or refuses, or every attempt meets a conflict.
+            StoreUnavailableError: the store does not answer or refuses, or every attempt meets a conflict.
         """
         changed: bytes | None = None
         for _ in range(MAX_CONFLICTS):
@@ -179,7 +179,7 @@ class ObjectFiles:
             changed = change(before.data)
             if changed is None or self._put(name, changed, before.mode):
                 return
-        raise StoreAwayError(f"{self.name}/{name}: replaced by others {MAX_CONFLICTS} times in a row")
+        raise StoreUnavailableError(f"{self.name}/{name}: replaced by others {MAX_CONFLICTS} times in a row")
 
     def _paths(self, prefix: str | None = None) -> list[str]:
         def listed() -> list[str]:
@@ -242,14 +242,16 @@ class ObjectFiles:
         """Run a request and translate its errors.
 
         Raises:
-            StoreAwayError: there is no answer, or the store refuses; the text names object and reason.
+            StoreUnavailableError: there is no answer, or the store refuses; the text names object and reason.
         """
         from obstore.exceptions import BaseError
 
         try:
             return send()
         except (BaseError, OSError, ValueError) as failure:
-            raise StoreAwayError(f"{self.name}/{key}".rstrip("/") + f": {_reason(str(failure))}") from None
+            raise StoreUnavailableError(
+                f"{self.name}/{key}".rstrip("/") + f": {_reason(str(failure))}"
+            ) from None
 
 
 def _key(version: int, name: str, manifest_sha256: str | None = None) -> str:

@@ -87,7 +87,7 @@ def require_record(validation_root: Path, manifest: Manifest) -> GateVerdict:
         manifest: verified manifest of the version.
     Raises:
         PromotionError: there is no report, or it does not count; the text says why.
-        RecordsAwayError: the validator's database cannot be read now.
+        RecordsUnavailableError: the validator's database cannot be read now.
     """
     version, path = manifest.version, report_path(validation_root, manifest.version)
     document = _report(path, version)

@@ -94,7 +94,7 @@ class CheckpointStore:
         """Every complete version, ascending; an empty or missing store has none.
 
         Raises:
-            StoreAwayError: the store does not answer. All methods below raise it too.
+            StoreUnavailableError: the store does not answer. All methods below raise it too.
         """
         return self._files.versions()
 

@@ -90,12 +90,12 @@ async def test_an_order_waits_for_its_latency(market: Market) -> None:
 
 
 def test_the_same_seed_injects_the_same_faults() -> None:
-    draws = [[Faults(FaultConfig(seed=seed)).strikes(0.5) for _ in range(3)] for seed in (1, 1, 2)]
+    draws = [[Faults(FaultConfig(seed=seed)).occurs(0.5) for _ in range(3)] for seed in (1, 1, 2)]
     assert draws[0] == draws[1]
     one = Faults(FaultConfig(seed=3))
-    first = [one.strikes(0.5) for _ in range(64)]
+    first = [one.occurs(0.5) for _ in range(64)]
     one.change(FaultConfig(seed=3))
-    assert [one.strikes(0.5) for _ in range(64)] == first
+    assert [one.occurs(0.5) for _ in range(64)] == first
     assert {True, False} == set(first)
 
 
@@ -110,6 +110,6 @@ def test_the_same_seed_injects_the_same_faults() -> None:
         (lambda: BrokerConfig(spread_pips=float("nan")), "spread_pips"),
     ],
 )
-def test_a_setting_out_of_range_is_named(made: object, name: str) -> None:
+def test_the_error_names_a_setting_that_is_out_of_range(made: object, name: str) -> None:
     with pytest.raises(SettingsError, match=name):
         made()  # type: ignore[operator]

@@ -47,7 +47,7 @@ async def test_each_bar_waits_for_the_acknowledgement_of_the_one_before(tmp_path
             assert venue.now_ns == (START_S + 60 * bar) * 1_000_000_000
             venue.acknowledge(START_S + 60 * (bar - 1))
         await settle(venue)
-    assert venue.is_over
+    assert venue.all_ticks_sent
     assert venue.newest_complete_bar() == len(CLOSES) - 1
 
 
@@ -101,7 +101,7 @@ async def test_a_stream_receives_every_tick_of_every_bar(tmp_path: Path) -> None
     venue = venue_of(tmp_path, bars_of(CLOSES), ACKNOWLEDGED)
     with venue.price_lines() as subscription:
         async with running(venue):
-            while not venue.is_over:
+            while not venue.all_ticks_sent:
                 await settle(venue)
                 venue.acknowledge(int(venue.tape.time_s[venue.newest_complete_bar()]))
             await settle(venue)
@@ -158,7 +158,7 @@ async def test_with_pacing_speed_the_replay_needs_no_client(tmp_path: Path) -> N
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     async with running(venue) as replay:
         await replay
-    assert venue.is_over
+    assert venue.all_ticks_sent
     assert venue.now_ns == venue.tape.end_ns(len(CLOSES) - 1)
 
 

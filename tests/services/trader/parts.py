@@ -147,7 +147,7 @@ class _Recorder:
     async def _forge(self, forged: Forged, scope: Any, receive: Any, send: Any) -> None:
         exchange = self._broker.venue.exchange
         if forged is Forged.HALTED:
-            quote = exchange.price_in_force()
+            quote = exchange.newest_price()
             exchange.quote = replace(quote, tradeable=False)
             await self._app(scope, receive, send)
             exchange.quote = quote

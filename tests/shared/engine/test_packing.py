@@ -29,25 +29,25 @@ def test_bfloat16_halves_the_weights(weights: Mapping[str, Float32]) -> None:
     assert saved == (4 * 32 * 32 + 64 * 32) // 2
 
 
-def test_a_missing_weight_is_named(weights: dict[str, Float32]) -> None:
+def test_the_error_names_a_missing_weight(weights: dict[str, Float32]) -> None:
     del weights["q_head.last.bias"]
     with pytest.raises(DataError, match=r"weight q_head\.last\.bias is missing"):
         packed(weights, SMALL, paired=False)
 
 
-def test_an_unknown_weight_is_named(weights: dict[str, Float32]) -> None:
+def test_the_error_names_an_unknown_weight(weights: dict[str, Float32]) -> None:
     weights["policy_head.blocks.2.norm.weight"] = np.ones(32, np.float32)
     with pytest.raises(DataError, match=r"weight policy_head\.blocks\.2\.norm\.weight belongs to no network"):
         packed(weights, SMALL, paired=False)
 
 
-def test_a_weight_of_another_shape_is_named(weights: dict[str, Float32]) -> None:
+def test_the_error_names_a_weight_of_another_shape(weights: dict[str, Float32]) -> None:
     weights["value_head.last.weight"] = np.ones((61, 31), np.float32)
     with pytest.raises(ShapeError, match=r"value_head\.last\.weight is \(61, 31\), expected \(61, 32\)"):
         packed(weights, SMALL, paired=False)
 
 
-def test_a_weight_that_is_not_finite_is_named(weights: dict[str, Float32]) -> None:
+def test_the_error_names_a_weight_that_is_not_finite(weights: dict[str, Float32]) -> None:
     weights["encoder.blocks.1.conv2.weight"][3, 2, 1] = np.inf
     with pytest.raises(DataError, match=r"weight encoder\.blocks\.1\.conv2\.weight holds a number"):
         packed(weights, SMALL, paired=False)

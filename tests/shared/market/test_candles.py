@@ -17,7 +17,7 @@ def at(second: float) -> int:
     return NOON * SECOND + round(second * SECOND)
 
 
-def test_hand_worked_bar_of_a_minute() -> None:
+def test_ticks_of_a_minute_make_the_bar_computed_by_hand() -> None:
     builder = CandleBuilder()
     assert builder.push(at(0.5), 185.00, 185.04) is None  # mid 185.02
     assert builder.push(at(20.0), 185.10, 185.14) is None  # 185.12
@@ -52,13 +52,13 @@ def test_repeated_and_late_ticks_change_nothing() -> None:
     assert builder.push(at(10), 190.0, 190.0) is None
     assert builder.push(at(5), 190.0, 190.0) is None
     closed = builder.flush(at(60))
-    assert builder.push(at(59), 190.0, 190.0) is None  # its minute is closed
+    assert builder.push(at(59), 190.0, 190.0) is None  # the minute of this tick is already closed
     assert closed == ClosedBar(NOON, 185.0, 185.0, 185.0, 185.0, 1)
     assert builder.num_late == 3
     assert builder.flush(at(999)) is None
 
 
-def test_mids_between_two_prices_are_rounded_up_to_the_given_decimals() -> None:
+def test_mids_are_rounded_half_up_to_the_given_decimals() -> None:
     builder = CandleBuilder(decimals=3)
     builder.push(at(1), 164.382, 164.395)  # 164.3885
     builder.push(at(2), 164.362, 164.402)  # 164.382 up to float noise

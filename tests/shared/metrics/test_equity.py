@@ -48,7 +48,7 @@ def trade_at(entry_bar: int, exit_bar: int, side: Side, opens: np.ndarray, sprea
     return Trade(entry_bar, exit_bar, side, entry, leave, pips, 0.0, exit_bar - entry_bar)
 
 
-def test_hand_worked_curve_is_marked_to_market() -> None:
+def test_the_equity_curve_is_marked_to_market_as_computed_by_hand() -> None:
     closes = np.array([100.00, 100.10, 100.30, 100.05, 100.00])
     # Long from bar 1's open at 100.00 to bar 3's open at 100.20: 20 pips less a spread of 4.
     log = log_of([Trade(1, 3, Side.LONG, 100.00, 100.20, 16.0, 0.0, 2)])
@@ -131,7 +131,7 @@ def test_lower_returns_never_shrink_the_drawdown(returns: np.ndarray, loss: floa
     assert max_drawdown_pips(curve - loss * np.arange(1, len(curve) + 1)) >= max_drawdown_pips(curve) - 1e-12
 
 
-def test_hand_worked_months() -> None:
+def test_months_equal_values_computed_by_hand() -> None:
     # 2024-01-31, 2024-02-01, 2024-02-02 as days since 1970
     days = np.array(["2024-01-31", "2024-02-01", "2024-02-02"], "datetime64[D]").astype(np.int64)
     table = months(days, np.array([5.0, -2.0, 4.0]), days[[0, 1, 1]], np.array([5.0, -3.0, 1.0]))

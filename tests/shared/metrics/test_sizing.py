@@ -24,7 +24,7 @@ from shared.metrics.sizing import (
 GAINS = np.random.default_rng(1).normal(0.0008, 0.01, 756)
 
 
-def test_hand_worked_growth() -> None:
+def test_growth_equals_the_value_computed_by_hand() -> None:
     final, deepest = grow(np.array([[0.5, -0.2, -0.5, 1.0]]), 1.0)
     assert final[0] == pytest.approx(1.5 * 0.8 * 0.5 * 2.0)
     assert deepest[0] == pytest.approx(1.0 - 0.8 * 0.5)
@@ -78,7 +78,7 @@ def test_safe_fraction_is_the_largest_within_the_tolerance(seed: int, tolerance:
         assert np.quantile(grow(curves, fraction * 1.001)[1], 0.95) > tolerance
 
 
-def test_hand_worked_kelly_fractions() -> None:
+def test_kelly_fractions_equal_values_computed_by_hand() -> None:
     # wins 3 of 5 decided trades, mean win 2, mean loss 1: 0.6 - 0.4 / 2
     assert kelly_discrete(np.array([2.0, 2.0, 2.0, -1.0, -1.0, 0.0])) == pytest.approx(0.4)
     assert kelly_discrete(np.array([1.0, -2.0])) == pytest.approx(-0.5)

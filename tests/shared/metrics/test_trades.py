@@ -19,7 +19,7 @@ from shared.metrics.trades import (
 PIPS = np.array([10.0, -8.0, 20.0, 0.0, -4.0, 6.0])
 
 
-def test_hand_worked_statistics() -> None:
+def test_statistics_equal_values_computed_by_hand() -> None:
     statistics = trade_statistics(PIPS)
     assert statistics.num_trades == 6
     assert statistics.total_pips == 24.0
@@ -102,7 +102,7 @@ def test_expectancy_is_the_mean_of_wins_and_losses_together(pips: np.ndarray) ->
     assert expectancy(pips) == pytest.approx(parts / len(pips), abs=1e-9)
 
 
-def test_hand_worked_activity() -> None:
+def test_activity_equals_values_computed_by_hand() -> None:
     spent = activity(np.array([70, 10, 5, 15]), bars_in_position=40, num_trades=15, num_days=5)
     assert spent.action_shares == (0.7, 0.1, 0.05, 0.15)
     assert spent.trade_ratio == pytest.approx(0.3)

@@ -52,7 +52,7 @@ async def test_a_valid_request_is_answered(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"1e400", b"-Infinity", b'"nan"'])
-async def test_a_number_that_is_not_finite_gets_422_and_the_field_is_named(
+async def test_the_response_to_a_number_that_is_not_finite_is_422_and_names_the_field(
     client: httpx.AsyncClient, number: bytes
 ) -> None:
     document = problem(await post(client, b'{"values": [1, ' + number + b"]}"), 422)

@@ -48,13 +48,13 @@ async def accounts(venue: OfMarket) -> Json:
 @router.get("/{account}")
 async def account_details(venue: OfAccount) -> Json:
     """The account with its trades, positions and pending orders."""
-    return {"account": account_json(venue.exchange), **venue.last}
+    return {"account": account_json(venue.exchange), **venue.last_transaction}
 
 
 @router.get("/{account}/summary")
 async def account_summary(venue: OfAccount) -> Json:
     """Money and counts."""
-    return {"account": summary_json(venue.exchange), **venue.last}
+    return {"account": summary_json(venue.exchange), **venue.last_transaction}
 
 
 @router.get("/{account}/instruments")
@@ -63,7 +63,7 @@ async def account_instruments(venue: OfAccount, instruments: str | None = None) 
     rules = venue.exchange.rules
     if instruments is not None and any(name != rules.name for name in instruments.split(",")):
         raise invalid_value("instruments")
-    return {"instruments": [rules.json_object()], **venue.last}
+    return {"instruments": [rules.json_object()], **venue.last_transaction}
 
 
 @router.get("/{account}/changes")
@@ -80,7 +80,7 @@ async def positions(venue: OfAccount, request: Request) -> Json:
     held = positions_json(venue.exchange)
     return {
         "positions": held if venue.exchange.account.open_ids or not only_open else [],
-        **venue.last,
+        **venue.last_transaction,
     }
 
 
@@ -89,7 +89,7 @@ async def position(venue: OfAccount, instrument: str) -> Json:
     """The position of one instrument."""
     if instrument != venue.exchange.rules.name:
         raise HTTPException(NOT_FOUND, "The position specified does not exist")
-    return {"position": position_json(venue.exchange), **venue.last}
+    return {"position": position_json(venue.exchange), **venue.last_transaction}
 
 
 @router.get("/{account}/trades")
@@ -110,7 +110,7 @@ async def trades(
         found = []
     return {
         "trades": [trade_json(venue.exchange, trade) for trade in found],
-        **venue.last,
+        **venue.last_transaction,
     }
 
 
@@ -120,7 +120,7 @@ async def open_trades(venue: OfAccount) -> Json:
     found = venue.exchange.account.open_trades[::-1]
     return {
         "trades": [trade_json(venue.exchange, trade) for trade in found],
-        **venue.last,
+        **venue.last_transaction,
     }
 
 
@@ -130,7 +130,7 @@ async def trade_details(venue: OfAccount, specifier: str) -> Json:
     found = find_trade(venue, specifier)
     if found is None:
         raise HTTPException(NOT_FOUND, "The trade ID specified does not exist")
-    return {"trade": trade_json(venue.exchange, found, details=True), **venue.last}
+    return {"trade": trade_json(venue.exchange, found, details=True), **venue.last_transaction}
 
 
 def find_trade(venue: Venue, specifier: str) -> Trade | None:
@@ -165,7 +165,7 @@ async def transaction_pages(
         "pageSize": page_size,
         "count": len(ids),
         "pages": [f"{base}?from={chunk[0]}&to={chunk[-1]}" for chunk in chunks],
-        **venue.last,
+        **venue.last_transaction,
     }
 
 
@@ -201,7 +201,7 @@ async def transaction_stream(venue: OfAccount) -> Response:
         heartbeat=lambda: {
             "type": "HEARTBEAT",
             "time": format_time(venue.now_ns),
-            **venue.last,
+            **venue.last_transaction,
         },
     )
 
@@ -213,11 +213,11 @@ async def transaction(venue: OfAccount, number: str) -> Json:
     wanted = read_id(number, "transactionID")
     if not 1 <= wanted <= len(history):
         raise HTTPException(NOT_FOUND, "The transaction ID specified does not exist")
-    return {"transaction": history[wanted - 1].json_object(), **venue.last}
+    return {"transaction": history[wanted - 1].json_object(), **venue.last_transaction}
 
 
 def _listed(venue: Venue, found: list[Transaction]) -> Json:
-    return {"transactions": [item.json_object() for item in found], **venue.last}
+    return {"transactions": [item.json_object() for item in found], **venue.last_transaction}
 
 
 def _known_id(venue: Venue, text: str, name: str, *, lowest: int = 0) -> int:

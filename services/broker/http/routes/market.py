@@ -85,7 +85,7 @@ async def pricing(
 ) -> Json:
     """The newest price; empty if it is not newer than `since`."""
     _check_instruments(venue, instruments)
-    quote = venue.exchange.price_in_force()
+    quote = venue.exchange.newest_price()
     since_ns = read_time_ns(since, "since")
     is_newer = since_ns is None or quote.time > since_ns
     return {
@@ -100,7 +100,7 @@ async def pricing_stream(
 ) -> Response:
     """Prices as they change, one per line, and heartbeats."""
     _check_instruments(venue, instruments)
-    first = [{"type": "PRICE", **price_json(venue.exchange, venue.exchange.price_in_force())}]
+    first = [{"type": "PRICE", **price_json(venue.exchange, venue.exchange.newest_price())}]
     return LineStream(
         venue,
         venue.price_lines(),

@@ -56,7 +56,7 @@ async def list_orders(
     found = matching_orders(venue.exchange.account, state, read_ids(ids), first, count)
     if instrument not in (None, venue.exchange.rules.name):
         found = []
-    return {"orders": [order_json(order) for order in found], **venue.last}
+    return {"orders": [order_json(order) for order in found], **venue.last_transaction}
 
 
 @router.get("/pendingOrders")
@@ -64,7 +64,7 @@ async def pending_orders(venue: OfAccount) -> Json:
     """Every pending order, the newest first."""
     account = venue.exchange.account
     found = matching_orders(account, "PENDING", None, None, len(account.pending))
-    return {"orders": [order_json(order) for order in found], **venue.last}
+    return {"orders": [order_json(order) for order in found], **venue.last_transaction}
 
 
 @router.get("/orders/{specifier}")
@@ -73,7 +73,7 @@ async def order_details(venue: OfAccount, specifier: str) -> Json:
     found = find_order(venue, specifier)
     if found is None:
         raise HTTPException(NOT_FOUND, "The order ID specified does not exist")
-    return {"order": order_json(found), **venue.last}
+    return {"order": order_json(found), **venue.last_transaction}
 
 
 @router.put("/orders/{specifier}/cancel")
@@ -104,7 +104,7 @@ async def close_position(venue: OfAccount, instrument: str, request: Request) ->
         side = "long" if long else "short"
         merged |= _parts(answer, f"{side}Order", f"{side}OrderRejectTransaction")
         numbers += [str(item.id) for item in answer.transactions]
-    merged |= {"relatedTransactionIDs": numbers, **venue.last}
+    merged |= {"relatedTransactionIDs": numbers, **venue.last_transaction}
     return JSONResponse(merged, NOT_FOUND if "errorCode" in merged else OK)
 
 
@@ -133,7 +133,7 @@ def _answer(
 ) -> Response:
     body = _parts(answer, "order", reject)
     body["relatedTransactionIDs"] = [str(item.id) for item in answer.transactions]
-    body |= venue.last
+    body |= venue.last_transaction
     return JSONResponse(body, refused if answer.rejected else ok)
 
 

@@ -60,7 +60,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         ledger_in(tmp_path)
 
 
-def test_a_damaged_transaction_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_transaction(tmp_path: Path) -> None:
     ledger_in(tmp_path).close()
     file = sqlite3.connect(tmp_path / "ledger.sqlite")
     with file:

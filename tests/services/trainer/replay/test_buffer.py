@@ -22,7 +22,7 @@ def steps_of(trades: list[bool], rewards: list[float] | None = None, first: int 
     steps.bars[:] = first + np.arange(len(trades))
     steps.positions[:] = steps.bars
     steps.actions[:, 0] = np.where(trades, Action.BUY, Action.HOLD)
-    steps.paid[:] = rewards if rewards is not None else 0.0
+    steps.unshaped_rewards[:] = rewards if rewards is not None else 0.0
     steps.lengths[:] = K + 1
     return steps
 
@@ -304,7 +304,7 @@ def test_no_drawn_step_reaches_past_its_trajectorys_end(
         steps = steps_of((rng.random(length) < trade_odds).tolist())
         steps.positions[:], steps.decisions[:] = position, np.arange(length)
         steps.bars[:] = 1_000 * position + steps.decisions
-        steps.paid[:] = np.where(rng.random(length) < success_odds, 9.0, 0.0)
+        steps.unshaped_rewards[:] = np.where(rng.random(length) < success_odds, 9.0, 0.0)
         steps.lengths[:] = np.minimum(K + 1, length - steps.decisions)
         # The return identifies trajectory and decision of a state; past the end it is NaN.
         for k in range(K + 1):
@@ -319,4 +319,4 @@ def test_no_drawn_step_reaches_past_its_trajectorys_end(
         assert np.isnan(drawn.returns[~exists, k]).all()
     assert (drawn.decisions < ends).all()
     remembered = round(40 * share) if replay.statistics.num_success_steps else 0
-    assert (drawn.paid[len(drawn) - remembered :] == 9.0).all()
+    assert (drawn.unshaped_rewards[len(drawn) - remembered :] == 9.0).all()

@@ -148,11 +148,11 @@ def test_a_trade_margin_is_charged_at_every_close_and_enters_the_returns() -> No
     np.testing.assert_allclose(
         charged.returns[:, 0] - plain.returns[:, 0], [-1.5 / 4, -1.5 / 2, -1.5, 0, 0], atol=1e-5
     )
-    np.testing.assert_array_equal(charged.paid, trajectory.rewards)
+    np.testing.assert_array_equal(charged.unshaped_rewards, trajectory.rewards)
 
 
 def test_shaping_changes_the_learned_rewards_and_not_the_success_memory() -> None:
     trajectory = random_trajectory(5, num_steps=6)
     steps = unrolled_steps(trajectory, 0, discount=0.9, n=3, unroll_steps=1, shaping=Shaping.UNREALISED)
-    np.testing.assert_array_equal(steps.paid, trajectory.rewards)
+    np.testing.assert_array_equal(steps.unshaped_rewards, trajectory.rewards)
     np.testing.assert_array_equal(steps.rewards[:, 0], shaped_rewards(trajectory, 0.9))

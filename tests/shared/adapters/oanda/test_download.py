@@ -109,7 +109,7 @@ async def test_pages_of_another_request_are_refused(
     assert (tmp_path / "photos" / "cat.jpg").exists()
 
 
-async def test_a_damaged_page_is_named(tmp_path: Path, exchange: Exchange, bars: BarSeries) -> None:
+async def test_the_error_names_a_damaged_page(tmp_path: Path, exchange: Exchange, bars: BarSeries) -> None:
     await download_bars(exchange, GBP_JPY, *span(bars), tmp_path / "pages")
     page = next((tmp_path / "pages").glob("*.npy"))
     page.write_bytes(page.read_bytes()[:100])

@@ -113,7 +113,7 @@ async def test_a_letter_keeps_every_byte_of_the_entry(bus: Bus, redis: Redis) ->
 
 
 @pytest.mark.parametrize("excess", [0, 1])
-async def test_of_an_entry_over_the_size_limit_only_an_excerpt_is_kept(
+async def test_only_an_excerpt_of_an_entry_over_the_size_limit_is_kept(
     bus: Bus, redis: Redis, excess: int
 ) -> None:
     fields = {b"type": b"x", b"big": bytes(MAX_KEPT_BYTES - len(b"typexbig") + excess)}

@@ -197,7 +197,7 @@ def test_a_single_bar_makes_a_data_set(tmp_path: Path, bars: BarSeries) -> None:
     assert_equal(write_dataset(tmp_path / "d.duckdb", bars[:1], "one"), read_dataset(tmp_path / "d.duckdb"))
 
 
-def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_or_foreign_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.duckdb: no such data set"):
         read_dataset(tmp_path / "nowhere.duckdb")
     with pytest.raises(DataError, match="no such data set"):

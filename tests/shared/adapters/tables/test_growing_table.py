@@ -228,7 +228,7 @@ def test_opening_a_table_fails_if_the_disk_is_full_and_rows_must_be_cut(
     assert rows(tmp_path) == expected(24)
 
 
-def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_part(tmp_path: Path) -> None:
     fill(table(tmp_path), 1, 5)
     (part,) = tmp_path.iterdir()
     part.write_bytes(part.read_bytes()[:-7])

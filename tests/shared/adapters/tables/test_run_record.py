@@ -166,7 +166,7 @@ def test_settings_wait_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert rows(tmp_path, "select episode from versions") == [(10,)]
 
 
-def test_a_number_too_large_for_its_column_is_named_and_not_recorded(tmp_path: Path) -> None:
+def test_a_number_too_large_for_its_column_is_rejected_and_named(tmp_path: Path) -> None:
     record = begin(tmp_path)
     with pytest.raises(DataError, match="episode is 9223372036854775808, the record holds at most"):
         record.version(0, 2**63, 0, MADE_AT, {})

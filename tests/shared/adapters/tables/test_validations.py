@@ -13,7 +13,7 @@ import pytest
 
 from shared.adapters.tables import validations
 from shared.adapters.tables.validations import Candidate, Record, ValidationScope, ValidationStore
-from shared.errors import DataError, RecordsAwayError
+from shared.errors import DataError, RecordsUnavailableError
 from shared.messages.schemas import ValidationReported
 from tests.shared.adapters.judgements import announcement_of, row_of
 
@@ -89,7 +89,7 @@ def test_a_database_without_the_table_of_announcements_is_migrated(tmp_path: Pat
     assert records.done(SCOPE) == {1, 2}
 
 
-def test_an_announcement_of_another_schema_is_named(tmp_path: Path) -> None:
+def test_the_error_names_an_announcement_of_another_schema(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
     record(records, 7)
     sql(records, "UPDATE untold SET announcement = '{}'")
@@ -237,6 +237,6 @@ def test_a_file_that_stays_locked_is_an_error_after_the_time_limit(
     monkeypatch.setattr(validations, "LOCK_SECONDS", 0.1)
     with (
         contextlib.closing(duckdb.connect(str(records.path))),
-        pytest.raises(RecordsAwayError, match=r"validations\.duckdb"),
+        pytest.raises(RecordsUnavailableError, match=r"validations\.duckdb"),
     ):
         records.judged(SCOPE)

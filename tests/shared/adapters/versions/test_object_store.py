@@ -20,7 +20,7 @@ from shared.adapters.versions.manifest import (
 )
 from shared.adapters.versions.object_store import ObjectFiles
 from shared.adapters.versions.store import CheckpointStore, Collected
-from shared.errors import CheckpointError, SettingsError, StoreAwayError
+from shared.errors import CheckpointError, SettingsError, StoreUnavailableError
 from shared.runtime.ports import free_port
 from tests.conftest import ROOT
 from tests.s3_server import SECRET, S3Server
@@ -35,8 +35,8 @@ from tests.shared.adapters.versions.checkpoint_versions import (
 )
 
 
-class Cut(BaseException):
-    """Interrupts a writer as a kill would: no handler of Exception runs."""
+class Interrupted(BaseException):
+    """Interrupts a writer like a kill: a BaseException, so that no `except Exception` catches it."""
 
 
 @pytest.fixture(params=["memory", "bucket"])
@@ -45,7 +45,7 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 def before_each(operation: str, patched: pytest.MonkeyPatch, act: Callable[[str], None]) -> None:
-    """Call `act` with the keys before each `_put` or `_delete` of every store."""
+    """Before each call of the operation (`_put` or `_delete`), in any store, call `act` with its keys."""
     real = getattr(ObjectFiles, operation)
 
     def acting(self: ObjectFiles, key: str, *rest: object) -> object:
@@ -56,10 +56,10 @@ def before_each(operation: str, patched: pytest.MonkeyPatch, act: Callable[[str]
 
 
 @pytest.mark.parametrize("put", [1, 2, 3, 4])
-def test_of_two_writers_of_a_version_the_first_to_commit_wins(
+def test_the_first_of_two_writers_to_commit_a_version_wins(
     place: Place, monkeypatch: pytest.MonkeyPatch, put: int
 ) -> None:
-    """The second writer commits before the n-th put of the first."""
+    """The second writer saves the version just before the n-th put of the first writer."""
     fill(place.store(), 0)
     puts: list[str] = []
 
@@ -105,37 +105,38 @@ def test_exactly_one_of_many_concurrent_writers_wins(place: Place) -> None:
 def test_latest_stays_loadable_wherever_a_writer_is_interrupted(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Publishing, pointing and collecting are interrupted before each of their steps in turn."""
+    """Interrupt saving, moving the pointer and garbage collection before each put and delete in turn."""
     store = fill(place.store(), 0, 1)
     store.point(Pointer.LATEST, 1)
-    step, cuts = 0, 0
+    step, interruptions = 0, 0
     while True:
         version = place.store().versions()[-1] + 1
         left = step
 
-        def cut(_: object) -> None:
+        def interrupt(_: object) -> None:
             nonlocal left
             left -= 1
             if left < 0:
-                raise Cut
+                raise Interrupted
 
         with monkeypatch.context() as patched:
-            before_each("_put", patched, cut)
-            before_each("_delete", patched, cut)
+            before_each("_put", patched, interrupt)
+            before_each("_delete", patched, interrupt)
             try:
                 _publish(place.store(), version)
-                was_cut = False
-            except Cut:
-                was_cut = True
+                was_interrupted = False
+            except Interrupted:
+                was_interrupted = True
         reader = place.store()
         assert all(reader.verify(held).version == held for held in reader.versions())
         pointed = reader.pointer(Pointer.LATEST)
         assert pointed is not None
         assert equal(reader.weights(pointed.version), tensors(pointed.version))
-        if not was_cut:
+        if not was_interrupted:
             break
-        cuts, step = cuts + 1, step + 1
-    assert cuts >= 4 + 1 + 3  # four files, the pointer, leftovers, a version's manifest.sha256 and its files
+        interruptions, step = interruptions + 1, step + 1
+    # Puts: four files and the pointer. Deletions: leftovers, a version's manifest.sha256, its other files.
+    assert interruptions >= 4 + 1 + 3
     _publish(place.store(), version + 1)
     assert place.store().versions() == [version, version + 1]
     assert _files(place.store()) == 2 * 4
@@ -154,7 +155,7 @@ def _files(store: CheckpointStore) -> int:
 
 
 def test_a_put_repeated_after_a_lost_reply_succeeds(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The repeated put is refused, because the file exists already or has changed since the read."""
+    """The server refuses the second put, because the first one has already written the same contents."""
     real = ObjectFiles._put
 
     def twice(self: ObjectFiles, key: str, data: bytes, mode: object) -> bool:
@@ -193,7 +194,7 @@ def test_a_move_gives_up_after_many_conflicts(place: Place) -> None:
         place.store().point(Pointer.BEST, 1)
         return moved(at, 1, "paper")
 
-    with pytest.raises(StoreAwayError, match=r"best\.json: replaced by others 20 times"):
+    with pytest.raises(StoreUnavailableError, match=r"best\.json: replaced by others 20 times"):
         place.store().move(Pointer.BEST, where)
 
 
@@ -217,7 +218,7 @@ def test_a_removal_is_undone_if_a_pointer_moves_to_the_version(
 
 
 def test_a_version_with_a_damaged_manifest_hash_keeps_its_files(place: Place) -> None:
-    """Its files cannot be identified, so all stay, and the version can be repaired."""
+    """Garbage collection cannot tell which files belong to the version, so it deletes none of them."""
     store = fill(place.store(), 1, 2)
     line = place.read("v000001/manifest.sha256")
     place.write("v000001/manifest.sha256", b"\x00" + line[1:])
@@ -245,7 +246,7 @@ def test_every_operation_raises_while_the_server_is_unavailable(
         lambda: store.collect_garbage(keep=1),
         store.pointers,
     ):
-        with pytest.raises(StoreAwayError, match=rf"{url}.*127\.0\.0\.1") as failure:
+        with pytest.raises(StoreUnavailableError, match=rf"{url}.*127\.0\.0\.1") as failure:
             operation()
         assert "\n" not in str(failure.value)
 
@@ -257,16 +258,16 @@ def test_versions_do_not_count_as_damaged_while_the_store_is_unavailable(
     store = fill(place.store(), 1, 2)
 
     def unavailable(*_: object) -> bytes:
-        raise StoreAwayError("no answer")
+        raise StoreUnavailableError("no answer")
 
     monkeypatch.setattr(ObjectFiles, "manifest_line", unavailable)
     for operation in (store.newest_valid, lambda: store.collect_garbage(keep=1)):
-        with pytest.raises(StoreAwayError, match="no answer"):
+        with pytest.raises(StoreUnavailableError, match="no answer"):
             operation()
     assert store.versions() == [1, 2]
 
 
-def test_a_missing_bucket_is_named(s3_server: S3Server, bucket: str) -> None:
+def test_the_error_for_a_missing_bucket_names_the_bucket(s3_server: S3Server, bucket: str) -> None:
     store = InBucket(f"{s3_server.url}/nowhere").store()
     for operation in (
         store.versions,
@@ -274,7 +275,9 @@ def test_a_missing_bucket_is_named(s3_server: S3Server, bucket: str) -> None:
         lambda: store.pointer(Pointer.LATEST),
         lambda: store.save(manifest(0), {}, {}),
     ):
-        with pytest.raises(StoreAwayError, match=r"s3://nowhere/runs/one.* 404 Not Found NoSuchBucket"):
+        with pytest.raises(
+            StoreUnavailableError, match=r"s3://nowhere/runs/one.* 404 Not Found NoSuchBucket"
+        ):
             operation()
     assert InBucket(bucket).store().versions() == []
 
@@ -287,7 +290,7 @@ def test_the_error_for_wrong_credentials_does_not_contain_them(
         f"{s3_server.url}/moto-api/reset-auth", content=b"0"
     ).raise_for_status()  # checks credentials from now on
     try:
-        with pytest.raises(StoreAwayError, match="403 Forbidden InvalidAccessKeyId") as refused:
+        with pytest.raises(StoreUnavailableError, match="403 Forbidden InvalidAccessKeyId") as refused:
             InBucket(bucket).store().versions()
     finally:
         httpx.post(f"{s3_server.url}/moto-api/reset-auth", content=b"inf").raise_for_status()
@@ -296,7 +299,7 @@ def test_the_error_for_wrong_credentials_does_not_contain_them(
     assert refused.value.__cause__ is None
 
 
-def test_a_secret_in_a_url_is_refused_and_not_shown() -> None:
+def test_a_url_with_a_secret_is_rejected_and_the_error_hides_the_secret() -> None:
     for url in (
         f"s3://AKID:{SECRET}@bucket/x",
         f"s3://{SECRET}@bucket/x",
@@ -308,10 +311,10 @@ def test_a_secret_in_a_url_is_refused_and_not_shown() -> None:
         assert "xxx" not in str(refused.value)
 
 
-def test_a_password_in_an_endpoint_is_not_shown(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_hides_a_password_in_the_endpoint(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "RETRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:pass-w0rd@127.0.0.1:{free_port()}")
-    with pytest.raises(StoreAwayError) as failure:
+    with pytest.raises(StoreUnavailableError) as failure:
         InBucket(bucket).store().versions()
     assert "pass-w0rd" not in str(failure.value)
 
@@ -345,6 +348,6 @@ print("obstore" in sys.modules)
     assert result.stdout == "False\n"
 
 
-def test_the_error_without_credentials_names_the_variables() -> None:
+def test_the_error_for_missing_credentials_names_the_variables_to_set() -> None:
     text = "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 2s"
     assert object_store._reason(text) == "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

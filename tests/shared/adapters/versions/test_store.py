@@ -35,7 +35,7 @@ from shared.adapters.versions.manifest import (
 )
 from shared.adapters.versions.object_store import ObjectFiles
 from shared.adapters.versions.store import CheckpointStore, Collected
-from shared.errors import CheckpointError, SettingsError, StoreAwayError
+from shared.errors import CheckpointError, SettingsError, StoreUnavailableError
 from tests.conftest import ROOT
 from tests.shared.adapters.versions.checkpoint_versions import (
     InFolder,
@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_listed_is_an_unavailable_store(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(StoreAwayError, match="Permission denied"):
+    with pytest.raises(StoreUnavailableError, match="Permission denied"):
         store.newest_valid()
 
 
