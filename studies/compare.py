@@ -19,7 +19,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from services.trainer.config import Shaping
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 from shared.errors import DataError, ServiceError, SettingsError
 from shared.search.config import Selection
 from studies.learn import LearnConfig, LearnReport, Spent, learn
@@ -174,7 +174,7 @@ class CompareRecord:
         path = self._path(run.way, run.seed)
         document = to_jsonable_python(Recorded(run, self._settings(run)))
         try:
-            write_whole(path, json.dumps(document, indent=1).encode())
+            write_atomically(path, json.dumps(document, indent=1).encode())
         except OSError as failure:
             raise DataError(f"{path}: the run cannot be saved: {failure.strerror}") from failure
 

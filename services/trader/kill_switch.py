@@ -16,7 +16,7 @@ from uuid import uuid4
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 
 log = structlog.get_logger()
 
@@ -85,7 +85,7 @@ class KillSwitch:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         order = KillOrder(str(uuid4()), by, reason, at)
         try:
-            write_whole(self.path, json.dumps(asdict(order), indent=2).encode())
+            write_atomically(self.path, json.dumps(asdict(order), indent=2).encode())
         except OSError as full:
             log.warning("kill_file_left_empty", path=str(self.path), error=str(full))
             self.path.touch()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from shared.adapters.files import read_beneath, sync, write_synced, write_whole
+from shared.adapters.files import read_beneath, sync, write_atomically, write_synced
 from shared.adapters.versions.manifest import MANIFEST_SHA256
 from shared.errors import StoreAwayError
 
@@ -208,7 +208,7 @@ class DirectoryFiles:
                 contents = b""
             changed = change(contents)
             if changed is not None:
-                write_whole(self.root / name, changed)
+                write_atomically(self.root / name, changed)
 
     def folder(self, version: int) -> Path:
         """Folder of a version, whether or not it exists."""
