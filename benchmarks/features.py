@@ -32,7 +32,7 @@ def bench_features(num_bars: int = GOAL_BARS, *, repeats: int = 7, seed: int = 1
     Args:
         num_bars: length of the history; the first 119 bars have no features.
         repeats: measurements of each, after one that does not count.
-        seed: of the market.
+        seed: seed of the market.
     Raises:
         ServiceError: pandas is not installed.
         AssertionError: the results differ.

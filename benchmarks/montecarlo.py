@@ -45,7 +45,7 @@ def bench_montecarlo(
         runs: number of equity curves.
         trades: trades in the list and in every curve.
         repeats: number of measurements of each.
-        seed: of the trades, which win and lose in streaks.
+        seed: seed of the trades, which win and lose in streaks.
     """
     pips = streaky_trades(trades, seed)
     config = MonteCarloConfig(runs=runs, seed=seed)

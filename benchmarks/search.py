@@ -145,7 +145,7 @@ def bench_search(
         batches: numbers of roots. A third each is flat, long and short.
         simulations: numbers of simulations.
         seconds: minimum duration per pair of sizes.
-        seed: of the situations.
+        seed: seed of the situations.
     """
     config = config or SearchConfig()
     rows = []
@@ -175,7 +175,7 @@ def compare_search(
         batches: numbers of roots. A third each is flat, long and short.
         simulations: numbers of simulations.
         seconds: minimum duration per size, without the seconds in which mctx compiles.
-        seed: of the situations.
+        seed: seed of the situations.
         peers: whether to measure peers. `mctx_missing` and `lightzero_missing` return why one is left out.
     Raises:
         ServiceError: the process that measures mctx exited.

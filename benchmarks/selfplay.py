@@ -187,7 +187,7 @@ def bench_selfplay(
         replicas: number of processes at once, each on its own core; 1 measures only one worker alone.
         precisions: precisions to measure; None measures those of the processor.
         seconds: minimum duration of each measurement.
-        seed: of the market, weights and random numbers.
+        seed: seed of the market, weights and random numbers.
     Raises:
         SettingsError: there are more replicas than cores.
         DataError: the market is too short for a training session.

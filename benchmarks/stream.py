@@ -165,7 +165,7 @@ def bench_stream(count: int = 1_024, *, seed: int = 0) -> StreamSpeed:
 
     Args:
         count: number of trajectories, rounded down to a multiple of a repetition.
-        seed: of the contents.
+        seed: seed of the contents.
     Raises:
         ServiceError: no Redis server is installed, or redis-benchmark failed.
     """

@@ -135,8 +135,8 @@ class CompareRecord:
         """Refer to a record that exists, or that `begin` creates.
 
         Args:
-            folder: of the record.
-            config: of every run, except for its way and seed.
+            folder: folder of the record.
+            config: config of every run, except for its way and seed.
         """
         self._folder, self._config = folder, config
 
@@ -216,7 +216,7 @@ def compare(
     """Make the run of every way and seed; yield each as soon as it is finished, also if it diverged.
 
     Args:
-        config: of every run, except for its way and seed.
+        config: config of every run, except for its way and seed.
         runs: ways and seeds, from `plan`.
         record: saves every run; a run that another process has saved meanwhile is read from it.
     Raises:

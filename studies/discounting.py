@@ -106,8 +106,8 @@ def judge_discounts(discounts: Sequence[float], *, num_bars: int, seed: int) -> 
 
     Args:
         discounts: γ per bar, below 1.
-        num_bars: of the market.
-        seed: of the market.
+        num_bars: number of bars of the market.
+        seed: seed of the market.
     """
     law, environment = LAWS[Market.OU], EnvironmentConfig(reward=RewardScheme.PNL)
     synthetic = synthesize_with_state(law, num_bars, seed)

@@ -81,7 +81,7 @@ def draw_labelled_states(
 
     Args:
         rule: the best policy.
-        prices: of the market.
+        prices: prices of the market.
         starts: sessions to draw from.
         environment: costs, rewards and the sessions' length.
         rng: draws starts, decisions and random actions.
@@ -125,11 +125,11 @@ def learn_to_imitate(
     Args:
         rule: the best policy.
         market: bars to learn from.
-        starts: of the training sessions.
+        starts: starts of the training sessions.
         environment: costs, rewards and the sessions' length.
         model: sizes of the network.
         minutes: duration of training, more than 0.
-        seed: of weights, states and dropout.
+        seed: seed of weights, states and dropout.
         clock: in seconds; it only determines how many updates fit into the minutes.
         progress: called after every draw of states.
     Raises:

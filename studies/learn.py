@@ -251,7 +251,7 @@ def learn(
     """Train for some minutes, then evaluate every player in the test sessions.
 
     Args:
-        config: of the run.
+        config: config of the run.
         clock: in seconds; it only determines how much learning fits into the minutes.
         record: folder for the record of the run (shared/adapters/tables/run_record.py); None: no record.
         progress: called after every batch of sessions.

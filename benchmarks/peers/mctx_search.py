@@ -53,7 +53,7 @@ class MctxSearch:
             static: `[B, S]`.
             illegal: `[B, A]` illegal actions of the roots.
             simulations: number per root.
-            encoding: of the windows.
+            encoding: encoding of the windows.
         """
         shared = encoding is Encoding.SHARED
         temporal = observed if shared else self._encode[encoding](self._weights, observed)

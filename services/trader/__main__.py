@@ -122,7 +122,7 @@ async def _traded_instrument(
         venue: the broker.
         account: account id.
         name: value of the setting; empty selects the only instrument that the account can trade.
-        lifecycle: of the service.
+        lifecycle: lifecycle of the service.
     Raises:
         SettingsError: the account cannot trade the instrument, or can trade several and none is named.
     """

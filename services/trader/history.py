@@ -34,7 +34,7 @@ class History:
         """Read nothing yet.
 
         Args:
-            client: of the account.
+            client: client of the account.
             market: receives the candles.
             instrument: the traded one.
             config: the trader's.

@@ -151,7 +151,7 @@ class KnownAccount:
         """Make the memory agree with a snapshot; False if the account has changed since the snapshot.
 
         Args:
-            snapshot: of the account.
+            snapshot: snapshot of the account.
             known_before: last transaction known before the snapshot was requested. Another task may have read
                 later transactions since.
         """

@@ -101,7 +101,7 @@ def chosen_instrument(offered: Sequence[InstrumentDetails], name: str, url: str)
     Args:
         offered: instruments that the account can trade.
         name: value of the setting; empty selects the only one offered.
-        url: of the broker, for error texts.
+        url: URL of the broker, for error texts.
     Raises:
         BrokerError: no instrument is offered, which no setting could change.
         SettingsError: the named one is not offered, or several are offered and none is named.

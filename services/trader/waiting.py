@@ -44,8 +44,8 @@ async def announced(
     """Announce the beginning and the end of the wait inside the block.
 
     Args:
-        lifecycle: of the trader.
-        name: of the alert.
+        lifecycle: lifecycle of the trader.
+        name: name of the alert.
         detail: reason of the wait.
         begin_seconds: a shorter wait is not announced.
     """

@@ -26,7 +26,7 @@ class PauseControl:
         """Begin unpaused.
 
         Args:
-            lifecycle: of the service.
+            lifecycle: lifecycle of the service.
             changed: called after every control message for the trainer.
         """
         self._lifecycle, self._bus, self._changed = lifecycle, lifecycle.bus, changed

@@ -34,8 +34,8 @@ class RankExchange:
 
         Args:
             ranks: all of them.
-            lifecycle: of the service.
-            writer: of the journal.
+            lifecycle: lifecycle of the service.
+            writer: writer of the journal.
             ranks_in_use: held during every collective operation.
             is_far_ahead: True while no more trajectories are wanted.
             changed: called when trajectories were journalled.

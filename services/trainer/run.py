@@ -43,8 +43,8 @@ class Run:
         """Open data set and journal, and create a training at its beginning.
 
         Args:
-            settings: of the trainer.
-            lifecycle: of the service.
+            settings: settings of the trainer.
+            lifecycle: lifecycle of the service.
             ranks: all ranks, if this is the leader of several.
             opened: closes journal and metrics.
         """

@@ -95,11 +95,11 @@ class Training:
         """Begin with random weights.
 
         Args:
-            config: of the run.
+            config: config of the run.
             features: `[T, 9]` temporal features of the data set's bars.
             dataset: fingerprint of the data set.
             ranks: all ranks, if this is the leader of several.
-            instrument: of the bars; stored in each version.
+            instrument: instrument of the bars; stored in each version.
             trained_until: opening time of the last bar of the training split; stored in each version.
         Raises:
             SettingsError: there is no such device.
@@ -190,9 +190,9 @@ class Training:
         """Restore a saved state.
 
         Args:
-            manifest: of the version.
-            weights: of the version.
-            moments: of its optimizer.
+            manifest: manifest of the version.
+            weights: weights of the version.
+            moments: moments of its optimizer.
             read: reads the trajectory with a number from the journal.
         Raises:
             CheckpointError: the saved state does not fit this network.

@@ -167,7 +167,7 @@ def step(lanes: Lanes, actions: Int8 | Int64, prices: Prices, config: Environmen
     Args:
         lanes: the state; it is not modified.
         actions: `[B]` of `Action`.
-        prices: of the data set.
+        prices: prices of the data set.
         config: costs and rewards.
     Raises:
         IllegalActionError: an action is not one of the four, or the position does not allow it, or the

@@ -29,7 +29,7 @@ def replay(start_bar: int, actions: Sequence[int], prices: Prices, config: Envir
     Args:
         start_bar: the bar at whose close the first decision is made.
         actions: one per bar, of `Action`; a position still open after the last is closed at the next open.
-        prices: of the data set.
+        prices: prices of the data set.
         config: costs and rewards; its session length is not used.
     Raises:
         IllegalActionError: an action is not one of the four, or the position does not allow it.

@@ -27,7 +27,7 @@ def in_pips(path: str, rows: RawRows, unit: SpreadUnit | None, instrument: Instr
     """The rows with their spread in pips.
 
     Args:
-        path: of the file, for the error.
+        path: path of the file, for the error.
         rows: without faulty prices, which could change the size of a point; spread in the file's unit.
         unit: from the user or the file's layout; None: inferred from the size of the spreads.
         instrument: what the bars price.

@@ -232,7 +232,7 @@ def trade_intervals(
         pips: `[N]` trades in time order.
         r: `[N]` their R multiples; None if undefined.
         num_runs: number of resampled lists, each of N trades.
-        seed: of the resampling.
+        seed: seed of the resampling.
         mean_block: mean length of a block of trades; 1 resamples trade by trade.
         confidence: share of resampled lists inside the interval.
     """

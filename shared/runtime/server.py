@@ -46,11 +46,11 @@ async def serve_app(
 
     Args:
         app: the application.
-        lifecycle: of the service, whose name is an accepted host name.
+        lifecycle: lifecycle of the service, whose name is an accepted host name.
         host: interface to listen on.
         port: port to listen on.
         allowed_hosts: further accepted host names, separated by commas.
-        limits: of the port.
+        limits: limits of the port.
     Raises:
         MuZeroError: the port cannot be bound.
     """

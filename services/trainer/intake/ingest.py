@@ -58,7 +58,7 @@ class CheckedBatch:
 
         Args:
             stale: why trajectories are too old, by id.
-            lifecycle: of the service.
+            lifecycle: lifecycle of the service.
             count_unusable: called for each dead-lettered unusable entry; the leader counts the stale ones.
         """
         await lifecycle.until_stopping(self._dead_letter_then_ack(stale, lifecycle, count_unusable))

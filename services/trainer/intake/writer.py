@@ -27,7 +27,7 @@ class JournalWriter:
 
         Args:
             journal: to append to.
-            lifecycle: of the service.
+            lifecycle: lifecycle of the service.
             max_version_lag: most versions that a trajectory may be behind; None for no limit.
             newest_version: gives the newest published version.
         """

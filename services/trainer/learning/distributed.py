@@ -61,8 +61,8 @@ class Part:
         Args:
             steps: `[N]`.
             views: their S stretches.
-            seeds: of each rank's dropout.
-            learning_rate: of the update.
+            seeds: seeds of each rank's dropout.
+            learning_rate: learning rate of the update.
             length: L, bars of a stretch that can be embedded.
         """
         stretches, size = views.rows // length, len(seeds)
@@ -185,8 +185,8 @@ class Ranks:
         """Average numbers over the ranks; every rank gets the same bits.
 
         Args:
-            figures: of this rank.
-            weight: of this rank; the weights of all ranks add up to 1. Numbers with weight 0 are ignored.
+            figures: figures of this rank.
+            weight: weight of this rank; all weights add up to 1. Numbers with weight 0 are ignored.
         """
         weighted = [weight * figure if weight else 0.0 for figure in figures.values()]
         sums = torch.tensor(weighted, dtype=torch.float64, device=self.device)

@@ -87,7 +87,7 @@ class TrainerMetrics:
 
         Args:
             training: after the update.
-            statistics: of the update.
+            statistics: statistics of the update.
             seconds: duration of the update.
         """
         (SKIPPED if statistics.skipped else UPDATES).inc()

@@ -12,8 +12,8 @@ def open_record(settings: TrainerSettings, dataset: Dataset, training: Training,
     """Open the record and note the settings of this start.
 
     Args:
-        settings: of the trainer.
-        dataset: of the run.
+        settings: settings of the trainer.
+        dataset: data set of the run.
         training: just resumed, or new.
         version: from which the run continues.
     Raises:

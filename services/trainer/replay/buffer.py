@@ -108,7 +108,7 @@ class Replay:
         the quota keeps come alone.
 
         Args:
-            generator: of random numbers.
+            generator: source of random numbers.
             batch_size: steps wanted, rounded up to a multiple of L.
             stretch_steps: L; 1 draws single steps.
         Raises:

@@ -106,7 +106,7 @@ def unrolled_steps(
         trace_floor: a decision to which the search gave a smaller probability is an excursion. Its return
             is a target for that decision only: the state's own target is the search's value, and returns
             of earlier steps bootstrap there. 0 treats no decision as an excursion.
-        shaping: of the learned rewards.
+        shaping: shaping of the learned rewards.
         trade_margin: pips that a decision to close is charged beyond its costs. A position is valued at
             every bar with noise, and one value that is too low closes it. With a margin, the next trade
             must promise more than it costs.
