@@ -77,7 +77,7 @@ def bench_encodings(
         config: sizes of the networks; None uses the reference sizes.
         calls: numbers of consecutive windows per call.
         seconds: minimum duration per number, for all ways together.
-        seed: of weights and bars.
+        seed: seed of weights and bars.
     Raises:
         DataError: the results of two ways differ.
     """

@@ -201,7 +201,7 @@ class Improvement:
     simulations: int
     error: float
     gain: float  # mean over the problems
-    standard_error: float  # of the mean
+    standard_error: float  # standard error of the mean
     worse: float  # share of roots that lose
 
     @classmethod
@@ -283,7 +283,7 @@ def bench_improvement(
     Args:
         problems: number of problems, at least 2.
         spread: scale of the values of an action's outcomes around its Q.
-        seed: of problems, errors and drawn outcomes.
+        seed: seed of problems, errors and drawn outcomes.
         simulations: numbers of simulations; the goals need 5.
     """
     rows = []

@@ -54,7 +54,7 @@ class LearnerSpeed:
     batch_steps: float  # mean steps per batch
     steps_per_second: float
     bound_steps_per_second: float  # forward and backward passes alone
-    shares: dict[str, float]  # of the time of an update, by part
+    shares: dict[str, float]  # share of the time of an update, by part
 
     @property
     def updates_per_second(self) -> float:

@@ -78,7 +78,7 @@ def bench_engines(
         batches: numbers of rows per call.
         among: the yardstick, then the other engines; None measures all engines.
         seconds: minimum duration per batch size, for all engines together.
-        seed: of weights and rows.
+        seed: seed of weights and rows.
     Raises:
         DataError: the results of an engine differ from those of the yardstick.
     """

@@ -71,7 +71,7 @@ def bench_replay(num_steps: int = 10_000_000, *, seconds: float = 2.0, seed: int
     Args:
         num_steps: capacity of the large replay.
         seconds: minimum duration of each measurement.
-        seed: of steps and draws.
+        seed: seed of steps and draws.
     """
     large, small = replay_costs((num_steps, SMALL_STEPS), seconds=seconds, seed=seed)
     predicted = predicted_bytes(_config(num_steps), UNROLL_STEPS)
@@ -116,7 +116,7 @@ def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list
     Args:
         sizes: capacities, largest first, so that it does not reuse the memory of a smaller one.
         seconds: minimum duration of the inserts, and of the draws.
-        seed: of steps and draws.
+        seed: seed of steps and draws.
     """
     rng = np.random.default_rng(seed)
     session = _session(rng)

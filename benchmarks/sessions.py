@@ -25,7 +25,7 @@ def bench_sessions(num_bars: int = GOAL_BARS, *, repeats: int = 3, seed: int = 1
     Args:
         num_bars: length of the market, of which one bar in a hundred is then removed.
         repeats: measurements of each, after one that does not count.
-        seed: of market and gaps.
+        seed: seed of market and gaps.
     Raises:
         AssertionError: the results differ.
     """

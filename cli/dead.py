@@ -13,7 +13,7 @@ from rich.text import Text
 from cli.output import err, out, print_fields, print_json, print_table
 from cli.redis_query import in_time, query_redis
 from cli.runs import system_redis
-from shared.adapters.outputs import check_output, written_aside
+from shared.adapters.outputs import atomic_output, check_output
 from shared.adapters.streams.bus import Bus
 from shared.adapters.streams.dead_letters import Letter
 from shared.errors import MessageError
@@ -364,8 +364,8 @@ def _write_command(path: Path, letter: Letter) -> None:
         raise LetterError(f"dead letter {letter.letter_id} keeps no entry to write; {letter.obstacle}")
     words = [b"XADD", letter.stream.encode(), b"*", *(w for pair in letter.original.items() for w in pair)]
     command = b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
-    with written_aside(check_output(path, "dead letter written before", _is_command)) as aside:
-        aside.write_bytes(command)
+    with atomic_output(check_output(path, "dead letter written before", _is_command)) as temporary:
+        temporary.write_bytes(command)
 
 
 def _is_command(path: Path) -> bool:

@@ -30,7 +30,7 @@ from cli.supervisor import STOP_PHASES, ProcessSpec, Supervisor
 from cli.terminal import Terminal
 from shared.errors import ServiceError
 from shared.numeric import COMPILED_MARK
-from shared.runtime.child import bound_to_parent
+from shared.runtime.child import child_command
 from shared.runtime.disk import free_megabytes
 from shared.runtime.ports import free_port, is_free
 from shared.runtime.redis_server import RedisServer
@@ -214,7 +214,7 @@ class _System:
             if self._stop.is_set():
                 return
             if supervisor.restarts("redis") >= REDIS_TRIES:
-                raise ServiceError(self._redis.start_failure_text())
+                raise ServiceError(self._redis.start_failure())
             await _wait(self._stop.wait, 0.05)
         for spec in self._specs():
             await supervisor.start(spec)
@@ -354,7 +354,7 @@ def _compile_kernels_once() -> None:
     if COMPILED_MARK.is_file():
         return
     say("compiling kernels (once) ...")
-    compiling = subprocess.run(bound_to_parent([sys.executable, "-m", "cli.main", "compile"]))
+    compiling = subprocess.run(child_command([sys.executable, "-m", "cli.main", "compile"]))
     if compiling.returncode:
         raise ServiceError(f"compiling the kernels failed with status {compiling.returncode}")
 

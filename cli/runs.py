@@ -47,16 +47,16 @@ class Run:
             OSError: the disk refused the write; the previous file is intact.
         """
         path = _state_path(home)
-        aside = path.with_suffix(".tmp")
+        temporary = path.with_suffix(".tmp")
         try:
-            aside.touch(mode=0o600)
-            with aside.open("w", encoding="utf-8") as file:
+            temporary.touch(mode=0o600)
+            with temporary.open("w", encoding="utf-8") as file:
                 json.dump(asdict(self), file, indent=2)
                 file.flush()
                 os.fsync(file.fileno())  # without it a power failure may leave an empty file
-            aside.rename(path)
+            temporary.rename(path)
         except OSError:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 

@@ -147,7 +147,7 @@ def _check(once: bool, render: int | None, from_file: Path | None, played_with: 
     """Check that the options can be combined.
 
     Raises:
-        SettingsError: they cannot; the text says which options are expected.
+        SettingsError: they cannot; the error text names the expected options.
     """
     if once:
         if from_file is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.errors import ServiceError
-from shared.runtime.child import bound_to_parent
+from shared.runtime.child import child_command
 from shared.runtime.redis_server import log_tail
 
 #: Name prefixes of processes that are stopped together, and the seconds until they are killed. A healthy
@@ -120,7 +120,7 @@ class Supervisor:
         with spec.input_path.open("rb") as given, spec.log_path.open("ab") as log:
             child.log_start = log.tell()
             child.process = await asyncio.create_subprocess_exec(
-                *bound_to_parent(spec.command, niceness=spec.niceness, lock=spec.lock),
+                *child_command(spec.command, niceness=spec.niceness, lock=spec.lock),
                 stdin=given,
                 stdout=log,
                 stderr=log,

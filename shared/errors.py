@@ -27,7 +27,7 @@ user's input caused the error, and with 1 otherwise.
 
 
 class MuZeroError(Exception):
-    """Base of all deliberate errors. The text says what is wrong, where, and what would be right."""
+    """Base of all deliberate errors. The error text says what is wrong, where, and what was expected."""
 
     #: True if the user's input caused the error: a command then exits with 2 instead of 1.
     user_fault: bool = False

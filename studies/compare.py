@@ -19,7 +19,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from services.trainer.config import Shaping
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 from shared.errors import DataError, ServiceError, SettingsError
 from shared.search.config import Selection
 from studies.learn import LearnConfig, LearnReport, Spent, learn
@@ -136,7 +136,7 @@ class CompareRecord:
 
         Args:
             folder: folder of the record.
-            config: of every run, except for its way and seed.
+            config: settings of every run, except for its way and seed.
         """
         self._folder, self._config = folder, config
 
@@ -174,7 +174,7 @@ class CompareRecord:
         path = self._path(run.way, run.seed)
         document = to_jsonable_python(Recorded(run, self._settings(run)))
         try:
-            write_whole(path, json.dumps(document, indent=1).encode())
+            write_atomically(path, json.dumps(document, indent=1).encode())
         except OSError as failure:
             raise DataError(f"{path}: the run cannot be saved: {failure.strerror}") from failure
 
@@ -216,7 +216,7 @@ def compare(
     """Make the run of every way and seed; yield each as soon as it is finished, also if it diverged.
 
     Args:
-        config: of every run, except for its way and seed.
+        config: settings of every run, except for its way and seed.
         runs: ways and seeds, from `plan`.
         record: saves every run; a run that another process has saved meanwhile is read from it.
     Raises:

@@ -129,7 +129,7 @@ def learn_to_imitate(
         environment: costs, rewards and the sessions' length.
         model: sizes of the network.
         minutes: duration of training, more than 0.
-        seed: of weights, states and dropout.
+        seed: seed of weights, states and dropout.
         clock: in seconds; it only determines how many updates fit into the minutes.
         progress: called after every draw of states.
     Raises:

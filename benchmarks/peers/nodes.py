@@ -26,7 +26,7 @@ class DecisionNode:
     hidden: Float32
     phase: int
     value: float  # pips, estimate of the model
-    prior: dict[int, float]  # of the legal actions
+    prior: dict[int, float]  # probabilities of the legal actions
     reward: float = 0.0  # pips, on the edge from the parent
     visits: int = 0
     value_sum: float = 0.0
@@ -38,10 +38,10 @@ class ChanceNode:
     """An afterstate; `hidden` is `[1, H]`."""
 
     hidden: Float32
-    phase: int  # of the states that follow
+    phase: int  # phase of the states that follow
     action: int  # from the parent
     value: float  # pips, estimate of the model
-    prior: list[float]  # of the outcomes
+    prior: list[float]  # probabilities of the outcomes
     visits: int = 0
     value_sum: float = 0.0
     children: dict[int, DecisionNode] = field(default_factory=dict)

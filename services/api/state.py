@@ -226,7 +226,7 @@ class Gateway:
         heartbeats = await self.bus.heartbeats()
         lengths = {stream.key: await self.bus.length(stream) for stream in STREAMS}
         condition = await self.bus.condition(TRAJECTORIES, TRAINER_GROUP)
-        begun = None if self._resumed else await self.bus.begun_conditions()
+        begun = None if self._resumed else await self.bus.active_conditions()
         return _RedisReading(heartbeats, lengths, condition, begun)
 
     def _update_roster(self, live: _RedisReading | None, moment: datetime) -> None:

@@ -158,7 +158,7 @@ class Status(View):
     """The state of the system at one moment."""
 
     state: Literal["running", "degraded"] = Field(
-        description="degraded: Redis or the store is down, or an expected service is missing or degraded"
+        description="degraded: Redis or the store is unavailable, or a service is missing or degraded"
     )
     redis: Literal["up", "away"]
     redis_away_since: AwareDatetime | None = None

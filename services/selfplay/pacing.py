@@ -3,7 +3,7 @@
 The trainer's ratio of samples per insert limits how fast it ingests, so a worker only needs to know the
 length of the stream. It reads the length with every pipeline that it sends. Above the high-water mark each
 worker therefore adds at most one more pipeline: the stream holds at most `high_water` trajectories plus one
-pipeline per worker (`shared.adapters.streams.bus.PIPELINE`).
+pipeline per worker (`shared.adapters.streams.bus.ENTRIES_PER_APPEND`).
 """
 
 from dataclasses import dataclass

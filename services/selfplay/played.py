@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from shared.adapters.outputs import check_output, written_aside
+from shared.adapters.outputs import atomic_output, check_output
 from shared.agent.trajectory import Trajectory
 from shared.environment.action import Action, Side
 from shared.environment.environment import EnvironmentConfig, Prices
@@ -124,8 +124,8 @@ def write_episodes(path: Path, episodes: Iterable[PlayedEpisode]) -> None:
     """
     target = refuse_to_replace(path)
     rows = [_table(number, episode) for number, episode in enumerate(episodes)]
-    with written_aside(target) as aside:
-        _arrow.parquet.write_table(_arrow.concat_tables([_SCHEMA.empty_table(), *rows]), aside)
+    with atomic_output(target) as temporary:
+        _arrow.parquet.write_table(_arrow.concat_tables([_SCHEMA.empty_table(), *rows]), temporary)
 
 
 def read_episode(path: Path, number: int) -> PlayedEpisode:

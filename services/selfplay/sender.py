@@ -12,7 +12,7 @@ from prometheus_client import Gauge
 
 from services.selfplay.pacing import Backlog
 from services.selfplay.spool import Spool
-from shared.adapters.streams.bus import PIPELINE
+from shared.adapters.streams.bus import ENTRIES_PER_APPEND
 from shared.agent.trajectory import Trajectory
 from shared.errors import ServiceError
 from shared.messages.codec import encode_trajectory
@@ -92,9 +92,9 @@ class TrajectorySender:
 
     async def _send_batch(self, finished: Sequence[Trajectory]) -> Sequence[Trajectory]:
         """Send a batch, and return the trajectories that a stopping worker had no time to send."""
-        for begin in range(0, len(finished), PIPELINE):
+        for begin in range(0, len(finished), ENTRIES_PER_APPEND):
             await self._wait_for_trainer()
-            if not await self._send(finished[begin : begin + PIPELINE]):
+            if not await self._send(finished[begin : begin + ENTRIES_PER_APPEND]):
                 return finished[begin:]
         return ()
 
@@ -127,7 +127,7 @@ class TrajectorySender:
             self._may_play.set()
 
     async def _send(self, pipeline: Sequence[Trajectory]) -> bool:
-        """Send at most `PIPELINE` trajectories; False when a stopping worker has no time left for it.
+        """Send at most `ENTRIES_PER_APPEND` trajectories; False if a stopping worker has no time left.
 
         A stop request sets a deadline for the exchange, but does not interrupt it at once: the trajectories
         may already be in the stream, and the next worker would send them again.

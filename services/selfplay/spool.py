@@ -13,7 +13,7 @@ from uuid import uuid4
 import structlog
 from pydantic import ValidationError
 
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 from shared.agent.trajectory import Trajectory
 from shared.errors import MessageError, SettingsError
 from shared.messages.codec import decode_trajectory, encode_trajectory
@@ -40,7 +40,7 @@ class Spool:
         probe = self.folder / f".{uuid4()}.probe"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(probe, b"")
+            write_atomically(probe, b"")
             probe.unlink()
         except OSError as refused:
             raise SettingsError(
@@ -67,7 +67,7 @@ class Spool:
         header = message.model_dump_json().encode()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{trajectory.trajectory_id}{_SUFFIX}"
-        write_whole(path, _HEADER_SIZE.pack(len(header)) + header + arrays)
+        write_atomically(path, _HEADER_SIZE.pack(len(header)) + header + arrays)
 
     def files(self) -> list[Path]:
         """The files that are kept."""

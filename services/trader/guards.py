@@ -83,7 +83,7 @@ class Situation:
     bars_held: int  # bars that closed since the entry; 0 when flat
     silence_seconds: float  # since the last tick or heartbeat
     price_age_seconds: float  # since the last tick
-    spread_pips: float | None  # of the quote; None while the book is empty
+    spread_pips: float | None  # spread of the quote; None while the book is empty
     tradeable: bool  # the broker's flag of the newest price
     replay_over: bool  # the paper broker's tape has ended and its last bar was decided on
     minutes_to_close: float  # until Friday's close; 0 or less while the week is over

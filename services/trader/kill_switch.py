@@ -16,7 +16,7 @@ from uuid import uuid4
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 
 log = structlog.get_logger()
 
@@ -47,7 +47,7 @@ class TraderStatus:
     instrument: str
     state: str  # standby, reconnecting, active, reducing or halted
     control: str  # running, paused or killed
-    kill_id: str | None  # of the kill file in force; None without one
+    kill_id: str | None  # id of the kill file in force; None without one
     units: int | float | None  # signed; None while the position is not known
     unknown_orders: int
     flat_at: int | None  # transaction at which the broker showed the account flat after the kill, or None
@@ -85,7 +85,7 @@ class KillSwitch:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         order = KillOrder(str(uuid4()), by, reason, at)
         try:
-            write_whole(self.path, json.dumps(asdict(order), indent=2).encode())
+            write_atomically(self.path, json.dumps(asdict(order), indent=2).encode())
         except OSError as full:
             log.warning("kill_file_left_empty", path=str(self.path), error=str(full))
             self.path.touch()
@@ -122,14 +122,14 @@ class StatusFile:
         if status == self._written:
             return
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        aside = self.path.with_suffix(f".{os.getpid()}.partial")
+        temporary = self.path.with_suffix(f".{os.getpid()}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps({**asdict(status), "at": at}, indent=2), encoding="utf-8")
-            aside.replace(self.path)
+            temporary.write_text(json.dumps({**asdict(status), "at": at}, indent=2), encoding="utf-8")
+            temporary.replace(self.path)
         except OSError as refused:
             log.warning("trader_status_not_written", path=str(self.path), error=str(refused))
             with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
             return
         self._written = status

@@ -106,7 +106,7 @@ class HeldTrade:
     trade_id: int
     units: Decimal  # signed; fractional only if someone else opened the trade
     price: Decimal
-    time_ns: int  # of the fill
+    time_ns: int  # time of the fill
     spread: Decimal | None  # quoted at the fill, in units of price; None if it is not known
 
     @property
@@ -193,7 +193,7 @@ def fold(
 
     Args:
         holding: the position before.
-        transactions: the account's, in order; those up to `holding.last_transaction_id` are skipped.
+        transactions: transactions of the account in order; those already in `holding` are skipped.
         spread: quoted now, in units of price; saved with a trade that opens.
     """
     closed: list[ClosedTrade] = []

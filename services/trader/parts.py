@@ -26,7 +26,7 @@ class Parts:
     account: Account  # position and orders
     ledger: Ledger
     audit: Audit  # delivers the ledger's messages
-    lease: Lease  # of the account
+    lease: Lease  # lease of the account
     lifecycle: Lifecycle
     metrics: TraderMetrics
     switch: KillSwitch

@@ -1,7 +1,8 @@
-"""Refusal of wrong market data: pure rules about times, price levels and candles.
+"""Rules that refuse implausible market data: times, price levels and candles.
 
-A refused item is counted by its reason and otherwise ignored. The last good price stays in force and grows
-older; the guards decide how long it may be traded on.
+A refused item is counted by its reason and otherwise ignored. The last good price stays in use, and its age
+increases; the guards decide up to which age the trader may trade on it. A "line" is one message of the
+broker's price stream: a price or a heartbeat.
 """
 
 import math
@@ -13,48 +14,49 @@ from shared.market.bar import BAR_SECONDS
 
 
 class Refusal(StrEnum):
-    """Reason of a refusal, named as in alerts and metrics."""
+    """Reason for a refusal. Its value is used in alerts and as a metric label."""
 
-    UNREADABLE = "unreadable"  # breaks the broker's own schema, or a line of an unknown type
-    FOREIGN = "foreign"  # of another instrument
+    UNREADABLE = "unreadable"  # violates the broker's schema, or has an unknown type
+    FOREIGN = "foreign"  # belongs to another instrument
     FUTURE = "future"  # dated in the future
-    CROSSED = "crossed"  # bid above ask, or a price that is not above 0
-    OUTLIER = "outlier"  # far from the last price, and no candle confirms the new level
-    CANDLE = "candle"  # a candle that breaks a rule
+    CROSSED = "crossed"  # bid above ask, or a price of 0 or less
+    OUTLIER = "outlier"  # far from the last good price, without a candle that confirms the new level
+    CANDLE = "candle"  # a candle that `fault_of` refuses, or whose close is an outlier
 
 
 class Verdict(StrEnum):
     """Judgement of a line's time."""
 
     ACCEPTED = "accepted"
-    HELD = "held"  # a jump in a replay, which the next price must confirm
-    DISPROVES = "disproves"  # the line is accepted, and the price held before it is refused
+    HELD = "held"  # after a jump in a replay; the line is kept until the next price confirms or disproves it
+    DISPROVES = "disproves"  # this line is accepted; the price held before it is refused
     REFUSED = "refused"
 
 
-#: Largest lead of a line over this machine's clock, after correction of the clock's known error.
+#: How far a line may be ahead of this machine's clock, after correction for the clock's known delay.
 _AHEAD_S = 5.0
 
-#: This many lines in a row with the same lead, over this time, show that this machine's clock is slow.
+#: If this many consecutive lines, over at least this time, are ahead of this machine's clock by about the
+#: same amount, the clock is considered slow.
 _AGREEING_LINES = 3
 _AGREEING_S = 10.0
 
-#: Largest error of this machine's clock that is believed.
+#: Largest delay that is attributed to this machine's clock; lines further ahead are always refused.
 _MAX_SLOW_S = 600.0
 
-#: Largest lead of a replay's line over the line before; a longer jump needs a second price.
+#: Longest accepted jump between two lines of a replay; a second price must confirm a longer one.
 _REPLAY_AHEAD_S = 3_600.0
 
-#: This many prices in a row near each other make a new level, once a candle confirms it.
+#: This many consecutive refused prices near each other become the new level once a candle confirms it.
 _LEVEL_PRICES = 3
 
-#: A history's first price level is the median of this many closes.
+#: Number of closes whose median is the first price level.
 _FIRST_CLOSES = 11
 
 
 @dataclass
 class _Agreement:
-    """Successive lines with the same lead over this machine's clock."""
+    """Consecutive lines that are ahead of this machine's clock by about the same amount."""
 
     ahead_s: float
     began_s: float
@@ -62,15 +64,15 @@ class _Agreement:
 
 
 class BrokerTimes:
-    """Judges the times of stream lines by this machine's clock.
+    """Judges the times of lines by this machine's clock.
 
-    A line from the future is refused, since it would close a bar early, make every later bar look old and
-    start a new day of the loss limits. A line from the past is harmless: a snapshot has the time of its last
-    price.
+    A line from the future is refused, because it would close a bar too early, make every later bar look old,
+    and reset the daily loss limits. A line from the past is accepted: the first line of a stream repeats the
+    last price with its original time.
     """
 
     def __init__(self) -> None:
-        self._slow_s = 0.0  # known delay of this machine's clock against the broker's
+        self._slow_s = 0.0  # known delay of this machine's clock behind the broker's
         self._agreement: _Agreement | None = None
 
     def judge(self, time_ns: int, wall_s: float, *, heartbeat: bool) -> Verdict:
@@ -78,15 +80,15 @@ class BrokerTimes:
 
         Args:
             time_ns: time of the line.
-            wall_s: this machine's clock.
-            heartbeat: the line carries the broker's present time instead of a price's time.
+            wall_s: present time of this machine's clock.
+            heartbeat: the line is a heartbeat, whose time is the broker's present time.
         """
         ahead_s = time_ns / NANOSECONDS - wall_s
         if ahead_s > _MAX_SLOW_S:
             return Verdict.REFUSED
         if ahead_s <= self._slow_s + _AHEAD_S:
             self._agreement = None
-            if heartbeat:  # the clock may have been corrected since
+            if heartbeat:  # this machine's clock may have been corrected meanwhile
                 self._slow_s = min(self._slow_s, max(ahead_s, 0.0))
             return Verdict.ACCEPTED
         agreed = self._agreement
@@ -100,19 +102,19 @@ class BrokerTimes:
         return Verdict.ACCEPTED
 
     def latest_s(self, wall_s: float) -> float:
-        """The latest time that the broker's clock can show now."""
+        """Upper bound of the broker's present time."""
         return wall_s + self._slow_s + _AHEAD_S
 
 
 class ReplayTimes:
-    """Judges the times of a replay's lines by the line before, since its market time is simulated.
+    """Judges the time of each line of a replay by the preceding line, because the market time is simulated.
 
-    Prices may jump over a weekend or a gap in the data, so a jump is accepted once a second price confirms
-    it. Heartbeats are sent between prices and never jump.
+    A replay jumps over weekends and gaps in the data, so a jump is accepted once a second price confirms it.
+    Heartbeats are sent between prices, so a heartbeat after a jump is refused.
     """
 
     def __init__(self, last_s: int) -> None:
-        """`last_s` is the market time at which the replay continues; 0 if it is not known."""
+        """`last_s` is the market time at which the replay continues; 0 if unknown."""
         self._last_s = float(last_s)
         self._held_s: float | None = None
 
@@ -132,23 +134,26 @@ class ReplayTimes:
         return Verdict.HELD
 
     def latest_s(self, _wall_s: float) -> float:
-        """The latest time that the replay can show now; infinite before the first line."""
+        """Upper bound of the replay's present time; infinite before the first line."""
         return self._last_s + _REPLAY_AHEAD_S if self._last_s else math.inf
 
 
 class PriceLevel:
-    """Judges prices by the last good one; a new level needs several prices and a candle to confirm them."""
+    """Judges prices by the last good price.
+
+    A new level needs several prices and a candle that confirms them.
+    """
 
     def __init__(self, max_jump_percent: float) -> None:
-        """A price further than this from the last good one is refused; `inf` accepts every price."""
+        """A price that differs from the last good one by more is refused; `inf` accepts every price."""
         self._max_jump = math.log1p(max_jump_percent / 100)
         self._level: float | None = None
-        self._ticked = False  # a quote was accepted, after which candles alone cannot move the level
+        self._ticked = False  # a quote was accepted; from then on candles alone cannot change the level
         self._candidate = 0.0
-        self._num_near = 0  # refused prices in a row near the candidate
+        self._num_near = 0  # consecutive refused prices near the candidate
 
     def accepts_price(self, mid: float) -> bool:
-        """Judge the mid of a quote."""
+        """Judge the mid price of a quote."""
         if self._level is None or self._near(mid, self._level):
             self._level, self._ticked, self._num_near = mid, True, 0
             return True
@@ -157,10 +162,10 @@ class PriceLevel:
         return False
 
     def accepts_closes(self, closes: list[float]) -> list[bool]:
-        """Judge the closes of successive candles of one answer.
+        """Judge the closes of the consecutive candles of one response.
 
-        A close far from the last good price is accepted if refused quotes confirm it, or, before the first
-        quote of a session, if the next candle does.
+        A close far from the last good price is accepted if the refused quotes agree with it. Before the first
+        quote of a session it is also accepted if the next candle agrees with it.
         """
         if self._level is None and closes:
             first = sorted(closes[:_FIRST_CLOSES])
@@ -187,11 +192,11 @@ class PriceLevel:
 
 
 def fault_of(candle: Candle, until_s: float) -> str:
-    """Reason why a complete mid candle is refused, or an empty text.
+    """Reason why a complete candle of mid prices is refused; an empty string if it is accepted.
 
     Args:
         candle: as the broker sent it.
-        until_s: latest time at which it may end.
+        until_s: latest time at which the candle may end.
     """
     mid = candle.mid
     if mid is None:

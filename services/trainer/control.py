@@ -39,7 +39,7 @@ class PauseControl:
             latest = await self._bus.newest(CONTROL, name=CONTROL_TARGET)
         except MessageError as unreadable:
             CONTROL_UNREADABLE.inc()
-            log.error("control_unreadable", error=str(unreadable))  # noqa: TRY400  the text says it all
+            log.error("control_unreadable", error=str(unreadable))  # noqa: TRY400  the error text suffices
             latest = await self._newest_readable()
         if latest is not None:
             self._apply(latest)

@@ -192,7 +192,7 @@ class Training:
         Args:
             manifest: manifest of the version.
             weights: weights of the version.
-            moments: of its optimizer.
+            moments: moments of its optimizer.
             read: reads the trajectory with a number from the journal.
         Raises:
             CheckpointError: the saved state does not fit this network.

@@ -18,7 +18,7 @@ class ValidationConfig:
     max_sessions: Natural = setting(0, "sessions judged, spread evenly over the split; 0 judges all")
     time_limit_seconds: Positive = setting(1800.0, "time limit for one version")
     annual_min_days: Annotated[int, Range(low=2)] = setting(
-        60, "days below which Sharpe and Sortino ratios are not annualised"
+        60, "minimum number of days for annualised Sharpe and Sortino ratios"
     )
     page: bool = setting(True, "write an HTML page and its picture beside the JSON report")
 

@@ -165,7 +165,7 @@ def evaluate(
         bars: all bars of the data set.
         config: runs, seeds, account, tolerances.
         others: `[D, V]` daily profit of earlier trials, NaN on days on which one was not judged.
-        num_more: earlier trials that are only counted.
+        num_more: number of still earlier trials, whose daily results are not compared.
     """
     trades = walked.trades.columns
     marked = mark_to_market(walked, bars)

@@ -12,7 +12,7 @@ from services.validator.picture import picture
 from services.validator.report import ValidationReport, write_report
 from services.validator.storage import StoppedError, Storage
 from services.validator.validation import Provenance, Validator
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 from shared.adapters.versions.agents import load_agent
 from shared.adapters.versions.manifest import WEIGHTS, Manifest
 from shared.adapters.versions.promotions import in_sample, report_path, require_record
@@ -56,7 +56,7 @@ class Judge:
 
         Args:
             version: the version to judge.
-            best: the version to beat; None if there is none.
+            best: the version that this one must beat; None if there is no such version.
             superseded_by: a newer version that is already published.
         Returns:
             The report, and the SHA-256 of its file.
@@ -111,6 +111,6 @@ def write_all(report: ValidationReport, path: Path, *, with_page: bool) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     if with_page:
         png = picture(report)
-        write_whole(path.with_suffix(".png"), png)
-        write_whole(path.with_suffix(".html"), page(report, png).encode())
+        write_atomically(path.with_suffix(".png"), png)
+        write_atomically(path.with_suffix(".html"), page(report, png).encode())
     return write_report(report, path)

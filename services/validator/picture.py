@@ -1,4 +1,4 @@
-"""The picture of a report: equity fan, drawdown and months."""
+"""The chart of a validation report: Monte Carlo equity fan, drawdown, and net pips per month."""
 
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def picture(report: ValidationReport) -> bytes:
-    """A PNG with equity fan, drawdown and months."""
+    """Draw the chart of a report, as a PNG."""
     figure = blank_figure(11, 10)
     fan, drawdown, months = panels(figure, (3.0, 1.4, 1.4))
     _draw_fan(fan, report)
@@ -34,19 +34,19 @@ def picture(report: ValidationReport) -> bytes:
 
 
 def _draw_fan(axes: "Axes", report: ValidationReport) -> None:
-    axes.set_title("Equity, resampled in blocks of trades", **TITLE)
+    axes.set_title("Equity: actual, and resampled in blocks of trades", **TITLE)
     axes.set_xlabel("trades")
     axes.set_ylabel("pips")
     axes.axhline(0.0, color=MUTED, linewidth=0.8)
     if not report.summary.monte_carlo:
-        axes.text(0.5, 0.5, "no trade", transform=axes.transAxes, ha="center", color=MUTED)
+        axes.text(0.5, 0.5, "no trades", transform=axes.transAxes, ha="center", color=MUTED)
         return
     paths = report.summary.monte_carlo[-1]
     trades, (p5, p25, p50, p75, p95) = paths.fan_trades, paths.fan_pips
     axes.fill_between(trades, p5, p95, color=BLUE, alpha=0.12, linewidth=0, label="5 to 95 %")
     axes.fill_between(trades, p25, p75, color=BLUE, alpha=0.22, linewidth=0, label="25 to 75 %")
     axes.plot(trades, p50, color=BLUE, linewidth=1.4, label="median")
-    axes.plot(trades, report.realised_pips, color=INK, linewidth=1.6, label="as it happened")
+    axes.plot(trades, report.realised_pips, color=INK, linewidth=1.6, label="actual")
     axes.margins(x=0.0)
     axes.legend(frameon=False, loc="best", ncols=4, fontsize=9)
 
@@ -65,7 +65,7 @@ def _draw_drawdown(axes: "Axes", report: ValidationReport) -> None:
 
 
 def _draw_months(axes: "Axes", report: ValidationReport) -> None:
-    axes.set_title("Net pips a month, marked to market", **TITLE)
+    axes.set_title("Net pips per month, marked to market", **TITLE)
     axes.set_ylabel("pips")
     pips = [month.pips for month in report.months]
     bars = axes.bar(

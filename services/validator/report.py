@@ -1,4 +1,4 @@
-"""The validation report of one version: how it is composed and written as JSON.
+"""Builds the validation report of one version and writes it as JSON.
 
 Its schema is docs/schemas/validation-report-2.json.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from services.validator.baselines import Baseline
 from services.validator.evaluate import Walk, evaluate, mark_to_market
 from services.validator.gate import Evidence, GateConfig, Incumbent, Rival, Verdict, judge
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 from shared.market.bar import BAR_SECONDS, BarSeries
 from shared.metrics.equity import Month, max_drawdown_pips, sharpe
 from shared.metrics.honesty import could_be_chosen
@@ -30,17 +30,17 @@ from shared.numeric import Float64, Int64
 
 SCHEMA_VERSION: Final = 2
 
-#: Only a report of the service can promote its version, never one that was made on demand.
+#: Who made a report. Only a report of the validator service can promote its version.
 Purpose = Literal["service", "on-demand"]
 
-ON_DEMAND = "made on demand: only a judgement of the validator service can pass a gate"
+ON_DEMAND = "made on demand: only a report of the validator service can pass a gate"
 
 _YEAR_SECONDS = 365.25 * 86_400
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The version that was judged, the bars and the settings."""
+    """The judged version, with the bars and settings used for the judgement."""
 
     version: int
     split: str
@@ -49,15 +49,15 @@ class Subject:
     weights_sha256: str
     purpose: Purpose
     standards: Mapping[str, object]  # every setting that affects the judgement
-    superseded_by: int | None  # a newer version that was published before this one was judged
+    superseded_by: int | None  # newer version, published before this one was judged
 
 
 @dataclass(frozen=True)
 class History:
-    """Earlier trials on any of the same days: versions of any run, judged on any data set."""
+    """Earlier trials whose days overlap those of this validation, from any run and any data set."""
 
     daily_pips: Float64  # [D, V]; NaN on days on which the version was not judged
-    num_older: int  # earlier trials that are only counted
+    num_older: int  # still earlier trials, whose daily results are not compared
 
     @classmethod
     def none(cls, num_days: int) -> "History":
@@ -67,7 +67,7 @@ class History:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The numbers of a baseline on the same sessions."""
+    """Results of a baseline on the same sessions."""
 
     name: str
     num_trades: int
@@ -76,15 +76,19 @@ class Comparison:
     sqn100: float | None
     sharpe: float | None  # daily, annualised
     max_drawdown_pips: float  # marked to market
-    rival: Rival  # the version compared with it, paired by day
+    rival: Rival  # daily results of the version minus those of the baseline
 
     def undefined(self) -> Mapping[str, str]:
         """The reason for each number that is None."""
-        few = NO_TRADE if self.num_trades == 0 else "no losing trade, fewer than 2 trades, or all are equal"
+        few = (
+            NO_TRADE
+            if self.num_trades == 0
+            else "no losing trade, fewer than 2 trades, or all trades are equal"
+        )
         return {
             "expectancy_pips": NO_TRADE,
             "sqn100": few,
-            "sharpe": "too few days to annualise, or all days are equal",
+            "sharpe": "too few days to annualise, or all daily results are equal",
         }
 
 
@@ -96,31 +100,31 @@ class ValidationReport:
     purpose: Purpose
     version: int
     weights_sha256: str
-    superseded_by: int | None  # a newer version that was published before this one was judged
+    superseded_by: int | None  # newer version, published before this one was judged
     split: str
     dataset: str
     instrument: str
     created_at: str  # ISO 8601, UTC
     seconds: float  # duration of the validation
-    first_bar_at: str  # of the sessions walked; ISO 8601, UTC
+    first_bar_at: str  # of the evaluated sessions; ISO 8601, UTC
     last_bar_at: str
     data_years: float  # span of the whole data set
     num_sessions: int
-    num_sessions_in_split: int  # sessions that do not overlap; all are walked unless limited
+    num_sessions_in_split: int  # non-overlapping sessions; all are evaluated unless a setting limits them
     passed_gates: tuple[str, ...]  # empty in a report made on demand
-    reasons: tuple[str, ...]  # why the other gates were not passed
-    incumbent: int | None  # the version to beat
+    reasons: tuple[str, ...]  # why each other gate was not passed
+    incumbent: int | None  # version that this one must beat; None if there is no such version
     summary: Summary
     activity: Activity
-    overfitting: Overfitting  # over this version and earlier ones that could have been chosen
+    overfitting: Overfitting  # among this version and the earlier ones that could have been chosen
     num_versions_tried: int
     baselines: tuple[Comparison, ...]
     months: tuple[Month, ...]
-    realised_pips: Float64  # [G] actual profit after each number of trades of the Monte Carlo fan
+    realised_pips: Float64  # [G] actual profit at each trade count of the Monte Carlo fan
     days: Int64  # [D] since 1970-01-01; trading days
     daily_pips: Float64  # [D] marked to market
-    undefined: dict[str, str]  # dotted path of each null number: its reason
-    standards: dict[str, object]  # settings by group, seeds included
+    undefined: dict[str, str]  # reason for each null number, by its dotted path
+    standards: dict[str, object]  # settings by group, including seeds
     code_version: str
 
     @property
@@ -143,20 +147,20 @@ def compose(
     seconds: float,
     created_at: datetime,
 ) -> ValidationReport:
-    """Compare a walk with baselines and earlier versions, and apply the gates.
+    """Build the report: compare the version with baselines and earlier trials, and apply the gates.
 
     Args:
         subject: the version, the bars and the settings.
-        walked: what the version did.
-        baselines: what the simple rules did in the same sessions.
+        walked: decisions and trades of the version.
+        baselines: decisions and trades of the simple rules in the same sessions.
         bars: all bars of the data set.
-        num_sessions_in_split: sessions that could have been walked.
-        metrics: how metrics are calculated.
+        num_sessions_in_split: non-overlapping sessions of the split, evaluated or not.
+        metrics: settings of the metrics.
         gate: thresholds of the gates.
-        history: earlier trials, without this version.
-        incumbent: the version to beat; None if there is none.
+        history: earlier trials, excluding this version.
+        incumbent: the version that this one must beat; None if there is no such version.
         seconds: duration of the walk.
-        created_at: now, in UTC.
+        created_at: the present time, in UTC.
     """
     evaluation = evaluate(walked, bars, metrics, others=history.daily_pips, num_more=history.num_older)
     summary = evaluation.summary
@@ -209,7 +213,7 @@ def compose(
 
 
 def evidence(summary: Summary, rivals: tuple[Rival, ...], data_years: float) -> Evidence:
-    """The numbers that the gates check. CAR25 is the smaller one of both resampling methods."""
+    """The numbers that the gates check. CAR25 is the smaller of the values of the two resampling methods."""
     expectancy = summary.intervals.expectancy_pips
     return Evidence(
         num_trades=summary.trades.num_trades,
@@ -228,13 +232,16 @@ def evidence(summary: Summary, rivals: tuple[Rival, ...], data_years: float) -> 
 
 
 def rival_of(name: str, daily_pips: Float64, rule_pips: Float64) -> Rival:
-    """Compare the daily pips of a version and of a rule on the same days, `[D]` each."""
+    """Compare the daily pips of a version with those of a rule on the same days; both `[D]`."""
     excess = daily_pips - rule_pips
     return Rival(name, float(excess.mean()), sign_flip_p_value(excess))
 
 
 def overfitting_of(daily_pips: Float64, others: Float64) -> Overfitting:
-    """Probability of backtest overfitting over the versions that were judged on all of these days."""
+    """Probability of backtest overfitting among this version and the others.
+
+    Only versions that were judged on all of these days and could have been chosen are compared.
+    """
     versions = np.column_stack([others[:, ~np.isnan(others).any(axis=0)], daily_pips])
     return backtest_overfitting(versions[:, could_be_chosen(versions)])
 
@@ -276,5 +283,5 @@ def write_report(report: ValidationReport, path: Path) -> str:
     """Write the JSON report atomically, and return its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report_document(report), indent=1, allow_nan=False).encode()
-    write_whole(path, text)
+    write_atomically(path, text)
     return hashlib.sha256(text).hexdigest()

@@ -1,4 +1,4 @@
-"""Durable and atomic writes of files, and bounded reads."""
+"""Durable and atomic file writes, and reads limited in size."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """fsync a file, or the entries of a folder."""
+    """fsync a file, or a folder, which makes the names of its files durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -16,34 +16,37 @@ def sync(path: Path) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write and fsync a file. The caller must sync its folder."""
+    """Write and fsync a file. The caller must then sync the folder, or a crash may lose the file's name."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a temporary file, rename it and sync. Even after a crash, readers see the old or the new file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file atomically and durably: write a temporary file, rename it and sync the folder.
+
+    Readers see either the old or the new contents, even after a crash.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        write_synced(aside, data)
-        aside.replace(path)
+        write_synced(temporary, data)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
 def read_beneath(root: Path, name: str, *, limit: int) -> bytes:
-    """Contents of a file below a folder, without following links below the folder.
+    """Read a file below a folder, without following symbolic links below the folder.
 
     Args:
-        root: the folder; it may itself be a link.
-        name: path below it, with slashes.
-        limit: most bytes that the file may have.
+        root: the folder, which may itself be a symbolic link.
+        name: path relative to the folder, separated by slashes.
+        limit: largest size of the file in bytes.
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it is a link, not a regular file, too large, or cannot be read.
+        OSError: the file is a symbolic link, not a regular file, too large, or cannot be read.
     """
     path, folder = root / name, os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     *folders, last = name.split("/")
@@ -52,10 +55,12 @@ def read_beneath(root: Path, name: str, *, limit: int) -> bytes:
             outer = folder
             folder = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=outer)
             os.close(outer)
-        # O_NONBLOCK: opening a pipe would wait for its writer.
+        # Without O_NONBLOCK, opening a named pipe would block until a writer opens it.
         descriptor = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError as refused:
-        reason = "a link, which is not followed" if refused.errno == errno.ELOOP else refused.strerror
+        reason = (
+            "a symbolic link, which is not followed" if refused.errno == errno.ELOOP else refused.strerror
+        )
         raise OSError(refused.errno, reason, str(path)) from None
     finally:
         os.close(folder)
@@ -73,4 +78,4 @@ def read_beneath(root: Path, name: str, *, limit: int) -> bytes:
 
 def too_large(location: str, size: int, limit: int) -> OSError:
     """The error for a file that is larger than a limit."""
-    return OSError(errno.EFBIG, f"{size} bytes, at most {limit} are expected", location)
+    return OSError(errno.EFBIG, f"{size} bytes, expected at most {limit}", location)

@@ -24,7 +24,7 @@ def check_output(
         kind: noun phrase for the error, such as "data set".
         is_own: whether an existing file is of this kind; may raise OSError.
         inputs: files that the command reads.
-        may_lack_folder: accept a missing folder; `written_aside` creates it.
+        may_lack_folder: accept a missing folder; `atomic_output` creates it.
     Returns:
         The file to write, with every link resolved.
     Raises:
@@ -42,14 +42,14 @@ def check_output(
         folder = target.parent
         while may_lack_folder and not folder.exists():
             folder = folder.parent
-        probe = _aside(folder / target.name)
+        probe = _temporary_path(folder / target.name)
         probe.touch()
         probe.unlink(missing_ok=True)  # a concurrent writer may have removed it as a leftover
     return target
 
 
 @contextlib.contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
+def atomic_output(target: Path) -> Iterator[Path]:
     """A temporary path; its file replaces `target` if the block succeeds, and is removed otherwise.
 
     Writers hold a shared lock on the folder. A writer that gets an exclusive lock is alone, so it can remove
@@ -58,19 +58,19 @@ def written_aside(target: Path) -> Iterator[Path]:
     Args:
         target: as `check_output` returned it.
     """
-    aside = _aside(target)
+    temporary = _temporary_path(target)
     with naming(target, "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _lock_and_clean_up(folder, target)
-            yield aside
-            sync(aside)
-            aside.replace(target)
+            yield temporary
+            sync(temporary)
+            temporary.replace(target)
             os.fsync(folder)
         finally:
-            aside.unlink(missing_ok=True)
-            aside.with_name(f"{aside.name}.wal").unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+            temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
             os.close(folder)
 
 
@@ -87,7 +87,7 @@ def naming(path: Path, what: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be {what}: it is a loop of symbolic links") from error
 
 
-def _aside(target: Path) -> Path:
+def _temporary_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
 
 

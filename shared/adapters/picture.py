@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.adapters.outputs import check_output, written_aside
+from shared.adapters.outputs import atomic_output, check_output
 from shared.errors import DataError, ServiceError
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def write_png(figure: "Figure", path: Path) -> None:
     Raises:
         DataError: the file cannot be written, or the path holds another file.
     """
-    with written_aside(_output(path)) as aside:
-        figure.savefig(aside, format="png", facecolor="white", metadata={"Software": _SOFTWARE})
+    with atomic_output(_output(path)) as temporary:
+        figure.savefig(temporary, format="png", facecolor="white", metadata={"Software": _SOFTWARE})
 
 
 def _output(path: Path) -> Path:

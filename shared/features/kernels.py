@@ -1,13 +1,13 @@
-"""The nine temporal features: one kernel per kind of column, a pure function of closes and times.
+"""Kernels that compute the nine temporal features from the closes and times of bars.
 
-Every value is a function of the 120 closes up to its bar. A history takes one call with every bar; live
-trading takes one call per closed bar, with the 119 closes before it. Both run the same operations, so
-they agree bit for bit, and no value can depend on a later bar.
+The features of a bar depend only on its time, its close and the 119 closes before it. A history is computed
+in one call for all bars. Live trading makes one call per closed bar and passes the 119 closes before it. Both
+run the same operations, so they give identical bits, and no feature can depend on a later bar.
 
-A rolling minimum joins windows: four single values make a window of 4, four of these one of 16, four of
-those one of 60. The compiler turns these three passes into vector instructions. A monotonic deque needs
-one pass only, but its branches are unpredictable. Minimum and maximum never round, so both methods give
-the same bits.
+A rolling minimum or maximum over 60 values takes three passes. The first covers windows of 4 values. The
+second combines four windows of 4 to a window of 16, and the third four overlapping windows of 16 to one of
+60. The compiler turns these passes into vector instructions. A monotonic deque would need only one pass, but
+has unpredictable branches. Minimum and maximum never round, so both methods would give identical bits.
 """
 
 import math
@@ -18,27 +18,28 @@ from shared.numeric import Float32, Float64, Int64, kernel
 
 NUM_FEATURES = 9
 
-#: L in docs/algorithm.md: bars in every rolling window, the current one included.
-#: `trailing_extrema` works for this length only.
+#: L in docs/algorithm.md: number of bars in every rolling window, including the current bar.
+#: `trailing_extrema` is written for this length.
 LOOKBACK_BARS = 60
 SHORT_MOMENTUM_BARS = 5
 
-#: Index of the first bar whose nine values are all defined: momentum starts at 60, its scale 59 later.
+#: Index of the first bar with nine defined features. The 60-bar momentum is defined from bar 60 on, and its
+#: extrema over 60 bars from 59 bars later.
 FIRST_VALID_BAR = 2 * LOOKBACK_BARS - 1
 
-#: A move of one bar is squashed by tanh after division by this many pips.
+#: The price change of one bar is divided by this many pips before tanh.
 PRICE_CHANGE_SCALE_PIPS = 10.0
 
 DAYS_PER_WEEK = 5
 MINUTES_PER_DAY = 24 * 60
 
-#: Bars processed at a time, so that intermediate columns stay in the processor's cache; at least
-#: `FIRST_VALID_BAR`.
+#: Number of bars processed at a time, at least `FIRST_VALID_BAR`. Small enough for the intermediate columns
+#: to stay in the processor's cache.
 _CHUNK_BARS = 4096
 
 
 def _clock() -> Float32:
-    """Columns 5 to 8 of every minute of the trading week, `[7200, 4]`."""
+    """Columns 5 to 8 for every minute of the trading week, `[7200, 4]`."""
     minute = np.arange(DAYS_PER_WEEK * MINUTES_PER_DAY)
     day_angle = 2.0 * np.pi * (minute // MINUTES_PER_DAY) / DAYS_PER_WEEK
     hour_angle = 2.0 * np.pi * (minute / 60.0) / (24 * DAYS_PER_WEEK)
@@ -51,11 +52,12 @@ _CLOCK = _clock()
 
 @kernel
 def num_acceptable(last_time_s: int, time_s: Int64, close: Float64) -> int:
-    """Number of bars before the first that is not later than the bar before it, or whose close is not a
-    positive finite number.
+    """Number of leading bars that are acceptable.
+
+    A bar is acceptable if it is later than the preceding bar and its close is positive and finite.
 
     Args:
-        last_time_s: time of the bar before them.
+        last_time_s: time of the bar that precedes the first one.
         time_s: `[N]`.
         close: `[N]`.
     """
@@ -75,7 +77,7 @@ def num_acceptable(last_time_s: int, time_s: Int64, close: Float64) -> int:
 
 @kernel
 def _join(low: Float64, high: Float64, second: int, third: int, fourth: int) -> tuple[Float64, Float64]:
-    """Extrema of each window joined with those that start `second`, `third` and `fourth` values later."""
+    """Combine four windows each: one and those that start `second`, `third` and `fourth` values later."""
     low_2, low_3, low_4 = low[second:], low[third:], low[fourth:]
     high_2, high_3, high_4 = high[second:], high[third:], high[fourth:]
     lowest, highest = np.empty(len(low_4)), np.empty(len(high_4))
@@ -88,12 +90,12 @@ def _join(low: Float64, high: Float64, second: int, third: int, fourth: int) -> 
 
 @kernel
 def trailing_extrema(values: Float64) -> tuple[Float64, Float64]:
-    """Lowest and highest of every 60 successive values.
+    """Minimum and maximum of every 60 consecutive values.
 
     Args:
         values: `[N + 59]`.
     Returns:
-        Two arrays `[N]`; their first elements cover values 0 to 59.
+        Two arrays `[N]`, the minima and the maxima; their first elements cover values 0 to 59.
     """
     low, high = _join(values, values, 1, 2, 3)  # of 4 values
     low, high = _join(low, high, 4, 8, 12)  # of 16
@@ -112,10 +114,10 @@ def scaled(values: Float64, lowest: Float64, highest: Float64) -> Float32:
 
 @kernel
 def range_columns(closes: Float64) -> tuple[Float32, Float32]:
-    """Columns 0 and 2: the close within its range over 60 bars, and that range between its own extrema.
+    """Columns 0 and 2: the close within its 60-bar range, and that range within its 60-bar extrema.
 
     Args:
-        closes: `[119 + N]`, the 119 closes before the bars and their own.
+        closes: `[119 + N]`, the 119 closes before the bars, then the closes of the bars.
     Returns:
         Two columns `[N]`.
     """
@@ -129,11 +131,11 @@ def range_columns(closes: Float64) -> tuple[Float32, Float32]:
 
 @kernel
 def momentum_column(closes: Float64, lag: int) -> Float32:
-    """Columns 1 and 3: the change over `lag` bars, between its extrema over 60 bars.
+    """Columns 1 and 3: the change over `lag` bars, within its 60-bar extrema.
 
     Args:
-        closes: `[119 + N]`, the 119 closes before the bars and their own.
-        lag: in bars, at most 60.
+        closes: `[119 + N]`, the 119 closes before the bars, then the closes of the bars.
+        lag: number of bars, at most 60.
     Returns:
         `[N]`.
     """
@@ -146,13 +148,13 @@ def momentum_column(closes: Float64, lag: int) -> Float32:
 def price_change_column(closes: Float64, pip: float) -> Float32:
     """Column 4: the change over one bar in pips, squashed by tanh.
 
-    tanh a = 1 - 2/(e^2a + 1) for a >= 0, with e^x as the 64th power of the Taylor series of e^(x/64).
-    This is exact to 11 digits, more than float32 has. Unlike a call of the library's tanh it compiles
-    to vector instructions, which makes it five times as fast.
+    tanh a = 1 - 2/(e^2a + 1) for a >= 0, where e^x is computed as the 64th power of the Taylor series of
+    e^(x/64). The result is exact to 11 digits, more than float32 has. Unlike a call of the library's tanh,
+    this compiles to vector instructions, which makes it five times as fast.
 
     Args:
-        closes: `[119 + N]`, the 119 closes before the bars and their own.
-        pip: in units of price.
+        closes: `[119 + N]`, the 119 closes before the bars, then the closes of the bars.
+        pip: size of a pip in units of price.
     Returns:
         `[N]`.
     """
@@ -175,11 +177,12 @@ def price_change_column(closes: Float64, pip: float) -> Float32:
 
 @kernel
 def minute_of_week(time_s: Int64, openings_s: Int64) -> Int64:
-    """Whole minutes since the trading week opened; a bar after Friday's close counts as the last minute.
+    """Full minutes since the opening of the trading week, at most 7199, also after Friday's close.
 
     Args:
         time_s: `[N]`, ascending.
-        openings_s: `[W]`, ascending: openings of trading weeks, from before the first bar to after the last.
+        openings_s: `[W]`, ascending: openings of the trading weeks; the first at or before the first bar,
+            the last after the last bar.
     Returns:
         `[N]`, 0 to 7199.
     """
@@ -197,15 +200,16 @@ def minute_of_week(time_s: Int64, openings_s: Int64) -> Int64:
 def write_features(
     history: Float64, time_s: Int64, close: Float64, openings_s: Int64, pip: float, rows: Float32
 ) -> None:
-    """The nine features of the next bars.
+    """Write the nine features of consecutive bars to `rows`.
 
     Args:
-        history: `[119]` the closes before them, oldest first. Missing ones are NaN; every feature of a
-            row that needs one of them is NaN.
+        history: `[119]` the closes before the bars, oldest first. Missing ones are NaN; if a bar needs one of
+            them, all its features are NaN.
         time_s: `[N]`, ascending.
         close: `[N]`.
-        openings_s: `[W]`, ascending: openings of trading weeks, from before the first bar to after the last.
-        pip: in units of price.
+        openings_s: `[W]`, ascending: openings of the trading weeks; the first at or before the first bar,
+            the last after the last bar.
+        pip: size of a pip in units of price.
         rows: `[N, 9]`, the output.
     """
     closes = np.append(history, close[:_CHUNK_BARS])

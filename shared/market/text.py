@@ -28,25 +28,25 @@ from shared.numeric import Bool, Float64, Int64
 
 _arrow: Any = pa  # pyarrow has no type hints
 
-#: Called with the amount read so far and the total.
+#: Called with the bytes read so far and the total.
 Progress = Callable[[int, int], None]
 
 MAX_LINE_BYTES = 1_000
 
-#: Other files that may contain bars: their first bytes, what they are, and what to do with them.
+#: File formats that are not supported: their first bytes, then their name and what the user can do.
 _CONTAINERS = {
     b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save it as CSV",
     b"BZh": "bzip2 data: unpack it",
     b"\xfd7zXZ": "xz data: unpack it",
     b"7z\xbc\xaf": "a 7z archive: unpack it",
     b"\x28\xb5\x2f\xfd": "Zstandard data: unpack it",
-    b"\x5d\x00\x00": "LZMA data, as Dukascopy's .bi5 ticks are: convert it to one-minute bars as CSV",
+    b"\x5d\x00\x00": "LZMA data, such as Dukascopy's .bi5 ticks: convert it to one-minute bars as CSV",
     b"ARROW1": "a Feather file: save it as Parquet",
     b"FEA1": "a Feather file: save it as Parquet",
 }
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 22  # parsed at a time
 
-#: The names of each column in headers, in lower case and without < >.
+#: Names under which each column occurs in headers, in lower case and without < >.
 COLUMN_NAMES = {
     "time": ("time", "timestamp", "datetime", "date_time", "gmt time", "__index_level_0__"),
     "date": ("date",),
@@ -56,10 +56,10 @@ COLUMN_NAMES = {
     "spread_pips": ("spread_pips",),
 }
 
-#: Columns that only MetaTrader 5 writes; its spread is in points.
+#: Column names that only MetaTrader 5 writes. Its spreads are in points.
 METATRADER_5_COLUMNS = frozenset(("tickvol", "tick_volume", "real_volume", "<spread>"))
 
-#: Notations of a time; `_COMPACT_PARTS` rewrites the compact one as ISO 8601.
+#: Supported time formats. `_COMPACT_PARTS` rewrites the compact one as ISO 8601.
 _ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(?P<zone>Z|[+-]\d\d:?\d\d)?")
 _DOTTED = re.compile(r"\d{4}\.\d\d\.\d\d \d\d:\d\d(:\d\d)?")
 _COMPACT = re.compile(r"\d{8} \d{6}")
@@ -77,21 +77,21 @@ class TextFormat:
 
     name: str
     delimiter: str
-    columns: tuple[str, ...]  # in order; keys of COLUMN_NAMES, or the file's own names
+    columns: tuple[str, ...]  # in the order of the file; keys of COLUMN_NAMES, or the names in the file
     header_lines: int
     time_pattern: re.Pattern[str]
-    is_utc: bool  # the times have a UTC offset, or count from 1970-01-01 UTC
-    spread: str | None  # column of the spread; None: no such column
-    spread_unit: SpreadUnit | None  # None: the layout does not determine it
+    is_utc: bool  # the times have a UTC offset, or are counted from 1970-01-01 UTC
+    spread: str | None  # column of the spread; None if there is no such column
+    spread_unit: SpreadUnit | None  # None if the layout does not determine it
 
 
 def sniff(path: str, data: bytes) -> TextFormat:
-    """Detect the format from the first lines.
+    """Detect the format of a text file from its first lines.
 
     Raises:
-        FormatError: the format is not known, or the file has no rows.
+        FormatError: the format is unknown, or the file has no rows.
     """
-    refuse_binary(path, data)
+    check_text(path, data)
     lines = enumerate(data[: 20 * MAX_LINE_BYTES].decode("ascii").splitlines(), start=1)
     filled = ((number, line) for number, line in lines if line.strip())
     number, head = next(filled, (1, ""))
@@ -104,7 +104,7 @@ def sniff(path: str, data: bytes) -> TextFormat:
         columns = _known_columns(path, cells)
         number, row = next(filled, (number, ""))
         if not row:
-            raise FormatError(path, "the file has a header and no rows: expected one-minute bars")
+            raise FormatError(path, "the file has a header but no rows: expected one-minute bars")
     elif len(cells) == len(_HISTDATA) and _COMPACT.fullmatch(cells[0]):
         columns, header_lines, row, name = _HISTDATA, number - 1, head, "HistData ASCII"
     elif delimiter == "," and len(cells) == len(_METATRADER_4) and _DOTTED.fullmatch(" ".join(cells[:2])):
@@ -133,10 +133,10 @@ def sniff(path: str, data: bytes) -> TextFormat:
 
 
 def read_text(path: str, data: bytes, layout: TextFormat, progress: Progress | None) -> RawRows:
-    """Read all rows; those that cannot be read are listed in `unreadable`.
+    """Read all rows; rows that cannot be read are listed in `unreadable`.
 
     Raises:
-        FormatError: the file as a whole cannot be read.
+        FormatError: no row can be read, or the parser fails.
     """
     wrong: list[RowFault] = []
 
@@ -146,7 +146,7 @@ def read_text(path: str, data: bytes, layout: TextFormat, progress: Progress | N
         return "skip"
 
     source = _arrow.BufferReader(data)
-    names = [f"{number}" for number in range(len(layout.columns))]  # a file may repeat a name
+    names = [f"{number}" for number in range(len(layout.columns))]  # names in the file may occur twice
     batches = _arrow.csv.open_csv(
         source,
         _arrow.csv.ReadOptions(
@@ -182,11 +182,11 @@ def read_text(path: str, data: bytes, layout: TextFormat, progress: Progress | N
     return joined
 
 
-def refuse_binary(path: str, data: bytes) -> None:
-    """Check that a file is ASCII text with lines of reasonable length.
+def check_text(path: str, data: bytes) -> None:
+    """Check that a file is ASCII text whose lines have at most `MAX_LINE_BYTES` bytes.
 
     Raises:
-        FormatError: it is not; names the first such line.
+        FormatError: it is not; the error names the first offending line.
     """
     if kind := next((kind for magic, kind in _CONTAINERS.items() if data.startswith(magic)), None):
         raise FormatError(path, f"unknown format: this is {kind}; expected text or Parquet")
@@ -212,14 +212,14 @@ def refuse_binary(path: str, data: bytes) -> None:
 
 
 def _lines(first: int, num_rows: int, skipped: Int64) -> Int64:
-    """Line numbers of `num_rows` rows from line `first` on; the lines in `skipped` contain no row."""
+    """Line numbers of the next `num_rows` rows, from line `first` on, without the lines in `skipped`."""
     candidates = np.arange(first, first + num_rows + len(skipped))
     kept: Int64 = candidates[~np.isin(candidates, skipped)][:num_rows]
     return kept
 
 
 def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
-    """The rows of one block; those that cannot be read are listed in `unreadable`."""
+    """The rows of one block; rows that cannot be read are listed in `unreadable`."""
     columns = {name: batch.column(index) for index, name in enumerate(layout.columns)}
     faults: dict[int, str] = {}
     time_text = columns["time"]
@@ -227,7 +227,7 @@ def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
         time_text = _arrow.compute.binary_join_element_wise(columns["date"], time_text, " ")
     time_s = _times(time_text, layout.time_pattern, faults)
     blank = np.zeros(len(batch), np.bool_)
-    if faults:  # an empty line parses as a row of empty cells and is no fault
+    if faults:  # an empty line is parsed as a row of empty cells; it is not a fault
         joined = _arrow.compute.binary_join_element_wise(*batch.columns, "")
         blank = _arrow.compute.equal(joined, "").to_numpy(zero_copy_only=False)
     values = {name: _numbers(name, columns[name], faults) for name in PRICES}
@@ -249,7 +249,7 @@ def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
 
 
 def _times(text: Any, pattern: re.Pattern[str], faults: dict[int, str]) -> Int64:
-    """Seconds on the file's clock, `[T]`; adds a fault for each row that cannot be read."""
+    """Seconds since 1970-01-01 in the time zone of the file, `[T]`. Adds a fault for each unreadable row."""
     if pattern is _UNIX or pattern is _MILLISECONDS:
         numbers = _numbers("time", text, faults) / (1_000 if pattern is _MILLISECONDS else 1)
         invalid = ~(np.abs(numbers) < 1e12)
@@ -276,7 +276,7 @@ def _times_one_by_one(iso: Any, text: Any, aware: bool, faults: dict[int, str]) 
         match = _ISO.fullmatch(written)
         moment = None
         if match is not None and (match["zone"] is not None) == aware:
-            with contextlib.suppress(ValueError):  # a day or an hour that does not exist
+            with contextlib.suppress(ValueError):  # for example the 31st of February
                 moment = datetime.fromisoformat(written)
         if moment is None:
             faults[row] = _unreadable_time(text[row].as_py())
@@ -286,11 +286,11 @@ def _times_one_by_one(iso: Any, text: Any, aware: bool, faults: dict[int, str]) 
 
 
 def _unreadable_time(written: str) -> str:
-    return f"time {written[:40]!r} cannot be read: expected a time written as in the rows before"
+    return f"time {written[:40]!r} cannot be read: expected the time format of the preceding rows"
 
 
 def _numbers(name: str, text: Any, faults: dict[int, str]) -> Float64:
-    """Numbers of a column, `[T]`; adds a fault for each row that cannot be read."""
+    """Numbers of a column, `[T]`. Adds a fault for each unreadable row."""
     try:
         values: Float64 = text.cast(_arrow.float64()).to_numpy(zero_copy_only=False)
     except _arrow.ArrowInvalid:
@@ -304,10 +304,10 @@ def _numbers(name: str, text: Any, faults: dict[int, str]) -> Float64:
 
 
 def _known_columns(path: str, cells: tuple[str, ...]) -> tuple[str, ...]:
-    """The header's columns, renamed to the keys of `COLUMN_NAMES` where they are known.
+    """The header's columns, renamed to the keys of `COLUMN_NAMES` where possible.
 
     Raises:
-        FormatError: a known column occurs twice, or there is no time.
+        FormatError: a known column occurs twice, or there is no time column.
     """
     ours = {alias: name for name, aliases in COLUMN_NAMES.items() for alias in aliases}
     if not set(COLUMN_NAMES["volume"]) & set(cells):
@@ -322,17 +322,17 @@ def _known_columns(path: str, cells: tuple[str, ...]) -> tuple[str, ...]:
         columns = tuple("time" if name == "date" else name for name in columns)
     if "time" not in columns:
         raise FormatError(
-            path, "the header has no time: expected a column `time`, `timestamp` or `date`", line=1
+            path, "the header has no time column: expected `time`, `timestamp` or `date`", line=1
         )
     return columns
 
 
 def spread_column(columns: Collection[str], names: Collection[str]) -> tuple[str | None, SpreadUnit | None]:
-    """The column of the spread, and its unit if the name or the layout determines it.
+    """The column of the spread, or None, and its unit if the column name or the layout determines it.
 
     Args:
-        columns: renamed to the keys of `COLUMN_NAMES`.
-        names: the file's own names, in lower case.
+        columns: column names, renamed to the keys of `COLUMN_NAMES`.
+        names: column names as in the file, in lower case.
     """
     if "spread_pips" in columns:
         return "spread_pips", SpreadUnit.PIPS

@@ -189,7 +189,7 @@ def honesty(daily_pips: Float64, others: Float64 | None = None, num_more: int = 
     adjusted = None if p_value is None else adjusted_p_value(p_value, trials.effective)
     ratio = sharpe(daily_pips, periods_per_year=1)
     if ratio is None:
-        reason = NO_DAYS if num == 0 else "1 day: fewer than 2" if num == 1 else "all days are equal"
+        reason = NO_DAYS if num == 0 else "1 day: fewer than 2" if num == 1 else "all daily results are equal"
         return Honesty(trials, None, None, None, None, None, p_value, adjusted, reason)
     standardised = (daily_pips - daily_pips.mean()) / daily_pips.std()
     skewness, kurtosis = float((standardised**3).mean()), float((standardised**4).mean())

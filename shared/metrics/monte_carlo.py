@@ -121,7 +121,7 @@ def simulate(pips: Float64, resampling: Resampling, config: MonteCarloConfig) ->
 
     Args:
         pips: `[N]` trades in time order, out of sample, net of all costs.
-        resampling: of single trades or of blocks.
+        resampling: whether single trades or blocks are drawn.
         config: runs, seed, account.
     Returns:
         The same result for the same seed on any number of threads.

@@ -1,4 +1,4 @@
-"""All statistics of one trade list, as reported by the validator and printed by `metrics`."""
+"""All statistics of one trade list, which the validator reports and `./run metrics` prints."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,41 +30,46 @@ from shared.setting import (
     setting,
 )
 
-NO_TIMES: Final = "no times given, so there are no days"
+NO_TIMES: Final = "the trades have no times, so there are no days"
 
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """How the statistics of a trade list are computed.
+    """Settings of the statistics of a trade list.
 
     Raises:
         SettingsError: a value is out of range.
     """
 
-    confidence: Fraction = setting(0.95, "confidence of the bootstrap intervals")
-    interval_runs: Count = setting(1000, "resamples of each bootstrap interval")
-    annual_min_days: Annotated[int, Range(low=2)] = setting(60, "days below which ratios are not annualised")
+    confidence: Fraction = setting(0.95, "confidence level of the bootstrap intervals")
+    interval_runs: Count = setting(1000, "resamples per bootstrap interval")
+    annual_min_days: Annotated[int, Range(low=2)] = setting(
+        60, "minimum number of days for annualised ratios"
+    )
     monte_carlo: MonteCarloConfig = field(default_factory=MonteCarloConfig)
     sizing: SizingConfig = field(default_factory=SizingConfig)
 
     def __post_init__(self) -> None:
-        """Check the fields of this group; `monte_carlo` and `sizing` check their own."""
+        """Check the fields of this group; `monte_carlo` and `sizing` check theirs."""
         check_group("metrics", self)
 
 
 @dataclass(frozen=True)
 class DailyStatistics:
-    """Ratios of daily returns, annualised by 252 days; None if undefined."""
+    """Annualised Sharpe and Sortino ratios, None if undefined.
+
+    They are ratios of daily returns at 252 days per year, or of trades if `trades_per_year` is given.
+    """
 
     num_days: int  # 0 if the trades have no times
     sharpe: float | None
     sortino: float | None
-    reason: str | None  # why neither ratio is given; None if there are enough days
+    reason: str | None  # why both ratios are None; None if there are enough days
 
     def undefined(self) -> Mapping[str, str]:
-        """Why each number that is None is not defined."""
+        """The reason for each number that is None."""
         return {
-            "sharpe": self.reason or "all days are equal",
+            "sharpe": self.reason or "all daily results are equal",
             "sortino": self.reason or "no losing day",
         }
 
@@ -74,14 +79,14 @@ class Summary:
     """All statistics of one trade list."""
 
     trades: TradeStatistics
-    intervals: TradeIntervals  # from blocks of trades, so that streaks widen them
+    intervals: TradeIntervals  # resampled in blocks of trades, so that winning and losing streaks widen them
     daily: DailyStatistics
-    honesty: Honesty  # the result corrected for the search that found it
-    max_drawdown_pips: float  # marked to market at each point of the equity curve
-    max_drawdown: float  # fraction of the account's peak
-    kelly_discrete: float | None  # share of the account to risk per trade, full Kelly
+    honesty: Honesty  # result corrected for choosing the best of many versions
+    max_drawdown_pips: float  # on the equity curve, marked to market
+    max_drawdown: float  # largest fall as a fraction of the account's highest value before it
+    kelly_discrete: float | None  # fraction of the account to risk per trade, full Kelly
     sizing: Sizing
-    monte_carlo: tuple[MonteCarlo, ...]  # one per kind of resampling; empty without a trade
+    monte_carlo: tuple[MonteCarlo, ...]  # one per resampling method; empty if there are no trades
 
 
 def summarise(
@@ -98,18 +103,19 @@ def summarise(
     """Compute all statistics of a trade list.
 
     Args:
-        pips: `[N]` trades in time order, out of sample, net of all costs.
-        equity_pips: `[T]` profit so far, marked to market.
-        daily_pips: `[D]` profit of each trading day, days without a trade included; None if the trades
-            have no times: then no number per day or year is defined.
-        config: runs, seeds, account, tolerances.
-        risk_pips: `[N]` risk of each trade; None: the mean absolute loss.
-        trades_per_year: annualises the ratios of trades without times.
-        others: `[D, V]` daily profit of every other version from which this one was chosen, NaN on days
-            on which it was not validated; None if there was no choice.
-        num_more: number of further versions in that choice whose results are not available.
+        pips: `[N]` out-of-sample profit of each trade in time order, net of all costs.
+        equity_pips: `[T]` cumulative profit, marked to market.
+        daily_pips: `[D]` profit of each trading day, including days without trades; None if the trades have
+            no times. Numbers per day are then undefined, and so are those per year without
+            `trades_per_year`.
+        config: settings.
+        risk_pips: `[N]` risk of each trade; None uses the mean absolute loss.
+        trades_per_year: number of trades per year, for annualising the ratios of trades without times.
+        others: `[D, V]` daily profit of every other version among which this one was chosen, NaN on days on
+            which the other was not validated; None if there were no others.
+        num_more: number of further versions in that choice whose daily profits are not available.
     Raises:
-        DataError: a trade or a risk is not a usable number.
+        DataError: a profit or a risk is not finite, or is too large, or a risk is not positive.
     """
     account = config.monte_carlo.starting_equity_pips
     statistics = trade_statistics(pips, risk_pips)
@@ -148,7 +154,7 @@ def summarise(
 
 
 def document(value: object) -> object:
-    """Convert a dataclass of numbers, arrays and dataclasses to the types of JSON."""
+    """Convert a dataclass, with nested dataclasses and arrays, to JSON types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: document(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):

@@ -12,7 +12,7 @@ from typing import Final, Protocol, runtime_checkable
 UNEXPLAINED: Final = "not defined"
 
 _WHY: Final[Mapping[tuple[str, str], str]] = {
-    ("Sizing", "kelly"): "no days, fewer than 2, or all days are equal",
+    ("Sizing", "kelly"): "fewer than 2 days, or all daily results are equal",
     ("SafeF", "fraction_sd"): "a single repeat has no deviation",
     ("SafeF", "car25_percent"): "a quarter of the resampled accounts is ruined, or the rate overflows",
     ("SafeF", "car25_sd"): "a single repeat, or CAR25 is not defined",

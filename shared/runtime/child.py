@@ -1,6 +1,6 @@
 """Child processes that exit with their parent, and that hold a lock while they run.
 
-`bound_to_parent` puts this file in front of a command line. Run as a script, it prepares its own process
+`child_command` prefixes a command line with this file. Run as a script, it prepares its own process
 and then replaces itself with the program, which keeps the process id:
 
     child.py PARENT NICENESS LOCK PROGRAM [ARGUMENT ...]
@@ -28,11 +28,11 @@ _EXIT_NOT_FOUND = 127
 _PR_SET_PDEATHSIG = 1
 
 
-def bound_to_parent(command: Sequence[str], *, niceness: int = 0, lock: Path | None = None) -> list[str]:
+def child_command(command: Sequence[str], *, niceness: int = 0, lock: Path | None = None) -> list[str]:
     """Command line that runs `command` as a child that exits with this process.
 
-    Linux sends the signal when the *thread* that started the child exits. A child of any thread but the main
-    one would exit with that thread, so it gets no signal.
+    Linux sends the signal when the *thread* that started the child exits. A child that another thread than
+    the main thread starts would exit with that thread, so it requests no signal.
 
     Args:
         command: program and arguments.

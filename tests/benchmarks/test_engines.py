@@ -1,4 +1,4 @@
-"""Every engine gives the results of the network; others are not measured."""
+"""Every engine gives the results of the network; an engine that does not is not measured."""
 
 import copy
 import shutil
@@ -24,7 +24,7 @@ QUICK = tuple(engine for engine in ENGINES if "compile" not in engine.name)
 
 
 def _expected(network: Network, given: tuple[Float32, Int8, Int8]) -> tuple[torch.Tensor, ...]:
-    """The step in float64 with an explicit mean over the bins."""
+    """The results of one step, computed in float64; values are means over the bins by their definition."""
     afterstates, actions, outcomes = (torch.from_numpy(array) for array in given)
     wide, bound = copy.deepcopy(network).double(), SMALL.value_bound_pips
     bins = torch.linspace(-bound, bound, SMALL.value_bins, dtype=torch.float64)
@@ -39,18 +39,19 @@ def _expected(network: Network, given: tuple[Float32, Int8, Int8]) -> tuple[torc
         return hidden, decode(reward_logits), decode(value_logits)
 
 
-def _answers_of(engine: Engine, rows: int) -> None:
+def _assert_results_of_network(engine: Engine, rows: int) -> None:
+    """The relative error over 12 random batches is within the tolerance of the engine's precision."""
     network = randomized_network(seed=2, scale=0.2)
     step = engine.prepare(network, rows)
-    differences, sizes = np.zeros(3), np.zeros(3)
+    squared_errors, squares = np.zeros(3), np.zeros(3)
     for seed in range(12):
         given = given_rows(SMALL, rows, seed)
         for index, (answer, wanted) in enumerate(zip(step(*given), _expected(network, given), strict=True)):
             assert answer.dtype == np.float32
             assert answer.shape == tuple(wanted.shape)
-            differences[index] += ((answer - wanted.numpy()) ** 2).sum()
-            sizes[index] += (wanted.numpy() ** 2).sum()
-    assert (np.sqrt(differences / sizes) <= TOLERANCE[engine.precision]).all()
+            squared_errors[index] += ((answer - wanted.numpy()) ** 2).sum()
+            squares[index] += (wanted.numpy() ** 2).sum()
+    assert (np.sqrt(squared_errors / squares) <= TOLERANCE[engine.precision]).all()
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -58,18 +59,18 @@ def _answers_of(engine: Engine, rows: int) -> None:
 def test_an_engine_gives_the_results_of_the_network(engine: Engine, rows: int) -> None:
     if engine.missing:
         pytest.skip(engine.missing)
-    _answers_of(engine, rows)
+    _assert_results_of_network(engine, rows)
 
 
 def test_compiled_code_gives_the_results_of_the_network() -> None:
     engine = next(engine for engine in ENGINES if "compile" in engine.name)
     if engine.missing:
         pytest.skip(engine.missing)
-    _answers_of(engine, 5)
+    _assert_results_of_network(engine, 5)
 
 
 def test_every_available_engine_is_measured_at_every_batch_size() -> None:
-    missing = Engine("a machine", Precision.FLOAT32, YARDSTICK.prepare, missing="not in this house")
+    missing = Engine("absent", Precision.FLOAT32, YARDSTICK.prepare, missing="not installed")
     among = (YARDSTICK, missing, *(engine for engine in QUICK[1:] if engine.name == "agent"))
     present = [engine.label for engine in among if engine.missing is None]
     speeds = bench_engines(SMALL, batches=(2, 7), among=among, seconds=0.0)
@@ -83,7 +84,7 @@ def test_every_available_engine_is_measured_at_every_batch_size() -> None:
     assert {s.measurement.ratio for s in speeds if s.engine == YARDSTICK.name} == {1.0}
 
 
-def test_a_row_has_engine_speed_and_ratio() -> None:
+def test_a_json_row_has_engine_speed_and_ratio() -> None:
     document = EngineSpeed("agent", Precision.BFLOAT16, 64, 500.0, 2_000.0, 330.0).document()
     assert document["engine"] == "agent"
     assert (document["rows"], document["gigaflops"], document["ratio"]) == (64, 330.0, 4.0)
@@ -91,7 +92,7 @@ def test_a_row_has_engine_speed_and_ratio() -> None:
 
 
 @pytest.mark.parametrize("answer", range(3))
-def test_an_engine_with_other_results_is_not_measured(answer: int) -> None:
+def test_an_engine_with_wrong_results_is_not_measured(answer: int) -> None:
     def prepare(network: Network, rows: int) -> Step:
         right = YARDSTICK.prepare(network, rows)
 
@@ -103,15 +104,15 @@ def test_an_engine_with_other_results_is_not_measured(answer: int) -> None:
         return wrong  # type: ignore[return-value]
 
     name = ("hidden states", "rewards", "values")[answer]
-    liar = Engine("liar", Precision.FLOAT32, prepare)
+    inexact = Engine("inexact", Precision.FLOAT32, prepare)
     with pytest.raises(
         DataError,
-        match=rf"liar, float32, 3 rows: {name} have a relative error of 0\.001, .* 0\.0001",
+        match=rf"inexact, float32, 3 rows: {name} have a relative error of 0\.001, .* 0\.0001",
     ):
-        bench_engines(SMALL, batches=(3,), among=(YARDSTICK, liar), seconds=0.0)
+        bench_engines(SMALL, batches=(3,), among=(YARDSTICK, inexact), seconds=0.0)
 
 
-def test_results_of_another_shape_or_with_nan_do_not_agree() -> None:
+def test_results_with_a_large_error_nan_or_another_shape_are_rejected() -> None:
     zeros, ones = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
     agree = partial(require_agreement, "it", ("rows",), precision=Precision.BFLOAT16)
     agree((ones * 1.02,), (ones,))
@@ -122,7 +123,7 @@ def test_results_of_another_shape_or_with_nan_do_not_agree() -> None:
         agree((ones[:1],), (ones,))
 
 
-def test_a_missing_engine_is_left_out_with_a_hint_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_has_a_hint_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(benchmarks.engines, "find_spec", lambda name: None if name == "onnx" else object())

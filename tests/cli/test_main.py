@@ -11,7 +11,7 @@ import structlog
 from typer.testing import CliRunner
 
 import cli.main
-from shared.adapters.outputs import written_aside
+from shared.adapters.outputs import atomic_output
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,8 +33,8 @@ def test_a_signal_stops_a_command_which_cleans_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int, status: int
 ) -> None:
     def command(prog_name: str) -> None:
-        with written_aside(tmp_path / "out") as aside:
-            aside.write_text("half")
+        with atomic_output(tmp_path / "out") as temporary:
+            temporary.write_text("half")
             os.kill(os.getpid(), signum)
             raise AssertionError("the signal did not stop the command")
 

@@ -48,7 +48,7 @@ def test_metrics_of_a_list_of_pips(tmp_path: Path) -> None:
     assert document["max_drawdown_pips"] == 8.0
     assert document["kelly_discrete"] == pytest.approx(0.6 - 0.4 / 2.0)
     assert [paths["resampling"] for paths in document["monte_carlo"]] == ["iid", "block"]
-    assert document["days"] == "no times given, so there are no days"
+    assert document["days"] == "the trades have no times, so there are no days"
     daily = {name: document["daily"][name] for name in ("num_days", "sharpe", "sortino")}
     assert daily == {"num_days": 0, "sharpe": None, "sortino": None}
     assert document["sizing"]["safe_f"] is None
@@ -120,7 +120,13 @@ def test_the_seed_determines_the_resampling(tmp_path: Path) -> None:
 
 def test_tables_show_the_metrics_and_fit_80_columns(tmp_path: Path) -> None:
     text = run(written(tmp_path, PIPS))
-    for word in ("expectancy_pips", "profit_factor", "mean absolute loss", "Monte Carlo", "no times given"):
+    for word in (
+        "expectancy_pips",
+        "profit_factor",
+        "mean absolute loss",
+        "Monte Carlo",
+        "the trades have no times",
+    ):
         assert word in text
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text

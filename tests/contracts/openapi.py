@@ -1,7 +1,8 @@
-"""A small checker of JSON against the schemas of an OpenAPI 3 description.
+"""Checks JSON values against the schemas of an OpenAPI 3 description.
 
-It supports what the OANDA contract uses: references, types, required and unknown properties, enums, patterns,
-bounds, `oneOf`, `allOf`, `not` and arrays. An unknown keyword fails the test.
+It supports only the keywords that the OANDA contract uses: references, types, required and unknown
+properties, enums, patterns, bounds, `oneOf`, `allOf`, `not` and arrays.
+A keyword that it does not know fails the test.
 """
 
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
+_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
     "string": str,
@@ -18,7 +19,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": int,
     "number": (int, float),
 }
-_INFORMATIVE = {
+_IGNORED_KEYWORDS = {
     "description",
     "example",
     "examples",
@@ -28,7 +29,7 @@ _INFORMATIVE = {
     "x-line-schema",
     "deprecated",
 }
-_CHECKED = {
+_KNOWN_KEYWORDS = {
     "$ref",
     "type",
     "properties",
@@ -57,20 +58,20 @@ class Contract:
         self.document = document
 
     def operation(self, method: str, path: str) -> Schema:
-        """The description of a method and path template."""
+        """The description of an operation, by method and path template."""
         found: Schema = self.document["paths"][path][method.lower()]
         return found
 
-    def answer_schema(self, method: str, path: str, status: int) -> Schema:
-        """The schema of the JSON response with a status."""
-        answer = self.resolve(self.operation(method, path)["responses"][str(status)])
-        found: Schema = answer["content"]["application/json"]["schema"]
+    def response_schema(self, method: str, path: str, status: int) -> Schema:
+        """The schema of an operation's JSON response with this status."""
+        response = self.resolve(self.operation(method, path)["responses"][str(status)])
+        found: Schema = response["content"]["application/json"]["schema"]
         return found
 
     def line_schema(self, path: str) -> Schema:
-        """The schema of one line of a stream."""
-        answer = self.operation("GET", path)["responses"]["200"]
-        found: Schema = answer.get("x-line-schema") or self.operation("GET", path)["x-line-schema"]
+        """The schema of each line of a streamed response."""
+        response = self.operation("GET", path)["responses"]["200"]
+        found: Schema = response.get("x-line-schema") or self.operation("GET", path)["x-line-schema"]
         return found
 
     def body_schema(self, method: str, path: str) -> Schema:
@@ -79,7 +80,7 @@ class Contract:
         return found
 
     def resolve(self, schema: Schema) -> Schema:
-        """Follow a reference."""
+        """The schema itself, after following its references."""
         while "$ref" in schema:
             target: Any = self.document
             for part in schema["$ref"].removeprefix("#/").split("/"):
@@ -88,10 +89,10 @@ class Contract:
         return schema
 
     def violations(self, value: object, schema: Schema, where: str = "$") -> Iterator[str]:
-        """All violations of a schema by a value."""
+        """Describe each way in which a value violates a schema; `where` is the path of the value."""
         schema = self.resolve(schema)
-        unknown = set(schema) - _CHECKED - _INFORMATIVE
-        assert not unknown, f"the checker does not know {unknown} at {where}"
+        unknown = set(schema) - _KNOWN_KEYWORDS - _IGNORED_KEYWORDS
+        assert not unknown, f"unknown schema keywords {unknown} at {where}"
         wanted = schema.get("type")
         if wanted is not None and not _is_a(value, wanted):
             yield f"{where}: {value!r} is not of type {wanted}"
@@ -109,7 +110,7 @@ class Contract:
         elif isinstance(value, int | float) and not (
             schema.get("minimum", value) <= value <= schema.get("maximum", value)
         ):
-            yield f"{where}: {value} is out of bounds"
+            yield f"{where}: {value} is below the minimum or above the maximum"
 
     def _composed(self, value: object, schema: Schema, where: str) -> Iterator[str]:
         for part in schema.get("allOf", ()):
@@ -118,8 +119,9 @@ class Contract:
             yield f"{where}: {value!r} matches a forbidden schema"
         if "oneOf" in schema:
             failures = [list(self.violations(value, part, where)) for part in schema["oneOf"]]
-            if sum(not failed for failed in failures) != 1:
-                yield f"{where}: matches {sum(not failed for failed in failures)} of oneOf: {failures}"
+            num_matches = sum(not failed for failed in failures)
+            if num_matches != 1:
+                yield f"{where}: matches {num_matches} schemas of oneOf, expected 1: {failures}"
 
     def _object(self, value: Mapping[str, object], schema: Schema, where: str) -> Iterator[str]:
         properties: Mapping[str, Schema] = schema.get("properties", {})
@@ -132,37 +134,37 @@ class Contract:
             if name in properties:
                 yield from self.violations(item, properties[name], f"{where}.{name}")
             elif schema.get("additionalProperties") is False:
-                yield f"{where}: {name} is not known"
+                yield f"{where}: {name} is an unknown property"
 
 
 def _is_a(value: object, wanted: str) -> bool:
     if wanted in ("integer", "number") and isinstance(value, bool):
         return False
-    return isinstance(value, _TYPES[wanted])
+    return isinstance(value, _PYTHON_TYPES[wanted])
 
 
 def _string(value: str, schema: Schema, where: str) -> Iterator[str]:
     if "pattern" in schema and not re.search(schema["pattern"], value):
         yield f"{where}: {value!r} does not match {schema['pattern']}"
     if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
-        yield f"{where}: {value!r} has a forbidden length"
+        yield f"{where}: {value!r} is too short or too long"
 
 
-def undescribed(
+def undescribed_fields(
     contract: Contract, value: object, schemas: Sequence[Schema], where: str = "$"
 ) -> Iterator[str]:
-    """Fields of a value that none of its schemas describes, which OANDA therefore does not use."""
+    """Paths of the fields that no schema describes. OANDA's API does not have such fields."""
     resolved = [contract.resolve(schema) for schema in schemas]
     if isinstance(value, list):
         items = [schema["items"] for schema in resolved if "items" in schema]
         for index, item in enumerate(value):
-            yield from undescribed(contract, item, items, f"{where}[{index}]")
+            yield from undescribed_fields(contract, item, items, f"{where}[{index}]")
     elif isinstance(value, dict):
         for name, item in value.items():
             known = [
                 schema["properties"][name] for schema in resolved if name in schema.get("properties", {})
             ]
             if known:
-                yield from undescribed(contract, item, known, f"{where}.{name}")
+                yield from undescribed_fields(contract, item, known, f"{where}.{name}")
             elif any(schema.get("properties") for schema in resolved):
                 yield f"{where}.{name}"

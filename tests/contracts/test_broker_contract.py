@@ -11,7 +11,7 @@ from services.broker.config import FaultConfig
 from shared.adapters.oanda.client import MarketOrder, TimeInForce
 from shared.adapters.oanda.records import InstrumentDetails
 from tests.conftest import ROOT
-from tests.contracts.openapi import Contract, undescribed
+from tests.contracts.openapi import Contract, undescribed_fields
 from tests.services.broker.conftest import ACCOUNT, Market, Running, market
 
 __all__ = ["market"]  # the fixture
@@ -41,7 +41,7 @@ def check(contract: Contract, answer: httpx.Response, template: str, status: int
     method = answer.request.method
     assert answer.status_code == status, answer.text
     body: Mapping[str, Any] = answer.json()
-    schema = contract.answer_schema(method, template, status)
+    schema = contract.response_schema(method, template, status)
     assert list(contract.violations(body, schema)) == []
     return body
 
@@ -94,8 +94,8 @@ async def test_every_read_keeps_the_contract(contract: Contract, market: Market)
         for template, path in READS:
             url = at.url + path if path.startswith("/v3") else f"{at.url}/v3/accounts/{ACCOUNT}{path}"
             body = check(contract, await at.http.get(url), template, 200)
-            schema = contract.answer_schema("GET", template, 200)
-            strange = set(undescribed(contract, body, [schema]))
+            schema = contract.response_schema("GET", template, 200)
+            strange = set(undescribed_fields(contract, body, [schema]))
             # Orders and transactions are described by their common head only.
             assert not {name for name in strange if not any(word in name for word in ("ransaction", "rder"))}
 
@@ -146,7 +146,7 @@ async def test_every_transaction_fits_the_schema_of_its_type(contract: Contract,
             )
             body = item.json_object()
             assert list(contract.violations(body, named(contract, name))) == []
-            assert set(undescribed(contract, body, [named(contract, name)])) == set()
+            assert set(undescribed_fields(contract, body, [named(contract, name)])) == set()
             seen.add(item.type)
     assert len(seen) == 8
 

@@ -389,7 +389,7 @@ async def test_a_trainer_starts_and_learns_while_its_record_cannot_be_written(
 
     before = failures("record")
     with monkeypatch.context() as full:
-        full.setattr("shared.adapters.tables.run_record.write_whole", refuse)
+        full.setattr("shared.adapters.tables.run_record.write_atomically", refuse)
         async with running_trainer(settings) as trainer:
             await send_short(own_bus, bars[1], 0)
             await until(lambda: detail(trainer, "version") == 1)

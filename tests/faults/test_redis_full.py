@@ -175,9 +175,9 @@ async def test_a_full_redis_accepts_everything_but_trajectories(
         await own_bus.append(ALERTS, AlertRaised(source="test", name="first"))
         assert await own_bus.append_all(ALERTS, [(AlertRaised(source="test", name="second"), b"")]) == 3
         began = AlertRaised(source="test", name="full", detail="\0 text", phase="began")
-        assert await own_bus.append_phase(began)
-        assert not await own_bus.append_phase(began)  # not by another gateway either
-        assert await own_bus.begun_conditions() == {Condition("test", "full"): "\0 text"}
+        assert await own_bus.append_condition_alert(began)
+        assert not await own_bus.append_condition_alert(began)  # not by another gateway either
+        assert await own_bus.active_conditions() == {Condition("test", "full"): "\0 text"}
         batch = await anext(own_bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))  # creates the group
         await own_bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "for this test")
         (letter,) = await own_bus.dead.letters(count=10)

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from services.selfplay.config import SelfPlayConfig
 from services.selfplay.settings import SelfPlaySettings
 from services.trainer.intake.journal import Journal
-from shared.adapters.streams.bus import PIPELINE, Bus
+from shared.adapters.streams.bus import ENTRIES_PER_APPEND, Bus
 from shared.messages.codec import decode_trajectory
 from shared.messages.streams import CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES
 from tests.broken_connections import BREAKS_CONNECTIONS
@@ -278,7 +278,7 @@ async def test_a_slow_trainer_pauses_the_workers_and_nothing_is_trimmed(
         added = int((await plain.xinfo_stream(TRAJECTORIES.key))["entries-added"])
     held = [str(journal.read(n).trajectory_id) for n in range(journal.first, journal.position)]
     journal.close()
-    bound = config.high_water + replicas * PIPELINE
+    bound = config.high_water + replicas * ENTRIES_PER_APPEND
     print_figures(
         "trainer at a quarter of the speed",
         seconds=count,

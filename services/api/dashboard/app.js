@@ -49,7 +49,7 @@ function shareRange(_plot, _min, max) { return [0, Math.min(1, Math.max(0.1, (ma
 const fan = new Chart('chart-fan', [
   { label: '5–95 %', colour: 'c1', width: 0.5, band: true }, { label: '95', colour: 'c1', width: 0.5, legend: false },
   { label: '25–75 %', colour: 'c1', width: 0.5, legend: false }, { label: '75', colour: 'c1', width: 0.5, legend: false },
-  { label: 'median', colour: 'c1', width: 2 }, { label: 'as it happened', colour: 'c2', width: 2 },
+  { label: 'median', colour: 'c1', width: 2 }, { label: 'actual', colour: 'c2', width: 2 },
 ], { size: 'tall', bands: [{ series: [2, 1], fill: 'band' }, { series: [4, 3], fill: 'band-inner' }], format: onePlace,
   title: (x) => `after ${whole(x)} trades`, zero: true });
 

@@ -33,7 +33,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from shared.adapters.files import sync, write_whole
+from shared.adapters.files import sync, write_atomically
 from shared.agent.trajectory import Trajectory
 from shared.environment.outcome import NUM_OUTCOMES
 from shared.errors import JournalError, MessageError
@@ -303,7 +303,7 @@ class Journal:
                 header = TrajectoryFinished.model_validate_json(file.read(location.header_bytes))
             ids[header.trajectory_id.bytes] = None
         in_order = list(ids)
-        write_whole(self.folder / _REMOVED, b"".join(in_order[-REMEMBERED_IDS:]))
+        write_atomically(self.folder / _REMOVED, b"".join(in_order[-REMEMBERED_IDS:]))
         with self._index:
             for forgotten in in_order[:-REMEMBERED_IDS]:
                 self._known.pop(forgotten, None)

@@ -61,7 +61,7 @@ class Part:
         Args:
             steps: `[N]`.
             views: their S stretches.
-            seeds: of each rank's dropout.
+            seeds: seeds of each rank's dropout.
             learning_rate: learning rate of the update.
             length: L, bars of a stretch that can be embedded.
         """
@@ -186,8 +186,7 @@ class Ranks:
 
         Args:
             figures: figures of this rank.
-            weight: weight of this rank; the weights of all ranks add up to 1. Figures with weight 0 are
-                ignored.
+            weight: weight of this rank; all weights add up to 1. Numbers with weight 0 are ignored.
         """
         weighted = [weight * figure if weight else 0.0 for figure in figures.values()]
         sums = torch.tensor(weighted, dtype=torch.float64, device=self.device)

@@ -81,7 +81,7 @@ class Publisher:
                 await asyncio.to_thread(self._write)
                 await asyncio.to_thread(self._collect_garbage)
         except (OSError, StoreUnavailableError) as failure:
-            log.error("checkpoint_write_failed", error=str(failure))  # noqa: TRY400  the text says it all
+            log.error("checkpoint_write_failed", error=str(failure))  # noqa: TRY400  the error text suffices
 
     async def publish_last(self, *, patience_seconds: float) -> None:
         """Write a version if anything was learned since the last one, and announce the newest.
@@ -168,7 +168,7 @@ class Publisher:
             try:
                 needed.append(SavedState.of(self._store.manifest(version)).replay_start)
             except CheckpointError as damaged:
-                log.error("checkpoint_refused", error=str(damaged))  # noqa: TRY400  the text says it all
+                log.error("checkpoint_refused", error=str(damaged))  # noqa: TRY400  the error text suffices
         removed = self._journal.remove_before(min(needed))
         if removed:
             log.info("journal_segments_removed", trajectories=removed, first=self._journal.first)

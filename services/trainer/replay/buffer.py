@@ -111,8 +111,8 @@ class Replay:
         steps to eviction. A trade step that outlives its neighbours because of the quota is drawn alone.
 
         Args:
-            generator: random number generator.
-            batch_size: number of steps to draw, rounded up to a multiple of L.
+            generator: source of random numbers.
+            batch_size: steps wanted, rounded up to a multiple of L.
             stretch_steps: L; 1 draws single steps.
         Raises:
             ValueError: the replay is empty.

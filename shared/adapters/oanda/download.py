@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 from shared.adapters.oanda.records import Candle
 from shared.errors import DataError
 from shared.market.bar import BarSeries, Instrument
@@ -122,7 +122,7 @@ def _page(candles: Sequence[Candle], instrument: Instrument) -> Float64:
 def _save(path: Path, page: Float64) -> None:
     contents = io.BytesIO()
     np.save(contents, page, allow_pickle=False)
-    write_whole(path, contents.getvalue())
+    write_atomically(path, contents.getvalue())
 
 
 def _load(path: Path) -> Float64:

@@ -1,10 +1,10 @@
 """Redis streams (append, consume, follow, announce) and heartbeats.
 
 Guarantees (docs/messages.md):
-- Every operation is retried until Redis answers (connection.py).
-- Trajectories leave their stream only when they are acknowledged or become dead letters (consumer_group.py).
+- Operations are retried until Redis answers (connection.py), unless their docstring rules it out.
+- A trajectory leaves its stream only when it is acknowledged or becomes a dead letter (consumer_group.py).
 - Entries that cannot be decoded are kept as dead letters (dead_letters.py).
-- While Redis is out of memory, only trajectories wait (scripts.py).
+- While Redis is out of memory, only appends of trajectories are rejected and retried (scripts.py).
 """
 
 import contextlib
@@ -48,26 +48,28 @@ from shared.messages.validation import first_fault
 
 log = structlog.get_logger()
 
-HEARTBEATS_UNREADABLE = Counter("mm_heartbeats_unreadable", "Heartbeats read that have another schema")
+HEARTBEATS_UNREADABLE = Counter(
+    "mm_heartbeats_unreadable", "Heartbeats read whose schema this release does not know"
+)
 
-#: Entries appended in one round trip.
-PIPELINE = 8
+#: Largest number of entries appended in one round trip.
+ENTRIES_PER_APPEND = 8
 
-#: Entries per read after the newest ones of a stream could not be decoded.
-FURTHER_COUNT = 500
+#: Minimum entries per read of `recent` after its first read found too few entries that can be decoded.
+REREAD_COUNT = 500
 
 M = TypeVar("M", bound=Message)
 
 
 class Bus:
-    """A process's access to the streams."""
+    """Reads and writes the streams and heartbeats of one Redis server."""
 
     def __init__(self, url: str) -> None:
         self._connection = RedisConnection(url)
         self._redis = self._connection.client
         self.dead = DeadLetters(self._connection)
         self._deliveries: dict[tuple[str, str, str], Deliveries] = {}  # by stream, group and consumer
-        self._unreadable: set[bytes] = set()  # keys of heartbeats that were logged as unreadable
+        self._unreadable: set[bytes] = set()  # keys of the unreadable heartbeats already logged
 
     @property
     def degraded(self) -> bool:
@@ -79,7 +81,7 @@ class Bus:
         await self._redis.aclose()
 
     async def ping(self) -> None:
-        """Send one PING, without retries.
+        """Send one PING. It is not retried.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
@@ -89,7 +91,8 @@ class Bus:
     async def append(self, stream: Stream[M], message: M, arrays: bytes = b"") -> str:
         """Append one message at least once, retrying until Redis answers.
 
-        A lost reply duplicates the entry, so consumers must deduplicate by the message's own id.
+        If the reply is lost, the retry appends a duplicate. Consumers must therefore deduplicate by the id in
+        the message.
 
         Returns:
             The entry id.
@@ -102,35 +105,35 @@ class Bus:
         return entry_id.decode()
 
     async def append_all(self, stream: Stream[M], messages: Sequence[tuple[M, bytes]]) -> int:
-        """Append several messages with their arrays, a few per round trip, with the retries of `append`.
+        """Append several messages with their arrays, a few per round trip, and retry as `append` does.
 
-        Entries that Redis rejected are sent again, so they may follow later entries of their round trip.
-        After a broken connection all entries of the round trip are sent again.
+        If Redis rejects some entries of a round trip, only these are sent again, so the order may change. If
+        the connection breaks, all entries of the round trip are sent again.
 
         Returns:
-            Number of entries in the stream afterwards.
+            Length of the stream afterwards.
         """
         entries = [encode(message, arrays) for message, arrays in messages]
         length = 0
-        for first in range(0, max(len(entries), 1), PIPELINE):
-            add = partial(self._add, stream, entries[first : first + PIPELINE])
+        for first in range(0, max(len(entries), 1), ENTRIES_PER_APPEND):
+            add = partial(self._add, stream, entries[first : first + ENTRIES_PER_APPEND])
             length = await self._connection.retried(f"append to {stream.key}", add)
         return length
 
-    async def _add(self, stream: Stream[Message], left: list[dict[str, bytes]]) -> int:
-        """Append in one round trip and leave the rejected entries in `left`; returns the stream's length."""
+    async def _add(self, stream: Stream[Message], unsent: list[dict[str, bytes]]) -> int:
+        """Append in one round trip and return the stream's length; only rejected entries stay in `unsent`."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for fields in left:
+            for fields in unsent:
                 add_entry(pipe, stream, fields)
             pipe.xlen(stream.key)
             replies = await pipe.execute(raise_on_error=False)
-        left[:] = [fields for fields, reply in zip(left, replies[:-1], strict=True) if _refused(reply)]
-        for reply in filter(_refused, replies):
+        unsent[:] = [fields for fields, reply in zip(unsent, replies[:-1], strict=True) if _is_error(reply)]
+        for reply in filter(_is_error, replies):
             raise reply
         return int(replies[-1])
 
     async def announce(self, stream: Stream[M], message: M, *, name: str = "latest") -> None:
-        """Append a message and store it under `<key>:<name>` too, atomically.
+        """Append a message and also store it under the key `<stream>:<name>`, in one atomic step.
 
         A reader that starts later finds the newest message without reading the history.
         """
@@ -139,10 +142,10 @@ class Bus:
             f"announce on {stream.key}", lambda: add_entry(self._redis, stream, fields, latest_key)
         )
 
-    async def append_phase(self, alert: AlertRaised) -> bool:
-        """Append an alert that a condition began or ended, unless its last alert had the same phase.
+    async def append_condition_alert(self, alert: AlertRaised) -> bool:
+        """Append an alert that a condition began or ended, unless its last alert said the same.
 
-        Redis keeps the phase of each condition, so a restarted or second gateway repeats no alert.
+        Redis keeps the phase of each condition, so neither a restart nor a second gateway repeats an alert.
 
         Returns:
             True if the alert was appended.
@@ -152,8 +155,8 @@ class Bus:
         )
         return entry_id is not None
 
-    async def begun_conditions(self) -> dict[Condition, str]:
-        """Conditions whose last phase is `began`, each with its detail."""
+    async def active_conditions(self) -> dict[Condition, str]:
+        """Conditions that began and have not ended, each with its detail."""
         phases = await self._connection.retried(
             f"read {CONDITIONS_KEY}",
             lambda: cast("Awaitable[Mapping[bytes, bytes]]", self._redis.hgetall(CONDITIONS_KEY)),
@@ -166,7 +169,7 @@ class Bus:
         return begun
 
     async def newest(self, stream: Stream[M], *, name: str = "latest") -> M | None:
-        """The last message announced under a name, or None."""
+        """The message last announced under a name, or None if there is no such message."""
         fields = await self._connection.retried(
             f"read {stream.key}:{name}",
             lambda: cast("Awaitable[Mapping[bytes, bytes]]", self._redis.hgetall(f"{stream.key}:{name}")),
@@ -182,22 +185,25 @@ class Bus:
         )
 
     async def condition(self, stream: Stream[Message], group: str) -> RedisCondition:
-        """State of the Redis server, and backlog of a consumer group."""
+        """State of the Redis server and backlog of one consumer group."""
         return await self._connection.retried(
             "read the state of the server", lambda: read_condition(self._redis, stream.key, group)
         )
 
     async def last_id(self, stream: Stream[Message]) -> str:
-        """Id of a stream's last entry, or "0-0" if it is empty; `follow` from here yields only new ones."""
+        """Id of a stream's last entry, or "0-0" if it is empty.
+
+        `follow` after this id yields only later entries.
+        """
         rows = await self._connection.retried(
             f"read {stream.key}", lambda: self._redis.xrevrange(stream.key, count=1)
         )
         return cast("list[RawEntry]", rows)[0][0].decode() if rows else "0-0"
 
     async def recent(self, stream: Stream[M], *, count: int, before: str = "+") -> list[Entry[M]]:
-        """Up to `count` messages, newest first; only messages older than the entry id `before`.
+        """The newest messages before the entry id `before`, at most `count`, newest first.
 
-        Entries that cannot be decoded are skipped. The stream's consumers make dead letters of them.
+        Entries that cannot be decoded are skipped. The stream's consumers add them to the dead letters.
         """
         upper, size = before if before == "+" else f"({before}", count
         entries: list[Entry[M]] = []
@@ -208,10 +214,10 @@ class Bus:
                     entries.append(Entry.of(stream, raw))
             if len(entries) >= count or len(rows) < size:
                 return entries[:count]
-            upper, size = f"({rows[-1][0].decode()}", max(count, FURTHER_COUNT)
+            upper, size = f"({rows[-1][0].decode()}", max(count, REREAD_COUNT)
 
     async def id_before_newest(self, stream: Stream[Message], *, count: int) -> str:
-        """Id of the entry before the newest `count`, or "0-0" if there are no more than `count` entries."""
+        """Id of the entry just before the `count` newest ones, or "0-0" if there is no such entry."""
         rows = await self._newest_rows(stream, "+", count + 1)
         return rows[-1][0].decode() if len(rows) > count else "0-0"
 
@@ -224,9 +230,9 @@ class Bus:
     async def follow(
         self, stream: Stream[M], after: str = "0-0", *, block_ms: int = BLOCK_MS
     ) -> AsyncIterator[list[Entry[M]]]:
-        """New messages after an entry id, for a reader without a consumer group.
+        """Yield the messages after an entry id as they arrive, for a reader without a consumer group.
 
-        Yields an empty list whenever nothing arrived for `block_ms`, so that the reader can do other work.
+        If nothing arrives for `block_ms`, it yields an empty list, so that the reader can do other work.
         Entries that cannot be decoded are copied to the dead letters.
         """
         while True:
@@ -246,15 +252,15 @@ class Bus:
     def consume(
         self, stream: Stream[M], group: str, consumer: str, *, reclaim_after_ms: int = 60_000
     ) -> AsyncIterator[Batch[M]]:
-        """Batches for one consumer of a group: first its pending entries, then abandoned and new ones.
+        """Yield batches for one consumer: its pending entries, then those of dead consumers and new ones.
 
-        Entries of an interrupted reply are pending with this consumer, so it reads its pending entries again
-        after each failed attempt. Entries that were idle for `reclaim_after_ms` are claimed by another
-        consumer within a further tenth of that time. Pending entries are redelivered one by one, and become
-        dead letters if too many processes crashed while processing them (consumer_group.py).
+        If a reply is lost, Redis considers its entries delivered and pending, so the consumer reads its
+        pending entries again after each failed read. Another consumer claims entries that were idle for
+        `reclaim_after_ms`, at most a tenth of that time later. Pending entries are redelivered one by one. An
+        entry becomes a dead letter if too many processes crashed while processing it (consumer_group.py).
 
-        Yields an empty batch whenever nothing arrived for a while. The group begins at the start of the
-        stream, so entries from before the first consumer are delivered too.
+        If nothing arrives for a while, it yields an empty batch. A new group starts at the beginning of the
+        stream, so entries appended before the first consumer existed are delivered too.
         """
         reader = GroupConsumer(
             self._connection,
@@ -268,9 +274,9 @@ class Bus:
         return reader.batches()
 
     async def release_pending(self) -> None:
-        """Reset the delivery counts of pending entries, because a graceful shutdown is not their fault.
+        """Restore the delivery counts of pending entries: a graceful shutdown must not count as a crash.
 
-        Makes one attempt. Call it when no `consume` is running any more.
+        It is not retried. Call it after every `consume` of this bus has stopped.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
@@ -283,11 +289,11 @@ class Bus:
                     )
 
     async def dead_letter(self, stream: Stream[M], group: str, entry: Entry[M], reason: str) -> None:
-        """Move one pending entry to the dead letters, atomically."""
+        """Move one pending entry to the dead letters in one atomic step."""
         await self.dead.move(stream, group, (entry.entry_id.encode(), entry.fields), reason)
 
     async def beat(self, heartbeat: Heartbeat) -> None:
-        """Send one heartbeat, without retries, because the next one follows soon.
+        """Write one heartbeat. It is not retried, because the next one follows soon.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
@@ -298,13 +304,13 @@ class Bus:
         await cancellable(cast("Awaitable[bytes]", reply))
 
     async def clear_heartbeat(self, service: str, instance: str) -> None:
-        """Delete the heartbeat of an instance that shuts down gracefully."""
+        """Delete the heartbeat of an instance that shuts down gracefully. It is not retried."""
         await cancellable(self._redis.delete(heartbeat_key(service, instance)))
 
     async def heartbeats(self) -> list[Heartbeat]:
         """Heartbeats of all live instances, sorted by service and instance.
 
-        A heartbeat with another schema, from an older or newer release, is skipped, counted and logged once.
+        A heartbeat of another release may have another schema. It is skipped and counted, and logged once.
         """
 
         async def read() -> dict[bytes, bytes | None]:
@@ -329,5 +335,5 @@ class Bus:
             return None
 
 
-def _refused(reply: object) -> bool:
+def _is_error(reply: object) -> bool:
     return isinstance(reply, Exception)

@@ -1,9 +1,8 @@
-"""A lease in Redis: one holder at a time, with a fencing token that grows from holder to holder.
+"""A lease in Redis: at most one holder at a time, with a fencing token that increases with each new holder.
 
-The holder renews the lease well before it expires. It measures the time with its own monotonic clock,
-starting before it sent the request, so it always considers the lease expired before Redis does. Only entries
-need the
-lease: closing a position is idempotent at the broker and is done without it.
+The holder renews the lease well before it expires. It measures the lease time with its own monotonic clock,
+from before the request was sent, so it always considers the lease expired before Redis does. Only orders that
+open a position need the lease. Closing a position is idempotent at the broker and needs no lease.
 """
 
 import asyncio
@@ -20,32 +19,32 @@ from shared.errors import ServiceError
 
 log = structlog.get_logger()
 
-#: The holder considers the lease expired this fraction of its time early, in case clocks run at unequal
-#: rates.
+#: Fraction of the lease time by which the holder considers the lease expired early. It allows for clocks that
+#: run at different rates.
 MARGIN = 0.2
 
 
 class Lease:
-    """A lease on a name; `keep` acquires and renews it until it is cancelled."""
+    """A named lease. While `keep` runs, this process tries to acquire the lease and renews it."""
 
     def __init__(self, url: str, name: str, holder: str, *, seconds: float) -> None:
         self._redis = client_of(url, answer_seconds=2.0, connect_seconds=2.0)
         self._key, self._token_key = f"mm:lease:{name}", f"mm:lease:{name}:token"
         self._holder, self._seconds = holder, seconds
         self._token = 0
-        self._until = 0.0
+        self._expires_at = 0.0  # on the monotonic clock, margin included
         self._renewed = asyncio.Event()
 
     @property
     def token(self) -> int | None:
         """The fencing token while this process holds the lease, otherwise None."""
-        return self._token if time.monotonic() < self._until else None
+        return self._token if time.monotonic() < self._expires_at else None
 
     async def keep(self) -> None:
-        """Acquire the lease when it is free, and renew it forever.
+        """Acquire the lease as soon as it is free, and renew it until cancelled.
 
         Raises:
-            ServiceError: the lease expired and another holder has acquired it.
+            ServiceError: the lease expired and another holder acquired it.
         """
         while True:
             await self._renew()
@@ -58,8 +57,8 @@ class Lease:
             await self._renewed.wait()
 
     async def release(self) -> None:
-        """Release the lease, so that the next holder need not wait until it expires."""
-        held, self._until = self._token, 0.0
+        """Release the lease, so that the next holder need not wait for its expiry."""
+        held, self._expires_at = self._token, 0.0
         try:
             await self._redis.eval(RELEASE_LEASE, 1, self._key, f"{held} {self._holder}")
         except (RedisError, OSError) as failure:
@@ -83,12 +82,12 @@ class Lease:
             log.debug("lease_not_renewed", error=str(failure))
             return
         if token == 0:
-            self._until = 0.0
+            self._expires_at = 0.0
             if self._token:
-                raise ServiceError(f"lease {self._key} was lost to another holder after it expired")
+                raise ServiceError(f"lease {self._key} expired and was acquired by another holder")
             return
         self._token = token
-        self._until = sent_at + self._seconds * (1.0 - MARGIN)
+        self._expires_at = sent_at + self._seconds * (1.0 - MARGIN)
         if before is None:
             log.info("lease_acquired", key=self._key, fence=token)
         self._renewed.set()

@@ -20,8 +20,8 @@ def begin_database(path: Path, schema: str) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.unlink(missing_ok=True)
-    with contextlib.closing(duckdb.connect(str(aside))) as connection:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.unlink(missing_ok=True)
+    with contextlib.closing(duckdb.connect(str(temporary))) as connection:
         connection.execute(schema)
-    aside.replace(path)
+    temporary.replace(path)

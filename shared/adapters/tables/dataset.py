@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
-from shared.adapters.outputs import check_output, naming, written_aside
+from shared.adapters.outputs import atomic_output, check_output, naming
 from shared.environment.outcome import label_outcomes
 from shared.errors import DataError
 from shared.features.window import FEATURE_NAMES, temporal_features
@@ -208,8 +208,8 @@ def export_features(dataset: Dataset, path: Path) -> None:
         "time": _arrow.array(dataset.bars.time_s * 1_000_000, _arrow.timestamp("us", "UTC")),
         **{name: _arrow.array(column, from_pandas=True) for name, column in columns.items()},
     }
-    with written_aside(target) as aside:
-        _arrow.parquet.write_table(_arrow.table(table), aside)
+    with atomic_output(target) as temporary:
+        _arrow.parquet.write_table(_arrow.table(table), temporary)
 
 
 def check_dataset_output(path: Path, *inputs: Path) -> Path:
@@ -245,8 +245,8 @@ def _written(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A new database that replaces `target` when the block succeeds."""
     with (
         _naming_errors(target, "written"),
-        written_aside(target) as aside,
-        contextlib.closing(duckdb.connect(str(aside))) as connection,
+        atomic_output(target) as temporary,
+        contextlib.closing(duckdb.connect(str(temporary))) as connection,
     ):
         yield connection
 

@@ -19,7 +19,7 @@ import pyarrow.compute
 import pyarrow.parquet
 import structlog
 
-from shared.adapters.files import sync, write_whole
+from shared.adapters.files import sync, write_atomically
 from shared.errors import DataError
 
 log = structlog.get_logger()
@@ -169,7 +169,7 @@ class GrowingTable:
         buffer = _arrow.BufferOutputStream()
         _arrow.parquet.write_table(rows.combine_chunks(), buffer)
         name = f"{self._name}-{keys[0].as_py():012d}-{keys[-1].as_py():012d}.parquet"
-        write_whole(self._folder / name, buffer.getvalue().to_pybytes())
+        write_atomically(self._folder / name, buffer.getvalue().to_pybytes())
 
 
 def _storable(value: Value) -> Value:

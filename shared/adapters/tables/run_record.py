@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 from shared.adapters.tables.growing_table import COUNT, FIGURE, FLAG, TEXT, TIMESTAMP, GrowingTable, Value
 from shared.adapters.tables.tensorboard import TensorBoard
 from shared.agent.trajectory import Trajectory
@@ -273,7 +273,7 @@ class RunRecord:
     def _write_starts(self) -> None:
         """Write the settings unless they are written."""
         if self._starts is not None:
-            write_whole(self._folder / SETTINGS, self._starts)
+            write_atomically(self._folder / SETTINGS, self._starts)
             self._starts = None
 
     def _add(self, table: GrowingTable, row: Mapping[str, Value]) -> None:

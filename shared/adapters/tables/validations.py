@@ -78,7 +78,7 @@ _SAME_TRIAL = """split = $split AND (
     weights_sha256 = $weights OR (weights_sha256 IS NULL AND dataset = $dataset AND version = $version)
 )"""
 
-#: The latest trials, which are compared day by day; earlier ones are only counted.
+#: Largest number of trials compared day by day, newest first; older ones only add to the number of trials.
 MAX_TRIALS = 2_000
 
 #: Name of the database in the folder of the reports.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from shared.adapters.files import read_beneath, sync, write_synced, write_whole
+from shared.adapters.files import read_beneath, sync, write_atomically, write_synced
 from shared.adapters.versions.manifest import MANIFEST_SHA256
 from shared.errors import StoreUnavailableError
 
@@ -142,22 +142,22 @@ class DirectoryFiles:
             raise FileExistsError(str(final))
         for left_over in self.root.glob(".writing-*"):
             _remove_tree(left_over)
-        aside = self.root / f".writing-{final.name}"
+        temporary = self.root / f".writing-{final.name}"
         try:
-            aside.mkdir(parents=True)
+            temporary.mkdir(parents=True)
             for name, data in files.items():
-                write_synced(aside / name, data)
-            sync(aside)
-            aside.rename(final)
+                write_synced(temporary / name, data)
+            sync(temporary)
+            temporary.rename(final)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         try:
             sync(self.root)
         except OSError:
             with contextlib.suppress(OSError):
-                final.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+                final.rename(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
 
     def manifest_line(self, version: int) -> bytes:
@@ -175,15 +175,15 @@ class DirectoryFiles:
     def remove(self, version: int, is_protected: Callable[[], bool]) -> bool:
         """Rename the folder while the pointers are locked, then remove it."""
         folder = self.folder(version)
-        aside = self.root / f".removing-{folder.name}"
+        temporary = self.root / f".removing-{folder.name}"
         with self._pointers_locked():
             if is_protected():
                 return False
             try:
-                folder.rename(aside)
+                folder.rename(temporary)
             except FileNotFoundError:
                 return False
-        _remove_tree(aside)
+        _remove_tree(temporary)
         return True
 
     def tidy(self) -> None:
@@ -208,7 +208,7 @@ class DirectoryFiles:
                 contents = b""
             changed = change(contents)
             if changed is not None:
-                write_whole(self.root / name, changed)
+                write_atomically(self.root / name, changed)
 
     def folder(self, version: int) -> Path:
         """Folder of a version, whether or not it exists."""

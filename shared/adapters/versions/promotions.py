@@ -86,7 +86,7 @@ def require_record(validation_root: Path, manifest: Manifest) -> GateVerdict:
         validation_root: the validator's folder, with its reports and its database.
         manifest: verified manifest of the version.
     Raises:
-        PromotionError: there is no report, or it does not count; the text says why.
+        PromotionError: there is no report, or it does not count; the error text gives the reason.
         RecordsUnavailableError: the validator's database cannot be read now.
     """
     version, path = manifest.version, report_path(validation_root, manifest.version)

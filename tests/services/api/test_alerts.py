@@ -430,7 +430,7 @@ async def test_a_restart_does_not_end_the_alert_of_a_service_that_is_still_missi
 ) -> None:
     """The new gateway gives services that it never saw time to start, except this one."""
     gone = AlertRaised(source="trader", name="service_missing", phase="began")
-    await bus.append_phase(gone)
+    await bus.append_condition_alert(gone)
     alerts = AlertConfig(check_seconds=0.02, end_seconds=0.1, start_seconds=3600, missing_seconds=0)
     config = GatewayConfig(redis_timeout_seconds=5.0)
     async with running_system(redis_server.url, bus, tmp_path, config, alerts) as system:

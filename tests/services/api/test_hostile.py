@@ -151,7 +151,7 @@ async def test_reports_pages_and_pictures_are_limited_in_size(
     for path in ("/validations/1", "/validations/1/page"):
         answer = await system.client.get(path)
         assert answer.status_code == 409
-        assert "bytes, at most 5 are expected" in answer.json()["detail"]
+        assert "bytes, expected at most 5" in answer.json()["detail"]
 
 
 async def test_page_parameters_out_of_range_are_refused(system: System) -> None:

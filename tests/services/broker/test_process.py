@@ -1,4 +1,4 @@
-"""The broker in its own process: it continues after a SIGKILL and stops on a SIGTERM."""
+"""The paper broker as a process: a restart after SIGKILL restores its state, and SIGTERM stops it."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def broker(
     dataset: Path, home: Path, **settings: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, OandaClient]]:
-    """A broker process that answers; it is killed at the end of the block unless it has exited."""
+    """Start a broker and wait until it answers; at the end of the block, kill it if it still runs."""
     port = free_port()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MM_", "OANDA_"))
@@ -38,7 +38,7 @@ async def broker(
     environment |= {
         "MM_DATASET": str(dataset),
         "MM_HOME": str(home),
-        "MM_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",  # nobody there: the broker does without
+        "MM_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",  # a closed port: no Redis
         "MM_BROKER__PORT": str(port),
         "MM_BROKER__SPLIT": "all",
         "MM_BROKER__PACING": "acknowledged",
@@ -53,7 +53,7 @@ async def broker(
     )
     try:
         async with client:
-            await client.snapshot()  # repeated until the process serves
+            await client.snapshot()  # retried until the process accepts connections
             yield process, client
     finally:
         if process.returncode is None:
@@ -61,19 +61,19 @@ async def broker(
         await process.wait()
 
 
-async def until_complete(client: OandaClient, bars: int) -> int:
-    """Wait until this many bars are complete, where the replay stops; returns the last one's opening time."""
+async def wait_for_bars(client: OandaClient, bars: int) -> int:
+    """Wait for this many complete bars, after which the replay waits; return the last opening time."""
     async with asyncio.timeout(60):
-        while len(candles := await client.candles("GBP_JPY", count=10)) < bars:  # noqa: ASYNC110  no event over HTTP
+        while len(candles := await client.candles("GBP_JPY", count=10)) < bars:  # noqa: ASYNC110  HTTP offers only polling
             await asyncio.sleep(0.01)
     return candles[bars - 1].time_s
 
 
-async def test_a_killed_broker_process_continues_after_a_restart(dataset: Path, tmp_path: Path) -> None:
+async def test_a_restarted_broker_restores_the_state_of_the_killed_one(dataset: Path, tmp_path: Path) -> None:
     async with broker(dataset, tmp_path) as (_, client):
-        first_s = await until_complete(client, 1)
+        first_s = await wait_for_bars(client, 1)
         await client.acknowledge_bar(first_s)
-        assert await until_complete(client, 2) == first_s + 60
+        assert await wait_for_bars(client, 2) == first_s + 60
         details = await client.instrument("GBP_JPY")
         outcome = await client.market_order(MarketOrder(details, 1, client_id="kept", stop_loss=1))
         assert outcome.fill is not None
@@ -86,7 +86,7 @@ async def test_a_killed_broker_process_continues_after_a_restart(dataset: Path, 
         assert await client.order_by_client_id("kept") is not None
 
 
-async def test_the_process_stops_while_streams_are_open(dataset: Path, tmp_path: Path) -> None:
+async def test_sigterm_stops_the_process_while_a_stream_is_open(dataset: Path, tmp_path: Path) -> None:
     async with broker(dataset, tmp_path) as (process, client):
         stream = client.price_stream("GBP_JPY")
         await anext(stream)
@@ -96,7 +96,9 @@ async def test_the_process_stops_while_streams_are_open(dataset: Path, tmp_path:
         assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
-async def test_a_data_set_without_the_split_is_the_users_fault(dataset: Path, tmp_path: Path) -> None:
+async def test_a_data_set_without_the_split_is_reported_as_a_wrong_setting(
+    dataset: Path, tmp_path: Path
+) -> None:
     environment = {
         **os.environ,
         "MM_DATASET": str(dataset),

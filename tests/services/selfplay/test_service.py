@@ -22,7 +22,7 @@ from services.selfplay.settings import SelfPlaySettings
 from services.selfplay.spool import Spool
 from services.selfplay.versions import NewestVersion
 from services.selfplay.worker import SelfPlayWorker
-from shared.adapters.streams.bus import PIPELINE, Bus
+from shared.adapters.streams.bus import ENTRIES_PER_APPEND, Bus
 from shared.adapters.tables.dataset import Dataset, write_dataset
 from shared.adapters.versions.agents import load_agent
 from shared.adapters.versions.manifest import WEIGHTS, Manifest
@@ -427,7 +427,7 @@ async def test_a_long_batch_is_sent_in_pipelines_while_the_stream_is_short(
     async with running(with_many_lanes(settings)) as worker:
         await until(lambda: worker.heartbeat.detail.get("waiting") is True)
         longest = await bus.length(TRAJECTORIES)
-        assert 9 < longest <= 9 + PIPELINE
+        assert 9 < longest <= 9 + ENTRIES_PER_APPEND
         reader = bus.consume(TRAJECTORIES, "trainer", "one")
         taken: list[str] = []
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -436,7 +436,7 @@ async def test_a_long_batch_is_sent_in_pipelines_while_the_stream_is_short(
                 taken += [str(entry.message.trajectory_id) for entry in batch.entries]
                 await batch.ack()
                 longest = max(longest, await bus.length(TRAJECTORIES))
-    assert longest <= 9 + PIPELINE
+    assert longest <= 9 + ENTRIES_PER_APPEND
     assert len(set(taken)) == len(taken)
 
 

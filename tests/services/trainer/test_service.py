@@ -353,7 +353,7 @@ async def test_learning_continues_when_the_record_cannot_be_written(
         failed.append(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("shared.adapters.tables.growing_table.write_whole", full)
+    monkeypatch.setattr("shared.adapters.tables.growing_table.write_atomically", full)
     await send(bus, dataset[1], range(10))
     async with running(settings) as trainer:
         await until(lambda: detail(trainer, "version") == 2)

@@ -149,7 +149,7 @@ def test_a_report_made_on_demand_passes_no_gate(validator: Validator) -> None:
     report = validator.validate(agent(1), Provenance("cd" * 32))
     assert report.purpose == "on-demand"
     assert report.passed_gates == ()
-    assert report.reasons[0] == "made on demand: only a judgement of the validator service can pass a gate"
+    assert report.reasons[0] == "made on demand: only a report of the validator service can pass a gate"
 
 
 def test_a_limited_report_names_the_number_of_sessions_in_the_split(report: ValidationReport) -> None:
@@ -272,7 +272,7 @@ def test_the_picture_shows_fan_drawdown_and_months(report: ValidationReport) -> 
     nothing = picture(idle(report))
     assert num_pixels(gain, "fan", BLUE, 0.12) > 20_000  # the band of 5 to 95 %
     assert num_pixels(gain, "fan", BLUE) > 500  # the median
-    assert num_pixels(gain, "fan", INK) > num_pixels(nothing, "fan", INK) + 500  # the curve as it happened
+    assert num_pixels(gain, "fan", INK) > num_pixels(nothing, "fan", INK) + 500  # the actual curve
     assert num_pixels(gain, "drawdown", RED, 0.25) > 20_000
     assert num_pixels(gain, "months", GREEN, 0.85) > 20_000 > num_pixels(gain, "months", RED, 0.85)
     assert num_pixels(loss, "months", RED, 0.85) > 20_000 > num_pixels(loss, "months", GREEN, 0.85)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.adapters.outputs import check_output, written_aside
+from shared.adapters.outputs import atomic_output, check_output
 from shared.errors import DataError
 
 
@@ -15,8 +15,8 @@ def is_own(path: Path) -> bool:
 
 
 def write(path: Path, text: str = "ours, new") -> None:
-    with written_aside(check_output(path, "own file", is_own)) as aside:
-        aside.write_text(text)
+    with atomic_output(check_output(path, "own file", is_own)) as temporary:
+        temporary.write_text(text)
 
 
 def test_only_a_file_of_its_kind_is_replaced(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "own").write_text("ours, old")
 
     def interrupted() -> None:
-        with written_aside(tmp_path / "own") as aside:
-            aside.write_text("half")
+        with atomic_output(tmp_path / "own") as temporary:
+            temporary.write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

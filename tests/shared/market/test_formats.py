@@ -379,7 +379,7 @@ def test_parquet_with_wrong_columns_is_refused(tmp_path: Path, columns: dict[str
 HOSTILE = {
     "empty": (b"", "the file is empty"),
     "blank": (b"\n \n\r\n", "the file is empty"),
-    "header only": (HEAD.encode() + b"\n\n", "a header and no rows"),
+    "header only": (HEAD.encode() + b"\n\n", "a header but no rows"),
     "empty gzip": (gzip.compress(b""), "the file is empty"),
     "prose": (b"Dear reader,\nthis is no bar.\n", "unknown format: the line 'Dear reader,'"),
     "other csv": (b"name,age\nBob,42\n", "unknown format"),
@@ -394,7 +394,7 @@ HOSTILE = {
     "odd utf-16": (b"\xff\xfe\x00", "UTF-16"),
     "time in words": (HEAD.encode() + b"\nnoon,1,1,1,1,1\n", "time 'noon' has an unknown format"),
     "time twice": (b"time,timestamp,open,high,low,close\n1,1,1,1,1,1\n", "2 columns for time: expected one"),
-    "no time": (b"when,open,high,low,close\n1,1,1,1,1\n", "expected a column `time`"),
+    "no time": (b"when,open,high,low,close\n1,1,1,1,1\n", "expected `time`"),
     "short rows": (HEAD.encode() + b"\n2023-04-03T00:00:00Z,1\n", "2 columns, expected 6"),
     "accents": (HEAD.encode() + "\n2023-04-03T00:00:00Z,1,1,1,1,1é\n".encode(), r"x:2: .*binary data"),
     "nul": (HEAD.encode() + b"\n2023-04-03T00:00:00Z,1,1,1,1,\0\n", "binary data"),

@@ -168,7 +168,7 @@ def test_a_ratio_that_is_zero_up_to_rounding_has_no_track_record(daily: list[flo
 
 
 def test_undefined_numbers_have_a_reason() -> None:
-    assert honesty(np.zeros(10)).reason == "all days are equal"
+    assert honesty(np.zeros(10)).reason == "all daily results are equal"
     assert honesty(np.zeros(1)).reason == "1 day: fewer than 2"
     assert honesty(np.zeros(0)).undefined()["p_value"] == "no days: the trades have no times"
     flat = honesty(np.zeros(10), noise(0, 3, 10))

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.runtime.child import EXIT_HELD, bound_to_parent
+from shared.runtime.child import EXIT_HELD, child_command
 from shared.runtime.child import __file__ as script
 
 PARENT = """
 import subprocess, sys
-from shared.runtime.child import bound_to_parent
-child = subprocess.Popen(bound_to_parent(["sleep", "600"]))
+from shared.runtime.child import child_command
+child = subprocess.Popen(child_command(["sleep", "600"]))
 print(child.pid, flush=True)
 child.wait()
 """
@@ -66,30 +66,30 @@ def test_a_program_whose_parent_has_already_exited_is_not_started(tmp_path: Path
 
 def test_a_child_that_finds_its_lock_held_exits_with_an_error(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with subprocess.Popen(bound_to_parent(["sleep", "600"], lock=lock)) as holder:
+    with subprocess.Popen(child_command(["sleep", "600"], lock=lock)) as holder:
         wait_for(holder.pid, "sleep")
-        second = subprocess.run(bound_to_parent(["true"], lock=lock), capture_output=True, text=True)
+        second = subprocess.run(child_command(["true"], lock=lock), capture_output=True, text=True)
         holder.kill()
     assert (second.returncode, second.stderr) == (EXIT_HELD, f"error: another process holds {lock}\n")
-    assert subprocess.run(bound_to_parent(["true"], lock=lock)).returncode == 0
+    assert subprocess.run(child_command(["true"], lock=lock)).returncode == 0
 
 
 def test_a_child_gets_its_niceness_and_an_error_names_a_missing_program() -> None:
-    nice = subprocess.run(bound_to_parent(["nice"], niceness=3), capture_output=True, text=True)
+    nice = subprocess.run(child_command(["nice"], niceness=3), capture_output=True, text=True)
     assert int(nice.stdout) == min(os.nice(0) + 3, 19)
     if AUTOGROUP.exists():
-        command = bound_to_parent(["cat", str(AUTOGROUP)], niceness=3)
+        command = child_command(["cat", str(AUTOGROUP)], niceness=3)
         group = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
         assert group.stdout.endswith("nice 3\n")
-    missing = subprocess.run(bound_to_parent(["/no/such"]), capture_output=True, text=True)
+    missing = subprocess.run(child_command(["/no/such"]), capture_output=True, text=True)
     assert (missing.returncode, missing.stderr) == (127, "error: /no/such: No such file or directory\n")
 
 
 def test_a_child_of_another_thread_than_the_main_one_gets_no_signal() -> None:
     """Linux would send it when the thread exits."""
     commands: list[list[str]] = []
-    thread = threading.Thread(target=lambda: commands.append(bound_to_parent(["true"])))
+    thread = threading.Thread(target=lambda: commands.append(child_command(["true"])))
     thread.start()
     thread.join()
     assert commands[0][4] == "0"
-    assert bound_to_parent(["true"])[4] == str(os.getpid())
+    assert child_command(["true"])[4] == str(os.getpid())

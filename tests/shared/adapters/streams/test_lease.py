@@ -80,7 +80,7 @@ async def test_the_lease_of_a_dead_holder_expires(bus: Bus, redis_server: RedisS
             assert heir.token is None
             await heir.acquired()
             assert dead.token is None, "the holder considers the lease expired before Redis does"
-            with pytest.raises(ServiceError, match="lost to another holder"):
+            with pytest.raises(ServiceError, match="acquired by another holder"):
                 await dead.keep()
             await dead.release()
             await asyncio.sleep(0.6)

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from shared.adapters.files import write_whole
+from shared.adapters.files import write_atomically
 from shared.adapters.tables import growing_table
 from shared.adapters.tables.growing_table import COUNT, FIGURE, FLAG, TEXT, TIMESTAMP, GrowingTable
 from shared.errors import DataError
@@ -146,7 +146,7 @@ def test_rows_wait_for_a_full_disk_up_to_a_limit(tmp_path: Path, monkeypatch: py
 
     growing = table(tmp_path)
     fill(growing, 1, 5)
-    monkeypatch.setattr(growing_table, "write_whole", full)
+    monkeypatch.setattr(growing_table, "write_atomically", full)
     for step in range(6, 31):
         growing.add({"step": step, "loss": 0.0})
     with pytest.raises(OSError, match="No space left"):
@@ -168,7 +168,7 @@ def test_a_compaction_that_fails_at_the_start_is_repeated_after_a_later_write(
     fill(table(tmp_path), 1, 24, every=8)
     before = files(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(growing_table, "write_whole", full)
+        patch.setattr(growing_table, "write_atomically", full)
         growing = table(tmp_path, 24)
         assert files(tmp_path) == before
         growing.add({"step": 25, "loss": 25 / 4.0})
@@ -188,10 +188,10 @@ def test_a_failed_compaction_loses_no_rows(tmp_path: Path, monkeypatch: pytest.M
     def full_for_compaction(path: Path, data: bytes) -> None:
         if path.name == "steps-000000000001-000000000016.parquet":
             full(path, data)
-        write_whole(path, data)
+        write_atomically(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(growing_table, "write_whole", full_for_compaction)
+        patch.setattr(growing_table, "write_atomically", full_for_compaction)
         fill(growing, 9, 16)
     assert rows(tmp_path) == expected(16)
     assert len(files(tmp_path)) == 2
@@ -222,7 +222,7 @@ def test_opening_a_table_fails_if_the_disk_is_full_and_rows_must_be_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(table(tmp_path), 1, 24)
-    monkeypatch.setattr(growing_table, "write_whole", full)
+    monkeypatch.setattr(growing_table, "write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
         table(tmp_path, 20)
     assert rows(tmp_path) == expected(24)

@@ -156,7 +156,7 @@ def test_settings_wait_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
 
     begin(tmp_path).close()
     with monkeypatch.context() as full:
-        full.setattr("shared.adapters.tables.run_record.write_whole", refuse)
+        full.setattr("shared.adapters.tables.run_record.write_atomically", refuse)
         record = begin(tmp_path, ResumePoint(version=1, episode=10, attempt=20))
         with pytest.raises(OSError, match="No space left"):
             record.version(1, 10, 20, MADE_AT, {})

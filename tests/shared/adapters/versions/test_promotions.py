@@ -221,12 +221,14 @@ def test_a_report_that_is_a_link_or_too_large_does_not_promote(
 ) -> None:
     path = report_path(reports, 1)
     monkeypatch.setattr(promotions, "MAX_REPORT_BYTES", 10)
-    with pytest.raises(PromotionError, match=r"1\.json: \d+ bytes, at most 10 are expected"):
+    with pytest.raises(PromotionError, match=r"1\.json: \d+ bytes, expected at most 10"):
         promote(store, reports, 1, "paper", by="test")
     monkeypatch.undo()
     path.rename(tmp_path / "elsewhere.json")
     path.symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(PromotionError, match=r"1\.json: a link, which is not followed; the validator judges"):
+    with pytest.raises(
+        PromotionError, match=r"1\.json: a symbolic link, which is not followed; the validator judges"
+    ):
         promote(store, reports, 1, "paper", by="test")
 
 

@@ -193,14 +193,14 @@ def test_a_manifest_too_large_to_read_is_never_saved(place: Place) -> None:
 def test_a_file_over_the_limit_is_not_read(place: Place, name: str) -> None:
     store = fill(place.store(), 1, 2)
     place.write(key_of(place, 2, name), b"x" * (MAX_SMALL_BYTES + 1))
-    with pytest.raises(CheckpointError, match=rf"{name}: {MAX_SMALL_BYTES + 1} bytes, at most \d+ are"):
+    with pytest.raises(CheckpointError, match=rf"{name}: {MAX_SMALL_BYTES + 1} bytes, expected at most \d+"):
         store.verify(2)
 
 
 def test_a_file_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
     store = filled(tmp_path, 1)
     os.truncate(folder(store, 1) / WEIGHTS, 1 << 42)
-    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: 4398046511104 bytes, at most"):
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: 4398046511104 bytes, expected at most"):
         store.weights(1)
 
 
@@ -218,12 +218,12 @@ def test_files_and_links_are_not_versions_and_block_none(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", FILES)
 def test_links_pipes_and_folders_are_not_read_as_files(tmp_path: Path, name: str) -> None:
-    """Even a link to an intact file is refused, because the file is outside the store."""
+    """Even a symbolic link to an intact file is refused, because the file is outside the store."""
     store = filled(tmp_path / "store", 1, 2)
     path = folder(store, 2) / name
     path.rename(tmp_path / name)
     path.symlink_to(tmp_path / name)
-    with pytest.raises(CheckpointError, match=rf"v000002/{name}: a link, which is not followed"):
+    with pytest.raises(CheckpointError, match=rf"v000002/{name}: a symbolic link, which is not followed"):
         store.verify(2)
     path.unlink()
     os.mkfifo(path)
@@ -245,7 +245,7 @@ def test_a_pointer_that_is_a_link_is_damaged_and_is_replaced(tmp_path: Path) -> 
     pointer.rename(tmp_path / "outside.json")
     pointer.symlink_to(tmp_path / "outside.json")
     outside = (tmp_path / "outside.json").read_bytes()
-    with pytest.raises(CheckpointError, match=r"best\.json: damaged pointer: a link"):
+    with pytest.raises(CheckpointError, match=r"best\.json: damaged pointer: a symbolic link"):
         store.pointer(Pointer.BEST)
     store.point(Pointer.BEST, 1, stage="paper")
     assert not pointer.is_symlink()
