@@ -213,6 +213,12 @@ def test_a_slow_clock_is_accepted_once_lines_agree_but_not_a_day_off() -> None:
     }
 
 
+@pytest.mark.parametrize("seconds", [(0.0, 1.0, 2.0, 9.9), (0.0, 30.0)], ids=["quick", "few"])
+def test_quick_or_few_agreeing_lines_do_not_show_a_slow_clock(seconds: tuple[float, ...]) -> None:
+    times, ahead = BrokerTimes(), 120.0
+    assert {times.judge(at(ahead + s), NOON_S + s, heartbeat=True) for s in seconds} == {Verdict.REFUSED}
+
+
 def test_single_wrong_times_are_always_refused() -> None:
     times = BrokerTimes()
     for s in range(0, 600, 5):
@@ -294,6 +300,13 @@ def test_in_real_time_a_bar_ages_with_the_market_time() -> None:
     assert market.bar_age_seconds(NOON_S) == 240
 
 
+def test_a_replay_jump_is_not_confirmed_by_an_earlier_jump() -> None:
+    times = ReplayTimes(NOON_S)
+    assert times.judge(at(DAY_S), 0.0, heartbeat=False) is Verdict.HELD
+    assert times.judge(at(DAY_S / 2), 0.0, heartbeat=False) is Verdict.HELD
+    assert times.judge(at(DAY_S / 2 + 20), 0.0, heartbeat=False) is Verdict.ACCEPTED
+
+
 def test_heartbeats_do_not_confirm_a_replay_jump() -> None:
     times = ReplayTimes(NOON_S)
     assert times.judge(at(DAY_S), 0.0, heartbeat=False) is Verdict.HELD
@@ -310,6 +323,14 @@ def test_a_new_level_needs_prices_and_a_candle_to_confirm_them() -> None:
     assert level.accepts_closes([170.0]) == [True]
     assert level.accepts_price(170.1)
     assert not level.accepts_price(190.0)
+
+
+@pytest.mark.parametrize(("num_prices", "accepted"), [(2, False), (3, True)])
+def test_three_prices_near_each_other_make_a_level_for_a_candle(num_prices: int, accepted: bool) -> None:
+    level = PriceLevel(5.0)
+    assert level.accepts_price(190.0)
+    assert not any(level.accepts_price(170.0) for _ in range(num_prices))
+    assert level.accepts_closes([170.0]) == [accepted]
 
 
 def test_prices_alone_or_a_candle_alone_do_not_move_the_level() -> None:
