@@ -225,7 +225,7 @@ def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
     time_text = columns["time"]
     if "date" in columns:
         time_text = _arrow.compute.binary_join_element_wise(columns["date"], time_text, " ")
-    time_s = _times(time_text, layout.time_pattern, faults)
+    time_s = _times(time_text, layout.time_pattern, faults, aware=layout.is_utc)
     blank = np.zeros(len(batch), np.bool_)
     if faults:  # an empty line is parsed as a row of empty cells; it is not a fault
         joined = _arrow.compute.binary_join_element_wise(*batch.columns, "")
@@ -248,8 +248,11 @@ def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
     return rows.kept(keep) if faults else rows
 
 
-def _times(text: Any, pattern: re.Pattern[str], faults: dict[int, str]) -> Int64:
-    """Seconds since 1970-01-01 in the time zone of the file, `[T]`. Adds a fault for each unreadable row."""
+def _times(text: Any, pattern: re.Pattern[str], faults: dict[int, str], *, aware: bool) -> Int64:
+    """Seconds since 1970-01-01 in the time zone of the file, `[T]`. Adds a fault for each unreadable row.
+
+    `aware` times have a UTC offset, as the first time of the file decides.
+    """
     if pattern is _UNIX or pattern is _MILLISECONDS:
         numbers = _numbers("time", text, faults) / (1_000 if pattern is _MILLISECONDS else 1)
         invalid = ~(np.abs(numbers) < 1e12)
@@ -260,8 +263,6 @@ def _times(text: Any, pattern: re.Pattern[str], faults: dict[int, str]) -> Int64
         iso = _arrow.compute.replace_substring(text, ".", "-")
     elif pattern is _COMPACT:
         iso = _arrow.compute.replace_substring_regex(text, *_COMPACT_PARTS)
-    first = iso[0].as_py() if len(iso) else ""
-    aware = (match := _ISO.fullmatch(first)) is not None and match["zone"] is not None
     try:
         moments = iso.cast(_arrow.timestamp("ns", "UTC" if aware else None))
     except _arrow.ArrowInvalid:

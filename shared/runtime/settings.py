@@ -270,7 +270,7 @@ def _read_profile(path: Path) -> dict[str, object]:
         raise SettingsError(
             f"profile {path} cannot be read: {missing.strerror}; expected a TOML file"
         ) from missing
-    except tomllib.TOMLDecodeError as invalid:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as invalid:
         raise SettingsError(f"profile {path} is not valid TOML: {invalid}") from invalid
 
 

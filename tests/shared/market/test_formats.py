@@ -341,6 +341,22 @@ def test_lines_are_counted_across_blocks_and_skipped_rows(tmp_path: Path) -> Non
     assert read_bars(path, GBP_JPY).num_dropped == 0
 
 
+def test_an_unreadable_time_at_the_start_of_a_block_costs_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.market.text._BLOCK_BYTES", 4_096)
+    path = write(tmp_path / "bad.csv", synthesize(Market.OU, 1_000, seed=1), oanda, head=HEAD)
+    lines = path.read_text().splitlines()
+    for first in range(200, 280):  # a block has some seventy rows, so one of these is its first
+        damaged = [*lines[:first], lines[first].replace("T", "x", 1), *lines[first + 1 :]]
+        path.write_text("\n".join(damaged))
+        with pytest.raises(FormatError) as caught:
+            read_bars(path, GBP_JPY)
+        assert caught.value.line == first + 1
+        result = read_bars(path, GBP_JPY, ImportOptions(repair=True))
+        assert (result.num_dropped, len(result.bars)) == (1, 999)
+
+
 def test_faults_of_parquet_are_named_by_row(tmp_path: Path, bars: BarSeries) -> None:
     time = arrow.array(bars.time_s, arrow.timestamp("s", "UTC"))
     high = bars.high.copy()

@@ -124,9 +124,10 @@ def test_an_error_names_the_setting_its_value_and_what_is_allowed(
 def test_an_error_names_a_profile_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"gone\.toml cannot be read: No such file"):
         load(TrainerSettings, profile=tmp_path / "gone.toml")
-    (tmp_path / "bad.toml").write_text("= 3")
-    with pytest.raises(SettingsError, match=r"bad\.toml is not valid TOML: "):
-        load(TrainerSettings, profile=tmp_path / "bad.toml")
+    for damaged in (b"= 3", b"# \xff"):
+        (tmp_path / "bad.toml").write_bytes(damaged)
+        with pytest.raises(SettingsError, match=r"bad\.toml is not valid TOML: "):
+            load(TrainerSettings, profile=tmp_path / "bad.toml")
 
 
 def test_a_password_is_not_shown() -> None:
