@@ -10,7 +10,7 @@ NUM_ACTIONS = 4
 
 
 class Action(IntEnum):
-    """What the agent may decide at the close of a bar; it executes at the next bar's open."""
+    """A decision at the close of a bar; it executes at the next bar's open."""
 
     HOLD = 0
     BUY = 1
@@ -26,7 +26,7 @@ class Side(IntEnum):
     LONG = 1
 
 
-#: `[3, 4]`, row `side + 1`: HOLD, BUY, SELL when flat; HOLD, CLOSE when in a position.
+#: Whether each action is legal, `[3, 4]`, row `side + 1`: HOLD, BUY, SELL if flat; HOLD, CLOSE otherwise.
 LEGAL: Bool = np.array(
     [
         [True, False, False, True],
@@ -36,7 +36,7 @@ LEGAL: Bool = np.array(
 )
 LEGAL.setflags(write=False)
 
-#: `[3, 4]`, row `side + 1`: the side after the action, plus one; -1 where the action is illegal.
+#: The side after each action, plus one, `[3, 4]`, row `side + 1`; -1 where the action is illegal.
 SUCCESSOR: Int8 = np.array(
     [
         [0, -1, -1, 1],

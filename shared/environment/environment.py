@@ -1,4 +1,4 @@
-"""The trading environment: B sessions in lockstep, state in, state out.
+"""The trading environment: B sessions in lockstep, as pure functions of their state.
 
 A decision at the close of bar t executes at the open of bar t + 1. A step therefore books the reward of
 the decision at that open, then marks the position at that bar's close, where the next decision is made.
@@ -97,7 +97,7 @@ class Lanes(NamedTuple):
 
     bar: Int64  # the bar that has just closed
     step: Int64  # decisions made so far
-    side: Int8  # of `Side`
+    side: Int8  # values of `Side`
     entry_price: Float64
     entry_bar: Int64  # the bar at whose open the position was entered
     charged_pips: Float64  # costs of the round trip, and financing so far
@@ -130,12 +130,12 @@ class Transition:
 
 
 def reset(start_bars: Int64) -> Lanes:
-    """Sessions at their first decision, flat.
+    """Start sessions: each is flat and at its first decision.
 
     Args:
         start_bars: `[B]` the bar at whose close each session's first decision is made.
     Raises:
-        DataError: a start is negative. The first step refuses a start that is too late for its session.
+        DataError: a start is negative. The first `step` refuses a start that is too late for a full session.
     """
     starts = np.array(start_bars, np.int64)
     require_shape("start_bars", starts, None)
@@ -166,14 +166,14 @@ def step(lanes: Lanes, actions: Int8 | Int64, prices: Prices, config: Environmen
 
     Args:
         lanes: the state; it is not modified.
-        actions: `[B]` of `Action`.
+        actions: `[B]` values of `Action`.
         prices: prices of the data set.
         config: costs and rewards.
     Raises:
         IllegalActionError: an action is not one of the four, or the position does not allow it, or the
             session is over.
         DataError: the data set ends before a lane's session does.
-        ShapeError: the actions are not one whole number per lane.
+        ShapeError: the actions are not one integer per lane.
     Source: docs/algorithm.md, Environment. Oracle: tests/oracles/environment.py.
     """
     require_shape("actions", actions, len(lanes.bar))
@@ -251,7 +251,7 @@ def _step(
 
 @kernel
 def _set_position(lanes: Lanes, lane: int, side: int, price: float, bar: int, charged_pips: float) -> None:
-    """Set a lane to a new position, which no close has marked yet, or to flat."""
+    """Set a lane to flat, or to a new position before its first mark."""
     lanes.side[lane] = side
     lanes.entry_price[lane] = price
     lanes.entry_bar[lane] = bar

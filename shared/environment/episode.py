@@ -17,7 +17,7 @@ class Episode:
 
     bars: Int64  # [T] the bar at whose close the decision was made
     actions: Int8  # [T]
-    rewards: Float32  # [T] pips, received on leaving the bar
+    rewards: Float32  # [T] pips, earned by the decision's step
     pnl: Float64  # [T] unrealised pips of the position at the decision, 0 when flat
     static: Float32  # [T, 6] at the decision
     trades: tuple[Trade, ...]
@@ -28,12 +28,12 @@ def replay(start_bar: int, actions: Sequence[int], prices: Prices, config: Envir
 
     Args:
         start_bar: the bar at whose close the first decision is made.
-        actions: one per bar, of `Action`; a position still open after the last is closed at the next open.
+        actions: `Action` values, one per bar; a position open after the last fill is closed at the same open.
         prices: prices of the data set.
         config: costs and rewards; its session length is not used.
     Raises:
         IllegalActionError: an action is not one of the four, or the position does not allow it.
-        DataError: the list is empty, or the data set ends before the last action is filled.
+        DataError: the list is empty, or the data set ends before the last action executes.
     """
     if not actions:
         raise DataError("no action to replay: expected at least one")

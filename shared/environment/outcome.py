@@ -1,4 +1,4 @@
-"""The chance outcome of a bar: which way the next close went, against recent dispersion."""
+"""The chance outcome of a bar: the direction of the next close, relative to recent volatility."""
 
 import math
 from enum import IntEnum
@@ -13,15 +13,15 @@ NUM_OUTCOMES = 3
 #: A move is UP or DOWN if it exceeds this share of the standard deviation of the last closes.
 THRESHOLD_SIGMA = 0.33
 
-#: Number of closes in that standard deviation (of the population), the current one included.
+#: Number of closes in that (population) standard deviation, including the current one.
 SIGMA_BARS = 20
 
-#: Label of a bar without an outcome: one of the first, or the last.
+#: Label of the first 19 bars and the last bar, which have no outcome.
 UNDEFINED = -1
 
 
 class ChanceOutcome(IntEnum):
-    """The encoding in labels, the chance head, the tree and messages."""
+    """The outcomes, with the same codes in labels, chance head, search tree and messages."""
 
     UP = 0
     NEUTRAL = 1
@@ -29,15 +29,15 @@ class ChanceOutcome(IntEnum):
 
 
 def label_outcomes(close: Float64) -> Int8:
-    """The outcome of every bar: the next close's move against the deviation of the last 20 closes.
+    """The outcome of every bar: the next close's move relative to the deviation of the last 20 closes.
 
     UP where c_{t+1} - c_t > 0.33 sigma_t, DOWN where it is < -0.33 sigma_t, else NEUTRAL; sigma_t is
     the population standard deviation of the closes (levels) of bars t-19..t.
 
     Args:
-        close: `[T]`.
+        close: `[T]` closes.
     Returns:
-        `[T]`, `UNDEFINED` before bar 19 and at the last bar.
+        Labels, `[T]`, `UNDEFINED` before bar 19 and at the last bar.
     Raises:
         DataError: a close is not finite.
     Source: docs/algorithm.md, Features. Oracle: tests/oracles/features.py.
@@ -52,7 +52,7 @@ def label_outcomes(close: Float64) -> Int8:
 
 @kernel
 def _label(close: Float64) -> Int8:
-    """Two passes over each window, relative to its last close: no running sum accumulates errors."""
+    """Label each bar in two passes over its window; a running sum would accumulate rounding errors."""
     outcomes = np.full(len(close), UNDEFINED, np.int8)
     for bar in range(SIGMA_BARS - 1, len(close) - 1):
         current = close[bar]

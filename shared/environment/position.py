@@ -22,7 +22,7 @@ STATIC_NAMES: tuple[str, ...] = (
     "accumulated_dd",
 )
 
-#: Pips and bars are divided by this before tanh squashes them.
+#: Pips and numbers of bars are divided by this before tanh.
 STATIC_SCALE = 100.0
 
 
@@ -36,7 +36,7 @@ def unrealised_pips(side: int, entry_price: float, charged_pips: float, price: f
 def mark(
     pnl: float, peak: float, max_drawdown: float, accumulated_drawdown: float
 ) -> tuple[float, float, float]:
-    """Peak, largest and accumulated drawdown after a bar's close; all in pips.
+    """Peak, largest drawdown and accumulated drawdown after a bar's close, in pips.
 
     Args:
         pnl: unrealised profit at this close.
@@ -72,7 +72,7 @@ def _write_static(
 
 
 def pips_of_static(static: Float32) -> Float64:
-    """The unrealised pips in static features: `[..., 6]` -> `[...]`, from -866 to 866."""
+    """The unrealised pips that static features encode, `[..., 6]` -> `[...]`, limited to -866 to 866."""
     limit = np.nextafter(np.float32(1.0), np.float32(0.0))  # beyond it tanh rounds to 1
     pips: Float64 = STATIC_SCALE * np.arctanh(np.clip(static[..., 1], -limit, limit).astype(np.float64))
     return pips
@@ -89,7 +89,7 @@ def static_features(
     """The six static features of B positions.
 
     Args:
-        side: `[B]` of `Side`.
+        side: `[B]` values of `Side`.
         pnl: `[B]` unrealised pips at the last close, net of charges.
         bars_held: `[B]` closes since the entry.
         peak: `[B]` highest pnl at a close since the entry, at least 0, in pips.
@@ -123,7 +123,7 @@ class Position:
         return Position(self.pip, side, price, charged_pips)
 
     def charge(self, pips: float) -> "Position":
-        """The position after a cost of holding it, such as financing."""
+        """The position after a holding cost, such as financing, is charged."""
         return replace(self, charged_pips=self.charged_pips + pips)
 
     def at_close(self, close: float) -> "Position":

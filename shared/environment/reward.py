@@ -12,7 +12,7 @@ _HOLD = int(Action.HOLD)
 class RewardScheme(StrEnum):
     """How a step is rewarded."""
 
-    AMDDP1 = "amddp1"  # realised pips - 1 % of the largest drawdown + entry bonus - idle penalty
+    AMDDP1 = "amddp1"  # realised pips - drawdown penalty + entry bonus - idle penalty
     PNL = "pnl"  # realised pips only
 
 

@@ -25,12 +25,12 @@ class Trade:
 
 
 class TradeColumns(NamedTuple):
-    """The columns of a trade log as a kernel writes them; every one is `[N]`."""
+    """The columns of a trade log as a kernel writes them; each is `[N]`."""
 
     lane: Int64
     entry_bar: Int64
     exit_bar: Int64
-    side: Int8  # of `Side`
+    side: Int8  # values of `Side`
     entry_price: Float64
     exit_price: Float64
     pips: Float64

@@ -24,7 +24,7 @@ LOOKBACK_BARS = 60
 SHORT_MOMENTUM_BARS = 5
 
 #: Index of the first bar with nine defined features. The 60-bar momentum is defined from bar 60 on, and its
-#: extrema over 60 bars from 59 bars later.
+#: 60-bar extrema from bar 119 on.
 FIRST_VALID_BAR = 2 * LOOKBACK_BARS - 1
 
 #: The price change of one bar is divided by this many pips before tanh.
@@ -58,8 +58,8 @@ def num_acceptable(last_time_s: int, time_s: Int64, close: Float64) -> int:
 
     Args:
         last_time_s: time of the bar that precedes the first one.
-        time_s: `[N]`.
-        close: `[N]`.
+        time_s: `[N]` opening times of the bars.
+        close: `[N]` closes of the bars.
     """
     later, acceptable = time_s[1:], True
     for bar in range(len(later)):  # no early exit, so that it compiles to vector instructions
@@ -77,7 +77,7 @@ def num_acceptable(last_time_s: int, time_s: Int64, close: Float64) -> int:
 
 @kernel
 def _join(low: Float64, high: Float64, second: int, third: int, fourth: int) -> tuple[Float64, Float64]:
-    """Combine four windows each: one and those that start `second`, `third` and `fourth` values later."""
+    """Combine each window with the three that start `second`, `third` and `fourth` values later."""
     low_2, low_3, low_4 = low[second:], low[third:], low[fourth:]
     high_2, high_3, high_4 = high[second:], high[third:], high[fourth:]
     lowest, highest = np.empty(len(low_4)), np.empty(len(high_4))
@@ -93,7 +93,7 @@ def trailing_extrema(values: Float64) -> tuple[Float64, Float64]:
     """Minimum and maximum of every 60 consecutive values.
 
     Args:
-        values: `[N + 59]`.
+        values: `[N + 59]` values in order.
     Returns:
         Two arrays `[N]`, the minima and the maxima; their first elements cover values 0 to 59.
     """
@@ -148,7 +148,7 @@ def momentum_column(closes: Float64, lag: int) -> Float32:
 def price_change_column(closes: Float64, pip: float) -> Float32:
     """Column 4: the change over one bar in pips, squashed by tanh.
 
-    tanh a = 1 - 2/(e^2a + 1) for a >= 0, where e^x is computed as the 64th power of the Taylor series of
+    tanh a = 1 - 2/(e^(2a) + 1) for a >= 0, where e^x is computed as the 64th power of the Taylor series of
     e^(x/64). The result is exact to 11 digits, more than float32 has. Unlike a call of the library's tanh,
     this compiles to vector instructions, which makes it five times as fast.
 
@@ -177,11 +177,11 @@ def price_change_column(closes: Float64, pip: float) -> Float32:
 
 @kernel
 def minute_of_week(time_s: Int64, openings_s: Int64) -> Int64:
-    """Full minutes since the opening of the trading week, at most 7199, also after Friday's close.
+    """Full minutes since the opening of the trading week; 7199 after Friday's close.
 
     Args:
-        time_s: `[N]`, ascending.
-        openings_s: `[W]`, ascending: openings of the trading weeks; the first at or before the first bar,
+        time_s: `[N]` opening times of the bars, ascending.
+        openings_s: `[W]` openings of the trading weeks, ascending; the first is at or before the first bar,
             the last after the last bar.
     Returns:
         `[N]`, 0 to 7199.
@@ -205,9 +205,9 @@ def write_features(
     Args:
         history: `[119]` the closes before the bars, oldest first. Missing ones are NaN; if a bar needs one of
             them, all its features are NaN.
-        time_s: `[N]`, ascending.
-        close: `[N]`.
-        openings_s: `[W]`, ascending: openings of the trading weeks; the first at or before the first bar,
+        time_s: `[N]` opening times of the bars, ascending.
+        close: `[N]` closes of the bars.
+        openings_s: `[W]` openings of the trading weeks, ascending; the first is at or before the first bar,
             the last after the last bar.
         pip: size of a pip in units of price.
         rows: `[N, 9]`, the output.

@@ -37,10 +37,10 @@ FEATURE_NAMES: tuple[str, ...] = (
 )
 
 
-#: A shorter part is not worth its own thread.
+#: Least number of bars for which another thread is worth its cost.
 LEAST_PART_BARS = 50_000
 
-#: The time of the bar before the first, which does not exist.
+#: Stands for the time of a previous bar where there is none.
 _BEFORE_ALL_S = int(np.iinfo(np.int64).min)
 
 
@@ -78,8 +78,8 @@ def _write_in_parts(time_s: Int64, close: Float64, pip: float, rows: Float32) ->
     num_parts = max(1, min(os.cpu_count() or 1, len(close) // LEAST_PART_BARS))
     edges = np.linspace(0, len(close), num_parts + 1).astype(np.int64).tolist()
     with ThreadPoolExecutor(num_parts) as pool:
-        for done in [pool.submit(write, *part) for part in pairwise(edges)]:
-            done.result()
+        for future in [pool.submit(write, *part) for part in pairwise(edges)]:
+            future.result()
 
 
 class FeatureStream:
@@ -104,9 +104,9 @@ class FeatureStream:
 
         Args:
             time_s: the bar's opening time.
-            close: its close.
+            close: the bar's close.
         Returns:
-            `[9]`, or None before the first bar whose features are all defined.
+            The bar's features, `[9]`, or None until all nine are defined.
         Raises:
             DataError: the time is not later than the last bar's or lies outside 1970-2099, or the close
                 is not a positive number; the stream is unchanged.
@@ -132,10 +132,10 @@ def window(features: Float32, bar: int) -> Float32:
     """The temporal window that ends with a bar.
 
     Args:
-        features: `[T, 9]`.
-        bar: its index, at least `FIRST_WINDOW_BAR`.
+        features: `[T, 9]` features of a series.
+        bar: index of the bar, at least `FIRST_WINDOW_BAR`.
     Returns:
-        `[32, 9]`, oldest first.
+        The window, `[32, 9]`, oldest bar first.
     Raises:
         DataError: the bar lies outside the series or too early for a full window.
     """
@@ -147,10 +147,10 @@ def windows(features: Float32, bars: Int64) -> Float32:
     """The temporal windows that end with the given bars.
 
     Args:
-        features: `[T, 9]`.
-        bars: `[N]` their indices, each at least `FIRST_WINDOW_BAR`.
+        features: `[T, 9]` features of a series.
+        bars: `[N]` indices of the bars, each at least `FIRST_WINDOW_BAR`.
     Returns:
-        `[N, 32, 9]`, oldest first.
+        The windows, `[N, 32, 9]`, oldest bar first.
     Raises:
         DataError: a bar lies outside the series or too early for a full window.
     """
@@ -168,16 +168,16 @@ def windows(features: Float32, bars: Int64) -> Float32:
 
 
 def _no_history() -> Float64:
-    """The closes before the first bar: none exist."""
+    """The closes before the first bar: all NaN, because none exist."""
     return np.full(FIRST_VALID_BAR, np.nan)
 
 
 def _refusal(bar: int, time_s: int, close: float, last_time_s: int | None) -> DataError:
-    """The error of a bar that `num_acceptable` does not accept."""
+    """The error for a bar that `num_acceptable` rejects."""
     if not (math.isfinite(close) and close > 0.0):
         return DataError(f"bar {bar} at {_utc(time_s)}: close {close}, expected a positive number")
     previous = "" if last_time_s is None else f", {_utc(last_time_s)}"
-    return DataError(f"bar {bar} at {_utc(time_s)}: expected a time after the bar before it{previous}")
+    return DataError(f"bar {bar} at {_utc(time_s)}: expected a time after the previous bar{previous}")
 
 
 def _utc(time_s: int) -> str:

@@ -25,7 +25,7 @@ _YEN_BASES = frozenset(("AUD", "CAD", "CHF", "EUR", "GBP", "NZD", "SGD", "TRY", 
 _NAME = re.compile(r"([A-Z0-9]{2,12})_([A-Z]{3})")
 _SIX_LETTERS = re.compile(r"([A-Z]{3})[/-]?([A-Z]{3})")
 
-#: Allowed powers of ten of a pip.
+#: Allowed values of `pip_location`.
 _PIP_LOCATIONS = range(-8, 2)
 
 
@@ -48,13 +48,13 @@ class Instrument:
 
     @classmethod
     def named(cls, name: str, pip_location: int | None = None) -> Self:
-        """The instrument of a name.
+        """Look up an instrument by its name.
 
         Args:
             name: such as GBP_JPY, GBPJPY, GBP/JPY or gbp_jpy.
-            pip_location: power of ten of the pip, from the broker or the user; None: the pair's convention.
+            pip_location: power of ten of the pip, from broker or user; None for the pair's convention.
         Raises:
-            DataError: the name does not have that form, or the pair's pip is not known.
+            DataError: the name has another form, or the pip is unknown or out of range.
         """
         name = normalized_name(name)
         if pip_location is None:
@@ -144,7 +144,7 @@ class BarSeries:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over instrument and columns, in hex: two series with one fingerprint are equal."""
+        """SHA-256 over instrument and columns, in hex; series with the same fingerprint are equal."""
         digest = hashlib.sha256(f"{self.instrument.name} {self.instrument.pip_location}".encode())
         for integers in (self.time_s, self.volume):
             digest.update(np.ascontiguousarray(integers, "<i8").data)

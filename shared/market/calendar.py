@@ -2,7 +2,7 @@
 
 The FX week opens on Sunday at 17:00 New York and closes on Friday at 17:00; its days also begin and
 end at 17:00. New York's clocks change on Sunday at 02:00, so a week always lasts 120 hours, while its
-opening moves between 21:00 and 22:00 UTC. All functions take sorted or unsorted times.
+opening moves between 21:00 and 22:00 UTC. Only `rollover_nights` needs sorted times.
 
 Source: OANDA's published trading hours; IANA zone America/New_York.
 """
@@ -25,7 +25,7 @@ OPEN_MINUTES_PER_DAY = OPEN_MINUTES_PER_WEEK // 5
 FINANCING_NIGHTS: Int64 = np.array([1, 1, 3, 1, 1, 0, 0], dtype=np.int64)
 FINANCING_NIGHTS.setflags(write=False)
 
-_THURSDAY = 3  # 1970-01-01
+_THURSDAY = 3  # weekday of 1970-01-01
 _SUNDAY = 6
 _MARGIN_DAYS = 10  # so that the first and the last allowed time have a full week around them
 
@@ -48,7 +48,7 @@ def week_opens() -> Int64:
 
 
 def week_open_s(time_s: Int64) -> Int64:
-    """The last Sunday 17:00 New York at or before each time; both `[T]`.
+    """The last Sunday 17:00 New York at or before each time, `[T]`.
 
     Raises:
         DataError: a time lies outside 1970-2099.
@@ -57,7 +57,7 @@ def week_open_s(time_s: Int64) -> Int64:
 
 
 def is_open(time_s: Int64) -> Bool:
-    """Whether the market is open at each time, `[T]`: from Sunday 17:00 to before Friday 17:00."""
+    """Whether the market is open at each time, `[T]`: from Sunday 17:00 until Friday 17:00, exclusive."""
     times = np.asarray(time_s, np.int64)
     return times - week_open_s(times) < WEEK_OPEN_S
 
@@ -65,7 +65,7 @@ def is_open(time_s: Int64) -> Bool:
 def open_minute(time_s: Int64) -> Int64:
     """Number of open minutes that began before each time, `[T]`; constant over weekends.
 
-    For whole minutes a and b, its value at b less that at a is the number of open minutes in `[a, b)`.
+    For whole minutes a and b, `open_minute(b) - open_minute(a)` is the number of open minutes in `[a, b)`.
     """
     times = np.asarray(time_s, np.int64)
     week = _week_index(times)
@@ -93,7 +93,7 @@ def open_minutes(first_minute: int, num_minutes: int) -> Int64:
 def trading_day(time_s: Int64) -> Int64:
     """The trading day of each time, `[T]`; it changes at 17:00 New York.
 
-    A trading day has the number of the calendar day on which it ends, counted from 1970-01-01.
+    Its number is that of the calendar day on which it ends, in days since 1970-01-01.
     """
     return _day_index(time_s) + FIRST_TIME_S // DAY_S - _MARGIN_DAYS
 
@@ -101,8 +101,8 @@ def trading_day(time_s: Int64) -> Int64:
 def rollover_nights(time_s: Int64) -> Int8:
     """Nights charged for holding a position from each bar's open to the next bar's open, `[T]`.
 
-    Counts the 17:00 New York cuts in `(time_s[t], time_s[t + 1]]`: Wednesday's three times, those of the
-    weekend not at all. The last bar has 0; the maximum is 127.
+    Counts the 17:00 New York cuts in `(time_s[t], time_s[t + 1]]`. Wednesday's cut counts three times and
+    a weekend cut not at all. The last bar has 0; values are capped at 127.
     """
     nights = FINANCING_NIGHTS[_weekdays()]
     paid = np.cumsum(nights)[_day_index(time_s) - 1]

@@ -14,7 +14,7 @@ from shared.market.bar import BAR_SECONDS
 
 BAR_NS = BAR_SECONDS * 1_000_000_000
 
-#: A mid this little below a half, in units of the last decimal, still rounds up: float arithmetic is inexact.
+#: Tolerance for rounding half up, in units of the last decimal, because float arithmetic is inexact.
 _ROUNDING_SLACK = 1e-4
 
 
@@ -34,8 +34,8 @@ class CandleBuilder:
     """Builds the bars of one instrument, tick by tick.
 
     Args:
-        decimals: decimals of the mids, rounded half up. OANDA does not document how it rounds a mid that
-            lies between two prices; six decimals keep every such mid and remove float noise.
+        decimals: number of decimals to which mids are rounded, half up. OANDA does not document how it rounds
+            a mid that lies between two prices; six decimals keep every such mid and remove float noise.
     """
 
     def __init__(self, decimals: int = 6) -> None:
@@ -78,9 +78,9 @@ class CandleBuilder:
         return closed
 
     def flush(self, now_ns: int) -> ClosedBar | None:
-        """Close the current bar if its minute is over; in quiet hours, call it with the time of heartbeats.
+        """Close the current bar if its minute is over.
 
-        Later ticks of a closed minute are ignored.
+        In quiet hours, call this with the time of each heartbeat. Later ticks of a closed minute are ignored.
         """
         if self._minute is None or now_ns < (self._minute + 1) * BAR_NS:
             return None

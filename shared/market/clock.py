@@ -1,6 +1,6 @@
 """The wall clocks of bar files, and their conversion to UTC.
 
-A clock is an IANA zone shifted by a whole number of seconds. The shift is for brokers whose
+A clock is a time zone shifted by a whole number of seconds. The shift is for brokers whose
 servers run at New York + 7 h, daylight saving included, so that their day ends when the FX day does.
 """
 
@@ -19,11 +19,11 @@ from shared.numeric import Int64
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 
-#: Times outside these years count as damage: no minute bars are older, and none can be newer.
+#: Times outside these years are errors: no minute bars are older, and none can be newer.
 FIRST_TIME_S = 0
 LAST_TIME_S = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp())
 
-_EPOCH = datetime(1970, 1, 1)  # of a wall clock, which has no zone
+_EPOCH = datetime(1970, 1, 1)  # naive, because a wall clock has no zone
 _SHIFTED_NEW_YORK = re.compile(r"(?:NY|New York) ?\+ ?(\d{1,2})", re.IGNORECASE)
 _FIXED_OFFSET = re.compile(r"(?:UTC|GMT)? ?([+-])(\d{1,2})(?::?([0-5]\d))?")
 
@@ -65,15 +65,15 @@ class Clock:
         return cls(name, UTC) if name == "UTC" else cls(name, _iana(name))
 
     def to_utc(self, wall_s: Int64) -> Int64:
-        """Turn wall-clock seconds, counted as if the clock were UTC, into UTC seconds; both `[T]`.
+        """Convert wall-clock seconds, counted as if the clock were UTC, to UTC seconds, `[T]`.
 
-        A time that occurs twice because clocks go back is read as the first. A time that does not exist
-        because clocks go forward is read as if they had not gone forward yet.
+        A time that occurs twice because clocks go back is read as the first of the two. A time that does not
+        exist because clocks go forward is read as if they had not gone forward yet.
         """
         local = np.asarray(wall_s, np.int64) - self.shift_s
         if self.zone is UTC:
             return local
-        hours, inverse = np.unique(local // HOUR_S, return_inverse=True)  # zones change on the hour
+        hours, inverse = np.unique(local // HOUR_S, return_inverse=True)  # offsets change on the hour
         offsets = np.array([self._offset_s(int(hour)) for hour in hours], dtype=np.int64)
         return local - offsets[inverse.reshape(local.shape)]
 

@@ -39,7 +39,7 @@ MAX_BYTES = 1 << 30
 #: Default limit on the share of rows that a repair may drop.
 MAX_DROPPED = 0.05
 
-#: If more than this share of the bars move outside the trading week, the clock must be wrong.
+#: Largest share of moving bars outside the trading week; with more, the clock must be wrong.
 _MAX_MOVING_OUTSIDE = 0.01
 
 #: Shortest run of flat rows that counts as the filler of closed hours.
@@ -57,7 +57,7 @@ class ImportResult:
 
     bars: BarSeries
     format: str
-    timezone: str  # the clock of the file's times and how it is known, in words
+    timezone: str  # the clock of the file's times and how it was determined, in words
     num_dropped: int  # rows that the repair dropped
     findings: tuple[str, ...] = ()  # what was changed or left out, and why, in words
     num_outside: int = 0  # bars outside the trading week that were left out
@@ -74,10 +74,10 @@ class ImportOptions:
     timezone: str | None = None  # clock of the file's times, see `Clock.named`; None: inferred from the file
     repair: bool = False  # drop faulty rows instead of refusing the file
     max_dropped: float = MAX_DROPPED  # largest share of the rows that a repair may drop
-    spread_unit: SpreadUnit | None = None  # of the spread column; None: from its name or the file's layout
+    spread_unit: SpreadUnit | None = None  # unit of the spread column; None: inferred from the file
 
     def __post_init__(self) -> None:
-        """Check the share."""
+        """Check the range of `max_dropped`."""
         if not 0 <= self.max_dropped <= 1:
             raise DataError(f"--max-dropped {self.max_dropped}: expected a share from 0 to 1")
 
@@ -91,17 +91,17 @@ def read_bars(
 ) -> ImportResult:
     """Read one-minute bars from a file of any supported format, gzipped or not.
 
-    Rows in the wrong order are sorted if that loses none, and bars outside the trading week are left
-    out; `findings` reports both.
+    Rows out of order are sorted if no row is lost. Bars outside the trading week are left out. `findings`
+    reports both.
 
     Args:
         path: an OANDA-like CSV, HistData, MetaTrader 4 or 5, Dukascopy or Parquet file.
-        instrument: what the bars price.
+        instrument: instrument of the bars.
         options: the user's options.
         progress: called with the amount read so far and the total.
     Raises:
         FormatError: the file cannot be read, its time zone cannot be inferred, or a row breaks a rule;
-            names the first such line.
+            the error names the first such line.
         DataError: the time zone in the options is not known.
     """
     options = options or ImportOptions()
@@ -109,7 +109,7 @@ def read_bars(
     requested = Clock.named(options.timezone) if options.timezone is not None else None
     data = _load(path)
     if data[8:12] == b"DUCK":
-        raise FormatError(name, "this is a data set already: use it with --data")
+        raise FormatError(name, "this is already a data set: use it with --data")
     if data.startswith(PARQUET_MAGIC):
         parquet = read_parquet(name, data, progress)
         format_name, rows, is_utc, unit = PARQUET, parquet.rows, parquet.is_utc, parquet.spread_unit
@@ -120,7 +120,7 @@ def read_bars(
         is_utc, unit = layout.is_utc, layout.spread_unit
 
     repair = _Repair(name, format_name, len(rows) + len(rows.unreadable), options)
-    if len(rows.unreadable) <= len(rows):  # otherwise the steps between the readable rows prove little
+    if len(rows.unreadable) <= len(rows):  # with fewer readable rows, their steps prove little
         refuse_other_than_minutes(name, rows.time_s)
     rows = repair.without_faults(rows)
     rows = in_pips(name, rows, options.spread_unit or unit, instrument)
@@ -145,7 +145,7 @@ class _Repair:
         self.findings: list[str] = []
 
     def without_faults(self, rows: RawRows) -> RawRows:
-        """The rows that have no fault in themselves."""
+        """The rows that are valid in themselves, whatever their order."""
         faulty, kinds = find_faults(rows)
         count = sum(kind.count for kind in kinds)
         if kinds:
@@ -158,7 +158,7 @@ class _Repair:
         return rows
 
     def in_rising_order(self, rows: RawRows) -> RawRows:
-        """The rows whose times rise; `rows` have been through `natural_order`."""
+        """The rows whose times rise; apply `natural_order` first."""
         disorder = first_disorder(rows.time_s, rows.line)
         if disorder is None:
             return rows
@@ -244,7 +244,7 @@ def _within_week(path: str, rows: RawRows, requested: Clock | None, clock: str) 
 
 
 def _clock_of(path: str, rows: RawRows, requested: Clock | None, is_utc: bool) -> tuple[Clock, str]:
-    """The clock of a file's times, and how it is known.
+    """The clock of a file's times, and how it was determined.
 
     Raises:
         FormatError: it cannot be inferred from the weekends.
@@ -281,7 +281,7 @@ def _load(path: Path) -> bytes:
     """A file's content, uncompressed.
 
     Raises:
-        FormatError: it is missing, a folder, too large, damaged, or may not be read.
+        FormatError: the file is missing, a folder, too large, damaged or unreadable.
     """
     try:
         if not path.is_file() and path.exists():
@@ -312,7 +312,7 @@ def _read_all(path: str, file: Any) -> bytes:
 
 
 def _as_utf8(path: str, data: bytes) -> bytes:
-    """The text without its byte-order mark. MetaTrader sometimes writes UTF-16."""
+    """The text as UTF-8 without a byte-order mark; MetaTrader sometimes writes UTF-16."""
     if data.startswith(_UTF16_MARKS):
         try:
             return data.decode("utf-16").encode()

@@ -12,32 +12,32 @@ _MIN_BLOCK_ROWS = 10
 
 @dataclass(frozen=True)
 class Order:
-    """The natural order of rows, and what was out of order, in words; empty if nothing was."""
+    """The natural order of rows, and a description of what was out of order."""
 
     rows: Int64  # [T] indices of the file's rows
-    finding: str
+    finding: str  # empty if the rows stay as they are
 
 
 def natural_order(time_s: Int64) -> Order:
-    """The order in which times rise, found without deciding whether a single row is wrong.
+    """The order of rows after the file is reversed or its blocks are sorted, where needed.
 
-    If most times fall, the file is reversed. The rows are then sorted by time if that moves only
-    blocks of rows; a row that would move alone may have a wrong time. Rows that repeat an earlier time
-    are no reason to sort; `first_disorder` finds them afterwards.
+    The file is reversed if most times fall. The rows are then sorted by time, but only if that moves
+    blocks: a row that would move alone may have a wrong time. Repeated times alone do not cause
+    sorting; `first_disorder` finds them later.
 
     Args:
-        time_s: `[T]` in the file's order.
+        time_s: `[T]` times in the file's order.
     """
     rows = np.arange(len(time_s))
     findings = []
     if np.sign(np.diff(time_s)).sum() < 0:
         rows = rows[::-1]
         findings.append("the file runs from the newest bar to the oldest")
-    first = np.unique(time_s[rows], return_index=True)[1]  # [U] first row of each time, in rising time
+    first = np.unique(time_s[rows], return_index=True)[1]  # [U] first row of each time, by time
     if (np.diff(first) < 0).any():
         repeats = np.ones(len(rows), np.int64)
         repeats[first] = 0
-        rank = first - np.cumsum(repeats)[first]  # position among the rows that repeat no other
+        rank = first - np.cumsum(repeats)[first]  # position among these first rows
         ends = np.append(np.flatnonzero(np.diff(rank) != 1), len(rank) - 1)
         lengths = np.diff(ends, prepend=-1)
         if lengths.min() >= _MIN_BLOCK_ROWS:

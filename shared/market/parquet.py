@@ -25,7 +25,7 @@ class ParquetRows:
     """The rows of a Parquet file."""
 
     rows: RawRows
-    is_utc: bool  # the times are instants: with a zone, or counted since 1970
+    is_utc: bool  # the times have a time zone, or are integers since 1970 UTC
     spread_unit: SpreadUnit | None  # None: there is no spread, or its unit is not known
 
 
@@ -33,7 +33,7 @@ def read_parquet(path: str, data: bytes, progress: Progress | None) -> ParquetRo
     """Read all rows of a Parquet file.
 
     Raises:
-        FormatError: the file is damaged, empty or lacks a column; names the column.
+        FormatError: the file is damaged, empty or lacks a column; the error names the column.
     """
     try:
         file = _arrow.parquet.ParquetFile(_arrow.BufferReader(data))
@@ -59,7 +59,7 @@ def read_parquet(path: str, data: bytes, progress: Progress | None) -> ParquetRo
 
 
 def _columns(path: str, schema: Any) -> dict[str, str]:
-    """The file's name of each of our columns.
+    """The file's name for each of our columns.
 
     Raises:
         FormatError: a column is missing, occurs twice or has the wrong type.
@@ -74,7 +74,7 @@ def _columns(path: str, schema: Any) -> dict[str, str]:
         ours = wanted.get(name.lower(), "")
         if ours in found:
             raise FormatError(
-                path, f"columns {found[ours]!r} and {name!r} both give the {ours}: expected one"
+                path, f"columns {found[ours]!r} and {name!r} both contain the {ours}: expected one"
             )
         if ours:
             found[ours] = name
@@ -124,7 +124,7 @@ def _rows(path: str, columns: dict[str, Any], spread: str | None, done: int) -> 
 
 
 def _times(column: Any) -> Int64:
-    """Whole seconds. Integers are s, ms, us or ns, whichever unit puts the largest into a plausible year."""
+    """Whole seconds. Integers use the first of s, ms, us, ns that gives the largest a plausible year."""
     numbers: Int64 = column.cast(_arrow.int64()).to_numpy(zero_copy_only=False)
     if _arrow.types.is_timestamp(column.type):
         return numbers // _UNITS_PER_SECOND[column.type.unit]

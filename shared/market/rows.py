@@ -1,4 +1,4 @@
-"""The rows of a bar file as read, and the checks of them."""
+"""The rows of a bar file as read, and their checks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -27,7 +27,7 @@ _BAR_NAMES = {120: "two-minute", 300: "five-minute", 900: "fifteen-minute", 1800
 
 @dataclass(frozen=True)
 class RowFault:
-    """What is wrong with one row."""
+    """A fault in one row."""
 
     line: int  # 1-based line of a text file, 1-based row of a Parquet file
     reason: str
@@ -43,7 +43,7 @@ class RawRows:
     low: Float64
     close: Float64
     volume: Float64
-    spread: Float64  # in the file's unit, after `spread.in_pips` in pips; NaN: none
+    spread: Float64  # in the file's unit until `spread.in_pips` converts it; NaN if there is none
     line: Int64
     unreadable: list[RowFault] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ class RawRows:
         return len(self.time_s)
 
     def kept(self, keep: Bool | Int64) -> "RawRows":
-        """The rows where the mask `keep`, `[T]`, is true; or the rows at its indices, in their order."""
+        """The rows that `keep` selects: a mask, `[T]`, or row indices in the wanted order."""
         columns = {name: getattr(self, name)[keep] for name in _COLUMNS}
         return replace(self, **columns)
 
@@ -73,10 +73,10 @@ def distinct(time_s: Int64) -> Int64:
 
 
 def refuse_other_than_minutes(path: str, time_s: Int64) -> None:
-    """Check by the most frequent step between bars that they are one-minute bars.
+    """Check that the most frequent step between bars is one minute.
 
     Raises:
-        FormatError: they are longer or shorter.
+        FormatError: it is longer or shorter.
     """
     steps = np.diff(distinct(time_s[time_s % 60 == 0]))
     if len(steps) < _MIN_STEPS:
@@ -91,7 +91,7 @@ def refuse_other_than_minutes(path: str, time_s: Int64) -> None:
 
 
 def row_faults(rows: RawRows) -> Iterator[tuple[Bool, str]]:
-    """For each kind of fault within a row: a mask of the rows that have it, `[T]`, and a reason template."""
+    """For each kind of fault within a row, yield a mask of its rows, `[T]`, and a reason template."""
     with np.errstate(invalid="ignore"):
         yield (
             (rows.time_s < FIRST_TIME_S + _MARGIN_S) | (rows.time_s >= LAST_TIME_S - _MARGIN_S),
@@ -121,14 +121,14 @@ def row_faults(rows: RawRows) -> Iterator[tuple[Bool, str]]:
 
 @dataclass(frozen=True)
 class FaultKind:
-    """The rows with one kind of fault; a row with several counts under the first only."""
+    """The rows with one kind of fault; a row with several faults counts only for the first."""
 
     count: int
     first: RowFault
 
 
 def find_faults(rows: RawRows) -> tuple[Bool, list[FaultKind]]:
-    """A mask of the rows with a fault, `[T]`, and all faults by kind, those of unreadable rows included."""
+    """A mask of the rows with a fault, `[T]`, and all faults by kind, including those of unreadable rows."""
     kinds = []
     if rows.unreadable:
         kinds.append(FaultKind(len(rows.unreadable), min(rows.unreadable, key=lambda fault: fault.line)))
@@ -144,13 +144,13 @@ def find_faults(rows: RawRows) -> tuple[Bool, list[FaultKind]]:
 
 
 def first_fault(rows: RawRows) -> RowFault | None:
-    """The fault with the lowest line number, those of unreadable rows included."""
+    """The fault with the lowest line number, including those of unreadable rows."""
     _, kinds = find_faults(rows)
     return min((kind.first for kind in kinds), key=lambda fault: fault.line, default=None)
 
 
 def flat_runs(rows: RawRows | BarSeries, min_rows: int) -> Bool:
-    """A mask of the rows, `[T]`, in long runs at one price without volume: filler of closed hours.
+    """A mask, `[T]`, of rows in long runs at one price without volume, the filler of closed hours.
 
     A row continues a run if it repeats the price of the row before it, one minute later, without volume.
     """
@@ -204,7 +204,7 @@ def repetitions(rows: RawRows, keep: Bool) -> int:
 
 @kernel
 def _longest_rising(values: Int64) -> Bool:
-    """One longest strictly rising subsequence, `[T]` bool; patience sorting, O(n log n)."""
+    """A mask, `[T]`, of one longest strictly rising subsequence, by patience sorting in O(n log n)."""
     last = np.empty(len(values), np.int64)  # last row of the best run of each length
     before = np.empty(len(values), np.int64)  # the row before each row in its run
     length = 0

@@ -2,8 +2,8 @@
 
 A session that starts at bar i has decisions at the closes of bars i to i + 359; bar i + 360 supplies the
 last execution price. All its 361 bars lie in one split. The 150 warm-up bars before it serve only its
-features. At the start of a split they reach back into the embargo but never across it: 150 bars that
-lack at most 60 open minutes span less than the 1,440 minutes of an embargo day.
+features. At the start of a split they reach back into the embargo. With the default settings they never
+reach across it: 150 bars that lack at most 60 open minutes span less than one embargo day of 1,440 minutes.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ _MAX_RANGE_PIPS = 1_000_000.0
 
 
 class Split(StrEnum):
-    """What a session may be used for."""
+    """The permitted use of a session."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -90,7 +90,7 @@ class SplitConfig:
     embargo_days: Natural = setting(1, "trading days left out before the validation and the test split")
 
     def __post_init__(self) -> None:
-        """Check every range, and that something is left for the test split."""
+        """Check every range, and that the shares add up to at most 1."""
         check_group("splits", self)
         if self.train + self.validation > 1 + 1e-9:
             raise SettingsError(
@@ -128,10 +128,12 @@ def index_sessions(
 ) -> SessionIndex:
     """Find every valid session in one pass over the bars, and assign each to its split.
 
-    A session starts at bar i when bars i - 150 to i + 360 exist, bars i to i + 360 lie in one
-    trading week with no step above `max_step_minutes`, bars i to i + 359 have a mean range of at
-    least `min_mean_range_pips`, and at most `max_warmup_missing_minutes` minutes of the trading week
-    from bar i - 150 to bar i have no bar.
+    A session starts at bar i if all of these hold:
+
+    - Bars i - 150 to i + 360 exist.
+    - Bars i to i + 360 lie in one trading week, with no step above `max_step_minutes`.
+    - Bars i to i + 359 have a mean range of at least `min_mean_range_pips`.
+    - From bar i - 150 to bar i, at most `max_warmup_missing_minutes` open minutes have no bar.
 
     Oracle: tests/oracles/sessions.py.
     """

@@ -10,16 +10,16 @@ from shared.market.bar import Instrument
 from shared.market.rows import RawRows
 from shared.numeric import Float64
 
-#: Spreads of a currency pair are within these, in pips.
+#: Plausible range of a currency pair's spread, in pips.
 _PLAUSIBLE_PIPS = (0.1, 30.0)
 
 
 class SpreadUnit(StrEnum):
-    """What a file's spread column counts."""
+    """The unit of a file's spread column."""
 
     PIPS = "pips"
     PRICE = "price"  # units of the quote currency
-    POINTS = "points"  # last decimals of the price, as MetaTrader counts
+    POINTS = "points"  # units of the price's last decimal, as in MetaTrader
     NONE = "none"  # ignore the column
 
 
@@ -28,9 +28,10 @@ def in_pips(path: str, rows: RawRows, unit: SpreadUnit | None, instrument: Instr
 
     Args:
         path: path of the file, for the error.
-        rows: without faulty prices, which could change the size of a point; spread in the file's unit.
-        unit: from the user or the file's layout; None: inferred from the size of the spreads.
-        instrument: what the bars price.
+        rows: rows with the spread in the file's unit, and without faulty prices, which could change the
+            size of a point.
+        unit: unit from the user or the file's layout; None to infer it from the size of the spreads.
+        instrument: instrument of the bars.
     Raises:
         FormatError: the unit is not known, and the spreads fit several units or none.
     """
@@ -63,7 +64,7 @@ def _inferred_unit(path: str, median: float, sizes: dict[SpreadUnit, float]) -> 
 
 
 def _point(rows: RawRows, instrument: Instrument) -> float:
-    """The last decimal that the prices use, at most one beyond the pip, however many the file prints."""
+    """Size of the last decimal that the prices use, at most one beyond the pip, ignoring trailing zeros."""
     prices: Float64 = np.stack([rows.open, rows.high, rows.low, rows.close])
     prices = prices[np.isfinite(prices)]
     for decimals in range(instrument.price_decimals):

@@ -33,8 +33,8 @@ class Summary:
 
     num_bars: int
     first_s: int  # opening of the first bar
-    last_s: int  # opening of the last
-    coverage: float  # share of the open minutes of this span that have a bar
+    last_s: int  # opening of the last bar
+    coverage: float  # share of the open minutes from first to last bar that have one
     missing_minutes: int
     num_outside: int  # bars outside the trading week
     mean_range_pips: float
@@ -46,7 +46,7 @@ class Summary:
 
 
 def summarize(bars: BarSeries, *, num_gaps: int = 5) -> Summary:
-    """Summarise at least one bar, with the `num_gaps` longest gaps; weekends are not gaps."""
+    """Summarise a non-empty series, with its `num_gaps` longest gaps; weekends are not gaps."""
     times = bars.time_s
     tradable = is_open(times)
     minute = open_minute(times)

@@ -20,8 +20,8 @@ DEFAULT_START_S = 1_578_261_600
 
 MAX_BARS = 10_000_000  # 27 years
 
-#: Deviation per bar at which a driftless Brownian motion has the mean bar range of GBP/JPY, 3.87 pips: the
-#: mean range is sqrt(8 / pi) deviations. The other laws have the same mean range.
+#: Standard deviation per bar that gives a driftless Brownian motion the mean bar range of GBP/JPY, 3.87
+#: pips, which is sqrt(8 / pi) standard deviations. The other laws have the same mean range.
 SIGMA_PIPS = 2.425
 
 _PIPETTES = 10  # steps of the quoted price per pip
@@ -39,8 +39,8 @@ class Market(StrEnum):
 class GbmLaw:
     """Geometric Brownian motion without drift: there is no edge, so the best policy does not trade.
 
-    c[t+1] = c[t] exp(s e - s^2 / 2), with e standard normal and s such that the deviation of a bar is
-    `sigma_pips` at the starting price.
+    c[t+1] = c[t] exp(s e - s^2 / 2), with e standard normal and s such that the standard deviation of
+    a bar is `sigma_pips` at the starting price.
     """
 
     sigma_pips: float = SIGMA_PIPS
@@ -48,7 +48,7 @@ class GbmLaw:
 
 @dataclass(frozen=True)
 class OuLaw:
-    """Mean reversion around a slow mean, in pips from the starting price.
+    """Mean reversion around a slowly moving mean, in pips from the starting price.
 
     x[t+1] = persistence x[t] + sigma e, m[t+1] = m[t] + mean_sigma e', c = start + m + x. The best
     policy depends only on the deviation x and the position.
@@ -66,7 +66,7 @@ class OuLaw:
 
 @dataclass(frozen=True)
 class RegimesLaw:
-    """A Markov chain of regimes, each with its own drift and deviation per bar.
+    """A Markov chain of regimes, each with its own drift and standard deviation per bar.
 
     c[t+1] = c[t] + drift[k] + sigma[k] e, with k the regime of bar t+1. Calibrated to GBP/JPY: mean bar
     range 3.87 pips, 99th percentile 16.47.
@@ -101,7 +101,7 @@ class SyntheticBars:
     """A synthetic market with its hidden state."""
 
     bars: BarSeries
-    #: `[T]` decides the next move: deviation from the mean in pips (ou), regime (regimes), 0 (gbm).
+    #: `[T]` governs the next move: deviation from the mean in pips (ou), regime (regimes), 0 (gbm).
     state: Float64
 
 
@@ -115,11 +115,11 @@ def synthesize(
     """Bars of a synthetic market; the same arguments give the same bars.
 
     Args:
-        market: which law the closes follow, with the numbers of `LAWS`.
-        num_bars: 1 to 10 million.
-        seed: not negative.
-        instrument: GBP_JPY if not given.
-        start_s: UTC seconds; the first bar is the first open minute at or after it.
+        market: which law the closes follow, with the parameters in `LAWS`.
+        num_bars: number of bars, 1 to 10 million.
+        seed: seed of the random numbers, not negative.
+        instrument: instrument of the bars, by default GBP_JPY.
+        start_s: start in UTC seconds; the first bar is the first open minute at or after it.
     Raises:
         DataError: an argument is out of range, or the prices fall to zero.
     """
@@ -153,14 +153,14 @@ def synthesize_with_state(
 
 
 def start_price(instrument: Instrument) -> float:
-    """The first price of a synthetic market: 18,500 pips for a pip of 0.01, else 11,000."""
+    """The first price of a synthetic market: 18,500 pips for a pip of 0.01, else 11,000 pips."""
     return 185.0 if instrument.pip_location == -2 else 11_000 * instrument.pip
 
 
 def _gbm(
     law: GbmLaw, num_bars: int, start_pips: float, generator: np.random.Generator
 ) -> tuple[Float64, Float64, Float64]:
-    """Levels `[T + 1]` in pips, deviation per bar `[T]` in pips, state `[T]`."""
+    """Levels `[T + 1]` in pips, standard deviation per bar `[T]` in pips, state `[T]`."""
     sigma = law.sigma_pips / start_pips
     steps = sigma * generator.standard_normal(num_bars) - sigma**2 / 2
     levels = start_pips * np.exp(np.append(0.0, np.cumsum(steps)))
@@ -195,7 +195,7 @@ def _quote(
     first_minute: int,
     generator: np.random.Generator,
 ) -> BarSeries:
-    """Bars between successive levels, all in pips, rounded to tenths of a pip."""
+    """Bars that open and close at successive levels in pips, rounded to tenths of a pip."""
     num_bars = len(sigmas)
     opens, closes = levels[:-1], levels[1:]
     middle, move = (opens + closes) / 2, closes - opens

@@ -28,7 +28,7 @@ from shared.numeric import Bool, Float64, Int64
 
 _arrow: Any = pa  # pyarrow has no type hints
 
-#: Called with the bytes read so far and the total.
+#: Called with the amount read so far and the total: bytes of a text file, rows of a Parquet file.
 Progress = Callable[[int, int], None]
 
 MAX_LINE_BYTES = 1_000
@@ -93,8 +93,8 @@ def sniff(path: str, data: bytes) -> TextFormat:
     """
     check_text(path, data)
     lines = enumerate(data[: 20 * MAX_LINE_BYTES].decode("ascii").splitlines(), start=1)
-    filled = ((number, line) for number, line in lines if line.strip())
-    number, head = next(filled, (1, ""))
+    not_blank = ((number, line) for number, line in lines if line.strip())
+    number, head = next(not_blank, (1, ""))
     if not head:
         raise FormatError(path, "the file is empty: expected one-minute bars")
     delimiter = next((mark for mark in ("\t", ";", ",") if mark in head), "")
@@ -102,7 +102,7 @@ def sniff(path: str, data: bytes) -> TextFormat:
     columns, header_lines, row, name = cells, number, "", ""
     if set(PRICES) <= set(cells):
         columns = _known_columns(path, cells)
-        number, row = next(filled, (number, ""))
+        number, row = next(not_blank, (number, ""))
         if not row:
             raise FormatError(path, "the file has a header but no rows: expected one-minute bars")
     elif len(cells) == len(_HISTDATA) and _COMPACT.fullmatch(cells[0]):
@@ -191,9 +191,9 @@ def check_text(path: str, data: bytes) -> None:
     if kind := next((kind for magic, kind in _CONTAINERS.items() if data.startswith(magic)), None):
         raise FormatError(path, f"unknown format: this is {kind}; expected text or Parquet")
     content = np.frombuffer(data, np.uint8)
-    strange = (content >= 0x80) | (content == 0)
-    if strange.any():
-        where = int(np.argmax(strange))
+    not_text = (content >= 0x80) | (content == 0)
+    if not_text.any():
+        where = int(np.argmax(not_text))
         line = int(np.count_nonzero(content[:where] == ord("\n"))) + 1
         raise FormatError(
             path,
@@ -231,9 +231,12 @@ def _rows(batch: Any, layout: TextFormat, line: Int64) -> RawRows:
         joined = _arrow.compute.binary_join_element_wise(*batch.columns, "")
         blank = _arrow.compute.equal(joined, "").to_numpy(zero_copy_only=False)
     values = {name: _numbers(name, columns[name], faults) for name in PRICES}
-    nothing = np.zeros(len(batch))
-    volume = _numbers("volume", columns["volume"], faults) if "volume" in columns else nothing
-    spread = _numbers(layout.spread, columns[layout.spread], faults) if layout.spread else nothing + np.nan
+    volume = _numbers("volume", columns["volume"], faults) if "volume" in columns else np.zeros(len(batch))
+    spread = (
+        _numbers(layout.spread, columns[layout.spread], faults)
+        if layout.spread
+        else np.full(len(batch), np.nan)
+    )
     keep: Bool = np.ones(len(batch), np.bool_)
     keep[list(faults)] = False
     unreadable = [RowFault(int(line[row]), reason) for row, reason in faults.items() if not blank[row]]

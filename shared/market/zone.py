@@ -1,7 +1,7 @@
 """Infer the clock of a file's times from its weekend gaps.
 
 The FX week closes on Friday and opens on Sunday, both at 17:00 New York. The file's clock is the one
-under which the last bars before the gaps end, and the first bars after them open, at these times.
+under which its weekend gaps begin and end at these times.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from shared.market.calendar import WEEK_OPEN_S, week_open_s
 from shared.market.clock import DAY_S, FIRST_TIME_S, HOUR_S, LAST_TIME_S, Clock
 from shared.numeric import Bool, Int64
 
-#: Clocks that a file may use, the likelier first: of two that fit and agree, the first is named.
+#: Clocks that a file may use, likeliest first. If several fit and give the same times, the first is taken.
 CANDIDATES = (
     "UTC",
     "America/New_York",
@@ -31,7 +31,7 @@ CANDIDATES = (
 _MIN_GAP_S = 40 * HOUR_S
 _MAX_GAP_S = 4 * DAY_S
 
-#: A broker may open this late and close this early; clocks differ by an hour or more.
+#: A broker may open this late or close this early. This is less than the hour by which clocks differ.
 _TOLERANCE_S = 29 * 60
 
 #: Bars up to this far outside the week are accepted, because servers' clocks and batches run late.
@@ -100,7 +100,7 @@ def find_zone(wall_s: Int64) -> ZoneFinding:
 
 
 def evidence_against_utc(time_s: Int64) -> str | None:
-    """Evidence of the weekend gaps against times that claim to be UTC, in words; None without any."""
+    """The clock that the weekend gaps suggest instead of UTC, in words; None if they suggest none."""
     closes, opens = weekend_gaps(time_s)
     if len(opens) == 0 or _fits(closes, opens).mean() >= _MIN_SHARE:
         return None

@@ -182,8 +182,8 @@ class TestLive:
     @pytest.mark.parametrize(
         ("time_s", "close", "text"),
         [
-            (START_S + 60 * 159, 160.0, "a time after the bar before it, 2023-04-02T"),
-            (START_S, 160.0, "after the bar before it"),
+            (START_S + 60 * 159, 160.0, "a time after the previous bar, 2023-04-02T"),
+            (START_S, 160.0, "after the previous bar"),
             (START_S + 60 * 160, math.nan, "close nan, expected a positive number"),
             (START_S + 60 * 160, math.inf, "close inf, expected a positive number"),
             (START_S + 60 * 160, 0.0, "close 0.0, expected a positive number"),
@@ -246,7 +246,7 @@ class TestRefusals:
 
     def test_times_that_do_not_increase_are_refused(self) -> None:
         bars = bars_of(START_S + np.array([0, 60, 60, 120]), np.full(4, 160.0))
-        with pytest.raises(DataError, match=r"bar 2 at .* after the bar before it"):
+        with pytest.raises(DataError, match=r"bar 2 at .* after the previous bar"):
             temporal_features(bars)
 
 

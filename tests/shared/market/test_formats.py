@@ -376,7 +376,7 @@ def test_faults_of_parquet_are_named_by_row(tmp_path: Path, bars: BarSeries) -> 
     [
         ({"open": None}, "no column open: the file has time, high"),
         ({"time": None}, "no column time"),
-        ({"TIME": [1]}, "both give the time"),
+        ({"TIME": [1]}, "both contain the time"),
         ({"close": ["x"]}, "column 'close' is of type string: expected numbers"),
         ({"time": ["2023-04-03"]}, "column 'time' is of type string"),
         ({"time": [None]}, "row 1: the time is missing"),
@@ -400,7 +400,7 @@ HOSTILE = {
     "prose": (b"Dear reader,\nthis is no bar.\n", "unknown format: the line 'Dear reader,'"),
     "other csv": (b"name,age\nBob,42\n", "unknown format"),
     "noise": (bytes(range(256)) * 40, "binary data"),
-    "data set": (bytes(8) + b"DUCK" + bytes(99), "a data set already"),
+    "data set": (bytes(8) + b"DUCK" + bytes(99), "already a data set"),
     "zip": (b"PK\x03\x04" + bytes(200), "this is a zip archive or an Excel workbook: unpack it"),
     "one huge line": (b"9" * 5_000_000, "5,000,000 bytes long"),
     "huge line below": (f"{HEAD}\n{GOOD[0]}\n".encode() + b"1," * 900_000, r"x:3: .*1,800,000 bytes"),
