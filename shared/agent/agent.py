@@ -1,4 +1,4 @@
-"""The networks of one checkpoint version for inference: NumPy in, NumPy out, on the calling thread."""
+"""The networks of one checkpoint version for inference, on NumPy arrays and the calling thread."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Agent:
 
         Raises:
             ShapeError: the length of the windows or the number of features is wrong.
-            DataError: a feature is not finite, as before the first valid bar.
+            DataError: a feature is not finite, for example before the first valid bar.
         """
         config = self.config
         require_shape("windows", windows, None, config.window_bars, config.temporal_features)
@@ -89,8 +89,8 @@ class Agent:
         Output row r is the embedding of the window that ends at input row `r + window - 1`.
 
         Raises:
-            ShapeError: there are fewer rows than one window, or the number of features is wrong.
-            DataError: a feature is not finite, as before the first valid bar.
+            ShapeError: there are fewer rows than a window has, or the number of features is wrong.
+            DataError: a feature is not finite, for example before the first valid bar.
         """
         config = self.config
         require_shape("rows", rows, max(len(rows), config.window_bars), config.temporal_features)

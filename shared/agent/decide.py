@@ -47,7 +47,7 @@ def decide(
         static: `[B, 6]` static features. The first is the side of the position and determines the legal
             actions.
         config: the settings of the search.
-        exploration: for self-play. None chooses the greedy action without randomness.
+        exploration: settings and random numbers for self-play. None chooses the greedy action.
     Raises:
         ShapeError: the arrays do not fit together.
         DataError: a side is not -1, 0 or 1, or a number is not finite.

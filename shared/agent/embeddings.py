@@ -12,22 +12,22 @@ from shared.agent.agent import Agent
 from shared.errors import SettingsError
 from shared.numeric import Float32, Int32, Int64
 
-#: Most bars in one pass of the encoder, which bounds the memory for its activations.
+#: Largest number of bars in one pass of the encoder; it bounds the memory for activations.
 SPAN_BARS = 1_024
 
 
 class EmbeddingCache:
     """A ring buffer of embeddings of one version, limited in bytes; the oldest are evicted first.
 
-    Another agent or another array of features empties it. All memory is allocated at the first use, so
-    that the process does not grow while the cache fills.
+    A call with another agent or another array of features empties it. All memory is allocated at the first
+    use, so that the process does not grow while the cache fills.
     """
 
     def __init__(self, max_bytes: int) -> None:
         """Create an empty cache.
 
         Args:
-            max_bytes: the size of the embeddings; 0 disables the cache.
+            max_bytes: largest total size of the embeddings; 0 disables the cache.
         Raises:
             SettingsError: `max_bytes` is negative.
         """
@@ -42,9 +42,9 @@ class EmbeddingCache:
         Args:
             agent: the version that encodes.
             features: `[T, F]` features of the data set, which must not change.
-            bars: `[U]` ascending and distinct, with at least one window of bars up to the first.
+            bars: `[U]` ascending, distinct bars; a full window must end at the first one.
         Raises:
-            DataError: a feature is not finite, as before the first valid bar.
+            DataError: a feature is not finite, for example before the first valid bar.
         """
         ring = self._ring_for(agent, features)
         embeddings = np.empty((len(bars), agent.config.temporal_channels), np.float32)
@@ -91,7 +91,7 @@ class _Ring:
             features,
             np.full(len(features), -1, np.int32),
             np.full(num_slots, -1, np.int64),
-            np.full((num_slots, channels), np.nan, np.float32),  # full, not empty: allocates the pages
+            np.full((num_slots, channels), np.nan, np.float32),  # unlike np.empty, this allocates the pages
         )
 
     def fits(self, agent: Agent) -> bool:

@@ -30,17 +30,21 @@ class Exploration:
 
     With `puct` the action is drawn from visits^(1/temperature), or with probability epsilon uniformly from
     the legal actions. With `gumbel` the root noise alone makes the action a draw from the improved policy,
-    and neither number is used.
+    so temperature and epsilon are not used.
 
     With both rules an excursion can start at any decision: a uniformly drawn legal action, then HOLD for a
     random number of bars. Exploring for single bars never shows the value of a position, because the agent
     soon closes it again (temporally extended epsilon-greedy, Dabney et al. 2021).
     """
 
-    temperature: NonNegative = setting(1.0, "of the visit counts; 0 selects the most visited action")
+    temperature: NonNegative = setting(
+        1.0, "temperature of the visit counts; 0 selects the most visited action"
+    )
     epsilon: Share = setting(0.0, "probability of a random legal action")
-    excursion_rate: Share = setting(0.0, "probability per decision that an excursion starts, outside of one")
-    excursion_bars: Annotated[float, Range(low=1.0)] = setting(30.0, "mean of the geometric length")
+    excursion_rate: Share = setting(0.0, "probability that a decision outside an excursion starts one")
+    excursion_bars: Annotated[float, Range(low=1.0)] = setting(
+        30.0, "mean length of an excursion, geometrically distributed"
+    )
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -61,7 +65,7 @@ class RootExploration:
 
     exploration: Exploration
     noise: RootNoise
-    uniform: Float64  # [B, 2] in [0, 1): compared with epsilon, and to draw the action
+    uniform: Float64  # [B, 2] in [0, 1): the first is compared with epsilon, the second draws the action
     excursion: Int8  # [B] `Excursion`
 
     def __post_init__(self) -> None:
@@ -70,7 +74,7 @@ class RootExploration:
         require_shape("excursion", self.excursion, len(self.noise.gumbel))
 
     def choose(self, result: SearchResult, legal: Bool, config: SearchConfig) -> Int8:
-        """The action for each root, `[B]`; `legal` is `[B, A]`."""
+        """Choose an action for each root, `[B]`; `legal` is `[B, A]`."""
         any_legal = legal / legal.sum(axis=1, keepdims=True)
         if config.selection is Selection.GUMBEL:
             actions = result.actions

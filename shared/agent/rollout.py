@@ -59,9 +59,9 @@ def play(
         start_bars: `[B]` bars at whose close the first decisions are made.
         environment: costs, rewards and the length of a session.
         search: the settings of the search.
-        seeds: `[B]` seed of each lane, 0 or more. Recorded always, used only with exploration.
+        seeds: `[B]` seed of each lane, 0 or more. Always recorded, but used only with exploration.
         exploration: None plays greedily.
-        worker: the name of the worker, for the record.
+        worker: name of the worker, recorded in each trajectory.
         embeddings: a cache to share with other sessions; it does not change the result. None uses no cache.
     Raises:
         DataError: a session extends beyond the bars, or over bars without features or outcomes.
@@ -148,7 +148,7 @@ def _embedded(
         if start < before or start + num_steps >= len(market.prices):
             raise DataError(
                 f"lane {lane}: a session from bar {start} needs bars {start - before}..{start + num_steps},"
-                f" the data set has 0..{len(market.prices) - 1}"
+                f" but the data set has bars 0..{len(market.prices) - 1}"
             )
     bars, rows = np.unique(np.arange(num_steps)[:, None] + start_bars, return_inverse=True)
     return cache.rows(agent, market.features, bars), rows.reshape(num_steps, len(start_bars))

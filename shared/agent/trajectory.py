@@ -15,7 +15,7 @@ from shared.errors import DataError, ShapeError
 from shared.numeric import Bool, Float32, Int8, require_shape
 
 #: Largest accepted size of a reward, root value or trade, in pips. The highest quote on the market, a bitcoin
-#: in yen with a pip of 0.01, is about 1.5e9 pips, and no session moves by all of it. Returns, their squares
+#: in yen with a pip of 0.01, is about 1.5e9 pips, and no session moves by that much. Returns, their squares
 #: and sums over the longest trajectory stay far within the range of float32.
 MAX_PIPS = 1e9
 
@@ -27,7 +27,7 @@ class _Column(NamedTuple):
     """Type, shape and range of an array of a trajectory."""
 
     dtype: type[np.generic]
-    width: int  # of a row; 0 for a vector
+    width: int  # length of a row; 0 for a vector
     minimum: float
     maximum: float
 
@@ -54,10 +54,10 @@ class Trajectory:
     checkpoint_version: int  # version that chose all actions
     dataset: str  # fingerprint
     start_bar: int
-    seed: int  # of the exploration
+    seed: int  # seed of the exploration
     static: Float32  # [T, 6] before the action
     actions: Int8  # [T]
-    rewards: Float32  # [T] pips, received on leaving the step
+    rewards: Float32  # [T] pips, received at the end of the step
     policies: Float32  # [T, 4] policy of the search; 0 where illegal
     values: Float32  # [T] pips, root value of the search
     outcomes: Int8  # [T] `ChanceOutcome` after the action
@@ -67,11 +67,11 @@ class Trajectory:
     def __post_init__(self) -> None:
         """Check shapes, types, ranges and legal actions, so that the trainer never learns from bad numbers.
 
-        The other fields and the trades are checked by the message that carries them.
+        The message that carries a trajectory checks the other fields and the trades.
 
         Raises:
             ShapeError: the shape or type of an array is wrong.
-            DataError: a number is impossible. The text has the array, the index and the expected range.
+            DataError: a number is impossible. The text names the array, the index and the expected range.
         """
         steps = len(self)
         if steps == 0:
@@ -123,7 +123,7 @@ class Trajectory:
             )
 
     def _wrong(self, name: str, bad: Bool, expected: str) -> DataError:
-        """An error about the first number of the array where `bad`, of the same shape, is true."""
+        """An error about the array's first number at which `bad`, of the same shape, is true."""
         index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
         number = getattr(self, name)[index]
         return DataError(

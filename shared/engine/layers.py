@@ -1,8 +1,8 @@
 """Kernels of the network layers over a batch of rows. They read their weights from a tape.
 
 A *tape* is one array with the weights of a network in the order of their use (shared/engine/packing.py).
-Each layer receives the offset of its weights and returns that of the next layer. Buffers have 32-bit words:
-one float32 per word or, if *paired*, two bfloat16.
+Each layer receives the offset of its weights and returns that of the next layer. Buffers consist of
+32-bit words. A word holds one float32 or, if *paired*, two bfloat16.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _LOG2_E = np.float32(1.4426950408889634)
 _EPSILON = np.float32(1e-5)  # of torch's LayerNorm
 _LEAST_EXPONENT = np.float32(-126.0)
 
-#: Taylor coefficients of 2^f for f in [-0.5, 0.5]; the error is below that of float32.
+#: Taylor coefficients of 2^f for f in [-0.5, 0.5]; the error is below the rounding of float32.
 _EXP2 = tuple(
     np.float32(np.log(2.0) ** n / float(np.prod(np.arange(1, n + 1, dtype=float)))) for n in range(8)
 )
@@ -45,7 +45,7 @@ class Layer(NamedTuple):
     """The shape of a linear layer or convolution; lengths are in 32-bit words."""
 
     taps: int  # kernel size of a convolution; 1 for a linear layer
-    tap_step: int  # distance between the inputs of two taps
+    tap_step: int  # distance between the inputs of neighbouring taps
     depth: int  # input length of one tap
     columns: int  # output columns
     tables: int  # number of bias vectors
@@ -61,7 +61,7 @@ def linear(
     """Compute a linear layer or convolution with bias, ReLU and residual.
 
     Args:
-        tape: the biases, `tables` rows of them, then the weights by panel, tap and depth.
+        tape: `tables` rows of biases, then the weights by panel, tap and depth.
         layer: the shape of the layer.
         source: input rows.
         rows: the number of rows.
@@ -179,7 +179,7 @@ def probabilities(source: Rows, rows: int, columns: int, out: Float32) -> None:
 
 @kernel
 def _highest(logits: Float32) -> np.float32:
-    """The largest number. Integers of the same order are compared, so that the loop is vectorised."""
+    """The largest logit. The loop compares integers of the same order, so that it is vectorised."""
     bits = logits.view(np.int32)
     highest = np.int32(-(2**31))
     for j in range(len(bits)):
@@ -195,7 +195,7 @@ def _ordered(bits: np.int32) -> np.int32:
 
 @kernel
 def _exp(x: np.float32) -> np.float32:
-    """e^x for x ≤ 0 as 2^n 2^f. Arithmetic without calls, so that loops are vectorised."""
+    """e^x for x ≤ 0 as 2^n 2^f. It uses only arithmetic, so that loops over it are vectorised."""
     power = max(np.float32(x) * _LOG2_E, _LEAST_EXPONENT)
     whole = np.floor(power + np.float32(0.5))
     f = power - whole

@@ -1,6 +1,6 @@
 """The networks of the agent as kernels for inference.
 
-NumPy arrays in, NumPy arrays out, on one thread, without Python between the layers. Rows are processed in
+They read and write NumPy arrays on one thread, without Python between the layers. Rows are processed in
 chunks, so that the activations stay in the cache. Each row of a result has the same bits in any batch.
 """
 
@@ -33,7 +33,7 @@ SPAN_CHUNK = 512
 
 
 class Sizes(NamedTuple):
-    """The fields of a `ModelConfig` that the kernels use, and the precision of products."""
+    """The fields of a `ModelConfig` that the kernels use, and the precision of matrix products."""
 
     paired: bool
     hidden: int

@@ -36,9 +36,9 @@ def packed(weights: Mapping[str, Float32], config: ModelConfig, *, paired: bool)
     """Pack the weights of all networks.
 
     Args:
-        weights: by their names in `Network.state_dict`.
+        weights: arrays by their names in `Network.state_dict`.
         config: sizes of the networks.
-        paired: whether weights and inputs of products are bfloat16.
+        paired: whether weights and inputs of matrix products are bfloat16.
     Raises:
         ShapeError: the shape of a weight does not fit the sizes.
         DataError: a weight is missing, unknown or not finite.
@@ -61,7 +61,7 @@ def packed(weights: Mapping[str, Float32], config: ModelConfig, *, paired: bool)
 
 
 class _Weights:
-    """Weights by name, with checked shapes; records which are used."""
+    """Weights by name. It checks their shapes and records which are used."""
 
     def __init__(self, weights: Mapping[str, Float32]) -> None:
         self._weights, self._unused = weights, set(weights)
@@ -179,7 +179,7 @@ def _afterstate(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
 
 
 def _dynamics(named: _Weights, config: ModelConfig, tape: _Writer) -> Float32:
-    """Pack the transition with a bias per action and outcome (outcome fastest), then the reward head."""
+    """Pack the transition with biases indexed by `[action, outcome]`, then the reward head."""
     size, events = config.hidden_size, (config.num_actions, config.num_outcomes)
     _transition(named, "to_hidden", config.dynamics_blocks, size, events, tape)
     tape.linear(*_last(named, "reward_head", size, config.value_bins))

@@ -11,7 +11,7 @@ The sum of a row always runs over the depth in the same order, so a row has the 
 
 In bfloat16 a 32-bit word holds two neighbouring numbers of a row, the first one in the low half. One
 instruction adds both products to a float32 sum. On processors without that instruction, both halves are
-converted to float32 and multiplied there.
+converted to float32 and multiplied separately.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,9 +47,9 @@ class _BFloats(ir.Type):  # type: ignore[misc]  # llvmlite has no types
         return hash(_BFloats)
 
 
-#: Possible numbers of rows in a tile, largest first. More rows are not faster: the sums of eight keep the
-#: multipliers busy, and the addresses of twelve do not fit into registers. AVX2 has 16 vector registers
-#: instead of 32, hence fewer rows.
+#: Possible numbers of rows in a tile, largest first. More rows are not faster: eight rows already keep the
+#: multipliers busy, and the addresses of twelve do not fit into registers. AVX2 needs fewer rows, because it
+#: has 16 vector registers instead of 32.
 TILE_ROWS = (4, 2, 1) if LANES == 8 else (8, 4, 2, 1)
 
 
@@ -81,7 +81,7 @@ def _tile(
     column: Any,
     target_paired: Any,
 ) -> Any:
-    """Compute the tile of `count` rows (one of `TILE_ROWS`) and `PANEL` columns from `row`, `column` on.
+    """Compute a tile of `count` rows (one of `TILE_ROWS`) and `PANEL` columns, starting at `row`, `column`.
 
     `source`, `residual` and `target` are `Rows`; a residual with stride 0 is not added. Depth, steps and
     offsets on the tape are in 32-bit words. `floor` is the lower bound of the sums, before and after adding
@@ -273,7 +273,7 @@ class _Emitter:
         return b.select(b.fcmp_unordered("<", floors, value), value, floors)
 
     def _fused(self, word: Any, weights: Any, total: Any) -> Any:
-        """`total + word * weights`; if paired, the products of both halves."""
+        """`total + word * weights`; if paired, the sum includes the products of both halves."""
         b = self._builder
         if not self._paired:
             return self._multiplied(self._spread(word), weights, total)

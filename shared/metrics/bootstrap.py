@@ -17,14 +17,14 @@ from shared.metrics.rounding import mean_over_deviation
 from shared.metrics.trades import SQN_CAP
 from shared.numeric import Float64, kernel, parallel_kernel
 
-#: With fewer values their dependence on each other cannot be estimated.
+#: With fewer values their autocorrelation cannot be estimated.
 _MIN_VALUES_FOR_BLOCKS = 10
 
-#: Values count as independent from the lag at which this many successive correlations are insignificant
+#: Length of a run of insignificant autocorrelations. Values count as independent from its first lag on
 #: (Politis and White's K_N).
 _QUIET_LAGS = 5
 
-#: Leaves room in 64 bits for the run numbers that are added to the seed.
+#: Leaves room in 64 bits for the repeat number that sizing adds to the seed.
 MAX_SEED: Final = 2**62
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -66,7 +66,7 @@ def _mix(x: np.uint64) -> np.uint64:
 
 @kernel
 def run_state(seed: int, run: int) -> np.uint64:
-    """The generator of one run."""
+    """The initial state of the random generator of one run."""
     return _mix(_mix(np.uint64(seed)) + np.uint64(run) * _GOLDEN)
 
 
@@ -75,11 +75,11 @@ def next_block(state: np.uint64, num_values: int, decay: float) -> tuple[np.uint
     """Draw the first index and the length of the next block.
 
     Args:
-        state: generator of the run.
+        state: state of the run's random generator.
         num_values: number of values to draw from, below 2^32.
         decay: log probability that a block continues after a value, `block_decay`.
     Returns:
-        The generator after the draw, the first index, the length in values.
+        The state after the draw, the first index and the length in values.
     """
     state = state + _GOLDEN
     bits = _mix(state)
@@ -115,13 +115,13 @@ def resample(
     """Draw runs from values; a block that reaches the end continues at the beginning.
 
     Args:
-        values: `[N]`, N at least 1.
-        num_runs: R.
+        values: `[N]` values to draw from, N at least 1.
+        num_runs: number of runs R.
         num_steps: number of values per run.
         seed: the same seed gives the same runs on any number of threads.
         mean_block: mean length of a block; 1 is the iid bootstrap.
     Returns:
-        `[R, num_steps]`.
+        The runs, `[R, num_steps]`.
     Raises:
         DataError: there are no values.
     Source: Politis and Romano 1994, The Stationary Bootstrap.
@@ -136,7 +136,7 @@ def require_values(values: Float64) -> None:
     """Check that there are values to draw from.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no values.
     """
     if len(values) == 0:
         raise DataError("nothing to resample: expected at least one trade or day")
@@ -146,7 +146,7 @@ def optimal_block_length(values: Float64) -> float:
     """Mean block length with which the stationary bootstrap best estimates a mean; at least 1.
 
     Args:
-        values: `[N]` in time order.
+        values: `[N]` values in time order.
     Source: Politis and White 2004, corrected by Patton, Politis and White 2009. Oracle: the package arch.
     """
     num = len(values)
@@ -169,14 +169,14 @@ def optimal_block_length(values: Float64) -> float:
 
 
 def _first_quiet_lag(centred: Float64, products: Float64) -> int | None:
-    """The first lag of `_QUIET_LAGS` successive lags with insignificant correlation; None if there are none.
+    """The first lag of the first run of `_QUIET_LAGS` insignificant correlations; None without such a run.
 
     Politis and White use the last lag before such a run. Their own code and the usual packages use the
     first lag of the run, which gives longer blocks and hence a more conservative drawdown.
 
     Args:
         centred: `[N]` values less their mean.
-        products: `[L]` sum of lagged products for each lag from 0 on.
+        products: `[L]` sum of lagged products for each lag, starting at 0.
     """
     num = len(centred)
     squares = np.cumsum(centred**2)
@@ -229,8 +229,8 @@ def trade_intervals(
     """Percentile bootstrap intervals of the statistics of a trade list.
 
     Args:
-        pips: `[N]` trades in time order.
-        r: `[N]` their R multiples; None if undefined.
+        pips: `[N]` profit of each trade in time order.
+        r: `[N]` R multiple of each trade; None if undefined.
         num_runs: number of resampled lists, each of N trades.
         seed: seed of the resampling.
         mean_block: mean length of a block of trades; 1 resamples trade by trade.
@@ -268,7 +268,7 @@ def _sqn_interval(
 
 
 def _interval(samples: Float64, confidence: float) -> Interval | None:
-    """Percentile interval; None if the statistic of any list is undefined: the tail is then unknown."""
+    """Percentile interval; None if any list has an undefined statistic, which leaves the tail unknown."""
     if not np.isfinite(samples).all():
         return None
     low, high = np.quantile(samples, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])

@@ -12,7 +12,7 @@ from shared.numeric import Float32, Float64, Int8, Int64
 
 @dataclass(frozen=True)
 class Episode:
-    """What the figures of an episode are computed from."""
+    """The data from which the figures of an episode are computed."""
 
     pips: Float64  # [trades] net
     action_counts: Int64  # [4] steps with each action
@@ -20,12 +20,12 @@ class Episode:
 
     @classmethod
     def of(cls, pips: Sequence[float], actions: Int8, rewards: Float32) -> "Episode":
-        """Sum up an episode of T steps.
+        """Summarise an episode of T steps.
 
         Args:
             pips: net result of each trade.
-            actions: `[T]` of `Action`.
-            rewards: `[T]` pips.
+            actions: `[T]` action of each step, an `Action`.
+            rewards: `[T]` reward of each step, in pips.
         """
         return cls(
             pips=np.array(pips, np.float64),
@@ -47,7 +47,7 @@ def episode_figures(episode: Episode) -> dict[str, int | float | None]:
 
 
 def mean_figures(episodes: Sequence[Episode]) -> dict[str, float | None]:
-    """Figures of several episodes by name, at least one; expectancy and win rate are None without trades."""
+    """Figures of one or more episodes by name; expectancy and win rate are None without trades."""
     pips = np.concatenate([episode.pips for episode in episodes])
     return {
         **_trading_figures(pips, np.sum([episode.action_counts for episode in episodes], axis=0)),

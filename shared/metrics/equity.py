@@ -1,7 +1,7 @@
 """The equity curve of a one-unit account, marked to market; its drawdown, daily ratios and months.
 
-The account has a given starting equity, in pips of one unit, and always trades one unit: profits add up,
-nothing is compounded. The return of a period is its pips over the starting equity. Sharpe and Sortino
+The account has a given starting equity, in pips of one unit, and always trades one unit: profits add up
+and are not compounded. The return of a period is its pips over the starting equity. Sharpe and Sortino
 therefore do not depend on that equity, while drawdown as a fraction does.
 """
 
@@ -19,13 +19,13 @@ from shared.metrics.rounding import mean_over_deviation, settled
 from shared.metrics.trades import NO_TRADE, expectancy, win_rate
 from shared.numeric import Float64, Int64, kernel, require_shape
 
-#: Trading days a year, by which daily ratios are annualised.
+#: Trading days per year, for annualising daily ratios.
 DAYS_PER_YEAR = 252
 
 
 @kernel
 def _mark_open(equity: Float64, first_bar: int, closes: Float64, trades: TradeColumns, pip: float) -> None:
-    """Add each trade's unrealised profit to the curve at the closes at which it is open."""
+    """Add each trade's unrealised profit to the curve at every close while the trade is open."""
     for trade in range(len(trades.pips)):
         side, entry_price = trades.side[trade], trades.entry_price[trade]
         net, exit_price = trades.pips[trade], trades.exit_price[trade]
@@ -47,13 +47,13 @@ def equity_curve(trades: TradeLog, closes: Float64, *, pip: float, first_bar: in
     are charged at the entry, like the spread in the environment.
 
     Args:
-        trades: entered and closed within the bars, in any order.
+        trades: trades in any order, entered and closed within the bars.
         closes: `[T]` closing prices of the whole series.
         pip: size of a pip in price.
         first_bar: index of the first bar of the curve.
-        last_bar: index of its last bar, included.
+        last_bar: index of the last bar of the curve, inclusive.
     Returns:
-        `[last_bar - first_bar + 1]` pips; 0 before the first bar.
+        Cumulative pips, `[last_bar - first_bar + 1]`; the profit before the first bar is 0.
     Raises:
         DataError: a trade lies outside the bars, or a bar lies outside the series.
     Oracle: tests/oracles/equity.py.
@@ -76,15 +76,15 @@ def equity_curve(trades: TradeLog, closes: Float64, *, pip: float, first_bar: in
 
 
 def max_drawdown_pips(equity_pips: Float64) -> float:
-    """Deepest fall of a curve below its running maximum, which is at least the starting 0."""
+    """Largest fall of a curve below its running maximum, which includes the starting value 0."""
     curve = np.concatenate(([0.0], equity_pips))
     return float((np.maximum.accumulate(curve) - curve).max())
 
 
 def max_drawdown(equity_pips: Float64, starting_equity_pips: float) -> float:
-    """Deepest fall as a fraction of the running maximum: max (M - E) / M, with E_0 included in M.
+    """Largest fall as a fraction of the running maximum: max (M - E) / M, with E_0 included in M.
 
-    Above 1 the account lost more than it had.
+    A value above 1 means that the account lost more than it held.
 
     Args:
         equity_pips: `[T]` profit so far.
@@ -107,7 +107,8 @@ def daily_pips(equity_pips: Float64, days: Int64) -> tuple[Int64, Float64]:
         equity_pips: `[T]` profit so far at each bar close.
         days: `[T]` trading day of each bar (`trading_day`), not decreasing.
     Returns:
-        `[D]` the days that have bars, `[D]` their pips, which add up to the last value of the curve.
+        The days that have bars, `[D]`, and the pips of each day, `[D]`. The pips add up to the last value of
+        the curve.
     """
     require_shape("days", days, len(equity_pips))
     last = np.flatnonzero(np.append(days[1:] != days[:-1], True))
@@ -115,7 +116,7 @@ def daily_pips(equity_pips: Float64, days: Int64) -> tuple[Int64, Float64]:
 
 
 def sharpe(returns: Float64, periods_per_year: float = DAYS_PER_YEAR) -> float | None:
-    """Annualised Sharpe ratio mean / sd · √k, sd with one degree of freedom less.
+    """Annualised Sharpe ratio mean / sd · √k, sd with D - 1 degrees of freedom.
 
     Args:
         returns: `[D]`, one value per period; 0 for periods without a trade.
@@ -131,7 +132,7 @@ def sortino(returns: Float64, periods_per_year: float = DAYS_PER_YEAR, target: f
     """Annualised Sortino ratio mean(x - t) / √mean(min(x - t, 0)²) · √k; the mean is over all periods.
 
     Returns:
-        None without a period below the target.
+        None if no period is below the target.
     """
     excess = settled(returns - target)
     if not (excess < 0.0).any():
@@ -160,7 +161,7 @@ class Month:
     expectancy_pips: float | None
 
     def undefined(self) -> Mapping[str, str]:
-        """Why each number that is None is not defined."""
+        """The reason for each number that is None."""
         return {"win_rate": NO_TRADE, "expectancy_pips": NO_TRADE}
 
 
@@ -169,7 +170,7 @@ def months(days: Int64, pips: Float64, exit_days: Int64, trade_pips: Float64) ->
 
     Args:
         days: `[D]` trading days, numbered by the calendar day on which they end.
-        pips: `[D]` their profits.
+        pips: `[D]` profit of each day.
         exit_days: `[N]` trading day on which each trade was closed.
         trade_pips: `[N]` pips of each trade.
     """

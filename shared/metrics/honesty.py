@@ -19,13 +19,13 @@ from shared.numeric import Bool, Float64, require_shape
 #: A trial with a result on fewer days could not have been chosen: its p-value is at least 1/512.
 MIN_ACTIVE_DAYS: Final = 10
 
-#: Significantly below zero: the upper end of the Sharpe ratio's 95 % interval is negative.
+#: A version clearly loses below this t-statistic: the Sharpe ratio's 95 % interval is then negative.
 _BELOW_ZERO: Final = -1.96
 
 #: Confidence of the minimum track record; the live gate requires the same.
 TRACK_RECORD_CONFIDENCE: Final = 0.95
 
-#: A longer minimum track record, above a century, is undefined: the ratio is then 0 or almost 0.
+#: A minimum track record above a century is undefined, because the ratio is then 0 or almost 0.
 _MAX_TRACK_RECORD_DAYS: Final = 100 * DAYS_PER_YEAR
 
 #: Why daily numbers are undefined if the trades have no times.
@@ -53,12 +53,12 @@ class Honesty:
     expected_best_sharpe: float | None  # SR*, expected ratio of the best trial by luck alone
     deflated_sharpe: float | None  # probability that the true ratio is above SR*
     min_track_record_days: int | None  # days at this ratio until `deflated_sharpe` reaches 0.95
-    p_value: float | None  # of random signs of the days
+    p_value: float | None  # of the sign-flip test on the daily results
     adjusted_p_value: float | None  # the same, corrected for the trials
     reason: str | None  # why the ratios are undefined
 
     def undefined(self) -> Mapping[str, str]:
-        """Why each number that is None is not defined."""
+        """The reason for each number that is None."""
         no_result = NO_DAYS if self.reason == NO_DAYS else "no day has a result"
         return {
             "p_value": no_result,
@@ -100,7 +100,7 @@ def expected_best_sharpe(num_trials: float, variance: float) -> float:
     quantile. It is 0 for a single trial, where nothing was selected, and never negative.
 
     Args:
-        num_trials: N, independent trials, at least 1; a fraction for an effective number.
+        num_trials: N, number of independent trials, at least 1; an effective number may be fractional.
         variance: V, variance of the trials' Sharpe ratios per period.
     Source: Bailey and López de Prado 2014, The Deflated Sharpe Ratio.
     Raises:
@@ -116,15 +116,15 @@ def expected_best_sharpe(num_trials: float, variance: float) -> float:
 
 
 def could_be_chosen(daily_pips: Float64) -> Bool:
-    """Which trials count: those that have results on enough days and are not clearly below zero.
+    """Select the trials that count: they have results on enough days and are not clearly below zero.
 
-    A version that hardly trades, or that certainly loses, could not have been the best by luck. The second
+    A version that hardly trades, or that clearly loses, could not have been the best by luck. The second
     rule leaves out one in forty of the versions without an edge, too few to matter.
 
     Args:
-        daily_pips: `[D, V]` one column per version; NaN on days on which it was not validated.
+        daily_pips: `[D, V]` daily profit, one column per version; NaN on days without validation.
     Returns:
-        `[V]`.
+        Whether each version counts, `[V]`.
     """
     judged = ~np.isnan(daily_pips)
     results = np.where(judged, daily_pips, 0.0)
@@ -146,8 +146,8 @@ def count_trials(daily_pips: Float64, others: Float64, num_more: int = 0) -> Tri
     Args:
         daily_pips: `[D]` daily profit of the version.
         others: `[D, V]` daily profit of every other version on these days; NaN if it was not validated.
-        num_more: number of further versions whose results are not available. Each counts, with the
-            mean correlation of the others.
+        num_more: number of further versions whose results are not available. Each counts as a
+            trial with the mean correlation of the others.
     Source: Bailey and López de Prado 2014, appendix 3.
     """
     require_shape("daily_pips", daily_pips, None)
@@ -174,7 +174,7 @@ def honesty(daily_pips: Float64, others: Float64 | None = None, num_more: int = 
     V is the variance of a ratio measured without an edge: the sampling variance over the version's own
     days, but at least 1 / (T - 1), its value at a ratio of 0. The minimum keeps a few lucky trades with
     large skewness from passing. The variance of the ratios among the versions is not used: in a run that
-    learns it measures learning, and a single ruinous version would put the gate out of reach.
+    learns, it measures progress, and a single ruinous version would put the gate out of reach.
 
     Args:
         daily_pips: `[D]` daily profit of the version, days without a trade included.
@@ -209,14 +209,14 @@ def honesty(daily_pips: Float64, others: Float64 | None = None, num_more: int = 
 
 
 def _min_track_record(ratio: float, variance_of_one: float, trials: float) -> int | None:
-    """Days after which the same ratio would deflate to `TRACK_RECORD_CONFIDENCE`.
+    """Days until the deflated ratio reaches `TRACK_RECORD_CONFIDENCE` if the ratio stays the same.
 
     Args:
         ratio: SR, per day.
         variance_of_one: (T - 1) times the variance of the ratio.
         trials: effective number of trials.
     Returns:
-        None if the ratio is not above 0, or so small that a century is too short.
+        None if the ratio is not above 0, or so small that this takes more than a century.
     Source: Bailey and López de Prado 2012, for the probabilistic ratio.
     """
     errors = expected_best_sharpe(trials, 1.0) + _NORMAL.inv_cdf(TRACK_RECORD_CONFIDENCE)

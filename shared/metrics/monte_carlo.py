@@ -2,7 +2,7 @@
 
 Resampling single trades keeps their distribution but loses streaks, and so understates drawdowns if
 losses cluster; resampling blocks keeps streaks. Both are always reported. The account is that of
-`shared.metrics.equity`: one unit, nothing compounded.
+`shared.metrics.equity`: one unit, without compounding.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ FAN_PERCENTILES = (5, 25, 50, 75, 95)
 #: Percentiles of the reported distribution of maximum drawdowns.
 DRAWDOWN_PERCENTILES = (5, 25, 50, 75, 95, 99)
 
-#: More runs change no digit that is shown, and each takes memory for its curve.
+#: More runs do not change the displayed digits, and each run needs memory for its curve.
 MAX_RUNS = 100_000
 
 #: Largest number of points of the fan, evenly spaced over the trades.
@@ -78,12 +78,12 @@ class MonteCarlo:
 
     resampling: Resampling
     num_runs: int
-    num_trades: int  # in each run, as many as in the list
+    num_trades: int  # per run; the length of the trade list
     mean_block_trades: float
-    fan_trades: Int64  # [G] numbers of trades at the points of the fan, from 0
+    fan_trades: Int64  # [G] number of trades at each point of the fan, starting at 0
     fan_pips: Float64  # [5, G] profit at FAN_PERCENTILES
     max_drawdown_pips: Float64  # [6] at DRAWDOWN_PERCENTILES
-    probability_of_loss: float  # of an end below 0
+    probability_of_loss: float  # of a final profit below 0
     probability_of_ruin: float  # of a loss of `ruin_loss` of the starting equity at any time
 
 
@@ -120,13 +120,13 @@ def simulate(pips: Float64, resampling: Resampling, config: MonteCarloConfig) ->
     """Resample `config.runs` lists of N trades and follow their equity.
 
     Args:
-        pips: `[N]` trades in time order, out of sample, net of all costs.
+        pips: `[N]` out-of-sample profit of each trade in time order, net of all costs.
         resampling: whether single trades or blocks are drawn.
         config: runs, seed, account.
     Returns:
         The same result for the same seed on any number of threads.
     Raises:
-        DataError: there is no trade.
+        DataError: there are no trades.
     Oracle: tests/oracles/monte_carlo.py.
     """
     require_values(pips)

@@ -1,4 +1,4 @@
-"""Probability of backtest overfitting: does the best version of one half of time stay good in the other?"""
+"""Probability of backtest overfitting: is the best version of one half of the days good in the other half?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ import numpy as np
 from shared.errors import DataError, ShapeError
 from shared.numeric import Float64, Int64
 
-#: Blocks into which CSCV cuts time, half of them in sample: 12,870 splits, or 70 if there are few days.
+#: Number of blocks into which CSCV divides the days. Half of the blocks are in sample, which gives 12,870
+#: splits, or 70 with `FEW_BLOCKS`.
 CSCV_BLOCKS: Final = 16
 FEW_BLOCKS: Final = 8
 
-#: Fewer days are cut into `FEW_BLOCKS`.
+#: Fewer days than this are divided into `FEW_BLOCKS`.
 _MANY_DAYS: Final = 64
 
 #: With fewer trials the ranks are too coarse for a meaningful probability.
@@ -26,13 +27,13 @@ _SPLITS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Overfitting:
-    """The value, out of sample, of choosing the best trial; None if undefined, with the reason."""
+    """Out-of-sample performance of choosing the best trial; None if undefined, with the reason."""
 
     probability: float | None  # PBO: share of splits whose choice ranks at or below the median out of sample
-    degradation_slope: float | None  # of the choice's ratio out of sample over that in sample
+    degradation_slope: float | None  # of the choice's out-of-sample ratio against its in-sample ratio
     probability_of_loss: float | None  # share of splits whose choice loses out of sample
     num_trials: int  # N
-    num_days: int  # T, without those that fill no block
+    num_days: int  # T, without the oldest days that do not fill a block
     num_blocks: int  # S
     reason: str | None  # why the numbers are undefined
 
@@ -42,19 +43,19 @@ class Overfitting:
 
 
 def backtest_overfitting(returns: Float64, num_blocks: int | None = None) -> Overfitting:
-    """Cross-validate the choice of the best trial over every half of time (CSCV).
+    """Cross-validate the choice of the best trial over every half of the days (CSCV).
 
-    Time is cut into equal blocks. For each half of the blocks, the trial with the best Sharpe ratio is
-    chosen and ranked among the trials on the other half; w is its relative rank. PBO is the share of
-    halves with ln(w / (1 - w)) <= 0: about a half for noise, about 0 for one real edge. Pass serious
+    The days are divided into equal blocks. For each half of the blocks, the trial with the best Sharpe
+    ratio is chosen and ranked among the trials on the other half; w is its relative rank. PBO is the share of
+    halves with ln(w / (1 - w)) <= 0: about 0.5 for noise, about 0 if one trial has a real edge. Pass serious
     candidates only: if half of the trials are ruinous, any choice among the others ranks well. The oldest
     days that do not fill a block are left out.
 
     Args:
         returns: `[T, N]` one column per trial, on the same days.
-        num_blocks: S, even; None: 16, or 8 for fewer than 64 days.
+        num_blocks: S, an even number; None uses 16, or 8 for fewer than 64 days.
     Returns:
-        Undefined numbers for fewer than 10 trials or fewer than two days per block.
+        The result; its numbers are None for fewer than 10 trials or fewer than two days per block.
     Source: Bailey, Borwein, López de Prado and Zhu 2017. Oracle: tests/oracles/overfitting.py.
     Raises:
         ShapeError: the returns are not a matrix.
@@ -91,11 +92,11 @@ def _undefined(returns: Float64, num_blocks: int, reason: str) -> Overfitting:
 
 
 def _choices(returns: Float64, num_blocks: int, length: int) -> tuple[Float64, Float64, Float64]:
-    """For the choice of each split: its ratio in sample, its ratio and relative rank out of sample."""
+    """The in-sample ratio, out-of-sample ratio and out-of-sample relative rank of each split's choice."""
     num_days, num_trials = returns.shape
     blocks = returns[num_days - length * num_blocks :].reshape(num_blocks, length, num_trials)
     centre = float(returns.mean())
-    blocks = blocks - centre  # sums of squares then round less
+    blocks = blocks - centre  # reduces the rounding errors of the sums of squares
     sums, squares = blocks.sum(axis=1), (blocks**2).sum(axis=1)
     halves = np.array(list(combinations(range(num_blocks), num_blocks // 2)))
     parts: list[tuple[Float64, Float64, Float64]] = []
@@ -114,7 +115,7 @@ def _choices(returns: Float64, num_blocks: int, length: int) -> tuple[Float64, F
 
 
 def _ratios(sums: Float64, squares: Float64, num: int, centre: float) -> Float64:
-    """Sharpe ratios from sums over `num` periods; 0 if all returns are equal, as without a trade."""
+    """Sharpe ratios from sums over `num` periods; 0 if all returns are equal, for example without trades."""
     mean = sums / num
     variance = np.maximum(squares - num * mean**2, 0.0) / (num - 1)
     constant = variance <= 1e-12 * (mean + centre) ** 2

@@ -1,7 +1,7 @@
 """When numbers count as equal or as zero: profits are differences of prices and carry rounding errors.
 
 Forty wins of 6 pips computed from prices differ from each other by 1e-12. Dividing by such a deviation gives
-a Sharpe ratio of 1e14. All of `shared.metrics` therefore uses one rule for what is only rounding.
+a Sharpe ratio of 1e14. All of `shared.metrics` therefore uses one rule to detect rounding errors.
 """
 
 from typing import Final
@@ -10,12 +10,13 @@ import numpy as np
 
 from shared.numeric import Float64
 
-#: Relative to the largest value; prices are exact to 1e-16 and their differences to about 1e-12 of a pip.
+#: Threshold relative to the largest value. Prices are exact to 1e-16 and their differences to about 1e-12 of
+#: a pip.
 ROUNDING: Final = 1e-9
 
 
 def settled(values: Float64) -> Float64:
-    """The values; those that differ from zero only by rounding are set to exactly zero.
+    """Set the values that differ from zero only by rounding to exactly zero.
 
     Values that are not finite do not affect the others.
     """
@@ -24,7 +25,7 @@ def settled(values: Float64) -> Float64:
 
 
 def mean_over_deviation(values: Float64) -> float | None:
-    """Mean over standard deviation (one degree of freedom less); independent of the scale of the values.
+    """Mean over standard deviation (N - 1 degrees of freedom); independent of the scale of the values.
 
     Returns:
         None for fewer than two values, or values that are all equal up to rounding.

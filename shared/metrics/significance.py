@@ -10,15 +10,16 @@ from shared.errors import DataError
 from shared.metrics.rounding import settled
 from shared.numeric import Float64, require_shape
 
-#: Up to this many days with a result, all sign patterns are counted (at most 65,536); beyond, their share
-#: is approximated.
+#: Up to this many days with a result, all sign patterns are counted (at most 65,536). For more days their
+#: share is approximated.
 _EXACT_DAYS: Final = 16
 
 #: Newton steps to the saddlepoint; about five are needed, more if nearly every day was won.
 _MAX_STEPS: Final = 200
 
 #: Approximate number of versions that a run is expected to try. It shapes how the allowed error is
-#: distributed over them and limits nothing: the shares of any number of versions add up to at most 1.
+#: distributed over the versions but does not limit their number: the shares of any number of versions add up
+#: to at most 1.
 EXPECTED_TRIALS: Final = 200
 
 _NORMAL: Final = NormalDist()
@@ -30,16 +31,17 @@ def sign_flip_p_value(daily_pips: Float64) -> float | None:
     Entire days are flipped, because the trades of a day share its market. The test assumes that the result
     of a day without an edge is symmetric: a version that wins little on most days and rarely loses much
     has too small a p-value until its losses occur. Unlike the normal approximation behind the
-    probabilistic Sharpe ratio, the test is valid for few trades: n days with a result give at least 2^-n.
+    probabilistic Sharpe ratio, the test is valid for few trades: with results on n days the p-value is
+    at least 2^-n.
 
     Args:
         daily_pips: `[D]` profit of each day, or its excess over that of another version. A day that
             differs from 0 only by rounding has no result.
     Returns:
-        The one-sided p-value: exact for up to 16 days with a result, beyond that a saddlepoint
-        approximation, within about a third for fat tails and closer for more days. None if no day has
+        The one-sided p-value: exact for up to 16 days with a result. For more days it is a saddlepoint
+        approximation, accurate to about a third for fat tails and better with more days. None if no day has
         a result.
-    Source: Lugannani and Rice 1980, for the approximation. Oracle: counting, in the tests.
+    Source: Lugannani and Rice 1980, for the approximation. Oracle: direct counting, in the tests.
     """
     require_shape("daily_pips", daily_pips, None)
     results = settled(daily_pips)
@@ -108,7 +110,7 @@ def share_of_error(trials: float) -> float:
 def adjusted_p_value(p_value: float, trials: float) -> float:
     """A version's p-value divided by its share of the error, at most 1.
 
-    If versions pass with an adjusted p-value of at most α, a run of versions without an edge passes any
-    with a probability of at most α: a weighted Bonferroni correction in the order of validation.
+    If versions pass with an adjusted p-value of at most α, the probability that any version of a run
+    without an edge passes is at most α. This is a weighted Bonferroni correction in the order of validation.
     """
     return min(1.0, p_value / share_of_error(trials))

@@ -1,8 +1,8 @@
 """Position size from trades: Bandy's safe-f and CAR25, Kelly's fraction, and the smaller of both.
 
-Gains are fractions of the account per mark-to-market period, at fraction 1. For one traded unit that is
-pips over the starting equity. A fraction here is thus a recommended size, relative to one unit per
-starting equity, and not the size that is traded.
+A gain is the profit of one traded unit over a mark-to-market period, divided by the starting equity. A
+fraction is the recommended size relative to one unit per starting equity. It is not the size that is
+traded.
 """
 
 import math
@@ -30,7 +30,7 @@ _MAX_LOG_GROWTH: Final = 700.0
 
 @dataclass(frozen=True)
 class SizingConfig:
-    """The `[sizing]` group: the search for safe-f; defaults are Bandy's, two years and 20 %.
+    """The `[sizing]` group: the search for safe-f. The defaults are Bandy's: two years and 20 %.
 
     Raises:
         SettingsError: a value is out of range.
@@ -61,7 +61,7 @@ class SafeF:
     mean_block_periods: float
     fraction: float  # safe-f
     fraction_sd: float | None  # None for a single repeat
-    dd95: float  # drawdown at safe-f that only the tail exceeds, a fraction
+    dd95: float  # drawdown at safe-f that is exceeded with probability `tail`, a fraction
     car25_percent: float | None  # None if a quarter of the accounts is ruined, or if it overflows
     car25_sd: float | None
     capped: bool  # the tolerance would allow more than `max_fraction`
@@ -73,9 +73,9 @@ class Sizing:
 
     safe_f: SafeF | None  # the smaller of iid and block; None for too few periods or no loss
     other: SafeF | None  # the larger one; if the fractions are equal, the one with the greater CAR25
-    kelly: float | None  # continuous, full
+    kelly: float | None  # full Kelly fraction, `kelly_continuous`
     fraction: float  # min(safety · Kelly, safe-f), at least 0
-    reason: str  # the limit of the fraction, or why it is 0
+    reason: str  # what limits the fraction, or why it is 0
 
     @property
     def car25_percent(self) -> float | None:
@@ -87,7 +87,7 @@ class Sizing:
 
 @parallel_kernel
 def _grow(gains: Float64, fraction: float, final: Float64, max_drawdown: Float64) -> None:
-    """Write for each row of gains: final equity and deepest drawdown, from a starting equity of 1."""
+    """Write for each row of gains: final equity and maximum drawdown, from a starting equity of 1."""
     num_curves, num_steps = gains.shape
     for curve in numba.prange(num_curves):
         equity = 1.0
@@ -105,13 +105,13 @@ def _grow(gains: Float64, fraction: float, final: Float64, max_drawdown: Float64
 
 
 def grow(gains: Float64, fraction: float) -> tuple[Float64, Float64]:
-    """Grow equity from 1 by a factor of 1 + fraction · gain each period; at 0 it is ruined and stays 0.
+    """Grow equity from 1 by a factor of 1 + fraction · gain each period; once ruined it stays 0.
 
     Args:
-        gains: `[R, T]` one curve per row.
+        gains: `[R, T]` gain of each period, one curve per row.
         fraction: share of the account at stake.
     Returns:
-        `[R]` final equity, `[R]` deepest drawdown as a fraction of the running maximum.
+        `[R]` final equity, `[R]` maximum drawdown as a fraction of the running maximum.
     Oracle: the package risk-normalization.
     """
     final, max_drawdown = np.empty(len(gains)), np.empty(len(gains))
@@ -150,10 +150,10 @@ def risk_normalize(gains: Float64, resampling: Resampling, config: SizingConfig)
 
     Args:
         gains: `[D]` out-of-sample gain of each period, a fraction of the account.
-        resampling: size with the smaller result of both kinds.
+        resampling: how gains are drawn; for sizing use the smaller result of both kinds.
         config: tolerance, horizon, effort; repeats differ only in their seed.
     Raises:
-        DataError: there is no gain.
+        DataError: there are no gains.
     Source: Howard Bandy, Quantitative Technical Analysis (2014); his package risk-normalization 1.1.2.
     """
     mean_block = 1.0 if resampling is Resampling.IID else optimal_block_length(gains)
@@ -195,7 +195,7 @@ def compound_annual_percent(wealth: float, days: int) -> float | None:
     """Rate per year, in percent, that turns 1 into `wealth` in the given number of trading days.
 
     Returns:
-        None at ruin, and for a rate beyond the largest float.
+        None if the account is ruined or the rate overflows.
     """
     if not wealth > 0.0:
         return None
@@ -206,8 +206,9 @@ def compound_annual_percent(wealth: float, days: int) -> float | None:
 def kelly_discrete(trade_pips: Float64) -> float | None:
     """Kelly's share of the account to risk on each trade, p - (1 - p) / b.
 
-    The risk is the mean loss, b the mean win divided by it, and p the share of wins among the trades that
-    win or lose. Negative without an edge; None without a win or without a loss.
+    The amount at risk is the mean loss, b is the mean win over the mean loss, and p is the share of wins
+    among the trades that win or lose. The result is negative without an edge, and None without a win or
+    without a loss.
     """
     trade_pips = settled(trade_pips)
     wins, losses = trade_pips[trade_pips > 0], trade_pips[trade_pips < 0]

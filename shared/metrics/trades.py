@@ -1,7 +1,6 @@
 """Statistics of a list of closed trades: expectancy, win rate, profit factor, R multiples, SQN.
 
-An undefined number (no loss or no deviation to divide by, too few trades) is None, never infinity and
-never a zero in its place.
+An undefined number (no loss or deviation to divide by, too few trades) is None, never infinity or zero.
 """
 
 from collections.abc import Mapping
@@ -42,7 +41,7 @@ class TradeStatistics:
     sqn100: float | None
 
     def undefined(self) -> Mapping[str, str]:
-        """Why each number that is None is not defined."""
+        """The reason for each number that is None."""
         if self.num_trades == 0:
             return dict.fromkeys(_UNDEFINED_WITHOUT_TRADES, NO_TRADE)
         no_risk = f"{NO_LOSS}, so the risk of a trade is not known"
@@ -81,7 +80,7 @@ class Activity:
     turnover_per_day: float | None  # units bought or sold per trading day; a round trip is two
 
     def undefined(self) -> Mapping[str, str]:
-        """Why each number that is None is not defined."""
+        """The reason for each number that is None."""
         names = ("trade_ratio", "action_shares", "exposure", "turnover_per_day")
         return dict.fromkeys(names, "no decision" if self.num_decisions == 0 else "no trading day")
 
@@ -114,7 +113,7 @@ def require_trades(pips: Float64) -> None:
 
     Raises:
         ShapeError: the trades have more than one axis.
-        DataError: a value is NaN, infinite or too large; names the trade.
+        DataError: a value is NaN, infinite or too large; the text names the trade.
     """
     require_shape("pips", pips, None)
     possible = np.abs(pips) <= MAX_TRADE_PIPS
@@ -142,16 +141,16 @@ def profit_factor(pips: Float64) -> float | None:
 
 
 def r_multiples(pips: Float64, risk_pips: Float64 | None = None) -> Float64 | None:
-    """Each trade in units of what it risked.
+    """The profit of each trade in units of its risk.
 
     Args:
-        pips: `[N]`.
-        risk_pips: `[N]`, distance from entry to the initial stop. None, as trades here have no stop: the
-            risk of every trade is the mean absolute loss of the list.
+        pips: `[N]` profit of each trade.
+        risk_pips: `[N]` distance from entry to the initial stop. None is for trades without a stop: each
+            trade then risks the mean absolute loss of the list.
     Returns:
-        `[N]`, or None if the risk is the mean loss and there is no loss.
+        The R multiples, `[N]`; None if the risk is the mean loss and there is no loss.
     Raises:
-        ShapeError: there are not as many risks as trades.
+        ShapeError: the number of risks differs from the number of trades.
         DataError: a risk is not a positive number.
     """
     if risk_pips is None:
@@ -166,11 +165,11 @@ def r_multiples(pips: Float64, risk_pips: Float64 | None = None) -> Float64 | No
 
 
 def sqn(r: Float64, cap: int | None = None) -> float | None:
-    """System quality number √N · mean(R) / sd(R), sd with one degree of freedom less.
+    """System quality number √N · mean(R) / sd(R), sd with N - 1 degrees of freedom.
 
     Args:
         r: `[N]` R multiples.
-        cap: largest N under the root, `SQN_CAP` for Tharp's form; None: no cap.
+        cap: largest N under the root, `SQN_CAP` for Tharp's form; None sets no cap.
     Returns:
         None for fewer than two trades, or trades that are all equal.
     Source: Van Tharp, Definitive Guide to Position Sizing (2008).
@@ -187,8 +186,8 @@ def activity(action_counts: Int64, bars_in_position: int, num_trades: int, num_d
 
     Args:
         action_counts: `[A]` how often each action was chosen, one decision per bar.
-        bars_in_position: bar closes at which a position was open.
-        num_trades: round trips.
+        bars_in_position: number of bar closes at which a position was open.
+        num_trades: number of round trips.
         num_days: number of trading days.
     """
     require_shape("action_counts", action_counts, NUM_ACTIONS)

@@ -1,7 +1,7 @@
 """The reason for every None in a result, in words, for reports, pages and documents.
 
-A dataclass explains its own fields by `undefined()`, which maps a field to its reason, or by a field
-`reason` for all of them. The table here explains the rest.
+A dataclass explains its None fields with `undefined()`, which maps each field to its reason, or with one
+field `reason` for all of them. The table here explains the rest.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Explained(Protocol):
 
 
 def reasons(value: object, path: str = "") -> dict[str, str]:
-    """The reason for each None in a result, by its dotted path; an item of a tuple has its index as name.
+    """The reason for each None in a result, by its dotted path; items of a tuple are named by index.
 
     Args:
         value: a dataclass, a tuple of them, or a plain value.

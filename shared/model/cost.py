@@ -60,7 +60,7 @@ class NetworkCosts:
 
 
 def network_costs(config: ModelConfig) -> NetworkCosts:
-    """Cost of every network; the representation is that of `TemporalEncoder.encode_windows`."""
+    """Cost of every network; the representation is computed with `TemporalEncoder.encode_windows`."""
     size, bins = config.hidden_size, config.value_bins
     events = config.num_actions + config.num_outcomes
     encoder = Cost(_encoder_weights(config), window_encoding(config))

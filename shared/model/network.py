@@ -20,8 +20,8 @@ position gains what a short one loses: the reward depends on the product of mark
 usual initial scale the hidden units hardly depend on the side, and the network needs thousands of updates
 before it begins to learn this product (docs/learning.md).
 
-The last layer of every head starts at zero. So version 0 has a uniform policy, uniform chance outcomes, and
-values and rewards of zero.
+The last layer of every head starts at zero. Version 0 therefore has a uniform policy, uniform chance
+outcomes, and values and rewards of zero.
 """
 
 import torch

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Support(nn.Module):
-    """Evenly spaced bins over [-bound, bound] pips. Has no weights."""
+    """Evenly spaced bins over [-bound, bound] pips, without weights."""
 
     positions: Tensor
 

@@ -18,7 +18,7 @@ from shared.model.config import ModelConfig
 
 
 class ResidualBlock(nn.Module):
-    """Two times convolution, batch norm, ReLU and dropout; then the shortcut is added, then ReLU.
+    """Convolution, batch norm, ReLU and dropout, twice; then the shortcut is added, and ReLU applied.
 
     Source: Bai et al. 2018.
     """
@@ -51,7 +51,7 @@ class ResidualBlock(nn.Module):
         return self._add(inner, steps[..., steps.shape[-1] - inner.shape[-1] :])
 
     def thinned(self, steps: Tensor, stride: int) -> Tensor:
-        """Without padding, for steps `dilation` bars apart; keeps the last and every `stride`-th one."""
+        """Like `unpadded` for steps `dilation` bars apart; keeps every `stride`-th step up to the last."""
         inner = self._activate(self.norm1, _convolve(self.conv1, steps, 1))
         inner = self._activate(self.norm2, _convolve(self.conv2, inner, 1, stride))
         kept = (inner.shape[-1] - 1) * stride + 1

@@ -58,9 +58,9 @@ class SearchResult(NamedTuple):
     improved policy: sequential halving also visits bad actions, so W/N would not be the value of any
     policy in use.
 
-    `actions` is the action that the search selects. For puct it is the most visited one, and among equals
-    the one with the larger Q. For gumbel it is the one with the largest g + logits + σ(Q) among the most
-    visited ones; without noise this is the greedy action.
+    `actions` is the action that the search selects. For puct it is the most visited one; if several are
+    equal, the one with the larger Q. For gumbel it is the one with the largest g + logits + σ(Q) among the
+    most visited ones; without noise this is the greedy action.
     """
 
     policies: Float32  # [B, A], 0 where illegal

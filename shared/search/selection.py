@@ -164,7 +164,7 @@ def visits_of(tree: Tree, b: int, node: int, branch: int) -> int:
 
 @kernel
 def puct_action(tree: Tree, b: int, node: int, q: Float64, rule: Rule) -> int:
-    """Select argmax Qn + p √N(s) / (1 + N(as)) (c1 + ln((N(s) + c2 + 1) / c2)), the first one if equal.
+    """Select argmax Qn + p √N(s) / (1 + N(as)) (c1 + ln((N(s) + c2 + 1) / c2)). The first of equals wins.
 
     Qn is Q scaled by the bounds of all Q-values in the tree. Source: Schrittwieser et al. 2020, appendix B.
     """

@@ -35,7 +35,7 @@ class Tree(NamedTuple):
     children: Int32  # [B, N, W], ABSENT if not in the tree
     is_chance: Bool  # [B, N]
     has_prior: Bool  # [B, N] whether logits and prior of a decision node are set
-    phase: Int8  # [B, N] row of the action rules; at a chance node that of its successors
+    phase: Int8  # [B, N] row of the action rules; a chance node holds the phase of its successors
     visits: Int32  # [B, N]
     value_sum: Float64  # [B, N] pips
     raw_value: Float64  # [B, N] pips, the model's estimate
@@ -47,7 +47,7 @@ class Tree(NamedTuple):
 
 
 def create_trees(roots: Roots, rules: ActionRules, num_outcomes: int, simulations: int) -> Tree:
-    """Create trees of one node, the root, which has one visit and its own value."""
+    """Create trees that hold only the root, with one visit and its predicted value."""
     batch, width = len(roots), max(rules.num_actions, num_outcomes)
     nodes = 1 + rules.num_actions + simulations
     tree = Tree(
