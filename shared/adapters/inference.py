@@ -17,6 +17,7 @@ from shared.numeric import Float32
 #: A later decision is useless.
 DEADLINE_SECONDS = 0.1
 
+#: An error text includes at most this many characters of the service's reason.
 MAX_REASON = 300
 
 
@@ -36,7 +37,7 @@ class Decision:
 
 
 class _Problem(BaseModel):
-    """The used part of a problem document (RFC 9457)."""
+    """The part of a problem document (RFC 9457) that the client reads."""
 
     detail: str
 
@@ -88,9 +89,8 @@ class InferenceClient:
             window: `[32, 9]` temporal features; the last row is that of the bar.
             static: `[6]` static features of the position.
         Raises:
-            InferenceError: no answer in time, a refusal, or an unusable answer: not finite, for another bar
-            or
-                instrument, or with an action that the position does not allow.
+            InferenceError: the service did not answer in time, refused, or sent an unusable answer: not
+                finite, for another bar or instrument, or with an action that the position does not allow.
         """
         request = DecisionRequest.model_construct(
             instrument=instrument, bar_time_s=bar_time_s, features=window.tolist(), static=static.tolist()

@@ -20,7 +20,7 @@ def check_output(
     """Check that a file can be written and overwrites at most an older file of its kind.
 
     Args:
-        path: as the user names it. A symbolic link is followed: its target is replaced, the link stays.
+        path: path that the user gave. A symbolic link is followed: its target is replaced, the link stays.
         kind: noun phrase for the error, such as "data set".
         is_own: whether an existing file is of this kind; may raise OSError.
         inputs: files that the command reads.
@@ -56,7 +56,7 @@ def atomic_output(target: Path) -> Iterator[Path]:
     the leftovers of killed writers of the same target.
 
     Args:
-        target: as `check_output` returned it.
+        target: path that `check_output` returned.
     """
     temporary = _temporary_path(target)
     with naming(target, "written"):
@@ -76,7 +76,7 @@ def atomic_output(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
-    """Translate errors of the file system into a DataError with the file and the operation `what`."""
+    """Translate errors of the file system into a DataError that names the file and the operation."""
     try:
         yield
     except OSError as error:

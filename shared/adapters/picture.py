@@ -21,7 +21,7 @@ BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 #: Arguments of `set_title` for a panel.
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "fontweight": "bold", "color": INK}
 
-#: Text chunk near the start of every file that `write_png` writes.
+#: Value of the text chunk `Software`, which `write_png` puts near the start of every file.
 _SOFTWARE = "Micro Stochastic MuZero"
 _SIGNATURE_BYTES = 1_024
 
@@ -31,7 +31,7 @@ def require_drawable(path: Path) -> None:
 
     Raises:
         ServiceError: matplotlib is not installed.
-        DataError: the folder does not exist, or the path holds something else than a picture of this program.
+        DataError: the folder does not exist, or the path holds a file that this program did not draw.
     """
     if find_spec("matplotlib") is None:
         raise ServiceError("matplotlib, which draws the picture, is not installed; install the extra `plots`")

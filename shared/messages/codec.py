@@ -59,7 +59,8 @@ def decode(stream: Stream[_M], fields: Mapping[bytes, bytes]) -> tuple[_M, bytes
     """The message in an entry, and the bytes of its arrays.
 
     Raises:
-        MessageError: wrong type, unknown schema version, too large, or not valid for the schema.
+        MessageError: the entry has the wrong type or an unknown schema version, is too large, or does not
+            match the schema.
     """
     wanted = stream.message.__name__
     got = fields.get(b"type", b"").decode("ascii", "replace")[:64]
@@ -68,14 +69,12 @@ def decode(stream: Stream[_M], fields: Mapping[bytes, bytes]) -> tuple[_M, bytes
     version = fields.get(b"version", b"").decode("ascii", "replace")[:16]
     known = [str(number) for number in get_args(stream.message.model_fields["schema_version"].annotation)]
     if version not in known:
-        raise MessageError(
-            f"{stream.key}: {wanted} of schema version {version!r}, known is {', '.join(known)}"
-        )
+        raise MessageError(f"{stream.key}: {wanted} of schema version {version!r}, known: {', '.join(known)}")
     body, arrays = fields.get(b"body", b""), fields.get(b"arrays", b"")
     if len(body) > MAX_BODY_BYTES or len(arrays) > MAX_ARRAYS_BYTES:
         raise MessageError(
             f"{stream.key}: {len(body)} bytes of body and {len(arrays)} of arrays, "
-            f"at most {MAX_BODY_BYTES} and {MAX_ARRAYS_BYTES} are read"
+            f"expected at most {MAX_BODY_BYTES} and {MAX_ARRAYS_BYTES}"
         )
     try:
         return stream.message.model_validate_json(body), bytes(arrays)
@@ -102,7 +101,7 @@ def encode_trajectory(trajectory: Trajectory) -> tuple[TrajectoryFinished, bytes
 
 
 def decode_trajectory(header: TrajectoryFinished, blob: bytes) -> Trajectory:
-    """The trajectory of a header and the bytes of its arrays.
+    """Rebuild a trajectory from its header and the bytes of its arrays.
 
     Raises:
         MessageError: names, shapes, sizes, hash or values are not valid.
@@ -154,5 +153,5 @@ def _checked_steps(header: TrajectoryFinished, blob: bytes) -> int:
     if len(blob) != size:
         raise MessageError(f"{where}: {len(blob)} bytes of arrays, the shapes say {size}")
     if hashlib.sha256(blob).hexdigest() != header.arrays_sha256:
-        raise MessageError(f"{where}: the arrays' SHA-256 is not that in the header; they were damaged")
+        raise MessageError(f"{where}: the arrays' SHA-256 differs from the header's; they were damaged")
     return steps

@@ -105,7 +105,7 @@ def _check_static(static: list[float]) -> None:
     if static[0] not in (-1.0, 0.0, 1.0):
         raise ValueError(f"static[0] is {static[0]}, expected the side: -1, 0 or 1")
     if static[0] == 0.0 and any(static):
-        raise ValueError("static has values beside a side of 0, expected all zero when flat")
+        raise ValueError("static has other values than 0, expected all zero when the side is 0")
 
 
 class DecisionReply(_Model):

@@ -22,7 +22,7 @@ MAX_COUNT = 2**63 - 1
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Whole = Annotated[int, Field(ge=-MAX_COUNT - 1, le=MAX_COUNT)]
 
-#: A thousand times the largest real quotes, of a bitcoin in dong or rupiah.
+#: A thousand times the largest real quotes: a bitcoin in dong or rupiah.
 MAX_PRICE = 1e12
 Price = Annotated[float, Field(gt=0, le=MAX_PRICE)]
 

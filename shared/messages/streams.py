@@ -25,7 +25,7 @@ class Stream(Generic[M_co]):
 
     Attributes:
         max_length: cap by number of entries; None: entries leave only when they are acknowledged.
-        max_bytes: cap by memory use, for streams whose entries contain foreign data.
+        max_bytes: cap by memory use in bytes, for streams whose entries may be large.
     """
 
     key: str

@@ -20,7 +20,7 @@ def first_fault(invalid: ValidationError, *, document: str = "") -> ValidationFa
 
     Args:
         invalid: the error from pydantic.
-        document: name of the document itself.
+        document: name to show for a fault of the document itself.
     """
     fault = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
     return ValidationFault(".".join(str(part) for part in fault["loc"]) or document, fault["msg"])

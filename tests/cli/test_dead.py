@@ -98,7 +98,7 @@ async def test_unreadable_entries_are_listed_and_shown_completely(
 
     newest, oldest = await listed()
     assert (newest["stream"], newest["entry_id"]) == ("mm:trajectories", entry_id)
-    assert "schema version '99', known is 1" in str(newest["reason"])
+    assert "schema version '99', known: 1" in str(newest["reason"])
     assert newest["size_bytes"] == sum(len(name) + len(value) for name, value in unknown.items())
     assert newest["replayable"] is True
     assert "type is ''" in str(oldest["reason"])
@@ -197,7 +197,7 @@ async def test_replay_all_of_a_stream_replays_each_entry_once(bus: Bus, redis: R
     assert (left["stream"], left["replayable"]) == ("mm:control", False)
     with pytest.raises(LetterError, match=r"nothing to replay: 1 dead letters, 0 can be replayed; .*show ID"):
         await run("replay", "--all")
-    with pytest.raises(LetterError, match=r"newest entry of mm:control holds, .*: announce it anew; nothing"):
+    with pytest.raises(LetterError, match=r"newest entry of mm:control, .*: announce it again; nothing"):
         await run("replay", str(left["id"]))
 
 
@@ -242,7 +242,7 @@ async def test_letters_with_an_older_or_unknown_schema_are_listed(bus: Bus, redi
     newer, older = await listed()
     assert (older["reason"], older["created_at"]) == ("of old", "2025-01-02T03:04:05+00:00")
     assert older["obstacle"] == "the entry itself was not kept, only an excerpt of it"
-    assert "schema version '9', known is 1, 2" in str(newer["reason"])
+    assert "schema version '9', known: 1, 2" in str(newer["reason"])
     assert newer["created_at"] == "2023-11-14T22:13:20+00:00"
     assert newer["obstacle"] == "the letter itself cannot be read"
     assert "type=x" in await run("show", "1700000000000-0")

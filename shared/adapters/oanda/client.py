@@ -46,7 +46,7 @@ from shared.adapters.oanda.records import (
 from shared.errors import BrokerError, OrderRejectedError, OutcomeUnknownError, UnreadableAnswerError
 
 with warnings.catch_warnings():
-    # Its source contains invalid escape sequences, about which Python warns when it compiles the file.
+    # Python warns about invalid escape sequences when it compiles oandapyV20's source.
     warnings.simplefilter("ignore")
     from oandapyV20.endpoints import accounts, instruments, orders, positions, pricing, transactions
 
@@ -69,7 +69,7 @@ MAX_LINE_BYTES = 1 << 20
 #: 5,000 candles with three prices each are about 2 MB.
 MAX_ANSWER_BYTES = 1 << 25
 
-#: A longer line breaks the stream: it is probably not a line.
+#: A longer line ends the stream: the server is probably not sending lines.
 MAX_DROPPED_BYTES = 64 * MAX_LINE_BYTES
 TOO_MANY_REQUESTS = 429
 
@@ -79,7 +79,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 #: Statuses of requests that were refused before they were processed.
 _REFUSED_UNPROCESSED = (401, 403, TOO_MANY_REQUESTS)
 
-#: Statuses of requests that were refused if the response has a reject transaction.
+#: Statuses that prove a refusal only if the response has a reject transaction.
 _REFUSED_WITH_REJECT = (400, 404)
 FIRST_SERVER_ERROR = 500
 NOT_FOUND = 404
@@ -109,7 +109,7 @@ class PositionFill(StrEnum):
 
 @dataclass(frozen=True)
 class MarketOrder:
-    """A market order; units above 0 buy, below 0 sell. Prices are in units of price."""
+    """A market order; units above 0 buy, below 0 sell. Bound, stop and target are prices, not distances."""
 
     instrument: InstrumentDetails
     units: int | Decimal
@@ -122,7 +122,7 @@ class MarketOrder:
     take_profit: float | None = None
 
     def body(self) -> dict[str, object]:
-        """The JSON body, every number a string with the instrument's own decimals."""
+        """The JSON body. Every number is a string with the instrument's decimals."""
         order: dict[str, object] = {
             "type": "MARKET",
             "instrument": self.instrument.name,
@@ -188,7 +188,7 @@ class OandaClient:
 
         Args:
             account: account id such as 101-004-1234567-001.
-            token: kept only in the request headers, never in logs or error texts.
+            token: access token; kept only in the request headers, never in logs or error texts.
             api_url: scheme and host of the REST calls.
             stream_url: scheme and host of the streams.
             connect_seconds: limit for opening a connection.
@@ -381,7 +381,7 @@ class OandaClient:
     async def close_position(
         self, instrument: str, *, long: bool, client_id: str | None = None
     ) -> OrderOutcome:
-        """Close all units of one side of a position, once. It only reduces, so the caller may repeat it.
+        """Close all units of one side of a position. This only reduces it, so the caller may repeat the call.
 
         Raises:
             OrderRejectedError: refused with a reject transaction: `NOTHING_TO_CLOSE` if that side is flat.
@@ -451,12 +451,12 @@ class OandaClient:
         except (httpx.HTTPError, TimeoutError) as error:
             raise OutcomeUnknownError(f"{call.method} {call.path} was sent: {_reason(error)}") from error
         if response.status_code != call.expected_status:
-            raise _write_failed(call, response)
+            raise _write_error(call, response)
         try:
             return read(f"{call.method} {call.path}", lambda: parse(_object(response)))
         except BrokerError as error:
             raise OutcomeUnknownError(
-                f"answer not understood: {error}", status=response.status_code
+                f"unreadable response to a write: {error}", status=response.status_code
             ) from error
 
     async def _stream(
@@ -557,7 +557,7 @@ def _parse_line(name: str, line: bytes, parse: Callable[[Json], _R]) -> _R | Hea
 def _candles(
     answer: Json, instrument: str, granularity: str, unreadable: Callable[[str], None] | None
 ) -> tuple[Candle, ...]:
-    """Candles of a response that is for the requested instrument and granularity."""
+    """Read the candles; raise ValueError if they are of another instrument or granularity."""
     found_for = (answer.get("instrument", instrument), answer.get("granularity", granularity))
     if found_for != (instrument, granularity):
         raise ValueError(f"candles of {found_for[0]} {found_for[1]}, expected {instrument} {granularity}")
@@ -590,8 +590,8 @@ def _refusal(call: _Call, response: _Response) -> str:
     return f"{call.method} {call.path} answered {response.status_code}{': ' if details else ''}{details}"
 
 
-def _write_failed(call: _Call, response: _Response) -> BrokerError:
-    """What an unexpected response proves: a reject, a refusal before processing, or nothing."""
+def _write_error(call: _Call, response: _Response) -> BrokerError:
+    """The error for an unexpected response: rejected, refused before processing, or outcome unknown."""
     text, status = _refusal(call, response), response.status_code
     if status in _REFUSED_UNPROCESSED:
         return BrokerError(text, status=status)

@@ -25,7 +25,7 @@ PAGE_CANDLES = 5_000
 #: Columns of a page, `[T, 7]` float64, which represents every time and volume exactly.
 _TIME, _OPEN, _HIGH, _LOW, _CLOSE, _VOLUME, _SPREAD = range(7)
 
-#: Called with the second up to which candles have arrived.
+#: Called with the time (seconds since 1970 UTC) up to which candles have arrived.
 Progress = Callable[[int], None]
 
 
@@ -47,10 +47,10 @@ async def download_bars(
     """All complete bars with `from_s <= time_s < to_s`.
 
     Args:
-        source: requested one page at a time, far below OANDA's limit of 120 requests per second.
+        source: receives one request at a time, far below OANDA's limit of 120 per second.
         instrument: the instrument to download.
-        from_s: seconds since 1970 UTC.
-        to_s: seconds since 1970 UTC; may be in the future, for which there are no candles yet.
+        from_s: start in seconds since 1970 UTC.
+        to_s: end in seconds since 1970 UTC; it may be in the future.
         pages: folder for the pages; pages of an earlier attempt are not requested again. Call
             `discard_pages` when the bars are stored.
         progress: called after each page.
@@ -95,7 +95,9 @@ def _kept_pages(pages: Path, request: str) -> list[Float64]:
     note = pages / "request.txt"
     if not note.exists():
         if any(pages.iterdir()):
-            raise DataError(f"{pages} contains other files than a download: remove it, or download elsewhere")
+            raise DataError(
+                f"{pages} contains other files than pages of a download: remove it, or download elsewhere"
+            )
         note.write_text(request)
     elif note.read_text() != request:
         raise DataError(

@@ -279,7 +279,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Transaction:
-    """One entry of the account's history. Ids increase strictly; a request makes one batch."""
+    """One entry of the account's history. Ids increase strictly; those of one request share a batch."""
 
     transaction_id: int
     batch_id: int
@@ -553,7 +553,7 @@ def _decimals(value: object) -> int:
 def _text(value: object) -> str:
     """A name or reason, cut to the length that ledger and messages accept."""
     if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:40]!r} is not a text")
+        raise TypeError(f"{str(value)[:40]!r} is not a string")
     return value[:MAX_TEXT]
 
 

@@ -55,7 +55,7 @@ HEARTBEATS_UNREADABLE = Counter(
 #: Largest number of entries appended in one round trip.
 ENTRIES_PER_APPEND = 8
 
-#: Minimum entries per read of `recent` after its first read found too few entries that can be decoded.
+#: `recent` reads at least this many entries at a time if its first read had too few decodable ones.
 REREAD_COUNT = 500
 
 M = TypeVar("M", bound=Message)
@@ -143,7 +143,7 @@ class Bus:
         )
 
     async def append_condition_alert(self, alert: AlertRaised) -> bool:
-        """Append an alert that a condition began or ended, unless its last alert said the same.
+        """Append an alert that a condition began or ended, unless its last alert had the same phase.
 
         Redis keeps the phase of each condition, so neither a restart nor a second gateway repeats an alert.
 

@@ -35,13 +35,13 @@ TRANSIENT = (
 )
 
 #: Error replies to retry for which the client has no class: a script is running, a snapshot failed, too few
-#: replicas. In a pipeline the client puts the command before them.
+#: replicas. In a pipeline the client prefixes the command to the reply.
 TRANSIENT_REFUSAL = re.compile(r"(^|caused error: )(BUSY|MISCONF|NOREPLICAS) ")
 
-#: Connection errors, as the client classifies them, that a retry does not resolve.
+#: Errors that a retry cannot resolve, although the client classifies them as connection errors.
 REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
 
-#: Advice for an error reply that contains the text. Redis 6 takes the flags of a script for a syntax error.
+#: Text in an error reply → advice. Redis 6 reports a script's flags as a syntax error.
 HINTS = {
     "WRONGTYPE": "; another program uses this key: give the system a database of its own",
     "compiling script": "; the system needs Redis 7.0 or Valkey",
@@ -93,7 +93,7 @@ class RedisConnection:
                 except REFUSED as refused:
                     raise SettingsError(
                         f"setting MM_REDIS_URL: Redis refuses to {what}: {refused}; "
-                        "give the server's user in the URL and its password in MM_REDIS_PASSWORD"
+                        "put the user name in the URL and the password in MM_REDIS_PASSWORD"
                     ) from refused
                 except Exception as failure:
                     if not _is_transient(failure):

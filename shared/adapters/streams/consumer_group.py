@@ -32,7 +32,7 @@ ENTRIES_GONE = Counter("mm_entries_gone", "Entries removed from a stream while t
 
 #: Likely cause of a pending entry that is missing from the stream.
 REMOVED_HINT = (
-    "it was removed from the stream before it was acknowledged; find out what trims or deletes there"
+    "it was removed from the stream before it was acknowledged; find out which program trims or deletes it"
 )
 
 #: Searches for abandoned entries per reclaim time.
@@ -41,7 +41,7 @@ SWEEPS_PER_RECLAIM = 10
 #: An entry that was delivered more often without an acknowledgement is poison and becomes a dead letter.
 MAX_DELIVERIES = 3
 
-#: Error replies without a group. UNBLOCKED (Redis 7.0): the stream was deleted during a blocking read.
+#: Error replies if the group is missing. UNBLOCKED (Redis 7.0): the stream was deleted during a read.
 NO_GROUP = ("NOGROUP", "UNBLOCKED")
 
 #: Entry id → deliveries before this process, for the entries that this process found pending.
@@ -102,7 +102,7 @@ class GroupConsumer(Generic[M]):
         )
 
     async def _run(self, what: str, command: Callable[[], Awaitable[Any]]) -> Any:
-        """The reply to a command of the group; None if there was no group, which is then created."""
+        """Run a group command and return its reply; if the group is missing, create it and return None."""
 
         async def attempt() -> Any:
             try:
@@ -151,7 +151,7 @@ class GroupConsumer(Generic[M]):
         return entry_id
 
     async def _redeliver(self, entry_id: bytes) -> Batch[M]:
-        """A batch of one pending entry; an empty one if the entry is poison, missing or acknowledged."""
+        """A batch of one pending entry; an empty batch if the entry is poison, missing or acknowledged."""
         before = self._deliveries.get(entry_id)
         if before is None:  # this process has acknowledged it since, from an earlier batch
             return await self._batch([])

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 #: Consumers reject larger bodies and arrays; the rest is room for names and small fields.
 MAX_KEPT_BYTES = MAX_BODY_BYTES + MAX_ARRAYS_BYTES + 4_096
 
-#: A script can pass only some thousand arguments to XADD. Entries of this system have four fields.
+#: A script can pass only a few thousand arguments to XADD. Entries of this system have four fields.
 MAX_KEPT_FIELDS = 1_000
 
 EXCERPT_BYTES = 1_024
@@ -54,14 +54,14 @@ class Letter:
         if self.stream not in {stream.key for stream in STREAMS} - {DEAD.key}:
             return f"{self.stream} is not a stream to replay into"
         if self.stream in {stream.key for stream in ANNOUNCED}:
-            return f"the newest entry of {self.stream} holds, and an old one would undo it: announce it anew"
+            return f"it would undo the newest entry of {self.stream}, which is in force: announce it again"
         if self.original is None:
             return "the entry itself was not kept, only an excerpt of it"
         return ""
 
 
 def letter_fields(stream: Stream[Message], raw: RawEntry, reason: str) -> dict[bytes, bytes]:
-    """The fields of an entry's letter. An entry over the limits is not kept; the letter has an excerpt."""
+    """The fields of an entry's letter. If the entry exceeds the limits, only an excerpt is kept."""
     entry_id, original = raw
     size = sum(len(name) + len(value) for name, value in original.items())
     excerpt = b" ".join(name + b"=" + value[:EXCERPT_BYTES] for name, value in original.items())
@@ -110,8 +110,8 @@ class DeadLetters:
     async def move(self, stream: Stream[Message], group: str, raw: RawEntry, reason: str) -> None:
         """Move a pending entry of a group to the dead letters, atomically."""
         letter = words_of(letter_fields(stream, raw, reason))
-        kept = [cast("int", DEAD.max_length), cast("int", DEAD.max_bytes)]
-        arguments: list[bytes | str | int] = [group, raw[0], *kept, *letter]
+        caps = [cast("int", DEAD.max_length), cast("int", DEAD.max_bytes)]
+        arguments: list[bytes | str | int] = [group, raw[0], *caps, *letter]
 
         async def attempt() -> None:
             await cast(

@@ -1,8 +1,8 @@
 """A lease in Redis: at most one holder at a time, with a fencing token that increases with each new holder.
 
 The holder renews the lease well before it expires. It measures the lease time with its own monotonic clock,
-from before the request was sent, so it always considers the lease expired before Redis does. Only orders that
-open a position need the lease. Closing a position is idempotent at the broker and needs no lease.
+starting before it sends the request, so it always considers the lease expired before Redis does. Only orders
+that open a position need the lease. Closing a position is idempotent at the broker and needs no lease.
 """
 
 import asyncio

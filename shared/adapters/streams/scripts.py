@@ -3,14 +3,14 @@
 At its memory limit Redis rejects every command that needs memory and, within MULTI (since Redis 7), also
 those that free it. The flag `allow-oom` lets a script run anyway. All writes use it except those of
 trajectories: their stream is not capped, so rejecting them keeps a full Redis from growing. Every other
-stream is capped by entry count, and by bytes if its entries hold foreign data. A full Redis is when a command
-to stop trading, a heartbeat or a dead letter is needed most (ADR 21).
+stream is capped by entry count, and by bytes if its entries may be large. Commands to stop
+trading, heartbeats and dead letters are needed most when Redis is full (ADR 21).
 """
 
 _BEGIN = "#!lua flags=allow-oom\n"
 
 #: Trim the oldest entries of a stream, a hundredth at a time, until it uses at most `most_bytes` of memory;
-#: 0: no limit. The newest entry always stays. SAMPLES 0 measures every node; there are some thousands at
+#: 0: no limit. The newest entry always stays. SAMPLES 0 measures every node; there are a few thousand at
 #: most.
 _KEEP_WITHIN = """
 local function keep_within(stream, most_bytes)

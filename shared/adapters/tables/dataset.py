@@ -35,7 +35,7 @@ from shared.market.session import (
 )
 from shared.numeric import Float32, Int8
 
-_arrow: Any = pa  # has no types
+_arrow: Any = pa  # pyarrow has no type hints
 
 #: Increased whenever tables, fingerprint, or the formulas of features and outcomes change.
 SCHEMA_VERSION = 1
@@ -72,7 +72,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 _Config = TypeVar("_Config", SessionConfig, SplitConfig)
 
-#: Called with the number of written tables and of all tables.
+#: Called with the number of tables written so far and the total number.
 Progress = Callable[[int, int], None]
 
 
@@ -87,7 +87,7 @@ class Dataset:
     session_config: SessionConfig
     split_config: SplitConfig
     source: str  # origin of the bars, in words
-    fingerprint: str  # of the bars; trajectories and checkpoints carry it
+    fingerprint: str  # SHA-256 of the bars; trajectories and checkpoints carry it
 
     @property
     def trained_until(self) -> datetime | None:
@@ -173,7 +173,7 @@ def read_dataset(path: Path) -> Dataset:
         if not path.is_file():
             raise DataError(f"{path}: no such data set; make one with `data import` or `data synth`")
         if not is_duckdb(path):
-            raise DataError(f"{path}: not a data set (no DuckDB file); `data import` makes one of a bar file")
+            raise DataError(f"{path}: not a data set (not a DuckDB file); use `data import` for a bar file")
         with contextlib.closing(duckdb.connect(str(path), read_only=True)) as connection:
             return _read(path, connection)
 
@@ -262,7 +262,7 @@ def _naming_errors(path: Path, what: str) -> Iterator[None]:
 
 
 def _is_dataset(path: Path) -> bool:
-    """Whether a file is a DuckDB file with a schema version in its table `dataset`, of any release."""
+    """Whether a file is a data set of any release: a DuckDB file that records its schema version."""
     if not is_duckdb(path):
         return False
     query = "SELECT count(*) FROM dataset WHERE key = 'schema_version'"
@@ -292,7 +292,7 @@ def _feature_columns(features: Float32, outcomes: Int8) -> Columns:
 
 
 def _session_columns(sessions: SessionIndex) -> Columns:
-    names = np.array([*(split.value for split in Split), None], dtype=object)  # NO_SPLIT is the last
+    names = np.array([*(split.value for split in Split), None], dtype=object)  # NO_SPLIT (-1): the last
     return {"start_index": sessions.starts, "split": names[sessions.split]}
 
 
@@ -393,7 +393,7 @@ def _fetch(connection: duckdb.DuckDBPyConnection, query: str) -> Columns:
 def _execute(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
     try:
         return connection.execute(query)
-    except RuntimeError as error:  # DuckDB's translation of Ctrl-C
+    except RuntimeError as error:  # DuckDB raises this after Ctrl-C
         if str(error) == "Query interrupted":
             raise KeyboardInterrupt from error
         raise

@@ -24,7 +24,7 @@ from shared.errors import DataError
 
 log = structlog.get_logger()
 
-_arrow: Any = pa  # has no types
+_arrow: Any = pa  # pyarrow has no type hints
 
 #: Parts with this many rows are not compacted any more.
 PART_ROWS = 10_000
@@ -69,7 +69,7 @@ class GrowingTable:
             folder: an existing folder.
             name: name of the table, and prefix of its files.
             columns: names and types.
-            last: key before that of the next row, whether or not the table has it.
+            last: the next row must have a larger key; the table need not contain this one.
         Raises:
             DataError: a part is damaged.
             OSError: a write failed.
@@ -92,7 +92,7 @@ class GrowingTable:
         """
         key = row[self._key]
         if not isinstance(key, int) or key <= self._last_key:
-            raise ValueError(f"{self._name}: {self._key} {key} after {self._last_key}, expected to rise")
+            raise ValueError(f"{self._name}: {self._key} {key} after {self._last_key}, expected a larger key")
         if row.keys() != set(self._schema.names):
             raise ValueError(f"{self._name}: columns {sorted(row)}, expected {sorted(self._schema.names)}")
         self._last_key = key
@@ -125,7 +125,7 @@ class GrowingTable:
         sync(self._folder)
 
     def _delete_obsolete_parts(self, last: int) -> list[_Part]:
-        """Delete parts that begin after a key or are contained in another part; returns the others."""
+        """Delete parts that begin after a key or are contained in another part; return the others."""
         parts: list[_Part] = []
         for part in self._parts():
             if part.first > last or (parts and part.last <= parts[-1].last):

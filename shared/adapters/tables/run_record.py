@@ -32,7 +32,7 @@ from shared.errors import DataError
 from shared.messages.schemas import now
 from shared.metrics.episodes import Episode, episode_figures
 
-#: Rows are written with the first one that arrives this long after the last write.
+#: Once this long has passed since the last write, the next row triggers a write.
 WRITE_EVERY_SECONDS = 60.0
 
 #: TensorBoard receives every n-th update; the tables have all of them.
@@ -83,7 +83,7 @@ class ResumePoint:
 
 
 def require_no_record(folder: Path) -> None:
-    """Check that a new run would remove nothing: a new record deletes an older one in its folder.
+    """Check that the folder is empty, because a new record deletes an older one in its folder.
 
     Raises:
         DataError: the folder is not empty, or is a file.
@@ -150,8 +150,8 @@ class RunRecord:
     def settings(self, settings: Mapping[str, JsonValue]) -> None:
         """Record the settings of this start; they should include seed and data set.
 
-        Earlier starts after which no version was written are removed, like their rows. If the disk rejects
-        the write, the settings wait for `flush`.
+        Earlier starts that produced no version are removed, as their rows were. If the disk rejects the
+        write, the settings wait for `flush`.
 
         Raises:
             DataError: the existing file is damaged or cannot be read.
@@ -185,7 +185,7 @@ class RunRecord:
             attempt: updates attempted so far, including this one.
             update: updates applied so far.
             episode: trajectories added to the replay so far.
-            figures: by the names in `update_figures`; a missing or non-finite one becomes null.
+            figures: values by name, as in `update_figures`; a missing or non-finite value becomes null.
             skipped: whether the update was skipped because loss or gradient was not finite.
         Raises:
             DataError: a number is too large for its column.
@@ -271,13 +271,13 @@ class RunRecord:
         return GrowingTable(self._folder, name, {**columns, **dict.fromkeys(figures, FIGURE)}, last=last)
 
     def _write_starts(self) -> None:
-        """Write the settings unless they are written."""
+        """Write the settings file if it is not up to date."""
         if self._starts is not None:
             write_atomically(self._folder / SETTINGS, self._starts)
             self._starts = None
 
     def _add(self, table: GrowingTable, row: Mapping[str, Value]) -> None:
-        """Add a row, unless a number is too large to be written."""
+        """Add a row; raise DataError if a number is too large for its column."""
         for column, value in row.items():
             if isinstance(value, int) and abs(value) > LARGEST_COUNT:
                 raise DataError(

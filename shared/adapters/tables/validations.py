@@ -7,8 +7,8 @@ Tables:
 - `skipped`: versions that could not be judged, with the reason.
 - `untold`: announcements that may not have been sent yet.
 
-DuckDB locks an open file against other processes, so the file is open only during a read or write, and each
-process waits for the other.
+DuckDB locks an open file against other processes, so the file is open only during a read or write, and a
+process waits until the other has closed it.
 """
 
 import contextlib
@@ -73,12 +73,13 @@ DROP TABLE validation_days;
 COMMIT;
 """
 
-#: The trial of a version: one of the same weights, or one that an earlier release judged in this scope.
+#: Selects the trials of one version: those of the same weights, and those of an earlier release, which
+#: recorded no weights, for the same version in this scope.
 _SAME_TRIAL = """split = $split AND (
     weights_sha256 = $weights OR (weights_sha256 IS NULL AND dataset = $dataset AND version = $version)
 )"""
 
-#: Largest number of trials compared day by day, newest first; older ones only add to the number of trials.
+#: At most this many trials, the newest, are compared day by day; older ones are only counted.
 MAX_TRIALS = 2_000
 
 #: Name of the database in the folder of the reports.
@@ -108,7 +109,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ValidationRow:
-    """Row of one judged version; None if a number is undefined."""
+    """Row of one judged version. Undefined numbers are None."""
 
     version: int
     dataset: str
@@ -139,9 +140,9 @@ class ValidationRow:
 
 @dataclass(frozen=True)
 class Record:
-    """What the database knows of a judgement."""
+    """The recorded hash and settings of a judgement."""
 
-    report_sha256: str | None  # None if an earlier release judged
+    report_sha256: str | None  # None if an earlier release wrote the row
     standards: Mapping[str, object] | None  # the service's present settings; None if it recorded none
 
 
@@ -158,7 +159,7 @@ class ValidationStore:
     def record(
         self, row: ValidationRow, days: Int64, daily_pips: Float64, announcement: ValidationReported
     ) -> None:
-        """Write one judgement with its pending announcement; replace an earlier one of the version and scope.
+        """Write a judgement and its pending announcement; replace any of the same version and scope.
 
         The trial replaces only a trial of the same weights and scope. A version of another run or data set
         is a trial of its own, even if it has the same number.
@@ -228,7 +229,7 @@ class ValidationStore:
         }
 
     def pending(self, scope: ValidationScope) -> list[ValidationReported]:
-        """Announcements that `mark_announced` was not called for, by version.
+        """Announcements that are not yet marked as announced, ordered by version.
 
         Raises:
             DataError: an announcement has another schema.
@@ -319,9 +320,9 @@ class ValidationStore:
                 },
             ).fetchall()
         pips = np.full((len(days), len(found)), np.nan)
-        for column, (on_days, of_days, _) in enumerate(reversed(found)):
-            _, here, there = np.intersect1d(days, on_days, assume_unique=True, return_indices=True)
-            pips[here, column] = np.array(of_days)[there]
+        for column, (trial_days, trial_pips, _) in enumerate(reversed(found)):
+            _, here, there = np.intersect1d(days, trial_days, assume_unique=True, return_indices=True)
+            pips[here, column] = np.array(trial_pips)[there]
         return pips, (found[0][2] if found else 0) - len(found)
 
     def _rows(self, query: str, scope: ValidationScope, *more: object) -> list[tuple[Any, ...]]:

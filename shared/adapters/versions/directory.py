@@ -17,7 +17,7 @@ from shared.adapters.files import read_beneath, sync, write_atomically, write_sy
 from shared.adapters.versions.manifest import MANIFEST_SHA256
 from shared.errors import StoreUnavailableError
 
-#: Limit for manifests and pointers, which have some kilobytes.
+#: Largest size in bytes of a manifest or pointer; they have a few kilobytes.
 MAX_SMALL_BYTES = 1_000_000
 
 _FOLDER = re.compile(r"v(\d{6,})")
@@ -42,7 +42,7 @@ class CheckpointFiles(Protocol):
         """Store all files of a version atomically.
 
         Args:
-            version: its number.
+            version: number of the version.
             files: name → contents.
             manifest_sha256: hash of the manifest in `files`, in hexadecimal.
         Raises:
@@ -64,10 +64,10 @@ class CheckpointFiles(Protocol):
         """Contents of any other file of a version.
 
         Args:
-            version: its number.
+            version: number of the version.
             name: name of the file.
             manifest_sha256: hash of the manifest, as `manifest.sha256` contains it.
-            limit: most bytes that the file may have.
+            limit: largest size of the file in bytes.
         Raises:
             OSError: the file is missing, cannot be read, or is larger than the limit.
             StoreUnavailableError: the store does not answer, or refuses the request.
@@ -80,7 +80,7 @@ class CheckpointFiles(Protocol):
         """Remove a version atomically, unless a pointer protects it; then delete its files.
 
         Args:
-            version: its number.
+            version: number of the version.
             is_protected: whether a pointer protects the version now. It may be called more than once. If it
                 raises, the version stays.
         Returns:

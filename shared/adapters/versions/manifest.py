@@ -34,7 +34,7 @@ TRAINED_UNTIL = "trained_until"
 _LIBRARIES = ("torch", "numpy", "safetensors")
 _TIME = TypeAdapter(AwareDatetime)
 
-#: Earlier versions that a pointer remembers.
+#: Largest number of earlier versions that a pointer remembers.
 _MAX_HISTORY = 100
 
 _STAGES: Mapping[str | None, Stage] = {"unproven": "unproven", "paper": "paper", "live": "live"}
@@ -103,7 +103,7 @@ class PointerHistoryEntry(NamedTuple):
     """A version that a pointer named earlier."""
 
     version: int
-    stage: Stage | None  # None: the pointer has no stages, or the release kept none
+    stage: Stage | None  # None: the pointer has no stages, or an older release moved it
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class PointerFile(BaseModel):
     version: int | None = Field(ge=0)  # None: the pointer names no version any more
     stage: str | None = None
     history: tuple[tuple[int, str | None] | int, ...] = ()  # older releases kept version numbers only
-    sha256: Fingerprint | None = None  # of the other fields, as JSON; None in files of older releases
+    sha256: Fingerprint | None = None  # hash of the other fields as JSON; None in files of older releases
 
     @classmethod
     def of(cls, pointed: Pointed | None) -> "PointerFile":
@@ -147,7 +147,7 @@ class PointerFile(BaseModel):
     @model_validator(mode="after")
     def _require_digest(self) -> "PointerFile":
         if self.sha256 not in (None, self._digest()):
-            raise ValueError("its SHA-256 is not that of the rest")
+            raise ValueError("its SHA-256 does not match its other fields")
         return self
 
     def _digest(self) -> str:

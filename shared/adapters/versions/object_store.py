@@ -76,7 +76,9 @@ class ObjectFiles:
         try:
             parts = urlsplit(url)
         except ValueError as wrong:
-            raise SettingsError(f"checkpoint store: {wrong}; expected such as s3://bucket/prefix") from None
+            raise SettingsError(
+                f"checkpoint store: {wrong}; expected a URL such as s3://bucket/prefix"
+            ) from None
         account = "@" in parts.netloc and parts.scheme in _ACCOUNT_SCHEMES
         if ":" in parts.netloc or parts.query or parts.fragment or ("@" in url and not account):
             raise SettingsError(
@@ -109,7 +111,7 @@ class ObjectFiles:
             # An existing file is from an interrupted attempt with the same manifest.
             if name != MANIFEST_SHA256:
                 self._put(_key(version, name, manifest_sha256), data, "create")
-        # The put may be refused although ours succeeded: the reply was lost and the client sent it again.
+        # If a reply is lost, the client repeats the put, and the store refuses it: the first one succeeded.
         put = self._put(last, files[MANIFEST_SHA256], "create")
         if not put and self._fetch(last).data != files[MANIFEST_SHA256]:
             raise FileExistsError(f"{self.name}/{last}")
@@ -149,7 +151,7 @@ class ObjectFiles:
         return True
 
     def tidy(self) -> None:
-        """Delete uncommitted files, except those of versions after the newest, which may be being written."""
+        """Delete uncommitted files up to the newest version; a writer may still be adding later ones."""
         paths = self._paths()
         committed = {int(match[1]) for path in paths if (match := _COMMITTED.fullmatch(path))}
         newest = max(committed, default=-1)
@@ -201,7 +203,7 @@ class ObjectFiles:
         return found.data
 
     def _fetch(self, key: str, limit: int = MAX_SMALL_BYTES) -> "_Found":
-        """The object under a key; its contents only up to a limit."""
+        """Fetch the object under a key; contents larger than the limit are left empty."""
 
         def found() -> _Found:
             try:
@@ -232,7 +234,7 @@ class ObjectFiles:
     def _delete(self, keys: Iterable[str]) -> None:
         def delete() -> None:
             for key in keys:
-                # Some stores report an object that another process deleted first.
+                # Some stores raise an error if another process deleted the object first.
                 with contextlib.suppress(FileNotFoundError):
                     self.objects.delete(key)
 

@@ -23,14 +23,14 @@ from shared.market.session import Split
 from shared.messages.schemas import Fingerprint, Stage, VersionPromoted
 from shared.messages.validation import first_fault
 
-#: A report on 3.6 years has some megabytes.
+#: A report on 3.6 years has a few megabytes.
 MAX_REPORT_BYTES = 64_000_000
 
 #: Stages with a gate. `unproven` has none, and only the validator promotes to it.
 GatedStage = Literal["paper", "live"]
 
 #: Remedy in error texts.
-_JUDGE_AGAIN = "the validator judges a stored version again when it starts"
+_JUDGE_AGAIN = "restart the validator to judge the version again"
 
 
 class GateVerdict(BaseModel):
@@ -64,7 +64,7 @@ def report_path(validation_root: Path, version: int) -> Path:
 
 
 def check_gate(validation_root: Path, manifest: Manifest, stage: GatedStage) -> GateVerdict:
-    """The service's own report of a version that passed a stage's gate.
+    """The service's own report of a version, if the version passed a stage's gate.
 
     Raises:
         PromotionError: `require_record` rejects the report, or the version did not pass the gate; the text

@@ -136,7 +136,7 @@ class CheckpointStore:
         """The network's weights, verified.
 
         Raises:
-            CheckpointError: missing or damaged.
+            CheckpointError: the version is missing or damaged.
         """
         return self._tensors(*self._manifest(version), WEIGHTS)
 
@@ -144,7 +144,7 @@ class CheckpointStore:
         """Optimizer and random state, verified.
 
         Raises:
-            CheckpointError: missing or damaged.
+            CheckpointError: the version is missing or damaged.
         """
         return self._tensors(*self._manifest(version), TRAINING)
 
@@ -152,7 +152,7 @@ class CheckpointStore:
         """One file of a version, verified against its manifest.
 
         Raises:
-            CheckpointError: missing, or its size or SHA-256 is not the manifest's.
+            CheckpointError: the file is missing, or its size or SHA-256 differs from the manifest's.
         """
         return self._verified(*self._manifest(version), name)
 
@@ -258,9 +258,9 @@ class CheckpointStore:
     def collect_garbage(self, *, keep: int) -> Collected:
         """Remove old versions.
 
-        The newest `keep` versions stay, and the newest intact one, those that pointers name, and the one that
-        a roll-back would restore. Nothing is removed while a pointer is damaged, because it may name any
-        version, or while no version is intact, because an operator may repair any of them.
+        The newest `keep` versions, the newest intact one, those that pointers name, and the one that a
+        roll-back would restore are kept. Nothing is removed while a pointer is damaged, because it may name
+        any version, or while no version is intact, because an operator may repair any of them.
         """
         removed: list[int] = []
         try:
@@ -312,12 +312,12 @@ class CheckpointStore:
         match = _MANIFEST_LINE.fullmatch(line)
         if match is None:
             location = self._files.location(version, MANIFEST_SHA256)
-            raise CheckpointError(f"{location}: damaged; expected what `sha256sum {MANIFEST}` prints")
+            raise CheckpointError(f"{location}: damaged; expected the output of `sha256sum {MANIFEST}`")
         digest = match[1].decode()
         data = self._read(version, MANIFEST, digest, MAX_SMALL_BYTES)
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(
-                f"{location}: damaged manifest: its SHA-256 is not that of {MANIFEST_SHA256}"
+                f"{location}: damaged manifest: its SHA-256 differs from that in {MANIFEST_SHA256}"
             )
         try:
             manifest = Manifest.model_validate_json(data)
@@ -387,7 +387,7 @@ def _files_at(root: Path | str) -> CheckpointFiles:
     if isinstance(root, str) and _INCOMPLETE_URL.match(root):
         raise SettingsError(
             f"checkpoint store {root}: expected a folder, or a URL such as s3://bucket/prefix, with two "
-            f"slashes; a folder of that name is ./{root}"
+            f"slashes; for a folder of that name, write ./{root}"
         )
     return DirectoryFiles(Path(root))
 
@@ -395,7 +395,7 @@ def _files_at(root: Path | str) -> CheckpointFiles:
 def _manifest_problem(manifest: bytes) -> str:
     """Why a manifest could not be read back; empty if it could."""
     if len(manifest) > MAX_SMALL_BYTES:
-        return f"{len(manifest)} bytes are more than the {MAX_SMALL_BYTES} that are read"
+        return f"{len(manifest)} bytes are more than the limit of {MAX_SMALL_BYTES}"
     try:
         Manifest.model_validate_json(manifest)
     except ValidationError as invalid:

@@ -106,8 +106,8 @@ def test_an_episode_has_about_22_kilobytes() -> None:
     [
         ({"type": b"AlertRaised"}, "type is 'AlertRaised', expected 'CheckpointPublished'"),
         ({"type": b"\xff\xfe"}, "expected 'CheckpointPublished'"),
-        ({"version": b"2"}, "schema version '2', known is 1"),
-        ({"version": b""}, "schema version '', known is 1"),
+        ({"version": b"2"}, "schema version '2', known: 1"),
+        ({"version": b""}, "schema version '', known: 1"),
         ({"body": b"{"}, "CheckpointPublished.body"),
         ({"body": b'{"version": 1}'}, "episode: Field required"),
         ({"body": b" " * 1_000_001}, "at most 1000000"),

@@ -287,7 +287,7 @@ async def test_undecodable_entries_become_dead_letters_and_valid_ones_are_delive
     assert await bus.length(TRAJECTORIES) == 0
     letters = [entry.message for entry in await bus.recent(DEAD, count=10)]
     assert len(letters) == 3
-    assert "schema version '99', known is 1" in letters[1].reason
+    assert "schema version '99', known: 1" in letters[1].reason
     assert letters[2].excerpt == "garbage=\ufffd\x00"
 
 

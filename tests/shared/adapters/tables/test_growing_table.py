@@ -133,7 +133,7 @@ def test_a_new_column_is_null_in_older_rows(tmp_path: Path) -> None:
 def test_a_row_with_a_wrong_key_or_wrong_columns_is_refused(tmp_path: Path) -> None:
     growing = table(tmp_path)
     fill(growing, 1, 3)
-    with pytest.raises(ValueError, match="steps: step 3 after 3, expected to rise"):
+    with pytest.raises(ValueError, match="steps: step 3 after 3, expected a larger key"):
         growing.add({"step": 3, "loss": 0.0})
     with pytest.raises(ValueError, match=r"columns \['lost', 'step'\], expected \['loss', 'step'\]"):
         growing.add({"step": 4, "lost": 0.0})
