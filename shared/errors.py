@@ -68,7 +68,7 @@ class IllegalActionError(MuZeroError):
 
 
 class MessageError(MuZeroError):
-    """A message cannot be read or breaks its schema; this text becomes its dead letter's reason."""
+    """A message cannot be read or breaks its schema; its dead letter gives the error text as the reason."""
 
 
 class JournalError(MuZeroError):
@@ -80,7 +80,7 @@ class CheckpointError(MuZeroError):
 
 
 class PromotionError(CheckpointError):
-    """A version has not passed the gate of the promotion."""
+    """A version has not passed its gate."""
 
     user_fault = True
 
@@ -108,7 +108,7 @@ class BrokerError(MuZeroError):
 
 
 class OrderRejectedError(BrokerError):
-    """The broker rejected a request with a reject transaction. Nothing was done; it is not sent again."""
+    """The broker rejected a request with a reject transaction. Nothing was executed; do not retry it."""
 
     def __init__(self, message: str, *, status: int, reject_reason: str) -> None:
         super().__init__(message, status=status)
@@ -120,7 +120,7 @@ class UnreadableAnswerError(BrokerError):
 
 
 class OutcomeUnknownError(BrokerError):
-    """An order was sent and its outcome is not known: it is looked up, never sent again."""
+    """An order was sent and its outcome is not known. Look the order up, and never send it again."""
 
 
 class LedgerError(MuZeroError):
@@ -140,4 +140,4 @@ class WebhookError(ServiceError):
 
     def __init__(self, text: str, *, again: bool) -> None:
         super().__init__(text)
-        self.again = again  # a retry may succeed and cannot deliver the alert twice
+        self.again = again  # True if a retry may succeed and cannot deliver the alert twice

@@ -30,7 +30,7 @@ def _kernel_digest() -> str:
 
 
 # Numba recompiles a cached kernel only if its own file changes, not if a kernel that it calls changes.
-# A cache directory per digest keeps it from running an outdated inner formula.
+# Each digest has its own cache directory, so a kernel never runs an outdated copy of another.
 _config = vars(numba.config)
 _cache_root = Path(_config["CACHE_DIR"] or Path.home() / ".cache" / "micro-muzero" / "kernels")
 KERNEL_CACHE = _cache_root / _kernel_digest()
@@ -44,7 +44,7 @@ _R = TypeVar("_R")
 
 
 def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a function of arrays and numbers to machine code, cached on disk, releasing the GIL.
+    """Compile a function of arrays and numbers. The code is cached on disk and runs without the GIL.
 
     Fast-math is off: the same operations in the same order give the same bits, for one value at a time
     or for a million. Live trading relies on this.
@@ -56,7 +56,7 @@ def reordering_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile like `kernel`, but let the compiler reorder sums to suit vector registers.
 
     The order is fixed at compile time and depends only on the length of a sum, so each row of a network
-    gets the same bits in any batch. Not for prices or features.
+    gets the same bits in any batch. Do not use it for prices or features.
     """
     options = {"contract", "nsz", "reassoc"}
     return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True, fastmath=options)(function))

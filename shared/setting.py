@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Range:
-    """An interval of finite numbers; a bound that is None does not limit."""
+    """An interval of finite numbers; a bound of None means no limit."""
 
     low: float | None = None
     high: float | None = None
@@ -76,9 +76,9 @@ def setting(default: _T, meaning: str) -> _T:
 
 
 def check_group(name: str, group: Any) -> None:
-    """Refuse what is outside its declared range; call it from the group's `__post_init__`.
+    """Refuse values outside their declared ranges; call this from the group's `__post_init__`.
 
-    A text where an enumeration is declared becomes the member of that name.
+    The text of a setting that is declared as an enumeration becomes the member with that value.
 
     Raises:
         SettingsError: names the setting, its value and what is expected.
@@ -95,7 +95,7 @@ def check_group(name: str, group: Any) -> None:
 
 
 def describe_group(group: Any) -> Iterator[tuple[str, object, str]]:
-    """Name, value and description of each setting: its meaning and what is allowed."""
+    """Yield name, value and description of each setting: its meaning and its allowed values."""
     allowed = _allowed(group.__class__)
     for member in fields(group):
         limits = allowed.get(member.name)

@@ -1,4 +1,4 @@
-"""Where the inference service listens, and its limits."""
+"""Address and limits of the inference service."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class InferenceConfig:
     """
 
     host: str = setting("127.0.0.1", "interface that the port listens on")
-    port: Port = setting(8001, "port of the decisions")
+    port: Port = setting(8001, "port of the inference API")
     allowed_hosts: str = setting("", "host names answered besides localhost and addresses, as a,b,c")
     instrument: str = setting("", "refuse versions of another pair; empty accepts any")
     max_waiting: Count = setting(32, "requests in progress or waiting, beyond which clients get 503")

@@ -1,4 +1,4 @@
-"""The promoted version: loaded beside the running one, swapped in at once, refused when it is damaged."""
+"""Serves the promoted version. A new one is loaded beside the current one, and refused if it is damaged."""
 
 import asyncio
 import contextlib
@@ -39,14 +39,14 @@ class Served:
     agent: Agent
     version: int
     stage: Stage
-    instrument: Instrument  # used in its training
+    instrument: Instrument  # instrument of its training data
 
     def decide(self, windows: Float32, static: Float32, search: SearchConfig) -> Decisions:
         """Greedy decisions.
 
         Args:
-            windows: `[B, 32, 9]`.
-            static: `[B, 6]`.
+            windows: `[B, 32, 9]` temporal windows.
+            static: `[B, 6]` static features.
             search: settings of the search.
         """
         return decide(self.agent, self.agent.embed_windows(windows), static, search)
@@ -63,10 +63,10 @@ class PromotedVersion:
         *,
         instrument: str = "",
     ) -> None:
-        """Load nothing yet; `refresh` does.
+        """Prepare to serve; `refresh` loads the first version.
 
         Args:
-            store: holds the versions and the pointer.
+            store: store of the versions and of the pointer.
             search: settings of the search of every decision.
             precision: number format of the network.
             instrument: refuse versions that were trained on another instrument; empty accepts any.
@@ -78,8 +78,8 @@ class PromotedVersion:
         self._loading: Pointed | None = None
         self._pointer_error = ""
         self._is_store_lost = False
-        # Decisions are made one after the other in one thread. Versions are loaded and compiled in another
-        # thread, so that no request waits for that.
+        # One thread makes the decisions, one after the other. Another loads and compiles versions, so that no
+        # request waits for it.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="decide")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -143,11 +143,11 @@ class PromotedVersion:
         bus = lifecycle.bus
         moved = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            unlimited = [tasks.create_task(_listen(bus, moved))]
+            background = [tasks.create_task(_listen(bus, moved))]
             while not lifecycle.stopping.is_set():
                 moved.clear()
                 if alert := await self.refresh():
-                    unlimited.append(tasks.create_task(_raise_alert(bus, alert)))
+                    background.append(tasks.create_task(_raise_alert(bus, alert)))
                 lifecycle.report(
                     version=self._served.version if self._served else None,
                     stage=self._served.stage if self._served else None,
@@ -155,12 +155,12 @@ class PromotedVersion:
                 )
                 with contextlib.suppress(TimeoutError):
                     await lifecycle.until_stopping(asyncio.wait_for(moved.wait(), poll_seconds))
-            for task in unlimited:  # each waits for Redis without a time limit
+            for task in background:  # each waits for Redis without a time limit
                 task.cancel()
 
     def _serves(self, pointed: Pointed) -> bool:
-        now = self._served
-        return now is not None and (now.version, now.stage) == (pointed.version, stage_of(pointed))
+        served = self._served
+        return served is not None and (served.version, served.stage) == (pointed.version, stage_of(pointed))
 
     def _load(self, pointed: Pointed) -> Served:
         """Load a version and make one decision with it, so that everything is compiled before a request.
@@ -182,7 +182,7 @@ class PromotedVersion:
         """The instrument that a version was trained on.
 
         Raises:
-            CheckpointError: it is not the instrument of the setting.
+            CheckpointError: it differs from the instrument in the settings.
         """
         trained_on = trained_instrument(self._store.manifest(version))
         if trained_on is None:
@@ -217,7 +217,7 @@ class PromotedVersion:
 
 
 async def _listen(bus: Bus, moved: asyncio.Event) -> None:
-    """Set an event at each promotion. Where Redis refuses to be read, polling alone finds promotions."""
+    """Set an event at each promotion. If Redis refuses reads, polling alone finds promotions."""
     with contextlib.suppress(MuZeroError):
         async for promotions in bus.follow(PROMOTIONS, await bus.last_id(PROMOTIONS)):
             if promotions:
@@ -225,6 +225,6 @@ async def _listen(bus: Bus, moved: asyncio.Event) -> None:
 
 
 async def _raise_alert(bus: Bus, alert: AlertRaised) -> None:
-    """Append an alert; the log has it too if Redis refuses it."""
+    """Append an alert. If Redis refuses it, the log still has it."""
     with contextlib.suppress(MuZeroError):
         await bus.append(ALERTS, alert)

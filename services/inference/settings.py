@@ -11,4 +11,6 @@ class InferenceSettings(ServiceSettings):
     """Answers POST /inference with the promoted version's decision."""
 
     inference: InferenceConfig = Field(InferenceConfig(), description="address, port and limits")
-    search: SearchConfig = Field(SearchConfig(), description="search; decisions are greedy under either rule")
+    search: SearchConfig = Field(
+        SearchConfig(), description="search; decisions are greedy with either selection rule"
+    )

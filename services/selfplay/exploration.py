@@ -7,8 +7,8 @@ from shared.agent.exploration import Exploration
 def exploration_at(episode: int, config: SelfPlayConfig) -> Exploration:
     """Exploration of a version that learned from `episode` episodes.
 
-    The temperature falls linearly from its start to its end value and stays there, and so does the rate of
-    excursions if it has an end value.
+    The temperature changes linearly from its start to its end value and stays there. The excursion rate does
+    the same if it has an end value.
     """
     rate, rate_end = config.excursion_rate, config.excursion_rate_end
     return Exploration(

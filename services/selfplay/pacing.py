@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Backlog:
-    """Hysteresis: wait from above the high-water mark until below half of it."""
+    """Hysteresis: waiting begins above the high-water mark and ends below half of it."""
 
     high_water: int
     waiting: bool = False

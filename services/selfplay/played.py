@@ -35,40 +35,40 @@ _OUTCOMES = tuple(outcome.name for outcome in ChanceOutcome)
 _POLICY = tuple(f"policy_{name.lower()}" for name in _ACTIONS)
 _PROBABILITIES = tuple(f"probability_{name.lower()}" for name in _OUTCOMES)
 
-_WORD, _WHOLE, _NUMBER, _SMALL = _arrow.string(), _arrow.int64(), _arrow.float64(), _arrow.float32()
+_TEXT, _INT64, _FLOAT64, _FLOAT32 = _arrow.string(), _arrow.int64(), _arrow.float64(), _arrow.float32()
 
 _TRADE: dict[str, Any] = {
-    "trade_side": _WORD,
-    "trade_entry_bar": _WHOLE,
-    "trade_exit_bar": _WHOLE,
-    "trade_entry_price": _NUMBER,
-    "trade_exit_price": _NUMBER,
-    "trade_pips": _NUMBER,
-    "trade_max_drawdown_pips": _NUMBER,
-    "trade_bars_held": _WHOLE,
+    "trade_side": _TEXT,
+    "trade_entry_bar": _INT64,
+    "trade_exit_bar": _INT64,
+    "trade_entry_price": _FLOAT64,
+    "trade_exit_price": _FLOAT64,
+    "trade_pips": _FLOAT64,
+    "trade_max_drawdown_pips": _FLOAT64,
+    "trade_bars_held": _INT64,
 }
 
 _SCHEMA = _arrow.schema(
     {
         "episode": _arrow.int32(),  # from 0
-        "trajectory_id": _WORD,
-        "worker": _WORD,
-        "version": _WHOLE,
-        "dataset": _WORD,
-        "seed": _WHOLE,
-        "instrument": _WORD,
+        "trajectory_id": _TEXT,
+        "worker": _TEXT,
+        "version": _INT64,
+        "dataset": _TEXT,
+        "seed": _INT64,
+        "instrument": _TEXT,
         "step": _arrow.int32(),  # from 0
-        "bar_index": _WHOLE,  # the decision is made at the close of this bar
+        "bar_index": _INT64,  # the decision is made at the close of this bar
         "time": _arrow.timestamp("us", "UTC"),  # open of the bar, as in data sets
-        "close": _NUMBER,
-        "pnl_pips": _NUMBER,  # of the position that is open at the decision, net of costs
-        **dict.fromkeys(STATIC_NAMES, _SMALL),
-        "action": _WORD,
-        "reward_pips": _SMALL,
-        **dict.fromkeys(_POLICY, _SMALL),
-        "value_pips": _SMALL,
-        "outcome": _WORD,
-        **dict.fromkeys(_PROBABILITIES, _SMALL),
+        "close": _FLOAT64,
+        "pnl_pips": _FLOAT64,  # of the position that is open at the decision, net of costs
+        **dict.fromkeys(STATIC_NAMES, _FLOAT32),
+        "action": _TEXT,
+        "reward_pips": _FLOAT32,
+        **dict.fromkeys(_POLICY, _FLOAT32),
+        "value_pips": _FLOAT32,
+        "outcome": _TEXT,
+        **dict.fromkeys(_PROBABILITIES, _FLOAT32),
         **_TRADE,
     }
 )
@@ -91,7 +91,7 @@ class PlayedEpisode:
         """Add prices and profit to a trajectory.
 
         Args:
-            trajectory: played on these bars.
+            trajectory: trajectory that was played on these bars.
             bars: bars of the data set.
             prices: prices of the same bars.
             environment: the costs of the session.
@@ -133,7 +133,7 @@ def read_episode(path: Path, number: int) -> PlayedEpisode:
 
     Args:
         path: a file that `write_episodes` wrote.
-        number: from 0.
+        number: number of the episode, from 0.
     Raises:
         DataError: the file cannot be read, holds other columns, or has no such episode.
     """

@@ -1,7 +1,7 @@
 """Sends finished trajectories to the stream at the trainer's pace.
 
-While the trainer lags behind, the sender waits. Trajectories that Redis does not accept before a stopping
-worker must exit are kept on disk. The next worker that starts with the same home sends them.
+While the trainer lags behind, the sender waits. If Redis does not accept trajectories before a stopping
+worker must exit, they are kept on disk. The next worker that starts with the same home sends them.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
-#: Seconds between two looks at the stream's length while the worker waits for the trainer.
+#: Seconds between two reads of the stream's length while the worker waits for the trainer.
 BACKLOG_SECONDS = 0.5
 
 #: Seconds that a stopping worker continues to send; the remaining trajectories are kept on disk.
@@ -45,11 +45,11 @@ class TrajectorySender:
         self._send_until: float | None = None  # the loop's time; None until a stopping worker sends
 
     async def wait_for_room(self) -> None:
-        """Wait until the trainer keeps up, as far as the last look at the stream shows."""
+        """Wait until the trainer keeps up, judging by the last known length of the stream."""
         await self._may_play.wait()
 
     async def run(self) -> None:
-        """Send what earlier workers kept on disk, then the batches of the queue.
+        """Send the trajectories that earlier workers kept on disk, then the batches of the queue.
 
         Raises:
             ServiceError: a stopping worker could neither send some trajectories nor keep them on disk.
@@ -72,7 +72,7 @@ class TrajectorySender:
             self._sending.reschedule(self._deadline())
 
     async def _send_kept(self) -> None:
-        """Send what earlier workers kept on disk, until asked to stop.
+        """Send the trajectories that earlier workers kept on disk, until asked to stop.
 
         A file is read only when there is room for it, since another worker may have sent it in the meantime.
         """
@@ -99,7 +99,7 @@ class TrajectorySender:
         return ()
 
     async def _keep(self, unsent: Sequence[Trajectory]) -> list[OSError]:
-        """Keep trajectories on disk for the next start; an error for each that could not be written."""
+        """Keep trajectories on disk; return an error for each that could not be written."""
         refusals = await asyncio.to_thread(self._spool.write, unsent)
         if num_kept := len(unsent) - len(refusals):
             log.warning("trajectories_kept_on_disk", count=num_kept, folder=str(self._spool.folder))

@@ -1,8 +1,9 @@
-"""Keeps finished trajectories on disk that could not be sent before the worker had to stop, one file each.
+"""Keeps on disk the finished trajectories that a stopping worker could not send, one in each file.
 
-Any worker that starts with the same home sends them, also while other workers run. A file is named after its
-trajectory's id, so only the worker that played it writes it, and does so atomically. The worker that sent it
-removes it. Two workers may send the same trajectory, since the trainer counts each id once.
+Any worker that starts with the same home sends them, even while other workers run. A file is named after its
+trajectory's id, so only the worker that played the trajectory writes the file, and does so atomically. The
+worker that sends the trajectory removes the file. Two workers may send the same trajectory, since the trainer
+counts each id once.
 """
 
 import struct
@@ -70,7 +71,7 @@ class Spool:
         write_atomically(path, _HEADER_SIZE.pack(len(header)) + header + arrays)
 
     def files(self) -> list[Path]:
-        """The files that are kept."""
+        """Paths of the kept files."""
         return sorted(self.folder.glob(f"*{_SUFFIX}"))
 
     def read(self, path: Path) -> Trajectory | None:
@@ -91,5 +92,5 @@ class Spool:
             return None
 
     def remove(self, path: Path) -> None:
-        """Remove a file that was sent."""
+        """Remove the file of a trajectory that was sent."""
         path.unlink(missing_ok=True)

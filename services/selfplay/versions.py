@@ -1,4 +1,4 @@
-"""Which version plays: the newest that was announced, or an older one while the newest is damaged."""
+"""Selects the version that plays: the newest announced, or an older one while the newest is damaged."""
 
 import asyncio
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ from shared.market.session import Split
 from shared.numeric import Int64
 from shared.search.config import SearchConfig
 
-#: Seeds of lanes are drawn from 0 to this.
+#: Upper bound of the lanes' seeds, exclusive.
 MAX_SEED = 2**53
 
 
@@ -39,7 +39,7 @@ class SelfPlayWorker:
 
         Args:
             name: worker name to record in the trajectories.
-            market: the data set.
+            market: features, prices and outcomes of the data set.
             starts: `[M]` bars at which a session may start.
             config: lanes and exploration.
             environment: costs, rewards, length of a session.
@@ -76,7 +76,7 @@ class SelfPlayWorker:
         return self._config.lanes * self._environment.session_bars
 
     def play(self, agent: Agent, episode: int, stop: Callable[[], bool]) -> Sequence[Trajectory]:
-        """Play one batch to its end; returns nothing if asked to stop before.
+        """Play one batch to its end; return an empty sequence if asked to stop earlier.
 
         Args:
             agent: the version that plays the batch.
@@ -90,7 +90,7 @@ class SelfPlayWorker:
         return finished
 
     def steps(self, agent: Agent, episode: int, sessions: int) -> Iterator[Sequence[Trajectory]]:
-        """Play one batch step by step; yields the sessions that each step finished: all in the last step.
+        """Play one batch. Every step yields an empty sequence, except that the last yields all sessions.
 
         Args:
             agent: the version that plays the batch.

@@ -31,12 +31,12 @@ _PR_SET_PDEATHSIG = 1
 def child_command(command: Sequence[str], *, niceness: int = 0, lock: Path | None = None) -> list[str]:
     """Command line that runs `command` as a child that exits with this process.
 
-    Linux sends the signal when the *thread* that started the child exits. A child that another thread than
-    the main thread starts would exit with that thread, so it requests no signal.
+    Linux sends the signal when the *thread* that started the child exits. A child that another
+    thread starts would exit too early, so it requests no signal.
 
     Args:
         command: program and arguments.
-        niceness: added to the child's niceness.
+        niceness: increment of the child's niceness.
         lock: file that the child holds an exclusive lock on; it exits with `EXIT_HELD` if another process
             holds the lock.
     """
@@ -48,7 +48,7 @@ def child_command(command: Sequence[str], *, niceness: int = 0, lock: Path | Non
 def main(arguments: Sequence[str]) -> int:
     """Replace this process with the program; returns only if that fails."""
     parent, niceness, lock, *command = arguments
-    if int(parent) and not _end_with(int(parent)):
+    if int(parent) and not _exit_with(int(parent)):
         return 0
     _be_nice(int(niceness))
     if lock and not _hold(lock):
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     return _EXIT_NOT_FOUND
 
 
-def _end_with(parent: int) -> bool:
+def _exit_with(parent: int) -> bool:
     """Ask the system for SIGTERM when the parent exits; False if it has already exited."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -69,13 +69,13 @@ def _end_with(parent: int) -> bool:
 
 
 def _be_nice(niceness: int) -> None:
-    """Lower the priority of the process, and of its session, since Linux autogroups share time by session."""
+    """Lower the priority of the process, and of its session: Linux autogroups divide CPU time by session."""
     os.nice(niceness)
     try:
         if niceness and os.getsid(0) == os.getpid():
             Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
     except OSError:
-        return  # no autogroups, or the system allows no change now; the process has its niceness
+        return  # the system has no autogroups, or allows no change now; os.nice still applies
 
 
 def _hold(path: str) -> bool:

@@ -37,8 +37,8 @@ class Limits:
     body_seconds: float = 10.0  # from the end of the headers to the end of the body
     unread_seconds: float = 30.0  # a client that reads nothing of a response for this long is disconnected
     keep_alive_seconds: float = 30.0
-    linger_seconds: float = 2.0  # how long to read on from a client that still sends after the last response
-    max_lingering_bytes: int = 8_000_000  # and how much
+    linger_seconds: float = 2.0  # longest time to read from a client that still sends after the last response
+    max_lingering_bytes: int = 8_000_000  # most bytes to read in that time
     max_connections: int = 256
     max_connections_per_peer: int = 128  # per client address
 
@@ -98,7 +98,7 @@ class BoundedConnection(HttpToolsProtocol):
         *,
         limits: Limits,
     ) -> None:
-        """Called by the server for each connection, with `limits` bound beforehand."""
+        """The server calls this for each connection, with `limits` bound beforehand."""
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
         self._awaiting, self._since = _Awaiting.HEAD, 0.0
@@ -118,7 +118,7 @@ class BoundedConnection(HttpToolsProtocol):
         return self.client[0] if self.client else ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept the connection; if there are too many, close one that waits for its client."""
+        """Accept the connection; if there are too many, close one that is waiting for its client."""
         self._lingering = _LingeringTransport(transport, self.loop, self._is_client_sending)
         super().connection_made(cast("asyncio.Transport", self._lingering))
         self._await(_Awaiting.HEAD)
@@ -134,7 +134,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _make_room(self, others: Iterable["BoundedConnection"]) -> None:
         """Abort the connection that has waited longest for its client, or refuse this one.
 
-        Clients that send nothing can therefore not block those that do.
+        Idle clients therefore cannot keep others from connecting.
         """
         waiting = [
             other for other in others if other is not self and other._awaiting is not _Awaiting.NOTHING
@@ -252,7 +252,7 @@ class BoundedConnection(HttpToolsProtocol):
     # -- deadlines and closing -----------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Close with the server, which completes responses but does not wait for requests."""
+        """Close at the server's shutdown, which completes responses but does not wait for requests."""
         super().shutdown()
         if self._lingering.since is not None:
             self.transport.abort()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 def free_megabytes(folder: Path) -> int:
-    """Free disk space in MB of a million bytes; the folder need not exist yet.
+    """Free disk space in MB (a million bytes); the folder need not exist yet.
 
     Raises:
-        OSError: the disk does not answer.
+        OSError: the disk cannot be read.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free // 1_000_000
@@ -20,5 +20,5 @@ def low_disk(free_mb: int, low_mb: int, folder: Path | str) -> str:
         return ""
     return (
         f"only {free_mb:,} MB are free in {folder}, less than {low_mb:,} MB (MM_ALERTS__LOW_FREE_MB); a full "
-        "disk stops learning, and Redis until there is room"
+        "disk stops learning, and stops Redis until there is room"
     )

@@ -31,14 +31,14 @@ def service_main(
 
     Args:
         service: name in heartbeats, logs and metrics.
-        settings_class: its settings.
+        settings_class: class of its settings.
         compose: wires settings to a coroutine; raises MuZeroError if the user's input is invalid. It
             imports slow modules itself, so that `--help` is quick. A signal during the import exits at once,
             since there is nothing to save yet.
         arguments: the command line without the program's name; None reads `sys.argv`.
     Returns:
         Exit status: 0 after a graceful shutdown, 1 after a failure, 2 if the user's input caused it, 130
-        after Ctrl-C before the service has started.
+        after Ctrl-C before the service started.
     """
     parser = argparse.ArgumentParser(
         prog=f"micro-muzero {service}",

@@ -85,7 +85,7 @@ class Lifecycle:
         )
 
     async def until_stopping(self, awaitable: Awaitable[T]) -> T | None:
-        """The result of an awaitable, or None if the service is asked to stop before it is done.
+        """Return an awaitable's result, or None if the service is asked to stop first.
 
         A stop request cancels the awaitable. Use this for waiting, never for work that must be finished.
         """

@@ -11,7 +11,7 @@ import stamina
 import structlog
 
 _SECRET_NAME = re.compile(r"token|password|secret|api[_-]?key|authorization", re.IGNORECASE)
-#: Ends at the last @ of a word, since a password that is not percent-encoded may contain an @.
+#: The match ends at the last @ of a word, since a password that is not percent-encoded may contain an @.
 _URL_PASSWORD = re.compile(r"(\w+://[^:/@\s]*:)\S+@")
 _BEARER = re.compile(r"(Bearer\s+)\S+", re.IGNORECASE)
 _REDACTED = "***"

@@ -1,7 +1,7 @@
 """Free TCP ports of the loopback interface.
 
 Operating systems use the ports from 32768 upwards for outgoing connections and for listeners that ask for any
-port. None of those can take a lower port before its service binds it, or while the service restarts.
+port. A lower port therefore stays free until its service binds it, and while the service restarts.
 """
 
 import socket
@@ -16,7 +16,7 @@ _positions = count(randbelow(len(_PORTS)))
 
 
 def free_port() -> int:
-    """A port that nothing listens on, and that was not returned before in this process.
+    """A free port that was not returned before in this process.
 
     Raises:
         ServiceError: every port of the range is in use.

@@ -1,8 +1,8 @@
 """Errors over HTTP: every response that is not a success is a problem document (RFC 9457).
 
-Every HTTP service uses these handlers. The framework's own repeat the refused input. A NaN in it cannot be
-written as JSON, so that a bad request would become a server error. These name the field and its error, and
-repeat no input.
+Every HTTP service uses these handlers. FastAPI's own handlers repeat the refused input. If the input contains
+NaN, which JSON cannot represent, a bad request becomes a server error. These handlers name only the field and
+its error.
 """
 
 import json
@@ -72,7 +72,7 @@ def problem(
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A problem document as a response; its title is the phrase of the status."""
+    """A problem document as a response; its title is the status's reason phrase."""
     document = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors))
     # Escaped to ASCII: a lone surrogate in a field's name cannot be written as UTF-8.
     body = json.dumps(document.model_dump()).encode("ascii")

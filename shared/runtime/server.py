@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: Ticks of the server's loop between two checks of the deadlines; a tick takes a tenth of a second.
 _SWEEP_TICKS = 10
 
-#: Connections that the kernel completes before the server accepts them.
+#: Connections that the kernel queues until the server accepts them.
 _BACKLOG = 512
 
 
@@ -57,7 +57,7 @@ async def serve_app(
     sockets = await _listening(lifecycle.service, host, port)
     config = uvicorn.Config(
         KnownHosts(app, [lifecycle.service, socket.gethostname(), *host_names(allowed_hosts)]),
-        # uvicorn calls it as it calls a protocol class.
+        # uvicorn calls the partial like a protocol class.
         http=cast("type[asyncio.Protocol]", partial(BoundedConnection, limits=limits)),
         ws="none",
         log_config=None,
@@ -114,7 +114,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture no signals."""
+        """Leave signals to the lifecycle."""
         yield
 
 
@@ -124,10 +124,10 @@ def host_names(listed: str) -> list[str]:
 
 
 class KnownHosts:
-    """Refuses requests for a host name that is not this server's, against DNS rebinding.
+    """Refuses requests for unknown host names, to prevent DNS rebinding.
 
-    A hostile page can make its own name resolve to 127.0.0.1, and then reads a local server with the rights
-    of its visitor's browser. The Host header still holds the page's name. IP addresses cannot be rebound.
+    A hostile page can make its own name resolve to 127.0.0.1, and then read a local server through its
+    visitor's browser. The Host header still holds the page's name. IP addresses cannot be rebound.
     """
 
     def __init__(self, app: ASGIApp, names: list[str]) -> None:
@@ -196,7 +196,7 @@ async def metrics_served(
 def _metrics_app(registry: CollectorRegistry) -> ASGIApp:
     async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _confirm_lifespan(receive, send)
             return
         request = Request(scope)
         if request.url.path != "/metrics":
@@ -211,7 +211,7 @@ def _metrics_app(registry: CollectorRegistry) -> ASGIApp:
     return cast("ASGIApp", app)
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _confirm_lifespan(receive: Receive, send: Send) -> None:
     """Confirm the server's startup and shutdown."""
     while True:
         phase = (await receive())["type"]

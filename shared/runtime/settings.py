@@ -1,8 +1,8 @@
 """Reads a service's settings from the environment, `.env`, a TOML profile, and defaults, in this order.
 
 One profile serves every service. Each of its tables is a group (`[search]`, `[learner]` ...), and a service
-declares the groups that it uses as fields. `MM_SEARCH__SIMULATIONS` is the variable of a setting in a group,
-`MM_LOG_LEVEL` of one outside groups. A name that no service knows is an error, so that a misspelt setting
+declares the groups that it uses as fields. `MM_SEARCH__SIMULATIONS` names a setting of a group, and
+`MM_LOG_LEVEL` one outside groups. A name that no service knows is an error, so that a misspelt setting
 never silently keeps its default.
 """
 
@@ -44,7 +44,7 @@ ENV_FILE = Path(".env")
 #: Fields that hold a secret although their names do not show it.
 _SECRET_FIELDS = frozenset({"redis_url", "alerts__webhook_url", "webhook_url"})
 
-#: Modules that define a settings class each. Together they define every setting.
+#: Each module defines a settings class. Together they define every setting.
 SETTINGS_MODULES = (
     "services.trainer.settings",
     "services.selfplay.settings",
@@ -75,7 +75,7 @@ class ServiceSettings(BaseSettings):
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis server of the streams"
     )
     redis_password: SecretStr = Field(
-        SecretStr(""), description="of Redis, with any character; replaces a password in the URL"
+        SecretStr(""), description="Redis password, not percent-encoded; replaces one in the URL"
     )
     redis_password_file: Path | None = Field(
         None,
@@ -90,24 +90,26 @@ class ServiceSettings(BaseSettings):
         5.0,
         gt=0,
         le=HEARTBEAT_TTL_SECONDS / 3,
-        description="between two heartbeats; two in a row may be lost",
+        description="interval between two heartbeats; two in a row may be lost",
     )
-    alive_file: Path | None = Field(None, description="touched at each heartbeat, for health checks")
+    alive_file: Path | None = Field(None, description="file touched at each heartbeat, for health checks")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0 means none")
-    metrics_host: str = Field("127.0.0.1", description="interface of that port; 0.0.0.0 for other hosts")
+    metrics_host: str = Field(
+        "127.0.0.1", description="interface of the Prometheus port; 0.0.0.0 admits other hosts"
+    )
     dataset: Path = Field(Path("data/dataset.duckdb"), description="the DuckDB file of bars")
     checkpoints: str | None = Field(
         None, description="checkpoint store: a folder or s3://bucket/prefix; `<home>/checkpoints` when unset"
     )
     precision: Precision = Field(
         Precision.AUTO,
-        description="number format of decisions; auto: bfloat16 if the processor multiplies it",
+        description="number format of decisions; auto: bfloat16 if the processor has instructions for it",
     )
 
     @field_validator("redis_url")
     @classmethod
     def _check_url(cls, url: SecretStr) -> SecretStr:
-        """Refuse anything but a URL of Redis. The error shows no part of it, since it may hold a password."""
+        """Refuse anything but a Redis URL. The error does not show the URL, since it may hold a password."""
         parts = urlsplit(url.get_secret_value())
         location = parts.path if parts.scheme == "unix" else parts.hostname
         if parts.scheme not in ("redis", "rediss", "unix") or not location or not _has_port(parts):
@@ -219,7 +221,7 @@ def _first_line(path: Path) -> str:
 
 
 def _with_password(url: str, password: str) -> str:
-    """The URL with this password instead of its own, percent-encoded."""
+    """The URL with its password replaced by this one, which is percent-encoded."""
     parts = urlsplit(url)
     user = (parts.username or "", quote(password, safe=""))
     host = parts.netloc.rpartition("@")[2]
@@ -313,5 +315,5 @@ def _suggestion(known: dict[str, frozenset[str]], group: str, field: str) -> str
 
 
 def with_environment_name(name: str) -> AliasChoices:
-    """Let a variable without the prefix set a field, such as OANDA_TOKEN; with the prefix it works too."""
+    """Let a variable, such as OANDA_TOKEN, set a field both with and without the prefix."""
     return AliasChoices(name, f"{PREFIX}{name}")

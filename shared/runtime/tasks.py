@@ -12,7 +12,7 @@ async def service_tasks() -> AsyncIterator[asyncio.TaskGroup]:
     """An `asyncio.TaskGroup` that raises the first MuZeroError of its tasks itself, not in a group.
 
     Raises:
-        MuZeroError: of the task that failed first; the other tasks were cancelled.
+        MuZeroError: the error of the task that failed first; the other tasks were cancelled.
     """
     try:
         async with asyncio.TaskGroup() as tasks:
