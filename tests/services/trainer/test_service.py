@@ -399,7 +399,7 @@ async def test_divergence_rolls_back_to_the_last_good_version_and_raises_an_aler
         await until(lambda: detail(trainer, "episode") == 10)
     alerts = [entry.message for entry in await bus.recent(ALERTS, count=100)]
     assert {alert.name for alert in alerts} == {"training_rolled_back"}
-    assert "10 updates in a row were not finite; weights are those of version 0 again" in alerts[-1].detail
+    assert "10 updates in a row were not finite; restored the weights of version 0" in alerts[-1].detail
 
 
 async def test_a_full_disk_delays_learning_and_loses_nothing(
