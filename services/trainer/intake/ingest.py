@@ -86,7 +86,7 @@ def usable_trajectory(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Tra
     where = f"trajectory {header.trajectory_id}"
     if header.dataset != dataset.fingerprint:
         raise MessageError(
-            f"{where}: data set {header.dataset[:12]}…, the trainer has {dataset.fingerprint[:12]}…; "
+            f"{where}: data set {header.dataset[:12]}…, but the trainer has {dataset.fingerprint[:12]}…; "
             "start the worker with the trainer's data set"
         )
     trajectory = decode_trajectory(header, entry.arrays)
@@ -94,7 +94,7 @@ def usable_trajectory(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Tra
     if trajectory.start_bar < FIRST_WINDOW_BAR or last >= len(dataset.bars):
         raise MessageError(
             f"{where}: bars {trajectory.start_bar} to {last}, "
-            f"the data set has windows for {FIRST_WINDOW_BAR} to {len(dataset.bars) - 1}"
+            f"but the data set has windows only for {FIRST_WINDOW_BAR} to {len(dataset.bars) - 1}"
         )
     return trajectory
 
