@@ -54,9 +54,9 @@ class LearnerConfig:
     shaping: Shaping = setting(Shaping.NONE, "reward shaping")
     trade_margin: NonNegative = setting(0.0, "pips charged at an exit on top of its costs, in training only")
     precision: Precision = setting(
-        Precision.FLOAT32, "of the network's passes on the CPU; weights, losses and optimizer use float32"
+        Precision.FLOAT32, "precision of passes on the CPU; weights, losses and optimizer use float32"
     )
-    cuda_precision: Precision = setting(Precision.AUTO, "the same on CUDA, where auto means bfloat16")
+    cuda_precision: Precision = setting(Precision.AUTO, "precision of passes on CUDA; auto: bfloat16")
     learning_rate: Positive = setting(0.002, "learning rate of the first updates")
     constant_updates: Natural = setting(
         0, "updates after which the learning rate falls as 1/sqrt(updates); 0 keeps it constant"
@@ -105,7 +105,7 @@ class TrainerConfig:
 
     hold_logit: Finite = setting(0.0, "logit by which version 0 prefers HOLD to every other action")
     seed: Natural = setting(0, "seed of the first weights, of sampling and of dropout")
-    samples_per_insert: Positive = setting(0.5, "times that each inserted step is drawn on average")
+    samples_per_insert: Positive = setting(0.5, "average number of draws of each inserted step")
     min_replay_steps: Count = setting(1_000, "steps in the replay before learning starts")
     max_ahead_episodes: Count = setting(
         16, "pause reading the stream at this many journalled episodes not yet learned from"
