@@ -207,8 +207,8 @@ def _iterate(
     """Iterate from the last decision to the first. Return the first three fields of `Optimum`.
 
     `flat[k]` is the expected future reward without a position, in state k. `held[s, k, d, m]` is the same
-    with a position of side s, drawdown d and max drawdown m. It counts future moves only, and of the drawdown
-    penalty only the part by which it grows beyond the penalty of m.
+    with a position of side s, drawdown d and max drawdown m. It counts only future moves, and only the
+    drawdown penalty in excess of that of m.
     """
     num_states = len(successor)
     entry = np.zeros((num_decisions, num_states), np.int8)
