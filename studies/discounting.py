@@ -31,7 +31,7 @@ class DiscountedPolicy:
     """A policy on a lattice of K deviations, lowest first; short positions mirror long ones."""
 
     enters: Bool  # [K] True where it buys when flat
-    closes: Bool  # [K, K] True where it closes a long position, by present deviation and that at entry
+    closes: Bool  # [K, K] True where it closes a long position, by present and entry deviation
 
     @property
     def entry_pips(self) -> int:

@@ -188,8 +188,8 @@ def judged_in_order(
 def could_pass(daily: Float64) -> bool:
     """True if the days meet the paper gate's p-value limit for a run's first version, which is the highest.
 
-    A profit within one standard error has a p-value of at least 1/20 (Oleszkiewicz 1996); this cheap test
-    comes first.
+    A cheap test comes first: a profit within one standard error has a p-value of at least 1/20
+    (Oleszkiewicz 1996).
     """
     if daily.sum() <= np.sqrt(daily @ daily):
         return False

@@ -55,8 +55,8 @@ class Part:
     ) -> "list[Part]":
         """Split a batch between stretches into one part for each rank.
 
-        A rank for which no stretch is left gets the first step's stretch again, with weight 0, because every
-        rank must take part in the sums. Only batch norm then counts that stretch twice.
+        If no stretch is left for a rank, it gets the first step's stretch with weight 0, because every rank
+        must take part in the sums. Only batch norm then counts that stretch twice.
 
         Args:
             steps: steps of the batch, `[N]`.
