@@ -1,8 +1,8 @@
 """Compares ways of learning: ablations of the settings, each run on the same market with several seeds.
 
-Every run is one of `studies.learn`. Runs differ in one way's settings and in the seed, which determines
-market, weights and all random draws. A run has learned when it first earns `LEARNED_SHARE` of the best
-policy's pips in the curve's validation sessions.
+Every run is one of `studies.learn`. Runs differ in the settings of their way and in the seed, which
+determines market, weights and all random draws. A run has learned when it first earns `LEARNED_SHARE` of
+the best policy's pips in the curve's validation sessions.
 
 A run takes minutes, so each one is saved to a folder as soon as it is finished. A second call with the same
 folder makes only the missing runs. Several processes may share a folder.
@@ -32,7 +32,7 @@ LEARNED_SHARE = 0.44
 
 
 def _with(group: str, **fields: object) -> Change:
-    """A change of some numbers in one group of settings."""
+    """Make a change of some fields in one group of settings."""
     return lambda config: replace(config, **{group: replace(getattr(config, group), **fields)})
 
 
@@ -114,7 +114,7 @@ class RunResult:
             if reached
             else "not reached"
         )
-        return f"{name}: {LEARNED_SHARE} of the best policy's {after}; {self.share:.2f} at the end"
+        return f"{name}: {LEARNED_SHARE} of the best policy's pips {after}; {self.share:.2f} at the end"
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class CompareRecord:
             raise DataError(f"{path}: holds the run of {run.way!r} with seed {run.seed}: remove or rename it")
         if others := list(_differences(recorded.settings, self._settings(run))):
             raise SettingsError(
-                f"{path}: made with other settings: {'; '.join(others)}; expected those of the record, "
+                f"{path}: made with other settings: {'; '.join(others)}; use the same settings, "
                 "or another folder"
             )
         return run

@@ -13,7 +13,7 @@ from studies.compare import LEARNED_SHARE, RunResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: One for each way in `WAYS`.
+#: Colours of the ways in order; they repeat after the last one.
 _COLOURS = (*(f"C{number}" for number in range(10)), "#1f2933")
 
 

@@ -31,7 +31,7 @@ class DiscountedPolicy:
     """A policy on a lattice of K deviations, lowest first; short positions mirror long ones."""
 
     enters: Bool  # [K] True where it buys when flat
-    closes: Bool  # [K, K] True where it closes a long position, by present deviation and that at entry
+    closes: Bool  # [K, K] True where it closes a long position, by present and entry deviation
 
     @property
     def entry_pips(self) -> int:
@@ -51,14 +51,15 @@ class Discounted:
 
 
 def best_under(discount: float, round_trip_pips: float) -> DiscountedPolicy:
-    """Find the policy by value iteration.
+    """Find the best policy by value iteration.
 
-    F(d) = max(γ E F(d'), γ E L(d', d)) when flat, and the same short; of a long position entered at e,
-    L(d, e) = max(d - e - c + γ E F(d'), γ E L(d', e)), c the cost of a round trip.
+    At deviation d, F(d) is the value when flat and L(d, e) that of a long position entered at deviation e:
+    F(d) = max(γ E F(d'), γ E L(d', d)), and likewise for a short entry;
+    L(d, e) = max(d - e - c + γ E F(d'), γ E L(d', e)).
 
     Args:
         discount: γ per bar, below 1.
-        round_trip_pips: c.
+        round_trip_pips: cost of a round trip, c.
     Source: Bellman 1957.
     """
     chain = chain_of(LAWS[Market.OU])

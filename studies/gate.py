@@ -44,7 +44,7 @@ Draw = Callable[[np.random.Generator, int, int], Float64]
 
 @dataclass(frozen=True)
 class Population:
-    """A kind of versions without an edge."""
+    """A kind of version without an edge."""
 
     name: str
     draw: Draw
@@ -154,12 +154,12 @@ class PowerRow:
 
 
 def bench_luck(*, runs: int = 100, seed: int = 0) -> list[LuckRow]:
-    """Judge runs of every kind of versions without an edge."""
+    """Judge runs of every kind of version without an edge."""
     return [luck_of(kind, runs=runs, seed=seed + number) for number, kind in enumerate(POPULATIONS)]
 
 
 def luck_of(population: Population, *, runs: int, seed: int, num_versions: int = NUM_VERSIONS) -> LuckRow:
-    """Judge runs of one kind of versions."""
+    """Judge runs of one kind of version."""
     rng = np.random.default_rng(seed)
     paper_runs = live_runs = versions = 0
     for _ in range(runs):
@@ -174,7 +174,7 @@ def luck_of(population: Population, *, runs: int, seed: int, num_versions: int =
 def judged_in_order(
     daily: Float64, trades_a_day: int, rng: np.random.Generator
 ) -> Iterator[tuple[int, Verdict]]:
-    """The versions of a run that could pass, each with its verdict; the incumbent is the last that passed."""
+    """Yield each version that could pass, with its verdict; the incumbent is the last one that passed."""
     rules = simple_rules(len(daily), rng)
     incumbent: Incumbent | None = None
     for version in np.flatnonzero([could_pass(column) for column in daily.T]):
@@ -186,10 +186,10 @@ def judged_in_order(
 
 
 def could_pass(daily: Float64) -> bool:
-    """True if the days pass the paper gate's p-value as a run's first version, which has the highest limit.
+    """True if the days meet the paper gate's p-value limit for a run's first version, which is the highest.
 
-    A profit within one standard error has a p-value of at least 1/20 (Oleszkiewicz 1996); this cheap test
-    comes first.
+    A cheap test comes first: a profit within one standard error has a p-value of at least 1/20
+    (Oleszkiewicz 1996).
     """
     if daily.sum() <= np.sqrt(daily @ daily):
         return False
@@ -260,10 +260,10 @@ def edge_daily(edge: Edge, rng: np.random.Generator) -> Float64:
     ratio = edge.sharpe / np.sqrt(DAYS_PER_YEAR)
     if edge.trades_a_day >= 1:
         return rng.normal(ratio * DAY_PIPS, DAY_PIPS, edge.num_days)
-    share = edge.trades_a_day  # ratio² = share m² / (1 + m² (1 - share)), where m is the ratio of one trade
-    of_a_trade = ratio / np.sqrt(share - ratio**2 * (1.0 - share))
+    share = edge.trades_a_day  # ratio² = share m² / (1 + m² (1 - share)), m: ratio of one trade
+    trade_ratio = ratio / np.sqrt(share - ratio**2 * (1.0 - share))
     traded = rng.random(edge.num_days) < share
-    daily: Float64 = np.where(traded, rng.normal(of_a_trade * DAY_PIPS, DAY_PIPS, edge.num_days), 0.0)
+    daily: Float64 = np.where(traded, rng.normal(trade_ratio * DAY_PIPS, DAY_PIPS, edge.num_days), 0.0)
     return daily
 
 
@@ -276,6 +276,6 @@ class GateReport:
 
 
 def simulate_gates(*, runs: int = 100, seed: int = 0) -> GateReport:
-    """Simulate both kinds of runs; on one thread, because the kernels are short."""
+    """Simulate both kinds of runs on one thread, because the kernels are short."""
     numba.set_num_threads(1)
     return GateReport(bench_luck(runs=runs, seed=seed), bench_power(runs=runs, seed=seed))

@@ -1,18 +1,17 @@
-"""Trains the agent's network on the best policy by supervision: how much of it can the network express?
+"""Trains the agent's network on the best policy, to see how much of that policy it can express.
 
 This is a second yardstick beside the best policy. The agent's own network (representation, policy head,
 value head) is trained on the best policy's actions in states of the training sessions and on its returns
 from there. The network's greedy policy, the most likely legal action without search, is then played like
 any other rule.
 
-A random player leads each session to its state. It enters either side and closes, seldom enough that
-positions last. So position and market are independent, and the network also learns states that the best
-policy avoids but a player with less information reaches. In the best policy's own states, being flat
-implies "not worth entering yet"; taking half of the states from there made a player that trades and earns
-less.
+A random player plays each session up to the state that is drawn. It enters and closes at random, but seldom,
+so that positions last. So position and market are independent, and the network also learns states that the
+best policy avoids but a player with less information reaches. In the best policy's own states, being flat
+implies "not worth entering yet". With half of the states from there, the network traded and earned less.
 
-It is no strict bound: where the observation does not determine the best action, it takes the most likely
-one, which need not earn the most.
+The result is not a strict bound. Where the observation does not determine the best action, the network takes
+the most likely one, which need not earn the most.
 """
 
 from collections.abc import Callable
@@ -82,10 +81,10 @@ def draw_labelled_states(
     Args:
         rule: the best policy.
         prices: prices of the market.
-        starts: sessions to draw from.
+        starts: starts of the sessions to draw from.
         environment: costs, rewards and the sessions' length.
         rng: draws starts, decisions and random actions.
-        num_sessions: S.
+        num_sessions: number of sessions, S.
     """
     lanes = reset(rng.choice(starts, num_sessions))
     kept_at = rng.integers(environment.session_bars, size=num_sessions)
@@ -130,7 +129,7 @@ def learn_to_imitate(
         model: sizes of the network.
         minutes: duration of training, more than 0.
         seed: seed of weights, states and dropout.
-        clock: in seconds; it only determines how many updates fit into the minutes.
+        clock: returns seconds; it only determines how many updates fit into the minutes.
         progress: called after every draw of states.
     Raises:
         SettingsError: the minutes are not positive and finite.

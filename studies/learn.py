@@ -4,8 +4,8 @@ Self-play and learning run in parallel in this process, on a core each. They are
 of the services, without streams, journal and checkpoints. Two yardsticks play the same test sessions. One is
 the best policy for the market and the reward scheme (`studies.optimum`). It sees the law's hidden state,
 which the agent can only estimate from prices, so the agent's share need not reach 1. The other is the
-agent's own network trained on that policy by supervision (`studies.imitation`). A player of random legal
-actions and one that does nothing play too. Every player is evaluated by undiscounted sums over complete
+agent's own network trained on that policy by supervision (`studies.imitation`). A random player and
+one that does nothing play too. Every player is evaluated by undiscounted sums over complete
 sessions, and the agent plays greedily.
 
 Two versions of the agent are evaluated: the newest, and the one that did best in validation sessions, which a
@@ -150,7 +150,7 @@ class LearnGoal:
     """A goal and the value that was reached."""
 
     goal: str
-    reached: float | None  # None: no comparison is possible
+    reached: float | None  # None: no comparison was possible
     met: bool
 
 
@@ -219,7 +219,7 @@ class LearnReport:
 
 
 def _share_goal(minutes: float, part: Estimate | None) -> LearnGoal:
-    """The goal of a share of the imitation's reward; not met if the imitation earns nothing."""
+    """Goal for the share of the imitation's reward; not met if the imitation earns nothing."""
     least = GOAL_SHARES[minutes]
     return LearnGoal(
         f"{least} of the imitation's reward, promoted after {minutes:g} minutes",
@@ -252,7 +252,7 @@ def learn(
 
     Args:
         config: settings of the run.
-        clock: in seconds; it only determines how much learning fits into the minutes.
+        clock: returns seconds; it only determines how much learning fits into the minutes.
         record: folder for the record of the run (shared/adapters/tables/run_record.py); None: no record.
         progress: called after every batch of sessions.
         imitation_progress: called while the imitation is trained, after the agent.
@@ -322,7 +322,7 @@ class _Evaluator:
         self.sessions = choose_sessions(arena.validation, config.curve_sessions)
         self._best = score_rule(rule, arena.view.prices, self.sessions, config.environment)
         self._tested: dict[int, Scores] = {}  # by version
-        self._most = -np.inf  # reward of the promoted version in validation sessions
+        self._highest_reward = -np.inf  # reward of the promoted version in validation sessions
         self.curve: list[CurvePoint] = []
 
     def validate(self, agent: Agent, spent: Spent) -> CurvePoint:
@@ -330,8 +330,8 @@ class _Evaluator:
         point = CurvePoint(spent, self._play(agent, self.sessions), self._best)
         self.curve.append(point)
         reward = float(point.agent.reward.mean())
-        if reward >= self._most:
-            self._most, self.promoted, self.promoted_at = reward, agent, spent
+        if reward >= self._highest_reward:
+            self._highest_reward, self.promoted, self.promoted_at = reward, agent, spent
         return point
 
     def test(self, agent: Agent) -> Scores:
@@ -397,12 +397,12 @@ def _imitation(
     return Imitation(spent, *scored)
 
 
-#: Figures that the record has of each evaluation.
+#: Figures recorded for each evaluation.
 _EVALUATION = ("seconds", "pips", "reward", "trades", "best_pips", "best_reward")
 
 
 class _Recorder:
-    """Makes updates and records them if a folder is given."""
+    """Inserts trajectories and makes updates; records both if a folder is given."""
 
     def __init__(self, folder: Path | None, config: LearnConfig) -> None:
         self._metrics = TrainerMetrics()
@@ -483,7 +483,7 @@ def _versions(
 
 
 def _deadline(end: float, clock: Callable[[], float]) -> Callable[[], bool]:
-    """A function that is True from a time on."""
+    """Make a function that returns True from a time on."""
     return lambda: clock() >= end
 
 

@@ -60,9 +60,9 @@ class Optimum:
     """A best policy and its value, for N decisions per session, K hidden states and D drawdown levels."""
 
     entry: Int8  # [N, K] `Action` to take when flat
-    #: `[N, 2, K, D]`, short before long. The policy holds a position with this drawdown if its max drawdown
-    #: is at least this level, and closes it otherwise. The larger the max drawdown already is, the less
-    #: additional penalty holding risks.
+    #: `[N, 2, K, D]`, short before long: smallest max drawdown at which the policy holds a position with this
+    #: drawdown; below it, the policy closes. The larger the max drawdown already is, the less additional
+    #: penalty holding risks.
     hold_from: Int64
     value: Float64  # [K] pips, expected reward of a session that starts in this state
     step_pips: float
@@ -207,8 +207,8 @@ def _iterate(
     """Iterate from the last decision to the first. Return the first three fields of `Optimum`.
 
     `flat[k]` is the expected future reward without a position, in state k. `held[s, k, d, m]` is the same
-    with a position of side s, drawdown d and max drawdown m. It counts future moves only, and of the drawdown
-    penalty only the part by which it grows beyond the penalty of m.
+    with a position of side s, drawdown d and max drawdown m. It counts only future moves, and only the
+    drawdown penalty in excess of that of m.
     """
     num_states = len(successor)
     entry = np.zeros((num_decisions, num_states), np.int8)

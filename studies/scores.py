@@ -12,9 +12,10 @@ from shared.metrics.bootstrap import Interval, resample
 from shared.numeric import Float64, Int8, Int64
 from shared.search.config import SearchConfig
 
-#: A player without a network: its action in every lane, `[B]`.
+#: A player without a network; returns its action in every lane, `[B]`.
 Rule = Callable[[Lanes], Int8]
 
+#: Confidence level and bootstrap draws of the intervals.
 CONFIDENCE = 0.95
 RUNS = 2_000
 
@@ -84,10 +85,10 @@ def share(values: Float64, best: Float64) -> Estimate | None:
     The bootstrap draws both players' sessions in pairs, so that luck common to both cancels out.
 
     Args:
-        values: `[S]` of the player.
-        best: `[S]` of the best policy.
+        values: `[S]` earnings of the player.
+        best: `[S]` earnings of the best policy.
     Returns:
-        None if the best policy did not earn more than 0 in every draw; then a share is meaningless.
+        None if the best policy earns nothing in at least one draw, because a share is then meaningless.
     """
     sessions = _drawn_sessions(len(values))
     bests = best[sessions].mean(axis=1)

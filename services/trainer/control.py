@@ -12,7 +12,7 @@ from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
-#: Target of the control messages that are for the trainer.
+#: Target named in control messages for the trainer.
 CONTROL_TARGET = "training"
 
 #: Number of recent entries searched for a readable control message when the newest one is unreadable.
@@ -33,7 +33,7 @@ class PauseControl:
         self.paused = False
 
     async def read_newest(self) -> str:
-        """Apply the newest control message; the entry id after which later ones follow."""
+        """Apply the newest control message; return the entry id from which to follow later ones."""
         after = await self._bus.last_id(CONTROL)
         try:
             latest = await self._bus.newest(CONTROL, name=CONTROL_TARGET)
@@ -53,7 +53,7 @@ class PauseControl:
                 self._apply(entry.message)
 
     async def _newest_readable(self) -> ControlIssued | None:
-        """The newest readable message, which a trainer that was already running would follow."""
+        """Find the newest readable message, the one that a running trainer would have applied last."""
         entries = await self._bus.recent(CONTROL, count=CONTROL_HISTORY)
         readable = (entry.message for entry in entries)
         return next((control for control in readable if control.target == CONTROL_TARGET), None)

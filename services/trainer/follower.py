@@ -28,13 +28,13 @@ log = structlog.get_logger()
 
 
 class FollowerService:
-    """Follows the leader's orders. Asked to stop, it reports that, and the leader stops all ranks."""
+    """Follows the leader's orders. Reports a stop request to the leader, which then stops all ranks."""
 
     def __init__(self, settings: TrainerSettings, lifecycle: Lifecycle, ranks: Ranks) -> None:
         self._settings, self._lifecycle, self._ranks = settings, lifecycle, ranks
         self._offered: list[Trajectory] = []
         self._sent = False  # False while `_offered` waits for the leader's next request
-        self._stale: Mapping[UUID, str] = {}  # of the trajectories that the leader took last
+        self._stale: Mapping[UUID, str] = {}  # reasons by id, from the leader's last answer
         self._unusable = 0  # entries not yet reported to the leader
         self._journalled = asyncio.Event()
 
@@ -55,7 +55,7 @@ class FollowerService:
         )
 
     async def _ingest(self) -> None:
-        """Offer trajectories from the stream to the leader; acknowledge them when they are synced there."""
+        """Offer trajectories from the stream to the leader; acknowledge them when it has synced them."""
         consumer = consumer_name(self._ranks.own)
         batches = self._lifecycle.bus.consume(TRAJECTORIES, TRAINER_GROUP, consumer)
         while not self._lifecycle.stopping.is_set():

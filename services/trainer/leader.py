@@ -13,7 +13,7 @@ from shared.runtime.lifecycle import Lifecycle
 
 log = structlog.get_logger()
 
-#: Time between two requests to the other ranks for what they read.
+#: Time between two requests for the other ranks' trajectories.
 EXCHANGE_SECONDS = 0.25
 
 
@@ -33,11 +33,11 @@ class RankExchange:
         """Exchange with the other ranks.
 
         Args:
-            ranks: all of them.
+            ranks: all ranks.
             lifecycle: lifecycle of the service.
             writer: writer of the journal.
             ranks_in_use: held during every collective operation.
-            is_far_ahead: True while no more trajectories are wanted.
+            is_far_ahead: returns True while no more trajectories are wanted.
             changed: called when trajectories were journalled.
         """
         self._ranks, self._lifecycle, self._writer = ranks, lifecycle, writer
@@ -46,11 +46,11 @@ class RankExchange:
     async def run(self, tasks: asyncio.TaskGroup) -> None:
         """Exchange until the service stops.
 
-        Appends run in tasks of their own, so that the exchange goes on, and no rank times out, while the
-        disk rejects writes.
+        Each append runs in its own task. So the exchange continues while the disk rejects writes, and no
+        rank times out.
 
         Args:
-            tasks: group that the appends run in.
+            tasks: task group of the appends.
         """
         appending: asyncio.Task[Mapping[UUID, str] | None] | None = None
         while not self._lifecycle.stopping.is_set():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Device(StrEnum):
     """Device that the networks are trained on."""
 
-    AUTO = "auto"  # CUDA where there is one
+    AUTO = "auto"  # CUDA if available
     CPU = "cpu"
     CUDA = "cuda"
 
@@ -26,7 +26,7 @@ class Rank:
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0  # among those of this machine: the number of its GPU
+    local_rank: int = 0  # rank within this machine, and index of its GPU
 
     @classmethod
     def from_torchrun(cls, environment: Mapping[str, str] = os.environ) -> "Rank":
@@ -46,7 +46,7 @@ class Rank:
         Raises:
             SettingsError: there is no CUDA device, or fewer of them than ranks on this machine.
         """
-        import torch  # imported here because it takes seconds, which `--help` can do without
+        import torch  # imported here because the import takes seconds, and `--help` does not need it
 
         available = torch.cuda.is_available()
         if wanted is Device.CPU or (wanted is Device.AUTO and not available):
@@ -59,7 +59,7 @@ class Rank:
         count = torch.cuda.device_count()
         if self.local_rank >= count:
             raise SettingsError(
-                f"rank {self.local_rank} of this machine has no CUDA device of its own, there are {count}; "
+                f"local rank {self.local_rank} needs a CUDA device of its own, but torch finds only {count}; "
                 f"start torchrun with --nproc-per-node {count}, or set trainer.device to cpu"
             )
         return torch.device("cuda", self.local_rank)

@@ -40,7 +40,7 @@ class Run:
         ranks: Ranks | None,
         exit_stack: contextlib.ExitStack,
     ) -> "Run":
-        """Open the data set and the journal, and create a training without any updates.
+        """Open the data set and the journal, and create a training run with random weights.
 
         Args:
             settings: settings of the trainer.

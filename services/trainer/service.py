@@ -1,8 +1,8 @@
 """Learns from finished trajectories and publishes checkpoint versions.
 
 Two loops share the journal. One reads trajectories from the stream, appends them and acknowledges them.
-The other reads the journal, learns, and publishes. The first may be ahead by a limited number of
-trajectories; the second waits only at the journal's end.
+The other reads the journal, learns, and publishes. The first loop may be a limited number of
+trajectories ahead of the second; the second waits only at the journal's end.
 
 Under torchrun this service runs on the leading rank. There a third loop journals what the other ranks read
 (services/trainer/leader.py). How the ranks share an update is in services/trainer/learning/distributed.py.
@@ -33,10 +33,10 @@ from shared.runtime.tasks import service_tasks
 
 log = structlog.get_logger()
 
-#: Longest series of updates between two checks for a stop or pause request.
+#: Longest time spent on updates between two checks for a stop or pause request.
 UPDATE_SLICE_SECONDS = 0.25
 
-#: Longest wait for Redis to announce the last version before exit; otherwise the next start announces it.
+#: Longest wait at exit for Redis to accept the last announcement; if it fails, the next start repeats it.
 FINAL_ANNOUNCE_SECONDS = 2.0
 
 
@@ -47,7 +47,7 @@ class TrainerService:
         self._settings, self._lifecycle, self._ranks = settings, lifecycle, ranks
         self._bus = lifecycle.bus
         self._control = PauseControl(lifecycle, self._notify)
-        self._ranks_in_use = asyncio.Lock()  # all ranks take part in one operation at a time
+        self._ranks_in_use = asyncio.Lock()  # one collective operation at a time
         self._changed = asyncio.Event()
         self._updates_per_second = 0.0
 
@@ -73,7 +73,7 @@ class TrainerService:
                 await run.publisher.publish_last(patience_seconds=FINAL_ANNOUNCE_SECONDS)
 
     async def _run_loops(self) -> None:
-        """Run all loops until asked to stop; pause requests are applied before anything is learned."""
+        """Run all loops until asked to stop; apply the newest pause request before learning starts."""
         async with service_tasks() as loops:
             if self._ranks:
                 exchange = RankExchange(
@@ -160,7 +160,7 @@ class TrainerService:
             return
         ROLL_BACKS.inc()
         skipped = self._settings.learner.max_skipped_in_a_row
-        detail = f"{skipped} updates in a row were not finite; weights are those of version {version} again"
+        detail = f"{skipped} updates in a row were not finite; restored the weights of version {version}"
         log.error("training_rolled_back", version=version, skipped_in_a_row=skipped)
         alert = AlertRaised(source="trainer", name="training_rolled_back", detail=detail)
         await self._lifecycle.until_stopping(self._bus.append(ALERTS, alert))

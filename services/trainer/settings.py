@@ -37,7 +37,7 @@ class TrainerSettings(ServiceSettings):
 
     @field_validator("model")
     @classmethod
-    def _of_the_bars_and_the_environment(cls, model: ModelConfig) -> ModelConfig:
+    def _require_fixed_sizes(cls, model: ModelConfig) -> ModelConfig:
         """Refuse sizes that differ from those of the training data."""
         for name, size in FIXED_SIZES.items():
             if getattr(model, name) != size:
@@ -48,15 +48,15 @@ class TrainerSettings(ServiceSettings):
 
     @field_validator("instance")
     @classmethod
-    def _of_this_rank(cls, instance: str) -> str:
+    def _with_rank(cls, instance: str) -> str:
         """Give each rank an instance name of its own; torchrun passes the same settings to all."""
         rank = Rank.from_torchrun()
         return instance if rank.is_leader or not instance else f"{instance}-rank-{rank.rank}"
 
     @field_validator("metrics_port")
     @classmethod
-    def _of_the_leader(cls, port: int) -> int:
-        """Leave the port to the leader: one process can have it, and the leader has the metrics."""
+    def _only_on_leader(cls, port: int) -> int:
+        """Serve metrics on the leader only: it has the figures, and only one process can use the port."""
         return port if Rank.from_torchrun().is_leader else 0
 
     @property

@@ -102,7 +102,7 @@ class Training:
             instrument: instrument of the bars; stored in each version.
             trained_until: opening time of the last bar of the training split; stored in each version.
         Raises:
-            SettingsError: there is no such device.
+            SettingsError: the configured device does not exist.
         """
         self.config, self.dataset, self.instrument = config, dataset, instrument
         self.trained_until = trained_until
@@ -119,7 +119,7 @@ class Training:
         self.position = 0  # trajectories learned from, ever
         self.roll_backs = 0
         self.last: UpdateStatistics | None = None
-        self.replay_age = 0.0  # mean number of trajectories inserted since those of the last batch
+        self.replay_age = 0.0  # mean age of the last batch's steps, in trajectories inserted since
 
     @property
     def may_update(self) -> bool:
@@ -153,7 +153,7 @@ class Training:
         )
 
     def save(self, version: int) -> tuple[Manifest, Tensors, Tensors]:
-        """A checkpoint of the present state: manifest, weights, optimizer's moments."""
+        """Make a checkpoint of the present state: manifest, weights and optimizer moments."""
         counters = self.learner.counters
         state = SavedState(
             **asdict(counters),
@@ -193,13 +193,13 @@ class Training:
             manifest: manifest of the version.
             weights: weights of the version.
             moments: moments of its optimizer.
-            read: reads the trajectory with a number from the journal.
+            read: reads the trajectory with the given number from the journal.
         Raises:
             CheckpointError: the saved state does not fit this network.
             JournalError: the journal lacks a trajectory that the replay needs.
         """
         state = SavedState.of(manifest)
-        # The data set may have been split differently before; the version has seen both training splits.
+        # The split may have changed since the save. Then the weights come from both training splits.
         seen = [until for until in (self.trained_until, manifest.trained_until) if until is not None]
         self.trained_until = max(seen, default=None)
         self.learner.restore(dict(weights), dict(moments))
@@ -213,7 +213,7 @@ class Training:
         self.pacing.inserted, self.pacing.drawn, self.pacing.owed = state.inserted, state.drawn, state.owed
         self.roll_backs = state.roll_backs
         self.position = state.replay_start
-        for trajectory in self._needed(read, manifest.journal_position):
+        for trajectory in self._read_until(read, manifest.journal_position):
             self._fill(trajectory)
             self.position += 1
 
@@ -259,5 +259,5 @@ class Training:
         )
         self.episodes.add(trajectory)
 
-    def _needed(self, read: Callable[[int], Trajectory], end: int) -> Iterable[Trajectory]:
+    def _read_until(self, read: Callable[[int], Trajectory], end: int) -> Iterable[Trajectory]:
         return (read(position) for position in range(self.position, end))

@@ -231,10 +231,10 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(
 
 def test_a_finished_run_is_formatted_as_one_line() -> None:
     assert str(RunResult.of("puct", report(0.0, 3.0, 5.0, seed=3))) == (
-        "puct, seed 3: 0.44 of the best policy's after 2.00 minutes and 20 episodes; 0.50 at the end"
+        "puct, seed 3: 0.44 of the best policy's pips after 2.00 minutes and 20 episodes; 0.50 at the end"
     )
     assert str(RunResult.of("puct", report(0.0, 3.0))) == (
-        "puct, seed 0: 0.44 of the best policy's not reached; 0.30 at the end"
+        "puct, seed 0: 0.44 of the best policy's pips not reached; 0.30 at the end"
     )
 
 

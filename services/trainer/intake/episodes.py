@@ -1,4 +1,4 @@
-"""How self-play traded lately; these figures show whether a run learns or has collapsed."""
+"""Trading figures of recent self-play, which show whether a run learns or has collapsed."""
 
 from collections import deque
 from math import isfinite
@@ -27,10 +27,10 @@ class EpisodeWindow:
     """Figures over the last episodes."""
 
     def __init__(self, num_episodes: int = WINDOW_EPISODES) -> None:
-        self._episodes: deque[tuple[int, Episode]] = deque(maxlen=num_episodes)  # with the playing version
+        self._episodes: deque[tuple[int, Episode]] = deque(maxlen=num_episodes)  # with its version
 
     def add(self, trajectory: Trajectory) -> None:
-        """Add an episode; the oldest one leaves a full window."""
+        """Add an episode; a full window drops its oldest one."""
         pips = [trade.pips for trade in trajectory.trades]
         episode = Episode.of(pips, trajectory.actions, trajectory.rewards)
         self._episodes.append((trajectory.checkpoint_version, episode))

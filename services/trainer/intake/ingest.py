@@ -1,7 +1,7 @@
-"""Decides which trajectories can be learned from, and gives the reason for every other.
+"""Decides which trajectories can be learned from, and gives a reason for each refusal.
 
 Any rank can check an entry by itself. Only the leader can decide whether a trajectory is too old: it knows
-the versions, and from the journal it recognises a redelivery of one that was accepted when it was new.
+the newest version, and its journal shows which old trajectories are redeliveries of accepted ones.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -52,7 +52,7 @@ class CheckedBatch:
     async def acknowledge(
         self, stale: Mapping[UUID, str], lifecycle: Lifecycle, count_unusable: Callable[[], None]
     ) -> None:
-        """Dead-letter the refused entries, then acknowledge the batch; the other trajectories are journalled.
+        """Dead-letter the refused entries, then acknowledge the batch; all others are already journalled.
 
         If the service is asked to stop meanwhile, the rest of the batch stays pending and is redelivered.
 
@@ -86,7 +86,7 @@ def usable_trajectory(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Tra
     where = f"trajectory {header.trajectory_id}"
     if header.dataset != dataset.fingerprint:
         raise MessageError(
-            f"{where}: data set {header.dataset[:12]}…, the trainer has {dataset.fingerprint[:12]}…; "
+            f"{where}: data set {header.dataset[:12]}…, but the trainer has {dataset.fingerprint[:12]}…; "
             "start the worker with the trainer's data set"
         )
     trajectory = decode_trajectory(header, entry.arrays)
@@ -94,7 +94,7 @@ def usable_trajectory(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Tra
     if trajectory.start_bar < FIRST_WINDOW_BAR or last >= len(dataset.bars):
         raise MessageError(
             f"{where}: bars {trajectory.start_bar} to {last}, "
-            f"the data set has windows for {FIRST_WINDOW_BAR} to {len(dataset.bars) - 1}"
+            f"but the data set has windows only for {FIRST_WINDOW_BAR} to {len(dataset.bars) - 1}"
         )
     return trajectory
 
@@ -106,14 +106,14 @@ def stale_among(
     max_version_lag: int | None,
     journalled: Container[UUID],
 ) -> dict[UUID, str]:
-    """Find the trajectories that are too old to be learned from; the reason by id.
+    """Find the trajectories that are too old to be learned from; return the reasons by id.
 
     Args:
-        trajectories: usable ones.
-        newest: newest published version. After a return to an earlier version, trajectories of later
-            versions arrive; they have no lag.
+        trajectories: usable trajectories.
+        newest: newest published version. After a resume from an earlier version, trajectories of later
+            versions may arrive; they are never too old.
         max_version_lag: most versions that a trajectory may be behind; None for no limit.
-        journalled: ids of known trajectories; a redelivery of these is not refused, however old.
+        journalled: ids of known trajectories; their redeliveries are never refused.
     """
     if max_version_lag is None:
         return {}

@@ -11,8 +11,8 @@ a killed process left unsynced. So everything in the index is on the disk. A kil
 leaves at most one unfinished frame, the last one. It was never acknowledged, and opening the journal
 truncates it. A frame counts as unfinished if the file ends inside it, or if its tail is unwritten sectors
 that read as zeros. Any other damage is an error, because the frame may have been acknowledged. This includes
-a last frame whose tail was written before a power loss but not an earlier sector; the error says how to
-truncate it by hand (docs/adr/0002).
+a last frame that lost an earlier sector, but not its tail, in a power loss; the error says how to truncate
+it by hand (docs/adr/0002).
 
 The ids of trajectories in removed segments are kept in `removed.ids`, so that a late redelivery is still
 recognised.
@@ -48,7 +48,7 @@ _REMOVED = "removed.ids"
 _LOCK = "lock"
 _ID_BYTES = 16
 
-#: Disks write multiples of this many bytes, or of more.
+#: Smallest unit that a disk writes; larger sectors are multiples of it.
 _SECTOR_BYTES = 512
 
 #: A payload ends in a row of probabilities that sum to 1, so never in this many zero bytes.
@@ -141,7 +141,7 @@ class Journal:
             return list(new.values())
 
     def read(self, position: int) -> Trajectory:
-        """Read the trajectory with a number.
+        """Read the trajectory with this number.
 
         Raises:
             JournalError: the journal does not hold it, or it is damaged.
@@ -184,7 +184,7 @@ class Journal:
             old = [one for one, after in itertools.pairwise(segments) if _first_number(after) <= position]
             if not old:
                 return 0
-            first = max(_first_number(segments[len(old)]), self.first)  # a failed removal left some segments
+            first = max(_first_number(segments[len(old)]), self.first)  # larger after a failed removal
             count = first - self.first
             self._remember(self._locations[:count])
             with self._index:
@@ -205,12 +205,12 @@ class Journal:
         for segment in segments:
             self._open_segment(segment, is_last=segment == segments[-1])
         if self._locations:
-            sync(self._locations[-1].segment)  # earlier segments were synced before it was begun
+            sync(self._locations[-1].segment)  # earlier segments were synced before it was created
         sync(self.folder)
         sync(self.folder.parent)
 
     def _append_frame(self, records: Sequence[tuple[bytes, bytes]]) -> tuple[Path, int]:
-        """Write and sync a frame, or change nothing; returns the segment and the payload's offset in it."""
+        """Write and sync a frame, or change nothing; return the segment and the payload's offset in it."""
         payload = b"".join(
             _RECORD.pack(len(header), len(arrays)) + header + arrays for header, arrays in records
         )
@@ -228,7 +228,7 @@ class Journal:
         return segment, (before or 0) + _HEAD.size
 
     def _clean(self) -> None:
-        """Remove what a failed append left behind, because nothing may be written after it."""
+        """Remove the partial frame of a failed append, because no frame may follow it."""
         if self._unclean is None:
             return
         segment, size = self._unclean
@@ -268,7 +268,7 @@ class Journal:
                 raise JournalError(_damaged(segment, data, offset, is_last=is_last))
             self._open_frame(segment, data[offset : offset + size], offset)
             offset += size
-        if offset == 0 and self._locations:  # the only segment stays: its name is the journal's position
+        if offset == 0 and self._locations:  # a sole segment stays: its name holds the position
             segment.unlink()  # its first frame was never finished
 
     def _open_frame(self, segment: Path, frame: bytes, start: int) -> None:
@@ -310,7 +310,7 @@ class Journal:
 
 
 def _locked(path: Path) -> int:
-    """Take the lock; the system releases the descriptor's lock whenever and however the process exits."""
+    """Take the lock; the system releases it however the process exits."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -361,7 +361,7 @@ def _is_unfinished(data: bytes, offset: int) -> bool:
 
 
 def _ends_unwritten(data: bytes) -> bool:
-    """True when the file ends in zeros from the start of a sector, more of them than any payload ends in.
+    """True when the file's last sectors hold only zeros, more of them than any payload ends in.
 
     Then the file was extended, and the power failed before the data were written. Zeros in the middle of a
     payload prove nothing: they may be a trajectory's own numbers.

@@ -26,20 +26,20 @@ class JournalWriter:
         """Write to a journal.
 
         Args:
-            journal: to append to.
+            journal: journal to append to.
             lifecycle: lifecycle of the service.
             max_version_lag: most versions that a trajectory may be behind; None for no limit.
-            newest_version: gives the newest published version.
+            newest_version: returns the newest published version.
         """
         self._journal, self._lifecycle = journal, lifecycle
         self._max_version_lag, self._newest_version = max_version_lag, newest_version
-        self._appending = asyncio.Lock()  # versions, known ids and the append belong together
+        self._appending = asyncio.Lock()  # makes the age check and the append atomic
 
     async def append(self, trajectories: Sequence[Trajectory]) -> Mapping[UUID, str] | None:
         """Append the trajectories that are not too old; retry while the disk fails.
 
-        Age is checked only here. A journalled trajectory is learned from whatever the versions are by then,
-        also after a restart.
+        Age is checked only here. A journalled trajectory is always learned from, even if it is too old by
+        then, for example after a restart.
 
         Returns:
             Why trajectories are too old, by id; None if the service was asked to stop before the write.

@@ -55,15 +55,15 @@ class Part:
     ) -> "list[Part]":
         """Split a batch between stretches into one part for each rank.
 
-        A rank for which no stretch is left gets the first step's stretch again, with weight 0, because every
-        rank must take part in the sums. Only batch norm then counts that stretch twice.
+        If no stretch is left for a rank, it gets the first step's stretch with weight 0, because every rank
+        must take part in the sums. Only batch norm then counts that stretch twice.
 
         Args:
-            steps: `[N]`.
-            views: their S stretches.
-            seeds: seeds of each rank's dropout.
+            steps: steps of the batch, `[N]`.
+            views: views of the steps, in S stretches.
+            seeds: dropout seed of each rank.
             learning_rate: learning rate of the update.
-            length: L, bars of a stretch that can be embedded.
+            length: L, embedded bars per stretch.
         """
         stretches, size = views.rows // length, len(seeds)
         bounds = len(views.spans) * np.arange(size + 1) // size
@@ -91,7 +91,7 @@ class LoadWeights:
 class SendOffer:
     """Order: answer with an `Offer`."""
 
-    with_trajectories: bool  # False while the leader takes none
+    with_trajectories: bool  # False while the leader accepts none
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,17 @@ class Offer:
 
     stopping: bool
     trajectories: Sequence[Trajectory] = field(default_factory=tuple)
-    unusable: int = 0  # unusable entries since the last answer; only the leader exports metrics
+    unusable: int = 0  # entries since the last answer; the leader counts them in its metrics
 
 
 class Ranks:
-    """The ranks that learn together, seen from this one; all must make the same calls in the same order."""
+    """The ranks that learn together, seen from this one. All ranks must make the same calls in order."""
 
     def __init__(self, own: Rank, device: torch.device) -> None:
-        """Connect to the other ranks at the address that torchrun gave.
+        """Connect to the other ranks at the address from torchrun.
 
         Raises:
-            RankLostError: they do not connect.
+            RankLostError: another rank does not connect.
         """
         self.own, self.device = own, device
         on_cuda = device.type == "cuda"
@@ -170,7 +170,7 @@ class Ranks:
         return cast("Order", received[0])
 
     def offers(self) -> list[Offer]:
-        """Every other rank's answer to a `SendOffer`; the leader's side of `offer`."""
+        """Collect the other ranks' answers to a `SendOffer`; the leader's side of `offer`."""
         answers: list[Offer] = [Offer(stopping=False)] * self.own.world_size
         with self.watched():
             dist.gather_object(answers[0], answers, dst=0, group=self._orders)
@@ -195,7 +195,7 @@ class Ranks:
         return dict(zip(figures, sums.tolist(), strict=True))
 
     def parallel(self, network: Network) -> Callable[[Batch], Predictions]:
-        """A function that unrolls the network on this rank's part and averages gradients over all ranks.
+        """Make a function that unrolls the network on this rank's part and averages gradients over all ranks.
 
         The network's batch norms are replaced in place and keep their weights. Afterwards every rank has the
         leader's weights.
@@ -237,7 +237,7 @@ class SynchronisedNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics towards a batch's."""
+        """Move the running statistics towards those of a batch."""
         running = (self.running_mean, mean), (self.running_var, variance)
         for average, value in running:
             cast("Tensor", average).lerp_(value, cast("float", self.momentum))
@@ -245,7 +245,7 @@ class SynchronisedNorm(nn.BatchNorm1d):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of all ranks' tensors; a rank's gradient is the sum of the gradients of all."""
+    """Sum of all ranks' tensors; its gradient is summed over all ranks too."""
 
     @staticmethod
     def forward(_context: object, tensor: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ def _summed(tensor: Tensor) -> Tensor:
 
 
 def _synchronise_norms(module: nn.Module) -> None:
-    """Replace every batch norm below a module, keeping its weights and statistics."""
+    """Replace every batch norm inside a module, keeping its weights and statistics."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d):
             norm = SynchronisedNorm(child.num_features, eps=child.eps, momentum=child.momentum)

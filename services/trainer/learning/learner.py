@@ -7,7 +7,7 @@ computes the same bits as one that never stopped.
 If an average is configured, the agent acts with an exponential moving average of the weights (after Polyak
 and Juditsky 1992). The last few batches move the average less than the weights, so the agent's play, and
 the targets made from it, are steadier. The average may cover a fixed share of all updates so far, because
-late in training each single update adds less that is new.
+a single update adds less new information late in training.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ class Learner:
         device: torch.device | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Begin with a network's weights; with `ranks`, all of them begin with the leader's."""
+        """Begin with a network's weights; with `ranks`, every rank begins with the leader's."""
         self.device = device or torch.device("cpu")
         self.network = network.to(self.device).train()
         self.config, self.seed = config, seed
@@ -113,7 +113,7 @@ class Learner:
 
         Args:
             steps: B steps.
-            views: the bars that they look back on.
+            views: temporal features of the steps.
         """
         rate = self.config.learning_rate_at(self.counters.updates)
         if self._ranks is None:
@@ -162,11 +162,11 @@ class Learner:
         return UpdateStatistics(skipped=not finite, gradient_norm=norm.item(), **figures)
 
     def weights(self) -> Arrays:
-        """A copy of all weights and running statistics of the acting network."""
+        """Copy all weights and running statistics of the acting network."""
         return {name: _array(tensor) for name, tensor in self.acting.state_dict().items()}
 
     def moments(self) -> Arrays:
-        """A copy of what else is saved: optimizer state, and the trained weights if they are averaged."""
+        """Copy the optimizer state and, if an average is configured, the trained weights."""
         names = [name for name, _ in self.network.named_parameters()]
         state: Mapping[int, Mapping[str, Tensor]] = self._optimizer.state_dict()["state"]
         moments = {

@@ -154,7 +154,7 @@ def two_hot_cross_entropy(logits: Tensor, values: Tensor, support: Support) -> T
     Args:
         logits: `[..., bins]`.
         values: `[...]` pips.
-        support: the bins.
+        support: bins of the values.
     Returns:
         `[...]` nats.
     """

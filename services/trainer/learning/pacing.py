@@ -1,4 +1,4 @@
-"""Limits how often steps are drawn by the number of samples per insert, as Reverb's rate limiter does.
+"""Limits the number of draws per inserted step, as Reverb's rate limiter does.
 
 Every inserted step allows `samples_per_insert` draws. The learner draws while at least one batch is owed,
 and inserts the next trajectory only when no batch is owed. So what is learned depends only on the journal,
@@ -15,8 +15,8 @@ class SamplesPerInsert:
 
     target: float
     min_steps: int  # nothing is drawn from a smaller replay
-    inserted: int = 0  # steps, ever
-    drawn: int = 0  # steps, ever
+    inserted: int = 0  # steps in total
+    drawn: int = 0  # steps in total
     owed: float = 0.0  # steps that may still be drawn
     drawn_last: int = 0  # steps of the newest batch; stretches seldom add up to exactly `batch_size`
 

@@ -1,4 +1,4 @@
-"""The temporal features that the steps of a batch need, each stretch of bars once.
+"""Temporal features for the steps of a batch; steps of one stretch of bars share them.
 
 A temporal embedding depends only on its bar, and the windows of neighbouring bars overlap almost completely.
 So a stretch of a trajectory is encoded in one convolution pass, at a fraction of the cost of one window per
@@ -26,12 +26,12 @@ class Views:
         Args:
             features: `[T, 9]` of all bars.
             bars: `[N]` bars at whose close the steps' decisions were taken.
-            decisions: `[N]` their numbers in the session; stretches begin at multiples of `length`.
+            decisions: `[N]` decision numbers in the session; stretches begin at multiples of `length`.
             length: L, bars of a stretch.
             lookback: W, bars that an embedding depends on.
         """
         offsets = decisions % length
         firsts, segments = np.unique(bars - offsets, return_inverse=True)
-        # A stretch may reach past the data. Its last bars are then repeated; no step's embedding sees them.
+        # A stretch may reach past the data. The last bar is then repeated; no embedding of a step sees this.
         seen = np.minimum(firsts[:, None] + np.arange(1 - lookback, length), len(features) - 1)
         return cls(features[seen], segments * length + offsets)

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 #: Names of the numbers that are recorded for every update.
 UPDATE_FIGURES = (
     *(field.name for field in fields(UpdateStatistics) if field.name != "skipped"),
-    "replay_age_episodes",  # mean number of episodes inserted since those of the batch
+    "replay_age_episodes",  # mean age of the batch's steps, in episodes inserted since
     "samples_per_insert",  # steps drawn so far per step inserted
     "steps_per_second",  # steps of the batch over the duration of the update
 )
@@ -35,18 +35,18 @@ class Refusal(StrEnum):
 
 FIGURES = Gauge("mm_trainer_figure", "Losses, errors, replay and pacing, by name", ["name"])
 VERSION = Gauge("mm_trainer_version", "Newest published checkpoint version")
-EPISODES = Gauge("mm_trainer_episodes", "Trajectories learned from, ever")
-JOURNALLED = Gauge("mm_trainer_journalled", "Trajectories in the journal, ever")
+EPISODES = Gauge("mm_trainer_episodes", "Trajectories learned from in total")
+JOURNALLED = Gauge("mm_trainer_journalled", "Trajectories journalled in total")
 UPDATES = Counter("mm_trainer_updates", "Updates made by this process")
 SKIPPED = Counter("mm_trainer_updates_skipped", "Updates skipped because loss or gradient was not finite")
 ROLL_BACKS = Counter("mm_trainer_roll_backs", "Returns to an earlier version's weights")
-DUPLICATES = Counter("mm_trainer_duplicates", "Redelivered trajectories, not counted again")
+DUPLICATES = Counter("mm_trainer_duplicates", "Redelivered trajectories that were already in the journal")
 REFUSED = Counter("mm_trainer_refused", "Dead-lettered trajectories", ["reason"])
 for _reason in Refusal:
     REFUSED.labels(_reason)  # exported as 0 from the start
 VERSION_LAG = Histogram(
     "mm_trainer_version_lag",
-    "Versions between the one that played a trajectory and the newest when it was journalled, at least 0",
+    "Versions that a trajectory was behind the newest when it was journalled, at least 0",
     buckets=(0, 1, 2, 3, 5, 10, 20, 50, 100),
 )
 CONTROL_UNREADABLE = Counter(
@@ -56,7 +56,7 @@ DISK_FAILURES = Counter("mm_trainer_disk_failures", "Failed writes", ["what"])
 
 
 class TrainerMetrics:
-    """Exports and records how learning goes; learning continues if the record cannot be written."""
+    """Exports and records the figures of learning, which continues if the record cannot be written."""
 
     def __init__(self) -> None:
         self._record: RunRecord | None = None
@@ -65,13 +65,13 @@ class TrainerMetrics:
         self._exported: set[str] = set()  # names of all figures so far
 
     def start_record(self, record: RunRecord) -> None:
-        """Record from now on, beginning with the version that the run begins with or resumes from."""
+        """Start to record, first the version that the run began with or resumed from."""
         self._record = record
         if self._newest is not None:
             self._record_version(self._newest)
 
     def figures(self, training: Training) -> dict[str, float | None]:
-        """Present figures by name; None for a figure that was defined before and is not now."""
+        """Current figures by name; None for a figure that is no longer defined."""
         now = {**training.metrics(), **self._pace}
         self._exported |= now.keys()
         return {**dict.fromkeys(self._exported), **now}
@@ -86,7 +86,7 @@ class TrainerMetrics:
         """Count and record an update that was made or skipped.
 
         Args:
-            training: after the update.
+            training: training run after the update.
             statistics: statistics of the update.
             seconds: duration of the update.
         """

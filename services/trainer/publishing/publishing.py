@@ -74,7 +74,7 @@ class Publisher:
         self._metrics.published(manifest)
 
     async def write(self) -> None:
-        """Write a version; if disk or store fails, learning continues until the next version is due."""
+        """Write a version; if disk or store fails, retry only when the next version is due."""
         self._tried_at = self._training.position
         try:
             with _counting_failures():
@@ -129,8 +129,8 @@ class Publisher:
     def roll_back(self) -> int:
         """Load the newest valid version's weights into the training and return its number.
 
-        If no update succeeded since the last roll-back, its version cannot learn either; then the version
-        before it is loaded, and after the oldest one the newest again.
+        If no update succeeded since the last roll-back, load the version before that one. After the oldest
+        version, start again with the newest.
 
         Raises:
             CheckpointError: there is no valid version.
@@ -179,13 +179,13 @@ class Publisher:
         if sizes != expected:
             raise SettingsError(
                 f"{self._store.name}: version {manifest.version} has {sizes}, "
-                f"the settings ask for {expected}; "
-                "set the [model] group to the former, or begin in another home and store"
+                f"but the settings ask for {expected}; "
+                "set the [model] group to the version's sizes, or begin in another home and store"
             )
         if manifest.dataset != self._training.dataset:
             raise DataError(
                 f"{self._store.name}: version {manifest.version} was trained on data set "
-                f"{manifest.dataset[:12]}…, this is {self._training.dataset[:12]}…; "
+                f"{manifest.dataset[:12]}…, but this run has {self._training.dataset[:12]}…; "
                 "use that data set, or begin in another home and store"
             )
 

@@ -14,8 +14,8 @@ def open_record(settings: TrainerSettings, dataset: Dataset, training: Training,
     Args:
         settings: settings of the trainer.
         dataset: data set of the run.
-        training: just resumed, or new.
-        version: from which the run continues.
+        training: training run, resumed or new.
+        version: version from which the run continues.
     Raises:
         DataError: the record cannot be read, or its folder cannot be written to.
     """

@@ -105,10 +105,10 @@ class Replay:
     def sample(self, generator: np.random.Generator, batch_size: int, stretch_steps: int = 1) -> Steps:
         """Draw steps with replacement: a share from the success memory, the others uniformly from all steps.
 
-        A stretch is L consecutive decisions of a trajectory: numbers k L to k L + L - 1. A step that is drawn
-        from all steps brings the other stored steps of its stretch with it. So a step's probability is
-        proportional to the stored length of its stretch, and a batch is smaller when stretches have lost
-        steps to eviction. A trade step that outlives its neighbours because of the quota is drawn alone.
+        A stretch is L consecutive decisions of a trajectory: numbers k L to k L + L - 1. A draw from all
+        steps also returns the other stored steps of the drawn step's stretch. So a step's probability is
+        proportional to the stored length of its stretch. A batch is smaller when stretches have lost steps to
+        eviction. A trade step whose neighbours were evicted is drawn alone.
 
         Args:
             generator: source of random numbers.

@@ -17,8 +17,8 @@ PlainRows = npt.NDArray[np.void]
 class Steps:
     """N steps, each with its K-step unroll.
 
-    Decision k of a step is taken k bars after it, in state k, so there are K + 1 states. `lengths` counts
-    the states before the trajectory's end. Decision k exists if state k does.
+    Decision k is taken k bars after the step, in state k. There are K decisions and K + 1 states.
+    `lengths` counts the states before the trajectory's end. Decision k exists if state k does.
     """
 
     positions: Int64  # [N] journal number of the trajectory
@@ -72,8 +72,8 @@ COLUMNS = tuple(field.name for field in fields(Steps))
 class StoredSteps:
     """Memory for N steps, each in one contiguous row.
 
-    A step drawn from a large buffer is in no cache. Stored in columns it costs a cache miss per column, in a
-    row about one. A row takes 73 + 30 K bytes, rounded up to a multiple of 8 (224 at K = 5).
+    A step of a large buffer is seldom cached. Reading it from columns costs a cache miss per column; reading
+    it from a row costs about one. A row takes 73 + 30 K bytes, rounded up to a multiple of 8 (224 at K = 5).
     """
 
     def __init__(self, rows: int, unroll_steps: int) -> None:
@@ -84,13 +84,13 @@ class StoredSteps:
 
     @property
     def positions(self) -> Int64:
-        """`[N]` of all rows, where they are stored."""
+        """View of all rows' positions, `[N]`."""
         positions: Int64 = self._rows["positions"]
         return positions
 
     @property
     def decisions(self) -> Int64:
-        """`[N]` of all rows, where they are stored."""
+        """View of all rows' decisions, `[N]`."""
         decisions: Int64 = self._rows["decisions"]
         return decisions
 

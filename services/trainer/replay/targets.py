@@ -71,7 +71,7 @@ def shaped_rewards(trajectory: Trajectory, discount: float) -> Float32:
 
     A position's gain is then paid as it accrues. Φ is 0 when flat and after the end, so the best policy does
     not change (Ng, Harada and Russell 1999). Values then exclude what a position has already gained. They are
-    a few pips instead of a hundred, and can be learned from within a few bars of an entry.
+    a few pips instead of a hundred, and the first few bars after an entry suffice to learn them.
 
     Args:
         trajectory: T steps of an ended episode.
@@ -99,20 +99,20 @@ def unrolled_steps(
 
     Args:
         trajectory: T steps of an ended episode.
-        position: its number in the journal.
+        position: journal number of the trajectory.
         discount: γ per bar.
         n: horizon of the value targets in bars.
-        unroll_steps: K.
-        trace_floor: a decision to which the search gave a smaller probability is an excursion. Its return
-            is a target for that decision only: the state's own target is the search's value, and returns
-            of earlier steps bootstrap there. 0 treats no decision as an excursion.
+        unroll_steps: number of decisions, K.
+        trace_floor: a decision to which the search gave less than this probability is an excursion. Its
+            return is the target of that decision only. The target of its state is the search's value, and
+            returns of earlier steps bootstrap there. With 0, no decision is an excursion.
         shaping: shaping of the learned rewards.
-        trade_margin: pips that a decision to close is charged beyond its costs. A position is valued at
-            every bar with noise, and one value that is too low closes it. With a margin, the next trade
-            must promise more than it costs.
+        trade_margin: pips charged for a decision to close, on top of its costs. Predicted values are noisy,
+            and a single one that is too low closes a position. With a margin, the next trade must
+            promise more than it costs.
     Returns:
-        T steps. Where fewer than K decisions follow, `lengths` says how many, and the rest repeats the last
-        step and is masked in the losses.
+        T steps. Where a trajectory ends within the unroll, `lengths` is smaller, and the rest repeats the
+        last step. The losses mask the rest.
     """
     num_steps = len(trajectory.actions)
     starts: Int64 = np.arange(num_steps)

@@ -128,8 +128,8 @@ async def test_unusable_trajectories_are_dead_lettered_with_their_reason(
     reasons = [entry.message.reason for entry in await bus.recent(DEAD, count=10)]
     assert len(reasons) == 3
     assert "bytes of arrays, the shapes say" in reasons[0]
-    assert "bars 1999 to 2038, the data set has windows for 150 to 1999" in reasons[1]
-    assert f"data set {'5e' * 6}…, the trainer has {fingerprint[:12]}…" in reasons[2]
+    assert "bars 1999 to 2038, but the data set has windows only for 150 to 1999" in reasons[1]
+    assert f"data set {'5e' * 6}…, but the trainer has {fingerprint[:12]}…" in reasons[2]
 
 
 async def test_stale_trajectories_are_dead_lettered_and_all_others_are_learned_from(
@@ -399,7 +399,7 @@ async def test_divergence_rolls_back_to_the_last_good_version_and_raises_an_aler
         await until(lambda: detail(trainer, "episode") == 10)
     alerts = [entry.message for entry in await bus.recent(ALERTS, count=100)]
     assert {alert.name for alert in alerts} == {"training_rolled_back"}
-    assert "10 updates in a row were not finite; weights are those of version 0 again" in alerts[-1].detail
+    assert "10 updates in a row were not finite; restored the weights of version 0" in alerts[-1].detail
 
 
 async def test_a_full_disk_delays_learning_and_loses_nothing(
