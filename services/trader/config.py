@@ -115,7 +115,7 @@ class GuardConfig:
     max_drawdown_pips: Limit = setting(
         1_000.0, "drawdown from the highest equity; trading stops until an operator resumes it"
     )
-    max_orders_per_hour: Limit = setting(40.0, "entries per hour of market time")
+    max_orders_per_hour: Limit = setting(40.0, "entries and closes per hour of market time")
     max_rejects: Count = setting(3, "rejects in a row; no entry until a fill or until an operator resumes")
     max_bars_held: Count = setting(360, "bars after which a position is closed: the length of a session")
     max_missing_minutes: Minutes = setting(60.0, "open minutes without a bar among the last 150")
