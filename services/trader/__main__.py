@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 #: A stopping trader delivers messages for this long; the rest stays on disk until its next start.
 FINISH_SECONDS = 2.0
 
-#: A shorter wait for the broker, or for a lease that should have expired, is not announced.
+#: Shorter waits for the broker, or for a lease that should have expired, raise no alert.
 UNAVAILABLE_SECONDS = 10.0
 
 
@@ -53,9 +53,9 @@ def compose(
     """Wire the service.
 
     Args:
-        settings: the trader's.
-        registry: its metrics.
-        wall: this machine's clock, in seconds since 1970 UTC.
+        settings: settings of the trader.
+        registry: registry for the metrics.
+        wall: clock of this machine, in seconds since 1970 UTC.
 
     Raises:
         SettingsError: a setting that the mode requires is missing or wrong.
@@ -76,8 +76,8 @@ def compose(
         async with AsyncExitStack() as stack:
             account, instrument = settings.oanda_account, None
             detail = (
-                f"the broker at {venue.api_url} does not answer or refuses, so nothing is traded: check the "
-                "broker and OANDA_TOKEN"
+                f"the broker at {venue.api_url} does not answer or refuses requests; the trader cannot "
+                "start: check the broker and OANDA_TOKEN"
             )
             async with announced(lifecycle, "waiting_for_broker", detail, begin_seconds=UNAVAILABLE_SECONDS):
                 account = account or await _only_account(venue, lifecycle)
@@ -138,14 +138,14 @@ async def _answer(
 ) -> _T | None:
     """The broker's answer, requested every second until it arrives; None if the service is stopped first.
 
-    The wait goes on if the broker refuses the token (401, 403): that may pass, and a position may be open.
+    A refused token (401, 403) does not end the wait: it may be temporary, and a position may be open.
     """
     while not lifecycle.stopping.is_set():
         async with OandaClient(account, venue.token, api_url=venue.api_url) as client:
             try:
                 return await ask(client)
-            except BrokerError as away:
-                log.warning("broker_away", error=str(away))
+            except BrokerError as failure:
+                log.warning("broker_away", error=str(failure))
                 lifecycle.report(state="waiting for the broker")
                 await lifecycle.sleep(1.0)
     return None
@@ -161,7 +161,7 @@ async def _assemble(
     metrics: TraderMetrics,
     wall: Callable[[], float],
 ) -> TraderService | None:
-    """The trader's service, once it holds the account's lease; None if it is stopped first."""
+    """Build the service once the account's lease is acquired; None if stopped first."""
     config = settings.trader
     lease = Lease(
         settings.redis_address,
@@ -198,10 +198,10 @@ async def _assemble(
     stack.push_async_callback(audit.flush_tables)
     _in_background(audit.deliver_to_streams(), lifecycle, stack, finish=audit.finish_streams)
     _in_background(audit.write_tables(), lifecycle, stack)
-    kept = Account(
+    orders = Account(
         client, ledger, config, instrument, settings.mode, lifecycle.stopping, settings.environment
     )
-    parts = Parts(client, inference, kept, ledger, audit, lease, lifecycle, metrics, switch, status)
+    parts = Parts(client, inference, orders, ledger, audit, lease, lifecycle, metrics, switch, status)
     terms = Terms(
         instrument, settings.mode, config, settings.guards, settings.environment, venue.api_url, wall
     )
@@ -215,13 +215,13 @@ def _in_background(
     *,
     finish: Callable[[], None] | None = None,
 ) -> None:
-    """Run work beside the service. If it fails, the service stops and its error is raised.
+    """Run work concurrently with the service. If it fails, stop the service and raise its error.
 
     Args:
-        work: runs until it is cancelled.
-        lifecycle: stopped when the work ends.
-        stack: cancels the work when it unwinds.
-        finish: makes the work return by itself; it gets `FINISH_SECONDS` before it is cancelled.
+        work: coroutine that runs until it is cancelled.
+        lifecycle: lifecycle of the service; stopped when the work ends.
+        stack: exit stack that cancels the work.
+        finish: asks the work to return; the work is cancelled if it takes longer than `FINISH_SECONDS`.
     """
     task = asyncio.create_task(work)
     task.add_done_callback(lambda _: lifecycle.stop())

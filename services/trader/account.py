@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 class Account(KnownAccount):
-    """One account and its orders: saved before they are sent, sent once, settled by the account's history."""
+    """One account and its orders. Each order is saved, sent once and settled by the account's history."""
 
     def num_unknown(self) -> int:
         """Number of orders that were sent and whose outcome is not known."""
@@ -54,11 +54,11 @@ class Account(KnownAccount):
         return self.holding.side is Side.FLAT and self._ledger.num_unknown_entries() == 0
 
     async def close_unread(self) -> tuple[int | None, str]:
-        """Close the position without using the known one; see `close_at_broker`."""
+        """Close the position that the broker shows, without the ledger; see `close_at_broker`."""
         return await close_at_broker(self._client, self._instrument.name)
 
     def abandon_unknown(self) -> int:
-        """Settle every order with an unknown outcome, since an operator resumed trading; returns how many."""
+        """Abandon orders with an unknown outcome, since an operator resumed trading; returns their number."""
         detail = "the account shows no trace of it, and an operator resumed trading"
         lost = [
             replace(intent, state=IntentState.ABANDONED, detail=detail) for intent in self._ledger.unsettled()
@@ -74,7 +74,7 @@ class Account(KnownAccount):
         Args:
             action: BUY or SELL.
             bar_time_s: opening time of the bar decided on.
-            quote: the newest.
+            quote: newest price.
             fence: fencing token of the lease held.
         Returns:
             The intent with its outcome, or still SENDING if the outcome is not known.
@@ -93,15 +93,15 @@ class Account(KnownAccount):
     async def close(
         self, bar_time_s: int, reason: str, *, look_up_seconds: float, decided: bool = False
     ) -> Intent:
-        """Send one close of the position and follow it for a while.
+        """Send one close of the position and follow it until its outcome is known or time runs out.
 
         A close needs no lease and no quote, and may be repeated: it can only reduce the position.
 
         Args:
             bar_time_s: opening time of the newest bar.
-            reason: saved until the position is closed, so that a restarted trader goes on closing it.
-            look_up_seconds: longest look-up of the outcome.
-            decided: the close is the decision for the bar.
+            reason: reason saved until the position is closed, so that a restarted trader goes on closing it.
+            look_up_seconds: time limit for the look-up of the outcome.
+            decided: also save that the bar was decided on.
         Returns:
             The intent with its outcome, or still SENDING if the outcome is not known.
         Raises:
@@ -130,7 +130,7 @@ class Account(KnownAccount):
         )
 
     def _free_id(self, bar_time_s: int, action: Action) -> str:
-        """The next unused id; an entry may be tried again for the same bar only if the first did nothing."""
+        """The next unused id. An entry may be retried for a bar only if the earlier orders had no effect."""
         attempt = 0
         while before := self._ledger.intent(intent_id(self._client.account, bar_time_s, action, attempt)):
             if action is not Action.CLOSE and before.state in (IntentState.SENDING, IntentState.FILLED):
@@ -193,7 +193,7 @@ class Account(KnownAccount):
         return found
 
     def _settle(self, intent: Intent, state: IntentState, detail: str) -> Intent:
-        """Settle an order that was refused; only a reject of the order itself counts towards the limit."""
+        """Settle an order that was rejected or not sent; only a rejected one counts towards `max_rejects`."""
         kept = self._kept(intent)
         if kept.state is not IntentState.SENDING:
             return kept  # another task read the reject among the transactions and counted it

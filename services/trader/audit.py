@@ -1,8 +1,8 @@
 """The audit: delivers every decision, trade and alert from the ledger's outbox to Redis and to a DuckDB file.
 
 The outbox is on disk, so that a message survives an outage of Redis and a crash of the trader. Each sink is
-served at its own speed. A message may be delivered twice after a crash: its row in DuckDB is keyed by `seq`
-and stays one row, but its stream gets a second entry.
+served at its own speed. After a crash a message may be delivered twice: DuckDB ignores the second delivery,
+since rows are keyed by `seq`, but the stream gets a second entry.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ SINKS = (STREAMS_SINK, TABLES_SINK)
 _BATCH = 256
 _TABLES_EVERY_SECONDS = 2.0
 
-#: Pause between two tries while Redis refuses or the ledger cannot be written.
+#: Delay before a retry after Redis refused a command or the ledger could not be written.
 _REFUSED_SECONDS = 1.0
 
 _SCHEMA = """
@@ -47,7 +47,7 @@ CREATE TABLE alerts (
 );
 """
 
-#: Table of each message, and the fields that follow `seq` as its columns.
+#: Table of each message type, and the message's fields that follow `seq` as columns.
 _TABLES: dict[type[AuditMessage], tuple[str, str]] = {
     DecisionMade: (
         "decisions",
@@ -65,24 +65,24 @@ _TABLES: dict[type[AuditMessage], tuple[str, str]] = {
 class AuditTables:
     """The DuckDB file of one trader, opened at the first insert and locked from then on.
 
-    It is not opened earlier, since another program that has it open must not keep the trader from starting:
-    the trader may hold a position.
+    Another program may have the file open. That must not prevent the trader from starting, since the trader
+    may hold a position.
     """
 
     def __init__(self, path: Path) -> None:
         """Set the path; the file is opened by the first insert."""
         self._path = path
-        self._using = threading.Lock()
+        self._lock = threading.Lock()
         self._db: duckdb.DuckDBPyConnection | None = None
 
     def insert(self, rows: Sequence[OutboxRow]) -> None:
-        """Insert messages in one transaction; a message that is there already stays as it is.
+        """Insert messages in one transaction; messages that the file already contains are skipped.
 
         Raises:
             duckdb.Error: another process has the file open, it is damaged, or the disk is full.
             OSError: the folder cannot be written.
         """
-        with self._using:
+        with self._lock:
             self._db = self._db or self._opened()
             self._insert(self._db, rows)
 
@@ -115,8 +115,8 @@ class AuditTables:
             raise
 
     def close(self) -> None:
-        """Close the file, after an insert that another thread may be running."""
-        with self._using:
+        """Close the file, once any insert in another thread has finished."""
+        with self._lock:
             if self._db is not None:
                 self._db.close()
 
@@ -140,8 +140,8 @@ class Audit:
     async def deliver_to_streams(self) -> None:
         """Append messages to the streams; returns once the outbox is empty after `finish_streams`.
 
-        Waits for Redis without limit, also while Redis refuses (a changed password, for example): the trader
-        may hold a position and must not stop.
+        It retries without limit, even if Redis refuses commands (after a password change, for example): the
+        trader may hold a position and must not stop.
         """
         while True:
             self._written.clear()

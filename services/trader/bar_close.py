@@ -54,7 +54,7 @@ class BarClose:
 
         Args:
             bar_time_s: opening time of the bar.
-            reader: task that reads the price stream; the wait for the candle ends when it does.
+            reader: task that reads the price stream; when it ends, the wait for the candle ends too.
         Raises:
             BrokerError: the broker does not answer, or refuses.
             LedgerError: the ledger cannot be written.
@@ -127,7 +127,7 @@ class BarClose:
         return decision, ""
 
     async def _carry_out(self, permission: Permission, bar_time_s: int, decision: Decision | None) -> bool:
-        """Carry out the permitted action; True if a decided or forced action was done."""
+        """Carry out the permitted action; True if a decided or forced action was executed."""
         if permission.action is Action.HOLD:
             return decision is not None and decision.action is Action.HOLD
         if permission.action is Action.CLOSE:
@@ -138,7 +138,7 @@ class BarClose:
         return await self._enter(permission.action, bar_time_s)
 
     async def _enter(self, action: Action, bar_time_s: int) -> bool:
-        """Send an entry, unless a kill, the lease or the position changed since the guards were checked."""
+        """Send an entry, unless a kill, a lost lease or a changed position now forbids it."""
         token, quoted = self._lease.token, self._market.quoted
         legal = LEGAL[self._account.holding.side + 1, action]
         if token is None or quoted is None or not legal or self._control.forbids_entry():
@@ -165,7 +165,7 @@ class BarClose:
     def _note(
         self, bar_time_s: int, decision: Decision | None, permission: Permission, executed: bool
     ) -> None:
-        """Save that the bar was decided on, with the decision's message."""
+        """Save that the bar was decided on, and queue the decision's message."""
         wanted = decision.action if decision is not None and not executed else permission.action
         message = DecisionMade(
             bar_time=datetime.fromtimestamp(bar_time_s, UTC),
@@ -191,8 +191,8 @@ class BarClose:
     async def acknowledge(self, bar_time_s: int) -> None:
         """Let the paper broker's replay go on, and note whether it is over; does nothing at OANDA.
 
-        The paper broker refuses a bar that is not complete, which happens after a HOLD without its candle.
-        The bar will close once more.
+        The paper broker refuses to acknowledge an incomplete bar, as may happen after a late candle. Such a
+        bar closes again later.
         """
         if self._mode is not Mode.PAPER:
             return

@@ -16,7 +16,7 @@ from shared.errors import BrokerError, OrderRejectedError
 
 log = structlog.get_logger()
 
-#: If the account cannot be read within this time, the position is closed without knowing what it is.
+#: If the account cannot be read within this time, a close is sent for both sides.
 _READ_SECONDS = 3.0
 
 
@@ -26,16 +26,16 @@ async def close_at_broker(client: OandaClient, instrument: str) -> tuple[int | N
     If the account cannot be read, both sides are closed: the broker rejects the close of a flat side.
 
     Returns:
-        The transaction at which the account is flat and an empty text; otherwise None and the reason why the
-        account is not known to be flat.
+        If the account is flat, its last transaction and an empty text; otherwise None and the reason why it
+        is not known to be flat.
     """
     try:
         async with asyncio.timeout(_READ_SECONDS):
             snapshot = await client.snapshot()
     except (BrokerError, TimeoutError) as unreadable:
-        tried = [await _close(client, instrument, long=long) for long in (True, False)]
+        failures = [await _close(client, instrument, long=long) for long in (True, False)]
         return None, "; ".join(
-            filter(None, (f"the account cannot be read: {str(unreadable) or 'no answer in time'}", *tried))
+            filter(None, (f"the account cannot be read: {str(unreadable) or 'no answer in time'}", *failures))
         )
     held = snapshot_holding(snapshot, instrument, None)
     if not held.trades:

@@ -18,7 +18,7 @@ class Mode(StrEnum):
     LIVE = "live"  # OANDA, with real money
 
 
-#: Limits can be switched off by `inf`.
+#: `inf` switches a limit off.
 Limit = Annotated[float, Range(above=0.0, or_infinite=True)]
 Minutes = Annotated[float, Range(low=0.0, or_infinite=True)]
 
@@ -38,7 +38,7 @@ class TraderConfig:
     inference_url: str = setting("http://127.0.0.1:8001", "URL of the inference service")
     instrument: str = setting("", "pair to trade; empty takes the only one that the account can trade")
     units: Count = setting(1, "units of every entry")
-    live_confirmation: str = setting("", "live mode only: the account id once more")
+    live_confirmation: str = setting("", "live mode only: repeat the account id to confirm")
     history_bars: Annotated[int, Range(low=151, high=5_000)] = setting(
         600, "bars read at the start to compute features; the first window needs 151"
     )
@@ -48,10 +48,10 @@ class TraderConfig:
     )
     candle_poll_seconds: Positive = setting(0.25, "interval between two requests for a candle")
     decision_age_seconds: Positive = setting(
-        60.0, "market time after a bar's end from which its decision is not acted on"
+        60.0, "market time since a bar's end beyond which its decision is ignored"
     )
     look_up_seconds: Positive = setting(
-        30.0, "time without an answer or a trace after which an order counts as not executed"
+        30.0, "time without a transaction after which an unanswered order counts as not executed"
     )
     look_up_poll_seconds: Positive = setting(
         1.0, "interval between two look-ups; at least OANDA's replication lag"
@@ -60,17 +60,17 @@ class TraderConfig:
     flatten_retry_max_seconds: Positive = setting(30.0, "largest delay between two attempts to close")
     sync_seconds: Positive = setting(5.0, "interval of account updates while no bar closes")
     reconnect_max_seconds: Positive = setting(30.0, "largest delay between two attempts to connect")
-    lease_seconds: Positive = setting(15.0, "lifetime of the lease that lets one trader act")
+    lease_seconds: Positive = setting(15.0, "lifetime of the lease that allows one trader per account")
     stop_loss_pips: NonNegative = setting(
         150.0, "stop loss sent with every entry; 0 sends none, which live mode refuses"
     )
     live_without_stop: bool = setting(False, "live mode only: trade although stop_loss_pips is 0")
     take_profit_pips: NonNegative = setting(0.0, "take profit sent with every entry; 0 sends none")
-    max_slippage_pips: NonNegative = setting(10.0, "price bound of an entry, from the quote; 0 sends none")
-    trade_unproven: bool = setting(False, "paper mode only: enter on a version that passed no gate")
-    outbox_rows: Count = setting(
-        200_000, "audit messages kept while Redis is unavailable, beyond which no entry is made"
+    max_slippage_pips: NonNegative = setting(
+        10.0, "distance from the quote to an entry's price bound; 0 sends no bound"
     )
+    trade_unproven: bool = setting(False, "paper mode only: enter on a version that passed no gate")
+    outbox_rows: Count = setting(200_000, "number of undelivered audit messages at which entries stop")
 
     def __post_init__(self) -> None:
         """Check every range, the URLs and the instrument."""
@@ -98,22 +98,24 @@ class GuardConfig:
         SettingsError: a limit is out of range.
     """
 
-    stale_seconds: Limit = setting(10.0, "wall clock without a tick or a heartbeat")
-    quiet_seconds: Limit = setting(120.0, "wall clock without a tick while the market is open")
+    stale_seconds: Limit = setting(10.0, "wall-clock time without a tick or a heartbeat")
+    quiet_seconds: Limit = setting(120.0, "wall-clock time without a tick while the market is open")
     max_jump_percent: Limit = setting(
-        5.0, "distance from the last good price, beyond which a candle must confirm the new level"
+        5.0, "distance from the last good price beyond which a candle must confirm the new level"
     )
-    max_spread_pips: Limit = setting(8.0, "spread of an entry")
+    max_spread_pips: Limit = setting(8.0, "largest spread at which an entry is sent")
     close_margin_minutes: Minutes = setting(
-        5.0, "time before Friday's close without entries, in which positions are closed"
+        5.0, "time before Friday's close when positions are closed and no entry is sent"
     )
-    max_clock_skew_seconds: Limit = setting(5.0, "wall clock against the broker's; not checked in a replay")
+    max_clock_skew_seconds: Limit = setting(
+        5.0, "offset of this machine's clock from the broker's; not checked in a replay"
+    )
     daily_loss_pips: Limit = setting(200.0, "loss of a trading day, which begins at 17:00 New York")
     weekly_loss_pips: Limit = setting(500.0, "loss of a trading week")
     max_drawdown_pips: Limit = setting(
         1_000.0, "drawdown from the highest equity; trading stops until an operator resumes it"
     )
-    max_orders_per_hour: Limit = setting(40.0, "entries per hour of market time")
+    max_orders_per_hour: Limit = setting(40.0, "entries and closes per hour of market time")
     max_rejects: Count = setting(3, "rejects in a row; no entry until a fill or until an operator resumes")
     max_bars_held: Count = setting(360, "bars after which a position is closed: the length of a session")
     max_missing_minutes: Minutes = setting(60.0, "open minutes without a bar among the last 150")

@@ -53,7 +53,7 @@ class Control:
 
     @property
     def killed_by_file(self) -> bool:
-        """There is a kill file."""
+        """Whether a kill file exists."""
         return self._kill is not None
 
     def forbids_entry(self) -> bool:
@@ -73,7 +73,7 @@ class Control:
     # -- orders from Redis ---------------------------------------------------------------------------
 
     async def follow(self) -> None:
-        """Apply operators' orders as they arrive; runs until it is cancelled, also while Redis refuses."""
+        """Apply operators' orders as they arrive, until cancelled; retries if Redis refuses a command."""
         while True:
             try:
                 await self._follow_stream()
@@ -99,7 +99,7 @@ class Control:
                 self.caught_up.set()
 
     def apply(self, entry_id: str, order: ControlIssued) -> None:
-        """Apply one order from Redis. It stays in force, over restarts too, until the next one."""
+        """Apply one order from Redis. It stays in force, across restarts too, until the next one."""
         if not self._account.reconciled:
             self._early.append((entry_id, order))  # obeyed now, saved by `apply_early_orders`
             self._exits.retry_now()

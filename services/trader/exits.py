@@ -1,7 +1,7 @@
 """Exits: repeats closes until the broker shows the account flat.
 
-A close can only reduce the position, so it is repeated under a new id whatever became of the last one. It
-needs no lease, no fresh price, no decision and no Redis. It waits only while the market is known to be
+A close can only reduce the position, so it is repeated under a new id whatever the outcome of the last one.
+It needs no lease, no fresh price, no decision and no Redis. It waits only while the market is known to be
 closed.
 """
 
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
-#: Longest wait for the account or for a close's outcome, so that a kill is not kept waiting.
+#: Time limit for reading the account or a close's outcome, so that a kill is not delayed.
 _LOOK_UP_SECONDS = 3.0
 
 
@@ -57,7 +57,7 @@ class Exits:
         return forced or self._account.memory.exit
 
     def retry_now(self) -> None:
-        """Forget every pause, since a kill or an early order arrived."""
+        """Make the next close and the next check due now, since an operator's order arrived."""
         self._next_close = self._next_look = 0.0
         self._failures, self.flat_at = 0, None
 
@@ -76,9 +76,9 @@ class Exits:
         """Send one close and look its outcome up for up to three seconds.
 
         Args:
-            reason: saved until the position is closed.
+            reason: reason of the close; saved until the position is closed.
             bar_time_s: opening time of the newest bar.
-            decided: the close is the decision for that bar.
+            decided: also save that the bar was decided on.
         Returns:
             True if the account is flat.
         """
@@ -96,24 +96,24 @@ class Exits:
                 return await self._close_without_ledger(refused)
             self._settled(intent)
             if intent.state is IntentState.REJECTED and intent.detail == NOTHING_TO_CLOSE:
-                agreed = await self._look(self._agrees())
-                if not agreed and self._account.holding.side is held:
+                reconciled = await self._look(self._reconcile())
+                if not reconciled and self._account.holding.side is held:
                     await self._account.close_unread()
             return self._judge(intent)
 
     async def _close_without_ledger(self, refused: LedgerError) -> bool:
-        """Send a close that the ledger cannot save: it can only reduce the position."""
+        """Send a close although the ledger cannot save it: a close can only reduce the position."""
         self._failures = min(self._failures + 1, 16)
         flat_at, left = await self._account.close_unread()
         self.detail = f"{refused}; " + (left or f"the account is flat at transaction {flat_at}")
         return flat_at is not None
 
-    async def _agrees(self) -> bool:
+    async def _reconcile(self) -> bool:
         await self._account.reconcile()
         return True
 
     async def close_unread(self) -> None:
-        """Close the position although the account cannot be read, so that the known position may be wrong."""
+        """Close the position that the broker shows, since the position known here may be wrong."""
         if not self._is_due():
             return
         async with self._one_at_a_time:
@@ -147,7 +147,7 @@ class Exits:
         """Read the account's new transactions from time to time, since a stop may have been filled.
 
         Args:
-            confirm: also ask the broker whether the account is flat, until it says so.
+            confirm: also ask the broker for a snapshot, until it shows the account flat.
         """
         if self._account.holding.side is not Side.FLAT:
             self.flat_at = None
@@ -157,9 +157,9 @@ class Exits:
             return
         confirm = confirm and self.flat_at is None
         unknown = self._account.num_unknown()
-        hasty = confirm or unknown
+        urgent = confirm or unknown
         self._next_look = time.monotonic() + (
-            self._config.look_up_poll_seconds if hasty else self._config.sync_seconds
+            self._config.look_up_poll_seconds if urgent else self._config.sync_seconds
         )
         if not confirm:
             await self._look(self._account.sync(None))
@@ -176,16 +176,16 @@ class Exits:
 
     @property
     def closing(self) -> bool:
-        """A close is in flight or being looked up."""
+        """Whether a close is in flight or being looked up."""
         return self._one_at_a_time.locked()
 
     @property
     def failing(self) -> bool:
-        """A close did not work, and a position is or may still be open."""
+        """Whether the last close failed, so that a position may still be open."""
         return self._failures > 0
 
     def _market_is_closed(self) -> bool:
-        """Whether a live stream shows the market closed; a silent stream does not show anything."""
+        """Whether a live stream shows the market closed; a silent stream proves nothing."""
         quoted = self._market.quoted
         alive = time.monotonic() - self._market.heard <= self._limits.stale_seconds
         return alive and quoted is not None and not quoted.price.tradeable

@@ -77,7 +77,7 @@ _HALTING = (Effect.NO_DECISION, Effect.NO_ORDER)
 
 @dataclass(frozen=True)
 class Situation:
-    """Input of the guards. Ages are in wall-clock time unless stated, since a replay runs faster."""
+    """Input of the guards. Ages are in wall-clock time unless noted: a replay is faster than real time."""
 
     side: Side
     bars_held: int  # bars that closed since the entry; 0 when flat
@@ -85,12 +85,12 @@ class Situation:
     price_age_seconds: float  # since the last tick
     spread_pips: float | None  # spread of the quote; None while the book is empty
     tradeable: bool  # the broker's flag of the newest price
-    replay_over: bool  # the paper broker's tape has ended and its last bar was decided on
-    minutes_to_close: float  # until Friday's close; 0 or less while the week is over
+    replay_over: bool  # the paper broker's replay has ended and its last bar was decided on
+    minutes_to_close: float  # until Friday's close; 0 or less after it
     clock_skew_seconds: float | None  # None where the market's time is simulated
     decision_age_seconds: float  # market time since the end of the bar decided on
     decision_age_limit_seconds: float
-    missing_minutes: int  # open minutes without a bar in the past that the features are computed from
+    missing_minutes: int  # open minutes without a bar among the bars used for the features
     orders_last_hour: int
     risk: RiskBook
     control: str  # running, paused or killed
@@ -111,7 +111,7 @@ def tripped(now: Situation, limits: GuardConfig) -> tuple[Trip, ...]:
 
 @dataclass(frozen=True)
 class Permission:
-    """The permitted action, and the reason where it differs from the decision; otherwise an empty reason."""
+    """The permitted action, and why it differs from the decision; the reason is empty if it does not."""
 
     action: Action
     reason: str = ""

@@ -31,15 +31,15 @@ class History:
         config: TraderConfig,
         costs: EnvironmentConfig,
     ) -> None:
-        """Read nothing yet.
+        """Begin without candles; `warm_up` reads them.
 
         Args:
             client: client of the account.
-            market: receives the candles.
-            instrument: the traded one.
-            config: the trader's.
-            costs: charged to the position as in the environment; its spread is used for a trade whose own
-                spread is not known.
+            market: market that receives the candles.
+            instrument: traded instrument.
+            config: settings of the trader.
+            costs: costs charged to the position as in the environment; their spread is used for a trade
+                whose own spread is not known.
         """
         self._client, self._market, self._instrument, self._config = client, market, instrument, config
         self._costs = costs
@@ -92,7 +92,7 @@ class History:
         self._mark(self._market.take(await self._newer()))
 
     async def follow(self, held: HeldTrade | None) -> None:
-        """Make `position` the position of the open trade; a new trade is marked from its entry on.
+        """Set `position` to that of the open trade; a new trade is marked at every close since its entry.
 
         Raises:
             BrokerError: the candles since its entry cannot be read.
@@ -102,7 +102,7 @@ class History:
         older = [] if held is None else await self._older(bar_of(held.time_ns))
         self._held, self.position = held, Position(self._instrument.pip)
         if held is not None:
-            # As in the environment: enter at the mid, charge the full spread. The fill price contains half.
+            # As in the environment: enter at the mid, charge the full spread. The fill price includes half.
             spread = self._usual_spread if held.spread is None else held.spread
             mid = held.price - int(held.side) * spread / 2
             charged_pips = self._costs.round_trip_at(float(spread / Decimal(str(self._instrument.pip))))
@@ -157,7 +157,7 @@ class History:
             return ()
 
     async def _older(self, entry_s: int) -> list[tuple[int, float]]:
-        """Opening time and close of the bars from an entry to the oldest one in the history."""
+        """Opening time and close of each bar since an entry that is older than the history."""
         found: list[tuple[int, float]] = []
         stop = self._market.first_bar_s
         while stop is not None and entry_s < stop:

@@ -1,8 +1,8 @@
 """The kill file and the trader's status file: a kill switch that needs neither Redis nor the gateway.
 
-Both are in the trader's folder. A kill is in force while the kill file exists, over restarts too. The file's
-content is for people: a file that cannot be read is a kill as well. The status file shows which kill the
-trader has seen and whether the broker has shown the account flat since.
+Both are in the trader's folder. A kill is in force while the kill file exists, across restarts too, and even
+if it cannot be read. The status file shows which kill the trader has seen and whether the broker has shown
+the account flat since.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class KillOrder:
 
 @dataclass(frozen=True)
 class TraderStatus:
-    """Content of the status file; with the token, it is enough to close the position without the trader."""
+    """Content of the status file: with the token, enough to close the position without the trader."""
 
     pid: int
     mode: str
@@ -76,7 +76,7 @@ class KillSwitch:
     def engage(self, by: str, reason: str = "") -> KillOrder:
         """Order a kill; it is on disk when this returns.
 
-        On a full disk the file is left empty, which is a kill as well.
+        On a full disk the file is left empty, which is a kill too.
 
         Raises:
             OSError: not even an empty file can be created.

@@ -1,4 +1,4 @@
-"""The account as this trader knows it: its position and its orders, kept equal to the broker's.
+"""The account as this trader knows it: its position and its orders, kept in agreement with the broker.
 
 The account's transactions are the only source of truth: an order's outcome is read from them, whatever the
 answer to the order was. Several tasks may read transactions at once; each transaction takes effect once.
@@ -74,7 +74,7 @@ class KnownAccount:
         self._monotonic, self._began = monotonic, monotonic()
         # Monotonic time at which each order's request ended; None while the request is in flight.
         self._answered: dict[str, float | None] = {}
-        # The account's last transaction and the monotonic time since when it is the last.
+        # The account's last transaction, and the monotonic time at which it was first seen as the last.
         self._standstill: tuple[int, float] | None = None
         self._memory = ledger.memory()
         if self._memory is not None and self._memory.account != client.account:
@@ -110,7 +110,7 @@ class KnownAccount:
         return self._memory is not None
 
     def remember(self, memory: Memory) -> None:
-        """Set the memory; the next message or order saves it."""
+        """Set the memory without saving it; the next message or order saves it."""
         self._memory = memory
 
     def keep(self, memory: Memory, messages: Iterable[AuditMessage] = ()) -> None:
@@ -125,7 +125,7 @@ class KnownAccount:
 
         Raises:
             BrokerError: the account cannot be read or must not be traded, or its history is not the one that
-                the ledger knows. Each of these may pass, so the caller tries again.
+                the ledger knows. Each of these may be temporary, so the caller retries.
         """
         self._details = await self._client.instrument(self._instrument.name)
         if self._details.pip_location != self._instrument.pip_location:
@@ -223,7 +223,7 @@ class KnownAccount:
         """Read the account's new transactions: fills, exits by the broker, outcomes of orders.
 
         Args:
-            spread: quoted now, in units of price; saved with a trade that opens.
+            spread: present spread in units of price; saved with a trade that opens.
         Raises:
             BrokerError: the transactions cannot be read.
         """
@@ -260,7 +260,7 @@ class KnownAccount:
             self._unread = ""
 
     def _apply(self, transactions: Sequence[Transaction], spread: Decimal | None) -> None:
-        """Update position, risk and orders by transactions; those known already change nothing."""
+        """Update position, risk and orders from transactions; those already known change nothing."""
         holding, closed = fold(self.holding, transactions, spread)
         risk, settled = self.memory.risk, []
         for intent in self._ledger.unsettled():
@@ -283,7 +283,7 @@ class KnownAccount:
             log.info("order_settled", intent=intent.intent_id, state=intent.state, detail=intent.detail)
 
     def _corrected(self, transactions: Sequence[Transaction]) -> list[Intent]:
-        """Orders that were settled as not filled and that a new transaction fills after all."""
+        """Orders that were settled as not filled, but that a new transaction shows filled."""
         known = self.holding.last_transaction_id
         new = [t for t in transactions if t.transaction_id > known]
         found = []
@@ -296,13 +296,13 @@ class KnownAccount:
         return found
 
     def _memory_with(self, holding: Holding) -> Memory:
-        """The memory with another position; an exit is over once the trades that it was for are closed."""
+        """The memory with a new position; an exit ends once all trades held before are closed."""
         before = {trade.trade_id for trade in self.holding.trades}
         still_held = any(trade.trade_id in before for trade in holding.trades)
         return replace(self.memory, holding=holding, exit=self.memory.exit if still_held else "")
 
     async def _settle_without_trace(self) -> None:
-        """Settle orders that left no transaction while the account did not change for `look_up_seconds`.
+        """Settle orders without a transaction once the account has not changed for `look_up_seconds`.
 
         Raises:
             BrokerError: the order's state cannot be read.

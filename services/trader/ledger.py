@@ -2,7 +2,7 @@
 
 One SQLite file; every commit is fsynced. An order's intent is on disk before the order is sent. An order's
 outcome, the position after it and the messages about it are one transaction, so that they agree after a crash
-at any moment. The position itself is always known from the broker. The ledger adds which orders are this
+at any moment. The position itself always comes from the broker. The ledger adds which orders are this
 trader's, which limits were reached, and which messages are undelivered.
 """
 
@@ -154,8 +154,8 @@ class Ledger:
         """Save memory, messages and outcomes in one transaction.
 
         Args:
-            memory: replaces the one before.
-            messages: put into the outbox, in order.
+            memory: new memory; replaces the saved one.
+            messages: messages for the outbox, in order.
             settled: intents with their outcome.
         """
         with self._writing() as db:
@@ -175,7 +175,7 @@ class Ledger:
             _put_messages(db, messages)
 
     def start_over(self, memory: Memory, messages: Iterable[AuditMessage] = ()) -> None:
-        """Delete every intent, since its account no longer exists. The outbox stays."""
+        """Replace the memory and delete every intent of an account that no longer exists; keep the outbox."""
         with self._writing() as db:
             db.execute("DELETE FROM intents")
             _put_memory(db, memory)
@@ -237,7 +237,7 @@ class Ledger:
         return int(count[0])
 
     def num_orders(self) -> int:
-        """Number of orders that were sent in all."""
+        """Number of all orders that were sent."""
         return self.num_orders_after(-1)
 
     # -- outbox --------------------------------------------------------------------------------------

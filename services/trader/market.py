@@ -24,7 +24,7 @@ from shared.numeric import Float32
 #: Number of bars whose closes the newest bar's features depend on.
 FEATURE_PAST = FIRST_WINDOW_BAR + 1
 
-#: Bars built from ticks that are kept until their candle arrives.
+#: Largest number of bars built from ticks that are kept until their candle arrives.
 _KEPT_BARS = 64
 
 
@@ -33,7 +33,7 @@ class Quoted:
     """The newest price."""
 
     price: Price
-    arrived: float  # by this machine's monotonic clock, in seconds
+    arrived: float  # time of arrival by this machine's monotonic clock, in seconds
 
 
 class Market:
@@ -50,7 +50,7 @@ class Market:
         """Begin without history.
 
         Args:
-            instrument: the traded one.
+            instrument: traded instrument.
             monotonic: clock for ages, in seconds.
             wall: clock in seconds since 1970 UTC; None where market time is simulated.
             max_jump_percent: distance from the last good price beyond which a price is refused.
@@ -68,7 +68,7 @@ class Market:
     def warm_up(self, candles: Sequence[Candle]) -> None:
         """Start over with a history of complete candles; from here on ticks build bars.
 
-        Market time and prices start over too, so that a wrong one does not outlive its connection.
+        Market time and prices are reset too, so that a wrong value does not outlive its session.
         """
         self.heard = self._monotonic()  # arrival of the newest usable line
         self.quoted: Quoted | None = None
@@ -77,7 +77,7 @@ class Market:
         self._features = FeatureStream(self._instrument)
         self._past: deque[tuple[int, float]] = deque(maxlen=5_000)
         self._builder = CandleBuilder()
-        self._minute = -1  # open minute with prices, good or refused; -1 between two such minutes
+        self._minute = -1  # minute of the bar being built, even if its prices are refused; -1 without one
         self._over = -1  # newest closed minute
         self._minute_starts: deque[int] = deque(maxlen=64)  # times of each minute's first line, in a replay
         self._own: dict[int, float] = {}  # closes of bars built from ticks, by opening time
@@ -109,8 +109,8 @@ class Market:
                 last_s = candle.time_s
         taken = []
         accepted = self._level.accepts_closes([close for _, close in fresh])
-        for (candle, close), near in zip(fresh, accepted, strict=True):
-            if near:
+        for (candle, close), is_accepted in zip(fresh, accepted, strict=True):
+            if is_accepted:
                 self._append(candle.time_s, close)
                 taken.append((candle.time_s, close))
             else:
@@ -152,7 +152,7 @@ class Market:
         return self._features.window()
 
     def missing_minutes(self) -> int:
-        """Open minutes without a bar in the past that the newest window is computed from."""
+        """Number of open minutes without a bar among the bars used for the newest window."""
         times = np.array([time_s for time_s, _ in self._past][-FEATURE_PAST:], np.int64)
         if len(times) < 2:
             return 0
@@ -256,7 +256,7 @@ class Market:
         return self._skew_s
 
     def price_age_seconds(self) -> float:
-        """Age of the newest price since it arrived; in real time, also since its own date if that is more."""
+        """Seconds since the newest price arrived; in real time, since its own time if that is longer."""
         if self.quoted is None:
             return math.inf
         age = self._monotonic() - self.quoted.arrived
@@ -265,7 +265,7 @@ class Market:
         return max(age, self._wall() - self._skew_s - self.quoted.price.time_ns / NANOSECONDS)
 
     def minutes_to_close(self) -> float:
-        """Open minutes until Friday's close; 0 or less while the week is over."""
+        """Open minutes until Friday's close; 0 or less after it."""
         time_s = self.time_ns // NANOSECONDS
         opened = int(week_open_s(np.array([time_s], np.int64))[0])
         return (opened + WEEK_OPEN_S - time_s) / 60
@@ -274,7 +274,7 @@ class Market:
         """Market time since a bar ended; in a replay, since the first line after its end.
 
         A replay sends no line in a gap of its data and fills at the open that follows, as the environment
-        does. The first line after a gap is therefore the earliest moment to decide at.
+        does. The first line after a gap is therefore the earliest moment for a decision.
         """
         end_ns = (bar_time_s + BAR_SECONDS) * NANOSECONDS
         since_ns = next((start for start in self._minute_starts if start >= end_ns), end_ns)

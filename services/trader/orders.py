@@ -39,7 +39,7 @@ class IntentState(StrEnum):
 
     SENDING = "sending"  # saved, and sent at most once; the outcome is not known
     FILLED = "filled"
-    CANCELLED = "cancelled"  # accepted, but not filled: a 201 is not a fill
+    CANCELLED = "cancelled"  # accepted, but not filled; HTTP 201 does not mean a fill
     REJECTED = "rejected"  # refused with a reject transaction
     NOT_SENT = "not_sent"  # no connection, or refused before processing: 401, 403, 429
     NOT_EXECUTED = "not_executed"  # no clear answer, and no transaction during the look-up time
@@ -57,7 +57,7 @@ class Intent:
     action: Action  # BUY, SELL or CLOSE
     side: Side  # side of the position before the order
     units: Decimal
-    last_transaction_id: int  # the account's, before sending
+    last_transaction_id: int  # last transaction of the account before sending
     fence: int  # fencing token of the lease
     state: IntentState = IntentState.SENDING
     detail: str = ""
@@ -69,9 +69,9 @@ def intent_id(account: str, bar_time_s: int, action: Action, attempt: int = 0) -
     Args:
         account: account id.
         bar_time_s: opening time of the bar decided on.
-        action: the order's.
-        attempt: number of earlier orders with this action for this bar. An entry is tried again only if the
-            first is known to have done nothing; a close is repeated as often as necessary.
+        action: action of the order.
+        attempt: number of earlier orders with this action for this bar. An entry is retried only if the
+            earlier ones are known to have had no effect; a close is repeated as often as necessary.
     """
     text = f"{account}|{bar_time_s}|{action.name}|{attempt}"
     return f"mm-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
@@ -107,7 +107,7 @@ class HeldTrade:
     units: Decimal  # signed; fractional only if someone else opened the trade
     price: Decimal
     time_ns: int  # time of the fill
-    spread: Decimal | None  # quoted at the fill, in units of price; None if it is not known
+    spread: Decimal | None  # spread quoted at the fill, in units of price; None if not known
 
     @property
     def side(self) -> Side:
@@ -124,7 +124,7 @@ class ClosedTrade:
     price: Decimal
     time_ns: int
     transaction_id: int
-    reason: str  # OANDA's, such as MARKET_ORDER_POSITION_CLOSEOUT or STOP_LOSS_ORDER
+    reason: str  # OANDA's reason, such as MARKET_ORDER_POSITION_CLOSEOUT or STOP_LOSS_ORDER
 
     def pips(self, pip: float, costs: EnvironmentConfig) -> float:
         """Net pips of the round trip, charged as in the environment.
@@ -167,7 +167,7 @@ class Holding:
             return ""
         return (
             f"the account holds {self.units} units of {self.instrument} in {len(self.trades)} trades, "
-            f"expected one of {units} units, or none: close it at the broker or with `micro-muzero kill`"
+            f"expected at most one trade of {units} units: close it at the broker or with `micro-muzero kill`"
         )
 
 
@@ -194,7 +194,7 @@ def fold(
     Args:
         holding: the position before.
         transactions: transactions of the account in order; those already in `holding` are skipped.
-        spread: quoted now, in units of price; saved with a trade that opens.
+        spread: present spread in units of price; saved with a trade that opens.
     """
     closed: list[ClosedTrade] = []
     for transaction in transactions:
@@ -233,7 +233,7 @@ def outcome_in(intent: str, transactions: Sequence[Transaction]) -> tuple[Intent
 
     Args:
         intent: the order's client id.
-        transactions: those since the order was sent, in order.
+        transactions: transactions since the order was sent, in order.
     """
     orders = {
         t.transaction_id for t in transactions if isinstance(t, OrderCreated) and t.client_order_id == intent

@@ -145,7 +145,7 @@ class PriceLevel:
     """
 
     def __init__(self, max_jump_percent: float) -> None:
-        """A price that differs from the last good one by more is refused; `inf` accepts every price."""
+        """Refuse prices further than `max_jump_percent` from the last good one; `inf` accepts every price."""
         self._max_jump = math.log1p(max_jump_percent / 100)
         self._level: float | None = None
         self._ticked = False  # a quote was accepted; from then on candles alone cannot change the level
@@ -195,7 +195,7 @@ def fault_of(candle: Candle, until_s: float) -> str:
     """Reason why a complete candle of mid prices is refused; an empty string if it is accepted.
 
     Args:
-        candle: as the broker sent it.
+        candle: candle from the broker.
         until_s: latest time at which the candle may end.
     """
     mid = candle.mid

@@ -1,4 +1,4 @@
-"""Equity in pips and the loss limits that it has reached; a pure state that the ledger saves."""
+"""Equity in pips and the loss limits that it has reached: an immutable state that the ledger saves."""
 
 from dataclasses import dataclass, replace
 
@@ -54,7 +54,7 @@ class RiskBook:
         Args:
             time_s: market time.
             open_pips: unrealised pips of the position; 0 when flat.
-            limits: in force.
+            limits: limits in force.
         """
         moment = np.array([time_s], np.int64)
         day, week = int(trading_day(moment)[0]), int(week_open_s(moment)[0])

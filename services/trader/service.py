@@ -6,9 +6,9 @@
 
 Trading happens in sessions with the broker (see `session`). After a session breaks, the next one begins after
 a pause that grows with each failure. Entries are made only inside a session, under the account's lease, and
-once per bar. Exits need none of these: a task beside the sessions closes the position until the broker shows
-the account flat, and another task checks the kill file twice a second. No broker answer stops the trader: it
-announces the fault and tries again.
+once per bar. Exits need none of these: a separate task repeats closes until the broker shows the account
+flat, and another task checks the kill file twice a second. An error of the broker never stops the trader: it
+raises an alert and retries.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 #: Pause between two checks of the guards, the kill file and the exits.
 _WATCH_SECONDS = 0.5
 
-#: A session that received prices for longer than this was good: the next pause is a short one again.
+#: A session that received prices for longer than this resets the backoff.
 _GOOD_SESSION_SECONDS = 5.0
 
 
@@ -61,18 +61,18 @@ class TraderService:
         self._session = Session(
             parts, terms, market, self._history, self._control, self._watching, self._bar_close
         )
-        self._failure: Exception | None = None  # the first of a task
+        self._failure: Exception | None = None  # first failure of a task
 
     async def run(self) -> None:
         """Trade until the lifecycle stops.
 
-        A task that fails stops the service in order, so that an order in flight is still looked up.
+        If a task fails, the service shuts down gracefully: an order in flight is still looked up.
         """
         async with asyncio.TaskGroup() as tasks:
             loops = (self._control.follow(), self._keep_watch(), self._keep_closing())
-            beside = [tasks.create_task(self._stop_on_failure(loop)) for loop in loops]
+            background = [tasks.create_task(self._stop_on_failure(loop)) for loop in loops]
             await self._stop_on_failure(self._trade())
-            for task in beside:
+            for task in background:
                 task.cancel()
         if self._failure is not None:
             raise self._failure
@@ -87,7 +87,7 @@ class TraderService:
             self._lifecycle.stop()
 
     async def _trade(self) -> None:
-        """Hold one session after the other."""
+        """Run one session after the other."""
         await asyncio.to_thread(compile_kernels, self._instrument)
         backoff = Backoff(self._config.reconnect_max_seconds)
         while not self._lifecycle.stopping.is_set():
@@ -103,7 +103,7 @@ class TraderService:
                 await self._lifecycle.sleep(pause)
 
     async def _keep_watch(self) -> None:
-        """Check the kill file and the guards, also while the trading waits for an answer."""
+        """Check the kill file and the guards, also while a session waits for an answer."""
         while True:
             self._control.check_kill_file()
             self._watching.look()
@@ -112,7 +112,7 @@ class TraderService:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _keep_closing(self) -> None:
-        """Close what must be closed, inside a session or not."""
+        """Close the position whenever it must be closed, inside a session or not."""
         while True:
             try:
                 if self._account.reconciled:

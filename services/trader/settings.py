@@ -18,15 +18,15 @@ class TraderSettings(ServiceSettings):
     oanda_token: SecretStr = Field(
         SecretStr(""),
         validation_alias=with_environment_name("OANDA_TOKEN"),
-        description="personal access token; the paper broker takes any",
+        description="personal access token; the paper broker accepts any",
     )
     oanda_account: str = Field(
         "",
         validation_alias=with_environment_name("OANDA_ACCOUNT"),
-        description="account id; unset takes the one account that the token opens",
+        description="account id; if unset, the token's only account",
     )
     trader: TraderConfig = Field(TraderConfig(), description="where it trades, and how it sends orders")
     guards: GuardConfig = Field(GuardConfig(), description="limits of what may be traded")
     environment: EnvironmentConfig = Field(
-        EnvironmentConfig(), description="its spread stands for one that is not known"
+        EnvironmentConfig(), description="trading costs; the spread is used where a trade's own is not known"
     )

@@ -2,7 +2,7 @@
 
 Redis may be down, and this may be the only trader left, restarted after a crash. A kill file in its own home,
 or a kill in its own ledger, therefore makes it close the account's position without the lease. A kill in the
-ledger that was lifted through Redis since then does not: the position belongs to the trader with the lease.
+ledger is ignored if it has been lifted through Redis: the position belongs to the trader with the lease.
 A trader in standby opens neither the ledger nor a position.
 """
 
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 _WATCH_SECONDS = 0.5
 
-#: Longest wait for Redis to say whether a kill was lifted; the close must not wait longer.
+#: Time limit for asking Redis whether a kill was lifted; the close must not wait longer.
 _REDIS_SECONDS = 1.0
 
 
@@ -76,7 +76,7 @@ class Standby:
         return config.flatten_retry_seconds if detail else config.sync_seconds
 
     async def _killed_through_redis(self) -> bool:
-        """Whether the ledger holds a kill that Redis does not show as lifted; without Redis it holds."""
+        """Whether the ledger has a kill that was not lifted through Redis; True if Redis does not answer."""
         if kept_control(self._folder) != "killed":
             return False
         try:

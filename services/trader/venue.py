@@ -28,7 +28,7 @@ class Venue:
 
 
 def rest_url(mode: Mode, config: TraderConfig) -> str:
-    """Base URL of a mode's requests."""
+    """Base URL of the REST API in a mode."""
     return {Mode.PAPER: config.broker_url, Mode.PRACTICE: PRACTICE_API, Mode.LIVE: LIVE_API}[mode]
 
 
@@ -45,7 +45,7 @@ def choose_venue(
 
     Args:
         mode: paper, practice or live.
-        config: the trader's.
+        config: settings of the trader.
         token: OANDA_TOKEN, empty when unset.
         account: OANDA_ACCOUNT, empty when unset.
         promoted: the store's `promoted` pointer; used for live only.
@@ -103,8 +103,8 @@ def chosen_instrument(offered: Sequence[InstrumentDetails], name: str, url: str)
         name: value of the setting; empty selects the only one offered.
         url: URL of the broker, for error texts.
     Raises:
-        BrokerError: no instrument is offered, which no setting could change.
-        SettingsError: the named one is not offered, or several are offered and none is named.
+        BrokerError: no instrument is offered; no setting can change that.
+        SettingsError: the named instrument is not offered, or several are offered and none is named.
     """
     if not offered:
         raise BrokerError(f"the broker at {url} offers no instrument that the account can trade")

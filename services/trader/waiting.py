@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 _POLL_SECONDS = 0.5
 
-#: Longest wait for Redis when the end of the wait is announced; then the trader begins without it.
+#: Time limit for the alert that a wait has ended; after it the trader begins without the alert.
 _END_SECONDS = 2.0
 
 
@@ -47,7 +47,7 @@ async def announced(
         lifecycle: lifecycle of the trader.
         name: name of the alert.
         detail: reason of the wait.
-        begin_seconds: a shorter wait is not announced.
+        begin_seconds: shortest wait that is announced.
     """
     tracker = ConditionTracker(begin_seconds=begin_seconds)
     task = asyncio.create_task(_announce(lifecycle.bus, tracker, {Condition("trader", name): detail}))

@@ -1,6 +1,6 @@
-"""Watches everything that can keep the trader from trading; an alert announces each beginning and each end.
+"""Watches every condition that can keep the trader from trading, and announces its beginning and its end.
 
-The watch runs beside the trading, so that a trader that waits for an answer still reports what is wrong.
+The watch runs concurrently with the trading, so that it reports faults while a session waits for an answer.
 """
 
 import contextlib
@@ -67,22 +67,22 @@ class Watching:
         self._guards = ConditionTracker(end_seconds=ENDS_SECONDS)
         self._outages = ConditionTracker(begin_seconds=AWAY_SECONDS, end_seconds=0.0)
         self._trips: tuple[Trip, ...] = ()
-        self._counted: dict[Refusal, int] = {}  # refusals that metrics and alerts have counted
+        self._counted: dict[Refusal, int] = {}  # numbers of refusals already in metrics and alerts
         self._num_in_flight = 0  # entries being sent and looked up
         self._pending_alerts: list[AlertRaised] = []  # not yet saved by the ledger
         self.in_session = False  # prices arrive, so the guards can be checked
-        self.broker_away = ""  # reason why the last session broke or its stream did
+        self.broker_away = ""  # reason why the last session or its stream broke
         self.broker_refuses = ""  # reason why the broker refuses this token or account
         self.ledger_refuses = ""  # reason why the ledger cannot be written
-        self.failing: dict[str, str] = {}  # other alert conditions: name to detail
+        self.failing: dict[str, str] = {}  # details of other alert conditions, by name
         self.decision: Decision | None = None  # newest decision
         self.decision_age_seconds = 0.0  # age of the newest bar when it was decided on
         self.num_decisions = 0
-        self.replay_over = False  # the paper broker's tape has ended and its last bar was decided on
+        self.replay_over = False  # the paper broker's replay has ended and its last bar was decided on
 
     @contextlib.contextmanager
     def order_in_flight(self) -> Iterator[None]:
-        """Surrounds the sending and the look-up of an entry."""
+        """Count an entry as in flight while it is sent and looked up."""
         self._num_in_flight += 1
         try:
             yield
@@ -107,7 +107,7 @@ class Watching:
     # -- guards --------------------------------------------------------------------------------------
 
     def forced_exit(self) -> str:
-        """Reason why a guard forces the position closed now, inside a session or not; empty if none does."""
+        """Reason why a guard requires a close now, inside a session or not; empty if none does."""
         return forced_exit(tripped(self._situation(), self._limits))
 
     def _situation(self) -> Situation:
@@ -143,7 +143,7 @@ class Watching:
         )
 
     def look(self) -> tuple[Trip, ...]:
-        """Check every condition, announce what began or ended, and return the guards in force.
+        """Check every condition, announce each beginning and end, and return the tripped guards.
 
         Outside a session the guards are not checked and stay as they were.
         """
@@ -166,7 +166,7 @@ class Watching:
             detail = f"{self.broker_refuses}; renew OANDA_TOKEN, or close an open position by hand"
             holding[Condition("trader", "broker_refuses")] = detail
         if self.ledger_refuses:
-            detail = f"{self.ledger_refuses}; no entry is sent, exits are: free the disk or repair the folder"
+            detail = f"{self.ledger_refuses}; only exits are sent: free the disk or repair the folder"
             holding[Condition("trader", "ledger_refuses")] = detail
         away = {Condition("trader", "broker_away"): self.broker_away} if self.broker_away else {}
         alerts = [*self._guards.look(holding, now), *self._outages.look(away, now)]
