@@ -98,7 +98,7 @@ class Account:
     orders: dict[int, Order] = field(default_factory=dict)
     trades: dict[int, Trade] = field(default_factory=dict)
     pending: dict[int, ExitCreated] = field(default_factory=dict)
-    open_ids: list[int] = field(default_factory=list)  # open trades, the oldest first
+    open_ids: list[int] = field(default_factory=list)  # of the open trades, the oldest first
     last_fill_time: int | None = None
     _orders_by_client_id: dict[str, int] = field(default_factory=dict)
     _trades_by_client_id: dict[str, int] = field(default_factory=dict)
