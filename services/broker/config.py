@@ -1,4 +1,4 @@
-"""Settings of the paper broker: the market that it replays, the account, and the faults that it injects."""
+"""Settings of the paper broker: the replayed market, the account, and the injected faults."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,11 +10,11 @@ from shared.setting import Natural, Port, Range, Share, check_group, setting
 
 
 class Pacing(StrEnum):
-    """What paces the replay."""
+    """How the replay is paced."""
 
-    #: Simulated time runs `speed` times as fast as the wall clock, and waits for a client that acknowledges.
+    #: Simulated time runs `speed` times as fast as the clock, and waits for clients that acknowledge bars.
     SPEED = "speed"
-    ACKNOWLEDGED = "acknowledged"  # as soon as the client has acknowledged the bar before
+    ACKNOWLEDGED = "acknowledged"  # each bar waits until the client has acknowledged the previous one
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class BrokerConfig:
     margin_rate: Annotated[float, Range(above=0.0, high=1.0)] = setting(0.05, "margin per unit of exposure")
     spread_pips: Annotated[float, Range(low=0.0, high=1_000.0)] = setting(4.0, "spread of every quote")
     spread_from_data: bool = setting(False, "use each bar's own spread where the data set has one")
-    split: str = setting("test", "split of the bars that is replayed, or all; earlier bars are history")
-    pacing: Pacing = setting(Pacing.SPEED, "what paces the replay")
+    split: str = setting("test", "split to replay, or all; earlier bars are served as history")
+    pacing: Pacing = setting(Pacing.SPEED, "how the replay is paced")
     speed: Annotated[float, Range(low=0.1, high=100_000.0)] = setting(
-        300.0, "seconds of the market in a second of the wall clock"
+        300.0, "market seconds per second of wall-clock time"
     )
     patience_seconds: Annotated[float, Range(above=0.0, high=3_600.0)] = setting(
-        30.0, "wall clock that the replay waits for a client that acknowledges bars"
+        30.0, "longest wait for a client to acknowledge a bar, in wall-clock time"
     )
-    jump_gap_minutes: Natural = setting(30, "longest stretch without bars that is not skipped; 0 skips none")
+    jump_gap_minutes: Natural = setting(30, "gaps between bars longer than this are skipped; 0 skips none")
     heartbeat_seconds: Annotated[float, Range(above=0.0, high=60.0)] = setting(
-        5.0, "wall clock between two heartbeats of a stream"
+        5.0, "wall-clock time between two heartbeats of a stream"
     )
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class BrokerConfig:
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """The `[faults]` group: what goes wrong on purpose; one seeded generator draws everything.
+    """The `[faults]` group: faults to inject. One seeded generator draws them all.
 
     Raises:
         SettingsError: a value is out of range.
@@ -67,18 +67,18 @@ class FaultConfig:
 
     seed: Natural = setting(0, "seed of all draws")
     latency_ms: Annotated[float, Range(low=0.0, high=60_000.0)] = setting(
-        0.0, "time from an order's arrival to its execution, at the price then in force"
+        0.0, "delay between an order's arrival and its execution, at the price after the delay"
     )
     reject_probability: Share = setting(0.0, "an order is refused with 400")
     partial_fill_probability: Share = setting(
-        0.0, "half of the units find liquidity: IOC fills them, FOK is cancelled"
+        0.0, "only half of the units can be filled: IOC fills that half, FOK is cancelled"
     )
     drop_answer_probability: Share = setting(0.0, "a write is executed, then the connection is cut")
     gateway_timeout_probability: Share = setting(0.0, "a write is executed, then answered with 504")
     read_error_probability: Share = setting(0.0, "a read is answered with 503")
     rate_limit_probability: Share = setting(0.0, "a read is answered with 429")
-    disconnect_probability: Share = setting(0.0, "a stream line is cut in half, and its connection with it")
-    stall_probability: Share = setting(0.0, "at a stream line the stream falls silent, its connection open")
+    disconnect_probability: Share = setting(0.0, "a connection is cut in the middle of a stream line")
+    stall_probability: Share = setting(0.0, "a stream sends nothing for a while, but stays open")
     stall_seconds: Annotated[float, Range(low=0.0, high=3_600.0)] = setting(30.0, "duration of a stall")
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ class Faults:
         self._random = np.random.default_rng(config.seed)
 
     def change(self, config: FaultConfig) -> None:
-        """Set another configuration and restart the generator from its seed."""
+        """Replace the configuration and restart the generator from its seed."""
         self.config = config
         self._random = np.random.default_rng(config.seed)
 
@@ -24,6 +24,6 @@ class Faults:
         return probability > 0 and bool(self._random.random() < probability)
 
     async def delay(self) -> None:
-        """Wait for an order's latency; the order is executed at the price after it."""
+        """Wait for the latency of an order, which is then executed at the newest price."""
         if self.config.latency_ms:
             await asyncio.sleep(self.config.latency_ms / 1_000)

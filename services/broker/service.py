@@ -29,7 +29,9 @@ REPORT_SECONDS = 1.0
 
 
 def replayed_bars(dataset: Dataset, split: str) -> tuple[int, int]:
-    """First replayed bar and the bar after the last: those of a split's sessions, or all.
+    """Index of the first bar to replay and of the bar after the last one.
+
+    A split is replayed from its first session to its last; `all` replays every bar.
 
     Raises:
         DataError: the split has no session.
@@ -39,15 +41,13 @@ def replayed_bars(dataset: Dataset, split: str) -> tuple[int, int]:
     starts = dataset.sessions.every(Split(split))
     if not len(starts):
         raise DataError(
-            f"the data set has no session in its {split} split: set MM_BROKER__SPLIT to another or to all"
+            f"the data set has no session in its {split} split: set MM_BROKER__SPLIT to another split or all"
         )
     return int(starts[0]), int(starts[-1]) + SESSION_BARS + 1
 
 
 def open_venue(dataset: Dataset, settings: BrokerSettings) -> Venue:
-    """Open the account and the replay of a data set, each where its ledger left it.
-
-    Each data set has its own ledger.
+    """Continue the account and the replay of a data set from its ledger. Each data set has its own ledger.
 
     Raises:
         DataError: there is nothing to replay.
@@ -97,8 +97,8 @@ class BrokerService:
         )
         app = create_app(venue, self._settings.token.get_secret_value())
         async with running(venue) as replay:
-            replay.add_done_callback(lambda ended: _stop_if_failed(ended, lifecycle))
-            beside = [
+            replay.add_done_callback(lambda done: _stop_if_failed(done, lifecycle))
+            background = [
                 asyncio.create_task(_report(venue, lifecycle)),
                 asyncio.create_task(_close_streams(venue, lifecycle)),
             ]
@@ -108,7 +108,7 @@ class BrokerService:
                 )
             finally:
                 lifecycle.stop()
-                await asyncio.gather(*beside)
+                await asyncio.gather(*background)
             if replay.done():
                 replay.result()
         venue.ledger.close()
@@ -127,7 +127,7 @@ async def running(venue: Venue) -> AsyncIterator[asyncio.Task[None]]:
 
 
 def _stop_if_failed(replay: asyncio.Task[None], lifecycle: Lifecycle) -> None:
-    """Stop the service if the replay failed; a replay that is over leaves a closed market."""
+    """Stop the service if the replay failed. If it finished, keep serving the closed market."""
     if not replay.cancelled() and replay.exception() is not None:
         lifecycle.stop()
 

@@ -14,7 +14,7 @@ class BrokerSettings(ServiceSettings):
     token: SecretStr = Field(
         SecretStr("paper"),
         validation_alias=with_environment_name("OANDA_TOKEN"),
-        description="bearer token that clients must show",
+        description="bearer token that clients must send",
     )
     broker: BrokerConfig = BrokerConfig()
     faults: FaultConfig = FaultConfig()

@@ -59,7 +59,7 @@ class Venue:
     def __init__(
         self, exchange: Exchange, tape: Tape, ledger: Ledger, config: BrokerConfig, faults: Faults
     ) -> None:
-        """Continue the replay where the ledger left it.
+        """Continue the replay from the ledger's position.
 
         Raises:
             BrokerError: the ledger's position is outside the replayed bars, or the ledger cannot be written.
@@ -80,17 +80,16 @@ class Venue:
         self._prices: set[Subscription] = set()
         self._transactions: set[Subscription] = set()
         self._client_changed = asyncio.Event()  # set when a client acknowledges a bar or closes a stream
-        self._client_acknowledges = self._progress.acknowledged_s > 0  # has acknowledged a bar at least once
-        self._timed_out = False  # a wait timed out, and no bar was acknowledged since
+        self._client_acknowledges = self._progress.acknowledged_s > 0  # whether it ever acknowledged a bar
+        self._timed_out = False  # whether a wait timed out and no bar was acknowledged since
         self._waiting_since: float | None = None  # monotonic seconds; None: not waiting
         self.pace = Pace(config.speed)
-        self.stopping = asyncio.Event()  # once set, all streams end
-        before = self._progress.next_tick - 1
+        self.stopping = asyncio.Event()  # once set, all streams are closed
         if self._progress.next_tick == tape.first_tick:
             self.clock = SimulatedClock(tape.tick_time_ns(tape.first_tick), config.speed)
             exchange.quote = replace(tape.quote(tape.first_tick), tradeable=False)
         else:
-            exchange.quote = tape.quote(before)
+            exchange.quote = tape.quote(self._progress.next_tick - 1)
             self.clock = SimulatedClock(exchange.quote.time, config.speed)
         self._newest_ns = exchange.quote.time
         self._commit(exchange.open(self.now_ns))
@@ -107,12 +106,12 @@ class Venue:
 
     @property
     def all_ticks_sent(self) -> bool:
-        """Every tick was sent."""
+        """Whether every tick was sent."""
         return self._progress.next_tick >= self.tape.stop_tick
 
     @property
     def is_finished(self) -> bool:
-        """The last bar is complete and the market is closed for good."""
+        """Whether the last bar is complete. The market then stays closed."""
         return self.all_ticks_sent and self._newest_ns >= self.tape.end_ns(self.tape.stop - 1)
 
     @property
@@ -161,7 +160,7 @@ class Venue:
 
         With pacing `acknowledged` the wait has no limit. With pacing `speed` the wait lasts at most
         `patience_seconds`, and the replay waits only if the client has acknowledged a bar before and reads
-        the price stream. So even on a slow machine such a client can decide on every bar.
+        the price stream. Such a client can decide on every bar, even on a slow machine.
         """
         time_s = int(self.tape.time_s[bar])
         began = self._waiting_since = time.monotonic()
@@ -184,7 +183,7 @@ class Venue:
             self._record_wait(time.monotonic() - began)
 
     def _record_wait(self, seconds: float) -> None:
-        """Resume simulated time after a wait. Warn once if the machine cannot keep up with the set speed."""
+        """Resume simulated time after a wait. Warn once if the machine cannot keep up."""
         if seconds > 0.001:
             self.clock.set(self.now_ns)
         self.pace.add_wait(seconds)
@@ -215,7 +214,7 @@ class Venue:
         return bar
 
     def ticks_of_bar(self, bar: int) -> int:
-        """How many of a bar's ticks were sent, 0 to 4."""
+        """Number of a bar's ticks that were sent, 0 to 4."""
         return min(max(self._progress.next_tick - bar * TICKS_PER_BAR, 0), TICKS_PER_BAR)
 
     def acknowledge(self, time_s: int) -> None:
@@ -300,7 +299,7 @@ class Venue:
 
     @property
     def last_transaction(self) -> Json:
-        """The id of the last transaction, part of every answer about the account."""
+        """The field with the last transaction's id, which every answer about the account contains."""
         return {"lastTransactionID": str(self.exchange.account.last_id)}
 
     def status(self) -> Json:

@@ -1,7 +1,7 @@
 """OANDA's JSON: names in camel case, numbers and ids as strings.
 
-Clients read the same transactions that the ledger stores, so they are pydantic models of the JSON and not
-dataclasses. The account is a fold over them (services/broker/exchange/account.py).
+Transactions are pydantic models and not dataclasses, because clients read the same JSON that the ledger
+stores. The account is a fold over them (services/broker/exchange/account.py).
 """
 
 import re
@@ -15,7 +15,7 @@ from shared.adapters.oanda.records import format_time, parse_time
 
 Json = dict[str, Any]
 
-#: Decimals of an amount of money.
+#: Smallest step of an amount of money.
 MONEY_PLACES = Decimal("0.0001")
 
 _NUMBER = re.compile(r"(?=.{1,40}\Z)-?[0-9]+(\.[0-9]+)?")
@@ -53,10 +53,10 @@ def _read_number(value: object) -> Decimal:
         return value
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         return Decimal(value)
-    raise ValueError('a number is a string such as "188.123", at most 40 characters long')
+    raise ValueError('expected a number as a string of at most 40 characters, such as "188.123"')
 
 
-#: An exact decimal; on the wire a string, never in exponent notation and never a JSON number.
+#: An exact decimal. On the wire it is a string without an exponent, never a JSON number.
 Number = Annotated[
     Decimal, BeforeValidator(_read_number), PlainSerializer(lambda value: f"{value:f}", return_type=str)
 ]

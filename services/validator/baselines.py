@@ -21,7 +21,7 @@ Rule = Callable[[Lanes], Int8]
 
 @dataclass(frozen=True)
 class Baseline:
-    """A rule and what it did."""
+    """A rule's name and its walk."""
 
     name: str
     walk: Walk
@@ -75,7 +75,7 @@ def always_long(lanes: Lanes) -> Int8:
 
 
 def random_legal(rng: np.random.Generator) -> Rule:
-    """Any legal action, all equally likely."""
+    """Draw a legal action, each equally likely."""
 
     def rule(lanes: Lanes) -> Int8:
         draws = np.where(lanes.legal(), rng.random((len(lanes.bar), NUM_ACTIONS)), -1.0)

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Walk:
-    """What an agent or a rule did in its sessions."""
+    """Sessions, trades and actions of an agent or a rule."""
 
     starts: Int64  # [S] first bar of each session, ascending
     session_bars: int
@@ -39,7 +39,7 @@ class Walk:
 
     @property
     def last_bar(self) -> int:
-        """The bar at whose open the last position is closed at the latest."""
+        """The bar at whose open a position of the last session is closed, if one is still open."""
         return int(self.starts[-1]) + self.session_bars
 
 
@@ -78,8 +78,8 @@ def walk(
         market: the bars of the data set.
         starts: `[S]` first bars of sessions that do not overlap, ascending.
         environment: costs and session length.
-        search: how each decision is planned.
-        lanes: sessions in lockstep; affects the result by rounding only.
+        search: settings of the search.
+        lanes: number of sessions in lockstep; affects results only by rounding.
         progress: called after every step.
     Raises:
         DataError: there is no session.
@@ -115,7 +115,7 @@ def require_sessions(starts: Int64) -> None:
 
 
 def log_of(trades: Sequence[Trade]) -> TradeLog:
-    """The trades as columns; their lanes are not kept."""
+    """The trades as columns, with every lane number set to 0."""
     log = TradeLog.blank(len(trades))
     log.columns.lane[:] = 0
     for name in TradeColumns._fields[1:]:
@@ -125,7 +125,7 @@ def log_of(trades: Sequence[Trade]) -> TradeLog:
 
 @dataclass(frozen=True)
 class Marked:
-    """A walk marked to market."""
+    """Equity and daily profit of a walk, marked to market."""
 
     equity_pips: (
         Float64  # [T] at each bar close, from the first bar of the first session to the end of the last
@@ -163,9 +163,9 @@ def evaluate(
     Args:
         walked: a walk over these bars.
         bars: all bars of the data set.
-        config: runs, seeds, account, tolerances.
-        others: `[D, V]` daily profit of earlier trials, NaN on days on which one was not judged.
-        num_more: number of still earlier trials, whose daily results are not compared.
+        config: settings of the metrics, such as runs, seeds and tolerances.
+        others: `[D, V]` daily profit of earlier trials, NaN on days on which a trial was not judged.
+        num_more: number of even earlier trials, whose daily results are not compared.
     """
     trades = walked.trades.columns
     marked = mark_to_market(walked, bars)
@@ -184,7 +184,7 @@ def evaluate(
 
 
 def _walked_bars(walked: Walk) -> Int64:
-    """Every bar of every session, the bar of the last execution included."""
+    """Every bar of every session, including the bar of its last execution."""
     offsets = np.arange(walked.session_bars + 1)
     bars: Int64 = (walked.starts[:, None] + offsets).ravel()
     return bars

@@ -15,20 +15,24 @@ class GateConfig:
         SettingsError: a value is out of range.
     """
 
-    paper_min_trades: Natural = setting(30, "trades that paper asks for")
-    paper_min_days: Natural = setting(20, "trading days judged for paper, with or without a trade")
-    paper_max_p_value: Probability = setting(0.10, "p-value for paper, corrected for all versions tried")
-    paper_max_rule_p_value: Probability = setting(
-        0.10, "p-value for paper of the comparison with each simple rule, paired by day"
+    paper_min_trades: Natural = setting(30, "minimum number of trades for paper")
+    paper_min_days: Natural = setting(20, "minimum trading days judged for paper, with or without a trade")
+    paper_max_p_value: Probability = setting(
+        0.10, "maximum p-value for paper, corrected for all versions tried"
     )
-    live_min_trades: Natural = setting(100, "trades that live asks for")
-    live_min_days: Natural = setting(250, "trading days judged for live: about a year")
-    live_min_years: NonNegative = setting(3.0, "span of the whole data set for live")
-    live_max_p_value: Probability = setting(0.01, "p-value for live, corrected for all versions tried")
+    paper_max_rule_p_value: Probability = setting(
+        0.10, "maximum p-value for paper of the comparison with each simple rule, paired by day"
+    )
+    live_min_trades: Natural = setting(100, "minimum number of trades for live")
+    live_min_days: Natural = setting(250, "minimum trading days judged for live: about a year")
+    live_min_years: NonNegative = setting(3.0, "minimum span of the whole data set for live, in years")
+    live_max_p_value: Probability = setting(
+        0.01, "maximum p-value for live, corrected for all versions tried"
+    )
     live_min_sqn: NonNegative = setting(2.5, "SQN to exceed for live, capped at 100 trades")
-    live_min_deflated_sharpe: Share = setting(0.95, "deflated Sharpe ratio for live")
+    live_min_deflated_sharpe: Share = setting(0.95, "minimum deflated Sharpe ratio for live")
     live_max_drawdown: Probability = setting(
-        0.20, "drawdown for live as a fraction of the account's peak, marked to market"
+        0.20, "maximum drawdown for live as a fraction of the account's peak, marked to market"
     )
 
     def __post_init__(self) -> None:
@@ -59,7 +63,7 @@ class Evidence:
     sqn100: float | None
     car25_percent: float | None
     deflated_sharpe: float | None
-    min_track_record_days: int | None  # days after which the present ratio passes the deflated Sharpe test
+    min_track_record_days: int | None  # days needed to pass the deflated Sharpe test at this ratio
     max_drawdown: float
 
 
@@ -80,13 +84,13 @@ class Verdict:
 
 
 def judge(evidence: Evidence, incumbent: Incumbent | None, config: GateConfig) -> Verdict:
-    """Decide which gates a version passes. One that passes none is unproven; the first one has no privilege.
+    """Decide which gates a version passes. A version that passes none is unproven, even the first one.
 
-    Paper: enough trades and days, a profit that luck does not explain after all versions tried, better
-    than every simple rule on the same days, and a higher SQN than the best version so far.
+    Paper requires enough trades and days, a profit that is significant given the number of versions tried,
+    better results than every simple rule on the same days, and a higher SQN than the best version so far.
     SQN is capped at 100 trades, so that it measures quality and not how often a version trades.
-    It is undefined if no trade lost or all trades are equal; it is then not compared.
-    Live: everything that paper requires except a higher SQN than the best version, and its own conditions.
+    If no trade lost or all trades are equal, SQN is undefined and is not compared.
+    Live requires all this except the higher SQN, and has its own conditions.
     An undefined number fails its condition; an undefined p-value counts as 1.
     """
     proof = _proof_failures(evidence, config)
@@ -127,8 +131,8 @@ def _incumbent_failures(evidence: Evidence, incumbent: Incumbent | None) -> list
         return []
     if evidence.sqn100 <= incumbent.sqn100:
         return [
-            f"SQN {evidence.sqn100:.2f}, more than the {incumbent.sqn100:.2f} of version {incumbent.version} "
-            "required"
+            f"SQN {evidence.sqn100:.2f} does not exceed the {incumbent.sqn100:.2f} of version "
+            f"{incumbent.version}"
         ]
     return []
 
@@ -181,7 +185,7 @@ def _p_value(p_value: float | None) -> float:
 
 
 def _missing_days(evidence: Evidence) -> str:
-    """How many more days the deflated Sharpe ratio requires if the present ratio holds."""
+    """Say how many more days the deflated Sharpe ratio requires if the present ratio holds."""
     if evidence.min_track_record_days is None or evidence.min_track_record_days <= evidence.num_days:
         return ""
     return (

@@ -36,7 +36,7 @@ class Judge:
         """Record the settings in force.
 
         Returns:
-            The versions that need no judgement, and those to judge again since their report cannot promote.
+            The versions that need no judgement, and those to judge again because their report cannot promote.
         """
         records, ground = self._storage.records, self._validator.ground
         records.record_standards(ground, self._validator.standards.document())
@@ -92,11 +92,11 @@ class Judge:
         return report, write_all(report, path, with_page=self._config.page)
 
     def _require_out_of_sample(self, manifest: Manifest) -> None:
-        """Refuse a version of another data set, or one that was trained on the sessions judged."""
+        """Refuse a version trained on another data set or on the judged sessions."""
         version, dataset = manifest.version, self._validator.ground.dataset
         if manifest.dataset != dataset:
             raise CheckpointError(
-                f"version {version} was trained on data set {manifest.dataset[:12]}…, the validator's is "
+                f"version {version} was trained on data set {manifest.dataset[:12]}…, but the validator has "
                 f"{dataset[:12]}…; give the trainer and the validator the same MM_DATASET"
             )
         if reason := in_sample(manifest, self._validator.first_bar_at):

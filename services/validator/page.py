@@ -61,7 +61,7 @@ th{color:var(--muted);font-weight:500}th:first-child,td:first-child{text-align:l
 
 
 def _sessions(report: ValidationReport) -> str:
-    """How many sessions were walked, and of how many if not all of them."""
+    """Number of sessions walked; the split's total is added if some were not."""
     if report.num_sessions == report.num_sessions_in_split:
         return f"{report.num_sessions:,} sessions"
     return f"{report.num_sessions:,} of {report.num_sessions_in_split:,} sessions"
@@ -136,7 +136,7 @@ def _risk_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         ("safe-f", _summary_number(report, "sizing.safe_f.fraction")),
         ("DD95 at safe-f", _percent(safe_f.dd95 if safe_f else None, summary.sizing.reason)),
         (
-            "CAR25, the smaller one of iid and block resampling",
+            "CAR25, the smaller of iid and block resampling",
             _percent(
                 summary.sizing.car25_percent,
                 why(report.undefined, "summary.sizing.safe_f.car25_percent"),
@@ -168,7 +168,7 @@ def _honesty_rows(report: ValidationReport) -> list[tuple[str, ...]]:
         ),
         ("variance of the ratio without an edge (V)", _summary_number(report, "honesty.null_variance")),
         ("deflated Sharpe ratio", _summary_number(report, "honesty.deflated_sharpe")),
-        ("total days for 0.95 at this ratio", _days_in_all(report)),
+        ("total days needed for 0.95 at this ratio", _days_in_all(report)),
         *_overfitting_rows(overfitting),
         ("years of data", f"{report.data_years:.2f}"),
         ("version to beat", "none" if report.incumbent is None else str(report.incumbent)),
@@ -178,15 +178,15 @@ def _honesty_rows(report: ValidationReport) -> list[tuple[str, ...]]:
 def _overfitting_rows(overfitting: Overfitting) -> list[tuple[str, ...]]:
     if overfitting.reason:
         return [("probability of backtest overfitting", _because(overfitting.reason))]
-    of = f"{overfitting.num_trials} versions, {overfitting.num_days} days, {overfitting.num_blocks} blocks"
+    basis = f"{overfitting.num_trials} versions, {overfitting.num_days} days, {overfitting.num_blocks} blocks"
     return [
         ("probability of backtest overfitting", _number(overfitting.probability)),
         (
             "best version of one half of the days loses in the other half",
             _percent(overfitting.probability_of_loss),
         ),
-        ("slope of its ratio in the other half over that in its own", _number(overfitting.degradation_slope)),
-        ("calculated from", of),
+        ("slope of its Sharpe ratio, other half over own half", _number(overfitting.degradation_slope)),
+        ("calculated from", basis),
     ]
 
 

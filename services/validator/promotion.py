@@ -1,4 +1,4 @@
-"""What follows from a judgement: its announcement, and the promotion of the version if it passed."""
+"""Announces a judgement, and promotes the version if it passed."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 
 async def raise_alert(lifecycle: Lifecycle, name: str, detail: str) -> None:
-    """Append an alert of the validator to its stream."""
+    """Append an alert from the validator to the alert stream."""
     await lifecycle.bus.append(ALERTS, AlertRaised(source="validator", name=name, detail=detail[:2048]))
 
 
@@ -86,10 +86,10 @@ async def _promote(lifecycle: Lifecycle, storage: Storage, judged: ValidationRep
 
 
 def _promote_to_paper(storage: Storage, version: int) -> VersionPromoted:
-    """Point `best` and `promoted` at a version if its report passes the paper gate by today's settings.
+    """Point `best` and `promoted` at a version if its report passes the paper gate now.
 
-    After a restart with other settings, an announcement may still say that the version passed by the
-    earlier ones. That moves neither pointer.
+    A stored announcement may say that the version passed under earlier settings. If it does not pass under
+    the current settings, neither pointer moves.
     """
     check_gate(storage.reports, storage.store.manifest(version), "paper")
     best = storage.store.pointers()[Pointer.BEST]

@@ -30,7 +30,7 @@ from shared.numeric import Float64, Int64
 
 SCHEMA_VERSION: Final = 2
 
-#: Who made a report. Only a report of the validator service can promote its version.
+#: Origin of a report. Only a report of the validator service can promote its version.
 Purpose = Literal["service", "on-demand"]
 
 ON_DEMAND = "made on demand: only a report of the validator service can pass a gate"
@@ -57,7 +57,7 @@ class History:
     """Earlier trials whose days overlap those of this validation, from any run and any data set."""
 
     daily_pips: Float64  # [D, V]; NaN on days on which the version was not judged
-    num_older: int  # still earlier trials, whose daily results are not compared
+    num_older: int  # number of even earlier trials, whose daily results are not compared
 
     @classmethod
     def none(cls, num_days: int) -> "History":
@@ -80,14 +80,14 @@ class Comparison:
 
     def undefined(self) -> Mapping[str, str]:
         """The reason for each number that is None."""
-        few = (
+        sqn_reason = (
             NO_TRADE
             if self.num_trades == 0
             else "no losing trade, fewer than 2 trades, or all trades are equal"
         )
         return {
             "expectancy_pips": NO_TRADE,
-            "sqn100": few,
+            "sqn100": sqn_reason,
             "sharpe": "too few days to annualise, or all daily results are equal",
         }
 
@@ -112,7 +112,7 @@ class ValidationReport:
     num_sessions: int
     num_sessions_in_split: int  # non-overlapping sessions; all are evaluated unless a setting limits them
     passed_gates: tuple[str, ...]  # empty in a report made on demand
-    reasons: tuple[str, ...]  # why each other gate was not passed
+    reasons: tuple[str, ...]  # why each of the other gates was not passed
     incumbent: int | None  # version that this one must beat; None if there is no such version
     summary: Summary
     activity: Activity
@@ -154,7 +154,7 @@ def compose(
         walked: decisions and trades of the version.
         baselines: decisions and trades of the simple rules in the same sessions.
         bars: all bars of the data set.
-        num_sessions_in_split: non-overlapping sessions of the split, evaluated or not.
+        num_sessions_in_split: number of non-overlapping sessions of the split, evaluated or not.
         metrics: settings of the metrics.
         gate: thresholds of the gates.
         history: earlier trials, excluding this version.
@@ -232,7 +232,7 @@ def evidence(summary: Summary, rivals: tuple[Rival, ...], data_years: float) -> 
 
 
 def rival_of(name: str, daily_pips: Float64, rule_pips: Float64) -> Rival:
-    """Compare the daily pips of a version with those of a rule on the same days; both `[D]`."""
+    """Compare the daily pips, `[D]`, of a version and of a rule on the same days."""
     excess = daily_pips - rule_pips
     return Rival(name, float(excess.mean()), sign_flip_p_value(excess))
 

@@ -27,9 +27,9 @@ class ValidatorService:
     version as judged. After a crash before that, the version is judged again. After a crash between the
     row and the promotion, announcement and promotion are repeated before any other version is judged, so
     that every later judgement sees their outcome. Versions published while the validator was down are
-    still in the stream. At the start, a version is judged again if its report cannot promote: because it
-    is damaged, of an earlier release, or judged by other settings. While the store or the database is
-    unavailable, the service waits.
+    still in the stream. At startup, a version is judged again if its report cannot promote it: the report is
+    damaged, comes from an earlier release, or was made with other settings. While the store or the database
+    is unavailable, the service waits.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ValidatorService:
             following.cancel()
 
     async def _forward_stop(self) -> None:
-        """Stop the judging thread, too, when the service stops or fails."""
+        """Stop the judging thread as well when the service stops or fails."""
         try:
             await self._lifecycle.stopping.wait()
         finally:
@@ -94,10 +94,10 @@ class ValidatorService:
                     self._done.add(version)
 
     async def _judge_one(self, version: int) -> bool:
-        """Judge, record, announce and promote one version; False if it must be tried again.
+        """Judge, record, announce and promote one version; return False if it must be tried again.
 
         Raises:
-            StoppedError: the service was asked to stop before all of that was done.
+            StoppedError: the service was asked to stop before this was complete.
         """
         records = self._storage.records
         try:
@@ -123,10 +123,10 @@ class ValidatorService:
         return True
 
     async def _announce(self, judged: ValidationReported) -> None:
-        """Announce a judgement, promote accordingly, and record that both are done.
+        """Announce a judgement, promote the version if it passed, and record that both are done.
 
         Raises:
-            StoppedError: the service was asked to stop before that.
+            StoppedError: the service was asked to stop before this was complete.
         """
         announcing = announce_and_promote(self._lifecycle, self._storage, judged)
         if not await self._lifecycle.until_stopping(announcing):
@@ -135,7 +135,7 @@ class ValidatorService:
         await retry_until_stored(self._lifecycle, lambda: records.mark_announced(ground, judged.version))
 
     async def _report_skipped(self, version: int, reason: str) -> bool:
-        """Raise an alert about a version that cannot be judged; True when it is sent."""
+        """Raise an alert about a version that cannot be judged; return True once it is sent."""
         self._num_skipped += 1
         log.warning("validation_skipped", version=version, reason=reason)
         await raise_alert(self._lifecycle, "validation_skipped", reason)

@@ -17,7 +17,7 @@ class ValidatorSettings(ServiceSettings):
     validation: ValidationConfig = Field(
         ValidationConfig(), description="lanes, number of sessions, time limit"
     )
-    gate: GateConfig = Field(GateConfig(), description="what a version must prove to be promoted")
+    gate: GateConfig = Field(GateConfig(), description="conditions of promotion to paper and to live")
     monte_carlo: MonteCarloConfig = Field(MonteCarloConfig(), description="how trades are resampled")
     sizing: SizingConfig = Field(SizingConfig(), description="risk tolerance of safe-f and CAR25")
     environment: EnvironmentConfig = Field(EnvironmentConfig(), description="costs and session length")

@@ -1,4 +1,4 @@
-"""Where the validator reads versions and keeps its judgements, and how it waits while that is unavailable."""
+"""The validator's checkpoint store and database, and how it waits while one of them is unavailable."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,7 +23,7 @@ STORE_RETRY_SECONDS = 5.0
 
 
 class StoppedError(Exception):
-    """The service was asked to stop. The next start does the work that was not finished."""
+    """The service was asked to stop. The next start finishes the work."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Storage:
 
     store: CheckpointStore
     reports: Path
-    precision: Precision = Precision.AUTO  # of the networks that are loaded
+    precision: Precision = Precision.AUTO  # numeric precision of the loaded networks
 
     @property
     def records(self) -> ValidationStore:

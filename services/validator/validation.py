@@ -44,7 +44,7 @@ class Standards:
 
     @property
     def metrics(self) -> MetricsConfig:
-        """How metrics are calculated."""
+        """The settings of the metrics."""
         return MetricsConfig(
             annual_min_days=self.validation.annual_min_days,
             monte_carlo=self.monte_carlo,
@@ -65,11 +65,11 @@ class Standards:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The weights that are judged, and the purpose."""
+    """The judged weights, and the purpose of the judgement."""
 
     weights_sha256: str
     purpose: Purpose = "on-demand"
-    superseded_by: int | None = None  # a newer version that was published before this one was judged
+    superseded_by: int | None = None  # newer version, published before this one was judged
 
 
 class Validator:

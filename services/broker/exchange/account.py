@@ -46,7 +46,7 @@ class Order:
 
     @property
     def client_id(self) -> str | None:
-        """The client's id of the order."""
+        """The client's id for the order."""
         extensions = self.created.client_extensions
         return None if extensions is None else extensions.id
 
@@ -64,7 +64,7 @@ class Trade:
     initial_margin: Decimal
     client_extensions: ClientExtensions | None
     realized_pl: Decimal = Decimal(0)
-    close_value: Decimal = Decimal(0)  # sum of price x closed units, units without sign
+    close_value: Decimal = Decimal(0)  # sum of price times unsigned closed units
     closing_ids: tuple[int, ...] = ()
     close_time: int | None = None
     stop_loss: int | None = None  # id of the pending order
@@ -98,7 +98,7 @@ class Account:
     orders: dict[int, Order] = field(default_factory=dict)
     trades: dict[int, Trade] = field(default_factory=dict)
     pending: dict[int, ExitCreated] = field(default_factory=dict)
-    open_ids: list[int] = field(default_factory=list)  # open trades, the oldest first
+    open_ids: list[int] = field(default_factory=list)  # of the open trades, the oldest first
     last_fill_time: int | None = None
     _orders_by_client_id: dict[str, int] = field(default_factory=dict)
     _trades_by_client_id: dict[str, int] = field(default_factory=dict)
@@ -157,7 +157,7 @@ class Account:
                 self._fill(transaction)
             case OrderCancelled():
                 self._cancel(transaction)
-            case _:  # a reject only becomes part of the history
+            case _:  # a rejection changes nothing but the history
                 pass
 
     def _add_order(self, created: OrderCreated) -> None:

@@ -18,7 +18,7 @@ _EXIT_TIMES_IN_FORCE = ("GTC",)
 
 @dataclass(frozen=True)
 class InstrumentRules:
-    """Precision and sizes of the instrument, as in `/accounts/{id}/instruments`."""
+    """Precision and size limits of the instrument, as in `/accounts/{id}/instruments`."""
 
     name: str
     pip_location: int

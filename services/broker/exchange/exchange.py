@@ -1,8 +1,8 @@
 """The exchange: turns requests and prices into transactions of one account.
 
 A synchronous state machine without clock, file or network: time is an argument, and the account's state is a
-fold over its transactions. The account nets its trades (FIFO) and is in the instrument's quote currency, so
-that no conversion rate is needed. All units of an order are filled at one price: a buy at the ask, a sell at
+fold over its transactions. The account nets its trades (FIFO). It is held in the instrument's quote currency,
+so no conversion rate is needed. All units of an order are filled at one price: a buy at the ask, a sell at
 the bid of the newest price.
 """
 
@@ -46,7 +46,7 @@ from services.broker.exchange.transactions import (
 from services.broker.wire import money
 from shared.errors import BrokerError
 
-#: First request id. Like OANDA's, request ids are large numbers; here each batch has one.
+#: First request id. Request ids are large numbers, as at OANDA. Each batch has one.
 _FIRST_REQUEST = 60_000_000_000_000_000
 
 
@@ -92,7 +92,7 @@ class Exchange:
     def __init__(
         self, terms: AccountTerms, rules: InstrumentRules, history: Iterable[Transaction] = ()
     ) -> None:
-        """Rebuild an account from its history; without history the account is not open yet."""
+        """Rebuild the account from its history. Without history, `open` creates it."""
         self.terms, self.rules = terms, rules
         self.account = Account()
         self.quote: Quote | None = None
@@ -100,7 +100,7 @@ class Exchange:
             self.account.apply(transaction)
 
     def open(self, time: int) -> tuple[Transaction, ...]:
-        """Create the account with its first balance; does nothing if it exists."""
+        """Create the account with its initial balance; do nothing if it exists."""
         if self.account.last_id:
             return ()
         batch = _Batch(self.account, self.terms, time)
@@ -151,7 +151,7 @@ class Exchange:
     def close_position(
         self, *, long: bool, units: Decimal | None, extensions: ClientExtensions | None, time: int
     ) -> Answer:
-        """Close `units` (without sign) of one side of the position, or all of it for None."""
+        """Close `units` (without sign) of one side of the position; None closes all of it."""
         batch = _Batch(self.account, self.terms, time)
         held = self.account.units if long else -self.account.units
         if held <= 0:
@@ -177,7 +177,7 @@ class Exchange:
         )
 
     def close_trade(self, trade: Trade | None, units: Decimal | None, time: int) -> Answer:
-        """Close `units` (without sign) of one trade, or all of it for None."""
+        """Close `units` (without sign) of one trade; None closes all of it."""
         batch = _Batch(self.account, self.terms, time)
         if trade is None or not trade.is_open:
             return self._reject(batch, RejectReason.TRADE_DOESNT_EXIST)
@@ -367,7 +367,7 @@ class Exchange:
         return Answer(tuple(batch.transactions), rejected=rejected)
 
     def _check_order_id(self, extensions: ClientExtensions | None) -> RejectReason | None:
-        """Reject a client id that a pending order has; market orders are never pending."""
+        """Reject a client id that a pending order already has. Market orders are never pending."""
         if extensions is None or extensions.id is None:
             return None
         ids = {

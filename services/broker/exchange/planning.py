@@ -1,8 +1,8 @@
 """Plans a fill: which trades an order reduces, how much it opens, or why it is cancelled. Books nothing.
 
-OANDA does not document the following cases, so they are choices of this exchange. A REDUCE_ONLY order that
-cannot be filled as requested is cancelled with POSITION_CLOSEOUT_FAILED, and an OPEN_ONLY order against an
-opposite position with FIFO_VIOLATION. Margin is checked when a trade opens; there is no margin close-out.
+OANDA does not document the following rules; they are this exchange's own. A REDUCE_ONLY order that cannot be
+filled as requested is cancelled with POSITION_CLOSEOUT_FAILED. An OPEN_ONLY order against an opposite
+position is cancelled with FIFO_VIOLATION. Margin is checked when a trade opens; there is no margin close-out.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ ONE = Decimal(1)
 
 @dataclass(frozen=True)
 class Quote:
-    """Bid and ask at one time, with one level on each side."""
+    """Bid and ask at one time, with one price level on each side."""
 
     time: int  # nanoseconds since 1970 UTC
     bid: Decimal
@@ -30,7 +30,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class AccountTerms:
-    """Identity, first balance and margin rate of an account."""
+    """Identity, initial balance and margin rate of an account."""
 
     account_id: str = "101-001-0000001-001"
     currency: str = "JPY"
@@ -55,11 +55,11 @@ class Plan:
 def plan_fill(
     account: Account, terms: AccountTerms, fields: MarketOrderFields, quote: Quote, only: Trade | None
 ) -> Plan:
-    """Plan a fill that reduces opposite trades, the oldest first, and opens what is left.
+    """Plan a fill that reduces opposite trades, the oldest first, and opens the remaining units.
 
     Args:
-        account: with its trades and its balance.
-        terms: with the margin rate.
+        account: the account, for its trades and balance.
+        terms: the account's terms, for the margin rate.
         fields: a valid order.
         quote: the newest price, tradeable.
         only: the one trade that the order may reduce; None for all.
@@ -114,7 +114,7 @@ def _refusal(
 
 
 def stop_price(stop: StopLossDetails, fill_price: Decimal, side: Decimal) -> Decimal:
-    """Price of a stop loss: its own, or its distance from the price at which the trade opens."""
+    """Price of a stop loss, as given or calculated from its distance to the fill price."""
     if stop.price is not None:
         return stop.price
     if stop.distance is None:

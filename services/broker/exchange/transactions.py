@@ -57,7 +57,7 @@ class RejectReason(StrEnum):
 
 
 class ClientExtensions(WireModel):
-    """A client's own labels of an order or a trade; the id is a look-up key."""
+    """A client's labels for an order or a trade. The id is a look-up key."""
 
     id: str | None = Field(None, min_length=1, max_length=128)
     tag: str | None = Field(None, max_length=128)

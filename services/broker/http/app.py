@@ -17,7 +17,7 @@ UNAUTHORIZED_TEXT = "Insufficient authorization to perform request."
 
 
 def create_app(venue: Venue, token: str) -> FastAPI:
-    """The application of one venue; requests must carry the token."""
+    """The web application of one venue. Requests must carry the token."""
     app = FastAPI(title="Paper broker", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.venue = venue
     for router in (market.router, account.router, orders.router, replay.router):
@@ -55,12 +55,12 @@ class _Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            shown = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(shown, self._wanted):
+            received = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(received, self._wanted):
                 await _error(401, UNAUTHORIZED_TEXT)(scope, receive, send)
                 return
             if dict(scope["headers"]).get(b"accept-datetime-format", b"RFC3339") != b"RFC3339":
-                text = "Invalid value specified for 'Accept-Datetime-Format'. This broker has RFC3339 only"
+                text = "Invalid value specified for 'Accept-Datetime-Format'. Only RFC3339 is supported"
                 await _error(BAD_REQUEST, text)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -103,17 +103,17 @@ class _Faults:
             else:
                 await self._app(scope, receive, send)
         elif faults.occurs(config.drop_answer_probability):
-            await self._app(scope, receive, _nowhere)
+            await self._app(scope, receive, _discard)
             await send(
                 {"type": "http.response.start", "status": 201, "headers": [(b"content-length", b"512")]}
             )
             await send({"type": "http.response.body", "body": b'{"orderCreate', "more_body": True})
         elif faults.occurs(config.gateway_timeout_probability):
-            await self._app(scope, receive, _nowhere)
+            await self._app(scope, receive, _discard)
             await _error(504, "Timeout waiting for response.")(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
 
-async def _nowhere(_message: Message) -> None:
-    """Drop a part of an answer."""
+async def _discard(_message: Message) -> None:
+    """Discard a part of an answer."""

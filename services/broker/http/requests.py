@@ -94,7 +94,7 @@ async def read_body(request: Request, model: type[_M]) -> _M:
     """The JSON body as a model.
 
     Raises:
-        HTTPException: 413, the body is larger than 64 KiB; 400, it is not valid; the text names the field.
+        HTTPException: 413 if the body is larger than 64 KiB; 400 if it is invalid. The text names the field.
     """
     body = bytearray()
     async for chunk in request.stream():
@@ -124,7 +124,7 @@ def closing_units(text: str | None, name: str) -> Decimal | None:
     """Units to close: None for ALL, 0 for NONE.
 
     Raises:
-        HTTPException: 400, the text is neither of them nor a number above 0.
+        HTTPException: 400, the text is neither of these words nor a number above 0.
     """
     if text is None or text == "NONE":
         return Decimal(0)
@@ -139,7 +139,7 @@ def read_time_ns(text: str | None, name: str) -> int | None:
     """A time in RFC 3339 or in UNIX seconds.
 
     Raises:
-        HTTPException: 400, the text is neither.
+        HTTPException: 400, the text is neither, or the time is not from 1970 to 2099.
     """
     if text is None:
         return None

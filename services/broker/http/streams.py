@@ -15,8 +15,8 @@ from services.broker.wire import Json
 class LineStream(Response):
     """Sends the lines of a subscription until the client disconnects, the broker stops, or a fault happens.
 
-    An injected disconnect breaks off inside a line, without the end of an HTTP body. An injected stall keeps
-    the connection open and sends nothing, not even heartbeats.
+    An injected disconnect cuts the stream inside a line, without ending the HTTP body. An injected stall
+    keeps the connection open and sends nothing, not even heartbeats.
     """
 
     media_type = "application/octet-stream"
@@ -41,21 +41,21 @@ class LineStream(Response):
         with self._subscribed as subscription:
             await send(start)
             sending = asyncio.create_task(self._send_lines(subscription, send))
-            leaving = asyncio.create_task(_until_disconnected(receive))
+            disconnected = asyncio.create_task(_until_disconnected(receive))
             stopping = asyncio.create_task(self._venue.stopping.wait())
             try:
-                await asyncio.wait({sending, leaving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({sending, disconnected, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if sending.done():
                     sending.result()
                 elif stopping.done():
                     await send({"type": "http.response.body", "body": b""})
             finally:
-                for task in (sending, leaving, stopping):
+                for task in (sending, disconnected, stopping):
                     task.cancel()
-                await asyncio.gather(sending, leaving, stopping, return_exceptions=True)
+                await asyncio.gather(sending, disconnected, stopping, return_exceptions=True)
 
     async def _send_lines(self, subscription: Subscription, send: Send) -> None:
-        """Send lines; returns only if a fault or a slow reader breaks the stream off."""
+        """Send lines until an injected disconnect, or until the reader is too far behind."""
         for line in self._first:
             await _send(send, _encode(line))
         seconds = self._venue.config.heartbeat_seconds

@@ -31,7 +31,7 @@ _HEAD = {
 
 
 def price_json(exchange: Exchange, quote: Quote) -> Json:
-    """A price, as polled and as streamed; the caller adds `type`."""
+    """Fields of a polled or streamed price. The caller adds `type`."""
     bid, ask = f"{quote.bid:f}", f"{quote.ask:f}"
     return {
         "instrument": exchange.rules.name,
@@ -111,7 +111,7 @@ def account_json(exchange: Exchange) -> Json:
 
 
 def changes_json(exchange: Exchange, since: int) -> Json:
-    """Changes after a transaction id, and the present state that depends on the price."""
+    """Changes after a transaction id, and the present values that depend on the price."""
     account = exchange.account
     new = account.transactions[since:]
     fills = [item for item in new if isinstance(item, OrderFilled)]
@@ -164,7 +164,7 @@ def changes_json(exchange: Exchange, since: int) -> Json:
 
 
 def positions_json(exchange: Exchange) -> list[Json]:
-    """Positions of all instruments that were ever traded, here at most one."""
+    """Positions of all instruments ever traded: here, at most one."""
     return [position_json(exchange)] if exchange.account.trades else []
 
 
@@ -204,7 +204,7 @@ def _side_json(trades: Sequence[Trade], exchange: Exchange, quote: Quote) -> Jso
     }
     if held:
         value = sum((trade.units * trade.price for trade in held), ZERO)
-        # A mean price may need one decimal more than a price.
+        # An average price may need one more decimal than a price.
         side["averagePrice"] = f"{value / units:.{exchange.rules.display_precision + 1}f}"
         side["tradeIDs"] = [str(trade.id) for trade in held]
     return side

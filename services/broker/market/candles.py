@@ -1,4 +1,4 @@
-"""Candles made from the tape: of one minute to one hour, for mid, bid and ask."""
+"""Builds mid, bid and ask candles of one minute to one hour from the tape."""
 
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ def candles(tape: Tape, query: CandleQuery, *, complete: int, ticks: int, now_ns
         tape: all bars.
         query: parameters of the request.
         complete: index of the newest complete one-minute bar.
-        ticks: number of ticks sent of the next bar; if above 0, it is part of an unfinished candle.
+        ticks: number of ticks sent of the bar after `complete`; 0 if that bar has not begun.
         now_ns: simulated time.
     """
     length = GRANULARITIES[query.granularity]
@@ -56,11 +56,11 @@ def candles(tape: Tape, query: CandleQuery, *, complete: int, ticks: int, now_ns
     start = int(np.searchsorted(tape.time_s, first_s))
     stop = min(int(np.searchsorted(tape.time_s, stop_s)), last + 1)
     takes_newest = query.from_ns is None
-    most = limit * length // 60 + length // 60  # largest number of one-minute bars in `limit` candles
+    max_bars = limit * length // 60 + length // 60  # largest number of one-minute bars in `limit` candles
     if takes_newest:
-        start = max(start, stop - most)
+        start = max(start, stop - max_bars)
     else:
-        stop = min(stop, start + most)
+        stop = min(stop, start + max_bars)
     bars = _take(tape, start, stop, unfinished=last if ticks else None, ticks=ticks)
     found = _grouped(tape, bars, query, length, now_ns)
     return found[-limit:] if takes_newest else found[:limit]

@@ -1,4 +1,4 @@
-"""Simulated time: a sped-up clock that can be set."""
+"""Simulated time: an accelerated clock that can be set."""
 
 import time
 from collections.abc import Callable

@@ -12,10 +12,10 @@ _TOLERANCE = 1.2
 
 
 class Pace:
-    """Speed of the replay, from the time that it waited for its client at each of the latest bars."""
+    """Speed of the replay, calculated from its waits for the client at the latest bars."""
 
     def __init__(self, speed: float) -> None:
-        """`speed` is the configured one, in market seconds per second."""
+        """`speed` is the configured speed, in market seconds per second."""
         self._configured = speed
         self._waits: deque[float] = deque(maxlen=_BARS)  # seconds
         self._reported = False
@@ -31,7 +31,7 @@ class Pace:
         return BAR_SECONDS / (BAR_SECONDS / self._configured + mean)
 
     def became_too_slow(self) -> bool:
-        """True once: at the first call at which the replay is clearly slower than configured."""
+        """Return True once: at the first call that finds the replay clearly slower than configured."""
         if self._reported or len(self._waits) < _BARS or self.speed * _TOLERANCE > self._configured:
             return False
         self._reported = True

@@ -108,12 +108,12 @@ class Tape:
         )
 
     def closed_quote(self, bar: int) -> Quote:
-        """The last price of a bar, as the price of a closed market."""
+        """The last price of a bar, marked as not tradeable."""
         mid, half = int(self.points[bar, CLOSE]), int(self.half_spread[bar])
         return Quote(self.end_ns(bar), self.price(mid - half), self.price(mid + half), tradeable=False)
 
     def price(self, points: int) -> Decimal:
-        """A price from points."""
+        """Convert points to a price."""
         return Decimal(points).scaleb(-self.decimals)
 
     def bar_so_far(self, bar: int, num_ticks: int) -> tuple[int, int, int, int]:

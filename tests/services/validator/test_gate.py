@@ -169,7 +169,7 @@ def test_a_losing_version_never_passes_whatever_the_incumbent() -> None:
 def test_a_version_that_does_not_beat_the_best_fails_the_paper_gate_alone() -> None:
     verdict = judge(replace(GOOD, sqn100=2.9), Incumbent(3, 2.9), CONFIG)
     assert verdict.passed == ("live",)
-    assert verdict.reasons == ("paper: SQN 2.90, more than the 2.90 of version 3 required",)
+    assert verdict.reasons == ("paper: SQN 2.90 does not exceed the 2.90 of version 3",)
     idle = judge(replace(GOOD, num_trades=0, sqn100=None), Incumbent(3, 2.9), CONFIG)
     assert "paper: no trade, so it does not beat version 3 with SQN 2.90" in idle.reasons
 

@@ -35,7 +35,7 @@ from shared.adapters.oanda.records import format_time
 
 router = APIRouter(prefix="/v3/accounts")
 
-#: Most transactions of one answer.
+#: Maximum number of transactions in one answer.
 MAX_TRANSACTIONS = 1_000
 
 
@@ -53,7 +53,7 @@ async def account_details(venue: OfAccount) -> Json:
 
 @router.get("/{account}/summary")
 async def account_summary(venue: OfAccount) -> Json:
-    """Money and counts."""
+    """Amounts, and numbers of trades, positions and orders."""
     return {"account": summary_json(venue.exchange), **venue.last_transaction}
 
 
@@ -104,8 +104,8 @@ async def trades(
     """Trades, the newest first."""
     if state not in ("OPEN", "CLOSED", "ALL"):
         raise invalid_value("state")
-    first = None if before is None else read_id(before, "beforeID")
-    found = matching_trades(venue.exchange.account, state, read_ids(ids), first, count)
+    before_id = None if before is None else read_id(before, "beforeID")
+    found = matching_trades(venue.exchange.account, state, read_ids(ids), before_id, count)
     if instrument not in (None, venue.exchange.rules.name):
         found = []
     return {
@@ -134,7 +134,7 @@ async def trade_details(venue: OfAccount, specifier: str) -> Json:
 
 
 def find_trade(venue: Venue, specifier: str) -> Trade | None:
-    """The trade of a path: an id, or @ and the client's id."""
+    """The trade that a path names by its id, or by @ and the client's id."""
     account = venue.exchange.account
     if specifier.startswith("@"):
         return account.trade_by_client_id(specifier[1:])
@@ -152,7 +152,7 @@ async def transaction_pages(
     to_time: Annotated[str | None, Query(alias="to")] = None,
     page_size: Annotated[int, Query(alias="pageSize", ge=1, le=1_000)] = 100,
 ) -> Json:
-    """URLs of pages; each is an idrange query."""
+    """URLs of the pages of a history, each an idrange query."""
     history = venue.exchange.account.transactions
     first_ns = read_time_ns(from_time, "from") or history[0].time
     last_ns = read_time_ns(to_time, "to") or venue.now_ns
@@ -186,7 +186,7 @@ async def transactions_between(
 
 @router.get("/{account}/transactions/sinceid")
 async def transactions_since(venue: OfAccount, number: Annotated[str, Query(alias="id")]) -> Json:
-    """Transactions after an id, at most 1,000; repeat from the last one while there are more."""
+    """Transactions after an id, at most 1,000. For more, repeat with the last id."""
     since = _known_id(venue, number, "id")
     return _listed(venue, venue.exchange.account.transactions[since : since + MAX_TRANSACTIONS])
 

@@ -54,7 +54,7 @@ async def account_candles(
     to_time: Annotated[str | None, Query(alias="to")] = None,
     include_first: Annotated[bool, Query(alias="includeFirst")] = True,
 ) -> Json:
-    """Candles of the instrument; the same for every account."""
+    """Candles of the instrument, which are the same for every account."""
     return await instrument_candles(
         venue, instrument, price, granularity, count, from_time, to_time, include_first
     )
@@ -64,7 +64,7 @@ async def account_candles(
 async def latest_candles(
     venue: OfAccount, specifications: Annotated[str, Query(alias="candleSpecifications", max_length=1_000)]
 ) -> Json:
-    """The newest two candles of each specification such as GBP_JPY:M1:BM."""
+    """The newest two candles for each specification, such as GBP_JPY:M1:BM."""
     found = []
     for specification in specifications.split(","):
         parts = specification.split(":")

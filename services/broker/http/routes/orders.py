@@ -33,7 +33,7 @@ CREATED, OK = 201, 200
 
 @router.post("/orders")
 async def create_order(venue: OfAccount, request: Request) -> Response:
-    """Execute a market order: 201 with a fill or a cancellation, 400 with a reject."""
+    """Execute a market order: 201 with a fill or a cancellation, 400 with a rejection."""
     body = await read_body(request, OrderBody)
     await venue.faults.delay()
     answer = venue.market_order(body.order.fields())
@@ -52,8 +52,8 @@ async def list_orders(
     """Orders, the newest first."""
     if state not in ("PENDING", "FILLED", "CANCELLED", "ALL"):
         raise invalid_value("state")
-    first = None if before is None else read_id(before, "beforeID")
-    found = matching_orders(venue.exchange.account, state, read_ids(ids), first, count)
+    before_id = None if before is None else read_id(before, "beforeID")
+    found = matching_orders(venue.exchange.account, state, read_ids(ids), before_id, count)
     if instrument not in (None, venue.exchange.rules.name):
         found = []
     return {"orders": [order_json(order) for order in found], **venue.last_transaction}
@@ -85,7 +85,7 @@ async def cancel_order(venue: OfAccount, specifier: str) -> Response:
 
 @router.put("/positions/{instrument}/close")
 async def close_position(venue: OfAccount, instrument: str, request: Request) -> Response:
-    """Close one side of the position, or both; the account nets, so at most one side has units."""
+    """Close one side of the position, or both. The account nets trades, so at most one side has units."""
     body = await read_body(request, PositionCloseBody)
     if instrument != venue.exchange.rules.name:
         raise HTTPException(NOT_FOUND, "The position specified does not exist")
@@ -121,7 +121,7 @@ async def close_trade(venue: OfAccount, specifier: str, request: Request) -> Res
 
 
 def find_order(venue: Venue, specifier: str) -> Order | None:
-    """The order of a path: an id, or @ and the client's id."""
+    """The order that a path names by its id, or by @ and the client's id."""
     account = venue.exchange.account
     if specifier.startswith("@"):
         return account.order_by_client_id(specifier[1:])
@@ -138,7 +138,7 @@ def _answer(
 
 
 def _parts(answer: Answer, prefix: str, reject: str) -> Json:
-    """The transactions of an answer, named after its request; a reject adds an error code and a text."""
+    """The transactions of an answer, named after its request. A rejection adds an error code and a text."""
     named = {
         f"{prefix}CreateTransaction": answer.created,
         f"{prefix}FillTransaction": answer.filled,

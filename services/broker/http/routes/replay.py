@@ -31,7 +31,7 @@ async def replay(venue: OfMarket) -> Json:
 
 @router.post("/acknowledge")
 async def acknowledge(venue: OfMarket, request: Request) -> Json:
-    """Acknowledge a decided bar, so that the replay may go on. Repeating it does nothing."""
+    """Acknowledge the bar that the client decided on, so that the replay may continue. Idempotent."""
     time_ns = read_time_ns((await read_body(request, Acknowledgement)).time, "time")
     if time_ns is None:
         raise invalid_value("time")
