@@ -108,7 +108,7 @@ def _beside(path: Path, suffix: str, version: int) -> bytes:
 
 
 def _contents(path: Path) -> bytes | None:
-    """The contents of a file of the validator; None if there is no regular file (links do not count).
+    """The contents of a file that the validator wrote; None if it is missing or not a regular file.
 
     Raises:
         HTTPException: 409 if it cannot be read or is too large.
