@@ -1,4 +1,4 @@
-"""Compares what an operator ordered with what the trader and the trainer report of themselves."""
+"""Compares an operator's orders with the states that the trader and the trainer report."""
 
 from datetime import datetime
 
@@ -48,7 +48,7 @@ def trader_control(issued: ControlIssued | None, detail: Detail | None, since: d
 
 
 def _position(held: object, *, flat: bool) -> str:
-    """What a killed trader still holds; `flat`: the broker has confirmed that it holds nothing."""
+    """The position of a killed trader; `flat`: the broker has confirmed that there is none."""
     if held == 0:
         return ", no position" if flat else ", but the broker has not confirmed yet that no position is open"
     if held in (-1, 1):
