@@ -50,17 +50,17 @@ class ReplayCosts:
     insert_seconds: float  # per step that evicts another
     draw_seconds: float  # per batch of single steps
     stretch_seconds: float  # per batch of stretches
-    gather_seconds: float  # for NumPy to take as many rows from an array of the same size
+    gather_seconds: float  # per batch of rows that NumPy takes from an array of the same size
     grown_bytes: int  # growth of the process while the replay was filled
 
 
 def row_bytes(unroll_steps: int) -> int:
-    """73 + 30 K bytes for K unroll steps, rounded up to a multiple of 8."""
+    """Bytes of a row with K unroll steps: 73 + 30 K, rounded up to a multiple of 8."""
     return -(-(73 + 30 * unroll_steps) // 8) * 8
 
 
 def predicted_bytes(config: ReplayConfig, unroll_steps: int) -> int:
-    """A row and `INDEX_BYTES` for each step, and the rows of the success memory."""
+    """Memory of a full replay: a row and `INDEX_BYTES` per step, and the rows of the success memory."""
     row = row_bytes(unroll_steps)
     return config.capacity_steps * (row + INDEX_BYTES) + config.success_capacity * row
 
@@ -114,7 +114,7 @@ def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list
     """Fill replays, then measure inserts and draws in alternation. Each inserted step evicts another.
 
     Args:
-        sizes: capacities, largest first, so that it does not reuse the memory of a smaller one.
+        sizes: capacities, largest first, so that no replay reuses the memory of a smaller one.
         seconds: minimum duration of the inserts, and of the draws.
         seed: seed of steps and draws.
     """
