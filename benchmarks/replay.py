@@ -120,7 +120,7 @@ def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list
     """
     rng = np.random.default_rng(seed)
     session = _session(rng)
-    full = [_Full.of(num_steps, session, rng) for num_steps in sizes]
+    full = [_FullReplay.of(num_steps, session, rng) for num_steps in sizes]
     inserts = quickest([one.insert for one in full], repeats=MEASURED_SESSIONS, seconds=seconds)
     ways = [way for one in full for way in (one.draw, one.draw_stretches, one.gather)]
     draws = [spent / DRAWS for spent in quickest(ways, repeats=20, seconds=seconds)]
@@ -132,7 +132,7 @@ def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list
 
 
 @dataclass
-class _Full:
+class _FullReplay:
     """A full replay, and a NumPy array of the same size."""
 
     replay: Replay
@@ -143,7 +143,7 @@ class _Full:
     plain: Int64 = field(default_factory=lambda: np.ones((1, row_bytes(UNROLL_STEPS) // 8), np.int64))
 
     @classmethod
-    def of(cls, num_steps: int, session: Steps, rng: np.random.Generator) -> "_Full":
+    def of(cls, num_steps: int, session: Steps, rng: np.random.Generator) -> "_FullReplay":
         gc.collect()
         before = _resident_bytes()
         full = cls(Replay(_config(num_steps), UNROLL_STEPS), session, rng)

@@ -195,9 +195,11 @@ def compare_search(
                 numbered = replace(config, simulations=count)
                 situations = _situations(network.config, batch, seed)
                 plain = replace(numbered, selection=Selection.PUCT)
-                nodes = _Plain(network, plain, situations, _node_objects) if peers and batch == 1 else None
+                nodes = (
+                    _PlainPeer(network, plain, situations, _node_objects) if peers and batch == 1 else None
+                )
                 lightzero = (
-                    _Plain(network, plain, situations, lightzero_visits)
+                    _PlainPeer(network, plain, situations, lightzero_visits)
                     if peers and lightzero_missing() is None
                     else None
                 )
@@ -215,8 +217,8 @@ def _compare(
     config: SearchConfig,
     situations: Situations,
     mctx: MctxProcess | None,
-    lightzero: "_Plain | None",
-    nodes: "_Plain | None",
+    lightzero: "_PlainPeer | None",
+    nodes: "_PlainPeer | None",
     seconds: float,
 ) -> list[SearchSpeed]:
     """Measure one size in all precisions, in alternation."""
@@ -323,7 +325,7 @@ class _Ours:
         return least_seconds(call_all, seconds)
 
 
-class _Plain:
+class _PlainPeer:
     """Repeats the decisions of a peer with plain modules; methods return the least seconds."""
 
     def __init__(
