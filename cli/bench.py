@@ -190,7 +190,7 @@ def replay(
 
 @app.command()
 def montecarlo(
-    runs: Annotated[int, typer.Option(min=1)] = 1_000,
+    runs: Annotated[int, typer.Option(min=1, help="number of runs")] = 1_000,
     trades: Annotated[int, typer.Option(min=10, help="trades in the list and in each run")] = 5_000,
     seed: Seed = 0,
     as_json: Json = False,

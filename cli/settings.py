@@ -22,7 +22,7 @@ class UpSettings(ServiceSettings):
         le=MAX_BARS,
         description="number of its bars; the default gives 31 days of validation, the paper gate needs 20",
     )
-    market_seed: int = Field(1, ge=0)
+    market_seed: int = Field(1, ge=0, description="seed of the synthetic market")
     min_free_mb: int = Field(500, ge=0, description="free disk space in MB below which `up` does not start")
     alerts: AlertConfig = Field(
         AlertConfig(), description="`low_free_mb`: free disk space below which `up` warns"
