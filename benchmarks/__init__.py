@@ -1,1 +1,1 @@
-"""Speed: each benchmark runs the thing and a named yardstick in turn."""
+"""Benchmarks of speed: each compares the code with a yardstick in the same run."""

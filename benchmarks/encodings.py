@@ -23,7 +23,7 @@ from shared.model.network import initial_network
 from shared.model.tcn import TemporalEncoder
 from shared.numeric import Float32
 
-#: Windows per call: of a live decision, and of a session.
+#: Windows per call: one for a live decision, and all of a session.
 CALLS = (1, EnvironmentConfig().session_bars)
 
 
@@ -36,7 +36,7 @@ class EncodingSpeed:
     microseconds: float  # per embedding
     yardstick_microseconds: float  # per embedding of the plain pass over as many windows
     multiply_adds: float  # per embedding
-    saving: float  # multiply-adds of the plain pass, relative to these
+    saving: float  # multiply-adds of the plain pass divided by these
 
     @property
     def measurement(self) -> Measurement:
@@ -61,7 +61,7 @@ class _Encoding:
     name: str
     precision: Precision
     encode: Callable[[], Float32]
-    multiply_adds: int  # of all windows
+    multiply_adds: int  # for all windows
 
 
 def bench_encodings(

@@ -7,7 +7,7 @@ NumPy arrays out.
     oneDNN           weights packed once, ReLU and sums fused into the products (benchmarks/onednn.py)
     torch.compile    frozen weights: packed once for MKL or oneDNN, operations between products fused.
                      Without autotuning, which takes half a minute per size and found no faster product
-    ONNX Runtime     its own products; float32 only, since it has none in bfloat16 for these processors
+    ONNX Runtime     its own products, which exist only in float32 for these processors
     agent            the kernels of this project, as the services run them
 """
 
@@ -51,7 +51,7 @@ class Engine:
     name: str
     precision: Precision
     prepare: Callable[[Network, int], Step]  # network in evaluation mode, rows per call -> the step
-    missing: str | None = None  # why it is not available, and how to install it
+    missing: str | None = None  # why it is unavailable, and how to install it; None if available
 
     @property
     def label(self) -> str:
@@ -177,7 +177,7 @@ def _onnx_runtime(network: Network, rows: int) -> Step:
 
 
 def forget_compiled() -> None:
-    """Drop the code that torch has compiled so far, because each call searches all of it."""
+    """Drop the code that torch has compiled so far, because each call searches through it."""
     with _quiet():
         torch.compiler.reset()
 
@@ -205,12 +205,14 @@ def _no_compiler() -> str | None:
     if not any(name and shutil.which(name) for name in compilers):
         return "there is no C++ compiler; install g++, or name one in CXX"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        return "Python's headers are not installed; the system's package python3-dev brings them"
+        return "Python's headers are not installed; the system's package python3-dev has them"
     return None
 
 
 def _no_onnx() -> str | None:
     absent = [name for name in ("onnxruntime", "onnx", "onnxscript") if find_spec(name) is None]
     if absent:
-        return f"not installed: {', '.join(absent)}; .venv/bin/python -m pip install -e '.[onnx]' brings them"
+        return (
+            f"not installed: {', '.join(absent)}; .venv/bin/python -m pip install -e '.[onnx]' installs them"
+        )
     return None

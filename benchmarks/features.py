@@ -27,11 +27,11 @@ GOAL_RATIO = 20.0
 
 
 def bench_features(num_bars: int = GOAL_BARS, *, repeats: int = 7, seed: int = 1) -> Measurement:
-    """Measure both on a synthetic market.
+    """Measure the kernel and pandas on a synthetic market.
 
     Args:
         num_bars: length of the history; the first 119 bars have no features.
-        repeats: measurements of each, after one that does not count.
+        repeats: number of measurements of each, after a warm-up.
         seed: seed of the market.
     Raises:
         ServiceError: pandas is not installed.

@@ -37,11 +37,11 @@ ERRORS = (0.0, 1.0)
 UNVISITED_FIRST = "unvisited-first"
 RULES = (Selection.GUMBEL.value, Selection.PUCT.value, UNVISITED_FIRST)
 
-#: A root counts as worse if it loses more than this. Policy targets are rounded to float32.
+#: A root counts as worse if its gain is below minus this. Policy targets are rounded to float32.
 TOLERANCE = 1e-6
 
-#: Goals for this number of simulations: with an exact model at least this gain and no worse root, with a
-#: wrong model at least the gain of `puct`.
+#: Goals at this number of simulations. With an exact model: at least this gain, and no root worse. With a
+#: wrong model: at least the gain of `puct`.
 GOAL_SIMULATIONS = 5
 GOAL_GAIN = 0.85
 
@@ -50,12 +50,12 @@ GOAL_GAIN = 0.85
 class Problems:
     """B one-step problems, and the values of the model for them."""
 
-    logits: Float64  # [B, A] of the prior
+    logits: Float64  # [B, A] logits of the prior
     outcome_probabilities: Float64  # [B, A, C]
     q_values: Float64  # [B, A] true values
-    root_estimates: Float64  # [B]
-    q_estimates: Float64  # [B, A] of the afterstates
-    outcome_estimates: Float64  # [B, A, C]
+    root_estimates: Float64  # [B] values of the model for the roots
+    q_estimates: Float64  # [B, A] values of the model for the afterstates
+    outcome_estimates: Float64  # [B, A, C] values of the model for the outcomes
 
     @property
     def prior(self) -> Float64:
@@ -76,7 +76,7 @@ class Problems:
 
 
 def draw_problems(count: int, *, error: float, spread: float = 0.0, seed: int = 0) -> Problems:
-    """Draw random problems as defined in the docstring of the module.
+    """Draw random problems as the docstring of the module defines them.
 
     The problems do not depend on `error`, which only scales the same random errors.
     """
@@ -202,7 +202,7 @@ class Improvement:
     error: float
     gain: float  # mean over the problems
     standard_error: float  # standard error of the mean
-    worse: float  # share of roots that lose
+    worse: float  # share of roots with a negative gain
 
     @classmethod
     def of(cls, rule: str, simulations: int, error: float, gains: Float64) -> "Improvement":
@@ -219,7 +219,7 @@ class ImprovementReport:
     problems: int
     spread: float
     seed: int
-    best_gain: float  # of always taking the best action
+    best_gain: float  # gain of always taking the best action
     rows: tuple[Improvement, ...]
 
     def find(self, rule: str, simulations: int, error: float) -> Improvement:

@@ -49,7 +49,7 @@ def bench_inference(*, decisions: int = 500, model: ModelConfig | None = None) -
     """Measure the median and the 99th percentile of single decisions.
 
     Args:
-        decisions: number of decisions each way.
+        decisions: number of decisions over HTTP, and of those in the client process.
         model: sizes of the networks; None uses the reference sizes.
     Raises:
         ServiceError: the service did not start, or chose another action than the client process.
@@ -124,7 +124,7 @@ def _promoted_agent(store: CheckpointStore, model: ModelConfig) -> Agent:
 
 @asynccontextmanager
 async def _running_service(folder: Path) -> AsyncIterator[str]:
-    """Run the inference service as a process with its own Redis; gives the URL."""
+    """Run the inference service as a process with its own Redis; yields its URL."""
     redis = RedisServer(folder / "redis", free_port())
     await asyncio.to_thread(redis.start)
     port = free_port()

@@ -2,7 +2,7 @@
 
 The yardstick runs the networks over the unroll of one batch in the precision of the learner and
 backpropagates constant gradients. It has no sampling, windows, losses, clipping, optimizer or statistics. The
-number of steps in a batch of stretches varies around the batch size, so steps per second are measured.
+number of steps in a batch of stretches varies, so both are measured in steps per second.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ class LearnerSpeed:
     precision: Precision
     batch_steps: float  # mean steps per batch
     steps_per_second: float
-    bound_steps_per_second: float  # forward and backward passes alone
+    bound_steps_per_second: float  # rate of forward and backward passes alone
     shares: dict[str, float]  # share of the time of an update, by part
 
     @property
@@ -90,7 +90,7 @@ def bench_learner(config: TrainingConfig, *, seconds: float = 10.0) -> LearnerSp
     """Measure learner and yardstick on random steps, then the parts of an update.
 
     Args:
-        config: settings of the run; the seed is that of weights and steps.
+        config: settings of the run; its seed determines weights and steps.
         seconds: minimum duration of each of the two measurements.
     """
     keep_freed_memory()  # like the trainer
@@ -180,7 +180,7 @@ def _most_per_second(functions: Sequence[Callable[[], int]], *, repeats: int, se
     """The highest rate of each function; like `measure.quickest` for work of varying size.
 
     Args:
-        functions: return how much they did; each is called once before the measurement.
+        functions: each returns its amount of work, and is called once before the measurement.
         repeats: minimum number of rounds.
         seconds: minimum duration of the measurement.
     """

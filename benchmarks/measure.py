@@ -21,18 +21,18 @@ class Measurement:
     yardstick_value: float
     smaller_is_better: bool = True  # true for seconds, false for rates
     goal_value: float | None = None  # from docs/benchmarks.md; a maximum if smaller is better, else a minimum
-    goal_ratio: float | None = None  # minimum
+    goal_ratio: float | None = None  # minimum of `ratio`
     label: str | None = None  # short name for tables; None uses the name
 
     @property
     def ratio(self) -> float:
-        """How many times better than the yardstick the value is."""
+        """Factor by which the value is better than that of the yardstick."""
         value, yardstick = self.value, self.yardstick_value
         return yardstick / value if self.smaller_is_better else value / yardstick
 
     @property
     def goal(self) -> str | None:
-        """The goal as text, None without a goal."""
+        """The goal as text; None without a goal."""
         return ", ".join(self.goals(self.unit)) or None
 
     def goals(self, unit: str = "") -> list[str]:
@@ -47,7 +47,7 @@ class Measurement:
 
     @property
     def met(self) -> bool | None:
-        """Whether every part of the goal is met, None without a goal."""
+        """Whether every part of the goal is met; None without a goal."""
         if self.goal is None:
             return None
         enough = self.goal_ratio is None or self.ratio >= self.goal_ratio
@@ -67,7 +67,7 @@ class Measurement:
 def quickest(
     functions: Sequence[Callable[[], object]], *, repeats: int = 1, seconds: float = 0.0
 ) -> list[float]:
-    """The least seconds that each function took. The functions are called in alternation.
+    """The shortest time of each function, in seconds. The functions are called in alternation.
 
     Args:
         functions: each is called once before the measurement, to compile it and to fill the caches.

@@ -1,7 +1,7 @@
 """Monte Carlo over trade lists, compared with a straightforward NumPy loop over runs.
 
-Kernel and yardstick draw the same number of trades and runs and compute the same results: the fan, drawdowns
-and ruin at the same points.
+Kernel and yardstick draw the same number of trades and runs. Both compute the fan at the same points, the
+drawdowns and the probability of ruin.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def bench_montecarlo(
     Args:
         runs: number of equity curves.
         trades: trades in the list and in every curve.
-        repeats: number of measurements of each.
+        repeats: number of measurements of kernel and yardstick each.
         seed: seed of the trades, which win and lose in streaks.
     """
     pips = streaky_trades(trades, seed)

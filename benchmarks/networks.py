@@ -22,8 +22,8 @@ from shared.numeric import Float32, Int8
 
 BATCHES = (1, 16, 64, 256, 1_024)
 
-#: Largest accepted difference from the yardstick: root mean square of the differences divided by that of the
-#: yardstick. Rounding to bfloat16 after every layer gives about 0.01.
+#: Largest accepted relative error: root mean square of the differences divided by that of the yardstick.
+#: Rounding to bfloat16 after every layer gives about 0.01.
 TOLERANCE = {Precision.FLOAT32: 1e-4, Precision.BFLOAT16: 0.03}
 
 #: Minimum number of rows that are compared.
@@ -145,7 +145,7 @@ def _repeat(step: Step, given: tuple[Float32, Int8, Int8], calls: int) -> None:
 
 
 def _network(config: ModelConfig, seed: int) -> Network:
-    """A new network with random heads: with its zero heads all engines would agree trivially."""
+    """A new network with random heads, since all engines would agree on its zero heads."""
     network = initial_network(config, seed).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for head in (network.reward_head, network.value_head):

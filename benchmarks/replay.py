@@ -50,17 +50,17 @@ class ReplayCosts:
     insert_seconds: float  # per step that evicts another
     draw_seconds: float  # per batch of single steps
     stretch_seconds: float  # per batch of stretches
-    gather_seconds: float  # for NumPy to take as many rows from an array of the same size
+    gather_seconds: float  # per batch of rows that NumPy takes from an array of the same size
     grown_bytes: int  # growth of the process while the replay was filled
 
 
 def row_bytes(unroll_steps: int) -> int:
-    """73 + 30 K bytes for K unroll steps, rounded up to a multiple of 8."""
+    """Bytes of a row with K unroll steps: 73 + 30 K, rounded up to a multiple of 8."""
     return -(-(73 + 30 * unroll_steps) // 8) * 8
 
 
 def predicted_bytes(config: ReplayConfig, unroll_steps: int) -> int:
-    """A row and `INDEX_BYTES` for each step, and the rows of the success memory."""
+    """Memory of a full replay: a row and `INDEX_BYTES` per step, and the rows of the success memory."""
     row = row_bytes(unroll_steps)
     return config.capacity_steps * (row + INDEX_BYTES) + config.success_capacity * row
 
@@ -114,13 +114,13 @@ def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list
     """Fill replays, then measure inserts and draws in alternation. Each inserted step evicts another.
 
     Args:
-        sizes: capacities, largest first, so that it does not reuse the memory of a smaller one.
+        sizes: capacities, largest first, so that no replay reuses the memory of a smaller one.
         seconds: minimum duration of the inserts, and of the draws.
         seed: seed of steps and draws.
     """
     rng = np.random.default_rng(seed)
     session = _session(rng)
-    full = [_Full.of(num_steps, session, rng) for num_steps in sizes]
+    full = [_FullReplay.of(num_steps, session, rng) for num_steps in sizes]
     inserts = quickest([one.insert for one in full], repeats=MEASURED_SESSIONS, seconds=seconds)
     ways = [way for one in full for way in (one.draw, one.draw_stretches, one.gather)]
     draws = [spent / DRAWS for spent in quickest(ways, repeats=20, seconds=seconds)]
@@ -132,7 +132,7 @@ def replay_costs(sizes: Sequence[int], *, seconds: float, seed: int = 0) -> list
 
 
 @dataclass
-class _Full:
+class _FullReplay:
     """A full replay, and a NumPy array of the same size."""
 
     replay: Replay
@@ -143,7 +143,7 @@ class _Full:
     plain: Int64 = field(default_factory=lambda: np.ones((1, row_bytes(UNROLL_STEPS) // 8), np.int64))
 
     @classmethod
-    def of(cls, num_steps: int, session: Steps, rng: np.random.Generator) -> "_Full":
+    def of(cls, num_steps: int, session: Steps, rng: np.random.Generator) -> "_FullReplay":
         gc.collect()
         before = _resident_bytes()
         full = cls(Replay(_config(num_steps), UNROLL_STEPS), session, rng)

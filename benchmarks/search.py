@@ -3,9 +3,10 @@
 **The same network calls alone.** The network calls of one decision are recorded with their inputs and
 repeated without a tree. Their share of the search's time shows the cost of the tree.
 
-**Peers** use the same weights and situations: compiled mctx (benchmarks/peers/mctx_search.py), and with plain
-torch modules LightZero's tree and, at batch 1, a tree of node objects (benchmarks/peers). Each is measured
-twice: with given temporal embeddings, and with the window of every root encoded as part of the decision.
+**Peers** use the same weights and situations. They are compiled mctx (benchmarks/peers/mctx_search.py),
+LightZero's tree and, at batch 1, a tree of node objects. The two trees call plain torch modules. Each peer is
+measured twice: with given temporal embeddings, and with the window of every root encoded as part of the
+decision.
 
 All are measured in alternation on one core. The fastest repetition of each counts.
 """
@@ -63,7 +64,7 @@ class PeerSpeed:
 
     peer: str
     encoding: Encoding
-    decisions_per_second: float  # ours
+    decisions_per_second: float  # of this project
     peer_per_second: float
     goal_ratio: float | None = None
 
@@ -75,7 +76,7 @@ class SearchSpeed:
     batch: int
     simulations: int
     decisions_per_second: float
-    bound_per_second: float  # of the network calls alone
+    bound_per_second: float  # rate of the network calls alone
     precision: Precision = Precision.FLOAT32
     peers: tuple[PeerSpeed, ...] = ()
 
@@ -194,9 +195,11 @@ def compare_search(
                 numbered = replace(config, simulations=count)
                 situations = _situations(network.config, batch, seed)
                 plain = replace(numbered, selection=Selection.PUCT)
-                nodes = _Plain(network, plain, situations, _node_objects) if peers and batch == 1 else None
+                nodes = (
+                    _PlainPeer(network, plain, situations, _node_objects) if peers and batch == 1 else None
+                )
                 lightzero = (
-                    _Plain(network, plain, situations, lightzero_visits)
+                    _PlainPeer(network, plain, situations, lightzero_visits)
                     if peers and lightzero_missing() is None
                     else None
                 )
@@ -214,11 +217,11 @@ def _compare(
     config: SearchConfig,
     situations: Situations,
     mctx: MctxProcess | None,
-    lightzero: "_Plain | None",
-    nodes: "_Plain | None",
+    lightzero: "_PlainPeer | None",
+    nodes: "_PlainPeer | None",
     seconds: float,
 ) -> list[SearchSpeed]:
-    """Measure one size in all precisions, all in alternation."""
+    """Measure one size in all precisions, in alternation."""
     batch, count = len(situations.static), config.simulations
     turns: dict[tuple[object, ...], Turn] = {}
     for precision, agent in agents.items():
@@ -277,7 +280,7 @@ def _peer_goal(
 
 
 def _in_turns(turns: Mapping[Key, Turn], seconds: float) -> dict[Key, float]:
-    """The least seconds of one call of each. The first turn compiles and does not count."""
+    """The shortest time of one call by key, in seconds. The first turn compiles and does not count."""
     for turn in turns.values():
         turn(0.0)
     least = dict.fromkeys(turns, float("inf"))
@@ -290,21 +293,21 @@ def _in_turns(turns: Mapping[Key, Turn], seconds: float) -> dict[Key, float]:
 
 
 class _Ours:
-    """Repeats the decisions of an agent in the same situations."""
+    """Repeats the decisions of an agent in the same situations; methods return the least seconds."""
 
     def __init__(self, agent: Agent, config: SearchConfig, situations: Situations) -> None:
         self._agent, self._config, self._situations = agent, config, situations
         self._calls = _network_calls(agent, situations.temporal, situations.static, config)
 
     def shared(self, seconds: float) -> float:
-        """With the embeddings given."""
+        """Decide from the given embeddings."""
         situations = self._situations
         return least_seconds(
             partial(decide, self._agent, situations.temporal, situations.static, self._config), seconds
         )
 
     def encoded(self, seconds: float) -> float:
-        """With every window encoded."""
+        """Encode every window, then decide."""
         agent, situations = self._agent, self._situations
 
         def encode_and_decide() -> None:
@@ -313,7 +316,7 @@ class _Ours:
         return least_seconds(encode_and_decide, seconds)
 
     def networks_alone(self, seconds: float) -> float:
-        """The network calls alone."""
+        """Repeat the network calls alone."""
 
         def call_all() -> None:
             for call in self._calls:
@@ -322,8 +325,8 @@ class _Ours:
         return least_seconds(call_all, seconds)
 
 
-class _Plain:
-    """Repeats the decisions of a peer with plain modules in the same situations."""
+class _PlainPeer:
+    """Repeats the decisions of a peer with plain modules; methods return the least seconds."""
 
     def __init__(
         self, network: Network, config: SearchConfig, situations: Situations, search_all: PlainSearch
@@ -332,11 +335,11 @@ class _Plain:
         self._search = search_all
 
     def shared(self, seconds: float) -> float:
-        """With the embeddings given."""
+        """Decide from the given embeddings."""
         return least_seconds(lambda: self._decide(self._situations.temporal), seconds)
 
     def encoded(self, seconds: float) -> float:
-        """With every window encoded by the plain pass."""
+        """Encode every window by the plain pass, then decide."""
         windows = self._situations.windows
         return least_seconds(lambda: self._decide(self._model.embed_windows(windows)), seconds)
 

@@ -43,7 +43,7 @@ GOAL_GROWTH_PERCENT = 2.0  # per hour
 #: The number of bars that `up` synthesizes without data.
 NUM_BARS = 100_000
 
-#: The time of a batch that belongs to none of `PARTS`.
+#: The part of a batch's time outside `PARTS`.
 REST = "rest"
 
 
@@ -179,13 +179,13 @@ def bench_selfplay(
     """Measure workers with random weights on a synthetic market.
 
     Args:
-        model: sizes of the networks; None uses the reference, as for the next three.
-        selfplay: lanes and exploration.
-        search: settings of the search.
-        environment: length of a session and costs.
+        model: sizes of the networks; None uses the reference sizes.
+        selfplay: lanes and exploration; None uses the defaults.
+        search: settings of the search; None uses the defaults.
+        environment: length of a session and costs; None uses the defaults.
         num_bars: length of the market.
         replicas: number of processes at once, each on its own core; 1 measures only one worker alone.
-        precisions: precisions to measure; None measures those of the processor.
+        precisions: precisions to measure; None measures those that the processor supports.
         seconds: minimum duration of each measurement.
         seed: seed of the market, weights and random numbers.
     Raises:
@@ -224,7 +224,7 @@ def available_precisions() -> list[Precision]:
 
 @contextmanager
 def _dataset_and_redis(num_bars: int, seed: int) -> Iterator[tuple[Path, str]]:
-    """Create a data set and run a Redis; gives the path and the URL."""
+    """Create a data set and run a Redis; yields its path and its URL."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "bars.duckdb"
         write_dataset(dataset, synthesize(Market.REGIMES, num_bars, seed), "synthetic regimes")

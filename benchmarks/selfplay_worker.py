@@ -44,7 +44,7 @@ _DECIDING = "deciding"  # network and tree
 _NETWORK_CALLS = ("roots", "afterstates", "successors", "policies")
 _ENCODER_CALLS = ("embed_span",)
 
-#: One decision in this many has its calls repeated alone.
+#: The network calls of one decision in this many are recorded and repeated.
 SAMPLED = 20
 REPEATS = 5
 
@@ -69,7 +69,7 @@ class Timed:
     """The time of one batch, including sending without waiting for Redis."""
 
     seconds: float
-    parts: dict[str, float]  # seconds by part, of `PARTS`
+    parts: dict[str, float]  # seconds of each of `PARTS`
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class WorkerReport:
     lanes: int
     steps_per_batch: int
     batches: int
-    seconds: float  # of all batches
+    seconds: float  # total of all batches
     quickest: Timed  # the fastest batch
-    bound_seconds: float  # of the network evaluations of a batch alone
+    bound_seconds: float  # time of the network evaluations of a batch alone
     resident: Resident
 
     @property
@@ -109,7 +109,7 @@ def join(barrier: Barrier) -> None:
 
 
 def measure(task: Task) -> WorkerReport:
-    """Play for a while and measure it.
+    """Play and measure one process.
 
     Raises:
         DataError: the data set cannot be read or has no session.
@@ -213,8 +213,8 @@ class _Player:
     def bound_seconds(self) -> float:
         """Time of the network evaluations of a batch alone.
 
-        All passes of the encoder are repeated, and the calls of every `SAMPLED`th decision, which are scaled
-        to all decisions.
+        Repeats all passes of the encoder, and the calls of every `SAMPLED`th decision. The time of those
+        calls is scaled to all decisions.
         """
         agent = next(self._agents)
         encoding: list[Callable[[], object]] = []

@@ -23,8 +23,8 @@ def bench_sessions(num_bars: int = GOAL_BARS, *, repeats: int = 3, seed: int = 1
     """Measure the index on synthetic bars with gaps; the yardstick must find the same sessions.
 
     Args:
-        num_bars: length of the market, of which one bar in a hundred is then removed.
-        repeats: measurements of each, after one that does not count.
+        num_bars: length of the market; one bar in a hundred is then removed.
+        repeats: number of measurements of each, after a warm-up.
         seed: seed of market and gaps.
     Raises:
         AssertionError: the results differ.

@@ -9,9 +9,9 @@ same payloads in batches of the same size, each over one connection, and alterna
   its input at a zero byte, so the payload has ones instead of zeros.
 - Pipelines of redis-py send XADD, then XREADGROUP, XACK and XDEL, with payloads encoded in advance.
 
-The last two do not decode entries. So the bus is measured without decoding too. With decoding it is also
-compared with a redis-py reader that does the minimum to detect a damaged trajectory and to get its arrays:
-JSON, SHA-256 and NumPy views.
+The last two do not decode entries, so the bus is also measured without decoding. With decoding, it is also
+compared with a redis-py reader that only detects damaged trajectories and returns the arrays: JSON, SHA-256
+and NumPy views.
 
 The benchmark also measures each step of a trajectory from the worker into the replay.
 """
@@ -87,12 +87,12 @@ class StepCosts:
 
     encode: float
     append: float
-    read: float  # and check envelope and header
+    read: float  # includes checking envelope and header
     decode: float
-    journal: float  # encode again with a checksum, and write
+    journal: float  # encoding with a checksum, and writing
     sync: float
     acknowledge: float
-    insert: float  # and compute the targets
+    insert: float  # includes computing the targets
 
     @property
     def rows(self) -> list[tuple[str, float]]:
@@ -164,7 +164,7 @@ def bench_stream(count: int = 1_024, *, seed: int = 0) -> StreamSpeed:
     """Send trajectories through the stream and read them.
 
     Args:
-        count: number of trajectories, rounded down to a multiple of a repetition.
+        count: number of trajectories, rounded down to a multiple of `TURNS * READ_COUNT`.
         seed: seed of the contents.
     Raises:
         ServiceError: no Redis server is installed, or redis-benchmark failed.
@@ -211,7 +211,7 @@ async def _turns(
 ) -> tuple[list[Rates], dict[str, float]]:
     """Measure this project's bus, redis-py and redis-benchmark, if present, in alternation.
 
-    Each sends all entries and then reads all. Returns also the rates of the bus without decoding and of
+    Each sends all entries and then reads all. Also returns the rates of the bus without decoding and of
     redis-py with decoding.
     """
     path = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")

@@ -40,13 +40,15 @@ def sessions(bars: Bars = MARKET_BARS, as_json: Json = False) -> None:
 @app.command()
 def search(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="number of roots, repeatable")] = None,
-    simulations: Annotated[list[int] | None, typer.Option(min=1, help="per decision, repeatable")] = None,
+    simulations: Annotated[
+        list[int] | None, typer.Option(min=1, help="simulations per decision, repeatable")
+    ] = None,
     peers: Annotated[bool, typer.Option(help="measure mctx and other searches too")] = True,
     seconds: Seconds = 1.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Search decisions; yardsticks: the network calls alone, and other searches. `--seconds` is per size."""
+    """Decisions of the search; yardsticks: network calls alone, other searches. `--seconds` is per size."""
     from benchmarks.peers.lightzero import lightzero_missing
     from benchmarks.peers.process import mctx_missing
     from benchmarks.search import BATCHES, SIMULATIONS, compare_search
@@ -109,16 +111,21 @@ def improvement(
 
 @app.command()
 def selfplay(
-    lanes: Annotated[int | None, typer.Option(min=1, help="default: the setting")] = None,
-    simulations: Annotated[int | None, typer.Option(min=1, help="default: the setting")] = None,
+    lanes: Annotated[
+        int | None, typer.Option(min=1, help="number of lanes; default: the built-in setting")
+    ] = None,
+    simulations: Annotated[
+        int | None, typer.Option(min=1, help="simulations per decision; default: the built-in setting")
+    ] = None,
     replicas: Annotated[
-        int, typer.Option(min=1, help="processes that run at once, one per core, after one alone")
+        int,
+        typer.Option(min=1, help="processes to measure at once, one per core; one alone is measured first"),
     ] = 1,
     bars: Bars = 100_000,
     seconds: Seconds = 15.0,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, help="play for this many minutes instead, and report the growth of memory"),
+        typer.Option(min=0.1, help="minutes to play instead of --seconds; also reports memory growth"),
     ] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -183,7 +190,7 @@ def replay(
 
 @app.command()
 def montecarlo(
-    runs: Annotated[int, typer.Option(min=1)] = 1_000,
+    runs: Annotated[int, typer.Option(min=1, help="number of runs")] = 1_000,
     trades: Annotated[int, typer.Option(min=10, help="trades in the list and in each run")] = 5_000,
     seed: Seed = 0,
     as_json: Json = False,

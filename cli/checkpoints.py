@@ -134,7 +134,7 @@ def rollback(store: Store = None, as_json: Json = False) -> None:
     promotion = back.promotion
     result = f"version {promotion.version} is promoted again ({promotion.stage})"
     if promotion.rolled_back_from != promotion.version:
-        result += f", version {promotion.rolled_back_from} no longer"
+        result += f"; version {promotion.rolled_back_from} is no longer promoted"
     _report(versions, promotion, result, as_json=as_json, passed_over=list(back.passed_over))
 
 

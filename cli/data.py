@@ -175,7 +175,7 @@ def synth(
 def download(
     out: Out,
     start: Annotated[
-        datetime, typer.Option("--from", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="first time, UTC")
+        datetime, typer.Option("--from", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="start time, UTC")
     ],
     stop: Annotated[
         datetime | None,

@@ -40,7 +40,7 @@ class LetterError(MessageError):
 @app.command("list")
 def list_letters(
     as_json: Json = False,
-    limit: Annotated[int, typer.Option(min=1, help="list only this many, the newest")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="maximum number of letters to list")] = 50,
 ) -> None:
     """List the dead letters, newest first."""
 
@@ -97,7 +97,7 @@ def show(
     if message is not None:
         print_fields("message", _readable(message))
     if fault:
-        _print_line(f"when read now: {fault}")
+        _print_line(f"fault when decoded now: {fault}")
 
 
 @app.command()
@@ -303,7 +303,7 @@ def _fields(letter: Letter) -> Iterator[dict[str, object]]:
 
 
 def _decoded(letter: Letter) -> tuple[dict[str, Any] | None, str]:
-    """The message in a letter's entry, or None if this release cannot decode it, and its fault."""
+    """The message in a letter's entry and its fault; None if this release cannot decode it."""
     known = {stream.key: stream for stream in STREAMS}
     if letter.original is None or letter.stream not in known:
         return None, ""
@@ -354,14 +354,14 @@ def _escaped(text: str) -> str:
 
 
 def _text(data: bytes) -> str:
-    """Bytes as ASCII, with all others escaped."""
+    """Bytes as ASCII text; other bytes are escaped."""
     return repr(data)[2:-1]
 
 
 def _write_command(path: Path, letter: Letter) -> None:
     """Write the original entry as one XADD command in the Redis protocol."""
     if letter.original is None or letter.stream is None:
-        raise LetterError(f"dead letter {letter.letter_id} keeps no entry to write; {letter.obstacle}")
+        raise LetterError(f"dead letter {letter.letter_id} has no original entry to write; {letter.obstacle}")
     words = [b"XADD", letter.stream.encode(), b"*", *(w for pair in letter.original.items() for w in pair)]
     command = b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
     with atomic_output(check_output(path, "dead letter written before", _is_command)) as temporary:

@@ -39,7 +39,7 @@ _POLL_SECONDS = 0.2
 #: A longer reason is cut to this many characters, since it must not prevent the kill.
 _MAX_REASON = 1_024
 
-#: The close is attempted at least this often, even if the time is over.
+#: Minimum number of attempts to close the position, even after the timeout.
 _MIN_ATTEMPTS = 3
 
 _T = TypeVar("_T")
@@ -169,7 +169,7 @@ async def _announce(url: str, state: str, reason: str) -> str | None:
 
 
 async def _connection_failure(url: str) -> str:
-    """Why Redis cannot be reached, or ""; a bus would retry without end."""
+    """The reason why Redis cannot be reached, or ""; a bus would retry forever."""
     parts = urlsplit(url)
     if not parts.hostname:
         return ""

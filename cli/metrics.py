@@ -84,7 +84,7 @@ def metrics(
 
 
 def _days(trades: TradeFile) -> tuple[str, Float64 | None, tuple[Month, ...]]:
-    """How days are delimited, the pips of each day, and the monthly table; without times only the first."""
+    """A note on where days end, the pips of each day, and the monthly table; without times, only the note."""
     if trades.time_s is None:
         return NO_TIMES, None, ()
     closed = ~is_open(trades.time_s)

@@ -19,7 +19,7 @@ app = typer.Typer(help="Show the records of training runs.", no_args_is_help=Tru
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
-#: Attempts of a query; one fails if small files are compacted while it reads them.
+#: Maximum attempts of a query. One fails if small files are compacted while it reads them.
 _TRIES = 5
 
 _SUMMARY = (
@@ -35,7 +35,7 @@ _SUMMARY = (
     "learned_at",
 )
 
-#: Columns that fit 80 columns of a terminal: heading and figure; --json has all figures.
+#: Figure by heading. The tables fit 80 characters; --json prints all figures.
 _RUN_COLUMNS = {
     "version": "version",
     "episodes": "episodes",
@@ -134,8 +134,8 @@ def show(
         print_fields(
             f"settings from episode {start['episode']} on, {start['time'][:16]}", _flat(start["settings"])
         )
-    _print_stretches("means of the episodes up to each", trading, _EPISODE_COLUMNS)
-    _print_stretches("means of the updates up to each episode", learning, _UPDATE_COLUMNS)
+    _print_stretches("means of the episodes of each stretch, by its last episode", trading, _EPISODE_COLUMNS)
+    _print_stretches("means of the updates of each stretch, by its last episode", learning, _UPDATE_COLUMNS)
 
 
 def _records(home: Path) -> list[Path]:
@@ -161,7 +161,7 @@ def _last(home: Path) -> Path:
 
 
 def _summary(folder: Path) -> Row:
-    """The figures of a run; those without a record are None."""
+    """The figures of a run; figures that were not recorded are None."""
     settings = _starts(folder)[-1]["settings"]
     data = settings.get("dataset")
     found = {

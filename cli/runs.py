@@ -141,8 +141,8 @@ def require_running(home: Path) -> Run:
 def checkpoint_store(given: str | None) -> CheckpointStore:
     """The checkpoint store that a command works on.
 
-    The first of these that applies: the one given, MM_CHECKPOINTS, the store of the current run,
-    `<home>/checkpoints` of services that were started one by one, the store of the last run.
+    The first of these that applies: the given one, MM_CHECKPOINTS, the store of the current run,
+    `<home>/checkpoints` if services were started one by one, the store of the last run.
 
     Raises:
         NotUpError: none of these exists.
@@ -159,7 +159,7 @@ def checkpoint_store(given: str | None) -> CheckpointStore:
 
 
 def chosen_version(store: CheckpointStore, checkpoint: str) -> int:
-    """The version with a number, or the version that a pointer points to.
+    """The version with the given number, or the target of the given pointer.
 
     Raises:
         CheckpointError: `checkpoint` is neither a number nor a pointer that is set.

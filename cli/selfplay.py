@@ -37,7 +37,7 @@ def selfplay(
     ] = None,
     render: Annotated[
         int | None,
-        typer.Option(min=0, help="draw this episode, counted from 0; without --once: from the file --from"),
+        typer.Option(min=0, help="number of the episode to draw, from 0; needs --once or --from"),
     ] = None,
     from_file: Annotated[
         Path | None, typer.Option("--from", help="file to draw from, written by --out")
@@ -99,7 +99,7 @@ def selfplay(
 
 
 def wants(arguments: list[str]) -> bool:
-    """Whether a command line asks for this command and not for the service."""
+    """Whether the arguments are for this command instead of the service."""
     return any(argument.partition("=")[0] in OPTIONS for argument in arguments)
 
 

@@ -9,7 +9,7 @@ from shared.runtime.settings import ServiceSettings
 
 
 class UpSettings(ServiceSettings):
-    """What `up` starts, and on which data."""
+    """Processes that `up` starts, and their data."""
 
     replicas: int = Field(2, ge=1, le=64, description="number of self-play workers")
     port: int = Field(
@@ -20,9 +20,9 @@ class UpSettings(ServiceSettings):
         300_000,
         ge=5_000,
         le=MAX_BARS,
-        description="its bars; the default gives 31 days of validation, and paper needs 20",
+        description="number of its bars; the default gives 31 days of validation, the paper gate needs 20",
     )
-    market_seed: int = Field(1, ge=0)
+    market_seed: int = Field(1, ge=0, description="seed of the synthetic market")
     min_free_mb: int = Field(500, ge=0, description="free disk space in MB below which `up` does not start")
     alerts: AlertConfig = Field(
         AlertConfig(), description="`low_free_mb`: free disk space below which `up` warns"

@@ -46,7 +46,7 @@ def learn(
 ) -> None:
     """Train on a synthetic market and compare with its best policy.
 
-    The second yardstick is the same network, trained by imitation of the best policy.
+    The agent is also compared with the same network, trained to imitate that policy.
     """
     from shared.adapters.picture import require_drawable
     from shared.adapters.tables.run_record import require_no_record
@@ -131,7 +131,7 @@ def compare(
         print_json({"study": "compare", **results, "picture": str(out)})
         return
     print_table(
-        f"compare: {market}, {reward}, {minutes:g} minutes; goal: {LEARNED_SHARE} of the best policy's",
+        f"compare: {market}, {reward}, {minutes:g} minutes; goal: {LEARNED_SHARE} of the best policy's pips",
         (
             "variant",
             "goal reached",
@@ -252,7 +252,7 @@ def _learn_ways(
     runs: "list[RunResult]",
     picture: Path,
 ) -> None:
-    """Do the remaining runs; after each one, print it and redraw the picture of all runs."""
+    """Do the remaining runs; print each result and redraw the picture of all runs."""
     from studies.compare import compare as compare_ways
     from studies.compare_picture import draw_comparison
 

@@ -17,7 +17,7 @@ from shared.runtime.child import child_command
 from shared.runtime.redis_server import log_tail
 
 #: Name prefixes of processes that are stopped together, and the seconds until they are killed. A healthy
-#: service stops within a second or two. The trader's time is the same as in docker-compose.yml.
+#: service stops within a second or two. The trader's limit is the same as in docker-compose.yml.
 STOP_PHASES = (
     (("trader", "selfplay", "validator"), 15.0),
     (("trainer", "inference", "broker", "api"), 30.0),
@@ -27,7 +27,7 @@ STOP_PHASES = (
 RESTART_FIRST_SECONDS = 1.0
 RESTART_MOST_SECONDS = 30.0
 
-#: After running this long, a process is restarted with the shortest backoff again.
+#: After a process has run this long, its backoff is reset.
 STEADY_SECONDS = 60.0
 
 #: Exit status of a service whose settings or data are invalid; restarting it cannot help.
@@ -147,7 +147,7 @@ class Supervisor:
             backoff = min(backoff * 2, RESTART_MOST_SECONDS)
 
     async def _restart(self, child: _Child, reason: str, backoff: float) -> None:
-        """Retry until the process is started; each new obstacle is reported once."""
+        """Retry until the process starts; report an obstacle only when it changes."""
         self._on_event(f"{child.spec.name} {reason}; restarting it in {backoff:.0f} s")
         reported = ""
         while True:

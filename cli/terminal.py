@@ -1,6 +1,6 @@
 """Terminal output of `up`, written by a separate thread.
 
-A terminal can be closed, the reader of a pipe can exit, and either can block output for any time. None of
+A terminal can be closed, the reader of a pipe can exit, and either can block output indefinitely. None of
 this may keep the supervisor from watching and stopping its processes.
 """
 
@@ -15,8 +15,7 @@ from rich.console import RenderableType
 from cli.monitor import live_display
 from cli.output import print_line
 
-#: Errors of a write after the terminal or the reader of the pipe is gone. Other errors, such as a full disk
-#: below a log file, only lose output.
+#: Errors of a write to a closed terminal or pipe. Other errors, such as a full disk, only lose output.
 _CLOSED = (errno.EPIPE, errno.EIO)
 
 _MAX_WAITING = 256

@@ -136,7 +136,7 @@ def _moment(path: Path, row: _Row) -> int:
 
 
 def _outside_the_week(rows: list[_Row], times: Int64) -> tuple[str, ...]:
-    """Warn of exits while the market is closed, since they would add days without trading."""
+    """Warn of exits while the market is closed; they would count as extra trading days."""
     closed = ~(is_open(times) | is_open(times - 1))
     if not closed.any():
         return ()

@@ -156,7 +156,7 @@ def _refuse_to_replace(folder: Path) -> None:
 
 
 def _refuse_to_replace_report(path: Path) -> None:
-    """Check that a report would replace nothing but an earlier report made on demand.
+    """Check that a report would replace only an earlier report made on demand.
 
     Raises:
         SettingsError: it would replace another file.

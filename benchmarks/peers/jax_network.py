@@ -13,7 +13,7 @@ from shared.model.config import ModelConfig
 
 Weights = Mapping[str, Array]
 
-#: That of torch.
+#: Default of torch.
 LAYER_NORM_EPSILON = 1e-5
 
 

@@ -26,7 +26,7 @@ _NO_PLAYER = -1  # LightZero's value for single-player problems
 
 
 def lightzero_missing() -> str | None:
-    """Why LightZero's tree cannot be measured, None if it can."""
+    """The reason why LightZero's tree cannot be measured; None if it can."""
     try:
         found = _library()
     except importlib.metadata.PackageNotFoundError:
@@ -62,7 +62,7 @@ def lightzero_visits(
     trees.prepare_no_noise([0.0] * batch, roots.policy_logits.tolist(), no_player)
     bounds = tree.MinMaxStatsList(batch)
     bounds.set_delta(config.min_q_span)
-    # Of each simulation: the state of the new node, and the action that led to an afterstate.
+    # Per simulation: the state of the new node, and the action that led to an afterstate.
     states, actions = [roots.hidden], [np.zeros(batch, np.int8)]
     for simulation in range(config.simulations):
         results = tree.ResultsWrapper(num=batch)

@@ -50,9 +50,9 @@ class MctxSearch:
 
         Args:
             observed: embeddings `[B, E]` if the encoding is shared, else windows `[B, window, F]`.
-            static: `[B, S]`.
-            illegal: `[B, A]` illegal actions of the roots.
-            simulations: number per root.
+            static: static features `[B, S]`.
+            illegal: illegal actions of the roots `[B, A]`.
+            simulations: number of simulations per root.
             encoding: encoding of the windows.
         """
         shared = encoding is Encoding.SHARED

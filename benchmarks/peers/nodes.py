@@ -39,7 +39,7 @@ class ChanceNode:
 
     hidden: Float32
     phase: int  # phase of the states that follow
-    action: int  # from the parent
+    action: int  # action that leads here from the parent
     value: float  # pips, estimate of the model
     prior: list[float]  # probabilities of the outcomes
     visits: int = 0
@@ -77,7 +77,7 @@ class NodeSearch:
 
     @property
     def action(self) -> int:
-        """The most visited action; among equals the one with the larger Q."""
+        """The most visited action; ties go to the larger Q."""
         children = self.root.children
         return max(children, key=lambda action: (children[action].visits, children[action].q))
 

@@ -42,7 +42,7 @@ class _Round:
 
 
 def mctx_missing() -> str | None:
-    """Why mctx cannot be measured, None if it can."""
+    """The reason why mctx cannot be measured; None if it can."""
     absent = [package for package in PACKAGES if find_spec(package) is None]
     if absent:
         verb, them = ("is", "it") if len(absent) == 1 else ("are", "both")
@@ -54,7 +54,7 @@ def mctx_missing() -> str | None:
 
 @contextmanager
 def on_one_core() -> Iterator[int]:
-    """Pin this thread to one of its cores and give the number of the core."""
+    """Pin this thread to one of its cores; yields the number of the core."""
     cores = os.sched_getaffinity(0)
     core = max(cores)
     os.sched_setaffinity(0, {core})
@@ -65,7 +65,7 @@ def on_one_core() -> Iterator[int]:
 
 
 def least_seconds(function: Callable[[], object], seconds: float) -> float:
-    """The least seconds of a call, from repeated calls for `seconds` and at least one call."""
+    """The shortest time of a call, in seconds, over calls for `seconds` and at least one call."""
     least = float("inf")
     end = perf_counter() + seconds
     while True:
@@ -111,7 +111,7 @@ class MctxProcess:
     def least_seconds(
         self, situations: Situations, simulations: int, encoding: Encoding, seconds: float
     ) -> float:
-        """The least seconds of the decisions, from repetitions for `seconds`.
+        """The shortest time of the decisions, in seconds, over repetitions for `seconds`.
 
         The first call with new sizes also compiles.
 

@@ -1,4 +1,4 @@
-"""The situations that peers decide, and the encoding of their windows."""
+"""The situations that searches decide in, and the encoding of their windows."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from shared.numeric import Bool, Float32
 
 
 class Encoding(StrEnum):
-    """The part of the temporal encoding in a decision."""
+    """How much of the temporal encoding is measured as part of a decision."""
 
     SHARED = "encoding shared"  # embeddings are given
     PLAIN = "each window encoded"

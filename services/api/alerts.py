@@ -1,4 +1,4 @@
-"""The conditions that hold at this moment, from the status alone; `standing` decides when they begin."""
+"""Derives the alerts that hold now from one status; `standing` decides when they begin and end."""
 
 from collections.abc import Iterator
 from datetime import timedelta

@@ -18,7 +18,7 @@ from shared.runtime.problems import PROBLEM_RESPONSES, install_problem_handlers,
 
 log = structlog.get_logger()
 
-#: The largest request body that a route takes is a reason or a stage.
+#: Maximum size of a request body; routes accept only a reason or a stage.
 MAX_BODY_BYTES = 16_384
 
 _HEADERS = {

@@ -43,10 +43,12 @@ class GatewayConfig:
         _UNSET, f"key of every POST, {MIN_KEY_LENGTH} characters or more; empty refuses every POST"
     )
     redis_timeout_seconds: Annotated[float, Range(above=0.0, high=60.0)] = setting(
-        2.0, "time that an answer waits for Redis"
+        2.0, "longest wait of a request for Redis"
     )
-    max_event_clients: Count = setting(64, "open /events streams, beyond which clients get 429")
-    max_event_clients_per_peer: Count = setting(32, "open /events streams of one client address")
+    max_event_clients: Count = setting(64, "maximum number of open /events streams; more get 429")
+    max_event_clients_per_peer: Count = setting(
+        32, "maximum number of open /events streams per client address"
+    )
 
     def __post_init__(self) -> None:
         """Check every range and the key."""
@@ -79,21 +81,27 @@ class AlertConfig:
     low_free_mb: Natural = setting(5_000, "MB of free disk below which the disk counts as low")
     redis_memory_share: Share = setting(0.8, "share of maxmemory above which Redis counts as almost full")
     backlog_trajectories: Count = setting(
-        1_000, "waiting trajectories above which the backlog is larger than paused workers can produce"
+        1_000, "waiting trajectories that raise the backlog alert; workers should pause earlier"
     )
     pending_seconds: Positive = setting(120.0, "time that a delivered trajectory may stay unacknowledged")
     expected_services: tuple[str, ...] = setting(
-        EXPECTED_SERVICES, "services whose absence is an alert; the broker only of a trader in paper mode"
+        EXPECTED_SERVICES, "services whose absence raises an alert; the broker only in paper mode"
     )
-    start_seconds: NonNegative = setting(180.0, "time from the gateway's start until a service is missed")
+    start_seconds: NonNegative = setting(
+        180.0, "time from the gateway's start until an absent service raises an alert"
+    )
     missing_seconds: NonNegative = setting(30.0, "time that a service or the broker may be unavailable")
-    restarts: Count = setting(3, "restarts of one service within restart_minutes that are a crash loop")
+    restarts: Count = setting(3, "restarts of one service within restart_minutes that count as a crash loop")
     restart_minutes: Positive = setting(10.0, "window in which restarts are counted")
-    training_seconds: NonNegative = setting(300.0, "time for which training figures must be bad or good")
-    end_seconds: NonNegative = setting(60.0, "time for which a condition must be absent to have ended")
+    training_seconds: NonNegative = setting(
+        300.0, "time for which a training condition must hold or be absent for its alert to begin or end"
+    )
+    end_seconds: NonNegative = setting(
+        60.0, "time for which a condition must be absent before its alert ends"
+    )
     check_seconds: Positive = setting(5.0, "interval between two checks")
     webhook_url: SecretStr = setting(_UNSET, "URL that each new alert is posted to as JSON; empty for none")
-    repeat_seconds: NonNegative = setting(300.0, "time within which events of one kind are one post")
+    repeat_seconds: NonNegative = setting(300.0, "time within which events of one kind become one post")
 
     def __post_init__(self) -> None:
         """Check every range, the names of services and the webhook."""

@@ -1,4 +1,4 @@
-"""Compares what an operator ordered with what the trader and the trainer report of themselves."""
+"""Compares an operator's orders with the states that the trader and the trainer report."""
 
 from datetime import datetime
 
@@ -25,14 +25,13 @@ def trader_control(issued: ControlIssued | None, detail: Detail | None, since: d
     """
     if detail is None:
         return _absent(issued, since, "trader")
-    own = detail.get("control")
-    if own not in _VERBS:
-        reported = detail.get("state") or "no state"
-        return _unknown_state(issued, f"unknown: the trader reports {reported}")
+    reported = detail.get("control")
+    if reported not in _VERBS:
+        return _unknown_state(issued, f"unknown: the trader reports {detail.get('state') or 'no state'}")
     held = detail.get("side")
     by_file = bool(detail.get("kill_file"))
     flat = held == 0 and detail.get("flat_at") is not None  # confirmed by the broker
-    if own == "killed" and (by_file or not flat):
+    if reported == "killed" and (by_file or not flat):
         summary = (_BY_FILE if by_file else "killed") + _position(held, flat=flat)
         return Control(
             state="killed",
@@ -40,15 +39,15 @@ def trader_control(issued: ControlIssued | None, detail: Detail | None, since: d
             confirmed=flat,
             summary=f"{summary}; {_LIFT_FILE}" if by_file else summary,
         )
-    summary = _stopped(str(own), issued, ", no position" if own == "killed" else "")
+    summary = _state_text(str(reported), issued, ", no position" if reported == "killed" else "")
     state = detail.get("state")
-    if own == "running" and state not in (None, "active"):
+    if reported == "running" and state not in (None, "active"):
         summary = f"{state}: {detail['guards']}" if detail.get("guards") else str(state)
-    return _compared(issued, own, summary)
+    return _reported_state(issued, reported, summary)
 
 
 def _position(held: object, *, flat: bool) -> str:
-    """What a killed trader still holds; `flat`: the broker has confirmed that it holds nothing."""
+    """The position of a killed trader; `flat`: the broker has confirmed that there is none."""
     if held == 0:
         return ", no position" if flat else ", but the broker has not confirmed yet that no position is open"
     if held in (-1, 1):
@@ -63,39 +62,39 @@ def training_control(issued: ControlIssued | None, live: Detail | None, since: d
     paused = live.get("paused")
     if not isinstance(paused, bool):
         return _unknown_state(issued, "unknown: the trainer does not report whether it is paused")
-    own = "paused" if paused else "running"
-    return _compared(issued, own, _stopped(own, issued, ""))
+    reported = "paused" if paused else "running"
+    return _reported_state(issued, reported, _state_text(reported, issued, ""))
 
 
-def _compared(issued: ControlIssued | None, own: object, summary: str) -> Control:
+def _reported_state(issued: ControlIssued | None, reported: object, summary: str) -> Control:
     """The reported state, compared with the ordered one."""
     ordered = issued.state if issued else "running"
-    if issued and ordered != own:
-        summary = f"{_sent(issued)}, not confirmed: it reports {own}"
+    if issued and ordered != reported:
+        summary = f"{_order_text(issued)}, not confirmed: it reports {reported}"
     return Control.model_validate(
-        {"state": own, "order": _order(issued), "confirmed": ordered == own, "summary": summary}
+        {"state": reported, "order": _order(issued), "confirmed": ordered == reported, "summary": summary}
     )
 
 
-def _stopped(own: str, issued: ControlIssued | None, more: str) -> str:
-    if own == "running" or issued is None:
-        return f"{own}{more}"
-    return f"{own} since {_clock(issued.created_at)} by {issued.by}{more}"
+def _state_text(reported: str, issued: ControlIssued | None, suffix: str) -> str:
+    if reported == "running" or issued is None:
+        return f"{reported}{suffix}"
+    return f"{reported} since {_clock(issued.created_at)} by {issued.by}{suffix}"
 
 
-def _absent(issued: ControlIssued | None, since: datetime | None, part: str) -> Control:
+def _absent(issued: ControlIssued | None, since: datetime | None, service: str) -> Control:
     return _unknown_state(
-        issued, f"unknown since {_clock(since)}" if since else f"unknown: no {part} has been seen"
+        issued, f"unknown since {_clock(since)}" if since else f"unknown: no {service} has been seen"
     )
 
 
 def _unknown_state(issued: ControlIssued | None, summary: str) -> Control:
     if issued and issued.state != "running":
-        summary += f"; {_sent(issued)}, not confirmed"
+        summary += f"; {_order_text(issued)}, not confirmed"
     return Control(state="unknown", order=_order(issued), confirmed=None, summary=summary)
 
 
-def _sent(issued: ControlIssued) -> str:
+def _order_text(issued: ControlIssued) -> str:
     return f"{_VERBS[issued.state]} sent at {_clock(issued.created_at)} by {issued.by}"
 
 

@@ -42,7 +42,7 @@ RESET = "reset"
 
 _MAX_KEPT = 5_000
 _MAX_KEPT_BYTES = 16_000_000
-_MAX_QUEUED = 1_000  # of one listener
+_MAX_QUEUED = 1_000  # events per listener
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Events:
         self._closed = False
 
     def begin(self, stream: Stream[Message], entry_id: str) -> None:
-        """Set the entry after which a stream is published; earlier entries are unknown here."""
+        """Publish the entries after this one; a listener that missed an earlier one gets `reset`."""
         self._last_dropped[stream.key] = self._position[stream.key] = EntryId.parse(entry_id)
 
     def publish(self, stream: Stream[Message], entry_id: str, message: Message) -> None:
@@ -95,7 +95,7 @@ class Events:
 
     @contextlib.contextmanager
     def listen(self, last_event_id: str | None, peer: str = "") -> Iterator[AsyncIterator[Event]]:
-        """The events after the last one that a listener saw, or from now on.
+        """Listen to the events after `last_event_id`, or to those from now on if it is None.
 
         Raises:
             TooManyListenersError: the limit of all listeners, or of this address, is reached.

@@ -1,7 +1,7 @@
 """Follows the streams and keeps their announcements in memory.
 
-A few thousand versions with their metrics and verdicts are small. So lists and curves need no stream read
-per request, and are available while Redis is not.
+A few thousand versions with their metrics and verdicts fit in memory. So requests for lists and curves read
+no stream, and work while Redis is unavailable.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from shared.messages.streams import (
     Stream,
 )
 
-#: Streams that are read from their beginning; of the others only the last entries are read.
+#: Streams that are read from their beginning. Only the last entries of the others are read.
 _FROM_START = (CHECKPOINTS, VALIDATIONS, PROMOTIONS, CONTROL)
 _LAST_ENTRIES = (TRADES, DECISIONS, ALERTS, DEAD)
 _NUM_LAST_ENTRIES = 200

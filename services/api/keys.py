@@ -4,11 +4,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-#: Further wrong keys within the window are answered with 429.
+#: Wrong keys per client address and window; further ones are answered with 429.
 MAX_WRONG_KEYS = 20
 WINDOW_SECONDS = 60.0
 
-#: Client addresses that are remembered; the one inactive for the longest time is forgotten first.
+#: Maximum number of remembered client addresses; the least recently active one is forgotten first.
 _MAX_PEERS = 1_000
 
 

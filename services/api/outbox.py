@@ -8,10 +8,10 @@ from uuid import UUID
 from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised
 
-#: Most alerts that wait, of each urgency; beyond it the oldest one is dropped.
+#: Maximum number of waiting alerts per urgency; the oldest one is dropped to make room.
 MAX_WAITING = 200
 
-#: Alert ids that are remembered, so that an alert that arrives by two ways is posted once.
+#: Maximum number of remembered alert ids. They keep an alert from being posted twice.
 _MAX_KNOWN = 2_000
 
 #: Sources whose alerts are posted first: money is at risk, or the system cannot be observed.
@@ -23,7 +23,7 @@ class _Repeats:
     """Events of one kind since the last one that was queued."""
 
     queued_at_s: float
-    withheld: AlertRaised | None = None  # the newest one, with the number of all of them
+    withheld: AlertRaised | None = None  # the newest event; its `occurrences` counts all of them
 
 
 class Outbox:

@@ -11,10 +11,10 @@ from shared.messages.streams import HEARTBEAT_TTL_SECONDS
 #: An expired heartbeat disappears at least this long after it was sent; a withdrawn one disappears sooner.
 _EXPIRED_AFTER = timedelta(seconds=HEARTBEAT_TTL_SECONDS - 5)
 
-#: A heartbeat can outlive its process for so long.
+#: Longest time that a heartbeat can outlive its process.
 _LINGER = timedelta(seconds=HEARTBEAT_TTL_SECONDS + 5)
 
-#: Most process starts that are remembered. A known process whose heartbeat returns is not a new one.
+#: Maximum number of remembered processes. If the heartbeat of one returns, it does not count as a start.
 _MAX_STARTS = 256
 
 #: A process is identified by its instance name and its start time.
@@ -25,14 +25,14 @@ _Process = tuple[str, datetime]
 class Attendance:
     """The presence of one service so far."""
 
-    seen_at: datetime | None = None  # newest look at which the service was present
-    absent_since: datetime | None = None  # first look of the present absence
+    seen_at: datetime | None = None  # last check that found the service
+    absent_since: datetime | None = None  # first check that did not find it
     ran_out: bool = False  # its last heartbeat expired: it was killed or hangs; otherwise it was withdrawn
-    last: Heartbeat | None = None  # newest heartbeat of the instance seen last
+    last: Heartbeat | None = None  # newest heartbeat, preferably one that reports a position
     starts: deque[datetime] = field(default_factory=deque)
     ends: deque[datetime] = field(default_factory=deque)
     heard: dict[_Process, datetime] = field(default_factory=dict)  # time of the last new heartbeat
-    beats: dict[_Process, Heartbeat] = field(default_factory=dict)  # at the last look
+    beats: dict[_Process, Heartbeat] = field(default_factory=dict)  # at the last check
     known: dict[_Process, None] = field(default_factory=dict)  # every process seen, oldest first
 
     @property
@@ -63,7 +63,7 @@ class Roster:
         return self._services.get(service, Attendance())
 
     def look(self, expected: Sequence[str], heartbeats: Sequence[Heartbeat], now: datetime) -> None:
-        """Update all services from the present heartbeats. Do not call it while they cannot be read."""
+        """Update all services from the present heartbeats. Skip this call while Redis cannot be read."""
         for name in dict.fromkeys([*expected, *self._services, *(beat.service for beat in heartbeats)]):
             attendance = self._services.setdefault(name, Attendance())
             beats = {(b.instance, b.started_at): b for b in heartbeats if b.service == name}

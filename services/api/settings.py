@@ -9,7 +9,5 @@ from shared.runtime.settings import ServiceSettings
 class GatewaySettings(ServiceSettings):
     """Shows the system over HTTP; an operator can promote versions, pause training and stop trading."""
 
-    gateway: GatewayConfig = Field(
-        GatewayConfig(), description="where it listens, and who may change the system"
-    )
+    gateway: GatewayConfig = Field(GatewayConfig(), description="address, API key and limits")
     alerts: AlertConfig = Field(AlertConfig(), description="thresholds of the alerts")

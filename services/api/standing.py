@@ -14,7 +14,7 @@ _WITHOUT_REDIS = ("redis_away", "disk_low")
 #: Conditions on training metrics, which fluctuate, above all in the first minutes of a run.
 _TRAINING = ("training_diverging", "policy_collapsed", "hold_only")
 
-#: Conditions that a restart or a reconnect of a few seconds causes and ends.
+#: Conditions that a restart or a reconnect causes for a few seconds.
 _PASSING = (
     "service_missing",
     "service_degraded",
@@ -29,9 +29,9 @@ _ANNOUNCED_BY_TRADER = ("guard_tripped", "broker_away", "trader_standby")
 
 
 class ConditionHistory:
-    """Passes the conditions of successive looks to trackers, one per kind, each with its own delays.
+    """Passes the conditions of each check to trackers, one per kind of condition with its own delays.
 
-    While Redis is unavailable, only this condition and the free disk space are known. The other conditions
+    While Redis is unavailable, only this fact and the free disk space are known. The other conditions
     neither begin nor end then, and that time does not count towards their delays.
     """
 
@@ -46,7 +46,7 @@ class ConditionHistory:
         self._since: dict[Condition, datetime] = {}
         self._active: dict[Condition, ActiveAlert] = {}
         self._known_s = 0.0  # total time during which Redis answered
-        self._last_s: float | None = None  # last look, if Redis answered then
+        self._last_s: float | None = None  # time of the last check; None if Redis did not answer
 
     def resume(self, begun: Mapping[Condition, str], now_s: float) -> None:
         """Continue with the conditions that an earlier gateway announced; `now_s` is monotonic."""
@@ -55,7 +55,7 @@ class ConditionHistory:
             tracker.resume(condition, detail, self._clock(tracker, now_s))
 
     def look(self, alerts: Sequence[ActiveAlert], now_s: float, *, redis_answers: bool) -> list[AlertRaised]:
-        """Add the conditions of one look, and return those that begin or end with it.
+        """Add the conditions of one check, and return those that begin or end with it.
 
         Args:
             alerts: conditions that hold now.
@@ -71,14 +71,14 @@ class ConditionHistory:
         for tracker in self._trackers:
             if tracker is not self._without_redis and not redis_answers:
                 continue
-            mine = {c: alert.detail for c, alert in self._active.items() if self._tracker(c.name) is tracker}
-            raised += tracker.look(mine, self._clock(tracker, now_s))
+            held = {c: alert.detail for c, alert in self._active.items() if self._tracker(c.name) is tracker}
+            raised += tracker.look(held, self._clock(tracker, now_s))
         for alert in raised:
             self._record(alert)
         return [alert for alert in raised if alert.name not in _ANNOUNCED_BY_TRADER]
 
     def active(self) -> list[ActiveAlert]:
-        """Conditions that have begun and still hold, in the order of the last look."""
+        """Conditions that have begun and still hold, in the order of the last check."""
         begun = {condition for tracker in self._trackers for condition in tracker.begun()}
         return [
             alert.model_copy(update={"since": self._since.get(condition)})

@@ -1,6 +1,6 @@
 """The gateway's state, and how it reads Redis and the checkpoint store.
 
-Nothing here waits for Redis longer than `redis_timeout_seconds`; a request that needs Redis then fails.
+Redis must answer within `redis_timeout_seconds`; otherwise a request that needs it fails.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ from shared.runtime.disk import free_megabytes
 
 log = structlog.get_logger()
 
-#: Most instances of a service, and most services, that the status shows.
+#: Maximum number of instances per service, and of services, in the status.
 MAX_INSTANCES = 64
 MAX_SERVICES = 32
 
@@ -106,7 +106,7 @@ class Gateway:
         self._roster = Roster(timedelta(minutes=self.alerts.restart_minutes))
         self._conditions = ConditionHistory(self.alerts)
         self._resumed = False
-        self._announced_missing: set[str] = set()  # services that an earlier gateway announced
+        self._announced_missing: set[str] = set()  # announced by an earlier gateway
         self._late_snapshot: asyncio.Task[StoreSnapshot] | None = None
         self._redis_away_since: datetime | None = None
 
@@ -135,7 +135,7 @@ class Gateway:
         return hmac.compare_digest(given, expected)
 
     async def status(self) -> Status:
-        """The system at this moment. What only Redis or the store knows is unknown while it is unavailable.
+        """The system at this moment, without the values of an unavailable Redis or store.
 
         Each call also queues the conditions that begin or end with it, to be announced.
         """
@@ -216,7 +216,7 @@ class Gateway:
         )
 
     def _pointer(self, name: Pointer) -> Pointed | None:
-        """Where a pointer points; None if it was never set or its file is damaged."""
+        """The target of a pointer; None if it was never set or its file is damaged."""
         try:
             return self.store.pointer(name)
         except CheckpointError:
@@ -249,7 +249,7 @@ class Gateway:
         expected = set(self.alerts.expected_services)
         modes = {beat.detail.get("mode") for beat in beats_of["trader"]}
         if modes - {None, "paper"}:
-            expected.discard("broker")  # nobody uses the paper broker then
+            expected.discard("broker")  # only a trader in paper mode uses it
         return [
             self._service(name, beats, known=live is not None, expected=name in expected)
             for name, beats in beats_of.items()

@@ -28,7 +28,7 @@ class View(BaseModel):
 
 
 class Page(View, Generic[T]):
-    """Part of a list, newest first; `next` is the `before` of the following page."""
+    """Part of a list, newest first; pass `next` as `before` to get the following page."""
 
     items: list[T]
     next: str | None = None
@@ -54,7 +54,7 @@ class Instance(View):
 class Absence(View):
     """The absence of a service: it has no instance."""
 
-    since: AwareDatetime = Field(description="the first look at which it was absent")
+    since: AwareDatetime = Field(description="time of the first check that did not find it")
     seen_at: AwareDatetime | None = Field(description="null if it was not seen since the gateway started")
     ran_out: bool = Field(description="its last heartbeat expired: it was killed or hangs")
     last_detail: Detail = Field(description="the detail of its last heartbeat")
@@ -71,7 +71,7 @@ class Service(View):
         description="unknown: Redis does not answer; degraded: an instance reports it"
     )
     expected: bool = Field(description="part of a complete system: its absence raises an alert")
-    restarts: int = Field(0, description="processes that exited and were replaced within the last minutes")
+    restarts: int = Field(0, description="processes that were replaced within the last `restart_minutes`")
     absence: Absence | None = None
     instances: list[Instance] = Field(description="at most 64, degraded ones first")
     num_instances: int = Field(0, description="number of all instances, also those not shown")
@@ -85,7 +85,7 @@ class Promoted(View):
 
 
 class Pointers(View):
-    """The versions that have a name."""
+    """The versions that the pointers name."""
 
     newest: int | None
     best: int | None
@@ -110,9 +110,9 @@ class Control(View):
     order: Order | None = Field(None, description="the operator's newest order")
     confirmed: bool | None = Field(
         None,
-        description="the reported state is the ordered one (killed: without a position); null: not known",
+        description="whether it reports the ordered state (if killed, with no position); null: not known",
     )
-    summary: str = Field("", description="the same in words, with the time and the person who ordered it")
+    summary: str = Field("", description="state and order in words, with the time and the operator")
 
 
 class Training(Control):
@@ -184,7 +184,7 @@ class Status(View):
 
 
 class CheckpointSummary(View):
-    """One version: its time in training, its metrics and its judgement."""
+    """One version: its progress in training, its metrics and its validation."""
 
     version: int
     episode: int | None
@@ -192,13 +192,11 @@ class CheckpointSummary(View):
     created_at: AwareDatetime | None
     metrics: dict[str, float]
     weights_sha256: str | None
-    stored: bool = Field(description="its files are in the store; those of old versions are removed")
+    stored: bool = Field(description="whether its files are in the store; old ones are removed")
     pointers: list[str]
     stage: Stage | None = Field(description="the stage that it is promoted to")
     validation: ValidationReported | None
-    fault: str = Field(
-        "", description="why its manifest cannot be read; empty if it can be, or was not needed"
-    )
+    fault: str = Field("", description="why its manifest cannot be read; empty if it was read or not needed")
 
 
 class CheckpointDetail(View):
@@ -227,7 +225,7 @@ class Positions(View):
 
 
 class Accepted(View):
-    """An operator's order that is on its stream."""
+    """An operator's order that was appended to its stream."""
 
     control: ControlIssued | None = None
     promotion: VersionPromoted | None = None

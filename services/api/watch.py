@@ -85,7 +85,7 @@ async def _next_unannounced(gateway: Gateway) -> AlertRaised:
 
 
 async def _append(gateway: Gateway, alert: AlertRaised) -> bool | None:
-    """False if another or an earlier gateway has announced the same; None while Redis is unavailable."""
+    """False if another gateway has already announced it; None while Redis is unavailable."""
     try:
         return await gateway.ask(lambda: gateway.bus.append_condition_alert(alert))
     except RedisUnavailableError:

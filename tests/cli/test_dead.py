@@ -146,7 +146,7 @@ async def test_show_decodes_a_trajectory_and_reports_its_fault(bus: Bus, redis: 
     printed = await run("show", damaged["id"])
     assert str(trajectory.trajectory_id) in printed
     assert f"static [{STEPS}, " in printed
-    assert "when read now: trajectory" in printed
+    assert "fault when decoded now: trajectory" in printed
 
 
 async def test_replay_restores_the_entry_and_a_lasting_cause_makes_a_new_letter(
@@ -254,7 +254,7 @@ async def test_letters_with_an_older_or_unknown_schema_are_listed(bus: Bus, redi
     for letter in (older, newer):
         with pytest.raises(LetterError, match="cannot be replayed: the"):
             await run("replay", str(letter["id"]))
-    with pytest.raises(LetterError, match="keeps no entry to write"):
+    with pytest.raises(LetterError, match="has no original entry to write"):
         await run("show", "1700000000000-0", "--raw", "nowhere")
 
 

@@ -68,7 +68,7 @@ async def checkpoint(gateway: FromGateway, version: Version) -> CheckpointDetail
             return CheckpointDetail(summary=summary, manifest=None)
         try:
             manifest = gateway.store.manifest(version)
-        except CheckpointError:  # the summary has its fault
+        except CheckpointError:  # the summary reports the fault
             return CheckpointDetail(summary=summary, manifest=None)
         return CheckpointDetail(summary=summary, manifest=json.loads(manifest.model_dump_json()))
 

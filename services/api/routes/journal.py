@@ -15,10 +15,10 @@ router = APIRouter(tags=["journal"])
 
 M = TypeVar("M", bound=Message)
 
-#: Largest page; a page with larger entries has fewer of them, and `next` continues after it.
+#: Maximum size of a page. It ends early if its entries are large; `next` continues after it.
 MAX_PAGE_BYTES = 1_000_000
 
-#: Entries of the first read; their size determines how many the next one requests.
+#: Number of entries in the first read; their mean size determines the number in the next.
 _FIRST_READ = 16
 
 

@@ -22,7 +22,7 @@ router = APIRouter(tags=["operator"], route_class=KeyedRoute, dependencies=[Requ
 
 
 class Reason(BaseModel):
-    """The reason, for the audit."""
+    """The reason of an order, for the audit."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -46,7 +46,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses={503: {"description": "Redis does not answer"}})
 async def readyz(gateway: FromGateway) -> Health:
-    """Redis answers, too; 503 if it does not."""
+    """The process and Redis answer; 503 if Redis does not."""
 
     async def nothing() -> None:
         return None

@@ -61,7 +61,9 @@ async def validation(gateway: FromGateway, version: Version) -> ValidationDetail
 )
 async def picture(gateway: FromGateway, version: Version) -> Response:
     """The picture of a report (PNG)."""
-    data = await asyncio.to_thread(_beside, report_path(gateway.validation_root, version), ".png", version)
+    data = await asyncio.to_thread(
+        _file_of_report, report_path(gateway.validation_root, version), ".png", version
+    )
     return Response(data, media_type="image/png", headers={"Cache-Control": "no-cache"})
 
 
@@ -72,7 +74,9 @@ async def picture(gateway: FromGateway, version: Version) -> Response:
 )
 async def page(gateway: FromGateway, version: Version) -> Response:
     """The page of a report (HTML)."""
-    data = await asyncio.to_thread(_beside, report_path(gateway.validation_root, version), ".html", version)
+    data = await asyncio.to_thread(
+        _file_of_report, report_path(gateway.validation_root, version), ".html", version
+    )
     return Response(data, media_type="text/html", headers={"Content-Security-Policy": _PAGE_POLICY})
 
 
@@ -98,7 +102,7 @@ def _report(path: Path) -> dict[str, JsonValue] | None:
     return document
 
 
-def _beside(path: Path, suffix: str, version: int) -> bytes:
+def _file_of_report(path: Path, suffix: str, version: int) -> bytes:
     data = _contents(path.with_suffix(suffix))
     if data is None:
         raise HTTPException(
@@ -108,7 +112,7 @@ def _beside(path: Path, suffix: str, version: int) -> bytes:
 
 
 def _contents(path: Path) -> bytes | None:
-    """The contents of a file of the validator; None if there is no regular file (links do not count).
+    """The contents of a file that the validator wrote; None if it is missing or not a regular file.
 
     Raises:
         HTTPException: 409 if it cannot be read or is too large.
