@@ -13,7 +13,7 @@ from decimal import Decimal
 import structlog
 
 from services.trader.closing import close_at_broker
-from services.trader.known_account import KnownAccount
+from services.trader.known_account import KnownAccount, risk_after
 from services.trader.ledger import Memory
 from services.trader.orders import (
     Intent,
@@ -22,7 +22,6 @@ from services.trader.orders import (
     intent_id,
     snapshot_holding,
 )
-from shared.adapters.oanda.client import NOTHING_TO_CLOSE
 from shared.adapters.oanda.records import (
     OrderOutcome,
     Price,
@@ -199,8 +198,8 @@ class Account(KnownAccount):
             return kept  # another task read the reject among the transactions and counted it
         settled = replace(intent, state=state, detail=detail[:500])
         memory = self.memory
-        if state is IntentState.REJECTED and detail != NOTHING_TO_CLOSE:
-            memory = replace(memory, risk=memory.risk.ordered(filled=False))
+        if state is IntentState.REJECTED:
+            memory = replace(memory, risk=risk_after(memory.risk, state, detail))
         self._ledger.keep(memory, (), [settled])
         self._memory = memory
         log.warning("order_refused", intent=intent.intent_id, state=state, detail=detail)

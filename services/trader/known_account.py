@@ -24,7 +24,8 @@ from services.trader.orders import (
     snapshot_holding,
     trade_closed,
 )
-from shared.adapters.oanda.client import OandaClient
+from services.trader.risk import RiskBook
+from shared.adapters.oanda.client import NOTHING_TO_CLOSE, OandaClient
 from shared.adapters.oanda.records import (
     AccountSnapshot,
     InstrumentDetails,
@@ -270,7 +271,7 @@ class KnownAccount:
             if outcome is not None:
                 state, detail = outcome
                 settled.append(replace(intent, state=state, detail=detail))
-                risk = risk.ordered(filled=state is IntentState.FILLED)
+                risk = risk_after(risk, state, detail)
         corrected = self._corrected(transactions)
         for trade in closed:
             risk = risk.closed(trade.pips(self._instrument.pip, self._costs))
@@ -336,3 +337,10 @@ class KnownAccount:
 def _corrected_alert(intent: Intent) -> AlertRaised:
     detail = f"{intent.action.name} order {intent.intent_id} for bar {intent.bar_time_s} was {intent.detail}"
     return AlertRaised(source="trader", name="order_filled_late", detail=detail)
+
+
+def risk_after(risk: RiskBook, state: IntentState, detail: str) -> RiskBook:
+    """The book after an order's outcome. A rejected close of a flat account counts neither way."""
+    if state is IntentState.REJECTED and detail == NOTHING_TO_CLOSE:
+        return risk
+    return risk.ordered(filled=state is IntentState.FILLED)
