@@ -180,22 +180,11 @@ async def test_the_detail_of_a_failed_close_is_cleared_once_the_account_is_flat(
     assert trading.exits.detail == ""
 
 
-@pytest.mark.parametrize("read_first", [False, True], ids=["answer first", "transaction first"])
 async def test_a_close_of_a_position_that_is_already_closed_counts_as_done(
-    broker: Broker, client: OandaClient, trading: Trading, monkeypatch: pytest.MonkeyPatch, read_first: bool
+    broker: Broker, client: OandaClient, trading: Trading
 ) -> None:
-    send = trading.client.close_position
-
-    async def send_while_another_reads(*arguments: Any, **options: Any) -> OrderOutcome:
-        try:
-            return await send(*arguments, **options)
-        finally:
-            await trading.account.sync(None)
-
     await trading.enter()
     await client.close_position("GBP_JPY", long=True)
-    if read_first:
-        monkeypatch.setattr(trading.client, "close_position", send_while_another_reads)
     assert await trading.exits.close("killed", BAR_S), "the reject shows that the account is flat"
     assert broker.posts.count("PUT close") == 2
     assert trading.account.memory.risk.rejects == 0, "such a reject does not count"

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trader.config import GuardConfig
+from services.trader.known_account import risk_after
 from services.trader.ledger import Ledger, Memory, may_hold
 from services.trader.orders import Holding, Intent, IntentState
 from services.trader.risk import RiskBook
+from shared.adapters.oanda.client import NOTHING_TO_CLOSE
 from shared.environment.action import Action, Side
 
 LIMITS = GuardConfig(daily_loss_pips=100.0, weekly_loss_pips=150.0, max_drawdown_pips=300.0)
@@ -79,6 +81,21 @@ def test_the_drawdown_limit_lasts_until_an_operator_resumes() -> None:
     book = book.resumed().marked(NOON + 30 * DAY + 60, 0.0, LIMITS)
     assert not book.drawdown_broken
     assert book.drawdown == 0.0
+
+
+@pytest.mark.parametrize(
+    ("state", "detail", "rejects"),
+    [
+        (IntentState.FILLED, "filled at 190.0", 0),
+        (IntentState.REJECTED, "INSUFFICIENT_MARGIN", 3),
+        (IntentState.CANCELLED, "MARKET_HALTED", 3),
+        (IntentState.REJECTED, NOTHING_TO_CLOSE, 2),
+    ],
+)
+def test_a_rejected_close_of_a_flat_account_counts_neither_way(
+    state: IntentState, detail: str, rejects: int
+) -> None:
+    assert risk_after(RiskBook(rejects=2), state, detail).rejects == rejects
 
 
 def test_a_fill_resets_the_count_of_rejects() -> None:
