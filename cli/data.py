@@ -290,7 +290,7 @@ def sessions(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Count the valid sessions of each split, or list the sessions of one split.
+    """Count the valid sessions per split, or list those of one split.
 
     With --json, list the start bars of all sessions.
     """

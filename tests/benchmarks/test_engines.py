@@ -131,5 +131,5 @@ def test_a_missing_engine_has_a_hint_how_to_install_it(monkeypatch: pytest.Monke
     assert "install g++" in (reasons.pop("torch.compile, frozen") or "")
     onnx = reasons.pop("ONNX Runtime") or ""
     assert onnx.startswith("not installed: onnx;")
-    assert "[peers]" in onnx
+    assert "[onnx]" in onnx
     assert set(reasons.values()) == {None}

@@ -185,15 +185,25 @@ class Proxy:
     upstream: int
     bad_gateway: bool = False
     streams: list[asyncio.StreamWriter] = field(default_factory=list)
+    handlers: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
+        self.handlers.add(task)
         try:
-            with contextlib.suppress(
-                ConnectionError, asyncio.IncompleteReadError
-            ):  # either side has disconnected
+            # Either side may disconnect.
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 await self._answer(reader, writer)
         finally:
-            writer.close()
+            self.handlers.discard(task)
+            await _close(writer)
+
+    async def stop(self) -> None:
+        """Cancel what is still answered, and wait until its connections are closed."""
+        handlers = list(self.handlers)
+        for handler in handlers:
+            handler.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -209,7 +219,14 @@ class Proxy:
                 writer.write(data)
                 await writer.drain()
         finally:
-            writer_upstream.close()
+            await _close(writer_upstream)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, which the other side may have reset, and wait for its end."""
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def test_the_event_stream_reconnects_after_a_429_and_a_502(
@@ -235,6 +252,7 @@ async def test_the_event_stream_reconnects_after_a_429_and_a_502(
         server.close()
         await page.until(f"{text('#stale')}.startsWith('The gateway does not answer')")
         await page.until(f"{text('#trader-state')}.startsWith('unknown since')")
+        await proxy.stop()
 
 
 async def test_the_seventh_tab_works_since_hidden_tabs_close_their_stream(

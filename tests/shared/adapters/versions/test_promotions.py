@@ -227,7 +227,7 @@ def test_a_report_that_is_a_link_or_too_large_does_not_promote(
     path.rename(tmp_path / "elsewhere.json")
     path.symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(
-        PromotionError, match=r"1\.json: a symbolic link, which is not followed; the validator judges"
+        PromotionError, match=r"1\.json: a symbolic link, which is not followed; restart the validator"
     ):
         promote(store, reports, 1, "paper", by="test")
 
