@@ -100,6 +100,7 @@ async def test_an_operator_needs_the_key_to_promote_a_version(system: System, bu
     await page.open(str(system.client.base_url), dark=True)
     await page.until("document.body.innerText.includes('unproven: no entries')")
     badge = "[...document.querySelectorAll('.tag')].find(tag => tag.textContent === 'unproven')"
+    await page.until(badge)  # the table is drawn apart from the line above it
     assert await page.evaluate(f"{badge}.className") == "tag"  # neither green nor red
     assert "passed no gate" in await page.evaluate(f"{badge}.title")
     system.store.point(Pointer.PROMOTED, 2, stage="paper")
