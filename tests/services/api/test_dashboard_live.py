@@ -287,11 +287,11 @@ async def test_a_page_opened_without_redis_reads_the_rest_when_it_returns(
         await page.until(
             f"{text('#state')}.includes('Redis has not answered') && {text('#alert-log')} === 'not read yet'"
         )
-        assert await page.evaluate(text("#decision")) == "not read yet"
+        await page.until(f"{text('#decision')} === 'not read yet'")
         own_redis.start()
         await page.until(f"{text('#alert-log')}.includes('bar 7')")
         assert "times" not in await page.evaluate(text("#alert-log"))
-        assert await page.evaluate(text("#decision")) == "the trader has not decided yet"
+        await page.until(f"{text('#decision')} === 'the trader has not decided yet'")
     await bus.close()
 
 
@@ -353,7 +353,7 @@ async def test_an_unreadable_report_replaces_the_report_of_another_version(
         "document.querySelector('#validated').dispatchEvent(new Event('change'))"
     )
     await page.until(f"{text('#verdict')}.includes('reason 1')")
-    assert "the report cannot be read: the report is damaged" in await page.evaluate(text("#chart-fan"))
+    await page.until(f"{text('#chart-fan')}.includes('the report cannot be read: the report is damaged')")
 
 
 async def test_without_a_key_the_page_explains_why_the_kill_switch_is_off(
