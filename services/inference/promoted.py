@@ -213,7 +213,7 @@ class PromotedVersion:
         version = self._served and self._served.version
         serving = "no version is served" if version is None else f"version {version} is still served"
         log.error(name, error=str(failure), serving=version)
-        return AlertRaised(source="inference", name=name, detail=f"{failure}; {serving}"[:2048])
+        return AlertRaised(source="inference", name=name, detail=f"{failure}; {serving}")
 
 
 async def _listen(bus: Bus, moved: asyncio.Event) -> None:

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 async def raise_alert(lifecycle: Lifecycle, name: str, detail: str) -> None:
     """Append an alert from the validator to the alert stream."""
-    await lifecycle.bus.append(ALERTS, AlertRaised(source="validator", name=name, detail=detail[:2048]))
+    await lifecycle.bus.append(ALERTS, AlertRaised(source="validator", name=name, detail=detail))
 
 
 class BestPointer:

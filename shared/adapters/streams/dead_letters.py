@@ -69,7 +69,7 @@ def letter_fields(stream: Stream[Message], raw: RawEntry, reason: str) -> dict[b
     message = DeadLettered(
         stream=stream.key,
         entry_id=entry_id.decode(),
-        reason=reason[:2048],
+        reason=reason,
         size_bytes=size,
         kept=kept,
         excerpt=excerpt[: EXCERPT_BYTES * 2].decode("ascii", "replace"),
