@@ -19,25 +19,30 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 
-def _kernel_digest() -> str:
-    """A digest of all source files that contain kernels."""
+def kernel_digest(folder: Path) -> str:
+    """A digest of the source files below a folder that contain kernels: their paths, times and contents."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).resolve().parent.rglob("*.py")):
+    for path in sorted(folder.resolve().rglob("*.py")):
         source = path.read_bytes()
         if b"kernel" in source:
+            digest.update(f"{path}\0{path.stat().st_mtime_ns}\0".encode())
             digest.update(source)
     return digest.hexdigest()[:16]
 
 
-# Numba recompiles a cached kernel only if its own file changes, not if a kernel that it calls changes.
-# Each digest has its own cache directory, so a kernel never runs an outdated copy of another.
+# Numba recompiles a cached kernel if the path or time of its own file changes, but not if a kernel that it
+# calls changes. Each digest has its own cache directory, so a kernel never runs an outdated copy of another,
+# and a cache marked as complete has no kernel that Numba would recompile.
 _config = vars(numba.config)
 _cache_root = Path(_config["CACHE_DIR"] or Path.home() / ".cache" / "micro-muzero" / "kernels")
-KERNEL_CACHE = _cache_root / _kernel_digest()
+KERNEL_CACHE = _cache_root / kernel_digest(Path(__file__).parent)
 _config["CACHE_DIR"] = str(KERNEL_CACHE)
 
-#: This file exists once the cache contains every kernel.
+#: This file exists once the cache contains every kernel. It holds the folder of the sources.
 COMPILED_MARK = KERNEL_CACHE / "complete"
+
+#: Every kernel of the modules imported so far, named as Numba names its files: `module.function`.
+KERNELS: set[str] = set()
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -49,7 +54,7 @@ def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     Fast-math is off: the same operations in the same order give the same bits, for one value at a time
     or for a million. Live trading relies on this.
     """
-    return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True)(function))
+    return _compiled(function)
 
 
 def reordering_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -58,13 +63,20 @@ def reordering_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     The order is fixed at compile time and depends only on the length of a sum, so each row of a network
     gets the same bits in any batch. Do not use it for prices or features.
     """
-    options = {"contract", "nsz", "reassoc"}
-    return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True, fastmath=options)(function))
+    return _compiled(function, fastmath={"contract", "nsz", "reassoc"})
 
 
 def parallel_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile like `kernel` and distribute `numba.prange` loops over the cores."""
-    return cast("Callable[_P, _R]", numba.njit(cache=True, nogil=True, parallel=True)(function))
+    return _compiled(function, parallel=True)
+
+
+def _compiled(
+    function: Callable[_P, _R], *, fastmath: bool | set[str] = False, parallel: bool = False
+) -> Callable[_P, _R]:
+    KERNELS.add(f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}")
+    compiler = numba.njit(cache=True, nogil=True, fastmath=fastmath, parallel=parallel)
+    return cast("Callable[_P, _R]", compiler(function))
 
 
 def require_shape(name: str, array: npt.NDArray[np.generic], *shape: int | None) -> None:

@@ -12,7 +12,7 @@ discount; the edge from a chance node to the next decision carries the bar's rew
     Q(s, a) = W(as) / N(as);  V(s) = W(s) / N(s)
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from shared.numeric import Bool, Float32, Float64, Int8, Int32, kernel
 from shared.search.model import ActionRules, Roots
 
 #: Index of the root in every tree.
-ROOT = 0
+ROOT = cast("int", np.int64(0))  # Numba would compile the functions of a node once more for a literal 0
 
 #: Index of a parent or child that does not exist.
 ABSENT = -1

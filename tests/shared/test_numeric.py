@@ -1,0 +1,58 @@
+"""The cache of compiled kernels: which sources it belongs to, and that `compile` fills all of it."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from shared.numeric import kernel_digest
+from tests.conftest import ROOT
+
+_DECORATORS = {"kernel", "reordering_kernel", "parallel_kernel"}
+
+_LISTED = """
+import cli.compile
+from shared.numeric import KERNELS
+print(*KERNELS)
+"""
+
+
+def test_a_cache_belongs_to_the_folder_times_and_contents_of_the_kernels(tmp_path: Path) -> None:
+    """Numba recompiles after a change of a file's path or time; another kernel's change it does not see."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    source = checkout / "module.py"
+    source.write_text("@kernel\ndef f(): ...\n", encoding="utf-8")
+    os.utime(source, ns=(10, 10))
+    first = kernel_digest(checkout)
+
+    shutil.copytree(checkout, tmp_path / "clone")
+    assert kernel_digest(tmp_path / "clone") != first, "another folder"
+
+    os.utime(source, ns=(10, 11))
+    assert kernel_digest(checkout) != first, "another time"
+
+    os.utime(source, ns=(10, 10))
+    (checkout / "other.py").write_text("x = 1\n", encoding="utf-8")
+    assert kernel_digest(checkout) == first, "a file without kernels"
+
+    source.write_text("@kernel\ndef g(): ...\n", encoding="utf-8")
+    os.utime(source, ns=(10, 10))
+    assert kernel_digest(checkout) != first, "another content"
+
+
+def test_compile_knows_every_kernel_of_the_services() -> None:
+    """`compile` itself fails if one that it knows is missing from the cache afterwards."""
+    listed = subprocess.run(
+        [sys.executable, "-c", _LISTED], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(listed.stdout.split()) == {
+        f"{path.stem}.{function.name}"
+        for folder in ("shared", "services")
+        for path in (ROOT / folder).rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        and any(isinstance(d, ast.Name) and d.id in _DECORATORS for d in function.decorator_list)
+    }
