@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from decimal import Decimal
 
 import structlog
@@ -22,6 +21,7 @@ from shared.errors import DataError
 from shared.market.session import SESSION_BARS, Split
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.server import serve_app
+from shared.runtime.tasks import service_tasks
 
 log = structlog.get_logger()
 
@@ -96,45 +96,24 @@ class BrokerService:
             last_transaction=venue.exchange.account.last_id,
         )
         app = create_app(venue, self._settings.token.get_secret_value())
-        async with running(venue) as replay:
-            replay.add_done_callback(lambda done: _stop_if_failed(done, lifecycle))
-            background = [
-                asyncio.create_task(_report(venue, lifecycle)),
-                asyncio.create_task(_close_streams(venue, lifecycle)),
-            ]
-            try:
+        with contextlib.closing(venue.ledger):
+            async with service_tasks() as tasks:
+                replay = tasks.create_task(venue.run())  # the closed market is served after its end
+                tasks.create_task(_report(venue, lifecycle))
+                tasks.create_task(_close_streams(venue, lifecycle))
                 await serve_app(
                     app, lifecycle, host=config.host, port=config.port, allowed_hosts=config.allowed_hosts
                 )
-            finally:
-                lifecycle.stop()
-                await asyncio.gather(*background)
-            if replay.done():
-                replay.result()
-        venue.ledger.close()
-
-
-@contextlib.asynccontextmanager
-async def running(venue: Venue) -> AsyncIterator[asyncio.Task[None]]:
-    """Run the replay inside the block."""
-    replay = asyncio.create_task(venue.run())
-    try:
-        yield replay
-    finally:
-        venue.stopping.set()
-        replay.cancel()
-        await asyncio.gather(replay, return_exceptions=True)
-
-
-def _stop_if_failed(replay: asyncio.Task[None], lifecycle: Lifecycle) -> None:
-    """Stop the service if the replay failed. If it finished, keep serving the closed market."""
-    if not replay.cancelled() and replay.exception() is not None:
-        lifecycle.stop()
+                lifecycle.stop()  # stops the other tasks if the server exits by itself
+                replay.cancel()
 
 
 async def _close_streams(venue: Venue, lifecycle: Lifecycle) -> None:
-    await lifecycle.stopping.wait()
-    venue.stopping.set()
+    """Close open streams on a stop, since the server waits for them."""
+    try:
+        await lifecycle.stopping.wait()
+    finally:
+        venue.stopping.set()
 
 
 async def _report(venue: Venue, lifecycle: Lifecycle) -> None:

@@ -75,7 +75,8 @@ async def serve_app(
     finally:
         server.should_exit = True
         stop.cancel()
-    await serving
+        await asyncio.wait({serving})
+    serving.result()
 
 
 async def _listening(service: str, host: str, port: int) -> list[socket.socket]:

@@ -18,4 +18,7 @@ async def service_tasks() -> AsyncIterator[asyncio.TaskGroup]:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
     except* MuZeroError as failures:
-        raise failures.exceptions[0] from failures
+        first: Exception = failures
+        while isinstance(first, ExceptionGroup):  # a task may have a group of its own
+            first = first.exceptions[0]
+        raise first from failures

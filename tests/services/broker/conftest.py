@@ -18,12 +18,12 @@ from services.broker.exchange.planning import AccountTerms
 from services.broker.faults import Faults
 from services.broker.http.app import create_app
 from services.broker.market.tape import Tape
-from services.broker.service import running
 from services.broker.venue import Venue
 from shared.adapters.oanda.client import OandaClient
 from shared.market.bar import BarSeries
 from shared.runtime.ports import free_port
 from tests.services.broker.markets import RULES, bars_of
+from tests.services.broker.replay import running
 
 TOKEN = "canary-token-8d1f"
 ACCOUNT = "101-001-0000001-001"

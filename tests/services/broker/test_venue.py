@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 from services.broker.config import BrokerConfig, Pacing
 from services.broker.exchange.transactions import MarketOrderFields
 from services.broker.market.pace import Pace
-from services.broker.service import running
 from services.broker.venue import Venue
 from shared.errors import BrokerError
 from shared.market.bar import BarSeries
 from tests.services.broker.conftest import venue_of
 from tests.services.broker.markets import START_S, bars_of
+from tests.services.broker.replay import running
 from tests.waiting import PATIENCE_SECONDS, until
 
 ACKNOWLEDGED = BrokerConfig(pacing=Pacing.ACKNOWLEDGED)

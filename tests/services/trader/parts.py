@@ -27,7 +27,6 @@ from services.broker.exchange.transactions import MarketOrderFields
 from services.broker.faults import Faults
 from services.broker.http.app import create_app
 from services.broker.market.tape import Tape
-from services.broker.service import running
 from services.broker.settings import BrokerSettings
 from services.broker.venue import Venue
 from services.trader.__main__ import compose
@@ -39,6 +38,7 @@ from shared.market.synthetic import Market, synthesize
 from shared.runtime.lifecycle import Lifecycle
 from shared.runtime.ports import free_port
 from shared.runtime.server import serve_app
+from tests.services.broker.replay import running
 from tests.waiting import listening, until
 
 #: Bars 0..399 are history; the replay begins at bar 400, on a Monday.
