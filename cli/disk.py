@@ -41,7 +41,7 @@ class DiskWatch:
         self._home, self._low_mb = home, low_mb
         self._tracker = ConditionTracker(end_seconds=_END_SECONDS)
 
-    def look(self, now_s: float) -> Iterator[str]:
+    def check(self, now_s: float) -> Iterator[str]:
         """Check once; yields events as text."""
         try:
             free = free_megabytes(self._home)
@@ -50,5 +50,5 @@ class DiskWatch:
         else:
             low = low_disk(free, self._low_mb, self._home)
             ended = f"{free:,} MB are free in {self._home} again"
-        for alert in self._tracker.look({_LOW: low} if low else {}, now_s):
+        for alert in self._tracker.update({_LOW: low} if low else {}, now_s):
             yield alert.detail if alert.phase == "began" else ended

@@ -230,7 +230,7 @@ class _System:
         view.add_done_callback(self._on_view_done)
         while not self._stop.is_set() and not supervisor.failure.done() and time.monotonic() < deadline:
             self._save(supervisor)
-            for event in self._disk.look(time.monotonic()):
+            for event in self._disk.check(time.monotonic()):
                 self._report(event)
             await _wait(self._stop.wait, min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
         view.cancel()

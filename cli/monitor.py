@@ -210,7 +210,7 @@ def _heading(status: Status) -> RenderableType:
     line.append(f"● {status.state}", "green" if healthy else "bold yellow")
     if status.alerts:
         line.append(f"  {len(status.alerts)} alert{'s' if len(status.alerts) > 1 else ''}", "bold red")
-    if status.redis == "away":
+    if status.redis == "unavailable":
         line.append("  Redis unavailable", "bold red")
     line.append(f"  {_local_time(status.time)}  up {_duration(status.time - status.started_at)}", "dim")
     return line

@@ -104,9 +104,9 @@ def _last_position(last: Detail, status: Status) -> str:
 
 
 def _of_redis(status: Status, config: AlertConfig) -> Iterator[tuple[str, str]]:
-    if status.redis == "away":
+    if status.redis == "unavailable":
         yield (
-            "redis_away",
+            "redis_unavailable",
             (
                 "Redis does not answer, so data that only Redis has is not shown. Restart Redis; it exits if "
                 "its disk is full. To stop trading meanwhile, run ./run kill on the trader's host"
@@ -211,7 +211,10 @@ def _of_trading(status: Status) -> Iterator[tuple[str, str]]:
     guards = ", ".join(guard for guard in all_guards if guard not in _EXPECTED_GUARDS)
     closed = "market_closed" in all_guards
     if state in _NOT_TRADING:
-        yield "broker_away", f"{_NOT_TRADING[str(state)]}: no order is sent and no position is monitored"
+        yield (
+            "broker_unavailable",
+            f"{_NOT_TRADING[str(state)]}: no order is sent and no position is monitored",
+        )
     elif state == "standby":
         yield (
             "trader_standby",

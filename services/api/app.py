@@ -70,7 +70,7 @@ def _unavailable(reason: str) -> Callable[[Request, Exception], Awaitable[Respon
     """Make a handler that answers 503 with a reason."""
 
     async def answer(_request: Request, failure: Exception) -> Response:
-        log.warning("store_away", error=str(failure))
+        log.warning("store_unavailable", error=str(failure))
         return problem(
             HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}; try again soon", headers={"Retry-After": "5"}
         )

@@ -38,7 +38,7 @@ class GatewayConfig:
 
     host: str = setting("127.0.0.1", "interface that the port listens on")
     port: Port = setting(8000, "port of the API and the dashboard")
-    allowed_hosts: str = setting("", "host names answered besides localhost and addresses, as a,b,c")
+    allowed_hosts: str = setting("", "more host names accepted besides localhost and IP addresses, as a,b,c")
     api_key: SecretStr = setting(
         _UNSET, f"key of every POST, {MIN_KEY_LENGTH} characters or more; empty refuses every POST"
     )

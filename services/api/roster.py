@@ -62,7 +62,7 @@ class Roster:
         """The attendance of a service; empty if it was never present and never expected."""
         return self._services.get(service, Attendance())
 
-    def look(self, expected: Sequence[str], heartbeats: Sequence[Heartbeat], now: datetime) -> None:
+    def update(self, expected: Sequence[str], heartbeats: Sequence[Heartbeat], now: datetime) -> None:
         """Update all services from the present heartbeats. Skip this call while Redis cannot be read."""
         for name in dict.fromkeys([*expected, *self._services, *(beat.service for beat in heartbeats)]):
             attendance = self._services.setdefault(name, Attendance())

@@ -9,7 +9,7 @@ from shared.messages.conditions import Condition, ConditionTracker
 from shared.messages.schemas import AlertRaised
 
 #: Conditions that the gateway can detect without Redis.
-_WITHOUT_REDIS = ("redis_away", "disk_low")
+_WITHOUT_REDIS = ("redis_unavailable", "disk_low")
 
 #: Conditions on training metrics, which fluctuate, above all in the first minutes of a run.
 _TRAINING = ("training_diverging", "policy_collapsed", "hold_only")
@@ -18,14 +18,14 @@ _TRAINING = ("training_diverging", "policy_collapsed", "hold_only")
 _PASSING = (
     "service_missing",
     "service_degraded",
-    "broker_away",
+    "broker_unavailable",
     "trader_standby",
     "trader_halted",
     "guard_tripped",
 )
 
 #: Conditions that the trader announces itself, one alert per guard. The gateway only shows them.
-_ANNOUNCED_BY_TRADER = ("guard_tripped", "broker_away", "trader_standby")
+_ANNOUNCED_BY_TRADER = ("guard_tripped", "broker_unavailable", "trader_standby")
 
 
 class ConditionHistory:
@@ -54,7 +54,9 @@ class ConditionHistory:
             tracker = self._tracker(condition.name)
             tracker.resume(condition, detail, self._clock(tracker, now_s))
 
-    def look(self, alerts: Sequence[ActiveAlert], now_s: float, *, redis_answers: bool) -> list[AlertRaised]:
+    def update(
+        self, alerts: Sequence[ActiveAlert], now_s: float, *, redis_answers: bool
+    ) -> list[AlertRaised]:
         """Add the conditions of one check, and return those that begin or end with it.
 
         Args:
@@ -72,7 +74,7 @@ class ConditionHistory:
             if tracker is not self._without_redis and not redis_answers:
                 continue
             held = {c: alert.detail for c, alert in self._active.items() if self._tracker(c.name) is tracker}
-            raised += tracker.look(held, self._clock(tracker, now_s))
+            raised += tracker.update(held, self._clock(tracker, now_s))
         for alert in raised:
             self._record(alert)
         return [alert for alert in raised if alert.name not in _ANNOUNCED_BY_TRADER]

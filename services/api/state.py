@@ -108,7 +108,7 @@ class Gateway:
         self._resumed = False
         self._announced_missing: set[str] = set()  # announced by an earlier gateway
         self._late_snapshot: asyncio.Task[StoreSnapshot] | None = None
-        self._redis_away_since: datetime | None = None
+        self._redis_unavailable_since: datetime | None = None
 
     async def ask(self, query: Callable[[], Awaitable[R]]) -> R:
         """Run a query that Redis must answer in time.
@@ -150,9 +150,9 @@ class Gateway:
         complete = all(service.state == "up" for service in services if service.expected)
         status = Status(
             state="running" if live and snapshot and complete else "degraded",
-            redis="up" if live else "away",
-            redis_away_since=self._redis_away_since,
-            store="up" if snapshot else "away",
+            redis="up" if live else "unavailable",
+            redis_unavailable_since=self._redis_unavailable_since,
+            store="up" if snapshot else "unavailable",
             time=moment,
             started_at=self.started_at,
             version=installed_version("micro-stochastic-muzero"),
@@ -169,7 +169,7 @@ class Gateway:
             alerts=[],
         )
         alerts = active_alerts(status, self.alerts)
-        for alert in self._conditions.look(alerts, time.monotonic(), redis_answers=live is not None):
+        for alert in self._conditions.update(alerts, time.monotonic(), redis_answers=live is not None):
             self.unannounced.put_nowait(alert)
         return status.model_copy(update={"alerts": self._conditions.active()})
 
@@ -232,10 +232,10 @@ class Gateway:
     def _update_roster(self, live: _RedisReading | None, moment: datetime) -> None:
         """Record which services are present, and since when Redis is unavailable."""
         if live is None:
-            self._redis_away_since = self._redis_away_since or moment
+            self._redis_unavailable_since = self._redis_unavailable_since or moment
             return
-        self._redis_away_since = None
-        self._roster.look(self.alerts.expected_services, live.heartbeats, moment)
+        self._redis_unavailable_since = None
+        self._roster.update(self.alerts.expected_services, live.heartbeats, moment)
         if live.begun is not None and not self._resumed:
             self._conditions.resume(live.begun, time.monotonic())
             self._announced_missing = {c.source for c in live.begun if c.name == "service_missing"}
@@ -321,14 +321,14 @@ class Gateway:
         reading = asyncio.create_task(asyncio.to_thread(self.snapshot))
         finished, _ = await asyncio.wait({reading}, timeout=STORE_SECONDS)
         if not finished:
-            log.warning("store_away", error=f"no answer within {STORE_SECONDS:g} s")
+            log.warning("store_unavailable", error=f"no answer within {STORE_SECONDS:g} s")
             reading.add_done_callback(lambda late: late.cancelled() or late.exception())
             self._late_snapshot = reading
             return None
         try:
             return reading.result()
         except StoreUnavailableError as unavailable:
-            log.warning("store_away", error=str(unavailable))
+            log.warning("store_unavailable", error=str(unavailable))
             return None
 
     async def _disk(self) -> Disk | None:

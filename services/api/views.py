@@ -160,10 +160,10 @@ class Status(View):
     state: Literal["running", "degraded"] = Field(
         description="degraded: Redis or the store is unavailable, or a service is missing or degraded"
     )
-    redis: Literal["up", "away"]
-    redis_away_since: AwareDatetime | None = None
-    store: Literal["up", "away"] = Field(
-        "up", description="the checkpoint store; away: it does not answer, so no pointer is known"
+    redis: Literal["up", "unavailable"]
+    redis_unavailable_since: AwareDatetime | None = None
+    store: Literal["up", "unavailable"] = Field(
+        "up", description="the checkpoint store; unavailable: it does not answer, so no pointer is known"
     )
     time: AwareDatetime
     started_at: AwareDatetime

@@ -27,7 +27,7 @@ class BrokerConfig:
 
     host: str = setting("127.0.0.1", "interface that the port listens on")
     port: Port = setting(8002, "port of the broker's API")
-    allowed_hosts: str = setting("", "host names answered besides localhost and addresses, as a,b,c")
+    allowed_hosts: str = setting("", "more host names accepted besides localhost and IP addresses, as a,b,c")
     account: str = setting("101-001-0000001-001", "account id: four numbers joined by -")
     balance: Annotated[int, Range(low=1)] = setting(1_000_000, "balance in the instrument's quote currency")
     margin_rate: Annotated[float, Range(above=0.0, high=1.0)] = setting(0.05, "margin per unit of exposure")

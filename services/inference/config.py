@@ -23,7 +23,7 @@ class InferenceConfig:
 
     host: str = setting("127.0.0.1", "interface that the port listens on")
     port: Port = setting(8001, "port of the inference API")
-    allowed_hosts: str = setting("", "host names answered besides localhost and addresses, as a,b,c")
+    allowed_hosts: str = setting("", "more host names accepted besides localhost and IP addresses, as a,b,c")
     instrument: str = setting("", "refuse versions of another pair; empty accepts any")
     max_waiting: Count = setting(32, "requests in progress or waiting, beyond which clients get 503")
     poll_seconds: Positive = setting(5.0, "interval between two reads of the promoted pointer")

@@ -206,7 +206,7 @@ class PromotedVersion:
 
     def _lose_store(self, unavailable: StoreUnavailableError) -> AlertRaised | None:
         is_repeated, self._is_store_lost = self._is_store_lost, True
-        return None if is_repeated else self._alert("store_away", unavailable)
+        return None if is_repeated else self._alert("store_unavailable", unavailable)
 
     def _alert(self, name: str, failure: MuZeroError) -> AlertRaised:
         """Log a failure, and return it as an alert that names the version in use."""

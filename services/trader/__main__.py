@@ -145,7 +145,7 @@ async def _answer(
             try:
                 return await ask(client)
             except BrokerError as failure:
-                log.warning("broker_away", error=str(failure))
+                log.warning("broker_unavailable", error=str(failure))
                 lifecycle.report(state="waiting for the broker")
                 await lifecycle.sleep(1.0)
     return None

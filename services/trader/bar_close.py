@@ -84,7 +84,7 @@ class BarClose:
             return
         decision, failure = await self._ask(bar_time_s) if complete else (None, self._late(bar_time_s))
         self._watching.decision_age_seconds = self._market.bar_age_seconds(bar_time_s)
-        trips = self._watching.look()
+        trips = self._watching.check()
         if decision is None:
             permission = permit(Action.HOLD, self._account.holding.side, trips)
             permission = replace(permission, reason="; ".join(filter(None, (permission.reason, failure))))

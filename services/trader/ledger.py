@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS memory (only INTEGER PRIMARY KEY CHECK (only = 0), bo
 CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, body TEXT NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS told (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS deliveries (sink TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT;
 """
 
 #: Longest wait for a lock. No other process writes to the file, but a reader may lock it for a moment.
@@ -254,7 +254,8 @@ class Ledger:
         """Note that a sink has every message up to `seq`; messages that all sinks have are deleted."""
         with self._writing() as db:
             db.execute(
-                "INSERT INTO told VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq", (sink, seq)
+                "INSERT INTO deliveries VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq",
+                (sink, seq),
             )
             in_all = min(self._delivered_seq(other) for other in sinks)
             db.execute("DELETE FROM outbox WHERE seq <= ?", (in_all,))
@@ -264,7 +265,7 @@ class Ledger:
         return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
 
     def _delivered_seq(self, sink: str) -> int:
-        row = self._db.execute("SELECT seq FROM told WHERE sink = ?", (sink,)).fetchone()
+        row = self._db.execute("SELECT seq FROM deliveries WHERE sink = ?", (sink,)).fetchone()
         return int(row[0]) if row else 0
 
 

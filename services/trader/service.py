@@ -98,7 +98,7 @@ class TraderService:
                 pause = backoff.after(good=self._session.seconds_with_prices() > _GOOD_SESSION_SECONDS)
                 log.warning("session_broke", error=str(broken), again_in_seconds=round(pause, 2))
                 self._watching.session_broke(broken)
-                self._watching.look()
+                self._watching.check()
                 self._watching.report()
                 await self._lifecycle.sleep(pause)
 
@@ -106,7 +106,7 @@ class TraderService:
         """Check the kill file and the guards, also while a session waits for an answer."""
         while True:
             self._control.check_kill_file()
-            self._watching.look()
+            self._watching.check()
             self._watching.report()
             self._control.write_status(str(self._lifecycle.heartbeat.detail.get("state", "starting")))
             await asyncio.sleep(_WATCH_SECONDS)

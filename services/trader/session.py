@@ -97,7 +97,7 @@ class Session:
     def _report_broken_stream(self, reader: asyncio.Task[None]) -> None:
         """Report the break at once, since the session itself may be waiting for an answer."""
         if not reader.cancelled() and isinstance(broken := reader.exception(), BrokerError):
-            self._watching.broker_away = str(broken)
+            self._watching.broker_unavailable = str(broken)
 
     async def _read_prices(self) -> None:
         async with contextlib.aclosing(self._client.price_stream(self._instrument.name)) as items:

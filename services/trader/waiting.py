@@ -58,7 +58,7 @@ async def announced(
         await asyncio.gather(task, return_exceptions=True)
         try:
             async with asyncio.timeout(_END_SECONDS):
-                for alert in tracker.look({}, time.monotonic()):
+                for alert in tracker.update({}, time.monotonic()):
                     await lifecycle.bus.append(ALERTS, alert)
         except TimeoutError:
             log.warning("alert_not_sent", name=name, phase="ended")
@@ -66,7 +66,7 @@ async def announced(
 
 async def _announce(bus: Bus, tracker: ConditionTracker, holding: Mapping[Condition, str]) -> None:
     while True:
-        for alert in tracker.look(holding, time.monotonic()):
+        for alert in tracker.update(holding, time.monotonic()):
             log.warning("condition", name=alert.name, phase=alert.phase, detail=alert.detail)
             await bus.append(ALERTS, alert)
         await asyncio.sleep(_POLL_SECONDS)

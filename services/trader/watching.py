@@ -44,7 +44,7 @@ _REFUSED = (401, 403)
 _MAX_PENDING_ALERTS = 1_000
 
 #: A shorter outage of the broker raises no alert: streams drop, and the next session begins at once.
-AWAY_SECONDS = 10.0
+OUTAGE_SECONDS = 10.0
 
 #: A condition has ended once it was absent for this long; a shorter gap belongs to the same condition.
 ENDS_SECONDS = 60.0
@@ -65,13 +65,13 @@ class Watching:
         self._instrument, self._config = terms.instrument, terms.config
         self._limits, self._mode = terms.limits, terms.mode
         self._guards = ConditionTracker(end_seconds=ENDS_SECONDS)
-        self._outages = ConditionTracker(begin_seconds=AWAY_SECONDS, end_seconds=0.0)
+        self._outages = ConditionTracker(begin_seconds=OUTAGE_SECONDS, end_seconds=0.0)
         self._trips: tuple[Trip, ...] = ()
         self._counted: dict[Refusal, int] = {}  # numbers of refusals already in metrics and alerts
         self._num_in_flight = 0  # entries being sent and looked up
         self._pending_alerts: list[AlertRaised] = []  # not yet saved by the ledger
         self.in_session = False  # prices arrive, so the guards can be checked
-        self.broker_away = ""  # reason why the last session or its stream broke
+        self.broker_unavailable = ""  # reason why the last session or its stream broke
         self.broker_refuses = ""  # reason why the broker refuses this token or account
         self.ledger_refuses = ""  # reason why the ledger cannot be written
         self.failing: dict[str, str] = {}  # details of other alert conditions, by name
@@ -95,14 +95,14 @@ class Watching:
         if isinstance(broken, LedgerError):
             self.ledger_refuses = str(broken)
             return
-        self.broker_away = str(broken)
+        self.broker_unavailable = str(broken)
         # The position stays open and unwatched while the token is refused: an operator must know.
         self.broker_refuses = str(broken) if broken.status in _REFUSED else ""
 
     def session_began(self) -> None:
         """Note that prices arrive."""
         self.in_session = True
-        self.broker_away = self.broker_refuses = self.ledger_refuses = ""
+        self.broker_unavailable = self.broker_refuses = self.ledger_refuses = ""
 
     # -- guards --------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class Watching:
             version_unproven=self.decision is not None and not proven,
         )
 
-    def look(self) -> tuple[Trip, ...]:
+    def check(self) -> tuple[Trip, ...]:
         """Check every condition, announce each beginning and end, and return the tripped guards.
 
         Outside a session the guards are not checked and stay as they were.
@@ -168,8 +168,12 @@ class Watching:
         if self.ledger_refuses:
             detail = f"{self.ledger_refuses}; only exits are sent: free the disk or repair the folder"
             holding[Condition("trader", "ledger_refuses")] = detail
-        away = {Condition("trader", "broker_away"): self.broker_away} if self.broker_away else {}
-        alerts = [*self._guards.look(holding, now), *self._outages.look(away, now)]
+        unavailable = (
+            {Condition("trader", "broker_unavailable"): self.broker_unavailable}
+            if self.broker_unavailable
+            else {}
+        )
+        alerts = [*self._guards.update(holding, now), *self._outages.update(unavailable, now)]
         for alert in alerts:
             log.warning("condition", name=alert.name, phase=alert.phase, detail=alert.detail)
         self._save_alerts(alerts)
@@ -220,7 +224,7 @@ class Watching:
             state, guards = TraderState.HALTED.value, ["broker_refuses"]
         elif self.ledger_refuses:
             state, guards = TraderState.HALTED.value, ["ledger_refuses"]
-        elif self.broker_away:
+        elif self.broker_unavailable:
             state = "reconnecting"
         elif not self.in_session:
             state = "connecting"

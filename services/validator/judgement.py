@@ -38,16 +38,16 @@ class Judge:
         Returns:
             The versions that need no judgement, and those to judge again because their report cannot promote.
         """
-        records, ground = self._storage.records, self._validator.ground
-        records.record_standards(ground, self._validator.standards.document())
+        records, scope = self._storage.records, self._validator.scope
+        records.record_standards(scope, self._validator.standards.document())
         again = set()
-        for version in records.judged(ground).intersection(self._storage.store.versions()):
+        for version in records.judged(scope).intersection(self._storage.store.versions()):
             try:
                 require_record(self._storage.reports, self._storage.store.manifest(version))
             except CheckpointError as unfit:
                 log.info("judged_again", version=version, reason=str(unfit))
                 again.add(version)
-        return records.done(ground) - again, again
+        return records.done(scope) - again, again
 
     def judge(
         self, version: int, best: int | None, superseded_by: int | None
@@ -93,7 +93,7 @@ class Judge:
 
     def _require_out_of_sample(self, manifest: Manifest) -> None:
         """Refuse a version trained on another data set or on the judged sessions."""
-        version, dataset = manifest.version, self._validator.ground.dataset
+        version, dataset = manifest.version, self._validator.scope.dataset
         if manifest.dataset != dataset:
             raise CheckpointError(
                 f"version {version} was trained on data set {manifest.dataset[:12]}…, but the validator has "

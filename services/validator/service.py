@@ -75,9 +75,9 @@ class ValidatorService:
 
     async def _judge_all(self) -> None:
         """Judge the waiting versions, the newest first, until asked to stop."""
-        records, ground = self._storage.records, self._validator.ground
+        records, scope = self._storage.records, self._validator.scope
         with contextlib.suppress(StoppedError):
-            for unannounced in await retry_until_stored(self._lifecycle, lambda: records.pending(ground)):
+            for unannounced in await retry_until_stored(self._lifecycle, lambda: records.pending(scope)):
                 await self._announce(unannounced)
             self._report_state(None)
             await self._lifecycle.until_stopping(self._arrived.wait())
@@ -112,8 +112,8 @@ class ValidatorService:
             reason = str(failure)
             if not await self._lifecycle.until_stopping(self._report_skipped(version, reason)):
                 raise StoppedError from failure
-            ground = self._validator.ground
-            await retry_until_stored(self._lifecycle, lambda: records.skip(ground, version, reason))
+            scope = self._validator.scope
+            await retry_until_stored(self._lifecycle, lambda: records.skip(scope, version, reason))
             return True
         row, announcement = row_of(report, sha256), announcement_of(report)
         await retry_until_stored(
@@ -131,8 +131,8 @@ class ValidatorService:
         announcing = announce_and_promote(self._lifecycle, self._storage, judged)
         if not await self._lifecycle.until_stopping(announcing):
             raise StoppedError
-        records, ground = self._storage.records, self._validator.ground
-        await retry_until_stored(self._lifecycle, lambda: records.mark_announced(ground, judged.version))
+        records, scope = self._storage.records, self._validator.scope
+        await retry_until_stored(self._lifecycle, lambda: records.mark_announced(scope, judged.version))
 
     async def _report_skipped(self, version: int, reason: str) -> bool:
         """Raise an alert about a version that cannot be judged; return True once it is sent."""

@@ -57,5 +57,5 @@ async def retry_until_stored(lifecycle: Lifecycle, call: Callable[[], _R]) -> _R
 
 async def pause(lifecycle: Lifecycle, unavailable: StoreUnavailableError | RecordsUnavailableError) -> None:
     """Log why the store or the database is unavailable, and wait before the next attempt."""
-    log.warning("store_away", error=str(unavailable), retry_seconds=STORE_RETRY_SECONDS)
+    log.warning("store_unavailable", error=str(unavailable), retry_seconds=STORE_RETRY_SECONDS)
     await lifecycle.sleep(STORE_RETRY_SECONDS)

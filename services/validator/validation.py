@@ -81,7 +81,7 @@ class Validator:
         Raises:
             DataError: the split has no session.
         """
-        self.ground = ValidationScope(dataset.fingerprint, split)
+        self.scope = ValidationScope(dataset.fingerprint, split)
         self._dataset, self._standards = dataset, standards
         all_starts = dataset.sessions.non_overlapping(split)
         self._num_sessions_in_split = len(all_starts)
@@ -143,8 +143,8 @@ class Validator:
         return compose(
             Subject(
                 version=agent.version,
-                split=self.ground.split,
-                dataset=self.ground.dataset,
+                split=self.scope.split,
+                dataset=self.scope.dataset,
                 instrument=bars.instrument.name,
                 weights_sha256=provenance.weights_sha256,
                 purpose=provenance.purpose,
@@ -158,7 +158,7 @@ class Validator:
             metrics=standards.metrics,
             gate=standards.gate,
             history=self._history(
-                Candidate(self.ground, bars.instrument.name, agent.version, provenance.weights_sha256),
+                Candidate(self.scope, bars.instrument.name, agent.version, provenance.weights_sha256),
                 records,
             ),
             incumbent=self._incumbent(agent.version, best, records),
@@ -174,7 +174,7 @@ class Validator:
     def _incumbent(self, version: int, best: int | None, records: ValidationStore | None) -> Incumbent | None:
         if records is None or best is None or best == version:
             return None
-        judged, sqn100 = records.sqn100(self.ground, best)
+        judged, sqn100 = records.sqn100(self.scope, best)
         return Incumbent(best, sqn100) if judged else None
 
 

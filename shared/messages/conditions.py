@@ -41,7 +41,7 @@ class ConditionTracker:
         self._begin_seconds, self._end_seconds = begin_seconds, end_seconds
         self._seen: dict[Condition, _Seen] = {}
 
-    def look(self, holding: Mapping[Condition, str], now_s: float) -> list[AlertRaised]:
+    def update(self, holding: Mapping[Condition, str], now_s: float) -> list[AlertRaised]:
         """Process one check.
 
         Args:

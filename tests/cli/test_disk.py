@@ -52,13 +52,13 @@ def test_up_refuses_too_little_disk_space_and_warns_of_low_space(
 
 def test_low_disk_space_is_reported_once_and_so_is_its_end(disk: Disk, tmp_path: Path) -> None:
     watch = DiskWatch(tmp_path, low_mb=5_000)
-    assert list(watch.look(0.0)) == []
+    assert list(watch.check(0.0)) == []
     disk.free_mb = 4_000
-    assert [event[:24] for event in watch.look(1.0)] == ["only 4,000 MB are free i"]
-    assert list(watch.look(2.0)) == []
+    assert [event[:24] for event in watch.check(1.0)] == ["only 4,000 MB are free i"]
+    assert list(watch.check(2.0)) == []
     disk.free_mb = 6_000
-    assert list(watch.look(3.0)) == []
-    assert [event[:18] for event in watch.look(100.0)] == ["6,000 MB are free "]
+    assert list(watch.check(3.0)) == []
+    assert [event[:18] for event in watch.check(100.0)] == ["6,000 MB are free "]
 
 
 def test_a_disk_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,5 +66,5 @@ def test_a_disk_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(shutil, "disk_usage", fail)
-    (event,) = DiskWatch(tmp_path, low_mb=5_000).look(0.0)
+    (event,) = DiskWatch(tmp_path, low_mb=5_000).check(0.0)
     assert event == f"the free disk space of {tmp_path} is not known: [Errno 116] Stale file handle"

@@ -142,7 +142,7 @@ EMPTY = Snapshot(
     BUSY.status.model_copy(
         update={
             "state": "degraded",
-            "redis": "away",
+            "redis": "unavailable",
             "services": [service("trainer").model_copy(update={"state": "unknown"})],
             "streams": {},
             "dead_letters": None,

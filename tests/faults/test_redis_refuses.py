@@ -150,20 +150,20 @@ async def test_a_version_that_could_not_be_announced_is_announced_at_the_next_st
     version: int,
 ) -> None:
     """Redis dies after the files of the version are written."""
-    save, away = CheckpointStore.save, list[int]()
+    save, interrupted = CheckpointStore.save, list[int]()
 
     def save_then_die(store: CheckpointStore, manifest: Manifest, *tensors: Tensors) -> Manifest:
         saved = save(store, manifest, *tensors)
-        if manifest.version == version and not away:
+        if manifest.version == version and not interrupted:
             own_redis.stop(kill=True)
-            away.append(version)
+            interrupted.append(version)
         return saved
 
     monkeypatch.setattr(CheckpointStore, "save", save_then_die)
     settings = settings_without_updates(own_redis, bars[0], tmp_path)
     await send_sessions(own_bus, bars[1], range(50))
     async with running_trainer(settings) as trainer:
-        await until(lambda: bool(away) and trainer.bus.degraded)
+        await until(lambda: bool(interrupted) and trainer.bus.degraded)
         trainer.stop()
     await asyncio.to_thread(own_redis.start)
     announced = await own_bus.newest(CHECKPOINTS)

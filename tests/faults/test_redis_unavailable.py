@@ -32,9 +32,9 @@ async def test_every_service_recovers_soon_after_a_redis_outage(
     await whole.order("trader", "running")
     ready: dict[str, list[int]] = {service: [] for service in ASKED}
 
-    away = now()
+    stopped = now()
     await asyncio.to_thread(forked_system.redis.stop)
-    while now() < away + timedelta(seconds=count):
+    while now() < stopped + timedelta(seconds=count):
         for service, statuses in ready.items():
             statuses.append(await whole.readiness(service))
         await asyncio.sleep(0.2)
@@ -56,7 +56,7 @@ async def test_every_service_recovers_soon_after_a_redis_outage(
 
     async def decided_meanwhile() -> int:
         decisions = [entry.message for entry in await forked_system.bus.recent(DECISIONS, count=1_000)]
-        return sum(away < one.created_at < back and one.version is not None for one in decisions)
+        return sum(stopped < one.created_at < back and one.version is not None for one in decisions)
 
     async def recorded() -> bool:
         return await decided_meanwhile() > 0

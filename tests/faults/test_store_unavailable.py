@@ -50,7 +50,7 @@ def url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @contextlib.contextmanager
-def away(server: S3Server) -> Iterator[None]:
+def unavailable(server: S3Server) -> Iterator[None]:
     """Meanwhile the server answers no requests."""
     server.pause()
     try:
@@ -86,7 +86,7 @@ async def test_the_trainer_continues_and_publishes_after_the_outage(
         await trainer.send(bus, bars[1], range(5))
         await until(lambda: trainer.detail(running, "version") == 1)
         before = failures()
-        with away(s3_server):
+        with unavailable(s3_server):
             await trainer.send(bus, bars[1], range(5, 12))
             await until(lambda: trainer.detail(running, "episode") == 12)
             assert failures() == before + 1
@@ -103,7 +103,7 @@ async def test_the_trainer_continues_and_publishes_after_the_outage(
 
     monkeypatch.setattr("services.trainer.retry.RETRY_SECONDS", 0.1)
     async with contextlib.AsyncExitStack() as stack:
-        with away(s3_server):
+        with unavailable(s3_server):
             running = await stack.enter_async_context(trainer.running(settings))
             await asyncio.sleep(1.5)  # it has retried
             assert trainer.detail(running, "version") is None
@@ -131,7 +131,7 @@ async def test_a_worker_continues_and_fetches_the_version_later(
     save_version(CheckpointStore(url), 1)
     async with selfplay.running(settings) as worker:
         await selfplay.sent(bus, count=selfplay.LANES)
-        with away(s3_server):
+        with unavailable(s3_server):
             await selfplay.announce(bus, 1)
             length = await bus.length(TRAJECTORIES)
             await selfplay.sent(bus, count=length + 3 * selfplay.LANES)
@@ -152,7 +152,7 @@ async def test_the_validator_waits_and_skips_no_version(
     cases.save_version(storage.store, 1)
     async with validator.running(redis_server, storage) as lifecycle:
         await validator.until_heartbeat(lifecycle, waiting=0)
-        with away(s3_server):
+        with unavailable(s3_server):
             await validator.publish(bus, 1)
             await validator.until_heartbeat(lifecycle, validating=1)
             await asyncio.sleep(1.0)
@@ -171,10 +171,10 @@ async def test_inference_keeps_serving_and_reports_the_outage_once(url: str, s3_
         save_version(store, version)
     promote(store, 1)
     assert await promoted.refresh() is None
-    with away(s3_server):
+    with unavailable(s3_server):
         alert = await promoted.refresh()
         assert alert is not None
-        assert alert.name == "store_away"
+        assert alert.name == "store_unavailable"
         assert url in alert.detail
         assert "version 1 is still served" in alert.detail
         assert await promoted.refresh() is None
@@ -198,7 +198,7 @@ async def test_the_gateway_answers_and_reports_the_outage(
     async with running_system(redis_server.url, bus, tmp_path, GatewayConfig()) as system:
         made = await system.publish(1, loss=0.5)
         await system.until(lambda: 1 in system.gateway.history.checkpoints)
-        with away(s3_server):
+        with unavailable(s3_server):
             status = await system.client.get("/status")
             assert status.status_code == 200
             assert status.json()["state"] == "degraded"

@@ -49,7 +49,7 @@ async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
     rng = np.random.default_rng(11)
     store = CheckpointStore(system.home / "checkpoints")
     storage = Storage(store, system.home / "validations")
-    ground = ValidationScope(system.dataset.fingerprint, Split.VALIDATION)
+    scope = ValidationScope(system.dataset.fingerprint, Split.VALIDATION)
     newest = 0
     firsts: dict[int, int] = {}  # newest version at each start, by the number of versions judged before
 
@@ -65,7 +65,7 @@ async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
 
     async def start() -> None:
         """Start it and wait until it judges, or until it has judged everything."""
-        before = len(storage.records.done(ground))
+        before = len(storage.records.done(scope))
         firsts[before] = newest
         system.start("validator", **SHORT)
 
@@ -80,7 +80,7 @@ async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
         await start()
         await asyncio.sleep(rng.uniform(0.0, 0.5))
         system.stop("validator", signal.SIGKILL)
-        in_the_middle += newest not in storage.records.done(ground)
+        in_the_middle += newest not in storage.records.done(scope)
         await announce()  # while it is stopped
     begun = time.monotonic()
     await start()
@@ -92,7 +92,7 @@ async def test_a_killed_validator_judges_each_version_once_and_the_newest_first(
     assert await asyncio.to_thread(system.stop, "validator") == 0
 
     announced = [entry.message.version for entry in await system.bus.recent(VALIDATIONS, count=10_000)][::-1]
-    done = storage.records.done(ground)
+    done = storage.records.done(scope)
     reports = sorted(storage.reports.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     order = [int(path.stem) for path in reports]  # their timestamps are in whole seconds
     print_figures(

@@ -68,8 +68,8 @@ function drawStatus() {
   const s = state.status;
   const pill = $('state');
   const wrong = s.alerts.length;
-  const [text, kind] = s.redis === 'away' ? [`Redis has not answered since ${clock(s.redis_away_since ?? s.time)}`, 'bad']
-    : [`${s.state}${s.store === 'away' ? ', checkpoint store does not answer' : ''}${wrong ? `, ${wrong} ${wrong === 1 ? 'alert' : 'alerts'}` : ''}`, wrong ? 'bad' : s.state === 'running' ? 'good' : 'warn'];
+  const [text, kind] = s.redis === 'unavailable' ? [`Redis has not answered since ${clock(s.redis_unavailable_since ?? s.time)}`, 'bad']
+    : [`${s.state}${s.store === 'unavailable' ? ', checkpoint store does not answer' : ''}${wrong ? `, ${wrong} ${wrong === 1 ? 'alert' : 'alerts'}` : ''}`, wrong ? 'bad' : s.state === 'running' ? 'good' : 'warn'];
   setText(pill, text);
   pill.className = `pill ${kind}`;
   setText($('clock'), zoned(s.time));
@@ -91,7 +91,7 @@ function drawTiles(s) {
   const detail = s.trader.detail;
   const { side, pnl_pips: open } = detail; // from the heartbeat: the last decision may be old
   const unknown = side === undefined || side === null;
-  const absent = (text) => (s.redis === 'away' || s.store === 'away' ? UNREAD : text);
+  const absent = (text) => (s.redis === 'unavailable' || s.store === 'unavailable' ? UNREAD : text);
   const tiles = [
     ['Episodes', whole(numbers.episode ?? s.training.episode), `${whole(numbers.update ?? s.training.update)} updates`],
     ['Newest version', whole(s.pointers.newest), s.training.published_at ? `published ${when(s.training.published_at)}` : absent('none published')],
@@ -112,7 +112,7 @@ function drawService({ service, state: now, instances, num_instances: all, resta
   const rows = instances.slice(0, 6).map((i) => el('div', { className: `dot ${i.state}`, title: Object.entries(i.detail).map(([k, v]) => `${k}: ${v}`).join('\n') },
     el('span', { textContent: i.state === 'running' ? i.instance : `${i.instance} · ${i.state}` })));
   if (all > 6) rows.push(el('div', { className: 'muted', textContent: `and ${all - 6} more` }));
-  if (now === 'unknown') rows.push(el('div', { className: 'muted', textContent: `unknown since ${clock(s.redis_away_since ?? s.time)}` }));
+  if (now === 'unknown') rows.push(el('div', { className: 'muted', textContent: `unknown since ${clock(s.redis_unavailable_since ?? s.time)}` }));
   else if (!instances.length && now === 'up') rows.push(el('div', { className: 'dot' }, el('span', { textContent: 'answers' })));
   else if (!instances.length) rows.push(el('div', { className: expected ? 'warn' : 'muted', textContent: absence?.seen_at ? `missing since ${clock(absence.since)}` : expected ? 'not seen yet' : 'not expected' }));
   return el('div', { className: `service ${instances.length ? '' : 'absent'}`, key: service }, el('header', {}, el('span', { textContent: service }), el('span', { className: restarts ? 'warn' : 'muted', textContent: headline })), ...rows);

@@ -54,7 +54,7 @@ function drawKill({ redis, trader, changes_allowed: allowed }) {
   button.title = trader.summary;
   allow(button);
   setText($('kill-why'), !allowed ? `Changes over HTTP are disabled: no API key is set (MM_GATEWAY__API_KEY). ${KILL_ON_HOST}`
-    : redis === 'away' ? `Redis does not answer, so this kill switch does not reach the trader. ${KILL_ON_HOST}` : '');
+    : redis === 'unavailable' ? `Redis does not answer, so this kill switch does not reach the trader. ${KILL_ON_HOST}` : '');
 }
 $('kill').onclick = () => ask({ title: 'Kill switch', text: EXPLAINED['/trader/kill'], facts: latest ? position(latest) : 'Position: not known.', path: '/trader/kill', danger: true, reason: true });
 
@@ -68,7 +68,7 @@ function position({ redis, trader }) {
   const { side, pnl_pips: pnl, units } = trader.detail;
   const held = side === undefined || side === null ? 'Position: not known.'
     : `Position: ${SIDES[side]}${side ? ` ${number(Math.abs(units ?? 0), 0)} units, open pnl ${number(pnl, 1)} pips` : ''}, as the trader reported at ${clock(trader.heard_at)}.`;
-  return redis === 'away' ? `${held} Redis does not answer, so this order does not reach the trader. ${KILL_ON_HOST}` : held;
+  return redis === 'unavailable' ? `${held} Redis does not answer, so this order does not reach the trader. ${KILL_ON_HOST}` : held;
 }
 
 // The gateway does not answer, so the states of the trader and of training are unknown.

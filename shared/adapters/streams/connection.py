@@ -100,7 +100,7 @@ class RedisConnection:
                         _raise_rejection(what, failure)
                         raise
                     if not self.degraded:
-                        log.warning("redis_away", during=what, error=str(failure))
+                        log.warning("redis_unavailable", during=what, error=str(failure))
                     self.degraded = True
                     self.failures += 1
                     raise

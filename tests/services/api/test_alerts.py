@@ -123,7 +123,7 @@ def names(state: Status) -> list[str]:
 #: A status and its alerts.
 CASES: list[tuple[Status, list[str]]] = [
     (status(), []),
-    (status(redis="away", redis_condition=None), ["redis_away"]),
+    (status(redis="unavailable", redis_condition=None), ["redis_unavailable"]),
     (redis(memory_bytes=801), ["redis_memory"]),
     (redis(memory_bytes=801, memory_limit_bytes=None), []),
     (redis(append_ok=False), ["redis_disk"]),
@@ -131,8 +131,8 @@ CASES: list[tuple[Status, list[str]]] = [
     (status(disk={"home": "/h", "free_mb": 5_000}), []),
     (status(disk={"home": "/h", "free_mb": 4_999}), ["disk_low"]),
     (
-        status(redis="away", redis_condition=None, disk={"home": "/h", "free_mb": 9}),
-        ["redis_away", "disk_low"],
+        status(redis="unavailable", redis_condition=None, disk={"home": "/h", "free_mb": 9}),
+        ["redis_unavailable", "disk_low"],
     ),
     (redis(pending_seconds=120.1), ["pending"]),
     (redis(lag=None), ["entries_removed"]),
@@ -161,9 +161,9 @@ CASES: list[tuple[Status, list[str]]] = [
     (status(trader={"state": "reducing", "guards": "killed, no_lease"}), ["guard_tripped"]),
     (status(trader={"state": "replay finished", "guards": "version_unproven"}), []),
     (status(trader={"state": "active", "guards": ""}), []),
-    (status(trader={"state": "reconnecting"}), ["broker_away"]),
-    (status(trader={"state": "connecting"}), ["broker_away"]),
-    (status(trader={"state": "waiting for the broker"}), ["broker_away"]),
+    (status(trader={"state": "reconnecting"}), ["broker_unavailable"]),
+    (status(trader={"state": "connecting"}), ["broker_unavailable"]),
+    (status(trader={"state": "waiting for the broker"}), ["broker_unavailable"]),
     (status(trader={"state": "standby"}), ["trader_standby"]),
     (status(trader_state="killed"), ["trader_killed"]),
     (status(trader_order="killed"), ["trader_killed"]),  # sent, not confirmed
@@ -176,7 +176,10 @@ CASES: list[tuple[Status, list[str]]] = [
     (status(services=[service("selfplay", "missing", never_for=179)]), []),
     (status(services=[service("selfplay", "missing", never_for=180)]), ["service_missing"]),
     (status(services=[service("selfplay", "missing", never_for=0, announced=True)]), ["service_missing"]),
-    (status(redis="away", redis_condition=None, services=[service("selfplay", "unknown")]), ["redis_away"]),
+    (
+        status(redis="unavailable", redis_condition=None, services=[service("selfplay", "unknown")]),
+        ["redis_unavailable"],
+    ),
 ]
 
 
@@ -469,7 +472,7 @@ async def test_a_full_disk_is_posted_while_redis_is_unavailable(bus: Bus, tmp_pa
             running_system(server.url, bus, tmp_path, config, alerts),
             asyncio.timeout(PATIENCE_SECONDS),
         ):
-            assert [(await received.get())["name"] for _ in range(2)] == ["redis_away", "disk_low"]
+            assert [(await received.get())["name"] for _ in range(2)] == ["redis_unavailable", "disk_low"]
 
 
 async def test_an_unavailable_redis_is_posted_once_without_redis(bus: Bus, tmp_path: Path) -> None:
@@ -482,9 +485,9 @@ async def test_an_unavailable_redis_is_posted_once_without_redis(bus: Bus, tmp_p
             server.stop()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 posted = await received.get()
-            assert (posted["name"], posted["phase"]) == ("redis_away", "began")
+            assert (posted["name"], posted["phase"]) == ("redis_unavailable", "began")
             server.start()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 posted = await received.get()
-            assert (posted["name"], posted["phase"]) == ("redis_away", "ended")
+            assert (posted["name"], posted["phase"]) == ("redis_unavailable", "ended")
     server.stop()

@@ -188,12 +188,12 @@ async def test_a_store_that_hangs_delays_the_status_briefly_and_blocks_one_threa
     monkeypatch.setattr(system.gateway.store, "versions", hang)
     for _ in range(20):
         status = (await system.client.get("/status")).json()
-        assert (status["state"], status["store"]) == ("degraded", "away")
+        assert (status["state"], status["store"]) == ("degraded", "unavailable")
     assert num_reads <= 2  # one read may be of the gateway's periodic check
     answer.set()
     async with asyncio.timeout(PATIENCE_SECONDS):
         # The read that hung now ends in its thread.
-        while (status := (await system.client.get("/status")).json())["store"] == "away":  # noqa: ASYNC110
+        while (status := (await system.client.get("/status")).json())["store"] == "unavailable":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert status["pointers"]["newest"] == 7
 

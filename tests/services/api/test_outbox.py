@@ -72,9 +72,9 @@ def test_beginnings_and_ends_are_never_withheld() -> None:
 
 
 def test_an_alert_that_arrives_by_two_ways_is_posted_once() -> None:
-    outbox, twice = Outbox(0), alert("redis_away", "redis", "began")
+    outbox, twice = Outbox(0), alert("redis_unavailable", "redis", "began")
     outbox.put(twice, 0)
-    assert taken(outbox) == [("redis_away", 1)]
+    assert taken(outbox) == [("redis_unavailable", 1)]
     outbox.put(twice, 1)
     assert taken(outbox) == []
 

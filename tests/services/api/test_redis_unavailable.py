@@ -34,10 +34,14 @@ async def test_without_redis_the_status_is_degraded_and_other_routes_answer_503(
     status = await system.client.get("/status")
     assert status.status_code == 200
     document = status.json()
-    assert (document["state"], document["redis"], document["dead_letters"]) == ("degraded", "away", None)
+    assert (document["state"], document["redis"], document["dead_letters"]) == (
+        "degraded",
+        "unavailable",
+        None,
+    )
     assert document["pointers"]["newest"] == 1
-    assert [alert["name"] for alert in document["alerts"]] == ["redis_away"]
-    assert document["redis_away_since"] is not None
+    assert [alert["name"] for alert in document["alerts"]] == ["redis_unavailable"]
+    assert document["redis_unavailable_since"] is not None
     services = {service["service"]: service["state"] for service in document["services"]}
     assert services.pop("api") == "up"  # the process that answers
     assert set(services.values()) == {"unknown"}
@@ -86,5 +90,5 @@ async def test_a_command_that_redis_refuses_counts_as_unavailable(
         await client.set(TRAJECTORIES.key, "another program's")
     status = await system.client.get("/status")
     assert status.status_code == 200
-    assert status.json()["redis"] == "away"
+    assert status.json()["redis"] == "unavailable"
     assert (await system.client.get("/readyz")).status_code == 200

@@ -103,7 +103,7 @@ def test_no_losing_version_passes_on_bars_on_which_the_best_was_not_judged(
 ) -> None:
     """The incumbent was judged on other bars and need not be beaten, but the proof is still required."""
     judge(validator(ALL_BARS - 1), 1, records)
-    assert records.sqn100(validator(ALL_BARS - 1).ground, 1)[0]  # it passed the open gate
+    assert records.sqn100(validator(ALL_BARS - 1).scope, 1)[0]  # it passed the open gate
     grown = validator(gate=GateConfig())
     report = judge(grown, 2, records, best=1)
     assert report.summary.trades.total_pips < 0

@@ -200,20 +200,20 @@ def test_a_best_version_without_a_judgement_on_this_data_need_not_be_beaten(
 def test_the_database_keeps_judged_and_skipped_versions(
     validator: Validator, report: ValidationReport, records: ValidationStore
 ) -> None:
-    assert records.done(validator.ground) == set()
+    assert records.done(validator.scope) == set()
     store(records, report)
     store(records, report)
-    records.skip(validator.ground, 5, "gone")
-    assert records.done(validator.ground) == {1, 5}
-    assert records.sqn100(validator.ground, 1) == (True, report.summary.trades.sqn100)
-    assert records.sqn100(validator.ground, 5) == (False, None)
+    records.skip(validator.scope, 5, "gone")
+    assert records.done(validator.scope) == {1, 5}
+    assert records.sqn100(validator.scope, 1) == (True, report.summary.trades.sqn100)
+    assert records.sqn100(validator.scope, 5) == (False, None)
 
 
 def test_the_error_names_a_damaged_database(validator: Validator, tmp_path: Path) -> None:
     path = tmp_path / "broken.duckdb"
     path.write_bytes(b"no database")
     with pytest.raises(DataError, match=r"broken\.duckdb"):
-        ValidationStore(path).done(validator.ground)
+        ValidationStore(path).done(validator.scope)
 
 
 class _Outline(HTMLParser):

@@ -160,10 +160,10 @@ async def test_without_a_promoted_version_the_first_one_is_served_unproven(
 ) -> None:
     """Version 9 has a much higher SQN, so that 1 and 2 pass no gate, and was removed from the store."""
     storage = storage_in(tmp_path, 1, 2, 9)
-    ground = ValidationScope(small_dataset().fingerprint, Split.VALIDATION)
-    better = replace(row_of(ground, 9), sqn100=99.0)
-    storage.records.record(better, np.array([1], np.int64), np.array([4.0]), announcement_of(9, ground))
-    storage.records.mark_announced(ground, 9)
+    scope = ValidationScope(small_dataset().fingerprint, Split.VALIDATION)
+    better = replace(row_of(scope, 9), sqn100=99.0)
+    storage.records.record(better, np.array([1], np.int64), np.array([4.0]), announcement_of(9, scope))
+    storage.records.mark_announced(scope, 9)
     storage.store.point(Pointer.BEST, 9)
     shutil.rmtree(folder(storage.store, 9))
     await publish(bus, 1)

@@ -15,7 +15,7 @@ def alerts(
     return [
         (now_s, alert.name, alert.phase, alert.occurrences)
         for now_s, holding in checks
-        for alert in tracker.look(holding, now_s)
+        for alert in tracker.update(holding, now_s)
     ]
 
 
@@ -34,9 +34,9 @@ def test_a_condition_is_announced_when_it_begins_and_when_it_ends() -> None:
 
 def test_an_alert_has_the_detail_of_the_last_check() -> None:
     tracker = ConditionTracker()
-    (began,) = tracker.look({STALE: "no tick for 10 s"}, 0)
-    tracker.look({STALE: "no tick for 12 s"}, 2)
-    (ended,) = tracker.look({}, 3)
+    (began,) = tracker.update({STALE: "no tick for 10 s"}, 0)
+    tracker.update({STALE: "no tick for 12 s"}, 2)
+    (ended,) = tracker.update({}, 3)
     assert (began.source, began.detail) == ("trader", "no tick for 10 s")
     assert ended.detail == "no tick for 12 s"
     assert began.alert_id != ended.alert_id
@@ -88,9 +88,9 @@ def test_a_resumed_condition_is_not_announced_again() -> None:
         tracker = ConditionTracker(end_seconds=60)
         tracker.resume(STALE, "no tick for 10 s", 0)
         assert tracker.begun() == []
-        assert tracker.look({STALE: "no tick for 90 s"} if still_holds else {}, 1) == []
+        assert tracker.update({STALE: "no tick for 90 s"} if still_holds else {}, 1) == []
         assert tracker.begun() == ([STALE] if still_holds else [])
-        assert tracker.look({}, 59) == []
-        (ended,) = tracker.look({}, 70)
+        assert tracker.update({}, 59) == []
+        (ended,) = tracker.update({}, 70)
         assert (ended.phase, ended.occurrences) == ("ended", 1)
         assert ended.detail == ("no tick for 90 s" if still_holds else "no tick for 10 s")
