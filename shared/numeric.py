@@ -74,6 +74,8 @@ def parallel_kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def _compiled(
     function: Callable[_P, _R], *, fastmath: bool | set[str] = False, parallel: bool = False
 ) -> Callable[_P, _R]:
+    # Both options are always passed: a kernel would otherwise inherit them from the kernel that happens to be
+    # compiled first with a call to it, and then use them for every caller.
     KERNELS.add(f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}")
     compiler = numba.njit(cache=True, nogil=True, fastmath=fastmath, parallel=parallel)
     return cast("Callable[_P, _R]", compiler(function))

@@ -193,7 +193,7 @@ def _ordered(bits: np.int32) -> np.int32:
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@kernel
+@reordering_kernel
 def _exp(x: np.float32) -> np.float32:
     """e^x for x ≤ 0 as 2^n 2^f. It uses only arithmetic, so that loops over it are vectorised."""
     power = max(np.float32(x) * _LOG2_E, _LEAST_EXPONENT)

@@ -1,4 +1,4 @@
-"""The cache of compiled kernels: which sources it belongs to, and that `compile` fills all of it."""
+"""Kernels: the order of their sums, which sources a cache belongs to, and that `compile` fills all of it."""
 
 import ast
 import os
@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared.numeric import kernel_digest
+import numpy as np
+
+from shared.numeric import Float32, kernel, kernel_digest, reordering_kernel
 from tests.conftest import ROOT
 
 _DECORATORS = {"kernel", "reordering_kernel", "parallel_kernel"}
@@ -17,6 +19,25 @@ import cli.compile
 from shared.numeric import KERNELS
 print(*KERNELS)
 """
+
+
+@kernel
+def _total(values: Float32) -> np.float32:
+    total = np.float32(0.0)
+    for i in range(len(values)):
+        total += values[i]
+    return total
+
+
+@reordering_kernel
+def _total_within(values: Float32) -> np.float32:
+    return _total(values)
+
+
+def test_a_kernel_keeps_the_order_of_its_sum_whoever_calls_it_first() -> None:
+    values = np.random.default_rng(0).normal(size=10_007).astype(np.float32)
+    _total_within(values)  # compiles `_total`, too
+    assert _total(values) == np.add.accumulate(values)[-1]
 
 
 def test_a_cache_belongs_to_the_folder_times_and_contents_of_the_kernels(tmp_path: Path) -> None:
