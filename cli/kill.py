@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import typer
 
 from cli.output import err, out
-from cli.runs import last_run, running
+from cli.runs import NotUpError, last_run, running
 from services.trader.closing import close_at_broker
 from services.trader.config import Mode
 from services.trader.kill_switch import KillOrder, KillSwitch, StatusFile, TraderStatus
@@ -110,7 +110,7 @@ class _Target:
             kept = home / "paper_token"
             token = kept.read_text(encoding="ascii").strip() if kept.is_file() else token
         if not folder.is_dir():
-            raise ServiceError(f"no trader has run in {home}: set MM_HOME to the home of the trader")
+            raise NotUpError(f"no trader has run in {home}: set MM_HOME to the home of the trader")
         return cls(KillSwitch(folder), StatusFile(folder), settings, token or PAPER_TOKEN, redis_url)
 
 

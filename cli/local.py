@@ -21,7 +21,13 @@ import typer
 from cli.data import OptionalInstrumentName, Repair, Timezone
 from cli.disk import REDIS_ROOM_MB, DiskWatch, warn_of_low_disk
 from cli.leftovers import HOME_VARIABLE, NAME_VARIABLE, end_leftovers, leftovers
-from cli.local_data import FileOptions, configured_instruments, prepare_dataset, require_one_instrument
+from cli.local_data import (
+    FileOptions,
+    check_data,
+    configured_instruments,
+    prepare_dataset,
+    require_one_instrument,
+)
 from cli.monitor import Snapshot, build_view, fetch_snapshot, summary_lines
 from cli.output import out, print_json, say
 from cli.runs import NotUpError, Run, exclusive, lock_holder, require_running
@@ -77,11 +83,13 @@ def up(
     """
     settings = load(UpSettings, profile=profile or load(UpSettings).profile or TUNED)
     home = settings.home.resolve()
+    file_options = FileOptions(instrument, timezone, repair)
+    check_data(data, file_options)  # before the kernels are compiled
     with exclusive(home):
         end_leftovers(home, say)
         warn_of_low_disk(home, settings)
         _compile_kernels_once()
-        dataset = prepare_dataset(home, data, settings, FileOptions(instrument, timezone, repair))
+        dataset = prepare_dataset(home, data, settings, file_options)
         traded = require_one_instrument(dataset, **configured_instruments(settings.profile))
         last = asyncio.run(
             _System(settings, home, dataset, traded, replicas or settings.replicas).run(duration)
@@ -361,7 +369,8 @@ def _compile_kernels_once() -> None:
 
 def _persistent_secret(path: Path) -> str:
     """A random secret, created once and readable only by its owner."""
-    path.touch(mode=0o600)
+    path.touch()
+    path.chmod(0o600)
     kept = path.read_text(encoding="ascii").strip()
     if not kept:  # the file is new, or a power failure lost its content
         kept = secrets.token_urlsafe(32)

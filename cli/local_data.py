@@ -30,6 +30,21 @@ class FileOptions:
         return self != FileOptions()
 
 
+def check_data(given: Path | None, file_options: FileOptions) -> None:
+    """Check what can be checked before any work: `given` is a file, and the options apply to it.
+
+    Raises:
+        DataError: the file does not exist.
+        SettingsError: import options were given without a file of bars.
+    """
+    if given is not None and not given.is_file():
+        raise DataError(f"{given}: no such file; --data takes a file of bars or a data set")
+    if file_options.are_given and (given is None or is_duckdb(given)):
+        raise SettingsError(
+            "--instrument, --timezone and --repair apply to a file of bars: expected one with --data"
+        )
+
+
 def prepare_dataset(
     home: Path, given: Path | None, settings: UpSettings, file_options: FileOptions | None = None
 ) -> Path:
@@ -45,13 +60,7 @@ def prepare_dataset(
         SettingsError: import options were given without a file of bars.
     """
     file_options = file_options or FileOptions()
-    if given is not None and not given.is_file():
-        raise DataError(f"{given}: no such file; --data takes a file of bars or a data set")
-    is_dataset = given is not None and is_duckdb(given)
-    if file_options.are_given and (given is None or is_dataset):
-        raise SettingsError(
-            "--instrument, --timezone and --repair apply to a file of bars: expected one with --data"
-        )
+    check_data(given, file_options)
     if given is None:
         path = (
             home
@@ -64,7 +73,7 @@ def prepare_dataset(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_dataset(path, bars, f"synthetic {settings.market}", settings.sessions, settings.splits)
         return path
-    if is_dataset:
+    if is_duckdb(given):
         bars = read_dataset(given).bars
         for warning in plausibility_warnings(summarize(bars), bars.instrument):
             err.print(f"[yellow]warning:[/] {warning}", soft_wrap=True, highlight=False)

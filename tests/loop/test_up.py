@@ -197,6 +197,7 @@ def test_up_trades_resumes_and_recovers_from_kills(system: System, tmp_path: Pat
         (["up", "--replicas", "0"], "replicas"),
         (["status"], "no system is running"),
         (["monitor"], "no system is running"),
+        (["kill"], "no trader has run in"),
     ],
 )
 def test_invalid_commands_print_one_line(tmp_path: Path, arguments: list[str], text: str) -> None:
