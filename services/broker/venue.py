@@ -243,8 +243,10 @@ class Venue:
         quote = self.exchange.newest_price()
         if self.faults.occurs(self.faults.config.partial_fill_probability):
             self.exchange.quote = replace(quote, liquidity=int(abs(fields.units) // 2))
-        answer = self.exchange.market_order(fields, self.now_ns)
-        self.exchange.quote = quote
+        try:
+            answer = self.exchange.market_order(fields, self.now_ns)
+        finally:
+            self.exchange.quote = quote
         return self._commit_answer(answer)
 
     def close_position(

@@ -201,7 +201,7 @@ class PromotedVersion:
     def _refuse(self, pointed: Pointed | None, damaged: MuZeroError) -> AlertRaised | None:
         pointer_error = "" if pointed else str(damaged)
         is_repeated = (pointed, pointer_error) == (self._refused, self._pointer_error)
-        self._refused, self._pointer_error = pointed, pointer_error
+        self._refused, self._pointer_error, self._is_store_lost = pointed, pointer_error, False
         return None if is_repeated else self._alert("version_refused", damaged)
 
     def _lose_store(self, unavailable: StoreUnavailableError) -> AlertRaised | None:

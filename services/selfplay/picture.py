@@ -72,11 +72,12 @@ def _title(episode: PlayedEpisode) -> str:
     played = episode.trajectory
     pips = sum(trade.pips for trade in played.trades)
     won = sum(trade.pips > 0.0 for trade in played.trades)
+    trades = "1 trade" if len(played.trades) == 1 else f"{len(played.trades)} trades"
     begin = utc_text(int(episode.time_s[0]) + BAR_SECONDS)
     return (
         f"{episode.instrument}, {len(played)} decisions from {begin}, "
         f"version {played.checkpoint_version}, seed {played.seed}\n"
-        f"{len(played.trades)} trades, {won} won, {pips:+,.1f} pips net of costs, "
+        f"{trades}, {won} won, {pips:+,.1f} pips net of costs, "
         f"reward {float(played.rewards.sum()):+,.1f}"
     )
 

@@ -259,6 +259,7 @@ def test_on_a_full_disk_up_fails_and_releases_its_lock(tmp_path: Path) -> None:
 def test_a_secret_is_kept_unless_a_power_failure_lost_it(tmp_path: Path) -> None:
     path = tmp_path / "api_key"
     kept = _persistent_secret(path)
+    path.chmod(0o644)
     assert _persistent_secret(path) == kept
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_text("")

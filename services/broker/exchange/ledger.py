@@ -97,8 +97,8 @@ class Ledger:
         Raises:
             BrokerError: the file cannot be written.
         """
-        self._file.execute("BEGIN IMMEDIATE")
         try:
+            self._file.execute("BEGIN IMMEDIATE")
             self._file.executemany(
                 "INSERT INTO transactions VALUES (?, ?)",
                 [(item.id, item.model_dump_json(by_alias=True, exclude_none=True)) for item in transactions],
@@ -109,7 +109,8 @@ class Ledger:
             )
             self._file.execute("COMMIT")
         except sqlite3.Error as failed:
-            self._file.execute("ROLLBACK")
+            if self._file.in_transaction:
+                self._file.rollback()
             raise BrokerError(f"ledger {self.path} cannot be written: {failed}") from failed
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ class Lease:
         self._token = 0
         self._expires_at = 0.0  # on the monotonic clock, margin included
         self._renewed = asyncio.Event()
+        self._is_failing = False
 
     @property
     def token(self) -> int | None:
@@ -79,8 +80,11 @@ class Lease:
             )
             token = int(await cancellable(cast("Awaitable[int]", request)))
         except (RedisError, OSError) as failure:
-            log.debug("lease_not_renewed", error=str(failure))
+            if not self._is_failing:
+                log.warning("lease_not_renewed", key=self._key, error=str(failure))
+            self._is_failing = True
             return
+        self._is_failing = False
         if token == 0:
             self._expires_at = 0.0
             if self._token:

@@ -38,9 +38,9 @@ return entry
 ADD_PHASE = f"""{_BEGIN}{_KEEP_WITHIN}
 local before = redis.call('HGET', KEYS[2], ARGV[3])
 if before and string.sub(before, 1, #ARGV[4] + 1) == ARGV[4] .. ' ' then return false end
-redis.call('HSET', KEYS[2], ARGV[3], ARGV[4] .. ' ' .. ARGV[5])
 local entry = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, 6))
 keep_within(KEYS[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[3], ARGV[4] .. ' ' .. ARGV[5])
 return entry
 """
 

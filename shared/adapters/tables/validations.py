@@ -5,7 +5,7 @@ Tables:
 - `standing`: the settings by which the service judges.
 - `trials`: daily profits of every version ever tried, for the deflated Sharpe ratio of later versions.
 - `skipped`: versions that could not be judged, with the reason.
-- `untold`: announcements that may not have been sent yet.
+- `unannounced`: announcements that may not have been sent yet.
 
 DuckDB locks an open file against other processes, so the file is open only during a read or write, and a
 process waits until the other has closed it.
@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS trials (
 CREATE TABLE IF NOT EXISTS skipped (
     version BIGINT, dataset VARCHAR, split VARCHAR, reason VARCHAR, PRIMARY KEY (dataset, split, version)
 );
-CREATE TABLE IF NOT EXISTS untold (
+CREATE TABLE IF NOT EXISTS unannounced (
     version BIGINT, dataset VARCHAR, split VARCHAR, announcement VARCHAR,
     PRIMARY KEY (dataset, split, version)
 );
@@ -193,7 +193,8 @@ class ValidationStore:
             )
             connection.execute("DELETE FROM skipped WHERE version = ? AND dataset = ? AND split = ?", key)
             connection.execute(
-                "INSERT OR REPLACE INTO untold VALUES (?, ?, ?, ?)", [*key, announcement.model_dump_json()]
+                "INSERT OR REPLACE INTO unannounced VALUES (?, ?, ?, ?)",
+                [*key, announcement.model_dump_json()],
             )
             connection.commit()
 
@@ -238,23 +239,26 @@ class ValidationStore:
             return []
         with self._open(write=True) as connection:  # adds the table to files of earlier releases
             found = connection.execute(
-                "SELECT version, announcement FROM untold WHERE dataset = ? AND split = ? ORDER BY version",
+                "SELECT version, announcement FROM unannounced "
+                "WHERE dataset = ? AND split = ? ORDER BY version",
                 [scope.dataset, scope.split],
             ).fetchall()
+        return [self._announcement(version, announcement) for version, announcement in found]
+
+    def _announcement(self, version: int, written: str) -> ValidationReported:
         try:
-            return [ValidationReported.model_validate_json(announcement) for _, announcement in found]
+            return ValidationReported.model_validate_json(written)
         except ValidationError as invalid:
-            versions = ", ".join(str(version) for version, _ in found)
             raise DataError(
-                f"{self.path}: the announcement of version {versions} has another schema; "
-                "delete it from the table `untold`"
+                f"{self.path}: the announcement of version {version} has another schema; "
+                "delete it from the table `unannounced`"
             ) from invalid
 
     def mark_announced(self, scope: ValidationScope, version: int) -> None:
         """Record that a judgement was announced and its promotion is complete."""
         with self._open(write=True) as connection:
             connection.execute(
-                "DELETE FROM untold WHERE version = ? AND dataset = ? AND split = ?",
+                "DELETE FROM unannounced WHERE version = ? AND dataset = ? AND split = ?",
                 [version, scope.dataset, scope.split],
             )
 

@@ -144,6 +144,7 @@ async def test_pages_and_ranges_of_the_history(market: Market) -> None:
             await at.client.market_order(MarketOrder(details, 1))
         pages = (await at.http.get("/transactions", params={"pageSize": 5})).json()
         assert pages["count"] == 8
+        assert (await at.http.get("/transactions", params={"to": "0"})).json()["count"] == 0
         found = []
         for page in pages["pages"]:
             answer = await at.http.get(page)

@@ -11,8 +11,9 @@ from pydantic import SecretStr
 from services.inference.promoted import PromotedVersion
 from services.inference.settings import InferenceSettings
 from shared.adapters.streams.bus import Bus
-from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointer
+from shared.adapters.versions.manifest import WEIGHTS, Manifest, Pointed, Pointer
 from shared.adapters.versions.store import CheckpointStore
+from shared.errors import StoreUnavailableError
 from shared.messages.schemas import VersionPromoted
 from shared.messages.streams import ALERTS, PROMOTIONS
 from shared.runtime.lifecycle import Lifecycle
@@ -113,6 +114,35 @@ async def test_a_damaged_pointer_leaves_the_old_version_serving(tmp_path: Path) 
     assert alert is not None
     assert "damaged pointer" in alert.detail
     assert promoted.served is not None
+    promoted.close()
+
+
+class LostStore(CheckpointStore):
+    """A store that can become unavailable."""
+
+    is_lost = False
+
+    def pointer(self, name: Pointer) -> Pointed | None:
+        if self.is_lost:
+            raise StoreUnavailableError("no answer")
+        return super().pointer(name)
+
+
+async def test_each_loss_of_the_store_raises_an_alert_whatever_was_found_between(tmp_path: Path) -> None:
+    store = LostStore(tmp_path)
+    promoted = PromotedVersion(store, SearchConfig())
+    save_version(store, 1)
+    promote(store, 1)
+    damage(store, 1)
+
+    async def alerts(*, is_lost: bool) -> list[str]:
+        store.is_lost = is_lost
+        raised = [await promoted.refresh() for _ in range(2)]
+        return [alert.name for alert in raised if alert is not None]
+
+    assert await alerts(is_lost=True) == ["store_unavailable"]
+    assert await alerts(is_lost=False) == ["version_refused"]
+    assert await alerts(is_lost=True) == ["store_unavailable"]
     promoted.close()
 
 

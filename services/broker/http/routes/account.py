@@ -155,7 +155,8 @@ async def transaction_pages(
     """URLs of the pages of a history, each an idrange query."""
     history = venue.exchange.account.transactions
     first_ns = read_time_ns(from_time, "from") or history[0].time
-    last_ns = read_time_ns(to_time, "to") or venue.now_ns
+    to_ns = read_time_ns(to_time, "to")
+    last_ns = venue.now_ns if to_ns is None else to_ns
     ids = [item.id for item in history if first_ns <= item.time <= last_ns]
     base = str(request.url.replace(query="")) + "/idrange"
     chunks = [ids[start : start + page_size] for start in range(0, len(ids), page_size)]

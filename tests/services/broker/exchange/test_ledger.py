@@ -1,5 +1,6 @@
 """The ledger: what a restart finds, and which files are refused."""
 
+import contextlib
 import sqlite3
 from decimal import Decimal
 from pathlib import Path
@@ -44,6 +45,17 @@ def test_a_step_is_stored_atomically(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match="UNIQUE"):
         ledger.commit(opening, ReplayProgress(2, 0))
     assert ledger.progress() == ReplayProgress(1, 0)
+    ledger.close()
+
+
+def test_a_step_that_cannot_be_stored_is_a_broker_error(tmp_path: Path) -> None:
+    ledger = ledger_in(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(BrokerError, match="locked"):
+            ledger.commit((), ReplayProgress(1, 0))
+    ledger.commit((), ReplayProgress(2, 0))
+    assert ledger.progress() == ReplayProgress(2, 0)
     ledger.close()
 
 

@@ -82,7 +82,7 @@ def test_an_announcement_is_pending_until_it_is_marked_announced(tmp_path: Path)
 def test_a_database_without_the_table_of_announcements_is_migrated(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
     record(records, 1)
-    sql(records, "DROP TABLE untold")
+    sql(records, "DROP TABLE unannounced")
     assert records.pending(SCOPE) == []
     second = record(records, 2)
     assert records.pending(SCOPE) == [second]
@@ -91,8 +91,9 @@ def test_a_database_without_the_table_of_announcements_is_migrated(tmp_path: Pat
 
 def test_the_error_names_an_announcement_of_another_schema(tmp_path: Path) -> None:
     records = ValidationStore(tmp_path / "validations.duckdb")
-    record(records, 7)
-    sql(records, "UPDATE untold SET announcement = '{}'")
+    for version in (6, 7):
+        record(records, version)
+    sql(records, "UPDATE unannounced SET announcement = '{}' WHERE version = 7")
     with pytest.raises(DataError, match=r"validations\.duckdb: the announcement of version 7 has another"):
         records.pending(SCOPE)
 
