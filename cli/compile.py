@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ from shared.metrics.monte_carlo import MonteCarloConfig, simulate
 from shared.metrics.sizing import grow
 from shared.model.config import ModelConfig
 from shared.model.network import Network, initial_network
-from shared.numeric import COMPILED_MARK, KERNEL_CACHE, KERNELS, Float32, Int8
+from shared.numeric import COMPILED_MARK, KERNEL_CACHE, KERNELS, SOURCES, Float32, Int8
 from shared.runtime.child import child_command
 from shared.search.config import SearchConfig, Selection
 from shared.search.model import Roots
@@ -61,18 +60,20 @@ _LINE_SECONDS = 10.0
 
 
 def compile_all() -> None:
-    """Compile every kernel, with progress, and mark the cache as complete.
+    """Compile every kernel, with progress, and mark the cache as complete, unless it is.
 
     Raises:
         ServiceError: a process failed, or a kernel is still missing afterwards.
     """
+    if COMPILED_MARK.is_file():
+        return
     torch.set_num_threads(1)
     with progress_bar() as bars:
         _show(bars, bars.add_task("compiling kernels", total=len(KERNELS)))
     missing = KERNELS - _cached()
     if missing:
         raise ServiceError(f"`compile` never called these kernels: {', '.join(sorted(missing))}")
-    COMPILED_MARK.write_text(_SOURCES, encoding="utf-8")
+    COMPILED_MARK.write_text(str(SOURCES), encoding="utf-8")
     _remove_superseded()
 
 
@@ -200,14 +201,10 @@ def _learn(dataset: Dataset, trajectories: list[Trajectory]) -> None:
     training.update()
 
 
-#: What a cache belongs to: another checkout of the same sources has a cache of its own.
-_SOURCES = str(Path(__file__).resolve().parent.parent)
-
-
 def _remove_superseded() -> None:
     """Remove complete caches of earlier sources in this checkout."""
     for mark in KERNEL_CACHE.parent.glob(f"*/{COMPILED_MARK.name}"):
-        if mark != COMPILED_MARK and mark.read_text(encoding="utf-8") == _SOURCES:
+        if mark != COMPILED_MARK and mark.read_text(encoding="utf-8") == str(SOURCES):
             shutil.rmtree(mark.parent)
 
 

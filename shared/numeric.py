@@ -1,6 +1,7 @@
 """Array aliases, shape checks and the one typed Numba decorator."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
@@ -8,6 +9,7 @@ from typing import ParamSpec, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core.registry import cpu_target
 
 from shared.errors import ShapeError
 
@@ -19,10 +21,22 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 
-def kernel_digest(folder: Path) -> str:
-    """A digest of the source files below a folder that contain kernels: their paths, times and contents."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.resolve().rglob("*.py")):
+#: The folder of all packages.
+SOURCES = Path(__file__).resolve().parent.parent
+
+#: Packages with kernels that the services call.
+_PACKAGES = ("services", "shared")
+
+
+def kernel_digest(root: Path) -> str:
+    """A digest of all that Numba's cached files depend on: compiler, processor, and sources with kernels.
+
+    Args:
+        root: folder of the packages; the paths, times and contents of the sources count.
+    """
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    digest = hashlib.sha256(repr((numba.__version__, sys.implementation.cache_tag, processor)).encode())
+    for path in sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py")):
         source = path.read_bytes()
         if b"kernel" in source:
             digest.update(f"{path}\0{path.stat().st_mtime_ns}\0".encode())
@@ -30,12 +44,12 @@ def kernel_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-# Numba recompiles a cached kernel if the path or time of its own file changes, but not if a kernel that it
-# calls changes. Each digest has its own cache directory, so a kernel never runs an outdated copy of another,
-# and a cache marked as complete has no kernel that Numba would recompile.
+# Numba recompiles a cached kernel if compiler, processor, or the path or time of its file changes, but not if
+# a kernel that it calls changes. Each digest has its own cache directory, so a kernel never runs an outdated
+# copy of another, and a cache marked as complete has no kernel that Numba would recompile.
 _config = vars(numba.config)
 _cache_root = Path(_config["CACHE_DIR"] or Path.home() / ".cache" / "micro-muzero" / "kernels")
-KERNEL_CACHE = _cache_root / kernel_digest(Path(__file__).parent)
+KERNEL_CACHE = _cache_root / kernel_digest(SOURCES)
 _config["CACHE_DIR"] = str(KERNEL_CACHE)
 
 #: This file exists once the cache contains every kernel. It holds the folder of the sources.

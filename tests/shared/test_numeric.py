@@ -43,8 +43,8 @@ def test_a_kernel_keeps_the_order_of_its_sum_whoever_calls_it_first() -> None:
 def test_a_cache_belongs_to_the_folder_times_and_contents_of_the_kernels(tmp_path: Path) -> None:
     """Numba recompiles after a change of a file's path or time; another kernel's change it does not see."""
     checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    source = checkout / "module.py"
+    source = checkout / "services" / "trainer" / "module.py"
+    source.parent.mkdir(parents=True)
     source.write_text("@kernel\ndef f(): ...\n", encoding="utf-8")
     os.utime(source, ns=(10, 10))
     first = kernel_digest(checkout)
@@ -56,7 +56,7 @@ def test_a_cache_belongs_to_the_folder_times_and_contents_of_the_kernels(tmp_pat
     assert kernel_digest(checkout) != first, "another time"
 
     os.utime(source, ns=(10, 10))
-    (checkout / "other.py").write_text("x = 1\n", encoding="utf-8")
+    (source.parent / "other.py").write_text("x = 1\n", encoding="utf-8")
     assert kernel_digest(checkout) == first, "a file without kernels"
 
     source.write_text("@kernel\ndef g(): ...\n", encoding="utf-8")

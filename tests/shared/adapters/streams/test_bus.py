@@ -17,8 +17,9 @@ from shared.adapters.streams.consumer_group import ENTRIES_GONE, MAX_DELIVERIES
 from shared.adapters.streams.entries import Batch
 from shared.adapters.streams.lease import Lease
 from shared.adapters.streams.scripts import ADD
-from shared.errors import ServiceError, SettingsError
+from shared.errors import MuZeroError, ServiceError, SettingsError
 from shared.messages.codec import decode_trajectory, encode, encode_trajectory
+from shared.messages.conditions import Condition
 from shared.messages.schemas import AlertRaised, CheckpointPublished, Heartbeat, TrajectoryFinished, now
 from shared.messages.streams import ALERTS, CHECKPOINTS, DEAD, TRAINER_GROUP, TRAJECTORIES, heartbeat_key
 from shared.runtime.ports import free_port
@@ -388,6 +389,18 @@ async def test_an_announcement_is_appended_and_stored_under_its_name(bus: Bus) -
     older = await bus.recent(CHECKPOINTS, count=1)
     earlier = await bus.recent(CHECKPOINTS, count=9, before=older[0].entry_id)
     assert [entry.message.version for entry in earlier] == [1, 0]
+
+
+async def test_an_alert_that_could_not_be_appended_is_not_active(bus: Bus, redis: Redis) -> None:
+    began = AlertRaised(source="gateway", name="backlog", phase="began", detail="x")
+    await redis.set(ALERTS.key, "not a stream")
+    with pytest.raises(MuZeroError, match=ALERTS.key):
+        await bus.append_condition_alert(began)
+    assert await bus.active_conditions() == {}
+    await redis.delete(ALERTS.key)
+    assert await bus.append_condition_alert(began)
+    assert not await bus.append_condition_alert(began)
+    assert list(await bus.active_conditions()) == [Condition("gateway", "backlog")]
 
 
 async def test_following_yields_every_message_after_an_id(bus: Bus, redis: Redis) -> None:
