@@ -73,7 +73,7 @@ def kill(
         err.print(f"not confirmed: {_why_not(target, order, timeout)}", highlight=False, soft_wrap=True)
     _print("closing at the broker from here ...")
     transaction, account = asyncio.run(_close(target, timeout))
-    _print(f"confirmed: flat at transaction {transaction}, account {account} (the broker's own word)")
+    _print(f"confirmed: flat at transaction {transaction}, account {account} (by the broker)")
     status = target.status.read()
     if order is None:
         raise ServiceError(

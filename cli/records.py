@@ -117,7 +117,7 @@ def show(
     record: Annotated[
         Path | None, typer.Argument(help="folder of a record; default: that of the last local run")
     ] = None,
-    points: Annotated[int, typer.Option(min=1, help="number of stretches to divide the run into")] = 12,
+    points: Annotated[int, typer.Option(min=1, help="number of intervals to divide the run into")] = 12,
     as_json: Json = False,
 ) -> None:
     """Show the settings and the learning curve of one run."""
@@ -134,8 +134,8 @@ def show(
         print_fields(
             f"settings from episode {start['episode']} on, {start['time'][:16]}", _flat(start["settings"])
         )
-    _print_stretches("means of the episodes of each stretch, by its last episode", trading, _EPISODE_COLUMNS)
-    _print_stretches("means of the updates of each stretch, by its last episode", learning, _UPDATE_COLUMNS)
+    _print_intervals("means of the episodes of each interval, by its last episode", trading, _EPISODE_COLUMNS)
+    _print_intervals("means of the updates of each interval, by its last episode", learning, _UPDATE_COLUMNS)
 
 
 def _records(home: Path) -> list[Path]:
@@ -178,7 +178,7 @@ def _summary(folder: Path) -> Row:
     }
 
 
-def _print_stretches(title: str, rows: list[Row], columns: Mapping[str, str]) -> None:
+def _print_intervals(title: str, rows: list[Row], columns: Mapping[str, str]) -> None:
     """Print the columns that the record has."""
     if rows:
         shown = {heading: name for heading, name in columns.items() if name in rows[0]}

@@ -15,7 +15,7 @@ from shared.errors import SettingsError
 from shared.market.synthetic import Market
 
 if TYPE_CHECKING:  # these import torch, pandas and Redis, so each command imports only its own study
-    from studies.compare import CompareRecord, Range, RunResult, WaySummary
+    from studies.compare import CompareRecord, Range, RunResult, VariantSummary
     from studies.learn import LearnConfig, LearnReport
     from studies.scores import Estimate
 
@@ -81,7 +81,7 @@ def compare(
     first_seed: Annotated[
         int, typer.Option(min=0, help="seed of the first run; the following runs add 1 each")
     ] = 0,
-    way: Annotated[
+    variant: Annotated[
         list[str] | None, typer.Option(help="variant to run, can be repeated; default: all")
     ] = None,
     profile: Profile = None,
@@ -101,15 +101,15 @@ def compare(
 ) -> None:
     """Compare variants of search and learning over several seeds."""
     from shared.adapters.picture import require_drawable
-    from studies.compare import LEARNED_SHARE, WAYS, CompareRecord, plan, summaries
+    from studies.compare import LEARNED_SHARE, VARIANTS, CompareRecord, plan, summaries
     from studies.compare_picture import draw_comparison
 
     require_drawable(out)
     one_thread()
     config = replace(_learn_config(profile, reward), market=market, minutes=minutes, imitation_minutes=0.0)
-    planned = plan(way or list(WAYS), range(first_seed, first_seed + seeds))
+    planned = plan(variant or list(VARIANTS), range(first_seed, first_seed + seeds))
     kept = CompareRecord(record, config) if record else None
-    recorded = {(run.way, run.seed): run for run in kept.runs()} if kept else {}
+    recorded = {(run.variant, run.seed): run for run in kept.runs()} if kept else {}
     if show:
         planned = list(recorded)
         if not planned:
@@ -123,11 +123,14 @@ def compare(
         )
         draw_comparison(runs, out)
     left = [one for one in planned if one not in recorded]
-    _learn_ways(config, left, kept, runs, out)
+    _learn_variants(config, left, kept, runs, out)
     order = list(dict.fromkeys(name for name, _ in planned))
-    runs.sort(key=lambda run: (order.index(run.way), run.seed))
+    runs.sort(key=lambda run: (order.index(run.variant), run.seed))
     if as_json:
-        results = {"ways": [asdict(row) for row in summaries(runs)], "runs": [asdict(run) for run in runs]}
+        results = {
+            "variants": [asdict(row) for row in summaries(runs)],
+            "runs": [asdict(run) for run in runs],
+        }
         print_json({"study": "compare", **results, "picture": str(out)})
         return
     print_table(
@@ -139,7 +142,7 @@ def compare(
             "episodes (median)",
             "final share (mean)",
         ),
-        [_way_row(row) for row in summaries(runs)],
+        [_variant_row(row) for row in summaries(runs)],
     )
     err.print(f"learning curves: {out}", soft_wrap=True)
 
@@ -245,7 +248,7 @@ def _learn(config: "LearnConfig", record: Path | None) -> "LearnReport":
         return learn(config, record=record, progress=show, imitation_progress=show_imitation)
 
 
-def _learn_ways(
+def _learn_variants(
     config: "LearnConfig",
     left: Sequence[tuple[str, int]],
     record: "CompareRecord | None",
@@ -253,12 +256,12 @@ def _learn_ways(
     picture: Path,
 ) -> None:
     """Do the remaining runs; print each result and redraw the picture of all runs."""
-    from studies.compare import compare as compare_ways
+    from studies.compare import compare as compare_variants
     from studies.compare_picture import draw_comparison
 
     try:
         with progress_bar() as bar:
-            for run in bar.track(compare_ways(config, left, record), total=len(left), description="runs"):
+            for run in bar.track(compare_variants(config, left, record), total=len(left), description="runs"):
                 runs.append(run)
                 err.print(str(run), markup=False, highlight=False, soft_wrap=True)
                 draw_comparison(runs, picture)
@@ -268,10 +271,10 @@ def _learn_ways(
         raise
 
 
-def _way_row(row: "WaySummary") -> tuple[object, ...]:
+def _variant_row(row: "VariantSummary") -> tuple[object, ...]:
     diverged = f", {row.num_failed} diverged" if row.num_failed else ""
     return (
-        row.way,
+        row.variant,
         f"{row.num_reached} of {row.num_runs}{diverged}",
         _range(row.median_minutes, ".2f"),
         _range(row.median_episodes, ",.0f"),

@@ -1,6 +1,6 @@
-"""Compares ways of learning: ablations of the settings, each run on the same market with several seeds.
+"""Compares variants of learning: ablations of the settings, each run on the same market with several seeds.
 
-Every run is one of `studies.learn`. Runs differ in the settings of their way and in the seed, which
+Every run is one of `studies.learn`. Runs differ in the settings of their variant and in the seed, which
 determines market, weights and all random draws. A run has learned when it first earns `LEARNED_SHARE` of
 the best policy's pips in the curve's validation sessions.
 
@@ -36,8 +36,8 @@ def _with(group: str, **fields: object) -> Change:
     return lambda config: replace(config, **{group: replace(getattr(config, group), **fields)})
 
 
-#: The ways that docs/learning.md compares; the first is the baseline. Ablations refer to `config/tuned.toml`.
-WAYS: dict[str, Change] = {
+#: The variants in docs/learning.md; the first is the baseline. Ablations change `config/tuned.toml`.
+VARIANTS: dict[str, Change] = {
     "as given": lambda config: config,
     "puct": _with("search", selection=Selection.PUCT),
     "25 simulations": _with("search", simulations=25),
@@ -57,29 +57,29 @@ WAYS: dict[str, Change] = {
 }
 
 
-def plan(ways: Iterable[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """List way and seed of every run in order: all ways with one seed, then all with the next.
+def plan(variants: Iterable[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """List variant and seed of every run in order: all variants with one seed, then all with the next.
 
     Raises:
-        SettingsError: a way is unknown.
+        SettingsError: a variant is unknown.
     """
-    ways = tuple(dict.fromkeys(ways))
-    for way in ways:
-        if way not in WAYS:
-            raise SettingsError(f"no way of learning {way!r}, expected one of {', '.join(WAYS)}")
-    return [(way, seed) for seed in seeds for way in ways]
+    variants = tuple(dict.fromkeys(variants))
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise SettingsError(f"no variant {variant!r}, expected one of {', '.join(VARIANTS)}")
+    return [(variant, seed) for seed in seeds for variant in variants]
 
 
-def configured(config: LearnConfig, way: str, seed: int) -> LearnConfig:
+def configured(config: LearnConfig, variant: str, seed: int) -> LearnConfig:
     """Settings of one run."""
-    return replace(WAYS[way](config), seed=seed)
+    return replace(VARIANTS[variant](config), seed=seed)
 
 
 @dataclass(frozen=True)
 class RunResult:
     """Result of one run; a run that diverged has no curve and no share."""
 
-    way: str
+    variant: str
     seed: int
     minutes: tuple[float, ...]  # of each evaluation
     shares: tuple[float, ...]  # of the best policy's pips, in the same validation sessions
@@ -88,14 +88,14 @@ class RunResult:
     failure: str | None = None  # why the run did not finish
 
     @classmethod
-    def of(cls, way: str, report: LearnReport) -> "RunResult":
+    def of(cls, variant: str, report: LearnReport) -> "RunResult":
         """Extract the result from a run's report."""
         shares = [float(point.agent.pips.mean() / point.best.pips.mean()) for point in report.curve]
         spent = [point.spent for point in report.curve]
         reached = (then for then, share in zip(spent, shares, strict=True) if share >= LEARNED_SHARE)
         players = report.players
         return cls(
-            way,
+            variant,
             report.config.seed,
             tuple(then.seconds / 60.0 for then in spent),
             tuple(shares),
@@ -105,7 +105,7 @@ class RunResult:
 
     def __str__(self) -> str:
         """Format the result as one line."""
-        name = f"{self.way}, seed {self.seed}"
+        name = f"{self.variant}, seed {self.seed}"
         if self.failure is not None:
             return f"{name}: {self.failure}"
         reached = self.reached
@@ -122,7 +122,7 @@ class Recorded:
     """Contents of a run's file."""
 
     run: RunResult
-    settings: dict[str, JsonValue]  # all settings of the run, including those that its way changes
+    settings: dict[str, JsonValue]  # all settings of the run, including those that its variant changes
 
 
 _RECORDED = TypeAdapter(Recorded)
@@ -136,7 +136,7 @@ class CompareRecord:
 
         Args:
             folder: folder of the record.
-            config: settings of every run, except for its way and seed.
+            config: settings of every run, except for its variant and seed.
         """
         self._folder, self._config = folder, config
 
@@ -160,9 +160,9 @@ class CompareRecord:
         """
         return [self._read(path) for path in sorted(self._folder.glob("*.json"))]
 
-    def find(self, way: str, seed: int) -> RunResult | None:
+    def find(self, variant: str, seed: int) -> RunResult | None:
         """Read one run if it was saved; raises the same errors as `runs`."""
-        path = self._path(way, seed)
+        path = self._path(variant, seed)
         return self._read(path) if path.exists() else None
 
     def keep(self, run: RunResult) -> None:
@@ -171,18 +171,18 @@ class CompareRecord:
         Raises:
             DataError: the file cannot be written.
         """
-        path = self._path(run.way, run.seed)
+        path = self._path(run.variant, run.seed)
         document = to_jsonable_python(Recorded(run, self._settings(run)))
         try:
             write_atomically(path, json.dumps(document, indent=1).encode())
         except OSError as failure:
             raise DataError(f"{path}: the run cannot be saved: {failure.strerror}") from failure
 
-    def _path(self, way: str, seed: int) -> Path:
-        return self._folder / f"{re.sub('[^a-z0-9]+', '-', way)}-{seed}.json"
+    def _path(self, variant: str, seed: int) -> Path:
+        return self._folder / f"{re.sub('[^a-z0-9]+', '-', variant)}-{seed}.json"
 
     def _settings(self, run: RunResult) -> dict[str, JsonValue]:
-        settings: dict[str, JsonValue] = to_jsonable_python(configured(self._config, run.way, run.seed))
+        settings: dict[str, JsonValue] = to_jsonable_python(configured(self._config, run.variant, run.seed))
         return settings
 
     def _read(self, path: Path) -> RunResult:
@@ -191,8 +191,10 @@ class CompareRecord:
         except (OSError, ValidationError) as damaged:
             raise DataError(f"{path}: not a run of `./run compare`, remove it: {damaged}") from damaged
         run = recorded.run
-        if run.way not in WAYS or path != self._path(run.way, run.seed):
-            raise DataError(f"{path}: holds the run of {run.way!r} with seed {run.seed}: remove or rename it")
+        if run.variant not in VARIANTS or path != self._path(run.variant, run.seed):
+            raise DataError(
+                f"{path}: holds the run of {run.variant!r} with seed {run.seed}: remove or rename it"
+            )
         if others := list(_differences(recorded.settings, self._settings(run))):
             raise SettingsError(
                 f"{path}: made with other settings: {'; '.join(others)}; use the same settings, "
@@ -213,31 +215,31 @@ def _differences(recorded: JsonValue, expected: JsonValue, name: str = "") -> It
 def compare(
     config: LearnConfig, runs: Iterable[tuple[str, int]], record: CompareRecord | None = None
 ) -> Iterator[RunResult]:
-    """Make the run of every way and seed; yield each as soon as it is finished, also if it diverged.
+    """Make the run of every variant and seed; yield each as soon as it is finished, also if it diverged.
 
     Args:
-        config: settings of every run, except for its way and seed.
-        runs: ways and seeds, from `plan`.
+        config: settings of every run, except for its variant and seed.
+        runs: variants and seeds, from `plan`.
         record: saves every run; a run that another process has saved meanwhile is read from it.
     Raises:
         DataError: the record cannot be read or written.
     """
     if record:
         record.begin()
-    for way, seed in runs:
-        run = record.find(way, seed) if record else None
+    for variant, seed in runs:
+        run = record.find(variant, seed) if record else None
         if run is None:
-            run = _learn(config, way, seed)
+            run = _learn(config, variant, seed)
             if record:
                 record.keep(run)
         yield run
 
 
-def _learn(config: LearnConfig, way: str, seed: int) -> RunResult:
+def _learn(config: LearnConfig, variant: str, seed: int) -> RunResult:
     try:
-        return RunResult.of(way, learn(configured(config, way, seed)))
+        return RunResult.of(variant, learn(configured(config, variant, seed)))
     except ServiceError as diverged:
-        return RunResult(way, seed, (), (), None, None, failure=str(diverged))
+        return RunResult(variant, seed, (), (), None, None, failure=str(diverged))
 
 
 @dataclass(frozen=True)
@@ -250,10 +252,10 @@ class Range:
 
 
 @dataclass(frozen=True)
-class WaySummary:
-    """One way summarised over its seeds; a run that never reached the goal counts as infinitely long."""
+class VariantSummary:
+    """One variant summarised over its seeds; a run that never reached the goal counts as infinitely long."""
 
-    way: str
+    variant: str
     num_runs: int
     num_reached: int
     num_failed: int
@@ -262,21 +264,21 @@ class WaySummary:
     mean_share: Range | None  # at the end; None: all runs diverged
 
 
-def summaries(runs: Sequence[RunResult]) -> list[WaySummary]:
-    """Summarise each way over its seeds."""
+def summaries(runs: Sequence[RunResult]) -> list[VariantSummary]:
+    """Summarise each variant over its seeds."""
     return [
-        _summary(way, [run for run in runs if run.way == way])
-        for way in dict.fromkeys(run.way for run in runs)
+        _summary(variant, [run for run in runs if run.variant == variant])
+        for variant in dict.fromkeys(run.variant for run in runs)
     ]
 
 
-def _summary(way: str, runs: Sequence[RunResult]) -> WaySummary:
+def _summary(variant: str, runs: Sequence[RunResult]) -> VariantSummary:
     never = float("inf")
     minutes = [run.reached.seconds / 60.0 if run.reached else never for run in runs]
     episodes = [float(run.reached.episodes) if run.reached else never for run in runs]
     shares = [run.share for run in runs if run.share is not None]
-    return WaySummary(
-        way,
+    return VariantSummary(
+        variant,
         num_runs=len(runs),
         num_reached=sum(run.reached is not None for run in runs),
         num_failed=sum(run.failure is not None for run in runs),

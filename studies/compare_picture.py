@@ -13,12 +13,12 @@ from studies.compare import LEARNED_SHARE, RunResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Colours of the ways in order; they repeat after the last one.
+#: Colours of the variants in order; they repeat after the last one.
 _COLOURS = (*(f"C{number}" for number in range(10)), "#1f2933")
 
 
 def draw_comparison(runs: Sequence[RunResult], path: Path) -> None:
-    """Write a PNG with each way's mean share over the minutes and with every single run.
+    """Write a PNG with each variant's mean share over the minutes and with every single run.
 
     Raises:
         ServiceError: matplotlib is not installed.
@@ -31,18 +31,22 @@ def draw_comparison(runs: Sequence[RunResult], path: Path) -> None:
 
 
 def _draw(axes: "Axes", runs: Sequence[RunResult]) -> None:
-    for number, way in enumerate(dict.fromkeys(run.way for run in runs)):
+    for number, variant in enumerate(dict.fromkeys(run.variant for run in runs)):
         color = _COLOURS[number % len(_COLOURS)]
-        mine = [run for run in runs if run.way == way]
+        mine = [run for run in runs if run.variant == variant]
         done = [run for run in mine if run.failure is None]
         for run in done:
             axes.plot(run.minutes, run.shares, color=color, alpha=0.25, linewidth=1.0)
-        label = f"{way} ({len(done)} seeds)" if done == mine else f"{way} ({len(done)} of {len(mine)} seeds)"
+        label = (
+            f"{variant} ({len(done)} seeds)"
+            if done == mine
+            else f"{variant} ({len(done)} of {len(mine)} seeds)"
+        )
         axes.plot(*_mean_curve(done), color=color, linewidth=2.0, label=label)
     axes.axhline(LEARNED_SHARE, color="#1f2933", linestyle=":", linewidth=1.0)
     axes.set_xlabel("minutes of self-play and learning")
     axes.set_ylabel("share of the best policy's net pips")
-    axes.set_title("Ways of learning: thin lines are seeds, thick ones their mean")
+    axes.set_title("Variants of learning: thin lines are seeds, thick ones their mean")
     axes.grid(color="#e4e7eb")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 

@@ -87,32 +87,32 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[LearnConfi
 def test_compare_runs_every_variant_with_every_seed(compared: list[LearnConfig], tmp_path: Path) -> None:
     profile = tmp_path / "profile.toml"
     profile.write_text("[search]\nmin_q_span = 5.0\n[learner]\nunroll_steps = 1\n")
-    options = ("--way", "puct", "--seeds", "2", "--minutes", "1", "--profile", str(profile))
+    options = ("--variant", "puct", "--seeds", "2", "--minutes", "1", "--profile", str(profile))
     answer = study_document("compare", *options)
     assert [config.seed for config in compared] == [0, 1]
     for config in compared:
         assert (config.search.min_q_span, config.learner.unroll_steps) == (5.0, 1)
         assert (config.search.selection, config.minutes, config.imitation_minutes) == ("puct", 1.0, 0.0)
-    assert [(row["way"], row["seed"]) for row in answer["runs"]] == [("puct", 0), ("puct", 1)]
-    assert [(row["way"], row["num_runs"]) for row in answer["ways"]] == [("puct", 2)]
+    assert [(row["variant"], row["seed"]) for row in answer["runs"]] == [("puct", 0), ("puct", 1)]
+    assert [(row["variant"], row["num_runs"]) for row in answer["variants"]] == [("puct", 2)]
     assert (tmp_path / "compare.png").stat().st_size > 1_000
 
 
 def test_compare_continues_after_an_interruption(compared: list[LearnConfig], tmp_path: Path) -> None:
-    options = ["compare", "--way", "puct", "--minutes", "1", "--record", "kept", "--first-seed"]
+    options = ["compare", "--variant", "puct", "--minutes", "1", "--record", "kept", "--first-seed"]
     broken = CliRunner().invoke(app, [*options, "6", "--seeds", "3"])
     assert broken.exit_code == 130
     assert "puct, seed 6: 0.44 of the best policy's" in broken.stderr
     assert "interrupted; finished runs: 1, saved" in broken.stderr
     assert (tmp_path / "compare.png").stat().st_size > 1_000
-    document = study_document(*options, "5", "--seeds", "2", "--way", "as given")
+    document = study_document(*options, "5", "--seeds", "2", "--variant", "as given")
     assert [(config.search.selection, config.seed) for config in compared] == [
         ("puct", 6),
         ("puct", 5),
         ("gumbel", 5),
         ("gumbel", 6),
     ]
-    assert [(one["way"], one["seed"]) for one in document["runs"]] == [
+    assert [(one["variant"], one["seed"]) for one in document["runs"]] == [
         ("puct", 5),
         ("puct", 6),
         ("as given", 5),
@@ -124,7 +124,7 @@ def test_compare_show_prints_recorded_runs_without_new_ones(compared: list[Learn
     options = ("compare", "--minutes", "1", "--record", "kept")
     with pytest.raises(SettingsError, match="there is no run in kept"):
         study(*options, "--show")
-    study(*options, "--seeds", "1", "--first-seed", "3", "--way", "puct")
+    study(*options, "--seeds", "1", "--first-seed", "3", "--variant", "puct")
     printed = study(*options, "--show")
     assert max(map(len, printed.splitlines())) <= 80
     words = printed.replace("│", " ").split()

@@ -1,4 +1,4 @@
-"""Ways change the settings they name; results, records, summaries and the picture of runs."""
+"""Variants change the settings they name; results, records, summaries and the picture of runs."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from shared.numeric import Float64
 from shared.runtime.settings import load
 from studies.compare import (
     LEARNED_SHARE,
-    WAYS,
+    VARIANTS,
     CompareRecord,
     Range,
     RunResult,
@@ -60,7 +60,7 @@ def test_every_way_changes_one_or_two_settings_of_the_tuned_profile_and_no_more(
         learner=tuned.learner,
         trainer=tuned.trainer,
     )
-    for name, change in WAYS.items():
+    for name, change in VARIANTS.items():
         before, after = asdict(config), asdict(change(config))
         changed = [
             (group, field)
@@ -83,7 +83,7 @@ def test_a_run_has_learned_when_its_share_first_reaches_the_goal() -> None:
 
 
 def test_an_unknown_way_is_refused_before_anything_is_learned() -> None:
-    with pytest.raises(SettingsError, match=r"no way of learning 'magic', expected one of as given, puct"):
+    with pytest.raises(SettingsError, match=r"no variant 'magic', expected one of as given, puct"):
         plan(["puct", "magic"], [0])
 
 
@@ -115,7 +115,7 @@ PUCT = [("puct", 0), ("puct", 1)]
 def test_a_run_is_made_with_its_way_and_seed(learned: list[LearnConfig]) -> None:
     config = LearnConfig(minutes=3.0)
     runs = list(compare(config, [("as given", 4), ("25 simulations", 5)]))
-    assert [(run.way, run.seed, run.share) for run in runs] == [
+    assert [(run.variant, run.seed, run.share) for run in runs] == [
         ("as given", 4, 0.5),
         ("25 simulations", 5, 0.5),
     ]
@@ -134,7 +134,7 @@ def test_a_recorded_run_is_read_back_and_not_repeated(tmp_path: Path, learned: l
     assert [(asked.search.selection, asked.seed) for asked in learned] == [("puct", 0), ("puct", 1)]
     assert {path.name for path in folder.iterdir()} == {"puct-0.json", "puct-1.json"}
     saved = json.loads((folder / "puct-1.json").read_text())
-    assert (saved["run"]["way"], saved["run"]["seed"], saved["run"]["share"]) == ("puct", 1, 0.5)
+    assert (saved["run"]["variant"], saved["run"]["seed"], saved["run"]["share"]) == ("puct", 1, 0.5)
     assert saved["run"]["reached"] == {"seconds": 120.0, "episodes": 20, "updates": 2}
     assert (saved["run"]["minutes"], saved["run"]["shares"]) == ([0.0, 1.0, 2.0], [0.0, 0.3, 0.5])
     assert (saved["settings"]["minutes"], saved["settings"]["search"]["selection"]) == (5.0, "puct")
@@ -159,7 +159,7 @@ def test_processes_share_a_record(tmp_path: Path, learned: list[LearnConfig]) ->
     second = list(compare(config, [("puct", 1), ("as given", 0)], others))
     assert [first, *runs] == [first, second[0]]  # the other process was quicker with ("puct", 1)
     assert len(learned) == 3
-    assert sorted(run.way for run in mine.runs()) == ["as given", "puct", "puct"]
+    assert sorted(run.variant for run in mine.runs()) == ["as given", "puct", "puct"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,9 @@ def test_a_record_of_a_way_whose_definition_changed_is_refused(
     config = LearnConfig()
     list(compare(config, [("25 simulations", 0)], CompareRecord(tmp_path, config)))
     monkeypatch.setitem(
-        WAYS, "25 simulations", lambda config: replace(config, search=replace(config.search, simulations=24))
+        VARIANTS,
+        "25 simulations",
+        lambda config: replace(config, search=replace(config.search, simulations=24)),
     )
     with pytest.raises(SettingsError, match=r"search\.simulations 25, not 24"):
         CompareRecord(tmp_path, config).runs()
@@ -246,7 +248,7 @@ def test_a_way_is_summarised_over_its_seeds_and_never_counts_as_infinite() -> No
     never = RunResult.of("puct", report(0.0, 3.4, seed=2))
     diverged = RunResult("as given", 0, (), (), None, None, failure="learning diverged")
     puct, given = summaries([quick, diverged, slow, never])
-    assert (puct.way, puct.num_runs, puct.num_reached, puct.num_failed) == ("puct", 3, 2, 0)
+    assert (puct.variant, puct.num_runs, puct.num_reached, puct.num_failed) == ("puct", 3, 2, 0)
     assert puct.median_minutes == Range(3.0, 1.0, math.inf)
     assert puct.median_episodes == Range(30.0, 10.0, math.inf)
     assert puct.mean_share is not None
@@ -263,12 +265,12 @@ def test_the_picture_has_a_curve_for_every_way_that_did_not_diverge(tmp_path: Pa
     quick = [RunResult.of("as given", report(0.0, 3.0, 6.0, seed=seed)) for seed in (0, 1)]
     slow = [RunResult.of("puct", report(0.0, 1.0, 2.0, seed=seed)) for seed in (0, 1)]
     diverged = [
-        RunResult(way, 2, (), (), None, None, failure="learning diverged")
-        for way in ("puct", "25 simulations")
+        RunResult(variant, 2, (), (), None, None, failure="learning diverged")
+        for variant in ("puct", "25 simulations")
     ]
-    draw_comparison([*quick, *slow, *diverged], tmp_path / "ways.png")
+    draw_comparison([*quick, *slow, *diverged], tmp_path / "variants.png")
     blue, orange, green = (
-        pixels_of(tmp_path / "ways.png", colour)[:, :978]  # the legend is to the right
+        pixels_of(tmp_path / "variants.png", colour)[:, :978]  # the legend is to the right
         for colour in ("#1f77b4", "#ff7f0e", "#2ca02c")
     )
     assert blue.shape == (550, 978)

@@ -3,8 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.validator.baselines import FAST_BARS, SLOW_BARS, trend, walk_baselines
-from shared.environment.action import Action
+from services.validator.baselines import (
+    FAST_BARS,
+    SLOW_BARS,
+    moving_average_cross,
+    trend,
+    walk_baselines,
+)
+from shared.environment.action import Action, Side
+from shared.environment.environment import reset
 from shared.errors import DataError
 from tests.services.validator.cases import ENVIRONMENT, prices, small_dataset, starts, walked
 
@@ -58,6 +65,14 @@ def test_the_cross_trades_on_the_side_of_the_trend() -> None:
     side = trend(small_dataset().bars.close)
     assert len(columns.side) > 0
     assert np.array_equal(columns.side, side[columns.entry_bar - 1])  # decided at the previous close
+
+
+def test_the_cross_closes_a_position_when_the_trend_ends() -> None:
+    rule = moving_average_cross(np.full(SLOW_BARS, 190.0))  # equal means: no trend
+    lanes = reset(np.full(3, SLOW_BARS - 1))._replace(
+        side=np.array([Side.LONG, Side.SHORT, Side.FLAT], np.int8)
+    )
+    assert rule(lanes).tolist() == [Action.CLOSE, Action.CLOSE, Action.HOLD]
 
 
 def test_every_trade_pays_the_spread() -> None:
