@@ -287,6 +287,20 @@ async def test_idle_connections_do_not_block_other_clients() -> None:
             writer.transport.abort()
 
 
+async def test_a_client_at_its_limit_keeps_its_connections_beside_others() -> None:
+    async with serving(limits=Limits(max_connections=8, max_connections_per_peer=3)) as port:
+        others = [
+            await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+            for address in ("127.0.0.2", "127.0.0.2", "127.0.0.1", "127.0.0.1", "127.0.0.1")
+        ]
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        for reader, writer in others:
+            writer.write(request)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                assert status_of(await reader.read()) == 200
+            writer.transport.abort()
+
+
 async def end_of(reader: asyncio.StreamReader) -> bytes:
     try:
         return await reader.read()
