@@ -2,8 +2,8 @@
 
 Format, lint and import layers run first because they are quick; all checks run even if one fails. On a fresh
 machine the kernels are compiled once before the tests, since otherwise test processes and `up` would compile
-the same kernels at the same time. Types are checked meanwhile; each takes a core for a minute.
-Arguments go to pytest (`./run test -k features`).
+the same kernels at the same time. Types are checked meanwhile; both take one core and about a minute.
+Arguments are passed to pytest (`./run test -k features`).
 """
 
 import os
@@ -18,8 +18,8 @@ from shared.numeric import COMPILED_MARK
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
-#: NumPy's threads spin while they wait, and every core has its test process. Bytecode is cached, whatever
-#: the caller's environment says: pytest rewrites every test, and the tests start hundreds of processes.
+#: One NumPy thread per process: waiting threads spin, and every core already runs a test process. Bytecode is
+#: always cached, because pytest rewrites every test and the tests start hundreds of processes.
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
     "OMP_NUM_THREADS": "1",

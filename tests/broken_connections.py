@@ -2,7 +2,7 @@
 
 import pytest
 
-#: A connection that breaks is not closed by its client, which Python warns of when it is forgotten.
+#: A client does not close a broken connection, so Python warns when it collects the connection.
 BREAKS_CONNECTIONS = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.usefixtures("broken_connections"),

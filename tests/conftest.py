@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("project")
 
-#: As in every service. With more threads, the split of a batch depends on its size, so the last bits of a row
-#: depend on the other rows.
+#: The default of the trainer, the only service that uses torch. With more threads, the split of a batch
+#: depends on its size, so the last bits of a row depend on the other rows.
 torch.set_num_threads(1)
 
 
@@ -45,7 +45,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real bars beside the project; without it the test is skipped."""
+    """The folder of real bars, outside the repository; without it the test is skipped."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real market data at {folder}")
@@ -54,7 +54,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def broken_connections() -> Iterator[None]:
-    """Collect connections that a test broke, so that the next test is not blamed for them."""
+    """Collect broken connections after a test, so that their warnings do not appear in the next test."""
     yield
     gc.collect()
 

@@ -1,4 +1,4 @@
-"""A real S3 server over HTTP, moto's, for tests of what is kept in an object store."""
+"""An S3 server over HTTP (moto) for tests of the object store."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from shared.runtime.ports import free_port
 
 START_SECONDS = 60.0
 
-#: What is never to be seen in an error or a log.
+#: A secret that no error and no log may contain.
 SECRET = "s3cr3t/" + "x" * 33
 
 CREDENTIALS = {
@@ -23,7 +23,7 @@ CREDENTIALS = {
 }
 
 
-#: Signed by somebody; the server does not check by whom, and shows nothing to nobody.
+#: Headers of a signed request. The server rejects anonymous reads, but checks no signature by default.
 SIGNED = {
     "Authorization": "AWS4-HMAC-SHA256 Credential=AKID/20260101/eu-central-1/s3/aws4_request, "
     "SignedHeaders=host, Signature=0"
@@ -31,7 +31,7 @@ SIGNED = {
 
 
 class S3Server:
-    """One server process; its buckets are gone with it."""
+    """One server process. Its buckets are in memory, so they are lost when it stops."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -51,20 +51,20 @@ class S3Server:
             time.sleep(0.05)
 
     def pause(self) -> None:
-        """Answer nobody, though connections are taken."""
+        """Suspend the process: connections are still accepted, but no request is answered."""
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Answer again."""
+        """Continue after a pause."""
         self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End the process."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
 
     def new_bucket(self) -> str:
-        """Make a bucket; its URL in the server."""
+        """Create a bucket and return its URL."""
         bucket = f"bucket-{uuid4().hex[:12]}"
         httpx.put(f"{self.url}/{bucket}", timeout=START_SECONDS).raise_for_status()
         return f"{self.url}/{bucket}"

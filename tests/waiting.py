@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-#: Longer than any wait on the slowest machine; a test that exceeds it hangs.
+#: Longer than any wait on the slowest machine; a test that waits longer has hung.
 PATIENCE_SECONDS = 600.0
 
 

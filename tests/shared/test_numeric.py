@@ -1,4 +1,4 @@
-"""Kernels: the order of their sums, which sources a cache belongs to, and that `compile` fills all of it."""
+"""Kernels: they sum in order, their cache depends on their sources, and `compile` compiles all of them."""
 
 import ast
 import os
@@ -34,14 +34,14 @@ def _total_within(values: Float32) -> np.float32:
     return _total(values)
 
 
-def test_a_kernel_keeps_the_order_of_its_sum_whoever_calls_it_first() -> None:
+def test_a_kernel_sums_in_order_even_if_a_reordering_kernel_compiled_it() -> None:
     values = np.random.default_rng(0).normal(size=10_007).astype(np.float32)
     _total_within(values)  # compiles `_total`, too
     assert _total(values) == np.add.accumulate(values)[-1]
 
 
 def test_a_cache_belongs_to_the_folder_times_and_contents_of_the_kernels(tmp_path: Path) -> None:
-    """Numba recompiles after a change of a file's path or time; another kernel's change it does not see."""
+    """Numba recompiles a kernel after a change of its file's path or time, not of a kernel that it calls."""
     checkout = tmp_path / "checkout"
     source = checkout / "services" / "trainer" / "module.py"
     source.parent.mkdir(parents=True)
@@ -50,22 +50,22 @@ def test_a_cache_belongs_to_the_folder_times_and_contents_of_the_kernels(tmp_pat
     first = kernel_digest(checkout)
 
     shutil.copytree(checkout, tmp_path / "clone")
-    assert kernel_digest(tmp_path / "clone") != first, "another folder"
+    assert kernel_digest(tmp_path / "clone") != first, "the folder does not count"
 
     os.utime(source, ns=(10, 11))
-    assert kernel_digest(checkout) != first, "another time"
+    assert kernel_digest(checkout) != first, "the time does not count"
 
     os.utime(source, ns=(10, 10))
     (source.parent / "other.py").write_text("x = 1\n", encoding="utf-8")
-    assert kernel_digest(checkout) == first, "a file without kernels"
+    assert kernel_digest(checkout) == first, "a file without kernels counts"
 
     source.write_text("@kernel\ndef g(): ...\n", encoding="utf-8")
     os.utime(source, ns=(10, 10))
-    assert kernel_digest(checkout) != first, "another content"
+    assert kernel_digest(checkout) != first, "the contents do not count"
 
 
 def test_compile_knows_every_kernel_of_the_services() -> None:
-    """`compile` itself fails if one that it knows is missing from the cache afterwards."""
+    """`compile` itself fails if the cache lacks one of the kernels that it knows."""
     listed = subprocess.run(
         [sys.executable, "-c", _LISTED], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -89,7 +89,7 @@ def row_of(scope: ValidationScope, version: int, *, sha256: str = "ab" * 32) -> 
 
 
 def announcement_of(version: int, scope: ValidationScope) -> ValidationReported:
-    """The announcement of such a row."""
+    """The announcement of a judgement with example figures."""
     return ValidationReported(
         version=version,
         split=scope.split,

@@ -1,4 +1,4 @@
-"""The client of the inference service: a decision in time, or an error that says why there is none."""
+"""The client of the inference service returns a decision in time or raises an error with the reason."""
 
 import json
 from collections.abc import Callable

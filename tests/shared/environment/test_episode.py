@@ -1,4 +1,4 @@
-"""Episodes: worked by hand, equal to the oracle, and consistent with laws that hold in any market."""
+"""Episodes: worked by hand, equal to the oracle, and with properties that hold in any market."""
 
 import math
 from dataclasses import astuple, replace
@@ -20,8 +20,8 @@ HOLD, BUY, SELL, CLOSE = Action
 AMDDP1 = EnvironmentConfig()
 PNL = EnvironmentConfig(reward=RewardScheme.PNL)
 
-# Entered at the open of bar 1 at 160.00. Closes of bars 1-4 mark, less 4 pips of spread:
-#   160.10 -> +6, peak 6; 160.02 -> -2, down 8; 160.15 -> +11, peak 11; 160.08 -> +4, down 7.
+# A long position enters at 160.00, the open of bar 1. Its pips at the closes of bars 1-4, less a spread of 4:
+#   160.10 -> +6, peak 6; 160.02 -> -2, drawdown 8; 160.15 -> +11, peak 11; 160.08 -> +4, drawdown 7.
 OPENS = [159.00, 160.00, 160.11, 160.03, 160.14, 160.07, 160.20]
 CLOSES = [159.50, 160.10, 160.02, 160.15, 160.08, 160.21, 160.30]
 
@@ -29,7 +29,7 @@ CLOSES = [159.50, 160.10, 160.02, 160.15, 160.08, 160.21, 160.30]
 class TestByHand:
     def test_long(self) -> None:
         episode = replay(0, [BUY, HOLD, HOLD, HOLD, CLOSE, HOLD], market(OPENS, CLOSES), AMDDP1)
-        # Out at the open of bar 5, 160.07: 7 - 4 = 3 pips; the largest drawdown was 8.
+        # The exit is at 160.07, the open of bar 5: 7 - 4 = 3 pips. The largest drawdown was 8.
         assert episode.rewards == pytest.approx([1.0, 0.0, 0.0, 0.0, 3.0 - 0.08, -0.05], rel=1e-6)
         assert episode.pnl == pytest.approx([0.0, 6.0, -2.0, 11.0, 4.0, 0.0])
         assert episode.bars.tolist() == [0, 1, 2, 3, 4, 5]
@@ -48,7 +48,7 @@ class TestByHand:
 
     def test_short(self) -> None:
         episode = replay(0, [SELL, HOLD, CLOSE], market(OPENS, CLOSES), AMDDP1)
-        # Marks -10 - 4 = -14 and -2 - 4 = -6 below a peak of 0; out at 160.03: -3 - 4 = -7.
+        # Pips at the closes: -10 - 4 = -14 and -2 - 4 = -6, with a peak of 0. Exit at 160.03: -3 - 4 = -7.
         assert episode.rewards == pytest.approx([1.0, 0.0, -7.0 - 0.14], rel=1e-6)
         assert episode.pnl == pytest.approx([0.0, -14.0, -6.0])
         (trade,) = episode.trades
@@ -59,7 +59,7 @@ class TestByHand:
     def test_the_pnl_scheme_rewards_realised_pips_only(self) -> None:
         prices = market(OPENS, CLOSES)
         episode = replay(0, [HOLD, BUY, HOLD, HOLD, CLOSE, HOLD], prices, PNL)
-        # In at 160.11, out at 160.07.
+        # Entry at 160.11, exit at 160.07.
         assert episode.rewards == pytest.approx([0.0, 0.0, 0.0, 0.0, -8.0, 0.0], abs=1e-5)
 
     def test_a_position_open_at_the_end_is_closed_at_the_next_open(self) -> None:
@@ -81,11 +81,11 @@ class TestByHand:
         sides = [trade.side for trade in episode.trades]
         assert sides == [Side.LONG, Side.SHORT, Side.LONG]
         assert [trade.bars_held for trade in episode.trades] == [1, 1, 1]
-        # Short from 160.03, marked at 160.15: 12 + 4 under a peak of 0, whatever the trade before did.
+        # The short enters at 160.03 and is marked at 160.15: 12 + 4 below a peak of 0, as for a first trade.
         assert episode.trades[1].max_drawdown_pips == pytest.approx(16.0)
 
     def test_a_decision_is_filled_at_the_next_open_not_at_its_close(self) -> None:
-        """Kill-list 2: close and next open lie 50 pips apart."""
+        """The close and the next open differ by 50 pips."""
         prices = market([160.0, 160.5, 161.0, 161.5], [160.0, 160.5, 161.0, 161.5])
         (trade,) = replay(0, [BUY, HOLD, CLOSE], prices, AMDDP1).trades
         assert (trade.entry_price, trade.exit_price) == (160.5, 161.5)
@@ -99,7 +99,7 @@ class TestByHand:
 
     def test_financing_is_charged_at_each_rollover_of_an_open_position(self) -> None:
         flat = market([160.0] * 8)
-        # Rollovers before the opens of bars 1 (not yet in), 3 (one night), 5 (three) and 7 (out).
+        # Rollovers before bars 1 (before the entry), 3 (one night), 5 (three nights) and 7 (after the exit).
         prices = replace(flat, rollover_nights=np.array([1, 0, 1, 0, 3, 0, 1, 0], np.int8))
         config = replace(PNL, financing_pips_per_night=2.0)
         episode = replay(0, [BUY, HOLD, HOLD, HOLD, HOLD, CLOSE, HOLD], prices, config)
@@ -123,7 +123,7 @@ class TestRefusals:
             replay(1, [BUY, SELL], market(OPENS, CLOSES), AMDDP1)
 
 
-class TestLaws:
+class TestProperties:
     @given(
         random_prices(),
         legal_actions(),
@@ -176,7 +176,7 @@ class TestLaws:
     def test_a_round_trip_costs_the_spread_once(
         self, prices: Prices, actions: list[int], spread_pips: float
     ) -> None:
-        """Kill-list 6: each trade's profit with a spread and without differ by the spread."""
+        """Each trade earns less with a spread than without, by exactly the spread."""
         free = replay(0, actions, prices, replace(PNL, spread_pips=0.0))
         costly = replay(0, actions, prices, replace(PNL, spread_pips=spread_pips))
         for one, other in zip(free.trades, costly.trades, strict=True):

@@ -209,7 +209,7 @@ class TestLive:
 
 
 class TestNoLookAhead:
-    """Kill-list 1: removing or corrupting later bars changes no value."""
+    """Removing or corrupting later bars changes no value."""
 
     @given(random_bars(min_size=130), st.data())
     def test_later_bars_change_nothing(self, bars: BarSeries, data: st.DataObject) -> None:

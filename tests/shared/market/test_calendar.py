@@ -35,8 +35,8 @@ def times(*texts: str) -> Int64:
     return np.array([seconds(text) for text in texts], dtype=np.int64)
 
 
-# Opens and closes around the clock changes of 2024: New York moves on 03-10 and 11-03, Europe on
-# 03-31 and 10-27, which must not move the FX week.
+# Closes and opens around the clock changes of 2024: in New York on 03-10 and 11-03, in Europe on 03-31 and
+# 10-27. The changes in Europe must not move the FX week.
 @pytest.mark.parametrize(
     ("closes", "opens"),
     [

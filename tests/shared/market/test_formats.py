@@ -138,7 +138,7 @@ def test_metatrader_5(tmp_path: Path, bars: BarSeries) -> None:
     found = read_bars(path, GBP_JPY)
     assert_same_bars(found.bars, bars)
     assert found.format == "MetaTrader 5"
-    assert (found.bars.spread_pips == 3.7).all()  # 37 points of 0.001 yen, a pip being 0.01
+    assert (found.bars.spread_pips == 3.7).all()  # 37 points of 0.001 yen; a pip is 0.01
 
 
 def test_metatrader_5_in_utf16(tmp_path: Path, bars: BarSeries) -> None:
@@ -548,7 +548,7 @@ def test_a_repair_drops_repetitions_and_refuses_to_drop_many_other_rows(tmp_path
     assert_same_bars(found.bars, bars)
     assert (found.num_dropped, "60 rows, 60 of them repetitions" in found.findings[0]) == (60, True)
 
-    # Every other row again, with other prices: neither half is known to be the wrong one.
+    # Every row occurs twice, with different prices, so it is not known which of the two is wrong.
     prices = {name: getattr(bars, name) + 1 for name in ("open", "high", "low", "close")}
     shifted = replace(bars, **prices)
     lines = write(tmp_path / "b.csv", bars, oanda, head=HEAD).read_text().splitlines()

@@ -61,7 +61,7 @@ def test_a_step_before_the_session_counts_only_as_missing_warmup() -> None:
 
 
 def test_a_weekend_in_the_warmup_counts_no_missing_minutes() -> None:
-    friday = seconds("2024-03-08T22:00")  # close; the following week opens at 21:00, clocks having changed
+    friday = seconds("2024-03-08T22:00")  # close; after the clock change the week opens at 21:00
     first = int(open_minute(np.array([friday]))[0]) - 150
     times = open_minutes(first, LEAST)
     assert times[150] == seconds("2024-03-10T21:00")

@@ -99,7 +99,7 @@ def test_regimes_have_the_drift_deviation_and_duration_of_their_law() -> None:
 
 
 def test_highs_and_lows_follow_the_law_of_brownian_motion() -> None:
-    # E[range] = sqrt(8 / pi) deviations (Feller 1951), without the rounding to tenths mattering.
+    # E[range] = sqrt(8 / pi) deviations (Feller 1951). The rounding to tenths is negligible.
     ranges = synthesize_with_state(OuLaw(persistence=0.999999), MANY, seed=6).bars.range_pips
     deviation = np.hypot(OuLaw().sigma_pips, OuLaw().mean_sigma_pips)
     assert ranges.mean() == pytest.approx(np.sqrt(8 / np.pi) * deviation, rel=0.01)

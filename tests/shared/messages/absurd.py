@@ -40,27 +40,27 @@ ABSURD_ARRAYS: Mapping[str, tuple[tuple[Change, ...], str]] = {
         (_FLAT, *_HOLDS, ("actions", 3, Action.CLOSE)),
         "actions[3] is 3, expected 0 HOLD or 1 BUY or 2 SELL, which a FLAT position allows",
     ),
-    "a policy of illegal actions": (
+    "a policy with illegal actions": (
         (_LONG, *_HOLDS, ("policies", 3, [0.5, 0.0, 0.25, 0.25])),
         "policies[3, 2] is 0.25, expected 0 for an action that is not 0 HOLD or 3 CLOSE",
     ),
-    "a policy below zero": (
+    "a policy with a negative value": (
         (_FLAT, *_HOLDS, ("policies", 3, [1.0, -0.5, 0.5, 0.0])),
         "policies[3, 1] is -0.5, expected 0 to 1",
     ),
-    "a policy of too little": (
+    "a policy with a sum below 1": (
         (_FLAT, *_HOLDS, ("policies", 3, [0.25, 0.25, 0.25, 0.0])),
         "policies[3] sums to 0.75, expected 1 within 0.001",
     ),
-    "a policy of too much": (
+    "a policy with a sum above 1": (
         (_FLAT, *_HOLDS, ("policies", 3, [1.0, 1.0, 1.0, 0.0])),
         "policies[3] sums to 3, expected 1 within 0.001",
     ),
-    "a probability below zero": (
+    "a negative probability": (
         (("outcome_probabilities", 7, [1.0, 0.5, -0.5]),),
         "outcome_probabilities[7, 2] is -0.5, expected 0 to 1",
     ),
-    "probabilities of too much": (
+    "probabilities with a sum above 1": (
         (("outcome_probabilities", 7, [0.5, 0.5, 0.5]),),
         "outcome_probabilities[7] sums to 1.5, expected 1 within 0.001",
     ),

@@ -287,7 +287,7 @@ def test_a_too_long_text_is_cut_and_its_message_accepted() -> None:
     fields = encode(made)
     fields["body"] = fields["body"].replace(
         made.reason.encode(), ("é" * 90_000).encode()
-    )  # of another release
+    )  # as from a release with a higher limit
     read, _ = decode(DECISIONS, {name.encode(): value for name, value in fields.items()})
     assert read == made
 

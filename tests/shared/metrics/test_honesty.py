@@ -50,7 +50,7 @@ def test_expected_best_ratio_equals_that_of_simulated_noise() -> None:
 
 
 def test_variance_of_a_single_version_agrees_with_scipy() -> None:
-    daily = 0.018 - np.random.default_rng(6).gamma(2.0, 0.008, 300)  # a negative skew widens
+    daily = 0.018 - np.random.default_rng(6).gamma(2.0, 0.008, 300)  # a negative skew raises the variance
     result, ratio = honesty(daily), sharpe(daily, periods_per_year=1)
     assert ratio is not None
     g3, g4 = float(skew(daily)), float(kurtosis(daily, fisher=False))
@@ -115,7 +115,7 @@ def test_versions_validated_on_some_of_the_days_count_too() -> None:
 
 
 def test_versions_without_results_count_as_much_as_those_with_results() -> None:
-    """300 independent versions: the results of 30 are available, or of none."""
+    """Of 300 independent versions, the results of all, of 30 or of none are available."""
     daily, others = edge(), noise(3, 300)
     some, all_of_them = count_trials(daily, others[:, :30], 270), count_trials(daily, others)
     assert some.num_tried == all_of_them.num_tried == 301
@@ -160,7 +160,7 @@ def test_the_minimum_track_record_is_the_shortest_that_suffices() -> None:
     "daily", [[6.0, -6.0] * 30 + [1e-12], [1.0, -1.0, 1e-300], [1.0, -1.0] * 500 + [1e-3]]
 )
 def test_a_ratio_that_is_zero_up_to_rounding_has_no_track_record(daily: list[float]) -> None:
-    """Regression: the record had 10^29 days, or raised an OverflowError."""
+    """Regression: the minimum track record was 10^29 days, or its computation raised an OverflowError."""
     result = honesty(np.array(daily))
     assert result.min_track_record_days is None
     reason = "the Sharpe ratio is not above 0, or a century is too short"
@@ -177,7 +177,7 @@ def test_undefined_numbers_have_a_reason() -> None:
 
 
 def test_the_best_of_many_random_strategies_passes_rarely() -> None:
-    """Kill-list 25: at most 5 % of 200 searches over strategies without an edge look real."""
+    """At most 5 % of 200 searches over strategies without an edge reach a deflated ratio of 0.95."""
     rng = np.random.default_rng(3)
     passed = 0
     for _ in range(200):

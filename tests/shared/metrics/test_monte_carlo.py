@@ -27,7 +27,7 @@ def test_fan_drawdowns_and_ruin_equal_the_oracle(way: Resampling, mean_block: fl
     assert result.mean_block_trades == mean_block
 
 
-def test_the_fan_of_many_trades_agrees_with_the_normal_law() -> None:
+def test_the_fan_of_many_trades_agrees_with_the_normal_distribution() -> None:
     centred = PIPS - PIPS.mean()
     result = simulate(centred, Resampling.IID, MonteCarloConfig(runs=20_000, seed=1))
     spread = np.sqrt(result.fan_trades[1:]) * PIPS.std()

@@ -35,7 +35,7 @@ def test_overfitting_equals_the_oracle(seed: int, num_trials: int, length: int) 
 
 
 def test_ruinous_and_flat_versions_do_not_make_a_choice_among_noise_look_good() -> None:
-    """Regression: beside 20 ruinous versions, any choice among 20 of noise ranks well: 0.000."""
+    """Regression: with 20 ruinous versions, any choice from 20 noise versions ranked well (probability 0)."""
     found = []
     for seed in range(8):
         rng = np.random.default_rng(seed)

@@ -50,7 +50,7 @@ def test_days_without_an_edge_pass_at_most_as_often_as_allowed() -> None:
         assert (p_values <= 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
 
 
-def test_days_that_were_all_won_have_the_smallest_p_value() -> None:
+def test_only_winning_days_have_the_smallest_p_value() -> None:
     assert sign_flip_p_value(np.array([5.0, 1.0, 2.0])) == 1 / 8
     assert sign_flip_p_value(np.linspace(0.1, 3.0, 40)) == pytest.approx(2.0**-40)
     assert sign_flip_p_value(-np.ones(40)) == pytest.approx(1.0)
@@ -58,7 +58,7 @@ def test_days_that_were_all_won_have_the_smallest_p_value() -> None:
 
 
 def test_days_that_differ_only_by_rounding_have_no_result() -> None:
-    """Regression: a version that beat a rule on three days and equalled it otherwise had 2^-31."""
+    """Regression: p was 2^-31 for a version that beat a rule on three days and equalled it on all others."""
     rule = np.random.default_rng(0).normal(0.0, 16.0, 250)
     version = rule.copy()
     version[[10, 50, 90]] += (3.3, 4.1, 2.7)

@@ -49,7 +49,7 @@ def test_agrees_with_a_stored_run_of_bandys_package_over_two_years() -> None:
 
 
 def test_agrees_with_bandys_package() -> None:
-    """60 days, since two years take the package half a minute. It needs one day more than it has trades."""
+    """Over 60 trades, because two years take the package half a minute. It needs 61 days for 60 trades."""
     random.seed(7)
     fraction, fraction_sd, rate, rate_sd = risk_normalization(  # type: ignore[no-untyped-call]
         GAINS.tolist(), 61, 60, 1.0, 5, 0.05, 400, 4

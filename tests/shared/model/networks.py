@@ -1,4 +1,4 @@
-"""Networks as training leaves them: random heads, batch norm with statistics."""
+"""Networks that resemble trained ones: random heads, and random statistics in the batch norms."""
 
 import torch
 from torch import nn

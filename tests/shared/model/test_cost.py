@@ -49,7 +49,7 @@ def _configs(draw: st.DrawFn) -> ModelConfig:
         static_features=draw(st.integers(1, 6)),
         num_actions=draw(st.integers(2, 5)),
         num_outcomes=draw(st.integers(2, 4)),
-        temporal_channels=draw(st.integers(1, 12)),  # also equal to the features, without a shortcut
+        temporal_channels=draw(st.integers(1, 12)),  # if equal to the features: no shortcut
         static_channels=draw(st.integers(1, 5)),
         encoder_blocks=blocks,
         kernel_size=kernel_size,
@@ -62,7 +62,7 @@ def _configs(draw: st.DrawFn) -> ModelConfig:
 
 
 def _without_padding(encoder: TemporalEncoder, rows: Tensor) -> None:
-    """The convolutions of every block over consecutive bars without padding."""
+    """Run the convolutions of every block over consecutive bars without padding."""
     steps = rows[encoder.window_bars - encoder.receptive_field :].T[None]
     for block in encoder.blocks:
         assert isinstance(block, ResidualBlock)

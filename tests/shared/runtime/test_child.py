@@ -85,8 +85,8 @@ def test_a_child_gets_its_niceness_and_an_error_names_a_missing_program() -> Non
     assert (missing.returncode, missing.stderr) == (127, "error: /no/such: No such file or directory\n")
 
 
-def test_a_child_of_another_thread_than_the_main_one_gets_no_signal() -> None:
-    """Linux would send it when the thread exits."""
+def test_a_child_started_outside_the_main_thread_gets_no_signal() -> None:
+    """Linux would send the signal when that thread exits, even if the parent process still runs."""
     commands: list[list[str]] = []
     thread = threading.Thread(target=lambda: commands.append(child_command(["true"])))
     thread.start()

@@ -80,7 +80,7 @@ def until_logged(process: subprocess.Popen[str], event: str) -> None:
 
 
 def outcome(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, str]]]:
-    """Exit status of a process that exits, and the log lines that nobody read before."""
+    """Wait until a process exits; return its exit status and the log lines that were not read yet."""
     _, errors = process.communicate(timeout=120)
     return process.returncode, [json.loads(line) for line in errors.splitlines()]
 
@@ -203,11 +203,11 @@ async def test_a_heartbeat_has_the_state_and_details_of_its_service() -> None:
     lifecycle.report(loss=math.nan, profit=math.inf)
     assert lifecycle.heartbeat.detail == {"version": 1, "episode": 2, "loss": None, "profit": None}
     lifecycle.stop()
-    lifecycle.report(version=3)  # of the last piece of work
+    lifecycle.report(version=3)  # work that finishes after the stop
     assert state_of(lifecycle) == "stopping"
 
 
-def test_an_interval_of_more_than_a_third_of_a_heartbeat_s_lifetime_is_refused() -> None:
+def test_a_heartbeat_interval_above_a_third_of_its_lifetime_is_refused() -> None:
     assert load(ServiceSettings, heartbeat_seconds=5.0).heartbeat_seconds == 5.0
     with pytest.raises(
         SettingsError, match=r"setting MM_HEARTBEAT_SECONDS is 15: .* less than or equal to 5"
@@ -249,7 +249,7 @@ async def test_shutdown_waits_only_briefly_for_a_redis_that_never_answers() -> N
     *_, stopping, stopped = lines
     assert (stopping["event"], stopped["event"]) == ("service_stopping", "service_stopped")
     begin, end = (datetime.fromisoformat(line["timestamp"]) for line in (stopping, stopped))
-    assert end - begin < timedelta(seconds=4)  # a second for each of three steps, on a slow machine
+    assert end - begin < timedelta(seconds=4)  # three steps of up to 1 s, and 1 s to spare
 
 
 @pytest.mark.parametrize(("kind", "status", "deliveries"), [("consume", 0, 1), ("consume and crash", 1, 2)])

@@ -37,7 +37,7 @@ def test_a_line_is_json_with_its_context(capsys: pytest.CaptureFixture[str]) -> 
     assert line["level"] == "info"
 
 
-def test_warnings_of_the_standard_library_s_loggers_have_the_same_form(
+def test_warnings_of_standard_library_loggers_have_the_same_form(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure_logs("api", "api-1")

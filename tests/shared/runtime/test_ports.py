@@ -1,4 +1,4 @@
-"""Free ports stay free until their service binds them."""
+"""A free port has no listener, is returned once, and is outside the ephemeral range."""
 
 import socket
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every error of an application becomes a problem document that repeats nothing the client sent."""
+"""Errors of an application become problem documents: 422 names the field, 500 hides the error's text."""
 
 from collections.abc import AsyncIterator
 

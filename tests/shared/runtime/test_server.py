@@ -1,4 +1,4 @@
-"""The limits of every port, tested with plain sockets: floods, slow clients, crowds, foreign host names."""
+"""The limits of every port: request sizes, deadlines, number of connections, and host names."""
 
 import asyncio
 import contextlib
@@ -233,7 +233,7 @@ async def test_a_client_that_still_sends_gets_the_complete_response() -> None:
                     begun = await reader.readexactly(1)  # the response is complete before the request
                     writer.write(b"x" * 1_000_000)
                     await writer.drain()
-                    answer = begun + await reader.read()  # raises where the connection was reset
+                    answer = begun + await reader.read()  # raises if the connection was reset
             finally:
                 writer.transport.abort()
             assert status_of(answer) == status
@@ -415,7 +415,7 @@ async def test_only_known_host_names_are_accepted() -> None:
             assert status_of(answer) == (200 if host in KNOWN_HOSTS else 421), host
 
 
-async def test_a_request_without_exactly_one_host_header_is_refused() -> None:
+async def test_an_http_1_1_request_needs_exactly_one_host_header() -> None:
     end = b"Connection: close\r\n\r\n"
     async with serving() as port:
         assert problem_of(await exchange(port, b"GET / HTTP/1.1\r\n" + end)) == 400

@@ -21,7 +21,7 @@ async def fail(error: Exception) -> None:
     raise error
 
 
-async def test_the_error_of_a_task_is_raised_itself_and_cancels_the_others() -> None:
+async def test_the_error_of_a_task_is_raised_unwrapped_and_cancels_the_others() -> None:
     cancelled = asyncio.Event()
 
     async def wait() -> None:
@@ -35,7 +35,7 @@ async def test_the_error_of_a_task_is_raised_itself_and_cancels_the_others() -> 
     assert cancelled.is_set()
 
 
-async def test_the_error_of_a_group_in_a_task_is_raised_itself() -> None:
+async def test_the_error_of_a_group_in_a_task_is_raised_unwrapped() -> None:
     async def inner() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(fail(ServiceError("no such stream")))
@@ -44,7 +44,7 @@ async def test_the_error_of_a_group_in_a_task_is_raised_itself() -> None:
         await together(inner(), block=asyncio.sleep(3600))
 
 
-async def test_an_error_in_the_block_is_raised_itself() -> None:
+async def test_an_error_in_the_block_is_raised_unwrapped() -> None:
     with pytest.raises(ServiceError, match="no such port"):
         await together(asyncio.sleep(3600), block=fail(ServiceError("no such port")))
 

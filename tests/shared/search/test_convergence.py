@@ -13,8 +13,8 @@ from tests.shared.search.tables import TableModel, ending_problem, finite_game, 
 BOTH = pytest.mark.parametrize("selection", list(Selection))
 ONE_ROOT = np.zeros(1, np.int64)
 SIMULATIONS, DISCOUNT = 2000, 0.9
-#: Outcome probabilities of the problems solved by hand, and their unit in pips. The unit is small because the
-#: mean over the visits of puct is too low by the cost of about √N visits to worse actions out of N.
+#: Outcome probabilities of the problems solved by hand, and their unit in pips. The unit is small because
+#: about √N of N visits of puct go to worse actions, and their cost lowers the mean in proportion to the unit.
 PROBABILITIES, UNIT = [0.5, 0.3, 0.2], 0.06
 
 

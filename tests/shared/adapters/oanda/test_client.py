@@ -361,7 +361,7 @@ async def test_a_write_without_a_timely_answer_has_an_unknown_outcome() -> None:
 
 
 async def test_a_write_that_times_out_while_being_sent_has_an_unknown_outcome() -> None:
-    """The server reads nothing, so the request fills the socket buffers after a part of it has left."""
+    """The server reads nothing, so the socket buffers are full when only a part of the request is sent."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -377,7 +377,7 @@ async def test_a_write_that_times_out_while_being_sent_has_an_unknown_outcome() 
     ids=["trickles", "floods"],
 )
 async def test_an_endless_answer_is_abandoned(part: bytes, pause: float, message: str) -> None:
-    """Otherwise one close would delay every later one, or exhaust the memory."""
+    """Without limits, one endless answer would delay every later request, or exhaust the memory."""
     connections = []
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -408,7 +408,7 @@ async def test_an_endless_answer_is_abandoned(part: bytes, pause: float, message
 
 @pytest.mark.parametrize("half", [b"\\ud800", b"\xed\xa0\x80"], ids=["escaped", "raw"])
 async def test_an_unpaired_surrogate_is_replaced(half: bytes) -> None:
-    """It cannot be encoded for ledger, stream or log."""
+    """The ledger, the streams and the log cannot encode a surrogate."""
     body = b'{"errorMessage": "no ' + half + b'"}'
     async with speaking(answer(403, body)) as (client, _):
         with pytest.raises(BrokerError, match="answered 403") as refused:

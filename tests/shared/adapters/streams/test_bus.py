@@ -165,7 +165,7 @@ def value_of(counter: Counter) -> float:
 
 
 async def test_a_busy_consumer_searches_for_abandoned_entries_at_intervals(bus: Bus, redis: Redis) -> None:
-    """Not once per batch, which would be a third of its commands; but a search continues to its end."""
+    """One search per batch would be a third of all commands. A search that has begun runs to its end."""
     reclaim_after_ms = 3_000
     await send(bus, *range(70))
     died = consumer(bus, "died")
@@ -261,7 +261,7 @@ async def test_an_entry_claimed_by_another_consumer_is_neither_redelivered_nor_r
     await send(bus, 1, 2)
     await read(consumer(bus), 2)
     batches = consumer(bus)
-    assert seeds_of(await read(batches, 1)) == [1]  # both are known to be pending
+    assert seeds_of(await read(batches, 1)) == [1]  # the consumer knows that both are pending
     await redis.xgroup_createconsumer(TRAJECTORIES.key, TRAINER_GROUP, "other")
     await redis.xautoclaim(TRAJECTORIES.key, TRAINER_GROUP, "other", min_idle_time=0)
     assert seeds_of([await anext(batches)]) == []
@@ -549,7 +549,7 @@ async def _ping(bus: Bus) -> None:
 
 @pytest.mark.parametrize("key", [TRAJECTORIES.key, ALERTS.key, DEAD.key])
 async def test_a_key_of_another_type_is_an_error_that_names_it(bus: Bus, redis: Redis, key: str) -> None:
-    """For appends, reads and dead letters; the entries in the streams stay."""
+    """Appends, reads and dead letters raise the error, and the entries stay in their streams."""
     if key == DEAD.key:
         await redis.xadd(TRAJECTORIES.key, {"garbage": b"\xff"})
     await redis.set(key, "another program's")

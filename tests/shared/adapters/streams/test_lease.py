@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, growing tokens, and expiry at the holder before Redis."""
+"""Leases: one holder at a time, growing tokens, and expiry at the holder before expiry in Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -107,7 +107,7 @@ async def test_a_lease_expires_while_redis_is_unavailable(tmp_path: Path) -> Non
     async with kept(server.url, "one", seconds=1.0) as lease, asyncio.timeout(PATIENCE_SECONDS):
         await lease.acquired()
         server.stop(kill=True)
-        while lease.token is not None:  # noqa: ASYNC110  its own clock ends it
+        while lease.token is not None:  # noqa: ASYNC110  it expires by the local clock
             await asyncio.sleep(0.02)
         server.start()
         await lease.acquired()

@@ -111,7 +111,7 @@ def test_the_tables_have_the_specified_columns(path: Path, bars: BarSeries) -> N
         assert keys["fingerprint"] == bars.fingerprint
         assert keys["schema_version"] == str(SCHEMA_VERSION)
         splits = dict(rows("SELECT split, count(*) FROM sessions GROUP BY split"))
-        assert set(splits) == {"train", "validation", "test", None}  # NULL: in an embargo or across a cut
+        assert set(splits) == {"train", "validation", "test", None}  # None: in no split
 
 
 def test_a_second_import_replaces_the_first(path: Path) -> None:
@@ -158,7 +158,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("table", [0, 1, 4])
 def test_ctrl_c_at_any_moment_leaves_the_old_or_the_new_data_set(path: Path, table: int) -> None:
-    # Inside DuckDB's own code for the first two, where the signal may also come too late.
+    # With tables 0 and 1 the signal arrives inside DuckDB's code, or after the import has finished.
     command = [sys.executable, "-c", INTERRUPT, str(path), str(table)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout in ("written\n", "interrupted\n"), done.stderr

@@ -106,9 +106,9 @@ def test_leftovers_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
             path.replace(tmp_path / path.name)
         other.rmdir()
 
-    copy_of(24, 8)  # three parts that were compacted
-    copy_of(24, 24)  # into this one, but not deleted
-    copy_of(20, 20)  # which was cut to this one, but not deleted
+    copy_of(24, 8)  # three parts, which were compacted but not deleted
+    copy_of(24, 24)  # the compacted part, which was cut to 20 rows but not deleted
+    copy_of(20, 20)  # the part with 20 rows
     assert len(files(tmp_path)) == 5
     table(tmp_path, 20)
     assert files(tmp_path) == ["steps-000000000001-000000000020.parquet"]
@@ -267,15 +267,15 @@ def test_readers_see_every_row_while_the_table_grows_and_after_kills(tmp_path: P
                 try:
                     found = rows(tmp_path, "select distinct step, loss from parts order by step")
                 except duckdb.IOException as missing:
-                    if "No such file" not in str(missing):  # a compaction at this moment, which is documented
+                    if "No such file" not in str(missing):  # documented: a compaction deletes files
                         raise
                     again += 1
                     continue
                 assert found == expected(len(found))
-                assert len(found) >= reported  # what was written is there
+                assert len(found) >= reported  # every reported row is found
                 looks += 1
             writer.send_signal(signal.SIGKILL)
-        resume_after = reported - 10  # a version somewhat before the kill
+        resume_after = reported - 10  # a version saved before the kill
     table(tmp_path, resume_after)
     assert rows(tmp_path) == expected(resume_after)  # without `distinct`: each row once
     assert (looks + again, looks > 22) == (45, True)

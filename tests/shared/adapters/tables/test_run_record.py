@@ -118,7 +118,7 @@ def test_a_new_run_in_the_same_folder_replaces_the_old_one(tmp_path: Path) -> No
     assert rows(tmp_path, "select count(*) from settings") == [(1,)]
 
 
-def test_starts_that_led_to_no_version_are_removed(tmp_path: Path) -> None:
+def test_settings_of_starts_that_led_to_no_version_are_removed(tmp_path: Path) -> None:
     for episode, attempt in ((0, 0), (0, 0), (10, 20), (30, 70), (10, 20), (10, 25)):
         begin(tmp_path, ResumePoint(episode=episode, attempt=attempt)).close()
     starts = json.loads((tmp_path / "settings.json").read_text())

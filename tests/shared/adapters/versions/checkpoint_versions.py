@@ -56,7 +56,7 @@ def equal(one: Arrays, other: Arrays) -> bool:
 
 
 def folder(store: CheckpointStore, version: int) -> Path:
-    """The folder of a version in a store that is a folder."""
+    """The folder of a version; only for a store on the file system."""
     assert store.root is not None
     return store.root / f"v{version:06d}"
 

@@ -288,7 +288,7 @@ def test_the_error_for_wrong_credentials_does_not_contain_them(
     fill(InBucket(bucket).store(), 1)
     httpx.post(
         f"{s3_server.url}/moto-api/reset-auth", content=b"0"
-    ).raise_for_status()  # checks credentials from now on
+    ).raise_for_status()  # the server checks credentials from now on
     try:
         with pytest.raises(StoreUnavailableError, match="403 Forbidden InvalidAccessKeyId") as refused:
             InBucket(bucket).store().versions()

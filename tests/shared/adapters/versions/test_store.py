@@ -253,7 +253,7 @@ def test_a_pointer_that_is_a_link_is_damaged_and_is_replaced(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOTDIR])
-def test_a_file_that_the_disk_refuses_to_read_is_damaged(
+def test_a_file_that_cannot_be_read_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     store = filled(tmp_path, 1, 2)
@@ -419,7 +419,7 @@ def test_concurrent_moves_of_a_pointer_lose_none(place: Place) -> None:
     assert pointed is not None
     named = [*(entry.version for entry in pointed.history), pointed.version]
     assert sorted(named) == sorted(10 * number + turn for number in range(3) for turn in range(4))
-    for number in range(3):  # each one's moves in its own order
+    for number in range(3):  # the moves of each thread keep their order
         assert [at for at in named if at // 10 == number] == [10 * number + turn for turn in range(4)]
 
 
@@ -437,7 +437,7 @@ def test_a_damaged_pointer_is_reported_and_can_be_set_again(place: Place, conten
     store = fill(place.store(), 1)
     store.point(Pointer.LATEST, 1)
     file = json.loads(place.read("latest.json"))
-    if content == b'{"version":7}':  # a digit flipped, and nothing else
+    if content == b'{"version":7}':  # only the version differs, so the hash does not match
         content = json.dumps({**file, "version": 7}).encode()
     place.write("latest.json", content)
     with pytest.raises(CheckpointError, match=r"latest\.json: damaged pointer: .*the next version sets it"):
@@ -527,7 +527,7 @@ def backend_of(place: Place) -> type[DirectoryFiles] | type[ObjectFiles]:
     return DirectoryFiles if isinstance(place, InFolder) else ObjectFiles
 
 
-def test_an_interrupted_removal_may_be_finished_by_several_at_once(tmp_path: Path) -> None:
+def test_concurrent_collections_may_finish_an_interrupted_removal(tmp_path: Path) -> None:
     tree = tmp_path / ".removing-v000001"
     for number in range(40):
         (tree / str(number)).mkdir(parents=True)
