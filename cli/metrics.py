@@ -1,4 +1,4 @@
-"""`metrics`: the metrics of the validator for any list of trades."""
+"""`metrics`: the validator's metrics for any list of trades."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -31,12 +31,14 @@ def metrics(
     runs: Annotated[int, typer.Option(help="number of Monte Carlo runs, up to 100,000")] = 200,
     seed: Annotated[int, typer.Option(help="random seed; the same seed gives the same numbers")] = 0,
     equity: Annotated[
-        float, typer.Option(help="starting equity, in pips of one unit")
+        float, typer.Option(help="starting equity in pips; each trade is of one unit")
     ] = MonteCarloConfig.starting_equity_pips,
     trades_per_year: Annotated[
         float | None,
         typer.Option(
-            help="trades per year, to annualise Sharpe and Sortino ratio without times", min=1.0, max=1e6
+            help="trades per year, to annualise the Sharpe and Sortino ratios if the file has no times",
+            min=1.0,
+            max=1e6,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
@@ -44,8 +46,8 @@ def metrics(
     """Print all metrics of a list of trades.
 
     With a column `time`, days end at 17:00 New York time, and weekdays without a trade count as zero. Without
-    it there are no metrics per day or year, unless --trades-per-year is given. Drawdown is measured at trade
-    closes only.
+    it there are no metrics per day, and none per year unless --trades-per-year is given. Drawdown is measured
+    at trade closes only.
     """
     config = MetricsConfig(
         monte_carlo=MonteCarloConfig(runs=runs, seed=seed, starting_equity_pips=equity),
@@ -88,7 +90,7 @@ def _days(trades: TradeFile) -> tuple[str, Float64 | None, tuple[Month, ...]]:
     if trades.time_s is None:
         return NO_TIMES, None, ()
     closed = ~is_open(trades.time_s)
-    exit_days = trading_day(trades.time_s - closed)  # a trade closed at the end of the week belongs to Friday
+    exit_days = trading_day(trades.time_s - closed)  # an exit at Friday 17:00 belongs to Friday
     span = np.arange(exit_days[0], exit_days[-1] + 1)
     weekdays = np.is_busday(span.astype("datetime64[D]"))
     days = span[weekdays | np.isin(span, exit_days)]

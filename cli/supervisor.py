@@ -1,6 +1,6 @@
 """Supervises local processes: starts them, restarts those that exit, and stops them in order.
 
-Every child exits when this process exits, even if it is killed (shared/runtime/child.py).
+Every child exits when this process exits, even if this one is killed (shared/runtime/child.py).
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class ProcessSpec:
     niceness: int = 0  # added to the process's niceness
     input_path: Path = Path(os.devnull)  # standard input
     lock: Path | None = None  # the process holds this file lock; it starts once the lock is free
-    obstacle: Callable[[], str] = _nothing  # reason not to restart it now, or ""; called before each restart
+    obstacle: Callable[[], str] = _nothing  # called before each restart; returns why it must wait, or ""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class _Child:
 
 
 class Supervisor:
-    """Keeps processes running until `stop`; calls `on_event` with a text for each exit and restart."""
+    """Keeps processes running until `stop`; calls `on_event` when a process exits or cannot be restarted."""
 
     def __init__(self, on_event: Callable[[str], None]) -> None:
         self._on_event = on_event
@@ -78,7 +78,7 @@ class Supervisor:
         return {name: process.pid for name, process in running.items() if process is not None}
 
     def restarts(self, name: str) -> int:
-        """How often a process was restarted."""
+        """Number of times that a process was restarted."""
         return self._children[name].restarts
 
     async def start(self, spec: ProcessSpec) -> None:
@@ -96,7 +96,9 @@ class Supervisor:
         self._watchers.append(asyncio.create_task(self._watch(child)))
 
     async def stop(self, phases: Sequence[tuple[Sequence[str], float]] = STOP_PHASES) -> list[str]:
-        """Stop in phases: send SIGTERM to a phase, wait, and send SIGKILL to those still running.
+        """Stop in phases: send a phase's processes SIGTERM, wait, and send SIGKILL to those still running.
+
+        Processes that match no phase are stopped last and killed after 1 s.
 
         Args:
             phases: name prefixes, and how many seconds to wait for the matching processes.
@@ -166,7 +168,7 @@ class Supervisor:
 
 
 def last_error(log_path: Path, *, since: int = 0) -> str:
-    """The last line of a log that mentions an error, otherwise its last line.
+    """The last line of a log that mentions an error, or else the last line; of JSON, its `error` field.
 
     Args:
         log_path: log of text or JSON lines.

@@ -1,4 +1,4 @@
-"""Plays batches of sessions, each with one version; queues and signals are in `service`."""
+"""Plays sessions in batches; one version plays a whole batch. Queues and signals are in `service`."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -43,8 +43,8 @@ class SelfPlayWorker:
             starts: `[M]` bars at which a session may start.
             config: lanes and exploration.
             environment: costs, rewards, length of a session.
-            search: settings of the search of every decision.
-            generator: draws sessions and seeds; seeded differently for every worker and every start.
+            search: settings of the search.
+            generator: draws sessions and seeds. Equally seeded workers play the same sessions.
         Raises:
             DataError: `starts` is empty.
         """
@@ -90,7 +90,7 @@ class SelfPlayWorker:
         return finished
 
     def steps(self, agent: Agent, episode: int, sessions: int) -> Iterator[Sequence[Trajectory]]:
-        """Play one batch. Every step yields an empty sequence, except that the last yields all sessions.
+        """Play one batch. Each step yields an empty sequence; the last yields all trajectories.
 
         Args:
             agent: the version that plays the batch.

@@ -10,19 +10,19 @@ from shared.market.calendar import trading_day, week_open_s
 
 @dataclass(frozen=True)
 class RiskBook:
-    """Equity, its value at the start of the day and the week, its peak, and the broken limits; all in pips.
+    """Equity, its value at the start of the day and the week, its peak, and the broken limits.
 
-    The daily limit stays broken until the next trading day, the weekly limit until the next week, and the
-    drawdown limit until an operator resumes trading. `rejects` counts until a fill, or until trading resumes.
+    Amounts are in pips. The daily limit stays broken until the next trading day, the weekly limit until the
+    next week, the drawdown limit until an operator resumes trading. A fill or a resume sets `rejects` to 0.
     """
 
     realised: float = 0.0  # sum over all closed trades
     trades: int = 0  # number of closed trades
     equity: float = 0.0  # realised and unrealised
     peak: float = 0.0  # largest equity
-    day: int = -1  # `trading_day` of the last mark
+    day: int = -1  # newest `trading_day` given to `marked`
     day_start: float = 0.0  # equity at the start of that day
-    week_open_s: int = -1
+    week_open_s: int = -1  # newest `week_open_s` given to `marked`
     week_start: float = 0.0  # equity at the start of that week
     daily_broken: bool = False
     weekly_broken: bool = False
@@ -49,7 +49,7 @@ class RiskBook:
         return replace(self, realised=self.realised + pips, trades=self.trades + 1)
 
     def marked(self, time_s: int, open_pips: float, limits: GuardConfig) -> "RiskBook":
-        """The book at a bar's close; starts a new day or week and notes broken limits.
+        """The book at a bar's close; it starts a new day or week and sets the broken limits.
 
         Args:
             time_s: market time.

@@ -1,4 +1,7 @@
-"""One session with the broker: reconcile, then decide at each bar's close until the price stream breaks."""
+"""A session with the broker: reconcile, then decide at each bar's close until the price stream breaks.
+
+It is one connection to the broker, not a session of 360 bars.
+"""
 
 import asyncio
 import contextlib
@@ -17,11 +20,11 @@ from shared.errors import BrokerError
 
 log = structlog.get_logger()
 
-#: While no bar closes, the session checks this often whether the stream is alive.
+#: Interval at which the session checks whether the stream is alive while no bar closes.
 _WATCH_SECONDS = 0.5
 
-#: A stream whose lines are all refused for this long counts as broken. `refusals` needs less time than this
-#: to accept that this machine's clock is slow.
+#: A stream without an accepted line for this long counts as broken. The limit is longer than the time in
+#: which `refusals` detects that this machine's clock is slow, since it refuses lines until then.
 UNHEARD_SECONDS = 30.0
 
 
@@ -42,20 +45,20 @@ class Session:
         self._instrument = terms.instrument
         self._market, self._history, self._control = market, history, control
         self._watching, self._bar_close = watching, bar_close
-        self._closed_bar_s: int | None = None  # newest closed bar that was not handed to `BarClose`
+        self._closed_bar_s: int | None = None  # newest closed bar that was not passed to `BarClose` yet
         self._bar_closed = asyncio.Event()
         self._first_price = asyncio.Event()
-        self._began = 0.0  # monotonic time when the session had its first price
+        self._began = 0.0  # monotonic time at which the session began, after its first price
 
     def seconds_with_prices(self) -> float:
-        """Time since the session's first price; 0 without one."""
+        """Time since the session began, after its first price; 0 outside a session."""
         return time.monotonic() - self._began if self._watching.in_session else 0.0
 
     async def run(self) -> None:
         """Reconcile, then trade until the stream breaks or the service stops.
 
         Raises:
-            BrokerError: the broker does not answer, refuses, or its price stream broke.
+            BrokerError: the broker does not answer or refuses, or its price stream broke.
             LedgerError: the ledger cannot be written.
         """
         await self._account.reconcile()
@@ -67,7 +70,7 @@ class Session:
             await self._bar_close.acknowledge(self._market.first_bar_s)
         self._closed_bar_s = None
         self._first_price.clear()
-        # Not in a TaskGroup: a stream that breaks must not cancel an order that is being looked up.
+        # A TaskGroup would cancel the look-up of an order's outcome when the stream breaks.
         reader = asyncio.create_task(self._read_prices())
         reader.add_done_callback(self._report_broken_stream)
         try:
@@ -95,7 +98,7 @@ class Session:
                 await self._bar_close.decide(bar_time_s, reader)
 
     def _report_broken_stream(self, reader: asyncio.Task[None]) -> None:
-        """Report the break at once, since the session itself may be waiting for an answer."""
+        """Report the break at once, since the session itself may be waiting for the broker's answer."""
         if not reader.cancelled() and isinstance(broken := reader.exception(), BrokerError):
             self._watching.broker_unavailable = str(broken)
 
@@ -110,7 +113,7 @@ class Session:
                     self._bar_closed.set()
 
     async def _until_first_price(self, reader: asyncio.Task[None]) -> None:
-        """Wait for a price line, accepted or refused.
+        """Wait for a price line, accepted or refused, or for a stop request.
 
         Raises:
             BrokerError: the stream broke, or sent no price in time.
@@ -132,10 +135,10 @@ class Session:
     async def _next_bar(self, reader: asyncio.Task[None]) -> int | None:
         """The newest bar that closed, or None if none closed for `_WATCH_SECONDS`.
 
-        Only the newest closed bar is decided on; earlier ones are read as candles.
+        If several bars closed meanwhile, the trader decides only on the newest. `History` reads them all.
 
         Raises:
-            BrokerError: the stream broke, or none of its lines could be used for `UNHEARD_SECONDS`.
+            BrokerError: the stream broke, or had no usable line for `UNHEARD_SECONDS`.
         """
         if reader.done():
             reader.result()

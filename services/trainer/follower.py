@@ -1,9 +1,9 @@
 """A non-leader rank: it forwards trajectories to the leader and computes its part of each update.
 
 The leader keeps the only journal. This rank reads from the stream as a consumer of the group, offers the
-trajectories to the leader, and acknowledges them when the leader has synced them. So each trajectory is
-learned from once, whichever rank reads it and whichever rank is killed. The leader decides which
-trajectories are too old (services/trainer/intake/ingest.py); this rank then dead-letters them.
+trajectories to the leader, and acknowledges them when the leader has synced them to the journal. So the
+journal holds each trajectory once, whichever rank reads it and whichever rank is killed. The leader decides
+which trajectories are too old (services/trainer/intake/ingest.py); this rank then dead-letters them.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ class FollowerService:
     def __init__(self, settings: TrainerSettings, lifecycle: Lifecycle, ranks: Ranks) -> None:
         self._settings, self._lifecycle, self._ranks = settings, lifecycle, ranks
         self._offered: list[Trajectory] = []
-        self._sent = False  # False while `_offered` waits for the leader's next request
-        self._stale: Mapping[UUID, str] = {}  # reasons by id, from the leader's last answer
-        self._unusable = 0  # entries not yet reported to the leader
+        self._sent = False  # whether `_offered` was sent to the leader
+        self._stale: Mapping[UUID, str] = {}  # why trajectories are too old, by id; newest from the leader
+        self._unusable = 0  # number of unusable entries not yet reported to the leader
         self._journalled = asyncio.Event()
 
     async def run(self) -> None:
@@ -55,7 +55,7 @@ class FollowerService:
         )
 
     async def _ingest(self) -> None:
-        """Offer trajectories from the stream to the leader; acknowledge them when it has synced them."""
+        """Offer the stream's trajectories to the leader; acknowledge them when the leader has synced them."""
         consumer = consumer_name(self._ranks.own)
         batches = self._lifecycle.bus.consume(TRAJECTORIES, TRAINER_GROUP, consumer)
         while not self._lifecycle.stopping.is_set():

@@ -37,7 +37,7 @@ class InstrumentRules:
         return Decimal(1).scaleb(-self.display_precision)
 
     def json_object(self) -> Json:
-        """One element of `instruments`."""
+        """The instrument as an element of the `instruments` list in OANDA's JSON."""
         pip = Decimal(1).scaleb(self.pip_location)
         trailing = [f"{pips * pip:.{self.display_precision}f}" for pips in (5, 10_000)]
         return {
@@ -57,7 +57,7 @@ class InstrumentRules:
 
 
 def check_market_order(fields: MarketOrderFields, rules: InstrumentRules) -> RejectReason | None:
-    """The first rule that an order breaks, or None."""
+    """The reason to reject an order, from the first rule that it breaks; None if it breaks none."""
     if fields.instrument != rules.name:
         return RejectReason.INSTRUMENT_UNKNOWN
     if fields.units == 0:

@@ -1,9 +1,9 @@
 """The exchange: turns requests and prices into transactions of one account.
 
 A synchronous state machine without clock, file or network: time is an argument, and the account's state is a
-fold over its transactions. The account nets its trades (FIFO). It is held in the instrument's quote currency,
-so no conversion rate is needed. All units of an order are filled at one price: a buy at the ask, a sell at
-the bid of the newest price.
+fold over its transactions. An order first reduces opposite trades, the oldest first (FIFO). The account is
+held in the instrument's quote currency, so no conversion rate is needed. The filled units of an order have
+one price: the newest ask for a buy, the newest bid for a sell.
 """
 
 from collections.abc import Iterable
@@ -62,7 +62,7 @@ class Answer:
 
 
 class _Batch:
-    """Transactions of one request: consecutive ids, one batch id, one time; each is applied immediately."""
+    """Transactions of one request: consecutive ids, one batch id, one time."""
 
     def __init__(self, account: Account, terms: AccountTerms, time: int) -> None:
         self._account, self._terms, self._time = account, terms, time
@@ -70,7 +70,7 @@ class _Batch:
         self.transactions: list[Transaction] = []
 
     def head(self) -> dict[str, object]:
-        """Common fields of the next transaction."""
+        """The next transaction's values of the fields that all transactions have."""
         return {
             "id": self._account.last_id + 1,
             "time": self._time,
@@ -141,7 +141,7 @@ class Exchange:
     # -- requests ------------------------------------------------------------------------------------
 
     def market_order(self, fields: MarketOrderFields, time: int) -> Answer:
-        """Fill, cancel or reject a market order at the newest price."""
+        """Reject a market order, cancel it, or fill it at the newest price."""
         batch = _Batch(self.account, self.terms, time)
         reject = check_market_order(fields, self.rules) or self._check_order_id(fields.client_extensions)
         if reject is not None:
@@ -219,7 +219,7 @@ class Exchange:
     # -- execution -----------------------------------------------------------------------------------
 
     def _place(self, batch: _Batch, fields: MarketOrderFields, only: Trade | None) -> Answer:
-        """Book the order, then its fill or its cancellation; `only` is the one trade that it may reduce."""
+        """Book the order, then its fill or cancellation. It may reduce only the trade `only`, if given."""
         created = MarketOrderCreated.model_validate({**batch.head(), **dict(fields)})
         batch.book(created)
         order = self.account.orders[created.id]
@@ -367,7 +367,7 @@ class Exchange:
         return Answer(tuple(batch.transactions), rejected=rejected)
 
     def _check_order_id(self, extensions: ClientExtensions | None) -> RejectReason | None:
-        """Reject a client id that a pending order already has. Market orders are never pending."""
+        """The reason to reject a client id that a pending order has. Ids of market orders may be reused."""
         if extensions is None or extensions.id is None:
             return None
         ids = {

@@ -1,4 +1,4 @@
-"""The paper broker over HTTP: OANDA v20's routes, authentication, errors and faults."""
+"""The paper broker over HTTP: OANDA v20's routes, authentication and errors, and injected faults."""
 
 import hmac
 import itertools
@@ -48,7 +48,7 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 
 
 class _Authentication:
-    """Answers 401 to requests without the token."""
+    """Answers 401 without the token, and 400 if a time format other than RFC3339 is requested."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._wanted = app, f"Bearer {token}".encode()
@@ -85,7 +85,7 @@ class _RequestIds:
 
 
 class _Faults:
-    """Injects faults: reads that fail, and writes that are executed but not answered properly."""
+    """Injects faults: reads that fail, and executed writes with a truncated or a 504 answer."""
 
     def __init__(self, app: ASGIApp, venue: Venue) -> None:
         self._app, self._venue = app, venue

@@ -1,4 +1,4 @@
-"""The market as a tape: each bar becomes four ticks from which it can be rebuilt exactly.
+"""The replayed market: each bar becomes four ticks, from which the bar can be rebuilt exactly.
 
 The ticks of a bar are its open, its two extremes (the low first in a rising bar, the high first in a falling
 one) and its close, distributed over its minute. Prices are integers in points (the last decimal of a price).
@@ -33,7 +33,7 @@ class Tape:
     points: Int64  # [T, 4] mid open, high, low, close
     half_spread: Int64  # [T] points from the mid to bid and ask
     volume: Int64  # [T]
-    open_market: Bool  # [T]
+    open_market: Bool  # [T] whether the market is open at the bar's time
     decimals: int
     first: int
     stop: int
@@ -48,14 +48,14 @@ class Tape:
         first: int = 0,
         stop: int | None = None,
     ) -> "Tape":
-        """Make a tape from bars. A spread of an odd number of points is rounded up to an even one.
+        """Convert bars to points. A spread of an odd number of points is rounded up to an even one.
 
         Raises:
-            DataError: there is no bar to replay.
+            DataError: `first` to `stop` contains no bar, or exceeds the data set.
         """
         stop = len(bars) if stop is None else stop
         if not 0 <= first < stop <= len(bars):
-            raise DataError(f"bars {first} to {stop} of {len(bars)}: there is nothing to replay")
+            raise DataError(f"cannot replay bars [{first}, {stop}): the data set has bars [0, {len(bars)})")
         decimals = bars.instrument.price_decimals
         prices = np.stack([bars.open, bars.high, bars.low, bars.close], axis=1)
         spread = np.full(len(bars), spread_pips)
@@ -92,7 +92,7 @@ class Tape:
         return int(self.time_s[bar] - self.time_s[bar - 1]) // BAR_SECONDS - 1 if bar else 0
 
     def path(self, bar: int) -> tuple[int, int, int, int]:
-        """Mid points of a bar's four ticks."""
+        """Mid prices of a bar's four ticks, in points."""
         opened, high, low, close = (int(value) for value in self.points[bar])
         return (opened, low, high, close) if close >= opened else (opened, high, low, close)
 
@@ -108,7 +108,7 @@ class Tape:
         )
 
     def closed_quote(self, bar: int) -> Quote:
-        """The last price of a bar, marked as not tradeable."""
+        """The last price of a bar, not tradeable: the quote while the market is closed after it."""
         mid, half = int(self.points[bar, CLOSE]), int(self.half_spread[bar])
         return Quote(self.end_ns(bar), self.price(mid - half), self.price(mid + half), tradeable=False)
 

@@ -74,7 +74,7 @@ def test_the_market_is_closed_outside_the_trading_week() -> None:
 
 
 def test_an_empty_range_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to replay"):
+    with pytest.raises(DataError, match=r"cannot replay bars \[1, 1\)"):
         Tape.of(bars_of([188.0]), spread_pips=4, first=1)
 
 
