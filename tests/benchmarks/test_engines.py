@@ -123,7 +123,7 @@ def test_results_with_a_large_error_nan_or_another_shape_are_rejected() -> None:
         agree((ones[:1],), (ones,))
 
 
-def test_a_missing_engine_has_a_hint_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_is_reported_with_an_install_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(benchmarks.engines, "find_spec", lambda name: None if name == "onnx" else object())

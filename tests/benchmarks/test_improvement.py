@@ -58,8 +58,9 @@ def test_a_root_computed_by_hand(q_estimates: list[float], best: int) -> None:
 def test_puct_computed_by_hand() -> None:
     """Scores are Q scaled to 0, 1/3, 2/3, 1, plus 1/4 · √N/(1 + n) · 1.25.
 
-    Last action against the best other one: N = 1: 1.31, 0.98; N = 2: 1.22, 1.11; N = 3: 1.18 and 1.21, so
-    the third action is visited; N = 4: 1.21, 0.98; N = 5: 1.17, 1.03.
+    The score of the last action and the best other score after N visits are 1.31 and 0.98 for N = 1, 1.22 and
+    1.11 for N = 2, 1.18 and 1.21 for N = 3, where the third action is visited, 1.21 and 0.98 for N = 4, and
+    1.17 and 1.03 for N = 5.
     """
     policies = policy_targets(by_hand([0.0, 1.0, 2.0, 3.0]), "puct", 5)
     assert policies[0] == pytest.approx([0.0, 0.0, 0.2, 0.8])

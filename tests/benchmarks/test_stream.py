@@ -14,7 +14,7 @@ from shared.messages.codec import encode, encode_trajectory
 
 
 def only_tool(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> None:
-    """Set PATH to redis-benchmark or to nothing; the server is the one of the wheel."""
+    """Find only redis-benchmark on PATH, or nothing; the Redis server then comes from the wheel."""
     found = {"redis-benchmark": str(path)} if path else {}
     monkeypatch.setattr("benchmarks.stream.shutil.which", found.get)
 
@@ -23,7 +23,7 @@ def test_without_redis_benchmark_the_goals_are_for_redis_py(monkeypatch: pytest.
     only_tool(monkeypatch, None)
     speed = bench_stream(1)
     assert speed.tool is None
-    assert speed.count == TURNS * READ_COUNT  # a multiple of a repetition
+    assert speed.count == TURNS * READ_COUNT  # the smallest possible number
     assert 15_000 < speed.entry_bytes < 25_000
     appended, consumed, taken, decoded = speed.measurements
     assert taken.ratio == pytest.approx(speed.undecoded / speed.raw.consume)

@@ -90,7 +90,7 @@ def test_the_legend_names_each_yardstick_and_the_common_unit() -> None:
     assert values == ["145,679 a", "12,346 b", "12,346 c"]
 
 
-def test_units_that_differ_stay_with_their_rows() -> None:
+def test_rows_with_different_units_each_show_their_unit() -> None:
     rows = _selfplay()
     assert not any(line.startswith("unit:") for line in measurement_legend(rows))
     for row, cell in zip(rows, measurement_table("selfplay", rows, "measured").columns[0].cells, strict=True):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.docker
 
 
 def _engine_fault() -> str:
-    """Why no Docker engine with Compose 2 is available, or ""."""
+    """The reason why no Docker engine with Compose 2 is available, or ""."""
     if not shutil.which("docker"):
         return "docker is not installed"
     for command in (["docker", "info"], ["docker", "compose", "version"]):

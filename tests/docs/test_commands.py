@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 #: Commands that the script `run` handles itself.
 SCRIPT_COMMANDS = {"install", "test"}
 
-#: Commands of the README that a test can run: quick, and needing only the files created here.
+#: Commands of the README that a test can run: they are quick and need only the files created here.
 QUICK = ("data import", "data describe", "simulate", "metrics")
 
 

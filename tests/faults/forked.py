@@ -1,7 +1,7 @@
 """Services as processes that start quickly, forked from a process that has imported everything.
 
-Most of the start of a service is importing. Otherwise they are like any process: they have their own memory,
-environment, log and `main`, and react to signals.
+A service spends most of its start on imports. Apart from that, a forked service is like any process: it has
+its own memory, environment, log and `main`, and reacts to signals.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""A simulated full disk, which refuses one chosen call that needs space, or all calls from one on.
+"""A simulated full disk, which refuses one chosen call that needs space, or that call and all later ones.
 
 It counts calls of this process that create, write, sync or rename a file or folder. Calls that free space or
 only read always succeed. A refused write still writes half of its data, as a kernel may do.
@@ -29,7 +29,7 @@ class FullDisk:
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def refuse(self, first: int, *, once: bool) -> None:
-        """Refuse call number `first`, counted from 0 and from now, and unless `once` all calls after it."""
+        """Refuse call number `first`, where 0 is the next call, and unless `once` also all later calls."""
         with self._counting:
             self.refused, self._calls, self._first, self._once = [], 0, first, once
 

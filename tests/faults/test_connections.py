@@ -109,7 +109,7 @@ async def test_reads_cancelled_at_any_moment_leave_nothing_pending(
     await producer.close()
     await reader.close()
     print_figures(
-        "reads given up",
+        "reads cancelled",
         times=count,
         left_pending=left_pending,
         stuck=stuck,

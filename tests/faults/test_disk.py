@@ -116,7 +116,7 @@ def test_on_a_full_disk_saving_a_version_leaves_the_previous_one(tmp_path: Path,
     print_figures("checkpoint on a full disk", refused=refused, visible=0, then_saved=store.verify(2).version)
 
 
-#: Every write to this device fails because the disk is full.
+#: A device on which every write fails as on a full disk.
 FULL = Path("/dev/full")
 
 
@@ -132,7 +132,7 @@ def failures(what: str) -> float:
     return REGISTRY.get_sample_value("mm_trainer_disk_failures_total", {"what": what}) or 0.0
 
 
-EITHER_WAY = pytest.mark.parametrize("once", [False, True], ids=["from-there-on", "once"])
+EITHER_WAY = pytest.mark.parametrize("once", [False, True], ids=["and-all-later-calls", "once"])
 
 #: Names of complete files and versions in the trainer's folders, and of the two locks.
 _COMPLETE = re.compile(r"v\d{6}|latest\.json|\d{12}\.segment|removed\.ids|lock|\.pointers\.lock")
@@ -239,7 +239,7 @@ async def test_a_refused_call_while_saving_a_version_is_counted_and_retried(
             assert failures("checkpoint") == failed + 1
             assert store.verify(store.versions()[-1]).episode == tries
         await until(lambda: detail(trainer, "episode") == tries)
-    print_refused("version without room", refused, once=once)
+    print_refused("version on a full disk", refused, once=once)
     assert set(refused) > calls_for_files(store)
     assert sum(call.startswith("rename") for call in refused) == 3  # version, pointer and removals
 
@@ -275,7 +275,7 @@ async def test_a_refused_call_of_the_first_version_is_counted_and_retried(
             held = len(store.versions())
             await send_short(own_bus, bars[1], held)
             await until(lambda: len(store.versions()) == held + 1)  # noqa: B023
-        print_refused(f"{start} start without room", refused, once=once)
+        print_refused(f"{start} start on a full disk", refused, once=once)
         assert seen == [(number, []) for number in range(1, len(refused) + 1)]
         assert store.newest_valid()[1] == []
         assert start == "second" or set(refused) > calls_for_files(store)
@@ -336,7 +336,7 @@ async def test_a_refused_call_leaves_the_journal_unchanged_and_is_counted(
     assert journal.bytes_cut == 0
     assert journalled(journal) == list(range(sent))
     journal.close()
-    print_refused("segment without room", refused, once=once)
+    print_refused("segment on a full disk", refused, once=once)
     assert seen == [(True, True, 1.0)] * len(refused)
     assert [call.partition(" ")[0] for call in refused] == (
         ["make", "write", "sync", "sync"] if segment_bytes == 1 else ["write", "sync"]
@@ -377,7 +377,7 @@ def test_a_refused_call_during_removal_loses_nothing_and_is_retried(
     assert (again.first, again.position, again.bytes_cut) == (end - 2, end, 0)
     assert again.append(made[:end]) == []
     again.close()
-    print_refused("removal without room", refused, once=once)
+    print_refused("removal on a full disk", refused, once=once)
     assert [call.partition(" ")[0] for call in refused] == ["make", "write", "sync", "rename", "sync", "sync"]
 
 

@@ -40,7 +40,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Part of a reply to XADD; a server that does not know a handshake command also replies with "-ERR".
+#: Matches the entry id in a reply to XADD, but not an "-ERR" reply to an unknown handshake command.
 ENTRY_ID = re.compile(rb"\d-\d")
 
 #: Number of trajectories sent before the one at which the process is killed.
@@ -74,7 +74,7 @@ async def test_a_producer_killed_before_a_reply_loses_no_acknowledged_trajectory
         for _ in steps(count):
             replies = 0
             first = len(acknowledged) + unanswered
-            producer = subprocess.Popen(  # noqa: ASYNC220  begun at once
+            producer = subprocess.Popen(  # noqa: ASYNC220  it returns at once
                 [sys.executable, "-m", "tests.faults.producer", proxy.url, str(first)],
                 stdout=subprocess.PIPE,
                 text=True,
@@ -99,9 +99,8 @@ async def test_a_producer_killed_before_a_reply_loses_no_acknowledged_trajectory
         doubled=len(held) - len(set(held)),
     )
     assert lost == set()
-    assert sorted(held) == list(
-        range(count * (BEFORE_THE_KILL + 1))
-    )  # the unacknowledged ones are there, intact
+    # Also contains the trajectories whose acknowledgement did not arrive.
+    assert sorted(held) == list(range(count * (BEFORE_THE_KILL + 1)))
     assert len(acknowledged) == count * BEFORE_THE_KILL
     assert await bus.length(DEAD) == 0
     await bus.close()
@@ -259,7 +258,7 @@ def _mark(number: int) -> bytes:
 
 
 async def _flood(bus: Bus, tally: Tally, producer: int) -> None:
-    """Send batches continuously, more than the disk syncs at once."""
+    """Send batches continuously, faster than the disk syncs them."""
     for first in itertools.count(producer * 10_000_000, FLOOD_BATCH):
         seeds = range(first, first + FLOOD_BATCH)
         messages = [encode_trajectory(random_trajectory(seed)) for seed in seeds]

@@ -60,11 +60,11 @@ Fields = dict[str, bytes]
 DIFFERENCES = ("older", "newer", "before versions", "renamed", "a field more", "a field less")
 
 #: Number of dead letters of an entry that existed before the services started, and of one that arrives while
-#: they run: one from the consumer group, and one from each follower. None: the gateway starts at the newest
-#: entry that it can read.
+#: they run. The consumer group writes one, and so does each follower. None: the gateway starts at the newest
+#: entry that it can read. A service listed after "later" reads only entries that arrive while it runs.
 LETTERS: dict[str, tuple[int | None, int]] = {
     TRAJECTORIES.key: (1, 1),  # trainer
-    CHECKPOINTS.key: (2, 3),  # validator and gateway; later also self-play, which reads only new entries
+    CHECKPOINTS.key: (2, 3),  # validator and gateway; later also self-play
     VALIDATIONS.key: (1, 1),  # gateway
     PROMOTIONS.key: (1, 2),  # gateway; later also inference
     CONTROL.key: (2, 3),  # trader and gateway; later also the trainer
@@ -148,7 +148,7 @@ async def append(plain: Redis, key: str, fields: Fields) -> str:
 
 
 async def leave(plain: Redis, system: System, keys: Iterable[str], times: int) -> dict[str, list[str]]:
-    """Append such messages to streams, also as the newest announcement; returns their entry ids."""
+    """Append messages of other releases to streams, also as the newest announcement; returns their ids."""
     good, ids = one_of_each(system), {key: list[str]() for key in keys}
     for number in steps(times * len(DIFFERENCES)):
         for key, sent in ids.items():
@@ -293,7 +293,7 @@ async def test_every_reader_of_every_stream_skips_messages_of_other_releases(
 
 
 @soaked(500)
-async def test_two_ranks_dead_letter_foreign_trajectories_and_learn_from_the_rest(
+async def test_two_ranks_refuse_trajectories_of_other_releases_and_learn_from_the_rest(
     system: System, plain: Redis, count: int
 ) -> None:
     """Each difference `count` times; both ranks read."""

@@ -42,7 +42,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Share of the memory at which the gateway raises its alert; Redis itself needs less.
+#: Share of the memory above which the gateway raises its alert; an empty Redis stays below it.
 FULL = 0.9
 
 
@@ -144,7 +144,7 @@ async def test_a_full_redis_accepts_dead_letters_and_acknowledgements(
     held = journalled(journal)
     journal.close()
     print_figures(
-        "letters of a full redis",
+        "dead letters of a full redis",
         unreadable=unreadable,
         refused=refused,
         letters=letters,
@@ -187,7 +187,7 @@ async def test_a_full_redis_accepts_everything_but_trajectories(
         assert await own_bus.newest(CONTROL, name="trader") == killed
         assert await own_bus.heartbeats() == [beat]
         await until(lambda: own_bus.degraded)
-    (letter,) = await own_bus.dead.letters(count=10)  # by the follower
+    (letter,) = await own_bus.dead.letters(count=10)  # the follower wrote it
     assert letter.entry_id == "7-0"
     assert not waiting.done()
     assert await own_bus.length(TRAJECTORIES) == 1  # the replayed one

@@ -140,7 +140,7 @@ async def _snapshot(redis: Redis, *, succeeds: bool) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("version", [0, 1], ids=["it starts with", "that is due"])
+@pytest.mark.parametrize("version", [0, 1], ids=["first version", "later version"])
 async def test_a_version_that_could_not_be_announced_is_announced_at_the_next_start(
     own_redis: RedisServer,
     own_bus: Bus,
@@ -181,7 +181,7 @@ async def test_a_version_that_could_not_be_announced_is_announced_at_the_next_st
 async def test_a_clock_jump_of_an_hour_keeps_the_order_and_trims_nothing(
     own_bus: Bus, plain: Redis, tmp_path: Path, count: int
 ) -> None:
-    """An entry id one hour ahead is the result of a jump forward; the entries after it see a jump back."""
+    """The clock jumps an hour forward for one entry, whose id is set, and back for the entries after it."""
     journal, tally = Journal(tmp_path / "journal"), Tally()
     seeds = itertools.count()
     hour_ms = 3_600_000

@@ -35,7 +35,8 @@ EACH = 24
 #: A version that no limit refuses.
 YOUNG = 1_000_000
 
-#: No updates: versions are published anyway, and this test is about the steps before learning.
+#: No version lag is allowed. No updates are made: this test is about the steps before learning, and versions
+#: are published anyway.
 NO_LAG = {"MM_TRAINER__MAX_VERSION_LAG": "0", "MM_TRAINER__MIN_REPLAY_STEPS": "1000000000"}
 
 
@@ -71,9 +72,8 @@ async def test_stale_trajectories_become_dead_letters_and_others_are_journalled_
             stale |= {first + at for at in np.flatnonzero(versions == 0).tolist()}
             killer.arm(int(rng.integers(1, 6)), at_the_reply=number % 2 == 1)
             await send(range(first, first + EACH), versions.tolist())
-            await send(
-                rng.choice(EARLY, 3, replace=False).tolist(), [0] * 3
-            )  # repeated, since their reply was lost
+            # A worker repeats trajectories in this way after a lost reply.
+            await send(rng.choice(EARLY, 3, replace=False).tolist(), [0] * 3)
             await until(_ended(trainer))
             trainer = system.start("trainer", MM_REDIS_URL=proxy.url, **NO_LAG)
         await until_drained(bus)
@@ -124,7 +124,7 @@ class _Killer:
         return request
 
     async def at_reply(self, reply: bytes) -> bytes | None:
-        # The id of a letter, or a number; the reply to a heartbeat is +OK.
+        # The reply is the id of a dead letter or a number of entries; the reply to a heartbeat is +OK.
         if self._left == 0 and reply.startswith((b"$", b":")):
             self._kill()
             return None

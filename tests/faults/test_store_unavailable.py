@@ -51,7 +51,7 @@ def url(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @contextlib.contextmanager
 def unavailable(server: S3Server) -> Iterator[None]:
-    """Meanwhile the server answers no requests."""
+    """The server answers no requests inside the block."""
     server.pause()
     try:
         yield
@@ -105,7 +105,7 @@ async def test_the_trainer_continues_and_publishes_after_the_outage(
     async with contextlib.AsyncExitStack() as stack:
         with unavailable(s3_server):
             running = await stack.enter_async_context(trainer.running(settings))
-            await asyncio.sleep(1.5)  # it has retried
+            await asyncio.sleep(1.5)  # long enough for retries
             assert trainer.detail(running, "version") is None
         await until(lambda: trainer.detail(running, "version") == manifest.version)
         assert trainer.detail(running, "episode") == 15

@@ -20,8 +20,8 @@ from tests.services.trainer.processes import System, sendable
 
 pytestmark = BREAKS_CONNECTIONS
 
-#: Largest share of a core that an idle trainer may use. In two seconds beside other tests, heartbeats alone
-#: can cost more than the first limit; a busy loop would use several times the second one.
+#: Largest share of a core that an idle trainer may use, in a soak test and in the default suite. The latter
+#: lasts two seconds, in which heartbeats alone can exceed the first limit. A busy loop exceeds the second.
 IDLE_SHARE, BUSY_MACHINE_SHARE = 0.05, 0.2
 
 #: Samples per insert; a batch has 16 steps.

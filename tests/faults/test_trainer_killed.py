@@ -103,12 +103,13 @@ async def test_a_trainer_killed_at_any_time_counts_each_trajectory_once(
     for last in (False, False, True):
         system.start("trainer")
         await system.bus.append_all(TRAJECTORIES, sendable(system, sent, sent + 17))
-        await system.bus.append_all(TRAJECTORIES, sendable(system, sent + 10, sent + 17))  # a lost reply
+        # A worker repeats trajectories in this way after a lost reply.
+        await system.bus.append_all(TRAJECTORIES, sendable(system, sent + 10, sent + 17))
         sent += 17
         if not last:
             await system.learned_from(sent - 8)
             system.stop("trainer", signal.SIGKILL)
-    # Exactly the number of updates for these trajectories, however often it was killed.
+    # The number of updates for these trajectories does not depend on the kills.
     owed = (sent * SESSION_BARS) // 16
 
     async def all_made() -> bool:

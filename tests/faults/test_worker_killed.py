@@ -35,15 +35,15 @@ WORKER = {"MM_SELFPLAY__LANES": str(LANES), "MM_ENVIRONMENT__SESSION_BARS": "20"
 #: A disconnected worker that grows by more than this has kept playing.
 MOST_GROWTH_KIB = 50 << 10
 
-#: Seconds from a kill to the first trajectory of the replacement, if it has a core (F1).
+#: Seconds from a kill to the first trajectory of the replacement, if it has a core of its own.
 REPLACEMENT_SECONDS = 5.0
 
-#: Factors by which a replacement may exceed that time. Processor time: 3.2 to 3.5 s were measured, and the
-#: clock and caches of a core may be shared. Wall-clock time: only to detect hangs; with a thirtieth of a core
-#: it was 116 s.
+#: Factors by which a replacement may exceed that time. The first is for processor time, of which 3.2 to 3.5 s
+#: were measured; a core may share its clock and caches. The second is for wall-clock time and only detects
+#: hangs: 116 s were measured with a thirtieth of a core.
 MOST_OF_PROCESSOR, MOST_BY_CLOCK = 2, 60
 
-#: More than fits into one pipeline is finished at once.
+#: A batch of this many trajectories exceeds one pipeline.
 MANY_LANES = 16
 
 ENTRY_ID = re.compile(rb"\$\d+\r\n(\d+-\d+)\r\n")
@@ -132,7 +132,7 @@ async def test_a_worker_killed_at_any_byte_loses_no_acknowledged_trajectory(
         return reply
 
     await a_version(system)
-    announcement = await system.bus.last_id(CHECKPOINTS)  # contains an entry id that the worker receives
+    announcement = await system.bus.last_id(CHECKPOINTS)  # the worker also receives this entry id
     journal, received = Journal(tmp_path / "journal"), Received()
     async with (
         Proxy(system.redis, request=at_request, reply=at_reply) as proxy,
@@ -192,7 +192,7 @@ async def test_a_disconnected_worker_stops_playing_and_its_memory_does_not_grow(
         return reply
 
     await a_version(system)
-    announcement = await system.bus.last_id(CHECKPOINTS)  # contains an entry id that the worker receives
+    announcement = await system.bus.last_id(CHECKPOINTS)  # the worker also receives this entry id
     journal, received = Journal(tmp_path / "journal"), Received()
     async with (
         Proxy(system.redis, request=at_request, reply=at_reply) as proxy,
@@ -216,7 +216,7 @@ async def test_a_disconnected_worker_stops_playing_and_its_memory_does_not_grow(
     journal.close()
     acknowledged.discard(announcement)
     print_figures(
-        "worker cut off",
+        "worker disconnected",
         seconds=count,
         growth_kib=most - before,
         acknowledged=len(acknowledged),

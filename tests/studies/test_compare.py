@@ -87,7 +87,7 @@ def test_an_unknown_way_is_refused_before_anything_is_learned() -> None:
         plan(["puct", "magic"], [0])
 
 
-def test_a_plan_makes_all_ways_with_one_seed_and_then_the_next() -> None:
+def test_a_plan_makes_the_runs_of_one_seed_before_those_of_the_next() -> None:
     planned = plan(["puct", "as given", "puct"], range(4, 6))
     assert planned == [("puct", 4), ("as given", 4), ("puct", 5), ("as given", 5)]
 
@@ -157,7 +157,7 @@ def test_processes_share_a_record(tmp_path: Path, learned: list[LearnConfig]) ->
     runs = compare(config, PUCT, mine)
     first = next(runs)
     second = list(compare(config, [("puct", 1), ("as given", 0)], others))
-    assert [first, *runs] == [first, second[0]]  # the other process was quicker with ("puct", 1)
+    assert [first, *runs] == [first, second[0]]  # the other process recorded ("puct", 1) first
     assert len(learned) == 3
     assert sorted(run.variant for run in mine.runs()) == ["as given", "puct", "puct"]
 

@@ -30,7 +30,7 @@ def test_less_discounting_makes_fewer_trades_and_earns_more(rows: list[Discounte
     assert trades[1] > 1.15 * trades[2]
 
 
-def test_almost_undiscounted_it_earns_as_much_as_the_best_policy(rows: list[Discounted]) -> None:
+def test_a_discount_close_to_1_earns_about_as_much_as_the_best_policy(rows: list[Discounted]) -> None:
     """The undiscounted policy is found by backward induction and knows the session's end."""
     law = LAWS[Market.OU]
     synthetic = synthesize_with_state(law, NUM_BARS, 1)

@@ -1,4 +1,4 @@
-"""Simulated runs: the gates stop luck and pass a real edge. `./run gate` prints the rates."""
+"""Simulated runs: the gates reject lucky versions and pass a real edge. `./run gate` prints the rates."""
 
 from collections.abc import Iterator
 

@@ -55,7 +55,7 @@ def by_brute_force(
     moves: tuple[int, ...] = (),
     side: int = 1,
 ) -> float:
-    """The best expected reward over all legal actions and all paths; `replay` pays each episode."""
+    """The best expected reward over all legal actions and all paths; `replay` computes each reward."""
     values = []
     for action in np.flatnonzero(LEGAL[side]).tolist():
         done = (*actions, action)
@@ -161,7 +161,7 @@ def test_where_idling_costs_the_policy_enters_at_once_and_stays() -> None:
     assert -4.0 < optimum.value[0] < -3.0
 
 
-def test_a_stretched_market_is_sold_above_its_mean_and_bought_below() -> None:
+def test_a_market_far_from_its_mean_is_sold_above_and_bought_below_it() -> None:
     law = OuLaw()
     optimum = solve(chain_of(law), EnvironmentConfig(reward=RewardScheme.PNL))
     below, mean, above = states_on_chain(law, np.array([-25.0, 0.0, 25.0])).tolist()

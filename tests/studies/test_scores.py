@@ -52,7 +52,7 @@ def test_an_agent_earns_the_same_alone_as_among_others() -> None:
         assert alone.trades[0] == together.trades[session]
 
 
-def test_under_pnl_the_reward_is_the_pips() -> None:
+def test_with_the_pnl_scheme_the_reward_equals_the_pips() -> None:
     environment = EnvironmentConfig(reward=RewardScheme.PNL, session_bars=12)
     scores: Scores = score_rule(always_long, small_market().prices, STARTS, environment)
     assert scores.reward == pytest.approx(scores.pips, abs=1e-4)
@@ -62,7 +62,7 @@ def normal(location: float, num_sessions: int = 400) -> Float64:
     return np.random.default_rng(0).normal(location, 10.0, num_sessions)
 
 
-def test_the_mean_s_interval_is_about_two_standard_errors_either_way() -> None:
+def test_the_interval_of_a_mean_is_about_two_standard_errors_on_each_side() -> None:
     values = normal(5.0)
     estimate = mean(values)
     error = values.std() / np.sqrt(len(values))

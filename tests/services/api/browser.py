@@ -86,7 +86,7 @@ class Page:
         return answer["result"].get("value")
 
     async def until(self, expression: str) -> None:
-        """Wait until an expression is true; an expression that fails, as while a page loads, is not."""
+        """Wait until an expression is true; one that raises, as while a page loads, counts as false."""
         guarded = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):

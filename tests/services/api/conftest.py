@@ -79,7 +79,7 @@ class System:
         return message
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the gateway has received a message."""
+        """Wait until a condition holds, usually that the gateway has received a message."""
         await until(condition)
 
 

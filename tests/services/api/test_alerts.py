@@ -58,7 +58,7 @@ def service(
     last: Detail | None = None,
     **changes: object,
 ) -> Service:
-    """A service as the gateway shows it; `never_for`: for how many seconds it was never seen."""
+    """A service as the gateway shows it; `never_for`: seconds for which it is missing, if never seen."""
     absence = {
         "since": MOMENT - timedelta(seconds=never_for or 0),
         "seen_at": MOMENT if never_for is None else None,
@@ -437,7 +437,7 @@ async def test_a_restart_does_not_end_the_alert_of_a_service_that_is_still_missi
     alerts = AlertConfig(check_seconds=0.02, end_seconds=0.1, start_seconds=3600, missing_seconds=0)
     config = GatewayConfig(redis_timeout_seconds=5.0)
     async with running_system(redis_server.url, bus, tmp_path, config, alerts) as system:
-        await asyncio.sleep(0.5)  # nothing may happen
+        await asyncio.sleep(0.5)  # time for many checks, none of which may raise an alert
         shown = (await system.client.get("/status")).json()["alerts"]
         assert [(a["source"], a["name"]) for a in shown] == [("trader", "service_missing")]
         assert await bus.length(ALERTS) == 1

@@ -189,7 +189,7 @@ async def test_a_store_that_hangs_delays_the_status_briefly_and_blocks_one_threa
     for _ in range(20):
         status = (await system.client.get("/status")).json()
         assert (status["state"], status["store"]) == ("degraded", "unavailable")
-    assert num_reads <= 2  # one read may be of the gateway's periodic check
+    assert num_reads <= 2  # one may belong to the gateway's periodic check
     answer.set()
     async with asyncio.timeout(PATIENCE_SECONDS):
         # The read that hung now ends in its thread.

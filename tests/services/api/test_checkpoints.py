@@ -94,10 +94,10 @@ async def test_damaged_weights_are_not_sent(system: System) -> None:
     assert "damaged" in answer.json()["detail"]
 
 
-async def test_weights_removed_before_or_while_they_are_read(
+async def test_weights_removed_before_or_after_they_are_read_cause_no_server_error(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Removed weights are a 404; weights that were read completely are sent."""
+    """Weights removed before the read give a 404; weights that were read completely are sent."""
     read = system.store.file_bytes
 
     def gone_before(version: int, name: str) -> bytes:
@@ -119,7 +119,7 @@ async def test_weights_removed_before_or_while_they_are_read(
 
 
 @pytest.mark.parametrize("path", ["/checkpoints/99", "/checkpoints/99/weights"])
-async def test_an_unknown_version_is_404(system: System, path: str) -> None:
+async def test_an_unknown_version_gives_404(system: System, path: str) -> None:
     answer = await system.client.get(path)
     assert answer.status_code == 404
     assert answer.headers["content-type"] == PROBLEM
@@ -147,7 +147,7 @@ async def test_only_a_version_that_passed_its_gate_is_promoted(system: System, b
     assert status["pointers"]["promoted"] == {"version": 1, "stage": "paper"}
 
 
-async def test_a_promotion_is_a_503_while_the_database_of_the_validator_is_in_use(
+async def test_a_promotion_gives_503_while_the_database_of_the_validator_is_in_use(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.adapters.tables.validations.LOCK_SECONDS", 0.1)

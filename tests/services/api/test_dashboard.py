@@ -61,7 +61,9 @@ async def fill(system: System, bus: Bus) -> None:
     await system.until(lambda: 2 in system.gateway.history.validations)
 
 
-async def test_it_shows_the_system_and_updates_without_a_reload(system: System, bus: Bus, page: Page) -> None:
+async def test_the_page_shows_the_system_and_updates_without_a_reload(
+    system: System, bus: Bus, page: Page
+) -> None:
     await fill(system, bus)
     await page.open(str(system.client.base_url))
     await page.until("document.querySelectorAll('canvas').length === 7")
@@ -99,7 +101,7 @@ async def test_an_operator_needs_the_key_to_promote_a_version(system: System, bu
     await page.open(str(system.client.base_url), dark=True)
     await page.until("document.body.innerText.includes('unproven: no entries')")
     badge = "[...document.querySelectorAll('.tag')].find(tag => tag.textContent === 'unproven')"
-    await page.until(badge)  # the table is drawn apart from the line above it
+    await page.until(badge)  # the table is rendered later than the line above it
     assert await page.evaluate(f"{badge}.className") == "tag"  # neither green nor red
     assert "passed no gate" in await page.evaluate(f"{badge}.title")
     system.store.point(Pointer.PROMOTED, 2, stage="paper")

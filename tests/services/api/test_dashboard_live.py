@@ -199,7 +199,7 @@ class Proxy:
             await _close(writer)
 
     async def stop(self) -> None:
-        """Cancel what is still answered, and wait until its connections are closed."""
+        """Cancel unfinished answers, and wait until their connections are closed."""
         handlers = list(self.handlers)
         for handler in handlers:
             handler.cancel()
@@ -223,7 +223,7 @@ class Proxy:
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
-    """Close a connection, which the other side may have reset, and wait for its end."""
+    """Close a connection, which the other side may have reset, and wait until it is closed."""
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
@@ -273,7 +273,7 @@ async def test_the_seventh_tab_works_since_hidden_tabs_close_their_stream(
         await page.until(f"{text('#decision .action')} === 'SELL'")
 
 
-async def test_a_page_opened_without_redis_reads_the_rest_when_it_returns(
+async def test_a_page_opened_without_redis_reads_the_rest_when_redis_returns(
     own_redis: RedisServer, tmp_path: Path, page: Page
 ) -> None:
     bus = Bus(own_redis.url)

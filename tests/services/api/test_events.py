@@ -87,7 +87,7 @@ async def test_a_listener_that_reconnects_gets_exactly_the_missed_events(system:
 
 
 @pytest.mark.parametrize("last", ["nonsense", "1-1", ",".join(["99999999999999999999-0"] * 8), "1" * 400])
-async def test_an_unusable_last_event_id_gets_a_reset(system: System, last: str) -> None:
+async def test_an_unusable_last_event_id_causes_a_reset(system: System, last: str) -> None:
     async with listening(system.client, last) as reader:
         assert (await reader.next())["event"] == RESET
 
@@ -127,7 +127,7 @@ async def test_entries_with_the_same_id_on_two_streams_are_both_sent() -> None:
     assert await collected(events, last) == ["checkpoint"]
 
 
-async def test_missed_events_that_are_no_longer_kept_are_a_reset() -> None:
+async def test_missed_events_that_are_no_longer_kept_cause_a_reset() -> None:
     events = Events(max_listeners=4)
     with events.listen(None) as first:
         events.publish(ALERTS, "1-0", alert("a"))

@@ -1,4 +1,4 @@
-"""No input causes a 5xx, every error is a problem document, no foreign file is read, no secret leaks."""
+"""Errors are problem documents, never a 5xx; no file outside the stores is read, and no secret leaks."""
 
 import asyncio
 import json
@@ -102,7 +102,7 @@ async def test_no_path_in_place_of_a_version_reaches_the_file_system(system: Sys
 
 
 async def test_no_link_in_a_store_or_among_reports_is_followed(system: System, tmp_path: Path) -> None:
-    """Each link points to a valid version, file of a version or report outside."""
+    """Each link points to a valid version, weights file or report outside the store."""
     await system.publish(1)
     await system.publish(2)
     outside = tmp_path / "outside"
@@ -228,14 +228,14 @@ async def test_a_body_without_an_end_is_cut_off(system: System) -> None:
     try:
         answer = await system.client.post("/trader/kill", headers=KEY, content=endless())
     except (httpx.WriteError, httpx.ReadError):
-        assert sent < 50_000_000  # the server closed the connection while we were still sending
+        assert sent < 50_000_000  # the server closed the connection before the body ended
     else:
         assert answer.status_code == 413
         refused(answer)
     assert (await system.client.get("/healthz")).status_code == 200
 
 
-async def test_another_method_is_405(system: System) -> None:
+async def test_another_method_gives_405(system: System) -> None:
     paths = ("/status", "/checkpoints", "/metrics", "/", "/events", "/checkpoints/1/weights")
     for method, path in product(("PUT", "DELETE", "PATCH", "POST", "OPTIONS", "TRACE"), paths):
         answer = await system.client.request(method, path, headers=KEY)
@@ -244,7 +244,7 @@ async def test_another_method_is_405(system: System) -> None:
         assert "GET" in answer.headers["allow"]
 
 
-async def test_an_unknown_path_is_404(system: System) -> None:
+async def test_an_unknown_path_gives_404(system: System) -> None:
     for path in UNKNOWN_PATHS:
         head, _ = await raw(system, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert head.split()[1] == b"404", path

@@ -119,7 +119,7 @@ async def test_a_report_with_nan_or_infinity_is_returned_with_null(system: Syste
         ("/training/resume", "training", "running"),
     ],
 )
-async def test_the_status_shows_an_order_at_its_target(
+async def test_the_status_shows_an_order_in_the_section_of_its_target(
     system: System, bus: Bus, path: str, target: str, state: str
 ) -> None:
     answer = await system.client.post(path, headers=KEY, json={"reason": "drill"})

@@ -26,7 +26,7 @@ METRIC = re.compile(r"\bmm_[a-z_]+\b")
 DOCUMENT = DEPLOY.parent / "docs" / "alerts.md"
 RULES = DEPLOY / "prometheus" / "alerts.yml"
 
-#: A metric with its label selector, and one `label="value"` of that.
+#: A metric with its label selector, and one `label="value"` of the selector.
 SELECTOR = re.compile(r"\b(mm_[a-z_]+)(?:\{([^}]*)\})?")
 EQUAL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -43,7 +43,7 @@ def panels() -> list[dict[str, Any]]:
 
 @pytest_asyncio.fixture
 async def system(redis_server: RedisServer, bus: Bus, tmp_path: Path) -> AsyncIterator[System]:
-    """A gateway that reports services never seen as missing at once."""
+    """A gateway that immediately reports a service as missing if it was never seen."""
     alerts = AlertConfig(start_seconds=0.0, missing_seconds=0.0)
     config = GatewayConfig(redis_timeout_seconds=5.0)
     async with running_system(redis_server.url, bus, tmp_path, config, alerts) as running:

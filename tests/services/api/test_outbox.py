@@ -71,7 +71,7 @@ def test_beginnings_and_ends_are_never_withheld() -> None:
     assert len(taken(outbox)) == 4
 
 
-def test_an_alert_that_arrives_by_two_ways_is_posted_once() -> None:
+def test_an_alert_that_arrives_twice_is_posted_once() -> None:
     outbox, twice = Outbox(0), alert("redis_unavailable", "redis", "began")
     outbox.put(twice, 0)
     assert taken(outbox) == [("redis_unavailable", 1)]

@@ -29,7 +29,7 @@ def new_roster() -> Roster:
     return Roster(timedelta(minutes=10))
 
 
-def test_a_service_never_seen_is_absent_since_the_first_look() -> None:
+def test_a_service_never_seen_is_absent_since_the_first_update() -> None:
     roster = new_roster()
     for second in (0, 5, 10):
         roster.update(["trainer"], [], at(second))

@@ -1,4 +1,4 @@
-"""The replay of a venue, inside a block."""
+"""Runs the replay of a venue for the duration of a block."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -48,7 +48,7 @@ async def test_a_partial_fill_finds_liquidity_for_half_of_the_units(market: Mark
         part = await at.client.market_order(MarketOrder(details, 4, time_in_force=TimeInForce.IOC))
         assert part.fill is not None
         assert part.fill.units == 2
-        assert (await at.client.prices("GBP_JPY"))[0].tradeable  # the book is whole again
+        assert (await at.client.prices("GBP_JPY"))[0].tradeable  # all liquidity is available again
 
 
 async def test_a_stream_breaks_off_within_a_line(market: Market) -> None:
@@ -83,7 +83,7 @@ async def test_reads_fail_after_every_attempt(market: Market, fault: FaultConfig
         assert failed.value.status == status
 
 
-async def test_an_order_waits_for_its_latency(market: Market) -> None:
+async def test_an_order_with_added_latency_is_filled(market: Market) -> None:
     async with market(faults=FaultConfig(latency_ms=5)) as at:
         details = await at.client.instrument("GBP_JPY")
         assert (await at.client.market_order(MarketOrder(details, 1))).fill is not None

@@ -207,7 +207,7 @@ async def test_each_read_is_answered_as_oanda_does(market: Market) -> None:
                 assert answer.json()["errorMessage"]
 
 
-async def test_a_request_without_the_token_is_a_401_without_details(market: Market) -> None:
+async def test_a_request_without_the_token_gives_401_without_details(market: Market) -> None:
     async with market() as at:
         for shown in ("", "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \u00e9"):
             answer = await at.http.get("/summary", headers=[(b"Authorization", shown.encode())])
@@ -242,7 +242,7 @@ HOSTILE = [
 ]
 
 
-async def test_an_invalid_body_is_a_400_and_changes_nothing(market: Market) -> None:
+async def test_an_invalid_body_gives_400_and_changes_nothing(market: Market) -> None:
     async with market() as at:
         for body in HOSTILE:
             for method, path in (("POST", "/orders"), ("PUT", "/positions/GBP_JPY/close")):
@@ -258,7 +258,7 @@ async def test_a_body_too_large_is_refused(market: Market) -> None:
         assert answer.status_code == 413
 
 
-async def test_no_input_is_a_5xx(market: Market) -> None:
+async def test_no_input_causes_a_5xx(market: Market) -> None:
     text = st.text(st.characters(codec="utf-8"), max_size=12)
     values = st.one_of(text, st.none(), st.booleans(), st.integers(), st.floats())
     orders = st.dictionaries(

@@ -42,7 +42,7 @@ async def test_each_bar_waits_for_the_acknowledgement_of_the_one_before(tmp_path
     async with running(venue):
         for bar in range(1, len(CLOSES)):
             await settle(venue)
-            assert venue.progress.next_tick == 4 * bar + 1  # the open of the next bar is out, no more
+            assert venue.progress.next_tick == 4 * bar + 1  # only the opening price of the next bar was sent
             assert venue.newest_complete_bar() == bar - 1
             assert venue.now_ns == (START_S + 60 * bar) * 1_000_000_000
             venue.acknowledge(START_S + 60 * (bar - 1))
@@ -69,7 +69,7 @@ async def test_a_bar_that_is_not_complete_cannot_be_acknowledged(tmp_path: Path)
         with pytest.raises(BrokerError, match="not complete"):
             venue.acknowledge(START_S + 60)
         venue.acknowledge(START_S)
-        venue.acknowledge(START_S - 600)  # an old one changes nothing
+        venue.acknowledge(START_S - 600)  # an earlier bar changes nothing
         assert venue.progress.acknowledged_s == START_S
 
 
@@ -199,7 +199,7 @@ async def test_with_pacing_speed_the_replay_waits_for_an_acknowledging_client(tm
         async with running(venue) as replay:
             for bar in range(1, len(CLOSES)):
                 await until(lambda bar=bar: venue.progress.next_tick == 4 * bar + 1)  # type: ignore[misc]
-                await asyncio.sleep(0.01)  # many bars' time
+                await asyncio.sleep(0.01)  # the time of many bars
                 assert venue.progress.next_tick == 4 * bar + 1
                 assert newest_s(venue) == START_S + 60 * (bar - 1)
                 assert venue.now_ns < venue.tape.tick_time_ns(4 * bar + 1)
@@ -220,7 +220,7 @@ async def test_the_replay_does_not_wait_for_a_client_that_left(tmp_path: Path) -
             await asyncio.sleep(0.01)
             assert not replay.done()
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await replay  # its stream has ended: the market goes on
+            await replay  # the client's stream has ended, so the replay continues
 
 
 async def test_after_a_restart_the_replay_waits_for_a_known_client(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ async def test_the_replay_waits_again_for_a_client_that_acknowledges_again(tmp_p
 
 
 async def test_simulated_time_does_not_catch_up_after_a_wait(tmp_path: Path) -> None:
-    """It does not rush through the time of the wait."""
+    """The replay does not run faster to make up for the wait."""
     config = BrokerConfig(pacing=Pacing.SPEED, speed=120)  # a bar in 0.5 s
     venue = venue_of(tmp_path, bars_of(CLOSES), config)
     venue.acknowledge(0)

@@ -177,7 +177,7 @@ async def test_a_large_body_is_refused_before_it_is_read(service: Service) -> No
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_request_with_a_foreign_host_name_is_refused(service: Service) -> None:
+async def test_a_request_with_an_unknown_host_name_is_refused(service: Service) -> None:
     for name, status in (("evil.test", 421), ("inference", 200)):
         assert (await service.client.get("/healthz", headers={"Host": name})).status_code == status
 

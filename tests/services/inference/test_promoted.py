@@ -128,7 +128,7 @@ class LostStore(CheckpointStore):
         return super().pointer(name)
 
 
-async def test_each_loss_of_the_store_raises_an_alert_whatever_was_found_between(tmp_path: Path) -> None:
+async def test_each_outage_of_the_store_raises_an_alert_even_after_another_alert(tmp_path: Path) -> None:
     store = LostStore(tmp_path)
     promoted = PromotedVersion(store, SearchConfig())
     save_version(store, 1)

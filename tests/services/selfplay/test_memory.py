@@ -26,7 +26,7 @@ def resident_bytes() -> int:
 
 
 def test_memory_does_not_grow_with_the_number_of_batches() -> None:
-    """It grows by less than a quarter of the messages, which are the smallest objects of a batch."""
+    """It grows by less than a quarter of the size of the messages, the smallest objects of a batch."""
     settings = SelfPlaySettings(
         selfplay=SelfPlayConfig(lanes=LANES), environment=EnvironmentConfig(session_bars=STEPS)
     )
@@ -38,9 +38,8 @@ def test_memory_does_not_grow_with_the_number_of_batches() -> None:
     def play(batches: int) -> int:
         nonlocal sent
         for number in range(batches):
-            finished = worker.play(
-                agents[number // 5 % 2], 0, lambda: False
-            )  # a new version every five batches
+            # The version changes every five batches.
+            finished = worker.play(agents[number // 5 % 2], 0, lambda: False)
             for trajectory in finished:
                 sent += len(encode(*encode_trajectory(trajectory))["arrays"])
         gc.collect()

@@ -95,7 +95,7 @@ def test_an_error_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         Spool(taken).prove_writable()
 
 
-def test_proving_a_folder_writable_leaves_nothing_in_it(tmp_path: Path) -> None:
+def test_checking_that_a_folder_is_writable_leaves_nothing_in_it(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "home" / "unsent")
     spool.prove_writable()
     assert list(spool.folder.iterdir()) == []

@@ -84,7 +84,7 @@ def rows_of(query: str) -> list[Any]:
 def test_the_rows_of_a_file_join_the_features_of_the_data_set(
     path: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """With SQL, as a person would use it, on the export of the data set."""
+    """The query is the SQL that a user would run on the exported features."""
     export_features(dataset, tmp_path / "features.parquet")
     query = f"""
         SELECT count(*), count(*) FILTER (played.time = features.time) FROM '{path}' AS played
@@ -139,7 +139,9 @@ def test_an_existing_file_is_not_replaced(path: Path, episodes: list[PlayedEpiso
         refuse_to_replace(tmp_path / "absent" / "file.parquet")
 
 
-def test_a_file_that_is_not_one_of_episodes_is_refused(path: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_missing_episode_or_a_file_without_episodes_is_refused(
+    path: Path, dataset: Dataset, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="no episode 3: expected 0 to 2"):
         read_episode(path, 3)
     with pytest.raises(DataError, match="no such file"):

@@ -31,7 +31,7 @@ STOP_SECONDS = 5.0
 
 
 class Worker:
-    """A process of `services.selfplay` with a home, a data set and a Prometheus port of its own."""
+    """A process of `services.selfplay` with its own home, data set and Prometheus port."""
 
     def __init__(self, home: Path, redis: RedisServer) -> None:
         self.home = home
@@ -72,7 +72,7 @@ class Worker:
         return played
 
     async def until_play_pauses(self) -> int:
-        """Number of finished episodes once it has not grown for a second, which is time for many."""
+        """Number of finished episodes once it has not grown for a second, in which many could finish."""
         played, unchanged = await self.until_played(0), 0
         while unchanged < 10:
             await asyncio.sleep(0.1)

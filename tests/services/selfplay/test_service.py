@@ -1,4 +1,4 @@
-"""A worker in this process with a real Redis: versions, pauses, and no finished trajectory is lost."""
+"""A worker in this process with a real Redis: versions, pauses, and delivery of finished trajectories."""
 
 import asyncio
 import contextlib
@@ -411,7 +411,7 @@ async def test_a_worker_waits_while_the_stream_is_long(
         await sent(bus, count=LANES)
 
 
-#: A batch of so many is more than a pipeline, and more than the stream may hold.
+#: A batch of this many trajectories exceeds both one pipeline and the high-water mark.
 MANY_LANES = 20
 
 
@@ -443,7 +443,7 @@ async def test_a_long_batch_is_sent_in_pipelines_while_the_stream_is_short(
 async def test_no_batch_begins_while_the_trainer_lags(
     settings: SelfPlaySettings, bus: Bus, batches: Batches
 ) -> None:
-    """The current batch is finished. Another one would be of an old version by the time it is sent."""
+    """Only the current batch is finished. Another one would be of an old version when it is sent."""
     await publish(bus, settings, 0)
     async with running(with_many_lanes(settings)) as worker:
         await until(lambda: worker.heartbeat.detail.get("waiting") is True)
@@ -518,12 +518,12 @@ async def play_until_the_queue_is_full(
     batches.release()
     await until(lambda: len(batches.finished) - before >= unsent(settings))
     await asyncio.sleep(0.5)
-    # One batch more if the sender had read Redis's last reply.
+    # There is one more batch if the sender had read Redis's last reply.
     assert len(batches.finished) - before <= unsent(settings) + LANES
 
 
 def unsent(settings: SelfPlaySettings) -> int:
-    """Trajectories that a worker finishes at least while Redis is unavailable."""
+    """Minimum number of trajectories that a worker finishes while Redis is unavailable."""
     return LANES * (settings.selfplay.unsent_batches + 1)
 
 
@@ -552,7 +552,7 @@ async def test_an_error_counts_the_trajectories_that_were_neither_sent_nor_kept(
     await asyncio.to_thread(own_redis.start)
     missing = len(batches.finished) - await own_bus.length(TRAJECTORIES)
     number, _, text = str(failure.value).partition(" ")
-    # Redis may have stored a batch without the worker having read the reply.
+    # Redis may have stored a batch whose reply the worker did not read.
     assert unsent(mine) <= missing <= int(number) <= missing + LANES
     assert text.startswith("finished trajectories are lost")
     assert f"{mine.unsent_root} cannot be written: File exists" in text

@@ -46,7 +46,7 @@ async def test_worker_and_trainer_learn_and_stop_gracefully(system: System) -> N
     journal = Journal(system.home / "journal")
     versions = [journal.read(n).checkpoint_version for n in range(journal.position)]
     journal.close()
-    assert max(versions) >= 1  # later games were played by a trained version
+    assert max(versions) >= 1  # later sessions were played by a trained version
     assert await system.bus.length(DEAD) == 0
 
 
@@ -71,10 +71,10 @@ TUNED = {
         ),
     ],
 )
-async def test_a_run_killed_after_10_updates_equals_an_uninterrupted_run_bit_for_bit(
+async def test_a_run_killed_5_updates_after_a_checkpoint_equals_an_uninterrupted_run(
     system: System, learner: dict[str, str]
 ) -> None:
-    """On one thread; the run is killed with version 1, saved at update 10, and loses 5 later updates."""
+    """On one thread, all bits are equal. Version 1 is saved at update 10; the kill loses 5 later updates."""
     setting = {**learner, "MM_TRAINER__PUBLISH_EVERY_EPISODES": "4"}  # worth 10 updates
 
     async def learn(sent: range, updates: int, version: int) -> None:

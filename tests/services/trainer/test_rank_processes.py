@@ -51,7 +51,7 @@ async def test_ranks_learn_together_refuse_stale_trajectories_and_stop_when_one_
         if seed % 4 == 0:
             foreign = encode_trajectory(random_trajectory(1_000 + seed, SESSION_BARS, start_bar=500))
             await system.bus.append_all(TRAJECTORIES, [foreign])
-        # Any time between two exchanges: ranks also read while the leader journals another rank's offer.
+        # Send at any time between two exchanges, also while the leader journals another rank's offer.
         await asyncio.sleep(rng.uniform(0.0, EXCHANGE_SECONDS))
     await system.until("the stream is empty", lambda: drained(system))
     foreign_seeds, stale_seeds = range(early + 2, last, 4), range(early + 1, last, 2)
@@ -89,7 +89,7 @@ async def test_ranks_learn_together_refuse_stale_trajectories_and_stop_when_one_
     assert all("played by version 0, " in reason for reason in reasons)
     assert all(reason.endswith("; trainer.max_version_lag allows 0") for reason in reasons)
     logged = [json.loads(line) for line in system.log("trainer").splitlines() if '"dead_lettered"' in line]
-    assert {line["instance"] for line in logged} - {"trainer-1"}  # other ranks dead-letter too
+    assert {line["instance"] for line in logged} - {"trainer-1"}  # other ranks also write dead letters
 
 
 @pytest.mark.soak
@@ -97,7 +97,7 @@ async def test_ranks_learn_together_refuse_stale_trajectories_and_stop_when_one_
 async def test_stopping_torchrun_stops_its_ranks_gracefully_and_keeps_what_was_learned(
     system: System, signum: signal.Signals
 ) -> None:
-    """As on a container's stop or Ctrl-C, only torchrun gets the signal; its ranks are in other sessions."""
+    """Only torchrun gets the signal, as on a container's stop or Ctrl-C: ranks have their own sessions."""
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     sent = 60
     owed = (sent * SESSION_BARS) // 16

@@ -110,7 +110,7 @@ async def send(bus: Bus, dataset: Dataset, seeds: range) -> None:
     await bus.append_all(TRAJECTORIES, [encode_trajectory(trajectory) for trajectory in made])
 
 
-async def test_unusable_trajectories_are_dead_lettered_with_their_reason(
+async def test_unusable_trajectories_become_dead_letters_with_their_reason(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     fingerprint = dataset[1].fingerprint
@@ -132,7 +132,7 @@ async def test_unusable_trajectories_are_dead_lettered_with_their_reason(
     assert f"data set {'5e' * 6}…, but the trainer has {fingerprint[:12]}…" in reasons[2]
 
 
-async def test_stale_trajectories_are_dead_lettered_and_all_others_are_learned_from(
+async def test_stale_trajectories_become_dead_letters_and_all_others_are_learned_from(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus
 ) -> None:
     limited = settings.model_copy(update={"trainer": replace(settings.trainer, max_version_lag=1)})
@@ -320,7 +320,7 @@ async def test_every_episode_update_and_version_is_recorded(
 async def test_the_record_is_written_before_the_version_is_saved(
     settings: TrainerSettings, dataset: tuple[Path, Dataset], bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So no kill leaves a version that is ahead of its record."""
+    """A kill therefore never leaves a version that is ahead of its record."""
     save = CheckpointStore.save
     found: list[tuple[int, int, int, int]] = []
 

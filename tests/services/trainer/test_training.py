@@ -39,7 +39,7 @@ def saved(manifest: Manifest) -> Manifest:
     return Manifest.model_validate_json(manifest.model_dump_json())
 
 
-#: The settings of `config/tuned.toml`, on a small network.
+#: The options that `config/tuned.toml` sets, with values for a small network.
 STRETCHES = replace(
     CONFIG,
     learner=replace(
@@ -153,7 +153,7 @@ def test_the_acting_network_is_the_running_average_of_the_weights() -> None:
 
 
 def test_an_average_over_a_share_of_all_updates_covers_more_and_more_of_them() -> None:
-    """Over half of them, the n-th update moves the average by 2/n if that is less than by the decay alone."""
+    """With a share of 1/2, update n moves the average by the smaller of 2/n and 1 - `average_decay`."""
     config = LearnerConfig(average_decay=0.75, average_share=0.5)
     decays = [config.average_decay_at(updates) for updates in range(12)]
     assert decays[:8] == [0.75] * 8
@@ -216,7 +216,7 @@ def test_other_seeds_make_other_networks() -> None:
     assert advance(one, JOURNAL, 3) != advance(other, JOURNAL, 3)
 
 
-def test_steps_are_drawn_as_often_as_samples_per_insert_says() -> None:
+def test_steps_are_drawn_as_often_as_samples_per_insert_requires() -> None:
     for target in (0.5, 2.0):
         training = new_training(replace(CONFIG, trainer=replace(CONFIG.trainer, samples_per_insert=target)))
         advance(training, JOURNAL, 25)
@@ -348,7 +348,7 @@ def test_hold_logit_makes_version_0_prefer_to_hold_in_every_state() -> None:
 
 
 def test_an_update_runs_on_the_configured_number_of_threads() -> None:
-    """Another library's parallel loop changes torch's number of threads, because both use one OpenMP."""
+    """Another library's parallel loop changes torch's number of threads, because both use the same OpenMP."""
     training = new_training()
     torch.set_num_threads(2)
     advance(training, JOURNAL, 1)

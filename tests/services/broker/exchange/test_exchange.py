@@ -34,7 +34,7 @@ def test_a_new_account_has_its_creation_and_its_first_balance(exchange: Exchange
     assert exchange.open(5) == ()
 
 
-def test_buys_at_the_ask_and_sells_at_the_bid(exchange: Exchange) -> None:
+def test_orders_buy_at_the_ask_and_sell_at_the_bid(exchange: Exchange) -> None:
     exchange.on_quote(quote("188.000", "188.040"))
     bought = exchange.market_order(order("1"), 1)
     assert ids(bought) == [3, 4]
@@ -61,7 +61,7 @@ def test_a_short_earns_when_the_ask_falls(exchange: Exchange) -> None:
     assert nav(exchange.account, falling) == D("1000000.1200")  # 2 x (188.000 - 187.940)
 
 
-def test_reduces_the_oldest_trade_first_and_flips(exchange: Exchange) -> None:
+def test_an_opposite_order_closes_the_oldest_trade_first_and_opens_the_rest(exchange: Exchange) -> None:
     exchange.on_quote(quote("100.000", "100.000"))
     exchange.market_order(order("2"), 1)  # trade 4
     exchange.on_quote(quote("110.000", "110.000"))

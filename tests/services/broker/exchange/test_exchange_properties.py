@@ -29,7 +29,7 @@ def opened() -> Exchange:
 
 
 @given(COURSE)
-def test_positions_and_profits_are_those_of_single_tickets(course: list[tuple[int, int, int]]) -> None:
+def test_positions_and_profits_equal_those_of_single_unit_trades(course: list[tuple[int, int, int]]) -> None:
     exchange, naive = opened(), NaiveAccount()
     for time, (units, points, half) in enumerate(course, 1):
         price = quoted(points, half, time)

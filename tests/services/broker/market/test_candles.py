@@ -52,7 +52,7 @@ def test_candles_never_contain_future_prices() -> None:
     assert found[-1].time_s == bars.time_s[8]
     assert not found[-1].complete
     assert found[-1].mid is not None
-    assert found[-1].mid.close == bars.open[8]  # its first tick is all there is
+    assert found[-1].mid.close == bars.open[8]  # only its first tick was sent
     assert all(candle.complete for candle in found[:-1])
 
 

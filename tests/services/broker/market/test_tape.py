@@ -60,7 +60,7 @@ def test_the_spread_is_an_even_number_of_points(spread: float, points: int) -> N
     assert round((quote.ask - quote.bid) * 1_000) == points
 
 
-def test_the_spread_of_the_data_is_used_where_there_is_one() -> None:
+def test_the_spread_of_the_data_is_used_where_the_data_have_one() -> None:
     bars = bars_of([188.0, 188.1])
     bars.spread_pips[0] = 2.0
     tape = Tape.of(bars, spread_pips=6.0, spread_from_data=True)

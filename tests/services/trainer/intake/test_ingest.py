@@ -64,7 +64,7 @@ def test_without_a_limit_nothing_is_too_old() -> None:
 
 
 def test_a_later_version_than_the_newest_is_accepted() -> None:
-    """The trainer went back to an earlier checkpoint."""
+    """It arrives after the trainer went back to an earlier checkpoint."""
     assert not is_stale(12, newest=5, limit=0)
 
 

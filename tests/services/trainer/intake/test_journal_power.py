@@ -101,7 +101,7 @@ def test_data_that_a_killed_trainer_left_unsynced_are_synced_on_opening(
         journal = Journal(folder)
         journal.append(PLAYED[:1])
         journal.close()
-        with segments(folder)[0].open("ab") as file:  # written, and killed before it was synced
+        with segments(folder)[0].open("ab") as file:  # the trainer was killed between write and sync
             file.write(unsynced)
     else:
         (folder / "000000000000.segment").write_bytes(begun)
@@ -206,7 +206,7 @@ def test_nothing_is_written_after_the_remains_of_a_failed_append(
     again.close()
 
 
-def test_removed_ids_are_on_the_disk_before_their_segments_go(folder: Path, disk: Disk) -> None:
+def test_removed_ids_are_synced_before_their_segments_are_removed(folder: Path, disk: Disk) -> None:
     journal = Journal(folder, segment_bytes=TINY)
     for number in range(4):
         journal.append([PLAYED[number]])

@@ -69,7 +69,7 @@ def test_two_ranks_learn_what_one_learns(
     together: tuple[Path, subprocess.CompletedProcess[str]], case: str
 ) -> None:
     expected, training = _alone(case)
-    # Sums have another order. Adam divides a gradient by its own size, so gradients near 0 differ more.
+    # Two ranks add in another order. Adam divides a gradient by its size, so those near 0 differ more.
     assert _saved(together[0], case, "losses")["losses"] == pytest.approx(expected, rel=1e-4)
     for name, weights in _saved(together[0], case, "weights-0").items():
         assert weights == pytest.approx(training.learner.weights()[name], rel=1e-2, abs=2e-3), name

@@ -46,7 +46,7 @@ async def test_a_roll_back_without_progress_goes_to_the_version_before(
     advance(training, PLAYED, 1)
     versions = [publisher.roll_back() for _ in range(4)]  # without an update between them
     assert versions == [2, 1, 0, 2]
-    advance(training, PLAYED, 1)  # version 2 can learn
+    advance(training, PLAYED, 1)  # an update follows version 2
     assert publisher.roll_back() == 2
 
 

@@ -213,7 +213,7 @@ def test_drawn_steps_are_copies() -> None:
 
 
 def test_a_seed_draws_the_same_batches_as_in_earlier_releases() -> None:
-    """Recorded when the replay stored columns."""
+    """The expected draws were recorded in a release whose replay stored columns."""
     replay = Replay(CONFIG, K)
     history = [n % 5 == 0 for n in range(64)]
     steps = steps_of(history, [9.0 if n % 7 == 3 else 0.0 for n in range(64)])

@@ -90,7 +90,7 @@ def test_a_trajectory_shorter_than_the_unroll_gives_steps() -> None:
 
 
 def test_a_return_bootstraps_at_the_next_excursion() -> None:
-    # γ = 1/2, n = 3, step 2 is cut: steps 0 and 1 bootstrap there; the return of step 2 itself goes on.
+    # γ = 1/2, n = 3, excursion at step 2: steps 0 and 1 bootstrap there; the return of step 2 continues.
     cuts = np.array([False, False, True, False, False, False])
     returns = n_step_returns(REWARDS, VALUES, discount=0.5, n=3, cuts=cuts)
     assert returns.tolist() == [
