@@ -89,8 +89,8 @@ class Session:
         log.info("session_began", side=side, last_bar_s=last_bar_s)
 
     async def _decide_on_bars(self, reader: asyncio.Task[None]) -> None:
-        """Decide on the newest bar of the history, then on each bar that closes."""
-        if self._market.last_bar_s is not None:
+        """Decide on the newest bar of the history, then on each bar that closes, until asked to stop."""
+        if self._market.last_bar_s is not None and not self._lifecycle.stopping.is_set():
             await self._bar_close.decide(self._market.last_bar_s, reader)
         while not self._lifecycle.stopping.is_set():
             bar_time_s = await self._next_bar(reader)

@@ -1,4 +1,4 @@
-"""Variants change the settings they name; results, records, summaries and the picture of runs."""
+"""The study `compare`: its variants of learning, and the records, summaries and picture of its runs."""
 
 import json
 import math

@@ -360,6 +360,19 @@ async def test_a_stream_without_a_readable_line_ends_the_session(
             await until(lambda: "mm_trader_reconnects_total 2.0" in trader.metrics())
 
 
+async def test_a_trader_stopped_before_its_first_price_decides_nothing(
+    bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "shared.adapters.oanda.client._parse_line", lambda *_: UnreadableLine("of another schema")
+    )
+    async with running_broker(tmp_path) as broker, running_oracle() as oracle:
+        settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
+        async with running_trader(settings):
+            await until(lambda: any(path.endswith("/pricing/stream") for _, path in broker.hosts))
+        assert oracle.asked == []
+
+
 async def test_the_order_rate_counts_the_orders_of_an_hour(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
