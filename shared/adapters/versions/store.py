@@ -53,7 +53,7 @@ _INCOMPLETE_URL = re.compile(rf"(?i)({'|'.join(SCHEMES)}|file|https?):|[a-z][a-z
 #: How a damaged pointer is repaired.
 _REPAIR = {
     Pointer.LATEST: "the next version sets it again",
-    Pointer.BEST: "the next version judged sets it again",
+    Pointer.BEST: "the next version that passes the paper gate sets it again",
     Pointer.PROMOTED: "promoting a version sets it again",
 }
 
