@@ -1,4 +1,4 @@
-"""GET /checkpoints and its details, POST promote and rollback."""
+"""The checkpoint routes: the list, one version, its weights, promotion and rollback."""
 
 import contextlib
 import hashlib
@@ -97,7 +97,7 @@ async def test_damaged_weights_are_not_sent(system: System) -> None:
 async def test_weights_removed_before_or_while_they_are_read(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Removed weights are a 404; weights that were read completely are sent."""
+    """The status is 404 if the weights are removed before they are read, and 200 if afterwards."""
     read = system.store.file_bytes
 
     def gone_before(version: int, name: str) -> bytes:

@@ -164,7 +164,7 @@ def test_guards_never_make_an_entry_nor_an_illegal_action(
 def test_only_a_closed_market_delays_a_forced_exit(
     others: set[Guard], forced: tuple[dict[str, Any], Guard, Effect, dict[str, Any]], side: Side
 ) -> None:
-    """Whatever other guards trip, and whatever the agent decides."""
+    """Neither other guards nor the agent's decision delay it."""
     beside = {name: value for case in CASES if case[1] in others for name, value in case[0].items()}
     trips = tripped(replace(CALM, **{**beside, **forced[0], "side": side}), LIMITS)
     assert str(forced[1]) in forced_exit(trips) or Guard.MARKET_CLOSED in {trip.guard for trip in trips}

@@ -37,7 +37,7 @@ def test_a_daily_loss_counts_open_and_closed_trades_until_the_next_day() -> None
     book = book.marked(before_cut, -40.0, LIMITS)
     assert book.daily_broken
     book = book.closed(-40.0).marked(after_cut, 0.0, LIMITS)
-    assert not book.daily_broken, "17:00 New York"
+    assert not book.daily_broken, "a new trading day begins at 17:00 New York"
 
 
 def test_a_clock_set_back_does_not_reset_a_day_or_a_week() -> None:

@@ -1,4 +1,4 @@
-"""Networks as training leaves them: random heads, batch norm with statistics."""
+"""Untrained networks that resemble trained ones, with random heads and batch-norm statistics."""
 
 import torch
 from torch import nn

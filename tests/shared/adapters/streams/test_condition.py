@@ -37,7 +37,7 @@ async def test_failed_disk_writes_are_reported(own_redis: RedisServer, plain: Re
     async def after(begun: Awaitable[object], in_progress: str) -> dict[str, bool]:
         await begun
         async with asyncio.timeout(60):
-            while (await plain.info("persistence"))[in_progress]:  # noqa: ASYNC110  another process's
+            while (await plain.info("persistence"))[in_progress]:  # noqa: ASYNC110  Redis has no event for it
                 await asyncio.sleep(0.01)
         return (await condition_of(own_redis)).disk
 
