@@ -29,7 +29,7 @@ COMMANDS = (
 )
 
 
-def test_every_benchmark_of_the_specification_is_a_command() -> None:
+def test_every_benchmark_is_a_command() -> None:
     assert set(COMMANDS) <= set(bench("--help").split())
 
 

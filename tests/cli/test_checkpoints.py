@@ -281,7 +281,7 @@ def test_a_promotion_is_announced_to_the_configured_redis(
 def test_a_promotion_is_announced_only_to_the_system_that_uses_the_store(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
 ) -> None:
-    """The store of a running system comes before a store in the home that single services have left."""
+    """Without --store, a running system's store is preferred to one that single services left in the home."""
     monkeypatch.delenv("MM_REDIS_URL", raising=False)
     _report(tmp_path, 1, "paper")
     printed = json.loads(_run("promote", "1", "--json"))

@@ -24,13 +24,13 @@ from shared.market.synthetic import Market, synthesize
 
 @pytest.fixture(autouse=True)
 def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `.env` and no token of the machine's own."""
+    """Hide the `.env` file and the token of this machine."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OANDA_TOKEN", raising=False)
 
 
 def run(*arguments: object) -> str:
-    """Run a command that goes well; returns what it printed on stdout."""
+    """Run a command that succeeds; returns its stdout."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None:
         raise result.exception
@@ -273,7 +273,7 @@ def test_wrong_usage_exits_with_status_2(arguments: list[str]) -> None:
 
 
 class FakeOanda(BaseHTTPRequestHandler):
-    """Answers GET candles out of a series, as OANDA writes them."""
+    """Serves the candles of a series in OANDA's format."""
 
     bars: ClassVar[BarSeries]
     requests: ClassVar[list[str]]
@@ -357,7 +357,7 @@ def test_download(tmp_path: Path, bars: BarSeries, oanda: str, monkeypatch: pyte
         np.testing.assert_array_equal(getattr(dataset.bars, name), getattr(bars[:7_000], name))
     assert (dataset.bars.spread_pips == 3.0).all()
     assert [file.name for file in tmp_path.iterdir()] == ["d.duckdb"]
-    gold = document(*arguments, "--instrument", "xauusd")  # its pip is the broker's, whatever that is
+    gold = document(*arguments, "--instrument", "xauusd")  # the broker defines its pip
     assert (gold["instrument"], gold["pip"]) == ("XAU_USD", 0.1)
     assert (read_dataset(out).bars.spread_pips == 0.3).all()
 

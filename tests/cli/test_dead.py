@@ -157,7 +157,7 @@ async def test_replay_restores_the_entry_and_a_lasting_cause_makes_a_new_letter(
     await put(redis, TRAJECTORIES, {**fields, "version": b"99"})
     await put(redis, TRAJECTORIES, fields)
     batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "one"))
-    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "a error of the consumer")
+    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "an error of the consumer")
     good, bad = await listed()
     printed = await run("replay", str(bad["id"]), str(good["id"]))
     assert printed.splitlines()[0].startswith(f"{bad['id']}: appended to mm:trajectories as ")
@@ -369,7 +369,7 @@ async def test_the_trainer_learns_from_replayed_entries_exactly_once(
 
     await bus.append(TRAJECTORIES, *encode_trajectory(trajectory))
     batch = await anext(bus.consume(TRAJECTORIES, TRAINER_GROUP, "trainer"))
-    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "a error of the consumer")
+    await bus.dead_letter(TRAJECTORIES, TRAINER_GROUP, batch.entries[0], "an error of the consumer")
     async with running(trainer_of[1]) as trainer:
         await run("replay", "--all")
         await _until_empty(bus)

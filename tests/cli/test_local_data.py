@@ -1,4 +1,4 @@
-"""The data set that `up` runs on, and that every service is set to trade its instrument."""
+"""The data set of `up`, and the check that no setting names an instrument other than its own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ EUR_USD = Instrument.named("EUR_USD")
 
 @pytest.fixture(scope="module")
 def euro_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bars of EUR_USD on the clock of a broker, one of them faulty."""
+    """Bars of EUR_USD with times two hours ahead of UTC; one bar is faulty."""
     bars = synthesize(Market.OU, 7_500, seed=1, instrument=EUR_USD)
     frame = pd.DataFrame({name: getattr(bars, name) for name in ("open", "high", "low", "close", "volume")})
     frame.insert(0, "time", pd.to_datetime(bars.time_s, unit="s") + pd.Timedelta(hours=2))

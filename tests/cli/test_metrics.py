@@ -13,7 +13,7 @@ from shared.errors import FormatError, SettingsError
 app = typer.Typer()
 app.command()(metrics)
 
-#: Six trades: wins 10, 20, 6 and losses -8, -4; expectancy 4, profit factor 36 / 12.
+#: Six trades: wins 10, 20, 6, losses -8, -4 and one of 0; expectancy 4, profit factor 36 / 12.
 PIPS = "pips\n10\n-8\n20\n0\n-4\n6\n"
 
 
@@ -164,7 +164,7 @@ def test_the_error_of_an_invalid_file_names_the_line(tmp_path: Path, text: str, 
 
 
 def test_trades_outside_market_hours_cause_a_warning(tmp_path: Path) -> None:
-    """Saturday noon does; the last minute of Friday, its close and the open on Sunday do not."""
+    """Saturday noon and the minute before Sunday's open are outside; Friday's close and the open are not."""
     open_ = "pips,time\n1,2024-03-08T21:59:00Z\n1,2024-03-08T22:00:00Z\n-1,2024-03-10T21:00:00Z\n"
     assert read_trades(written(tmp_path, open_)).warnings == ()
     closed = written(tmp_path, open_ + "1,2024-03-09T12:00:00Z\n1,2024-03-10T20:59:00Z\n")

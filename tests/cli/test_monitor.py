@@ -228,7 +228,7 @@ def test_the_view_shows_services_training_trading_versions_alerts_events() -> No
 
 
 def test_no_line_of_a_complete_system_wraps_or_is_cut_at_80_columns() -> None:
-    """Every service, a restart, a full backlog, and the longest standing of a version."""
+    """Every service, a restart, a full backlog, and the longest label of a version."""
     names = ("trainer", "selfplay", "validator", "inference", "trader", "broker", "api")
     services = [service(name, *["running"] * (16 if name == "selfplay" else 1)) for name in names]
     services[0] = services[0].model_copy(update={"restarts": 3})

@@ -82,7 +82,7 @@ class TestJson:
         for trade, expected in zip(found["trades"], played.trades, strict=True):
             assert trade == pytest.approx(dict(zip(names, expected, strict=True)))
 
-    def test_actions_may_be_names_numbers_or_empty_lines(self, data: Path) -> None:
+    def test_actions_may_be_names_or_numbers_and_empty_lines_are_skipped(self, data: Path) -> None:
         named = document(data, "BUY\nhold\n\n  Close \r\nSELL\n")
         assert named == document(data, "1\n0\n3\n2")
         assert [step["action"] for step in named["steps"]] == ["BUY", "HOLD", "CLOSE", "SELL"]
@@ -98,7 +98,7 @@ class TestJson:
 
 
 class TestTables:
-    def test_tables_show_steps_trades_and_their_sum(self, data: Path) -> None:
+    def test_tables_show_steps_trades_and_the_sum_of_trades(self, data: Path) -> None:
         text = run(data, "BUY\nHOLD\nCLOSE\nSELL")
         for word in ("Steps", "Trades", "Sum", "BUY", "long", "short", "2020-01-06 01:21"):
             assert word in text

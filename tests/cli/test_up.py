@@ -266,7 +266,7 @@ def test_a_secret_is_kept_unless_a_power_failure_lost_it(tmp_path: Path) -> None
     assert len(_persistent_secret(path)) == len(kept)
 
 
-def test_a_starting_up_is_not_mistaken_for_the_last_run(tmp_path: Path) -> None:
+def test_an_up_that_is_starting_is_not_mistaken_for_the_last_run(tmp_path: Path) -> None:
     """While `up` imports bars, up.json still describes the last run, with another process id."""
     assert lock_holder(tmp_path / "none") is None
     with exclusive(tmp_path):

@@ -1,6 +1,6 @@
 """Services as tasks of this process, which saves the time to start processes.
 
-For tests that do not kill services or stop them by signals. Their metrics have separate registries.
+For tests that do not kill services or stop them by signals. Each service has its own metrics registry.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class Task:
         self.loop.call_soon_threadsafe(self.lifecycle.stop)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the exit; returns at once in the thread of the task, where waiting would block it."""
+        """Wait for the exit. In the task's own thread, return at once, since waiting would block the task."""
         with contextlib.suppress(RuntimeError):
             if asyncio.get_running_loop() is self.loop:
                 return self.poll() or 0

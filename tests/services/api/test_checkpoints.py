@@ -1,4 +1,4 @@
-"""GET /checkpoints and its details, POST promote and rollback."""
+"""The checkpoint routes: the list, one version, its weights, promotion and rollback."""
 
 import contextlib
 import hashlib

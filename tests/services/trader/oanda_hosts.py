@@ -1,8 +1,8 @@
 """A broker that poses as OANDA's hosts: the trader reaches it over TLS by OANDA's own names.
 
 Environment variables give the trader an HTTPS proxy and a certificate authority, as an operator could. The
-proxy accepts requests for OANDA's four hosts, shows a certificate of that name, and forwards the bytes to a
-paper broker. A request for any other host is refused.
+proxy accepts requests for OANDA's four hosts, presents the certificate of the requested host, and forwards
+the bytes to a paper broker. A request for any other host is refused.
 """
 
 import asyncio

@@ -56,10 +56,10 @@ class Forged(StrEnum):
 
     TIMED_OUT_UNEXECUTED = "504, not executed"
     TIMED_OUT_EXECUTED = "504, executed"
-    OK_EXECUTED = "200 for a 201, executed"
+    OK_EXECUTED = "200 instead of 201, executed"
     MOVED_EXECUTED = "302, executed"
     PLAIN_400_EXECUTED = "400 without a reject, executed"
-    CREATED_FOR_OK_EXECUTED = "201 for a 200, executed"
+    CREATED_FOR_OK_EXECUTED = "201 instead of 200, executed"
     WITHOUT_FILL_UNEXECUTED = "the expected status without a fill, not executed"
     WITHOUT_FILL_EXECUTED = "the expected status without a fill, executed"
     BROKEN_OFF_UNEXECUTED = "half an answer, not executed"
@@ -85,7 +85,7 @@ class Broker:
     reads: list[str] = field(default_factory=list)
     num_requests: int = 0
     hosts: set[tuple[str, str]] = field(default_factory=set)  # Host header and path of every request
-    forged: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)  # by end of the path
+    forged: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)  # by path suffix
     refusal: int | None = None  # status of every answer
     answers: list[Forged] = field(default_factory=list)  # answers to the next writes, in order
 
@@ -247,7 +247,7 @@ class Oracle:
     url: str = ""
     asked: list[int] = field(default_factory=list)  # bar indices
     static: list[list[float]] = field(default_factory=list)
-    answer: Callable[[dict[str, Any]], Response] | None = None  # instead of the script's
+    answer: Callable[[dict[str, Any]], Response] | None = None  # replaces the scripted answer
     delay_seconds: float = 0.0
     stage: str = "paper"
 

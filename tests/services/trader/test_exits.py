@@ -122,7 +122,7 @@ async def test_a_close_is_repeated_until_the_broker_shows_the_account_flat(
     assert broker.posts.count("POST orders") == 1
     assert len(broker.fills()) == 2
     assert len({intent.intent_id for intent in trading.sent}) == len(trading.sent), (
-        "each under an id of its own"
+        "each close has its own id"
     )
     assert trading.account.memory.exit == ""
     assert trading.exits.detail == ""
@@ -136,7 +136,7 @@ async def test_closes_are_repeated_while_the_account_cannot_be_read(broker: Brok
     closing = asyncio.create_task(trading.until_flat())
     await until(lambda: broker.units == 0)
     await asyncio.sleep(0.1)
-    assert not closing.done(), "the broker has not shown it yet"
+    assert not closing.done(), "the broker has not shown the account flat yet"
     broker.faulty()
     await closing
     assert trading.account.holding.side is Side.FLAT
@@ -190,7 +190,7 @@ async def test_a_close_of_a_position_that_is_already_closed_counts_as_done(
     assert trading.account.memory.risk.rejects == 0, "such a reject does not count"
 
 
-async def test_an_exit_survives_a_restart_and_is_over_with_its_trade(
+async def test_an_exit_survives_a_restart_and_ends_with_its_trade(
     broker: Broker, client: OandaClient, trading: Trading, ledger: Ledger
 ) -> None:
     await trading.enter()
@@ -244,7 +244,7 @@ async def test_a_kill_closes_a_position_that_an_outdated_ledger_does_not_know(
     trading.exits.retry_now()
     await trading.exits.check_account(confirm=True)
     last = broker.venue.exchange.account.last_id
-    assert [*shown_at, trading.exits.flat_at] == [None, last], "nothing had shown that it was flat"
+    assert [*shown_at, trading.exits.flat_at] == [None, last], "no earlier answer showed the account flat"
     assert [*failing, trading.exits.failing] == [True, False]
     assert trading.exits.detail == ""
 
@@ -301,7 +301,7 @@ async def test_a_snapshot_older_than_the_ledger_changes_nothing(broker: Broker, 
     broker.forged |= {"/transactions/sinceid": damaged, "/" + ACCOUNT: lambda _: before[0]}
     for _ in range(2):
         await trading.account.sync(None)
-        assert trading.account.holding.units == 1, "from its readable fill"
+        assert trading.account.holding.units == 1, "the fill is readable"
     del broker.forged["/" + ACCOUNT]
     await trading.account.sync(None)
     assert trading.account.holding.units == 1
@@ -310,7 +310,7 @@ async def test_a_snapshot_older_than_the_ledger_changes_nothing(broker: Broker, 
 async def test_an_order_with_an_unreadable_fill_is_settled_by_its_own_state(
     broker: Broker, trading: Trading, ledger: Ledger
 ) -> None:
-    """Otherwise its outcome would stay unknown, and no entry be sent until an operator resumed trading."""
+    """Otherwise its outcome would stay unknown and block entries until an operator resumed trading."""
 
     def damaged(answer: dict[str, Any]) -> dict[str, Any]:
         for transaction in answer["transactions"]:
@@ -321,7 +321,7 @@ async def test_an_order_with_an_unreadable_fill_is_settled_by_its_own_state(
     broker.forged["/transactions/sinceid"] = damaged
     entered = await trading.enter()
     assert entered.state is IntentState.SENDING
-    assert trading.account.holding.units == 1, "from the snapshot"
+    assert trading.account.holding.units == 1, "the snapshot shows the fill"
     await trading.sync_at(1.0)
     kept = ledger.intent(entered.intent_id)
     assert kept is not None
@@ -342,7 +342,7 @@ async def test_an_executed_entry_is_always_settled_as_filled(
     assert trading.account.memory.risk.rejects == 0
 
 
-async def test_an_entry_refused_before_processing_is_not_sent_and_not_a_reject(
+async def test_an_entry_refused_before_processing_counts_neither_as_sent_nor_as_a_reject(
     broker: Broker, trading: Trading
 ) -> None:
     broker.answers = [Forged.TOO_MANY]
@@ -430,7 +430,7 @@ async def test_an_order_that_the_broker_knows_waits_for_its_transactions(
 async def test_a_fill_after_an_order_was_settled_corrects_the_ledger(
     broker: Broker, trading: Trading, ledger: Ledger
 ) -> None:
-    """The broker executes an order that it answered with 504 only after the look-up time."""
+    """The broker answers an order with 504, and executes it after the look-up time."""
     broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
     lost = await trading.enter()
     await trading.sync_at(1.0)

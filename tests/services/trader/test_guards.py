@@ -87,7 +87,7 @@ CASES: list[tuple[dict[str, Any], Guard, Effect, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("change", "guard", "effect", "inside"), CASES, ids=[str(c[1]) for c in CASES])
-def test_each_guard_trips_past_its_limit_and_not_at_it(
+def test_each_guard_trips_exactly_at_its_bound(
     change: dict[str, Any], guard: Guard, effect: Effect, inside: dict[str, Any]
 ) -> None:
     (trip,) = tripped(replace(CALM, **change), LIMITS)
@@ -141,7 +141,7 @@ def test_each_effect_permits_certain_actions(
     side=st.sampled_from(list(Side)),
     wanted=st.sampled_from(list(Action)),
 )
-def test_guards_never_make_an_entry_nor_an_illegal_action(
+def test_guards_make_neither_an_entry_nor_an_illegal_action(
     effects: list[Effect], side: Side, wanted: Action
 ) -> None:
     if not LEGAL[side + 1, wanted]:
@@ -164,7 +164,7 @@ def test_guards_never_make_an_entry_nor_an_illegal_action(
 def test_only_a_closed_market_delays_a_forced_exit(
     others: set[Guard], forced: tuple[dict[str, Any], Guard, Effect, dict[str, Any]], side: Side
 ) -> None:
-    """Whatever other guards trip, and whatever the agent decides."""
+    """Neither other guards nor the agent's decision delay it."""
     beside = {name: value for case in CASES if case[1] in others for name, value in case[0].items()}
     trips = tripped(replace(CALM, **{**beside, **forced[0], "side": side}), LIMITS)
     assert str(forced[1]) in forced_exit(trips) or Guard.MARKET_CLOSED in {trip.guard for trip in trips}

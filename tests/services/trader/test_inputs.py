@@ -53,7 +53,7 @@ def a_day_ahead(broker: Broker) -> str:
 
 
 def late_ticks(trader: Trader) -> int:
-    """Its metric of prices that were not newer than the one before."""
+    """The trader's count of prices that were not newer than the previous price."""
     match = re.search(r"^mm_trader_late_ticks ([0-9.]+)$", trader.metrics(), re.MULTILINE)
     assert match is not None
     return int(float(match[1]))
@@ -396,7 +396,7 @@ async def _ended(bus: Bus, name: str) -> None:
 
 async def _announced(bus: Bus, name: str, phase: str) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while (name, phase) not in {  # noqa: ASYNC110  Redis says when
+        while (name, phase) not in {  # noqa: ASYNC110  Redis has no event for it
             (entry.message.name, entry.message.phase) for entry in await bus.recent(ALERTS, count=1_000)
         }:
             await asyncio.sleep(0.05)

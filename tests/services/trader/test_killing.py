@@ -41,7 +41,7 @@ ENTRY_BAR = FIRST_BAR + 1
 
 #: Last status of a trader that has exited.
 _DEAD = TraderStatus(
-    pid=2**31 - 1,  # larger than any process has
+    pid=2**31 - 1,  # larger than any process id
     mode="paper",
     api_url="",
     account="101-001-0000001-001",
@@ -58,7 +58,7 @@ _DEAD = TraderStatus(
 
 @pytest_asyncio.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A replay that stops once the entry was made, so that no close can wait for a bar."""
+    """A replay that stops after the entry, so that a close that waited for a new bar would never be sent."""
     async with running_broker(tmp_path, stop=FIRST_BAR + 50) as running:
         acknowledge = running.venue.acknowledge
 
@@ -114,7 +114,7 @@ def status(home: Path) -> dict[str, object]:
     return dict(json.loads((home / "trader" / "state.json").read_text()))
 
 
-async def test_a_kill_through_redis_repeats_closes_that_are_not_answered(
+async def test_a_kill_through_redis_repeats_closes_that_fail(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
 ) -> None:
     """No bar closes, so every close is sent for the same bar."""
@@ -155,7 +155,7 @@ async def test_kill_prints_the_traders_confirmation_and_resume_lifts_the_kill(
 async def test_a_resume_that_no_trader_confirms_fails(bus: Bus, tmp_path: Path, kill_it: Kill) -> None:
     StatusFile(tmp_path / "trader").write(_DEAD)
     assert "no trader is running here" in await kill_it(resume=True)
-    for kill_id in ("k", None):  # its file is still seen, or the kill through Redis still holds
+    for kill_id in ("k", None):  # the trader still sees the kill file, or the kill through Redis
         StatusFile(tmp_path / "trader").write(replace(_DEAD, pid=os.getpid(), kill_id=kill_id))
         with pytest.raises(ServiceError, match=r"not confirmed: the trader .* within 0\.5 s"):
             await kill_it(seconds=0.5, resume=True)
@@ -233,7 +233,7 @@ async def test_kill_works_without_redis_during_a_look_up(
         server.stop()
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["known", "not kept yet"])
+@pytest.mark.parametrize("known", [True, False], ids=["known", "not in the ledger"])
 async def test_a_kill_closes_while_the_ledger_cannot_be_written(
     redis_server: RedisServer, bus: Bus, tmp_path: Path, broker: Broker, oracle: Oracle, *, known: bool
 ) -> None:
@@ -271,7 +271,7 @@ async def test_kill_closes_at_the_broker_after_the_trader_crashed(
 async def test_a_killed_trader_closes_without_redis_and_lease_after_a_restart(
     tmp_path: Path, redis_server: RedisServer, bus: Bus, broker: Broker, oracle: Oracle, kill_it: Kill
 ) -> None:
-    """The kill was ordered through Redis and is only in the ledger; then trader and Redis stop."""
+    """The kill came through Redis and is recorded in the ledger only; the restarted trader has no Redis."""
     settings = trader_settings(redis_server.url, tmp_path, broker, oracle, flatten_retry_seconds=5.0)
     async with running_trader(settings) as trader:
         await until(lambda: trader.detail.get("side") == 1)
@@ -324,7 +324,7 @@ async def test_a_kill_is_carried_out_before_the_account_was_ever_read(
 async def test_an_entry_filled_long_after_the_kill_is_closed(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, broker: Broker, oracle: Oracle
 ) -> None:
-    """The answer is lost, the kill is ordered, the account is shown flat, and then the broker fills it."""
+    """The broker loses the answer to an entry, and fills the entry after it has shown the account flat."""
     broker.answers = [Forged.TIMED_OUT_UNEXECUTED]
     settings = trader_settings(
         redis_server.url, tmp_path, broker, oracle, look_up_seconds=2.0, sync_seconds=0.2

@@ -37,7 +37,7 @@ from tests.services.trader.test_service import alerts_of, decisions_of
 from tests.shared.adapters.versions.checkpoint_versions import fill
 from tests.waiting import until
 
-#: The replay sends the ticks of a minute at once, so that those read last are up to a minute old.
+#: The replay sends the ticks of a minute at once, so a tick may be up to a minute old when it is read.
 ANY_CLOCK = replace(NO_LIMITS, max_clock_skew_seconds=math.inf)
 
 
@@ -78,7 +78,7 @@ class Hosts:
     @asynccontextmanager
     async def trading(self) -> AsyncIterator[Market]:
         """Run one trader."""
-        # Market time is the replay's, so this machine's clock is, too; it may be wrong.
+        # The trader's clock follows the replay, as the market time does, with an error chosen by the test.
         wall = lambda: self.broker.venue.now_ns / 1e9 + self.wrong_by_seconds  # noqa: E731
         async with running_trader(self.settings, wall) as trader:
             yield Market(self.broker, self.oracle, trader, self.connected)
@@ -150,7 +150,7 @@ def assert_hosts(market: Market, api: str, stream: str) -> None:
     streams = {host for host, path in market.broker.hosts if path.endswith("/stream")}
     others = {host for host, path in market.broker.hosts if not path.endswith("/stream")}
     assert (streams, others) == ({stream}, {api})
-    assert not [path for _, path in market.broker.hosts if "replay" in path], "OANDA acknowledges no bar"
+    assert not [path for _, path in market.broker.hosts if "replay" in path], "no acknowledgement to OANDA"
 
 
 async def test_practice_trades_at_the_practice_hosts(

@@ -109,7 +109,7 @@ def test_fractional_units_of_others_are_kept_and_reported_exactly() -> None:
     assert (unchanged.units, closed) == (Decimal("0.7"), ()), "nothing was closed"
 
 
-#: Two moments around 17:00 New York on a Wednesday: three nights are financed there.
+#: Ten minutes before and after 17:00 New York on a Wednesday, when three nights are financed at once.
 WEDNESDAY_2150 = int(datetime(2024, 1, 10, 21, 50, tzinfo=UTC).timestamp())
 WEDNESDAY_2210 = WEDNESDAY_2150 + 20 * 60
 

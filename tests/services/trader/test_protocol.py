@@ -133,7 +133,7 @@ async def test_a_refused_order_is_counted_and_not_repeated(
     assert broker.posts == ["POST orders"]
     assert account.memory.risk.rejects == 1
     broker.faulty()
-    assert await order(account, client, Action.BUY) is IntentState.FILLED, "the refusal is known: a new order"
+    assert await order(account, client, Action.BUY) is IntentState.FILLED, "a refusal permits a new order"
     assert account.memory.risk.rejects == 0
 
 

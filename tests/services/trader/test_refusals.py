@@ -82,10 +82,10 @@ def test_a_bad_line_is_counted_and_changes_neither_price_time_nor_bar(
     assert market.on_item(item) is None
     assert market.refused == {refusal: 1}
     assert market.quoted is not None
-    assert market.quoted.price == good, "the last good price is in force"
+    assert market.quoted.price == good, "the last good price stays in use"
     assert market.time_ns <= at(2)
     assert market.on_item(price(3, 190.1, 190.14)) is None
-    assert market.quoted.price.bid == 190.1, "and the next good one comes into force"
+    assert market.quoted.price.bid == 190.1, "the next good price replaces it"
     clocks.go_on(60)
     assert market.on_item(Heartbeat(at(60))) == NOON_S, "the bar closes when its minute is over"
 
@@ -97,7 +97,7 @@ def test_a_minute_with_only_bad_prices_closes_so_that_its_candle_is_read() -> No
     clocks.go_on(60)
     assert market.on_item(Heartbeat(at(59))) is None
     assert market.on_item(Heartbeat(at(60))) == NOON_S
-    assert market.on_item(Heartbeat(at(65))) is None, "once"
+    assert market.on_item(Heartbeat(at(65))) is None, "a bar closes once"
 
 
 def test_a_repeated_price_does_not_count_as_fresh() -> None:
@@ -200,12 +200,12 @@ def test_compile_kernels_leaves_nothing_to_compile_at_a_bar() -> None:
 # -- time --------------------------------------------------------------------------------------------
 
 
-def test_a_slow_clock_is_accepted_once_lines_agree_but_not_a_day_off() -> None:
+def test_a_slow_clock_is_accepted_once_lines_agree_unless_it_is_a_day_off() -> None:
     times = BrokerTimes()
     ahead = 120.0
     verdicts = [times.judge(at(ahead + s), NOON_S + s, heartbeat=True) for s in range(0, 20, 5)]
     assert verdicts == [Verdict.REFUSED, Verdict.REFUSED, Verdict.ACCEPTED, Verdict.ACCEPTED]
-    # The clock is set right: soon a line two minutes ahead is refused again.
+    # After the clock has been corrected, a line two minutes ahead is refused again.
     assert times.judge(at(20), NOON_S + 20, heartbeat=True) is Verdict.ACCEPTED
     assert times.judge(at(20 + ahead), NOON_S + 20, heartbeat=True) is Verdict.REFUSED
     assert {times.judge(at(DAY_S + s), NOON_S + s, heartbeat=True) for s in range(25, 600, 5)} == {
@@ -230,7 +230,7 @@ def test_single_wrong_times_are_always_refused() -> None:
 def test_clock_skew_is_positive_when_this_clock_is_ahead(ahead: float, skew: float) -> None:
     market = market_of(Clocks())
     market.on_item(price(-3_600))
-    assert market.clock_skew_seconds is None, "a price says nothing of clocks"
+    assert market.clock_skew_seconds is None, "a price does not show the clock skew"
     market.on_item(Heartbeat(at(ahead)))
     assert market.clock_skew_seconds == skew
 
@@ -275,12 +275,12 @@ def test_an_unconfirmed_replay_jump_is_refused_and_its_bar_reopened() -> None:
     assert market.on_item(price(20)) is None
     assert market.refused == {Refusal.FUTURE: 1}
     assert market.time_ns == at(20)
-    assert market.on_item(price(61)) == NOON_S, "it closes again, now that it is over"
+    assert market.on_item(price(61)) == NOON_S, "the bar closes again once its minute is over"
 
 
 @pytest.mark.parametrize(("gap", "lines"), [(2, 0), (20, 3), (29, 1)])
 def test_a_gap_in_a_replay_does_not_age_the_bar_before_it(gap: int, lines: int) -> None:
-    """No line is sent in a gap: the bar before it is decided on, and filled, at the open after it."""
+    """No line is sent in a gap, so the decision on the bar before it is made and filled at the next open."""
     market = market_of(Clocks(), simulated=True)
     market.on_item(price(59))
     assert market.on_item(price(60 * gap)) == NOON_S

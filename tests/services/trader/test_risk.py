@@ -37,7 +37,7 @@ def test_a_daily_loss_counts_open_and_closed_trades_until_the_next_day() -> None
     book = book.marked(before_cut, -40.0, LIMITS)
     assert book.daily_broken
     book = book.closed(-40.0).marked(after_cut, 0.0, LIMITS)
-    assert not book.daily_broken, "17:00 New York"
+    assert not book.daily_broken, "a new trading day begins at 17:00 New York"
 
 
 def test_a_clock_set_back_does_not_reset_a_day_or_a_week() -> None:
@@ -92,7 +92,7 @@ def test_the_drawdown_limit_lasts_until_an_operator_resumes() -> None:
         (IntentState.REJECTED, NOTHING_TO_CLOSE, 2),
     ],
 )
-def test_a_rejected_close_of_a_flat_account_counts_neither_way(
+def test_a_rejected_close_of_a_flat_account_is_not_counted(
     state: IntentState, detail: str, rejects: int
 ) -> None:
     assert risk_after(RiskBook(rejects=2), state, detail).rejects == rejects
@@ -121,7 +121,7 @@ def test_a_broken_limit_stays_broken_all_day(moves: list[tuple[float, float]]) -
             assert book.daily_broken == (worst < -100.0)
 
 
-def test_a_broken_limit_survives_the_ledger(tmp_path: Path) -> None:
+def test_a_broken_limit_is_restored_from_the_ledger(tmp_path: Path) -> None:
     book = RiskBook().marked(NOON, 0.0, LIMITS).closed(-400.0).marked(NOON + 60, 0.0, LIMITS)
     ledger = Ledger(tmp_path)
     ledger.keep(Memory("101", Holding("GBP_JPY", 7), risk=book))

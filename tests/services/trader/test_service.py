@@ -137,7 +137,7 @@ async def test_the_trader_and_the_environment_agree_on_features_and_trades(
 async def test_a_decision_before_a_gap_is_filled_at_the_open_after_it(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """In a gap of twenty minutes the environment, too, executes at the next open."""
+    """The gap is twenty minutes long. The environment also executes at the next open."""
     entry, after = FIRST_BAR + 4, FIRST_BAR + 25
     rows = np.ones(len(BARS), np.bool_)
     rows[entry + 1 : after] = False
@@ -361,7 +361,7 @@ async def test_without_redis_entries_stop_exits_go_on_and_no_message_is_lost(tmp
                 num_decisions = trader.detail["decisions"]
 
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    while await bus.length(DECISIONS) < num_decisions:  # noqa: ASYNC110  Redis says when
+                    while await bus.length(DECISIONS) < num_decisions:  # noqa: ASYNC110  no event for it
                         await asyncio.sleep(0.05)
         times = {d.bar_time for d in await decisions_of(bus)}
         decided = BARS.time_s[FIRST_BAR:][:num_decisions]
@@ -510,14 +510,14 @@ async def test_the_trader_trades_only_the_paper_brokers_instrument(
 async def test_a_paper_replay_waits_for_a_slow_trader_and_finishes(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """On a machine too slow for the speed every bar is decided on; at the end the trader reports it."""
+    """The trader is slower than the replay's speed, but decides on every bar and reports the replay's end."""
     stop = FIRST_BAR + 12
     script = {FIRST_BAR + 2: Action.BUY, FIRST_BAR + 5: Action.CLOSE}
     async with running_broker(tmp_path, stop=stop) as broker, running_oracle(script) as oracle:
         oracle.delay_seconds = 0.1
         settings = trader_settings(redis_server.url, tmp_path, broker, oracle)
         async with running_trader(settings) as trader:
-            await broker.decided(FIRST_BAR)  # the trader is there; from now on a bar takes 0.02 s
+            await broker.decided(FIRST_BAR)  # the trader is connected; from now on a bar takes 0.02 s
             broker.venue.config = replace(broker.venue.config, pacing=Pacing.SPEED)
             broker.venue.clock.speed = 3_000.0
             await until(lambda: trader.detail.get("state") == "replay finished")

@@ -1,4 +1,4 @@
-"""Which broker a mode trades at: real money asks for three things, and paper never reaches OANDA."""
+"""The broker of each mode: live mode has the most requirements, and paper mode never reaches OANDA."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -115,7 +115,7 @@ def offered(*names: str) -> list[InstrumentDetails]:
 def test_the_instrument_and_its_pip_come_from_the_broker() -> None:
     gold = Instrument("XAU_USD", -1)
     assert chosen_instrument(offered("XAU_USD"), "", "url") == gold
-    with pytest.raises(BrokerError, match="offers no instrument"):  # asked again, and no fault of a setting
+    with pytest.raises(BrokerError, match="offers no instrument"):  # retried: no setting is wrong
         chosen_instrument([], "", "url")
     assert chosen_instrument(offered("EUR_USD", "XAU_USD"), "xau_usd", "url") == gold
     with pytest.raises(SettingsError, match=r"INSTRUMENT is GBP_JPY, but .* trades EUR_USD, XAU_USD"):
@@ -128,7 +128,7 @@ def test_a_version_is_not_traded_on_another_instrument_or_pip() -> None:
     gold = Instrument("XAU_USD", -1)
     trained = manifest(9).model_copy(update={"settings": instrument_settings(gold)})
     require_trained_on(trained, gold)
-    require_trained_on(manifest(9), gold)  # of a release that did not name it
+    require_trained_on(manifest(9), gold)  # an earlier release did not record the instrument
     for other in (Instrument("GBP_JPY", -2), Instrument("XAU_USD", -2)):
         with pytest.raises(
             SettingsError, match=rf"version 9 was trained on XAU_USD .*would trade {other.name}"

@@ -27,7 +27,7 @@ from tests.shared.model.networks import SMALL, randomized_network
 #: As many sessions as usual at a tenth of their length, so that a walk is fast.
 ENVIRONMENT = EnvironmentConfig(session_bars=36)
 
-#: Requires only a higher SQN than the best version; for tests of what follows from a verdict.
+#: Requires only a higher SQN than the best version; for tests of the effects of a verdict.
 OPEN_GATE = GateConfig(
     paper_min_trades=0, paper_min_days=0, paper_max_p_value=1.0, paper_max_rule_p_value=1.0
 )

@@ -76,7 +76,7 @@ def test_the_cross_closes_a_position_when_the_trend_ends() -> None:
 
 
 def test_every_trade_pays_the_spread() -> None:
-    """With and without a spread, each trade differs by exactly the spread."""
+    """Each trade earns exactly the spread less than in a walk without a spread."""
     with_spread = walk_baselines(prices(), starts(), ENVIRONMENT)[3].walk.trades.columns.pips
     without = walk_baselines(prices(), starts(), replace(ENVIRONMENT, spread_pips=0.0))[
         3

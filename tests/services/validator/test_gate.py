@@ -34,7 +34,7 @@ def below(bound: float) -> float:
 
 
 def rivals(name: str, excess_pips_per_day: float, p_value: float | None) -> tuple[Rival, ...]:
-    """All rules as before, except one."""
+    """RIVALS with other numbers for one rule."""
     changed = Rival(name, excess_pips_per_day, p_value)
     return tuple(changed if rival.name == name else rival for rival in RIVALS)
 
@@ -74,7 +74,7 @@ def test_a_good_version_passes_both_gates() -> None:
 def test_each_threshold_passes_at_its_bound_and_fails_just_beyond(
     threshold: str, passing: dict[str, object], failing: dict[str, object]
 ) -> None:
-    """Both numbers at the bound differ by 1, or by the smallest step of a float."""
+    """The passing and the failing value differ by 1, or by the smallest step of a float."""
     gate = "live" if threshold.startswith(("live", "CAR25")) else "paper"
     incumbent = Incumbent(3, 2.9) if threshold == "the incumbent's SQN" else None
     assert gate in judge(replace(GOOD, **passing), incumbent, CONFIG).passed  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_trials_still_count_after_one_more_bar_or_with_other_sessions(records: V
 
 
 def test_trials_on_other_data_sets_raise_the_adjusted_p_value(records: ValidationStore) -> None:
-    """Twenty independent trials; half of them cover other days, too, and not all of these."""
+    """Of twenty independent trials, half cover one more day than version 1 and lack some of its days."""
     judging = validator()
     alone = judge(judging, 1, records)
     rng = np.random.default_rng(0)

@@ -97,7 +97,7 @@ def test_every_null_number_has_a_reason_and_no_other_has(
 
 
 def paths_of_nulls(value: object, path: str = "") -> Iterator[str]:
-    """Dotted paths, found in the JSON document and not in the dataclasses."""
+    """Dotted paths of the nulls in a JSON document; independent of the report's dataclasses."""
     if value is None:
         yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -287,7 +287,7 @@ def test_a_version_that_never_trades_has_a_page_too(report: ValidationReport) ->
     after_heading = text.split("<h2>Monte Carlo</h2>")[1].split("</section>")[0]
     assert after_heading.count("<tr>") == 2
     assert '<td><span class="why">no trade</span></td>' in after_heading
-    assert f'<span class="why">{flat.summary.sizing.reason}</span>' in text  # wraps on a phone
+    assert f'<span class="why">{flat.summary.sizing.reason}</span>' in text  # this class wraps on a phone
     assert f"judged {flat.created_at[:10]} {flat.created_at[11:16]} UTC" in " ".join(text.split())
     assert "not annualised" in text
     assert "–" not in text

@@ -158,7 +158,7 @@ async def test_a_version_is_not_judged_on_bars_that_it_was_trained_on(
 async def test_without_a_promoted_version_the_first_one_is_served_unproven(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Version 9 has a much higher SQN, so that 1 and 2 pass no gate, and was removed from the store."""
+    """The removed version 9 is the best. Its SQN is so high that versions 1 and 2 pass no gate."""
     storage = storage_in(tmp_path, 1, 2, 9)
     scope = ValidationScope(small_dataset().fingerprint, Split.VALIDATION)
     better = replace(row_of(scope, 9), sqn100=99.0)
@@ -280,7 +280,7 @@ async def test_the_validator_waits_while_its_database_is_in_use(
     assert await bus.length(ALERTS) == 0
 
 
-async def test_a_missing_report_is_made_again_without_a_new_announcement(
+async def test_a_missing_report_is_made_again_even_if_redis_lost_the_version(
     bus: Bus, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """Redis lost its data, and with it the stream of versions."""
@@ -367,7 +367,7 @@ async def test_a_damaged_best_pointer_raises_one_alert_and_the_next_version_sets
     alerts = await until_sent(bus, ALERTS, 2)
     assert [alert.name for alert in alerts] == ["best_damaged", "validation_skipped"]
     assert "best.json: damaged pointer" in alerts[0].detail
-    assert "the next version judged sets it again" in alerts[0].detail
+    assert "the next version that passes the paper gate sets it again" in alerts[0].detail
 
 
 async def test_a_pass_by_earlier_settings_makes_no_version_the_best(
@@ -390,7 +390,7 @@ async def test_a_pass_by_earlier_settings_makes_no_version_the_best(
 async def test_a_validator_killed_while_announcing_reaches_the_same_result(
     bus: Bus, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Version 5 passes as the first one; it would not pass later, and version 6 does not beat it."""
+    """Version 5 passes because there is no best version yet; version 6 does not beat it."""
     storage = storage_in(tmp_path, 5, 6)
     await publish(bus, 5)
     with monkeypatch.context() as patch:
@@ -416,7 +416,7 @@ async def test_a_validator_killed_while_announcing_reaches_the_same_result(
 
 
 async def killed(redis: RedisServer, storage: Storage, moment: str, patch: pytest.MonkeyPatch) -> None:
-    """Run a validator that fails at a moment of announcing its judgement."""
+    """Run a validator that fails at this moment while it announces its judgement."""
     lifecycle = Lifecycle("validator", ServiceSettings(redis_url=redis.url, instance="v"))
     announce = lifecycle.bus.announce
     fails_at: dict[str, Stream[Any]] = {

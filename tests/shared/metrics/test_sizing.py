@@ -20,7 +20,7 @@ from shared.metrics.sizing import (
     size,
 )
 
-#: The gains on which the trading reference runs Bandy's own package.
+#: Daily gains of three years, on which Bandy's own package was run.
 GAINS = np.random.default_rng(1).normal(0.0008, 0.01, 756)
 
 
@@ -111,7 +111,7 @@ def test_the_size_is_the_smaller_of_kelly_and_safe_f() -> None:
 
 
 def test_car25_is_the_smaller_of_both_kinds_of_resampling() -> None:
-    """Regression: with both fractions at the maximum, the greater CAR25, of single days, was reported."""
+    """Regression: if both fractions were at the maximum, the greater CAR25 was reported (single days)."""
     noise = np.random.default_rng(0).normal(0.0, 0.0016, 140)
     gains = np.zeros(140)
     for day in range(140):
@@ -160,7 +160,7 @@ def test_compound_annual_rate() -> None:
 
 
 def test_accounts_beyond_the_largest_float_have_no_rate() -> None:
-    """A million pips a day on an account of one pip; and a horizon of one day."""
+    """Daily gains of a million times the account, and of 100 times over a horizon of one day."""
     for gain, horizon in ((1e6, 504), (100.0, 1)):
         gains = np.append(np.full(60, gain), -0.01)
         sized = size(gains, SizingConfig(repeats=2, curves=50, horizon_days=horizon))

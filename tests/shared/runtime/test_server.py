@@ -30,7 +30,7 @@ SHORT_DEADLINES = Limits(head_seconds=0.5, body_seconds=0.5, unread_seconds=1.0,
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
-#: A request that the server responds to before it reads the body; then it closes the connection.
+#: The application responds to this request before it reads the body; the server then disconnects.
 EARLY = b"POST /early HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9000000\r\n\r\n"
 
 
@@ -85,7 +85,7 @@ async def serving(
     )
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await answers(port):  # noqa: ASYNC110  a socket has no event for it
+            while not await answers(port):  # noqa: ASYNC110  no event shows an open port
                 await asyncio.sleep(0.01)
         yield port
     finally:
@@ -148,7 +148,7 @@ ENDLESS = {
 }
 
 
-async def test_endless_heads_are_cut_off_and_use_no_memory() -> None:
+async def test_endless_heads_are_cut_off_and_use_little_memory() -> None:
     async with serving() as port:
         before = resident_bytes()
         for name, (start, more) in ENDLESS.items():
@@ -218,7 +218,7 @@ async def test_clients_that_exceed_a_deadline_are_disconnected() -> None:
         assert {problem_of(answer) for answer in halves} == {408}
         assert problem_of(nothing) == 408
         assert problem_of(body) == 408
-        assert list(bodies_of(unread_body)) == [b"/early "]  # sent at once; closed at the body's deadline
+        assert list(bodies_of(unread_body)) == [b"/early "]  # the response came at once, the close later
         assert [status_of(idle), status_of(blank)] == [200, 200]
         assert await answers(port)
 
@@ -262,12 +262,12 @@ async def send_for_ever(port: int, size: int, pause: float) -> None:
 
 
 async def unread(port: int) -> None:
-    """Request a large response, read nothing, and check that the server disconnects."""
+    """Request a large response, read nothing for 3.5 s, and check that the server has disconnected."""
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         client.setblocking(False)
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(3.5)  # past the deadline and two sweeps
+        await asyncio.sleep(3.5)  # the deadline of 1 s, and two of the server's checks
         received = 0
         with contextlib.suppress(ConnectionError):
             while chunk := await loop.sock_recv(client, 1_000_000):
