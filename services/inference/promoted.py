@@ -116,8 +116,8 @@ class PromotedVersion:
         """Serve the version in the pointer.
 
         Returns:
-            An alert for the first of several equal failures in a row: the version is refused, the pointer is
-            damaged, or the store does not answer.
+            An alert if the version is refused, the pointer is damaged or the store does not answer. None if
+            all is well, or the same failure was returned before.
         """
         loop = asyncio.get_running_loop()
         pointed: Pointed | None = None
@@ -166,7 +166,7 @@ class PromotedVersion:
         """Load a version and make one decision with it, so that everything is compiled before a request.
 
         Raises:
-            CheckpointError: the version is missing or damaged, or computes a value that is not finite.
+            CheckpointError: the version is missing, damaged, of another instrument, or not finite.
         """
         agent = load_agent(self._store, pointed.version, self._precision)
         served = Served(agent, pointed.version, stage_of(pointed), self._instrument_of(pointed.version))

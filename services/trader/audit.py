@@ -152,7 +152,7 @@ class Audit:
                     await self._append(row)
                     appended = row.seq
             except (ServiceError, SettingsError) as refused:
-                log.warning("streams_refused", error=str(refused))
+                log.warning("redis_refused", error=str(refused))
                 await asyncio.sleep(_REFUSED_SECONDS)
             finally:
                 marked = not appended or self._mark_delivered(STREAMS_SINK, appended)

@@ -49,8 +49,8 @@ def choose_venue(
         token: OANDA_TOKEN, empty when unset.
         account: OANDA_ACCOUNT, empty when unset.
         promoted: the store's `promoted` pointer; used for live only.
-        may_hold: a position may be open. The live trader then starts without a version promoted to live, to
-            manage the exit; a guard forbids entries.
+        may_hold: a position may be open. The live trader then requires no version promoted to live, so that
+            it can exit; a guard forbids entries.
     Raises:
         SettingsError: a setting that the mode requires is missing or wrong.
     """
@@ -74,8 +74,8 @@ def choose_venue(
         return Venue(rest_url(mode, config), PRACTICE_STREAM, token)
     if config.live_confirmation != account:
         raise SettingsError(
-            "mode live trades real money: set MM_TRADER__LIVE_CONFIRMATION to the account id in "
-            f"OANDA_ACCOUNT to confirm it; it is {config.live_confirmation!r}"
+            "mode live trades real money: to confirm, set MM_TRADER__LIVE_CONFIRMATION, now "
+            f"{config.live_confirmation!r}, to the account id in OANDA_ACCOUNT"
         )
     if not config.stop_loss_pips and not config.live_without_stop:
         raise SettingsError(
@@ -103,7 +103,7 @@ def chosen_instrument(offered: Sequence[InstrumentDetails], name: str, url: str)
         name: value of the setting; empty selects the only one offered.
         url: URL of the broker, for error texts.
     Raises:
-        BrokerError: no instrument is offered; no setting can change that.
+        BrokerError: the broker offers the account no instrument.
         SettingsError: the named instrument is not offered, or several are offered and none is named.
     """
     if not offered:
@@ -135,6 +135,6 @@ def require_trained_on(manifest: Manifest, instrument: Instrument) -> None:
     if trained_on not in (None, instrument):
         raise SettingsError(
             f"version {manifest.version} was trained on {trained_on.name} with a pip of {trained_on.pip:g}, "
-            f"but the trader would trade {instrument.name} with a pip of {instrument.pip:g}: set "
-            f"MM_TRADER__INSTRUMENT to {trained_on.name}, or promote a version trained on {instrument.name}"
+            f"but the trader would trade {instrument.name} with a pip of {instrument.pip:g}: promote a version "
+            "trained on this instrument and pip, or change MM_TRADER__INSTRUMENT"
         )

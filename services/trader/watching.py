@@ -43,10 +43,10 @@ _REFUSED = (401, 403)
 #: Alerts kept in memory while the ledger cannot be written; older ones are dropped.
 _MAX_PENDING_ALERTS = 1_000
 
-#: A shorter outage of the broker raises no alert: streams drop, and the next session begins at once.
+#: A shorter outage of the broker raises no alert: streams often drop, and a new session soon begins.
 OUTAGE_SECONDS = 10.0
 
-#: A condition has ended once it was absent for this long; a shorter gap belongs to the same condition.
+#: Absence after which a condition ends, except for an outage of the broker; a shorter gap does not end it.
 ENDS_SECONDS = 60.0
 
 #: State of a trader whose paper broker has replayed all of its bars.
@@ -187,7 +187,7 @@ class Watching:
         try:
             self._ledger.add_messages(self._pending_alerts)
         except LedgerError as refused:
-            log.debug("alerts_not_kept", error=str(refused))
+            log.debug("alerts_deferred", error=str(refused))
             return
         self._pending_alerts = []
         self._audit.written()

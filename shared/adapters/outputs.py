@@ -17,7 +17,7 @@ from shared.errors import DataError
 def check_output(
     path: Path, kind: str, is_own: Callable[[Path], bool], *inputs: Path, may_lack_folder: bool = False
 ) -> Path:
-    """Check that a file can be written and overwrites at most an older file of its kind.
+    """Check that a path can be written without replacing a file of another kind.
 
     Args:
         path: path that the user gave. A symbolic link is followed: its target is replaced, the link stays.
@@ -36,7 +36,7 @@ def check_output(
             raise DataError(f"{path} is a folder: expected the name of a file to write")
         for one in inputs:
             if target.exists() and one.exists() and target.samefile(one):
-                raise DataError(f"{path} is the file that is read: choose another name, nothing was changed")
+                raise DataError(f"{path} is an input file: choose another name, nothing was changed")
         if target.exists() and not (target.is_file() and is_own(target)):
             raise DataError(f"{path} exists and is no {kind}: choose another name, nothing was changed")
         folder = target.parent

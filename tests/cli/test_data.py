@@ -127,7 +127,7 @@ def test_only_data_sets_and_feature_exports_are_overwritten(tmp_path: Path, csv:
     ):
         with pytest.raises(DataError, match="exists and is no"):
             run(*arguments)
-    with pytest.raises(DataError, match="is the file that is read"):
+    with pytest.raises(DataError, match="is an input file"):
         run("features", "--data", data, "--out", data)
     assert (foreign.read_bytes(), bars_file.read_bytes()) == before
     (tmp_path / "link.duckdb").symlink_to("d.duckdb")
@@ -231,7 +231,7 @@ def test_sessions_and_splits_follow_the_settings(tmp_path: Path, monkeypatch: py
         (["import", "nowhere.csv", "--out", "d.duckdb"], r"nowhere\.csv: cannot be read: No such file"),
         (["import", ".", "--out", "d.duckdb"], "a folder or a device"),
         (["import", "bars.csv", "--out", "."], "is a folder"),
-        (["import", "bars.csv", "--out", "bars.csv"], "is the file that is read"),
+        (["import", "bars.csv", "--out", "bars.csv"], "is an input file"),
         (
             ["import", "bars.csv", "--out", "d.duckdb", "--instrument", "gold"],
             "'gold': expected a name",

@@ -15,7 +15,7 @@ router = APIRouter(tags=["journal"])
 
 M = TypeVar("M", bound=Message)
 
-#: Maximum size of a page. It ends early if its entries are large; `next` continues after it.
+#: Maximum bytes of the messages in a page of several entries; `next` gives the entries after them.
 MAX_PAGE_BYTES = 1_000_000
 
 #: Number of entries in the first read; their mean size determines the number in the next.

@@ -1,7 +1,7 @@
 """Plans a fill: which trades an order reduces, how much it opens, or why it is cancelled. Books nothing.
 
-OANDA does not document the following rules; they are this exchange's own. A REDUCE_ONLY order that cannot be
-filled as requested is cancelled with POSITION_CLOSEOUT_FAILED. An OPEN_ONLY order against an opposite
+OANDA does not document the following rules; they are this exchange's own. A REDUCE_ONLY order with nothing to
+reduce (FOK: too little) is cancelled with POSITION_CLOSEOUT_FAILED. An OPEN_ONLY order against an opposite
 position is cancelled with FIFO_VIOLATION. Margin is checked when a trade opens; there is no margin close-out.
 """
 

@@ -52,7 +52,7 @@ class CheckedBatch:
     async def acknowledge(
         self, stale: Mapping[UUID, str], lifecycle: Lifecycle, count_unusable: Callable[[], None]
     ) -> None:
-        """Dead-letter the refused entries, then acknowledge the batch; all others are already journalled.
+        """Dead-letter the refused entries, then acknowledge the others, which are already journalled.
 
         If the service is asked to stop meanwhile, the rest of the batch stays pending and is redelivered.
 
@@ -77,7 +77,7 @@ class CheckedBatch:
 
 
 def usable_trajectory(entry: Entry[TrajectoryFinished], dataset: Dataset) -> Trajectory:
-    """Decode an entry's trajectory and check that it is of this data set and within its bars.
+    """Decode an entry's trajectory; check its data set and that every bar has a window.
 
     Raises:
         MessageError: the trajectory is damaged, of another data set, or includes bars that have no window.
@@ -112,15 +112,15 @@ def stale_among(
         trajectories: usable trajectories.
         newest: newest published version. After a resume from an earlier version, trajectories of later
             versions may arrive; they are never too old.
-        max_version_lag: most versions that a trajectory may be behind; None for no limit.
-        journalled: ids of known trajectories; their redeliveries are never refused.
+        max_version_lag: maximum lag of a trajectory in versions; None for no limit.
+        journalled: ids of journalled trajectories, which are never too old.
     """
     if max_version_lag is None:
         return {}
     return {
         trajectory.trajectory_id: (
             f"trajectory {trajectory.trajectory_id}: played by version {trajectory.checkpoint_version}, "
-            f"{newest - trajectory.checkpoint_version} behind the newest, {newest}; "
+            f"newest {newest}: a lag of {newest - trajectory.checkpoint_version}, "
             f"trainer.max_version_lag allows {max_version_lag}"
         )
         for trajectory in trajectories

@@ -59,7 +59,7 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("input")
     os.link(tmp_path / "input", tmp_path / "other name")
     for name in ("input", "link", "other name"):
-        with pytest.raises(DataError, match=f"{name} is the file that is read"):
+        with pytest.raises(DataError, match=f"{name} is an input file"):
             check_output(tmp_path / name, "own file", is_own, tmp_path / "input")
 
 
