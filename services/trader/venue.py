@@ -135,6 +135,6 @@ def require_trained_on(manifest: Manifest, instrument: Instrument) -> None:
     if trained_on not in (None, instrument):
         raise SettingsError(
             f"version {manifest.version} was trained on {trained_on.name} with a pip of {trained_on.pip:g}, "
-            f"but the trader would trade {instrument.name} with a pip of {instrument.pip:g}: promote a version "
-            "trained on this instrument and pip, or change MM_TRADER__INSTRUMENT"
+            f"but the trader would trade {instrument.name} with a pip of {instrument.pip:g}: promote "
+            "a version trained on this instrument and pip, or change MM_TRADER__INSTRUMENT"
         )
