@@ -120,7 +120,7 @@ def stale_among(
     return {
         trajectory.trajectory_id: (
             f"trajectory {trajectory.trajectory_id}: played by version {trajectory.checkpoint_version}, "
-            f"newest {newest}: a lag of {newest - trajectory.checkpoint_version}, "
+            f"newest {newest}: a lag of {newest - trajectory.checkpoint_version}; "
             f"trainer.max_version_lag allows {max_version_lag}"
         )
         for trajectory in trajectories

@@ -66,6 +66,12 @@ async def test_ranks_learn_together_refuse_stale_trajectories_and_stop_when_one_
 
     await system.until("the leader has counted all refusals", all_refused_are_counted)
     await system.until(f"{owed} updates are made", all_made)
+    extra = 0  # on a busy machine the leader may have read every refused entry so far
+    while not _dead_lettering_ranks(system) - {"trainer-1"}:
+        foreign = encode_trajectory(random_trajectory(2_000 + extra, SESSION_BARS, start_bar=500))
+        await system.bus.append_all(TRAJECTORIES, [foreign])
+        extra += 1
+        await system.until("the stream is empty", lambda: drained(system))
     follower = await system.beat("trainer-rank")
     assert follower is not None
     assert re.fullmatch(r"trainer-1-rank-[12]", follower.instance)
@@ -82,14 +88,18 @@ async def test_ranks_learn_together_refuse_stale_trajectories_and_stop_when_one_
     assert manifest.update == owed
     letters = [letter.reason for letter in await system.bus.dead.letters(count=1_000)]
     reasons = [reason for reason in letters if "data set" not in reason]
-    assert len(letters) - len(reasons) == len(foreign_seeds)
+    assert len(letters) - len(reasons) == len(foreign_seeds) + extra
     assert sorted(reason.split(":")[0] for reason in reasons) == sorted(
         f"trajectory {_id(seed)}" for seed in stale_seeds
     )
     assert all("played by version 0, " in reason for reason in reasons)
     assert all(reason.endswith("; trainer.max_version_lag allows 0") for reason in reasons)
-    logged = [json.loads(line) for line in system.log("trainer").splitlines() if '"dead_lettered"' in line]
-    assert {line["instance"] for line in logged} - {"trainer-1"}  # other ranks also write dead letters
+
+
+def _dead_lettering_ranks(system: System) -> set[str]:
+    """The ranks whose log has a dead letter."""
+    lines = system.log("trainer").splitlines()
+    return {json.loads(line)["instance"] for line in lines if '"dead_lettered"' in line}
 
 
 @pytest.mark.soak

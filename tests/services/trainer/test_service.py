@@ -157,7 +157,7 @@ async def test_stale_trajectories_become_dead_letters_and_all_others_are_learned
     assert sorted(letters) == sorted(
         (
             "mm:trajectories",
-            f"trajectory {one.trajectory_id}: played by version 0, newest 2: a lag of 2, "
+            f"trajectory {one.trajectory_id}: played by version 0, newest 2: a lag of 2; "
             "trainer.max_version_lag allows 1",
         )
         for one in stale

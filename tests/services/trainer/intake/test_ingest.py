@@ -78,7 +78,7 @@ def test_the_reason_names_both_versions_the_limit_and_its_setting() -> None:
     stale = stale_among([trajectory], newest=17, max_version_lag=8, journalled=())
     assert stale == {
         trajectory.trajectory_id: f"trajectory {trajectory.trajectory_id}: played by version 5, "
-        "newest 17: a lag of 12, trainer.max_version_lag allows 8"
+        "newest 17: a lag of 12; trainer.max_version_lag allows 8"
     }
 
 
