@@ -41,7 +41,7 @@ from shared.metrics.monte_carlo import MonteCarloConfig, simulate
 from shared.metrics.sizing import grow
 from shared.model.config import ModelConfig
 from shared.model.network import Network, initial_network
-from shared.numeric import COMPILED_MARK, KERNEL_CACHE, KERNELS, SOURCES, Float32, Int8
+from shared.numeric import COMPILED_MARK, KERNEL_CACHE, KERNELS, PROCESSOR, SOURCES, Float32, Int8
 from shared.runtime.child import child_command
 from shared.search.config import SearchConfig, Selection
 from shared.search.model import Roots
@@ -73,7 +73,7 @@ def compile_all() -> None:
     missing = KERNELS - _cached()
     if missing:
         raise ServiceError(f"`compile` never called these kernels: {', '.join(sorted(missing))}")
-    COMPILED_MARK.write_text(str(SOURCES), encoding="utf-8")
+    COMPILED_MARK.write_text(_OWNER, encoding="utf-8")
     _remove_superseded()
 
 
@@ -201,10 +201,15 @@ def _learn(dataset: Dataset, trajectories: list[Trajectory]) -> None:
     training.update()
 
 
+#: Several checkouts, and machines with different processors, may share the folder of caches.
+_OWNER = repr((str(SOURCES), PROCESSOR))
+
+
 def _remove_superseded() -> None:
-    """Remove complete caches of earlier sources in this checkout."""
+    """Remove complete caches of earlier sources in this checkout, for this processor."""
     for mark in KERNEL_CACHE.parent.glob(f"*/{COMPILED_MARK.name}"):
-        if mark != COMPILED_MARK and mark.read_text(encoding="utf-8") == str(SOURCES):
+        if mark != COMPILED_MARK and mark.read_text(encoding="utf-8") == _OWNER:
+            mark.unlink()  # first, since an incomplete cache must not look complete
             shutil.rmtree(mark.parent)
 
 

@@ -24,6 +24,9 @@ Bool = npt.NDArray[np.bool_]
 #: The folder of all packages.
 SOURCES = Path(__file__).resolve().parent.parent
 
+#: Target, name and features of the processor that kernels are compiled for.
+PROCESSOR: tuple[str, str, str] = cpu_target.target_context.codegen().magic_tuple()
+
 #: Packages with kernels that the services call.
 _PACKAGES = ("services", "shared")
 
@@ -34,8 +37,7 @@ def kernel_digest(root: Path) -> str:
     Args:
         root: folder of the packages; the paths, times and contents of the sources count.
     """
-    processor = cpu_target.target_context.codegen().magic_tuple()
-    digest = hashlib.sha256(repr((numba.__version__, sys.implementation.cache_tag, processor)).encode())
+    digest = hashlib.sha256(repr((numba.__version__, sys.implementation.cache_tag, PROCESSOR)).encode())
     for path in sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py")):
         source = path.read_bytes()
         if b"kernel" in source:
@@ -52,7 +54,7 @@ _cache_root = Path(_config["CACHE_DIR"] or Path.home() / ".cache" / "micro-muzer
 KERNEL_CACHE = _cache_root / kernel_digest(SOURCES)
 _config["CACHE_DIR"] = str(KERNEL_CACHE)
 
-#: This file exists once the cache contains every kernel. It holds the folder of the sources.
+#: This file exists once the cache contains every kernel. It names checkout and processor.
 COMPILED_MARK = KERNEL_CACHE / "complete"
 
 #: Every kernel of the modules imported so far, named as Numba names its files: `module.function`.

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -99,6 +100,14 @@ async def test_the_token_grows_even_if_redis_lost_its_data(bus: Bus, redis_serve
         await again.acquired()
         assert again.token is not None
         assert again.token > token
+
+
+async def test_a_lease_that_cannot_be_renewed_is_logged_once() -> None:
+    with structlog.testing.capture_logs() as logged:
+        async with kept(f"redis://127.0.0.1:{free_port()}", "one", seconds=0.4):
+            await asyncio.sleep(1.0)  # ten attempts
+    refused = [line for line in logged if line["event"] == "lease_not_renewed"]
+    assert [line["log_level"] for line in refused] == ["warning"]
 
 
 async def test_a_lease_expires_while_redis_is_unavailable(tmp_path: Path) -> None:
